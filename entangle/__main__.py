@@ -1,0 +1,5 @@
+"""python -m entangle → the command line."""
+
+from entangle.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,274 @@
+"""The forkserver: a clean single-threaded process from which workers are forked when the caller itself must not fork.
+
+It is started once in a process, when first needed, and keeps a few spare workers forked ahead. One request, one worker::
+
+    caller ── run directory, slot, descriptors ──▶ server ──▶ a spare, who joins the run and works
+    caller ◀── status pipe: pid (8 bytes) at the start, exit code or minus the signal (4 bytes) at the end ── server
+
+Requests are JSON over a socket pair, with the descriptors beside them (SCM_RIGHTS). The server ends, with all workers that it
+has started, when its caller does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from entangle._run import janitor
+from entangle.cookies import available_cpus
+
+_MOST = 4096  # bytes of a request
+_QUIET = 0.02  # seconds without a request before spares are forked anew
+
+
+# The caller's side -----------------------------------------------------------------------------------------------
+
+
+class _Server:
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # What the caller has loaded of us, so that no worker has to.
+        loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
+        loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
+        code = f"from entangle._run.forkserver import serve; serve({theirs.fileno()}, {os.getpid()}, {loaded!r})"
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+        with theirs, janitor.off_duty():
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.socket = ours
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+
+    def alive(self) -> bool:
+        return self.pid == os.getpid() and self.process.poll() is None
+
+
+_server: _Server | None = None
+_guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A forked child has the parent's server by name only; it makes its own if it needs one."""
+    global _server, _guard
+    if _server is not None:
+        _server.socket.close()
+        _server.process.returncode = 0  # not ours to wait for
+    _server, _guard = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def warm_up() -> None:
+    """Start the server if there is none, without waiting for it."""
+    global _server
+    with _guard:
+        if _server is None or not _server.alive():
+            if _server is not None:
+                _server.socket.close()
+            _server = _Server()
+
+
+def ask(directory: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
+    """Have a worker started; gives the read end of its status pipe."""
+    attempt = 0
+    while True:
+        attempt += 1
+        warm_up()
+        server = _server
+        assert server is not None
+        status_read, status_write = os.pipe()
+        present = [fd for fd in fds if fd >= 0]
+        order = {
+            "directory": directory,
+            "slot": slot,
+            "lane": lane,
+            "serial": serial,
+            "fds": [0 if fd >= 0 else -1 for fd in fds],
+        }
+        text = json.dumps(order).encode()
+        try:
+            with server.lock:
+                socket.send_fds(server.socket, [len(text).to_bytes(4, "little") + text], [status_write, *present])
+            return status_read
+        except OSError:
+            os.close(status_read)
+            if attempt == 2:
+                raise
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.process.wait(1)  # it was killed; a new one serves us
+        finally:
+            os.close(status_write)
+
+
+def stop() -> None:
+    """End the server and its spare workers."""
+    global _server
+    with _guard:
+        server, _server = _server, None
+    if server is not None and server.pid == os.getpid():
+        server.socket.close()
+        try:
+            server.process.wait(2)
+        except subprocess.TimeoutExpired:
+            server.process.kill()
+            server.process.wait()
+
+
+# The server's side -----------------------------------------------------------------------------------------------
+
+
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """One order with its descriptors; None where the other side is gone."""
+    head, fds, _, _ = socket.recv_fds(channel, 4, 16)
+    if len(head) < 4:
+        return None
+    size = int.from_bytes(head, "little")
+    if size > _MOST:
+        raise ValueError(f"an order of {size} bytes")
+    text = b""
+    while len(text) < size:
+        more = channel.recv(size - len(text))
+        if not more:
+            return None
+        text += more
+    order: dict[str, Any] = json.loads(text)
+    return order, list(fds)
+
+
+def _pass_on(channel: socket.socket, order: dict[str, Any], fds: list[int]) -> None:
+    text = json.dumps(order).encode()
+    socket.send_fds(channel, [len(text).to_bytes(4, "little") + text], fds)
+
+
+def serve(channel_fd: int, caller: int, loaded: list[str]) -> None:
+    """What the server's interpreter runs."""
+    # What a worker needs is loaded before it is forked.
+    for name in ("cloudpickle", "entangle._run.start", *loaded):
+        importlib.import_module(name)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    channel = socket.socket(fileno=channel_fd)
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    os.set_blocking(wake_read, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    watched = [channel_fd, wake_read]
+    with contextlib.suppress(AttributeError, OSError):
+        # The end of the caller shows here even while somebody whom he forked holds our socket open.
+        watched.append(os.pidfd_open(caller))
+    wanted = min(len(available_cpus()), 4)
+    spares: list[tuple[int, socket.socket]] = []
+    status: dict[int, int] = {}
+    try:
+        while True:
+            ready = select.select(watched, [], [], _QUIET if len(spares) < wanted else None)[0]
+            if wake_read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake_read, 4096)
+                _reap(status, spares)
+            if len(watched) > 2 and watched[2] in ready:
+                return
+            if channel_fd in ready:
+                received = _receive(channel)
+                if received is None:
+                    return
+                order, fds = received
+                if not spares:
+                    spares.append(_fork_spare(channel, spares, status))
+                pid, line = spares.pop()
+                os.write(fds[0], pid.to_bytes(8, "little"))
+                with contextlib.suppress(OSError):  # the spare was killed: its end will be told
+                    _pass_on(line, order, fds[1:])
+                line.close()
+                for fd in fds[1:]:
+                    os.close(fd)
+                status[pid] = fds[0]
+            elif not ready and len(spares) < wanted:
+                spares.append(_fork_spare(channel, spares, status))
+    finally:
+        for pid in (*status, *(pid for pid, _ in spares)):
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    kill(pid, signal.SIGKILL)
+        os._exit(0)
+
+
+def _reap(status: dict[int, int], spares: list[tuple[int, socket.socket]]) -> None:
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None:
+            return
+        pid = found.si_pid
+        # While the pid is still its own: what it has left running in its group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        fd = status.pop(pid, -1)
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(fd, code.to_bytes(4, "little", signed=True))
+            os.close(fd)
+        for spare in [spare for spare in spares if spare[0] == pid]:
+            spares.remove(spare)
+            spare[1].close()
+
+
+def _fork_spare(
+    channel: socket.socket, spares: list[tuple[int, socket.socket]], status: dict[int, int]
+) -> tuple[int, socket.socket]:
+    """Fork a worker that waits for its order."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    server = os.getpid()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours
+    from entangle._run import start
+
+    code = start.BROKEN
+    try:
+        # What is the server's alone: a spare that kept it would keep others from seeing the end of a stream.
+        ours.close()
+        channel.close()
+        for _, line in spares:
+            line.close()
+        for fd in status.values():
+            os.close(fd)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        start.die_with(server)
+        received = _receive(theirs)
+        if received is None:
+            os._exit(0)
+        theirs.close()
+        order, fds = received
+        present = iter(fds)
+        err, out, *others = [next(present) if mark == 0 else -1 for mark in order["fds"]]
+        start.settle_in(server, err, out)
+        code = start.live(start.join_run(order["directory"], order["slot"], order["lane"], order["serial"], others))
+    except BaseException:
+        start.report_bug()
+    finally:
+        os._exit(code)
+

@@ -1,0 +1,74 @@
+"""The future of a run: `concurrent.futures.Future`, and how the run behind it is started, awaited and cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class RunFuture(Future[Any]):
+    """The value of a run that may not have started yet."""
+
+    def __init__(self, work: Callable[[], Any], stop: Callable[[], None]) -> None:
+        super().__init__()
+        self._work = work
+        self._stop = stop
+        self._begun = False
+        self._guard = threading.Lock()
+
+    def entangle(self) -> Any:
+        """Start the run if nothing has, wait for it, and give its value, or raise its error. Callbacks are fired by then."""
+        if self._begin():
+            self._finish()
+        return self.result()
+
+    def start(self) -> None:
+        """Start the run in a thread of its own, unless it has been started."""
+        if self._begin():
+            threading.Thread(target=self._finish, name="entangle-run").start()
+
+    def cancel(self) -> bool:
+        """Cancel a run that has not started; of one that runs, stop it, so that the future ends with RunCancelledError."""
+        with self._guard:
+            if not self._begun:
+                self._begun = True
+                super().cancel()
+                self.set_running_or_notify_cancel()
+                return True
+        if not self.done():
+            self._stop()
+        return self.cancelled()
+
+    async def wait_in_loop(self) -> Any:
+        """Start the run and wait for it without blocking the event loop. Cancelled, it stops the run before it gives way."""
+        self.start()
+        waiting = asyncio.wrap_future(self)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            self._stop()
+            # Its processes are to be gone when the canceller goes on.
+            with contextlib.suppress(BaseException):
+                await waiting
+            raise
+
+    def _begin(self) -> bool:
+        with self._guard:
+            if self._begun:
+                return False
+            self._begun = True
+        return self.set_running_or_notify_cancel()
+
+    def _finish(self) -> None:
+        try:
+            value = self._work()
+        except BaseException as error:
+            self.set_exception(error)
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+        else:
+            self.set_result(value)

@@ -1,0 +1,88 @@
+"""What a body starts, a worker must not leave behind, however it ends.
+
+The supervisor kills the process group of every worker that ends. Where the supervisor itself is killed, the kernel kills the
+worker (PR_SET_PDEATHSIG) but not what the worker has started. So the first time a body starts a process, its worker
+forks a janitor, who sleeps until the worker is gone and then kills what is left of the group. Bodies that start nothing
+cost nothing: Python's audit events tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+_STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
+
+_listening = False
+_wanted_by = 0  # the pid of the worker whose children are watched for
+_janitor = 0
+_off = threading.local()
+
+
+@contextlib.contextmanager
+def off_duty() -> Iterator[None]:
+    """For what we start ourselves: workers of nested runs look after themselves."""
+    before = getattr(_off, "duty", False)
+    _off.duty = True
+    try:
+        yield
+    finally:
+        _off.duty = before
+
+
+def watch_for_children() -> None:
+    """Have this worker process hire a janitor when a body first starts a process."""
+    global _listening, _wanted_by, _janitor
+    _wanted_by, _janitor = os.getpid(), 0
+    _off.duty = False
+    if not _listening and hasattr(os, "pidfd_open"):
+        sys.addaudithook(_hear)
+        _listening = True
+
+
+def _hear(event: str, _: Any) -> None:
+    if event in _STARTING and not _janitor and _wanted_by == os.getpid() and not getattr(_off, "duty", False):
+        with off_duty(), contextlib.suppress(OSError):
+            _hire()
+
+
+def _hire() -> None:
+    global _janitor
+    worker = os.getpid()
+    watch = os.pidfd_open(worker)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pid = os.fork()
+    if pid:
+        _janitor = pid
+        os.close(watch)
+        return
+    try:
+        os.setpgid(0, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        # Nobody's pipe may stay open because of us, and no home locked.
+        os.closerange(0, watch)
+        os.closerange(watch + 1, 1 << 20)
+        select.select([watch], [], [])
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker, signal.SIGKILL)
+    finally:
+        os._exit(0)
+
+
+def dismiss() -> None:
+    """Send the janitor home: the worker ends in good order, and its supervisor kills what is left of the group."""
+    global _janitor
+    if _janitor and _wanted_by == os.getpid():
+        with contextlib.suppress(OSError):
+            os.kill(_janitor, signal.SIGKILL)
+            os.waitpid(_janitor, 0)
+        _janitor = 0

@@ -1,0 +1,91 @@
+"""What travels between processes: pickle, where that cannot, cloudpickle, and where neither can, an error that names the part."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+from entangle.errors import UnpicklableError
+
+_Aside = Callable[[pickle.PickleBuffer], Any]
+
+
+def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None) -> bytes:
+    """Pickle a value (protocol 5). What plain pickle refuses (lambdas, local functions and classes) goes by cloudpickle.
+
+    `again` is called before the second try, for those who collect buffers. Raises what cloudpickle raises where that
+    refuses the value too.
+    """
+    try:
+        return pickle.dumps(value, 5, buffer_callback=buffer_callback)
+    except Exception:  # what a __reduce__ raises is anybody's guess
+        import cloudpickle
+
+        if again is not None:
+            again()
+        pickled: bytes = cloudpickle.dumps(value, 5, buffer_callback)
+        return pickled
+
+
+def dumps_for_others(value: Any) -> bytes:
+    """Pickle a value for a process that does not have our `__main__`: what is defined there goes along."""
+    try:
+        body = pickle.dumps(value, 5)
+    except Exception:  # what a __reduce__ raises is anybody's guess
+        body = b"__main__"
+    if b"__main__" in body:
+        import cloudpickle
+
+        body = cloudpickle.dumps(value, 5)
+    return body
+
+
+def why_not(value: Any, what: str) -> UnpicklableError:
+    """The error for a value that cannot be pickled; `what` says whose it is, as `the value of task 'load'`."""
+    where, part, error = _offending_part(value)
+    place = f" at {where}" if where else ""
+    return UnpicklableError(
+        f"{what} cannot travel to another process: {type(part).__module__}.{type(part).__qualname__}{place} "
+        f"cannot be pickled ({type(error).__name__}: {error}). Give back something that can, or let a @thread do it"
+    )
+
+
+def _refusal(value: Any) -> Exception | None:
+    try:
+        dumps(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def _offending_part(value: Any) -> tuple[str, Any, Exception]:
+    """The smallest part of `value` that cannot be pickled: how to reach it, the part, and what pickling it raises."""
+    error = _refusal(value) or TypeError("it could not be pickled a moment ago")
+    path = ""
+    for _ in range(32):
+        for step, part in _parts(value):
+            found = _refusal(part)
+            if found is not None:
+                path, value, error = path + step, part, found
+                break
+        else:
+            break
+    return path, value, error
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return [(f"{{{item!r}}}", item) for item in value]
+    parts = [(f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+    if isinstance(value, BaseException):
+        parts = [(f".args[{index}]", item) for index, item in enumerate(value.args)] + parts
+    closure = getattr(value, "__closure__", None)
+    if closure:
+        names = value.__code__.co_freevars
+        parts += [(f" (its variable {name!r})", cell.cell_contents) for name, cell in zip(names, closure, strict=True)]
+    return parts

@@ -1,0 +1,119 @@
+"""How far a run is, on a terminal: done, running, waiting, failed, and the time left. Read from the table."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from entangle._run.run import Run, observers
+from entangle._run.table import BEGUN, FAILED_NODE, SLOT, Table
+from entangle.errors import EntangleError
+
+#: Runs shorter than this (seconds) show nothing.
+SILENT = 1.0
+#: Seconds between two looks at the table.
+EVERY = 0.1
+
+
+def counts(table: Table) -> tuple[int, int, int, int]:
+    """done, running, waiting and failed nodes of a run, now."""
+    slots = table.slots
+    done = table.done()
+    running = sum(bool(slots[base + BEGUN]) for base in range(SLOT, table.slot_count * SLOT, SLOT))
+    failed = int(table.header[FAILED_NODE] >= 0)
+    return done, running, max(0, table.nodes - done - running - failed), failed
+
+
+class Bar:
+    """An observer that draws a line on the terminal while a run lasts. One for each run."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._last = 0.0
+        self._live: Any = None
+        self._task: Any = None
+
+    def started(self, run: Run) -> None:
+        """Note the time; nothing is shown yet."""
+        self._began = time.monotonic()
+
+    def looked(self, run: Run) -> None:
+        """Draw, where it is time to and where there is a terminal."""
+        now = time.monotonic()
+        if now - self._began < SILENT or now - self._last < EVERY or run.table is None:
+            return
+        self._last = now
+        if self._live is None:
+            if not sys.stderr.isatty():
+                return
+            self._open(run.table.nodes)
+        self._draw(run.table)
+
+    def ended(self, run: Run) -> None:
+        """Draw the last state and leave the line standing."""
+        if self._live is not None:
+            if run.table is not None:
+                self._draw(run.table)
+            self._live.stop()
+            self._live = None
+
+    def _open(self, nodes: int) -> None:
+        try:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        except ImportError:
+            raise EntangleError("showing progress needs rich: pip install 'py-entangle[progress]'") from None
+        # Refreshed by us: rich's own thread would make a fork of this process unsafe.
+        self._live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rest]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            auto_refresh=False,
+        )
+        self._task = self._live.add_task("entangle", total=nodes, rest="")
+        self._live.start()
+
+    def _draw(self, table: Table) -> None:
+        done, running, waiting, failed = counts(table)
+        rest = f"{running} running, {waiting} waiting" + (f", [red]{failed} failed[/red]" if failed else "")
+        self._live.update(self._task, completed=done, rest=rest)
+        self._live.refresh()
+
+
+class _EveryRun:
+    """An observer for all runs of a block: one bar for each that is not inside another."""
+
+    def __init__(self) -> None:
+        self._bars: dict[Run, Bar] = {}
+
+    def started(self, run: Run) -> None:
+        if run.nested:
+            return
+        bar = self._bars[run] = Bar()
+        bar.started(run)
+
+    def looked(self, run: Run) -> None:
+        if run in self._bars:
+            self._bars[run].looked(run)
+
+    def ended(self, run: Run) -> None:
+        bar = self._bars.pop(run, None)
+        if bar is not None:
+            bar.ended(run)
+
+
+@contextlib.contextmanager
+def showing() -> Iterator[None]:
+    """Show the progress of every run of the block."""
+    observer = _EveryRun()
+    observers.append(observer)
+    try:
+        yield
+    finally:
+        observers.remove(observer)

@@ -1,0 +1,242 @@
+"""A Run is one execution of a flow: make what it needs, supervise it, take the value, leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from entangle._run import home as homes
+from entangle._run.start import WorkerProcess, chosen_way
+from entangle._run.store import Store
+from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers, reap
+from entangle._run.table import FINISHED, Table
+from entangle._run.worker import Site, here, lanes_of
+from entangle.cookies import CookieQueue
+from entangle.errors import EntangleError, RunCancelledError
+from entangle.flow import FRESH, PROCESS, THREAD, Flow
+
+
+class Observer(Protocol):
+    """Who wants to know of runs. Called in the thread that supervises the run; the table may be read at any time."""
+
+    def started(self, run: Run) -> None:
+        """The run is about to start."""
+
+    def looked(self, run: Run) -> None:
+        """Some milliseconds have passed."""
+
+    def ended(self, run: Run) -> None:
+        """The run is over; its table is still there."""
+
+
+#: The one hook for who wants to know.
+observers: list[Observer] = []
+
+_reapers: list[threading.Thread] = []
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come while a run lasted."""
+
+
+class Run:
+    """One execution of a flow with a single sink. `way` says how workers are started."""
+
+    def __init__(self, flow: Flow, way: str | None = None, observer: Observer | None = None) -> None:
+        self.flow = flow
+        self.way = chosen_way(way)
+        self.observers = [*observers, observer] if observer is not None else list(observers)
+        #: Whether a worker process of another run has started this one.
+        self.nested = here.worker is not None and here.worker.in_process
+        self.table: Table | None = None
+        self.supervisor: Supervisor | None = None
+        self._cancelled = False
+        self._guard = threading.Lock()
+
+    def value(self) -> Any:
+        """Run the flow in this thread and give the value of its sink. Raises the error of the task that failed first."""
+        outer = here.worker
+        with outer.lending() if outer is not None else contextlib.nullcontext():
+            if outer is None and threading.current_thread() is threading.main_thread():
+                with _sigterm_ends_the_run():
+                    return self._execute()
+            return self._execute()
+
+    def cancel(self) -> None:
+        """End the run from another thread; `value` raises RunCancelledError there."""
+        with self._guard:
+            self._cancelled = True
+            if self.supervisor is not None:
+                self.supervisor.cancel()
+
+    def _execute(self) -> Any:
+        flow = self.flow
+        _join_reapers()
+        lanes = lanes_of(flow)
+        used = {lanes[body] for body in set(flow.body_of)}
+        needs_files = bool(used & {PROCESS, FRESH}) or any(
+            body.pool or body.shared_memory or body.retry for body in flow.bodies
+        )
+        with contextlib.ExitStack() as leaving:
+            directory = spill = home_path = ""
+            budget: CookieQueue | None = None
+            late_pools: list[CookieQueue] = []
+            if needs_files:
+                home = homes.home()
+                home_path, budget = home.path, home.budget
+                directory, spill = self._make_directory(home)
+                leaving.callback(_remove, directory, spill)
+                late_pools = _open_pools(home, flow, directory)
+                for pool in late_pools:
+                    leaving.callback(pool.close)
+            processes = min(most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
+            threads = min(MOST_THREADS, sum(lanes[body] == THREAD for body in flow.body_of)) if THREAD in used else 0
+            slots = 2 + processes + threads
+            try:
+                table = Table.create(flow, slots, lanes, os.path.join(directory, "table") if processes else None)
+            except OSError as error:
+                if not processes:
+                    raise
+                # Shared memory has no room even for the table: the whole run lives on disk.
+                os.makedirs(spill, mode=0o700, exist_ok=True)
+                try:
+                    table = Table.create(flow, slots, lanes, os.path.join(spill, "table"))
+                except OSError:
+                    raise EntangleError(f"no room for the table of {flow.count:,} nodes: {error}") from None
+                directory = spill
+            if THREAD in used or len(used) > 1:
+                table.thread_lock = threading.Lock()
+            wake = os.pipe() if processes else (-1, -1)
+            wake_threads = os.pipe() if threads else (-1, -1)
+            listen, tell = os.pipe()
+            leaving.callback(os.close, listen)
+            for fd in (listen, tell, wake[1], wake_threads[1]):
+                if fd >= 0:
+                    os.set_blocking(fd, False)
+            site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
+            leaving.callback(site.leave)
+            store: Store | None = None
+            if processes:
+                store = Store(directory, table, 0, 0, spill)
+                site.stores.append(store)
+            supervisor = Supervisor(site, store, self.way, budget, listen, slots, self._looked if self.observers else None)
+            with self._guard:
+                self.table, self.supervisor = table, supervisor
+                supervisor.cancelled = self._cancelled
+            for observer in self.observers:
+                observer.started(self)
+            try:
+                supervisor.supervise()
+                return self._outcome(supervisor, site, store)
+            finally:
+                supervisor.finish()
+                _reap_later(supervisor.leaving)
+                for observer in self.observers:
+                    observer.ended(self)
+                with self._guard:
+                    self.table = self.supervisor = None
+
+    def _looked(self) -> None:
+        for observer in self.observers:
+            observer.looked(self)
+
+    def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
+        error = supervisor.failure()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # else the traceback would keep itself alive, and with it all that its frames hold
+        if not site.table.header[FINISHED]:
+            raise RunCancelledError("the run was cancelled before it had a value")
+        (sink,) = self.flow.sinks
+        if sink in site.local:
+            return site.local.pop(sink)
+        assert store is not None
+        _, _, offset, size, where, _, _, _ = site.table.record(sink)
+        try:
+            return store.get((where, offset, size))
+        except Exception as problem:
+            raise EntangleError(
+                f"the value of task {self.flow.body(sink).name!r} cannot be made in this process: "
+                f"{type(problem).__name__}: {problem}"
+            ) from problem
+
+    @staticmethod
+    def _make_directory(home: homes.Home) -> tuple[str, str]:
+        """A directory for this run, in that of the run around it where there is one; and the name of its twin on disk."""
+        name = f"r{secrets.token_hex(8)}"
+        outer = here.worker
+        if outer is not None and outer.in_process:
+            directory, spill = os.path.join(outer.site.directory, name), os.path.join(outer.site.spill, name)
+        else:
+            directory, spill = os.path.join(home.path, name), os.path.join(home.spill, name)
+        os.mkdir(directory, 0o700)
+        return directory, spill
+
+
+def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueue]:
+    """Have the pools that the flow wants: in the home where that is ours, else in the run's own directory."""
+    sizes = {body.pool for body in flow.bodies if body.pool}
+    if home.pid == os.getpid():
+        home.open_pools(sizes)
+        return []
+    missing = [size for size in sizes if not os.path.exists(os.path.join(home.path, f"cookies-{size}"))]
+    return [
+        CookieQueue.create(os.path.join(directory, f"cookies-{size}"), homes.pool_cookies(home.cpus, size)) for size in missing
+    ]
+
+
+def _remove(directory: str, spill: str) -> None:
+    """Remove the files of a run. Who has mapped one of its values keeps the memory."""
+    try:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+    except OSError:
+        shutil.rmtree(directory, ignore_errors=True)
+    if os.path.exists(spill):
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def _reap_later(workers: list[WorkerProcess]) -> None:
+    if workers:
+        thread = threading.Thread(target=reap, args=(workers,), name="entangle-reaper", daemon=True)
+        _reapers.append(thread)
+        thread.start()
+
+
+def _join_reapers() -> None:
+    """A fork wants a process without other threads, our own among them."""
+    while _reapers:
+        thread = _reapers.pop()
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+@contextlib.contextmanager
+def _sigterm_ends_the_run() -> Iterator[None]:
+    """While a run lasts, SIGTERM ends it in good order first: workers, shared memory, files. Then it does what it does."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # the caller has his own ideas
+        return
+
+    def terminated(*_: object) -> None:
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except _Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        homes.leave()
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,823 @@
+"""The supervisor: the part of the invoking process that starts workers, reaps them and keeps the deadlines of a run.
+
+It decides nothing about what runs next. It sleeps in `poll` and wakes for three reasons: a worker has written to the pipe
+(the run is over, or has work for more workers), a worker process has ended, or it is time to look. A look is cheap
+(CPU clocks of the workers, some numbers of the table) and comes every few milliseconds at first, seldom later:
+
+- nodes are ready, and the workers use less CPU than they are entitled to: they wait for something, so add as many again;
+- nodes are ready and the budget has a cookie: one more worker;
+- workers are idle: send them home and give their cookies back, a nested or neighbouring run may need them;
+- more workers than CPUs are busy: those who were added while others waited go home;
+- a body is past its `timeout`, or the arguments of a node are past its `wait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from entangle._run.start import WorkerProcess, start_worker
+from entangle._run.store import NOWHERE, Store
+from entangle._run.table import (
+    ABANDONED,
+    BEGUN,
+    BUSY,
+    COOKIE,
+    DONE,
+    DOOMED,
+    EXCESS,
+    FAILED,
+    FAILED_NODE,
+    FINISHED,
+    FREE,
+    HELD,
+    HIGH,
+    HUNGRY,
+    HUNGRY_FOR_ALL,
+    HUNGRY_FOR_OTHERS,
+    IDLE,
+    LANE,
+    LOW,
+    NESTED,
+    NEXT_NODE,
+    NOBODY,
+    NODE,
+    PLANNED,
+    POOL_WAITING,
+    READY_COUNT,
+    READY,
+    RESTING,
+    RUNNING,
+    SINCE,
+    SLOT,
+    STATE,
+    STOP,
+    UNCLAIMED,
+    WAITING,
+    WAITING_POOL,
+)
+from entangle._run.worker import Site, Worker, here, note_attempt, pause, run_as
+from entangle.cookies import CookieQueue
+from entangle.errors import (
+    EntangleError,
+    ProcessRetryException,
+    ProcessTerminatedException,
+    ProcessTimeoutException,
+    RemoteTraceback,
+    ThreadTimeoutException,
+    add_note,
+)
+from entangle.flow import FRESH, HERE, PROCESS, THREAD
+
+FIRST_LOOK, LAST_LOOK = 0.003, 0.02
+#: A worker that has found nothing to do for so long is sent home (seconds).
+PATIENCE = 0.02
+#: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
+GRACE = 0.5
+MOST_THREADS = 256
+#: Lines of a dead worker's stderr that its error quotes.
+TAIL_LINES = 12
+
+
+def most_workers() -> int:
+    """How many worker processes a run may have: ENTANGLE_MAX_WORKERS, else 512, as far as descriptors go (two or three each)."""
+    try:
+        wanted = int(os.environ.get("ENTANGLE_MAX_WORKERS", "512"))
+    except ValueError:
+        raise EntangleError("ENTANGLE_MAX_WORKERS is not a whole number") from None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, max(2, (soft - 128) // 3))
+    return max(1, wanted)
+
+
+class Supervisor:
+    """Supervises one run in the thread that calls `supervise`."""
+
+    def __init__(
+        self,
+        site: Site,
+        store: Store | None,
+        way: str,
+        budget: CookieQueue | None,
+        listen: int,
+        slots: int,
+        looked: Callable[[], None] | None,
+    ) -> None:
+        self.site = site
+        self.table = site.table
+        self.store = store
+        self.way = way
+        self.budget = budget
+        self.listen = listen
+        self.looked = looked
+        self.cookies = 0
+        self.processes: dict[int, WorkerProcess] = {}
+        self.threads: dict[int, threading.Thread] = {}
+        self.leaving: list[WorkerProcess] = []
+        self.free = list(range(slots - 1, 0, -1))
+        self.cap = slots - 1
+        self.serial = 0
+        self.poll = select.poll()
+        self.poll.register(listen, select.POLLIN)
+        self.by_fd: dict[int, WorkerProcess] = {}
+        self.cancelled = False
+        self.error: BaseException | None = None
+        self.looked_at = time.monotonic_ns()
+        self.pause = FIRST_LOOK
+        self.idle_since = 0
+        self.retries: list[tuple[float, int]] = []
+        self.capture = not _stdout_is_plain()
+        flow = site.flow
+        self.timed = any(body.timed for body in flow.bodies)
+        self.waits = (
+            {node: 0 for node in range(flow.count) if flow.body(node).wait is not None and flow.sources(node)}
+            if any(body.wait is not None for body in flow.bodies)
+            else {}
+        )
+        #: The slot that we are in, where this is a nested run: whoever supervises us looks there.
+        outer = here.worker
+        self.outer = outer if outer is not None and outer.in_process else None
+
+    # The run -----------------------------------------------------------------------------------------------
+
+    def supervise(self) -> None:
+        """Run the flow to its end. Raises the error that ended it."""
+        header = self.table.header
+        try:
+            self._start_first()
+            while not header[FINISHED]:
+                if header[FAILED_NODE] >= 0 or self.error is not None or self.cancelled:
+                    break
+                if header[READY_COUNT + HERE]:
+                    self._run_here()
+                    continue
+                # Said before we look at what is ready, so that nothing becomes ready unheard in between.
+                header[HUNGRY] = HUNGRY_FOR_ALL if self._could_start() else HUNGRY_FOR_OTHERS
+                self._start_wanted()
+                self._sleep()
+                self._look()
+        except BaseException:
+            header[STOP] = 1
+            self._end(in_order=False)
+            raise
+        in_order = bool(header[FINISHED])
+        header[STOP] = 1
+        if not in_order:
+            self._end(in_order=False)
+        else:
+            self._send_all_home()
+
+    def cancel(self) -> None:
+        """End the run from another thread: `supervise` returns soon after."""
+        self.cancelled = True
+        self.site.notify()
+
+    def finish(self) -> None:
+        """After the value has been taken: wait for the workers of a run that ended in order."""
+        self._end(in_order=True)
+
+    # Starting ----------------------------------------------------------------------------------------------
+
+    def _start_first(self) -> None:
+        header = self.table.header
+        wanted = self.table.waiting_for_worker()
+        if not wanted:
+            return
+        width = min(wanted, self.cap)
+        self._take_cookies(width - 1)
+        header[PLANNED] = min(width, 1 + self.cookies)
+        for _ in range(header[PLANNED]):
+            self._start_process(PROCESS)
+            if header[FINISHED] or header[STOP]:
+                break
+
+    def _start_wanted(self) -> None:
+        """Start workers for what is ready and that nobody else will take."""
+        header = self.table.header
+        while header[READY_COUNT + FRESH] and self.free:
+            starting = sum(worker.lane == FRESH for worker in self.processes.values())
+            if starting >= header[READY_COUNT + FRESH] + self._running_fresh() or starting > self.cookies + 1:
+                break
+            self._start_process(FRESH)
+        ready = header[READY_COUNT + PROCESS]
+        if ready > max(0, header[IDLE + PROCESS]):
+            active = sum(worker.lane == PROCESS for worker in self.processes.values())
+            if active == 0:
+                self._start_process(PROCESS)
+                active, ready = 1, ready - 1
+            while ready > 0 and active < self.cap:
+                if active > self.cookies and not self._take_cookies(1):
+                    break
+                self._start_process(PROCESS)
+                active, ready = active + 1, ready - 1
+        if header[READY_COUNT + THREAD] and not self.threads:
+            self._start_thread()
+
+    def _could_start(self) -> bool:
+        """Whether one more worker process is ours to start."""
+        count = len(self.processes)
+        return count < self.cap and (count <= self.cookies or (self.budget is not None and self.budget.count() > 0))
+
+    def _running_fresh(self) -> int:
+        slots = self.table.slots
+        return sum(
+            worker.lane == FRESH and slots[worker.slot * SLOT + NODE] >= 0 and slots[worker.slot * SLOT + STATE] == BUSY
+            for worker in self.processes.values()
+        )
+
+    def _take_cookies(self, most: int) -> int:
+        """Take up to so many cookies of the budget; gives how many there were."""
+        taken = 0
+        outer = self.outer
+        while taken < most and self.budget is not None:
+            if outer is not None:
+                # Said before it is done: if we are killed in between, a cookie too many goes back, not one too few.
+                outer.site.table.slots[outer.base + HELD] = self.cookies + 1
+            if self.budget.take() is None:
+                if outer is not None:
+                    outer.site.table.slots[outer.base + HELD] = self.cookies
+                break
+            self.cookies += 1
+            taken += 1
+        return taken
+
+    def _give_cookies(self, keep: int) -> None:
+        while self.cookies > keep and self.budget is not None:
+            self.cookies -= 1
+            self.budget.give(ord("+"))
+            if self.outer is not None:
+                self.outer.site.table.slots[self.outer.base + HELD] = self.cookies
+
+    def _start_process(self, lane: int) -> None:
+        if not self.free:
+            return
+        assert self.store is not None
+        slot = self.free.pop()
+        self._clear_slot(slot, lane)
+        self.serial += 1
+        try:
+            worker = start_worker(self.way, self.site, self.store, slot, lane, self.serial, self.capture)
+        except BaseException as error:
+            self.table.slots[slot * SLOT + STATE] = FREE
+            self.free.append(slot)
+            if isinstance(error, OSError) and self.processes:
+                return  # no room for one more process: those who are there go on
+            raise
+        self.processes[slot] = worker
+        for fd in (worker.watch, worker.err, worker.out):
+            if fd >= 0:
+                self.by_fd[fd] = worker
+                self.poll.register(fd, select.POLLIN)
+        self.pause = FIRST_LOOK
+
+    def _start_thread(self) -> None:
+        if not self.free or len(self.threads) >= MOST_THREADS:
+            return
+        slot = self.free.pop()
+        self._clear_slot(slot, THREAD)
+        self.serial += 1
+        worker = Worker(self.site, slot, THREAD, self.serial)
+        self.site.users += 1
+        thread = threading.Thread(target=_thread_life, args=(worker,), name=f"entangle-{slot}", daemon=True)
+        self.threads[slot] = thread
+        thread.start()
+        self.pause = FIRST_LOOK
+
+    def _clear_slot(self, slot: int, lane: int) -> None:
+        slots, base = self.table.slots, slot * SLOT
+        for field in (BEGUN, COOKIE, WAITING_POOL, HELD, DOOMED, SINCE):
+            slots[base + field] = 0
+        slots[base + NODE] = slots[base + NEXT_NODE] = slots[base + NESTED] = NOBODY
+        slots[base + LANE] = lane
+
+    def _run_here(self) -> None:
+        """Nothing is left but a body that runs where the call is run: run it in this thread."""
+        self._send_all_home()
+        self._end_processes(time.monotonic() + 30.0, kill=False)
+        self._give_cookies(0)
+        slot = self.free.pop()
+        self._clear_slot(slot, HERE)
+        self.serial += 1
+        worker = Worker(self.site, slot, HERE, self.serial)
+        outer = here.worker
+        try:
+            run_as(worker)
+        finally:
+            if outer is None or not worker.forked:
+                self.free.append(slot)
+
+    # Looking -----------------------------------------------------------------------------------------------
+
+    def _sleep(self) -> None:
+        """Sleep until somebody wants us or it is time to look, then see to what has come."""
+        until = self.pause
+        if self.retries:
+            until = min(until, max(0.0, self.retries[0][0] - time.monotonic()))
+        for fd, _ in self.poll.poll(until * 1000):
+            if fd == self.listen:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(fd, 4096)
+                continue
+            worker = self.by_fd.get(fd)
+            if worker is None:
+                continue
+            if fd == worker.watch:
+                if worker.ended():
+                    self._bury(worker)
+            else:
+                self._forward(worker, fd)
+        for worker in [worker for worker in self.processes.values() if worker.watch < 0 and worker.ended()]:
+            self._bury(worker)
+
+    def _look(self) -> None:
+        now = time.monotonic_ns()
+        if self.timed:
+            self._check_deadlines(now)
+        if self.retries and self.retries[0][0] <= time.monotonic():
+            self._put_back()
+        elapsed = now - self.looked_at
+        if elapsed < FIRST_LOOK * 0.9e9:
+            return
+        self.looked_at = now
+        self.pause = min(LAST_LOOK, self.pause * 1.5)
+        if self.looked is not None:
+            self.looked()
+        table = self.table
+        header = table.header
+        if header[FINISHED] or header[STOP]:
+            return
+        used = self._cpu_use(now)
+        if self.outer is not None:
+            self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000)
+        ready = table.waiting_for_worker()
+        fresh = header[READY_COUNT + FRESH]
+        count = len(self.processes)
+        if ready or fresh:
+            self._wake_resting(ready)
+            if count <= self.cookies + 1 and self._take_cookies(min(ready + fresh, 1)):
+                self._start_process(PROCESS if ready else FRESH)
+            elif used < self.cookies + 0.5 and count and not self._short_of_cpu():
+                # They have the right to more CPU than they use: they wait for something. As many again.
+                for _ in range(min(count, ready + fresh, self.cap - count)):
+                    self._start_process(PROCESS if ready else FRESH)
+            elif used > self.cookies + 1.5 and not header[EXCESS]:
+                header[EXCESS] = max(0, count - self.cookies - 1)
+        self._retire(now, ready + fresh)
+        waiting_threads = header[READY_COUNT + THREAD]
+        if waiting_threads > max(0, header[IDLE + THREAD]):
+            for _ in range(min(max(1, len(self.threads)), waiting_threads)):
+                self._start_thread()
+
+    def _cpu_use(self, now: int) -> float:
+        """How many CPUs the workers have kept busy since the last look. A worker that waits for a nested run uses what that does."""
+        slots = self.table.slots
+        total = 0.0
+        for worker in self.processes.values():
+            spent = worker.cpu_time()
+            if spent is None:
+                continue
+            nested = slots[worker.slot * SLOT + NESTED]
+            share = (spent - worker.used) / max(1, now - worker.looked_at)
+            total += min(1.0, max(share, nested / 1000))
+            worker.used, worker.looked_at = spent, now
+        return total
+
+    def _short_of_cpu(self) -> bool:
+        """Whether as many workers as have the right to a CPU would run now, if the machine had CPUs to spare for them."""
+        return sum(worker.runnable() for worker in self.processes.values()) > self.cookies
+
+    def _wake_resting(self, ready: int) -> None:
+        """Wake a worker that rests while nodes are ready: the byte that should have woken it may have died with another."""
+        table = self.table
+        slots = table.slots
+        if not any(slots[slot * SLOT + STATE] == RESTING for slot in self.processes):
+            return
+        with table.locked(UNCLAIMED):
+            resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
+            woken = min(ready, resting)
+            table.header[IDLE + PROCESS] -= woken
+        if woken:
+            os.write(self.site.wake[1], b"!" * woken)
+
+    def _retire(self, now: int, ready: int) -> None:
+        """Send home whoever has had nothing to do for a while, and give back the cookies that are no longer needed."""
+        header, slots = self.table.header, self.table.slots
+        resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
+        if ready or not resting:
+            self.idle_since = 0
+        elif not self.idle_since:
+            self.idle_since = now
+        elif now - self.idle_since > PATIENCE * 1e9:
+            with self.table.locked(UNCLAIMED):
+                sent = max(0, min(resting, header[IDLE + PROCESS]))
+                header[IDLE + PROCESS] -= sent
+            os.write(self.site.wake[1], b"." * sent)
+            self.idle_since = 0
+        if not ready:
+            self._give_cookies(max(0, len(self.processes) - 1))
+
+    # Deadlines ---------------------------------------------------------------------------------------------
+
+    def _check_deadlines(self, now: int) -> None:
+        flow, slots = self.site.flow, self.table.slots
+        for slot in (*self.processes, *self.threads):
+            base = slot * SLOT
+            node, since = slots[base + NODE], slots[base + SINCE]
+            if node < 0 or not slots[base + BEGUN]:
+                continue
+            timeout = flow.body(node).timeout
+            if timeout is None or now - since < timeout * 1e9:
+                if timeout is not None:
+                    self.pause = min(self.pause, max(0.001, timeout - (now - since) / 1e9))
+                continue
+            # A worker that comes back from the body right now sees the mark and waits until we have decided.
+            slots[base + DOOMED] = 1
+            if slots[base + NODE] != node or slots[base + SINCE] != since or not slots[base + BEGUN]:
+                slots[base + DOOMED] = 0
+                continue
+            seconds = (now - since) / 1e9
+            text = f"task {flow.body(node).name!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
+            if slot in self.processes:
+                self._end_late(self.processes[slot])
+                self._lost(node, slot, ProcessTimeoutException(text), begun=True)
+                self._clear_up(self.processes[slot])
+            else:
+                with self.table.locked(UNCLAIMED):
+                    slots[base + NODE] = NOBODY
+                    slots[base + STATE] = ABANDONED
+                    slots[base + DOOMED] = 0
+                del self.threads[slot]
+                self._lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
+        for node in list(self.waits):
+            self._check_wait(node, now)
+
+    def _check_wait(self, node: int, now: int) -> None:
+        flow, table = self.site.flow, self.table
+        if table.states[node] not in (WAITING, READY) or not table.pending[node]:
+            del self.waits[node]
+            return
+        if not self.waits[node]:
+            self.waits[node] = self._first_start(node)
+        first = self.waits[node]
+        wait = flow.body(node).wait
+        assert wait is not None
+        if not first:
+            return
+        if now - first < wait * 1e9:
+            self.pause = min(self.pause, max(0.001, wait - (now - first) / 1e9))
+            return
+        late = [flow.body(taken).name for taken in flow.sources(node) if table.states[taken] != DONE]
+        names = ", ".join(repr(name) for name in dict.fromkeys(late))
+        error = ProcessTimeoutException(
+            f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived"
+        )
+        add_note(error, f"call path: {flow.path(node)}")
+        self.error = error
+
+    def _first_start(self, node: int) -> int:
+        """When the first of all the nodes that `node` waits for started (ns), 0 where none has."""
+        flow, table = self.site.flow, self.table
+        seen: set[int] = set()
+        waiting = flow.sources(node)
+        while waiting:
+            taken = waiting.pop()
+            if taken not in seen:
+                seen.add(taken)
+                waiting += flow.sources(taken)
+        starts = [table.record(taken)[0] for taken in seen if table.states[taken] == DONE]
+        slots = table.slots
+        for slot in (*self.processes, *self.threads):
+            base = slot * SLOT
+            if slots[base + NODE] in seen and slots[base + BEGUN]:
+                starts.append(slots[base + SINCE])
+        return min(starts, default=0)
+
+    def _end_late(self, worker: WorkerProcess) -> None:
+        """Kill a worker with everything that it has started."""
+        tree = _descendants(worker.pid)
+        worker.kill(signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        while not worker.ended() and time.monotonic() < until:
+            if worker.watch >= 0:
+                select.select([worker.watch], [], [], 0.05)
+            else:
+                time.sleep(0.005)
+        worker.kill(signal.SIGKILL)
+        _kill_all(tree)
+        while not worker.ended():
+            if worker.watch >= 0:
+                select.select([worker.watch], [], [], 1.0)
+            else:
+                time.sleep(0.001)
+
+    # Deaths ------------------------------------------------------------------------------------------------
+
+    def _bury(self, worker: WorkerProcess) -> None:
+        """A worker process has ended: in good order, or with a node that it ran."""
+        slots, base = self.table.slots, worker.slot * SLOT
+        node, begun = slots[base + NODE], bool(slots[base + BEGUN])
+        resting = slots[base + STATE] == RESTING
+        code = worker.ended_by
+        assert code is not None
+        self._forward_rest(worker)
+        self._clear_up(worker)
+        if code == 0:
+            # It may have gone with a node only if a body called os._exit(0).
+            if node >= 0 and self.table.states[node] == RUNNING and not self.table.header[STOP]:
+                self._lost(node, worker.slot, self._obituary(worker, node, code), begun)
+            return
+        if resting:
+            with self.table.locked(UNCLAIMED):
+                self.table.header[IDLE + PROCESS] -= 1
+        if node >= 0 and self.table.states[node] == RUNNING:
+            self._lost(node, worker.slot, self._obituary(worker, node, code), begun)
+
+    def _clear_up(self, worker: WorkerProcess) -> None:
+        """Free what a worker that has ended held: its descriptors, its slot, its cookies, its place in a pool's queue."""
+        slots, base = self.table.slots, worker.slot * SLOT
+        for fd in (worker.watch, worker.err, worker.out):
+            if fd >= 0:
+                del self.by_fd[fd]
+                self.poll.unregister(fd)
+        worker.close()
+        del self.processes[worker.slot]
+        cookie = slots[base + COOKIE]
+        if cookie:
+            slots[base + COOKIE] = 0
+            self.site.pool(cookie >> 8).give((cookie & 0xFF) - 1)
+        held = slots[base + HELD]
+        if held and self.budget is not None and worker.ended_by:
+            for _ in range(held):
+                self.budget.give(ord("+"))
+        pool = slots[base + WAITING_POOL]
+        if pool:
+            with self.table.locked(UNCLAIMED):
+                slots[base + WAITING_POOL] = 0
+                self.table.header[POOL_WAITING + pool - 1] = 0
+                other = self.table.undefer(pool - 1)
+                if other >= 0:
+                    self.table.push(self.site.lanes[self.site.flow.body_of[other]], other)
+        with self.table.locked(UNCLAIMED):
+            low, high = slots[base + LOW], slots[base + HIGH]
+            if low < high:
+                # What it had merely claimed goes back.
+                for node in range(high - 1, low - 1, -1):
+                    self.table.push(PROCESS, node)
+            slots[base + LOW] = slots[base + HIGH] = 0
+            slots[base + STATE] = FREE
+        self.free.append(worker.slot)
+
+    def _obituary(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
+        name = self.site.flow.body(node).name
+        how = f"exit code {code}" if code >= 0 else f"signal {_signal_name(-code)}"
+        error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {how}")
+        tail = bytes(worker.tail).decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        if tail:
+            add_note(error, "last lines of its stderr:\n" + "\n".join(f"  {line}" for line in tail))
+        return error
+
+    def _lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
+        """A node's worker is gone: run the node again where that is allowed, else end the run with `error`."""
+        flow, table = self.site.flow, self.table
+        body = flow.body(node)
+        if not begun and self._inputs_stored(node):
+            with table.locked(UNCLAIMED):
+                table.push(self.site.lanes[flow.body_of[node]], node)
+            return
+        attempt = table.attempts[node] + 1
+        if attempt <= body.retry and any(
+            isinstance(error, wanted) or issubclass(wanted, type(error)) for wanted in body.on
+        ):
+            table.attempts[node] = attempt
+            note_attempt(self.site.directory, node, attempt, error)
+            table.states[node] = WAITING
+            self.retries.append((time.monotonic() + pause(body, attempt), node))
+            self.retries.sort()
+            return
+        add_note(error, f"call path: {flow.path(node)}")
+        add_note(error, f"attempt {attempt}")
+        if body.retry:
+            error = self._used_up(node, error)
+        self.error = error
+        table.states[node] = FAILED
+
+    def _inputs_stored(self, node: int) -> bool:
+        return all(self.table.record(taken)[4] != NOWHERE for taken in self.site.flow.sources(node))
+
+    def _put_back(self) -> None:
+        """Make the nodes ready again whose pause between two attempts is over."""
+        now = time.monotonic()
+        flow, table = self.site.flow, self.table
+        with table.locked(UNCLAIMED):
+            while self.retries and self.retries[0][0] <= now:
+                _, node = self.retries.pop(0)
+                table.push(self.site.lanes[flow.body_of[node]], node)
+            ready = table.header[READY_COUNT + PROCESS]
+            woken = max(0, min(ready, table.header[IDLE + PROCESS]))
+            table.header[IDLE + PROCESS] -= woken
+        if woken:
+            os.write(self.site.wake[1], b"!" * woken)
+
+    def failure(self) -> BaseException | None:
+        """The error that ended the run, as the caller gets it; None where none did."""
+        if self.error is not None:
+            return self.error
+        node: int = self.table.header[FAILED_NODE]
+        if node < 0:
+            return None
+        flow = self.site.flow
+        error: BaseException
+        if node in self.site.errors:
+            error = self.site.errors[node]
+            add_note(error, f"call path: {flow.path(node)}")
+        else:
+            assert self.store is not None
+            _, _, offset, size, where, _, _, _ = self.table.record(node)
+            report: dict[str, Any] = self.store.get((where, offset, size))
+            try:
+                error = pickle.loads(report["error"])
+            except Exception as problem:
+                error = EntangleError(
+                    f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})"
+                )
+            error.__cause__ = RemoteTraceback(report["text"])
+            add_note(error, f"call path: {flow.path(node)}")
+            add_note(error, report["where"])
+        if flow.body(node).retry:
+            return self._used_up(node, error)
+        return error
+
+    def _used_up(self, node: int, last: BaseException) -> Exception:
+        """The error of a node whose attempts are used up. An error that was not to be tried again stays what it is."""
+        flow = self.site.flow
+        body = flow.body(node)
+        attempts = self.table.attempts[node] + 1
+        if attempts <= body.retry and isinstance(last, Exception):
+            return last
+        error = ProcessRetryException(f"task {body.name!r} failed {attempts} times; the last time with {type(last).__name__}: {last}")
+        error.__cause__ = last
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.site.directory, "attempts"), "rb") as lines:
+            for line in lines:
+                told = json.loads(line)
+                if told["node"] == node:
+                    add_note(error, f"attempt {told['attempt']}: {told['error']}")
+        add_note(error, f"call path: {flow.path(node)}")
+        return error
+
+    # What workers write ------------------------------------------------------------------------------------
+
+    def _forward(self, worker: WorkerProcess, fd: int) -> bool:
+        """Pass on what a worker has written; False where there is no more."""
+        try:
+            written = os.read(fd, 65536)
+        except BlockingIOError:
+            return False
+        if not written:
+            del self.by_fd[fd]
+            self.poll.unregister(fd)
+            os.close(fd)
+            if fd == worker.err:
+                worker.err = -1
+            else:
+                worker.out = -1
+            return False
+        if fd == worker.err:
+            worker.tail += written
+            del worker.tail[:-4096]
+        _write(sys.stderr if fd == worker.err else sys.stdout, 2 if fd == worker.err else 1, written)
+        return True
+
+    def _forward_rest(self, worker: WorkerProcess) -> None:
+        for fd in (worker.err, worker.out):
+            while fd >= 0 and self._forward(worker, fd):
+                pass
+
+    # Ending ------------------------------------------------------------------------------------------------
+
+    def _send_all_home(self) -> None:
+        """Wake everybody who rests; those who look at the table see that the run is over."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.site.wake[1], b"." * (len(self.processes) + 1))
+        if self.threads:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))
+
+    def _end(self, in_order: bool) -> None:
+        """Stop whoever still runs, give everything back."""
+        if not in_order:
+            self._send_all_home()
+            trees = [_descendants(worker.pid) for worker in self.processes.values() if self._runs(worker)]
+            for worker in self.processes.values():
+                worker.kill(signal.SIGTERM)
+            self._end_processes(time.monotonic() + GRACE, kill=True)
+            for tree in trees:
+                _kill_all(tree)
+        else:
+            # Their end may take a while, since the kernel has to free what they hold; the caller need not wait for that.
+            self._end_processes(time.monotonic() + 0.003, kill=False)
+            self.leaving = list(self.processes.values())
+            for worker in self.leaving:
+                self._forward_rest(worker)
+            self.processes.clear()
+        self._give_cookies(0)
+        for slot, thread in list(self.threads.items()):
+            if in_order or self.table.slots[slot * SLOT + STATE] != BUSY:
+                thread.join(5.0)
+
+    def _runs(self, worker: WorkerProcess) -> bool:
+        return bool(self.table.slots[worker.slot * SLOT + BEGUN])
+
+    def _end_processes(self, until: float, kill: bool) -> None:
+        """Wait until the workers have ended; at `until`, kill them (`kill`) or leave it at that."""
+        while self.processes:
+            left = until - time.monotonic()
+            if left <= 0:
+                if not kill:
+                    return
+                for worker in self.processes.values():
+                    worker.kill(signal.SIGKILL)
+                until, left = time.monotonic() + 1.0, 1.0
+            for fd, _ in self.poll.poll(max(1, int(min(left, 0.05) * 1000))):
+                worker_of = self.by_fd.get(fd)
+                if worker_of is not None and fd != worker_of.watch:
+                    self._forward(worker_of, fd)
+            for worker in list(self.processes.values()):
+                if worker.ended():
+                    self._forward_rest(worker)
+                    self._clear_up(worker)
+
+
+def reap(workers: list[WorkerProcess]) -> None:
+    """Wait for workers whose run is over. For a thread that is named `entangle-reaper`, where that takes long."""
+    for worker in workers:
+        until = time.monotonic() + GRACE
+        while not worker.ended():
+            if time.monotonic() > until:
+                worker.kill(signal.SIGKILL)
+            if worker.watch >= 0:
+                select.select([worker.watch], [], [], 0.05)
+            else:
+                time.sleep(0.005)
+        worker.close()
+
+
+def _thread_life(worker: Worker) -> None:
+    try:
+        run_as(worker)
+    finally:
+        worker.site.leave()
+
+
+def _stdout_is_plain() -> bool:
+    """Whether what a worker writes to descriptor 1 ends up where the caller's `print` does."""
+    try:
+        return sys.stdout is None or sys.stdout.fileno() == 1
+    except Exception:
+        return False
+
+
+def _write(stream: Any, fd: int, written: bytes) -> None:
+    """Write what a worker has written to the caller's own stream, which may be a notebook's."""
+    try:
+        stream.write(written.decode("utf-8", "replace"))
+        stream.flush()
+    except Exception:
+        with contextlib.suppress(OSError):
+            os.write(fd, written)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def _descendants(pid: int) -> list[Any]:
+    """The processes that a process has started, and they in turn, wherever they have put themselves."""
+    import psutil
+
+    try:
+        found: list[Any] = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    return found
+
+
+def _kill_all(processes: list[Any]) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()  # psutil checks that the pid is still that process

@@ -1,0 +1,319 @@
+"""The table: what every worker of a run needs to know to find its own next step, in memory that they share.
+
+::
+
+    header    who holds the lock, the ready lists, how many are idle, whether to stop        64 numbers
+    slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
+    columns   for each node: state, pending inputs, readers, next on its list, ready since   arrays
+    records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
+
+Everything but a worker's own slot and the record of the node that it runs changes under the lock. The lock is
+`fcntl.lockf` on the table's file: the kernel releases it when its holder dies, and the owner word that a dead holder
+leaves behind tells the next one to recount before it goes on. Record locks do not exclude threads of one process, so
+where threads take part a thread lock stands before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
+
+MAGIC = 0x656E7461_6E676C01
+
+# States of a node.
+WAITING, READY, RUNNING, DONE, FAILED = range(5)
+
+# Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD, FRESH, HERE).
+(MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
+FREE_SEGMENT, EXCESS = 12, 13
+READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
+POOL_HEAD, POOL_WAITING = 32, 48
+MOST_POOLS = 16
+HEADER = 64
+
+# Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1;
+# HELD, how many cookies of the budget that run holds. A dead worker's slot tells the supervisor what to give back.
+# NEXT_NODE is written before a worker goes on to a consumer without the lock, so that a recount leaves that node alone.
+(PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, HELD, NESTED, DOOMED, NEXT_NODE, LANE) = range(15)
+SLOT = 16
+
+# States of a slot.
+FREE, STARTING, BUSY, RESTING, GONE, ABANDONED = range(6)
+
+# HUNGRY: whom the supervisor could still start. All kinds of workers, or none but threads and processes of a body's own.
+HUNGRY_FOR_ALL, HUNGRY_FOR_OTHERS = 1, 2
+
+# Slot 0 is nobody's: its range holds the leaves that no worker has claimed yet.
+UNCLAIMED = 0
+
+#: started, ended (ns, CLOCK_MONOTONIC), offset, size, where the value lies, pid, cpu, slot.
+RECORD = struct.Struct("<qqqqiiii")
+
+NOBODY = -1
+
+
+class Table:
+    """The shared state of one run. `slots` is the number of workers that it has room for."""
+
+    def __init__(self, memory: mmap.mmap, fd: int, nodes: int, slots: int) -> None:
+        self.memory = memory
+        self.fd = fd
+        self.nodes = nodes
+        self.slot_count = slots
+        self.thread_lock: threading.Lock | None = None
+        #: Set by those who change the table: a lock whose holder died is mended with their help.
+        self.flow: Flow | None = None
+        self.lanes: list[int] = []
+        whole = memoryview(memory)
+        at = 0
+
+        def cut(form: str, width: int, count: int) -> memoryview:
+            nonlocal at
+            view = whole[at : at + width * count].cast(form)
+            at += (width * count + 7) & ~7
+            return view
+
+        self.header = cut("q", 8, HEADER)
+        self.slots = cut("q", 8, SLOT * slots)
+        self.ready_at = cut("q", 8, nodes)
+        self.records = cut("B", 1, RECORD.size * nodes)
+        self.pending = cut("i", 4, nodes)
+        self.readers = cut("i", 4, nodes)
+        self.next = cut("i", 4, nodes)
+        self.states = cut("B", 1, nodes)
+        self.attempts = cut("B", 1, nodes)
+        self._whole = whole
+
+    @staticmethod
+    def size(nodes: int, slots: int) -> int:
+        """Bytes that a table takes."""
+        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 64
+
+    @classmethod
+    def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None) -> Table:
+        """Make the table of a flow: in a file at `path`, or in memory of this process alone where `path` is None.
+
+        Raises OSError (ENOSPC) where there is no room: the room is reserved here, since a write to a full tmpfs is a SIGBUS.
+        """
+        size = cls.size(flow.count, slots)
+        fd = -1
+        if path is None:
+            memory = mmap.mmap(-1, size)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                reserve(fd, 0, size)
+                memory = mmap.mmap(fd, size)
+            except BaseException:
+                os.close(fd)
+                raise
+        table = cls(memory, fd, flow.count, slots)
+        table.flow, table.lanes = flow, lanes
+        header = table.header
+        header[MAGIC_AT], header[NODES], header[SLOTS] = MAGIC, flow.count, slots
+        header[FAILED_NODE] = header[FREE_SEGMENT] = NOBODY
+        for lane in (PROCESS, THREAD, FRESH, HERE):
+            header[READY_HEAD + lane] = NOBODY
+        for pool in range(MOST_POOLS):
+            header[POOL_HEAD + pool] = NOBODY
+        header[STARTED_AT] = time.monotonic_ns()
+        header[SINKS_LEFT] = len(flow.sinks)
+        table.pending[:] = memoryview(flow.pending)
+        starts = flow.consumer_starts
+        readers = table.readers
+        before = 0
+        for node, after in enumerate(starts[1:]):
+            readers[node] = after - before
+            before = after
+        for node in flow.sinks:
+            readers[node] = 1  # held for the caller
+        table.slots[UNCLAIMED * SLOT + LOW] = 0
+        table.slots[UNCLAIMED * SLOT + HIGH] = flow.leaves
+        for node in range(flow.count - 1, flow.leaves - 1, -1):
+            if not flow.pending[node]:
+                table.push(lanes[flow.body_of[node]], node)
+        return table
+
+    @classmethod
+    def attach(cls, path: str) -> Table:
+        """Map the table of a run that another process has made."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        memory = mmap.mmap(fd, os.fstat(fd).st_size)
+        magic, nodes, slots = struct.unpack_from("<qqq", memory, 0)
+        if magic != MAGIC:
+            os.close(fd)
+            raise ValueError(f"{path} is no table of this version of entangle")
+        return cls(memory, fd, nodes, slots)
+
+    # The lock ------------------------------------------------------------------------------------------------
+
+    def lock(self, owner: int) -> None:
+        """Take the lock as slot `owner`, and mend the counts where its last holder died with it."""
+        if self.thread_lock is not None:
+            self.thread_lock.acquire()
+        if self.fd >= 0:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+        if self.header[OWNER] and self.flow is not None:
+            self.recount(self.flow, self.lanes)
+        self.header[OWNER] = owner + 1
+
+    def unlock(self) -> None:
+        """Let go of the lock."""
+        self.header[OWNER] = 0
+        if self.fd >= 0:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+        if self.thread_lock is not None:
+            self.thread_lock.release()
+
+    @contextlib.contextmanager
+    def locked(self, owner: int) -> Iterator[None]:
+        """The lock for those who are in no hurry."""
+        self.lock(owner)
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def recount(self, flow: Flow, lanes: list[int]) -> None:
+        """Make counts and lists right again after a holder of the lock has died in the middle of a change. Lock held.
+
+        What each node is (done, failed, running) is written before anything that follows from it, so the rest can be derived.
+        """
+        header, states = self.header, self.states
+        claimed: set[int] = set()
+        for slot in range(self.slot_count):
+            base = slot * SLOT
+            claimed.update(range(self.slots[base + LOW], self.slots[base + HIGH]))
+            if slot and self.slots[base + STATE] == BUSY:
+                claimed.add(self.slots[base + NEXT_NODE])
+        for field in (*range(READY_HEAD, READY_HEAD + 4), *range(POOL_HEAD, POOL_HEAD + MOST_POOLS)):
+            header[field] = NOBODY
+        for lane in range(4):
+            header[READY_COUNT + lane] = 0
+        for pool in range(MOST_POOLS):
+            header[POOL_WAITING + pool] = 0
+        for slot in range(1, self.slot_count):
+            pool = self.slots[slot * SLOT + WAITING_POOL]
+            if pool and self.slots[slot * SLOT + STATE] in (STARTING, BUSY):
+                header[POOL_WAITING + pool - 1] = 1
+        for node in range(flow.count - 1, -1, -1):
+            if states[node] in (WAITING, READY) and node not in claimed:
+                missing = sum(states[taken] != DONE for taken in flow.sources(node))
+                self.pending[node] = missing
+                if not missing:
+                    self.push(lanes[flow.body_of[node]], node)
+        header[SINKS_LEFT] = sum(states[node] != DONE for node in flow.sinks)
+        for lane in (PROCESS, THREAD):
+            header[IDLE + lane] = sum(
+                self.slots[base + STATE] == RESTING and self.slots[base + LANE] == lane
+                for base in range(SLOT, self.slot_count * SLOT, SLOT)
+            )
+
+    # Lists, lock held ----------------------------------------------------------------------------------------
+
+    def push(self, lane: int, node: int) -> None:
+        """Put a node at the head of a ready list."""
+        header = self.header
+        self.states[node] = READY
+        self.next[node] = header[READY_HEAD + lane]
+        header[READY_HEAD + lane] = node
+        header[READY_COUNT + lane] += 1
+
+    def pop(self, lane: int) -> int:
+        """Take the head of a ready list, NOBODY where it is empty."""
+        header = self.header
+        node: int = header[READY_HEAD + lane]
+        if node >= 0:
+            header[READY_HEAD + lane] = self.next[node]
+            header[READY_COUNT + lane] -= 1
+        return node
+
+    def defer(self, pool: int, node: int) -> None:
+        """Lay a node aside until a cookie of its pool is taken by the one who waits for it."""
+        self.states[node] = READY
+        self.next[node] = self.header[POOL_HEAD + pool]
+        self.header[POOL_HEAD + pool] = node
+
+    def undefer(self, pool: int) -> int:
+        """Take a node that was laid aside, NOBODY where there is none."""
+        node: int = self.header[POOL_HEAD + pool]
+        if node >= 0:
+            self.header[POOL_HEAD + pool] = self.next[node]
+        return node
+
+    def take_leaf(self, slot: int) -> int:
+        """The next leaf of this worker's range; of a fair share of the unclaimed ones; of the upper half of the longest
+        range of another worker, since he may be asleep. NOBODY where all are taken."""
+        slots = self.slots
+        base = slot * SLOT
+        low: int = slots[base + LOW]
+        if low >= slots[base + HIGH]:
+            low, high = slots[LOW], slots[HIGH]
+            if low < high:
+                high = low + -(-(high - low) // max(1, self.header[PLANNED]))
+                if self.header[PLANNED] > 1:
+                    self.header[PLANNED] -= 1
+                slots[LOW] = high
+            else:
+                victim, most = 0, 0
+                for other in range(SLOT, self.slot_count * SLOT, SLOT):
+                    left = slots[other + HIGH] - slots[other + LOW]
+                    if left > most:
+                        victim, most = other, left
+                if not most:
+                    return NOBODY
+                high = slots[victim + HIGH]
+                low = high - (most + 1) // 2
+                slots[victim + HIGH] = low
+            slots[base + HIGH] = high
+        slots[base + LOW] = low + 1
+        return low
+
+    # Looking -------------------------------------------------------------------------------------------------
+
+    def leaves_left(self) -> int:
+        """How many leaves no worker has taken yet."""
+        slots = self.slots
+        return sum(slots[base + HIGH] - slots[base + LOW] for base in range(0, self.slot_count * SLOT, SLOT))
+
+    def waiting_for_worker(self) -> int:
+        """How many nodes a worker process could take now."""
+        ready: int = self.header[READY_COUNT + PROCESS]
+        return ready + self.leaves_left()
+
+    def done(self) -> int:
+        """How many nodes are done."""
+        slots = self.slots
+        return sum(slots[base + COUNT] for base in range(0, self.slot_count * SLOT, SLOT))
+
+    def record(self, node: int) -> tuple[int, int, int, int, int, int, int, int]:
+        """started, ended, offset, size, where, pid, cpu, slot of a node."""
+        found: Any = RECORD.unpack_from(self.records, node * RECORD.size)
+        return found  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Unmap the table and let go of its file."""
+        for name in ("header", "slots", "ready_at", "records", "pending", "readers", "next", "states", "attempts", "_whole"):
+            getattr(self, name).release()
+        self.memory.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Make sure that the file has room for these bytes; raises OSError (ENOSPC) where it has not."""
+    try:
+        os.posix_fallocate(fd, offset, size)
+    except AttributeError:  # macOS has no such call
+        if os.fstat(fd).st_size < offset + size:
+            os.ftruncate(fd, offset + size)

@@ -1,0 +1,742 @@
+"""The worker loop, which every worker of a run goes through with nobody telling it what to do.
+
+The path of one call::
+
+    call()                                   the invoking process
+      │ compile the tree into a Flow
+      │ make the run directory, the table, the store
+      ├── start worker ──────────────┐
+      │                              ▼
+      │ supervise:           ┌─▶ take     own range of leaves, ready list, another's range
+      │  deadlines           │   gather   values in hand, else from the store
+      │  deaths              │   run      the layers, then the function
+      │  more workers        │   deliver  ── one consumer, we bring its last argument: go on with it, value in hand,
+      │  while others wait   │   │           no lock and no pickle
+      │                      │   └────────── else: value into the store; under the lock one pending input fewer for
+      │                      │               each consumer; go on with one that became ready, leave the others
+      │                      └───────────── on the ready list
+      ▼
+    value of the root, from the store
+
+A worker that finds nothing sleeps on a pipe until whoever makes a node ready writes a byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import random
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from entangle._run.pickling import dumps, why_not
+from entangle._run.store import NOWHERE, Place, Store
+from entangle._run.table import (
+    BEGUN,
+    BUSY,
+    COOKIE,
+    COUNT,
+    DONE,
+    DOOMED,
+    EXCESS,
+    FAILED,
+    FAILED_NODE,
+    FINISHED,
+    GONE,
+    HUNGRY,
+    HUNGRY_FOR_ALL,
+    IDLE,
+    LANE,
+    NEXT_NODE,
+    NODE,
+    NOBODY,
+    POOL_WAITING,
+    READY_COUNT,
+    RECORD,
+    RESTING,
+    RUNNING,
+    SINCE,
+    SINKS_LEFT,
+    SLOT,
+    STARTED_AT,
+    STATE,
+    STOP,
+    WAITING_POOL,
+    Table,
+)
+from entangle.cookies import CookieQueue, bind, offer_jobserver, roam
+from entangle.errors import ProcessTerminatedException, ThreadTerminatedException, UnpicklableError
+from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow
+
+#: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
+RECENT = 256
+
+try:
+    _cpu = ctypes.PyDLL(None).sched_getcpu
+except AttributeError:  # not on macOS
+
+    def _cpu() -> int:
+        return -1
+
+
+class Site:
+    """What all workers of one run share: the flow, the table, the way to the store, and the pipes that wake them."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        table: Table,
+        directory: str,
+        home: str,
+        spill: str,
+        wake: tuple[int, int],
+        wake_threads: tuple[int, int],
+        tell: int,
+    ) -> None:
+        self.flow = flow
+        self.table = table
+        self.directory = directory
+        self.home = home
+        self.spill = spill
+        self.wake = wake
+        self.wake_threads = wake_threads
+        self.tell = tell
+        self.lanes = lanes_of(flow)
+        table.flow, table.lanes = flow, self.lanes
+        self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
+        self.pools: dict[int, CookieQueue] = {}
+        #: Values of nodes that ran in the invoking process, for consumers that run there too.
+        self.local: dict[int, Any] = {}
+        #: Errors of nodes that ran in the invoking process, as they were raised.
+        self.errors: dict[int, BaseException] = {}
+        #: The supervisor and the threads that use this site, and what the last of them closes.
+        self.users = 1
+        self.stores: list[Store] = []
+        self._leaving = threading.Lock()
+
+    def pool(self, size: int) -> CookieQueue:
+        """The cookies of `@scheduler(cpus=size)`."""
+        queue = self.pools.get(size)
+        if queue is None:
+            # In the run's own directory where the scheduler was decorated too late for the whole tree to know it.
+            own = os.path.join(self.directory, f"cookies-{size}")
+            path = own if os.path.exists(own) else os.path.join(self.home, f"cookies-{size}")
+            queue = self.pools[size] = CookieQueue(path)
+        return queue
+
+    def leave(self) -> None:
+        """One user less. A thread past its deadline may come back long after its run, so the last one closes the door."""
+        with self._leaving:
+            self.users -= 1
+            if self.users:
+                return
+        for store in self.stores:
+            store.close()
+        self.table.close()
+        for fd in {*self.wake, *self.wake_threads, self.tell}:
+            if fd >= 0:
+                os.close(fd)
+        for queue in self.pools.values():
+            queue.close()
+
+    def notify(self) -> None:
+        """Wake the supervisor, who will look at the table. A full pipe is as good: he has not read it yet."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self.tell, b"!")
+
+
+def lanes_of(flow: Flow) -> list[int]:
+    """For each body, whose ready list its nodes go to.
+
+    A body that runs where the call is run takes the calling thread itself when it is the only sink, for then
+    nothing else is left to do; else it takes a worker thread.
+    """
+    here = flow.body_of[flow.sinks[0]] if len(flow.sinks) == 1 else NOBODY
+    alone = here >= 0 and sum(1 for body in flow.body_of if body == here) == 1
+    return [
+        body.carrier if body.carrier != HERE or (index == here and alone) else THREAD
+        for index, body in enumerate(flow.bodies)
+    ]
+
+
+class _Here(threading.local):
+    """The worker that this thread is, if it is one."""
+
+    worker: Worker | None = None
+
+
+here = _Here()
+
+
+class Worker:
+    """One worker of a run: a process, a thread of the invoking process, or the calling thread itself."""
+
+    def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
+        self.site = site
+        self.slot = slot
+        self.serial = serial
+        self._store = store
+        self.base = slot * SLOT
+        self.lane = lane
+        self.in_process = lane in (PROCESS, FRESH)
+        self.kept_node = NOBODY
+        self.kept: Any = None
+        self.recent: dict[int, Any] = {}
+        self.using: list[int] = []
+        self.spent: list[int] = []
+        #: Set in a child that a body forked and let return: it must not go on as a second one of us.
+        self.forked = False
+        self.cookie: tuple[int, int] | None = None
+        self.roaming: set[int] = set()
+        bodies = site.flow.bodies
+        self.special = [bool(body.retry or body.pool or body.timed or body.shared_memory) for body in bodies]
+        # What such a body takes must be in the store before it runs, so that a second attempt finds it wherever it runs.
+        self.durable = [body.retry > 0 for body in bodies]
+
+    @property
+    def store(self) -> Store:
+        """The way to the store, opened when first used: a run of threads alone needs none."""
+        if self._store is None:
+            self._store = Store(self.site.directory, self.site.table, self.slot, self.serial, self.site.spill)
+            self.site.stores.append(self._store)
+        return self._store
+
+    # The loop ----------------------------------------------------------------------------------------------
+
+    def work(self) -> None:
+        """Run nodes until there is nothing left to run."""
+        flow, table = self.site.flow, self.site.table
+        slots, base = table.slots, self.base
+        bodies, body_of, starts, inputs = flow.bodies, flow.body_of, flow.starts, flow.inputs
+        constants, shapes, shape_of, special = flow.constants, flow.shapes, flow.shape_of, self.special
+        clock, value_of, deliver = time.monotonic_ns, self._value_of, self._deliver
+        plain = [shape.templates is None and not shape.keywords for shape in shapes]
+        slots[base + LANE] = self.lane
+        slots[base + STATE] = BUSY
+        args: Any = ()
+        value: Any = None
+        node = self._take()
+        while node >= 0:
+            which = body_of[node]
+            first, last = starts[node], starts[node + 1]
+            try:
+                if special[which]:
+                    value, started, ended = self._run_special(node, bodies[which])
+                else:
+                    if first == last:
+                        args = ()
+                    elif plain[shape_of[node]]:
+                        args = [constants[~x] if x < 0 else value_of(x) for x in inputs[first:last]]
+                    else:
+                        args = None
+                    if args is None:
+                        args, named = flow.arguments(node, value_of)
+                        self.kept_node, self.kept = NOBODY, None
+                        slots[base + BEGUN] = 1
+                        started = slots[base + SINCE] = clock()
+                        value = bodies[which].function(*args, **named)
+                    else:
+                        self.kept_node, self.kept = NOBODY, None
+                        slots[base + BEGUN] = 1
+                        started = slots[base + SINCE] = clock()
+                        value = bodies[which].function(*args)
+                    ended = clock()
+            except BaseException as error:
+                args = value = None
+                self._fail(node, error)
+                node = self._take()
+                continue
+            if self.forked:
+                os._exit(0)
+            args = None
+            node = deliver(node, value, started, ended)
+            if node < 0:
+                value = None
+                node = self._take()
+        slots[base + STATE] = GONE
+
+    def _value_of(self, node: int) -> Any:
+        """The value of a node that the next body takes."""
+        if node == self.kept_node:
+            return self.kept
+        self.using.append(node)
+        if node in self.recent:
+            # A body with `retry` takes it from the store, fresh for every attempt.
+            return self.recent[node]
+        if not self.in_process and node in self.site.local:
+            return self.site.local[node]
+        _, _, offset, size, where, _, _, _ = RECORD.unpack_from(self.site.table.records, node * RECORD.size)
+        return self.store.get((where, offset, size))
+
+    def _deliver(self, node: int, value: Any, started: int, ended: int) -> int:
+        """Publish a value and give the node to go on with, or NOBODY."""
+        site = self.site
+        flow, table = site.flow, site.table
+        starts, consumers = flow.consumer_starts, flow.consumers
+        first, last = starts[node], starts[node + 1]
+        if self.using:
+            self.spent += self.using
+            self.using.clear()
+        if last - first == 1 and self.in_process:
+            consumer = consumers[first]
+            which = flow.body_of[consumer]
+            if (
+                table.pending[consumer] == 1
+                and site.lanes[which] == self.lane
+                and not self.durable[which]
+                and not flow.bodies[which].pool
+                and not table.header[STOP]
+            ):
+                # Everybody else has delivered, so nobody but us will touch the consumer: no lock. The order of the
+                # writes is what `recount` relies on.
+                slots, base = table.slots, self.base
+                RECORD.pack_into(table.records, node * RECORD.size, started, ended, 0, 0, 0, _pid, _cpu(), self.slot)
+                slots[base + NEXT_NODE] = consumer
+                slots[base + BEGUN] = 0
+                table.states[node] = DONE
+                table.pending[consumer] = 0
+                table.ready_at[consumer] = ended
+                table.states[consumer] = RUNNING
+                slots[base + NODE] = consumer
+                slots[base + COUNT] += 1
+                self.kept_node, self.kept = node, value
+                return consumer
+        return self._publish(node, value, started, ended, first, last)
+
+    def _publish(self, node: int, value: Any, started: int, ended: int, first: int, last: int) -> int:
+        site = self.site
+        flow, table = site.flow, site.table
+        header, slots, pending = table.header, table.slots, table.pending
+        body_of, lanes = flow.body_of, site.lanes
+        takers = flow.consumers[first:last]
+        place: Place = (NOWHERE, 0, 0)
+        if self.in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
+            try:
+                place = self.store.put(value)
+            except OSError as error:
+                self._fail(node, error)
+                return NOBODY
+            except Exception:
+                self._fail(node, why_not(value, f"the value of task {flow.body(node).name!r}"))
+                return NOBODY
+        if not self.in_process:
+            site.local[node] = value
+        RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
+        removed: list[Place] = []
+        finished = tell = False
+        woken = woken_threads = 0
+        chosen = NOBODY
+        if not first == last and self.in_process:
+            recent = self.recent
+            if place[2] < 4096 and last - first == 1 and not self.durable[body_of[takers[0]]]:
+                recent[node] = value
+                if len(recent) > RECENT:
+                    del recent[next(iter(recent))]
+        slots[self.base + BEGUN] = 0
+        table.lock(self.slot)
+        try:
+            if slots[self.base + NODE] != node or table.states[node] != RUNNING:
+                # Past its deadline, and given up: the value is dropped.
+                return NOBODY
+            if place[0] != NOWHERE:
+                self.store.hold(place)
+            table.states[node] = DONE
+            slots[self.base + COUNT] += 1
+            for taker in reversed(takers):
+                left = pending[taker] - 1
+                pending[taker] = left
+                if left == 0:
+                    table.ready_at[taker] = ended
+                    table.push(lanes[body_of[taker]], taker)
+            self._let_go(removed)
+            if first == last:
+                header[SINKS_LEFT] -= 1
+                if header[SINKS_LEFT] == 0:
+                    header[FINISHED] = 1
+                    finished = True
+            if finished:
+                woken, woken_threads = max(0, header[IDLE + PROCESS]), max(0, header[IDLE + THREAD])
+                header[IDLE + PROCESS] = header[IDLE + THREAD] = 0
+            else:
+                if self.lane in (PROCESS, THREAD) and not header[STOP]:
+                    chosen = self._next_ready()
+                woken, woken_threads, tell = self._count_wakes()
+        finally:
+            table.unlock()
+        if finished or tell:
+            site.notify()
+        self._wake(woken, woken_threads)
+        for gone in removed:
+            self.store.remove(gone)
+        if chosen >= 0 and self.in_process and chosen in takers and not self.durable[body_of[chosen]]:
+            self.kept_node, self.kept = node, value
+            self.recent.pop(node, None)
+            # It was published, so it has a reader to count.
+            self.spent.append(node)
+        return chosen
+
+    def _let_go(self, removed: list[Place]) -> None:
+        """Count what this worker has read. Lock held; files that nobody needs any more are added to `removed`."""
+        table = self.site.table
+        readers = table.readers
+        for taken in self.spent:
+            left = readers[taken] - 1
+            readers[taken] = left
+            if left == 0:
+                _, _, offset, size, where, _, _, _ = RECORD.unpack_from(table.records, taken * RECORD.size)
+                if where != NOWHERE:
+                    file = self.store.release((where, offset, size))
+                    if file is not None:
+                        removed.append(file)
+                self.recent.pop(taken, None)
+                self.site.local.pop(taken, None)
+        self.spent.clear()
+
+    def _count_wakes(self) -> tuple[int, int, bool]:
+        """How many sleeping processes and threads to wake for what is ready, and whether the supervisor is wanted. Lock held."""
+        header = self.site.table.header
+        woken: int = header[READY_COUNT + PROCESS]
+        woken_threads: int = header[READY_COUNT + THREAD]
+        others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE]
+        if not (woken or woken_threads or others):
+            return 0, 0, False
+        idle, idle_threads = max(0, header[IDLE + PROCESS]), max(0, header[IDLE + THREAD])
+        hungry = header[HUNGRY]
+        tell = (hungry == HUNGRY_FOR_ALL and woken > idle) or (hungry and (woken_threads > idle_threads or others))
+        if tell:
+            header[HUNGRY] = 0
+        woken = min(woken, idle)
+        woken_threads = min(woken_threads, idle_threads)
+        header[IDLE + PROCESS] -= woken
+        header[IDLE + THREAD] -= woken_threads
+        return woken, woken_threads, bool(tell)
+
+    def _wake(self, processes: int, threads: int) -> None:
+        if processes:
+            os.write(self.site.wake[1], b"!" * processes)
+        if threads:
+            os.write(self.site.wake_threads[1], b"!" * threads)
+
+    # Taking ------------------------------------------------------------------------------------------------
+
+    def _next_ready(self) -> int:
+        """Take a node from the ready list or from a range, and put our name to it. Lock held. NOBODY where there is none."""
+        table = self.site.table
+        slots, base = table.slots, self.base
+        if table.header[EXCESS] and self.lane == PROCESS:
+            # More of us than CPUs, and all busy: those who were added while others slept go home.
+            table.header[EXCESS] -= 1
+            slots[base + STATE] = GONE
+            return NOBODY
+        while True:
+            node = table.pop(self.lane)
+            if node < 0 and self.lane == PROCESS:
+                node = table.take_leaf(self.slot)
+                if node >= 0:
+                    table.ready_at[node] = table.header[STARTED_AT]
+            if node < 0:
+                return NOBODY
+            pool = self.site.flow.body(node).pool
+            if pool:
+                index = self.site.pool_sizes.index(pool)
+                if table.header[POOL_WAITING + index]:
+                    # One of us sleeps until a cookie of this pool is free; a second sleeper would help nobody.
+                    table.defer(index, node)
+                    continue
+                table.header[POOL_WAITING + index] = 1
+                slots[base + WAITING_POOL] = index + 1
+            slots[base + BEGUN] = 0
+            slots[base + NODE] = node
+            table.states[node] = RUNNING
+            return node
+
+    def _take(self) -> int:
+        """The next node to run; sleeps while there is none. NOBODY where the run is over."""
+        site = self.site
+        table = site.table
+        header, slots, base = table.header, table.slots, self.base
+        lane = self.lane
+        wake = site.wake if lane == PROCESS else site.wake_threads
+        removed: list[Place] = []
+        while True:
+            table.lock(self.slot)
+            try:
+                slots[base + NODE] = NOBODY
+                if self.spent:
+                    self._let_go(removed)
+                over = header[STOP] or header[FINISHED] or slots[base + STATE] != BUSY
+                node = NOBODY if over else self._next_ready()
+                woken, woken_threads, tell = (0, 0, False) if over else self._count_wakes()
+                over = over or slots[base + STATE] != BUSY
+                if node < 0 and not over and lane in (PROCESS, THREAD):
+                    header[IDLE + lane] += 1
+                    slots[base + STATE] = RESTING
+            finally:
+                table.unlock()
+            if tell:
+                site.notify()
+            self._wake(woken, woken_threads)
+            for gone in removed:
+                self.store.remove(gone)
+            removed.clear()
+            if node >= 0 or over or lane not in (PROCESS, THREAD):
+                return node
+            self.recent.clear()
+            if os.read(wake[0], 1) == b".":
+                # Sent home by the supervisor, who has counted us out already.
+                return NOBODY
+            slots[base + STATE] = BUSY
+
+    # Bodies with terms -------------------------------------------------------------------------------------
+
+    def _run_special(self, node: int, body: Body) -> tuple[Any, int, int]:
+        """Run a body that needs a cookie, has a deadline, may be tried again, or wants shared memory."""
+        table = self.site.table
+        slots, base = table.slots, self.base
+        while True:
+            if self.durable[self.site.flow.body_of[node]]:
+                # Taken from the store, not from our hands: what an attempt does to its arguments is lost with it.
+                self.recent.clear()
+            if body.pool:
+                self._take_cookie(body.pool)
+            try:
+                args, named = self.site.flow.arguments(node, self._value_of)
+                self.kept_node, self.kept = NOBODY, None
+                if body.shared_memory:
+                    from entangle._run.segments import SegmentOpener, Segments
+
+                    named["smm"] = Segments(self.site.directory)
+                    named["sm"] = SegmentOpener(self.site.directory)
+                slots[base + BEGUN] = 1
+                started = slots[base + SINCE] = time.monotonic_ns()
+                value = body.function(*args, **named)
+                ended = time.monotonic_ns()
+                slots[base + BEGUN] = 0
+                while slots[base + DOOMED]:
+                    time.sleep(0.001)  # past the deadline by a hair: whoever found that out decides
+                return value, started, ended
+            except BaseException as raised:
+                error = self._failure(node, raised)
+                slots[base + BEGUN] = 0
+                while slots[base + DOOMED]:
+                    time.sleep(0.001)
+                attempt = table.attempts[node] + 1
+                if attempt > body.retry or not isinstance(error, body.on) or table.header[STOP] or self.forked:
+                    raise error from error.__cause__
+                table.attempts[node] = attempt
+                note_attempt(self.site.directory, node, attempt, error)
+                self.using.clear()
+            finally:
+                self._give_cookie()
+            args = named = value = None  # type: ignore[assignment]
+            time.sleep(pause(body, attempt))
+
+    def _take_cookie(self, size: int) -> None:
+        """Take a cookie of a pool, sleeping until there is one, and bind this worker to its CPU."""
+        site, table = self.site, self.site.table
+        queue = site.pool(size)
+        cookie = queue.wait()
+        index = site.pool_sizes.index(size)
+        table.slots[self.base + COOKIE] = (size << 8) + cookie + 1
+        self.cookie = (size, cookie)
+        if table.slots[self.base + WAITING_POOL]:
+            table.lock(self.slot)
+            try:
+                table.slots[self.base + WAITING_POOL] = 0
+                table.header[POOL_WAITING + index] = 0
+                other = table.undefer(index)
+                if other >= 0:
+                    table.push(site.lanes[site.flow.body_of[other]], other)
+                woken, woken_threads, tell = self._count_wakes()
+            finally:
+                table.unlock()
+            if tell:
+                site.notify()
+            self._wake(woken, woken_threads)
+        self.roaming = bind(cookie)
+        if self.in_process:
+            flags = offer_jobserver(queue.path, serial=size == 1)
+            if flags is not None:
+                os.environ["MAKEFLAGS"] = flags
+
+    def _give_cookie(self) -> None:
+        """Give the cookie back, if we hold one, and roam all CPUs again."""
+        if self.cookie is None:
+            return
+        size, cookie = self.cookie
+        roam(self.roaming)
+        self.cookie = None
+        self.site.table.slots[self.base + COOKIE] = 0
+        self.site.pool(size).give(cookie)
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """A cookie of that pool for as long as the block lasts; the one we hold already, if there is one."""
+        if self.cookie is not None:
+            yield
+            return
+        self._take_cookie(size)
+        try:
+            yield
+        finally:
+            self._give_cookie()
+
+    @contextlib.contextmanager
+    def lending(self) -> Iterator[None]:
+        """While a body waits for a nested run, others may have its cookie."""
+        if self.cookie is None:
+            yield
+            return
+        size = self.cookie[0]
+        self._give_cookie()
+        try:
+            yield
+        finally:
+            self._take_cookie(size)
+
+    # Failing -----------------------------------------------------------------------------------------------
+
+    def _failure(self, node: int, error: BaseException) -> Exception:
+        """What a body raised, as an error: one that means to end the interpreter would else end the caller's."""
+        if isinstance(error, Exception):
+            return error
+        kind = ProcessTerminatedException if self.in_process else ThreadTerminatedException
+        code = f"({error.code!r})" if isinstance(error, SystemExit) else ""
+        ended = kind(f"task {self.site.flow.body(node).name!r} ended by raising {type(error).__name__}{code}")
+        ended.__cause__ = error
+        return ended
+
+    def _fail(self, node: int, error: BaseException) -> None:
+        """Publish an error and end the run."""
+        if self.forked:
+            os._exit(1)
+        site = self.site
+        table = site.table
+        place: Place = (NOWHERE, 0, 0)
+        table.slots[self.base + BEGUN] = 0
+        error = self._failure(node, error)
+        report = describe(error, site.flow.body(node).name, table.attempts[node] + 1)
+        if self.in_process:
+            place = self.store.put_pickle(pickle.dumps(report, 5))
+        else:
+            site.errors[node] = error
+        since = table.slots[self.base + SINCE]
+        RECORD.pack_into(
+            table.records, node * RECORD.size, since, time.monotonic_ns(), place[1], place[2], place[0], _pid, _cpu(), self.slot
+        )
+        table.lock(self.slot)
+        try:
+            if table.slots[self.base + NODE] != node or table.states[node] != RUNNING:
+                return
+            table.states[node] = FAILED
+            if table.header[FAILED_NODE] < 0:
+                table.header[FAILED_NODE] = node
+            table.header[STOP] = 1
+        finally:
+            table.unlock()
+        site.notify()
+
+
+def pause(body: Body, attempt: int) -> float:
+    """Seconds between attempt number `attempt` (from 1) and the next one."""
+    return body.sleep * body.backoff ** (attempt - 1) + (random.uniform(0, body.jitter) if body.jitter else 0.0)
+
+
+def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:
+    """Write down why an attempt failed, where the next one, which may run elsewhere, and the supervisor can read it.
+
+    One line by one write to a file opened for appending: lines of several processes do not mix.
+    """
+    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
+    fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
+    """An error as what can be sent: pickled where that is possible, and as text in any case."""
+    text = "".join(traceback.format_exception(type(error), error, _own_frames(error)))
+    pickled: bytes | None
+    refused: UnpicklableError | None = None
+    try:
+        pickled = dumps(error)
+        # Many an exception pickles and cannot be made again: its __init__ wants other arguments than it passed on.
+        pickle.loads(pickled)
+    except Exception as why:
+        pickled = None
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        try:
+            dumps(error)
+            reason = f"it cannot be made again from its arguments ({type(why).__name__}: {why})"
+        except Exception:
+            reason = str(why_not(error, f"the error of task {name!r}"))
+        refused = UnpicklableError(f"task {name!r} failed with {kind}: {_text_of(error)}; that error cannot be sent: {reason}")
+    return {
+        "error": pickled if pickled is not None else pickle.dumps(refused, 5),
+        "text": text,
+        "where": f"host {socket.gethostname()}, pid {os.getpid()}, cpu {_cpu()}, attempt {attempt}",
+    }
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as problem:
+        return f"<its text raises {type(problem).__name__}>"
+
+
+def _own_frames(error: BaseException) -> Any:
+    """The traceback without our frames at its head: the user's begin where our code calls them."""
+    ours = (os.path.dirname(__file__), os.path.join(os.path.dirname(os.path.dirname(__file__)), "task.py"))
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None and at.tb_frame.f_code.co_filename.startswith(ours):
+        at = at.tb_next
+    return at
+
+
+_pid = os.getpid()
+
+
+def _refresh_pid() -> None:
+    global _pid
+    _pid = os.getpid()
+    worker = here.worker
+    if worker is not None:
+        worker.forked = True
+
+
+os.register_at_fork(after_in_child=_refresh_pid)
+
+
+def become(worker: Worker) -> None:
+    """Say that this process, or this thread, is that worker from now on."""
+    here.worker = worker
+    worker.forked = False
+
+
+def run_as(worker: Worker) -> None:
+    """Work as that worker, in this thread."""
+    before = here.worker
+    become(worker)
+    try:
+        worker.work()
+    finally:
+        here.worker = before
+
+
+def flush() -> None:
+    """Write out what bodies have printed: a worker process ends without Python's own farewell."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()

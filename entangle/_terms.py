@@ -1,0 +1,85 @@
+"""The options that @process and @thread share, checked when the function is decorated."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+from entangle._cache import Cache
+from entangle.errors import OptionError
+from entangle.task import Layer
+
+On = type[BaseException] | tuple[type[BaseException], ...] | None
+
+
+class Terms(Layer):
+    """How a body is carried: by whom, for how long, how often it is tried, whether its value is remembered."""
+
+    def __init__(
+        self,
+        decorator: str,
+        *,
+        timeout: float | None,
+        wait: float | None,
+        retry: int,
+        sleep: float,
+        backoff: float,
+        jitter: float,
+        on: On,
+        cache: bool,
+        shared_memory: bool,
+    ) -> None:
+        for name, value in (("timeout", timeout), ("wait", wait)):
+            if value is not None and not (_is_number(value) and value > 0):
+                raise OptionError(f"@{decorator}: {name}={value!r}; it is a number of seconds above 0, or None for no limit")
+        for name, value in (("sleep", sleep), ("backoff", backoff), ("jitter", jitter)):
+            if not _is_number(value) or value < 0:
+                raise OptionError(f"@{decorator}: {name}={value!r}; it is a number, 0 or above")
+        if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= 250:
+            raise OptionError(f"@{decorator}: retry={retry!r}; it is a whole number of further attempts, 0 to 250")
+        types = (Exception,) if on is None else on if isinstance(on, tuple) else (on,)
+        for kind in types:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise OptionError(f"@{decorator}: on={on!r}; it is an exception type, or a tuple of them")
+        self._decorator = decorator
+        self._terms: dict[str, Any] = {
+            "timeout": timeout,
+            "wait": wait,
+            "retry": retry,
+            "sleep": float(sleep),
+            "backoff": float(backoff),
+            "jitter": float(jitter),
+            "on": types,
+            "shared_memory": bool(shared_memory),
+        }
+        self._cache = Cache() if cache else None
+        if shared_memory:
+            self.injected = ("smm", "sm")
+
+    def terms(self) -> dict[str, Any]:
+        """What the engine sees to."""
+        return self._terms
+
+    def accept(self, function: Callable[..., Any]) -> None:
+        """With `shared_memory`, the function must take what it is given."""
+        if not self._terms["shared_memory"]:
+            return
+        parameters = inspect.signature(function).parameters
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        missing = [name for name in self.injected if name not in parameters and not takes_any]
+        if missing:
+            name = getattr(function, "__name__", repr(function))
+            raise OptionError(
+                f"@{self._decorator}(shared_memory=True): {name} must declare the keyword arguments smm and sm; "
+                f"it lacks {' and '.join(missing)}. Write `def {name}(..., smm=None, sm=None)`"
+            )
+
+    def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """With `cache`, the memory around the function."""
+        return self._cache.around(inner) if self._cache is not None else inner
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

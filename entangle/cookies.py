@@ -1,0 +1,150 @@
+"""Cookies: the right to use one CPU, held in a FIFO that any process of the tree can take from.
+
+A cookie is one byte in a named pipe: to take one is to read a byte, to give it back is to write it. No process
+coordinates, and the kernel keeps the queue. It is the protocol of the GNU make jobserver
+(https://www.gnu.org/software/make/manual/html_node/Job-Slots.html), so `make`, `ninja` and `cargo` that a task starts
+can take from the same queue.
+
+Two kinds of queue use it. The *budget* of a process tree holds one cookie less than there are CPUs, since whoever starts
+a run waits for it and leaves it his own place. A *pool* belongs to `@scheduler(cpus=n)`: its bytes say which of the
+CPUs the holder binds itself to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import subprocess
+from functools import lru_cache
+from shutil import which
+
+#: A byte names a cookie, and a pipe of one page holds as many without blocking the one who fills it.
+MOST_COOKIES = 250
+
+#: The sizes of the pools of every scheduler decorated so far, so that the process that starts the first run can make
+#: them all: a pool must outlive the nested runs that share it.
+registered_pools: set[int] = set()
+
+
+def available_cpus() -> list[int]:
+    """The numbers of the CPUs that this thread may use; on systems without affinity, as many numbers as there are CPUs."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:
+        return list(range(os.cpu_count() or 1))
+
+
+def bind(cpu: int) -> set[int]:
+    """Bind this thread to one CPU; gives the CPUs that it could use before."""
+    try:
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {cpu})
+    except (AttributeError, OSError):  # no affinity here (macOS), or the CPU has been taken from us since
+        return set()
+    return before
+
+
+def roam(cpus: set[int]) -> None:
+    """Let this thread use these CPUs again."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+
+
+class CookieQueue:
+    """A queue of cookies in a named pipe at `path`. Every process of a tree may open it; it lasts while one has it open."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        # Read and write: an open that waits for nobody, and a queue that keeps what it holds while we have it open.
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+
+    @classmethod
+    def create(cls, path: str, cookies: bytes) -> CookieQueue:
+        """Make the pipe and put these cookies into it. Raises `FileExistsError` where there is one."""
+        os.mkfifo(path, 0o600)
+        queue = cls(path)
+        if cookies:
+            os.write(queue._fd, cookies[:MOST_COOKIES])
+        return queue
+
+    def take(self) -> int | None:
+        """Take a cookie if there is one; None otherwise. Never waits."""
+        try:
+            taken = os.read(self._fd, 1)
+        except BlockingIOError:
+            return None
+        return taken[0] if taken else None
+
+    def wait(self) -> int:
+        """Take a cookie, and sleep until there is one."""
+        while True:
+            cookie = self.take()
+            if cookie is not None:
+                return cookie
+            select.select([self._fd], [], [])
+
+    def give(self, cookie: int) -> None:
+        """Put a cookie back."""
+        os.write(self._fd, bytes((cookie,)))
+
+    def count(self) -> int:
+        """How many cookies are in the queue now."""
+        import array
+        import termios
+
+        held = array.array("i", [0])
+        fcntl.ioctl(self._fd, termios.FIONREAD, held)
+        return held[0]
+
+    def refill(self, cookies: bytes) -> None:
+        """Make the queue hold exactly these; for its owner, when nobody else uses it."""
+        while self.take() is not None:
+            pass
+        if cookies:
+            os.write(self._fd, cookies[:MOST_COOKIES])
+
+    def close(self) -> None:
+        """Let go of the pipe."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@lru_cache(maxsize=1)
+def _jobserver_style() -> str:
+    """`fifo` where make (4.4 and later, as ninja and cargo) takes the path of a named pipe, `pipe` where it takes descriptors.
+
+    A make before 4.4 stops with an error when it is offered a path, so we ask it first, once in a process.
+    """
+    chosen = os.environ.get("ENTANGLE_JOBSERVER", "")
+    if chosen in ("fifo", "pipe", "off"):
+        return chosen
+    make = which("make")
+    if make is None:
+        return "fifo"
+    try:
+        answer = subprocess.run([make, "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
+        version = answer.stdout.split("\n", 1)[0].rsplit(" ", 1)[-1].split(".")
+        return "fifo" if (int(version[0]), int(version[1])) >= (4, 4) else "pipe"
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return "pipe"
+
+
+def offer_jobserver(path: str, serial: bool = False) -> str | None:
+    """The `MAKEFLAGS` that offer the queue at `path` to the programs that this process starts; None when switched off.
+
+    An inheritable descriptor is opened for the programs that take one. `serial` says that no second cookie will ever be
+    had: then make is also told to run one job at a time, since a `-j8` on its command line would turn from the jobserver.
+    """
+    style = _jobserver_style()
+    if style == "off":
+        return None
+    flags = ""
+    if serial:
+        flags = "--eval=.NOTPARALLEL: "
+    if style == "fifo":
+        return f"{flags}-j --jobserver-auth=fifo:{path}"
+    fd = os.open(path, os.O_RDWR)
+    os.set_inheritable(fd, True)
+    return f"{flags}-j --jobserver-auth={fd},{fd}"

@@ -1,0 +1,49 @@
+"""@local: the body runs on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle.cookies import registered_pools
+from entangle.scheduler import check_cpus
+from entangle.task import Layer, Task, decorate, refuse_unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Local(Layer):
+    """The layer of @local: where is here; with `cpus`, no more than so many at a time."""
+
+    def __init__(self, cpus: int | None) -> None:
+        self.cpus = cpus
+        if cpus is not None:
+            check_cpus("local", cpus)
+            registered_pools.add(cpus)
+
+    def terms(self) -> dict[str, Any]:
+        """With `cpus`, the pool of cookies that the function takes from."""
+        return {} if self.cpus is None else {"pool": self.cpus}
+
+
+@overload
+def local(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def local(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def local(*, cpus: int | None = None) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def local(function: Any = None, /, *, cpus: int | None = None, **unknown: Any) -> Any:
+    """Say that the function runs on this machine; with `cpus`, as under @scheduler(cpus=…). Raises OptionError.
+
+        @process
+        @local(cpus=4)
+        def work(n): ...
+    """
+    refuse_unknown("local", ("cpus",), unknown)
+    layer = Local(cpus)
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        return decorate("local", inner, layer)
+
+    return wrap if function is None else wrap(function)

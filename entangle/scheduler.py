@@ -1,0 +1,130 @@
+"""@scheduler: the body runs only with a cookie, bound to the CPU that the cookie names."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle._run.home import home
+from entangle._run.worker import here
+from entangle.cookies import available_cpus, bind, registered_pools, roam
+from entangle.errors import OptionError, SchedulerImportError
+from entangle.task import Layer, Task, decorate, refuse_unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS = ("cpus", "impl")
+_DEFAULT = "entangle.scheduler.DefaultScheduler"
+
+
+class DefaultScheduler:
+    """Hands out the cookies of a queue that the whole process tree shares, one for each of the first `cpus` CPUs."""
+
+    def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
+        """`f` as a function that takes a cookie first, binds itself to that CPU, and gives the cookie back after."""
+        check_cpus("scheduler", cpus)
+        registered_pools.add(cpus)
+
+        @functools.wraps(f)
+        def scheduled(*args: Any, **kwargs: Any) -> Any:
+            worker = here.worker
+            if worker is not None and worker.site.directory and cpus in worker.site.pool_sizes:
+                with worker.holding(cpus):
+                    return f(*args, **kwargs)
+            place = home()
+            place.open_pools({cpus})
+            cookie = place.pools[cpus].wait()
+            before = bind(cookie)
+            try:
+                return f(*args, **kwargs)
+            finally:
+                roam(before)
+                place.pools[cpus].give(cookie)
+
+        return scheduled
+
+
+class Scheduler(Layer):
+    """The layer of @scheduler: the engine's own cookies, or another scheduler around the function."""
+
+    def __init__(self, cpus: int, impl: str) -> None:
+        self.cpus = cpus
+        self.impl = impl
+        self.other: Any = None
+        if impl != _DEFAULT:
+            self.other = load_scheduler(impl)
+        else:
+            registered_pools.add(cpus)
+
+    def terms(self) -> dict[str, Any]:
+        """How many cookies the pool has that this function takes from."""
+        return {} if self.other is not None else {"pool": self.cpus}
+
+    def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """What the other scheduler makes of the function, where there is one."""
+        if self.other is None:
+            return inner
+        wrapped = self.other.register(inner, cpus=self.cpus)
+        if not callable(wrapped):
+            raise SchedulerImportError(f"{self.impl}.register must return a function that wraps the one it is given; it gave {wrapped!r}")
+        registered: Callable[..., Any] = wrapped
+        return registered
+
+
+def load_scheduler(impl: str) -> Any:
+    """An instance of the class that a dotted name says. Raises SchedulerImportError."""
+    module_name, _, class_name = impl.rpartition(".")
+    if not module_name:
+        raise SchedulerImportError(f"impl={impl!r}: write the scheduler's class with its module, as 'package.module.Class'")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise SchedulerImportError(f"impl={impl!r}: cannot import {module_name} ({error}); is it installed, and on sys.path?") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise SchedulerImportError(f"impl={impl!r}: module {module_name} has no {class_name}")
+    made = found() if isinstance(found, type) else found
+    if not callable(getattr(made, "register", None)):
+        raise SchedulerImportError(f"impl={impl!r}: a scheduler has a method `register(self, f, cpus=12)`; {class_name} has none")
+    return made
+
+
+def check_cpus(decorator: str, cpus: object) -> None:
+    """Raise OptionError unless `cpus` is a whole number of at least 1."""
+    if isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1:
+        raise OptionError(f"@{decorator}: cpus={cpus!r}; it is a whole number, at least 1")
+
+
+@overload
+def scheduler(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def scheduler(*, cpus: int = ..., impl: str = ...) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _DEFAULT, **unknown: Any) -> Any:
+    """Run the function only with a cookie, bound to that cookie's CPU; never more than `cpus` such functions at a time.
+
+    Cookies are counted among the CPUs that this process may use, and shared by the whole process tree of the run. A
+    function that waits for a nested run lends its cookie meanwhile. `cpus` is by default as many as there are. `impl`
+    names another scheduler's class, imported here: it has `register(self, f, cpus=12)` and gives a callable around `f`.
+    It sits above or below @process, @thread and @workflow. Raises OptionError and SchedulerImportError.
+
+        @scheduler(cpus=4)
+        @process
+        def simulate(seed): ...
+    """
+    refuse_unknown("scheduler", _OPTIONS, unknown)
+    if cpus is None:
+        cpus = len(available_cpus())
+    check_cpus("scheduler", cpus)
+    if not isinstance(impl, str):
+        raise OptionError(f"@scheduler: impl={impl!r}; it is the dotted name of a class, as 'package.module.Class'")
+    layer = Scheduler(cpus, impl)
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        return decorate("scheduler", inner, layer)
+
+    return wrap if function is None else wrap(function)

@@ -1,0 +1,607 @@
+"""Tasks, layers and calls; and how a tree of calls becomes a Flow.
+
+A *task* is a function with a stack of *layers*, one for each decorator. Calling a task gives a *call*, which remembers the
+task and its arguments; arguments may be calls, also inside lists, tuples, dicts and sets. Calling the call runs the graph.
+
+A new way or place to run is a small class::
+
+    class Loud(Layer):
+        def run(self, inner, args, kwargs):
+            print("before")
+            return inner(*args, **kwargs)
+
+    def loud(function):
+        return task(function, Loud())
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+import sys
+import types
+import weakref
+from array import array
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
+
+from entangle._run.run import Observer, Run
+from entangle.errors import ArgumentError, CycleError, OptionError
+from entangle.flow import COPY, HERE, PROCESS, Body, Flow, Shape, Template
+
+if TYPE_CHECKING:
+    from entangle._run.future import RunFuture
+
+P = ParamSpec("P")
+R = TypeVar("R")
+V = TypeVar("V")
+
+#: Keyword arguments of `call(...)` that say how to run it, unless the function has a parameter of that name.
+RUN_KEYWORDS = ("proc", "progress", "start")
+
+
+class Layer:
+    """What one decorator adds: code that runs around the next layer, the innermost being the function.
+
+    `carrier` says who carries the part below (PROCESS, THREAD, FRESH, HERE of `entangle.flow`); None leaves that to
+    other layers. `terms` are fields of `entangle.flow.Body` that the engine sees to: deadlines, retries, cookies.
+    """
+
+    carrier: int | None = None
+
+    #: Parameters of the function that the layer fills in itself, by name.
+    injected: tuple[str, ...] = ()
+    #: Whether the arguments of a call are the layer's business and not the function's parameters.
+    takes_arguments = False
+
+    def terms(self) -> dict[str, Any]:
+        """What the engine must know: fields of `Body`."""
+        return {}
+
+    def accept(self, function: Callable[..., Any]) -> None:
+        """Look at the function that is decorated; raise OptionError where the layer cannot do with it."""
+
+    def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """`inner` with this layer around it."""
+        if type(self).run is Layer.run:
+            return inner
+        return functools.partial(_peel, self, inner)
+
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the layers below; the place to do something before, after or instead."""
+        return inner(*args, **kwargs)
+
+
+def _peel(layer: Layer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return layer.run(inner, args, kwargs)
+
+
+class TaskBody(Body):
+    """The body of a task. It travels as its task does: by name where that can be imported."""
+
+    task: Task[..., Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _body_of, (self.task,)
+
+
+def _body_of(task: Task[..., Any]) -> Body:
+    return task.body
+
+
+class Task(Generic[P, R]):
+    """A decorated function: the function and its stack of layers, outermost first. Immutable; keeps the function's name,
+    docstring, module and signature. Calling it builds a `Call`; nothing runs."""
+
+    function: Callable[..., Any]
+    layers: tuple[Layer, ...]
+    __name__: str
+    __qualname__: str
+
+    def __init__(self, function: Callable[P, R], layers: tuple[Layer, ...]) -> None:
+        functools.update_wrapper(cast("Callable[..., Any]", self), function)
+        if not hasattr(function, "__name__"):  # a functools.partial, an object that can be called
+            self.__name__ = self.__qualname__ = type(function).__name__
+        self.function = function
+        self.layers = layers
+        self._body: Body | None = None
+        self._fits: Callable[[int, dict[str, Any]], bool] | None = None
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+    @overload
+    def __call__(self, *args: Any, **kwargs: Any) -> Call[R]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Call[R]:
+        """A call of this task with these arguments, each a value or a call. Raises ArgumentError where they do not fit."""
+        fits = self._fits or self._learn_parameters()
+        if not fits(len(args), kwargs):
+            self._complain(args, kwargs)
+        return Call(self, args, kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A task in a class is a method: the instance is the first argument of its calls."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        layers = " ".join(f"@{type(layer).__name__.lower()}" for layer in self.layers)
+        return f"<task {self.__qualname__} {layers}>".replace(" >", ">")
+
+    def __reduce__(self) -> Any:
+        module = sys.modules.get(self.__module__ or "")
+        if module is not None and self.__module__ != "__main__":
+            found: Any = module
+            for name in self.__qualname__.split("."):
+                found = getattr(found, name, None)
+            if found is self:
+                return _find, (self.__module__, self.__qualname__)
+        return Task, (self.function, self.layers)
+
+    @property
+    def body(self) -> Body:
+        """What the engine runs: the layers around the function, and the terms they ask for."""
+        if self._body is None:
+            self._body = _make_body(self)
+        return self._body
+
+    def _learn_parameters(self) -> Callable[[int, dict[str, Any]], bool]:
+        self._fits = _fitting(self)
+        return self._fits
+
+    def _complain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        signature = inspect.signature(self.function)
+        try:
+            _without(signature, self.layers).bind(*args, **kwargs)
+        except TypeError as error:
+            raise ArgumentError(f"{self.__name__}{signature}: {error}") from None
+        raise AssertionError(f"{self.__name__}{signature} takes what it refused")
+
+
+def _find(module: str, name: str) -> Any:
+    """A task by its name, in a process that has to import its module first."""
+    import importlib
+
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _without(signature: inspect.Signature, layers: Sequence[Layer]) -> inspect.Signature:
+    """The signature that a call has to fit: without what layers fill in."""
+    injected = {name for layer in layers for name in layer.injected}
+    if not injected:
+        return signature
+    return signature.replace(parameters=[p for p in signature.parameters.values() if p.name not in injected])
+
+
+def _fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
+    """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
+    if any(layer.takes_arguments for layer in task.layers):
+        return lambda count, kwargs: True
+    try:
+        signature = _without(inspect.signature(task.function), task.layers)
+    except (ValueError, TypeError):  # a builtin that does not tell
+        return lambda count, kwargs: True
+    kinds = inspect.Parameter
+    positional = [p for p in signature.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    needs_keyword = any(
+        p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty for p in signature.parameters.values()
+    )
+    least = sum(p.default is kinds.empty for p in positional)
+    endless = any(p.kind is kinds.VAR_POSITIONAL for p in signature.parameters.values())
+    most = sys.maxsize if endless else len(positional)
+
+    def fits(count: int, kwargs: dict[str, Any]) -> bool:
+        if not kwargs and not needs_keyword:
+            return least <= count <= most
+        try:
+            signature.bind(*(None,) * count, **kwargs)
+        except TypeError:
+            return False
+        return True
+
+    return fits
+
+
+def _make_body(task: Task[..., Any]) -> Body:
+    function = task.function
+    if inspect.iscoroutinefunction(function):
+        function = functools.partial(_await_it, function)
+    inner = _resolving(function)
+    outer = inner
+    for layer in reversed(task.layers):
+        outer = layer.around(outer)
+    if outer is not inner:
+        outer = _resolving(outer)
+    carrier = next((layer.carrier for layer in task.layers if layer.carrier is not None), HERE)
+    terms: dict[str, Any] = {}
+    carried = False
+    for layer in task.layers:
+        if layer.carrier is not None:
+            if carried:
+                continue  # only the outermost carrier carries; what the others would see to is not asked of the engine
+            carried = True
+        terms.update(layer.terms())
+    carrier = terms.pop("carrier", carrier)
+    body = TaskBody(outer, task.__name__, carrier, **terms)
+    object.__setattr__(body, "task", task)
+    return body
+
+
+def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, and where its value is a call, that call's value: it is run where it was made."""
+
+    def body(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        while type(value) is Call:
+            value = value()
+        return value
+
+    return body
+
+
+def _await_it(function: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> Any:
+    import asyncio
+
+    async def main() -> Any:
+        return await function(*args, **kwargs)
+
+    return asyncio.run(main())
+
+
+class Call(Generic[R]):
+    """A task applied to arguments, not yet run. Immutable, hashable by identity. Calling it runs the graph below it."""
+
+    __slots__ = ("__weakref__", "args", "kwargs", "task")
+
+    task: Task[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __init__(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _set_task(self, task)
+        _set_args(self, args)
+        _set_kwargs(self, kwargs)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Call, (self.task, self.args, self.kwargs)
+
+    def __repr__(self) -> str:
+        parts = [_short(argument) for argument in self.args]
+        parts += [f"{name}={_short(argument)}" for name, argument in self.kwargs.items()]
+        return f"<call {self.task.__name__}({', '.join(parts)})>"
+
+    @overload
+    def __call__(self: Call[Call[Call[V]]], *args: Any, **kwargs: Any) -> V: ...
+    @overload
+    def __call__(self: Call[Call[V]], *args: Any, **kwargs: Any) -> V: ...
+    @overload
+    def __call__(self: Call[Coroutine[Any, Any, V]], *args: Any, **kwargs: Any) -> V: ...
+    @overload
+    def __call__(self: Call[V], *args: Any, **kwargs: Any) -> V: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph and give its value; arguments given here are added to those that the call has.
+
+        `proc=True` starts it and gives a future at once; `progress=True` shows how far it is; `start=` says how workers
+        are started (auto, fork, forkserver, spawn). Raises what the first task to fail has raised.
+        """
+        options: dict[str, Any] = {}
+        if kwargs:
+            named = _named_parameters(self.task)
+            options = {name: kwargs.pop(name) for name in RUN_KEYWORDS if name in kwargs and name not in named}
+        call: Call[Any] = self
+        if args or kwargs:
+            call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+        proc = options.pop("proc", False)
+        if proc:
+            future = _future_of(self, call, options)
+            future.start()
+            return future
+        if _pending:
+            waiting = _pending.pop(self, None)
+            if waiting is not None:
+                return waiting.entangle()
+        return call._run(**options).value()
+
+    def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
+        """The next execution of this graph."""
+        if progress is None:
+            progress = os.environ.get("ENTANGLE_PROGRESS", "") not in ("", "0")
+        observer: Observer | None = None
+        if progress:
+            from entangle._run.progress import Bar
+
+            observer = Bar()
+        return Run(compile_call(self), start, observer)
+
+    def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture:
+        """A `concurrent.futures.Future` of the next run of this call; `callback` gets the future when it is done.
+
+        `call(proc=True)` or the future's `entangle()` starts that run.
+        """
+        future = _future_of(self, self, {})
+        _pending[self] = future
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    @overload
+    def __await__(self: Call[Call[Call[V]]]) -> Generator[Any, None, V]: ...
+    @overload
+    def __await__(self: Call[Call[V]]) -> Generator[Any, None, V]: ...
+    @overload
+    def __await__(self: Call[Coroutine[Any, Any, V]]) -> Generator[Any, None, V]: ...
+    @overload
+    def __await__(self: Call[V]) -> Generator[Any, None, V]: ...
+    def __await__(self) -> Any:
+        """Run it without blocking the event loop; cancelling the waiting task cancels the run and stops its processes."""
+        return _future_of(self, self, {}).wait_in_loop().__await__()
+
+    def graph(self, wait: bool = True) -> Any:
+        """The graph as nested dicts: each task's name with what it takes; constants by their text.
+
+        The outermost level is a list, and so is one where two siblings have one name. `wait=False` gives a future of it.
+        """
+        if wait:
+            return _as_dict(self)
+        from entangle._run.future import RunFuture
+
+        return RunFuture(lambda: _as_dict(self), lambda: None)
+
+
+_set_task = Call.task.__set__  # type: ignore[attr-defined]
+_set_args = Call.args.__set__  # type: ignore[attr-defined]
+_set_kwargs = Call.kwargs.__set__  # type: ignore[attr-defined]
+
+#: Futures that wait for the next run of their call.
+_pending: weakref.WeakKeyDictionary[Call[Any], RunFuture] = weakref.WeakKeyDictionary()
+
+
+def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> RunFuture:
+    """The future that waits for the next run of `owner`, else a new one that runs `call`."""
+    from entangle._run.future import RunFuture
+
+    waiting = _pending.pop(owner, None)
+    if waiting is not None:
+        return waiting
+    run = call._run(**options)
+    return RunFuture(run.value, run.cancel)
+
+
+def _named_parameters(task: Task[..., Any]) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(task.function).parameters)
+    except (ValueError, TypeError):
+        return frozenset()
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Call):
+        return f"{value.task.__name__}(…)"
+    text = repr(value) if isinstance(value, (int, float, str, bytes, bool, type(None))) else f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# From a tree of calls to a Flow -------------------------------------------------------------------------------------
+
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_PLAIN = frozenset((int, str, float, bool, type(None), bytes, complex))
+
+
+def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
+    """Put the calls and constants that an argument is made of into `flat`; gives the template that makes it again."""
+    kind = type(value)
+    if kind is Call or kind in _PLAIN:
+        flat.append(value)
+        return None
+    is_container = kind in (list, tuple, dict, set, frozenset) or (isinstance(value, tuple) and hasattr(kind, "_make"))
+    if not is_container or not _holds_call(value, around):
+        flat.append(value)
+        return COPY if kind in (list, dict, set, bytearray) or kind is tuple else None
+    around = (*around, id(value))
+    items = [part for pair in value.items() for part in pair] if kind is dict else value
+    return (kind, tuple(_flatten(item, flat, around) for item in items))
+
+
+def _holds_call(value: Any, around: tuple[int, ...] = ()) -> bool:
+    """Whether there is a call somewhere in a container. Raises CycleError where a container is its own part."""
+    kind = type(value)
+    if kind is Call:
+        return True
+    if kind is not dict and not isinstance(value, (list, tuple, set, frozenset)):
+        return False
+    if not value:
+        return False
+    if id(value) in around:
+        raise CycleError(f"an argument holds itself: a {kind.__name__} is, through its own parts, a part of itself")
+    inside = (*around, id(value))
+    if kind is dict:
+        return any(_holds_call(key, inside) or _holds_call(item, inside) for key, item in value.items())
+    return any(type(item) not in _PLAIN and _holds_call(item, inside) for item in value)
+
+
+def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], tuple[Template, ...] | None]]:
+    """The flat inputs of a call, and the shape in which they become its arguments."""
+    args, kwargs = call.args, call.kwargs
+    for argument in args:
+        kind = type(argument)
+        if kind is not Call and kind not in _PLAIN:
+            break
+    else:
+        if not kwargs:
+            return args, (len(args), (), None)
+    flat: list[Any] = []
+    templates = tuple(_flatten(argument, flat, ()) for argument in (*args, *kwargs.values()))
+    simple = all(template is None for template in templates)
+    return flat, (len(args), tuple(kwargs), None if simple else templates)
+
+
+def compile_call(root: Call[Any]) -> Flow:
+    """The flow of a call tree, leaves first. The same call twice is one node. Raises CycleError where there is a cycle."""
+    plans: dict[Call[Any], Any] = {}
+    order: list[Call[Any]] = []
+    done: set[Call[Any]] = set()
+    stack = [root]
+    while stack:
+        call = stack[-1]
+        if call in plans:
+            stack.pop()
+            if call not in done:
+                done.add(call)
+                order.append(call)
+            continue
+        plan = plans[call] = _plan(call)
+        children = [part for part in plan[0] if type(part) is Call]
+        if not children:
+            stack.pop()
+            done.add(call)
+            order.append(call)
+            continue
+        for child in reversed(children):
+            if child not in plans:
+                stack.append(child)
+            elif child not in done:
+                raise CycleError(
+                    f"{child.task.__name__!r} is, through its own arguments, an argument of itself; "
+                    "a list or dict that it was given has been changed afterwards"
+                )
+    del done
+    bodies: list[Body] = []
+    body_numbers: dict[Task[..., Any], int] = {}
+    for call in order:
+        if call.task not in body_numbers:
+            body_numbers[call.task] = len(bodies)
+            bodies.append(call.task.body)
+    carried = {task for task, number in body_numbers.items() if bodies[number].carrier == PROCESS}
+    leaves, others = [], []
+    for call in order:
+        if call.task in carried and not any(type(part) is Call for part in plans[call][0]):
+            leaves.append(call)
+        else:
+            others.append(call)
+    order = leaves + others
+    count_of_leaves = len(leaves)
+    del leaves, others
+    numbers = {call: number for number, call in enumerate(order)}
+    shapes: list[Shape] = []
+    shape_numbers: dict[Any, int] = {}
+    body_of, shape_of, starts, inputs = array("i"), array("i"), array("q", (0,)), array("q")
+    constants: list[Any] = []
+    for call in order:
+        flat, shape = plans.pop(call)
+        number = shape_numbers.get(shape)
+        if number is None:
+            number = shape_numbers[shape] = len(shapes)
+            shapes.append(Shape(*shape))
+        body_of.append(body_numbers[call.task])
+        shape_of.append(number)
+        for part in flat:
+            if type(part) is Call:
+                inputs.append(numbers[part])
+            else:
+                inputs.append(~len(constants))
+                constants.append(part)
+        starts.append(len(inputs))
+    return Flow(bodies, shapes, body_of, shape_of, starts, inputs, constants, count_of_leaves)
+
+
+def _as_dict(root: Call[Any]) -> dict[str, Any]:
+    """The graph below a call as nested dicts, built from the leaves up, since nesting may be deep."""
+    built: dict[Call[Any], list[dict[str, Any]]] = {}
+    stack = [root]
+    while stack:
+        call = stack[-1]
+        if call in built:
+            stack.pop()
+            continue
+        flat, (count, keywords, templates) = _plan(call)
+        missing = [part for part in flat if type(part) is Call and part not in built]
+        if missing:
+            stack += reversed(missing)
+            continue
+        names = [""] * len(flat)
+        if templates is None and keywords:
+            names = [*[""] * count, *(f"{keyword}=" for keyword in keywords)]
+        level: list[dict[str, Any]] = []
+        for name, part in zip(names, flat, strict=True):
+            if type(part) is Call:
+                level.append({part.task.__name__: _level(built[part])})
+            else:
+                level.append({name + _text(part): []})
+        built[call] = level
+        stack.pop()
+    return {root.task.__name__: built[root]}
+
+
+def _level(children: list[dict[str, Any]]) -> Any:
+    """Siblings as one dict, or as a list where two have one name."""
+    merged: dict[str, Any] = {}
+    for child in children:
+        merged.update(child)
+    if not children:
+        return []
+    return merged if len(merged) == len(children) else children
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value) if type(value) in _PLAIN else f"<{type(value).__name__}>"
+    if isinstance(value, _CONTAINERS) and len(value) < 20:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# Making decorators --------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]) -> None:
+    """Raise OptionError for options that a decorator does not have, with the nearest that it has."""
+    for name in unknown:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"@{decorator} has no option {name!r}{hint} It has: {', '.join(known) or 'none'}")
+
+
+@overload
+def task(function: Task[P, R], /, *layers: Layer) -> Task[P, R]: ...
+@overload
+def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
+@overload
+def task(function: None = None, /, *layers: Layer) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(function: Any = None, /, *layers: Layer, **unknown: Any) -> Any:
+    """Make a function a task, with these layers around it: the one decorator that the others are made of.
+
+    Takes a function, or a task, whose layers then come below. Raises OptionError for what is no function.
+
+        @task
+        def double(x): return 2 * x
+    """
+    refuse_unknown("task", (), unknown)
+    if function is None:
+        return functools.partial(task, *layers) if not layers else lambda inner: task(inner, *layers)
+    return decorate("task", function, *layers)
+
+
+def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
+    """A task of `function` with `layers` on top of those that it has. `decorator` is the name for errors."""
+    if isinstance(function, (staticmethod, classmethod)):
+        raise OptionError(f"@{decorator} goes below @{type(function).__name__}, next to the function")
+    if not callable(function):
+        raise OptionError(f"@{decorator} decorates a function, not {type(function).__name__}: {_short(function)}")
+    if isinstance(function, Call):
+        raise OptionError(f"@{decorator} decorates a function; {function!r} is a call of one")
+    inner: Callable[..., Any] = function.function if isinstance(function, Task) else function
+    below: tuple[Layer, ...] = function.layers if isinstance(function, Task) else ()
+    for layer in layers:
+        layer.accept(inner)
+    return Task(inner, (*layers, *below))
+
+
+__all__ = ["Awaitable", "Call", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]

@@ -1,0 +1,85 @@
+"""@thread: the body runs in a worker thread of the invoking process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle._terms import On, Terms
+from entangle.errors import ThreadTerminatedException, ThreadTimeoutException
+from entangle.flow import THREAD
+from entangle.task import Task, decorate, refuse_unknown
+
+__all__ = ["ThreadTerminatedException", "ThreadTimeoutException", "thread"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS = ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "on", "cache", "shared_memory")
+
+
+class Thread(Terms):
+    """The layer of @thread."""
+
+    carrier = THREAD
+
+
+@overload
+def thread(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def thread(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def thread(
+    *,
+    timeout: float | None = None,
+    wait: float | None = None,
+    retry: int = 0,
+    sleep: float = 0.0,
+    backoff: float = 1.0,
+    jitter: float = 0.0,
+    on: On = None,
+    cache: bool = False,
+    shared_memory: bool = False,
+) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def thread(
+    function: Any = None,
+    /,
+    *,
+    timeout: float | None = None,
+    wait: float | None = None,
+    retry: int = 0,
+    sleep: float = 0.0,
+    backoff: float = 1.0,
+    jitter: float = 0.0,
+    on: On = None,
+    cache: bool = False,
+    shared_memory: bool = False,
+    **unknown: Any,
+) -> Any:
+    """Run the function in a worker thread of the process that runs the call: for what waits rather than computes.
+
+    The options are those of @process, without `fresh`. A thread cannot be killed: at the end of its `timeout` (seconds)
+    the caller gets ThreadTimeoutException, the body goes on to its own end, and its value is dropped.
+    Raises OptionError here for bad options, ThreadTerminatedException where a body means to end the interpreter.
+
+        @thread(timeout=5)
+        def page(url): return urlopen(url).read()
+    """
+    refuse_unknown("thread", _OPTIONS, unknown)
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        layer = Thread(
+            "thread",
+            timeout=timeout,
+            wait=wait,
+            retry=retry,
+            sleep=sleep,
+            backoff=backoff,
+            jitter=jitter,
+            on=on,
+            cache=cache,
+            shared_memory=shared_memory,
+        )
+        return decorate("thread", inner, layer)
+
+    return wrap if function is None else wrap(function)
