@@ -112,10 +112,11 @@ class CookieQueue:
 
 
 @lru_cache(maxsize=1)
-def _jobserver_style() -> str:
+def jobserver_style() -> str:
     """`fifo` where make (4.4 and later, as ninja and cargo) takes the path of a named pipe, `pipe` where it takes descriptors.
 
     A make before 4.4 stops with an error when it is offered a path, so we ask it first, once in a process.
+    ENTANGLE_JOBSERVER says otherwise: `fifo`, `pipe` or `off`.
     """
     chosen = os.environ.get("ENTANGLE_JOBSERVER", "")
     if chosen in ("fifo", "pipe", "off"):
@@ -131,20 +132,30 @@ def _jobserver_style() -> str:
         return "pipe"
 
 
-def offer_jobserver(path: str, serial: bool = False) -> str | None:
-    """The `MAKEFLAGS` that offer the queue at `path` to the programs that this process starts; None when switched off.
+_offered: dict[str, int] = {}
 
-    An inheritable descriptor is opened for the programs that take one. `serial` says that no second cookie will ever be
-    had: then make is also told to run one job at a time, since a `-j8` on its command line would turn from the jobserver.
+
+def offer_jobserver(path: str, serial: bool = False) -> None:
+    """Offer the queue at `path`, in MAKEFLAGS, to the programs that this process starts.
+
+    Where make takes descriptors, one that they inherit is opened for them, once. `serial` says that no second cookie will
+    ever be had: then make is also told to run one job at a time, since a `-j8` on its command line turns it from a jobserver.
     """
-    style = _jobserver_style()
+    style = jobserver_style()
     if style == "off":
-        return None
-    flags = ""
+        return
+    flags = [word for word in os.environ.get("MAKEFLAGS", "").split() if "jobserver" not in word and not word.startswith("-j")]
+    flags = [word for word in flags if word != _SERIAL]
     if serial:
-        flags = "--eval=.NOTPARALLEL: "
+        flags.append(_SERIAL)
     if style == "fifo":
-        return f"{flags}-j --jobserver-auth=fifo:{path}"
-    fd = os.open(path, os.O_RDWR)
-    os.set_inheritable(fd, True)
-    return f"{flags}-j --jobserver-auth={fd},{fd}"
+        auth = f"fifo:{path}"
+    else:
+        if path not in _offered:
+            _offered[path] = os.open(path, os.O_RDWR)
+            os.set_inheritable(_offered[path], True)
+        auth = f"{_offered[path]},{_offered[path]}"
+    os.environ["MAKEFLAGS"] = " ".join((*flags, "-j", f"--jobserver-auth={auth}"))
+
+
+_SERIAL = "--eval=.NOTPARALLEL:"

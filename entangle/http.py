@@ -12,7 +12,7 @@ from entangle.task import Layer, Task, decorate, refuse_unknown
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OPTIONS = ("url", "method", "timeout", "headers", "json", "follow_redirects")
+_OPTIONS = ("url", "method", "timeout", "headers")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _QUERY = ("GET", "HEAD", "DELETE", "OPTIONS")
 #: Characters of an error's body that its message shows.
@@ -24,15 +24,11 @@ class Request(Layer):
 
     takes_arguments = True
 
-    def __init__(
-        self, url: str, method: str, timeout: float, headers: Mapping[str, str], json: bool, follow_redirects: bool
-    ) -> None:
+    def __init__(self, url: str, method: str, timeout: float, headers: Mapping[str, str]) -> None:
         self.url = url
         self.method = method
         self.timeout = timeout
         self.headers = dict(headers)
-        self.json = json
-        self.follow_redirects = follow_redirects
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Send the keyword arguments, and call the function with the content, followed by the positional arguments."""
@@ -44,19 +40,22 @@ class Request(Layer):
         except ImportError:
             raise RequestError("@request needs httpx: pip install 'py-entangle[http]'") from None
 
+        url = httpx.URL(self.url)
         sent: dict[str, Any] = {}
-        if fields:
-            kind = "params" if self.method in _QUERY else "json" if self.json else "data"
-            sent[kind] = fields
+        if fields and self.method in _QUERY:
+            url = url.copy_merge_params(fields)
+        elif fields:
+            said = {name.lower(): value for name, value in self.headers.items()}.get("content-type", "")
+            sent["json" if "json" in said else "data"] = fields
         shown = _without_secrets(self.url)
         try:
             # Redirects of GET are followed, as browsers do; a body is not sent to where its author did not mean it to go.
             response = httpx.request(
                 self.method,
-                self.url,
+                url,
                 headers=self.headers,
                 timeout=self.timeout,
-                follow_redirects=self.follow_redirects and self.method in _QUERY,
+                follow_redirects=self.method in _QUERY,
                 **sent,
             )
         except httpx.TimeoutException as error:
@@ -92,15 +91,13 @@ def request(
     method: str = "GET",
     timeout: float = 30.0,
     headers: Mapping[str, str] | None = None,
-    json: bool = False,
-    follow_redirects: bool = True,
     **unknown: Any,
 ) -> Any:
     """Ask a web server, and give the answer's content (bytes) to the function as its first argument.
 
-    Keyword arguments of the call become the query (GET, HEAD, DELETE, OPTIONS), or with other methods the form, with
-    `json=True` the JSON body. `timeout` is in seconds. Needs httpx (the extra `http`). Raises OptionError here for bad
-    options; a run raises RequestError for a status of 400 and above, and where there is no answer.
+    Keyword arguments of the call become the query (GET, HEAD, DELETE, OPTIONS), or with other methods the form; where
+    `headers` say `Content-Type: application/json`, the JSON body. `timeout` is in seconds. Needs httpx (the extra
+    `http`). Raises OptionError here for bad options; a run raises RequestError for a status of 400 and above, and where there is no answer.
 
         @process
         @request(url="http://127.0.0.1:8000/data", method="GET")
@@ -114,7 +111,7 @@ def request(
         raise OptionError(f"@request: method={method!r}; choose one of {', '.join(_METHODS)}")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
         raise OptionError(f"@request: timeout={timeout!r}; it is a number of seconds above 0")
-    layer = Request(url, chosen, float(timeout), headers or {}, bool(json), bool(follow_redirects))
+    layer = Request(url, chosen, float(timeout), headers or {})
 
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("request", inner, layer)

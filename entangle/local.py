@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle.cookies import registered_pools
 from entangle.scheduler import check_cpus
-from entangle.task import Layer, Task, decorate, refuse_unknown
+from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,13 +32,13 @@ def local(function: Task[P, R], /) -> Task[P, R]: ...
 @overload
 def local(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def local(*, cpus: int | None = None) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def local(*, cpus: int | None = None) -> Decorator: ...
 def local(function: Any = None, /, *, cpus: int | None = None, **unknown: Any) -> Any:
     """Say that the function runs on this machine; with `cpus`, as under @scheduler(cpus=…). Raises OptionError.
 
-        @process
-        @local(cpus=4)
-        def work(n): ...
+    @process
+    @local(cpus=4)
+    def work(n): ...
     """
     refuse_unknown("local", ("cpus",), unknown)
     layer = Local(cpus)

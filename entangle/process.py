@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._terms import On, Terms
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException
 from entangle.flow import FRESH, PROCESS
-from entangle.task import Task, decorate, refuse_unknown
+from entangle.task import Decorator, Task, decorate, refuse_unknown
 
 __all__ = ["ProcessRetryException", "ProcessTerminatedException", "ProcessTimeoutException", "process"]
 
@@ -46,7 +46,7 @@ def process(
     cache: bool = False,
     fresh: bool = False,
     shared_memory: bool = False,
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+) -> Decorator: ...
 def process(
     function: Any = None,
     /,

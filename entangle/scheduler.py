@@ -11,7 +11,7 @@ from entangle._run.home import home
 from entangle._run.worker import here
 from entangle.cookies import available_cpus, bind, registered_pools, roam
 from entangle.errors import OptionError, SchedulerImportError
-from entangle.task import Layer, Task, decorate, refuse_unknown
+from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,7 +103,7 @@ def scheduler(function: Task[P, R], /) -> Task[P, R]: ...
 @overload
 def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def scheduler(*, cpus: int = ..., impl: str = ...) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def scheduler(*, cpus: int = ..., impl: str = ...) -> Decorator: ...
 def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _DEFAULT, **unknown: Any) -> Any:
     """Run the function only with a cookie, bound to that cookie's CPU; never more than `cpus` such functions at a time.
 

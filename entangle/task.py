@@ -16,6 +16,7 @@ A new way or place to run is a small class::
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -24,8 +25,8 @@ import sys
 import types
 import weakref
 from array import array
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._run.run import Observer, Run
 from entangle.errors import ArgumentError, CycleError, OptionError
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 V = TypeVar("V")
+#: What a call gives. A call cannot be changed, so one of a narrower type serves as one of a wider.
+R_co = TypeVar("R_co", covariant=True)
 
 #: Keyword arguments of `call(...)` that say how to run it, unless the function has a parameter of that name.
 RUN_KEYWORDS = ("proc", "progress", "start")
@@ -99,15 +102,25 @@ class Task(Generic[P, R]):
     layers: tuple[Layer, ...]
     __name__: str
     __qualname__: str
+    _body: Body | None
+    _fits: Callable[[int, dict[str, Any]], bool] | None
 
     def __init__(self, function: Callable[P, R], layers: tuple[Layer, ...]) -> None:
-        functools.update_wrapper(cast("Callable[..., Any]", self), function)
-        if not hasattr(function, "__name__"):  # a functools.partial, an object that can be called
-            self.__name__ = self.__qualname__ = type(function).__name__
-        self.function = function
-        self.layers = layers
-        self._body: Body | None = None
-        self._fits: Callable[[int, dict[str, Any]], bool] | None = None
+        mine = self.__dict__  # the way around our own __setattr__
+        for name in functools.WRAPPER_ASSIGNMENTS:
+            with contextlib.suppress(AttributeError):
+                mine[name] = getattr(function, name)
+        mine.update({name: value for name, value in getattr(function, "__dict__", {}).items() if name not in mine})
+        mine["__wrapped__"] = function
+        if "__name__" not in mine:  # a functools.partial, an object that can be called
+            mine["__name__"] = mine["__qualname__"] = type(function).__name__
+        mine.update(function=function, layers=layers, _body=None, _fits=None)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a task cannot be changed ({name!r}); decorate the function anew")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a task cannot be changed ({name!r}); decorate the function anew")
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
@@ -141,13 +154,14 @@ class Task(Generic[P, R]):
     @property
     def body(self) -> Body:
         """What the engine runs: the layers around the function, and the terms they ask for."""
-        if self._body is None:
-            self._body = _make_body(self)
-        return self._body
+        body = self._body
+        if body is None:
+            body = self.__dict__["_body"] = _make_body(self)
+        return body
 
     def _learn_parameters(self) -> Callable[[int, dict[str, Any]], bool]:
-        self._fits = _fitting(self)
-        return self._fits
+        fits = self.__dict__["_fits"] = _fitting(self)
+        return fits
 
     def _complain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
         signature = inspect.signature(self.function)
@@ -186,9 +200,7 @@ def _fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
         return lambda count, kwargs: True
     kinds = inspect.Parameter
     positional = [p for p in signature.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    needs_keyword = any(
-        p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty for p in signature.parameters.values()
-    )
+    needs_keyword = any(p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty for p in signature.parameters.values())
     least = sum(p.default is kinds.empty for p in positional)
     endless = any(p.kind is kinds.VAR_POSITIONAL for p in signature.parameters.values())
     most = sys.maxsize if endless else len(positional)
@@ -251,7 +263,7 @@ def _await_it(function: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, 
     return asyncio.run(main())
 
 
-class Call(Generic[R]):
+class Call(Generic[R_co]):
     """A task applied to arguments, not yet run. Immutable, hashable by identity. Calling it runs the graph below it."""
 
     __slots__ = ("__weakref__", "args", "kwargs", "task")
@@ -279,6 +291,10 @@ class Call(Generic[R]):
         parts += [f"{name}={_short(argument)}" for name, argument in self.kwargs.items()]
         return f"<call {self.task.__name__}({', '.join(parts)})>"
 
+    @overload
+    def __call__(self: Call[Call[V]], *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
+    @overload
+    def __call__(self: Call[V], *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
     @overload
     def __call__(self: Call[Call[Call[V]]], *args: Any, **kwargs: Any) -> V: ...
     @overload
@@ -322,7 +338,7 @@ class Call(Generic[R]):
             observer = Bar()
         return Run(compile_call(self), start, observer)
 
-    def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture:
+    def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
         """A `concurrent.futures.Future` of the next run of this call; `callback` gets the future when it is done.
 
         `call(proc=True)` or the future's `entangle()` starts that run.
@@ -357,15 +373,14 @@ class Call(Generic[R]):
         return RunFuture(lambda: _as_dict(self), lambda: None)
 
 
-_set_task = Call.task.__set__  # type: ignore[attr-defined]
-_set_args = Call.args.__set__  # type: ignore[attr-defined]
-_set_kwargs = Call.kwargs.__set__  # type: ignore[attr-defined]
+# The slots' own descriptors, which go around `__setattr__`: a third of the time of `object.__setattr__`.
+_set_task, _set_args, _set_kwargs = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs"))
 
 #: Futures that wait for the next run of their call.
-_pending: weakref.WeakKeyDictionary[Call[Any], RunFuture] = weakref.WeakKeyDictionary()
+_pending: weakref.WeakKeyDictionary[Call[Any], RunFuture[Any]] = weakref.WeakKeyDictionary()
 
 
-def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> RunFuture:
+def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> RunFuture[Any]:
     """The future that waits for the next run of `owner`, else a new one that runs `call`."""
     from entangle._run.future import RunFuture
 
@@ -561,6 +576,15 @@ def _text(value: object) -> str:
 # Making decorators --------------------------------------------------------------------------------------------------
 
 
+class Decorator(Protocol):
+    """What a decorator with options gives: it takes a function, or a task that has layers already."""
+
+    @overload
+    def __call__(self, function: Task[P, R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
 def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]) -> None:
     """Raise OptionError for options that a decorator does not have, with the nearest that it has."""
     for name in unknown:
@@ -574,7 +598,7 @@ def task(function: Task[P, R], /, *layers: Layer) -> Task[P, R]: ...
 @overload
 def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 @overload
-def task(function: None = None, /, *layers: Layer) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(function: None = None, /, *layers: Layer) -> Decorator: ...
 def task(function: Any = None, /, *layers: Layer, **unknown: Any) -> Any:
     """Make a function a task, with these layers around it: the one decorator that the others are made of.
 
@@ -604,4 +628,4 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     return Task(inner, (*layers, *below))
 
 
-__all__ = ["Awaitable", "Call", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]
+__all__ = ["Call", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]

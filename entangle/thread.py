@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._terms import On, Terms
 from entangle.errors import ThreadTerminatedException, ThreadTimeoutException
 from entangle.flow import THREAD
-from entangle.task import Task, decorate, refuse_unknown
+from entangle.task import Decorator, Task, decorate, refuse_unknown
 
 __all__ = ["ThreadTerminatedException", "ThreadTimeoutException", "thread"]
 
@@ -40,7 +40,7 @@ def thread(
     on: On = None,
     cache: bool = False,
     shared_memory: bool = False,
-) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+) -> Decorator: ...
 def thread(
     function: Any = None,
     /,

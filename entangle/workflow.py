@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle.flow import HERE
-from entangle.task import Layer, Task, decorate, refuse_unknown
+from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +23,7 @@ def workflow(function: Task[P, R], /) -> Task[P, R]: ...
 @overload
 def workflow(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def workflow() -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def workflow() -> Decorator: ...
 def workflow(function: Any = None, /, **unknown: Any) -> Any:
     """Make a function a workflow: its body runs where the call is run and returns a call, whose value is the workflow's.
 

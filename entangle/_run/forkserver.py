@@ -11,6 +11,7 @@ has started, when its caller does.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -81,10 +82,12 @@ def warm_up() -> None:
         if _server is None or not _server.alive():
             if _server is not None:
                 _server.socket.close()
+            else:
+                atexit.register(stop)
             _server = _Server()
 
 
-def ask(directory: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
+def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     """Have a worker started; gives the read end of its status pipe."""
     attempt = 0
     while True:
@@ -96,6 +99,7 @@ def ask(directory: str, slot: int, lane: int, serial: int, fds: list[int]) -> in
         present = [fd for fd in fds if fd >= 0]
         order = {
             "directory": directory,
+            "flow_path": flow_path,
             "slot": slot,
             "lane": lane,
             "serial": serial,
@@ -234,9 +238,7 @@ def _reap(status: dict[int, int], spares: list[tuple[int, socket.socket]]) -> No
             spare[1].close()
 
 
-def _fork_spare(
-    channel: socket.socket, spares: list[tuple[int, socket.socket]], status: dict[int, int]
-) -> tuple[int, socket.socket]:
+def _fork_spare(channel: socket.socket, spares: list[tuple[int, socket.socket]], status: dict[int, int]) -> tuple[int, socket.socket]:
     """Fork a worker that waits for its order."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     server = os.getpid()
@@ -266,9 +268,8 @@ def _fork_spare(
         present = iter(fds)
         err, out, *others = [next(present) if mark == 0 else -1 for mark in order["fds"]]
         start.settle_in(server, err, out)
-        code = start.live(start.join_run(order["directory"], order["slot"], order["lane"], order["serial"], others))
+        code = start.live(start.join_run(order["directory"], order["flow_path"], order["slot"], order["lane"], order["serial"], others))
     except BaseException:
         start.report_bug()
     finally:
         os._exit(code)
-

@@ -7,23 +7,30 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-class RunFuture(Future[Any]):
+class RunFuture(Future[T]):
     """The value of a run that may not have started yet."""
 
-    def __init__(self, work: Callable[[], Any], stop: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], T], stop: Callable[[], None]) -> None:
         super().__init__()
         self._work = work
         self._stop = stop
         self._begun = False
         self._guard = threading.Lock()
+        #: Set when the callbacks have been called: `Future` wakes those who wait before it calls them.
+        self._told = threading.Event()
+        self._teller: threading.Thread | None = None
 
-    def entangle(self) -> Any:
+    def entangle(self) -> T:
         """Start the run if nothing has, wait for it, and give its value, or raise its error. Callbacks are fired by then."""
         if self._begin():
             self._finish()
+        elif not self.cancelled() and self._teller is not threading.current_thread():
+            self._told.wait()
         return self.result()
 
     def start(self) -> None:
@@ -39,22 +46,26 @@ class RunFuture(Future[Any]):
                 super().cancel()
                 self.set_running_or_notify_cancel()
                 return True
-        if not self.done():
-            self._stop()
+        self._stop_run()
         return self.cancelled()
 
-    async def wait_in_loop(self) -> Any:
+    async def wait_in_loop(self) -> T:
         """Start the run and wait for it without blocking the event loop. Cancelled, it stops the run before it gives way."""
         self.start()
         waiting = asyncio.wrap_future(self)
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            self._stop()
+            self._stop_run()
             # Its processes are to be gone when the canceller goes on.
             with contextlib.suppress(BaseException):
                 await waiting
             raise
+
+    def _stop_run(self) -> None:
+        stop = getattr(self, "_stop", None)
+        if stop is not None and not self.done():
+            stop()
 
     def _begin(self) -> bool:
         with self._guard:
@@ -64,11 +75,16 @@ class RunFuture(Future[Any]):
         return self.set_running_or_notify_cancel()
 
     def _finish(self) -> None:
+        self._teller = threading.current_thread()
         try:
-            value = self._work()
-        except BaseException as error:
-            self.set_exception(error)
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise
-        else:
-            self.set_result(value)
+            try:
+                value = self._work()
+            except BaseException as error:
+                self.set_exception(error)
+                if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                    raise
+            else:
+                self.set_result(value)
+        finally:
+            self._told.set()
+            del self._work, self._stop

@@ -15,7 +15,6 @@ its process was killed. The next run of anybody sweeps it, and so does `python -
 from __future__ import annotations
 
 import atexit
-import contextlib
 import fcntl
 import os
 import secrets
@@ -24,7 +23,7 @@ import stat
 import tempfile
 import threading
 
-from entangle.cookies import CookieQueue, available_cpus, registered_pools
+from entangle.cookies import CookieQueue, available_cpus, jobserver_style, registered_pools
 from entangle.errors import EntangleError
 
 _homes: dict[str, Home] = {}
@@ -51,13 +50,17 @@ def _parent() -> str:
 def _base(parent: str) -> str:
     """Our directory under `parent`: made if missing, refused where it is somebody else's."""
     path = os.path.join(parent, f"entangle-{os.getuid()}")
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise EntangleError(
+            f"no directory for runs can be made in {parent} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be written to"
+        ) from None
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise EntangleError(
-            f"{path} is not a directory that only this user can use; remove it, or set ENTANGLE_RUN_DIR to another place"
-        )
+        raise EntangleError(f"{path} is not a directory that only this user can use; remove it, or set ENTANGLE_RUN_DIR to another place")
     return path
 
 
@@ -98,6 +101,24 @@ class Home:
         self.cpus = available_cpus()
         self.budget = CookieQueue.create(os.path.join(self.path, "budget"), b"+" * (len(self.cpus) - 1))
         self.pools: dict[int, CookieQueue] = {}
+        self._runs = 0
+        self._count = threading.Lock()
+        jobserver_style()  # asked here, so that workers inherit the answer
+
+    def run_begins(self) -> None:
+        """Count a run that this process has started itself."""
+        with self._count:
+            self._runs += 1
+
+    def run_ends(self, in_order: bool) -> None:
+        """One run less. After one that was broken off, with no other under way, make the queues whole: nested runs that were
+        killed with it may have held cookies that nobody else knows of."""
+        with self._count:
+            self._runs -= 1
+            if not in_order and not self._runs:
+                self.budget.refill(b"+" * (len(self.cpus) - 1))
+                for size, pool in self.pools.items():
+                    pool.refill(pool_cookies(self.cpus, size))
 
     @classmethod
     def adopt(cls, path: str, spill: str) -> None:

@@ -63,14 +63,13 @@ class Bar:
     def _open(self, nodes: int) -> None:
         try:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         except ImportError:
             raise EntangleError("showing progress needs rich: pip install 'py-entangle[progress]'") from None
         # Refreshed by us: rich's own thread would make a fork of this process unsafe.
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[rest]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -81,7 +80,7 @@ class Bar:
 
     def _draw(self, table: Table) -> None:
         done, running, waiting, failed = counts(table)
-        rest = f"{running} running, {waiting} waiting" + (f", [red]{failed} failed[/red]" if failed else "")
+        rest = f"{done} done, {running} running, {waiting} waiting" + (f", [red]{failed} failed[/red]" if failed else "")
         self._live.update(self._task, completed=done, rest=rest)
         self._live.refresh()
 

@@ -80,9 +80,8 @@ class Run:
         _join_reapers()
         lanes = lanes_of(flow)
         used = {lanes[body] for body in set(flow.body_of)}
-        needs_files = bool(used & {PROCESS, FRESH}) or any(
-            body.pool or body.shared_memory or body.retry for body in flow.bodies
-        )
+        needs_files = bool(used & {PROCESS, FRESH}) or any(body.pool or body.shared_memory or body.retry for body in flow.bodies)
+        in_order = False
         with contextlib.ExitStack() as leaving:
             directory = spill = home_path = ""
             budget: CookieQueue | None = None
@@ -90,13 +89,18 @@ class Run:
             if needs_files:
                 home = homes.home()
                 home_path, budget = home.path, home.budget
+                if home.pid == os.getpid():
+                    home.run_begins()
+                    leaving.callback(lambda: home.run_ends(in_order))
                 directory, spill = self._make_directory(home)
                 leaving.callback(_remove, directory, spill)
                 late_pools = _open_pools(home, flow, directory)
                 for pool in late_pools:
                     leaving.callback(pool.close)
             processes = min(most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
-            threads = min(MOST_THREADS, sum(lanes[body] == THREAD for body in flow.body_of)) if THREAD in used else 0
+            # One past its deadline keeps its slot, so a thread that may be tried again needs more than one.
+            in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
+            threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
             slots = 2 + processes + threads
             try:
                 table = Table.create(flow, slots, lanes, os.path.join(directory, "table") if processes else None)
@@ -125,7 +129,7 @@ class Run:
             if processes:
                 store = Store(directory, table, 0, 0, spill)
                 site.stores.append(store)
-            supervisor = Supervisor(site, store, self.way, budget, listen, slots, self._looked if self.observers else None)
+            supervisor = Supervisor(site, store, self.way, budget, listen, slots, processes, self._looked if self.observers else None)
             with self._guard:
                 self.table, self.supervisor = table, supervisor
                 supervisor.cancelled = self._cancelled
@@ -133,7 +137,9 @@ class Run:
                 observer.started(self)
             try:
                 supervisor.supervise()
-                return self._outcome(supervisor, site, store)
+                value = self._outcome(supervisor, site, store)
+                in_order = True
+                return value
             finally:
                 supervisor.finish()
                 _reap_later(supervisor.leaving)
@@ -164,8 +170,7 @@ class Run:
             return store.get((where, offset, size))
         except Exception as problem:
             raise EntangleError(
-                f"the value of task {self.flow.body(sink).name!r} cannot be made in this process: "
-                f"{type(problem).__name__}: {problem}"
+                f"the value of task {self.flow.body(sink).name!r} cannot be made in this process: {type(problem).__name__}: {problem}"
             ) from problem
 
     @staticmethod
@@ -188,9 +193,7 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
         home.open_pools(sizes)
         return []
     missing = [size for size in sizes if not os.path.exists(os.path.join(home.path, f"cookies-{size}"))]
-    return [
-        CookieQueue.create(os.path.join(directory, f"cookies-{size}"), homes.pool_cookies(home.cpus, size)) for size in missing
-    ]
+    return [CookieQueue.create(os.path.join(directory, f"cookies-{size}"), homes.pool_cookies(home.cpus, size)) for size in missing]
 
 
 def _remove(directory: str, spill: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import pickle
 import select
@@ -25,9 +26,10 @@ from entangle._run import janitor
 from entangle._run.home import Home
 from entangle._run.pickling import dumps_for_others, why_not
 from entangle._run.store import Store
-from entangle._run.table import PID, SLOT, STARTING, STATE, Table
+from entangle._run.table import PID, SLOT, STARTING, STATE, Table, reserve
 from entangle._run.worker import Site, Worker, flush, here, run_as
-from entangle.errors import EntangleError, OptionError
+from entangle.cookies import jobserver_style, offer_jobserver
+from entangle.errors import EntangleError, OptionError, StoreFullError
 from entangle.flow import Flow
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
@@ -164,8 +166,12 @@ def fork_is_safe() -> bool:
 
 
 def chosen_way(wanted: str | None) -> str:
-    """The way to start workers: what the caller wants, else ENTANGLE_START, else auto."""
-    way = wanted or os.environ.get("ENTANGLE_START") or "auto"
+    """The way to start workers: what the caller wants, else ENTANGLE_START, else auto.
+
+    The environment speaks of the process that the user has started. A worker is clean: its nested runs look for themselves.
+    """
+    inside = here.worker is not None and here.worker.in_process
+    way = wanted or ("" if inside else os.environ.get("ENTANGLE_START")) or "auto"
     if way not in WAYS:
         raise OptionError(f"start={way!r}: there is no such way to start workers; choose one of {', '.join(WAYS)}")
     return way
@@ -188,9 +194,9 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
             if way == "forkserver":
                 from entangle._run.forkserver import ask
 
-                pid, watch = 0, ask(site.directory, slot, lane, serial, fds)
+                pid, watch = 0, ask(site.directory, site.flow_path, slot, lane, serial, fds)
             else:
-                pid = _spawn(site.directory, slot, lane, serial, fds)
+                pid = _spawn(site.directory, site.flow_path, slot, lane, serial, fds)
                 watch = _watch(pid)
     except BaseException:
         for fd in (err_read, out_read):
@@ -244,6 +250,7 @@ def live(worker: Worker) -> int:
     slots = worker.site.table.slots
     slots[worker.base + PID] = os.getpid()
     here.worker = worker
+    offer_jobserver(os.path.join(worker.site.home, "budget"))
     try:
         run_as(worker)
     finally:
@@ -315,8 +322,7 @@ def _open_streams(replaced: bool) -> None:
 
 def write_flow(site: Site) -> None:
     """Write down what a worker that was not forked needs, once in a run. Raises UnpicklableError naming what cannot travel."""
-    path = os.path.join(site.directory, "flow")
-    if os.path.exists(path):
+    if site.flow_path:
         return
     flow = site.flow
     try:
@@ -332,10 +338,26 @@ def write_flow(site: Site) -> None:
         "environment": dict(os.environ),
         "path": sys.path,
         "argv": sys.argv,
+        "jobserver": jobserver_style(),
+        "logging": [name for name in sys.modules if name.startswith("entangle.logging.")],
     }
-    with open(path + ".new", "xb") as file:
-        file.write(pickle.dumps(known, 5))
-    os.rename(path + ".new", path)
+    body = pickle.dumps(known, 5)
+    for directory in (site.directory, site.spill):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        path = os.path.join(directory, "flow")
+        try:
+            with open(path, "xb") as file:
+                reserve(file.fileno(), 0, len(body))
+                file.write(body)
+        except OSError as error:
+            os.unlink(path)
+            if directory == site.spill:
+                raise StoreFullError(
+                    error.errno, f"no room for a flow of {len(body):,} bytes, neither in memory nor in {directory}"
+                ) from None
+        else:
+            site.flow_path = path
+            return
 
 
 def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
@@ -355,9 +377,9 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
     return EntangleError(f"the flow cannot be sent to a worker: {type(error).__name__}: {error}")
 
 
-def join_run(directory: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
+def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
     """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
-    with open(os.path.join(directory, "flow"), "rb") as file:
+    with open(flow_path, "rb") as file:
         known = pickle.load(file)
     if sys.path != known["path"]:
         sys.path[:] = known["path"]
@@ -367,6 +389,9 @@ def join_run(directory: str, slot: int, lane: int, serial: int, fds: list[int]) 
         os.environ.update(known["environment"])
     with contextlib.suppress(OSError):
         os.chdir(known["directory"])
+    for name in known["logging"]:
+        importlib.import_module(name)  # it configures logging; a fork would have inherited that
+    os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
     flow: Flow = pickle.loads(known["flow"])
     table = Table.attach(os.path.join(directory, "table"))
@@ -375,9 +400,9 @@ def join_run(directory: str, slot: int, lane: int, serial: int, fds: list[int]) 
     return Worker(site, slot, lane, serial)
 
 
-def _spawn(directory: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
+def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     numbers = ",".join(str(fd) for fd in fds)
-    code = f"from entangle._run.start import spawned; spawned({os.getpid()}, {directory!r}, {slot}, {lane}, {serial}, [{numbers}])"
+    code = f"from entangle._run.start import spawned; spawned({os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}])"
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     with janitor.off_duty():
@@ -389,13 +414,13 @@ def _spawn(directory: str, slot: int, lane: int, serial: int, fds: list[int]) ->
     return pid
 
 
-def spawned(parent: int, directory: str, slot: int, lane: int, serial: int, fds: list[int]) -> None:
+def spawned(parent: int, directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> None:
     """What a spawned interpreter runs."""
     code = BROKEN
     try:
         err, out, *others = fds
         settle_in(parent, err, out)
-        code = live(join_run(directory, slot, lane, serial, others))
+        code = live(join_run(directory, flow_path, slot, lane, serial, others))
     except BaseException:
         report_bug()
     finally:

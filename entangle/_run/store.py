@@ -129,9 +129,7 @@ class Store:
         self.table = table
         self.slot = slot
         self.serial = serial
-        self._fd = os.open(
-            os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        self._fd = os.open(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._windows: dict[int, memoryview] = {}
         self._segment = -1
         self._position = SEGMENT_SIZE

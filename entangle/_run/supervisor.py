@@ -54,8 +54,8 @@ from entangle._run.table import (
     NODE,
     PLANNED,
     POOL_WAITING,
-    READY_COUNT,
     READY,
+    READY_COUNT,
     RESTING,
     RUNNING,
     SINCE,
@@ -112,6 +112,7 @@ class Supervisor:
         budget: CookieQueue | None,
         listen: int,
         slots: int,
+        cap: int,
         looked: Callable[[], None] | None,
     ) -> None:
         self.site = site
@@ -126,7 +127,7 @@ class Supervisor:
         self.threads: dict[int, threading.Thread] = {}
         self.leaving: list[WorkerProcess] = []
         self.free = list(range(slots - 1, 0, -1))
-        self.cap = slots - 1
+        self.cap = cap
         self.serial = 0
         self.poll = select.poll()
         self.poll.register(listen, select.POLLIN)
@@ -152,8 +153,11 @@ class Supervisor:
     # The run -----------------------------------------------------------------------------------------------
 
     def supervise(self) -> None:
-        """Run the flow to its end. Raises the error that ended it."""
+        """Run the flow to its end. What ended it, if not its value, `failure` tells."""
         header = self.table.header
+        if self.outer is not None:
+            # Our own supervisor is to see a worker at work until we know better.
+            self.outer.site.table.slots[self.outer.base + NESTED] = 1000
         try:
             self._start_first()
             while not header[FINISHED]:
@@ -186,6 +190,8 @@ class Supervisor:
     def finish(self) -> None:
         """After the value has been taken: wait for the workers of a run that ended in order."""
         self._end(in_order=True)
+        if self.outer is not None:
+            self.outer.site.table.slots[self.outer.base + NESTED] = NOBODY
 
     # Starting ----------------------------------------------------------------------------------------------
 
@@ -211,6 +217,8 @@ class Supervisor:
                 break
             self._start_process(FRESH)
         ready = header[READY_COUNT + PROCESS]
+        if not self.processes and not ready:
+            ready = self.table.leaves_left()  # the workers who were to take them have died
         if ready > max(0, header[IDLE + PROCESS]):
             active = sum(worker.lane == PROCESS for worker in self.processes.values())
             if active == 0:
@@ -357,17 +365,19 @@ class Supervisor:
         header = table.header
         if header[FINISHED] or header[STOP]:
             return
-        used = self._cpu_use(now)
-        if self.outer is not None:
-            self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000)
         ready = table.waiting_for_worker()
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
+        used = self._cpu_use(now)
+        if used < self.cookies + 0.5 and (ready or fresh or self.outer is not None):
+            used = max(used, self._wanting_cpu())
+        if self.outer is not None:
+            self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000)
         if ready or fresh:
             self._wake_resting(ready)
             if count <= self.cookies + 1 and self._take_cookies(min(ready + fresh, 1)):
                 self._start_process(PROCESS if ready else FRESH)
-            elif used < self.cookies + 0.5 and count and not self._short_of_cpu():
+            elif used < self.cookies + 0.5 and count:
                 # They have the right to more CPU than they use: they wait for something. As many again.
                 for _ in range(min(count, ready + fresh, self.cap - count)):
                     self._start_process(PROCESS if ready else FRESH)
@@ -393,9 +403,16 @@ class Supervisor:
             worker.used, worker.looked_at = spent, now
         return total
 
-    def _short_of_cpu(self) -> bool:
-        """Whether as many workers as have the right to a CPU would run now, if the machine had CPUs to spare for them."""
-        return sum(worker.runnable() for worker in self.processes.values()) > self.cookies
+    def _wanting_cpu(self) -> float:
+        """How many workers would run now if the machine had CPUs to spare for them: one that waits for a CPU waits for nothing else."""
+        slots = self.table.slots
+        found = 0.0
+        for worker in self.processes.values():
+            nested = slots[worker.slot * SLOT + NESTED]
+            found += max(nested / 1000, float(worker.runnable()))
+            if found > self.cookies + 1:
+                break
+        return found
 
     def _wake_resting(self, ready: int) -> None:
         """Wake a worker that rests while nodes are ready: the byte that should have woken it may have died with another."""
@@ -479,9 +496,7 @@ class Supervisor:
             return
         late = [flow.body(taken).name for taken in flow.sources(node) if table.states[taken] != DONE]
         names = ", ".join(repr(name) for name in dict.fromkeys(late))
-        error = ProcessTimeoutException(
-            f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived"
-        )
+        error = ProcessTimeoutException(f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived")
         add_note(error, f"call path: {flow.path(node)}")
         self.error = error
 
@@ -596,9 +611,7 @@ class Supervisor:
                 table.push(self.site.lanes[flow.body_of[node]], node)
             return
         attempt = table.attempts[node] + 1
-        if attempt <= body.retry and any(
-            isinstance(error, wanted) or issubclass(wanted, type(error)) for wanted in body.on
-        ):
+        if attempt <= body.retry and any(isinstance(error, wanted) or issubclass(wanted, type(error)) for wanted in body.on):
             table.attempts[node] = attempt
             note_attempt(self.site.directory, node, attempt, error)
             table.states[node] = WAITING
@@ -648,9 +661,7 @@ class Supervisor:
             try:
                 error = pickle.loads(report["error"])
             except Exception as problem:
-                error = EntangleError(
-                    f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})"
-                )
+                error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})")
             error.__cause__ = RemoteTraceback(report["text"])
             add_note(error, f"call path: {flow.path(node)}")
             add_note(error, report["where"])
@@ -707,8 +718,9 @@ class Supervisor:
 
     def _send_all_home(self) -> None:
         """Wake everybody who rests; those who look at the table see that the run is over."""
-        with contextlib.suppress(BlockingIOError):
-            os.write(self.site.wake[1], b"." * (len(self.processes) + 1))
+        if self.processes:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.site.wake[1], b"." * (len(self.processes) + 1))
         if self.threads:
             with contextlib.suppress(BlockingIOError):
                 os.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))
@@ -808,6 +820,8 @@ def _descendants(pid: int) -> list[Any]:
     """The processes that a process has started, and they in turn, wherever they have put themselves."""
     import psutil
 
+    if pid <= 0:
+        return []
     try:
         found: list[Any] = psutil.Process(pid).children(recursive=True)
     except psutil.Error:

@@ -23,7 +23,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal
 
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
 
@@ -76,7 +76,7 @@ class Table:
         whole = memoryview(memory)
         at = 0
 
-        def cut(form: str, width: int, count: int) -> memoryview:
+        def cut(form: Literal["q", "i", "B"], width: int, count: int) -> memoryview[int]:
             nonlocal at
             view = whole[at : at + width * count].cast(form)
             at += (width * count + 7) & ~7
@@ -297,8 +297,8 @@ class Table:
 
     def record(self, node: int) -> tuple[int, int, int, int, int, int, int, int]:
         """started, ended, offset, size, where, pid, cpu, slot of a node."""
-        found: Any = RECORD.unpack_from(self.records, node * RECORD.size)
-        return found  # type: ignore[no-any-return]
+        found: tuple[int, int, int, int, int, int, int, int] = RECORD.unpack_from(self.records, node * RECORD.size)
+        return found
 
     def close(self) -> None:
         """Unmap the table and let go of its file."""

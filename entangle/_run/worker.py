@@ -34,7 +34,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from entangle._run.pickling import dumps, why_not
@@ -56,8 +56,8 @@ from entangle._run.table import (
     IDLE,
     LANE,
     NEXT_NODE,
-    NODE,
     NOBODY,
+    NODE,
     POOL_WAITING,
     READY_COUNT,
     RECORD,
@@ -79,12 +79,14 @@ from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
 RECENT = 256
 
-try:
-    _cpu = ctypes.PyDLL(None).sched_getcpu
-except AttributeError:  # not on macOS
 
-    def _cpu() -> int:
-        return -1
+def _find_cpu() -> Callable[[], int]:
+    """A function that tells on which CPU this thread is; -1 where that cannot be told (macOS)."""
+    found: Callable[[], int] = getattr(ctypes.PyDLL(None), "sched_getcpu", lambda: -1)
+    return found
+
+
+_cpu = _find_cpu()
 
 
 class Site:
@@ -113,6 +115,8 @@ class Site:
         table.flow, table.lanes = flow, self.lanes
         self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
         self.pools: dict[int, CookieQueue] = {}
+        #: Where the flow was written down for workers that were not forked.
+        self.flow_path = ""
         #: Values of nodes that ran in the invoking process, for consumers that run there too.
         self.local: dict[int, Any] = {}
         #: Errors of nodes that ran in the invoking process, as they were raised.
@@ -161,10 +165,7 @@ def lanes_of(flow: Flow) -> list[int]:
     """
     here = flow.body_of[flow.sinks[0]] if len(flow.sinks) == 1 else NOBODY
     alone = here >= 0 and sum(1 for body in flow.body_of if body == here) == 1
-    return [
-        body.carrier if body.carrier != HERE or (index == here and alone) else THREAD
-        for index, body in enumerate(flow.bodies)
-    ]
+    return [body.carrier if body.carrier != HERE or (index == here and alone) else THREAD for index, body in enumerate(flow.bodies)]
 
 
 class _Here(threading.local):
@@ -196,6 +197,7 @@ class Worker:
         self.forked = False
         self.cookie: tuple[int, int] | None = None
         self.roaming: set[int] = set()
+        self.makeflags: str | None = None
         bodies = site.flow.bodies
         self.special = [bool(body.retry or body.pool or body.timed or body.shared_memory) for body in bodies]
         # What such a body takes must be in the store before it runs, so that a second attempt finds it wherever it runs.
@@ -252,6 +254,8 @@ class Worker:
             except BaseException as error:
                 args = value = None
                 self._fail(node, error)
+                if self.lane == FRESH:
+                    break
                 node = self._take()
                 continue
             if self.forked:
@@ -259,6 +263,8 @@ class Worker:
             args = None
             node = deliver(node, value, started, ended)
             if node < 0:
+                if self.lane == FRESH:
+                    break  # its process was for that body alone
                 value = None
                 node = self._take()
         slots[base + STATE] = GONE
@@ -321,20 +327,19 @@ class Worker:
         if self.in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
             try:
                 place = self.store.put(value)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self._fail(node, error)
                 return NOBODY
             except Exception:
                 self._fail(node, why_not(value, f"the value of task {flow.body(node).name!r}"))
                 return NOBODY
-        if not self.in_process:
-            site.local[node] = value
-        RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
+        if self.in_process:
+            RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
         removed: list[Place] = []
         finished = tell = False
         woken = woken_threads = 0
         chosen = NOBODY
-        if not first == last and self.in_process:
+        if first != last and self.in_process:
             recent = self.recent
             if place[2] < 4096 and last - first == 1 and not self.durable[body_of[takers[0]]]:
                 recent[node] = value
@@ -346,6 +351,9 @@ class Worker:
             if slots[self.base + NODE] != node or table.states[node] != RUNNING:
                 # Past its deadline, and given up: the value is dropped.
                 return NOBODY
+            if not self.in_process:
+                RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
+                site.local[node] = value
             if place[0] != NOWHERE:
                 self.store.hold(place)
             table.states[node] = DONE
@@ -563,9 +571,9 @@ class Worker:
             self._wake(woken, woken_threads)
         self.roaming = bind(cookie)
         if self.in_process:
-            flags = offer_jobserver(queue.path, serial=size == 1)
-            if flags is not None:
-                os.environ["MAKEFLAGS"] = flags
+            # What the body starts is to keep to the pool, not to the whole budget.
+            self.makeflags = os.environ.get("MAKEFLAGS")
+            offer_jobserver(queue.path, serial=size == 1)
 
     def _give_cookie(self) -> None:
         """Give the cookie back, if we hold one, and roam all CPUs again."""
@@ -573,6 +581,8 @@ class Worker:
             return
         size, cookie = self.cookie
         roam(self.roaming)
+        if self.in_process and self.makeflags is not None:
+            os.environ["MAKEFLAGS"] = self.makeflags
         self.cookie = None
         self.site.table.slots[self.base + COOKIE] = 0
         self.site.pool(size).give(cookie)
@@ -626,16 +636,25 @@ class Worker:
         report = describe(error, site.flow.body(node).name, table.attempts[node] + 1)
         if self.in_process:
             place = self.store.put_pickle(pickle.dumps(report, 5))
-        else:
-            site.errors[node] = error
         since = table.slots[self.base + SINCE]
-        RECORD.pack_into(
-            table.records, node * RECORD.size, since, time.monotonic_ns(), place[1], place[2], place[0], _pid, _cpu(), self.slot
-        )
         table.lock(self.slot)
         try:
             if table.slots[self.base + NODE] != node or table.states[node] != RUNNING:
                 return
+            if not self.in_process:
+                site.errors[node] = error
+            RECORD.pack_into(
+                table.records,
+                node * RECORD.size,
+                since,
+                time.monotonic_ns(),
+                place[1],
+                place[2],
+                place[0],
+                _pid,
+                _cpu(),
+                self.slot,
+            )
             table.states[node] = FAILED
             if table.header[FAILED_NODE] < 0:
                 table.header[FAILED_NODE] = node
@@ -657,11 +676,12 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
     """
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
     line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
-    fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, line.encode())
-    finally:
-        os.close(fd)
+    with contextlib.suppress(OSError):  # on a full disk the attempt goes untold, and is made all the same
+        fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
 
 
 def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
