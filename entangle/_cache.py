@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import pickle
-import secrets
 import types
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +39,7 @@ class Cache(Layer):
         with contextlib.suppress(Exception):
             body = dumps(value)
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            draft = f"{path}.{secrets.token_hex(4)}"
+            draft = f"{path}.{os.urandom(4).hex()}"
             try:
                 with open(draft, "xb") as file:
                     file.write(body)

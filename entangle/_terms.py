@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
-from entangle._cache import Cache
 from entangle.errors import OptionError
 from entangle.task import Layer
 
@@ -54,7 +52,11 @@ class Terms(Layer):
             "on": types,
             "shared_memory": bool(shared_memory),
         }
-        self._cache = Cache() if cache else None
+        self._cache: Layer | None = None
+        if cache:
+            from entangle._cache import Cache
+
+            self._cache = Cache()
         if shared_memory:
             self.injected = ("smm", "sm")
 
@@ -66,6 +68,8 @@ class Terms(Layer):
         """With `shared_memory`, the function must take what it is given."""
         if not self._terms["shared_memory"]:
             return
+        import inspect
+
         parameters = inspect.signature(function).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         missing = [name for name in self.injected if name not in parameters and not takes_any]

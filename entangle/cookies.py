@@ -12,12 +12,11 @@ CPUs the holder binds itself to.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
-import subprocess
 from functools import lru_cache
-from shutil import which
 
 #: A byte names a cookie, and a pipe of one page holds as many without blocking the one who fills it.
 MOST_COOKIES = 250
@@ -121,14 +120,24 @@ def jobserver_style() -> str:
     chosen = os.environ.get("ENTANGLE_JOBSERVER", "")
     if chosen in ("fifo", "pipe", "off"):
         return chosen
-    make = which("make")
-    if make is None:
-        return "fifo"
+    # Not by `subprocess`: it would cost every program that uses us more to load than this whole module.
+    read, write = os.pipe()
     try:
-        answer = subprocess.run([make, "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL)
-        version = answer.stdout.split("\n", 1)[0].rsplit(" ", 1)[-1].split(".")
+        silence = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 2)]
+        make = os.posix_spawnp("make", ["make", "--version"], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1), *silence])
+    except OSError:
+        return "fifo"  # there is no make
+    finally:
+        os.close(write)
+        with os.fdopen(read, "rb") as answer:
+            first = answer.readline()
+            answer.read()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(make, 0)
+    try:
+        version = first.split()[-1].split(b".")
         return "fifo" if (int(version[0]), int(version[1])) >= (4, 4) else "pipe"
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+    except (ValueError, IndexError):
         return "pipe"
 
 

@@ -10,18 +10,16 @@ Flat arrays are quick to inherit by `fork`, and quick to send where there is no 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Who carries a body: a worker process, a worker thread of the invoking process, a process of the body's own,
 #: or whatever runs the call (the calling thread itself when the node is the last of its run).
 PROCESS, THREAD, FRESH, HERE = 0, 1, 2, 3
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(NamedTuple):
     """A callable and the terms on which it runs. Times are seconds; `pool` is the number of cookies its functions share, 0 for none."""
 
     function: Callable[..., Any]
@@ -50,8 +48,7 @@ Template = Any
 COPY = "copy"
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """How the flat inputs of a node become arguments: so many positional ones, then these keywords.
 
     `templates`, where an argument is a container, has one template for each argument.
@@ -126,30 +123,33 @@ class Flow:
 
     def _connect(self) -> None:
         count = self.count
-        pending = array("i", bytes(4 * count))
-        number = array("i", bytes(4 * (count + 1)))
+        pending, number = [0] * count, [0] * count
         starts, inputs = self.starts, self.inputs
         froms, tos = array("i"), array("i")
+        link_from, link_to = froms.append, tos.append
+        first = starts[self.leaves] if count else 0
         for node in range(self.leaves, count):
-            first, last = starts[node], starts[node + 1]
-            unique = {x for x in inputs[first:last] if x >= 0} if last - first > 1 else inputs[first:last]
-            for taken in unique:
+            last = starts[node + 1]
+            taken_here: Iterable[int] = inputs[first:last]
+            if last - first > 1:
+                taken_here = set(taken_here)
+            first = last
+            for taken in taken_here:
                 if taken >= 0:
                     pending[node] += 1
                     number[taken] += 1
-                    froms.append(taken)
-                    tos.append(node)
-        offsets = array("i", accumulate(number, initial=0))[: count + 1]
+                    link_from(taken)
+                    link_to(node)
+        offsets = array("i", accumulate(number, initial=0))
         consumers = array("i", bytes(4 * offsets[count]))
-        cursor = offsets[:]
+        cursor = offsets.tolist()
         for taken, node in zip(froms, tos, strict=True):
-            at = cursor[taken]
-            consumers[at] = node
-            cursor[taken] = at + 1
-        self.pending = pending
+            consumers[cursor[taken]] = node
+            cursor[taken] += 1
+        self.pending = array("i", pending)
         self.consumers = consumers
         self.consumer_starts = offsets
-        self.sinks = [node for node in range(count) if offsets[node] == offsets[node + 1]]
+        self.sinks = [node for node, takers in enumerate(number) if not takers]
 
     def takers(self, node: int) -> array[int]:
         """The nodes that take the value of `node`, each once."""

@@ -17,9 +17,7 @@ A new way or place to run is a small class::
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
-import inspect
 import os
 import sys
 import types
@@ -33,6 +31,8 @@ from entangle.errors import ArgumentError, CycleError, OptionError
 from entangle.flow import COPY, HERE, PROCESS, Body, Flow, Shape, Template
 
 if TYPE_CHECKING:
+    import inspect
+
     from entangle._run.future import RunFuture
 
 P = ParamSpec("P")
@@ -164,6 +164,8 @@ class Task(Generic[P, R]):
         return fits
 
     def _complain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+        import inspect
+
         signature = inspect.signature(self.function)
         try:
             _without(signature, self.layers).bind(*args, **kwargs)
@@ -194,32 +196,42 @@ def _fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
     """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
     if any(layer.takes_arguments for layer in task.layers):
         return lambda count, kwargs: True
-    try:
-        signature = _without(inspect.signature(task.function), task.layers)
-    except (ValueError, TypeError):  # a builtin that does not tell
-        return lambda count, kwargs: True
-    kinds = inspect.Parameter
-    positional = [p for p in signature.parameters.values() if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    needs_keyword = any(p.kind is kinds.KEYWORD_ONLY and p.default is kinds.empty for p in signature.parameters.values())
-    least = sum(p.default is kinds.empty for p in positional)
-    endless = any(p.kind is kinds.VAR_POSITIONAL for p in signature.parameters.values())
-    most = sys.maxsize if endless else len(positional)
+    code = getattr(task.function, "__code__", None)
+    if code is not None and not any(layer.injected for layer in task.layers) and not hasattr(task.function, "__wrapped__"):
+        if not code.co_kwonlyargcount:
+            least = code.co_argcount - len(task.function.__defaults__ or ())
+            most = sys.maxsize if code.co_flags & _VARARGS else code.co_argcount
+            return lambda count, kwargs: least <= count <= most if not kwargs else _slow_fit(task, count, kwargs)
+    return functools.partial(_slow_fit, task)
 
-    def fits(count: int, kwargs: dict[str, Any]) -> bool:
-        if not kwargs and not needs_keyword:
-            return least <= count <= most
+
+_VARARGS, _COROUTINE = 0x04, 0x80  # inspect.CO_VARARGS, CO_COROUTINE
+
+
+def _slow_fit(task: Task[..., Any], count: int, kwargs: dict[str, Any]) -> bool:
+    """Whether arguments fit, for parameters of every kind."""
+    known = task.__dict__
+    if "_signature" not in known:
+        import inspect
+
         try:
-            signature.bind(*(None,) * count, **kwargs)
-        except TypeError:
-            return False
+            known["_signature"] = _without(inspect.signature(task.function), task.layers)
+        except (ValueError, TypeError):  # a builtin that does not tell
+            known["_signature"] = None
+    signature = known["_signature"]
+    if signature is None:
         return True
-
-    return fits
+    try:
+        signature.bind(*(None,) * count, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
-    if inspect.iscoroutinefunction(function):
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is not None and code.co_flags & _COROUTINE:
         function = functools.partial(_await_it, function)
     inner = _resolving(function)
     outer = inner
@@ -238,7 +250,7 @@ def _make_body(task: Task[..., Any]) -> Body:
         terms.update(layer.terms())
     carrier = terms.pop("carrier", carrier)
     body = TaskBody(outer, task.__name__, carrier, **terms)
-    object.__setattr__(body, "task", task)
+    body.task = task
     return body
 
 
@@ -392,6 +404,8 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
 
 
 def _named_parameters(task: Task[..., Any]) -> frozenset[str]:
+    import inspect
+
     try:
         return frozenset(inspect.signature(task.function).parameters)
     except (ValueError, TypeError):
@@ -460,72 +474,81 @@ def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], t
 
 
 def compile_call(root: Call[Any]) -> Flow:
-    """The flow of a call tree, leaves first. The same call twice is one node. Raises CycleError where there is a cycle."""
-    plans: dict[Call[Any], Any] = {}
-    order: list[Call[Any]] = []
-    done: set[Call[Any]] = set()
-    stack = [root]
-    while stack:
-        call = stack[-1]
-        if call in plans:
-            stack.pop()
-            if call not in done:
-                done.add(call)
-                order.append(call)
-            continue
-        plan = plans[call] = _plan(call)
-        children = [part for part in plan[0] if type(part) is Call]
-        if not children:
-            stack.pop()
-            done.add(call)
-            order.append(call)
-            continue
-        for child in reversed(children):
-            if child not in plans:
-                stack.append(child)
-            elif child not in done:
-                raise CycleError(
-                    f"{child.task.__name__!r} is, through its own arguments, an argument of itself; "
-                    "a list or dict that it was given has been changed afterwards"
-                )
-    del done
+    """The flow of a call tree, leaves first in the order in which they are written. The same call twice is one node.
+
+    Raises CycleError where there is a cycle.
+    """
+    # A call's number: -1 while its arguments are being visited, then k for the k-th leaf, -2 - k for the k-th other node,
+    # whose numbers begin when the leaves have been counted.
+    numbers: dict[Call[Any], int] = {}
+    leaves: list[tuple[int, int, Sequence[Any]]] = []  # body, shape, flat inputs
+    others: list[tuple[int, int, Sequence[Any]]] = []
     bodies: list[Body] = []
     body_numbers: dict[Task[..., Any], int] = {}
-    for call in order:
-        if call.task not in body_numbers:
-            body_numbers[call.task] = len(bodies)
-            bodies.append(call.task.body)
-    carried = {task for task, number in body_numbers.items() if bodies[number].carrier == PROCESS}
-    leaves, others = [], []
-    for call in order:
-        if call.task in carried and not any(type(part) is Call for part in plans[call][0]):
-            leaves.append(call)
+    shapes: dict[Any, int] = {}
+    stack: list[Any] = [root]
+    while stack:
+        call = stack.pop()
+        if type(call) is tuple:  # all that it takes has been visited
+            call, body, shape, flat = call
+            numbers[call] = -2 - len(others)
+            others.append((body, shape, flat))
+            continue
+        number = numbers.get(call)
+        if number is not None:
+            if number == -1:
+                raise CycleError(
+                    f"{call.task.__name__!r} is, through its own arguments, an argument of itself; "
+                    "a list or dict that it was given has been changed afterwards"
+                )
+            continue
+        task = call.task
+        found = body_numbers.get(task)
+        if found is None:
+            found = body_numbers[task] = len(bodies)
+            bodies.append(task.body)
+        flat, plan = _plan(call)
+        shape = shapes.setdefault(plan, len(shapes))
+        children = [part for part in flat if type(part) is Call]
+        if children:
+            numbers[call] = -1
+            stack.append((call, found, shape, flat))
+            if len(children) > 1:
+                children.reverse()
+            stack += children
+        elif bodies[found].carrier == PROCESS:
+            numbers[call] = len(leaves)
+            leaves.append((found, shape, flat))
         else:
-            others.append(call)
-    order = leaves + others
-    count_of_leaves = len(leaves)
-    del leaves, others
-    numbers = {call: number for number, call in enumerate(order)}
-    shapes: list[Shape] = []
-    shape_numbers: dict[Any, int] = {}
-    body_of, shape_of, starts, inputs = array("i"), array("i"), array("q", (0,)), array("q")
-    constants: list[Any] = []
-    for call in order:
-        flat, shape = plans.pop(call)
-        number = shape_numbers.get(shape)
-        if number is None:
-            number = shape_numbers[shape] = len(shapes)
-            shapes.append(Shape(*shape))
-        body_of.append(body_numbers[call.task])
-        shape_of.append(number)
+            numbers[call] = -2 - len(others)
+            others.append((found, shape, flat))
+    first = len(leaves) - 2
+    starts, inputs, constants = [0], array("q"), list[Any]()
+    for _, _, flat in leaves:
+        if flat:
+            at = len(constants)
+            constants += flat
+            inputs.extend(range(~at, ~len(constants), -1))
+        starts.append(len(inputs))
+    for _, _, flat in others:
         for part in flat:
             if type(part) is Call:
-                inputs.append(numbers[part])
+                number = numbers[part]
+                inputs.append(number if number >= 0 else first - number)
             else:
                 inputs.append(~len(constants))
                 constants.append(part)
         starts.append(len(inputs))
-    return Flow(bodies, shapes, body_of, shape_of, starts, inputs, constants, count_of_leaves)
+    return Flow(
+        bodies,
+        [Shape(*shape) for shape in shapes],
+        array("i", [node[0] for node in (*leaves, *others)]),
+        array("i", [node[1] for node in (*leaves, *others)]),
+        array("q", starts),
+        inputs,
+        constants,
+        len(leaves),
+    )
 
 
 def _as_dict(root: Call[Any]) -> dict[str, Any]:
@@ -588,6 +611,8 @@ class Decorator(Protocol):
 def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]) -> None:
     """Raise OptionError for options that a decorator does not have, with the nearest that it has."""
     for name in unknown:
+        import difflib
+
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"@{decorator} has no option {name!r}{hint} It has: {', '.join(known) or 'none'}")

@@ -17,10 +17,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
-import secrets
-import shutil
 import stat
-import tempfile
 import threading
 
 from entangle.cookies import CookieQueue, available_cpus, jobserver_style, registered_pools
@@ -44,6 +41,16 @@ def _parent() -> str:
         return os.path.abspath(chosen)
     if os.access("/dev/shm", os.W_OK | os.X_OK):
         return "/dev/shm"
+    return _on_disk()
+
+
+def _on_disk() -> str:
+    """The temporary directory. `tempfile` is asked only where the usual answer is no: it would double the time of an import."""
+    for usual in (os.environ.get("TMPDIR"), "/tmp"):
+        if usual and os.access(usual, os.W_OK | os.X_OK):
+            return os.path.abspath(usual)
+    import tempfile
+
     return tempfile.gettempdir()
 
 
@@ -86,9 +93,9 @@ class Home:
 
     def __init__(self, parent: str) -> None:
         base = _base(parent)
-        spill_base = _base(tempfile.gettempdir())
+        spill_base = _base(_on_disk())
         while True:
-            name = f"p{os.getpid()}-{secrets.token_hex(6)}"
+            name = f"p{os.getpid()}-{os.urandom(6).hex()}"
             spill_name = f"{name}.spill"
             try:
                 self._locks = [_make_locked(base, name), _make_locked(spill_base, spill_name)]
@@ -144,6 +151,8 @@ class Home:
         self.budget.close()
         for pool in self.pools.values():
             pool.close()
+        import shutil
+
         for path in (self.path, self.spill):
             shutil.rmtree(path, ignore_errors=True)
         for fd in self._locks:
@@ -193,7 +202,7 @@ def sweep() -> list[str]:
     """Remove the homes that dead processes have left behind; gives what was removed."""
     removed = []
     ours = {found.path for found in _homes.values()} | {found.spill for found in _homes.values()}
-    for parent in {_parent(), tempfile.gettempdir()}:
+    for parent in {_parent(), _on_disk()}:
         base = os.path.join(parent, f"entangle-{os.getuid()}")
         try:
             names = os.listdir(base)
@@ -212,6 +221,8 @@ def sweep() -> list[str]:
             except OSError:
                 continue
             else:
+                import shutil
+
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(path)
             finally:

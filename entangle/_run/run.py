@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -176,7 +174,7 @@ class Run:
     @staticmethod
     def _make_directory(home: homes.Home) -> tuple[str, str]:
         """A directory for this run, in that of the run around it where there is one; and the name of its twin on disk."""
-        name = f"r{secrets.token_hex(8)}"
+        name = f"r{os.urandom(8).hex()}"
         outer = here.worker
         if outer is not None and outer.in_process:
             directory, spill = os.path.join(outer.site.directory, name), os.path.join(outer.site.spill, name)
@@ -198,14 +196,15 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
 
 def _remove(directory: str, spill: str) -> None:
     """Remove the files of a run. Who has mapped one of its values keeps the memory."""
-    try:
+    with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             os.unlink(os.path.join(directory, name))
         os.rmdir(directory)
-    except OSError:
-        shutil.rmtree(directory, ignore_errors=True)
-    if os.path.exists(spill):
-        shutil.rmtree(spill, ignore_errors=True)
+    for left in (directory, spill):
+        if os.path.exists(left):  # what a nested run that was killed has left, or what was spilled
+            import shutil
+
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _reap_later(workers: list[WorkerProcess]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 
 from entangle._run.table import reserve
 
@@ -49,7 +48,7 @@ class Segments:
         """A new segment of `size` bytes, all zero. Raises OSError (ENOSPC) where there is no room."""
         if size <= 0:
             raise ValueError("a segment needs a size of at least 1 byte")
-        path = os.path.join(self._directory, f"s{secrets.token_hex(8)}")
+        path = os.path.join(self._directory, f"s{os.urandom(8).hex()}")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             reserve(fd, 0, size)

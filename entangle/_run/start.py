@@ -15,7 +15,6 @@ import pickle
 import select
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -401,6 +400,8 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
 
 
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
+    import subprocess
+
     numbers = ",".join(str(fd) for fd in fds)
     code = f"from entangle._run.start import spawned; spawned({os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}])"
     environment = dict(os.environ)

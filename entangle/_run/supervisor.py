@@ -14,7 +14,6 @@ It decides nothing about what runs next. It sleeps in `poll` and wakes for three
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 import resource
@@ -672,6 +671,8 @@ class Supervisor:
     def _used_up(self, node: int, last: BaseException) -> Exception:
         """The error of a node whose attempts are used up. An error that was not to be tried again stays what it is."""
         flow = self.site.flow
+        import json
+
         body = flow.body(node)
         attempts = self.table.attempts[node] + 1
         if attempts <= body.retry and isinstance(last, Exception):

@@ -22,7 +22,9 @@ import os
 import struct
 import threading
 import time
+from array import array
 from collections.abc import Iterator
+from operator import sub
 from typing import Literal
 
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
@@ -129,13 +131,10 @@ class Table:
         header[SINKS_LEFT] = len(flow.sinks)
         table.pending[:] = memoryview(flow.pending)
         starts = flow.consumer_starts
-        readers = table.readers
-        before = 0
-        for node, after in enumerate(starts[1:]):
-            readers[node] = after - before
-            before = after
+        readers = array("i", map(sub, starts[1:], starts))  # one for each consumer
         for node in flow.sinks:
             readers[node] = 1  # held for the caller
+        table.readers[:] = memoryview(readers)
         table.slots[UNCLAIMED * SLOT + LOW] = 0
         table.slots[UNCLAIMED * SLOT + HIGH] = flow.leaves
         for node in range(flow.count - 1, flow.leaves - 1, -1):

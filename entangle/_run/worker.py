@@ -25,15 +25,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import pickle
-import random
-import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -666,7 +662,12 @@ class Worker:
 
 def pause(body: Body, attempt: int) -> float:
     """Seconds between attempt number `attempt` (from 1) and the next one."""
-    return body.sleep * body.backoff ** (attempt - 1) + (random.uniform(0, body.jitter) if body.jitter else 0.0)
+    seconds = body.sleep * body.backoff ** (attempt - 1)
+    if body.jitter:
+        import random
+
+        seconds += random.uniform(0, body.jitter)
+    return seconds
 
 
 def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:
@@ -674,6 +675,9 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
 
     One line by one write to a file opened for appending: lines of several processes do not mix.
     """
+    import json
+    import traceback
+
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
     line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
     with contextlib.suppress(OSError):  # on a full disk the attempt goes untold, and is made all the same
@@ -686,6 +690,8 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
 
 def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
     """An error as what can be sent: pickled where that is possible, and as text in any case."""
+    import traceback
+
     text = "".join(traceback.format_exception(type(error), error, _own_frames(error)))
     pickled: bytes | None
     refused: UnpicklableError | None = None
@@ -705,7 +711,7 @@ def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
     return {
         "error": pickled if pickled is not None else pickle.dumps(refused, 5),
         "text": text,
-        "where": f"host {socket.gethostname()}, pid {os.getpid()}, cpu {_cpu()}, attempt {attempt}",
+        "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {_cpu()}, attempt {attempt}",
     }
 
 
