@@ -49,12 +49,12 @@ COPY = "copy"
 
 
 class Shape(NamedTuple):
-    """How the flat inputs of a node become arguments: so many positional ones, then these keywords.
+    """How the flat inputs of a node become arguments: `positional` of them by position, then these keywords.
 
     `templates`, where an argument is a container, has one template for each argument.
     """
 
-    count: int
+    positional: int
     keywords: tuple[str, ...] = ()
     templates: tuple[Template, ...] | None = None
 
@@ -189,5 +189,5 @@ class Flow:
             source = iter(flat)
             flat = [rebuild(template, source) for template in shape.templates]
         if shape.keywords:
-            return flat[: shape.count], dict(zip(shape.keywords, flat[shape.count :], strict=True))
+            return flat[: shape.positional], dict(zip(shape.keywords, flat[shape.positional :], strict=True))
         return flat, {}

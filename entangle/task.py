@@ -197,11 +197,15 @@ def _fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
     if any(layer.takes_arguments for layer in task.layers):
         return lambda count, kwargs: True
     code = getattr(task.function, "__code__", None)
-    if code is not None and not any(layer.injected for layer in task.layers) and not hasattr(task.function, "__wrapped__"):
-        if not code.co_kwonlyargcount:
-            least = code.co_argcount - len(task.function.__defaults__ or ())
-            most = sys.maxsize if code.co_flags & _VARARGS else code.co_argcount
-            return lambda count, kwargs: least <= count <= most if not kwargs else _slow_fit(task, count, kwargs)
+    if (
+        code is not None
+        and not code.co_kwonlyargcount
+        and not hasattr(task.function, "__wrapped__")
+        and not any(layer.injected for layer in task.layers)
+    ):
+        least = code.co_argcount - len(task.function.__defaults__ or ())
+        most = sys.maxsize if code.co_flags & _VARARGS else code.co_argcount
+        return lambda count, kwargs: least <= count <= most if not kwargs else _slow_fit(task, count, kwargs)
     return functools.partial(_slow_fit, task)
 
 

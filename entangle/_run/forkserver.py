@@ -34,6 +34,17 @@ _QUIET = 0.02  # seconds without a request before spares are forked anew
 # The caller's side -----------------------------------------------------------------------------------------------
 
 
+def environment_of_interpreter() -> dict[str, str]:
+    """The environment for an interpreter that is to find the modules that this one finds, whatever its working directory."""
+    environment = dict(os.environ)
+    found = []
+    for entry in sys.path:
+        with contextlib.suppress(FileNotFoundError):  # our own working directory has been removed
+            found.append(os.path.abspath(entry))
+    environment["PYTHONPATH"] = os.pathsep.join(found)
+    return environment
+
+
 class _Server:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -41,13 +52,12 @@ class _Server:
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
         code = f"from entangle._run.forkserver import serve; serve({theirs.fileno()}, {os.getpid()}, {loaded!r})"
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env=environment_of_interpreter(),
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

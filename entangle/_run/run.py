@@ -60,7 +60,7 @@ class Run:
     def value(self) -> Any:
         """Run the flow in this thread and give the value of its sink. Raises the error of the task that failed first."""
         outer = here.worker
-        with outer.lending() if outer is not None else contextlib.nullcontext():
+        with outer.waiting_for(self.cancel) if outer is not None else contextlib.nullcontext():
             if outer is None and threading.current_thread() is threading.main_thread():
                 with _sigterm_ends_the_run():
                     return self._execute()
@@ -210,14 +210,17 @@ def _remove(directory: str, spill: str) -> None:
 def _reap_later(workers: list[WorkerProcess]) -> None:
     if workers:
         thread = threading.Thread(target=reap, args=(workers,), name="entangle-reaper", daemon=True)
-        _reapers.append(thread)
         thread.start()
+        _reapers.append(thread)  # started first: whoever finds it there may join it
 
 
 def _join_reapers() -> None:
     """A fork wants a process without other threads, our own among them."""
     while _reapers:
-        thread = _reapers.pop()
+        try:
+            thread = _reapers.pop()
+        except IndexError:  # another thread was quicker
+            return
         if thread is not threading.current_thread():
             thread.join()
 

@@ -333,7 +333,7 @@ def write_flow(site: Site) -> None:
         "home": site.home,
         "spill": site.spill,
         "home_spill": os.path.dirname(site.spill),
-        "directory": os.getcwd(),
+        "directory": _working_directory(),
         "environment": dict(os.environ),
         "path": sys.path,
         "argv": sys.argv,
@@ -357,6 +357,13 @@ def write_flow(site: Site) -> None:
         else:
             site.flow_path = path
             return
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been removed; a worker is then wherever its parent is
+        return None
 
 
 def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
@@ -386,8 +393,9 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
     if dict(os.environ) != known["environment"]:
         os.environ.clear()
         os.environ.update(known["environment"])
-    with contextlib.suppress(OSError):
-        os.chdir(known["directory"])
+    if known["directory"] is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(known["directory"])
     for name in known["logging"]:
         importlib.import_module(name)  # it configures logging; a fork would have inherited that
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
@@ -402,13 +410,18 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     import subprocess
 
+    from entangle._run.forkserver import environment_of_interpreter
+
     numbers = ",".join(str(fd) for fd in fds)
-    code = f"from entangle._run.start import spawned; spawned({os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}])"
-    environment = dict(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+    where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"
+    code = f"from entangle._run.start import spawned; spawned({where})"
     with janitor.off_duty():
         process = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[fd for fd in fds if fd >= 0], env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", code],
+            pass_fds=[fd for fd in fds if fd >= 0],
+            env=environment_of_interpreter(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
         )
     pid = process.pid
     process.returncode = 0  # we reap it ourselves

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from entangle._run.start import WorkerProcess, start_worker
+from entangle._run.start import BROKEN, WorkerProcess, start_worker
 from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
     ABANDONED,
@@ -59,6 +59,7 @@ from entangle._run.table import (
     RUNNING,
     SINCE,
     SLOT,
+    STARTING,
     STATE,
     STOP,
     UNCLAIMED,
@@ -84,6 +85,8 @@ PATIENCE = 0.02
 #: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
 GRACE = 0.5
 MOST_THREADS = 256
+#: So many workers in a row may die before they have begun.
+MOST_STILLBORN = 10
 #: Lines of a dead worker's stderr that its error quotes.
 TAIL_LINES = 12
 
@@ -123,7 +126,7 @@ class Supervisor:
         self.looked = looked
         self.cookies = 0
         self.processes: dict[int, WorkerProcess] = {}
-        self.threads: dict[int, threading.Thread] = {}
+        self.threads: dict[int, tuple[threading.Thread, Worker]] = {}
         self.leaving: list[WorkerProcess] = []
         self.free = list(range(slots - 1, 0, -1))
         self.cap = cap
@@ -136,6 +139,7 @@ class Supervisor:
         self.looked_at = time.monotonic_ns()
         self.pause = FIRST_LOOK
         self.idle_since = 0
+        self.stillborn = 0
         self.retries: list[tuple[float, int]] = []
         self.capture = not _stdout_is_plain()
         flow = site.flow
@@ -297,7 +301,7 @@ class Supervisor:
         worker = Worker(self.site, slot, THREAD, self.serial)
         self.site.users += 1
         thread = threading.Thread(target=_thread_life, args=(worker,), name=f"entangle-{slot}", daemon=True)
-        self.threads[slot] = thread
+        self.threads[slot] = (thread, worker)
         thread.start()
         self.pause = FIRST_LOOK
 
@@ -473,7 +477,7 @@ class Supervisor:
                     slots[base + NODE] = NOBODY
                     slots[base + STATE] = ABANDONED
                     slots[base + DOOMED] = 0
-                del self.threads[slot]
+                self.threads.pop(slot)[1].stop()
                 self._lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
         for node in list(self.waits):
             self._check_wait(node, now)
@@ -541,7 +545,7 @@ class Supervisor:
         """A worker process has ended: in good order, or with a node that it ran."""
         slots, base = self.table.slots, worker.slot * SLOT
         node, begun = slots[base + NODE], bool(slots[base + BEGUN])
-        resting = slots[base + STATE] == RESTING
+        resting, began = slots[base + STATE] == RESTING, slots[base + STATE] != STARTING
         code = worker.ended_by
         assert code is not None
         self._forward_rest(worker)
@@ -551,11 +555,22 @@ class Supervisor:
             if node >= 0 and self.table.states[node] == RUNNING and not self.table.header[STOP]:
                 self._lost(node, worker.slot, self._obituary(worker, node, code), begun)
             return
+        if node < 0 or self.table.states[node] != RUNNING:
+            self._lost_idle(worker, code, began)
         if resting:
             with self.table.locked(UNCLAIMED):
                 self.table.header[IDLE + PROCESS] -= 1
         if node >= 0 and self.table.states[node] == RUNNING:
             self._lost(node, worker.slot, self._obituary(worker, node, code), begun)
+
+    def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
+        """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
+        self.stillborn = 0 if began else self.stillborn + 1
+        if code == BROKEN or self.stillborn > MOST_STILLBORN:
+            how = f"exit code {code}" if code >= 0 else f"signal {_signal_name(-code)}"
+            error = EntangleError(f"a worker process ended by {how} before it could run a task")
+            _quote(error, worker)
+            self.error = error
 
     def _clear_up(self, worker: WorkerProcess) -> None:
         """Free what a worker that has ended held: its descriptors, its slot, its cookies, its place in a pool's queue."""
@@ -596,9 +611,7 @@ class Supervisor:
         name = self.site.flow.body(node).name
         how = f"exit code {code}" if code >= 0 else f"signal {_signal_name(-code)}"
         error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {how}")
-        tail = bytes(worker.tail).decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
-        if tail:
-            add_note(error, "last lines of its stderr:\n" + "\n".join(f"  {line}" for line in tail))
+        _quote(error, worker)
         return error
 
     def _lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
@@ -744,9 +757,10 @@ class Supervisor:
                 self._forward_rest(worker)
             self.processes.clear()
         self._give_cookies(0)
-        for slot, thread in list(self.threads.items()):
-            if in_order or self.table.slots[slot * SLOT + STATE] != BUSY:
-                thread.join(5.0)
+        for slot, (thread, body) in list(self.threads.items()):
+            # A thread cannot be stopped in a body, but what it waits for can.
+            if in_order or body.stop() or self.table.slots[slot * SLOT + STATE] != BUSY:
+                thread.join(2.0)
 
     def _runs(self, worker: WorkerProcess) -> bool:
         return bool(self.table.slots[worker.slot * SLOT + BEGUN])
@@ -769,6 +783,13 @@ class Supervisor:
                 if worker.ended():
                     self._forward_rest(worker)
                     self._clear_up(worker)
+
+
+def _quote(error: BaseException, worker: WorkerProcess) -> None:
+    """Add the last lines that a worker wrote to stderr to an error."""
+    tail = bytes(worker.tail).decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+    if tail:
+        add_note(error, "last lines of its stderr:\n" + "\n".join(f"  {line}" for line in tail))
 
 
 def reap(workers: list[WorkerProcess]) -> None:

@@ -69,7 +69,7 @@ from entangle._run.table import (
     Table,
 )
 from entangle.cookies import CookieQueue, bind, offer_jobserver, roam
-from entangle.errors import ProcessTerminatedException, ThreadTerminatedException, UnpicklableError
+from entangle.errors import ProcessTerminatedException, RunCancelledError, ThreadTerminatedException, UnpicklableError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow
 
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
@@ -193,6 +193,8 @@ class Worker:
         self.forked = False
         self.cookie: tuple[int, int] | None = None
         self.roaming: set[int] = set()
+        self.nested: list[Callable[[], None]] = []
+        self.stopped = False
         self.makeflags: str | None = None
         bodies = site.flow.bodies
         self.special = [bool(body.retry or body.pool or body.timed or body.shared_memory) for body in bodies]
@@ -596,7 +598,27 @@ class Worker:
             self._give_cookie()
 
     @contextlib.contextmanager
-    def lending(self) -> Iterator[None]:
+    def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Wait for a nested run, which `cancel` ends: others may have our cookie meanwhile, and who stops us stops it too."""
+        self.nested.append(cancel)
+        try:
+            if self.stopped:
+                raise RunCancelledError("the run around this one is over")
+            with self._lending():
+                yield
+        finally:
+            self.nested.remove(cancel)
+
+    def stop(self) -> bool:
+        """End what the body in this thread waits for, and let it begin nothing more. Whether there was something to end."""
+        self.stopped = True
+        nested = list(self.nested)
+        for cancel in nested:
+            cancel()
+        return bool(nested)
+
+    @contextlib.contextmanager
+    def _lending(self) -> Iterator[None]:
         """While a body waits for a nested run, others may have its cookie."""
         if self.cookie is None:
             yield
