@@ -1,0 +1,114 @@
+# Everything one does with a checkout. All that is needed is make and Python 3.10 or newer.
+#
+#   PYTHON=python3.12    the Python that environments are made with (after `make clean`, if they are there already)
+#   VENV=.venv           where the environment lies
+#   ARGS="-x -k store"   further arguments for what is run: pytest, the benchmarks, the drill
+#   TESTS=path           the tests to run; all of them if not given
+
+PYTHON ?= python3
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+ROUNDS ?= 1
+TESTS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+BENCH_BIN := $(BENCH_VENV)/bin
+
+# In an empty environment, too: without a PATH a Python does not know where it lies itself.
+PATH ?= /usr/local/bin:/usr/bin:/bin
+export PATH
+
+# What runs here keeps its own budget of CPUs, and should not take the one of the make that happens to start it.
+unexport MAKEFLAGS MFLAGS
+
+.DEFAULT_GOAL := help
+# A half-made environment must not look like a whole one to the next call.
+.DELETE_ON_ERROR:
+.PHONY: help run test lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill clean
+
+help:
+	@echo 'make run     install into $(VENV) and run the main example'
+	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name")'
+	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
+	@echo 'make format  let ruff mend what it can'
+	@echo 'make bench   every benchmark beside its peers, in $(BENCH_VENV); writes the table in README.md'
+	@echo 'make docs    the documentation, into build/docs'
+	@echo 'make image   the docker image "entangle"'
+	@echo 'make drill   the heavy fault tests, which "make test" leaves out    (ROUNDS=$(ROUNDS))'
+	@echo 'make clean   remove environments, caches and builds'
+
+run: $(VENV)/.installed
+	$(BIN)/python -m entangle.examples.example
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+lint: lint-ruff lint-format lint-mypy lint-pyright
+
+lint-ruff: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+
+lint-format: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
+
+lint-mypy: $(VENV)/.installed-dev
+	$(BIN)/mypy --strict entangle
+	$(BIN)/mypy --strict entangle/tests/typing
+
+lint-pyright: $(VENV)/.installed-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python entangle/tests/typing
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(BENCH_VENV)/.installed
+	$(BENCH_BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'open build/docs/index.html'
+
+image:
+	docker build -t entangle .
+
+drill: $(VENV)/.installed-test
+	@round=1; while [ $$round -le $(ROUNDS) ]; do \
+	    echo "round $$round of $(ROUNDS)"; \
+	    $(BIN)/python -m pytest -m drill -q $(TESTS) $(ARGS) || exit $$?; \
+	    round=$$((round + 1)); \
+	done
+
+clean:
+	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is newer than what it was made from, so that a second call goes straight to work.
+
+$(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/pyvenv.cfg pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+# Without the package: there it runs from the source tree, so that no installation has a part in how fast it starts.
+$(BENCH_VENV)/.installed: $(BENCH_VENV)/pyvenv.cfg benchmarks/requirements.txt
+	$(BENCH_BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	@touch $@
+
+# Some systems ship venv without the pip that goes into it; then the system's own pip puts one there.
+%/pyvenv.cfg:
+	@command -v '$(PYTHON)' >/dev/null || { \
+	    echo 'There is no "$(PYTHON)" here. Name a Python 3.10 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "entangle needs Python 3.10 or newer; $(PYTHON) is $$('$(PYTHON)' -V 2>&1). Name a newer one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -m venv '$*' >/dev/null 2>&1 \
+	    || { '$(PYTHON)' -m venv --clear --without-pip '$*' && '$(PYTHON)' -m pip --python '$*/bin/python' install --quiet pip; } \
+	    || { echo '$(PYTHON) cannot make a virtual environment with pip in it. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }

@@ -1,0 +1,495 @@
+"""Who takes part: entangle in its ways to start workers, its peers, and references.
+
+A contestant turns a function into something that can be called to build a graph (``task``) and gets the value of what
+was built (``value``); each in the peer's own terms, as its documentation tells users to. Peers are imported when they
+start, so that only the process that needs one pays for it, and one that is not installed leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from importlib import import_module
+from typing import Any, ClassVar
+
+from benchmarks import work
+
+
+class Contestant:
+    """Somebody who runs graphs of tasks."""
+
+    name: ClassVar[str]
+    short: ClassVar[str]
+    distribution: ClassVar[str | None] = None
+    """What to look up the version of; ``None`` for what comes with Python or with this project."""
+    waits_for_children: ClassVar[bool] = True
+    """Whether the CPU time of all its processes can be told afterwards: the kernel drops that of one nobody waits for."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def start(self) -> None:
+        """Start what stays up between runs, and wait until it is ready. Not counted in any figure."""
+
+    def stop(self) -> None:
+        """End everything that was started."""
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Give the contestant's form of a function: calling it builds, or submits, one task."""
+        raise NotImplementedError
+
+    def value(self, built: Any) -> Any:
+        """Run what was built and give its value."""
+        raise NotImplementedError
+
+
+# ------------------------------------------------------------------ ours
+
+
+class Entangle(Contestant):
+    """entangle as it comes: it looks for itself how to start workers."""
+
+    name = "entangle"
+    short = "entangle"
+    way: ClassVar[str] = "auto"
+
+    def start(self) -> None:
+        self.decorated: Any = import_module("benchmarks.decorated")
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        decorated: Callable[..., Any] = getattr(self.decorated, function.__name__)
+        return decorated
+
+    def value(self, built: Any) -> Any:
+        return built(start=self.way)
+
+
+class EntangleFork(Entangle):
+    """entangle, every run forking its workers from the caller."""
+
+    name = "entangle by fork"
+    short = "fork"
+    way = "fork"
+
+
+class EntangleForkserver(Entangle):
+    """entangle, workers taken from a server that an earlier run has left warm."""
+
+    name = "entangle by forkserver"
+    short = "forkserver"
+    way = "forkserver"
+
+
+# ------------------------------------------------------------------ references
+
+
+class OneProcess(Contestant):
+    """The same lines called one after the other in one process: no tasks at all."""
+
+    name = "one process"
+    short = "one process"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def value(self, built: Any) -> Any:
+        return built
+
+
+class BareFork(Contestant):
+    """A bare ``os.fork`` for each CPU, the leaves dealt out beforehand: what the machine gives at best just then.
+
+    It knows one shape: leaves whose sum is wanted.
+    """
+
+    name = "bare forks"
+    short = "bare forks"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: Node(function, args)
+
+    def value(self, built: Any) -> Any:
+        pipes: list[int] = []
+        children: list[int] = []
+        for hand in range(self.workers):
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:
+                mine = [leaf.function(*leaf.args) for leaf in built.args[hand :: self.workers]]
+                os.write(writer, str(sum(mine)).encode())
+                os._exit(0)
+            os.close(writer)
+            pipes.append(reader)
+            children.append(child)
+        sums = [int(os.read(reader, 64)) for reader in pipes]
+        for child in children:
+            os.waitpid(child, 0)
+        for reader in pipes:
+            os.close(reader)
+        return sum(sums)
+
+
+# ------------------------------------------------------------------ peers
+
+
+class Node:
+    """A task of a peer that knows no graphs: those are driven by hand, as their users have to."""
+
+    __slots__ = ("args", "function", "value")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.function = function
+        self.args = args
+        self.value: Any = None
+
+    def arguments(self) -> list[Any]:
+        """Give the arguments with the values of the tasks among them."""
+        return [arg.value if type(arg) is Node else arg for arg in self.args]
+
+
+def in_order(root: Node) -> list[Node]:
+    """Give the tasks below and with ``root``, every task after those it takes values from."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(root, False)]
+    while stack:
+        node, inputs_done = stack.pop()
+        if inputs_done:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((arg, False) for arg in node.args if type(arg) is Node)
+    return order
+
+
+def in_waves(root: Node) -> list[list[Node]]:
+    """Give the tasks as waves: those of one wave need only values of earlier ones."""
+    depth: dict[int, int] = {}
+    waves: list[list[Node]] = []
+    for node in in_order(root):
+        below = [depth[id(arg)] for arg in node.args if type(arg) is Node]
+        mine = depth[id(node)] = 1 + max(below) if below else 0
+        if mine == len(waves):
+            waves.append([])
+        waves[mine].append(node)
+    return waves
+
+
+class Futures(Contestant):
+    """``concurrent.futures.ProcessPoolExecutor``: a task is submitted when the last of its arguments is there."""
+
+    name = "concurrent.futures"
+    short = "futures"
+
+    def start(self) -> None:
+        self.pool = ProcessPoolExecutor(self.workers)
+        for future in [self.pool.submit(work.pause, i, 0.05) for i in range(2 * self.workers)]:
+            future.result()
+
+    def stop(self) -> None:
+        self.pool.shutdown()
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: Node(function, args)
+
+    def value(self, built: Any) -> Any:
+        nodes = in_order(built)
+        consumers: dict[Node, list[Node]] = {node: [] for node in nodes}
+        pending: dict[Node, int] = {}
+        for node in nodes:
+            inputs = [arg for arg in node.args if type(arg) is Node]
+            pending[node] = len(inputs)
+            for one in inputs:
+                consumers[one].append(node)
+        finished: queue.SimpleQueue[tuple[Node, Future[Any]]] = queue.SimpleQueue()
+
+        def submit(node: Node) -> None:
+            future = self.pool.submit(node.function, *node.arguments())
+            future.add_done_callback(lambda done: finished.put((node, done)))
+
+        for node in nodes:
+            if not pending[node]:
+                submit(node)
+        for _ in nodes:
+            node, future = finished.get()
+            node.value = future.result()
+            for consumer in consumers[node]:
+                pending[consumer] -= 1
+                if not pending[consumer]:
+                    submit(consumer)
+        return built.value
+
+
+class Joblib(Contestant):
+    """joblib with its default processes (loky), one ``Parallel`` call for each wave of the graph."""
+
+    name = "joblib"
+    short = "joblib"
+    distribution = "joblib"
+
+    def start(self) -> None:
+        joblib: Any = import_module("joblib")
+        self.delayed = joblib.delayed
+        self.parallel = joblib.Parallel(n_jobs=self.workers).__enter__()
+        self.parallel([self.delayed(work.pause)(i, 0.05) for i in range(2 * self.workers)])
+
+    def stop(self) -> None:
+        self.parallel.__exit__(None, None, None)
+        executors: Any = import_module("joblib.externals.loky")
+        executors.get_reusable_executor().shutdown(wait=True)
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: Node(function, args)
+
+    def value(self, built: Any) -> Any:
+        for wave in in_waves(built):
+            values = self.parallel([self.delayed(node.function)(*node.arguments()) for node in wave])
+            for node, value in zip(wave, values, strict=True):
+                node.value = value
+        return built.value
+
+
+def apply(function: Callable[..., Any], arguments: list[Any]) -> Any:
+    """Call a function: what a pool that maps one function is given when tasks differ."""
+    return function(*arguments)
+
+
+class Mpire(Contestant):
+    """mpire with forked workers that it keeps, one ``map`` for each wave of the graph."""
+
+    name = "mpire"
+    short = "mpire"
+    distribution = "mpire"
+
+    def start(self) -> None:
+        mpire: Any = import_module("mpire")
+        self.pool = mpire.WorkerPool(n_jobs=self.workers, start_method="fork", keep_alive=True)
+        self._map([(work.pause, [i, 0.05]) for i in range(2 * self.workers)])
+
+    def stop(self) -> None:
+        self.pool.stop_and_join()
+
+    def _map(self, pairs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
+        values: list[Any] = self.pool.map(apply, pairs, concatenate_numpy_output=False)
+        return values
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: Node(function, args)
+
+    def value(self, built: Any) -> Any:
+        for wave in in_waves(built):
+            values = self._map([(node.function, node.arguments()) for node in wave])
+            for node, value in zip(wave, values, strict=True):
+                node.value = value
+        return built.value
+
+
+class Ray(Contestant):
+    """Ray on loopback with as many CPUs as there are, its workers warm; no dashboard, no usage statistics."""
+
+    name = "Ray"
+    short = "Ray"
+    distribution = "ray"
+    waits_for_children = False
+
+    def start(self) -> None:
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ["RAY_DISABLE_IMPORT_WARNING"] = "1"
+        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        self.ray: Any = import_module("ray")
+        self.room = tempfile.mkdtemp(prefix="ray-")
+        self.ray.init(
+            address="local",
+            num_cpus=self.workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=3 * 10**9,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=self.room,
+        )
+        pause = self.task(work.pause)
+        self.ray.get([pause(i, 0.05) for i in range(4 * self.workers)])
+
+    def stop(self) -> None:
+        self.ray.shutdown()
+        shutil.rmtree(self.room, ignore_errors=True)
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        remote: Callable[..., Any] = self.ray.remote(function).remote
+        return remote
+
+    def value(self, built: Any) -> Any:
+        return self.ray.get(built)
+
+
+class DaskProcesses(Contestant):
+    """``dask.delayed`` on its multiprocessing scheduler, with a pool that stays."""
+
+    name = "Dask multiprocessing"
+    short = "Dask mp"
+    distribution = "dask"
+
+    def start(self) -> None:
+        self.dask: Any = import_module("dask")
+        import_module("dask.multiprocessing")
+        self.pool = ProcessPoolExecutor(self.workers)
+        for future in [self.pool.submit(work.pause, i, 0.05) for i in range(2 * self.workers)]:
+            future.result()
+        self.value(self.task(work.nothing)())
+
+    def stop(self) -> None:
+        self.pool.shutdown()
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        delayed: Callable[..., Any] = self.dask.delayed(function)
+        return delayed
+
+    def value(self, built: Any) -> Any:
+        return built.compute(scheduler="processes", pool=self.pool)
+
+
+class DaskDistributed(Contestant):
+    """``dask.delayed`` on a local cluster of Dask distributed, one worker process for each CPU; no dashboard."""
+
+    name = "Dask distributed"
+    short = "Dask dist."
+    distribution = "distributed"
+    threads: ClassVar[int] = 1
+
+    def start(self) -> None:
+        self.room = tempfile.mkdtemp(prefix="dask-")
+        self.dask: Any = import_module("dask")
+        self.dask.config.set({"temporary-directory": self.room})
+        distributed: Any = import_module("distributed")
+        self.cluster = distributed.LocalCluster(
+            n_workers=max(1, self.workers // self.threads),
+            threads_per_worker=self.threads,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=50,
+        )
+        self.client = distributed.Client(self.cluster)
+        pause = self.task(work.pause)
+        self.value(self.dask.delayed(work.nothing)(*[pause(i, 0.05) for i in range(4 * self.workers)]))
+
+    def stop(self) -> None:
+        self.client.close()
+        self.cluster.close()
+        shutil.rmtree(self.room, ignore_errors=True)
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        delayed: Callable[..., Any] = self.dask.delayed(function)
+        return delayed
+
+    def value(self, built: Any) -> Any:
+        return self.client.compute(built).result()
+
+
+class DaskThreads(DaskDistributed):
+    """Dask distributed told to keep a hundred threads in each worker process."""
+
+    name = "Dask distributed, 100 threads each"
+    threads = 100
+
+
+class Parsl(Contestant):
+    """Parsl's HighThroughputExecutor on loopback, one worker process for each CPU; no usage tracking."""
+
+    name = "Parsl"
+    short = "Parsl"
+    distribution = "parsl"
+
+    def start(self) -> None:
+        self.parsl: Any = import_module("parsl")
+        config: Any = import_module("parsl.config")
+        executors: Any = import_module("parsl.executors")
+        providers: Any = import_module("parsl.providers")
+        self.room = tempfile.mkdtemp(prefix="parsl-")
+        self.kernel = self.parsl.load(
+            config.Config(
+                executors=[
+                    executors.HighThroughputExecutor(
+                        label="local",
+                        address="127.0.0.1",
+                        loopback_address="127.0.0.1",
+                        max_workers_per_node=self.workers,
+                        cores_per_worker=1,
+                        provider=providers.LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1),
+                    )
+                ],
+                run_dir=self.room,
+                strategy="none",
+                usage_tracking=0,
+                initialize_logging=False,
+            )
+        )
+        pause = self.task(work.pause)
+        for waiting in [pause(i, 0.05) for i in range(4 * self.workers)]:
+            waiting.result()
+
+    def stop(self) -> None:
+        self.kernel.cleanup()
+        shutil.rmtree(self.room, ignore_errors=True)
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        app: Callable[..., Any] = self.parsl.python_app(function)
+        return app
+
+    def value(self, built: Any) -> Any:
+        return built.result()
+
+
+class NestedPools(Contestant):
+    """A ``ProcessPoolExecutor`` for every run, also for those inside tasks: what nesting is with no common budget."""
+
+    name = "a pool for each run"
+    short = "nested pools"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (function, args)
+
+    def value(self, built: Any) -> Any:
+        function, calls = built
+        with ProcessPoolExecutor(self.workers) as pool:
+            return function(*[future.result() for future in [pool.submit(one, *args) for one, args in calls]])
+
+
+CONTESTANTS: dict[str, type[Contestant]] = {
+    one.name: one
+    for one in (
+        Entangle,
+        EntangleFork,
+        EntangleForkserver,
+        OneProcess,
+        BareFork,
+        Futures,
+        Joblib,
+        Mpire,
+        Ray,
+        DaskProcesses,
+        DaskDistributed,
+        DaskThreads,
+        Parsl,
+        NestedPools,
+    )
+}
+
+REFERENCES = frozenset({OneProcess.name, BareFork.name, NestedPools.name})
+"""Shown beside the others, and not counted when the best peer is looked for."""
+
+PEERS = (
+    Futures.name,
+    Joblib.name,
+    Mpire.name,
+    Ray.name,
+    DaskProcesses.name,
+    DaskDistributed.name,
+    Parsl.name,
+)

@@ -1,0 +1,147 @@
+"""The table, for the terminal and for the README."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contest import DISTURBED
+from benchmarks.contestants import CONTESTANTS, PEERS
+
+Json = dict[str, Any]
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def number(value: float | None) -> str:
+    """Give a figure with three digits and no exponent."""
+    if value is None:
+        return "—"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def ratio(value: float | None) -> str:
+    """Give how many times as long the best peer takes."""
+    return "—" if value is None else f"{number(value)}x"
+
+
+def verdict(line: Json) -> str:
+    """Give whether a line's target was met."""
+    return {None: "—", True: "yes", False: "**no**"}[line["met"]]
+
+
+def title(row: Json, line: Json) -> str:
+    """Give what a line measures, with its unit."""
+    label = f": {line['label']}" if line["label"] else ""
+    return f"{row['work']}{label}, {line['unit']}"
+
+
+def references(line: Json) -> str:
+    """Give the figures of those beside the peers, such as the same lines in one process."""
+    return ", ".join(
+        f"{CONTESTANTS[name].short if name in CONTESTANTS else name} {number(value)}"
+        for name, value in line["others"].items()
+        if name not in PEERS and value is not None
+    )
+
+
+def markdown(session: Json) -> str:
+    """Give the table of the README."""
+    heads = ["", "work", "entangle", "target", "met", "best peer ÷ entangle"]
+    heads += [CONTESTANTS[name].short for name in PEERS] + ["beside"]
+    out = ["| " + " | ".join(heads) + " |", "|---|---|" + "--:|" * (len(heads) - 3) + "---|"]
+    for row in session["rows"]:
+        for line in row["lines"]:
+            cells = [row["key"], title(row, line), f"**{number(line['ours'])}**"]
+            cells += [f"≤ {number(line['target'])}" if line["target"] is not None else "—", verdict(line)]
+            cells += [ratio(line["best_peer_over_ours"])]
+            cells += [number(line["others"].get(name)) for name in PEERS] + [references(line)]
+            out.append("| " + " | ".join(cells) + " |")
+    notes = [f"- {row['key']}: {row['note']}." for row in session["rows"] if row["note"]]
+    few = [
+        f"{CONTESTANTS[name].short} in {row['key']} ({count})"
+        for row in session["rows"]
+        for name, kept in row["rounds"].items()
+        if name in CONTESTANTS and 0 < (count := len(kept["ours first"]) + len(kept["peers first"])) < min(5, session["rounds"])
+    ]
+    noisy = [
+        f"{CONTESTANTS[name].short} in {row['key']} ({kept['others_cpus']:.1f})"
+        for row in session["rows"]
+        for name, kept in row["rounds"].items()
+        if name in CONTESTANTS and kept.get("others_cpus", 0.0) >= DISTURBED
+    ]
+    if noisy:
+        notes.append(f"- Disturbed, as other processes of the machine used so many CPUs meanwhile: {', '.join(noisy)}.")
+    if few:
+        notes.append(f"- Fewer rounds, for it takes so long: {', '.join(few)}.")
+    machine = session["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    footer = (
+        f"Medians of {session['rounds']} rounds, half of them with entangle first and half with the peers first, measured "
+        f"in one session on {machine['cpus']} CPUs ({machine['cpu']}), Python {machine['python']}, {session['date']}; "
+        f"{versions}."
+    )
+    return "\n".join([*out, "", footer, "", *notes])
+
+
+def terminal(session: Json) -> None:
+    """Print the table, with ``rich`` where it is installed."""
+    lines = [(row, line) for row in session["rows"] for line in row["lines"]]
+    if importlib.util.find_spec("rich") is None:
+        for row, line in lines:
+            print(
+                f"{row['key']:4}{title(row, line):75.75} {number(line['ours']):>8}  target {number(line['target']):>6} "
+                f"{verdict(line).strip('*'):4} best peer {ratio(line['best_peer_over_ours']):>7}"
+            )
+            print("      " + ", ".join(f"{name} {number(one)}" for name, one in line["others"].items()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"medians of {session['rounds']} rounds, both orders", caption="÷: best peer ÷ entangle")
+    table.add_column("")
+    table.add_column("work", max_width=44)
+    for head in ("entangle", "target", "met", "÷"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("others")
+    for row, line in lines:
+        met = {None: Text("—"), True: Text("yes", "green"), False: Text("no", "bold red")}[line["met"]]
+        best = line["best_peer"]
+        others = Text(", ").join(
+            Text(
+                f"{CONTESTANTS[name].short if name in CONTESTANTS else name} {number(one)}",
+                "bold" if name == best else "",
+            )
+            for name, one in line["others"].items()
+        )
+        table.add_row(
+            row["key"],
+            title(row, line),
+            Text(number(line["ours"]), "bold"),
+            number(line["target"]),
+            met,
+            ratio(line["best_peer_over_ours"]),
+            others,
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    console.print(table)
+
+
+def readme(session: Json) -> bool:
+    """Put the table between the README's markers; tell whether there were any."""
+    if not README.exists():
+        return False
+    text = README.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        return False
+    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    README.write_text(between.sub(lambda _: f"{BEGIN}\n{markdown(session)}\n{END}", text), encoding="utf-8")
+    return True

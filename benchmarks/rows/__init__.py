@@ -1,0 +1,5 @@
+"""What is measured. Importing this package registers every row; nothing runs, and no contestant is imported."""
+
+from benchmarks.rows import arrays, graphs, load, size, startup
+
+__all__ = ["arrays", "graphs", "load", "size", "startup"]

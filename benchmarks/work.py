@@ -1,0 +1,133 @@
+"""The tasks: plain functions that every contestant runs. ``decorated.py`` has the same for entangle."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+ITEMS = 12_500_000
+"""How many float64 make 100 MB."""
+
+
+def leaf(i: int) -> int:
+    """Give the number that was given."""
+    return i
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def increment(x: int) -> int:
+    """Add one."""
+    return x + 1
+
+
+def total(*numbers: int) -> int:
+    """Add many numbers."""
+    return sum(numbers)
+
+
+def busy(i: int, seconds: float) -> int:
+    """Use a CPU for so many seconds of CPU time, and give ``i``.
+
+    CPU time and not the clock on the wall: work that is counted by the clock would seem to be done twice as fast by
+    twice as many processes as there are CPUs, and a contestant's own use of a CPU would cost it nothing.
+    """
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+    return i
+
+
+def pause(i: int, seconds: float) -> int:
+    """Sleep, and give ``i``."""
+    time.sleep(seconds)
+    return i
+
+
+def make(items: int) -> Array:
+    """Make an array of ones."""
+    import numpy as np
+
+    return np.ones(items)
+
+
+def touch(array: Array) -> Array:
+    """Read every item and write it into a new array."""
+    return array * 1.0
+
+
+def summed(array: Array) -> float:
+    """Add up an array."""
+    return float(array.sum())
+
+
+def signed(items: int, number: int) -> Array:
+    """Make an array of ones whose first items tell which process made it and which of the arrays it is."""
+    array = make(items)
+    array[0] = os.getpid()
+    array[1] = number
+    return array
+
+
+def gather_others(*arrays: Array) -> tuple[Array, str, int]:
+    """Give back an array that another process made, if there is one; and the nanosecond at which the body ended."""
+    me = os.getpid()
+    for array in arrays:
+        if array[0] != me:
+            return array, "other", time.monotonic_ns()
+    return arrays[0], "own", time.monotonic_ns()
+
+
+def gather_own(*arrays: Array) -> tuple[Array, str, int]:
+    """Give back an array that this process made, if there is one; and the nanosecond at which the body ended."""
+    me = os.getpid()
+    for array in arrays:
+        if array[0] == me:
+            return array, "own", time.monotonic_ns()
+    return arrays[0], "other", time.monotonic_ns()
+
+
+def gather_new(*arrays: Array) -> tuple[Array, str, int]:
+    """Give an array made in this very body; and the nanosecond at which the body ended."""
+    array = arrays[0] * 1.0
+    return array, "new", time.monotonic_ns()
+
+
+def durations(seed: int, tasks: int = 200, mean: float = 0.010, sigma: float = 1.5) -> list[float]:
+    """Give lognormal durations in seconds, scaled so that their mean is exactly ``mean``.
+
+    Without the scaling one sample in ten would be a fifth longer or shorter as a whole, and rounds could not be compared.
+    """
+    source = random.Random(seed)
+    raw = [math.exp(source.gauss(0.0, sigma)) for _ in range(tasks)]
+    scale = mean * tasks / sum(raw)
+    return [one * scale for one in raw]
+
+
+def lower_bound(times: list[float], cpus: int) -> float:
+    """Seconds below which no schedule can be: the longest task, or all of the work spread evenly."""
+    return max(max(times), sum(times) / cpus)
+
+
+def longest_first(times: list[float], cpus: int) -> float:
+    """Seconds of the schedule that knows all durations and always starts the longest task left (Graham's LPT rule)."""
+    loads = [0.0] * cpus
+    for one in sorted(times, reverse=True):
+        loads[loads.index(min(loads))] += one
+    return max(loads)
+
+
+def nothing(*_: Any) -> None:
+    """Do nothing: the task that shows that a pool is up."""

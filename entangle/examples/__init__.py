@@ -1,0 +1,16 @@
+"""Programs to read and to run, one idea each: `python -m entangle.examples.NAME`.
+
+example                an expression is a graph; what of it ran where
+example2               workflows made of workflows, and a task that asks a web server
+example3               the same function for GPU and CPU, over numpy arrays
+example4               memory that several processes write to at the same time
+example5               graphs that grow while they run
+example6               threads for waiting and processes for computing, in one graph
+example_graph          the graph as nested dicts, printed as JSON
+example_graph_future   the graph, when it is wanted later
+example_with_future    a result, when it is wanted later: futures, callbacks and `await`
+retry_example          attempts that fail, and what happens then
+schedulerexample       tasks that get a CPU of their own
+schedulerexample2      a scheduler class of your own
+timeoutexample         tasks that take too long, and what happens then
+"""

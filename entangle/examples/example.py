@@ -1,0 +1,81 @@
+"""An ordinary nested expression is a graph, and its parts run in parallel processes.
+
+Prints the graph before anything has run, then one line from each task as it finishes (the value it made, and in which
+process), then the result. The lines come in the order of finishing, which may differ from one run to the next.
+"""
+
+import os
+import time
+from typing import Any
+
+from entangle.process import process
+
+
+@process
+def num(n: int) -> int:
+    return report(f"num({n})", work(n))
+
+
+@process
+def one() -> int:
+    return report("one()", work(1))
+
+
+@process
+def two() -> int:
+    return report("two()", work(2))
+
+
+@process
+def five() -> int:
+    return report("five()", work(5))
+
+
+@process
+def add(a: int, b: int) -> int:
+    return report(f"add({a}, {b})", a + b)
+
+
+@process
+def subtract(a: int, b: int) -> int:
+    return report(f"subtract({a}, {b})", a - b)
+
+
+def work(value: int) -> int:
+    """Give the value back after a moment, so that one process has not done everything before the next one is there."""
+    time.sleep(0.02)
+    return value
+
+
+def report(what: str, value: int) -> int:
+    """Print what was computed and where, and give the value back."""
+    print(f"  {what:<15} = {value:>2}   in process {os.getpid()}", flush=True)
+    return value
+
+
+def draw(graph: Any, depth: int = 1) -> None:
+    """Print a graph, consumers above and what they consume below, further in."""
+    # Where siblings have the same name a level is a list of dicts, since a dict can hold a name only once.
+    for level in graph if isinstance(graph, list) else [graph]:
+        for name, arguments in level.items():
+            print("  " * depth + name)
+            draw(arguments, depth + 1)
+
+
+def main() -> None:
+    expression = add(
+        add(num(6), one()),
+        subtract(five(), two()),
+    )
+    print("The graph, of which nothing has run yet:")
+    draw(expression.graph())
+
+    print(f"What ran where (the caller is process {os.getpid()}):", flush=True)
+    started = time.perf_counter()
+    result = expression()
+    duration = time.perf_counter() - started
+    print(f"The result is {result}, after {duration * 1000:.0f} ms.")
+
+
+if __name__ == "__main__":
+    main()
