@@ -144,15 +144,15 @@ def jobserver_style() -> str:
 _offered: dict[str, int] = {}
 
 
-def offer_jobserver(path: str, serial: bool = False) -> None:
-    """Offer the queue at `path`, in MAKEFLAGS, to the programs that this process starts.
+def jobserver_flags(path: str, serial: bool = False) -> str | None:
+    """The MAKEFLAGS that offer the queue at `path` to the programs that a process starts; None where that is switched off.
 
     Where make takes descriptors, one that they inherit is opened for them, once. `serial` says that no second cookie will
     ever be had: then make is also told to run one job at a time, since a `-j8` on its command line turns it from a jobserver.
     """
     style = jobserver_style()
     if style == "off":
-        return
+        return None
     flags = [word for word in os.environ.get("MAKEFLAGS", "").split() if "jobserver" not in word and not word.startswith("-j")]
     flags = [word for word in flags if word != _SERIAL]
     if serial:
@@ -164,7 +164,14 @@ def offer_jobserver(path: str, serial: bool = False) -> None:
             _offered[path] = os.open(path, os.O_RDWR)
             os.set_inheritable(_offered[path], True)
         auth = f"{_offered[path]},{_offered[path]}"
-    os.environ["MAKEFLAGS"] = " ".join((*flags, "-j", f"--jobserver-auth={auth}"))
+    return " ".join((*flags, "-j", f"--jobserver-auth={auth}"))
+
+
+def forget_jobserver(path: str) -> None:
+    """Close the descriptor that was opened for the queue at `path`."""
+    fd = _offered.pop(path, -1)
+    if fd >= 0:
+        os.close(fd)
 
 
 _SERIAL = "--eval=.NOTPARALLEL:"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ import threading
 from typing import Any
 
 from entangle._run import janitor
+from entangle._run.home import home
 from entangle.cookies import available_cpus
 
 _MOST = 4096  # bytes of a request
@@ -51,7 +53,8 @@ class _Server:
         # What the caller has loaded of us, so that no worker has to.
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
-        code = f"from entangle._run.forkserver import serve; serve({theirs.fileno()}, {os.getpid()}, {loaded!r})"
+        where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {loaded!r}"
+        code = f"from entangle._run.forkserver import serve; serve({where})"
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -170,11 +173,13 @@ def _pass_on(channel: socket.socket, order: dict[str, Any], fds: list[int]) -> N
     socket.send_fds(channel, [len(text).to_bytes(4, "little") + text], fds)
 
 
-def serve(channel_fd: int, caller: int, loaded: list[str]) -> None:
+def serve(channel_fd: int, caller: int, home_path: str, loaded: list[str]) -> None:
     """What the server's interpreter runs."""
     # What a worker needs is loaded before it is forked.
     for name in ("cloudpickle", "entangle._run.start", *loaded):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what the collector does not touch, a forked worker need not copy
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=channel_fd)
@@ -187,7 +192,7 @@ def serve(channel_fd: int, caller: int, loaded: list[str]) -> None:
     with contextlib.suppress(AttributeError, OSError):
         # The end of the caller shows here even while somebody whom he forked holds our socket open.
         watched.append(os.pidfd_open(caller))
-    wanted = min(len(available_cpus()), 4)
+    wanted = min(len(available_cpus()) + 2, 8)
     spares: list[tuple[int, socket.socket]] = []
     status: dict[int, int] = {}
     try:
@@ -205,8 +210,8 @@ def serve(channel_fd: int, caller: int, loaded: list[str]) -> None:
                     return
                 order, fds = received
                 if not spares:
-                    spares.append(_fork_spare(channel, spares, status))
-                pid, line = spares.pop()
+                    spares.append(_fork_spare(channel, spares, status, ""))
+                pid, line = spares.pop(0)  # the oldest, who has had the most time to rehearse
                 os.write(fds[0], pid.to_bytes(8, "little"))
                 with contextlib.suppress(OSError):  # the spare was killed: its end will be told
                     _pass_on(line, order, fds[1:])
@@ -215,7 +220,7 @@ def serve(channel_fd: int, caller: int, loaded: list[str]) -> None:
                     os.close(fd)
                 status[pid] = fds[0]
             elif not ready and len(spares) < wanted:
-                spares.append(_fork_spare(channel, spares, status))
+                spares.append(_fork_spare(channel, spares, status, home_path))
     finally:
         for pid in (*status, *(pid for pid, _ in spares)):
             for kill in (os.killpg, os.kill):
@@ -248,8 +253,10 @@ def _reap(status: dict[int, int], spares: list[tuple[int, socket.socket]]) -> No
             spare[1].close()
 
 
-def _fork_spare(channel: socket.socket, spares: list[tuple[int, socket.socket]], status: dict[int, int]) -> tuple[int, socket.socket]:
-    """Fork a worker that waits for its order."""
+def _fork_spare(
+    channel: socket.socket, spares: list[tuple[int, socket.socket]], status: dict[int, int], home_path: str
+) -> tuple[int, socket.socket]:
+    """Fork a worker that waits for its order; with a rehearsal before, where it is told the home that it will work in."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     server = os.getpid()
     pid = os.fork()
@@ -270,6 +277,9 @@ def _fork_spare(channel: socket.socket, spares: list[tuple[int, socket.socket]],
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         start.die_with(server)
+        if home_path:
+            with contextlib.suppress(OSError):  # a full disk is no reason not to wait
+                start.rehearse(home_path, server)
         received = _receive(theirs)
         if received is None:
             os._exit(0)

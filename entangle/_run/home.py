@@ -20,7 +20,7 @@ import os
 import stat
 import threading
 
-from entangle.cookies import CookieQueue, available_cpus, jobserver_style, registered_pools
+from entangle.cookies import CookieQueue, available_cpus, forget_jobserver, jobserver_flags, registered_pools
 from entangle.errors import EntangleError
 
 _homes: dict[str, Home] = {}
@@ -110,7 +110,8 @@ class Home:
         self.pools: dict[int, CookieQueue] = {}
         self._runs = 0
         self._count = threading.Lock()
-        jobserver_style()  # asked here, so that workers inherit the answer
+        # Made here, since a worker just forked is slow at anything.
+        self.makeflags = jobserver_flags(self.budget.path)
 
     def run_begins(self) -> None:
         """Count a run that this process has started itself."""
@@ -135,6 +136,7 @@ class Home:
         found.cpus = available_cpus()
         found.budget = CookieQueue(os.path.join(path, "budget"))
         found.pools = {}
+        found.makeflags = jobserver_flags(found.budget.path)
         _homes[_parent()] = found
 
     def open_pools(self, sizes: set[int]) -> None:
@@ -149,6 +151,7 @@ class Home:
         if os.getpid() != self.pid:
             return
         self.budget.close()
+        forget_jobserver(self.budget.path)
         for pool in self.pools.values():
             pool.close()
         import shutil

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from entangle._run import home as homes
 from entangle._run.start import WorkerProcess, chosen_way
 from entangle._run.store import Store
-from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers, reap
+from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers, reap, see_off
 from entangle._run.table import FINISHED, Table
 from entangle._run.worker import Site, here, lanes_of
 from entangle.cookies import CookieQueue
@@ -35,6 +35,9 @@ class Observer(Protocol):
 
 #: The one hook for who wants to know.
 observers: list[Observer] = []
+
+#: Seconds that a caller waits for the end of workers who are on their way out; then a thread does.
+_PATIENCE = 0.003
 
 _reapers: list[threading.Thread] = []
 
@@ -74,8 +77,19 @@ class Run:
                 self.supervisor.cancel()
 
     def _execute(self) -> Any:
-        flow = self.flow
         _join_reapers()
+        leaving: list[WorkerProcess] = []
+        try:
+            return self._supervised(leaving)
+        finally:
+            left = see_off(leaving, _PATIENCE)
+            if left:
+                _reap_later(left)
+
+    def _supervised(self, seen_off: list[WorkerProcess]) -> Any:
+        """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
+        way out are added to `seen_off`."""
+        flow = self.flow
         lanes = lanes_of(flow)
         used = {lanes[body] for body in set(flow.body_of)}
         needs_files = bool(used & {PROCESS, FRESH}) or any(body.pool or body.shared_memory or body.retry for body in flow.bodies)
@@ -123,6 +137,8 @@ class Run:
                     os.set_blocking(fd, False)
             site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
             leaving.callback(site.leave)
+            if needs_files:
+                site.makeflags = home.makeflags
             store: Store | None = None
             if processes:
                 store = Store(directory, table, 0, 0, spill)
@@ -135,12 +151,14 @@ class Run:
                 observer.started(self)
             try:
                 supervisor.supervise()
+                if self.nested:
+                    supervisor.finish()
                 value = self._outcome(supervisor, site, store)
                 in_order = True
                 return value
             finally:
                 supervisor.finish()
-                _reap_later(supervisor.leaving)
+                seen_off += supervisor.leaving
                 for observer in self.observers:
                     observer.ended(self)
                 with self._guard:
@@ -208,10 +226,9 @@ def _remove(directory: str, spill: str) -> None:
 
 
 def _reap_later(workers: list[WorkerProcess]) -> None:
-    if workers:
-        thread = threading.Thread(target=reap, args=(workers,), name="entangle-reaper", daemon=True)
-        thread.start()
-        _reapers.append(thread)  # started first: whoever finds it there may join it
+    thread = threading.Thread(target=reap, args=(workers,), name="entangle-reaper", daemon=True)
+    thread.start()
+    _reapers.append(thread)  # started first: whoever finds it there may join it
 
 
 def _join_reapers() -> None:

@@ -19,6 +19,8 @@ import sys
 import threading
 import time
 import warnings
+from array import array
+from collections.abc import Iterable
 from typing import Any
 
 from entangle._run import janitor
@@ -27,9 +29,9 @@ from entangle._run.pickling import dumps_for_others, why_not
 from entangle._run.store import Store
 from entangle._run.table import PID, SLOT, STARTING, STATE, Table, reserve
 from entangle._run.worker import Site, Worker, flush, here, run_as
-from entangle.cookies import jobserver_style, offer_jobserver
+from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, OptionError, StoreFullError
-from entangle.flow import Flow
+from entangle.flow import PROCESS, Body, Flow, Shape
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
 #: The exit status of a worker whose own code failed, not a body: a bug of ours.
@@ -60,6 +62,11 @@ class WorkerProcess:
         self.tail = bytearray()
         self.used = 0
         self.looked_at = time.monotonic_ns()
+
+    @property
+    def is_child(self) -> bool:
+        """Whether it is ours to wait for; one from the forkserver is not."""
+        return self._ours
 
     @property
     def pid(self) -> int:
@@ -119,6 +126,14 @@ class WorkerProcess:
                 return file.read(512).rpartition(b")")[2][1:2] == b"R"
         except OSError:
             return False
+
+    def close_stream(self, fd: int) -> None:
+        """Let go of stderr or stdout, whose end has come."""
+        os.close(fd)
+        if fd == self.err:
+            self.err = -1
+        else:
+            self.out = -1
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -225,6 +240,7 @@ def _watch(pid: int) -> int:
 
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
+    own_handlers = handlers_to_reset()
     flush()
     with janitor.off_duty(), warnings.catch_warnings() if threading.active_count() > 1 else contextlib.nullcontext():
         if threading.active_count() > 1:
@@ -235,7 +251,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         return pid
     code = BROKEN
     try:
-        settle_in(parent, err, out)
+        settle_in(parent, err, out, own_handlers)
         store.become(slot, serial)
         code = live(Worker(site, slot, lane, serial, store))
     except BaseException:
@@ -249,7 +265,8 @@ def live(worker: Worker) -> int:
     slots = worker.site.table.slots
     slots[worker.base + PID] = os.getpid()
     here.worker = worker
-    offer_jobserver(os.path.join(worker.site.home, "budget"))
+    if worker.site.makeflags is not None:
+        os.environ["MAKEFLAGS"] = worker.site.makeflags
     try:
         run_as(worker)
     finally:
@@ -274,12 +291,23 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
-def settle_in(parent: int, err: int, out: int) -> None:
+#: Signals whose handlers a worker does not keep.
+_RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+
+
+def handlers_to_reset() -> list[int]:
+    """The signals among them that this process handles in a way of its own; asked before the fork, since in the child,
+    whose pages are all copied when first touched, everything takes several times as long."""
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    return [number for number in _RESET if signal.getsignal(number) not in usual]
+
+
+def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = _RESET) -> None:
     """Make this process a worker: it dies with its parent, is deaf to the terminal, and its stderr goes to the supervisor."""
     die_with(parent)
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+    for number in own_handlers:
         signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
@@ -307,7 +335,7 @@ def _open_streams(replaced: bool) -> None:
         stream = getattr(sys, name)
         try:
             usable = stream.fileno() == fd and not (replaced and fd == 1)
-            if usable:
+            if usable and not stream.line_buffering:
                 stream.reconfigure(line_buffering=True)
         except Exception:
             usable = False
@@ -385,8 +413,12 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
 
 def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
     """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
-    with open(flow_path, "rb") as file:
-        known = pickle.load(file)
+    try:
+        with open(flow_path, "rb") as file:
+            known = pickle.load(file)
+        table = Table.attach(os.path.join(directory, "table"))
+    except FileNotFoundError:
+        os._exit(0)  # the run was over before we came
     if sys.path != known["path"]:
         sys.path[:] = known["path"]
     sys.argv[:] = known["argv"]
@@ -401,10 +433,46 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
     flow: Flow = pickle.loads(known["flow"])
-    table = Table.attach(os.path.join(directory, "table"))
     wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
     site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
+    site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
     return Worker(site, slot, lane, serial)
+
+
+def rehearse(home: str, server: int) -> None:
+    """Go once through what a worker does first, in a process that is forked ahead and has nothing else to do.
+
+    A process just forked copies every page that it touches for the first time: the same steps take it five times as long.
+    """
+    import cloudpickle
+
+    null = os.open(os.devnull, os.O_RDWR)
+    settle_in(server, null, -1)
+    directory = os.path.join(home, f"w{os.urandom(8).hex()}")
+    os.mkdir(directory, 0o700)
+    try:
+        one = array("i", (0,))
+        flow = Flow([Body(_nothing, "rehearsal")], [Shape(0)], one, one, array("q", (0, 0)), array("q"), [], leaves=1)
+        lanes = [PROCESS]
+        table = Table.create(flow, 4, lanes, os.path.join(directory, "table"))
+        wake, (listen, tell) = os.pipe(), os.pipe()
+        site = Site(flow, table, directory, home, directory, wake, (-1, -1), tell)
+        write_flow(site)
+        others = [os.dup(fd) for fd in wake] + [-1, -1, os.dup(tell)]
+        worker = join_run(directory, site.flow_path, 1, PROCESS, 1, others)
+        run_as(worker)
+        worker.site.leave()
+        site.leave()
+        os.close(listen)
+        pickle.loads(cloudpickle.dumps(lambda: None))
+    finally:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+
+
+def _nothing() -> None:
+    """The body of a rehearsal."""
 
 
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:

@@ -31,7 +31,8 @@ from entangle.errors import StoreFullError
 #: A buffer of this many bytes and up has a file of its own; so has a pickle that would take much of a segment.
 LARGE = 64 * 1024
 SEGMENT_SIZE = 256 * 1024
-SEGMENT_HEAD = struct.Struct("<qq")  # values not yet read, next free segment (SEALED: full; FILLING: somebody's)
+#: Values not yet read (while a segment is being filled: minus those read), next free segment (SEALED: full; FILLING: somebody's).
+SEGMENT_HEAD = struct.Struct("<qq")
 FILLING, SEALED = -2, -3
 WINDOW = 64 * SEGMENT_SIZE
 PAGE = mmap.PAGESIZE
@@ -133,6 +134,7 @@ class Store:
         self._windows: dict[int, memoryview] = {}
         self._segment = -1
         self._position = SEGMENT_SIZE
+        self._written = 0
         self._window = memoryview(b"")
         self._base = 0
         self._numbers = 0
@@ -144,13 +146,13 @@ class Store:
         self.serial = serial
         self._segment = -1
         self._position = SEGMENT_SIZE
-        self._numbers = 0
+        self._numbers = self._written = 0
         self._mapped = {}
 
     # Values in ---------------------------------------------------------------------------------------------
 
     def put(self, value: Any) -> Place:
-        """Store a value and say where it lies. Call `hold` on the place, under the table's lock, when others may take it.
+        """Store a value and say where it lies.
 
         Raises whatever pickling the value raises, and StoreFullError where there is no room left anywhere.
         """
@@ -190,6 +192,7 @@ class Store:
             end = position + size
         self._window[position + self._base : end + self._base] = body
         self._position = (end + 7) & ~7
+        self._written += 1
         return IN_SEGMENT, self._segment * SEGMENT_SIZE + position, size
 
     def _window_of(self, segment: int) -> tuple[memoryview, int]:
@@ -238,9 +241,10 @@ class Store:
         return True
 
     def _seal(self, segment: int) -> None:
-        """Say that a segment gets no more values. Lock held."""
+        """Say that a segment gets no more values, and count them: not one by one, since most are read in no time. Lock held."""
         window, base = self._window_of(segment)
-        held, _ = SEGMENT_HEAD.unpack_from(window, base)
+        held = SEGMENT_HEAD.unpack_from(window, base)[0] + self._written
+        self._written = 0
         if held:
             SEGMENT_HEAD.pack_into(window, base, held, SEALED)
         else:
@@ -348,13 +352,6 @@ class Store:
         return pickle.loads(view[start : start + length], buffers=buffers)
 
     # Counting readers, lock held ---------------------------------------------------------------------------
-
-    def hold(self, place: Place) -> None:
-        """Count a value that now lies in its segment. Lock held."""
-        if place[0] == IN_SEGMENT:
-            window, base = self._window_of(place[1] // SEGMENT_SIZE)
-            held, state = SEGMENT_HEAD.unpack_from(window, base)
-            SEGMENT_HEAD.pack_into(window, base, held + 1, state)
 
     def release(self, place: Place) -> Place | None:
         """Let go of a value that everybody has taken. Lock held. Gives the place back where a file is left to `remove`."""

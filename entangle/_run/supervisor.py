@@ -140,6 +140,7 @@ class Supervisor:
         self.pause = FIRST_LOOK
         self.idle_since = 0
         self.stillborn = 0
+        self.low_looks = 0
         self.retries: list[tuple[float, int]] = []
         self.capture = not _stdout_is_plain()
         flow = site.flow
@@ -374,13 +375,16 @@ class Supervisor:
         used = self._cpu_use(now)
         if used < self.cookies + 0.5 and (ready or fresh or self.outer is not None):
             used = max(used, self._wanting_cpu())
+        # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
+        self.low_looks = self.low_looks + 1 if used < self.cookies + 0.5 else 0
+        waiting = self.low_looks > 1
         if self.outer is not None:
-            self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000)
+            self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000) if waiting else 1000
         if ready or fresh:
             self._wake_resting(ready)
             if count <= self.cookies + 1 and self._take_cookies(min(ready + fresh, 1)):
                 self._start_process(PROCESS if ready else FRESH)
-            elif used < self.cookies + 0.5 and count:
+            elif waiting and count:
                 # They have the right to more CPU than they use: they wait for something. As many again.
                 for _ in range(min(count, ready + fresh, self.cap - count)):
                     self._start_process(PROCESS if ready else FRESH)
@@ -401,6 +405,8 @@ class Supervisor:
             if spent is None:
                 continue
             nested = slots[worker.slot * SLOT + NESTED]
+            if slots[worker.slot * SLOT + STATE] == STARTING:
+                nested = 1000  # on its way: it will take what is ready
             share = (spent - worker.used) / max(1, now - worker.looked_at)
             total += min(1.0, max(share, nested / 1000))
             worker.used, worker.looked_at = spent, now
@@ -411,7 +417,7 @@ class Supervisor:
         slots = self.table.slots
         found = 0.0
         for worker in self.processes.values():
-            nested = slots[worker.slot * SLOT + NESTED]
+            nested = 1000 if slots[worker.slot * SLOT + STATE] == STARTING else slots[worker.slot * SLOT + NESTED]
             found += max(nested / 1000, float(worker.runnable()))
             if found > self.cookies + 1:
                 break
@@ -704,24 +710,12 @@ class Supervisor:
 
     def _forward(self, worker: WorkerProcess, fd: int) -> bool:
         """Pass on what a worker has written; False where there is no more."""
-        try:
-            written = os.read(fd, 65536)
-        except BlockingIOError:
-            return False
-        if not written:
+        written = _forward(worker, fd)
+        if written == b"":
             del self.by_fd[fd]
             self.poll.unregister(fd)
-            os.close(fd)
-            if fd == worker.err:
-                worker.err = -1
-            else:
-                worker.out = -1
-            return False
-        if fd == worker.err:
-            worker.tail += written
-            del worker.tail[:-4096]
-        _write(sys.stderr if fd == worker.err else sys.stdout, 2 if fd == worker.err else 1, written)
-        return True
+            worker.close_stream(fd)
+        return bool(written)
 
     def _forward_rest(self, worker: WorkerProcess) -> None:
         for fd in (worker.err, worker.out):
@@ -749,12 +743,12 @@ class Supervisor:
             self._end_processes(time.monotonic() + GRACE, kill=True)
             for tree in trees:
                 _kill_all(tree)
-        else:
-            # Their end may take a while, since the kernel has to free what they hold; the caller need not wait for that.
-            self._end_processes(time.monotonic() + 0.003, kill=False)
+        elif self.processes:
+            if self.outer is not None:
+                # Who waits in a nested run is a place on a CPU, which is not to be used twice.
+                self._end_processes(time.monotonic() + 0.1, kill=False)
+            # Their end takes a while, since the kernel has to free what they hold; the caller need not wait for that.
             self.leaving = list(self.processes.values())
-            for worker in self.leaving:
-                self._forward_rest(worker)
             self.processes.clear()
         self._give_cookies(0)
         for slot, (thread, body) in list(self.threads.items()):
@@ -792,18 +786,50 @@ def _quote(error: BaseException, worker: WorkerProcess) -> None:
         add_note(error, "last lines of its stderr:\n" + "\n".join(f"  {line}" for line in tail))
 
 
+def see_off(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]:
+    """Wait so long for workers whose run is over, and pass on what they still write; gives those who are not gone by then."""
+    until = time.monotonic() + seconds
+    left = list(workers)
+    while left:
+        for worker in list(left):
+            # What it had to say was written before its last value; the forkserver waits for the end of its own children.
+            if not worker.is_child or worker.ended():
+                for fd in (worker.err, worker.out):
+                    while fd >= 0 and _forward(worker, fd):
+                        pass
+                worker.close()
+                left.remove(worker)
+        rest = until - time.monotonic()
+        if not left or rest <= 0:
+            break
+        watched = {fd: worker for worker in left for fd in (worker.watch, worker.err, worker.out) if fd >= 0}
+        for fd in select.select(list(watched), [], [], min(rest, 0.05))[0]:
+            worker = watched[fd]
+            if fd != worker.watch and _forward(worker, fd) == b"":
+                worker.close_stream(fd)
+    return left
+
+
 def reap(workers: list[WorkerProcess]) -> None:
-    """Wait for workers whose run is over. For a thread that is named `entangle-reaper`, where that takes long."""
-    for worker in workers:
-        until = time.monotonic() + GRACE
-        while not worker.ended():
-            if time.monotonic() > until:
-                worker.kill(signal.SIGKILL)
-            if worker.watch >= 0:
-                select.select([worker.watch], [], [], 0.05)
-            else:
-                time.sleep(0.005)
-        worker.close()
+    """Wait for workers whose run is over, and kill those who do not go. For the thread that is named `entangle-reaper`."""
+    left = see_off(workers, GRACE)
+    for worker in left:
+        worker.kill(signal.SIGKILL)
+    see_off(left, 60.0)
+
+
+def _forward(worker: WorkerProcess, fd: int) -> bytes | None:
+    """Pass on what a worker has written to `fd`: gives that, b"" at the end of the stream, None where there is nothing now."""
+    try:
+        written = os.read(fd, 65536)
+    except BlockingIOError:
+        return None
+    if fd == worker.err:
+        worker.tail += written
+        del worker.tail[:-4096]
+    if written:
+        _write(sys.stderr if fd == worker.err else sys.stdout, 2 if fd == worker.err else 1, written)
+    return written
 
 
 def _thread_life(worker: Worker) -> None:

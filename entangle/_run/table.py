@@ -4,7 +4,7 @@
 
     header    who holds the lock, the ready lists, how many are idle, whether to stop        64 numbers
     slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
-    columns   for each node: state, pending inputs, readers, next on its list, ready since   arrays
+    columns   for each node: state, pending inputs, readers, next on its list, ready since (0: from the start)
     records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
 
 Everything but a worker's own slot and the record of the node that it runs changes under the lock. The lock is
@@ -61,6 +61,9 @@ UNCLAIMED = 0
 RECORD = struct.Struct("<qqqqiiii")
 
 NOBODY = -1
+
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+_TRIES = 20
 
 
 class Table:
@@ -160,10 +163,23 @@ class Table:
         if self.thread_lock is not None:
             self.thread_lock.acquire()
         if self.fd >= 0:
-            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+            try:
+                fcntl.lockf(self.fd, _TRY)
+            except OSError:
+                self._lock_patiently()
         if self.header[OWNER] and self.flow is not None:
             self.recount(self.flow, self.lanes)
         self.header[OWNER] = owner + 1
+
+    def _lock_patiently(self) -> None:
+        """Take the file's lock, which somebody has: he is done in a few microseconds, sleep and wake-up take tens."""
+        for _ in range(_TRIES):
+            try:
+                fcntl.lockf(self.fd, _TRY)
+                return
+            except OSError:
+                continue
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)
 
     def unlock(self) -> None:
         """Let go of the lock."""
@@ -249,32 +265,29 @@ class Table:
             self.header[POOL_HEAD + pool] = self.next[node]
         return node
 
-    def take_leaf(self, slot: int) -> int:
-        """The next leaf of this worker's range; of a fair share of the unclaimed ones; of the upper half of the longest
-        range of another worker, since he may be asleep. NOBODY where all are taken."""
+    def claim_leaves(self, slot: int) -> int:
+        """Claim leaves for a worker who has none left, and take the first: a share of those that nobody has claimed, else the
+        upper half of the longest range of another worker, since he may be asleep. NOBODY where all are taken. Lock held."""
         slots = self.slots
-        base = slot * SLOT
-        low: int = slots[base + LOW]
-        if low >= slots[base + HIGH]:
-            low, high = slots[LOW], slots[HIGH]
-            if low < high:
-                high = low + -(-(high - low) // max(1, self.header[PLANNED]))
-                if self.header[PLANNED] > 1:
-                    self.header[PLANNED] -= 1
-                slots[LOW] = high
-            else:
-                victim, most = 0, 0
-                for other in range(SLOT, self.slot_count * SLOT, SLOT):
-                    left = slots[other + HIGH] - slots[other + LOW]
-                    if left > most:
-                        victim, most = other, left
-                if not most:
-                    return NOBODY
-                high = slots[victim + HIGH]
-                low = high - (most + 1) // 2
-                slots[victim + HIGH] = low
-            slots[base + HIGH] = high
-        slots[base + LOW] = low + 1
+        low, high = slots[LOW], slots[HIGH]
+        if low < high:
+            # Guided self-scheduling (Polychronopoulos and Kuck, 1987): large pieces first, so that neighbours stay
+            # together; ever smaller ones, so that all end at one time. Leaves start nearly in the order written.
+            high = low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
+            slots[LOW] = high
+        else:
+            victim, most = 0, 0
+            for other in range(SLOT, self.slot_count * SLOT, SLOT):
+                left = slots[other + HIGH] - slots[other + LOW]
+                if left > most:
+                    victim, most = other, left
+            if not most:
+                return NOBODY
+            high = slots[victim + HIGH]
+            low = high - (most + 1) // 2
+            slots[victim + HIGH] = low
+        slots[slot * SLOT + HIGH] = high
+        slots[slot * SLOT + LOW] = low + 1
         return low
 
     # Looking -------------------------------------------------------------------------------------------------

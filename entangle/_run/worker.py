@@ -47,10 +47,12 @@ from entangle._run.table import (
     FAILED_NODE,
     FINISHED,
     GONE,
+    HIGH,
     HUNGRY,
     HUNGRY_FOR_ALL,
     IDLE,
     LANE,
+    LOW,
     NEXT_NODE,
     NOBODY,
     NODE,
@@ -62,18 +64,19 @@ from entangle._run.table import (
     SINCE,
     SINKS_LEFT,
     SLOT,
-    STARTED_AT,
     STATE,
     STOP,
     WAITING_POOL,
     Table,
 )
-from entangle.cookies import CookieQueue, bind, offer_jobserver, roam
+from entangle.cookies import CookieQueue, bind, jobserver_flags, roam
 from entangle.errors import ProcessTerminatedException, RunCancelledError, ThreadTerminatedException, UnpicklableError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow
 
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
-RECENT = 256
+RECENT = 1024
+#: … if they are smaller than this (bytes, pickled): a large one is mapped in no time, and kept it would be there twice.
+SMALL = 4096
 
 
 def _find_cpu() -> Callable[[], int]:
@@ -111,6 +114,8 @@ class Site:
         table.flow, table.lanes = flow, self.lanes
         self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
         self.pools: dict[int, CookieQueue] = {}
+        #: What workers offer to the programs that bodies start.
+        self.makeflags: str | None = None
         #: Where the flow was written down for workers that were not forked.
         self.flow_path = ""
         #: Values of nodes that ran in the invoking process, for consumers that run there too.
@@ -149,7 +154,7 @@ class Site:
 
     def notify(self) -> None:
         """Wake the supervisor, who will look at the table. A full pipe is as good: he has not read it yet."""
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the run may be over
             os.write(self.tell, b"!")
 
 
@@ -200,6 +205,7 @@ class Worker:
         self.special = [bool(body.retry or body.pool or body.timed or body.shared_memory) for body in bodies]
         # What such a body takes must be in the store before it runs, so that a second attempt finds it wherever it runs.
         self.durable = [body.retry > 0 for body in bodies]
+        self.pooled = [body.pool for body in bodies]
 
     @property
     def store(self) -> Store:
@@ -322,7 +328,8 @@ class Worker:
         body_of, lanes = flow.body_of, site.lanes
         takers = flow.consumers[first:last]
         place: Place = (NOWHERE, 0, 0)
-        if self.in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
+        in_process = self.in_process
+        if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
             try:
                 place = self.store.put(value)
             except (OSError, MemoryError) as error:
@@ -331,29 +338,26 @@ class Worker:
             except Exception:
                 self._fail(node, why_not(value, f"the value of task {flow.body(node).name!r}"))
                 return NOBODY
-        if self.in_process:
+        if in_process:
             RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
         removed: list[Place] = []
         finished = tell = False
-        woken = woken_threads = 0
+        woken = woken_threads = pushed = 0
         chosen = NOBODY
-        if first != last and self.in_process:
+        if last - first == 1 and in_process and place[2] < SMALL and not self.durable[body_of[takers[0]]]:
             recent = self.recent
-            if place[2] < 4096 and last - first == 1 and not self.durable[body_of[takers[0]]]:
-                recent[node] = value
-                if len(recent) > RECENT:
-                    del recent[next(iter(recent))]
+            recent[node] = value
+            if len(recent) > RECENT:
+                del recent[next(iter(recent))]
         slots[self.base + BEGUN] = 0
         table.lock(self.slot)
         try:
             if slots[self.base + NODE] != node or table.states[node] != RUNNING:
                 # Past its deadline, and given up: the value is dropped.
                 return NOBODY
-            if not self.in_process:
+            if not in_process:
                 RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
                 site.local[node] = value
-            if place[0] != NOWHERE:
-                self.store.hold(place)
             table.states[node] = DONE
             slots[self.base + COUNT] += 1
             for taker in reversed(takers):
@@ -362,7 +366,9 @@ class Worker:
                 if left == 0:
                     table.ready_at[taker] = ended
                     table.push(lanes[body_of[taker]], taker)
-            self._let_go(removed)
+                    pushed += 1
+            if self.spent:
+                self._let_go(removed)
             if first == last:
                 header[SINKS_LEFT] -= 1
                 if header[SINKS_LEFT] == 0:
@@ -374,15 +380,18 @@ class Worker:
             else:
                 if self.lane in (PROCESS, THREAD) and not header[STOP]:
                     chosen = self._next_ready()
-                woken, woken_threads, tell = self._count_wakes()
+                # Nobody sleeps while something is ready, so only what is ready now for the first time wakes anybody.
+                if pushed > 1 or (pushed and chosen not in takers):
+                    woken, woken_threads, tell = self._count_wakes()
         finally:
             table.unlock()
         if finished or tell:
             site.notify()
-        self._wake(woken, woken_threads)
+        if woken or woken_threads:
+            self._wake(woken, woken_threads)
         for gone in removed:
             self.store.remove(gone)
-        if chosen >= 0 and self.in_process and chosen in takers and not self.durable[body_of[chosen]]:
+        if pushed and in_process and chosen in takers and not self.durable[body_of[chosen]]:
             self.kept_node, self.kept = node, value
             self.recent.pop(node, None)
             # It was published, so it has a reader to count.
@@ -444,14 +453,20 @@ class Worker:
             return NOBODY
         while True:
             node = table.pop(self.lane)
-            if node < 0 and self.lane == PROCESS:
-                node = table.take_leaf(self.slot)
-                if node >= 0:
-                    table.ready_at[node] = table.header[STARTED_AT]
             if node < 0:
-                return NOBODY
-            pool = self.site.flow.body(node).pool
-            if pool:
+                if self.lane != PROCESS:
+                    return NOBODY
+                low: int = slots[base + LOW]
+                if low < slots[base + HIGH]:
+                    slots[base + LOW] = low + 1
+                    node = low
+                else:
+                    node = table.claim_leaves(self.slot)
+                    if node < 0:
+                        return NOBODY
+            which = self.site.flow.body_of[node]
+            if self.pooled[which]:
+                pool = self.pooled[which]
                 index = self.site.pool_sizes.index(pool)
                 if table.header[POOL_WAITING + index]:
                     # One of us sleeps until a cookie of this pool is free; a second sleeper would help nobody.
@@ -571,7 +586,9 @@ class Worker:
         if self.in_process:
             # What the body starts is to keep to the pool, not to the whole budget.
             self.makeflags = os.environ.get("MAKEFLAGS")
-            offer_jobserver(queue.path, serial=size == 1)
+            flags = jobserver_flags(queue.path, serial=size == 1)
+            if flags is not None:
+                os.environ["MAKEFLAGS"] = flags
 
     def _give_cookie(self) -> None:
         """Give the cookie back, if we hold one, and roam all CPUs again."""
