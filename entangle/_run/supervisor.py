@@ -57,6 +57,7 @@ from entangle._run.table import (
     READY_COUNT,
     RESTING,
     RUNNING,
+    RUNS,
     SINCE,
     SLOT,
     STARTING,
@@ -460,7 +461,7 @@ class Supervisor:
         for slot in (*self.processes, *self.threads):
             base = slot * SLOT
             node, since = slots[base + NODE], slots[base + SINCE]
-            if node < 0 or not slots[base + BEGUN]:
+            if node < 0 or slots[base + BEGUN] != RUNS:
                 continue
             timeout = flow.body(node).timeout
             if timeout is None or now - since < timeout * 1e9:
@@ -469,7 +470,7 @@ class Supervisor:
                 continue
             # A worker that comes back from the body right now sees the mark and waits until we have decided.
             slots[base + DOOMED] = 1
-            if slots[base + NODE] != node or slots[base + SINCE] != since or not slots[base + BEGUN]:
+            if slots[base + NODE] != node or slots[base + SINCE] != since or slots[base + BEGUN] != RUNS:
                 slots[base + DOOMED] = 0
                 continue
             seconds = (now - since) / 1e9
@@ -554,6 +555,11 @@ class Supervisor:
         resting, began = slots[base + STATE] == RESTING, slots[base + STATE] != STARTING
         code = worker.ended_by
         assert code is not None
+        after = slots[base + NEXT_NODE]
+        if after not in (NOBODY, node) and node >= 0 and self.table.states[node] == DONE and self.table.states[after] in (WAITING, RUNNING):
+            # It died on its way to that consumer, with the last argument in its hands.
+            node, begun = after, True
+            self.table.states[after] = RUNNING
         self._forward_rest(worker)
         self._clear_up(worker)
         if code == 0:

@@ -48,6 +48,10 @@ HEADER = 64
 (PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, HELD, NESTED, DOOMED, NEXT_NODE, LANE) = range(15)
 SLOT = 16
 
+# BEGUN: where a worker is with its node. Its body has not begun (0), runs, or is over and its value on the way out; a body
+# that has begun must not run again unasked, whatever became of its worker since.
+RUNS, OVER = 1, 2
+
 # States of a slot.
 FREE, STARTING, BUSY, RESTING, GONE, ABANDONED = range(6)
 

@@ -56,11 +56,13 @@ from entangle._run.table import (
     NEXT_NODE,
     NOBODY,
     NODE,
+    OVER,
     POOL_WAITING,
     READY_COUNT,
     RECORD,
     RESTING,
     RUNNING,
+    RUNS,
     SINCE,
     SINKS_LEFT,
     SLOT,
@@ -246,12 +248,12 @@ class Worker:
                     if args is None:
                         args, named = flow.arguments(node, value_of)
                         self.kept_node, self.kept = NOBODY, None
-                        slots[base + BEGUN] = 1
+                        slots[base + BEGUN] = RUNS
                         started = slots[base + SINCE] = clock()
                         value = bodies[which].function(*args, **named)
                     else:
                         self.kept_node, self.kept = NOBODY, None
-                        slots[base + BEGUN] = 1
+                        slots[base + BEGUN] = RUNS
                         started = slots[base + SINCE] = clock()
                         value = bodies[which].function(*args)
                     ended = clock()
@@ -309,13 +311,14 @@ class Worker:
                 # writes is what `recount` relies on.
                 slots, base = table.slots, self.base
                 RECORD.pack_into(table.records, node * RECORD.size, started, ended, 0, 0, 0, _pid, _cpu(), self.slot)
+                slots[base + BEGUN] = OVER
                 slots[base + NEXT_NODE] = consumer
-                slots[base + BEGUN] = 0
                 table.states[node] = DONE
                 table.pending[consumer] = 0
                 table.ready_at[consumer] = ended
                 table.states[consumer] = RUNNING
                 slots[base + NODE] = consumer
+                slots[base + BEGUN] = 0
                 slots[base + COUNT] += 1
                 self.kept_node, self.kept = node, value
                 return consumer
@@ -329,6 +332,7 @@ class Worker:
         takers = flow.consumers[first:last]
         place: Place = (NOWHERE, 0, 0)
         in_process = self.in_process
+        slots[self.base + BEGUN] = OVER
         if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
             try:
                 place = self.store.put(value)
@@ -349,7 +353,6 @@ class Worker:
             recent[node] = value
             if len(recent) > RECENT:
                 del recent[next(iter(recent))]
-        slots[self.base + BEGUN] = 0
         table.lock(self.slot)
         try:
             if slots[self.base + NODE] != node or table.states[node] != RUNNING:
@@ -536,17 +539,17 @@ class Worker:
 
                     named["smm"] = Segments(self.site.directory)
                     named["sm"] = SegmentOpener(self.site.directory)
-                slots[base + BEGUN] = 1
+                slots[base + BEGUN] = RUNS
                 started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
-                slots[base + BEGUN] = 0
+                slots[base + BEGUN] = OVER
                 while slots[base + DOOMED]:
                     time.sleep(0.001)  # past the deadline by a hair: whoever found that out decides
                 return value, started, ended
             except BaseException as raised:
                 error = self._failure(node, raised)
-                slots[base + BEGUN] = 0
+                slots[base + BEGUN] = OVER
                 while slots[base + DOOMED]:
                     time.sleep(0.001)
                 attempt = table.attempts[node] + 1
@@ -666,7 +669,7 @@ class Worker:
         site = self.site
         table = site.table
         place: Place = (NOWHERE, 0, 0)
-        table.slots[self.base + BEGUN] = 0
+        table.slots[self.base + BEGUN] = OVER
         error = self._failure(node, error)
         report = describe(error, site.flow.body(node).name, table.attempts[node] + 1)
         if self.in_process:
