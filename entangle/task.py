@@ -196,14 +196,14 @@ def _fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
     """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
     if any(layer.takes_arguments for layer in task.layers):
         return lambda count, kwargs: True
-    code = getattr(task.function, "__code__", None)
+    function = task.function
     if (
-        code is not None
-        and not code.co_kwonlyargcount
-        and not hasattr(task.function, "__wrapped__")
+        isinstance(function, types.FunctionType)
+        and not (code := function.__code__).co_kwonlyargcount
+        and not hasattr(function, "__wrapped__")
         and not any(layer.injected for layer in task.layers)
     ):
-        least = code.co_argcount - len(task.function.__defaults__ or ())
+        least = code.co_argcount - len(function.__defaults__ or ())
         most = sys.maxsize if code.co_flags & _VARARGS else code.co_argcount
         return lambda count, kwargs: least <= count <= most if not kwargs else _slow_fit(task, count, kwargs)
     return functools.partial(_slow_fit, task)
@@ -234,6 +234,7 @@ def _slow_fit(task: Task[..., Any], count: int, kwargs: dict[str, Any]) -> bool:
 
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
+    _remember_local_classes(function, set())
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if code is not None and code.co_flags & _COROUTINE:
         function = functools.partial(_await_it, function)
@@ -256,6 +257,26 @@ def _make_body(task: Task[..., Any]) -> Body:
     body = TaskBody(outer, task.__name__, carrier, **terms)
     body.task = task
     return body
+
+
+def _remember_local_classes(function: Any, seen: set[int]) -> None:
+    """Have cloudpickle know the classes that a function closes over, before it is forked: it then gives the class itself when
+    an instance, or an error, comes back, and not another of the same name."""
+    if id(function) in seen:
+        return
+    seen.add(id(function))
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+        if isinstance(held, type) and "<locals>" in held.__qualname__:
+            import cloudpickle
+
+            with contextlib.suppress(Exception):  # a class that cannot travel is named when it has to
+                cloudpickle.dumps(held)
+        elif isinstance(held, (types.FunctionType, Task)):
+            _remember_local_classes(held.function if isinstance(held, Task) else held, seen)
 
 
 def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from typing import Any
 
 from entangle._run import janitor
 from entangle._run.home import home
-from entangle.cookies import available_cpus
+from entangle.cookies import available_cpus, jobserver_style
 
 _MOST = 4096  # bytes of a request
 _QUIET = 0.02  # seconds without a request before spares are forked anew
@@ -53,7 +53,7 @@ class _Server:
         # What the caller has loaded of us, so that no worker has to.
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
-        where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {loaded!r}"
+        where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {jobserver_style()!r}, {loaded!r}"
         code = f"from entangle._run.forkserver import serve; serve({where})"
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
@@ -173,8 +173,9 @@ def _pass_on(channel: socket.socket, order: dict[str, Any], fds: list[int]) -> N
     socket.send_fds(channel, [len(text).to_bytes(4, "little") + text], fds)
 
 
-def serve(channel_fd: int, caller: int, home_path: str, loaded: list[str]) -> None:
+def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: list[str]) -> None:
     """What the server's interpreter runs."""
+    os.environ["ENTANGLE_JOBSERVER"] = jobserver  # else every worker would ask make anew
     # What a worker needs is loaded before it is forked.
     for name in ("cloudpickle", "entangle._run.start", *loaded):
         importlib.import_module(name)
@@ -212,7 +213,8 @@ def serve(channel_fd: int, caller: int, home_path: str, loaded: list[str]) -> No
                 if not spares:
                     spares.append(_fork_spare(channel, spares, status, ""))
                 pid, line = spares.pop(0)  # the oldest, who has had the most time to rehearse
-                os.write(fds[0], pid.to_bytes(8, "little"))
+                with contextlib.suppress(OSError):  # the run is over already; the spare will see that too
+                    os.write(fds[0], pid.to_bytes(8, "little"))
                 with contextlib.suppress(OSError):  # the spare was killed: its end will be told
                     _pass_on(line, order, fds[1:])
                 line.close()

@@ -196,6 +196,7 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
     site.table.slots[slot * SLOT + STATE] = STARTING
     if way == "auto":
         way = "fork" if fork_is_safe() else "forkserver"
+    flush()  # what the caller has printed comes before what its workers print, and a fork does not print it twice
     err_read, err_write = os.pipe()
     out_read, out_write = os.pipe() if capture else (-1, -1)
     try:
@@ -241,7 +242,6 @@ def _watch(pid: int) -> int:
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
     own_handlers = handlers_to_reset()
-    flush()
     with janitor.off_duty(), warnings.catch_warnings() if threading.active_count() > 1 else contextlib.nullcontext():
         if threading.active_count() > 1:
             # The caller has asked for fork in so many words.

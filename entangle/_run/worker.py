@@ -72,7 +72,7 @@ from entangle._run.table import (
     Table,
 )
 from entangle.cookies import CookieQueue, bind, jobserver_flags, roam
-from entangle.errors import ProcessTerminatedException, RunCancelledError, ThreadTerminatedException, UnpicklableError
+from entangle.errors import EntangleError, ProcessTerminatedException, RunCancelledError, ThreadTerminatedException, UnpicklableError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow
 
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
@@ -286,7 +286,13 @@ class Worker:
         if not self.in_process and node in self.site.local:
             return self.site.local[node]
         _, _, offset, size, where, _, _, _ = RECORD.unpack_from(self.site.table.records, node * RECORD.size)
-        return self.store.get((where, offset, size))
+        try:
+            return self.store.get((where, offset, size))
+        except Exception as problem:
+            name = self.site.flow.body(node).name
+            raise EntangleError(
+                f"the value of task {name!r} cannot be made again in another process: {type(problem).__name__}: {problem}"
+            ) from problem
 
     def _deliver(self, node: int, value: Any, started: int, ended: int) -> int:
         """Publish a value and give the node to go on with, or NOBODY."""
@@ -333,6 +339,8 @@ class Worker:
         place: Place = (NOWHERE, 0, 0)
         in_process = self.in_process
         slots[self.base + BEGUN] = OVER
+        if first == last and in_process:
+            flush()  # the caller goes on when it has this value: half a line printed by a body comes before that
         if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
             try:
                 place = self.store.put(value)
@@ -514,6 +522,8 @@ class Worker:
             if node >= 0 or over or lane not in (PROCESS, THREAD):
                 return node
             self.recent.clear()
+            if lane == PROCESS:
+                flush()
             if os.read(wake[0], 1) == b".":
                 # Sent home by the supervisor, who has counted us out already.
                 return NOBODY
