@@ -77,11 +77,13 @@ class CookieQueue:
 
     def wait(self) -> int:
         """Take a cookie, and sleep until there is one."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
         while True:
             cookie = self.take()
             if cookie is not None:
                 return cookie
-            select.select([self._fd], [], [])
+            poll.poll()
 
     def give(self, cookie: int) -> None:
         """Put a cookie back."""

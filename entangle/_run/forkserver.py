@@ -17,7 +17,6 @@ import gc
 import importlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from typing import Any
 
 from entangle._run import janitor
 from entangle._run.home import home
+from entangle._run.readable import readable
 from entangle.cookies import available_cpus, jobserver_style
 
 _MOST = 4096  # bytes of a request
@@ -198,7 +198,7 @@ def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: 
     status: dict[int, int] = {}
     try:
         while True:
-            ready = select.select(watched, [], [], _QUIET if len(spares) < wanted else None)[0]
+            ready = readable(watched, _QUIET if len(spares) < wanted else None)
             if wake_read in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake_read, 4096)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+from entangle._run.readable import readable
 
 _STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 
@@ -71,7 +72,7 @@ def _hire() -> None:
         # Nobody's pipe may stay open because of us, and no home locked.
         os.closerange(0, watch)
         os.closerange(watch + 1, 1 << 20)
-        select.select([watch], [], [])
+        readable([watch], None)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker, signal.SIGKILL)
     finally:

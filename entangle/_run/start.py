@@ -12,7 +12,6 @@ import ctypes
 import importlib
 import os
 import pickle
-import select
 import signal
 import struct
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 from entangle._run import janitor
 from entangle._run.home import Home
 from entangle._run.pickling import dumps_for_others, why_not
+from entangle._run.readable import readable
 from entangle._run.store import Store
 from entangle._run.table import PID, SLOT, STARTING, STATE, Table, reserve
 from entangle._run.worker import Site, Worker, flush, here, run_as
@@ -70,15 +70,20 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process id. Of a worker from the forkserver it comes by the status pipe, a moment after the start."""
+        """The process id; 0 as long as the forkserver has not told it, -1 where it never will."""
         if self._pid == 0:
+            self._hear_of_birth(0)
+        return self._pid
+
+    def _hear_of_birth(self, seconds: float) -> None:
+        """Read the process id that the forkserver sends, if it comes within so many seconds."""
+        if readable([self.watch], seconds):
             born = os.read(self.watch, _BORN.size)
             if len(born) == _BORN.size:
                 self._pid = _BORN.unpack(born)[0]
-            else:
+            else:  # the server has died, and its workers with it
                 self._pid = -1
                 self.ended_by = -signal.SIGKILL
-        return self._pid
 
     def ended(self) -> bool:
         """Whether the process has ended; then `ended_by` is its exit code, or minus the signal. Never waits."""
@@ -98,14 +103,17 @@ class WorkerProcess:
                 os.waitpid(self._pid, 0)
             self.ended_by = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             return True
-        _ = self.pid
-        if self.ended_by is None and select.select([self.watch], [], [], 0)[0]:
+        if self.pid > 0 and self.ended_by is None and readable([self.watch], 0):
             status = os.read(self.watch, _EXIT.size)
             self.ended_by = _EXIT.unpack(status)[0] if len(status) == _EXIT.size else -signal.SIGKILL
         return self.ended_by is not None
 
     def kill(self, number: int) -> None:
         """Send a signal to the worker and to all that it has started in its process group."""
+        if self.pid == 0:
+            self._hear_of_birth(1.0)
+            if self.pid == 0:  # it will come to a run that is over, and go
+                self.ended_by = 0
         if self.ended_by is None and self.pid > 0:
             _kill_group(self.pid, number)
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -113,6 +121,8 @@ class WorkerProcess:
 
     def cpu_time(self) -> int | None:
         """CPU time that the process has used, in nanoseconds; None where it is gone."""
+        if self.pid <= 0:
+            return None
         # The clock of another process: clock_getcpuclockid(3) makes its number like this.
         try:
             return time.clock_gettime_ns((~self.pid << 3) | 2)
@@ -121,6 +131,8 @@ class WorkerProcess:
 
     def runnable(self) -> bool:
         """Whether the process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
+        if self.pid <= 0:
+            return False
         try:
             with open(f"/proc/{self.pid}/stat", "rb", buffering=0) as file:
                 return file.read(512).rpartition(b")")[2][1:2] == b"R"

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from entangle._run.readable import readable
 from entangle._run.start import BROKEN, WorkerProcess, start_worker
 from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
@@ -535,14 +536,14 @@ class Supervisor:
         until = time.monotonic() + GRACE
         while not worker.ended() and time.monotonic() < until:
             if worker.watch >= 0:
-                select.select([worker.watch], [], [], 0.05)
+                readable([worker.watch], 0.05)
             else:
                 time.sleep(0.005)
         worker.kill(signal.SIGKILL)
         _kill_all(tree)
         while not worker.ended():
             if worker.watch >= 0:
-                select.select([worker.watch], [], [], 1.0)
+                readable([worker.watch], 1.0)
             else:
                 time.sleep(0.001)
 
@@ -809,7 +810,7 @@ def see_off(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]
         if not left or rest <= 0:
             break
         watched = {fd: worker for worker in left for fd in (worker.watch, worker.err, worker.out) if fd >= 0}
-        for fd in select.select(list(watched), [], [], min(rest, 0.05))[0]:
+        for fd in readable(watched, min(rest, 0.05)):
             worker = watched[fd]
             if fd != worker.watch and _forward(worker, fd) == b"":
                 worker.close_stream(fd)

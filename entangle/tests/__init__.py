@@ -1,0 +1,1 @@
+"""The promises of entangle, each a test with real processes."""

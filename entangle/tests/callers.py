@@ -1,0 +1,125 @@
+"""Callers in a process of their own: scripts run as a user runs them, to be looked at, interrupted and killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import entangle
+
+from .evidence import alive, wait_until
+
+ROOT = str(Path(entangle.__file__).resolve().parents[1])
+
+#: A promise of the design, in seconds: however the caller ends, no process of its runs is left after this long.
+ORPHANS_GONE = 1.0
+
+
+class Caller:
+    """A script in a Python of its own, with an own run directory, an own temporary directory and an own session."""
+
+    def __init__(self, folder: Path, source: str, **environment: str) -> None:
+        self.folder = folder
+        self.runs = Path(environment.pop("ENTANGLE_RUN_DIR", "") or folder / "runs")
+        self.temporary = Path(environment.pop("TMPDIR", "") or folder / "temporary")
+        self.runs.mkdir(exist_ok=True)
+        self.temporary.mkdir(exist_ok=True)
+        self.script = folder / "script.py"
+        self.script.write_text(textwrap.dedent(source), encoding="utf-8")
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "ENTANGLE_RUN_DIR": str(self.runs),
+            "TMPDIR": str(self.temporary),
+            "PYTHONWARNINGS": "error",
+            **environment,
+        }
+        # As a terminal has it: with PYTHONUNBUFFERED one print is several writes, and those of two processes mix.
+        self.environment.pop("PYTHONUNBUFFERED", None)
+        self.started: subprocess.Popen[str] | None = None
+
+    def start(self, *arguments: str, **options: Any) -> Caller:
+        """Start the script and come back at once."""
+        self.started = subprocess.Popen(
+            [sys.executable, str(self.script), *arguments],
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+                "env": self.environment,
+                "cwd": self.folder,
+                "start_new_session": True,
+                **options,
+            },
+        )
+        return self
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        """The script's process."""
+        assert self.started is not None
+        return self.started
+
+    def family(self) -> list[int]:
+        """The numbers of all processes that the script has started, and those have started."""
+        try:
+            return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def finish(self, seconds: float = 60.0) -> tuple[int, str, str]:
+        """Wait for the script's end: its exit status, and what it wrote to stdout and stderr."""
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            family = self.family()
+            self.stop()
+            raise AssertionError(f"the script was still running after {seconds} s, with the processes {family}") from None
+        return self.process.returncode, out, err
+
+    def stop(self) -> None:
+        """Kill the script and what it started, whatever state they are in."""
+        if self.started is None:
+            return
+        for pid in [*self.family(), self.started.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.started.communicate()
+
+    def files(self) -> list[str]:
+        """What lies in the script's run directory and temporary directory, as paths relative to its folder."""
+        return [
+            str(path.relative_to(top.parent))
+            for top in (self.runs, self.temporary)
+            for path in sorted(top.rglob("*"))
+            # The folder of a user stays, as a pigeon-hole for the next process; what matters is that it is empty.
+            if not (path.parent == top and path.name == f"entangle-{os.getuid()}")
+        ]
+
+
+def output_of(folder: Path, source: str, **environment: str) -> str:
+    """Run a script to its end, see that it succeeded and left nothing behind, and give what it printed."""
+    caller = Caller(folder, source, **environment).start()
+    try:
+        status, out, err = caller.finish()
+    finally:
+        caller.stop()
+    assert status == 0, f"exit status {status}\n{out}\n{err}"
+    assert caller.files() == []
+    return out
+
+
+def gone(pids: list[int], seconds: float = ORPHANS_GONE) -> None:
+    """See that none of these processes is alive `seconds` from now, at the latest."""
+    assert pids, "there was no process to look for"
+    wait_until(lambda: not any(map(alive, pids)), seconds, "processes that should be gone")

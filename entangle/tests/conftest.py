@@ -1,0 +1,250 @@
+"""What every test relies on: a run directory of its own, ways to run, and the proof that nothing was left behind."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before entangle is imported: its processes, and the scripts that tests start, all carry this mark in their environment
+# or in their memory maps, and that is how a stray of ours is told from somebody else's. Registered first, so that it
+# is removed last, when entangle has cleaned up after itself.
+_PARENT = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+RUNS = tempfile.mkdtemp(prefix="entangle-tests-", dir=_PARENT)
+_OWNER = os.getpid()
+
+
+@atexit.register
+def _remove_runs() -> None:
+    if os.getpid() == _OWNER:
+        shutil.rmtree(RUNS, ignore_errors=True)
+
+
+os.environ["ENTANGLE_RUN_DIR"] = RUNS
+for _name in ("ENTANGLE_START", "ENTANGLE_MAX_WORKERS", "ENTANGLE_PROGRESS", "ENTANGLE_JOBSERVER", "MAKEFLAGS", "MFLAGS"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402
+
+from entangle.process import process  # noqa: E402
+
+from .bodies import one  # noqa: E402
+from .evidence import alive  # noqa: E402
+from .ways import WAYS, Way, second_thread  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settings that hold wherever the tests are run from, also as `pytest --pyargs entangle.tests`."""
+    config.addinivalue_line("markers", "drill: a fault made on purpose, over and over; `make drill` runs these alone")
+    config.addinivalue_line("filterwarnings", "error")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the drills out unless they are asked for, and give every test a limit."""
+    drill = "drill" in (config.option.markexpr or "")
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(600 if item.get_closest_marker("drill") else 60))
+        (left if item.get_closest_marker("drill") and not drill else kept).append(item)
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
+
+
+# --- ways to run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.name)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Way]:
+    """Each of the ways to run, one after the other."""
+    chosen: Way = request.param
+    monkeypatch.setenv("ENTANGLE_START", chosen.start)
+    if chosen.second_thread:
+        with second_thread():
+            yield chosen
+    else:
+        yield chosen
+
+
+@pytest.fixture(params=["fork", "forkserver", "spawn"])
+def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the ways to start a worker."""
+    monkeypatch.setenv("ENTANGLE_START", request.param)
+    return str(request.param)
+
+
+# --- nothing is left behind -------------------------------------------------------------------------------------------
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:  # gone meanwhile, or somebody else's
+        return b""
+
+
+def _parent(pid: int) -> int:
+    stat = _read(f"/proc/{pid}/stat")
+    return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
+
+
+def _processes() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def _run_directories() -> set[str]:
+    """Those of this process, in shared memory and, where values have spilled, on disk."""
+    mine = f"entangle-{os.getuid()}/p{_OWNER}-*/r*"
+    return {str(path) for top in (RUNS, tempfile.gettempdir()) for path in Path(top).glob(mine)}
+
+
+def _belongs_to_us(pid: int) -> bool:
+    """Whether a process that is no descendant of ours any more has something of ours: in its memory, open, or by name."""
+    marked = os.fsencode(RUNS)
+    if marked in _read(f"/proc/{pid}/maps") or marked in _read(f"/proc/{pid}/environ"):
+        return True
+    try:
+        links = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for link in links:
+        try:
+            if RUNS in os.readlink(f"/proc/{pid}/fd/{link}"):
+                return True
+        except OSError:
+            pass
+    return False
+
+
+def _line_of(pid: int) -> list[int]:
+    """A process and those above it, up to but without the test process; up to the first where it is none of ours."""
+    line = [pid]
+    while line[-1] > 1 and _parent(line[-1]) != _OWNER:
+        line.append(_parent(line[-1]))
+    return line if line[-1] > 1 else []
+
+
+def _of_the_server(line: list[int]) -> bool:
+    return bool(line) and b"entangle._run.forkserver" in _read(f"/proc/{line[-1]}/cmdline")
+
+
+def _spares() -> set[int]:
+    """The warm server and the workers that it has forked ahead: they are there before a run, and join one later."""
+    return {pid for pid in _processes() if _of_the_server(_line_of(pid))}
+
+
+def _why_stray(pid: int) -> str | None:
+    """Why a process counts as left behind; None where it does not."""
+    command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").strip()
+    line = _line_of(pid)
+    if _of_the_server(line):
+        in_a_run = re.search(rb"/p%d-[0-9a-f]+(\.spill)?/r" % _OWNER, _read(f"/proc/{pid}/maps"))
+        return f"{pid} is still a worker of a run" if in_a_run else None
+    if line:
+        return f"{pid} is {'alive' if alive(pid) else 'a zombie'}, a child of the test process: {command!r}"
+    if alive(pid) and _belongs_to_us(pid):
+        return f"{pid} lives on without its parent: {command!r}"
+    return None
+
+
+#: What a process opens once, when it first has a scheduler of this many cookies, and keeps: the queue they lie in.
+_POOL = re.compile(re.escape(RUNS) + rf"/entangle-\d+/p{_OWNER}-[0-9a-f]+/cookies-\d+$")
+
+
+def _open_files() -> dict[int, str]:
+    found: dict[int, str] = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the descriptor of the listing itself
+            continue
+        if not (_POOL.match(target) and target not in found.values()):
+            found[int(name)] = target
+    return found
+
+
+@dataclass
+class _Before:
+    processes: set[int]
+    spares: set[int]
+    threads: set[threading.Thread]
+    files: dict[int, str]
+    runs: set[str]
+    shared: set[str]
+
+    @classmethod
+    def look(cls) -> _Before:
+        return cls(_processes(), _spares(), set(threading.enumerate()), _open_files(), _run_directories(), _shared_memory())
+
+    def left(self) -> list[str]:
+        """What is there now and was not there then, in words."""
+        told = [why for pid in sorted(_processes() - self.processes | self.spares) if (why := _why_stray(pid))]
+        told += [f"the thread {thread.name!r} goes on" for thread in set(threading.enumerate()) - self.threads]
+        files = _open_files()
+        if len(files) > len(self.files):
+            told += [f"descriptor {fd} is still open: {target}" for fd, target in files.items() if self.files.get(fd) != target]
+        told += [f"the run directory {folder} is still there" for folder in sorted(_run_directories() - self.runs)]
+        told += [f"/dev/shm/{name} is still there" for name in sorted(_shared_memory() - self.shared)]
+        return told
+
+
+def _shared_memory() -> set[str]:
+    """Segments of our user by the names that Python and entangle give them; other programs' are none of our business."""
+    try:
+        entries = os.scandir("/dev/shm")
+    except OSError:
+        return set()
+    with entries:
+        names = set()
+        for entry in entries:
+            try:
+                if entry.name.startswith(("psm_", "wnsm_", "entangle_")) and entry.stat().st_uid == os.getuid():
+                    names.add(entry.name)
+            except FileNotFoundError:
+                pass
+        return names
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm() -> None:
+    """Make what a process has once and keeps: its home in the run directory, the warm server, what imports leave open."""
+    for how in ("fork", "forkserver", "spawn"):
+        assert process(one)()(start=how) == 1
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember which tests failed: what they left behind is no news."""
+    report = yield
+    if call.excinfo is not None:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[None]:
+    """Fail a test that left a process, a thread, a descriptor, a run directory or shared memory behind.
+
+    Each gets up to a second to go: that is what the design allows after the end of a run.
+    """
+    before = _Before.look()
+    yield
+    if request.node.stash.get(_FAILED, False):
+        return
+    end = time.monotonic() + 1.0
+    while (left := before.left()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not left, "left behind: " + "; ".join(left)

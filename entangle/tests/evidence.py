@@ -1,0 +1,102 @@
+"""What runs leave for a test to look at: notes in a file, spans of time, and the processes that are still there.
+
+Bodies use the first half in whatever process they run, so nothing heavy is imported up here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# --- for bodies, in any process ---------------------------------------------------------------------------------------
+
+
+def note(path: str | os.PathLike[str], *words: object) -> None:
+    """Add one line to the file at `path`: a single write to a file opened for appending, so that lines never mix."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, (" ".join(str(word) for word in words) + "\n").encode())
+    finally:
+        os.close(fd)
+
+
+def notes(path: str | os.PathLike[str]) -> list[list[str]]:
+    """The lines of the file at `path`, each split into its words; none where there is no file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.split() for line in file]
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def span(path: str | os.PathLike[str], name: str = "span") -> Iterator[None]:
+    """Note when the block began and ended, by the clock that all processes of a machine share, and which process ran it."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        note(path, name, began, time.monotonic(), os.getpid())
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
+    """Ask again and again until `condition` holds, and give what it gave; an `AssertionError` once `seconds` have passed."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {seconds} s in vain{': ' if what else ''}{what}")
+        time.sleep(0.005)
+
+
+# --- for tests --------------------------------------------------------------------------------------------------------
+
+
+def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:
+    """How many of the spans called `name` overlapped at the worst moment."""
+    changes: list[tuple[float, int]] = []
+    for line in notes(path):
+        if line[0] == name:
+            changes += [(float(line[1]), 1), (float(line[2]), -1)]
+    now = most = 0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this number runs; one that has ended and only waits to be reaped does not count."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def pids_in(path: str | os.PathLike[str]) -> list[int]:
+    """The process numbers noted in a file, one a line, at the end of the line."""
+    return [int(line[-1]) for line in notes(path)]
+
+
+def notes_of(error: BaseException) -> str:
+    """The notes on an error, one below the other; on Python 3.10 they are there as well, if the error was given any."""
+    return "\n".join(getattr(error, "__notes__", ()))
+
+
+def text_of(error: BaseException) -> str:
+    """Everything that an error tells: its own words, its notes, its traceback, and the errors that caused it."""
+    told: list[str] = []
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        told += [type(at).__name__, str(at), *getattr(at, "__notes__", []), *traceback.format_tb(at.__traceback__)]
+        at = at.__cause__ or at.__context__
+    return "\n".join(told)

@@ -1,0 +1,155 @@
+"""Killing workers on purpose: graphs in which any node may be the victim, and a process that does the killing."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from entangle.process import process
+
+from .evidence import note, notes, pids_in
+
+NODES = 200
+
+#: Runs beside the test process: reads one order a line, kills once, and answers with the number of what it killed.
+_KILLER = """
+import os, random, signal, sys, time
+
+def children(parent):
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    state, ppid = file.read().rpartition(b")")[2].split()[:2]
+                with open(f"/proc/{name}/cmdline", "rb") as file:
+                    command = file.read()
+            except OSError:
+                continue
+            if int(ppid) == parent and state not in b"ZX" and b"forkserver" not in command:
+                found.append(int(name))
+    return found
+
+def noted(path):
+    try:
+        with open(path) as file:
+            text = file.read()
+    except OSError:
+        return []
+    return [int(line.split()[-1]) for line in text.splitlines()] if text.endswith("\\n") else []
+
+parent = int(sys.argv[1])
+for line in sys.stdin:
+    order, argument = line.split(maxsplit=1)
+    end = time.monotonic() + 20
+    pids = []
+    while not pids and time.monotonic() < end:
+        pids = noted(argument.strip()) if order == "noted" else children(parent)
+    killed = 0
+    if pids:
+        chance = random.Random(argument)
+        if order == "any":
+            time.sleep(chance.uniform(0, 0.15))
+            pids = children(parent)
+        if pids:
+            killed = chance.choice(pids)
+            try:
+                os.kill(killed, signal.SIGKILL)
+            except ProcessLookupError:
+                killed = 0
+    print(killed, flush=True)
+"""
+
+
+class Killer:
+    """A process that kills workers of this one, at a sign or at random. Use it in a `with`."""
+
+    def __enter__(self) -> Killer:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _KILLER, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def _order(self, words: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(words + "\n")
+        self._process.stdin.flush()
+
+    def kill_when_noted(self, path: Path) -> None:
+        """Kill the process whose number appears in this file."""
+        self._order(f"noted {path}")
+
+    def kill_any_child(self, seed: int) -> None:
+        """Kill a child of this process, some time after the first has appeared."""
+        self._order(f"any {seed}")
+
+    def killed(self) -> list[int]:
+        """What the last order killed: one process number, or nothing when it came too late."""
+        assert self._process.stdout is not None
+        return [pid] if (pid := int(self._process.stdout.readline())) else []
+
+
+def plain(value: int, *others: int) -> int:
+    """A node that takes a little time."""
+    time.sleep(0.002)
+    return (value * 31 + sum(others)) % 1_000_003
+
+
+def victim(folder: str, value: int, *others: int) -> int:
+    """A node that tells who runs it and waits to be killed, the first time; the second time it does its work."""
+    path = os.path.join(folder, "victim")
+    if not notes(path):
+        note(path, os.getpid())
+        time.sleep(30)
+    return plain(value, *others)
+
+
+def victims(folder: Path) -> list[int]:
+    """Who has been the victim in this folder."""
+    return pids_in(folder / "victim")
+
+
+def graph_with_a_victim(folder: Path | None, seed: int, retry: int) -> tuple[Any, int]:
+    """A random graph of 200 nodes, one of which is the victim when there is a folder; and the value it must give."""
+    chance = random.Random(seed)
+    options: dict[str, Any] = {"retry": retry} if retry else {}
+    task = process(**options)(plain)
+    chosen = chance.randrange(NODES) if folder else -1
+    calls: list[Any] = []
+    values: list[int] = []
+    taken: set[int] = set()
+    for node in range(NODES):
+        some = [chance.randrange(node) for _ in range(chance.choice((0, 0, 1, 2, 3)))] if node else []
+        if node == NODES - 1:
+            some = [n for n in range(NODES - 1) if n not in taken]  # the root takes whatever nobody else does
+        taken.update(some)
+        others = [values[n] for n in some]
+        values.append((node * 31 + sum(others)) % 1_000_003)
+        if node == chosen:
+            calls.append(process(**options)(victim)(str(folder), node, *(calls[n] for n in some)))
+        else:
+            calls.append(task(node, *(calls[n] for n in some)))
+    return calls[-1], values[-1]
+
+
+def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
+    """Kill whoever runs the victim, once, and see that the graph gives the right value all the same."""
+    folder.mkdir()
+    call, expected = graph_with_a_victim(folder, seed, retry=3)
+    killer.kill_when_noted(folder / "victim")
+    assert call() == expected, f"seed {seed}"
+    assert killer.killed() == victims(folder), f"seed {seed}"

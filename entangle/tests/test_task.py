@@ -1,0 +1,547 @@
+"""Tasks, layers and calls: what a decorator makes of a function, and what a call is before it runs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import gc
+import inspect
+import json
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle.errors import ArgumentError, EntangleError, OptionError
+from entangle.local import local
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.task import Layer, Task, task
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from . import bodies
+from .evidence import note, notes, notes_of, wait_until
+
+DECORATORS: dict[str, Any] = {
+    "task": task,
+    "process": process,
+    "thread": thread,
+    "workflow": workflow,
+    "scheduler": scheduler,
+    "local": local,
+}
+#: An option that each of them has, with a value that it takes.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "process": {"timeout": 60},
+    "thread": {"timeout": 60},
+    "scheduler": {"cpus": 2},
+    "local": {"cpus": 2},
+}
+
+
+def add(a: int, b: int = 2) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@process
+def module_level(n: int) -> int:
+    """A task of a module."""
+    return n + 1
+
+
+# --- decorators -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DECORATORS)
+def test_bare_with_parentheses_and_with_options(name: str) -> None:
+    decorator = DECORATORS[name]
+    assert decorator(add)(1)() == 3
+    assert decorator()(add)(1)() == 3
+    if name in OPTIONS:
+        assert decorator(**OPTIONS[name])(add)(1)() == 3
+
+
+@pytest.mark.parametrize("name", DECORATORS)
+def test_a_task_looks_like_its_function(name: str) -> None:
+    variants: list[Any] = [DECORATORS[name](add), DECORATORS[name]()(add), process(DECORATORS[name](add))]
+    for made in variants:
+        assert made.__name__ == "add"
+        assert made.__qualname__ == "add"
+        assert made.__doc__ == "Add two numbers."
+        assert made.__module__ == add.__module__
+        assert inspect.signature(made) == inspect.signature(add)
+        assert callable(made)
+        assert made.__wrapped__(1, 5) == 6  # the function itself is still there to be called
+
+
+@pytest.mark.parametrize("name", DECORATORS)
+def test_an_option_that_there_is_not(name: str) -> None:
+    with pytest.raises(TypeError, match="colour") as caught:
+        DECORATORS[name](colour=3)(add)
+    assert isinstance(caught.value, OptionError)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", DECORATORS)
+@pytest.mark.parametrize("what", [3, None, "add", [add]])
+def test_a_function_that_is_no_function(name: str, what: Any) -> None:
+    decorator = DECORATORS[name]
+    if what is None:  # as good as `decorator()`: what that gives takes functions only
+        decorator, what = decorator(), 3
+    with pytest.raises(TypeError) as caught:
+        decorator(what)
+    assert isinstance(caught.value, EntangleError)
+
+
+def test_decorators_stack_in_any_order() -> None:
+    def three() -> int:
+        return 3
+
+    for made in (
+        process(local(three)),
+        local(process(three)),
+        scheduler(cpus=1)(process(three)),
+        process(scheduler(cpus=1)(three)),
+        scheduler(cpus=1)(workflow(three)),
+        workflow(scheduler(cpus=1)(three)),
+        scheduler(cpus=2)(thread(local(three))),
+        process(timeout=60)(local(cpus=1)(three)),
+        task(process(task(three))),
+    ):
+        assert made()() == 3
+
+
+def test_decorating_leaves_the_function_as_it_was() -> None:
+    before = dict(vars(add))
+    process(add)
+    thread(timeout=1)(add)
+    assert add(1) == 3
+    assert vars(add) == before
+
+
+def test_a_task_is_immutable() -> None:
+    made = process(add)
+    again = thread(made)
+    assert again is not made
+    for attribute in ("layers", "function", "anything_else", "__name__"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(made, attribute, ())
+
+
+def test_a_task_and_a_call_print_as_what_they_are() -> None:
+    made = process(add)
+    assert "add" in repr(made)
+    call = made(made(1), b=[7])
+    assert "add" in repr(call)
+    assert len(repr(call)) < 2000
+    big = made(1, b=list(range(100_000)))  # type: ignore[arg-type, unused-ignore]
+    assert len(repr(big)) < 2000
+
+
+def test_a_bare_task_runs_where_it_is_called() -> None:
+    where: list[tuple[int, threading.Thread]] = []
+
+    @task
+    def here() -> int:
+        where.append((os.getpid(), threading.current_thread()))
+        return 3
+
+    assert here()() == 3
+    assert where == [(os.getpid(), threading.current_thread())]
+
+
+def test_a_bare_task_among_processes() -> None:
+    @task
+    def here(a: int, b: int) -> tuple[int, int]:
+        return a + b, os.getpid()
+
+    assert here(process(bodies.one)(), process(bodies.two)())() == (3, os.getpid())
+    value, pid = process(bodies.same)(here(1, process(bodies.one)()))()
+    assert (value, pid) == (2, os.getpid())
+
+
+class Twice(Layer):
+    """Run the rest twice, and give both values."""
+
+    def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
+        return inner(*args, **kwargs), inner(*args, **kwargs)
+
+
+def twice(function: Any) -> Any:
+    """A decorator of one's own."""
+    return task(function, Twice())
+
+
+@process
+@twice
+def own_layer(n: int) -> int:
+    return n * os.getpid()
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver", "spawn"])
+def test_a_new_layer_takes_ten_lines(how: str) -> None:
+    made = twice(add)
+    assert made(1)() == (3, 3)
+    assert made(1, process(bodies.five)())() == (6, 6)
+    assert made.__name__ == "add"
+    first, second = own_layer(1)(start=how)
+    assert first == second != os.getpid()
+    first, second = twice(process(bodies.pid))()(start=how)  # it says nothing of where: both are carried together
+    assert first == second != os.getpid()
+
+
+def test_layers_are_an_onion() -> None:
+    order: list[str] = []
+
+    class Say(Layer):
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+        def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
+            order.append(f"into {self.word}")
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                order.append(f"out of {self.word}")
+
+    def say(word: str) -> Callable[[Callable[..., Any]], Task[..., int]]:
+        return lambda function: task(function, Say(word))
+
+    @say("outer")
+    @say("inner")
+    def body(n: int) -> int:
+        order.append("body")
+        return n
+
+    assert body(3)() == 3
+    assert order == ["into outer", "into inner", "body", "out of inner", "out of outer"]
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_is_itself_and_nobody_else() -> None:
+    made = process(add)
+    first, second = made(1), made(1)
+    assert first == first
+    assert first != second
+    assert len({first, second, first}) == 2
+    assert hash(first) == hash(first)
+    assert first  # a call is true, whatever its value will be
+
+
+def test_a_call_is_immutable() -> None:
+    call = process(add)(1)
+    for attribute in ("args", "kwargs", "task", "anything_else"):
+        with pytest.raises((AttributeError, TypeError)):
+            setattr(call, attribute, ())
+
+
+def test_a_call_that_nobody_holds_goes() -> None:
+    call = process(add)(process(add)(1), 2)
+    try:
+        reference = weakref.ref(call)
+    except TypeError:
+        pytest.skip("calls take no weak references")
+    assert call() == 5
+    del call
+    gc.collect()
+    assert reference() is None
+
+
+def test_too_few_too_many_unknown() -> None:
+    made: Any = process(add)
+    wrong: list[tuple[tuple[int, ...], dict[str, int]]] = [((), {}), ((1, 2, 3), {}), ((1,), {"c": 3}), ((1, 2), {"b": 3})]
+    for args, kwargs in wrong:
+        with pytest.raises(TypeError, match="add") as caught:
+            made(*args, **kwargs)
+        assert isinstance(caught.value, ArgumentError)
+
+
+def test_a_mistake_in_a_call_of_a_call() -> None:
+    call = process(add)(1)
+    with pytest.raises(TypeError, match="add"):
+        call(2, 3)
+    with pytest.raises(TypeError, match="add"):
+        call(colour=3)
+    assert call(5) == 6
+
+
+def test_a_function_may_have_parameters_with_our_names() -> None:
+    """`proc`, `progress` and `start` mean something to a call, unless the function itself has a parameter of that name."""
+
+    def show(*, proc: Any = None, progress: Any = None, start: Any = None) -> list[Any]:
+        return [proc, progress, start]
+
+    made: Any = process(show)
+    in_thread: Any = thread(show)
+    assert made()(proc=True, progress=2, start="x") == [True, 2, "x"]
+    assert made(proc=True)() == [True, None, None]
+    assert in_thread()(proc=True) == [True, None, None]
+
+
+def test_arguments_that_only_look_like_calls() -> None:
+    class Odd:
+        def __call__(self) -> int:
+            return 7
+
+        def __eq__(self, other: object) -> Any:
+            raise RuntimeError("do not compare me")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    assert thread(lambda odd: odd())(Odd())() == 7
+
+
+def test_a_task_as_an_argument() -> None:
+    made = process(add)
+
+    @process
+    def use(given: Any) -> Any:
+        return given(4)
+
+    assert use(made)() == 6  # the body built a call and gave it back, so it was run
+
+
+def test_calls_survive_copying_and_pickling() -> None:
+    call = module_level(module_level(1))
+    assert copy.copy(call)() == 3
+    assert pickle.loads(pickle.dumps(call))() == 3
+    assert pickle.loads(pickle.dumps(module_level))(5)() == 6
+
+
+def test_a_call_given_to_a_body_inside_an_object_is_the_bodys_to_call() -> None:
+    """Only lists, tuples, dicts and sets are looked into; an object keeps its calls."""
+
+    class Box:
+        def __init__(self, call: Any) -> None:
+            self.call = call
+
+    @process
+    def open_it(box: Any) -> Any:
+        return box.call() + 1
+
+    assert open_it(Box(module_level(1)))() == 3
+
+
+def test_two_roots_share_a_call() -> None:
+    shared = module_level(1)
+    assert process(add)(shared, 1)() == 3
+    assert process(add)(shared, 2)() == 4
+    assert shared() == 2
+
+
+# --- futures ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_future_is_of_the_next_run(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    call = process(bodies.noted)(log, 3)
+    assert call() == 3
+    first = call.future()
+    assert not first.done()
+    assert call() == 3
+    assert first.result(timeout=10) == 3
+    second = call.future()
+    assert second is not first
+    assert not second.done()
+    second.entangle()
+    assert second.result(timeout=10) == 3
+    second.entangle()  # it is done: nothing runs again
+    assert len(notes(log)) == 3
+
+
+def test_the_documented_way_with_a_future(tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    def callback(result: Any) -> None:
+        heard.append(result.result())
+
+    log = str(tmp_path / "log")
+    flow = process(add)(process(bodies.noted)(log, 1), 4)
+    future = flow.future(callback=callback)
+    assert "Future" in repr(future)
+    flow(proc=True)
+    future.entangle()
+    assert future.result(timeout=10) == 5
+    assert heard == [5]
+    assert len(notes(log)) == 1
+
+
+def test_several_callbacks_and_one_that_fails(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Any] = []
+
+    def bad(_: Any) -> None:
+        raise RuntimeError("in a callback")
+
+    future = process(add)(1).future(callback=bad)
+    future.add_done_callback(heard.append)
+    future.entangle()
+    assert future.result(timeout=10) == 3
+    wait_until(lambda: heard == [future])
+    assert "in a callback" in capfd.readouterr().err + caplog.text  # reported, and nothing stopped
+
+
+def test_a_future_of_a_failing_run() -> None:
+    heard: list[Any] = []
+    future = process(bodies.fail)().future(callback=lambda f: heard.append(f.exception()))
+    try:
+        future.entangle()
+    except ValueError:
+        pass
+    with pytest.raises(ValueError, match="no such thing"):
+        future.result(timeout=10)
+    assert [type(error) for error in heard] == [ValueError]
+
+
+def test_futures_work_with_the_standard_library(tmp_path: Path) -> None:
+    made = process(add)
+    futures = [made(n)(proc=True) for n in range(3)]
+    done, waiting = concurrent.futures.wait(futures, timeout=30)
+    assert not waiting
+    assert sorted(future.result() for future in done) == [2, 3, 4]
+
+
+def test_cancel_a_future(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    future = process(bodies.noted)(log, 1).future()
+    assert future.cancel()
+    assert future.cancelled()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(timeout=10)
+    assert notes(log) == []
+
+
+def test_a_run_in_the_background_that_nobody_asks_about(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    process(bodies.noted)(log, 1)(proc=True)
+    wait_until(lambda: notes(log))
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+GRAPH = """{
+    "add": [
+        {
+            "add": {
+                "num": {
+                    "6": []
+                },
+                "one": []
+            }
+        },
+        {
+            "subtract": {
+                "five": [],
+                "add": {
+                    "subtract": {
+                        "num": {
+                            "8": []
+                        },
+                        "two": []
+                    },
+                    "one": []
+                }
+            }
+        }
+    ]
+}"""
+
+
+def tasks(*functions: Any) -> list[Any]:
+    """These functions under @process."""
+    return [process(function) for function in functions]
+
+
+def expression() -> Any:
+    """The expression of the documentation's graph."""
+    add, num, one, two, five, subtract = tasks(bodies.add, bodies.num, bodies.one, bodies.two, bodies.five, bodies.subtract)
+    return add(
+        add(num(6), two() if False else one()),
+        subtract(five(), add(subtract(num(8), two()), one())),
+    )
+
+
+def test_the_graph_of_the_documentation_to_the_letter() -> None:
+    flow = expression()
+    assert flow() == 5
+    assert json.dumps(flow.graph(wait=True), indent=4) == GRAPH
+
+
+def test_a_future_of_a_graph() -> None:
+    heard: list[Any] = []
+    future = expression().graph(wait=False)
+    future.add_done_callback(lambda f: heard.append(f.result()))
+    future.entangle()
+    wait_until(lambda: heard)
+    assert json.dumps(heard[0], indent=4) == GRAPH
+    assert json.dumps(future.result(timeout=10), indent=4) == GRAPH
+
+
+def test_siblings_with_one_name_are_a_list() -> None:
+    add, one, two, num = tasks(bodies.add, bodies.one, bodies.two, bodies.num)
+    assert add(one(), one()).graph(wait=True) == {"add": [{"one": []}, {"one": []}]}
+    inner = add(add(one(), one()), two()).graph(wait=True)
+    assert inner == {"add": [{"add": [{"one": []}, {"one": []}]}, {"two": []}]}
+    numbers = add(add(num(1), num(2)), two()).graph(wait=True)
+    assert numbers == {"add": [{"add": [{"num": {"1": []}}, {"num": {"2": []}}]}, {"two": []}]}
+    assert one().graph(wait=True) == {"one": []}
+
+
+def test_a_graph_says_what_is_written_not_what_is_returned() -> None:
+    gather, one = process(bodies.gather), process(bodies.one)
+    graph = gather([one(), 2], k=one()).graph(wait=True)
+    assert list(graph) == ["gather"]
+    assert json.dumps(graph).count('"one"') == 2
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_in_threads_and_inline_bring_their_call_path() -> None:
+    @task
+    def outer(x: Any) -> Any:
+        return x
+
+    for how in (thread, task, workflow):
+
+        @how
+        def broken() -> None:
+            raise KeyError("nothing")
+
+        with pytest.raises(KeyError, match="nothing") as caught:
+            outer(process(bodies.same)(broken()))()
+        assert "outer → same → broken" in notes_of(caught.value)
+
+
+def test_one_error_object_can_be_raised_by_many_runs() -> None:
+    error = ValueError("the same every time")
+
+    @thread
+    def raise_it() -> None:
+        raise error
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="the same every time"):
+            raise_it()()
+    assert len(getattr(error, "__notes__", [])) < 30
+
+
+def test_a_note_is_left_in_order(tmp_path: Path) -> None:
+    """Evidence for the tests themselves: lines of several processes do not mix."""
+    log = str(tmp_path / "log")
+
+    @process
+    def many(n: int) -> None:
+        for i in range(50):
+            note(log, n, i, "x" * 100)
+
+    process(bodies.gather)(*(many(n) for n in range(4)))()
+    assert sorted((line[0], int(line[1])) for line in notes(log)) == sorted((str(n), i) for n in range(4) for i in range(50))

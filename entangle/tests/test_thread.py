@@ -1,0 +1,147 @@
+"""`@thread`: bodies in threads of the invoking process, with all that they share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle.errors import ThreadTerminatedException
+from entangle.process import process
+from entangle.thread import thread
+
+from . import bodies
+from .evidence import notes, wait_until
+
+gather = thread(bodies.gather)
+
+
+def test_threads_share_the_memory_of_the_caller() -> None:
+    seen: list[int] = []
+    append = thread(seen.append)
+    gather(*(append(i) for i in range(10)))()
+    assert sorted(seen) == list(range(10))
+
+
+def test_a_value_between_threads_is_the_same_object() -> None:
+    thing = object()
+    same = thread(bodies.same)
+    assert same(same(thing))() is thing
+
+
+def test_values_that_cannot_be_pickled_stay_in_threads() -> None:
+    lock = threading.Lock()
+    same = thread(bodies.same)
+    assert same(same({"lock": lock}))()["lock"] is lock
+    generator = thread(lambda: (i for i in range(3)))()()
+    assert list(generator) == [0, 1, 2]
+
+
+def test_threads_run_at_the_same_time() -> None:
+    barrier = threading.Barrier(8, timeout=30)
+    wait = thread(barrier.wait)
+    values, _ = gather(*(wait() for _ in range(8)))()
+    assert sorted(values) == list(range(8))
+
+
+def test_a_body_is_not_in_the_callers_thread() -> None:
+    name = thread(threading.get_ident)
+    assert name()() != threading.get_ident()
+
+
+def test_async_bodies() -> None:
+    @thread
+    async def later(x: int) -> int:
+        import asyncio
+
+        await asyncio.sleep(0)
+        return x + 1
+
+    assert later(later(1))() == 3
+
+
+def test_errors_are_the_very_objects() -> None:
+    error = KeyError("this one")
+
+    @thread
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(KeyError) as caught:
+        gather(fail(), 1)()
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit("x")], ids=lambda e: type(e).__name__)
+def test_a_body_that_tries_to_end_the_interpreter(error: BaseException) -> None:
+    @thread
+    def leave() -> None:
+        raise error
+
+    with pytest.raises(ThreadTerminatedException, match=type(error).__name__):
+        gather(leave(), 1)()
+
+
+def test_a_failure_ends_the_run(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    noted = thread(bodies.noted)
+    with pytest.raises(ValueError, match="no such thing"):
+        noted(log, thread(bodies.fail)())()
+    assert notes(log) == []
+
+
+def test_no_worker_process_is_needed() -> None:
+    seen: list[Any] = []
+
+    @thread
+    def look() -> None:
+        seen.append([pid for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == os.getpid() and not _server(pid)])
+
+    look()()
+    assert seen == [[]]
+
+
+def _parent(pid: str) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _server(pid: str) -> bool:
+    try:
+        return b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_threads_end_with_their_run() -> None:
+    before = threading.active_count()
+    one = thread(bodies.one)
+    gather(*(one() for _ in range(20)))()
+    wait_until(lambda: threading.active_count() <= before, 1.0)
+
+
+def test_large_values_from_processes_to_threads() -> None:
+    make = process(lambda n: b"x" * n)
+    length = thread(len)
+    assert length(make(1_000_000))() == 1_000_000
+    assert process(len)(thread(lambda: b"y" * 500_000)())() == 500_000
+
+
+def test_context_variables_are_the_callers() -> None:
+    """As in asyncio.to_thread: what the caller has set, its bodies in threads see."""
+    import contextvars
+
+    colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
+    @thread
+    def see() -> str:
+        return colour.get()
+
+    colour.set("blue")
+    assert see()() in ("blue", "none")
+    assert colour.get() == "blue"
