@@ -2,8 +2,8 @@
 
 The supervisor kills the process group of every worker that ends. Where the supervisor itself is killed, the kernel kills the
 worker (PR_SET_PDEATHSIG) but not what the worker has started. So the first time a body starts a process, its worker
-forks a janitor, who sleeps until the worker is gone and then kills what is left of the group. Bodies that start nothing
-cost nothing: Python's audit events tell.
+forks a janitor, who sleeps until the worker is gone and then kills what is left of the group, and what has left the group
+but carries the worker's mark in its environment. Bodies that start nothing cost nothing: Python's audit events tell.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Any
 from entangle._run.readable import readable
 
 _STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
+
+#: The environment variable that marks what a worker has started, with a value that is the worker's alone.
+MARK = "ENTANGLE_WORKER"
 
 _listening = False
 _wanted_by = 0  # the pid of the worker whose children are watched for
@@ -58,6 +61,8 @@ def _hire() -> None:
     global _janitor
     worker = os.getpid()
     watch = os.pidfd_open(worker)
+    mark = f"{worker}-{os.urandom(8).hex()}"
+    os.environ[MARK] = mark
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pid = os.fork()
@@ -75,8 +80,19 @@ def _hire() -> None:
         readable([watch], None)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker, signal.SIGKILL)
+        _kill_marked(f"{MARK}={mark}".encode())
     finally:
         os._exit(0)
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Kill every process whose environment has this entry. Those who have come to look again while we did are found as well."""
+    for _ in range(3):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environment:
+                    if mark in environment.read().split(b"\0"):
+                        os.kill(int(name), signal.SIGKILL)
 
 
 def dismiss() -> None:

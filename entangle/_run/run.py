@@ -38,6 +38,8 @@ observers: list[Observer] = []
 
 #: Seconds that a caller waits for the end of workers who are on their way out; then a thread does.
 _PATIENCE = 0.003
+#: Bytes of values that a run may leave for its caller to remove.
+_MUCH = 8 << 20
 
 _reapers: list[threading.Thread] = []
 
@@ -79,16 +81,17 @@ class Run:
     def _execute(self) -> Any:
         _join_reapers()
         leaving: list[WorkerProcess] = []
+        large: list[str] = []
         try:
-            return self._supervised(leaving)
+            return self._supervised(leaving, large)
         finally:
             left = see_off(leaving, _PATIENCE)
-            if left:
-                _reap_later(left)
+            if left or large:
+                _reap_later(left, large)
 
-    def _supervised(self, seen_off: list[WorkerProcess]) -> Any:
+    def _supervised(self, seen_off: list[WorkerProcess], large: list[str]) -> Any:
         """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
-        way out are added to `seen_off`."""
+        way out are added to `seen_off`, directories that take long to remove to `large`."""
         flow = self.flow
         lanes = lanes_of(flow)
         used = {lanes[body] for body in set(flow.body_of)}
@@ -105,7 +108,7 @@ class Run:
                     home.run_begins()
                     leaving.callback(lambda: home.run_ends(in_order))
                 directory, spill = self._make_directory(home)
-                leaving.callback(_remove, directory, spill)
+                leaving.callback(_remove, directory, spill, large)
                 late_pools = _open_pools(home, flow, directory)
                 for pool in late_pools:
                     leaving.callback(pool.close)
@@ -212,11 +215,19 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
     return [CookieQueue.create(os.path.join(directory, f"cookies-{size}"), homes.pool_cookies(home.cpus, size)) for size in missing]
 
 
-def _remove(directory: str, spill: str) -> None:
-    """Remove the files of a run. Who has mapped one of its values keeps the memory."""
+def _remove(directory: str, spill: str, large: list[str]) -> None:
+    """Remove the files of a run; who has mapped one of its values keeps the memory. A directory with much in it is left to
+    `large`: the kernel takes half a millisecond to free a megabyte, and the caller has his value already."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
+        entries = list(os.scandir(directory))
+        values = (entry for entry in entries if entry.name.startswith("v") and entry.name != "values")
+        if sum(entry.stat(follow_symlinks=False).st_size for entry in values) > _MUCH:
+            large.append(directory)
+            if os.path.exists(spill):
+                large.append(spill)
+            return
+        for entry in entries:
+            os.unlink(entry.path)
         os.rmdir(directory)
     for left in (directory, spill):
         if os.path.exists(left):  # what a nested run that was killed has left, or what was spilled
@@ -225,10 +236,18 @@ def _remove(directory: str, spill: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _reap_later(workers: list[WorkerProcess]) -> None:
-    thread = threading.Thread(target=reap, args=(workers,), name="entangle-reaper", daemon=True)
+def _reap_later(workers: list[WorkerProcess], directories: list[str]) -> None:
+    thread = threading.Thread(target=_reap, args=(workers, directories), name="entangle-reaper", daemon=True)
     thread.start()
     _reapers.append(thread)  # started first: whoever finds it there may join it
+
+
+def _reap(workers: list[WorkerProcess], directories: list[str]) -> None:
+    for directory in directories:
+        import shutil
+
+        shutil.rmtree(directory, ignore_errors=True)
+    reap(workers)
 
 
 def _join_reapers() -> None:

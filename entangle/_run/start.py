@@ -39,7 +39,7 @@ BROKEN = 70
 
 _EXIT = struct.Struct("<i")
 _BORN = struct.Struct("<q")
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 try:
     _prctl: Any = ctypes.CDLL(None).prctl
@@ -317,6 +317,9 @@ def handlers_to_reset() -> list[int]:
 def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = _RESET) -> None:
     """Make this process a worker: it dies with its parent, is deaf to the terminal, and its stderr goes to the supervisor."""
     die_with(parent)
+    if _prctl is not None:
+        # A daemon that a body starts then stays in our family, where a deadline finds it.
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for number in own_handlers:

@@ -86,15 +86,22 @@ class Caller:
         return self.process.returncode, out, err
 
     def stop(self) -> None:
-        """Kill the script and what it started, whatever state they are in."""
+        """Kill the script and what it started, whatever state they are in; harmless when all has ended."""
         if self.started is None:
             return
-        for pid in [*self.family(), self.started.pid]:
+        itself = [self.started.pid] if self.started.poll() is None else []  # its number may be somebody else's by now
+        for pid in [*self.family(), *itself]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        self.started.communicate()
+        self.started.wait()
+        for stream in (self.started.stdin, self.started.stdout, self.started.stderr):
+            if stream is not None:
+                try:
+                    stream.close()  # not read to the end: a stray may have it open
+                except BrokenPipeError:
+                    pass
 
     def files(self) -> list[str]:
         """What lies in the script's run directory and temporary directory, as paths relative to its folder."""

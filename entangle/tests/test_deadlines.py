@@ -22,7 +22,7 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .callers import gone
-from .evidence import note, notes, pids_in, text_of, wait_until
+from .evidence import alive, note, notes, pids_in, text_of, wait_until
 
 one = process(bodies.one)
 add = process(bodies.add)
@@ -90,6 +90,23 @@ def test_a_whole_family_is_killed(log: str) -> None:
         family(log)()
     assert len(set(pids_in(log))) >= 4
     gone(pids_in(log))
+
+
+def test_a_program_that_has_left_its_parents_is_killed_too(log: str, start: str) -> None:
+    @process(timeout=1)
+    def daemon(path: str) -> None:
+        subprocess.run(["bash", "-c", f"setsid bash -c 'echo $$ >> {path}; exec sleep 100' & disown"])
+        time.sleep(30)
+
+    with pytest.raises(ProcessTimeoutException):
+        daemon(log)()
+    pids = pids_in(log)
+    try:
+        gone(pids)
+    finally:
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_body_that_does_not_listen_is_killed_all_the_same(log: str, start: str) -> None:
