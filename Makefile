@@ -20,7 +20,7 @@ PATH ?= /usr/local/bin:/usr/bin:/bin
 export PATH
 
 # What runs here keeps its own budget of CPUs, and should not take the one of the make that happens to start it.
-unexport MAKEFLAGS MFLAGS
+unexport MAKEFLAGS MFLAGS MAKELEVEL
 
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.

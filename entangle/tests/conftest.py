@@ -28,7 +28,7 @@ def _remove_runs() -> None:
 
 
 os.environ["ENTANGLE_RUN_DIR"] = RUNS
-for _name in ("ENTANGLE_START", "ENTANGLE_MAX_WORKERS", "ENTANGLE_PROGRESS", "ENTANGLE_JOBSERVER", "MAKEFLAGS", "MFLAGS"):
+for _name in ("ENTANGLE_START", "ENTANGLE_MAX_WORKERS", "ENTANGLE_PROGRESS", "ENTANGLE_JOBSERVER", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
