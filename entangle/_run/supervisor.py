@@ -390,7 +390,8 @@ class Supervisor:
                 # They have the right to more CPU than they use: they wait for something. As many again.
                 for _ in range(min(count, ready + fresh, self.cap - count)):
                     self._start_process(PROCESS if ready else FRESH)
-            elif used > self.cookies + 1.5 and not header[EXCESS]:
+            elif used > self.cookies + 1.5 and not header[EXCESS] and not self._somebody_starts():
+                # Those who start are busy with themselves; whether there are too many shows when they work.
                 header[EXCESS] = max(0, count - self.cookies - 1)
         self._retire(now, ready + fresh)
         waiting_threads = header[READY_COUNT + THREAD]
@@ -413,6 +414,10 @@ class Supervisor:
             total += min(1.0, max(share, nested / 1000))
             worker.used, worker.looked_at = spent, now
         return total
+
+    def _somebody_starts(self) -> bool:
+        slots = self.table.slots
+        return any(slots[slot * SLOT + STATE] == STARTING for slot in self.processes)
 
     def _wanting_cpu(self) -> float:
         """How many workers would run now if the machine had CPUs to spare for them: one that waits for a CPU waits for nothing else."""
