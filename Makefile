@@ -25,11 +25,12 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill clean
+.PHONY: help run test services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
 	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name")'
+	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
 	@echo 'make format  let ruff mend what it can'
 	@echo 'make bench   every benchmark beside its peers, in $(BENCH_VENV); writes the table in README.md'
@@ -43,6 +44,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+services: services-gremlin services-browser
+	.ci/services
 
 lint: lint-ruff lint-format lint-mypy lint-pyright
 
@@ -79,6 +83,13 @@ drill: $(VENV)/.installed-test
 	    $(BIN)/python -m pytest -m drill -q $(TESTS) $(ARGS) || exit $$?; \
 	    round=$$((round + 1)); \
 	done
+
+services-gremlin:
+	.ci/gremlin fetch
+
+# The browser in which the tests look at the page.
+services-browser:
+	.ci/browser
 
 clean:
 	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

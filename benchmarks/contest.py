@@ -114,7 +114,14 @@ def visit(name: str, keys: Sequence[str], rounds: range, say: Callable[[str], No
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, "TMPDIR": room, "PATH": programs, "PYTHONPATH": modules, "PYTHONWARNINGS": "ignore"},
+            env={
+                **os.environ,
+                "TMPDIR": room,
+                "ENTANGLE_RECORD_DIR": os.path.join(room, "records"),
+                "PATH": programs,
+                "PYTHONPATH": modules,
+                "PYTHONWARNINGS": "ignore",
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -7,11 +7,12 @@ start, so that only the process that needs one pays for it, and one that is not 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import import_module
 from typing import Any, ClassVar
@@ -46,6 +47,10 @@ class Contestant:
         """Run what was built and give its value."""
         raise NotImplementedError
 
+    def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
+        """Push items through one function after the other; what comes out, in order."""
+        raise NotImplementedError
+
 
 # ------------------------------------------------------------------ ours
 
@@ -58,6 +63,7 @@ class Entangle(Contestant):
     way: ClassVar[str] = "auto"
 
     def start(self) -> None:
+        os.environ["ENTANGLE_RECORD"] = "0"  # P13 has what recording costs
         self.decorated: Any = import_module("benchmarks.decorated")
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +72,14 @@ class Entangle(Contestant):
 
     def value(self, built: Any) -> Any:
         return built(start=self.way)
+
+    def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
+        dataflow: Any = import_module("entangle.dataflow").dataflow
+        flow: Any = None
+        for stage in reversed(stages):
+            flow = dataflow(self.task(stage))(*(() if flow is None else (flow,)))
+        for (value,) in flow.stream(items, start=self.way):
+            yield value
 
 
 class EntangleFork(Entangle):
@@ -461,6 +475,61 @@ class NestedPools(Contestant):
             return function(*[future.result() for future in [pool.submit(one, *args) for one, args in calls]])
 
 
+class PoolImap(Contestant):
+    """``multiprocessing.Pool.imap``, chained once for each stage, as it comes: an item at a time."""
+
+    name = "multiprocessing.Pool.imap, chained"
+    short = "Pool.imap"
+    chunk: ClassVar[int] = 1
+
+    def start(self) -> None:
+        self.pool = multiprocessing.get_context("fork").Pool(self.workers)
+        self.pool.map(work.leaf, range(self.workers))
+
+    def stop(self) -> None:
+        self.pool.terminate()
+        self.pool.join()
+
+    def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
+        values: Iterable[Any] = items
+        for stage in stages:
+            values = self.pool.imap(stage, values, self.chunk)
+        return iter(values)
+
+
+class ImapInChunks(PoolImap):
+    """The same, told to send a hundred items at a time."""
+
+    name = "multiprocessing.Pool.imap, chained, chunks of 100"
+    short = "Pool.imap(100)"
+    chunk = 100
+
+
+class MpireStream(Contestant):
+    """mpire's ``imap``, chained: a pool of workers for each stage, since one pool runs one map at a time."""
+
+    name = "mpire.imap, chained, chunks of 100"
+    short = "mpire"
+    distribution = "mpire"
+
+    def start(self) -> None:
+        mpire: Any = import_module("mpire")
+        self.pools = [mpire.WorkerPool(n_jobs=self.workers, start_method="fork", keep_alive=True) for _ in range(3)]
+        for pool in self.pools:
+            pool.map(work.leaf, range(self.workers))
+
+    def stop(self) -> None:
+        for pool in self.pools:
+            pool.stop_and_join()
+
+    def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
+        values: Any = items
+        many = len(values)
+        for pool, stage in zip(self.pools, stages, strict=True):
+            values = pool.imap(stage, values, iterable_len=many, chunk_size=100)
+        return iter(values)
+
+
 CONTESTANTS: dict[str, type[Contestant]] = {
     one.name: one
     for one in (
@@ -478,10 +547,13 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         DaskThreads,
         Parsl,
         NestedPools,
+        PoolImap,
+        ImapInChunks,
+        MpireStream,
     )
 }
 
-REFERENCES = frozenset({OneProcess.name, BareFork.name, NestedPools.name})
+REFERENCES = frozenset({OneProcess.name, BareFork.name, NestedPools.name, "ssh by hand", "frames over ssh by hand", "docker exec"})
 """Shown beside the others, and not counted when the best peer is looked for."""
 
 PEERS = (

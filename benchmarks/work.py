@@ -50,6 +50,18 @@ def busy(i: int, seconds: float) -> int:
     return i
 
 
+def spin(seconds: float) -> None:
+    """Use a CPU for so many seconds."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def back(value: Any) -> Any:
+    """Give what was given."""
+    return value
+
+
 def pause(i: int, seconds: float) -> int:
     """Sleep, and give ``i``."""
     time.sleep(seconds)

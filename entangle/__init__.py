@@ -16,16 +16,82 @@ The floors of the house; imports point down only, and `tests/test_floors.py` see
     1  flow, cookies                                 what can be run; the right to a CPU
     2  _run/                                         running: table, store, worker, start, supervisor, run
     3  task                                          tasks, layers, calls; a call tree as a flow
+       _remote/                                      other places: the wire, the agent, channels, transports
     4  process thread workflow scheduler local http  doors: a signature, a docstring, a layer
+       interpreter ssh docker containers             doors to other places
        logging/
-    6  cli, examples/                                people
+    5  records, _records/                            memory: what runs leave
+    6  cli/ web/ examples/                           people
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
+from typing import Any
+
+from entangle import _run
 
 __version__ = "0.3.0"
+
+
+class _Memory:
+    """Who writes down what runs. Its room is entered when there is something to remember, so that an import of entangle stays
+    what it is, and an agent, which would have to ask its caller for the room, does without."""
+
+    def __init__(self) -> None:
+        self._recorder: Any = None
+
+    def started(self, run: Any) -> None:
+        if self._recorder is None:
+            if not _to_be_remembered(run):
+                return
+            from entangle._records.recorder import Recorder
+
+            self._recorder = Recorder()
+        self._recorder.started(run)
+
+    def looked(self, run: Any) -> None:
+        pass
+
+    def ended(self, run: Any) -> None:
+        if self._recorder is not None:
+            self._recorder.ended(run)
+
+
+def _to_be_remembered(run: Any) -> bool:
+    if not run.nested:
+        return os.environ.get("ENTANGLE_RECORD") != "0"
+    from entangle._run.table import NOTING
+    from entangle._run.worker import here
+
+    return here.worker is not None and here.worker.site.table.header[NOTING] != 0
+
+
+class _Travels:
+    """How records come home from other places. Entered when the first one does."""
+
+    def __getattr__(self, name: str) -> Any:
+        from entangle._records import travels
+
+        return getattr(travels, name)
+
+
+_run.observers.append(_Memory())
+_run.travels = _Travels()
+
+
+def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:
+    """Say something of all runs that are called in the block; it is remembered with them, and they can be found by it.
+
+    Blocks nest; the inner one adds to the outer. Takes names and plain values.
+
+        with entangle.tags(project="turbine", revision=7):
+            flow()
+    """
+    from entangle._records.tags import tagging
+
+    return tagging(tags)
 
 
 def progress() -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import select
 from functools import lru_cache
@@ -32,6 +33,47 @@ def available_cpus() -> list[int]:
         return sorted(os.sched_getaffinity(0))
     except AttributeError:
         return list(range(os.cpu_count() or 1))
+
+
+def cpu_quota(groups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
+    """How many CPUs' worth of time this process's control groups allow it, as `docker run --cpus=1.5` sets; None for no limit.
+
+    Looks at each group from this process's own up to the top, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`).
+    The files are described in the kernel's Documentation/admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst.
+    """
+    found: list[float] = []
+    try:
+        with open(membership) as lines:
+            memberships = [line.rstrip("\n").split(":", 2) for line in lines]
+    except OSError:  # no Linux
+        return None
+    for _, controllers, path in memberships:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = os.path.join(groups, "cpu") if controllers else groups
+        parts = [part for part in path.split("/") if part and part != ".."]
+        # A container sees its own group as the top, whatever the path says.
+        for depth in range(len(parts) + 1):
+            group = os.path.join(top, *parts[:depth])
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if controllers:
+                    quota, period = (_words(os.path.join(group, f"cpu.cfs_{name}_us"))[0] for name in ("quota", "period"))
+                else:
+                    quota, period = _words(os.path.join(group, "cpu.max"))
+                if int(quota) > 0:
+                    found.append(int(quota) / int(period))
+    return min(found, default=None)
+
+
+def _words(path: str) -> list[str]:
+    with open(path) as file:
+        return file.read().split()
+
+
+def budget_of(cpus: list[int]) -> int:
+    """How many CPUs a process tree may keep busy: those it may use, or fewer where a quota gives it less of their time."""
+    quota = cpu_quota()
+    return len(cpus) if quota is None else max(1, min(len(cpus), math.ceil(quota)))
 
 
 def bind(cpu: int) -> set[int]:

@@ -9,13 +9,24 @@
     ├── UnpicklableError (TypeError)          the author: a value cannot travel to where it must
     ├── SchedulerImportError (ImportError)    the author: `impl` names no scheduler class
     ├── RequestError                          the far server, or the network before it
+    ├── FarError                              another place: the root of what can go wrong there
+    │   ├── UnreachableError (ConnectionError)   the place, or the way to it: no Python could be started there
+    │   │   ├── HostKeyError                  the host, or whoever poses as it: its key is unknown, or not the known one
+    │   │   └── LoginRefusedError             the user, or the host: it does not let the user in
+    │   ├── ImageError                        the author: there is no such image, or packages cannot be added to it
+    │   ├── UnfitPythonError                  the place: its Python is missing or too old, or another one than the code needs
+    │   ├── LinkLostError (ConnectionError)   the way to it: the stream ended while calls were under way
+    │   ├── ProtocolError                     the place: what comes from there is not what an agent says
+    │   └── MissingModuleError (ModuleNotFoundError)   the place: it lacks a module that cannot be sent there
     ├── StoreFullError (OSError)              the machine: neither memory nor disk has room for a value
     ├── RunCancelledError                     the caller: the run was cancelled before it had a value
     ├── ProcessTerminatedException            the body, or whoever killed it: a worker process died
     ├── ProcessTimeoutException (TimeoutError)   the body: it ran, or its arguments took, longer than allowed
     ├── ProcessRetryException                 the body: every allowed attempt failed
     ├── ThreadTerminatedException             the body: it tried to end the interpreter from a thread
-    └── ThreadTimeoutException (TimeoutError) the body: a thread ran longer than allowed
+    ├── ThreadTimeoutException (TimeoutError) the body: a thread ran longer than allowed
+    ├── RecordsError                          the machine, or whoever asks: records that are not there or cannot be read
+    └── GraphError                            the Gremlin server, or the network before it
 
 An error that a task raises itself reaches the caller as it is, with a `RemoteTraceback` as its cause.
 """
@@ -51,6 +62,42 @@ class RequestError(EntangleError):
     """An HTTP request was refused or answered with a status of 400 or above. The server's fault, or the network's."""
 
 
+class FarError(EntangleError):
+    """Something went wrong between here and another place (a host, a container, another Python), not in a body there."""
+
+
+class UnreachableError(FarError, ConnectionError):
+    """No Python could be started in another place: no such host, no way to it, refused. The place's fault, or the network's."""
+
+
+class HostKeyError(UnreachableError):
+    """A host's key is not in known_hosts, or is another one than there. The host's fault, or of whoever poses as it."""
+
+
+class LoginRefusedError(UnreachableError):
+    """A host does not let the user in: the key is not the right one, or not allowed. The user's fault, or the host's."""
+
+
+class ImageError(FarError):
+    """A container image is not there, or packages cannot be added to it. The author's fault."""
+
+
+class UnfitPythonError(FarError):
+    """The Python of another place is missing or too old, or code cannot be sent to its version. The text says which is there."""
+
+
+class LinkLostError(FarError, ConnectionError):
+    """The stream to another place ended while a call was under way. Whether its body ran to its end is not known."""
+
+
+class ProtocolError(FarError):
+    """What comes over a stream is not what an agent says: another version, a program that prints into it, or worse."""
+
+
+class MissingModuleError(FarError, ModuleNotFoundError):
+    """A module is needed in another place, is not there, and cannot be sent: it has compiled parts, or nobody has it."""
+
+
 class StoreFullError(EntangleError, OSError):
     """Neither shared memory nor the temporary directory has room for a value. The machine's fault."""
 
@@ -77,6 +124,14 @@ class ThreadTerminatedException(EntangleError):
 
 class ThreadTimeoutException(EntangleError, TimeoutError):
     """A body in a thread ran longer than its `timeout`. The thread cannot be killed: it goes on, and its value is dropped."""
+
+
+class RecordsError(EntangleError):
+    """There is no such record, or the file of records cannot be used. The asker's fault, or the machine's."""
+
+
+class GraphError(EntangleError):
+    """A Gremlin server cannot be reached or refuses what it is sent; nothing is lost, it can be sent again. The server's fault."""
 
 
 class RemoteTraceback(Exception):

@@ -9,6 +9,7 @@ Flat arrays are quick to inherit by `fork`, and quick to send where there is no 
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -34,6 +35,10 @@ class Body(NamedTuple):
     on: tuple[type[BaseException], ...] = (Exception,)
     pool: int = 0
     shared_memory: bool = False
+    #: What to publish in place of a value that cannot be stored, made of that value and the error; None: its run ends.
+    rescue: Callable[[Any, Exception], Any] | None = None
+    #: Groups of nodes of which only so many may run at once: indexes into `Flow.limits`.
+    limits: tuple[int, ...] = ()
 
     @property
     def timed(self) -> bool:
@@ -43,9 +48,28 @@ class Body(NamedTuple):
 
 #: A template says how one argument is made of flat inputs: None takes the next one as it is, COPY takes the next one
 #: and copies its containers (so that a body which changes its list changes nobody else's), and a pair of a
-#: container type and templates takes as many as they need.
+#: container type (or a Like) and templates takes as many as they need.
 Template = Any
 COPY = "copy"
+
+
+class Like:
+    """Stands for the type of a container in a template where more than the type makes it what it is, as a defaultdict."""
+
+    def __init__(self, container: Any) -> None:
+        self.container = copy.copy(container)
+        self.container.clear()
+
+    def filled(self, items: list[Any]) -> Any:
+        """Such a container with these items; a dict's are its keys and values in turn."""
+        made = copy.copy(self.container)
+        if isinstance(made, dict):
+            made.update(zip(items[::2], items[1::2], strict=True))
+        elif isinstance(made, set):
+            made.update(items)
+        else:
+            made.extend(items)
+        return made
 
 
 class Shape(NamedTuple):
@@ -83,6 +107,8 @@ def rebuild(template: Template, flat: Iterator[Any]) -> Any:
         return copy_containers(next(flat))
     kind, parts = template
     items = [rebuild(part, flat) for part in parts]
+    if isinstance(kind, Like):
+        return kind.filled(items)
     if kind is dict:
         return dict(zip(items[::2], items[1::2], strict=True))
     make = getattr(kind, "_make", kind)  # a namedtuple is made by _make
@@ -118,6 +144,10 @@ class Flow:
         self.constants = constants
         self.leaves = leaves
         self.count = len(body_of)
+        #: Whether its nodes are sets of rows that are armed, run and armed again (`_run/stream.py`), rather than run once.
+        self.rearmed = False
+        #: How many nodes of each group may run at once.
+        self.limits: list[int] = []
         self.pending: array[int]
         self._connect()
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, ParamSpec, Pr
 
 from entangle._run.run import Observer, Run
 from entangle.errors import ArgumentError, CycleError, OptionError
-from entangle.flow import COPY, HERE, PROCESS, Body, Flow, Shape, Template
+from entangle.flow import COPY, HERE, PROCESS, Body, Flow, Like, Shape, Template
 
 if TYPE_CHECKING:
     import inspect
@@ -58,6 +58,8 @@ class Layer:
     injected: tuple[str, ...] = ()
     #: Whether the arguments of a call are the layer's business and not the function's parameters.
     takes_arguments = False
+    #: Whether the layers below run in another place, to which `ship` takes them.
+    ships = False
 
     def terms(self) -> dict[str, Any]:
         """What the engine must know: fields of `Body`."""
@@ -72,6 +74,14 @@ class Layer:
             return inner
         return functools.partial(_peel, self, inner)
 
+    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+        """Where the layer `ships`: what runs here for `rest`, the function with the layers below this one."""
+        raise NotImplementedError
+
+    def lift(self, rest: Task[..., Any]) -> dict[str, Any]:
+        """Where the layer `ships`: the terms of the layers below that are seen to here all the same."""
+        return {}
+
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the layers below; the place to do something before, after or instead."""
         return inner(*args, **kwargs)
@@ -79,6 +89,31 @@ class Layer:
 
 def _peel(layer: Layer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return layer.run(inner, args, kwargs)
+
+
+class Attributes(Layer):
+    """What the author says of a task, for those who look at its records."""
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        if not isinstance(attributes, dict) or not all(isinstance(name, str) for name in attributes):
+            raise OptionError(f"@task: attributes={_short(attributes)}; it is a dict whose keys are names")
+        for name, value in attributes.items():
+            if not _is_plain_data(value):
+                raise OptionError(
+                    f"@task: attributes[{name!r}] is of type {type(value).__name__}; it can be text, a number, True, False, None, "
+                    "and lists and dicts of these"
+                )
+        self.attributes = dict(attributes)
+
+
+def _is_plain_data(value: Any, depth: int = 0) -> bool:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return True
+    if depth > 20:
+        return False
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain_data(part, depth + 1) for part in value)
+    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain_data(part, depth + 1) for key, part in value.items())
 
 
 class TaskBody(Body):
@@ -149,7 +184,7 @@ class Task(Generic[P, R]):
                 found = getattr(found, name, None)
             if found is self:
                 return _find, (self.__module__, self.__qualname__)
-        return Task, (self.function, self.layers)
+        return type(self), (self.function, self.layers)
 
     @property
     def body(self) -> Body:
@@ -240,14 +275,23 @@ def _make_body(task: Task[..., Any]) -> Body:
         function = functools.partial(_await_it, function)
     inner = _resolving(function)
     outer = inner
-    for layer in reversed(task.layers):
+    # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.
+    near = task.layers
+    terms: dict[str, Any] = {}
+    for index, layer in enumerate(task.layers):
+        if layer.ships:
+            near = task.layers[: index + 1]
+            rest: Task[..., Any] = Task(task.function, task.layers[index + 1 :])
+            outer = layer.ship(rest)
+            terms.update(layer.lift(rest))
+            break
+    for layer in reversed(near):
         outer = layer.around(outer)
     if outer is not inner:
         outer = _resolving(outer)
-    carrier = next((layer.carrier for layer in task.layers if layer.carrier is not None), HERE)
-    terms: dict[str, Any] = {}
+    carrier = next((layer.carrier for layer in near if layer.carrier is not None), HERE)
     carried = False
-    for layer in task.layers:
+    for layer in near:
         if layer.carrier is not None:
             if carried:
                 continue  # only the outermost carrier carries; what the others would see to is not asked of the engine
@@ -456,13 +500,13 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
     if kind is Call or kind in _PLAIN:
         flat.append(value)
         return None
-    is_container = kind in (list, tuple, dict, set, frozenset) or (isinstance(value, tuple) and hasattr(kind, "_make"))
-    if not is_container or not _holds_call(value, around):
+    if not isinstance(value, _CONTAINERS) or not _holds_call(value, around):
         flat.append(value)
         return COPY if kind in (list, dict, set, bytearray) or kind is tuple else None
     around = (*around, id(value))
-    items = [part for pair in value.items() for part in pair] if kind is dict else value
-    return (kind, tuple(_flatten(item, flat, around) for item in items))
+    items = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
+    made_by = kind if kind in _CONTAINERS or isinstance(value, (tuple, frozenset)) else Like(value)
+    return (made_by, tuple(_flatten(item, flat, around) for item in items))
 
 
 def _holds_call(value: Any, around: tuple[int, ...] = ()) -> bool:
@@ -470,14 +514,14 @@ def _holds_call(value: Any, around: tuple[int, ...] = ()) -> bool:
     kind = type(value)
     if kind is Call:
         return True
-    if kind is not dict and not isinstance(value, (list, tuple, set, frozenset)):
+    if not isinstance(value, _CONTAINERS):
         return False
     if not value:
         return False
     if id(value) in around:
         raise CycleError(f"an argument holds itself: a {kind.__name__} is, through its own parts, a part of itself")
     inside = (*around, id(value))
-    if kind is dict:
+    if isinstance(value, dict):
         return any(_holds_call(key, inside) or _holds_call(item, inside) for key, item in value.items())
     return any(type(item) not in _PLAIN and _holds_call(item, inside) for item in value)
 
@@ -648,18 +692,21 @@ def task(function: Task[P, R], /, *layers: Layer) -> Task[P, R]: ...
 @overload
 def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 @overload
-def task(function: None = None, /, *layers: Layer) -> Decorator: ...
-def task(function: Any = None, /, *layers: Layer, **unknown: Any) -> Any:
+def task(function: None = None, /, *layers: Layer, attributes: dict[str, Any] | None = None) -> Decorator: ...
+def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | None = None, **unknown: Any) -> Any:
     """Make a function a task, with these layers around it: the one decorator that the others are made of.
 
-    Takes a function, or a task, whose layers then come below. Raises OptionError for what is no function.
+    Takes a function, or a task, whose layers then come below. `attributes` are remembered with every run of it: names, and text,
+    numbers, lists and dicts of these. Raises OptionError for what is no function, and for other attributes.
 
-        @task
+        @task(attributes={"owner": "aerodynamics"})
         def double(x): return 2 * x
     """
-    refuse_unknown("task", (), unknown)
+    refuse_unknown("task", ("attributes",), unknown)
+    if attributes is not None:
+        layers = (*layers, Attributes(attributes))
     if function is None:
-        return functools.partial(task, *layers) if not layers else lambda inner: task(inner, *layers)
+        return lambda inner: task(inner, *layers)
     return decorate("task", function, *layers)
 
 
@@ -675,7 +722,8 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     below: tuple[Layer, ...] = function.layers if isinstance(function, Task) else ()
     for layer in layers:
         layer.accept(inner)
-    return Task(inner, (*layers, *below))
+    kind = type(function) if isinstance(function, Task) else Task  # a dataflow's task stays one under further decorators
+    return kind(inner, (*layers, *below))
 
 
-__all__ = ["Call", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]
+__all__ = ["Attributes", "Call", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]

@@ -59,7 +59,8 @@ def thread(
     """Run the function in a worker thread of the process that runs the call: for what waits rather than computes.
 
     The options are those of @process, without `fresh`. A thread cannot be killed: at the end of its `timeout` (seconds)
-    the caller gets ThreadTimeoutException, the body goes on to its own end, and its value is dropped.
+    the caller gets ThreadTimeoutException, the body goes on to its own end, and its value is dropped. A program that it
+    has started is its own to end: no worker process stands between the two, which could be killed with all it started.
     Raises OptionError here for bad options, ThreadTerminatedException where a body means to end the interpreter.
 
         @thread(timeout=5)

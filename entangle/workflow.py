@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle.errors import OptionError
 from entangle.flow import HERE
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
@@ -17,25 +18,31 @@ class Workflow(Layer):
 
     carrier = HERE
 
+    def __init__(self, graph: str | None = None) -> None:
+        if graph is not None and not (isinstance(graph, str) and graph.partition("://")[0] in ("ws", "wss") and "://" in graph):
+            raise OptionError(f"@workflow: graph={graph!r}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin")
+        self.graph = graph
+
 
 @overload
 def workflow(function: Task[P, R], /) -> Task[P, R]: ...
 @overload
 def workflow(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def workflow() -> Decorator: ...
-def workflow(function: Any = None, /, **unknown: Any) -> Any:
+def workflow(*, graph: str | None = None) -> Decorator: ...
+def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: Any) -> Any:
     """Make a function a workflow: its body runs where the call is run and returns a call, whose value is the workflow's.
 
-    A body may also return a plain value. Arguments that are calls are run first, in parallel. Raises OptionError for
-    options, since it has none.
+    A body may also return a plain value. Arguments that are calls are run first, in parallel. `graph` is the address of a
+    Gremlin server (`ws://…`, `wss://…`) to which the records of its runs are sent. Raises OptionError for other options.
 
         @workflow
         def total(names): return add(*[size(name) for name in names])
     """
-    refuse_unknown("workflow", (), unknown)
+    refuse_unknown("workflow", ("graph",), unknown)
+    layer = Workflow(graph)
 
     def wrap(inner: Any) -> Task[..., Any]:
-        return decorate("workflow", inner, Workflow())
+        return decorate("workflow", inner, layer)
 
     return wrap if function is None else wrap(function)

@@ -24,6 +24,9 @@ MOST = tuple(name for name in PEERS if name != Parsl.name)
 )
 def array_chain(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     """Hand a large array from task to task."""
+    # As a program that works with arrays does at its top: else each run of fresh processes would import numpy, too.
+    import numpy  # noqa: F401
+
     make, touch, summed = contestant.task(work.make), contestant.task(work.touch), contestant.task(work.summed)
 
     def once(items: int = work.ITEMS) -> float:
@@ -50,6 +53,8 @@ def array_chain(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measu
 )
 def array_back(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     """Make four arrays at once, gather them, and give one to the caller."""
+    import numpy  # noqa: F401
+
     signed = contestant.task(work.signed)
     ours = isinstance(contestant, Entangle)
     # A peer needs seconds for each of these, and what it does with an array does not depend on who made it.

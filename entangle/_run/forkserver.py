@@ -17,23 +17,34 @@ import gc
 import importlib
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from array import array
 from typing import Any
 
-from entangle._run import janitor
+from entangle._run import janitor, start
 from entangle._run.home import home
+from entangle._run.joining import join_run, write_flow
 from entangle._run.readable import readable
+from entangle._run.site import Site
+from entangle._run.table import Table
+from entangle._run.worker import run_as
 from entangle.cookies import available_cpus, jobserver_style
+from entangle.flow import PROCESS, Body, Flow, Shape
 
 _MOST = 4096  # bytes of a request
-_QUIET = 0.02  # seconds without a request before spares are forked anew
+_QUIET = 0.002  # seconds without a request before a spare is forked: runs one after the other then find one that has rehearsed
 
 
 # The caller's side -----------------------------------------------------------------------------------------------
+
+
+#: What an interpreter that we start runs before anything else, where it could not find our modules by itself: an agent's hook.
+prelude = ""
 
 
 def environment_of_interpreter() -> dict[str, str]:
@@ -54,7 +65,7 @@ class _Server:
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
         where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {jobserver_style()!r}, {loaded!r}"
-        code = f"from entangle._run.forkserver import serve; serve({where})"
+        code = f"{prelude}from entangle._run.forkserver import serve; serve({where})"
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -265,8 +276,6 @@ def _fork_spare(
     if pid:
         theirs.close()
         return pid, ours
-    from entangle._run import start
-
     code = start.BROKEN
     try:
         # What is the server's alone: a spare that kept it would keep others from seeing the end of a stream.
@@ -281,7 +290,7 @@ def _fork_spare(
         start.die_with(server)
         if home_path:
             with contextlib.suppress(OSError):  # a full disk is no reason not to wait
-                start.rehearse(home_path, server)
+                _rehearse(home_path, server)
         received = _receive(theirs)
         if received is None:
             os._exit(0)
@@ -290,8 +299,44 @@ def _fork_spare(
         present = iter(fds)
         err, out, *others = [next(present) if mark == 0 else -1 for mark in order["fds"]]
         start.settle_in(server, err, out)
-        code = start.live(start.join_run(order["directory"], order["flow_path"], order["slot"], order["lane"], order["serial"], others))
+        code = start.live(join_run(order["directory"], order["flow_path"], order["slot"], order["lane"], order["serial"], others))
     except BaseException:
         start.report_bug()
     finally:
         os._exit(code)
+
+
+def _rehearse(home: str, server: int) -> None:
+    """Go once through what a worker does first, in a process that is forked ahead and has nothing else to do.
+
+    A process just forked copies every page that it touches for the first time: the same steps take it five times as long.
+    """
+    import cloudpickle
+
+    null = os.open(os.devnull, os.O_RDWR)
+    start.settle_in(server, null, -1)
+    directory = os.path.join(home, f"w{os.urandom(8).hex()}")
+    os.mkdir(directory, 0o700)
+    try:
+        one = array("i", (0,))
+        flow = Flow([Body(_nothing, "rehearsal")], [Shape(0)], one, one, array("q", (0, 0)), array("q"), [], leaves=1)
+        lanes = [PROCESS]
+        table = Table.create(flow, 4, lanes, os.path.join(directory, "table"))
+        wake, (listen, tell) = os.pipe(), os.pipe()
+        site = Site(flow, table, directory, home, directory, wake, (-1, -1), tell)
+        write_flow(site)
+        others = [os.dup(fd) for fd in wake] + [-1, -1, os.dup(tell)]
+        worker = join_run(directory, site.flow_path, 1, PROCESS, 1, others)
+        run_as(worker)
+        worker.site.leave()
+        site.leave()
+        os.close(listen)
+        pickle.loads(cloudpickle.dumps(lambda: None))
+    finally:
+        for name in os.listdir(directory):
+            os.unlink(os.path.join(directory, name))
+        os.rmdir(directory)
+
+
+def _nothing() -> None:
+    """The body of a rehearsal."""

@@ -19,8 +19,9 @@ import fcntl
 import os
 import stat
 import threading
+import time
 
-from entangle.cookies import CookieQueue, available_cpus, forget_jobserver, jobserver_flags, registered_pools
+from entangle.cookies import CookieQueue, available_cpus, budget_of, forget_jobserver, jobserver_flags, registered_pools
 from entangle.errors import EntangleError
 
 _homes: dict[str, Home] = {}
@@ -106,7 +107,8 @@ class Home:
         self.path = os.path.join(base, name)
         self.spill = os.path.join(spill_base, spill_name)
         self.cpus = available_cpus()
-        self.budget = CookieQueue.create(os.path.join(self.path, "budget"), b"+" * (len(self.cpus) - 1))
+        self._cookies = b"+" * (budget_of(self.cpus) - 1)
+        self.budget = CookieQueue.create(os.path.join(self.path, "budget"), self._cookies)
         self.pools: dict[int, CookieQueue] = {}
         self._runs = 0
         self._count = threading.Lock()
@@ -124,7 +126,7 @@ class Home:
         with self._count:
             self._runs -= 1
             if not in_order and not self._runs:
-                self.budget.refill(b"+" * (len(self.cpus) - 1))
+                self.budget.refill(self._cookies)
                 for size, pool in self.pools.items():
                     pool.refill(pool_cookies(self.cpus, size))
 
@@ -157,7 +159,11 @@ class Home:
         import shutil
 
         for path in (self.path, self.spill):
-            shutil.rmtree(path, ignore_errors=True)
+            for _ in range(5):
+                shutil.rmtree(path, ignore_errors=True)
+                if not os.path.exists(path):
+                    break
+                time.sleep(0.01)  # somebody who is being killed was still writing
         for fd in self._locks:
             os.close(fd)
 

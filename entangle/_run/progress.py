@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from entangle._run.run import Run, observers
+from entangle._run import observers
+from entangle._run.run import Run
 from entangle._run.table import BEGUN, FAILED_NODE, SLOT, Table
 from entangle.errors import EntangleError
 

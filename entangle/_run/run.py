@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from entangle._run import home as homes
-from entangle._run.start import WorkerProcess, chosen_way
+from entangle._run import observers, reaper
+from entangle._run.outline import LASTING, write_outline
+from entangle._run.process import WorkerProcess
+from entangle._run.site import Site, lanes_of
+from entangle._run.start import chosen_way
 from entangle._run.store import Store
-from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers, reap, see_off
-from entangle._run.table import FINISHED, Table
-from entangle._run.worker import Site, here, lanes_of
+from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers
+from entangle._run.table import FINISHED, STARTED_AT, Table
+from entangle._run.worker import here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunCancelledError
 from entangle.flow import FRESH, PROCESS, THREAD, Flow
@@ -33,17 +39,6 @@ class Observer(Protocol):
         """The run is over; its table is still there."""
 
 
-#: The one hook for who wants to know.
-observers: list[Observer] = []
-
-#: Seconds that a caller waits for the end of workers who are on their way out; then a thread does.
-_PATIENCE = 0.003
-#: Bytes of values that a run may leave for its caller to remove.
-_MUCH = 8 << 20
-
-_reapers: list[threading.Thread] = []
-
-
 class _Terminated(BaseException):
     """SIGTERM has come while a run lasted."""
 
@@ -57,9 +52,17 @@ class Run:
         self.observers = [*observers, observer] if observer is not None else list(observers)
         #: Whether a worker process of another run has started this one.
         self.nested = here.worker is not None and here.worker.in_process
+        self.id = os.urandom(8).hex()
+        #: The run and the node in whose body this run was called, where it was called in one.
+        self.parent = (here.worker.site.run_id, here.worker.node()) if here.worker is not None else None
+        #: What was said around the call, such as tags; the run itself may be executed by another thread.
+        self.context = contextvars.copy_context()
+        #: What ended the run, if not its value; for observers, when it has ended.
+        self.raised: BaseException | None = None
         self.table: Table | None = None
         self.supervisor: Supervisor | None = None
         self._cancelled = False
+        self._outlined = False
         self._guard = threading.Lock()
 
     def value(self) -> Any:
@@ -79,15 +82,12 @@ class Run:
                 self.supervisor.cancel()
 
     def _execute(self) -> Any:
-        _join_reapers()
         leaving: list[WorkerProcess] = []
         large: list[str] = []
         try:
             return self._supervised(leaving, large)
         finally:
-            left = see_off(leaving, _PATIENCE)
-            if left or large:
-                _reap_later(left, large)
+            reaper.leave(leaving, large)
 
     def _supervised(self, seen_off: list[WorkerProcess], large: list[str]) -> Any:
         """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
@@ -107,7 +107,7 @@ class Run:
                 if home.pid == os.getpid():
                     home.run_begins()
                     leaving.callback(lambda: home.run_ends(in_order))
-                directory, spill = self._make_directory(home)
+                directory, spill = self._make_directory(home, self.id)
                 leaving.callback(_remove, directory, spill, large)
                 late_pools = _open_pools(home, flow, directory)
                 for pool in late_pools:
@@ -139,6 +139,7 @@ class Run:
                 if fd >= 0:
                     os.set_blocking(fd, False)
             site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
+            site.own_id = self.id
             leaving.callback(site.leave)
             if needs_files:
                 site.makeflags = home.makeflags
@@ -146,7 +147,7 @@ class Run:
             if processes:
                 store = Store(directory, table, 0, 0, spill)
                 site.stores.append(store)
-            supervisor = Supervisor(site, store, self.way, budget, listen, slots, processes, self._looked if self.observers else None)
+            supervisor = self._make_supervisor(site, store, self.way, budget, listen, slots, processes, self._looked)
             with self._guard:
                 self.table, self.supervisor = table, supervisor
                 supervisor.cancelled = self._cancelled
@@ -159,17 +160,36 @@ class Run:
                 value = self._outcome(supervisor, site, store)
                 in_order = True
                 return value
+            except BaseException as error:
+                self.raised = error
+                raise
             finally:
                 supervisor.finish()
                 seen_off += supervisor.leaving
                 for observer in self.observers:
                     observer.ended(self)
+                self.raised = None  # it would keep itself alive, and with it all that its frames hold
                 with self._guard:
                     self.table = self.supervisor = None
 
+    def _make_supervisor(self, *known: Any) -> Supervisor:
+        """Who supervises the run."""
+        return Supervisor(*known)
+
     def _looked(self) -> None:
+        if not self._outlined:
+            self._outline()
         for observer in self.observers:
             observer.looked(self)
+
+    def _outline(self) -> None:
+        """Write down names and edges for who watches from outside, once the run has lasted a while."""
+        table, supervisor = self.table, self.supervisor
+        if table is None or supervisor is None or time.monotonic_ns() - table.header[STARTED_AT] < LASTING * 1e9:
+            return
+        self._outlined = True
+        if table.fd >= 0:  # else nobody else can map the table
+            write_outline(supervisor.site.directory, self.flow, parent=self.parent)
 
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
         error = supervisor.failure()
@@ -193,9 +213,9 @@ class Run:
             ) from problem
 
     @staticmethod
-    def _make_directory(home: homes.Home) -> tuple[str, str]:
+    def _make_directory(home: homes.Home, run_id: str) -> tuple[str, str]:
         """A directory for this run, in that of the run around it where there is one; and the name of its twin on disk."""
-        name = f"r{os.urandom(8).hex()}"
+        name = f"r{run_id}"
         outer = here.worker
         if outer is not None and outer.in_process:
             directory, spill = os.path.join(outer.site.directory, name), os.path.join(outer.site.spill, name)
@@ -221,7 +241,7 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
     with contextlib.suppress(OSError):
         entries = list(os.scandir(directory))
         values = (entry for entry in entries if entry.name.startswith("v") and entry.name != "values")
-        if sum(entry.stat(follow_symlinks=False).st_size for entry in values) > _MUCH:
+        if sum(entry.stat(follow_symlinks=False).st_size for entry in values) > reaper.MUCH:
             large.append(directory)
             if os.path.exists(spill):
                 large.append(spill)
@@ -234,31 +254,6 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
             import shutil
 
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _reap_later(workers: list[WorkerProcess], directories: list[str]) -> None:
-    thread = threading.Thread(target=_reap, args=(workers, directories), name="entangle-reaper", daemon=True)
-    thread.start()
-    _reapers.append(thread)  # started first: whoever finds it there may join it
-
-
-def _reap(workers: list[WorkerProcess], directories: list[str]) -> None:
-    for directory in directories:
-        import shutil
-
-        shutil.rmtree(directory, ignore_errors=True)
-    reap(workers)
-
-
-def _join_reapers() -> None:
-    """A fork wants a process without other threads, our own among them."""
-    while _reapers:
-        try:
-            thread = _reapers.pop()
-        except IndexError:  # another thread was quicker
-            return
-        if thread is not threading.current_thread():
-            thread.join()
 
 
 @contextlib.contextmanager

@@ -9,163 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import os
-import pickle
 import signal
-import struct
 import sys
-import threading
-import time
 import warnings
-from array import array
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run import janitor
-from entangle._run.home import Home
-from entangle._run.pickling import dumps_for_others, why_not
-from entangle._run.readable import readable
+from entangle._run import janitor, reaper
+from entangle._run.joining import join_run, write_flow
+from entangle._run.process import WorkerProcess
+from entangle._run.site import Site
 from entangle._run.store import Store
-from entangle._run.table import PID, SLOT, STARTING, STATE, Table, reserve
-from entangle._run.worker import Site, Worker, flush, here, run_as
-from entangle.cookies import jobserver_flags, jobserver_style
-from entangle.errors import EntangleError, OptionError, StoreFullError
-from entangle.flow import PROCESS, Body, Flow, Shape
+from entangle._run.table import PID, SLOT, STARTING, STATE
+from entangle._run.worker import Worker, flush, here, run_as
+from entangle.errors import OptionError
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
 #: The exit status of a worker whose own code failed, not a body: a bug of ours.
 BROKEN = 70
 
-_EXIT = struct.Struct("<i")
-_BORN = struct.Struct("<q")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 try:
     _prctl: Any = ctypes.CDLL(None).prctl
 except AttributeError:  # macOS: a worker there outlives a killed caller by the body that it runs
     _prctl = None
-
-
-class WorkerProcess:
-    """A worker process as its supervisor sees it: how to know that it has ended, how to end it, what it writes to stderr."""
-
-    def __init__(self, slot: int, lane: int, pid: int, watch: int, err: int, out: int, ours: bool) -> None:
-        self.slot = slot
-        self.lane = lane
-        self._pid = pid
-        self.watch = watch
-        self.err = err
-        self.out = out
-        self._ours = ours
-        self.ended_by: int | None = None
-        self.tail = bytearray()
-        self.used = 0
-        self.looked_at = time.monotonic_ns()
-
-    @property
-    def is_child(self) -> bool:
-        """Whether it is ours to wait for; one from the forkserver is not."""
-        return self._ours
-
-    @property
-    def pid(self) -> int:
-        """The process id; 0 as long as the forkserver has not told it, -1 where it never will."""
-        if self._pid == 0:
-            self._hear_of_birth(0)
-        return self._pid
-
-    def _hear_of_birth(self, seconds: float) -> None:
-        """Read the process id that the forkserver sends, if it comes within so many seconds."""
-        if readable([self.watch], seconds):
-            born = os.read(self.watch, _BORN.size)
-            if len(born) == _BORN.size:
-                self._pid = _BORN.unpack(born)[0]
-            else:  # the server has died, and its workers with it
-                self._pid = -1
-                self.ended_by = -signal.SIGKILL
-
-    def ended(self) -> bool:
-        """Whether the process has ended; then `ended_by` is its exit code, or minus the signal. Never waits."""
-        if self.ended_by is not None:
-            return True
-        if self._ours:
-            try:
-                found = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:  # the caller ignores SIGCHLD, or reaps what is not his: how it ended is lost
-                self.ended_by = 0 if not _alive(self._pid) else None
-                return self.ended_by is not None
-            if found is None:
-                return False
-            # Before the pid is free to be used again: what the worker has left running in its process group.
-            _kill_group(self._pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-            self.ended_by = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
-            return True
-        if self.pid > 0 and self.ended_by is None and readable([self.watch], 0):
-            status = os.read(self.watch, _EXIT.size)
-            self.ended_by = _EXIT.unpack(status)[0] if len(status) == _EXIT.size else -signal.SIGKILL
-        return self.ended_by is not None
-
-    def kill(self, number: int) -> None:
-        """Send a signal to the worker and to all that it has started in its process group."""
-        if self.pid == 0:
-            self._hear_of_birth(1.0)
-            if self.pid == 0:  # it will come to a run that is over, and go
-                self.ended_by = 0
-        if self.ended_by is None and self.pid > 0:
-            _kill_group(self.pid, number)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(self.pid, number)
-
-    def cpu_time(self) -> int | None:
-        """CPU time that the process has used, in nanoseconds; None where it is gone."""
-        if self.pid <= 0:
-            return None
-        # The clock of another process: clock_getcpuclockid(3) makes its number like this.
-        try:
-            return time.clock_gettime_ns((~self.pid << 3) | 2)
-        except (OSError, AttributeError):
-            return None
-
-    def runnable(self) -> bool:
-        """Whether the process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
-        if self.pid <= 0:
-            return False
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb", buffering=0) as file:
-                return file.read(512).rpartition(b")")[2][1:2] == b"R"
-        except OSError:
-            return False
-
-    def close_stream(self, fd: int) -> None:
-        """Let go of stderr or stdout, whose end has come."""
-        os.close(fd)
-        if fd == self.err:
-            self.err = -1
-        else:
-            self.out = -1
-
-    def close(self) -> None:
-        """Let go of the descriptors."""
-        for fd in (self.watch, self.err, self.out):
-            if fd >= 0:
-                os.close(fd)
-        self.watch = self.err = self.out = -1
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _kill_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
 
 
 # Choosing ------------------------------------------------------------------------------------------------------
@@ -176,7 +45,7 @@ _seen = (-1, False)
 def fork_is_safe() -> bool:
     """Whether a fork of this process can run anything: no other thread, no OpenMP runtime, no CUDA context."""
     global _seen
-    if threading.active_count() > 1 or not hasattr(os, "fork"):
+    if reaper.others() or not hasattr(os, "fork"):
         return False
     loaded, found = _seen
     if loaded != len(sys.modules) and not found:
@@ -213,6 +82,7 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
     out_read, out_write = os.pipe() if capture else (-1, -1)
     try:
         if way == "fork":
+            store.before_fork()
             pid = _fork(site, store, slot, lane, serial, err_write, out_write)
             watch = _watch(pid)
         else:
@@ -254,11 +124,11 @@ def _watch(pid: int) -> int:
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
     own_handlers = handlers_to_reset()
-    with janitor.off_duty(), warnings.catch_warnings() if threading.active_count() > 1 else contextlib.nullcontext():
-        if threading.active_count() > 1:
-            # The caller has asked for fork in so many words.
-            warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    with janitor.off_duty(), warnings.catch_warnings():
+        # Of other threads, which Python warns of: there is none but a reaper, or the caller has asked for fork in so many words.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with reaper.still:
+            pid = os.fork()
     if pid:
         return pid
     code = BROKEN
@@ -350,8 +220,9 @@ def _open_streams(replaced: bool) -> None:
         stream = getattr(sys, name)
         try:
             usable = stream.fileno() == fd and not (replaced and fd == 1)
-            if usable and not stream.line_buffering:
-                stream.reconfigure(line_buffering=True)
+            if usable and (stream.write_through or not stream.line_buffering):
+                # Written through (python -u), a line would leave in pieces, and mix with what others print.
+                stream.reconfigure(line_buffering=True, write_through=False)
         except Exception:
             usable = False
         if not usable:
@@ -362,142 +233,14 @@ def _open_streams(replaced: bool) -> None:
 # Without fork: the run is found by its directory -----------------------------------------------------------------
 
 
-def write_flow(site: Site) -> None:
-    """Write down what a worker that was not forked needs, once in a run. Raises UnpicklableError naming what cannot travel."""
-    if site.flow_path:
-        return
-    flow = site.flow
-    try:
-        pickled = dumps_for_others(flow)
-    except Exception as error:
-        raise _what_cannot_travel(flow, error) from None
-    known = {
-        "flow": pickled,
-        "home": site.home,
-        "spill": site.spill,
-        "home_spill": os.path.dirname(site.spill),
-        "directory": _working_directory(),
-        "environment": dict(os.environ),
-        "path": sys.path,
-        "argv": sys.argv,
-        "jobserver": jobserver_style(),
-        "logging": [name for name in sys.modules if name.startswith("entangle.logging.")],
-    }
-    body = pickle.dumps(known, 5)
-    for directory in (site.directory, site.spill):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        path = os.path.join(directory, "flow")
-        try:
-            with open(path, "xb") as file:
-                reserve(file.fileno(), 0, len(body))
-                file.write(body)
-        except OSError as error:
-            os.unlink(path)
-            if directory == site.spill:
-                raise StoreFullError(
-                    error.errno, f"no room for a flow of {len(body):,} bytes, neither in memory nor in {directory}"
-                ) from None
-        else:
-            site.flow_path = path
-            return
-
-
-def _working_directory() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # it has been removed; a worker is then wherever its parent is
-        return None
-
-
-def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
-    for node in range(flow.count):
-        first = flow.starts[node]
-        for position, taken in enumerate(flow.inputs[first : flow.starts[node + 1]]):
-            if taken < 0:
-                try:
-                    dumps_for_others(flow.constants[~taken])
-                except Exception:
-                    return why_not(flow.constants[~taken], f"argument {position + 1} of task {flow.body(node).name!r}")
-    for body in flow.bodies:
-        try:
-            dumps_for_others(body)
-        except Exception:
-            return why_not(body.function, f"the function of task {body.name!r}")
-    return EntangleError(f"the flow cannot be sent to a worker: {type(error).__name__}: {error}")
-
-
-def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
-    """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
-    try:
-        with open(flow_path, "rb") as file:
-            known = pickle.load(file)
-        table = Table.attach(os.path.join(directory, "table"))
-    except FileNotFoundError:
-        os._exit(0)  # the run was over before we came
-    if sys.path != known["path"]:
-        sys.path[:] = known["path"]
-    sys.argv[:] = known["argv"]
-    if dict(os.environ) != known["environment"]:
-        os.environ.clear()
-        os.environ.update(known["environment"])
-    if known["directory"] is not None:
-        with contextlib.suppress(OSError):
-            os.chdir(known["directory"])
-    for name in known["logging"]:
-        importlib.import_module(name)  # it configures logging; a fork would have inherited that
-    os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
-    Home.adopt(known["home"], known["home_spill"])
-    flow: Flow = pickle.loads(known["flow"])
-    wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
-    site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
-    site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
-    return Worker(site, slot, lane, serial)
-
-
-def rehearse(home: str, server: int) -> None:
-    """Go once through what a worker does first, in a process that is forked ahead and has nothing else to do.
-
-    A process just forked copies every page that it touches for the first time: the same steps take it five times as long.
-    """
-    import cloudpickle
-
-    null = os.open(os.devnull, os.O_RDWR)
-    settle_in(server, null, -1)
-    directory = os.path.join(home, f"w{os.urandom(8).hex()}")
-    os.mkdir(directory, 0o700)
-    try:
-        one = array("i", (0,))
-        flow = Flow([Body(_nothing, "rehearsal")], [Shape(0)], one, one, array("q", (0, 0)), array("q"), [], leaves=1)
-        lanes = [PROCESS]
-        table = Table.create(flow, 4, lanes, os.path.join(directory, "table"))
-        wake, (listen, tell) = os.pipe(), os.pipe()
-        site = Site(flow, table, directory, home, directory, wake, (-1, -1), tell)
-        write_flow(site)
-        others = [os.dup(fd) for fd in wake] + [-1, -1, os.dup(tell)]
-        worker = join_run(directory, site.flow_path, 1, PROCESS, 1, others)
-        run_as(worker)
-        worker.site.leave()
-        site.leave()
-        os.close(listen)
-        pickle.loads(cloudpickle.dumps(lambda: None))
-    finally:
-        for name in os.listdir(directory):
-            os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-
-
-def _nothing() -> None:
-    """The body of a rehearsal."""
-
-
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     import subprocess
 
-    from entangle._run.forkserver import environment_of_interpreter
+    from entangle._run.forkserver import environment_of_interpreter, prelude
 
     numbers = ",".join(str(fd) for fd in fds)
     where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"
-    code = f"from entangle._run.start import spawned; spawned({where})"
+    code = f"{prelude}from entangle._run.start import spawned; spawned({where})"
     with janitor.off_duty():
         process = subprocess.Popen(
             [sys.executable, "-c", code],

@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import pickle
 import struct
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from entangle._run.pickling import dumps
@@ -31,9 +33,12 @@ from entangle.errors import StoreFullError
 #: A buffer of this many bytes and up has a file of its own; so has a pickle that would take much of a segment.
 LARGE = 64 * 1024
 SEGMENT_SIZE = 256 * 1024
-#: Values not yet read (while a segment is being filled: minus those read), next free segment (SEALED: full; FILLING: somebody's).
+#: Room in a segment is reserved in steps of so many bytes: most workers of most runs need no more than one.
+STEP = 32 * 1024
+#: Values not yet read (while a segment is being filled: minus those read), next free segment (SEALED: full; FILLING and
+#: below: minus FILLING, the slot of the worker who fills it).
 SEGMENT_HEAD = struct.Struct("<qq")
-FILLING, SEALED = -2, -3
+SEALED, FILLING = -2, -3
 WINDOW = 64 * SEGMENT_SIZE
 PAGE = mmap.PAGESIZE
 
@@ -130,10 +135,10 @@ class Store:
         self.table = table
         self.slot = slot
         self.serial = serial
-        self._fd = os.open(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = _open(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
         self._windows: dict[int, memoryview] = {}
         self._segment = -1
-        self._position = SEGMENT_SIZE
+        self._position = self._reserved = SEGMENT_SIZE
         self._written = 0
         self._window = memoryview(b"")
         self._base = 0
@@ -145,9 +150,14 @@ class Store:
         self.slot = slot
         self.serial = serial
         self._segment = -1
-        self._position = SEGMENT_SIZE
+        self._position = self._reserved = SEGMENT_SIZE
         self._numbers = self._written = 0
         self._mapped = {}
+
+    def before_fork(self) -> None:
+        """Map what every worker needs first: a child inherits the mapping, and would take several times as long."""
+        with contextlib.suppress(OSError):
+            self._window_of(0)
 
     # Values in ---------------------------------------------------------------------------------------------
 
@@ -183,10 +193,8 @@ class Store:
         size = len(body)
         position = self._position
         end = position + size
-        if end > SEGMENT_SIZE:
-            if size > SEGMENT_SIZE // 4:
-                return self._put_file(body, [])
-            if not self._next_segment():
+        if end > self._reserved:
+            if size > SEGMENT_SIZE // 4 or not self._make_room(size):
                 return self._put_file(body, [])
             position = self._position
             end = position + size
@@ -194,6 +202,12 @@ class Store:
         self._position = (end + 7) & ~7
         self._written += 1
         return IN_SEGMENT, self._segment * SEGMENT_SIZE + position, size
+
+    def pickle_at(self, place: Place) -> memoryview:
+        """The pickle of a value that this store has just put into a segment."""
+        window, base = self._window_of(place[1] // SEGMENT_SIZE)
+        start = base + place[1] % SEGMENT_SIZE
+        return window[start : start + place[2]]
 
     def _window_of(self, segment: int) -> tuple[memoryview, int]:
         """The mapped window that holds a segment, and where in it the segment begins."""
@@ -208,6 +222,21 @@ class Store:
             window = memoryview(mmap.mmap(self._fd, WINDOW, offset=number * WINDOW))
             self._windows[number] = window
         return window, within
+
+    def _make_room(self, size: int) -> bool:
+        """Have room for so many bytes, in this segment or in the next; False where there is none."""
+        if self._position + size > SEGMENT_SIZE:
+            return self._next_segment() and (self._position + size <= self._reserved or self._make_room(size))
+        start = self._segment * SEGMENT_SIZE
+        reserved = min(SEGMENT_SIZE, self._reserved + max(STEP, _round_up(size)))
+        try:
+            reserve(self._fd, start + self._reserved, reserved - self._reserved)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return False
+        self._reserved = reserved
+        return True
 
     def _next_segment(self) -> bool:
         """Go on to an empty segment; False where there is no room for one."""
@@ -225,19 +254,21 @@ class Store:
                 segment = header[SEGMENTS]
                 try:
                     window, base = self._window_of(segment)
-                    reserve(self._fd, segment * SEGMENT_SIZE, SEGMENT_SIZE)
+                    reserve(self._fd, segment * SEGMENT_SIZE, STEP)
                 except OSError as error:
                     if error.errno not in _FULL:
                         raise
-                    self._segment, self._position = -1, SEGMENT_SIZE
+                    self._segment, self._position, self._reserved = -1, SEGMENT_SIZE, SEGMENT_SIZE
                     return False
                 header[SEGMENTS] = segment + 1
-            SEGMENT_HEAD.pack_into(window, base, 0, FILLING)
+            SEGMENT_HEAD.pack_into(window, base, 0, FILLING - self.slot)
         finally:
             table.unlock()
         self._segment = segment
         self._window, self._base = window, base
         self._position = SEGMENT_HEAD.size
+        # One used before has at least that much; reserving the rest again costs nothing.
+        self._reserved = STEP
         return True
 
     def _seal(self, segment: int) -> None:
@@ -301,7 +332,7 @@ class Store:
 
     @staticmethod
     def _write(path: str, head: bytes, buffers: list[memoryview], size: int) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             # Reserved at once, so that a file system that is full says so before anything is half written.
             reserve(fd, 0, size)
@@ -353,6 +384,19 @@ class Store:
 
     # Counting readers, lock held ---------------------------------------------------------------------------
 
+    def seal_for(self, slot: int, unread: Callable[[int], int]) -> None:
+        """Seal what a worker was filling when it ended; `unread` counts the values of a segment that somebody still needs. Lock held."""
+        for segment in range(self.table.header[SEGMENTS]):
+            window, base = self._window_of(segment)
+            if SEGMENT_HEAD.unpack_from(window, base)[1] != FILLING - slot:
+                continue
+            held = unread(segment)
+            if held:
+                SEGMENT_HEAD.pack_into(window, base, held, SEALED)
+            else:
+                SEGMENT_HEAD.pack_into(window, base, 0, self.table.header[FREE_SEGMENT])
+                self.table.header[FREE_SEGMENT] = segment
+
     def release(self, place: Place) -> Place | None:
         """Let go of a value that everybody has taken. Lock held. Gives the place back where a file is left to `remove`."""
         if place[0] == IN_SEGMENT:
@@ -395,6 +439,17 @@ class Store:
             owner.close()  # type: ignore[attr-defined]
         self._windows.clear()
         os.close(self._fd)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file of ours, never as one of the standard streams, which a body may have closed and others may write to."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def _round_up(size: int) -> int:

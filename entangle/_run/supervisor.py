@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import resource
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-from entangle._run.readable import readable
-from entangle._run.start import BROKEN, WorkerProcess, start_worker
+from entangle._run.deadlines import Deadlines
+from entangle._run.failures import error_of, note_attempt, pause, used_up
+from entangle._run.output import forward, quote, stdout_is_plain
+from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all, signal_name
+from entangle._run.site import Site
+from entangle._run.start import BROKEN, start_worker
 from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
-    ABANDONED,
     BEGUN,
     BUSY,
     COOKIE,
@@ -54,11 +54,9 @@ from entangle._run.table import (
     NODE,
     PLANNED,
     POOL_WAITING,
-    READY,
     READY_COUNT,
     RESTING,
     RUNNING,
-    RUNS,
     SINCE,
     SLOT,
     STARTING,
@@ -68,15 +66,11 @@ from entangle._run.table import (
     WAITING,
     WAITING_POOL,
 )
-from entangle._run.worker import Site, Worker, here, note_attempt, pause, run_as
+from entangle._run.worker import Worker, here, run_as
 from entangle.cookies import CookieQueue
 from entangle.errors import (
     EntangleError,
-    ProcessRetryException,
     ProcessTerminatedException,
-    ProcessTimeoutException,
-    RemoteTraceback,
-    ThreadTimeoutException,
     add_note,
 )
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
@@ -84,13 +78,9 @@ from entangle.flow import FRESH, HERE, PROCESS, THREAD
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 #: A worker that has found nothing to do for so long is sent home (seconds).
 PATIENCE = 0.02
-#: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
-GRACE = 0.5
 MOST_THREADS = 256
 #: So many workers in a row may die before they have begun.
 MOST_STILLBORN = 10
-#: Lines of a dead worker's stderr that its error quotes.
-TAIL_LINES = 12
 
 
 def most_workers() -> int:
@@ -137,21 +127,17 @@ class Supervisor:
         self.poll.register(listen, select.POLLIN)
         self.by_fd: dict[int, WorkerProcess] = {}
         self.cancelled = False
+        #: The calling thread as a worker, while it runs a body: who cancels the run ends what that waits for.
+        self.calling: Worker | None = None
         self.error: BaseException | None = None
         self.looked_at = time.monotonic_ns()
         self.pause = FIRST_LOOK
         self.idle_since = 0
         self.stillborn = 0
-        self.low_looks = 0
+        self.low_looks = self.high_looks = self.serial_seen = 0
         self.retries: list[tuple[float, int]] = []
-        self.capture = not _stdout_is_plain()
-        flow = site.flow
-        self.timed = any(body.timed for body in flow.bodies)
-        self.waits = (
-            {node: 0 for node in range(flow.count) if flow.body(node).wait is not None and flow.sources(node)}
-            if any(body.wait is not None for body in flow.bodies)
-            else {}
-        )
+        self.capture = not stdout_is_plain()
+        self.deadlines = Deadlines(self)
         #: The slot that we are in, where this is a nested run: whoever supervises us looks there.
         outer = here.worker
         self.outer = outer if outer is not None and outer.in_process else None
@@ -169,8 +155,7 @@ class Supervisor:
             while not header[FINISHED]:
                 if header[FAILED_NODE] >= 0 or self.error is not None or self.cancelled:
                     break
-                if header[READY_COUNT + HERE]:
-                    self._run_here()
+                if header[READY_COUNT + HERE] and self._run_here():
                     continue
                 # Said before we look at what is ready, so that nothing becomes ready unheard in between.
                 header[HUNGRY] = HUNGRY_FOR_ALL if self._could_start() else HUNGRY_FOR_OTHERS
@@ -191,6 +176,8 @@ class Supervisor:
     def cancel(self) -> None:
         """End the run from another thread: `supervise` returns soon after."""
         self.cancelled = True
+        if self.calling is not None:
+            self.calling.stop()
         self.site.notify()
 
     def finish(self) -> None:
@@ -315,8 +302,8 @@ class Supervisor:
         slots[base + NODE] = slots[base + NEXT_NODE] = slots[base + NESTED] = NOBODY
         slots[base + LANE] = lane
 
-    def _run_here(self) -> None:
-        """Nothing is left but a body that runs where the call is run: run it in this thread."""
+    def _run_here(self) -> bool:
+        """Nothing is left but a body that runs where the call is run: run it in this thread. Gives whether there may be more."""
         self._send_all_home()
         self._end_processes(time.monotonic() + 30.0, kill=False)
         self._give_cookies(0)
@@ -325,11 +312,16 @@ class Supervisor:
         self.serial += 1
         worker = Worker(self.site, slot, HERE, self.serial)
         outer = here.worker
+        self.calling = worker
+        if self.cancelled:
+            worker.stopped = True
         try:
             run_as(worker)
         finally:
+            self.calling = None
             if outer is None or not worker.forked:
                 self.free.append(slot)
+        return True
 
     # Looking -----------------------------------------------------------------------------------------------
 
@@ -356,8 +348,8 @@ class Supervisor:
 
     def _look(self) -> None:
         now = time.monotonic_ns()
-        if self.timed:
-            self._check_deadlines(now)
+        if self.deadlines.any:
+            self.deadlines.check(now)
         if self.retries and self.retries[0][0] <= time.monotonic():
             self._put_back()
         elapsed = now - self.looked_at
@@ -380,18 +372,22 @@ class Supervisor:
         # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
         self.low_looks = self.low_looks + 1 if used < self.cookies + 0.5 else 0
         waiting = self.low_looks > 1
+        # Those who start are busy with themselves; whether there are too many shows when they work.
+        busy = used > self.cookies + 1.5 and self.serial == self.serial_seen and not self._somebody_starts()
+        self.high_looks = self.high_looks + 1 if busy else 0
+        self.serial_seen = self.serial
         if self.outer is not None:
             self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000) if waiting else 1000
         if ready or fresh:
-            self._wake_resting(ready)
-            if count <= self.cookies + 1 and self._take_cookies(min(ready + fresh, 1)):
-                self._start_process(PROCESS if ready else FRESH)
+            # Those who rest take what they can: who has nothing to do does not wait for something.
+            unclaimed = max(0, ready - self._wake_resting(ready))
+            if count <= self.cookies + 1 and self._take_cookies(min(unclaimed + fresh, 1)):
+                self._start_process(PROCESS if unclaimed else FRESH)
             elif waiting and count:
                 # They have the right to more CPU than they use: they wait for something. As many again.
-                for _ in range(min(count, ready + fresh, self.cap - count)):
-                    self._start_process(PROCESS if ready else FRESH)
-            elif used > self.cookies + 1.5 and not header[EXCESS] and not self._somebody_starts():
-                # Those who start are busy with themselves; whether there are too many shows when they work.
+                for _ in range(min(count, unclaimed + fresh, self.cap - count)):
+                    self._start_process(PROCESS if unclaimed else FRESH)
+            elif self.high_looks > 1 and not header[EXCESS]:
                 header[EXCESS] = max(0, count - self.cookies - 1)
         self._retire(now, ready + fresh)
         waiting_threads = header[READY_COUNT + THREAD]
@@ -430,18 +426,20 @@ class Supervisor:
                 break
         return found
 
-    def _wake_resting(self, ready: int) -> None:
-        """Wake a worker that rests while nodes are ready: the byte that should have woken it may have died with another."""
+    def _wake_resting(self, ready: int) -> int:
+        """Wake workers that rest while nodes are ready: the byte that should have woken them may have died with another. Gives how
+        many there are."""
         table = self.table
         slots = table.slots
         if not any(slots[slot * SLOT + STATE] == RESTING for slot in self.processes):
-            return
+            return 0
         with table.locked(UNCLAIMED):
             resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
             woken = min(ready, resting)
             table.header[IDLE + PROCESS] -= woken
         if woken:
             os.write(self.site.wake[1], b"!" * woken)
+        return woken
 
     def _retire(self, now: int, ready: int) -> None:
         """Send home whoever has had nothing to do for a while, and give back the cookies that are no longer needed."""
@@ -460,98 +458,6 @@ class Supervisor:
         if not ready:
             self._give_cookies(max(0, len(self.processes) - 1))
 
-    # Deadlines ---------------------------------------------------------------------------------------------
-
-    def _check_deadlines(self, now: int) -> None:
-        flow, slots = self.site.flow, self.table.slots
-        for slot in (*self.processes, *self.threads):
-            base = slot * SLOT
-            node, since = slots[base + NODE], slots[base + SINCE]
-            if node < 0 or slots[base + BEGUN] != RUNS:
-                continue
-            timeout = flow.body(node).timeout
-            if timeout is None or now - since < timeout * 1e9:
-                if timeout is not None:
-                    self.pause = min(self.pause, max(0.001, timeout - (now - since) / 1e9))
-                continue
-            # A worker that comes back from the body right now sees the mark and waits until we have decided.
-            slots[base + DOOMED] = 1
-            if slots[base + NODE] != node or slots[base + SINCE] != since or slots[base + BEGUN] != RUNS:
-                slots[base + DOOMED] = 0
-                continue
-            seconds = (now - since) / 1e9
-            text = f"task {flow.body(node).name!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
-            if slot in self.processes:
-                self._end_late(self.processes[slot])
-                self._lost(node, slot, ProcessTimeoutException(text), begun=True)
-                self._clear_up(self.processes[slot])
-            else:
-                with self.table.locked(UNCLAIMED):
-                    slots[base + NODE] = NOBODY
-                    slots[base + STATE] = ABANDONED
-                    slots[base + DOOMED] = 0
-                self.threads.pop(slot)[1].stop()
-                self._lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
-        for node in list(self.waits):
-            self._check_wait(node, now)
-
-    def _check_wait(self, node: int, now: int) -> None:
-        flow, table = self.site.flow, self.table
-        if table.states[node] not in (WAITING, READY) or not table.pending[node]:
-            del self.waits[node]
-            return
-        if not self.waits[node]:
-            self.waits[node] = self._first_start(node)
-        first = self.waits[node]
-        wait = flow.body(node).wait
-        assert wait is not None
-        if not first:
-            return
-        if now - first < wait * 1e9:
-            self.pause = min(self.pause, max(0.001, wait - (now - first) / 1e9))
-            return
-        late = [flow.body(taken).name for taken in flow.sources(node) if table.states[taken] != DONE]
-        names = ", ".join(repr(name) for name in dict.fromkeys(late))
-        error = ProcessTimeoutException(f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived")
-        add_note(error, f"call path: {flow.path(node)}")
-        self.error = error
-
-    def _first_start(self, node: int) -> int:
-        """When the first of all the nodes that `node` waits for started (ns), 0 where none has."""
-        flow, table = self.site.flow, self.table
-        seen: set[int] = set()
-        waiting = flow.sources(node)
-        while waiting:
-            taken = waiting.pop()
-            if taken not in seen:
-                seen.add(taken)
-                waiting += flow.sources(taken)
-        starts = [table.record(taken)[0] for taken in seen if table.states[taken] == DONE]
-        slots = table.slots
-        for slot in (*self.processes, *self.threads):
-            base = slot * SLOT
-            if slots[base + NODE] in seen and slots[base + BEGUN]:
-                starts.append(slots[base + SINCE])
-        return min(starts, default=0)
-
-    def _end_late(self, worker: WorkerProcess) -> None:
-        """Kill a worker with everything that it has started."""
-        tree = _descendants(worker.pid)
-        worker.kill(signal.SIGTERM)
-        until = time.monotonic() + GRACE
-        while not worker.ended() and time.monotonic() < until:
-            if worker.watch >= 0:
-                readable([worker.watch], 0.05)
-            else:
-                time.sleep(0.005)
-        worker.kill(signal.SIGKILL)
-        _kill_all(tree)
-        while not worker.ended():
-            if worker.watch >= 0:
-                readable([worker.watch], 1.0)
-            else:
-                time.sleep(0.001)
-
     # Deaths ------------------------------------------------------------------------------------------------
 
     def _bury(self, worker: WorkerProcess) -> None:
@@ -567,11 +473,11 @@ class Supervisor:
             node, begun = after, True
             self.table.states[after] = RUNNING
         self._forward_rest(worker)
-        self._clear_up(worker)
+        self.clear_up(worker)
         if code == 0:
             # It may have gone with a node only if a body called os._exit(0).
             if node >= 0 and self.table.states[node] == RUNNING and not self.table.header[STOP]:
-                self._lost(node, worker.slot, self._obituary(worker, node, code), begun)
+                self.lost(node, worker.slot, self._obituary(worker, node, code), begun)
             return
         if node < 0 or self.table.states[node] != RUNNING:
             self._lost_idle(worker, code, began)
@@ -579,18 +485,18 @@ class Supervisor:
             with self.table.locked(UNCLAIMED):
                 self.table.header[IDLE + PROCESS] -= 1
         if node >= 0 and self.table.states[node] == RUNNING:
-            self._lost(node, worker.slot, self._obituary(worker, node, code), begun)
+            self.lost(node, worker.slot, self._obituary(worker, node, code), begun)
 
     def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
         """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
         self.stillborn = 0 if began else self.stillborn + 1
         if code == BROKEN or self.stillborn > MOST_STILLBORN:
-            how = f"exit code {code}" if code >= 0 else f"signal {_signal_name(-code)}"
+            how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
             error = EntangleError(f"a worker process ended by {how} before it could run a task")
-            _quote(error, worker)
+            quote(error, worker)
             self.error = error
 
-    def _clear_up(self, worker: WorkerProcess) -> None:
+    def clear_up(self, worker: WorkerProcess) -> None:
         """Free what a worker that has ended held: its descriptors, its slot, its cookies, its place in a pool's queue."""
         slots, base = self.table.slots, worker.slot * SLOT
         for fd in (worker.watch, worker.err, worker.out):
@@ -627,12 +533,12 @@ class Supervisor:
 
     def _obituary(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
         name = self.site.flow.body(node).name
-        how = f"exit code {code}" if code >= 0 else f"signal {_signal_name(-code)}"
+        how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
         error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {how}")
-        _quote(error, worker)
+        quote(error, worker)
         return error
 
-    def _lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
+    def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
         """A node's worker is gone: run the node again where that is allowed, else end the run with `error`."""
         flow, table = self.site.flow, self.table
         body = flow.body(node)
@@ -651,8 +557,9 @@ class Supervisor:
         add_note(error, f"call path: {flow.path(node)}")
         add_note(error, f"attempt {attempt}")
         if body.retry:
-            error = self._used_up(node, error)
-        self.error = error
+            self.error = used_up(self.site, node, error)
+        else:
+            self.error = error
         table.states[node] = FAILED
 
     def _inputs_stored(self, node: int) -> bool:
@@ -677,52 +584,13 @@ class Supervisor:
         if self.error is not None:
             return self.error
         node: int = self.table.header[FAILED_NODE]
-        if node < 0:
-            return None
-        flow = self.site.flow
-        error: BaseException
-        if node in self.site.errors:
-            error = self.site.errors[node]
-            add_note(error, f"call path: {flow.path(node)}")
-        else:
-            assert self.store is not None
-            _, _, offset, size, where, _, _, _ = self.table.record(node)
-            report: dict[str, Any] = self.store.get((where, offset, size))
-            try:
-                error = pickle.loads(report["error"])
-            except Exception as problem:
-                error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})")
-            error.__cause__ = RemoteTraceback(report["text"])
-            add_note(error, f"call path: {flow.path(node)}")
-            add_note(error, report["where"])
-        if flow.body(node).retry:
-            return self._used_up(node, error)
-        return error
-
-    def _used_up(self, node: int, last: BaseException) -> Exception:
-        """The error of a node whose attempts are used up. An error that was not to be tried again stays what it is."""
-        flow = self.site.flow
-        import json
-
-        body = flow.body(node)
-        attempts = self.table.attempts[node] + 1
-        if attempts <= body.retry and isinstance(last, Exception):
-            return last
-        error = ProcessRetryException(f"task {body.name!r} failed {attempts} times; the last time with {type(last).__name__}: {last}")
-        error.__cause__ = last
-        with contextlib.suppress(FileNotFoundError), open(os.path.join(self.site.directory, "attempts"), "rb") as lines:
-            for line in lines:
-                told = json.loads(line)
-                if told["node"] == node:
-                    add_note(error, f"attempt {told['attempt']}: {told['error']}")
-        add_note(error, f"call path: {flow.path(node)}")
-        return error
+        return error_of(self.site, self.store, node) if node >= 0 else None
 
     # What workers write ------------------------------------------------------------------------------------
 
     def _forward(self, worker: WorkerProcess, fd: int) -> bool:
         """Pass on what a worker has written; False where there is no more."""
-        written = _forward(worker, fd)
+        written = forward(worker, fd)
         if written == b"":
             del self.by_fd[fd]
             self.poll.unregister(fd)
@@ -749,12 +617,12 @@ class Supervisor:
         """Stop whoever still runs, give everything back."""
         if not in_order:
             self._send_all_home()
-            trees = [_descendants(worker.pid) for worker in self.processes.values() if self._runs(worker)]
+            trees = [descendants(worker.pid) for worker in self.processes.values() if self._runs(worker)]
             for worker in self.processes.values():
                 worker.kill(signal.SIGTERM)
             self._end_processes(time.monotonic() + GRACE, kill=True)
             for tree in trees:
-                _kill_all(tree)
+                kill_all(tree)
         elif self.processes:
             if self.outer is not None:
                 # Who waits in a nested run is a place on a CPU, which is not to be used twice.
@@ -788,60 +656,7 @@ class Supervisor:
             for worker in list(self.processes.values()):
                 if worker.ended():
                     self._forward_rest(worker)
-                    self._clear_up(worker)
-
-
-def _quote(error: BaseException, worker: WorkerProcess) -> None:
-    """Add the last lines that a worker wrote to stderr to an error."""
-    tail = bytes(worker.tail).decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
-    if tail:
-        add_note(error, "last lines of its stderr:\n" + "\n".join(f"  {line}" for line in tail))
-
-
-def see_off(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]:
-    """Wait so long for workers whose run is over, and pass on what they still write; gives those who are not gone by then."""
-    until = time.monotonic() + seconds
-    left = list(workers)
-    while left:
-        for worker in list(left):
-            # What it had to say was written before its last value; the forkserver waits for the end of its own children.
-            if not worker.is_child or worker.ended():
-                for fd in (worker.err, worker.out):
-                    while fd >= 0 and _forward(worker, fd):
-                        pass
-                worker.close()
-                left.remove(worker)
-        rest = until - time.monotonic()
-        if not left or rest <= 0:
-            break
-        watched = {fd: worker for worker in left for fd in (worker.watch, worker.err, worker.out) if fd >= 0}
-        for fd in readable(watched, min(rest, 0.05)):
-            worker = watched[fd]
-            if fd != worker.watch and _forward(worker, fd) == b"":
-                worker.close_stream(fd)
-    return left
-
-
-def reap(workers: list[WorkerProcess]) -> None:
-    """Wait for workers whose run is over, and kill those who do not go. For the thread that is named `entangle-reaper`."""
-    left = see_off(workers, GRACE)
-    for worker in left:
-        worker.kill(signal.SIGKILL)
-    see_off(left, 60.0)
-
-
-def _forward(worker: WorkerProcess, fd: int) -> bytes | None:
-    """Pass on what a worker has written to `fd`: gives that, b"" at the end of the stream, None where there is nothing now."""
-    try:
-        written = os.read(fd, 65536)
-    except BlockingIOError:
-        return None
-    if fd == worker.err:
-        worker.tail += written
-        del worker.tail[:-4096]
-    if written:
-        _write(sys.stderr if fd == worker.err else sys.stdout, 2 if fd == worker.err else 1, written)
-    return written
+                    self.clear_up(worker)
 
 
 def _thread_life(worker: Worker) -> None:
@@ -849,49 +664,3 @@ def _thread_life(worker: Worker) -> None:
         run_as(worker)
     finally:
         worker.site.leave()
-
-
-def _stdout_is_plain() -> bool:
-    """Whether what a worker writes to descriptor 1 ends up where the caller's `print` does."""
-    try:
-        return sys.stdout is None or sys.stdout.fileno() == 1
-    except Exception:
-        return False
-
-
-def _write(stream: Any, fd: int, written: bytes) -> None:
-    """Write what a worker has written to the caller's own stream, which may be a notebook's."""
-    try:
-        stream.write(written.decode("utf-8", "replace"))
-        stream.flush()
-    except Exception:
-        with contextlib.suppress(OSError):
-            os.write(fd, written)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
-
-
-def _descendants(pid: int) -> list[Any]:
-    """The processes that a process has started, and they in turn, wherever they have put themselves."""
-    import psutil
-
-    if pid <= 0:
-        return []
-    try:
-        found: list[Any] = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-    return found
-
-
-def _kill_all(processes: list[Any]) -> None:
-    import psutil
-
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()  # psutil checks that the pid is still that process

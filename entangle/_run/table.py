@@ -2,7 +2,7 @@
 
 ::
 
-    header    who holds the lock, the ready lists, how many are idle, whether to stop        64 numbers
+    header    who holds the lock, the ready lists, how many are idle, whether to stop       192 numbers
     slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
     columns   for each node: state, pending inputs, readers, next on its list, ready since (0: from the start)
     records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
@@ -33,14 +33,19 @@ MAGIC = 0x656E7461_6E676C01
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
+# … and of one whose set of rows is not in use.
+UNARMED = 5
 
 # Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD, FRESH, HERE).
 (MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
-FREE_SEGMENT, EXCESS = 12, 13
+FREE_SEGMENT, EXCESS, NOTING = 12, 13, 14
 READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
 POOL_HEAD, POOL_WAITING = 32, 48
 MOST_POOLS = 16
-HEADER = 64
+# How many nodes of a group run, and those laid aside until fewer do.
+LIMIT_RUNNING, LIMIT_HEAD = 64, 128
+MOST_LIMITS = 64
+HEADER = 192
 
 # Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1;
 # HELD, how many cookies of the budget that run holds. A dead worker's slot tells the supervisor what to give back.
@@ -134,6 +139,8 @@ class Table:
             header[READY_HEAD + lane] = NOBODY
         for pool in range(MOST_POOLS):
             header[POOL_HEAD + pool] = NOBODY
+        for group in range(len(flow.limits)):
+            header[LIMIT_HEAD + group] = NOBODY
         header[STARTED_AT] = time.monotonic_ns()
         header[SINKS_LEFT] = len(flow.sinks)
         table.pending[:] = memoryview(flow.pending)
@@ -144,6 +151,9 @@ class Table:
         table.readers[:] = memoryview(readers)
         table.slots[UNCLAIMED * SLOT + LOW] = 0
         table.slots[UNCLAIMED * SLOT + HIGH] = flow.leaves
+        if flow.rearmed:
+            table.states[:] = memoryview(bytes((UNARMED,)) * flow.count)
+            return table
         for node in range(flow.count - 1, flow.leaves - 1, -1):
             if not flow.pending[node]:
                 table.push(lanes[flow.body_of[node]], node)
@@ -224,6 +234,11 @@ class Table:
             pool = self.slots[slot * SLOT + WAITING_POOL]
             if pool and self.slots[slot * SLOT + STATE] in (STARTING, BUSY):
                 header[POOL_WAITING + pool - 1] = 1
+        for group in range(len(flow.limits)):
+            header[LIMIT_RUNNING + group] = sum(
+                states[node] == RUNNING and group in flow.bodies[flow.body_of[node]].limits for node in range(flow.count)
+            )
+            header[LIMIT_HEAD + group] = NOBODY
         for node in range(flow.count - 1, -1, -1):
             if states[node] in (WAITING, READY) and node not in claimed:
                 missing = sum(states[taken] != DONE for taken in flow.sources(node))
@@ -268,6 +283,32 @@ class Table:
         if node >= 0:
             self.header[POOL_HEAD + pool] = self.next[node]
         return node
+
+    def full(self, groups: tuple[int, ...], most: list[int]) -> int:
+        """The first of these groups of which as many run as may, NOBODY where there is none."""
+        for group in groups:
+            if self.header[LIMIT_RUNNING + group] >= most[group]:
+                return group
+        return NOBODY
+
+    def hold_back(self, group: int, node: int) -> None:
+        """Lay a node aside until fewer nodes of its group run."""
+        self.states[node] = READY
+        self.next[node] = self.header[LIMIT_HEAD + group]
+        self.header[LIMIT_HEAD + group] = node
+
+    def one_fewer(self, groups: tuple[int, ...], lanes: list[int], body_of: array[int]) -> int:
+        """A node of these groups has ended: make ready what was laid aside for them; gives how many that are."""
+        header, count = self.header, 0
+        for group in groups:
+            header[LIMIT_RUNNING + group] -= 1
+            node = header[LIMIT_HEAD + group]
+            header[LIMIT_HEAD + group] = NOBODY
+            while node >= 0:
+                after = self.next[node]
+                self.push(lanes[body_of[node]], node)
+                node, count = after, count + 1
+        return count
 
     def claim_leaves(self, slot: int) -> int:
         """Claim leaves for a worker who has none left, and take the first: a share of those that nobody has claimed, else the

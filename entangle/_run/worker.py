@@ -24,7 +24,6 @@ A worker that finds nothing sleeps on a pipe until whoever makes a node ready wr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import sys
@@ -33,8 +32,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from entangle._run.pickling import dumps, why_not
-from entangle._run.store import NOWHERE, Place, Store
+from entangle._run.failures import describe, note_attempt, pause
+from entangle._run.notes import COOKIE_WAIT, MOVED, SHORT, WHOLE, Notes
+from entangle._run.pickling import why_not
+from entangle._run.site import Site, cpu
+from entangle._run.store import IN_SEGMENT, NOWHERE, Place, Store
 from entangle._run.table import (
     BEGUN,
     BUSY,
@@ -52,10 +54,12 @@ from entangle._run.table import (
     HUNGRY_FOR_ALL,
     IDLE,
     LANE,
+    LIMIT_RUNNING,
     LOW,
     NEXT_NODE,
     NOBODY,
     NODE,
+    NOTING,
     OVER,
     POOL_WAITING,
     READY_COUNT,
@@ -69,106 +73,15 @@ from entangle._run.table import (
     STATE,
     STOP,
     WAITING_POOL,
-    Table,
 )
-from entangle.cookies import CookieQueue, bind, jobserver_flags, roam
-from entangle.errors import EntangleError, ProcessTerminatedException, RunCancelledError, ThreadTerminatedException, UnpicklableError
-from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow
+from entangle.cookies import bind, jobserver_flags, roam
+from entangle.errors import EntangleError, ProcessTerminatedException, RunCancelledError, ThreadTerminatedException
+from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body
 
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
 RECENT = 1024
 #: … if they are smaller than this (bytes, pickled): a large one is mapped in no time, and kept it would be there twice.
 SMALL = 4096
-
-
-def _find_cpu() -> Callable[[], int]:
-    """A function that tells on which CPU this thread is; -1 where that cannot be told (macOS)."""
-    found: Callable[[], int] = getattr(ctypes.PyDLL(None), "sched_getcpu", lambda: -1)
-    return found
-
-
-_cpu = _find_cpu()
-
-
-class Site:
-    """What all workers of one run share: the flow, the table, the way to the store, and the pipes that wake them."""
-
-    def __init__(
-        self,
-        flow: Flow,
-        table: Table,
-        directory: str,
-        home: str,
-        spill: str,
-        wake: tuple[int, int],
-        wake_threads: tuple[int, int],
-        tell: int,
-    ) -> None:
-        self.flow = flow
-        self.table = table
-        self.directory = directory
-        self.home = home
-        self.spill = spill
-        self.wake = wake
-        self.wake_threads = wake_threads
-        self.tell = tell
-        self.lanes = lanes_of(flow)
-        table.flow, table.lanes = flow, self.lanes
-        self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
-        self.pools: dict[int, CookieQueue] = {}
-        #: What workers offer to the programs that bodies start.
-        self.makeflags: str | None = None
-        #: Where the flow was written down for workers that were not forked.
-        self.flow_path = ""
-        #: Values of nodes that ran in the invoking process, for consumers that run there too.
-        self.local: dict[int, Any] = {}
-        #: Errors of nodes that ran in the invoking process, as they were raised.
-        self.errors: dict[int, BaseException] = {}
-        #: The supervisor and the threads that use this site, and what the last of them closes.
-        self.users = 1
-        self.stores: list[Store] = []
-        self._leaving = threading.Lock()
-
-    def pool(self, size: int) -> CookieQueue:
-        """The cookies of `@scheduler(cpus=size)`."""
-        queue = self.pools.get(size)
-        if queue is None:
-            # In the run's own directory where the scheduler was decorated too late for the whole tree to know it.
-            own = os.path.join(self.directory, f"cookies-{size}")
-            path = own if os.path.exists(own) else os.path.join(self.home, f"cookies-{size}")
-            queue = self.pools[size] = CookieQueue(path)
-        return queue
-
-    def leave(self) -> None:
-        """One user less. A thread past its deadline may come back long after its run, so the last one closes the door."""
-        with self._leaving:
-            self.users -= 1
-            if self.users:
-                return
-        for store in self.stores:
-            store.close()
-        self.table.close()
-        for fd in {*self.wake, *self.wake_threads, self.tell}:
-            if fd >= 0:
-                os.close(fd)
-        for queue in self.pools.values():
-            queue.close()
-
-    def notify(self) -> None:
-        """Wake the supervisor, who will look at the table. A full pipe is as good: he has not read it yet."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the run may be over
-            os.write(self.tell, b"!")
-
-
-def lanes_of(flow: Flow) -> list[int]:
-    """For each body, whose ready list its nodes go to.
-
-    A body that runs where the call is run takes the calling thread itself when it is the only sink, for then
-    nothing else is left to do; else it takes a worker thread.
-    """
-    here = flow.body_of[flow.sinks[0]] if len(flow.sinks) == 1 else NOBODY
-    alone = here >= 0 and sum(1 for body in flow.body_of if body == here) == 1
-    return [body.carrier if body.carrier != HERE or (index == here and alone) else THREAD for index, body in enumerate(flow.bodies)]
 
 
 class _Here(threading.local):
@@ -194,7 +107,8 @@ class Worker:
         self.kept_node = NOBODY
         self.kept: Any = None
         self.recent: dict[int, Any] = {}
-        self.using: list[int] = []
+        #: What the body takes, each node once: it is one reader, however often it names a value.
+        self.using: dict[int, None] = {}
         self.spent: list[int] = []
         #: Set in a child that a body forked and let return: it must not go on as a second one of us.
         self.forked = False
@@ -203,11 +117,15 @@ class Worker:
         self.nested: list[Callable[[], None]] = []
         self.stopped = False
         self.makeflags: str | None = None
+        noting = site.table.header[NOTING]
+        self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
         bodies = site.flow.bodies
         self.special = [bool(body.retry or body.pool or body.timed or body.shared_memory) for body in bodies]
         # What such a body takes must be in the store before it runs, so that a second attempt finds it wherever it runs.
-        self.durable = [body.retry > 0 for body in bodies]
+        # Where rows are used again, a value in hand could be one of their last use.
+        self.durable = [body.retry > 0 or site.flow.rearmed for body in bodies]
         self.pooled = [body.pool for body in bodies]
+        self.limited = [body.limits for body in bodies]
 
     @property
     def store(self) -> Store:
@@ -216,6 +134,11 @@ class Worker:
             self._store = Store(self.site.directory, self.site.table, self.slot, self.serial, self.site.spill)
             self.site.stores.append(self._store)
         return self._store
+
+    def node(self) -> int:
+        """The node that this worker runs."""
+        running: int = self.site.table.slots[self.base + NODE]
+        return running
 
     # The loop ----------------------------------------------------------------------------------------------
 
@@ -279,7 +202,7 @@ class Worker:
         """The value of a node that the next body takes."""
         if node == self.kept_node:
             return self.kept
-        self.using.append(node)
+        self.using[node] = None
         if node in self.recent:
             # A body with `retry` takes it from the store, fresh for every attempt.
             return self.recent[node]
@@ -287,7 +210,12 @@ class Worker:
             return self.site.local[node]
         _, _, offset, size, where, _, _, _ = RECORD.unpack_from(self.site.table.records, node * RECORD.size)
         try:
-            return self.store.get((where, offset, size))
+            if where == IN_SEGMENT or self.notes is None:
+                return self.store.get((where, offset, size))
+            began = time.monotonic_ns()
+            value = self.store.get((where, offset, size))
+            self.notes.extra(self.site.table.slots[self.base + NODE], MOVED, time.monotonic_ns() - began)
+            return value
         except Exception as problem:
             name = self.site.flow.body(node).name
             raise EntangleError(
@@ -316,7 +244,9 @@ class Worker:
                 # Everybody else has delivered, so nobody but us will touch the consumer: no lock. The order of the
                 # writes is what `recount` relies on.
                 slots, base = table.slots, self.base
-                RECORD.pack_into(table.records, node * RECORD.size, started, ended, 0, 0, 0, _pid, _cpu(), self.slot)
+                if self.notes is not None:
+                    self.notes.value(node, value, ended - started)
+                RECORD.pack_into(table.records, node * RECORD.size, started, ended, 0, 0, 0, _pid, cpu(), self.slot)
                 slots[base + BEGUN] = OVER
                 slots[base + NEXT_NODE] = consumer
                 table.states[node] = DONE
@@ -339,19 +269,23 @@ class Worker:
         place: Place = (NOWHERE, 0, 0)
         in_process = self.in_process
         slots[self.base + BEGUN] = OVER
-        if first == last and in_process:
+        if in_process and (first == last or flow.rearmed):
             flush()  # the caller goes on when it has this value: half a line printed by a body comes before that
         if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
             try:
-                place = self.store.put(value)
+                value, place = self._stored(node, value)
             except (OSError, MemoryError) as error:
                 self._fail(node, error)
                 return NOBODY
             except Exception:
                 self._fail(node, why_not(value, f"the value of task {flow.body(node).name!r}"))
                 return NOBODY
+        if self.notes is not None:
+            self._note(node, value, started, ended, place, first == last)
+            if first == last:
+                self.notes.flush()  # the run is over when it has this value
         if in_process:
-            RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
+            RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, cpu(), self.slot)
         removed: list[Place] = []
         finished = tell = False
         woken = woken_threads = pushed = 0
@@ -367,10 +301,12 @@ class Worker:
                 # Past its deadline, and given up: the value is dropped.
                 return NOBODY
             if not in_process:
-                RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, _cpu(), self.slot)
+                RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, cpu(), self.slot)
                 site.local[node] = value
             table.states[node] = DONE
             slots[self.base + COUNT] += 1
+            if groups := self.limited[body_of[node]]:
+                pushed += table.one_fewer(groups, lanes, body_of)
             for taker in reversed(takers):
                 left = pending[taker] - 1
                 pending[taker] = left
@@ -408,6 +344,25 @@ class Worker:
             # It was published, so it has a reader to count.
             self.spent.append(node)
         return chosen
+
+    def _stored(self, node: int, value: Any) -> tuple[Any, Place]:
+        """Store the value of a node, or what its body gives in place of one that cannot be stored."""
+        try:
+            return value, self.store.put(value)
+        except Exception as error:
+            rescue = self.site.flow.body(node).rescue
+            if rescue is None:
+                raise
+            value = rescue(value, error)
+        return value, self.store.put(value)
+
+    def _note(self, node: int, value: Any, started: int, ended: int, place: Place, last: bool) -> None:
+        """Note a value that has been published, with what it took to put it where others find it."""
+        assert self.notes is not None
+        pickled = self.store.pickle_at(place) if place[0] == IN_SEGMENT else None
+        self.notes.value(node, value, ended - started, pickled, last)
+        if place[0] not in (NOWHERE, IN_SEGMENT):
+            self.notes.extra(node, MOVED, time.monotonic_ns() - ended)
 
     def _let_go(self, removed: list[Place]) -> None:
         """Count what this worker has read. Lock held; files that nobody needs any more are added to `removed`."""
@@ -476,6 +431,12 @@ class Worker:
                     if node < 0:
                         return NOBODY
             which = self.site.flow.body_of[node]
+            groups = self.limited[which]
+            if groups:
+                full = table.full(groups, self.site.flow.limits)
+                if full >= 0:
+                    table.hold_back(full, node)
+                    continue
             if self.pooled[which]:
                 pool = self.pooled[which]
                 index = self.site.pool_sizes.index(pool)
@@ -485,6 +446,8 @@ class Worker:
                     continue
                 table.header[POOL_WAITING + index] = 1
                 slots[base + WAITING_POOL] = index + 1
+            for group in groups:
+                table.header[LIMIT_RUNNING + group] += 1
             slots[base + BEGUN] = 0
             slots[base + NODE] = node
             table.states[node] = RUNNING
@@ -498,6 +461,8 @@ class Worker:
         lane = self.lane
         wake = site.wake if lane == PROCESS else site.wake_threads
         removed: list[Place] = []
+        if self.notes is not None:
+            self.notes.flush()
         while True:
             table.lock(self.slot)
             try:
@@ -553,15 +518,11 @@ class Worker:
                 started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
-                slots[base + BEGUN] = OVER
-                while slots[base + DOOMED]:
-                    time.sleep(0.001)  # past the deadline by a hair: whoever found that out decides
+                self.end_body()
                 return value, started, ended
             except BaseException as raised:
                 error = self._failure(node, raised)
-                slots[base + BEGUN] = OVER
-                while slots[base + DOOMED]:
-                    time.sleep(0.001)
+                self.end_body()
                 attempt = table.attempts[node] + 1
                 if attempt > body.retry or not isinstance(error, body.on) or table.header[STOP] or self.forked:
                     raise error from error.__cause__
@@ -573,11 +534,21 @@ class Worker:
             args = named = value = None  # type: ignore[assignment]
             time.sleep(pause(body, attempt))
 
+    def end_body(self) -> None:
+        """Say that a body with a deadline is over; past it by a hair, wait until whoever found that out has decided."""
+        slots, base = self.site.table.slots, self.base
+        slots[base + BEGUN] = OVER
+        while slots[base + DOOMED]:
+            time.sleep(0.001)
+
     def _take_cookie(self, size: int) -> None:
         """Take a cookie of a pool, sleeping until there is one, and bind this worker to its CPU."""
         site, table = self.site, self.site.table
         queue = site.pool(size)
+        began = time.monotonic_ns()
         cookie = queue.wait()
+        if self.notes is not None:
+            self.notes.extra(table.slots[self.base + NODE], COOKIE_WAIT, time.monotonic_ns() - began)
         index = site.pool_sizes.index(size)
         table.slots[self.base + COOKIE] = (size << 8) + cookie + 1
         self.cookie = (size, cookie)
@@ -630,12 +601,17 @@ class Worker:
     @contextlib.contextmanager
     def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
         """Wait for a nested run, which `cancel` ends: others may have our cookie meanwhile, and who stops us stops it too."""
+        with self.ending_with(cancel), self._lending():
+            yield
+
+    @contextlib.contextmanager
+    def ending_with(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Wait for something that `cancel` ends: who stops us stops it too."""
         self.nested.append(cancel)
         try:
             if self.stopped:
                 raise RunCancelledError("the run around this one is over")
-            with self._lending():
-                yield
+            yield
         finally:
             self.nested.remove(cancel)
 
@@ -663,12 +639,15 @@ class Worker:
     # Failing -----------------------------------------------------------------------------------------------
 
     def _failure(self, node: int, error: BaseException) -> Exception:
+        return self.as_error(self.site.flow.body(node).name, error)
+
+    def as_error(self, name: str, error: BaseException) -> Exception:
         """What a body raised, as an error: one that means to end the interpreter would else end the caller's."""
         if isinstance(error, Exception):
             return error
         kind = ProcessTerminatedException if self.in_process else ThreadTerminatedException
         code = f"({error.code!r})" if isinstance(error, SystemExit) else ""
-        ended = kind(f"task {self.site.flow.body(node).name!r} ended by raising {type(error).__name__}{code}")
+        ended = kind(f"task {name!r} ended by raising {type(error).__name__}{code}")
         ended.__cause__ = error
         return ended
 
@@ -700,7 +679,7 @@ class Worker:
                 place[2],
                 place[0],
                 _pid,
-                _cpu(),
+                cpu(),
                 self.slot,
             )
             table.states[node] = FAILED
@@ -710,77 +689,6 @@ class Worker:
         finally:
             table.unlock()
         site.notify()
-
-
-def pause(body: Body, attempt: int) -> float:
-    """Seconds between attempt number `attempt` (from 1) and the next one."""
-    seconds = body.sleep * body.backoff ** (attempt - 1)
-    if body.jitter:
-        import random
-
-        seconds += random.uniform(0, body.jitter)
-    return seconds
-
-
-def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:
-    """Write down why an attempt failed, where the next one, which may run elsewhere, and the supervisor can read it.
-
-    One line by one write to a file opened for appending: lines of several processes do not mix.
-    """
-    import json
-    import traceback
-
-    text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
-    with contextlib.suppress(OSError):  # on a full disk the attempt goes untold, and is made all the same
-        fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, line.encode())
-        finally:
-            os.close(fd)
-
-
-def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
-    """An error as what can be sent: pickled where that is possible, and as text in any case."""
-    import traceback
-
-    text = "".join(traceback.format_exception(type(error), error, _own_frames(error)))
-    pickled: bytes | None
-    refused: UnpicklableError | None = None
-    try:
-        pickled = dumps(error)
-        # Many an exception pickles and cannot be made again: its __init__ wants other arguments than it passed on.
-        pickle.loads(pickled)
-    except Exception as why:
-        pickled = None
-        kind = f"{type(error).__module__}.{type(error).__qualname__}"
-        try:
-            dumps(error)
-            reason = f"it cannot be made again from its arguments ({type(why).__name__}: {why})"
-        except Exception:
-            reason = str(why_not(error, f"the error of task {name!r}"))
-        refused = UnpicklableError(f"task {name!r} failed with {kind}: {_text_of(error)}; that error cannot be sent: {reason}")
-    return {
-        "error": pickled if pickled is not None else pickle.dumps(refused, 5),
-        "text": text,
-        "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {_cpu()}, attempt {attempt}",
-    }
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as problem:
-        return f"<its text raises {type(problem).__name__}>"
-
-
-def _own_frames(error: BaseException) -> Any:
-    """The traceback without our frames at its head: the user's begin where our code calls them."""
-    ours = (os.path.dirname(__file__), os.path.join(os.path.dirname(os.path.dirname(__file__)), "task.py"))
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None and at.tb_frame.f_code.co_filename.startswith(ours):
-        at = at.tb_next
-    return at
 
 
 _pid = os.getpid()

@@ -42,6 +42,10 @@ class HoldsALock(Exception):
         self.lock = threading.Lock()
 
 
+class Stack(list):  # type: ignore[type-arg]
+    """A list of a type of its own."""
+
+
 class Point(NamedTuple):
     """A pair with names."""
 

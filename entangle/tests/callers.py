@@ -130,3 +130,13 @@ def gone(pids: list[int], seconds: float = ORPHANS_GONE) -> None:
     """See that none of these processes is alive `seconds` from now, at the latest."""
     assert pids, "there was no process to look for"
     wait_until(lambda: not any(map(alive, pids)), seconds, "processes that should be gone")
+
+
+def output_of_next(folder: Path, caller: Caller) -> None:
+    """One more run, by another process, with the directories of `caller`."""
+    output_of(
+        folder,
+        "from entangle.process import process\nprint(process(int)('3')())",
+        ENTANGLE_RUN_DIR=str(caller.runs),
+        TMPDIR=str(caller.temporary),
+    )

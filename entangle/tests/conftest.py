@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -28,7 +29,19 @@ def _remove_runs() -> None:
 
 
 os.environ["ENTANGLE_RUN_DIR"] = RUNS
-for _name in ("ENTANGLE_START", "ENTANGLE_MAX_WORKERS", "ENTANGLE_PROGRESS", "ENTANGLE_JOBSERVER", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+# Every run of the tests is recorded, and none where the developer keeps his own.
+os.environ["ENTANGLE_RECORD_DIR"] = os.path.join(RUNS, "records")
+for _name in (
+    "ENTANGLE_START",
+    "ENTANGLE_MAX_WORKERS",
+    "ENTANGLE_PROGRESS",
+    "ENTANGLE_RECORD",
+    "ENTANGLE_GRAPH",
+    "ENTANGLE_JOBSERVER",
+    "MAKEFLAGS",
+    "MFLAGS",
+    "MAKELEVEL",
+):
     os.environ.pop(_name, None)
 
 import pytest  # noqa: E402
@@ -43,6 +56,8 @@ from .ways import WAYS, Way, second_thread  # noqa: E402
 def pytest_configure(config: pytest.Config) -> None:
     """Settings that hold wherever the tests are run from, also as `pytest --pyargs entangle.tests`."""
     config.addinivalue_line("markers", "drill: a fault made on purpose, over and over; `make drill` runs these alone")
+    config.addinivalue_line("markers", "near: about this machine alone, so not run in other places")
+    config.addinivalue_line("markers", "everywhere: also run in places that are there to be different")
     config.addinivalue_line("filterwarnings", "error")
 
 
@@ -54,10 +69,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(600 if item.get_closest_marker("drill") else 60))
-        (left if item.get_closest_marker("drill") and not drill else kept).append(item)
+        (left if (item.get_closest_marker("drill") and not drill) or not _belongs(item) else kept).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept
+
+
+def _belongs(item: pytest.Item) -> bool:
+    """Whether a test is to run in the place that it is about to run in."""
+    spec = getattr(item, "callspec", None)
+    way = spec.params.get("way") if spec is not None else None
+    if not isinstance(way, Way) or way.here:
+        return True
+    return item.get_closest_marker("near") is None and (way.whole or item.get_closest_marker("everywhere") is not None)
 
 
 # --- ways to run ------------------------------------------------------------------------------------------------------
@@ -135,7 +159,9 @@ def _line_of(pid: int) -> list[int]:
 
 
 def _of_the_server(line: list[int]) -> bool:
-    return bool(line) and b"entangle._run.forkserver" in _read(f"/proc/{line[-1]}/cmdline")
+    """Whether a process comes from the warm server: ours, or that of an agent that stays."""
+    servers = line if any(b"entangle-agent" in _read(f"/proc/{pid}/cmdline") for pid in line) else line[-1:]
+    return any(b"entangle._run.forkserver" in _read(f"/proc/{pid}/cmdline") for pid in servers)
 
 
 def _spares() -> set[int]:
@@ -148,7 +174,7 @@ def _why_stray(pid: int) -> str | None:
     command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").strip()
     line = _line_of(pid)
     if _of_the_server(line):
-        in_a_run = re.search(rb"/p%d-[0-9a-f]+(\.spill)?/r" % _OWNER, _read(f"/proc/{pid}/maps"))
+        in_a_run = re.search(rb"/p\d+-[0-9a-f]+(\.spill)?/r", _read(f"/proc/{pid}/maps"))
         return f"{pid} is still a worker of a run" if in_a_run else None
     if line:
         return f"{pid} is {'alive' if alive(pid) else 'a zombie'}, a child of the test process: {command!r}"
@@ -222,6 +248,20 @@ def _warm() -> None:
         assert process(one)()(start=how) == 1
 
 
+#: Agents that stay for the tests that run in their place, as they would in a user's program.
+_kept_warm: set[object] = set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_agent_stays() -> Iterator[None]:
+    """Agents that are kept warm for the tests of one file do not stay for the next."""
+    yield
+    channels = sys.modules.get("entangle._remote.channel")
+    if channels is not None:
+        channels.close_all()
+    _kept_warm.clear()
+
+
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -240,8 +280,14 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
 
     Each gets up to a second to go: that is what the design allows after the end of a run.
     """
+    way = getattr(request.node, "callspec", None) and request.node.callspec.params.get("way")
+    if isinstance(way, Way) and way.warm is not None:
+        _kept_warm.add(way.warm())
     before = _Before.look()
     yield
+    channels = sys.modules.get("entangle._remote.channel")
+    if channels is not None:
+        channels.close_all(lambda transport: transport.key not in _kept_warm)  # else they are there as long as their process
     if request.node.stash.get(_FAILED, False):
         return
     end = time.monotonic() + 1.0

@@ -1,5 +1,8 @@
 """The promises of a run, over every way to run it: fork, forkserver, spawn, and with a second thread in the caller.
 
+Those marked `near` speak of this machine alone; those marked `everywhere` are also run in places that are there to be
+different (another version of Python, a host, a container), and the rest in another Python of this version too.
+
 Nothing in here asks how long something took. Functions are written at the level of a module, as closures, as lambdas
 and as methods, since each of these travels differently.
 """
@@ -15,6 +18,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,7 @@ VALUES: list[Any] = [
 # --- values and arguments ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_a_nested_expression_gives_its_value(way: Way) -> None:
     add, num, one, subtract, five, two = map(way.process, (bodies.add, bodies.num, bodies.one, bodies.subtract, bodies.five, bodies.two))
     expression = add(add(num(6), two() if False else one()), subtract(five(), two()))
@@ -95,6 +100,7 @@ def test_every_call_runs_everything_again(way: Way, tmp_path: Path) -> None:
     assert len(notes(log)) == 6
 
 
+@pytest.mark.near
 def test_a_call_takes_more_arguments_when_it_is_called(way: Way) -> None:
     describe = way.process(bodies.describe)
     call = describe(1)
@@ -104,12 +110,14 @@ def test_a_call_takes_more_arguments_when_it_is_called(way: Way) -> None:
     assert call(one(), 3, k=one()) == "a=1 b=1 rest=(3,) k=1 more=[]"
 
 
+@pytest.mark.near
 def test_keywords_and_defaults(way: Way) -> None:
     describe, one = way.process(bodies.describe), way.process(bodies.one)
     assert describe(b=one(), a=one())() == "a=1 b=1 rest=() k=3 more=[]"
     assert describe(one(), 2, 3, one(), k=one(), z=one())() == "a=1 b=2 rest=(3, 1) k=1 more=[('z', 1)]"
 
 
+@pytest.mark.everywhere
 def test_the_same_call_twice_is_one_node(way: Way, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     stamp = way.process(bodies.noted)(log, 7)
@@ -137,6 +145,19 @@ def test_calls_inside_containers(way: Way) -> None:
     assert (values, keywords) == (([1],), {"k": {"x": 9}})
 
 
+def test_calls_inside_containers_of_other_types(way: Way) -> None:
+    same, one, num = map(way.process, (bodies.same, bodies.one, bodies.num))
+    filled = defaultdict(list, {"a": one(), "b": [num(2)]})
+    made = same(filled)()
+    assert (type(made), made) == (defaultdict, {"a": 1, "b": [2]})
+    assert made["c"] == []
+    ordered = same(OrderedDict(b=num(2), a=one()))()
+    assert (type(ordered), list(ordered.items())) == (OrderedDict, [("b", 2), ("a", 1)])
+    stack = same(bodies.Stack([one(), num(2)]))()
+    assert (type(stack), stack) == (bodies.Stack, [1, 2])
+    assert set(filled) == {"a", "b"}
+
+
 def test_a_container_keeps_its_calls_for_the_next_run(way: Way) -> None:
     one = way.process(bodies.one)
     parts = [one(), 2]
@@ -147,6 +168,7 @@ def test_a_container_keeps_its_calls_for_the_next_run(way: Way) -> None:
     assert call() == [1, 2]
 
 
+@pytest.mark.everywhere
 def test_any_value_is_a_value(way: Way) -> None:
     """As an argument, as a result, and on the way between two tasks."""
     same = way.process(bodies.same)
@@ -166,6 +188,7 @@ def test_an_exception_object_is_a_value(way: Way) -> None:
     assert isinstance(stop, StopIteration)
 
 
+@pytest.mark.everywhere
 def test_a_huge_value(way: Way) -> None:
     same, join = way.process(bodies.same), way.process(bodies.add)
     block = os.urandom(3_000_000)
@@ -173,6 +196,7 @@ def test_a_huge_value(way: Way) -> None:
     assert join(same(block), same(block))() == block + block
 
 
+@pytest.mark.near
 def test_many_values_of_middle_size(way: Way) -> None:
     """More than fits where small values are kept at first."""
     same, gather = way.process(bodies.same), way.process(bodies.gather)
@@ -181,6 +205,7 @@ def test_many_values_of_middle_size(way: Way) -> None:
     assert values == tuple(parts)
 
 
+@pytest.mark.near
 def test_numpy_arrays(way: Way) -> None:
     numpy = pytest.importorskip("numpy")
     same, add = way.process(bodies.same), way.process(bodies.add)
@@ -205,6 +230,7 @@ def test_a_body_that_changes_its_argument_changes_nobody_elses(way: Way) -> None
     assert mine == [1, 2, 3]
 
 
+@pytest.mark.near
 def test_wrong_arguments_are_told_at_once(way: Way) -> None:
     add, one = way.process(bodies.add), way.process(bodies.one)
     with pytest.raises(TypeError, match="add"):
@@ -224,6 +250,7 @@ def test_wrong_arguments_are_told_at_once(way: Way) -> None:
 # --- kinds of functions -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_closures_and_lambdas(way: Way) -> None:
     factor = 3
 
@@ -235,6 +262,7 @@ def test_closures_and_lambdas(way: Way) -> None:
     assert times(double(times(5)))() == 90
 
 
+@pytest.mark.everywhere
 def test_a_closure_over_a_task(way: Way) -> None:
     double = way.process(lambda x: 2 * x)
 
@@ -255,6 +283,7 @@ def test_functions_as_arguments(way: Way) -> None:
     assert apply(lambda x: x * factor, 3)() == 15
 
 
+@pytest.mark.everywhere
 def test_methods(way: Way) -> None:
     account = bodies.Account(100)
     assert way.there(account.after)(20)() == 120
@@ -277,11 +306,13 @@ def test_a_method_of_a_local_class(way: Way) -> None:
     assert counter.plus(counter.plus(1))() == 7
 
 
+@pytest.mark.everywhere
 def test_a_decorated_function_of_a_module(way: Way) -> None:
     task = way.there(bodies.decorated)
     assert task(task(2))() == 200
 
 
+@pytest.mark.everywhere
 def test_async_bodies(way: Way) -> None:
     @way.process
     async def later(x: int) -> int:
@@ -300,6 +331,7 @@ def test_a_builtin_function(way: Way) -> None:
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.near
 def test_a_long_chain(way: Way) -> None:
     inc = way.process(bodies.inc)
     call = inc(0)
@@ -308,6 +340,7 @@ def test_a_long_chain(way: Way) -> None:
     assert call() == 300
 
 
+@pytest.mark.near
 def test_a_wide_fan(way: Way) -> None:
     num, total = way.process(bodies.num), way.process(bodies.total)
     assert total(*(num(i) for i in range(500)))() == 124_750
@@ -332,6 +365,7 @@ def test_a_diamond(way: Way) -> None:
     assert top() == expected
 
 
+@pytest.mark.near
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_graph_gives_what_plain_functions_give(way: Way, seed: int) -> None:
     chance = random.Random(seed)
@@ -378,6 +412,7 @@ def test_waiting_bodies_hold_nobody_up(way: Way, tmp_path: Path) -> None:
     assert len(set(pids)) == number
 
 
+@pytest.mark.near
 def test_workers_are_shared_by_the_calls_of_a_run(way: Way) -> None:
     pid_and, pid, gather = way.process(bodies.pid_and), way.process(bodies.pid), way.process(bodies.gather)
     chain = pid()
@@ -387,9 +422,8 @@ def test_workers_are_shared_by_the_calls_of_a_run(way: Way) -> None:
     assert len(set(pids)) < 50
 
 
+@pytest.mark.near
 def test_a_worker_is_gone_after_its_run(way: Way) -> None:
-    if not way.here:
-        pytest.skip("processes of this machine")
     pid = way.process(bodies.pid)()()
     wait_until(lambda: not alive(pid), 1.0)
 
@@ -397,10 +431,8 @@ def test_a_worker_is_gone_after_its_run(way: Way) -> None:
 # --- what bodies find around them -------------------------------------------------------------------------------------
 
 
+@pytest.mark.near
 def test_bodies_see_the_callers_surroundings_as_they_are_now(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not way.here:
-        pytest.skip("surroundings of this machine")
-
     @way.process
     def surroundings() -> tuple[str | None, str | None, str, bool, list[str]]:
         return os.environ.get("COLOUR"), os.environ.get("HOME_OF_NOBODY"), os.getcwd(), "/no/such/folder" in sys.path, sys.argv
@@ -415,6 +447,7 @@ def test_bodies_see_the_callers_surroundings_as_they_are_now(way: Way, tmp_path:
     assert surroundings()()[:2] == ("green", None)
 
 
+@pytest.mark.everywhere
 def test_modules_beside_the_caller_can_be_imported(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"beside_{way.name.replace('-', '_')}"
     source = "class Found:\n    def __init__(self, n):\n        self.n = n\ndef double(f):\n    return Found(2 * f.n)\n"
@@ -491,6 +524,7 @@ def test_bodies_may_use_multiprocessing_and_subprocesses(way: Way) -> None:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_the_callers_get_the_bodys_own_error(way: Way) -> None:
     with pytest.raises(ValueError) as caught:
         way.process(bodies.fail)()()
@@ -501,6 +535,7 @@ def test_the_callers_get_the_bodys_own_error(way: Way) -> None:
     assert (refused.value.what, refused.value.code) == ("entry", 403)
 
 
+@pytest.mark.everywhere
 def test_an_error_brings_its_remote_traceback(way: Way) -> None:
     with pytest.raises(ValueError) as caught:
         way.process(bodies.fail)()()
@@ -511,6 +546,7 @@ def test_an_error_brings_its_remote_traceback(way: Way) -> None:
     assert "ValueError: no such thing" in cause
 
 
+@pytest.mark.everywhere
 def test_an_error_tells_the_call_path_and_where_it_ran(way: Way) -> None:
     add, num = way.process(bodies.add), way.process(bodies.num)
     subtract, fail = way.process(bodies.subtract), way.process(bodies.fail)
@@ -596,6 +632,7 @@ def test_an_error_that_cannot_be_unpickled(way: Way) -> None:
     assert "no (7)" in told
 
 
+@pytest.mark.everywhere
 def test_a_value_that_cannot_be_pickled(way: Way) -> None:
     with pytest.raises(UnpicklableError) as caught:
         way.process(bodies.a_lock)()()
@@ -624,6 +661,7 @@ def test_an_argument_that_cannot_be_pickled(way: Way) -> None:
         assert "guard" in str(caught.value) or "argument 2" in str(caught.value)
 
 
+@pytest.mark.everywhere
 def test_a_body_that_ends_its_process(way: Way) -> None:
     with pytest.raises(ProcessTerminatedException) as caught:
         way.process(bodies.same)(way.process(bodies.die)(3))()
@@ -644,6 +682,7 @@ def test_a_body_that_exits(way: Way) -> None:
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_retry(way: Way, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     call = way.process(bodies.same)(way.process(retry=2)(bodies.fail_until)(log, 3))
@@ -651,6 +690,7 @@ def test_retry(way: Way, tmp_path: Path) -> None:
     assert len(notes(log)) == 3
 
 
+@pytest.mark.everywhere
 def test_retry_used_up(way: Way, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with pytest.raises(ProcessRetryException) as caught:
@@ -679,6 +719,7 @@ def test_without_retry_a_body_never_runs_twice(way: Way, tmp_path: Path) -> None
     assert len(notes(log)) == 1
 
 
+@pytest.mark.everywhere
 def test_a_deadline_kills_the_body_and_what_it_started(way: Way, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     with pytest.raises(ProcessTimeoutException) as caught:
@@ -713,6 +754,7 @@ def test_a_cached_value(way: Way, tmp_path: Path) -> None:
     assert len(notes(log)) == 2
 
 
+@pytest.mark.near
 def test_shared_memory(way: Way) -> None:
     @way.process(shared_memory=True)
     def create(smm: Any = None, sm: Any = None) -> tuple[str, int]:
@@ -742,6 +784,7 @@ def test_a_body_that_gives_a_call(way: Way) -> None:
     assert add(decide(4), decide(0))() == 5
 
 
+@pytest.mark.everywhere
 def test_a_body_that_calls_a_call(way: Way) -> None:
     add, num = way.process(bodies.add), way.process(bodies.num)
 
@@ -771,6 +814,7 @@ def test_runs_three_deep(way: Way) -> None:
     assert outer(4)() == 20
 
 
+@pytest.mark.everywhere
 def test_a_workflow(way: Way) -> None:
     add, num = way.process(bodies.add), way.process(bodies.num)
 
@@ -787,6 +831,7 @@ def test_a_workflow(way: Way) -> None:
     assert add(first(), second(first))() == 9
 
 
+@pytest.mark.everywhere
 def test_an_error_deep_in_nested_runs(way: Way) -> None:
     fail = way.process(bodies.fail)
 
@@ -823,6 +868,7 @@ def test_a_deadline_reaches_nested_runs(way: Way, tmp_path: Path) -> None:
         wait_until(lambda: not any(map(alive, pids)), 1.0)
 
 
+@pytest.mark.near
 def test_nested_runs_share_the_cookies_of_a_scheduler(way: Way, tmp_path: Path) -> None:
     from entangle.scheduler import scheduler
 
@@ -841,6 +887,7 @@ def test_nested_runs_share_the_cookies_of_a_scheduler(way: Way, tmp_path: Path) 
 # --- other ways to call -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_a_future(way: Way, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     heard: list[Any] = []
@@ -889,6 +936,7 @@ def test_a_future_with_an_error(way: Way) -> None:
     assert isinstance(future.exception(), ValueError)
 
 
+@pytest.mark.everywhere
 def test_await(way: Way) -> None:
     import asyncio
 
@@ -900,6 +948,7 @@ def test_await(way: Way) -> None:
     assert asyncio.run(several()) == [2, 3]
 
 
+@pytest.mark.everywhere
 def test_several_runs_at_once(way: Way, tmp_path: Path) -> None:
     """Two runs that wait for each other: started together, they are together."""
     log = str(tmp_path / "log")
@@ -917,9 +966,8 @@ def test_a_call_in_a_thread_of_the_caller(way: Way) -> None:
     assert results == list(range(1, 9))
 
 
+@pytest.mark.near
 def test_the_choice_of_a_start_for_one_call(way: Way) -> None:
-    if not way.here:
-        pytest.skip("starts of this machine")
     call = way.process(bodies.add)(1, way.process(bodies.one)())
     for how in ("auto", "forkserver", "spawn"):
         assert call(start=how) == 2
@@ -928,6 +976,7 @@ def test_the_choice_of_a_start_for_one_call(way: Way) -> None:
     assert isinstance(caught.value, ArgumentError | TypeError)
 
 
+@pytest.mark.near
 def test_progress_of_a_run_without_a_terminal(way: Way, capfd: pytest.CaptureFixture[str]) -> None:
     assert way.process(bodies.one)()(progress=True) == 1
     out, err = capfd.readouterr()
@@ -935,6 +984,7 @@ def test_progress_of_a_run_without_a_terminal(way: Way, capfd: pytest.CaptureFix
     assert err == ""
 
 
+@pytest.mark.near
 def test_graph_is_the_same_everywhere(way: Way) -> None:
     add, num, one = way.process(bodies.add), way.process(bodies.num), way.process(bodies.one)
     assert add(num(6), one()).graph(wait=True) == {"add": [{"num": {"6": []}}, {"one": []}]}

@@ -298,7 +298,7 @@ def test_a_thread_that_is_not_late() -> None:
 
 
 def test_a_thread_whose_arguments_are_late(log: str) -> None:
-    with pytest.raises((ThreadTimeoutException, ProcessTimeoutException), match="linger"):
+    with pytest.raises(ThreadTimeoutException, match="linger"):
         thread(wait=0.6)(bodies.gather)(one(), process(bodies.linger)(log))()
     gone(pids_in(log))
 

@@ -14,9 +14,23 @@ import pytest
 import entangle.examples
 
 from .callers import ROOT
+from .services import given
+from .services.hosts import what_is_missing
+from .ways import missing
 
 #: What each example's output must show, as regular expressions.
 TELLING = {
+    "dataflowexample": [r"told: emit", r"told: greet", r"leaves: \(27, 'ADA LOVELACE!', 12\)", r"again"],
+    "dataflowexample2": [r"most frequent", r"process \d+", r"thread"],
+    "lambdaexample": [r"is even", r"is odd", r"ends here"],
+    "listexample": [r"3 ways", r"1 way\b", r"0 ways"],
+    "listexample2": [r"invoice.*archived", r"urgent", r"discarded"],
+    "streamexample": [r"window", r"rows", r"skipped", r"results"],
+    "aiexample": [r"337 parameters", r"accuracy +\d"],
+    "dockerexample": [r"here .*Python 3", r"container .*Python 3", r"3 calls in 1 container"],
+    "hosts": [r"port \d+: Python 3"],
+    "sshdataflowexample": [r"emit +gave", r"leaves are", r"hello > emit@here > printx@\d+ > printz@\d+ > echo@\d+"],
+    "sshschedulerexample": [r"three +on", r"add +on", r"result is 5"],
     "example": [r"add", r"process \d+", r"result is 10"],
     "example2": [r"(?i)server", r"\d+"],
     "example3": [r"(?i)gpu|cpu", r"\d"],
@@ -31,6 +45,10 @@ TELLING = {
     "schedulerexample2": [r"(?i)cpu", r"\d"],
     "timeoutexample": [r"ProcessTimeoutException|took|longer", r"ThreadTimeoutException|thread"],
 }
+
+#: What runs in containers, and what on other hosts.
+CONTAINED = ("aiexample", "dockerexample")
+FAR = ("hosts", "sshdataflowexample", "sshschedulerexample")
 
 FOUND = sorted(module.name for module in pkgutil.iter_modules(entangle.examples.__path__))
 
@@ -56,7 +74,9 @@ def test_every_example_is_known_here() -> None:
 @pytest.mark.parametrize("name", FOUND)
 @pytest.mark.timeout(120)
 def test_example(name: str, tmp_path: Path) -> None:
-    done = run(name, tmp_path)
+    if name in FAR and (lacking := what_is_missing()):
+        missing(lacking)
+    done = run(name, tmp_path, **({"ENTANGLE_IMAGE": given.image()} if name in CONTAINED else {}))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for wanted in TELLING.get(name, []):

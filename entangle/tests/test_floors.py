@@ -21,11 +21,11 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ground", ("errors",)),
     ("what can be run", ("flow", "cookies")),
     ("running", ("_run.",)),
-    ("what users hold", ("task", "_terms", "_cache", "_remote.")),
+    ("what users hold", ("task", "_terms", "_cache", "_remote.", "_dataflow.")),
     ("doors", ("process", "thread", "workflow", "scheduler", "local", "http", "logging.")),
-    ("doors to other places", ("ssh", "docker", "containers", "aws", "gpu", "dataflow")),
+    ("doors to other places", ("interpreter", "ssh", "docker", "containers", "aws", "gpu", "dataflow", "sources")),
     ("memory", ("_records.", "records")),
-    ("people", ("", "__main__", "cli", "web.", "examples.")),
+    ("people", ("", "__main__", "cli.", "web.", "examples.")),
 ]
 
 #: What may be imported, at the top of a module, besides the standard library and ourselves. Anything else is imported
@@ -33,7 +33,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
 CORE_DEPENDENCIES = {"cloudpickle", "psutil"}
 
 #: Modules whose business another library is, which must not be there for anybody else.
-OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}}
+OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}, "cli.": {"typer", "rich"}}
 
 
 def _modules() -> dict[str, Path]:

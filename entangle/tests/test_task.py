@@ -510,9 +510,10 @@ def test_errors_in_threads_and_inline_bring_their_call_path() -> None:
     def outer(x: Any) -> Any:
         return x
 
-    for how in (thread, task, workflow):
+    ways: tuple[Any, ...] = (thread, task, workflow)
+    for how in ways:
 
-        @how
+        @how  # type: ignore[untyped-decorator]
         def broken() -> None:
             raise KeyError("nothing")
 

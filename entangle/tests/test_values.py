@@ -6,7 +6,6 @@ import gc
 import os
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from entangle.process import process
 from entangle.thread import thread
 
 from . import bodies
-from .evidence import note, notes, wait_until
+from .evidence import wait_until
 
 numpy = pytest.importorskip("numpy")
 
@@ -193,27 +192,6 @@ def test_many_large_values_at_once() -> None:
     arrays, _ = gather(*parts)()
     assert [len(array) for array in arrays] == [20_000 + i for i in range(40)]
     assert all(array.flags.writeable for array in arrays)
-
-
-def test_arrays_are_not_kept_after_their_last_consumer(tmp_path: Path) -> None:
-    """While a long chain of large values runs, only a few of them exist: what was consumed is gone."""
-    log = str(tmp_path / "log")
-
-    @process
-    def step(array: Any, top: str, log: str, _: Any = None) -> Any:
-        held = 0
-        for folder, _, files in os.walk(top):
-            held += sum(os.stat(os.path.join(folder, name)).st_blocks * 512 for name in files)
-        note(log, held)
-        return array + 1
-
-    top = os.environ["ENTANGLE_RUN_DIR"]
-    call = ones(500_000)
-    for _ in range(20):
-        call = step(call, top, log, same(1))  # a second consumer, so that values have to be published
-    assert call()[0] == 21
-    most = max(int(line[0]) for line in notes(log))
-    assert most < 8 * 4_000_000, f"{most} bytes at once"
 
 
 def test_a_value_that_holds_a_call_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,10 @@ class Way:
     start: str = "auto"
     second_thread: bool = False
     where: Callable[[Any], Any] | None = None
+    #: Whether all tests but the `near` ones run there, or only those that are marked `everywhere`.
+    whole: bool = True
+    #: Makes sure that the place is there, before a test counts what there is.
+    warm: Callable[[], Any] | None = None
 
     def process(self, function: Any = None, /, **options: Any) -> Any:
         """`@process`, in this way: bare or with options."""
@@ -41,11 +46,89 @@ class Way:
         return self.where is None
 
 
+def other_python(same: bool) -> Callable[[Any], Any]:
+    """What turns a task into one that runs in another Python of this machine, of this version or not."""
+
+    def there(task: Any) -> Any:
+        from entangle.interpreter import interpreter
+
+        from .places import far_pythons
+
+        return interpreter(python=far_pythons(same))(task)
+
+    return there
+
+
+def warm_python(same: bool) -> Any:
+    """Have the agent there, and give the key under which it is kept."""
+    from entangle._remote.channel import channel_to
+    from entangle._remote.transport.interpreter import Interpreter
+
+    from .places import far_pythons
+
+    transport = Interpreter(os.path.abspath(far_pythons(same)))
+    other_python(same)(process(abs))(-1)()
+    channel_to(transport)
+    return transport.key
+
+
+def by_ssh(task: Any) -> Any:
+    """A task as one that runs on another host."""
+    from entangle.ssh import ssh
+
+    from .services import given
+
+    return ssh(**given.shared_hosts().options("alpha"))(task)
+
+
+def warm_ssh() -> Any:
+    """Have the agent there, and give the key under which it is kept."""
+    from entangle._remote.channel import channel_to
+
+    task = by_ssh(process(abs))
+    task(-1)()
+    transport = task.layers[0].transport
+    channel_to(transport)
+    return transport.key
+
+
+def in_a_container(task: Any) -> Any:
+    """A task as one that runs in a container, which has the files of the tests."""
+    from entangle._remote.far import Far
+    from entangle.task import decorate
+
+    return decorate("docker", task, Far(_container()))
+
+
+@functools.lru_cache(maxsize=1)
+def _container() -> Any:
+    """One container for all tests: else each of them would wait for its own."""
+    import tempfile
+
+    from .places import Kept
+    from .services import given
+
+    return Kept(given.image(), volumes=(f"{tempfile.gettempdir()}:{tempfile.gettempdir()}",))
+
+
+def warm_container() -> Any:
+    """Have the container there, and give the key under which its agent is kept."""
+    from entangle._remote.channel import channel_to
+
+    in_a_container(process(abs))(-1)()
+    channel_to(_container())
+    return _container().key
+
+
 WAYS = [
     Way("fork", start="fork"),
     Way("forkserver", start="forkserver"),
     Way("spawn", start="spawn"),
     Way("auto-with-a-second-thread", second_thread=True),
+    Way("in-another-python", where=other_python(same=True), warm=functools.partial(warm_python, same=True)),
+    Way("in-another-version", where=other_python(same=False), whole=False, warm=functools.partial(warm_python, same=False)),
+    Way("by-ssh", where=by_ssh, warm=warm_ssh),
+    Way("in-a-container", where=in_a_container, whole=False, warm=warm_container),
 ]
 
 

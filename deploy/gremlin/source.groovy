@@ -1,0 +1,1 @@
+def globals = [g: traversal().withEmbedded(graph)]

@@ -1,0 +1,111 @@
+"""What comes out of a node for one item: a value, or one of three things that are none."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+from entangle._run.failures import describe
+from entangle._run.pickling import dumps
+from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, add_note
+
+
+class Ended:
+    """The branch has ended: a lambda has chosen nothing, or a window keeps the item."""
+
+    def __reduce__(self) -> str:
+        return "ENDED"
+
+
+ENDED = Ended()
+
+
+class Several:
+    """The values of all the leaves that a lambda has led to."""
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values
+
+
+class Attempt:
+    """An entry of a journal: an attempt at the item that comes next has failed."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class Failure:
+    """A node has failed for good with an item: which node, what it was given, what it raised, what earlier attempts raised."""
+
+    def __init__(
+        self, number: int, name: str, path: str, value: Any, error: BaseException, told: list[str], used_up: bool, sent: bool = True
+    ) -> None:
+        self.number = number
+        self.name = name
+        self.path = path
+        self.value = value
+        self.told = told
+        self.used_up = used_up
+        #: Which failure this is, however many branches have passed it on.
+        self.key = id(self), number
+        self._error: BaseException | None = error
+        self._report: dict[str, Any] | None = None
+        self._sent = sent
+        #: The node, known where the flow was built.
+        self.node: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        known = dict(self.__dict__)
+        if self._report is None:
+            assert self._error is not None
+            known["_report"] = describe(self._error, self.name, len(self.told))
+        known["_error"] = known["node"] = None
+        try:
+            dumps(self.value)
+        except Exception:
+            known["value"] = None
+        return known
+
+    def error(self) -> BaseException:
+        """The error as the caller gets it."""
+        error, report = self._error, self._report
+        if error is None:
+            assert report is not None
+            try:
+                error = pickle.loads(report["error"])
+            except Exception as problem:
+                error = EntangleError(f"task {self.name!r} failed with an error that cannot be made here ({problem})")
+            if self._sent:  # raised by a body, and not the end of its process
+                error.__cause__ = RemoteTraceback(report["text"])
+                add_note(error, report["where"])
+            self._error = error
+        add_note(error, f"call path: {self.path}")
+        if not self.used_up:
+            return error
+        failed = f"task {self.name!r} failed {len(self.told)} times; the last time with {type(error).__name__}: {error}"
+        last, error = error, ProcessRetryException(failed)
+        error.__cause__ = last
+        for attempt, text in enumerate(self.told[:-1], 1):
+            add_note(error, f"attempt {attempt}: {text}")
+        add_note(error, f"call path: {self.path}")
+        return error
+
+
+#: Types of what is no value of a node; a node that is given one passes it on.
+PASSED = frozenset((Ended, Failure))
+
+
+def leaves_of(outcomes: Iterable[Any]) -> tuple[tuple[Any, ...], list[Failure]]:
+    """The values of the leaves for one item, in order, and what has failed, each failure once."""
+    values: list[Any] = []
+    failures: dict[Any, Failure] = {}
+    for outcome in outcomes:
+        kind = type(outcome)
+        if kind is Failure:
+            failures.setdefault(outcome.key, outcome)
+        elif kind is Several:
+            values += outcome.values
+        elif kind is not Ended:
+            values.append(outcome)
+    return tuple(values), list(failures.values())

@@ -1,0 +1,354 @@
+"""The pump of a stream: values from the source into sets of rows, results out of them to the consumer.
+
+::
+
+    source ──▶ feeder (a thread) ──▶ chunk ──▶ sets of rows ──▶ collect ──▶ windows ──▶ their own sets of rows
+                  │ waits while `inflight` values                (the supervisor's        │
+                  │ are under way, or no set is free             thread)                  ▼
+                  └──────────────────────────────────── consumer ◀── results, in order ◀──┘
+
+Three threads take part: the feeder, who may be in the source for as long as that likes; the supervisor of the run, who never
+waits for any of the others; the consumer's own.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from entangle._dataflow.lost import Progress
+from entangle._dataflow.outcome import PASSED, Failure, leaves_of
+from entangle._dataflow.plan import Plan
+from entangle._dataflow.windows import Gathering
+from entangle._run.pickling import dumps, why_not
+from entangle._run.stream import StreamRun, StreamSupervisor, unroll
+from entangle.cookies import available_cpus, budget_of
+from entangle.errors import RunCancelledError
+
+log = logging.getLogger("entangle.dataflow")
+
+#: Most items of a chunk, the time that its bodies may take together (ns), and the room in the store (bytes).
+MOST_ITEMS, CHUNK_TIME, CHUNK_SIZE = 512, 4_000_000, 64 * 1024
+#: A chunk that waits for more from the source goes on its way after so long (seconds).
+PATIENCE = 0.002
+MOST_SETS = 1024
+#: Sets of rows below a window.
+WINDOW_SETS = 8
+
+#: What becomes of a value with which a node has failed.
+Reaction = Callable[[Failure], bool]
+
+
+class Pump:
+    """Pushes the values of a source through a plan; the client of its run."""
+
+    def __init__(self, plan: Plan, inflight: int | None, ordered: bool, drop: Reaction, way: str | None) -> None:
+        cpus = budget_of(available_cpus())
+        sets = max(8, 4 * cpus) if inflight is None else min(inflight, MOST_SETS)
+        flow, ports = unroll([(rows, WINDOW_SETS if number else sets) for number, rows in enumerate(plan.ports)], plan.limits)
+        self.plan = plan
+        self.run = StreamRun(flow, ports, self, way)
+        self.ordered = ordered
+        #: Asked what becomes of a failure: False ends the stream with it.
+        self.drop = drop
+        self._inflight = inflight
+        self._sets = sets
+        self._most = min(MOST_ITEMS, max(1, inflight // (4 * cpus))) if inflight is not None else MOST_ITEMS
+        self._progress = Progress(flow)
+        self._supervisor: StreamSupervisor | None = None
+        # The feeder's side. Items pulled from the source; those that have left: with the consumer, or dropped.
+        self._room = threading.Condition()
+        self.begun = threading.Event()
+        self._chunk: list[Any] = []
+        self._chunk_since = 0.0
+        self._size = 1
+        self._label = 0
+        self.pulled = self.taken = self.dropped = 0
+        self.waits_for_room = False
+        self.drained = False
+        self.stopping = False
+        self.source_error: BaseException | None = None
+        # Under way: chunks by port. Done, but not yet their turn, by port; and what windows wait to pass on.
+        self._under_way = [0] * len(ports)
+        self._next = [0] * len(ports)
+        self._early: list[dict[int, Any]] = [{} for _ in ports]
+        self._labels = [0] * len(ports)
+        self._windows = [
+            (number, at, leaf.port, Gathering(leaf.window))
+            for number, leaves in enumerate(plan.leaves)
+            for at, leaf in enumerate(leaves)
+            if leaf.window is not None
+        ]
+        self._backlog: collections.deque[tuple[int, list[Any]]] = collections.deque()
+        # The consumer's side: lists of results and how many items they stand for, and what ended the run.
+        self.arrived = threading.Condition()
+        self.results: collections.deque[tuple[list[Any], bool]] = collections.deque()
+        self.listener: Callable[[], None] | None = None
+        self.error: BaseException | None = None
+        self.ended = False
+
+    # The supervisor's thread ------------------------------------------------------------------------------------
+
+    def supervise(self) -> None:
+        """Run it to its end."""
+        try:
+            self.run.value()
+        except RunCancelledError:
+            if not self.stopping:
+                self.error = RunCancelledError("the stream was cancelled before its source was at an end")
+        except BaseException as error:
+            self.error = error
+        finally:
+            with self._room:
+                self.stopping = True
+                self._room.notify_all()
+            self.begun.set()
+            with self.arrived:
+                self.ended = True
+                self._announce()
+
+    def begin(self, supervisor: StreamSupervisor) -> None:
+        """Values may be fed."""
+        self._supervisor = supervisor
+        self.begun.set()
+
+    def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
+        """A chunk is done."""
+        number, count, full = label
+        self._under_way[port] -= 1
+        if port == 0:
+            self._adapt(count, full, spent, size)
+        chunks = [values[at] for at in self.plan.results[port]]
+        if not self.ordered:
+            self._emit(port, chunks)
+            return
+        early = self._early[port]
+        early[number] = chunks
+        while self._next[port] in early:
+            self._emit(port, early.pop(self._next[port]))
+            self._next[port] += 1
+
+    def freed(self, port: int) -> None:
+        """A set is free: for a list of a window, or for the feeder."""
+        self._pass_on()
+        if port == 0:
+            with self._room:
+                self._room.notify()
+
+    def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
+        """What to do with a node whose worker is gone."""
+        return self._progress.lost(node, slot, value, error, directory)
+
+    def tick(self) -> float:
+        """Send chunks on their way that have waited long enough, and windows whose time is up; end what is at an end."""
+        due = 60.0
+        with self._room:
+            if self._chunk:
+                due = self._chunk_since + PATIENCE - time.monotonic()
+                if due <= 0:
+                    # The source is slow, so its values are not to wait for each other.
+                    self._size = max(1, min(self._size, len(self._chunk)))
+                    due = 0.02 if not self._ship() else 60.0
+        for _, _, port, gathering in self._windows:
+            left = gathering.due()
+            if left <= 0:
+                self._backlog.append((port, gathering.take()))
+            else:
+                due = min(due, left)
+        self._pass_on()
+        if self.drained and not self._chunk and not any(self._under_way) and not self._backlog:
+            if self._flush_a_window():
+                self._pass_on()
+            elif self._supervisor is not None:
+                self._supervisor.over()
+        return due
+
+    def _flush_a_window(self) -> bool:
+        """The stream is at its end: pass on what a window still holds. False where none holds anything."""
+        for _, _, port, gathering in self._windows:
+            values = gathering.take()
+            if values:
+                self._backlog.append((port, values))
+                return True
+        return False
+
+    def _pass_on(self) -> None:
+        """Feed what windows have gathered."""
+        assert self._supervisor is not None
+        while self._backlog:
+            port, values = self._backlog[0]
+            label = self._labels[port], 1, False
+            if not self._supervisor.feed(port, ((port, label[0]), True, [values]), label):
+                return
+            self._labels[port] += 1
+            self._under_way[port] += 1
+            self._backlog.popleft()
+
+    def _adapt(self, count: int, full: bool, spent: int, size: int) -> None:
+        """How many items to put into a chunk, from what the last one took."""
+        if not self.plan.in_chunks:
+            return
+        fitting = min(self._most, count * CHUNK_TIME // max(1, spent), count * CHUNK_SIZE // max(1, size))
+        if fitting < self._size:
+            self._size = max(1, fitting)
+        elif full:
+            self._size = max(self._size, min(2 * count, fitting))
+
+    def _emit(self, port: int, chunks: list[Any]) -> None:
+        """The outcomes of a chunk, whose turn it is, to windows and to the consumer."""
+        windows = [(at, below, gathering) for number, at, below, gathering in self._windows if number == port]
+        outs: list[Any] = []
+        columns = [chunk[2] for chunk in chunks]
+        if not windows and all(chunk[1] for chunk in chunks):
+            outs = list(zip(*columns, strict=True))
+        else:
+            gathered = {at for at, _, _ in windows}
+            for outcomes in zip(*columns, strict=True):
+                values, failures = leaves_of(outcome for at, outcome in enumerate(outcomes) if at not in gathered)
+                for failure in leaves_of(outcomes)[1] if windows else failures:
+                    if failure.node is None:
+                        failure.node = self.plan.nodes[failure.number]
+                    if not self.drop(failure):
+                        outs.append(failure)
+                        break
+                else:
+                    if failures or any(type(outcome) is Failure for outcome in outcomes):
+                        self.dropped += port == 0
+                        continue
+                    for at, below, gathering in windows:
+                        if type(outcomes[at]) not in PASSED:
+                            full = gathering.add(outcomes[at])
+                            if full is not None:
+                                self._backlog.append((below, full))
+                    if values or not windows:
+                        outs.append(values)
+                    else:
+                        self.dropped += port == 0
+        if outs:
+            with self.arrived:
+                self.results.append((outs, port == 0))
+                self._announce()
+        if self.waits_for_room:
+            self.make_room()
+
+    def _announce(self) -> None:
+        """Tell the consumer. `arrived` held."""
+        self.arrived.notify_all()
+        if self.listener is not None:
+            self.listener()
+
+    # The feeder's side, in a thread or a task of its own -----------------------------------------------------------
+
+    def feed(self, source: Iterable[Any]) -> None:
+        """Pull the source dry."""
+        try:
+            values = iter(source)
+            try:
+                while self.wait_for_room():
+                    try:
+                        value = next(values)
+                    except StopIteration:
+                        break
+                    if not self.offer(value):
+                        break
+            finally:
+                close = getattr(values, "close", None)
+                if close is not None and self.stopping:
+                    with contextlib.suppress(Exception):
+                        close()
+        except BaseException as error:
+            self.source_error = error
+        finally:
+            self.source_ended()
+
+    def has_room(self) -> bool:
+        """Whether one more item may be pulled from the source."""
+        most = self._inflight if self._inflight is not None else self._sets * self._size
+        return self.pulled - self.taken - self.dropped < most and len(self._backlog) < WINDOW_SETS
+
+    def wait_for_room(self) -> bool:
+        """Wait until one more item may be pulled from the source; False where the stream is over."""
+        self.begun.wait()
+        if self.has_room() and not self.stopping:
+            return True
+        with self._room:
+            self.waits_for_room = True
+            while not self.stopping and not self.has_room():
+                if self._chunk:
+                    self._ship()  # it is to go on its way: nothing will join it
+                self._room.wait(0.1)
+            self.waits_for_room = False
+            return not self.stopping
+
+    def offer(self, value: Any) -> bool:
+        """Add an item to the chunk, which goes on its way when it is full; False where the stream is over."""
+        with self._room:
+            chunk = self._chunk
+            if not chunk:
+                last, self._chunk_since = self._chunk_since, time.monotonic()
+                if self._size > 1 and self._supervisor is not None and self._chunk_since - last > PATIENCE:
+                    self._supervisor.nudge()  # it may be alone, and is then not to wait for long
+            chunk.append(value)
+            self.pulled += 1
+            while len(self._chunk) >= self._size and not self.stopping:
+                if self._ship():
+                    break
+                self._room.wait(0.1)
+            return not self.stopping
+
+    def make_room(self) -> None:
+        """An item has left."""
+        with self._room:
+            self._room.notify()
+
+    def source_ended(self) -> None:
+        """There is nothing more to come."""
+        with self._room:
+            while self._chunk and not self.stopping and not self._ship():
+                self._room.wait(0.1)
+            self.drained = True
+        if self._supervisor is not None:
+            self._supervisor.nudge()
+
+    def _ship(self) -> bool:
+        """Feed the chunk, if a set is free. `_room` held."""
+        supervisor, chunk = self._supervisor, self._chunk
+        assert supervisor is not None
+        label = self._label, len(chunk), len(chunk) >= self._size
+        self._under_way[0] += 1
+        fed = False
+        try:
+            fed = supervisor.feed(0, (self._label, True, chunk), label)
+        except OSError:
+            raise
+        except Exception:
+            # One of them cannot travel: its node has failed with it, before it began.
+            fed = supervisor.feed(0, (self._label, False, [self._checked(value) for value in chunk]), label)
+        finally:
+            if not fed:
+                self._under_way[0] -= 1
+        if fed:
+            self._label += 1
+            self._chunk = []
+        return fed
+
+    def _checked(self, value: Any) -> Any:
+        try:
+            dumps(value)
+        except Exception:
+            name = self.plan.nodes[0].__name__
+            error = why_not(value, f"the value that was pushed into {name!r}")
+            return Failure(0, name, name, value, error, [], False, sent=False)
+        return value
+
+    def stop(self) -> None:
+        """End it from another thread."""
+        with self._room:
+            self.stopping = True
+            self._room.notify_all()
+        self.run.cancel()

@@ -1,0 +1,134 @@
+"""Pushing one value: a stream of one item, in the thread that pushes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from entangle._dataflow.lost import Progress
+from entangle._dataflow.node import Node, Window, _checked
+from entangle._dataflow.outcome import ENDED, Failure, leaves_of
+from entangle._dataflow.plan import Plan
+from entangle._run.pickling import why_not
+from entangle._run.stream import StreamRun, StreamSupervisor, unroll
+from entangle.flow import THREAD
+
+
+class Push:
+    """One value pushed into a flow; the client of a run with one set of rows."""
+
+    def __init__(self, plan: Plan, value: Any, way: str | None = None) -> None:
+        self.plan = plan
+        self._pushed = value
+        flow, ports = unroll([(plan.ports[0], 1)], plan.limits)
+        self._progress = Progress(flow)
+        self._run = StreamRun(flow, ports, self, way)
+        self._chunks: list[Any] = []
+        self._supervisor: StreamSupervisor | None = None
+
+    def value(self) -> tuple[Any, ...]:
+        """Run it in this thread: the values of the leaves. Raises the error of the first of them that has failed."""
+        values, failures = leaves_of(self.outcomes())
+        if failures:
+            try:
+                raise failures[0].error()
+            finally:
+                del failures
+        return values
+
+    def outcomes(self) -> list[Any]:
+        """Run it in this thread: what has come out at each leaf."""
+        self._run.value()
+        found = [self._chunks[at][2][0] for at in self.plan.results[0]]
+        for outcome in found:
+            if type(outcome) is Failure and outcome.node is None:
+                outcome.node = self.plan.nodes[outcome.number]
+        return found
+
+    def cancel(self) -> None:
+        """End it from another thread."""
+        self._run.cancel()
+
+    # The client of the run ------------------------------------------------------------------------------------
+
+    def begin(self, supervisor: StreamSupervisor) -> None:
+        """Feed the value."""
+        self._supervisor = supervisor
+        value = self._pushed
+        try:
+            supervisor.feed(0, (0, True, [value]), 0)
+        except OSError:
+            raise
+        except Exception:
+            raise why_not(value, f"the value that was pushed into {', '.join(_names(self.plan))}") from None
+
+    def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
+        """It is all done."""
+        self._chunks = values
+        assert self._supervisor is not None
+        self._supervisor.over()
+
+    def freed(self, port: int) -> None:
+        """Nothing more is to come."""
+
+    def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
+        """What to do with a node whose worker is gone."""
+        return self._progress.lost(node, slot, value, error, directory)
+
+    def tick(self) -> float:
+        """Nothing is due."""
+        return 60.0
+
+
+def _names(plan: Plan) -> list[str]:
+    return [repr(row.body.name) for row in plan.ports[0] if 0 in row.inputs]
+
+
+def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]:
+    """What comes out at the leaves of nodes that a lambda has chosen; `limit` is how many of them may run at once."""
+    nodes: list[Any] = []
+    waiting = list(chosen)
+    while waiting:
+        child = waiting.pop(0)
+        if child is None:
+            continue
+        if isinstance(child, (list, tuple)):
+            waiting[:0] = child
+        elif not isinstance(child, (Node, Window)) and callable(child) and not hasattr(child, "layers"):
+            waiting.insert(0, child(value))
+        else:
+            nodes += _checked("lambda", (child,))
+    if not nodes:
+        return [ENDED]
+    chain = _chain(nodes)
+    if chain is not None:
+        return _run_chain(chain, value)
+    plan = Plan(tuple(nodes), limit=limit)
+    return Push(plan, value).outcomes()
+
+
+def _chain(nodes: list[Any]) -> list[Node] | None:
+    """The nodes of a chain that this thread can run itself, one after the other, as well as any other; None where they are not."""
+    found: list[Node] = []
+    while nodes:
+        (node, *others) = nodes
+        if others or not isinstance(node, Node):
+            return None
+        body = node.task.body
+        if node.task.carrier != THREAD or body.timed or body.pool or body.shared_memory:
+            return None
+        found.append(node)
+        nodes = list(node.children)
+    return found
+
+
+def _run_chain(chain: list[Node], value: Any) -> list[Any]:
+    plan = chain[0].plan
+    outcome: Any = value
+    for row, node in zip(plan.ports[0][1:], chain, strict=False):
+        stage: Any = row.body.function
+        outcome = stage.apply(outcome)
+        if type(outcome) is Failure:
+            outcome.node = node
+            break
+    return [outcome]

@@ -1,0 +1,275 @@
+"""Stages: what the engine runs for a node, a lambda, a callback. Each takes a chunk of items and gives a chunk of outcomes.
+
+A chunk is `(label, clean, items)`: the label is used once, `clean` says that all items are values. An item is one value that
+was pushed; items that are small and quick travel together, since to hand a node over costs tens of microseconds. What is
+promised is promised for each item: it is tried again alone, it fails alone, and one that was done when its worker died is not
+run again, for the worker has noted it in its journal.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
+from entangle._run.failures import pause
+from entangle._run.journal import Journal
+from entangle._run.pickling import dumps, why_not
+from entangle._run.stream import progress_of
+from entangle._run.table import BEGUN, NODE, RUNS, SINCE, STOP
+from entangle._run.worker import Worker, here
+from entangle.errors import StoreFullError
+
+if TYPE_CHECKING:
+    from entangle._dataflow.node import DataflowTask
+
+log = logging.getLogger("entangle.dataflow")
+
+Chunk = tuple[Any, bool, list[Any]]
+
+#: One callback at a time: what they do need not be safe from other threads.
+_telling = threading.RLock()
+
+
+class _Held(threading.local):
+    """What this thread's stage was given last."""
+
+    items: Sequence[Any] = ()
+
+
+_held = _Held()
+_journal: tuple[int, Journal] | None = None
+
+
+def _journal_of(worker: Worker) -> Journal:
+    global _journal
+    if _journal is None or _journal[0] != worker.serial:
+        _journal = worker.serial, Journal(worker.site.directory, worker.slot)
+    return _journal[1]
+
+
+def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
+    """Call back; an exception is reported and stops nothing."""
+    with _telling:
+        try:
+            callback(function, value)
+        except Exception:
+            log.exception("the callback of %r has raised an exception; the flow goes on", getattr(function, "__name__", function))
+
+
+def text_of(error: BaseException) -> str:
+    """An error in a line or two."""
+    return "".join(traceback.format_exception_only(type(error), error)).strip()[:1500]
+
+
+class Elsewhere:
+    """What a stage that threads of the invoking process run is for a worker process: nothing that it will ever run."""
+
+    def __call__(self, *_: Any) -> None:
+        """Not here."""
+        raise AssertionError("a worker process was to run what belongs to a thread of the invoking process")
+
+    def rescue(self, chunk: Chunk, error: Exception) -> Chunk:
+        """Not here."""
+        raise error
+
+
+class Stage:
+    """Runs the function of a node for each item of a chunk."""
+
+    def __init__(self, task: DataflowTask, number: int, path: str, callback: Callable[[Any, Any], object] | None, stays: bool) -> None:
+        self.task = task
+        self.number = number
+        self.path = path
+        self.callback = callback
+        self._stays = stays
+        self._learn()
+
+    def _learn(self) -> None:
+        body = self.task.body
+        self.name = body.name
+        self.function = body.function
+        self.terms = body
+        self.timed = body.timeout is not None
+
+    def __reduce__(self) -> Any:
+        if self._stays:
+            return Elsewhere, ()
+        return Stage, (self.task, self.number, self.path, None, False)
+
+    def __call__(self, chunk: Chunk, *_: Any, **named: Any) -> Chunk:
+        """The outcomes of a chunk; `named` is what layers have the engine fill in."""
+        label, clean, items = chunk
+        worker = here.worker
+        assert worker is not None
+        slots, base = worker.site.table.slots, worker.base
+        node = slots[base + NODE]
+        progress = progress_of(worker, node)
+        done, told = progress if progress is not None else ([], [])
+        if progress is not None:
+            clean = False
+        _held.items = items
+        journal: Journal | None = None
+        if worker.in_process and (len(items) > 1 or self.terms.retry):
+            journal = _journal_of(worker)
+            journal.begin((label, node))
+        function: Callable[[Any], Any] = self.function
+        if named:
+            function = functools.partial(function, **named)
+        callback, timed = self.callback, self.timed
+        for item in items[len(done) :] if done else items:
+            if not clean and type(item) in PASSED:
+                done.append(item)
+                if journal is not None:
+                    journal.note(item)
+                continue
+            try:
+                if timed:
+                    slots[base + SINCE] = time.monotonic_ns()
+                    slots[base + BEGUN] = RUNS
+                outcome = function(item)
+            except BaseException as raised:
+                outcome = self._again(worker, node, item, raised, function, told, journal)
+            if worker.forked:
+                os._exit(0)
+            if timed:
+                worker.end_body()
+            told = []
+            if type(outcome) is Failure:
+                clean = False
+            elif callback is not None:
+                tell(callback, self.task.function, outcome)
+            if journal is not None:
+                try:
+                    journal.note(outcome)
+                except OSError as error:
+                    raise StoreFullError(error.errno, f"no room to note what task {self.name!r} has done: {error}") from None
+                except Exception as error:
+                    outcome = self._refused(item, outcome, error)
+                    clean = False
+                    journal.note(outcome)
+            done.append(outcome)
+        slots[base + BEGUN] = RUNS
+        return label, clean, done
+
+    def apply(self, item: Any) -> Any:
+        """The outcome of one item, in a thread that is not this node's own."""
+        try:
+            outcome = self.function(item)
+        except BaseException as raised:
+            worker = here.worker
+            assert worker is not None
+            outcome = self._again(worker, -1, item, raised, self.function, [], None)
+        if self.callback is not None and type(outcome) is not Failure:
+            tell(self.callback, self.task.function, outcome)
+        return outcome
+
+    def _again(
+        self,
+        worker: Worker,
+        node: int,
+        item: Any,
+        raised: BaseException,
+        function: Callable[[Any], Any],
+        told: list[str],
+        journal: Journal | None,
+    ) -> Any:
+        """An attempt has raised: try again as often as is allowed."""
+        slots, base = worker.site.table.slots, worker.base
+        while True:
+            if worker.forked:
+                os._exit(1)
+            error = worker.as_error(self.name, raised)
+            told.append(text_of(error))
+            allowed = isinstance(error, self.terms.on)
+            if len(told) > self.terms.retry or not allowed or worker.site.table.header[STOP]:
+                return Failure(self.number, self.name, self.path, item, error, told, self.terms.retry > 0 and allowed)
+            if journal is not None:
+                journal.note(Attempt(told[-1]))
+            if node >= 0:
+                worker.end_body()
+            time.sleep(pause(self.terms, len(told)))
+            try:
+                if node >= 0:
+                    slots[base + SINCE] = time.monotonic_ns()
+                    slots[base + BEGUN] = RUNS
+                return function(item)
+            except BaseException as again:
+                raised = again
+
+    def _refused(self, item: Any, value: Any, error: Exception) -> Failure:
+        why = error if isinstance(error, OSError) else why_not(value, f"the value of task {self.name!r}")
+        return Failure(self.number, self.name, self.path, item, why, ["cannot be pickled"], False)
+
+    def rescue(self, chunk: Chunk, error: Exception) -> Chunk:
+        """The chunk with a failure in place of each value that cannot be stored."""
+        label, _, items = chunk
+        if isinstance(error, (OSError, MemoryError)):
+            return label, False, [self._refused(item, value, error) for item, value in zip(_held.items, items, strict=True)]
+        kept: list[Any] = []
+        for item, value in zip(_held.items, items, strict=True):
+            try:
+                dumps(value)
+                kept.append(value)
+            except Exception as why:
+                kept.append(self._refused(item, value, why))
+        return label, False, kept
+
+
+class Tell:
+    """Calls back for the items of a node that a process has run."""
+
+    def __init__(self, task: DataflowTask, callback: Callable[[Any, Any], object]) -> None:
+        self.task = task
+        self.callback = callback
+
+    def __reduce__(self) -> Any:
+        return Elsewhere, ()
+
+    def __call__(self, chunk: Chunk, *_: Any) -> None:
+        """Call back for each item that has a value."""
+        for value in chunk[2]:
+            if type(value) not in PASSED:
+                tell(self.callback, self.task.function, value)
+
+
+class Branch:
+    """Has a lambda choose for each item, and pushes the item into what it has chosen."""
+
+    def __init__(self, choose: Callable[[Any], Any], number: int, path: str, push: Callable[[list[Any], Any], list[Any]]) -> None:
+        self.choose = choose
+        self.number = number
+        self.path = path
+        self.name = getattr(choose, "__name__", type(choose).__name__)
+        self._push = push
+
+    def __reduce__(self) -> Any:
+        return Elsewhere, ()
+
+    def __call__(self, pushed: Chunk, parent: Chunk, *_: Any) -> Chunk:
+        """What the chosen nodes give for the values that were pushed into the node in whose parentheses the lambda stands."""
+        _held.items = pushed[2]
+        outcomes = [above if type(above) in PASSED else self._follow(item) for item, above in zip(pushed[2], parent[2], strict=True)]
+        return pushed[0], False, outcomes
+
+    def _follow(self, item: Any) -> Any:
+        try:
+            outcomes = self._push([self.choose], item)
+        except Exception as error:
+            return Failure(self.number, self.name, self.path, item, error, [], False)
+        for outcome in outcomes:
+            if type(outcome) is Failure:
+                return outcome
+        values: list[Any] = []
+        for outcome in outcomes:
+            if type(outcome) is Several:
+                values += outcome.values
+            elif outcome is not ENDED:
+                values.append(outcome)
+        return Several(tuple(values)) if values else ENDED

@@ -1,0 +1,317 @@
+"""A stream: what `flow.stream(…)` gives, an iterator over what comes out, that stops everything when it is let go."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import collections
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Literal
+
+from entangle._dataflow.node import Node
+from entangle._dataflow.outcome import Failure
+from entangle._dataflow.plan import Plan
+from entangle._dataflow.pump import Pump
+from entangle.errors import ArgumentError, OptionError
+
+log = logging.getLogger("entangle.dataflow")
+
+OnError = Literal["raise", "skip"] | Callable[[Any, Any, BaseException], object]
+
+_open: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
+    """Tuples of the values of the leaves, one for each value of the source, as they come; for `for` and for `async for`.
+
+    It starts when the first is asked for, and ends with the source. `close()`, leaving a `with` block, or letting it go ends it
+    before: workers, threads and files are gone then. `skipped` counts the values that were left out.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        source: Iterable[Any] | AsyncIterable[Any],
+        inflight: int | None,
+        ordered: bool,
+        on_error: OnError,
+        way: str | None,
+    ) -> None:
+        self._pump: Pump | None = None
+        self._closed = True  # as long as we are not made: a mistake in what we are given lets us go at once
+        if not hasattr(source, "__iter__") and not hasattr(source, "__aiter__"):
+            raise ArgumentError(f"{node.__name__}.stream takes an iterable of values, not {type(source).__name__}")
+        if inflight is not None and (isinstance(inflight, bool) or not isinstance(inflight, int) or inflight < 1):
+            raise OptionError(f"stream: inflight={inflight!r}; it is a whole number of values, 1 or above")
+        if on_error not in ("raise", "skip") and not callable(on_error):
+            raise OptionError(f"stream: on_error={on_error!r}; it is 'raise', 'skip', or a function of (node, value, error)")
+        self._source = source
+        self._failures = failures = _Failures(on_error)
+        self._pump = Pump(Plan((node,), windows=True), inflight, ordered, failures.drop, way)
+        self._results: collections.deque[Any] = collections.deque()
+        self._counted = False
+        #: How many values the consumer has of those that are counted: those it has been given, until it asks for the next.
+        self._holding = False
+        self._threads: list[threading.Thread] = []
+        self._feeding: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def skipped(self) -> int:
+        """How many values have been left out because a node has failed with them."""
+        return self._failures.count
+
+    # For `for` ------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        """What came out for the next value. Raises the error of a node that has failed with it (`on_error="raise"`), or that
+        of the source, in its turn."""
+        if self._closed:
+            raise StopIteration
+        if self._holding:
+            self._let_go()
+        if not self._results:
+            try:
+                if not self._threads:
+                    self._start()
+                self._wait()
+            except BaseException:
+                self.close()
+                raise
+        return self._give()
+
+    def _give(self) -> tuple[Any, ...]:
+        if not self._results:
+            self._finish()
+        result = self._results.popleft()
+        if type(result) is Failure:
+            self.close()
+            try:
+                raise result.error()
+            finally:
+                del result
+        self._holding = self._counted
+        given: tuple[Any, ...] = result
+        return given
+
+    def _let_go(self) -> None:
+        """What the consumer was given is his no more: there is room for another."""
+        pump = self._pump
+        assert pump is not None
+        self._holding = False
+        pump.taken += 1
+        if pump.waits_for_room:
+            pump.make_room()
+
+    def _fetch(self) -> bool:
+        """Take over what has arrived; whether there is anything, or nothing will come. `arrived` held."""
+        pump = self._pump
+        assert pump is not None
+        if pump.results:
+            outs, self._counted = pump.results.popleft()
+            self._results.extend(outs)
+            return True
+        return pump.ended
+
+    def _wait(self) -> None:
+        pump = self._pump
+        assert pump is not None
+        with pump.arrived:
+            while not self._fetch():
+                pump.arrived.wait()
+
+    def _finish(self) -> None:
+        """Nothing more will come."""
+        pump = self._pump
+        assert pump is not None
+        self.close()
+        error = pump.error or pump.source_error
+        pump.error = pump.source_error = None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        raise StopIteration
+
+    # For `async for` --------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> tuple[Any, ...]:
+        """As `next`, without blocking the event loop."""
+        if self._closed:
+            raise StopAsyncIteration
+        if self._holding:
+            self._let_go()
+        try:
+            if not self._threads:
+                self._start(asyncio.get_running_loop())
+            while not self._results and not await self._arrival():
+                pass
+            return self._give()
+        except StopIteration:
+            await self._end_feeding()
+            raise StopAsyncIteration from None
+        except BaseException:
+            self.close()
+            await self._end_feeding()
+            raise
+
+    async def _arrival(self) -> bool:
+        pump = self._pump
+        assert pump is not None
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+
+        def come() -> None:
+            if not waiting.done():
+                waiting.set_result(None)
+
+        def listen() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed
+                loop.call_soon_threadsafe(come)
+
+        with pump.arrived:
+            if self._fetch():
+                return True
+            pump.listener = listen
+        try:
+            await waiting
+        finally:
+            pump.listener = None
+        return False
+
+    async def aclose(self) -> None:
+        """End it."""
+        self.close()
+        await self._end_feeding()
+
+    async def _end_feeding(self) -> None:
+        if self._feeding is not None:
+            self._feeding.cancel()
+            with contextlib.suppress(BaseException):
+                await self._feeding
+            self._feeding = None
+
+    # Starting and ending --------------------------------------------------------------------------------------
+
+    def _start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        pump = self._pump
+        assert pump is not None
+        if not _open:
+            atexit.register(_close_all)
+        _open.add(self)
+        self._threads.append(threading.Thread(target=pump.supervise, name="entangle-stream", daemon=True))
+        source = self._source
+        if loop is not None and hasattr(source, "__aiter__"):
+            self._feeding = loop.create_task(_feed_here(pump, source))
+        elif hasattr(source, "__iter__"):
+            self._threads.append(threading.Thread(target=pump.feed, args=(source,), name="entangle-source", daemon=True))
+        else:
+            self._threads.append(threading.Thread(target=_feed_in_thread, args=(pump, source), name="entangle-source", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the stream: its workers, threads and files are gone when this returns. A source that sits in a call of its own
+        is left when that returns; those of `entangle.sources` return at once."""
+        pump = self._pump
+        if self._closed or pump is None:
+            return
+        self._closed = True
+        stop = getattr(self._source, "stop", None)
+        if stop is not None and getattr(self._source, "stops_at_once", False) and not pump.drained:
+            stop()
+        pump.stop()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(5.0 if thread.name == "entangle-stream" else 0.5)
+        if self._feeding is not None:
+            with contextlib.suppress(RuntimeError):
+                self._feeding.get_loop().call_soon_threadsafe(self._feeding.cancel)
+        _open.discard(self)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Failures:
+    """What becomes of values with which a node has failed."""
+
+    def __init__(self, on_error: OnError) -> None:
+        self._on_error = on_error
+        self.count = 0
+
+    def drop(self, failure: Failure) -> bool:
+        """Whether the value is left out, rather than the stream ended."""
+        if self._on_error == "raise":
+            return False
+        self.count += 1
+        if self._on_error == "skip":
+            error = failure.error()
+            log.warning("skipped a value: node %r failed with %s: %s", failure.name, type(error).__name__, error)
+            return True
+        assert callable(self._on_error)
+        try:
+            self._on_error(failure.node, failure.value, failure.error())
+        except Exception:
+            log.exception("on_error has raised an exception; the stream goes on")
+        return True
+
+
+async def _feed_here(pump: Pump, source: Any) -> None:
+    """Pull an asynchronous source in the consumer's own event loop."""
+    loop = asyncio.get_running_loop()
+    try:
+        values = aiter_of(source)
+        try:
+            while True:
+                ready = pump.begun.is_set() and pump.has_room()
+                if not ready and not await loop.run_in_executor(None, pump.wait_for_room):
+                    break
+                try:
+                    value = await values.__anext__()
+                except StopAsyncIteration:
+                    break
+                if not await loop.run_in_executor(None, pump.offer, value):
+                    break
+        finally:
+            close = getattr(values, "aclose", None)
+            if close is not None:
+                await close()
+    except asyncio.CancelledError:
+        pump.stopping = True
+    except BaseException as error:
+        pump.source_error = error
+    finally:
+        pump.source_ended()
+
+
+def aiter_of(source: Any) -> Any:
+    """The asynchronous iterator of a source."""
+    return source.__aiter__()
+
+
+def _feed_in_thread(pump: Pump, source: Any) -> None:
+    """Pull an asynchronous source where nobody has an event loop for it."""
+    asyncio.run(_feed_here(pump, source))
+
+
+def _close_all() -> None:
+    for stream in list(_open):
+        stream.close()

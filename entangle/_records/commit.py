@@ -1,0 +1,156 @@
+"""The git commit that code comes from, and whether files differ from it.
+
+The commit is read from the files of the repository. Whether it is dirty only git can tell, which takes some milliseconds: it is
+asked when a run begins, works beside the run, and is heard when the run ends; the answer serves for some seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from typing import Any
+
+#: Seconds that an answer of git serves, and that one waits for it.
+SERVES, PATIENCE = 5.0, 0.05
+
+_roots: dict[str, str | None] = {}
+_asked: dict[str, _Question] = {}
+#: Never waited for: a fork may have left it locked, and a run without this answer is as good a run.
+_guard = threading.Lock()
+
+
+def repository(directory: str) -> str | None:
+    """The working tree around a directory, None where there is none."""
+    if directory not in _roots:
+        at, found = directory, None
+        while True:
+            if os.path.exists(os.path.join(at, ".git")):
+                found = at
+                break
+            above = os.path.dirname(at)
+            if above == at:
+                break
+            at = above
+        if len(_roots) > 1000:
+            _roots.clear()
+        _roots[directory] = found
+    return _roots[directory]
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def head_of(root: str) -> tuple[str | None, str | None]:
+    """The commit that is checked out, and its branch (None where it has none)."""
+    try:
+        git = os.path.join(root, ".git")
+        if os.path.isfile(git):  # a work tree or a submodule
+            git = os.path.join(root, _text(git).partition("gitdir:")[2].strip())
+        head = _text(os.path.join(git, "HEAD")).strip()
+        if not head.startswith("ref:"):
+            return head or None, None
+        name = head[4:].strip()
+        common = git
+        if os.path.exists(os.path.join(git, "commondir")):
+            common = os.path.join(git, _text(os.path.join(git, "commondir")).strip())
+        branch = name.removeprefix("refs/heads/")
+        for base in (git, common):
+            loose = os.path.join(base, name)
+            if os.path.exists(loose):
+                return _text(loose).strip(), branch
+        for line in _text(os.path.join(common, "packed-refs")).splitlines():
+            if line.endswith(" " + name):
+                return line.split()[0], branch
+        return None, branch
+    except OSError:
+        return None, None
+
+
+class _Question:
+    """`git status`, asked and perhaps not answered yet."""
+
+    def __init__(self, root: str) -> None:
+        self.asked = time.monotonic()
+        self.answer: bool | None = None
+        self.pid = self.fd = -1
+        self.owner = os.getpid()
+        read, write = os.pipe()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.pid = os.posix_spawnp(
+                "git",
+                ["git", "-C", root, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--ignore-submodules"],
+                os.environ,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, null, 0),
+                    (os.POSIX_SPAWN_DUP2, write, 1),
+                    (os.POSIX_SPAWN_DUP2, null, 2),
+                ],
+            )
+            self.fd = read
+        except OSError:  # there is no git here
+            os.close(read)
+        finally:
+            os.close(write)
+            os.close(null)
+
+    def hear(self, seconds: float) -> None:
+        """Wait so long for the answer; git is ended then."""
+        if self.pid < 0 or self.owner != os.getpid():
+            return
+        said = b""
+        until = time.monotonic() + seconds
+        over = False
+        while not over:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, until - time.monotonic())) if self.fd < 1024 else ([1], [], [])
+            if not ready:
+                break
+            part = os.read(self.fd, 65536)
+            said += part
+            over = not part
+        if not over:
+            os.kill(self.pid, signal.SIGKILL)
+        os.close(self.fd)
+        _, status = os.waitpid(self.pid, 0)
+        self.pid = self.fd = -1
+        if said:
+            self.answer = True  # also where git was cut short
+        elif over and status == 0:
+            self.answer = False
+
+
+def ask(root: str) -> None:
+    """Ask git whether the working tree is dirty, unless it has said so a moment ago."""
+    if not _guard.acquire(blocking=False):
+        return
+    try:
+        asked = _asked.get(root)
+        if asked is None or asked.owner != os.getpid() or (asked.pid < 0 and time.monotonic() - asked.asked > SERVES):
+            _asked[root] = _Question(root)
+    finally:
+        _guard.release()
+
+
+def hear(root: str) -> bool | None:
+    """Whether the working tree is dirty; None where that is not known."""
+    if not _guard.acquire(blocking=False):
+        return None
+    try:
+        asked = _asked.get(root)
+        if asked is None:
+            return None
+        asked.hear(PATIENCE)
+        return asked.answer
+    finally:
+        _guard.release()
+
+
+def described(root: str) -> dict[str, Any]:
+    """Where the code comes from."""
+    commit, branch = head_of(root)
+    return {"root": root, "commit": commit, "branch": branch}

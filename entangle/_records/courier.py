@@ -1,0 +1,117 @@
+"""The courier: a thread that sends runs to a Gremlin server when they have ended.
+
+It lives while there is something to send. A server that is down is tried again when the next run ends, some seconds later at the
+earliest; what it missed goes along then, or with `entangle graph send`. A process that ends waits a while for its courier.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+from entangle._records.address import check_address, name_of
+from entangle._records.gremlin import send
+from entangle.errors import EntangleError
+
+#: Seconds that a process which ends waits for what is being sent.
+FAREWELL = 10.0
+#: Seconds in which a server must be reachable, and for which one that is not is left alone.
+REACHABLE, LEFT_ALONE = 3.0, 10.0
+
+_guard = threading.Lock()
+_couriers: dict[tuple[str, str], _Courier] = {}
+_waits_at_exit = False
+
+
+class _Courier(threading.Thread):
+    def __init__(self, shelf: str, address: str) -> None:
+        super().__init__(name="entangle-courier", daemon=True)
+        self.shelf, self.address = shelf, address
+        self.again = False
+
+    def run(self) -> None:
+        """Send until there is nothing left to send, or the server fails."""
+        while True:
+            self.again = False
+            try:
+                _reach(self.address)
+                send(self.shelf, self.address)
+            except Exception as error:
+                _tell(self.address, error)
+                _failed[self.address] = time.monotonic()
+                self.again = False
+            with _guard:
+                if not self.again:
+                    _couriers.pop((self.shelf, self.address), None)
+                    return
+
+
+#: When a server has failed last (monotonic seconds), and of which that has been said.
+_failed: dict[str, float] = {}
+_told: set[str] = set()
+
+
+def _reach(address: str) -> None:
+    """See that somebody listens there: the driver would try for minutes. Raises OSError."""
+    parts = urlsplit(check_address(address))
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    socket.create_connection((parts.hostname or "", port), timeout=REACHABLE).close()
+
+
+def _tell(address: str, error: Exception) -> None:
+    if address in _told:
+        return
+    _told.add(address)
+    import logging
+
+    reason = str(error) if isinstance(error, EntangleError) else f"the Gremlin server at {name_of(address)} cannot be reached: {error}"
+    logging.getLogger("entangle").warning("%s; what it misses is sent later, or by `entangle graph send`", reason)
+
+
+def deliver(shelf: str, address: str) -> None:
+    """Have everything sent that is to go to that server and has not, by a thread; returns at once."""
+    key = (shelf, address)
+    with _guard:
+        courier = _couriers.get(key)
+        if courier is not None:
+            courier.again = True
+            return
+        if time.monotonic() - _failed.get(address, -LEFT_ALONE) < LEFT_ALONE:
+            return
+        courier = _couriers[key] = _Courier(shelf, address)
+        _wait_at_exit()
+        courier.start()
+
+
+def wait(seconds: float) -> bool:
+    """Wait for what is being sent; False where it takes longer."""
+    until = time.monotonic() + seconds
+    for courier in list(_couriers.values()):
+        courier.join(max(0.0, until - time.monotonic()))
+    return not _couriers
+
+
+def _wait_at_exit() -> None:
+    """Have the end of the process wait for couriers, before the executors that the driver uses are closed: those close before
+    `atexit` begins, and in the reverse order of their registration."""
+    global _waits_at_exit
+    if _waits_at_exit:
+        return
+    _waits_at_exit = True
+    import concurrent.futures.thread  # noqa: F401 - it registers itself, before us
+
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(wait, FAREWELL)
+
+
+def _after_fork() -> None:
+    global _guard
+    _guard = threading.Lock()
+    _couriers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,1 @@
+"""Runs as pictures and documents: each file takes a run and gives text."""

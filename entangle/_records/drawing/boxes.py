@@ -1,0 +1,98 @@
+"""What is drawn of a run: a box for each node, or for each task where there are too many nodes to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from entangle._records.views import Node, Run
+
+#: Nodes up to which each has a box of its own.
+MOST = 150
+#: The worst state of a box is that of its nodes which comes first here.
+_WORST = ("failed", "stopped", "running", "unknown", "waiting", "done")
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box: its number, its name, how many nodes it stands for, what is written below the name, and a state."""
+
+    number: int
+    name: str
+    count: int
+    below: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """An arrow from box to box, for so many edges; `label` is the argument where there is one edge."""
+
+    source: int
+    target: int
+    count: int
+    label: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn."""
+
+    boxes: list[Box]
+    links: list[Link]
+    grouped: bool
+
+
+def lasted(seconds: float | None) -> str:
+    """A duration as people say it."""
+    if seconds is None:
+        return ""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def drawing_of(run: Run, most: int = MOST) -> Drawing:
+    """What is drawn of a run whose nodes have boxes of their own up to `most` of them."""
+    if run.node_count <= most:
+        return _one_by_one(run)
+    return _by_task(run)
+
+
+def _state(node: Node) -> str:
+    return "failed" if node.error is not None else node.state
+
+
+def _one_by_one(run: Run) -> Drawing:
+    boxes = []
+    for node in run.nodes:
+        shown = node.value.text if node.value is not None else ""
+        if len(shown) > 24:
+            shown = shown[:23] + "…"
+        below = " · ".join(part for part in (shown, lasted(node.seconds)) if part)
+        boxes.append(Box(node.number, node.name, 1, below, _state(node)))
+    taken: dict[tuple[int, int], list[str]] = {}
+    for edge in run.edges:
+        taken.setdefault((edge.source, edge.target), []).append(edge.argument)
+    links = [Link(source, target, len(labels), ", ".join(labels)) for (source, target), labels in taken.items()]
+    return Drawing(boxes, links, grouped=False)
+
+
+def _by_task(run: Run) -> Drawing:
+    groups: dict[int, list[Node]] = {}
+    for node in run.nodes:
+        groups.setdefault(id(node.task), []).append(node)
+    numbers = {key: number for number, key in enumerate(groups)}
+    boxes = []
+    for key, nodes in groups.items():
+        seconds = sum(node.seconds or 0.0 for node in nodes)
+        states = Counter(_state(node) for node in nodes)
+        state = next((worst for worst in _WORST if states[worst]), "done")
+        boxes.append(Box(numbers[key], nodes[0].name, len(nodes), f"{len(nodes):,} calls · {lasted(seconds)}", state))
+    counts = Counter((numbers[id(run.nodes[edge.source].task)], numbers[id(run.nodes[edge.target].task)]) for edge in run.edges)
+    links = [Link(source, target, count, f"{count:,}") for (source, target), count in counts.items()]
+    return Drawing(boxes, links, grouped=True)

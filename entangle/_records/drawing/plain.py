@@ -1,0 +1,82 @@
+"""A run as plain data, fit for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entangle._records.views import Node, Run, Value
+
+
+def value_as_dict(value: Value | None) -> dict[str, Any] | None:
+    """A value in short."""
+    if value is None:
+        return None
+    return {"type": value.type, "size": value.size, "hash": value.hash, "text": value.text, "kept": value.kept}
+
+
+def node_as_dict(node: Node, tasks: dict[int, int]) -> dict[str, Any]:
+    """A node; `tasks` has the place of its task in the list of the run's, by identity."""
+    return {
+        "number": node.number,
+        "name": node.name,
+        "task": tasks[id(node.task)],
+        "state": node.state,
+        "attempts": node.attempts,
+        "ready": node.ready,
+        "started": node.started,
+        "ended": node.ended,
+        "seconds": node.seconds,
+        "times": asdict(node.times),
+        "pid": node.pid,
+        "cpu": node.cpu,
+        "worker": node.worker,
+        "peak_memory": node.peak_memory,
+        "value": value_as_dict(node.value),
+        "inputs": [{"argument": one.argument, "source": one.source, "value": value_as_dict(one.value)} for one in node.inputs],
+        "tries": list(node.tries),
+    }
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """A run without its nodes."""
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": run.state,
+        "started": run.started,
+        "ended": run.ended,
+        "seconds": run.seconds,
+        "nodes": run.node_count,
+        "done": run.done_count,
+        "workers": run.workers,
+        "host": run.host,
+        "pid": run.pid,
+        "user": run.user,
+        "cwd": run.cwd,
+        "program": run.program,
+        "python": run.python,
+        "platform": run.platform,
+        "entangle": run.entangle,
+        "way": run.way,
+        "git": asdict(run.git) if run.git else None,
+        "packages": run.packages,
+        "tags": run.tags,
+        "parent": run.parent_id,
+        "parent_node": run.parent_node,
+        "error": asdict(run.error) if run.error else None,
+        "graph": run.graph,
+    }
+
+
+def run_as_dict(run: Run) -> dict[str, Any]:
+    """A run with its tasks, its nodes, and the ids of the runs that were called in it."""
+    tasks = run.tasks
+    places = {id(task): place for place, task in enumerate(tasks)}
+    return {
+        **summary(run),
+        "tasks": [asdict(task) for task in tasks],
+        "node_list": [node_as_dict(node, places) for node in run.nodes],
+        "children": [child.id for child in run.children],
+    }

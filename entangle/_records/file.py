@@ -1,0 +1,163 @@
+"""The file: records.sqlite, its tables, and how older ones become the present ones.
+
+A connection is opened for what has to be done and closed again: SQLite's locks do not survive a fork, and processes that use
+entangle fork. WAL lets readers read while one writes; writers wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+
+from entangle.errors import RecordsError
+
+NAME = "records.sqlite"
+#: Seconds that a writer waits for another.
+PATIENCE = 60.0
+
+#: Each entry brings a file from the version of its index to the next. Only ever added to.
+MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        parent TEXT, parent_node INTEGER,           -- the run and the node in whose body it was called
+        name TEXT NOT NULL,                         -- of the task whose value it gives
+        state TEXT NOT NULL,                        -- done, failed, cancelled, killed
+        started INTEGER NOT NULL, ended INTEGER,    -- nanoseconds since 1970
+        node_count INTEGER NOT NULL, done_count INTEGER, workers INTEGER,
+        host TEXT, pid INTEGER, user TEXT, cwd TEXT, program TEXT, python TEXT, platform TEXT, entangle TEXT,
+        way TEXT,                                   -- how workers were started
+        git_root TEXT, git_commit TEXT, git_branch TEXT, git_dirty INTEGER,
+        packages TEXT NOT NULL, tags TEXT NOT NULL, -- JSON
+        error_type TEXT, error TEXT, traceback TEXT, notes TEXT, error_node INTEGER,
+        tries TEXT,                                 -- JSON: attempts that failed and were followed by others
+        graph TEXT                                  -- the Gremlin server that it is to be sent to
+    );
+    CREATE INDEX runs_by_start ON runs (started);
+    CREATE INDEX runs_by_parent ON runs (parent) WHERE parent IS NOT NULL;
+    CREATE TABLE tasks (
+        key INTEGER PRIMARY KEY,
+        identity TEXT NOT NULL UNIQUE,              -- version, terms and attributes together
+        version TEXT NOT NULL,                      -- SHA-256 of name, layers and source
+        name TEXT NOT NULL, module TEXT, qualified TEXT, file TEXT, line INTEGER, source TEXT,
+        layers TEXT NOT NULL, terms TEXT NOT NULL, attributes TEXT NOT NULL  -- JSON
+    );
+    CREATE TABLE nodes (
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        node INTEGER NOT NULL,
+        task INTEGER NOT NULL REFERENCES tasks (key),
+        state TEXT NOT NULL,                        -- done, failed, stopped, waiting, unknown
+        attempts INTEGER, ready INTEGER, started INTEGER, ended INTEGER,  -- nanoseconds since 1970
+        pid INTEGER, cpu INTEGER, worker INTEGER,
+        memory INTEGER,                             -- bytes: the peak of its process so far
+        cookie_wait INTEGER, moved INTEGER,         -- nanoseconds
+        type TEXT, size INTEGER, hash BLOB, text TEXT, whole BLOB,        -- its value
+        PRIMARY KEY (run, node)
+    ) WITHOUT ROWID;
+    CREATE INDEX nodes_by_hash ON nodes (hash) WHERE hash IS NOT NULL;
+    CREATE TABLE inputs (
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        node INTEGER NOT NULL, position INTEGER NOT NULL,
+        argument TEXT NOT NULL,
+        source INTEGER,                             -- the node whose value it is; NULL for a constant, and then:
+        type TEXT, size INTEGER, hash BLOB, text TEXT,
+        PRIMARY KEY (run, node, position)
+    ) WITHOUT ROWID;
+    CREATE VIEW edges AS SELECT run, source, node AS target, position, argument FROM inputs WHERE source IS NOT NULL;
+    CREATE TABLE sent (
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        graph TEXT NOT NULL, at INTEGER NOT NULL,
+        PRIMARY KEY (run, graph)
+    ) WITHOUT ROWID;
+    """,
+)
+VERSION = len(MIGRATIONS)
+
+
+def is_there(shelf: str) -> bool:
+    """Whether anything has been bound yet. Who only looks makes nothing."""
+    return os.path.exists(os.path.join(shelf, NAME))
+
+
+@contextlib.contextmanager
+def opened(shelf: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float = PATIENCE) -> Iterator[sqlite3.Connection]:
+    """The file of a shelf, made if missing and brought to the present version. Raises RecordsError where it cannot be used."""
+    path = os.path.join(shelf, NAME)
+    try:
+        os.makedirs(shelf, mode=0o700, exist_ok=True)
+        if not os.path.exists(path):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        # No transactions of the module's own making.
+        connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise RecordsError(f"records cannot be kept in {shelf}: {error}; ENTANGLE_RECORD_DIR names another place") from error
+    try:
+        try:
+            _prepare(connection, path, migrations)
+        except sqlite3.DatabaseError as error:
+            raise RecordsError(f"{path} cannot be used: {error}") from error
+        yield connection
+    finally:
+        connection.close()
+
+
+def _prepare(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...]) -> None:
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == len(migrations):
+        return
+    if version == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        _with_patience(connection, "PRAGMA journal_mode = WAL")
+    with transaction(connection):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > len(migrations):
+            raise RecordsError(
+                f"{path} was written by a newer entangle (its schema is {version}, this one knows {len(migrations)}); "
+                "use that one, or another ENTANGLE_RECORD_DIR"
+            )
+        for step in migrations[version:]:
+            for statement in _statements(step):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+def _with_patience(connection: sqlite3.Connection, statement: str) -> None:
+    """SQLite does not wait for a lock when it changes to WAL: two who make the file at once would find it busy."""
+    import time
+
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute(statement)
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.002)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one: `executescript` would end our transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; waits for other writers."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")

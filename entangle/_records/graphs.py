@@ -1,0 +1,254 @@
+"""Reading: rows of the file, and sheets of runs that go on, as what `views` shows."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from entangle._records.binding import bind
+from entangle._records.file import is_there, opened
+from entangle._records.sheet import Sheet
+from entangle.errors import RecordsError
+
+if TYPE_CHECKING:
+    from entangle._records.views import Node, Run, Task, Value
+
+
+def find_runs(
+    shelf: str,
+    *,
+    limit: int | None = None,
+    name: str | None = None,
+    state: str | None = None,
+    tags: dict[str, Any] | None = None,
+    since: float | None = None,
+    nested: bool = False,
+) -> list[Run]:
+    """Runs that fit, the latest first. Those that go on are among them."""
+    lasting = bind(shelf)
+    if not is_there(shelf):
+        return [run for run in map(partial(_going, shelf), lasting) if _fits(run, name, state, tags, since, nested)]
+    where, values = ["1"], list[Any]()
+    if name is not None:
+        where.append("name = ?")
+        values.append(name)
+    if state is not None:
+        where.append("state = ?")
+        values.append(state)
+    if since is not None:
+        where.append("started >= ?")
+        values.append(int(since * 1e9))
+    if not nested:
+        where.append("parent IS NULL")
+    found: list[Run] = []
+    with opened(shelf) as connection:
+        connection.row_factory = sqlite3.Row
+        query = f"SELECT * FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC"
+        for row in connection.execute(query, values):
+            run = _run(shelf, row)
+            if tags is None or all(run.tags.get(key) == value for key, value in tags.items()):
+                found.append(run)
+                if limit is not None and len(found) >= limit:
+                    break
+    found += [run for run in map(partial(_going, shelf), lasting) if _fits(run, name, state, tags, since, nested)]
+    found.sort(key=lambda run: run.started, reverse=True)
+    return found[:limit]
+
+
+def _fits(run: Run, name: str | None, state: str | None, tags: dict[str, Any] | None, since: float | None, nested: bool) -> bool:
+    return (
+        (name is None or run.name == name)
+        and (state is None or run.state == state)
+        and (since is None or run.started >= since)
+        and (nested or run.parent_id is None)
+        and (tags is None or all(run.tags.get(key) == value for key, value in tags.items()))
+    )
+
+
+def find_run(shelf: str, wanted: str) -> Run:
+    """The run of this id, or of the one id that begins so; `last` is the latest. Raises RecordsError."""
+    if wanted == "last":
+        latest = find_runs(shelf, limit=1)
+        if not latest:
+            raise RecordsError(f"no run is remembered in {shelf}")
+        return latest[0]
+    going = [sheet for sheet in bind(shelf) if sheet.id.startswith(wanted)]
+    if not is_there(shelf) and not going:
+        raise RecordsError(f"no run is remembered in {shelf}")
+    with opened(shelf) as connection:
+        connection.row_factory = sqlite3.Row
+        low, high = wanted, wanted + "\U0010ffff"
+        rows = connection.execute("SELECT * FROM runs WHERE id >= ? AND id < ? LIMIT 3", (low, high)).fetchall()
+    found = [_run(shelf, row) for row in rows] + [_going(shelf, sheet) for sheet in going]
+    exact = [run for run in found if run.id == wanted]
+    if wanted and (exact or len(found) == 1):
+        return (exact or found)[0]
+    if not wanted or not found:
+        raise RecordsError(f"no run {wanted!r} is remembered in {shelf}")
+    raise RecordsError(f"several runs begin with {wanted!r}: {', '.join(run.id for run in found)}")
+
+
+def run_of(shelf: str, run_id: str) -> Run:
+    """The run of exactly this id, where it is in the file already. Raises RecordsError."""
+    with opened(shelf) as connection:
+        connection.row_factory = sqlite3.Row
+        row = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+    if row is None:
+        return find_run(shelf, run_id)
+    return _run(shelf, row)
+
+
+def children_of(run: Run) -> list[Run]:
+    """The runs that were called in a run, the oldest first."""
+    going = [_going(run._shelf, sheet) for sheet in bind(run._shelf) if (sheet.head.get("parent") or [None])[0] == run.id]
+    with opened(run._shelf) as connection:
+        connection.row_factory = sqlite3.Row
+        rows = connection.execute("SELECT * FROM runs WHERE parent = ? ORDER BY started", (run.id,)).fetchall()
+    return [_run(run._shelf, row) for row in rows] + going
+
+
+def _run(shelf: str, row: sqlite3.Row) -> Run:
+    from entangle._records.views import Error, Git, Run
+
+    error = None
+    if row["error_type"] is not None:
+        error = Error(row["error_type"], row["error"], row["traceback"], tuple(json.loads(row["notes"])), row["error_node"])
+    git = None
+    if row["git_root"] is not None:
+        dirty = row["git_dirty"]
+        git = Git(row["git_root"], row["git_commit"], row["git_branch"], None if dirty is None else bool(dirty))
+    return Run(
+        row["id"],
+        row["name"],
+        row["state"],
+        row["started"],
+        row["ended"],
+        row["node_count"],
+        row["done_count"],
+        row["workers"],
+        row["host"],
+        row["pid"],
+        row["user"],
+        row["cwd"],
+        row["program"],
+        row["python"],
+        row["platform"],
+        row["entangle"],
+        row["way"],
+        git,
+        json.loads(row["packages"]),
+        json.loads(row["tags"]),
+        row["parent"],
+        row["parent_node"],
+        error,
+        row["graph"],
+        shelf,
+        row["key"],
+        json.loads(row["tries"]) if row["tries"] else [],
+    )
+
+
+def _going(shelf: str, sheet: Sheet) -> Run:
+    from entangle._records.views import Git, Run
+
+    head, place, git = sheet.head, sheet.head["place"], sheet.head.get("git")
+    parent, parent_node = head.get("parent") or (None, None)
+    return Run(
+        head["id"],
+        head["name"],
+        "running",
+        head["began"],
+        None,
+        len(sheet.body_of),
+        None,
+        None,
+        head["host"],
+        head["pid"],
+        place["user"],
+        head["cwd"],
+        place["program"],
+        place["python"],
+        place["platform"],
+        place["entangle"],
+        head["way"],
+        Git(git["root"], git["commit"], git["branch"], None) if git else None,
+        head["packages"],
+        head["tags"],
+        parent,
+        parent_node,
+        None,
+        head["graph"],
+        shelf,
+        None,
+        [],
+        sheet,
+    )
+
+
+def value_of(kind: str | None, size: int | None, digest: bytes | None, text: str | None, whole: bytes | None = None) -> Value | None:
+    """A value as the file has it."""
+    from entangle._records.views import Value
+
+    return Value(kind, size, digest.hex() if digest else None, text or "", whole) if kind is not None else None
+
+
+def nodes_of(run: Run) -> list[Node]:
+    """The nodes of a run."""
+    from entangle._records.views import Node
+
+    if run._key is None:
+        tasks = [_task_of_sheet(body) for body in run._sheet.head["bodies"]]
+        nothing = ("unknown", *(None,) * 15)
+        return [Node(run, number, tasks[body], nothing) for number, body in enumerate(run._sheet.body_of)]
+    with opened(run._shelf) as connection:
+        known = {
+            row[0]: _task(row[1:])
+            for row in connection.execute(
+                "SELECT key, name, qualified, module, version, source, file, line, layers, terms, attributes FROM tasks "
+                "WHERE key IN (SELECT DISTINCT task FROM nodes WHERE run = ?)",
+                (run._key,),
+            )
+        }
+        rows = connection.execute("SELECT * FROM nodes WHERE run = ? ORDER BY node", (run._key,)).fetchall()
+    return [Node(run, row[1], known[row[2]], row[3:]) for row in rows]
+
+
+def _task(row: tuple[Any, ...]) -> Task:
+    from entangle._records.views import Task
+
+    name, qualified, module, version, source, file, line, layers, terms, attributes = row
+    return Task(
+        name,
+        qualified or name,
+        module or "",
+        version,
+        source or "",
+        file or "",
+        line or 0,
+        tuple(json.loads(layers)),
+        json.loads(terms),
+        json.loads(attributes),
+    )
+
+
+def _task_of_sheet(body: dict[str, Any]) -> Task:
+    told = {name: json.dumps(body.get(name) or default) for name, default in (("layers", []), ("terms", {}), ("attributes", {}))}
+    plain = [body.get(name) for name in ("name", "qualified", "module", "version", "source", "file", "line")]
+    return _task((*plain, told["layers"], told["terms"], told["attributes"]))
+
+
+def inputs_of(run: Run) -> list[list[tuple[Any, ...]]]:
+    """For each node of a run, the rows of its arguments."""
+    from entangle._records.binding import input_rows
+
+    if run._key is None:
+        rows = list(input_rows(0, run._sheet))
+    else:
+        with opened(run._shelf) as connection:
+            rows = connection.execute("SELECT * FROM inputs WHERE run = ? ORDER BY node, position", (run._key,)).fetchall()
+    taken: list[list[tuple[Any, ...]]] = [[] for _ in range(run.node_count)]
+    for row in rows:
+        taken[row[1]].append(row)
+    return taken

@@ -1,0 +1,226 @@
+"""Sending runs to a Gremlin server: batches of vertices, then of edges, each made unless it is there already.
+
+So a run may be sent twice, by two at once, or broken off in the middle and sent again: what is there stays, what is missing
+comes. A run counts as sent when its last batch has been answered. Nothing is ever removed but by `clear`.
+
+Amazon Neptune takes the same over `wss://` with a handshake signed by SigV4; its host says what it is, ENTANGLE_GRAPH_AUTH=sigv4
+says it for any other.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
+from typing import Any
+from urllib.parse import urlsplit
+
+from entangle._records.address import check_address, name_of
+from entangle._records.binding import bind
+from entangle._records.file import opened
+from entangle._records.graphs import run_of
+from entangle._records.vertices import LABELS, Edge, Vertex, edges_of, stubs_of, vertices_of
+from entangle.errors import GraphError
+
+BATCH = 200
+#: Seconds that a server may take for a batch.
+PATIENCE = 60.0
+
+_UNSENT = """
+WITH RECURSIVE wanted (id) AS (
+    SELECT id FROM runs WHERE graph = :graph OR :all
+    UNION SELECT runs.id FROM runs JOIN wanted ON runs.parent = wanted.id
+)
+SELECT runs.key, runs.id FROM runs JOIN wanted USING (id)
+WHERE NOT EXISTS (SELECT 1 FROM sent WHERE sent.run = runs.key AND sent.graph = :graph)
+ORDER BY runs.started
+"""
+
+
+class Connection:
+    """A connection to a Gremlin server. Raises GraphError where gremlinpython is missing or the server cannot be reached."""
+
+    def __init__(self, address: str) -> None:
+        self.address = check_address(address)
+        try:
+            from gremlin_python.driver.aiohttp.transport import AiohttpTransport
+            from gremlin_python.driver.driver_remote_connection import DriverRemoteConnection
+            from gremlin_python.process.anonymous_traversal import traversal
+        except ImportError:
+            raise GraphError("sending records to a Gremlin server needs gremlinpython: pip install 'py-entangle[graph]'") from None
+        headers = signed_headers(address) if wants_signature(address) else None
+
+        self._transports: list[Any] = []
+
+        def transport() -> Any:
+            made = AiohttpTransport(read_timeout=PATIENCE, write_timeout=PATIENCE, call_from_event_loop=False)
+            self._transports.append(made)
+            return made
+
+        self._driver = DriverRemoteConnection(address, "g", pool_size=1, max_workers=1, headers=headers, transport_factory=transport)
+        source = traversal()
+        # The new name since 3.8; the old one then warns.
+        self.g = source.with_(self._driver) if hasattr(source, "with_") else source.with_remote(self._driver)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        # The driver forgets transports that have never been connected.
+        for part in (self._driver, *self._transports):
+            try:
+                part.close()
+            except Exception:  # it broke, or was never made
+                pass
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        """Ask the server something of its graph. Raises GraphError where it cannot answer."""
+        try:
+            return question(self.g)
+        except Exception as error:  # whatever the driver and the layers below it raise
+            text = str(error) or type(error).__name__
+            raise GraphError(f"the Gremlin server at {name_of(self.address)} does not answer: {text[:500]}") from error
+
+    def put_vertices(self, vertices: Iterable[Vertex]) -> None:
+        """Make vertices that are not there, and complete those that are."""
+        from gremlin_python.process.graph_traversal import __
+        from gremlin_python.process.traversal import Merge, T
+
+        def put(batch: list[Any], g: Any) -> Any:
+            keyed = [{"key": {T.id: one.id, T.label: one.label}, "said": one.properties} for one in batch]
+            merged = g.inject(keyed).unfold().as_("one").merge_v(__.select("one").select("key"))
+            said = __.select("one").select("said")
+            return merged.option(Merge.on_create, said).option(Merge.on_match, said).count().next()
+
+        for batch in _batches(vertices):
+            self.ask(partial(put, batch))
+
+    def put_edges(self, edges: Iterable[Edge]) -> None:
+        """Make edges that are not there. Both ends must be there."""
+        from gremlin_python.process.graph_traversal import __
+        from gremlin_python.process.traversal import Direction, Merge, T
+
+        def put(batch: list[Any], g: Any) -> Any:
+            keyed = [
+                {
+                    "key": {T.id: one.id, T.label: one.label, Direction.OUT: one.source, Direction.IN: one.target},
+                    "said": one.properties,
+                }
+                for one in batch
+            ]
+            merged = g.inject(keyed).unfold().as_("one").merge_e(__.select("one").select("key"))
+            said = __.select("one").select("said")
+            return merged.option(Merge.on_create, said).option(Merge.on_match, said).count().next()
+
+        for batch in _batches(edges):
+            self.ask(partial(put, batch))
+
+
+def _batches(things: Iterable[Any]) -> Iterator[list[Any]]:
+    source = iter(things)
+    while batch := list(islice(source, BATCH)):
+        yield batch
+
+
+def unsent(shelf: str, address: str, everything: bool = False) -> list[tuple[int, str]]:
+    """Keys and ids of runs that were to be sent there and have not been, the oldest first; of all that have not, if `everything`."""
+    bind(shelf)
+    with opened(shelf) as connection:
+        found: list[tuple[int, str]] = connection.execute(_UNSENT, {"graph": name_of(address), "all": everything}).fetchall()
+    return found
+
+
+def send(shelf: str, address: str, run_ids: list[str] | None = None, everything: bool = False) -> int:
+    """Send runs to a server: these, whether they have been sent or not; else those that have not. Gives how many were sent.
+    Raises GraphError where the server fails; those that were sent until then stay sent."""
+    check_address(address)
+    sent: int = _outside_of_a_loop(lambda: _send(shelf, address, run_ids, everything))
+    return sent
+
+
+def _outside_of_a_loop(work: Callable[[], Any]) -> Any:
+    """Do some work where no event loop runs: the driver has one of its own, and a thread has one at a time."""
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work).result()
+
+
+def _send(shelf: str, address: str, run_ids: list[str] | None, everything: bool) -> int:
+    if run_ids is not None:
+        wanted = [(run._key, run.id) for run in (run_of(shelf, run_id) for run_id in run_ids) if run._key is not None]
+    else:
+        wanted = list(unsent(shelf, address, everything))
+    if not wanted:
+        return 0
+    with Connection(address) as connection:
+        for key, run_id in wanted:
+            run = run_of(shelf, run_id)
+            connection.put_vertices(chain(vertices_of(run), stubs_of(run)))
+            connection.put_edges(edges_of(run))
+            _note_sent(shelf, key, address)
+    return len(wanted)
+
+
+def _note_sent(shelf: str, key: int, address: str) -> None:
+    with opened(shelf) as connection:
+        try:
+            connection.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?)", (key, name_of(address), time.time_ns()))
+        except sqlite3.IntegrityError:  # forgotten meanwhile
+            pass
+
+
+def clear(address: str) -> None:
+    """Remove everything that entangle has sent to a server, whoever sent it. Raises GraphError."""
+
+    def work() -> None:
+        with Connection(address) as connection:
+            connection.ask(lambda g: g.V().has_label(*LABELS).drop().count().next())
+
+    _outside_of_a_loop(work)
+
+
+# Neptune ---------------------------------------------------------------------------------------------------------
+
+
+def wants_signature(address: str) -> bool:
+    """Whether the handshake is to be signed."""
+    host = urlsplit(address).hostname or ""
+    return os.environ.get("ENTANGLE_GRAPH_AUTH", "").lower() == "sigv4" or host.endswith(
+        (".neptune.amazonaws.com", ".neptune.amazonaws.com.cn")
+    )
+
+
+def signed_headers(address: str) -> dict[str, str]:
+    """The headers of a handshake that AWS accepts, by the credentials that botocore finds. Raises GraphError."""
+    try:
+        from botocore.auth import SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.session import Session
+    except ImportError:
+        raise GraphError("a Neptune database wants signed requests, which need botocore: pip install 'py-entangle[aws]'") from None
+    parts = urlsplit(address)
+    session = Session()
+    labels = (parts.hostname or "").split(".")
+    region = labels[labels.index("neptune") - 1] if "neptune" in labels[1:] else session.get_config_variable("region")
+    credentials = session.get_credentials()
+    if credentials is None or not region:
+        missing = "credentials" if credentials is None else "a region (AWS_REGION)"
+        raise GraphError(f"{name_of(address)} wants signed requests, and no AWS {missing} can be found")
+    # What is signed is the handshake: a GET by HTTP, whose scheme is no part of the signature.
+    request = AWSRequest("GET", f"https://{parts.netloc}{parts.path or '/gremlin'}")
+    SigV4Auth(credentials.get_frozen_credentials(), "neptune-db", region).add_auth(request)
+    return {**dict(request.headers.items()), "Host": parts.netloc}

@@ -1,0 +1,386 @@
+"""The recorder: an observer that writes a sheet for every run.
+
+It costs a run some writes to a file: a head when it begins, a tail when it ends, both mostly columns that are copied as they
+are. What takes long waits until somebody looks. Nothing that goes wrong here reaches a run: it is said once, and the run
+goes unremembered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from typing import TYPE_CHECKING, Any
+
+from entangle._records import address, commit, shelf, surroundings, tags, tasks
+from entangle._records.sheet import FORM, Writer
+from entangle._run import notes
+from entangle._run.masks import MASK, is_secret, masked, suspicious
+from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
+from entangle.flow import Body, Flow
+
+if TYPE_CHECKING:
+    from entangle._run.run import Run
+
+#: In the directory of a run: where its nested runs find the shelf.
+LINK = "record"
+#: How much of a long run's time may go into binding when it has ended.
+SHARE = 0.02
+#: How many sheets may lie about.
+MANY = 500
+
+_warned = False
+
+
+def complain(error: Exception) -> None:
+    """Say once in a process that runs are not remembered, and why."""
+    global _warned
+    if not _warned:
+        _warned = True
+        import logging
+
+        logging.getLogger("entangle").warning("runs are not recorded: %s: %s", type(error).__name__, error)
+
+
+class Recorder:
+    """Writes a sheet for every run of this process."""
+
+    def __init__(self) -> None:
+        self._sheets: dict[str, tuple[Writer, str | None]] = {}
+
+    def started(self, run: Run) -> None:
+        """Write the head of the run's sheet."""
+        try:
+            self._begin(run)
+        except Exception as error:
+            complain(error)
+
+    def looked(self, run: Run) -> None:
+        """Nothing: the table is read when the run has ended."""
+
+    def ended(self, run: Run) -> None:
+        """Write what became of the run."""
+        writer, root = self._sheets.pop(run.id, (None, None))
+        if writer is None:
+            return
+        try:
+            _write_tail(run, writer, root)
+        except Exception as error:
+            writer.discard()
+            complain(error)
+        finally:
+            writer.close()
+        if run.parent is None:
+            try:
+                _follow_up(run, os.path.dirname(os.path.dirname(writer.path)))
+            except Exception as error:
+                complain(error)
+
+    def shelf_of(self, run: Run) -> tuple[str, bool] | None:
+        """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
+        return shelf_of(run)
+
+    def _begin(self, run: Run) -> None:
+        assert run.table is not None
+        assert run.supervisor is not None
+        found = self.shelf_of(run)
+        if found is None:
+            return
+        sheets, whole = found
+        site = run.supervisor.site
+        if site.directory:
+            _say_where(site.directory, sheets)
+        writer = Writer(sheets, run.id)
+        self._sheets[run.id] = writer, None
+        flow = run.flow
+        # A stream may be endless: what it noted of its values would be, too.
+        run.table.header[NOTING] = notes.QUIET if flow.rearmed else notes.WHOLE if whole else notes.SHORT
+        bodies = [tasks.described(body) for body in flow.bodies]
+        root = None
+        if not run.nested:
+            root = _repository(flow.bodies)
+            if root is not None:
+                commit.ask(root)
+                self._sheets[run.id] = writer, root
+        head = {
+            "form": FORM,
+            "id": run.id,
+            "parent": run.parent,
+            "began": time.time_ns() - (time.monotonic_ns() - run.table.header[STARTED_AT]),
+            "clock": run.table.header[STARTED_AT],
+            "name": flow.body(flow.sinks[0]).name,
+            "way": run.way,
+            "place": surroundings.place(),
+            "host": surroundings.place()["host"],
+            "pid": os.getpid(),
+            "cwd": _working_directory(),
+            "tags": run.context.get(tags.current) or {},
+            "graph": address.name_of(graph) if (graph := _graph_of(flow.bodies)) is not None else None,
+            "packages": {} if run.nested else surroundings.packages(),
+            "git": commit.described(root) if root is not None else None,
+            "labels": _labels(flow),
+        }
+        line = f'{json.dumps(head, default=str)[:-1]}, "bodies": [{", ".join(bodies)}]'
+        writer.write(line, (flow.body_of, flow.shape_of, flow.starts, flow.inputs))
+
+
+def _follow_up(run: Run, place: str) -> None:
+    """Have the run sent where it is wanted, and bind what lies about where that costs next to nothing."""
+    graph = _graph_of(run.flow.bodies)
+    if graph is not None:
+        from entangle._records.courier import deliver
+
+        deliver(place, graph)
+        return
+    assert run.table is not None
+    lasted = (time.monotonic_ns() - run.table.header[STARTED_AT]) / 1e9
+    worth_it = lasted * SHARE > 0.05 + run.flow.count * 20e-6
+    # Of those that are not, one in 256 sees to who only ever calls short ones, and never looks.
+    if worth_it or (run.id.endswith("00") and len(os.listdir(shelf.sheets_of(place))) > MANY):
+        from entangle._records.binding import bind
+
+        bind(place, max(0.5, lasted * SHARE))
+
+
+def _labels(flow: Flow) -> dict[str, list[str]]:
+    """For each pair of a body and a shape, how the flat inputs of its nodes are called."""
+    pairs = set(zip(flow.body_of, flow.shape_of, strict=True))
+    return {f"{body} {shape}": tasks.arguments_of(_parameters(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
+
+
+def shelf_of(run: Run) -> tuple[str, bool] | None:
+    """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
+    if run.nested:
+        from entangle._run.worker import here
+
+        assert here.worker is not None
+        outer = here.worker.site
+        mode = outer.table.header[NOTING]
+        if not mode:
+            return None
+        try:
+            with open(os.path.join(outer.directory, LINK), "rb", buffering=0) as file:
+                return os.fsdecode(file.read()), mode == notes.WHOLE
+        except OSError:
+            return None
+    if not shelf.recording():
+        return None
+    return shelf.make_shelf(shelf.find_shelf()), shelf.whole_values()
+
+
+def _say_where(directory: str, sheets: str) -> None:
+    """Leave word for nested runs: their processes may have gone to another directory, or know another environment."""
+    fd = os.open(os.path.join(directory, LINK), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, os.fsencode(sheets))
+    finally:
+        os.close(fd)
+
+
+def _repository(bodies: list[Body]) -> str | None:
+    """The working tree that the code of a run comes from, else the one that it is run in."""
+    for body in reversed(bodies):
+        task = getattr(body, "task", None)
+        code = tasks.code_of(task.function) if task is not None else None
+        if code is not None and os.path.isabs(code.co_filename) and "site-packages" not in code.co_filename:
+            found = commit.repository(os.path.dirname(code.co_filename))
+            if found is not None:
+                return found
+    where = _working_directory()
+    return commit.repository(where) if where else None
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def _graph_of(bodies: list[Body]) -> str | None:
+    """The Gremlin server that this run is to be sent to."""
+    for body in bodies:
+        task = getattr(body, "task", None)
+        for layer in task.layers if task is not None else ():
+            graph = getattr(layer, "graph", None)
+            if isinstance(graph, str):
+                return graph
+    return os.environ.get("ENTANGLE_GRAPH") or None
+
+
+def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
+    table, supervisor = run.table, run.supervisor
+    assert table is not None
+    assert supervisor is not None
+    site = supervisor.site
+    ended = time.monotonic_ns()
+    _await_notes(table)
+    nodes, values, extras = notes.gather(site.directory, site.noted)
+    _hide_outputs(run, nodes, values)
+    tail: dict[str, Any] = {
+        "ended": ended,
+        "workers": supervisor.serial,
+        "error": _error_of(run, table),
+        "tries": _tries(site.directory, table),
+        "dirty": commit.hear(root) if root is not None else None,
+        "extras": extras,
+        "nodes": nodes,
+        "values": _without_secrets(values),
+        "constants": _constants(run),
+    }
+    line = json.dumps(tail, default=_bytes_as_text)[:-1]
+    writer.write(line, (table.ready_at, table.records, table.states, table.attempts))
+
+
+def _await_notes(table: Table) -> None:
+    """Give workers that have just delivered their last value the moment in which they put down their notes."""
+    if not table.header[FINISHED]:
+        return
+    until = time.monotonic() + 0.002
+    states = range(SLOT + STATE, table.slot_count * SLOT, SLOT)
+    while any(table.slots[at] == BUSY for at in states) and time.monotonic() < until:
+        time.sleep(0)
+
+
+def _bytes_as_text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _without_secrets(values: list[Any]) -> list[Any]:
+    """Values as they are noted; texts that look like a secret, in short."""
+    if any(type(value) is str for value in values) and suspicious("\n".join([value for value in values if type(value) is str])):
+        return [notes.describe(value) if type(value) is str and suspicious(value) else value for value in values]
+    return values
+
+
+def _hidden(value: Any) -> notes.Described:
+    return type(value).__name__, None, None, MASK, None
+
+
+def _hide_outputs(run: Run, nodes: list[int], values: list[Any]) -> None:
+    """A task that is called after a secret gives one."""
+    secret = {index for index, body in enumerate(run.flow.bodies) if is_secret(body.name)}
+    if secret:
+        for index, node in enumerate(nodes):
+            if run.flow.body_of[node] in secret:
+                values[index] = _hidden(values[index])
+
+
+def _constants(run: Run) -> list[Any]:
+    """The constants of the flow, as values are noted."""
+    flow = run.flow
+    hidden = _secret_constants(run)
+    if not hidden and _all_small(flow.constants):
+        return flow.constants
+    assert run.table is not None
+    now = time.monotonic_ns()
+    until = now + max(notes.ALLOWANCE, (now - run.table.header[STARTED_AT]) // notes.SHARE)
+    mode = run.table.header[NOTING]
+    known: dict[int, Any] = {}
+    told: list[Any] = []
+    plain = notes.plain
+    for index, constant in enumerate(flow.constants):
+        if index in hidden:
+            told.append(_hidden(constant))
+        elif plain(constant):
+            told.append(constant)
+        else:
+            found = known.get(id(constant))
+            if found is None and (mode == notes.WHOLE or time.monotonic_ns() < until):
+                found = known[id(constant)] = notes.describe(constant, _pickle_of(constant), mode == notes.WHOLE)
+            told.append(found or (notes.named(type(constant)),))
+    return _without_secrets(told)
+
+
+def _all_small(constants: list[Any]) -> bool:
+    """Whether all are numbers that are noted as they are, found out in no time."""
+    kinds = set(map(type, constants))
+    if kinds == {int}:
+        try:
+            array("q", constants)
+        except OverflowError:
+            return False
+        return True
+    return kinds <= {float, bool, type(None)}
+
+
+def _pickle_of(value: Any) -> bytes | None:
+    """The pickle of a value that can be pickled without running code of its class; None for all others, and for large ones."""
+    kind = type(value)
+    if kind in (str, bytes):
+        cheap = len(value) <= notes.HASHED
+    elif kind in (list, tuple):
+        cheap = len(value) <= 100 and all(map(notes.plain, value))
+    elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+        cheap = value.nbytes <= notes.HASHED and not value.dtype.hasobject
+    else:
+        cheap = False
+    if not cheap:
+        return None
+    import pickle
+
+    return pickle.dumps(value, 5)
+
+
+def _secret_constants(run: Run) -> set[int]:
+    """Which constants are arguments that go by the name of a secret."""
+    flow = run.flow
+    secret: dict[tuple[int, int], list[int]] = {}
+    for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
+        labels = tasks.arguments_of(_parameters(flow.bodies[pair[0]]), flow.shapes[pair[1]])
+        places = [index for index, label in enumerate(labels) if is_secret(label.partition("[")[0].partition("{")[0])]
+        if places:
+            secret[pair] = places
+    found: set[int] = set()
+    if secret:
+        for node in range(flow.count):
+            for place in secret.get((flow.body_of[node], flow.shape_of[node]), ()):
+                taken = flow.inputs[flow.starts[node] + place]
+                if taken < 0:
+                    found.add(~taken)
+    return found
+
+
+def _parameters(body: Body) -> dict[str, Any]:
+    task = getattr(body, "task", None)
+    return tasks.parameters_of(task.function) if task is not None else {}
+
+
+def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
+    """Why attempts failed that were followed by others."""
+    if not directory or not bytes(table.attempts).strip(b"\0"):
+        return []
+    try:
+        with open(os.path.join(directory, "attempts"), encoding="utf-8") as lines:
+            told = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+    return [{**one, "error": masked(one["error"])} for one in told]
+
+
+def _error_of(run: Run, table: Table) -> dict[str, Any] | None:
+    """What ended the run, if not its value."""
+    error = run.raised
+    if error is None:
+        return None
+    node = table.header[FAILED_NODE]
+    if node < 0:
+        node = bytes(table.states).find(bytes([FAILED]))
+    cause = getattr(error.__cause__, "text", None)
+    if cause is None:
+        import traceback
+
+        cause = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        message = str(error)
+    except Exception as problem:
+        message = f"<its text raises {type(problem).__name__}>"
+    kind = type(error)
+    return {
+        "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
+        "message": masked(message[:10_000]),
+        "traceback": masked(cause[-100_000:]),
+        "notes": [masked(str(note)) for note in getattr(error, "__notes__", [])],
+        "node": node if node >= 0 else None,
+    }

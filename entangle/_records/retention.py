@@ -1,0 +1,92 @@
+"""Retention: what is old goes, and the oldest goes where there is too much."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+
+from entangle._records.file import opened, transaction
+from entangle._records.graphs import find_run
+from entangle.errors import RecordsError
+
+DAYS, BYTES = 90.0, 1 << 30
+#: Seconds between two looks that binding takes of its own accord.
+EVERY = 3600.0
+_MARK = "retained"
+
+#: A run and all that were called in it.
+_FAMILY = """
+WITH RECURSIVE family (id) AS (VALUES (?) UNION SELECT runs.id FROM runs JOIN family ON runs.parent = family.id)
+DELETE FROM runs WHERE id IN family
+"""
+
+
+def limits() -> tuple[float, int]:
+    """Days and bytes as the environment has them. Raises RecordsError for what is no number."""
+    try:
+        return float(os.environ.get("ENTANGLE_RECORD_DAYS", DAYS)), int(float(os.environ.get("ENTANGLE_RECORD_BYTES", BYTES)))
+    except ValueError as error:
+        raise RecordsError(f"ENTANGLE_RECORD_DAYS and ENTANGLE_RECORD_BYTES are numbers: {error}") from None
+
+
+def forget_run(shelf: str, run_id: str) -> None:
+    """Remove a run and those called in it."""
+    run = find_run(shelf, run_id)
+    if run.state == "running":
+        raise RecordsError(f"run {run.id} goes on; it can be forgotten when it is over")
+    with opened(shelf) as connection:
+        with transaction(connection):
+            connection.execute(_FAMILY, (run.id,))
+            _drop_tasks(connection)
+        connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+
+def retain(shelf: str, days: float | None = None, size: int | None = None) -> int:
+    """Forget what is older than so many days, then the oldest until the file is small enough; gives how many runs went."""
+    usual_days, usual_size = limits()
+    days = usual_days if days is None else days
+    size = usual_size if size is None else size
+    with opened(shelf) as connection:
+        before = connection.total_changes
+        (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+        with transaction(connection):
+            connection.execute("DELETE FROM runs WHERE started < ?", (int((time.time() - days * 86_400) * 1e9),))
+        while _used(connection) > size:
+            with transaction(connection):
+                gone = connection.execute(
+                    "DELETE FROM runs WHERE key IN (SELECT key FROM runs ORDER BY started LIMIT max(1, (SELECT count(*) FROM runs) / 20))"
+                ).rowcount
+            if not gone:
+                break
+        if connection.total_changes != before:
+            with transaction(connection):
+                _drop_tasks(connection)
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+        (left,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+    return int(count - left)
+
+
+def _used(connection: sqlite3.Connection) -> int:
+    """Bytes of the file that hold something."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    (width,) = connection.execute("PRAGMA page_size").fetchone()
+    return int((pages - free) * width)
+
+
+def _drop_tasks(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM tasks WHERE key NOT IN (SELECT DISTINCT task FROM nodes)")
+
+
+def retain_now_and_then(shelf: str) -> None:
+    """Do what is usual, unless it has been done within the hour."""
+    mark = os.path.join(shelf, _MARK)
+    try:
+        if time.time() - os.stat(mark).st_mtime < EVERY:
+            return
+    except OSError:
+        pass
+    with open(mark, "a", encoding="ascii"):
+        os.utime(mark)
+    retain(shelf)

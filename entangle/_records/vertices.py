@@ -1,0 +1,139 @@
+"""A run as vertices and edges of a property graph.
+
+::
+
+    (call)-[made]->(value)      (call)-[takes {argument}]->(value)      (call)-[ran]->(task)
+    (call)-[part_of]->(run)     (run)-[part_of]->(call)                  a run that was called in a body
+
+Ids are made of what they stand for, so what is sent twice is there once. A value is that of one call: two calls that made equal
+values have a vertex each, with one `hash`, since what made the one has not made the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entangle._records.views import Run, Value
+
+LABELS = ("run", "call", "task", "value")
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """A vertex: its id, its label, its properties."""
+
+    id: str
+    label: str
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An edge from one vertex to another, by their ids."""
+
+    id: str
+    label: str
+    source: str
+    target: str
+    properties: dict[str, Any]
+
+
+def vertices_of(run: Run) -> Iterator[Vertex]:
+    """The vertices of a run."""
+    git = {"git_commit": run.git.commit, "git_branch": run.git.branch, "git_dirty": run.git.dirty} if run.git else {}
+    error = {"error": f"{run.error.type}: {run.error.message}"} if run.error else {}
+    about = {
+        "name": run.name,
+        "state": run.state,
+        "started": run.started,
+        "ended": run.ended,
+        "seconds": run.seconds,
+        "calls": run.node_count,
+        "host": run.host,
+        "user": run.user,
+        "python": run.python,
+        "platform": run.platform,
+        "entangle": run.entangle,
+        **git,
+        **error,
+        **{f"tag_{name}": value for name, value in run.tags.items()},
+    }
+    yield Vertex(f"run:{run.id}", "run", _said(about))
+    for task in run.tasks:
+        told = {"name": task.name, "module": task.module, "version": task.version, "source": task.source, "layers": " ".join(task.layers)}
+        plain = {name: value for name, value in task.attributes.items() if isinstance(value, (str, int, float, bool))}
+        yield Vertex(_task_id(task), "task", _said({**told, **{f"attribute_{name}": value for name, value in plain.items()}}))
+    for node in run.nodes:
+        about = {
+            "name": node.name,
+            "run": run.id,
+            "node": node.number,
+            "state": node.state,
+            "attempts": node.attempts,
+            "started": node.started,
+            "ended": node.ended,
+            "seconds": node.seconds,
+            "host": run.host,
+            "pid": node.pid,
+            "cpu": node.cpu,
+            "peak_memory": node.peak_memory,
+        }
+        yield Vertex(f"call:{run.id}:{node.number}", "call", _said(about))
+        if node.state == "done":
+            yield _value(f"value:{run.id}:{node.number}", node.value)
+        for position, taken in enumerate(node.inputs):
+            if taken.source is None:
+                yield _value(f"value:{run.id}:{node.number}:{position}", taken.value)
+
+
+def edges_of(run: Run) -> Iterator[Edge]:
+    """The edges of a run. Those to the run around it come with that one, which may not be there yet."""
+    mine = f"run:{run.id}"
+    for child in run.children:
+        around = f"call:{run.id}:{child.parent_node}"
+        yield Edge(f"part_of:run:{child.id}", "part_of", f"run:{child.id}", around, {})
+    for node in run.nodes:
+        serial = f"{run.id}:{node.number}"
+        call = f"call:{serial}"
+        yield Edge(f"part_of:{serial}", "part_of", call, mine, {})
+        yield Edge(f"ran:{serial}", "ran", call, _task_id(node.task), {})
+        if node.state == "done":
+            yield Edge(f"made:{serial}", "made", call, f"value:{serial}", {})
+        for position, taken in enumerate(node.inputs):
+            if taken.source is None:
+                value = f"value:{serial}:{position}"
+            elif run.nodes[taken.source].state == "done":
+                value = f"value:{run.id}:{taken.source}"
+            else:
+                continue
+            yield Edge(f"takes:{serial}:{position}", "takes", call, value, {"argument": taken.argument})
+
+
+def stubs_of(run: Run) -> Iterator[Vertex]:
+    """The runs that were called in this one, as far as an edge needs them: sent on their own, they say the rest."""
+    for child in run.children:
+        yield Vertex(f"run:{child.id}", "run", {"name": child.name})
+
+
+def _task_id(task: Any) -> str:
+    return f"task:{task.version}"
+
+
+def _value(identity: str, value: Value | None) -> Vertex:
+    if value is None:
+        return Vertex(identity, "value", {})
+    return Vertex(identity, "value", _said({"type": value.type, "size": value.size, "hash": value.hash, "text": value.text}))
+
+
+def _said(properties: dict[str, Any]) -> dict[str, Any]:
+    """Properties that are known; a property graph has no null. A whole number beyond 64 bits goes as text."""
+    told = {}
+    for name, value in properties.items():
+        if value is None:
+            continue
+        too_large = type(value) is int and not -(1 << 63) <= value < 1 << 63
+        told[name] = str(value) if too_large else value
+    return told

@@ -1,0 +1,496 @@
+"""The agent: the far side of a stream. A Python that runs calls for somebody else, with the same engine.
+
+The main thread reads frames and does nothing that could wait for the caller. Calls run in threads that stay, since the
+kernel ties the processes that a body starts to the thread that has started them. The agent ends, with everything that it has
+started, when its stream does.
+
+It runs where nothing is installed but Python: this module needs the standard library, `wire` and `imports`; the engine comes over
+the stream before the first call.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from entangle import _run
+from entangle._remote import imports, wire
+from entangle._remote.wire import (
+    CALL,
+    CANCEL,
+    ERROR,
+    FIND,
+    HELLO,
+    MODULE,
+    PING,
+    PONG,
+    PRINT,
+    RECORD,
+    VALUE,
+    Decoder,
+    Message,
+    Press,
+    Segments,
+)
+from entangle.errors import ProtocolError
+
+#: Pool threads, and with them bodies that wait at the same time. More calls wait for one of these.
+MOST_THREADS = 1024
+#: Seconds without a word after which an idle agent sends one, so that the network finds out that the line is cut.
+IDLE = 30.0
+#: Between SIGTERM and SIGKILL for what bodies have started (seconds).
+GRACE = 0.3
+
+
+class Agent:
+    """One agent. `config` is what the caller says of himself: `silence` is in seconds."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self._reads, self._writes = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
+        # What is written to descriptor 1 by other than Python's own print is no frame either.
+        self._printed, out = os.pipe()
+        os.dup2(out, 1)
+        os.close(out)
+        os.set_blocking(self._printed, False)
+        self._sending = threading.Lock()
+        self._posted: deque[bytes] = deque()
+        self._press = Press([method for method in config["press"] if method in wire.methods()])
+        self._jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._idle = 0
+        self._threads = 0
+        self._guard = threading.Lock()
+        #: Calls under way: how to cancel them, once they run.
+        self._calls: dict[int, Callable[[], None] | None] = {}
+        self._answers: dict[int, queue.SimpleQueue[Any]] = {}
+        self._asked = 0
+        self._ready = threading.Event()
+        self.prints = (Prints(self, 1), Prints(self, 2))
+        self._counter: imports.Counter | None = None
+        self._drained = threading.Lock()
+        self._pid = os.getpid()
+        self._ending = False
+
+    def serve(self) -> None:
+        """Say hello, then do what comes, until nothing comes any more."""
+        # What runs here is remembered where it was called, if at all (entangle._records.travels).
+        _run.observers.clear()
+        _lead_family()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: self.end())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.send(HELLO, 0, [[json.dumps(_about_here()).encode()]])
+        sys.stdout, sys.stderr = self.prints
+        sys.stdin = open(os.devnull)
+        for finder in imports.finders:
+            finder._ask = self.ask
+        os.register_at_fork(after_in_child=self._leave_in_child)
+        threading.Thread(target=self._drain_for_ever, name="entangle-out", daemon=True).start()
+        decoder = Decoder()
+        poll = select.poll()
+        poll.register(self._reads, select.POLLIN)
+        heard = time.monotonic()
+        patience = 3 * float(self.config.get("silence", 120.0))
+        try:
+            while True:
+                if not poll.poll(1000 * min(IDLE, patience / 3)):
+                    if self._calls and time.monotonic() - heard > patience:
+                        return  # whoever wants those values would have said a word
+                    self._post(wire.control(PING))
+                    continue
+                size = os.readv(self._reads, [decoder.room()])
+                if not size:
+                    return
+                heard = time.monotonic()
+                for message in decoder.received(size):
+                    self._take(message)
+        except (OSError, ProtocolError) as error:
+            os.write(2, f"entangle: the agent ends: {error}\n".encode())
+        finally:
+            self.end()
+
+    def _take(self, message: Message) -> None:
+        kind, number, parts = message
+        if kind == CALL:
+            with self._guard:
+                self._calls[number] = None
+                self._jobs.put(message)
+                if self._idle:
+                    self._idle -= 1
+                elif self._threads < MOST_THREADS:
+                    self._threads += 1
+                    threading.Thread(target=self._work, name=f"entangle-call-{self._threads}", daemon=True).start()
+        elif kind == CANCEL:
+            cancel = self._calls.get(number)
+            if cancel is not None:
+                threading.Thread(target=cancel, name="entangle-cancel", daemon=True).start()
+        elif kind == MODULE:
+            answer = imports.decode_answer(parts)
+            if number:
+                waiting = self._answers.pop(number, None)
+                if waiting is not None:
+                    waiting.put(answer)
+            else:  # the engine, unasked
+                imports.finders[0].known.update(answer)
+                self._ready.set()
+        elif kind == PING:
+            self._post(wire.control(PONG))
+
+    # Calls ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            kind, number, parts = self._jobs.get()
+            out, err = self.prints
+            out.call = err.call = number
+            try:
+                kind, answer = self._perform(number, parts)
+            except BaseException as error:  # a bug of ours, or no memory: the call must have an answer
+                kind, answer = ERROR, [[_plain(error)]]
+            finally:
+                with self._guard:
+                    self._calls.pop(number, None)
+            for stream in self.prints:
+                stream.flush_rest()
+                stream.call = 0
+            self.drain()
+            parts = []
+            if self._ending:
+                return  # that the call was cancelled is our doing; for its caller the line is lost, and `retry` may try another
+            try:
+                self.send(kind, number, answer)
+            except BaseException as error:  # a bug of ours, or no memory. Half of an answer is no answer: this ends the stream
+                self.send(ERROR, number, [[_plain(error)]])
+            answer = []
+            with self._guard:
+                self._idle += 1
+
+    def _perform(self, number: int, parts: list[Any]) -> tuple[int, list[Segments]]:
+        self._ready.wait(60.0)
+        from entangle._remote import job
+
+        if self._counter is None:
+            self._open_counter()
+
+        def began(cancel: Callable[[], None]) -> None:
+            self._calls[number] = cancel
+
+        given, value, records = job.perform(parts, began)
+        if records and not self._ending:
+            self.send(RECORD, number, [[record] for record in records])
+        return (VALUE if given else ERROR), value
+
+    # Sending ----------------------------------------------------------------------------------------------
+
+    def send(self, kind: int, number: int, parts: Sequence[Segments]) -> None:
+        """Send a message; waits until the line has taken it. Frames of several threads take turns."""
+        for pieces in wire.frames(kind, number, parts, self._press):
+            began = time.perf_counter()
+            with self._sending:
+                self._write(pieces)
+            self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+        self._send_posted()
+
+    def _post(self, frame: bytes) -> None:
+        """Send a small frame from the thread that reads, which must not wait: whoever is writing takes it along."""
+        self._posted.append(frame)
+        self._send_posted()
+
+    def _send_posted(self) -> None:
+        # Asked again after the lock is free: what was posted meanwhile found it taken, and relies on us.
+        while self._posted and self._sending.acquire(blocking=False):
+            try:
+                poll = select.poll()
+                poll.register(self._writes, select.POLLOUT)
+                if not poll.poll(0):
+                    return  # full: whoever reads that will have heard from us
+                self._write([self._posted.popleft()])
+            except IndexError:
+                pass
+            finally:
+                self._sending.release()
+
+    def _write(self, pieces: list[wire.Bytes]) -> None:
+        pieces = list(pieces)
+        while pieces:
+            try:
+                size = os.writev(self._writes, pieces[:512])
+            except OSError:
+                self.end()
+            while pieces and size >= len(pieces[0]):
+                size -= len(pieces.pop(0))
+            if size:
+                pieces[0] = memoryview(pieces[0])[size:]
+
+    # Modules ----------------------------------------------------------------------------------------------
+
+    def ask(self, name: str) -> Any:
+        """Ask the caller for a module, and wait for the answer."""
+        if os.getpid() != self._pid:
+            return None
+        if name.partition(".")[0] in imports.OURS and not self._ready.is_set() and self._ready.wait(60.0):
+            known = imports.finders[0].known
+            if name in known:
+                return {name: known[name]}
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._guard:
+            self._asked += 1
+            number = self._asked
+            self._answers[number] = answer
+        self.send(FIND, number, [[name.encode()]])
+        return answer.get()
+
+    def _open_counter(self) -> None:
+        """Have the workers of our runs, who are no children of this interpreter, ask us for modules."""
+        from entangle._run import forkserver, janitor
+
+        with self._guard:
+            if self._counter is None:
+                self._counter = imports.Counter(self.ask)
+                janitor.watch_for_children()
+                forkserver.prelude = imports.prelude(self._counter.address)
+
+    # What is printed --------------------------------------------------------------------------------------
+
+    def print(self, stream: int, call: int, text: str) -> None:
+        """Send what was printed; whole lines, mostly."""
+        self.send(PRINT, call, [[bytes((stream,)), text.encode("utf-8", "backslashreplace")]])
+
+    def _drain_for_ever(self) -> None:
+        poll = select.poll()
+        poll.register(self._printed, select.POLLIN)
+        while True:
+            poll.poll()
+            self.drain()
+            time.sleep(0.001)  # several lines at a time
+
+    def drain(self) -> None:
+        """Send what was written to descriptor 1 so far."""
+        with self._drained:
+            while True:
+                try:
+                    text = os.read(self._printed, 65536)
+                except OSError:
+                    return
+                self.print(1, self.only_call(), text.decode("utf-8", "replace"))
+
+    def only_call(self) -> int:
+        """The call under way, if there is exactly one."""
+        calls = list(self._calls)
+        return calls[0] if len(calls) == 1 else 0
+
+    # The end ----------------------------------------------------------------------------------------------
+
+    def _leave_in_child(self) -> None:
+        """In a child that a body forks: the stream is not its own, and prints go where a process's prints go."""
+        for fd in (self._reads, self._writes, self._printed):
+            os.close(fd)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def end(self) -> None:
+        """End the agent and all that it and its bodies have started."""
+        if os.getpid() != self._pid:
+            os._exit(1)
+        self._ending = True
+        try:
+            for cancel in list(self._calls.values()):
+                if cancel is not None:
+                    threading.Thread(target=cancel, daemon=True).start()
+            kill_family()
+            janitor = sys.modules.get("entangle._run.janitor")
+            if janitor is not None:
+                janitor.kill_marked()  # daemons, who have left the family
+            homes = sys.modules.get("entangle._run.home")
+            if homes is not None:
+                homes.leave()
+        finally:
+            os._exit(0)
+
+
+class Prints(io.TextIOBase):
+    """What a body's `print` writes to: sent line by line, with the call that the printing thread belongs to."""
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, agent: Agent, stream: int) -> None:
+        self._agent = agent
+        self._stream = stream
+        self._here = threading.local()
+        self.buffer = _Raw(self)
+
+    @property
+    def call(self) -> int:
+        """The call that this thread runs; of threads that a body has started, the only one under way; 0 for none that we know of."""
+        number: int = getattr(self._here, "call", 0)
+        return number or self._agent.only_call()
+
+    @call.setter
+    def call(self, number: int) -> None:
+        self._here.call = number
+
+    def write(self, text: str) -> int:
+        """Send whole lines; keep the rest."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        lines, end, rest = (getattr(self._here, "rest", "") + text).rpartition("\n")
+        self._here.rest = rest
+        if end:
+            self._agent.print(self._stream, self.call, lines + "\n")
+        elif len(rest) > 1 << 16:
+            self.flush_rest()
+        return len(text)
+
+    def flush_rest(self) -> None:
+        """Send a line that has no end yet."""
+        rest = getattr(self._here, "rest", "")
+        if rest:
+            self._here.rest = ""
+            self._agent.print(self._stream, self.call, rest)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+
+class _Raw(io.RawIOBase):
+    """`sys.stdout.buffer`, for those who print bytes."""
+
+    def __init__(self, prints: Prints) -> None:
+        self._prints = prints
+
+    def write(self, data: Any) -> int:
+        self._prints.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+
+def _plain(error: BaseException) -> bytes:
+    """An error for which not even the engine is there: as text."""
+    import traceback
+
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return json.dumps(
+        {"text": text, "where": f"host {os.uname().nodename}, pid {os.getpid()}", "short": f"{type(error).__name__}: {error}"}
+    ).encode()
+
+
+def _about_here() -> dict[str, Any]:
+    """What the caller wants to know of this place."""
+    import platform
+
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cpus = os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = 0
+    from importlib.util import MAGIC_NUMBER
+
+    return {
+        "protocol": wire.VERSION,
+        "python": list(sys.version_info[:3]),
+        "implementation": sys.implementation.name,
+        "magic": MAGIC_NUMBER.hex(),
+        "executable": sys.executable,
+        "platform": sys.platform,
+        "machine": os.uname().machine,
+        "system": platform.system(),
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "cpus": cpus,
+        "memory": memory,
+        "press": wire.methods(),
+    }
+
+
+# The family: what bodies start ---------------------------------------------------------------------------------------
+
+
+def _lead_family() -> None:
+    """Lead a process group, so that what is killed with us can be told from what is not ours."""
+    try:
+        os.setsid()
+    except OSError:
+        pass  # a session's leader already
+
+
+def family() -> list[int]:
+    """The processes that this one has started, and they in turn; none where there is no /proc."""
+    below: dict[int, list[int]] = {}
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    for name in names:
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            below.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    waiting = [os.getpid()]
+    while waiting:
+        children = below.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def kill_family() -> None:
+    """End what we and our bodies have started: SIGTERM, a grace, SIGKILL; again for what was started meanwhile."""
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE), (signal.SIGKILL, 0.0)):
+        found = family()
+        if not found:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, number)
+            except OSError:
+                pass
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and _reap():
+            time.sleep(0.005)
+
+
+def _reap() -> bool:
+    """Bury children that have ended; whether there are any left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+#: The agent that this process is, if it is one.
+agent: Agent | None = None
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Be an agent."""
+    global agent
+    agent = Agent(config)
+    agent.serve()

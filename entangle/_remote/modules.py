@@ -1,0 +1,178 @@
+"""What the caller answers when a far side asks for a module.
+
+Our own modules and cloudpickle go in one piece, as compiled code where the far side runs the same Python. Others go one by
+one, as source, if they are pure Python. One that has compiled parts, or belongs to a package that has, cannot be sent: the
+answer is then the sentence that the user will read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import marshal
+import os
+import sys
+import threading
+import zlib
+from typing import Any
+
+from entangle._remote import imports
+from entangle._remote.imports import OURS, Known
+
+#: Of our own modules, those that a far side has no use for unless it asks.
+_APART = (
+    "entangle.tests",
+    "entangle.examples",
+    "entangle.cli",
+    "entangle.__main__",
+    "entangle.web",
+    "entangle._records",
+    "entangle.logging",
+)
+#: What an agent needs before anything else.
+FIRST = (
+    "entangle",
+    "entangle.errors",
+    "entangle._run",
+    "entangle._remote",
+    "entangle._remote.wire",
+    "entangle._remote.imports",
+    "entangle._remote.agent",
+)
+#: … and to run calls, whether or not it has been loaded here.
+_ENGINE = (
+    "cloudpickle",
+    "cloudpickle.cloudpickle",
+    "entangle._remote.job",
+    "entangle._remote.source",
+    "entangle.task",
+    "entangle.flow",
+    "entangle.cookies",
+)
+
+_bundles: dict[str | None, bytes] = {}
+_guard = threading.Lock()
+
+
+def first() -> dict[str, Known]:
+    """The sources that start an agent, for any version of Python."""
+    return {name: known for name in FIRST if isinstance(known := _known(name, None), tuple)}
+
+
+def bundle(magic: str | None) -> bytes:
+    """The engine as the MODULE message that brings it; `magic` is the far side's number of compiled code, None for source."""
+    with _guard:
+        found = _bundles.get(magic)
+        if found is None:
+            # What an agent has from the start it keeps as source, which it needs to start others.
+            names = [name for name in _our_names() if magic is None or name not in FIRST]
+            known = {name: _known(name, magic) for name in names}
+            found = _bundles[magic] = _packed({name: value for name, value in known.items() if isinstance(value, tuple)})
+        return found
+
+
+def _our_names() -> list[str]:
+    """Our own modules that a far side will need: what has been loaded here, and the engine."""
+    names = [*FIRST, *_ENGINE]
+    names += [name for name in sys.modules if _top(name) in OURS and not name.startswith(_APART)]
+    if imports.finders:
+        names += imports.finders[0].known
+    else:
+        import entangle._run
+
+        folder = os.path.dirname(entangle._run.__file__ or "")
+        names += [f"entangle._run.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and not file.startswith("_")]
+    return list(dict.fromkeys(names))
+
+
+def answer(name: str, magic: str) -> bytes:
+    """The MODULE message for what a far side asks for."""
+    if name == imports.SOURCES:
+        return bundle(None)
+    if name.startswith(imports.SOURCE_OF):
+        name = name[len(imports.SOURCE_OF) :]
+        known = _known(name, None)
+    else:
+        known = _known(name, magic)
+    return _packed({name: known} if isinstance(known, tuple) else known)
+
+
+def _packed(answer: Any) -> bytes:
+    return zlib.compress(marshal.dumps(answer, 2), 6)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _known(name: str, magic: str | None) -> Known | str | None:
+    """A module as it is sent, or why it cannot be, or None where there is no such module."""
+    try:
+        loaded = sys.modules.get(name)
+        spec = getattr(loaded, "__spec__", None) or importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None or name == "__main__":
+        return None
+    loader: Any = spec.loader
+    package = spec.submodule_search_locations is not None
+    if loader is None:
+        return (True, "", "") if package else None  # a package without __init__
+    if _top(name) not in OURS and not _is_project(spec):
+        compiled = _compiled_part(_top(name))
+        if compiled:
+            return _instead(_top(name), compiled)
+    origin = spec.origin or f"<{name}>"
+    try:
+        if magic is not None and _top(name) in OURS and magic == importlib.util.MAGIC_NUMBER.hex() and hasattr(loader, "get_code"):
+            return package, origin, marshal.dumps(loader.get_code(name))
+        if hasattr(loader, "get_source"):
+            source = loader.get_source(name)
+        else:  # somebody's own loader, as that of a test runner, of a file all the same
+            with open(origin, "rb") as file:
+                source = importlib.util.decode_source(file.read()) if origin.endswith(".py") else None
+    except (ImportError, OSError, SyntaxError):
+        source = None
+    if source is None:
+        return _instead(_top(name), name)
+    return package, origin, source
+
+
+def _is_project(spec: Any) -> bool:
+    """Whether it is a file of the user's own and not something that pip has installed."""
+    origin = spec.origin or ""
+    return origin.endswith(".py") and "site-packages" not in origin and "dist-packages" not in origin
+
+
+_compiled: dict[str, str] = {}
+
+
+def _compiled_part(top: str) -> str:
+    """A file of a top-level package that is compiled; "" where all of it is Python."""
+    found = _compiled.get(top)
+    if found is None:
+        found = ""
+        spec = importlib.util.find_spec(top)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for at, _, files in os.walk(folder):
+                found = next((os.path.join(at, file) for file in files if file.endswith((".so", ".pyd", ".dylib"))), "")
+                if found:
+                    break
+        if spec is not None and (spec.origin or "").endswith((".so", ".pyd", ".dylib")):
+            found = spec.origin or ""
+        _compiled[top] = found
+    return found
+
+
+def _instead(top: str, compiled: str) -> str:
+    """What the user can do about a module that cannot be sent."""
+    from importlib import metadata
+
+    wanted = top
+    with contextlib.suppress(Exception):  # broken metadata of anybody: the name will do
+        name = (metadata.packages_distributions().get(top) or [top])[0]
+        wanted = f"{name}=={metadata.version(name)}"
+    return (
+        f"module {top!r} is not installed there and cannot be sent, since it has compiled parts ({os.path.basename(compiled)}); "
+        f"install it for that Python: python -m pip install {wanted!r}"
+    )

@@ -1,0 +1,220 @@
+"""Images with packages added: made from a given image by pip, once, and found again by what went into them.
+
+A container of the image runs pip as root, and is then kept as an image. What pip must know of this machine (an index of its own,
+a certificate) is given to that one command and stays out of the image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from entangle.errors import ImageError
+
+if TYPE_CHECKING:
+    from entangle._remote.transport.docker import Docker
+
+#: The repository of derived images; the tag is made of the image below and of the packages.
+REPOSITORY = "entangle-derived"
+_PLACE = "/tmp/entangle-packages"
+#: What pip is told of the machine that it runs on, and what everybody is.
+_OF_THIS_MACHINE = (
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_TRUSTED_HOST",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_TIMEOUT",
+    "PIP_RETRIES",
+    "PIP_PROXY",
+)
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy")
+_QUIETLY = {
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_NO_INPUT": "1",
+    "PIP_ROOT_USER_ACTION": "ignore",
+    "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the system is the container's, and this is what it is for
+}
+
+
+def base_image(client: Any, image: str) -> dict[str, Any]:
+    """What the daemon knows of an image; it is pulled where it is not there. Raises ImageError."""
+    from docker import errors
+
+    try:
+        found: dict[str, Any] = client.inspect_image(image)
+        return found
+    except errors.ImageNotFound:
+        pass
+    try:
+        name, tag = _parted(image)
+        for event in client.pull(name, tag=tag, stream=True, decode=True):
+            if "error" in event:
+                raise ImageError(f"there is no image {image!r} here, and it cannot be pulled: {event['error']}")
+        found = client.inspect_image(image)
+        return found
+    except errors.APIError as error:
+        raise ImageError(f"there is no image {image!r} here, and it cannot be pulled: {error.explanation or error}") from None
+
+
+def _parted(image: str) -> tuple[str, str | None]:
+    """The name and the tag; a digest stays with the name, a port is no tag."""
+    if "@" in image:
+        return image, None
+    name, colon, tag = image.rpartition(":")
+    return (name, tag) if colon and "/" not in tag else (image, "latest")
+
+
+def with_packages(client: Any, base: dict[str, Any], options: Docker) -> str:
+    """The id of the image with these packages; made if nobody has made it yet. Raises ImageError with what pip says."""
+    from docker import errors
+
+    files = {package: os.path.abspath(package) for package in options.packages if os.path.isfile(package)}
+    recipe = hashlib.sha256(base["Id"].encode())
+    for package in sorted(options.packages):
+        recipe.update(b"\0" + package.encode())
+        if package in files:
+            with open(files[package], "rb") as file:
+                recipe.update(file.read())
+    recipe.update(b"\0" + options.python.encode())
+    tag = recipe.hexdigest()[:24]
+    with _alone(tag):
+        try:
+            found: str = client.inspect_image(f"{REPOSITORY}:{tag}")["Id"]
+        except errors.ImageNotFound:
+            found = _make(client, base, options, files, tag)
+    return found
+
+
+@contextlib.contextmanager
+def _alone(tag: str) -> Iterator[None]:
+    """One of us at a time makes an image: in all processes of this user."""
+    path = os.path.join(tempfile.gettempdir(), f"entangle-{os.getuid()}-{tag}.lock")
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                break
+        os.close(fd)  # whoever had it has removed it
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(fd)
+
+
+def _make(client: Any, base: dict[str, Any], options: Docker, files: dict[str, str], tag: str) -> str:
+    from docker import errors
+
+    from entangle._remote.transport.docker import MARK, labels, remove
+
+    try:
+        identity = client.create_container(
+            base["Id"],
+            ["-c", "import time; time.sleep(3600)"],
+            entrypoint=[options.python],
+            user="0:0",
+            labels=labels(),
+            host_config=client.create_host_config(network_mode=options.network if options.network == "host" else None),
+        )["Id"]
+        try:
+            client.start(identity)
+            _install(client, identity, options, files)
+            made: str = client.commit(
+                identity, REPOSITORY, tag, changes=[f"LABEL {MARK}=derived", *_as_it_was(base)], message=" ".join(options.packages)
+            )["Id"]
+            return made
+        finally:
+            remove(client, identity)
+    except errors.APIError as error:
+        told = str(error.explanation or error)
+        if "executable file not found" in told or "no such file" in told:
+            raise ImageError(f"the image {options.image!r} has no Python at {options.python!r} to install packages with") from None
+        raise ImageError(f"packages cannot be added to the image {options.image!r}: {told}") from None
+
+
+def _as_it_was(base: dict[str, Any]) -> list[str]:
+    """What the container was given for this one occasion, as the image had it."""
+    import json
+
+    config = base.get("Config") or {}
+    return [
+        f"ENTRYPOINT {json.dumps(config.get('Entrypoint') or [])}",
+        f"CMD {json.dumps(config.get('Cmd') or [])}",
+        f"USER {config.get('User') or '0:0'}",
+    ]
+
+
+def _install(client: Any, identity: str, options: Docker, files: dict[str, str]) -> None:
+    environment, certificate = _settings_of_pip()
+    sent = {os.path.basename(path): path for path in files.values()}
+    if certificate is not None:
+        sent["certificate.pem"] = certificate
+        environment["PIP_CERT"] = f"{_PLACE}/certificate.pem"
+    pip = [options.python, "-m", "pip"]
+    if _run(client, identity, [*pip, "--version"], {})[0]:
+        wheel = _pip_of_our_own()
+        if wheel is None:
+            raise ImageError(f"the image {options.image!r} has no pip to install {' '.join(options.packages)} with")
+        sent[os.path.basename(wheel)] = wheel
+        pip = [options.python, f"{_PLACE}/{os.path.basename(wheel)}/pip"]
+    _send(client, identity, sent)
+    named = [f"{_PLACE}/{os.path.basename(files[package])}" if package in files else package for package in options.packages]
+    status, said = _run(client, identity, [*pip, "install", "--no-cache-dir", "--", *named], environment)
+    if status:
+        end = "\n".join(f"  {line}" for line in said.strip().splitlines()[-8:])
+        raise ImageError(f"{' '.join(options.packages)} cannot be installed in the image {options.image!r}\n{end}")
+    _run(client, identity, ["rm", "-rf", _PLACE], {})
+
+
+def _run(client: Any, identity: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command in a container; its exit status, and what it said."""
+    started = client.exec_create(identity, command, environment=environment, user="0:0")
+    said: bytes = client.exec_start(started["Id"])
+    return client.exec_inspect(started["Id"])["ExitCode"] or 0, said.decode(errors="replace")
+
+
+def _send(client: Any, identity: str, files: dict[str, str]) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        folder = tarfile.TarInfo(os.path.basename(_PLACE))
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(folder)
+        for name, path in files.items():
+            archive.add(path, f"{os.path.basename(_PLACE)}/{name}", recursive=False)
+    client.put_archive(identity, os.path.dirname(_PLACE), packed.getvalue())
+
+
+def _pip_of_our_own() -> str | None:
+    """The pip that Python brings along for its environments: a wheel can be run as it is."""
+    import ensurepip
+
+    found = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(ensurepip.__file__)), "_bundled", "pip-*.whl")))
+    return found[-1] if found else None
+
+
+def _settings_of_pip() -> tuple[dict[str, str], str | None]:
+    """What pip is told on this machine about where packages come from, and the certificate that it is told to trust."""
+    found = {}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=20, check=True)
+        for line in told.stdout.splitlines():
+            name, _, value = line.partition("=")
+            section, _, option = name.partition(".")
+            if section in ("global", "install"):
+                found["PIP_" + option.upper().replace("-", "_")] = value.strip("'\"")
+    found.update(os.environ)
+    settings = {name: value for name, value in found.items() if name in _OF_THIS_MACHINE or name.lower() in _PROXIES}
+    certificate = found.get("PIP_CERT") or found.get("REQUESTS_CA_BUNDLE")
+    return settings | _QUIETLY, certificate if certificate and os.path.isfile(certificate) else None

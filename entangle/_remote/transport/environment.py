@@ -1,0 +1,56 @@
+"""A virtual environment in another place: made when it is first wanted, once, whoever else wants it at the same moment.
+
+The Python over there is started with a short program first, which makes the environment if it is missing and then becomes its
+Python. The program runs on any Python 3 and knows nothing of entangle.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from entangle.errors import FarError, UnfitPythonError
+
+#: The exit status of the program where it cannot make the environment.
+FAILED = 71
+
+# A marker inside tells a half-made one, of a program that was killed, from one that is whole, or somebody's own.
+_PROGRAM = """
+import fcntl, os, shutil, subprocess, sys
+name, rest = sys.argv[1], sys.argv[2:]
+if '/' in name or name.startswith('~'):
+    place = os.path.abspath(os.path.expanduser(name))
+else:
+    data = os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')
+    place = os.path.join(data, 'entangle', 'envs', name)
+python, unfinished = os.path.join(place, 'bin', 'python'), os.path.join(place, '.unfinished')
+try:
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    lock = open(place + '.lock', 'a')
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if os.path.exists(unfinished):
+        shutil.rmtree(place)
+    if not os.path.exists(python):
+        os.makedirs(place, exist_ok=True)
+        open(unfinished, 'w').close()
+        subprocess.check_call([sys.executable, '-m', 'venv', place], stdin=subprocess.DEVNULL, stdout=2)
+        os.remove(unfinished)
+    lock.close()
+    os.execv(python, [python] + rest)
+except (OSError, subprocess.CalledProcessError) as error:
+    sys.stderr.write('%s: %s\\n' % (place, error))
+    sys.exit(71)
+"""
+
+
+def words(env: str | None) -> list[str]:
+    """What comes between a Python and its arguments so that it becomes the environment's Python; quoted for a shell."""
+    return [] if env is None else ["-c", shlex.quote(_PROGRAM), shlex.quote(env)]
+
+
+def trouble(place: str, env: str | None, status: int | None, said: str) -> FarError | None:
+    """The error where the environment could not be made."""
+    if env is None or status != FAILED:
+        return None
+    end = "\n".join(f"  {line}" for line in said.strip().splitlines()[-6:])
+    hint = " (on Debian and Ubuntu: apt install python3-venv)" if "ensurepip" in said else ""
+    return UnfitPythonError(f"{place}: the virtual environment {env!r} cannot be made there{hint}\n{end}")

@@ -1,0 +1,34 @@
+"""Another Python of this machine: its own version, or a virtual environment with its own packages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from entangle._remote.stream import ProcessStream, Stream
+from entangle._remote.transport import Transport
+from entangle.errors import UnfitPythonError
+
+
+@dataclass(frozen=True)
+class Interpreter(Transport):
+    """`python` is the path of an interpreter, or a name to be found on PATH."""
+
+    python: str
+
+    name: ClassVar[str] = "interpreter"
+
+    @property
+    def place(self) -> str:
+        """The interpreter's path."""
+        return self.python
+
+    def open(self, arguments: Sequence[str]) -> Stream:
+        """Start it, in this process's working directory and environment, less what would make it look for our packages."""
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")}
+        try:
+            return ProcessStream([self.python, *arguments], environment)
+        except OSError as error:
+            raise UnfitPythonError(f"@interpreter: {self.python!r} cannot be started: {error.strerror}") from None

@@ -1,0 +1,182 @@
+"""paramiko as the carrier of @ssh: where there is no OpenSSH client, or where it is asked for. One login an agent.
+
+Of `~/.ssh/config` it understands what paramiko does: HostName, User, Port, IdentityFile, ProxyCommand and ProxyJump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import threading
+import time
+import warnings
+from typing import Any
+
+from entangle._remote.dialling import turn
+from entangle._remote.stream import PumpedStream, Stream
+from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, was_turned_away
+
+#: Bytes that may be on their way before the far side must wait: paramiko's own 2 MB are used up within a round trip.
+_WINDOW = 1 << 27
+
+
+def open_stream(ssh: SSH, command: str) -> Stream:
+    """Log in and start a command there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ciphers that cryptography means to drop
+        import paramiko
+
+    identity = ssh.identity
+    end = time.monotonic() + LOGIN
+    while True:
+        clients: list[Any] = []
+        try:
+            with turn(ssh.host, LOGIN):
+                client = _log_in(ssh, identity, clients)
+            return _start(client, clients, command)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            _hang_up(clients)
+            words = _words(error)
+            if not (was_turned_away(words) and time.monotonic() < end):
+                raise ssh.diagnose(255, words) from None
+        except BaseException:
+            _hang_up(clients)
+            raise
+        time.sleep(random.uniform(0.1, 0.6))
+
+
+def _hang_up(clients: list[Any]) -> None:
+    for client in reversed(clients):
+        with contextlib.suppress(Exception):
+            client.close()
+
+
+def _words(error: BaseException) -> str:
+    """What paramiko means, in the words of OpenSSH where those say more."""
+    import paramiko
+
+    if isinstance(error, paramiko.BadHostKeyException):
+        return f"REMOTE HOST IDENTIFICATION HAS CHANGED: {error}"
+    if isinstance(error, paramiko.AuthenticationException):
+        return f"Permission denied: {error}"
+    if isinstance(error, socket.gaierror):
+        return f"Could not resolve hostname: {error}"
+    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
+        return "; ".join(str(one) for one in error.errors.values())
+    if isinstance(error, TimeoutError):
+        return f"Connection timed out {error}"
+    if isinstance(error, (EOFError, ConnectionResetError)):
+        return "Connection reset by peer, reading SSH protocol banner"
+    return f"{type(error).__name__}: {error}"
+
+
+def _log_in(ssh: SSH, identity: str | None, clients: list[Any]) -> Any:
+    """A client that is in; it and those it goes through are added to `clients`."""
+    import paramiko
+
+    configuration = paramiko.SSHConfig()
+    path = os.path.expanduser("~/.ssh/config")
+    if os.path.isfile(path):
+        configuration = paramiko.SSHConfig.from_path(path)
+    settings: dict[str, Any] = dict(configuration.lookup(ssh.host))
+    host, port = settings.get("hostname", ssh.host), ssh.port or int(settings.get("port", 22))
+    user = ssh.user or settings.get("user")
+    carrier: Any = None
+    if "proxycommand" in settings:
+        carrier = paramiko.ProxyCommand(settings["proxycommand"])
+    elif settings.get("proxyjump", "none") != "none":
+        for jump in settings["proxyjump"].split(","):
+            between: dict[str, Any] = dict(configuration.lookup(jump.rpartition("@")[2].partition(":")[0]))
+            where = (between["hostname"], int(jump.rpartition("@")[2].partition(":")[2] or between.get("port", 22)))
+            name = jump.rpartition("@")[0] or between.get("user")
+            by = _connect(ssh, where, name, between.get("identityfile", []), identity, carrier, clients)
+            carrier = None, by
+    return _connect(ssh, (host, port), user, settings.get("identityfile", []), identity, carrier, clients)
+
+
+def _connect(
+    ssh: SSH, where: tuple[str, int], user: str | None, files: list[str], identity: str | None, carrier: Any, clients: list[Any]
+) -> Any:
+    import paramiko
+
+    if isinstance(carrier, tuple):  # the client that we go through
+        carrier = carrier[1].get_transport().open_channel("direct-tcpip", where, ("127.0.0.1", 0), timeout=CONNECT)
+    client: Any = paramiko.SSHClient()
+    clients.append(client)
+    _trust(ssh, client)
+    found = [identity] if identity is not None else [os.path.expanduser(file) for file in files]
+    client.connect(
+        where[0],
+        where[1],
+        username=user,
+        key_filename=[file for file in found if os.path.isfile(file)] or None,
+        look_for_keys=identity is None,
+        allow_agent=identity is None or identity.endswith(".pub"),
+        sock=carrier,
+        timeout=CONNECT,
+        banner_timeout=CONNECT,
+        auth_timeout=CONNECT,
+    )
+    transport = client.get_transport()
+    assert transport is not None
+    transport.set_keepalive(15)
+    return client
+
+
+def _trust(ssh: SSH, client: Any) -> None:
+    """Which host keys are believed."""
+    import paramiko
+
+    if ssh.known_hosts is False:
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        return
+    if isinstance(ssh.known_hosts, str) and ssh.known_hosts != LEARN:
+        path = os.path.expanduser(ssh.known_hosts)
+        if os.path.isfile(path):
+            client.load_system_host_keys(path)
+    else:
+        for path in ("/etc/ssh/ssh_known_hosts", "~/.ssh/known_hosts"):
+            with contextlib.suppress(OSError):
+                client.load_system_host_keys(os.path.expanduser(path))
+    if ssh.known_hosts == LEARN:
+        own = os.path.expanduser("~/.ssh/known_hosts")
+        os.makedirs(os.path.dirname(own), mode=0o700, exist_ok=True)
+        with open(own, "a", encoding="utf-8"):
+            pass
+        client.load_host_keys(own)  # those that are learnt are written there
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+    else:
+        client.set_missing_host_key_policy(paramiko.RejectPolicy())
+
+
+def _start(client: Any, clients: list[Any], command: str) -> Stream:
+    transport = client.get_transport()
+    channel = transport.open_session(window_size=_WINDOW, timeout=CONNECT)
+    channel.exec_command(command)
+    channel.settimeout(None)
+    reads, writes = os.pipe()
+
+    def errors() -> None:
+        with contextlib.suppress(Exception):
+            while data := channel.recv_stderr(1 << 16):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(writes, view) :]
+        os.close(writes)
+
+    pump = threading.Thread(target=errors, name="entangle-stderr", daemon=True)
+    pump.start()
+
+    def end() -> None:
+        with contextlib.suppress(Exception):
+            channel.close()
+        _hang_up(clients)
+        pump.join(2.0)
+
+    def status() -> int | None:
+        ended = channel.recv_exit_status() if channel.exit_status_ready() else -1
+        return None if ended < 0 else int(ended)  # -1: it ended, and the server did not say how
+
+    return PumpedStream(channel.recv, channel.sendall, channel.shutdown_write, end, status, reads)

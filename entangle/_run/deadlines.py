@@ -1,0 +1,126 @@
+"""Deadlines: `timeout` bounds a body, `wait` the arrival of its arguments. Who is past one is stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all
+from entangle._run.readable import readable
+from entangle._run.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
+from entangle.errors import ProcessTimeoutException, ThreadTimeoutException, add_note
+from entangle.flow import THREAD
+
+if TYPE_CHECKING:
+    from entangle._run.supervisor import Supervisor
+
+
+class Deadlines:
+    """Keeps the deadlines of the run that a supervisor supervises."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.table = supervisor.table
+        self.flow = flow = supervisor.site.flow
+        #: Whether there is any.
+        self.any = any(body.timed for body in flow.bodies)
+        #: Nodes whose arguments must arrive in time, and when the first of those started (ns; 0 as long as none has).
+        self.waits = (
+            {node: 0 for node in range(flow.count) if flow.body(node).wait is not None and flow.sources(node)}
+            if any(body.wait is not None for body in flow.bodies)
+            else {}
+        )
+
+    def check(self, now: int) -> None:
+        """Stop whoever is past a deadline now (ns, of the monotonic clock)."""
+        supervisor = self.supervisor
+        flow, slots = self.flow, self.table.slots
+        for slot in (*supervisor.processes, *supervisor.threads):
+            base = slot * SLOT
+            node, since = slots[base + NODE], slots[base + SINCE]
+            if node < 0 or slots[base + BEGUN] != RUNS:
+                continue
+            timeout = flow.body(node).timeout
+            if timeout is None or now - since < timeout * 1e9:
+                if timeout is not None:
+                    supervisor.pause = min(supervisor.pause, max(0.001, timeout - (now - since) / 1e9))
+                continue
+            # A worker that comes back from the body right now sees the mark and waits until we have decided.
+            slots[base + DOOMED] = 1
+            if slots[base + NODE] != node or slots[base + SINCE] != since or slots[base + BEGUN] != RUNS:
+                slots[base + DOOMED] = 0
+                continue
+            seconds = (now - since) / 1e9
+            text = f"task {flow.body(node).name!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
+            if slot in supervisor.processes:
+                self._end_late(supervisor.processes[slot])
+                supervisor.lost(node, slot, ProcessTimeoutException(text), begun=True)
+                supervisor.clear_up(supervisor.processes[slot])
+            else:
+                with self.table.locked(UNCLAIMED):
+                    slots[base + NODE] = NOBODY
+                    slots[base + STATE] = ABANDONED
+                    slots[base + DOOMED] = 0
+                supervisor.threads.pop(slot)[1].stop()
+                supervisor.lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
+        for node in list(self.waits):
+            self._check_wait(node, now)
+
+    def _check_wait(self, node: int, now: int) -> None:
+        flow, table = self.flow, self.table
+        if table.states[node] not in (WAITING, READY) or not table.pending[node]:
+            del self.waits[node]
+            return
+        if not self.waits[node]:
+            self.waits[node] = self._first_start(node)
+        first = self.waits[node]
+        wait = flow.body(node).wait
+        assert wait is not None
+        if not first:
+            return
+        if now - first < wait * 1e9:
+            self.supervisor.pause = min(self.supervisor.pause, max(0.001, wait - (now - first) / 1e9))
+            return
+        late = [flow.body(taken).name for taken in flow.sources(node) if table.states[taken] != DONE]
+        names = ", ".join(repr(name) for name in dict.fromkeys(late))
+        kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
+        error = kind(f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived")
+        add_note(error, f"call path: {flow.path(node)}")
+        self.supervisor.error = error
+
+    def _first_start(self, node: int) -> int:
+        """When the first of all the nodes that `node` waits for started (ns), 0 where none has."""
+        flow, table = self.flow, self.table
+        seen: set[int] = set()
+        waiting = flow.sources(node)
+        while waiting:
+            taken = waiting.pop()
+            if taken not in seen:
+                seen.add(taken)
+                waiting += flow.sources(taken)
+        starts = [table.record(taken)[0] for taken in seen if table.states[taken] == DONE]
+        slots = table.slots
+        for slot in (*self.supervisor.processes, *self.supervisor.threads):
+            base = slot * SLOT
+            if slots[base + NODE] in seen and slots[base + BEGUN]:
+                starts.append(slots[base + SINCE])
+        return min(starts, default=0)
+
+    def _end_late(self, worker: WorkerProcess) -> None:
+        """Kill a worker with everything that it has started."""
+        tree = descendants(worker.pid)
+        worker.kill(signal.SIGTERM)
+        until = time.monotonic() + GRACE
+        while not worker.ended() and time.monotonic() < until:
+            if worker.watch >= 0:
+                readable([worker.watch], 0.05)
+            else:
+                time.sleep(0.005)
+        worker.kill(signal.SIGKILL)
+        kill_all(tree)
+        while not worker.ended():
+            if worker.watch >= 0:
+                readable([worker.watch], 1.0)
+            else:
+                time.sleep(0.001)

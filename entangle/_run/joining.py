@@ -1,0 +1,110 @@
+"""How a worker that was not forked comes to its run: the flow is written down once, the worker finds the run by its directory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import sys
+
+from entangle._run.home import Home
+from entangle._run.pickling import dumps_for_others, why_not
+from entangle._run.site import Site
+from entangle._run.table import Table, reserve
+from entangle._run.worker import Worker
+from entangle.cookies import jobserver_flags, jobserver_style
+from entangle.errors import EntangleError, StoreFullError
+from entangle.flow import Flow
+
+
+def write_flow(site: Site) -> None:
+    """Write down what a worker that was not forked needs, once in a run. Raises UnpicklableError naming what cannot travel."""
+    if site.flow_path:
+        return
+    flow = site.flow
+    try:
+        pickled = dumps_for_others(flow)
+    except Exception as error:
+        raise _what_cannot_travel(flow, error) from None
+    known = {
+        "flow": pickled,
+        "home": site.home,
+        "spill": site.spill,
+        "home_spill": os.path.dirname(site.spill),
+        "directory": _working_directory(),
+        "environment": dict(os.environ),
+        "path": sys.path,
+        "argv": sys.argv,
+        "jobserver": jobserver_style(),
+        "logging": [name for name in sys.modules if name.startswith("entangle.logging.")],
+    }
+    body = pickle.dumps(known, 5)
+    for directory in (site.directory, site.spill):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        path = os.path.join(directory, "flow")
+        try:
+            with open(path, "xb") as file:
+                reserve(file.fileno(), 0, len(body))
+                file.write(body)
+        except OSError as error:
+            os.unlink(path)
+            if directory == site.spill:
+                raise StoreFullError(
+                    error.errno, f"no room for a flow of {len(body):,} bytes, neither in memory nor in {directory}"
+                ) from None
+        else:
+            site.flow_path = path
+            return
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been removed; a worker is then wherever its parent is
+        return None
+
+
+def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
+    for node in range(flow.count):
+        first = flow.starts[node]
+        for position, taken in enumerate(flow.inputs[first : flow.starts[node + 1]]):
+            if taken < 0:
+                try:
+                    dumps_for_others(flow.constants[~taken])
+                except Exception:
+                    return why_not(flow.constants[~taken], f"argument {position + 1} of task {flow.body(node).name!r}")
+    for body in flow.bodies:
+        try:
+            dumps_for_others(body)
+        except Exception:
+            return why_not(body.function, f"the function of task {body.name!r}")
+    return EntangleError(f"the flow cannot be sent to a worker: {type(error).__name__}: {error}")
+
+
+def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
+    """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
+    try:
+        with open(flow_path, "rb") as file:
+            known = pickle.load(file)
+        table = Table.attach(os.path.join(directory, "table"))
+    except FileNotFoundError:
+        os._exit(0)  # the run was over before we came
+    if sys.path != known["path"]:
+        sys.path[:] = known["path"]
+    sys.argv[:] = known["argv"]
+    if dict(os.environ) != known["environment"]:
+        os.environ.clear()
+        os.environ.update(known["environment"])
+    if known["directory"] is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(known["directory"])
+    for name in known["logging"]:
+        importlib.import_module(name)  # it configures logging; a fork would have inherited that
+    os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
+    Home.adopt(known["home"], known["home_spill"])
+    flow: Flow = pickle.loads(known["flow"])
+    wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
+    site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
+    site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
+    return Worker(site, slot, lane, serial)

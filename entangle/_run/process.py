@@ -1,0 +1,174 @@
+"""A worker process as its supervisor sees it: how to know that it has ended, how to end it, and all that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any
+
+from entangle._run.readable import readable
+
+#: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
+GRACE = 0.5
+
+_EXIT = struct.Struct("<i")
+_BORN = struct.Struct("<q")
+
+
+class WorkerProcess:
+    """A worker process as its supervisor sees it: how to know that it has ended, how to end it, what it writes to stderr."""
+
+    def __init__(self, slot: int, lane: int, pid: int, watch: int, err: int, out: int, ours: bool) -> None:
+        self.slot = slot
+        self.lane = lane
+        self._pid = pid
+        self.watch = watch
+        self.err = err
+        self.out = out
+        self._ours = ours
+        self.ended_by: int | None = None
+        self.tail = bytearray()
+        self.used = 0
+        self.looked_at = time.monotonic_ns()
+
+    @property
+    def is_child(self) -> bool:
+        """Whether it is ours to wait for; one from the forkserver is not."""
+        return self._ours
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 as long as the forkserver has not told it, -1 where it never will."""
+        if self._pid == 0:
+            self._hear_of_birth(0)
+        return self._pid
+
+    def _hear_of_birth(self, seconds: float) -> None:
+        """Read the process id that the forkserver sends, if it comes within so many seconds."""
+        if readable([self.watch], seconds):
+            born = os.read(self.watch, _BORN.size)
+            if len(born) == _BORN.size:
+                self._pid = _BORN.unpack(born)[0]
+            else:  # the server has died, and its workers with it
+                self._pid = -1
+                self.ended_by = -signal.SIGKILL
+
+    def ended(self) -> bool:
+        """Whether the process has ended; then `ended_by` is its exit code, or minus the signal. Never waits."""
+        if self.ended_by is not None:
+            return True
+        if self._ours:
+            try:
+                found = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # the caller ignores SIGCHLD, or reaps what is not his: how it ended is lost
+                self.ended_by = 0 if not _alive(self._pid) else None
+                return self.ended_by is not None
+            if found is None:
+                return False
+            # Before the pid is free to be used again: what the worker has left running in its process group.
+            _kill_group(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            self.ended_by = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            return True
+        if self.pid > 0 and self.ended_by is None and readable([self.watch], 0):
+            status = os.read(self.watch, _EXIT.size)
+            self.ended_by = _EXIT.unpack(status)[0] if len(status) == _EXIT.size else -signal.SIGKILL
+        return self.ended_by is not None
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the worker and to all that it has started in its process group."""
+        if self.pid == 0:
+            self._hear_of_birth(1.0)
+            if self.pid == 0:  # it will come to a run that is over, and go
+                self.ended_by = 0
+        if self.ended_by is None and self.pid > 0:
+            _kill_group(self.pid, number)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
+
+    def cpu_time(self) -> int | None:
+        """CPU time that the process has used, in nanoseconds; None where it is gone."""
+        if self.pid <= 0:
+            return None
+        # The clock of another process: clock_getcpuclockid(3) makes its number like this.
+        try:
+            return time.clock_gettime_ns((~self.pid << 3) | 2)
+        except (OSError, AttributeError):
+            return None
+
+    def runnable(self) -> bool:
+        """Whether the process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
+        if self.pid <= 0:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb", buffering=0) as file:
+                return file.read(512).rpartition(b")")[2][1:2] == b"R"
+        except OSError:
+            return False
+
+    def close_stream(self, fd: int) -> None:
+        """Let go of stderr or stdout, whose end has come."""
+        os.close(fd)
+        if fd == self.err:
+            self.err = -1
+        else:
+            self.out = -1
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for fd in (self.watch, self.err, self.out):
+            if fd >= 0:
+                os.close(fd)
+        self.watch = self.err = self.out = -1
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _kill_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def descendants(pid: int) -> list[Any]:
+    """The processes that a process has started, and they in turn, wherever they have put themselves. None are known where
+    there is no psutil: in another place, to which nothing compiled was sent."""
+    # Looked for on disk alone: the import would be asked of a caller who, having cancelled this call, does not listen any more.
+    if pid <= 0 or ("psutil" not in sys.modules and importlib.machinery.PathFinder.find_spec("psutil") is None):
+        return []
+    import psutil
+
+    try:
+        found: list[Any] = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    return found
+
+
+def kill_all(processes: list[Any]) -> None:
+    """Kill them, if they are still who they were."""
+    if not processes:
+        return
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()  # psutil checks that the pid is still that process

@@ -1,0 +1,53 @@
+"""The command line: `entangle` or `python -m entangle`.
+
+`clean` needs nothing but the core. The other commands need the extra `cli` (typer and rich); without it they say so.
+
+What the exit status means, for every command:
+
+    0    done
+    1    the program or task that was run has failed; `doctor` has found something broken
+    2    wrong usage
+    3    what was asked for is not there: a run, a file, a name
+    4    a package that the command needs is not installed
+    5    a server cannot be reached
+    130  interrupted
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from entangle.cli.status import FAILED, Refused
+from entangle.errors import EntangleError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit status, whose meaning stands at the top of this module.
+
+    main(["clean"])
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except Refused as refused:
+        print(f"entangle: {refused}", file=sys.stderr)
+        return refused.status
+    except EntangleError as error:
+        print(f"entangle: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None  # else the interpreter complains when it flushes it
+        return 0
+
+
+def _run(given: list[str]) -> int:
+    try:
+        import typer  # noqa: F401
+    except ImportError:
+        from entangle.cli.bare import run_bare
+
+        return run_bare(given)
+    from entangle.cli.app import run_app
+
+    return run_app(given)

@@ -1,0 +1,179 @@
+"""The commands, their arguments and their help. What each does stands in the file of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entangle import __version__
+from entangle.cli.status import DONE
+
+app = typer.Typer(
+    name="entangle",
+    help="Run Python functions in parallel, see what runs, and look at what ran.",
+    epilog="Exit status: 0 done, 1 what was run has failed, 2 wrong usage, 3 not there, 4 not installed, 5 not reachable, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.")
+hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.")
+app.add_typer(graph_app, name="graph")
+app.add_typer(hosts_app, name="hosts")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def run_app(arguments: list[str]) -> int:
+    """Run a command; gives the exit status."""
+    try:
+        app(arguments, prog_name="entangle")
+    except SystemExit as left:  # the way in which typer ends
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    return DONE
+
+
+def _complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Shell completion of a run."""
+    try:
+        from entangle.cli.runs import names
+
+        return [(name, about) for name, about in names() if name.startswith(incomplete)]
+    except Exception:  # a shell that completes is no place for errors
+        return []
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run: its id, the start of it, or 'last'.", autocompletion=_complete_run)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"entangle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
+@app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def _run(
+    target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A program; or a task, call or function in a file.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ARGUMENTS]...", help="Python literals or words; KEYWORD=VALUE.")
+    ] = None,
+    as_json: Json = False,
+    progress: Annotated[bool, typer.Option("--progress", help="Show how far it is.")] = False,
+    start: Annotated[str | None, typer.Option(help="How workers are started: auto, fork, forkserver, spawn.")] = None,
+) -> None:
+    """Run a program, or one task or call of it.
+
+    [b]entangle run work.py[/b] runs the program as python would.
+    [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs what comes of it and prints the value.
+    """
+    from entangle.cli.run import run
+
+    raise typer.Exit(run(target, arguments or [], as_json, progress, start))
+
+
+@app.command("runs")
+def _runs(
+    as_json: Json = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the latest first.")] = 20,
+    task: Annotated[str | None, typer.Option(help="Only runs of this task.")] = None,
+    state: Annotated[str | None, typer.Option(help="Only runs in this state, as 'failed'.")] = None,
+) -> None:
+    """List the runs that are remembered, the latest first."""
+    from entangle.cli.runs import runs
+
+    runs(as_json, limit, task, state)
+
+
+@app.command("show")
+def _show(
+    run: Run = "last",
+    form: Annotated[str, typer.Option("--format", "-f", help="tree, mermaid, dot, svg, trace, prov or json.")] = "tree",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file.")] = None,
+    node: Annotated[int | None, typer.Option(help="Only this node, with all that is known of it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run: its graph with states and times, or in a form for other programs."""
+    from entangle.cli.show import show
+
+    show(run, "json" if as_json else form, output, node)
+
+
+@app.command("top")
+def _top(
+    as_json: Json = False,
+    every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
+    looks: Annotated[int, typer.Option("--looks", "-n", min=0, help="End after so many looks; 0 is never.")] = 0,
+) -> None:
+    """Watch the runs of this machine: workers, CPU, what each does, cookies."""
+    from entangle.cli.top import top
+
+    top(as_json, every, looks)
+
+
+@app.command("clean")
+def _clean(as_json: Json = False) -> None:
+    """Remove what runs of killed processes have left behind."""
+    from entangle.cli.clean import clean
+
+    clean(as_json)
+
+
+@app.command("doctor")
+def _doctor(as_json: Json = False) -> None:
+    """Say what works on this machine, and how to get what does not."""
+    from entangle.cli.doctor import doctor
+
+    raise typer.Exit(doctor(as_json))
+
+
+@app.command("ui")
+def _ui(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on loopback; 0 is any that is free.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Look at runs in a browser."""
+    from entangle.cli.ui import ui
+
+    ui(port, browser, as_json)
+
+
+@graph_app.command("send")
+def _graph_send(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=_complete_run, help="These, sent before or not.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="The server, as ws://host:8182/gremlin; ENTANGLE_GRAPH if not given.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that it has not got, and not only those that were to be sent.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send the runs that a Gremlin server has missed."""
+    from entangle.cli.graph import send
+
+    send(runs or [], to, everything, as_json)
+
+
+@hosts_app.command("check")
+def _hosts_check(
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="[USER@]HOST[:PORT].")],
+    key: Annotated[str | None, typer.Option(help="A private key.")] = None,
+    python: Annotated[str | None, typer.Option(help="The interpreter there.")] = None,
+    known_hosts: Annotated[str | None, typer.Option(help="A file, or accept-new.")] = None,
+    transport: Annotated[str | None, typer.Option(help="openssh or paramiko.")] = None,
+    as_json: Json = False,
+) -> None:
+    """See whether tasks can run on these hosts."""
+    from entangle.cli.hosts import check
+
+    raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))

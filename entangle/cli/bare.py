@@ -1,0 +1,33 @@
+"""The command line of an installation without the extra `cli`: `clean`, and a word on how to get the rest."""
+
+from __future__ import annotations
+
+import argparse
+
+from entangle import __version__
+from entangle.cli.clean import clean
+from entangle.cli.status import DONE, UNINSTALLED, Refused
+
+#: Commands that typer and rich carry.
+OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts")
+
+
+def run_bare(arguments: list[str]) -> int:
+    """Run a command; gives the exit status."""
+    for argument in arguments:
+        if argument in OTHERS:
+            raise Refused(f"the command {argument!r} needs typer and rich: pip install 'py-entangle[cli]'", UNINSTALLED)
+        if not argument.startswith("-"):
+            break
+    parser = argparse.ArgumentParser(
+        prog="entangle",
+        description="Run Python functions in parallel, without a server.",
+        epilog=f"With the extra 'cli' there are also: {', '.join(OTHERS)}. pip install 'py-entangle[cli]'",
+    )
+    parser.add_argument("--version", action="version", version=f"entangle {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    cleaning = commands.add_parser("clean", help="remove what runs of killed processes have left behind")
+    cleaning.add_argument("--json", action="store_true", help="print JSON")
+    chosen = parser.parse_args(arguments)
+    clean(chosen.json)
+    return DONE

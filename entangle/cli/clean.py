@@ -1,0 +1,38 @@
+"""`entangle clean`: remove what runs of killed processes have left behind. Needs nothing but the core."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+
+from entangle._run.home import sweep
+
+#: Rooms that leave something outside the run directory, and the function of each that sweeps it and gives the names of what went.
+ELSEWHERE = {"entangle._remote.transport.docker": "sweep_containers"}
+
+
+def clean(as_json: bool) -> None:
+    """Remove stale directories and containers, and say which."""
+    removed = sweep()
+    containers = _sweep_elsewhere()
+    if as_json:
+        print(json.dumps({"removed": removed, "containers": containers}))
+        return
+    for path in (*containers, *removed):
+        print(f"removed {path}")
+    print(f"{len(removed)} stale director{'y' if len(removed) == 1 else 'ies'} removed", file=sys.stderr)
+
+
+def _sweep_elsewhere() -> list[str]:
+    found: list[str] = []
+    for room, sweeper in ELSEWHERE.items():
+        package, _, _ = room.partition(".")
+        for part in room.split(".")[1:]:
+            package = f"{package}.{part}"
+            if importlib.util.find_spec(package) is None:
+                break
+        else:
+            found += map(str, getattr(importlib.import_module(room), sweeper)())
+    return found

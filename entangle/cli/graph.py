@@ -1,0 +1,32 @@
+"""`entangle graph send`: send the runs that a Gremlin server has missed."""
+
+from __future__ import annotations
+
+import os
+
+from entangle.cli.output import console, print_json
+from entangle.cli.status import ABSENT, UNREACHABLE, USAGE, Refused, need
+
+
+def send(runs: list[str], to: str | None, everything: bool, as_json: bool) -> None:
+    """Send these runs, or those that were to be sent and were not. Raises Refused where no server is named, there is no such run,
+    or the server does not answer."""
+    address = to or os.environ.get("ENTANGLE_GRAPH")
+    if not address:
+        raise Refused("which server? --to ws://localhost:8182/gremlin, or ENTANGLE_GRAPH", USAGE)
+    need("gremlin_python", "graph", "sending to a graph server")
+    from entangle import records
+    from entangle.errors import GraphError
+
+    try:
+        ids = [records.run(name).id for name in runs] or None
+    except records.RecordsError as error:
+        raise Refused(str(error), ABSENT) from None
+    try:
+        count = records.send(address, ids, everything)
+    except GraphError as error:
+        raise Refused(str(error), UNREACHABLE) from None
+    if as_json:
+        print_json({"sent": count, "to": address})
+    else:
+        console().print(f"{count} run{'' if count == 1 else 's'} sent to {address}", soft_wrap=True)

@@ -1,0 +1,193 @@
+"""`entangle run FILE[:NAME] [ARGUMENTS]`: run a program, or one task, call or function of it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import sys
+import time
+from typing import Any
+
+from entangle.cli.output import console, duration, print_json
+from entangle.cli.status import ABSENT, DONE, FAILED, USAGE, Refused
+
+
+def run(target: str, arguments: list[str], as_json: bool, progress: bool, start: str | None) -> int:
+    """Run it; gives the exit status: that of the program, or 0 and 1 for a task that succeeds or fails.
+
+    Raises Refused where there is no such file or name, or where arguments do not fit.
+    """
+    if start is not None:
+        if start not in ("auto", "fork", "forkserver", "spawn"):
+            raise Refused(f"--start is auto, fork, forkserver or spawn, not {start!r}", USAGE)
+        os.environ["ENTANGLE_START"] = start
+    if progress:
+        os.environ["ENTANGLE_PROGRESS"] = "1"
+    path, name = _parse(target)
+    began = time.time()
+    if not name:
+        status, value = _run_program(path, arguments), None
+    else:
+        status, value = _run_name(path, name, arguments, as_json)
+    run_id = _last_run(began)
+    if as_json:
+        print_json({"status": status, "value": value, "run": run_id, "seconds": round(time.time() - began, 6)})
+    elif run_id is not None and sys.stderr.isatty():
+        console(stderr=True).print(f"[dim]run {run_id}, {duration(time.time() - began)}; [/dim]entangle show {run_id}")
+    return status
+
+
+def _parse(target: str) -> tuple[str, str]:
+    """The file, and the name in it or ''. A file whose own name has a colon is still a file."""
+    path, colon, name = target.rpartition(":")
+    if not colon or os.path.exists(target):
+        path, name = target, ""
+    elif not name or not all(part.isidentifier() for part in name.split(".")):
+        raise Refused(f"{name!r} is not a name; write FILE:NAME, as work.py:simulate", USAGE)
+    if os.path.isdir(path):
+        raise Refused(f"{path} is a directory; name a Python file in it", ABSENT)
+    if not os.path.exists(path):
+        raise Refused(f"there is no file {path}", ABSENT)
+    return path, name
+
+
+def _run_program(path: str, arguments: list[str]) -> int:
+    """Run a file as `python FILE ARGUMENTS` would; what it raises is shown as Python shows it."""
+    import runpy
+
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as left:
+        if left.code is None:
+            return DONE
+        if isinstance(left.code, int):
+            return left.code
+        print(left.code, file=sys.stderr)
+        return FAILED
+    except Exception as error:
+        _show_error(error, path)
+        return FAILED
+    return DONE
+
+
+def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tuple[int, Any]:
+    """Run what a file calls `name`; gives the status and the value."""
+    from entangle.task import Call, Task
+
+    found = _find(_load(path), path, name)
+    try:
+        if isinstance(found, Call):
+            args, kwargs = _arguments(arguments, found.task.function)
+            value = found(*args, **kwargs) if args or kwargs else found()
+        elif callable(found):
+            args, kwargs = _arguments(arguments, found.function if isinstance(found, Task) else found)
+            value = found(*args, **kwargs)
+            if isinstance(value, Call):
+                value = value()
+        elif arguments:
+            raise Refused(f"{name} in {path} is a {type(found).__name__}, which takes no arguments", USAGE)
+        else:
+            raise Refused(f"{name} in {path} is a {type(found).__name__}; run a task, a call or a function", USAGE)
+    except Refused:
+        raise
+    except Exception as error:
+        _show_error(error, path)
+        return FAILED, None
+    if as_json:
+        return DONE, _jsonable(value)
+    if value is not None:
+        print(repr(value))
+    return DONE, None
+
+
+def _load(path: str) -> Any:
+    """Import a file under its own name, so that workers which are not forked can import it too."""
+    import importlib.util
+
+    folder, file = os.path.split(os.path.abspath(path))
+    sys.path.insert(0, folder)
+    module_name = os.path.splitext(file)[0]
+    if not module_name.isidentifier() or module_name in sys.modules:
+        module_name = "__main__"  # travels by value
+    spec = importlib.util.spec_from_file_location(module_name, os.path.join(folder, file))
+    if spec is None or spec.loader is None:
+        raise Refused(f"{path} is not a Python file: its name does not end in .py", USAGE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.argv = [path]
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        _show_error(error, path)
+        raise Refused(f"{path} cannot be imported", FAILED) from None
+    return module
+
+
+def _find(module: Any, path: str, name: str) -> Any:
+    from entangle.task import Call, Task
+
+    found = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            runnable = [key for key, value in vars(module).items() if isinstance(value, (Task, Call)) and not key.startswith("_")]
+            there = f"; there are: {', '.join(runnable)}" if runnable else ""
+            raise Refused(f"there is no {name!r} in {path}{there}", ABSENT) from None
+    return found
+
+
+def _arguments(words: list[str], function: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Words as arguments: Python literals where they are, else text; KEYWORD=VALUE where the function has that parameter."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if equals and key.isidentifier() and (key in parameters or any_keyword):
+            kwargs[key] = _literal(text)
+        else:
+            args.append(_literal(word))
+    return args, kwargs
+
+
+def _literal(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return word
+
+
+def _jsonable(value: Any) -> Any:
+    import json
+
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return value
+
+
+def _show_error(error: BaseException, path: str) -> None:
+    """Show an error as Python does, from the user's own file on: the frames above are ours."""
+    import traceback
+
+    at = error.__traceback__
+    ours = os.path.abspath(path)
+    while at is not None and os.path.abspath(at.tb_frame.f_code.co_filename) != ours:
+        at = at.tb_next
+    traceback.print_exception(type(error), error, at)
+
+
+def _last_run(began: float) -> str | None:
+    """The id of the last run that this process has recorded since then; None where nothing is recorded."""
+    from entangle.cli.runs import last_of_process
+
+    return last_of_process(os.getpid(), began)

@@ -1,0 +1,106 @@
+"""`entangle runs`: the runs that are remembered, and those that last."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from entangle.cli.output import COLOURS, console, duration, moment, print_json
+
+if TYPE_CHECKING:
+    from entangle.records import Run
+
+
+def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None:
+    """List them, the latest first."""
+    from entangle import records
+
+    found = records.runs(limit, name=task, state=state)
+    if as_json:
+        print_json([summary(run) for run in found])
+        return
+    out = console()
+    if not found:
+        out.print(
+            "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again."),
+            soft_wrap=True,
+        )
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("run", no_wrap=True)
+    for name in ("task", "state", "began"):
+        table.add_column(name, no_wrap=True)
+    for name in ("took", "nodes", "failed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("what", overflow="ellipsis", no_wrap=True)
+    for run in found:
+        what = run.error.message.splitlines()[0] if run.error is not None and run.error.message else ""
+        what = what or " ".join(f"{name}={value}" for name, value in run.tags.items())
+        failed = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
+        table.add_row(
+            run.id,
+            run.name,
+            Text(told(run.state), style=COLOURS.get(run.state, "")),
+            moment(run.started),
+            duration(time.time() - run.started) if run.state == "running" else duration(run.seconds),
+            f"{run.node_count:,}",
+            f"{failed:,}" if failed else "",
+            Text(what),
+        )
+    out.print(table)
+
+
+def told(state: str) -> str:
+    """A state of a run in words."""
+    return "ended abruptly" if state == "killed" else state
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What a list says of a run, as plain data."""
+    return {
+        "id": run.id,
+        "task": run.name,
+        "state": run.state,
+        "started": run.started,
+        "seconds": run.seconds,
+        "nodes": run.node_count,
+        "done": run.done_count,
+        "host": run.host,
+        "pid": run.pid,
+        "commit": run.git.commit if run.git else None,
+        "tags": run.tags,
+        "error": {"type": run.error.type, "message": run.error.message, "node": run.error.node} if run.error else None,
+        "parent": run.parent_id,
+    }
+
+
+def names() -> list[tuple[str, str]]:
+    """Ids of runs with a word on each, for a shell that completes."""
+    from entangle import records
+
+    return [(run.id, f"{run.name}, {told(run.state)}, {moment(run.started)}") for run in records.runs(30)]
+
+
+def last_of_process(pid: int, since: float) -> str | None:
+    """The id of the last run that this process has made since then, where runs are remembered."""
+    from entangle import records
+    from entangle._records.shelf import recording
+
+    if not recording():
+        return None
+    try:
+        mine = [run for run in records.runs(20, since=since - 1) if run.pid == pid]
+    except records.RecordsError:
+        return None
+    return mine[0].id if mine else None
+
+
+def database() -> str | None:
+    """Where runs are remembered: the file."""
+    from entangle import records
+
+    return os.path.join(records.place(), "records.sqlite")

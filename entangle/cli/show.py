@@ -1,0 +1,225 @@
+"""`entangle show RUN`: a run as a tree, or in a form for other programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from entangle.cli.output import COLOURS, MARKS, console, duration, moment, print_json, size
+from entangle.cli.runs import summary, told
+from entangle.cli.status import ABSENT, USAGE, Refused
+
+if TYPE_CHECKING:
+    from entangle.records import Node, Run
+
+FORMS = {"mermaid": "to_mermaid", "dot": "to_dot", "svg": "to_svg", "trace": "to_trace", "prov": "to_prov"}
+#: Nodes that a tree shows; above so many, tasks are shown instead.
+MOST = 200
+#: Inputs that are shown of one node.
+INPUTS = 12
+
+
+def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
+    """Show it. Raises Refused where there is no such run, node or form."""
+    from entangle import records
+
+    if form not in (*FORMS, "tree", "json"):
+        raise Refused(f"--format is {', '.join(('tree', *FORMS, 'json'))}, not {form!r}", USAGE)
+    try:
+        run = records.run(run_id)
+        chosen = run.node(node) if node is not None else None
+    except records.RecordsError as error:
+        raise Refused(str(error), ABSENT) from None
+    if chosen is not None:
+        if form not in ("tree", "json"):
+            raise Refused(f"--node goes with --format tree or json, not {form}", USAGE)
+        _print_node(chosen, form == "json", output)
+        return
+    if form == "tree":
+        _print_tree(run, output)
+        return
+    made = run.to_dict() if form == "json" else getattr(run, FORMS[form])()
+    text = made if isinstance(made, str) else json.dumps(made, default=str, ensure_ascii=False)
+    _write(text if text.endswith("\n") else text + "\n", output)
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
+
+
+def _print_tree(run: Run, output: Path | None) -> None:
+    if output is None:
+        console().print(tree(run))
+        return
+    from rich.console import Console
+
+    try:
+        with output.open("w", encoding="utf-8") as file:
+            Console(file=file, width=120).print(tree(run))
+    except OSError as error:
+        raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
+
+
+def tree(run: Run) -> Tree:
+    """A run as a tree: the node whose value it is on top, under each what it took. A run with many nodes, by task."""
+    head = Text.assemble(
+        (run.name, "bold"),
+        f"  {run.id}  ",
+        (told(run.state), COLOURS.get(run.state, "red" if run.state == "killed" else "")),
+        f"  {run.node_count:,} node{'s' if run.node_count != 1 else ''}  {duration(run.seconds)}  {moment(run.started)}",
+        ("  " + " ".join(f"{name}={value}" for name, value in run.tags.items()) if run.tags else "", "dim"),
+    )
+    top = Tree(head, guide_style="dim")
+    if run.error is not None:
+        top.add(Text(f"{run.error.type}: {run.error.message}", style="red"))
+    if run.node_count > MOST:
+        _add_tasks(run, top)
+    else:
+        # One that several take is shown once; from then on its name alone. With a stack of our own, since a chain may be deep.
+        shown: set[int] = set()
+        states = _states_now(run)
+        waiting: list[tuple[Node | None, Tree, str]] = [(run.root, top, "")]
+        while waiting:
+            node, above, argument = waiting.pop()
+            if node is None:
+                above.add(Text(argument, style="dim"))
+                continue
+            branch = above.add(_line(node, argument, node.number in shown, states.get(node.number, node.state)))
+            if node.number in shown:
+                continue
+            shown.add(node.number)
+            later: list[tuple[Node | None, Tree, str]] = []
+            for given in node.inputs[:INPUTS]:
+                if given.source is not None:
+                    later.append((run.nodes[given.source], branch, given.argument))
+                elif given.value is not None:
+                    branch.add(Text.assemble((f"{given.argument} = ", "dim"), given.value.text))
+            if len(node.inputs) > INPUTS:
+                later.append((None, branch, f"… and {len(node.inputs) - INPUTS} more"))
+            for inner in node.children:
+                branch.add(Text.assemble(("ran inside: ", "dim"), inner.name, (f"  {inner.id}, {inner.node_count} nodes", "dim")))
+            waiting += reversed(later)
+    return top
+
+
+def _states_now(run: Run) -> dict[int, str]:
+    """The states of the nodes of a run that lasts, from its table; nothing for one that is over, or runs on another machine."""
+    if run.state != "running":
+        return {}
+    from entangle._run.watch import live_runs
+
+    found: dict[int, str] = {}
+    for live in live_runs():
+        with live:
+            if live.id == run.id:
+                found = dict(enumerate(live.states()))
+    return found
+
+
+def _line(node: Node, argument: str, again: bool, state: str) -> Text:
+    state = {"stopped": "cancelled", "unknown": "waiting"}.get(state, state)
+    line = Text.assemble(
+        (f"{argument} = ", "dim") if argument else "", (MARKS.get(state, "·"), COLOURS.get(state, "")), " ", (node.name, "cyan")
+    )
+    if again:
+        return line.append("  as above", style="dim")
+    if node.value is not None:
+        line.append(f" → {node.value.text}")
+    if node.seconds is not None:
+        line.append(f"  {duration(node.seconds)}", style="dim")
+    if node.pid:
+        line.append(f"  pid {node.pid}" + (f" cpu {node.cpu}" if node.cpu is not None else ""), style="dim")
+    return line
+
+
+def _add_tasks(run: Run, top: Tree) -> None:
+    """Tasks instead of nodes, and who takes whose values."""
+    groups: dict[str, list[Node]] = {}
+    for node in run.nodes:
+        groups.setdefault(node.name, []).append(node)
+    links: dict[str, dict[str, int]] = {}
+    for edge in run.edges:
+        taken = links.setdefault(run.nodes[edge.target].name, {})
+        taken[run.nodes[edge.source].name] = taken.get(run.nodes[edge.source].name, 0) + 1
+    for name, nodes in sorted(groups.items(), key=lambda group: -len(group[1]))[:50]:
+        states: dict[str, int] = {}
+        for node in nodes:
+            states[node.state] = states.get(node.state, 0) + 1
+        spent = sum(node.seconds or 0.0 for node in nodes)
+        line = Text.assemble((name, "cyan"), f" x{len(nodes):,}  ", ", ".join(f"{count:,} {state}" for state, count in states.items()))
+        branch = top.add(line.append(f"  {duration(spent)} in all, {duration(spent / len(nodes))} each", style="dim"))
+        for source, count in sorted(links.get(name, {}).items(), key=lambda link: -link[1])[:INPUTS]:
+            branch.add(Text.assemble(("takes ", "dim"), source, (f" x{count:,}", "dim")))
+
+
+def _print_node(node: Node, as_json: bool, output: Path | None) -> None:
+    found = _node_as_dict(node)
+    if as_json:
+        if output is None:
+            print_json(found)
+        else:
+            _write(json.dumps(found, default=str, ensure_ascii=False) + "\n", output)
+        return
+    lines = [f"{node.name}, node {node.number} of run {node.run.id}: {node.state}"]
+    for given in found["inputs"]:
+        lines.append(
+            f"  {given['argument']} = {given['text']}"
+            + (f"   from {given['task']}, node {given['source']}" if given["source"] is not None else "")
+        )
+    if node.value is not None:
+        value = node.value
+        lines.append(f"  → {value.text}   {value.type}, {size(value.size)}" + (f", sha-256 {value.hash}" if value.hash else ""))
+    times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["times"].items() if seconds)
+    lines.append(f"  {times or 'never ran'}")
+    if node.pid:
+        lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
+    if node.error is not None:
+        lines += ["", node.error.traceback or f"{node.error.type}: {node.error.message}"]
+    if node.task.source:
+        lines += ["", f"# {node.task.file}:{node.task.line}, version {node.task.version[:12]}", node.task.source]
+    _write("\n".join(lines).rstrip() + "\n", output)
+
+
+def _node_as_dict(node: Node) -> dict[str, Any]:
+    run = node.run
+    inputs = []
+    for given in node.inputs:
+        value = run.nodes[given.source].value if given.source is not None else given.value
+        inputs.append(
+            {
+                "argument": given.argument,
+                "source": given.source,
+                "task": run.nodes[given.source].name if given.source is not None else None,
+                "text": value.text if value is not None else "?",
+                "hash": value.hash if value is not None else None,
+            }
+        )
+    return {
+        "run": summary(run),
+        "node": node.number,
+        "task": node.name,
+        "state": node.state,
+        "attempts": node.attempts,
+        "times": vars(node.times),
+        "pid": node.pid,
+        "cpu": node.cpu,
+        "peak_memory": node.peak_memory,
+        "inputs": inputs,
+        "value": {"type": node.value.type, "size": node.value.size, "hash": node.value.hash, "text": node.value.text}
+        if node.value
+        else None,
+        "error": vars(node.error) if node.error else None,
+        "code": {"version": node.task.version, "file": node.task.file, "line": node.task.line, "source": node.task.source},
+        "attributes": node.task.attributes,
+    }

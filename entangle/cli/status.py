@@ -1,0 +1,24 @@
+"""What the exit status of a command means, and how a command ends with one."""
+
+from __future__ import annotations
+
+DONE, FAILED, USAGE, ABSENT, UNINSTALLED, UNREACHABLE = range(6)
+INTERRUPTED = 130
+
+
+class Refused(Exception):
+    """A command cannot do what it was asked for. Shown as one line; the program ends with `status`."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def need(module: str, extra: str, what: str) -> None:
+    """See that a module can be imported; raises Refused, with the extra that brings it, where it cannot."""
+    import importlib
+
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        raise Refused(f"{what} needs {module}: pip install 'py-entangle[{extra}]'", UNINSTALLED) from None

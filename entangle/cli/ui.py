@@ -1,0 +1,31 @@
+"""`entangle ui`: look at runs in a browser."""
+
+from __future__ import annotations
+
+import sys
+
+from entangle.cli.output import console, print_json
+from entangle.cli.status import UNREACHABLE, Refused, need
+
+
+def ui(port: int, browser: bool, as_json: bool) -> None:
+    """Serve the page until Ctrl-C. Raises Refused where the extra `web` is missing or the port is taken."""
+    need("starlette", "web", "the page")
+    need("uvicorn", "web", "the page")
+    from entangle.web.server import PageServer
+
+    try:
+        server = PageServer(port)
+    except OSError as error:
+        raise Refused(f"port {port} on 127.0.0.1 cannot be had: {error.strerror}; --port 0 takes one that is free", UNREACHABLE) from None
+    if as_json:
+        print_json({"url": server.url, "port": server.port, "token": server.token})
+    else:
+        out = console()
+        out.print("Runs, live and remembered, are at")
+        print(f"\n    {server.url}\n", flush=True)
+        out.print("[dim]The address is for you alone: it holds the key. Ctrl-C ends it.[/dim]")
+        sys.stdout.flush()
+    if browser and not as_json and sys.stdout.isatty():
+        server.open_browser()
+    server.serve()

@@ -1,0 +1,97 @@
+"""Containers: @docker, and @apptainer and @singularity, which start a container by their command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle._remote.containers import check_common
+from entangle._remote.far import Far
+from entangle._remote.transport.apptainer import Apptainer as Transport
+from entangle.docker import Volumes, docker
+from entangle.task import Decorator, Task, decorate, refuse_unknown
+
+__all__ = ["apptainer", "docker", "singularity"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS = ("image", "packages", "gpus", "env", "volumes", "memory", "cpus", "python")
+
+
+class Apptainer(Far):
+    """The layer of @apptainer."""
+
+
+class Singularity(Far):
+    """The layer of @singularity."""
+
+
+@overload
+def apptainer(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def apptainer(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def apptainer(
+    *,
+    image: str,
+    packages: Sequence[str] = (),
+    gpus: bool = False,
+    env: Mapping[str, str] | None = None,
+    volumes: Volumes = (),
+    memory: str | int | None = None,
+    cpus: float | None = None,
+    python: str = "python3",
+) -> Decorator: ...
+def apptainer(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
+    """Run the function in a container of Apptainer, with the layers that stand below; its value comes back.
+
+    `image` is a .sif file, a sandbox directory or a URL (docker://python:3.13-slim) with Python 3.10 or newer in it, which `python`
+    names. `packages` are installed by the image's pip, once, into a directory of the user's cache. `gpus=True` gives it the GPUs
+    (--nv). `env`, `volumes`, `memory` and `cpus` are as those of @docker. The user's home is not in the container.
+
+    Raises OptionError here for bad options; a run raises UnreachableError where apptainer is not installed, ImageError,
+    UnfitPythonError and LinkLostError.
+
+        @apptainer(image="analysis.sif")
+        def solve(a, b): ...
+    """
+    return _contained("apptainer", Apptainer, function, image, options)
+
+
+@overload
+def singularity(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def singularity(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def singularity(
+    *,
+    image: str,
+    packages: Sequence[str] = (),
+    gpus: bool = False,
+    env: Mapping[str, str] | None = None,
+    volumes: Volumes = (),
+    memory: str | int | None = None,
+    cpus: float | None = None,
+    python: str = "python3",
+) -> Decorator: ...
+def singularity(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
+    """Run the function in a container of Singularity: as @apptainer does, which is its newer name; whichever is installed is used.
+
+    @singularity(image="analysis.sif")
+    def solve(a, b): ...
+    """
+    return _contained("singularity", Singularity, function, image, options)
+
+
+def _contained(decorator: str, layer: type[Far], function: Any, image: str | None, options: dict[str, Any]) -> Any:
+    refuse_unknown(decorator, _OPTIONS, {name: None for name in options if name not in _OPTIONS})
+    gpus = bool(options.pop("gpus", False))
+    defaults: dict[str, Any] = {"packages": (), "env": None, "volumes": (), "memory": None, "cpus": None, "python": "python3"}
+    given = check_common(decorator, image, **{**defaults, **options})
+    made = layer(Transport(gpus=gpus, program=decorator, **given))
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        return decorate(decorator, inner, made)
+
+    return wrap if function is None else wrap(function)

@@ -1,0 +1,74 @@
+"""@dataflow: values are pushed through functions, from each to those written inside its parentheses.
+
+::
+
+    flow = emit(printx(printz(echo())), printy(printz()), printy())    # builds; nothing runs
+    flow("emit")                                                        # pushes one value in, gives the values of the leaves
+    for leaves in flow.stream(values): ...                              # pushes many, several at a time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+from entangle._dataflow.node import Callback, Dataflow, DataflowTask, Node, Window, _checked
+from entangle.errors import OptionError
+from entangle.process import process
+from entangle.sources import merge
+from entangle.task import Task, decorate, refuse_unknown
+from entangle.thread import thread
+
+__all__ = ["Node", "dataflow", "merge", "process", "thread", "window"]
+
+_OPTIONS = ("callback", "executor", "maxworkers")
+
+
+@overload
+def dataflow(function: Callable[..., Any], /) -> DataflowTask: ...
+@overload
+def dataflow(
+    *, callback: Callback | None = None, executor: str | None = None, maxworkers: int | None = None
+) -> Callable[[Callable[..., Any]], DataflowTask]: ...
+def dataflow(
+    function: Any = None,
+    /,
+    *,
+    callback: Callback | None = None,
+    executor: str | None = None,
+    maxworkers: int | None = None,
+    **unknown: Any,
+) -> Any:
+    """Make a function a node of dataflows: it takes the value of the node in whose parentheses it stands.
+
+    `callback(func, value)` is called in the invoking process when the node is done, before what stands in its parentheses
+    runs; `executor` is "thread" or "process", where no decorator below says it ("thread" if none does); `maxworkers` is
+    how many nodes of a flow that is built on this one may run at once. Raises OptionError for options that do not fit.
+
+        @dataflow
+        def emit(x): return x + "!"
+    """
+    refuse_unknown("dataflow", _OPTIONS, unknown)
+
+    def wrap(inner: Any) -> DataflowTask:
+        task: Task[..., Any] = decorate("dataflow", inner, Dataflow(callback, executor, maxworkers))
+        return DataflowTask(task.function, task.layers)
+
+    return wrap if function is None else wrap(function)
+
+
+def window(*children: Any, count: int | None = None, seconds: float | None = None) -> Window:
+    """A node that gathers the values of a stream and passes lists of them on: `count` values, or those of `seconds`.
+
+    What is left when the stream ends comes last. Takes nodes and lambdas, as any node. Raises OptionError where neither
+    or both are given. With `flow(x)`, which pushes a single value, the list holds that value.
+
+        flow = parse(window(total(), count=100))
+    """
+    if (count is None) == (seconds is None):
+        raise OptionError("window: say either count= (values) or seconds= (a time)")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise OptionError(f"window: count={count!r}; it is a whole number, 1 or above")
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+        raise OptionError(f"window: seconds={seconds!r}; it is a number above 0")
+    return Window(_checked("window", children), count, seconds)

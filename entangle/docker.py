@@ -1,0 +1,91 @@
+"""@docker: the function runs in a docker container."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle._remote.containers import check_common, pairs, words
+from entangle._remote.far import Far
+from entangle._remote.transport.docker import Docker as Transport
+from entangle.errors import OptionError
+from entangle.task import Decorator, Task, decorate, refuse_unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS = ("image", "packages", "consume_gpu", "gpus", "env", "volumes", "network", "memory", "cpus", "python")
+Volumes = Mapping[str, str] | Sequence[str]
+Gpus = str | int | Sequence[str] | None
+
+
+class Docker(Far):
+    """The layer of @docker."""
+
+
+@overload
+def docker(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def docker(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def docker(
+    *,
+    image: str,
+    packages: Sequence[str] = (),
+    consume_gpu: bool = True,
+    gpus: Gpus = None,
+    env: Mapping[str, str] | None = None,
+    volumes: Volumes = (),
+    network: str | None = None,
+    memory: str | int | None = None,
+    cpus: float | None = None,
+    python: str = "python3",
+) -> Decorator: ...
+def docker(
+    function: Any = None,
+    /,
+    *,
+    image: str | None = None,
+    packages: Sequence[str] = (),
+    consume_gpu: bool = True,
+    gpus: Gpus = None,
+    env: Mapping[str, str] | None = None,
+    volumes: Volumes = (),
+    network: str | None = None,
+    memory: str | int | None = None,
+    cpus: float | None = None,
+    python: str = "python3",
+    **unknown: Any,
+) -> Any:
+    """Run the function in a docker container, with the layers that stand below; its value comes back.
+
+    `image` needs a Python (3.10 or newer, `python` says which) and nothing else; one that is not here is pulled. `packages` are
+    what pip installs, as names or as wheel files of this machine, into an image of its own that is built once. `env` are environment
+    variables; `volumes` maps paths here to paths there ("/there:ro" to read only); `network` is a docker network, "none" or "host";
+    `memory` is in bytes or as "2g"; `cpus` is how many at most. `gpus` is how many, "all", or a list of their ids; by default all,
+    where docker's runtime has any. `consume_gpu=False` has TensorFlow take GPU memory as it needs it (TF_FORCE_GPU_ALLOW_GROWTH).
+    The container is kept for the calls of a run and removed at its end. It runs as the calling user, unless the image names one.
+
+    Raises OptionError here for bad options; a run raises UnreachableError without a docker daemon, ImageError for an image or
+    packages that cannot be had, UnfitPythonError, and LinkLostError where the container dies. Needs the extra `docker`.
+
+        @docker(image="python:3.13-slim", packages=["numpy"])
+        def solve(a, b): ...
+    """
+    refuse_unknown("docker", _OPTIONS, unknown)
+    given = check_common("docker", image, packages, env, volumes, memory, cpus, python)
+    if network is not None and (not isinstance(network, str) or not network):
+        raise OptionError(f"@docker: network={network!r}; it is the name of a docker network, 'none' or 'host'")
+    chosen: Any = gpus
+    if isinstance(gpus, (list, tuple)):
+        chosen = words("docker", "gpus", gpus)
+    elif gpus is not None and gpus != "all" and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
+        raise OptionError(f"@docker: gpus={gpus!r}; it is a number, 'all', or a list of device ids")
+    if not consume_gpu:
+        given["environment"] = pairs({"TF_FORCE_GPU_ALLOW_GROWTH": "true", **dict(given["environment"])})
+    layer = Docker(Transport(gpus=chosen, network=network, **given))
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        return decorate("docker", inner, layer)
+
+    return wrap if function is None else wrap(function)

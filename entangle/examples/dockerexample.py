@@ -1,0 +1,45 @@
+"""A function that runs in a container, called from one that does not.
+
+All that the image needs is a Python; `ENTANGLE_IMAGE` names one, else it is python:3.13-slim, which docker pulls if it is not here.
+The container starts with the first call of the run, serves all of them, and is gone at its end. Prints what it looks like in there.
+"""
+
+import os
+import sys
+
+from entangle.docker import docker
+from entangle.errors import ImageError, UnreachableError
+from entangle.process import process
+
+image = os.environ.get("ENTANGLE_IMAGE", "python:3.13-slim")
+
+
+def look() -> dict[str, str]:
+    """What is there. A dict, since another Python version than ours may run this: those exchange what both of them have."""
+    import os
+    import platform
+
+    with open("/etc/os-release") as file:
+        names = [line.split("=")[1].strip().strip('"') for line in file if line.startswith("PRETTY_NAME")]
+    return {"system": names[0], "python": platform.python_version(), "host": os.uname().nodename}
+
+
+inside = docker(image=image, env={"COLOUR": "blue"}, network="none")(look)
+outside = process(look)
+
+
+@process
+def compare(here: dict[str, str], *there: dict[str, str]) -> list[str]:
+    lines = [f"  {name:<14} {place['system']}, Python {place['python']}" for name, place in (("here", here), ("container", there[0]))]
+    return [*lines, f"  {len(there)} calls in {len({place['host'] for place in there})} container"]
+
+
+def main() -> None:
+    try:
+        print("\n".join(compare(outside(), inside(), inside(), inside())()))
+    except (ImageError, UnreachableError) as error:
+        sys.exit(f"This example takes docker and an image with Python in it, which ENTANGLE_IMAGE names.\n{error}")
+
+
+if __name__ == "__main__":
+    main()

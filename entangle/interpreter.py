@@ -1,0 +1,68 @@
+"""@interpreter: the body runs in another Python of this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle._remote.far import Far
+from entangle._remote.transport.interpreter import Interpreter
+from entangle.errors import OptionError
+from entangle.task import Decorator, Task, decorate, refuse_unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class InterpreterLayer(Far):
+    """The layer of @interpreter."""
+
+
+@overload
+def interpreter(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def interpreter(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def interpreter(*, python: str | os.PathLike[str] | None = None) -> Decorator: ...
+def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | None = None, **unknown: Any) -> Any:
+    """Run the function in another Python of this machine: another version, or a virtual environment with its own packages.
+
+    `python` is the path of an interpreter, the directory of a virtual environment, or a name to be found on PATH; by default
+    it is the Python that runs the caller. Nothing needs to be installed there. One such process is started when it is first
+    needed, serves all calls of this process, and ends with it; the layers below run in it as they are.
+
+    Raises OptionError here where there is no such file; a run raises UnfitPythonError for a Python older than 3.10, LinkLostError
+    where it dies in the middle of a call, UnpicklableError for what cannot travel to another version, and what the function raises.
+
+        @interpreter(python="/opt/venv/bin/python")
+        def summary(path): import pandas; return pandas.read_csv(path).describe()
+    """
+    refuse_unknown("interpreter", ("python",), unknown)
+    layer = InterpreterLayer(Interpreter(_found(python)))
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        return decorate("interpreter", inner, layer)
+
+    return wrap if function is None else wrap(function)
+
+
+def _found(python: Any) -> str:
+    """The path of the interpreter that is meant. Raises OptionError."""
+    if python is None:
+        return sys.executable
+    if not isinstance(python, (str, os.PathLike)) or not os.fspath(python):
+        raise OptionError(f"@interpreter: python={python!r}; it is the path of an interpreter, or a name to be found on PATH")
+    name = os.path.expanduser(os.fspath(python))
+    if os.path.isdir(name):
+        inside = os.path.join(name, "bin", "python")
+        if not os.access(inside, os.X_OK):
+            raise OptionError(f"@interpreter: python={str(python)!r} is a directory without bin/python, so no virtual environment")
+        return os.path.abspath(inside)
+    import shutil
+
+    found = shutil.which(name)
+    if found is None:
+        raise OptionError(f"@interpreter: python={str(python)!r}: there is no such program here; write the path of an interpreter")
+    return os.path.abspath(found)

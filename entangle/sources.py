@@ -1,0 +1,264 @@
+"""Sources that people expect of a stream: iterables that wait for what is to come, and return at once when they are stopped.
+
+::
+
+    flow.stream(every(1.0))                      the number of the tick, each second
+    flow.stream(lines("access.log"))             what is in the file, then what is appended to it
+    flow.stream(directory("incoming", "*.csv"))  the files that are there, then new ones
+    flow.stream(queue(q))                        what others put
+    flow.stream(merge(lines(a), lines(b)))       several at once, as they come
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import queue as queues
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from entangle.errors import OptionError
+
+__all__ = ["Source", "directory", "every", "lines", "merge", "queue"]
+
+T = TypeVar("T")
+
+#: How often a file that is followed is looked at (seconds).
+_LOOK = 0.05
+
+
+class Source(Generic[T]):
+    """An iterable that can be stopped from another thread; whoever iterates over it then comes to its end."""
+
+    #: A stream that ends tells its source.
+    stops_at_once = True
+
+    def __init__(self, values: Callable[[threading.Event], Iterator[T]]) -> None:
+        self._values = values
+        self._stopped = threading.Event()
+
+    def __iter__(self) -> Iterator[T]:
+        self._stopped = threading.Event()
+        return self._values(self._stopped)
+
+    def stop(self) -> None:
+        """End it: the iteration that is going on ends at once."""
+        self._stopped.set()
+
+
+def every(seconds: float) -> Source[int]:
+    """The number of the tick (0, 1, 2 …), each so many seconds, without drift. Ticks for which nobody was ready are left out.
+
+    for tick in every(0.5): print(tick)
+    """
+    if not seconds > 0:
+        raise OptionError(f"every({seconds!r}): the time between two ticks is a number of seconds above 0")
+
+    def values(stopped: threading.Event) -> Iterator[int]:
+        begin = time.monotonic()
+        tick = 0
+        while not stopped.wait(max(0.0, begin + tick * seconds - time.monotonic())):
+            yield tick
+            tick = max(tick + 1, int((time.monotonic() - begin) / seconds))
+
+    return Source(values)
+
+
+def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "utf-8") -> Source[str]:
+    """The lines of a text file without their ends; with `follow`, then those that are appended, for ever.
+
+    A file that is not there yet is waited for, one that is replaced or cut short is read anew from its start. A line is given
+    when its end has been written. Raises FileNotFoundError without `follow`.
+
+        for line in lines("access.log"): print(line)
+    """
+
+    def values(stopped: threading.Event) -> Iterator[str]:
+        if not follow:
+            with open(path, encoding=encoding, newline=None) as text:
+                for line in text:
+                    if stopped.is_set():
+                        return
+                    yield line.rstrip("\n")
+            return
+        while not stopped.is_set():
+            try:
+                file = open(path, "rb")
+            except FileNotFoundError:
+                stopped.wait(_LOOK)
+                continue
+            with file:
+                yield from _followed(file, os.fspath(path), stopped, encoding)
+
+    return Source(values)
+
+
+def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> Iterator[str]:
+    """The lines of an open file until another stands under its name, or it is shorter than what was read of it."""
+    begun = b""
+    replaced = False
+    while True:
+        block = file.read(65536)
+        if block:
+            *whole, begun = (begun + block).split(b"\n")
+            for line in whole:
+                if stopped.is_set():
+                    return
+                yield line.removesuffix(b"\r").decode(encoding, "replace")
+            continue
+        if replaced:  # and what was written before that has been read
+            return
+        if stopped.wait(_LOOK):
+            return
+        here = os.fstat(file.fileno())
+        try:
+            there = os.stat(path)
+        except FileNotFoundError:
+            continue  # moved away; its writer may not be done with it
+        replaced = (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
+        if here.st_size < file.tell():
+            file.seek(0)
+            begun = b""
+
+
+def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool = True) -> Source[Path]:
+    """The paths of the files in a directory whose names match the pattern, then those of new ones, for ever, each once.
+
+    A file is new when its name is: write it under another name and rename it, so that nobody reads half of it.
+    `existing=False` leaves out those that are there at the start. Needs `pip install "py-entangle[dataflow]"`.
+
+        for path in directory("incoming", "*.csv"): print(path)
+    """
+    try:
+        import watchfiles
+    except ImportError:
+        raise OptionError('directory(…) needs watchfiles: pip install "py-entangle[dataflow]"') from None
+    folder = Path(path)
+    if not folder.is_dir():
+        raise OptionError(f"directory({os.fspath(path)!r}): there is no such directory")
+
+    def there() -> set[str]:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if Path(entry.name).match(pattern) and entry.is_file()}
+
+    def values(stopped: threading.Event) -> Iterator[Path]:
+        seen: set[str] = set() if existing else there()
+        # The listing is what counts; the watcher says when to look at it, and so does the time now and then.
+        watcher = watchfiles.watch(
+            folder,
+            recursive=False,
+            stop_event=stopped,
+            debounce=50,
+            step=10,
+            rust_timeout=500,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+        )
+        looks = _looks(watcher)
+        while True:
+            now = there()
+            for name in sorted(now - seen):
+                if stopped.is_set():
+                    return
+                yield folder / name
+            seen = now
+            if stopped.is_set() or not next(looks):
+                return
+
+    return Source(values)
+
+
+def _looks(watcher: Iterator[Any]) -> Iterator[bool]:
+    for _ in watcher:
+        yield True
+    yield False
+
+
+_NEVER = object()
+
+
+def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
+    """What is put into a queue (`queue.Queue`, `multiprocessing.Queue` …), until it is shut down, or `end` comes.
+
+    for value in queue(q, end="that was all"): print(value)
+    """
+
+    def values(stopped: threading.Event) -> Iterator[Any]:
+        while not stopped.is_set():
+            try:
+                value = q.get(timeout=0.1)
+            except queues.Empty:
+                continue
+            except Exception as error:
+                if type(error).__name__ == "ShutDown":  # Python 3.13
+                    return
+                raise
+            if value is end or (end is not _NEVER and type(value) is type(end) and bool(value == end)):
+                return
+            yield value
+
+    return Source(values)
+
+
+def merge(*sources: Iterable[T]) -> Source[T]:
+    """The values of several sources, or streams, as they come; it ends when all have ended. An error of one ends it.
+
+    for value in merge(lines("a.log"), lines("b.log")): print(value)
+    """
+
+    def values(stopped: threading.Event) -> Iterator[T]:
+        changed = threading.Condition()
+        come: collections.deque[tuple[bool, Any]] = collections.deque()
+        left = len(sources)
+
+        def pull(source: Iterable[T]) -> None:
+            nonlocal left
+            try:
+                for value in source:
+                    with changed:
+                        changed.wait_for(lambda: len(come) < len(sources) or stopped.is_set())
+                        if stopped.is_set():
+                            return
+                        come.append((True, value))
+                        changed.notify_all()
+            except BaseException as error:
+                with changed:
+                    come.append((False, error))
+            finally:
+                with changed:
+                    left -= 1
+                    changed.notify_all()
+
+        threads = [threading.Thread(target=pull, args=(source,), name="entangle-merge", daemon=True) for source in sources]
+        for thread in threads:
+            thread.start()
+        try:
+            while True:
+                with changed:
+                    while not come and left and not stopped.is_set():
+                        changed.wait(_LOOK)
+                    if stopped.is_set() or not come:
+                        return
+                    fine, value = come.popleft()
+                    changed.notify_all()
+                if not fine:
+                    raise value
+                yield value
+        finally:
+            stopped.set()
+            with changed:
+                changed.notify_all()
+            for source in sources:
+                for name in ("stop", "close"):
+                    end = getattr(source, name, None)
+                    if end is not None:
+                        with contextlib.suppress(Exception):  # a generator that is at work says so, and ends by itself
+                            end()
+            for thread in threads:
+                thread.join(0.5)
+
+    return Source(values)

@@ -1,0 +1,105 @@
+"""@ssh: the function runs on another host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from entangle._remote.far import Far
+from entangle._remote.transport.ssh import LEARN, SSH
+from entangle.errors import OptionError
+from entangle.task import Decorator, Task, decorate, refuse_unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS = ("host", "user", "key", "python", "port", "env", "known_hosts", "transport")
+
+
+class Ssh(Far):
+    """The layer of @ssh."""
+
+    transport: SSH
+
+    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+        """What runs here. The key is looked for now, where the call is about to run: it need not be there where it was written."""
+        _ = self.transport.identity
+        shipped = super().ship(rest)
+        if self.transport.env is None:
+            return shipped
+        from entangle._remote.requirements import furnished
+
+        return furnished(self.transport, rest.function, shipped)
+
+
+@overload
+def ssh(function: Task[P, R], /) -> Task[P, R]: ...
+@overload
+def ssh(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def ssh(
+    *,
+    host: str,
+    user: str | None = None,
+    key: str | None = None,
+    python: str = "python3",
+    port: int | None = None,
+    env: str | None = None,
+    known_hosts: str | bool | None = None,
+    transport: str | None = None,
+) -> Decorator: ...
+def ssh(
+    function: Any = None,
+    /,
+    *,
+    host: str | None = None,
+    user: str | None = None,
+    key: str | None = None,
+    python: str = "python3",
+    port: int | None = None,
+    env: str | None = None,
+    known_hosts: str | bool | None = None,
+    transport: str | None = None,
+    **unknown: Any,
+) -> Any:
+    """Run the function on another host, with the layers that stand below: their processes and cookies are that host's.
+
+    `host` is a name, an address, or what `~/.ssh/config` calls it; `user`, `port` and `key` where that does not say. `key` is a
+    private key, or a path that ends in `.pub`, which means the private key beside it. `python` is the interpreter there, 3.10 or
+    newer; nothing else needs to be installed. `env` names a virtual environment there, or is its path: it is made if missing, and
+    gets the packages that the function imports, in the versions that are here.
+    The host's key is checked: `known_hosts` is a file, or "accept-new" to learn the keys of hosts that are not known yet, or False
+    for no check. `transport` is "openssh" (the ssh program; used where there is one) or "paramiko".
+
+    Raises OptionError here for bad options, and when a call is run for a key that is not there; a run raises UnreachableError,
+    HostKeyError, LoginRefusedError, UnfitPythonError and LinkLostError, each with what to do.
+
+        @ssh(host="miko", user="me")
+        @process
+        def simulate(seed): ...
+    """
+    refuse_unknown("ssh", _OPTIONS, unknown)
+    if host is None:
+        raise OptionError("@ssh needs a host: @ssh(host='name')")
+    for option, value in (("host", host), ("user", user), ("key", key), ("python", python), ("env", env)):
+        if value is None:
+            continue
+        # A leading dash would be an option of ssh, a line's end the end of a command over there.
+        if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
+            raise OptionError(f"@ssh: {option}={value!r}; it is a {'name' if option in ('host', 'user') else 'path'}")
+    if user is None and "@" in host:
+        user, _, host = host.rpartition("@")
+    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536):
+        raise OptionError(f"@ssh: port={port!r}; it is a whole number from 1 to 65535")
+    if known_hosts is True or not isinstance(known_hosts, (str, bool, type(None))):
+        raise OptionError(
+            f"@ssh: known_hosts={known_hosts!r}; it is the path of a file, {LEARN!r} to learn new keys, or False for no check"
+        )
+    if transport not in (None, "openssh", "paramiko"):
+        raise OptionError(f"@ssh: transport={transport!r}; it is 'openssh' or 'paramiko'")
+    layer = Ssh(SSH(host, user, key, python, port, env, known_hosts, transport))
+
+    def wrap(inner: Any) -> Task[..., Any]:
+        return decorate("ssh", inner, layer)
+
+    return wrap if function is None else wrap(function)

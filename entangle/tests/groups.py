@@ -1,0 +1,45 @@
+"""Control groups with limits, for processes of tests to go into."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .evidence import wait_until
+
+
+@contextmanager
+def control_group(limits: Mapping[str, Mapping[str, str]]) -> Iterator[Path]:
+    """A group of version 2 or 1, whichever this machine lets us make: `limits` says, for each place where it may lie, what goes into
+    which of its files. The first file must be there; where there is none of the others, that is no limit here."""
+    for top, files in limits.items():
+        group = Path(top, f"entangle-test-{os.getpid()}")
+        try:
+            if not Path(top, "cgroup.procs").exists():
+                continue
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            for number, (name, text) in enumerate(files.items()):
+                if not number or (group / name).exists():
+                    (group / name).write_text(text)
+        except OSError:
+            group.rmdir()
+            continue
+        try:
+            yield group
+        finally:
+            wait_until(functools.partial(_is_empty, group))
+            group.rmdir()
+        return
+    pytest.skip(f"no control group can be made in {', '.join(limits)}")
+
+
+def _is_empty(group: Path) -> bool:
+    return not (group / "cgroup.procs").read_text().split()

@@ -1,0 +1,187 @@
+"""Servers of the page for tests, with records of their own, and runs for them to show."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .callers import ROOT
+
+#: What the page shows in tests. Each word on the command line is a run.
+RUNS = """
+    import os, sys, time
+    import entangle
+    from entangle.process import process
+    from entangle.task import task
+    from entangle.workflow import workflow
+
+    @process
+    def num(n):
+        return n
+
+    @process
+    def add(a, b):
+        return a + b
+
+    @task(attributes={"part": "wing"})
+    @process
+    def subtract(a, b):
+        return a - b
+
+    @process
+    def broken(n):
+        raise ValueError(f"<b>no</b> {n}")
+
+    @workflow
+    def inside(n):
+        return add(num(n), 1)
+
+    @process
+    def wait(n):
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return n
+
+    @process
+    def grow(n):
+        wait(0)()
+        return add(num(n), wait(n))()
+
+    def tree(n):
+        level = [num(k) for k in range(n)]
+        while len(level) > 1:
+            level = [add(*level[at:at + 2]) if at + 1 < len(level) else level[at] for at in range(0, len(level), 2)]
+        return level[0]
+
+    for word in sys.argv[1:]:
+        with entangle.tags(kind=word):
+            if word == "small":
+                print(add(add(num(6), num(1)), subtract(num(5), num(2)))())
+            elif word == "other":
+                print(add(add(num(6), num(1)), subtract(num(5), num(3)))())
+            elif word == "failed":
+                try:
+                    add(num(1), broken(2))()
+                except ValueError:
+                    pass
+            elif word == "nested":
+                print(add(inside(1), inside(2))())
+            elif word == "many":
+                print(tree(5000)())
+            elif word == "live":
+                print(add(add(num(1), wait(2)), grow(3))())
+"""
+
+
+class Page:
+    """A server of the page, in a process of its own, and a browser's view of it without a browser."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "runs").mkdir()
+        (folder / "runs.py").write_text(textwrap.dedent(RUNS), encoding="utf-8")
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": ROOT,
+            "PYTHONWARNINGS": "error",
+            "ENTANGLE_RUN_DIR": str(folder / "runs"),
+            "ENTANGLE_RECORD_DIR": str(folder / "records"),
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "entangle", "ui", "--no-browser", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=self.environment,
+        )
+        assert self._server.stdout is not None
+        said = self._server.stdout.readline()
+        if not said:
+            raise AssertionError(self._server.communicate()[1])
+        told = json.loads(said)
+        self.url: str = told["url"]
+        self.token: str = told["token"]
+        self.base = self.url.partition("?")[0]
+
+    def run(self, *words: str) -> None:
+        """Have these runs made."""
+        subprocess.run(
+            [sys.executable, "runs.py", *words], cwd=self.folder, env=self.environment, check=True, timeout=50, stdout=subprocess.DEVNULL
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Have these runs made, and come back at once. What waits goes on when `go` is called."""
+        return subprocess.Popen(
+            [sys.executable, "runs.py", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def go(self) -> None:
+        """Let runs that wait go on."""
+        (self.folder / "go").touch()
+
+    def ask(self, path: str, token: str | None = "", **headers: str) -> tuple[int, dict[str, str], str]:
+        """The answer to a request: status, headers, body. Redirects are not followed."""
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token or self.token}"
+        request = urllib.request.Request(self.base.rstrip("/") + path, headers=headers)
+        opener = urllib.request.build_opener(_Stay)
+        try:
+            with opener.open(request, timeout=20) as answer:
+                return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read().decode()
+
+    def get(self, path: str) -> Any:
+        """The JSON of a path that answers."""
+        status, _, body = self.ask(path)
+        assert status == 200, (status, body)
+        return json.loads(body)
+
+    def id_of(self, kind: str) -> str:
+        """The run that was made by this word, the latest one."""
+        return str(self.get(f"/api/runs?query={kind}")["runs"][0]["id"])
+
+    def close(self) -> None:
+        """End the server; it must end in good order."""
+        self._server.terminate()
+        try:
+            _, complaint = self._server.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.communicate()
+            raise AssertionError("the server did not end within 15 s") from None
+        assert not re.search(r"Traceback|ERROR", complaint), complaint
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@contextmanager
+def served(folder: Path, *words: str) -> Iterator[Page]:
+    """A server with these runs made before."""
+    page = Page(folder)
+    try:
+        if words:
+            page.run(*words)
+        yield page
+    finally:
+        page.close()

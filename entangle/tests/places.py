@@ -1,0 +1,58 @@
+"""Other places that tests run in: Pythons of this machine in which nothing is installed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from entangle._remote.stream import ProcessStream, Stream
+from entangle._remote.transport.docker import Docker
+
+from .ways import missing
+
+
+class Kept(Docker):
+    """A container that stays for the runs of a process. From inside, where there is no docker, it is another Python there."""
+
+    ends_with_run = False
+
+    def open(self, arguments: Sequence[str]) -> Stream:
+        """Start the agent."""
+        if os.path.exists("/.dockerenv"):
+            return ProcessStream([sys.executable, *arguments])
+        return super().open(arguments)
+
+
+@functools.lru_cache(maxsize=1)
+def _found() -> dict[tuple[int, int], str]:
+    """Pythons of this machine that entangle can use, the newest of each version."""
+    candidates = [shutil.which(f"python3.{minor}") for minor in range(10, 20)]
+    candidates += [str(path) for path in Path.home().glob(".pyenv/versions/3.*/bin/python")]
+    candidates += [str(path) for path in Path("/opt/hostedtoolcache/Python").glob("3.*/x64/bin/python")]
+    found: dict[tuple[int, int], str] = {}
+    for candidate in [os.path.join(sys.base_prefix, "bin", f"python3.{sys.version_info[1]}"), *candidates]:
+        if candidate is None or not os.access(candidate, os.X_OK):
+            continue
+        told = subprocess.run(
+            [candidate, "-c", "import sys; print(*sys.version_info[:2], sys.executable)"], capture_output=True, text=True, check=False
+        )
+        if told.returncode == 0:  # pyenv's shims are there for versions that are not chosen
+            major, minor, path = told.stdout.strip().split(" ", 2)
+            if (int(major), int(minor)) >= (3, 10):
+                found.setdefault((int(major), int(minor)), path)
+    return found
+
+
+def far_pythons(same: bool) -> str:
+    """A Python of the version that runs the tests, or one of another version."""
+    here = sys.version_info[:2]
+    for version, path in sorted(_found().items()):
+        if (version == here) == same:
+            return path
+    missing("a Python of another minor version, 3.10 or newer: put one on PATH, or install it with pyenv")
+    raise AssertionError

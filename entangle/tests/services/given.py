@@ -1,0 +1,63 @@
+"""Services that one test session shares: started when the first test wants them, ended with the process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ..ways import missing
+from . import hosts as _hosts
+
+#: The image of `.ci/services`.
+IMAGE = "entangle-tests:1"
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.lru_cache(maxsize=1)
+def shared_hosts() -> _hosts.Hosts:
+    """Three hosts with ssh servers; without the programs for it, the test is skipped, or in CI fails."""
+    lacking = _hosts.what_is_missing()
+    if lacking:
+        missing(lacking)
+    stack = contextlib.ExitStack()
+    folder = Path(tempfile.mkdtemp(prefix="entangle-hosts-"))
+    stack.callback(_remove, folder, os.getpid())
+    atexit.register(stack.close)
+    return stack.enter_context(_hosts.three_hosts(folder))
+
+
+@functools.lru_cache(maxsize=1)
+def _trouble_with_docker() -> str:
+    if shutil.which("docker") is None:
+        return "no docker here: make services"
+    try:
+        done = subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "the docker daemon does not answer: make services"
+    if done.returncode:
+        return f"{done.stderr.strip()}: make services"
+    return ""
+
+
+def image() -> str:
+    """The name of the image for tests; without a docker daemon that has it, the test is skipped, or in CI fails."""
+    trouble = _trouble_with_docker()
+    if trouble:
+        missing(trouble)
+    return IMAGE
+
+
+def containers() -> list[str]:
+    """The containers of entangle that there are, running or not."""
+    command = ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", "label=entangle"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()

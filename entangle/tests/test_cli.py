@@ -1,0 +1,449 @@
+"""The command line, as a user types it: every command in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle.cli import main
+from entangle.cli.status import ABSENT, DONE, FAILED, INTERRUPTED, UNINSTALLED, UNREACHABLE, USAGE
+
+from .callers import ROOT, Caller
+from .evidence import wait_until
+from .test_watch import LASTING
+
+WORK = """
+    import sys, time
+    import entangle
+    from entangle.process import process
+
+    @process
+    def double(n, times=1):
+        return n * 2 ** times
+
+    @process
+    def add(a, b):
+        return a + b
+
+    @process
+    def fail(n):
+        raise ValueError(f"no {n}")
+
+    call = add(double(1), double(2))
+    number = 3
+
+    def plain(text, **more):
+        return {"text": text, **more}
+
+    def many():
+        return add(add(double(1), double(2)), add(double(3), double(4)))
+
+    if __name__ == "__main__":
+        print("arguments", sys.argv[1:])
+        print("value", call())
+        if "bad" in sys.argv:
+            fail(1)()
+        if "leave" in sys.argv:
+            sys.exit(7)
+"""
+
+
+class Line:
+    """A shell in a folder of its own, with its own records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "runs").mkdir()
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": ROOT,
+            "PYTHONWARNINGS": "error",
+            "ENTANGLE_RUN_DIR": str(folder / "runs"),
+            "ENTANGLE_RECORD_DIR": str(folder / "records"),
+            "COLUMNS": "160",
+            "HOME": str(folder),
+        }
+        self.environment.pop("PYTHONUNBUFFERED", None)
+        (folder / "work.py").write_text(textwrap.dedent(WORK), encoding="utf-8")
+
+    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "entangle", *words],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+
+    def json(self, *words: str, status: int = DONE) -> Any:
+        """What a command says to programs."""
+        done = self(*words)
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return Line(tmp_path)
+
+
+@pytest.fixture
+def here(line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """The same in this process, for what needs no process of its own: gives the status, and what was written."""
+    monkeypatch.chdir(line.folder)
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", line.environment["ENTANGLE_RECORD_DIR"])
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "argv", sys.argv[:])
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = main(words)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    yield run
+    sys.modules.pop("work", None)
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_program_runs_as_python_would_run_it(line: Line) -> None:
+    done = line("run", "work.py", "one", "--two", "-h")
+    assert (done.returncode, done.stdout, done.stderr) == (DONE, "arguments ['one', '--two', '-h']\nvalue 6\n", "")
+
+
+def test_a_program_that_fails_or_leaves_tells_by_its_status(line: Line) -> None:
+    failed = line("run", "work.py", "bad")
+    assert failed.returncode == FAILED
+    assert "ValueError: no 1" in failed.stderr
+    assert "runpy" not in failed.stderr
+    assert line("run", "work.py", "leave").returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (("work.py:double", "4"), 8),
+        (("work.py:double", "4", "times=3"), 32),
+        (("work.py:double", "[1, 2]"), [1, 2, 1, 2]),
+        (("work.py:double", "word"), "wordword"),
+        (("work.py:call",), 6),
+        (("work.py:many",), 20),
+        (("work.py:plain", "a=b", "c=[None]"), None),
+    ],
+)
+def test_a_task_a_call_or_a_function_runs_with_arguments(
+    here: Callable[..., tuple[int, str, str]], words: tuple[str, ...], value: Any
+) -> None:
+    status, said, _ = here("run", "--json", *words)
+    assert status == (FAILED if value is None else DONE)
+    if value is not None:
+        found = json.loads(said)
+        assert found["value"] == value
+        assert found["run"]
+        assert json.loads(here("runs", "--json")[1])[0]["id"] == found["run"]
+
+
+def test_a_value_is_printed_and_keywords_reach_a_function(line: Line) -> None:
+    assert line("run", "work.py:plain", "a", "b=2").stdout == "{'text': 'a', 'b': 2}\n"
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver", "spawn"])
+def test_a_task_of_a_file_runs_however_workers_are_started(line: Line, how: str) -> None:
+    assert line("run", "--start", how, "work.py:double", "21").stdout == "42\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("run", "nothing.py"), ABSENT, "there is no file nothing.py"),
+        (("run", "."), ABSENT, "is a directory"),
+        (("run", "work.py:nothing"), ABSENT, "there is no 'nothing' in work.py; there are: double, add, fail, call"),
+        (("run", "work.py:number"), USAGE, "is a int"),
+        (("run", "work.py:1x"), USAGE, "is not a name"),
+        (("run", "--start", "magic", "work.py"), USAGE, "auto, fork, forkserver or spawn"),
+        (("run", "work.py:double"), FAILED, "missing a required argument: 'n'"),
+        (("run", "work.py:fail", "1"), FAILED, "ValueError: no 1"),
+        (("show", "beef"), ABSENT, "is remembered"),
+        (("show",), ABSENT, "no run is remembered"),
+        (("show", "--format", "gif"), USAGE, "tree, mermaid, dot, svg, trace, prov, json"),
+        (("nothing",), USAGE, "No such command"),
+        (("run",), USAGE, "Missing argument"),
+        (("graph", "send"), USAGE, "which server?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    here: Callable[..., tuple[int, str, str]], words: tuple[str, ...], status: int, said: str
+) -> None:
+    found, _, complaint = here(*words)
+    assert (found, said in complaint) == (status, True), complaint
+    assert "site-packages" not in complaint
+
+
+# --- runs and show ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_and_shown(line: Line) -> None:
+    assert line("run", "work.py:many").stdout == "20\n"
+    line("run", "work.py:fail", "1")
+    listed = line("runs")
+    assert listed.returncode == DONE
+    failed, done = listed.stdout.splitlines()[1:]
+    assert "fail" in failed
+    assert "no 1" in failed
+    assert re.search(r"add +done .* 7", done)
+    (run,) = line.json("runs", "--state", "done", "--json")
+    tree = line("show", run["id"][:8]).stdout
+    assert tree.count("add") == 4  # three nodes and the head
+    assert "double → 8" in tree
+    assert "n = 4" in tree
+    assert line("show", "last").stdout == line("show").stdout
+    assert "ValueError: no 1" in line("show").stdout
+
+
+def test_a_run_is_shown_in_other_forms(line: Line) -> None:
+    line("run", "work.py:many")
+    forms = {"mermaid": "flowchart", "dot": "digraph", "svg": "<svg", "trace": "traceEvents", "prov": "wasGeneratedBy", "json": '"nodes"'}
+    for form, expected in forms.items():
+        done = line("show", "--format", form, "--output", "out")
+        assert (done.returncode, done.stdout, done.stderr) == (DONE, "", "")
+        text = (line.folder / "out").read_text(encoding="utf-8")
+        assert expected in text
+        if form in ("trace", "prov", "json"):
+            json.loads(text)
+
+
+def test_a_node_is_shown_with_all_that_is_known_of_it(line: Line) -> None:
+    line("run", "work.py:many")
+    shown = line("show", "--node", "0").stdout  # a leaf
+    assert "def double(n, times=1):" in shown
+    assert "sha-256" in shown
+    found = line.json("show", "--node", "6", "--json")
+    assert found["value"]["text"] == "20"
+    assert [given["task"] for given in found["inputs"]] == ["add", "add"]
+    assert line("show", "--node", "70").returncode == ABSENT
+
+
+def test_a_chain_of_a_thousand_and_a_wide_run_are_shown_by_task(line: Line) -> None:
+    (line.folder / "big.py").write_text(
+        "from work import add, double\ncall = double(1)\nfor _ in range(1000):\n    call = add(call, 1)\n", encoding="utf-8"
+    )
+    assert line("run", "big.py:call").stdout == "1002\n"
+    shown = line("show").stdout
+    assert "add x1,000" in shown
+    assert len(shown.splitlines()) < 10
+
+
+def test_a_pipe_that_closes_early_is_no_error(line: Line) -> None:
+    line("run", "work.py:many")
+    command = f"{sys.executable} -m entangle show --format json | head -c 1"
+    done = subprocess.run(["sh", "-c", command], cwd=line.folder, env=line.environment, capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+# --- top --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lasting(line: Line) -> Iterator[Caller]:
+    """A run that lasts, of the user of `line`."""
+    folder = line.folder / "lasting"
+    folder.mkdir()
+    caller = Caller(
+        folder, LASTING, ENTANGLE_RUN_DIR=line.environment["ENTANGLE_RUN_DIR"], ENTANGLE_RECORD_DIR=line.environment["ENTANGLE_RECORD_DIR"]
+    )
+    caller.start()
+    try:
+        yield caller
+    finally:
+        caller.stop()
+
+
+def test_top_tells_programs_what_runs(line: Line, lasting: Caller) -> None:
+    def look() -> Any:
+        found = line.json("top", "--json")
+        return found if sum(run["running"] for run in found["runs"]) == 4 and all(run["task"] for run in found["runs"]) else None
+
+    found = wait_until(look)
+    outer, inner = found["runs"]
+    assert outer["pid"] == lasting.process.pid
+    assert (outer["nodes"], outer["done"], outer["running"], outer["waiting"]) == (5, 1, 3, 1)
+    assert inner["outer"] == outer["run"]
+    assert {worker["task"] for worker in outer["workers"] if worker["node"] >= 0} == {"waiting", "inside", "bound"}
+    assert found["cookies"][str(lasting.process.pid)]["cpus=1"] == 0
+
+
+def test_a_run_that_lasts_is_listed_and_shown_as_it_is_now(line: Line, lasting: Caller) -> None:
+    wait_until(lambda: sum(run["running"] for run in line.json("top", "--json")["runs"]) == 4)
+    assert "running" in line("runs").stdout
+    shown = line("show").stdout
+    assert "✓ quick" in shown
+    assert "▶ bound" in shown
+    assert "· total" in shown
+
+
+def test_top_shows_people_what_runs_and_ends_at_a_key(line: Line, lasting: Caller) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entangle", "top", "--every", "0.1"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=line.folder,
+        env={**line.environment, "TERM": "xterm-256color", "COLUMNS": "140", "LINES": "50"},
+    )
+    os.close(theirs)
+    shown = b""
+    pressed = False
+    try:
+        while True:
+            try:
+                if select.select([ours], [], [], 20)[0]:
+                    shown += os.read(ours, 65536)
+                else:
+                    raise AssertionError(shown.decode())
+            except OSError:  # the other end is closed
+                break
+            if not pressed and b"waits for a run" in shown and b"bound" in shown and b"total" in shown:
+                os.write(ours, b"q")
+                pressed = True
+        assert process.wait(20) == DONE
+        assert pressed
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_top_of_a_quiet_machine(line: Line) -> None:
+    done = line("top")
+    assert (done.returncode, "Nothing runs" in done.stdout, done.stderr) == (DONE, True, "")
+
+
+def test_an_interrupt_ends_with_its_own_status(line: Line) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entangle", "top", "--json", "--looks", "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=line.folder,
+        env=line.environment,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=20)
+    assert process.returncode == INTERRUPTED
+    assert "Traceback" not in complaint
+
+
+# --- clean, doctor, and the rest --------------------------------------------------------------------------------------
+
+
+def test_clean_removes_what_a_killed_process_has_left(line: Line, lasting: Caller) -> None:
+    wait_until(lambda: line.json("top", "--json")["runs"])
+    os.kill(lasting.process.pid, signal.SIGKILL)
+    lasting.process.wait()
+    removed: list[str] = []
+
+    def clean() -> bool:
+        removed.extend(line.json("clean", "--json")["removed"])
+        return any(f"p{lasting.process.pid}-" in path for path in removed)
+
+    wait_until(clean)  # a worker may hold the home for the moment in which it dies
+
+
+def test_the_core_alone_cleans_and_says_how_to_get_the_rest(line: Line) -> None:
+    """As an installation without the extras is: typer and rich cannot be imported."""
+    (line.folder / "typer.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    (line.folder / "rich.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    path = f"{line.folder}{os.pathsep}{ROOT}"
+    assert line("clean", PYTHONPATH=path).returncode == DONE
+    assert json.loads(line("clean", "--json", PYTHONPATH=path).stdout)["removed"] == []
+    assert line("--version", PYTHONPATH=path).stdout.startswith("entangle ")
+    helped = line("--help", PYTHONPATH=path)
+    assert helped.returncode == DONE
+    assert "py-entangle[cli]" in helped.stdout
+    missing = line("run", "work.py", PYTHONPATH=path)
+    assert (missing.returncode, missing.stderr) == (
+        UNINSTALLED,
+        "entangle: the command 'run' needs typer and rich: pip install 'py-entangle[cli]'\n",
+    )
+    assert line("nonsense", PYTHONPATH=path).returncode == USAGE
+
+
+def test_the_page_without_its_extra_says_how_to_get_it(line: Line) -> None:
+    (line.folder / "starlette.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    done = line("ui", PYTHONPATH=f"{line.folder}{os.pathsep}{ROOT}")
+    assert (done.returncode, done.stderr) == (UNINSTALLED, "entangle: the page needs starlette: pip install 'py-entangle[web]'\n")
+
+
+def test_a_port_that_is_taken(line: Line) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = line("ui", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == UNREACHABLE
+    assert "--port 0" in done.stderr
+
+
+def test_the_doctor_looks_at_everything_and_leaves_no_record(line: Line) -> None:
+    found = {finding["what"]: finding for finding in line.json("doctor", "--json")}
+    for what in ("start by fork", "start by forkserver", "start by spawn", "cookies"):
+        assert found[what]["state"] == "works", found[what]
+    assert {"python", "cpus", "shared memory", "records", "ssh", "docker", "gpu", "gremlin", "extras"} <= set(found)
+    assert all(finding["state"] in ("works", "off", "broken") for finding in found.values())
+    assert line.json("runs", "--json") == []
+
+
+def test_the_doctor_says_what_is_broken(line: Line) -> None:
+    done = line("doctor", "--json", ENTANGLE_GRAPH="http://nowhere")
+    assert done.returncode == FAILED
+    assert {finding["what"] for finding in json.loads(done.stdout) if finding["state"] == "broken"} == {"gremlin"}
+
+
+def test_a_graph_server_that_is_down(line: Line) -> None:
+    if importlib.util.find_spec("gremlin_python") is None and not os.environ.get("CI"):
+        pytest.skip("there is no gremlinpython: pip install 'py-entangle[graph]'")
+    line("run", "work.py:many")
+    assert line("graph", "send", "--all", "--to", "ws://127.0.0.1:1/gremlin").returncode == UNREACHABLE
+
+
+def test_help_tells_every_command_and_the_meaning_of_the_status(line: Line) -> None:
+    done = line("--help")
+    assert done.returncode == DONE
+    for word in ("run", "runs", "show", "top", "graph", "clean", "doctor", "ui", "hosts", "130"):
+        assert word in done.stdout
+
+
+def test_shells_complete_runs(line: Line) -> None:
+    line("run", "work.py:many")
+    (run,) = line.json("runs", "--json")
+    for shell in ("bash", "zsh", "fish"):
+        asked = {
+            "_ENTANGLE_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": "entangle show ",
+            "COMP_CWORD": "2",
+            "_TYPER_COMPLETE_ARGS": "entangle show ",
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }
+        assert run["id"] in line(**asked).stdout, shell

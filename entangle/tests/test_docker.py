@@ -1,0 +1,463 @@
+"""`@docker`: a call in a container. The daemon is a real one; the image is that of `make services`."""
+
+# Decorators are passed around as values here, and have no types then.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle._remote.channel import close_all
+from entangle.docker import docker
+from entangle.errors import ImageError, LinkLostError, OptionError, UnfitPythonError, UnreachableError
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.task import task
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from .callers import ROOT
+from .evidence import wait_until
+from .far_bodies import add
+from .services import given
+from .ways import missing
+
+pytest.importorskip("docker")
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The image for tests."""
+    return given.image()
+
+
+@pytest.fixture(autouse=True)
+def _no_container_is_left(image: str) -> Any:
+    """What a run has started goes with it."""
+    before = set(given.containers())
+    yield
+    close_all()
+    wait_until(lambda: set(given.containers()) <= before, 10, "a container of ours is still there")
+
+
+def test_a_function_runs_in_a_container_and_its_value_comes_back(image: str) -> None:
+    there = docker(image=image)
+    assert there(add)([1], [2])() == [1, 2]
+    assert there(lambda: (os.path.exists("/.dockerenv"), os.path.exists(ROOT)))()() == (True, False)
+
+
+def test_calls_at_once_share_one_container(image: str) -> None:
+    @docker(image=image)
+    def inside(n: int) -> tuple[int, str]:
+        return n, os.uname().nodename
+
+    @thread
+    def gather(*found: tuple[int, str]) -> tuple[list[int], int]:
+        return [n for n, _ in found], len({name for _, name in found})
+
+    assert gather(*[inside(n) for n in range(20)])() == (list(range(20)), 1)
+
+
+def test_the_container_goes_with_the_run(image: str) -> None:
+    before = set(given.containers())
+    assert docker(image=image)(add)(1, 2)() == 3
+    wait_until(lambda: set(given.containers()) <= before, 5, "the container is still there after the run")
+
+
+def test_it_is_warm_within_a_run(image: str) -> None:
+    @docker(image=image)
+    def inside() -> str:
+        return os.uname().nodename
+
+    @workflow
+    def twice() -> list[str]:
+        return [inside()(), inside()()]
+
+    first, second = twice()()
+    assert first == second
+
+
+def test_a_worker_may_be_who_calls(image: str) -> None:
+    there = process(docker(image=image)(add))
+    assert thread(lambda *found: sorted(found))(*[there(n, 1) for n in range(4)])() == [1, 2, 3, 4]
+
+
+def test_processes_and_cookies_of_the_container(image: str) -> None:
+    @docker(image=image)
+    @scheduler(cpus=1)
+    @process
+    def alone() -> tuple[int, int]:
+        return os.getpid(), len(os.sched_getaffinity(0))
+
+    pid, cpus = alone()()
+    assert pid > 1
+    assert cpus == 1
+
+
+def test_it_runs_as_the_caller(image: str) -> None:
+    assert docker(image=image)(lambda: (os.getuid(), os.getgid()))()() == (os.geteuid(), os.getegid())
+
+
+def test_what_may_be_in_there_is_what_was_given(image: str, tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("here")
+
+    @docker(image=image, volumes={str(tmp_path): "/data:ro"}, env={"COLOUR": "red"}, consume_gpu=False, memory="256m", cpus=0.5)
+    def look() -> tuple[str, Any, Any, bool, str]:
+        try:
+            open("/data/new", "w").close()
+            written = True
+        except OSError:
+            written = False
+        limits = [path for path in ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max") if os.path.exists(path)]
+        limit = open(limits[0]).read().strip() if limits else ""
+        return open("/data/given").read(), os.environ.get("COLOUR"), os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH"), written, limit
+
+    text, colour, growth, written, limit = look()()
+    assert (text, colour, growth, written) == ("here", "red", "true", False)
+    assert limit in ("", str(256 << 20))
+
+
+def test_without_a_network(image: str) -> None:
+    @docker(image=image, network="none")
+    def interfaces() -> list[str]:
+        return os.listdir("/sys/class/net")
+
+    assert [name for name in interfaces()() if name.startswith("eth")] == []
+
+
+def test_privileges_are_none(image: str) -> None:
+    @docker(image=image)
+    def look() -> tuple[bool, bool]:
+        status = open("/proc/self/status").read()
+        return "NoNewPrivs:\t1" in status, os.path.exists("/dev/kmsg") and os.access("/dev/kmsg", os.W_OK)
+
+    assert look()() == (True, False)
+
+
+def test_large_values_travel_through_memory(image: str) -> None:
+    data = os.urandom(1 << 20) * 100
+
+    @docker(image=image)
+    @process
+    def turned(data: bytes) -> bytes:
+        return data[::-1]
+
+    assert turned(data)() == data[::-1]
+
+
+# --- packages -------------------------------------------------------------------------------------------------------------
+
+
+def make_wheel(folder: Path, name: str, body: str) -> str:
+    """A package of one module, as pip takes it."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", body)
+        wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{name}-1.0.dist-info/RECORD", f"{name}.py,,\n")
+    return str(path)
+
+
+def derived() -> list[str]:
+    command = ["docker", "images", "--quiet", "--no-trunc", "entangle-derived"]
+    return sorted(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+
+
+def test_packages_become_an_image_that_is_built_once(image: str, tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, f"colours{os.getpid()}", "RED = 'red'\n")
+    module = Path(wheel).name.partition("-")[0]
+
+    def colour(name: str) -> str:
+        found: str = __import__(name).RED
+        return found
+
+    before = derived()
+    there = docker(image=image, packages=[wheel], python="python3")(colour)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda call: call(), [there(module), there(module)])) == ["red", "red"]
+    made = [one for one in derived() if one not in before]
+    assert len(made) == 1
+    try:
+        assert docker(image=image, packages=[wheel])(colour)(module)() == "red"
+        assert derived() == sorted([*before, *made])
+        told = subprocess.run(["docker", "image", "inspect", made[0]], capture_output=True, text=True, check=True).stdout
+        assert "PIP_" not in told  # what pip was told of this machine
+        assert '"python3"' in told  # the command that the image had
+    finally:
+        close_all()
+        subprocess.run(["docker", "image", "rm", "--force", *made], capture_output=True, check=True)
+
+
+def test_packages_that_cannot_be_had(image: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-1.0-py3-none-any.whl"
+    broken.write_text("no wheel")
+    before = derived()
+    with pytest.raises(ImageError, match=r"broken-1\.0"):
+        docker(image=image, packages=[str(broken)])(add)(1, 2)()
+    assert derived() == before
+
+
+# --- what is not there ------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_is_not_there(image: str) -> None:
+    with pytest.raises(ImageError, match="no-such-image"):
+        docker(image="127.0.0.1:9/no-such-image:1")(add)(1, 2)()
+
+
+def test_an_image_without_that_python(image: str) -> None:
+    with pytest.raises(UnfitPythonError, match="/opt/no/python"):
+        docker(image=image, python="/opt/no/python")(add)(1, 2)()
+
+
+def test_without_a_daemon_the_error_says_what_to_do(image: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    with pytest.raises(UnreachableError, match="no docker daemon answers"):
+        docker(image=image)(add)(1, 2)()
+    monkeypatch.undo()
+
+
+def test_gpus_that_are_not_there(image: str) -> None:
+    told = subprocess.run(["docker", "info"], capture_output=True, text=True, check=True, timeout=60).stdout
+    if "nvidia" in told:
+        pytest.skip("docker has a GPU runtime here")
+    with pytest.raises(UnreachableError, match="NVIDIA container toolkit"):
+        docker(image=image, gpus="all")(add)(1, 2)()
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------------
+
+
+def ours(before: set[str]) -> list[str]:
+    return [one for one in given.containers() if one not in before]
+
+
+def test_a_container_that_is_killed_is_one_clear_error(image: str, tmp_path: Path) -> None:
+    before = set(given.containers())
+
+    @docker(image=image, volumes={str(tmp_path): "/notes"})
+    def wait() -> None:
+        import time
+
+        open("/notes/began", "w").close()
+        time.sleep(60)
+
+    future = wait()(proc=True)
+    wait_until((tmp_path / "began").exists, what="the body")
+    subprocess.run(["docker", "kill", *ours(before)], check=True, capture_output=True)
+    with pytest.raises(LinkLostError, match=image):
+        future.result(30)
+
+
+def test_retry_recovers_from_a_container_that_is_killed(image: str, tmp_path: Path) -> None:
+    before = set(given.containers())
+
+    @docker(image=image, volumes={str(tmp_path): "/notes"})
+    @process(retry=1)
+    def second() -> int:
+        import time
+
+        began = os.listdir("/notes")
+        open(f"/notes/{len(began)}", "w").close()
+        if not began:
+            time.sleep(60)
+        return len(began)
+
+    future = second()(proc=True)
+    wait_until((tmp_path / "0").exists, what="the body")
+    subprocess.run(["docker", "kill", *ours(before)], check=True, capture_output=True)
+    assert future.result(60) == 1
+
+
+def test_memory_that_runs_out_is_a_death_with_a_name(image: str) -> None:
+    @docker(image=image, memory="64m")
+    @process
+    def greedy() -> int:
+        return len(bytearray(1 << 30).replace(b"\0", b"\1"))
+
+    with pytest.raises((LinkLostError, Exception), match=r"SIGKILL|137|memory"):
+        greedy()()
+
+
+def test_a_caller_that_is_killed_takes_its_container_along(image: str, tmp_path: Path) -> None:
+    before = set(given.containers())
+    script = tmp_path / "caller.py"
+    script.write_text(
+        f"""
+import time
+from entangle.docker import docker
+
+@docker(image={image!r}, volumes={{{str(tmp_path)!r}: "/notes"}})
+def wait():
+    open("/notes/began", "w").close()
+    time.sleep(60)
+
+wait()()
+"""
+    )
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RUN_DIR": str(runs)}
+    caller = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True)
+    try:
+        wait_until((tmp_path / "began").exists, what="the body")
+    finally:
+        caller.send_signal(signal.SIGKILL)
+        caller.wait()
+    wait_until(lambda: not ours(before), 10, "the container outlives its caller")
+    shutil.rmtree(runs)
+
+
+def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
+    from entangle._remote.transport.docker import labels, sweep_containers
+
+    before = set(given.containers())
+    mine = [word for name, value in labels().items() for word in ("--label", f"{name}={value}")]
+    theirs = [word.replace(labels()["entangle.home"], str(tmp_path / "gone")) for word in mine]
+    kept, left = (
+        subprocess.run(["docker", "create", *words, image], capture_output=True, text=True, check=True).stdout.strip()
+        for words in (mine, theirs)
+    )
+    try:
+        assert sweep_containers() == [f"container {left[:12]}"]
+        assert ours(before) == [kept]
+    finally:
+        subprocess.run(["docker", "rm", "--force", kept], check=True, capture_output=True)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "needs an image"),
+        ({"image": "--privileged"}, "image"),
+        ({"image": 3}, "image"),
+        ({"image": "a", "packages": "numpy"}, "packages"),
+        ({"image": "a", "packages": ["--index-url=x"]}, "packages"),
+        ({"image": "a", "volumes": ["relative"]}, "volumes"),
+        ({"image": "a", "memory": "lots"}, "memory"),
+        ({"image": "a", "cpus": 0}, "cpus"),
+        ({"image": "a", "gpus": -1}, "gpus"),
+        ({"image": "a", "network": 1}, "network"),
+        ({"image": "a", "env": ["A=1"]}, "env"),
+        ({"image": "a", "package": ["b"]}, "packages"),
+    ],
+)
+def test_bad_options_are_refused_when_decorated(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        docker(**options)(add)
+
+
+def test_options_travel() -> None:
+    first = task(add)
+    there = docker(image="a", packages=["b"], env={"A": "1"}, volumes={"/x": "/y"}, gpus=["0"])(first)
+    again = pickle.loads(pickle.dumps(there.layers[0].transport))  # type: ignore[attr-defined]
+    assert again.key == there.layers[0].transport.key  # type: ignore[attr-defined]
+    assert hash(again) == hash(there.layers[0].transport)  # type: ignore[attr-defined]
+
+
+# --- a daemon that goes ----------------------------------------------------------------------------------------------
+
+
+class Daemon:
+    """A docker daemon of this test's own, which may be ended and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.host = f"unix://{folder}/socket"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
+        # In a network of its own: without a bridge it would remove that of the machine's own daemon.
+        command = ["unshare", "--net", "dockerd", "--host", self.host, "--bridge=none", "--iptables=false", "--ip-forward=false"]
+        command += [f"--{option}={self.folder / name}" for option, name in places.items()]
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_until(lambda: self.docker("version").returncode == 0, 30, "the daemon does not answer")
+
+    def docker(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command of docker with it."""
+        return subprocess.run(["docker", "--host", self.host, *arguments], capture_output=True, timeout=100)
+
+    def running(self) -> list[bytes]:
+        """The containers that it runs."""
+        return self.docker("ps", "--quiet").stdout.split()
+
+    def end(self) -> None:
+        """End it as a service manager would."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(60)
+            self.process = None
+
+
+@pytest.fixture
+def daemon(image: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """A daemon of our own that has the image, and is the one that calls use."""
+    if os.geteuid() or shutil.which("dockerd") is None or shutil.which("unshare") is None:
+        missing("a docker daemon of its own needs root and dockerd (make services)")
+    # Paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ent") as folder:
+        own = Daemon(Path(folder))
+        own.start()
+        try:
+            with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:
+                subprocess.run(["docker", "--host", own.host, "load"], stdin=saved.stdout, check=True, capture_output=True, timeout=200)
+            monkeypatch.setenv("DOCKER_HOST", own.host)
+            yield own
+            close_all()
+        finally:
+            own.end()
+
+
+@pytest.mark.drill
+def test_a_daemon_that_ends_in_the_middle_is_one_clear_error(daemon: Daemon, image: str) -> None:
+    @docker(image=image, network="none")
+    @process
+    def long() -> int:
+        time.sleep(100)
+        return 1
+
+    future = long()(proc=True)
+    wait_until(daemon.running, 60, "the container does not start")
+    time.sleep(1)
+    daemon.end()
+    with pytest.raises((LinkLostError, UnreachableError)):
+        future.result(60)
+    daemon.start()
+    wait_until(lambda: not daemon.running(), 30, "a container is left")
+
+
+@pytest.mark.drill
+def test_retry_recovers_from_a_daemon_that_is_restarted(daemon: Daemon, image: str) -> None:
+    @docker(image=image, network="none")
+    @process(retry=8, sleep=1)
+    def rather_long(n: int) -> int:
+        time.sleep(8)
+        return n + 1
+
+    future = rather_long(41)(proc=True)
+    wait_until(daemon.running, 60, "the container does not start")
+    time.sleep(1)
+    daemon.end()
+    daemon.start()
+    assert future.result(100) == 42

@@ -1,0 +1,108 @@
+"""Workers that are killed: noticed, named, and survived where `retry` allows.
+
+The heaviest of these are repeated many times in `drill/`.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entangle.process import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException, process
+
+from . import bodies
+from .evidence import note, notes, text_of
+from .killing import Killer, graph_with_a_victim, kill_and_compare, victims
+
+one = process(bodies.one)
+total = process(bodies.total)
+
+
+@pytest.fixture
+def killer() -> Iterator[Killer]:
+    """A process that kills workers of this one: a thread would change how workers are started."""
+    with Killer() as ready:
+        yield ready
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_a_worker_killed_in_a_body_is_survived_with_retry(killer: Killer, tmp_path: Path, block: int) -> None:
+    """A graph of 200 nodes; whoever runs the victim, which may be any node, is killed while it does: ten times each."""
+    for number in range(10):
+        kill_and_compare(killer, tmp_path / str(number), seed=100 * block + number)
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_a_worker_killed_in_a_body_is_told_without_retry(killer: Killer, tmp_path: Path, block: int) -> None:
+    for number in range(10):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        call, _ = graph_with_a_victim(folder, seed=100 * block + number, retry=0)
+        killer.kill_when_noted(folder / "victim")
+        with pytest.raises(ProcessTerminatedException) as caught:
+            call()
+        assert killer.killed() == victims(folder)
+        told = text_of(caught.value)
+        assert "SIGKILL" in told
+        assert "victim" in told
+        assert len(victims(folder)) == 1
+
+
+def test_a_worker_killed_at_any_moment(killer: Killer, tmp_path: Path) -> None:
+    """Not only inside a body: between two bodies, while it takes a node, while it publishes a value."""
+    for seed in range(15):
+        call, expected = graph_with_a_victim(None, seed=seed, retry=3)
+        killer.kill_any_child(seed)
+        assert call() == expected, f"seed {seed}"
+        killer.killed()
+
+
+def test_a_worker_killed_at_any_moment_without_retry(killer: Killer) -> None:
+    """The right answer, if nothing ran in it just then, or the right error; never anything else, and never a hang."""
+    for seed in range(15):
+        call, expected = graph_with_a_victim(None, seed=seed, retry=0)
+        killer.kill_any_child(1000 + seed)
+        told = "SIGKILL"
+        try:
+            assert call() == expected, f"seed {seed}"
+        except ProcessTerminatedException as error:
+            told = text_of(error)
+        assert "SIGKILL" in told
+        killer.killed()
+
+
+def test_all_workers_killed_at_once(tmp_path: Path, start: str) -> None:
+    """Four bodies meet, each in a process of its own, and all four are killed. On the second attempt they stay alive."""
+    met = str(tmp_path / "met")
+
+    @process(retry=3)
+    def fall(met: str, mine: str) -> int:
+        note(mine, os.getpid())
+        if len(notes(mine)) == 1:
+            bodies.meet(met, 4)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1
+
+    assert total(*(fall(met, str(tmp_path / f"{n}")) for n in range(4)))() == 4
+    assert [len(notes(tmp_path / f"{n}")) for n in range(4)] == [2] * 4
+
+
+def test_a_body_that_dies_on_every_attempt(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    with pytest.raises(ProcessRetryException) as caught:
+        process(retry=2)(bodies.die_until)(log, 100)()
+    assert len(notes(log)) == 3
+    assert isinstance(caught.value.__cause__, ProcessTerminatedException)
+
+
+def test_a_stopped_worker_is_killed_at_its_deadline(tmp_path: Path, start: str) -> None:
+    """SIGSTOP is not a death, and nobody but the deadline ends it."""
+
+    @process(timeout=1)
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    with pytest.raises(ProcessTimeoutException):
+        stop()()

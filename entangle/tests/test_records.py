@@ -1,0 +1,667 @@
+"""What is remembered of runs, as those see it who look."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entangle
+from entangle import records
+from entangle._records import file as record_file
+from entangle.errors import OptionError, ProcessTerminatedException, RecordsError, RunCancelledError
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.task import task
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from .bodies import add, one
+from .callers import Caller, output_of
+from .evidence import wait_until
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place of its own for the records of a test."""
+    place = tmp_path / "records"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(place))
+    return place
+
+
+def texts(run: records.Run) -> list[str]:
+    """The values of a run's nodes, as texts."""
+    return [node.value.text if node.value else "?" for node in run.nodes]
+
+
+def twice(x: Any) -> Any:
+    return x + x
+
+
+def inner_sum(x: int) -> Any:
+    return process(add)(process(twice)(x), 1)
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_remembered_with_its_graph_and_its_values(shelf: Path, start: str) -> None:
+    task = process(add)
+    assert task(task(1, 2), process(one)())() == 4
+    (run,) = records.runs()
+    assert (run.name, run.state, run.node_count, run.done_count) == ("add", "done", 3, 3)
+    assert run.value is not None
+    assert run.value.text == "4"
+    assert [(one.argument, one.source is not None) for one in run.root.inputs] == [("a", True), ("b", True)]
+    assert sorted(texts(run)) == ["1", "3", "4"]
+    assert records.run(run.id[:6]).id == run.id
+    assert run.root.ended_ns is not None
+    assert run.started_ns < run.root.ended_ns <= (run.ended_ns or 0)
+    assert all(node.pid and node.cpu is not None and node.seconds is not None for node in run.nodes)
+
+
+def test_values_that_went_from_hand_to_hand_are_remembered_too(shelf: Path, start: str) -> None:
+    call: Any = process(one)()
+    for _ in range(50):
+        call = process(add)(call, 1)
+    assert call() == 51
+    assert texts(records.run()) == [str(n) for n in range(1, 52)]
+
+
+def test_a_run_in_threads_and_one_in_the_caller_itself_are_remembered(shelf: Path) -> None:
+    assert thread(add)(thread(one)(), 2)() == 3
+    assert task(add)(3, 4)() == 7
+    latest, first = records.runs()
+    assert texts(first) == ["1", "3"]
+    assert texts(latest) == ["7"]
+
+
+def test_a_nested_run_knows_the_node_that_called_it(shelf: Path, start: str) -> None:
+    assert process(inner_sum)(2)() == 5
+    (run,) = records.runs()
+    (child,) = run.children
+    assert (child.parent_id, child.parent_node, child.name, child.state) == (run.id, 0, "add", "done")
+    assert child.parent is not None
+    assert child.parent.id == run.id
+    assert run.root.children[0].id == child.id
+    assert {one.id for one in records.runs(nested=True)} == {run.id, child.id}
+
+
+def test_a_workflow_that_calls_a_graph_is_the_parent_of_its_run(shelf: Path) -> None:
+    assert workflow(inner_sum)(3)() == 7
+    (run,) = records.runs()
+    assert [child.name for child in run.children] == ["add"]
+
+
+def test_the_same_call_in_two_places_is_one_node_taken_twice(shelf: Path) -> None:
+    shared = process(one)()
+    assert process(add)(shared, shared)() == 2
+    run = records.run()
+    assert run.node_count == 2
+    assert [(edge.source, edge.target, edge.argument) for edge in run.edges] == [(0, 1, "a"), (0, 1, "b")]
+
+
+def test_arguments_inside_lists_and_dicts_have_names_of_their_own(shelf: Path) -> None:
+    assert process(len)([process(one)(), 2])() == 2  # a builtin tells no parameters
+    assert process(twice)(x=[process(one)()])() == [1, 1]
+    latest, first = records.runs()
+    assert [taken.argument for taken in latest.root.inputs] == ["x[0]"]
+    assert len(first.root.inputs) == 2
+
+
+def test_attributes_tags_code_and_layers_are_remembered(shelf: Path) -> None:
+    body = process(timeout=30)(task(attributes={"owner": "wing", "limits": [1, 2]})(twice))
+    with entangle.tags(project="x"), entangle.tags(revision=2):
+        assert body(4)() == 8
+    assert body(5)() == 10
+    (run,) = records.runs(tags={"project": "x"})
+    assert run.tags == {"project": "x", "revision": 2}
+    version = run.root.task
+    assert version.attributes == {"owner": "wing", "limits": [1, 2]}
+    assert version.layers == ("process",)
+    assert version.terms == {"timeout": 30}
+    assert version.source == "def twice(x: Any) -> Any:\n    return x + x\n"
+    assert records.run().root.task.version == version.version
+    with sqlite3.connect(shelf / "records.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+    connection.close()
+
+
+def test_tags_go_along_with_a_run_that_another_thread_executes(shelf: Path) -> None:
+    with entangle.tags(project="later"):
+        future = process(one)()(proc=True)
+    assert future.result() == 1
+    assert records.run().tags == {"project": "later"}
+
+
+def test_attributes_that_no_record_can_hold_are_refused_when_the_task_is_made() -> None:
+    with pytest.raises(OptionError, match=r"attributes\['owner'\]"):
+        task(attributes={"owner": object()})
+    with pytest.raises(OptionError, match="dict"):
+        task(attributes="x")  # type: ignore[call-overload]
+
+
+def test_where_the_code_comes_from_and_where_it_ran(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "project"
+    repository.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    (repository / "code.py").write_text("from entangle.process import process\n\n@process\ndef f():\n    return 1\n\nprint(f()())\n")
+    subprocess.run([*git, "init", "-q", "-b", "trunk"], check=True)
+    subprocess.run([*git, "add", "code.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    for dirty in (False, True):
+        subprocess.run([sys.executable, repository / "code.py"], check=True, capture_output=True, cwd="/")
+        run = records.run()
+        assert run.git is not None
+        assert (run.git.commit, run.git.branch, run.git.root) == (head, "trunk", str(repository))
+        assert run.git.dirty is dirty
+        assert (run.root.task.line, run.root.task.file) == (3, str(repository / "code.py"))
+        assert run.packages["entangle"]
+        assert (run.host, run.python) == (os.uname().nodename, ".".join(map(str, sys.version_info[:3])))
+        with open(repository / "code.py", "a", encoding="utf-8") as file:
+            file.write("# changed\n")
+
+
+# --- how runs end -----------------------------------------------------------------------------------------------------
+
+
+def fails(x: int) -> int:
+    raise ValueError(f"no such thing as {x}")
+
+
+def kills_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_error_is_remembered_with_its_node_and_the_traceback_of_the_worker(shelf: Path, start: str) -> None:
+    with pytest.raises(ValueError, match="no such thing"):
+        process(add)(process(fails)(7), process(one)())()
+    run = records.run()
+    assert run.state == "failed"
+    assert run.error is not None
+    assert (run.error.type, run.error.message) == ("ValueError", "no such thing as 7")
+    assert "in fails" in run.error.traceback
+    assert run.error.node is not None
+    node = run.node(run.error.node)
+    assert (node.name, node.state, node.error) == ("fails", "failed", run.error)
+    assert run.root.state == "waiting"
+
+
+def test_a_worker_that_was_killed_and_attempts_that_failed_are_remembered(shelf: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProcessTerminatedException):
+        process(kills_itself)()()
+    assert records.run().error.type.endswith("ProcessTerminatedException")  # type: ignore[union-attr]
+    assert records.run().root.state == "failed"
+    mark = tmp_path / "mark"
+
+    def succeeds_at_last() -> str:
+        with open(mark, "a", encoding="ascii") as file:
+            file.write("x")
+        if mark.stat().st_size < 3:
+            raise OSError("not yet")
+        return "at last"
+
+    assert process(retry=3)(succeeds_at_last)()() == "at last"
+    node = records.run().root
+    assert node.attempts == 3
+    assert len(node.tries) == 2
+    assert "not yet" in node.tries[0]
+
+
+def test_a_run_that_was_cancelled_is_remembered_as_that(shelf: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def waits() -> None:
+        begun.touch()
+        signal.pause()
+
+    future = process(waits)()(proc=True)
+    wait_until(begun.exists, 20, "the body to begin")
+    (going,) = records.runs(state="running")
+    assert (going.name, going.root.state, going.ended) == ("waits", "unknown", None)
+    future.cancel()
+    with pytest.raises(RunCancelledError):
+        future.result()
+    run = records.run()
+    assert (run.id, run.state, run.root.state) == (going.id, "cancelled", "stopped")
+
+
+def test_a_run_whose_process_was_killed_is_found_out_at_the_next_look(shelf: Path, tmp_path: Path) -> None:
+    script = """
+        import signal
+        from entangle.process import process
+
+        @process
+        def waits(x):
+            print("waiting", flush=True)
+            signal.pause()
+
+        waits(1)()
+    """
+    caller = Caller(tmp_path, script).start()
+    try:
+        assert caller.process.stdout is not None
+        assert caller.process.stdout.readline() == "waiting\n"
+        assert [run.state for run in records.runs()] == ["running"]
+        caller.process.kill()
+        caller.process.wait()
+        wait_until(lambda: [run.state for run in records.runs()] == ["killed"], 10, "the run to be marked")
+    finally:
+        caller.stop()
+    run = records.run()
+    assert (run.name, run.ended, run.root.state, run.root.inputs[0].argument) == ("waits", None, "unknown", "x")
+    output_of(tmp_path, "import entangle._run.home as home; home.sweep()")
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 5000, 9000])
+def test_a_sheet_that_was_cut_off_anywhere_spoils_nothing(shelf: Path, length: int) -> None:
+    call: Any = process(one)()
+    for _ in range(20):
+        call = process(add)(call, 1)
+    assert call() == 21
+    (sheet,) = (shelf / "sheets").iterdir()
+    whole = sheet.read_bytes()
+    sheet.write_bytes(whole[:length])
+    assert [run.state for run in records.runs()] in ([], ["killed"], ["done"])
+    assert call() == 21
+    assert records.run().state == "done"
+
+
+# --- where and whether ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_where_recording_is_off(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD", "0")
+    assert process(inner_sum)(1)() == 3
+    assert not shelf.exists()
+    assert records.runs() == []
+    with pytest.raises(RecordsError, match="no run is remembered"):
+        records.run()
+    assert not shelf.exists(), "looking makes nothing"
+
+
+def test_a_project_keeps_its_own_records_where_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENTANGLE_RECORD_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    inside = tmp_path / "project" / "deep" / "inside"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert records.place() == str(tmp_path / "state" / "entangle")
+    assert process(one)()() == 1
+    assert len(records.runs()) == 1
+    (tmp_path / "project" / ".entangle").mkdir()
+    assert records.place() == str(tmp_path / "project" / ".entangle")
+    assert process(one)()() == 1
+    assert len(records.runs()) == 1
+    assert (tmp_path / "project" / ".entangle" / "sheets").stat().st_mode & 0o077 == 0
+
+
+def test_a_place_that_cannot_be_written_to_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    script = "from entangle.process import process\n\ndef f(): return 5\n\nprint(process(f)()(), process(f)()())\n"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "file" / "records"))
+    caller = Caller(tmp_path, script).start()
+    status, out, err = caller.finish()
+    assert (status, out) == (0, "5 5\n")
+    assert err.count("runs are not recorded") == 1
+
+
+def test_a_full_disk_loses_a_record_and_no_run(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    assert process(one)()() == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
+    assert records.runs() == []
+    assert list((shelf / "sheets").iterdir()) == []
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, None, "", False, -1.5, "text", [], [1, 2], {"a": (1,)}, 10**30, b"bytes", "x" * 1000], ids=repr)
+def test_what_made_a_value_is_found_by_its_hash(shelf: Path, value: Any) -> None:
+    assert process(twice)(process(list)(["x"]))() == ["x", "x"]
+
+    def give() -> Any:
+        return value
+
+    assert process(give)()() == value
+    found = records.made(records.hash_of(value))
+    assert [node.name for node in found] == ["give"]
+    assert found[0].value is not None
+    assert found[0].value.type == ("None" if value is None else type(value).__name__)
+
+
+def test_no_hash_is_refused_as_that(shelf: Path) -> None:
+    with pytest.raises(RecordsError, match="SHA-256"):
+        records.made("12")
+
+
+def test_large_values_are_told_of_and_not_read(shelf: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    def large() -> Any:
+        return numpy.zeros(1_000_000)
+
+    array = process(large)()
+    assert process(add)(process(len)(array), process(len)(array))() == 2_000_000
+    value = records.run().nodes[0].value
+    assert value is not None
+    assert (value.type, value.size, value.hash) == ("numpy.ndarray", 8_000_000, None)
+    assert value.text == "<ndarray float64 (1000000,)>"
+    assert records.run().nodes[0].times.moving > 0
+
+
+def test_whole_values_are_kept_where_that_is_wanted(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process(twice)([1, 2])() == [1, 2, 1, 2]
+    value = records.run().value
+    assert value is not None
+    assert not value.kept
+    with pytest.raises(RecordsError, match="ENTANGLE_RECORD=values"):
+        value.load()
+    monkeypatch.setenv("ENTANGLE_RECORD", "values")
+    assert process(twice)([1, 2])() == [1, 2, 1, 2]
+    value = records.run().value
+    assert value is not None
+    assert value.load() == [1, 2, 1, 2]
+
+
+class Loud:
+    """Whose text must not be asked for."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("a record runs no code of the values that it describes")
+
+
+def test_describing_a_value_runs_none_of_its_code(shelf: Path) -> None:
+    def loud() -> Any:
+        return [Loud(), {"a": Loud()}]
+
+    assert len(process(loud)()()) == 2
+    value = records.run().value
+    assert value is not None
+    assert value.text == "[<Loud>, {'a': <Loud>}]"
+
+
+# --- many at once, and for ever ---------------------------------------------------------------------------------------
+
+_MANY = """
+    import sys, time
+    from entangle.process import process
+
+    @process
+    def add(a, b):
+        return a + b
+
+    until = time.monotonic() + float(sys.argv[1])
+    count = 0
+    while count < 3 or time.monotonic() < until:
+        assert add(add(1, 2), count)() == count + 3
+        count += 1
+        if count % 5 == 0:
+            from entangle import records
+            records.runs(limit=3)
+    print(count)
+"""
+
+
+def _at_once(folder: Path, processes: int, seconds: float) -> int:
+    callers = []
+    try:
+        for number in range(processes):
+            place = folder / str(number)
+            place.mkdir()
+            callers.append(Caller(place, _MANY, ENTANGLE_MAX_WORKERS="1").start(str(seconds)))
+        total = 0
+        for caller in callers:
+            status, out, err = caller.finish(seconds * 5 + 60)
+            assert (status, err) == (0, "")
+            total += int(out)
+    finally:
+        for caller in callers:
+            caller.stop()
+    return total
+
+
+def test_processes_that_record_and_look_at_once_lose_no_run(shelf: Path, tmp_path: Path) -> None:
+    total = _at_once(tmp_path, 8, 1.0)
+    runs = records.runs(limit=None)
+    assert len(runs) == total
+    assert {run.state for run in runs} == {"done"}
+
+
+@pytest.mark.drill
+def test_fifty_processes_record_at_once_for_a_minute(shelf: Path, tmp_path: Path) -> None:
+    total = _at_once(tmp_path, 50, 60.0)
+    runs = records.runs(limit=None)
+    assert len(runs) == total
+    assert {run.state for run in runs} == {"done"}
+
+
+def test_binding_that_is_killed_in_the_middle_is_done_again(shelf: Path, tmp_path: Path) -> None:
+    call: Any = process(one)()
+    for _ in range(2000):
+        call = process(add)(call, 1)
+    assert call() == 2001
+    sheets = list((shelf / "sheets").iterdir())
+    kept = [(sheet, sheet.read_bytes()) for sheet in sheets]
+    script = """
+        import os, signal, sys, sqlite3
+        from entangle._records import binding
+        from entangle._records.file import opened
+        rows = binding._node_rows
+
+        def cut(*args):
+            for number, row in enumerate(rows(*args)):
+                if number == 1000:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield row
+
+        binding._node_rows = cut
+        binding.bind(os.environ["ENTANGLE_RECORD_DIR"])
+    """
+    caller = Caller(tmp_path, script).start()
+    assert caller.finish()[0] == -signal.SIGKILL
+    (run,) = records.runs()
+    assert len(run.nodes) == 2001
+    assert list((shelf / "sheets").iterdir()) == []
+    for path, body in kept:  # bound, and killed before the sheet went
+        path.write_bytes(body)
+    assert len(records.runs()) == 1
+    assert list((shelf / "sheets").iterdir()) == []
+    with sqlite3.connect(shelf / "records.sqlite") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+def test_an_older_file_is_brought_to_the_present_and_a_newer_one_is_refused(shelf: Path) -> None:
+    assert process(one)()() == 1
+    assert len(records.runs()) == 1
+    further = (*record_file.MIGRATIONS, "ALTER TABLE runs ADD COLUMN mood TEXT;\nCREATE TABLE moods (name TEXT);\n")
+    with record_file.opened(str(shelf), further) as connection:
+        assert connection.execute("SELECT mood FROM runs").fetchall() == [(None,)]
+    with pytest.raises(RecordsError, match="newer entangle"):
+        records.runs()
+
+
+def test_what_is_no_file_of_records_is_refused_as_that(shelf: Path) -> None:
+    assert process(one)()() == 1
+    (shelf / "records.sqlite").write_text("this is no database, and long enough to be looked at " * 50)
+    with pytest.raises(RecordsError, match=r"records\.sqlite cannot be used"):
+        records.runs()
+
+
+def test_old_runs_go_and_the_oldest_where_there_is_too_much(shelf: Path) -> None:
+    for number in range(12):
+        with entangle.tags(number=number):
+            assert process(inner_sum)(1)() == 3
+    runs = records.runs()
+    with record_file.opened(str(shelf)) as connection:
+        connection.execute("UPDATE runs SET started = started - 10 * 86400 * 1000000000 WHERE id = ?", (runs[-1].id,))
+    assert records.retain(days=7) == 1
+    assert len(records.runs()) == 11
+    records.forget(runs[0].id)
+    assert [run.tags["number"] for run in records.runs()] == list(range(10, 0, -1))
+    with record_file.opened(str(shelf)) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (21,), "with what was called in it"
+    assert records.retain(size=0) == 21
+    with record_file.opened(str(shelf)) as connection:
+        for table in ("runs", "nodes", "inputs", "tasks"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+    assert records.retain() == 0
+
+
+def test_runs_of_another_machine_come_home(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process(inner_sum)(2)() == 5
+    ids = [path.stem for path in (shelf / "sheets").iterdir()]
+    sheets = records.take_home(ids)
+    assert len(sheets) == 2
+    assert records.runs() == []
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "home"))
+    assert process(one)()() == 1
+    around = records.run()
+    for _ in range(2):
+        assert sorted(records.absorb(sheets, parent=(around.id, 0))) == sorted(ids)
+    (far,) = records.run().children
+    assert (far.name, far.state, [child.name for child in far.children]) == ("inner_sum", "done", ["add"])
+    with pytest.raises(RecordsError, match="no record"):
+        records.absorb([b"nonsense\n"])
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_ancestors_descendants_and_the_critical_path(shelf: Path) -> None:
+    left, right = process(add)(1, 2), process(add)(3, 4)
+    assert process(add)(process(twice)(left), right)() == 13
+    run = records.run()
+    names = {node.value.text: node for node in run.nodes if node.value}
+    assert [node.value.text for node in run.ancestors(run.root) if node.value] == ["3", "7", "6"]
+    assert run.descendants(names["3"]) == [names["6"], names["13"]]
+    assert run.sources(run.root) == [names["6"], names["7"]]
+    assert run.takers(names["7"]) == [run.root]
+    path = run.critical_path()
+    assert path[-1] is run.root
+    assert path[0].value is not None
+    assert path[0].value.text in ("3", "7")
+    assert run.node("twice") is names["6"]
+    with pytest.raises(RecordsError, match="3 nodes called 'add'"):
+        run.node("add")
+    with pytest.raises(RecordsError, match="no nodes called 'subtract'"):
+        run.node("subtract")
+    with pytest.raises(RecordsError, match="0 to 3"):
+        run.node(9)
+
+
+def test_a_run_by_a_part_of_its_id(shelf: Path) -> None:
+    for _ in range(40):
+        assert task(one)()() == 1
+    with pytest.raises(RecordsError, match="several runs"):
+        records.run(next(a.id[0] for a in records.runs() for b in records.runs() if a.id != b.id and a.id[0] == b.id[0]))
+    with pytest.raises(RecordsError, match="no run 'nonsense'"):
+        records.run("nonsense")
+    latest = records.runs(limit=3)
+    assert len(latest) == 3
+    assert latest == sorted(latest, key=lambda run: -run.started_ns)
+    assert records.runs(name="two") == []
+
+
+def _held(x: int) -> int:
+    return sum(range(200_000 + x))
+
+
+def test_the_time_of_a_node_is_parted(shelf: Path) -> None:
+    body = scheduler(cpus=1)(process(_held))
+    assert process(add)(body(1), body(2))() > 0
+    run = records.run()
+    first, second = sorted(run.nodes[:2], key=lambda node: node.started_ns or 0)
+    assert first.ended_ns is not None
+    assert second.started_ns is not None
+    assert second.started_ns >= first.ended_ns
+    assert second.times.cookie + second.times.worker > 0
+    assert run.root.times.arguments > 0
+    assert run.times.running >= (first.seconds or 0) + (second.seconds or 0)
+
+
+def test_all_is_plain_data(shelf: Path) -> None:
+    with pytest.raises(ValueError, match="no such"):
+        process(add)(process(fails)(1), process(one)())()
+    told = records.run().to_dict()
+    again = json.loads(json.dumps(told))
+    assert again["error"]["type"] == "ValueError"
+    assert {node["state"] for node in again["node_list"]} <= {"done", "failed", "stopped", "waiting"}
+
+
+def test_the_recorder_leaves_nothing_in_the_process_that_runs(shelf: Path) -> None:
+    script = """
+        import os, sys, threading
+        from entangle.process import process
+
+        @process
+        def add(a, b):
+            return a + b
+
+        before = len(os.listdir("/proc/self/fd"))
+        for n in range(30):
+            assert add(add(1, 2), n)() == n + 3
+        # The reaper is the engine's, and no obstacle to a fork.
+        assert {thread.name for thread in threading.enumerate()} <= {"MainThread", "entangle-reaper"}
+        assert "sqlite3" not in sys.modules, "a process that runs opens no database"
+        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+        assert not [name for name in held if "records" in name], held
+    """
+    folder = shelf.parent / "script"
+    folder.mkdir()
+    output_of(folder, script)
+    assert len(records.runs()) == 30
+
+
+def test_a_body_that_changes_directory_and_environment_is_recorded_all_the_same(shelf: Path, tmp_path: Path, start: str) -> None:
+    def elsewhere(x: int) -> Any:
+        os.chdir("/")
+        os.environ["ENTANGLE_RECORD_DIR"] = "/nonexistent"
+        os.environ["ENTANGLE_RECORD"] = "0"
+        return process(add)(x, 1)
+
+    assert process(elsewhere)(1)() == 2
+    assert [child.name for child in records.run().children] == ["add"]
+
+
+def test_a_worker_that_dies_takes_its_notes_along_and_nothing_else(shelf: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    def dies_once(x: int) -> int:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    assert process(add)(process(retry=1)(dies_once)(process(one)()), 1)() == 2
+    run = records.run()
+    assert (run.state, run.done_count) == ("done", 3)
+    assert run.value is not None
+    assert run.value.text == "2"
+
+
+def test_a_stream_is_remembered_without_its_values(shelf: Path) -> None:
+    from entangle import dataflow
+
+    double = dataflow.dataflow(executor="process")(twice)
+    half = dataflow.dataflow(executor="process")(inner_sum)
+    values = [value for (value,) in double(half()).stream(range(20))]
+    assert values == [2 * (2 * n) + 1 for n in range(20)]
+    (run,) = records.runs()
+    assert run.state == "done"
+    assert all(node.value is None for node in run.nodes)
+    assert len(run.children) == 20

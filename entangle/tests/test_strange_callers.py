@@ -1,0 +1,264 @@
+"""Callers in strange states: closed descriptors, ignored signals, folders that are gone, forks of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from entangle.process import process
+
+from . import bodies
+from .callers import Caller, output_of, output_of_next
+
+one = process(bodies.one)
+add = process(bodies.add)
+same = process(bodies.same)
+total = process(bodies.total)
+
+
+SIMPLE = """
+    import os
+    from entangle.process import process, ProcessTerminatedException
+
+    @process
+    def add(a, b):
+        return a + b
+
+    @process
+    def die():
+        os._exit(3)
+
+    @process
+    def run(n):
+        return add(add(n, 1), 1)()
+
+    results = []
+    for start in ("fork", "forkserver", "spawn"):
+        results.append(add(add(1, 2), run(3))(start=start))
+        try:
+            add(1, die())(start=start)
+        except ProcessTerminatedException as error:
+            results.append("3" in str(error))
+    os.write(3 if REPORT else 1, (str(results) + "\\n").encode())
+"""
+
+
+def test_a_caller_that_ignores_the_end_of_its_children(tmp_path: Path) -> None:
+    """The kernel forgets how they ended, so the status is not told; that they ended is."""
+    source = "    import signal\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n    REPORT = False\n"
+    source += SIMPLE.replace('"3" in str(error)', "True")
+    assert output_of(tmp_path, source) == "[8, True, 8, True, 8, True]\n"
+
+
+def test_a_caller_that_reaps_all_children(tmp_path: Path) -> None:
+    """Some programs wait for any child whenever one ends: what they took is not there for us."""
+    source = """
+    import os, signal
+
+    def reap(*_):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    signal.signal(signal.SIGCHLD, reap)
+    REPORT = False
+""" + SIMPLE.replace('"3" in str(error)', "True")
+    assert output_of(tmp_path, source) == "[8, True, 8, True, 8, True]\n"
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
+def test_a_caller_without_standard_streams(tmp_path: Path, closed: list[int]) -> None:
+    source = f"    import os\n    REPORT = True\n    for fd in {closed}:\n        os.close(fd)\n" + SIMPLE
+    read, write = os.pipe()
+    # The report goes to descriptor 3, which is the caller's only way to be heard when stdout is closed.
+    os.set_inheritable(write, True)
+    caller = Caller(tmp_path, source)
+    command = ["bash", "-c", f'exec 3>&{write}; exec "$0" "$@"', sys.executable, str(caller.script)]
+    caller.started = subprocess.Popen(
+        command,
+        pass_fds=[write],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=caller.environment,
+        cwd=tmp_path,
+        start_new_session=True,
+        text=True,
+    )
+    os.close(write)
+    try:
+        with os.fdopen(read) as answers:
+            heard = answers.readline()
+        status, _, _ = caller.finish()
+    finally:
+        caller.stop()
+    assert heard == "[8, True, 8, True, 8, True]\n"
+    assert status == 0
+    assert caller.files() == []
+
+
+def test_a_caller_with_few_descriptors(tmp_path: Path) -> None:
+    source = """
+    import resource
+    from entangle.process import process
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+
+    @process
+    def make(n):
+        return bytes([n % 256]) * 100_000
+
+    @process
+    def total(*values):
+        return sum(len(v) for v in values)
+
+    print(total(*(make(i) for i in range(100)))())
+    """
+    assert output_of(tmp_path, source) == "10000000\n"
+
+
+def test_a_caller_whose_folder_is_gone(tmp_path: Path, start: str) -> None:
+    source = """
+    import os
+    os.makedirs("gone"); os.chdir("gone"); os.rmdir("../gone")
+    from entangle.process import process
+
+    @process
+    def add(a, b):
+        return a + b
+
+    print(add(add(1, 2), 3)())
+    """
+    assert output_of(tmp_path, source, ENTANGLE_START=start) == "6\n"
+
+
+def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    """One clear error of our own tree, or a run that finds another place: not a traceback from the depths."""
+    source = """
+    from entangle.errors import EntangleError
+    from entangle.process import process
+
+    @process
+    def one():
+        return 1
+
+    try:
+        print(one()())
+    except EntangleError as error:
+        print("ENTANGLE_RUN_DIR" in str(error) or "/no/such" in str(error))
+    """
+    caller = Caller(tmp_path, source)
+    caller.environment["ENTANGLE_RUN_DIR"] = "/no/such/folder"
+    status, out, err = caller.start().finish()
+    assert status == 0, err
+    assert out in ("1\n", "True\n")
+
+
+def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path) -> None:
+    source = """
+    import os, stat, sys
+    from pathlib import Path
+    from entangle.process import process
+
+    top = Path(os.environ["ENTANGLE_RUN_DIR"])
+
+    @process
+    def look():
+        return [(str(p.relative_to(top)), stat.S_IMODE(p.lstat().st_mode), p.is_dir()) for p in top.rglob("*")]
+
+    @process
+    def same(x):
+        return x
+
+    found = same(look())()
+    for name, mode, folder in found:
+        assert mode & 0o077 == 0, (name, oct(mode))
+    assert any(Path(name).name.startswith("r") and folder for name, _, folder in found), found
+    left = [p for p in top.rglob("r*") if p.is_dir()]
+    assert left == [], left
+    print("private")
+    """
+    assert output_of(tmp_path, source) == "private\n"
+
+
+def test_a_home_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> None:
+    """The names under a shared folder can be guessed: a symlink or a foreign folder there must not be followed."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / f"entangle-{os.getuid()}").symlink_to(elsewhere)
+    caller = Caller(tmp_path, "from entangle.process import process\nprint(process(int)('3')())").start()
+    status, out, err = caller.finish()
+    assert list(elsewhere.iterdir()) == []
+    assert (status, out) == (0, "3\n") or "EntangleError" in err or "Error" in err.splitlines()[-1]
+
+
+def test_fork_in_the_caller_between_runs(tmp_path: Path) -> None:
+    """A child of the caller that was made by other means has runs of its own, and does not take its parent's home along."""
+    source = """
+    import os
+    from entangle.process import process
+
+    @process
+    def add(a, b):
+        return a + b
+
+    print(add(add(1, 1), 1)(), flush=True)
+    child = os.fork()
+    if child == 0:
+        print(add(add(2, 2), 2)(), flush=True)
+        import sys
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    print(add(add(3, 3), 3)())
+    print(add(add(4, 4), 4)(start="forkserver"))
+    """
+    assert output_of(tmp_path, source) == "3\n6\n9\n12\n"
+
+
+def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -> None:
+    source = """
+    import multiprocessing
+    from entangle.process import process
+
+    @process
+    def add(a, b):
+        return a + b
+
+    def work(n):
+        return add(add(n, 1), 1)()
+
+    if __name__ == "__main__":
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map(work, range(4)))
+            pool.close()
+            pool.join()
+    """
+    caller = Caller(tmp_path, source).start()
+    status, out, err = caller.finish()
+    assert (status, out) == (0, "[2, 3, 4, 5]\n"), err
+    # Such children end without their exit functions (before Python 3.13), so what they had is left for the next to clean.
+    (tmp_path / "after").mkdir()
+    output_of_next(tmp_path / "after", caller)
+    assert caller.files() == []
+
+
+def test_shutdown_of_the_interpreter_with_a_warm_server(tmp_path: Path) -> None:
+    """The server of the process goes with it, quietly."""
+    source = """
+    from entangle.process import process
+
+    @process
+    def one():
+        return 1
+
+    assert one()(start="forkserver") == 1
+    """
+    caller = Caller(tmp_path, source).start()
+    status, out, err = caller.finish()
+    assert (status, out, err) == (0, "", "")
+    assert caller.files() == []

@@ -1,0 +1,191 @@
+"""Runs are seen from outside while they last: who works at what, how far they are, and how they hang together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entangle._run.outline import read_outline
+from entangle._run.watch import LiveRun, cookies, live_homes, live_runs, pid_of_home
+
+from .callers import Caller
+from .evidence import wait_until
+
+#: A run that goes on until the file `go` is there: two chains, a run inside a task, and one that wants a cookie.
+LASTING = """
+    import os, sys, time
+    from entangle.process import process
+    from entangle.scheduler import scheduler
+
+    def wait():
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+
+    @process
+    def quick(n):
+        return n
+
+    @process
+    def waiting(n):
+        wait()
+        return n
+
+    @process
+    def inside(n):
+        return waiting(quick(n))()
+
+    @scheduler(cpus=1)
+    @process
+    def bound(n):
+        wait()
+        return n
+
+    @process
+    def total(*values):
+        return sum(values)
+
+    print(total(waiting(quick(1)), inside(2), bound(3))())
+"""
+
+
+@pytest.fixture
+def lasting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
+    """A script whose run lasts until it is told to go on."""
+    caller = Caller(tmp_path, LASTING)
+    monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
+    caller.start()
+    try:
+        yield caller
+    finally:
+        caller.stop()
+
+
+def seen(count: int = 2) -> list[LiveRun]:
+    """The runs that last, once there are so many and all have their outline, everything that can run running."""
+
+    def look() -> list[LiveRun] | None:
+        runs = live_runs()
+        if len(runs) == count and all(run.outline for run in runs) and sum(run.counts()[1] for run in runs) == count + 2:
+            return runs
+        for run in runs:
+            run.close()
+        return None
+
+    found: list[LiveRun] = wait_until(look)
+    return found
+
+
+def test_a_run_is_seen_with_its_workers_and_what_each_does(lasting: Caller) -> None:
+    outer, inner = seen()
+    with outer, inner:
+        assert outer.pid == lasting.process.pid
+        assert outer.counts() == (1, 3, 1, 0)
+        assert outer.seconds > 0
+        tasks = {worker.task: worker for worker in outer.workers() if worker.node >= 0}
+        assert set(tasks) == {"waiting", "inside", "bound"}
+        assert tasks["bound"].cookie
+        assert not tasks["waiting"].cookie
+        assert tasks["inside"].waits_for == "run"
+        assert all(worker.pid in lasting.family() and worker.kind == "process" for worker in tasks.values())
+
+
+def test_names_and_edges_are_known_and_a_nested_run_hangs_on_its_node(lasting: Caller) -> None:
+    outer, inner = seen()
+    with outer, inner:
+        assert outer.outline is not None
+        assert inner.outline is not None
+        names = [outer.name(node) for node in range(outer.table.nodes)]
+        assert sorted(names) == ["bound", "inside", "quick", "total", "waiting"]
+        sink = names.index("total")
+        assert [names[taken] for taken in outer.outline.sources(sink)] == ["waiting", "inside", "bound"]
+        assert inner.outer == outer.id
+        assert outer.outer is None
+        assert inner.parent == (outer.id, names.index("inside"))
+        assert outer.outline.about["command"][0].endswith("script.py")
+
+
+def test_free_cookies_are_counted_and_none_is_taken(lasting: Caller) -> None:
+    for run in seen():
+        run.close()
+    (home,) = live_homes()
+    assert pid_of_home(home) == lasting.process.pid
+    assert cookies(home)["cpus=1"] == 0
+    assert cookies(home) == cookies(home)
+
+
+def test_to_be_watched_changes_nothing(lasting: Caller) -> None:
+    runs = seen()
+    for run in runs:
+        with pytest.raises(TypeError, match="read-only"):
+            run.table.header[0] = 0
+        run.close()
+    (lasting.folder / "go").touch()
+    assert lasting.finish() == (0, "6\n", "")
+    assert lasting.files() == []
+    assert live_runs() == []
+
+
+def test_a_run_that_ends_while_it_is_watched_can_still_be_read(lasting: Caller) -> None:
+    outer, inner = seen()
+    with outer, inner:
+        (lasting.folder / "go").touch()
+        assert lasting.finish()[0] == 0
+        assert not outer.alive
+        assert outer.counts() == (5, 0, 0, 0)
+
+
+def test_a_killed_process_no_longer_runs_anything(lasting: Caller) -> None:
+    for run in seen():
+        run.close()
+    os.kill(lasting.process.pid, signal.SIGKILL)
+    wait_until(lambda: live_homes() == [])
+    assert live_runs() == []
+
+
+def test_files_that_are_no_tables_or_outlines_are_passed_over(lasting: Caller) -> None:
+    for run in seen():
+        run.close()
+    (home,) = live_homes()
+    for name, content in (("r0000", b""), ("r0001", b"nothing of ours" * 100), ("r0002", None)):
+        folder = Path(home) / name
+        folder.mkdir()
+        if content is not None:
+            (folder / "table").write_bytes(content)
+            (folder / "outline").write_bytes(content)
+            assert read_outline(str(folder)) is None
+    found = live_runs()
+    assert len(found) == 2
+    for run in found:
+        run.close()
+
+
+def test_our_own_runs_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that closed its own table would let go of the lock that one of its threads holds on it."""
+    from entangle._run.home import home
+
+    path = home().path
+    assert os.path.isdir(path)
+    assert path not in live_homes()
+
+
+def test_a_short_run_writes_no_outline(tmp_path: Path) -> None:
+    source = """
+        import os
+        from entangle._run import observers
+        from entangle.process import process
+
+        class Look:
+            def started(self, run): pass
+            def looked(self, run): pass
+            def ended(self, run): print(os.path.exists(os.path.join(run.supervisor.site.directory, "outline")))
+
+        observers.append(Look())
+        process(abs)(-1)()
+    """
+    from .callers import output_of
+
+    assert output_of(tmp_path, source) == "False\n"

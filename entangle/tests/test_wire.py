@@ -1,0 +1,193 @@
+"""Frames: what is sent comes out as it was, however it is cut; and no input hurts whoever reads it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tracemalloc
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from entangle._remote import wire
+from entangle._remote.wire import (
+    CALL,
+    COUNT,
+    DATA,
+    FRAME_LIMIT,
+    HEAD,
+    INLINE,
+    PING,
+    PRINT,
+    SIZE,
+    VALUE,
+    ZLIB,
+    ZSTD,
+    Decoder,
+    Message,
+    Press,
+)
+from entangle.errors import ProtocolError
+
+quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def encoded(kind: int, number: int, parts: Sequence[wire.Segments], press: Press | None = None) -> bytes:
+    return b"".join(bytes(piece) for frame in wire.frames(kind, number, parts, press) for piece in frame)
+
+
+def plain(message: Message) -> tuple[int, int, list[bytes]]:
+    return message.kind, message.number, [bytes(part) for part in message.parts]
+
+
+def read(decoder: Decoder, data: bytes, cuts: Sequence[int] = ()) -> list[tuple[int, int, list[bytes]]]:
+    """What a decoder makes of these bytes, when they come in pieces that are cut there."""
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
+    return [plain(message) for piece in pieces for message in decoder.feed(piece)]
+
+
+parts_of_messages = st.lists(st.lists(st.one_of(st.binary(max_size=300), st.integers(0, 90_000).map(bytes)), max_size=3), max_size=4)
+messages = st.tuples(st.sampled_from([CALL, VALUE, PRINT]), st.integers(0, 2**64 - 1), parts_of_messages)
+
+
+@quick
+@given(st.lists(messages, max_size=4), st.lists(st.integers(0, 1 << 20), max_size=12))
+def test_what_is_sent_comes_out_however_it_is_cut(sent: list[Any], cuts: list[int]) -> None:
+    data = b"".join(encoded(*message) for message in sent)
+    expected = [(kind, number, [b"".join(part) for part in parts]) for kind, number, parts in sent]
+    assert read(Decoder(), data, cuts) == expected
+
+
+def test_large_parts_arrive_in_memory_of_their_own() -> None:
+    big = os.urandom(3 * FRAME_LIMIT + 5)
+    (message,) = Decoder().feed(encoded(VALUE, 7, [[b"head"], [big[:100], big[100:]], []]))
+    assert plain(message) == (VALUE, 7, [b"head", big, b""])
+    message.parts[1][:3] = b"abc"  # writable
+    assert message.parts[1].nbytes == len(big)
+
+
+def test_messages_may_take_turns() -> None:
+    first = list(wire.frames(CALL, 1, [[os.urandom(2 * FRAME_LIMIT)]]))
+    second = list(wire.frames(CALL, 2, [[os.urandom(2 * FRAME_LIMIT)]]))
+    mixed = [frame for pair in zip(first, second, strict=True) for frame in pair]
+    decoder = Decoder()
+    got = [m.number for frame in mixed for piece in frame for m in decoder.feed(piece)]
+    assert got == [1, 2]
+
+
+@pytest.mark.parametrize("flag", [ZLIB, ZSTD])
+def test_a_slow_line_gets_compressed_frames(flag: int) -> None:
+    if flag == ZSTD and wire.zstd_module() is None:
+        pytest.skip("no zstd in this Python: pip install zstandard")
+    text = b"the same words again and again, " * 100_000
+    press = Press(["zstd"] if flag == ZSTD else ["zlib"])
+    assert encoded(CALL, 1, [[text]], press).count(text[:1000])  # nothing is known of the line yet: as it is
+    press.wrote(Press.ENOUGH, 60.0)
+    packed = encoded(CALL, 1, [[text]], press)
+    assert len(packed) < len(text) / 10
+    ((_, _, parts),) = read(Decoder(), packed)
+    assert parts == [text]
+    noise = os.urandom(FRAME_LIMIT)
+    assert len(encoded(CALL, 1, [[noise]], press)) >= len(noise)  # what does not shrink goes as it is
+    press.wrote(1 << 40, 0.1)
+    assert len(encoded(CALL, 1, [[text]], press)) >= len(text)  # and so does all, when the line is quick again
+
+
+# --- what is no frame -------------------------------------------------------------------------------------------------
+
+#: Bytes of which much looks like a frame.
+heads = st.builds(
+    lambda length, kind, flags, zero, number: HEAD.pack(length, kind, flags, zero, number),
+    st.one_of(st.integers(0, 64), st.integers(0, 2**32 - 1)),
+    st.one_of(st.integers(1, 11), st.integers(0, 255)),
+    st.one_of(st.sampled_from([0, INLINE, ZLIB, ZSTD]), st.integers(0, 255)),
+    st.one_of(st.just(0), st.integers(0, 65535)),
+    st.integers(0, 3),
+)
+sizes = st.lists(st.one_of(st.integers(0, 4096), st.integers(0, 2**64 - 1)), max_size=6).map(
+    lambda found: COUNT.pack(len(found)) + b"".join(map(SIZE.pack, found))
+)
+announcements = st.builds(
+    lambda kind, flags, number, table: HEAD.pack(len(table), kind, flags, 0, number) + table,
+    st.sampled_from([CALL, VALUE, PING]),
+    st.sampled_from([0, INLINE]),
+    st.integers(0, 3),
+    sizes,
+)
+brought = st.builds(
+    lambda flags, number, data: HEAD.pack(len(data), DATA, flags, 0, number) + data,
+    st.sampled_from([0, 0, ZLIB, ZSTD]),
+    st.integers(0, 3),
+    st.one_of(st.binary(max_size=5000), st.binary(max_size=500).map(lambda raw: COUNT.pack(len(raw)) + zlib.compress(raw))),
+)
+nonsense = st.lists(st.one_of(heads, announcements, brought, st.binary(max_size=200)), max_size=30).map(b"".join)
+
+
+@quick
+@given(nonsense, st.lists(st.integers(0, 1 << 16), max_size=8))
+def test_no_input_hurts(data: bytes, cuts: list[int]) -> None:
+    """It ends, with messages or with ProtocolError, and takes no more memory than its limit and a little."""
+    limit = 1 << 20
+    tracemalloc.start()
+    try:
+        decoder = Decoder(limit)
+        try:
+            for kind, _, parts in read(decoder, data, cuts):
+                assert 1 <= kind <= 11
+                assert sum(map(len, parts)) <= limit + FRAME_LIMIT
+        except ProtocolError:
+            with pytest.raises(ProtocolError):  # and from then on always
+                list(decoder.feed(b"more"))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < limit + 3 * FRAME_LIMIT
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Last login: yesterday from elsewhere\r\n",
+        HEAD.pack(FRAME_LIMIT + 1, CALL, 0, 0, 1),
+        HEAD.pack(4, CALL, 0, 0, 1) + COUNT.pack(3),
+        HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(1 << 60),
+        HEAD.pack(3, DATA, 0, 0, 9) + b"abc",
+        HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(2) + HEAD.pack(3, DATA, 0, 0, 1) + b"abc",
+        (HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(2)) * 2,
+        HEAD.pack(2, PING, 0, 0, 0) + b"xx",
+    ],
+    ids=["a banner", "too long", "parts missing", "too large", "nobody's data", "too much data", "announced twice", "no sizes"],
+)
+def test_what_is_no_frame_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        list(Decoder().feed(data))
+
+
+def test_a_small_frame_does_not_unpack_into_a_large_one() -> None:
+    bomb = zlib.compress(bytes(1 << 26))
+    for claimed in (100, FRAME_LIMIT, 1 << 26):
+        payload = COUNT.pack(claimed) + bomb
+        data = HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(1 << 26) + HEAD.pack(len(payload), DATA, ZLIB, 0, 1) + payload
+        with pytest.raises(ProtocolError):
+            list(Decoder().feed(data))
+
+
+def test_many_announcements_take_no_memory() -> None:
+    """Sizes cost nothing until bytes come; and their number has a limit."""
+    tracemalloc.start()
+    decoder = Decoder()
+    table = COUNT.pack(4096) + SIZE.pack(200_000) * 4096
+    for number in range(80):
+        assert list(decoder.feed(HEAD.pack(len(table), CALL, 0, 0, number) + table)) == []
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 64 << 20
+    one = COUNT.pack(1) + SIZE.pack(1)
+    frames = b"".join(HEAD.pack(len(one), CALL, 0, 0, number) + one for number in range(80, 81 + wire.MOST_OPEN))
+    with pytest.raises(ProtocolError):
+        list(decoder.feed(frames))

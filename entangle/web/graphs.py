@@ -1,0 +1,194 @@
+"""A graph as the page draws it. One with many nodes is drawn with the nodes of a task as one, except for tasks that are opened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: A graph of so many nodes is drawn node by node.
+WHOLE = 300
+#: Nodes that are drawn of a task that is opened; the others stay together.
+OPENED = 500
+#: Tasks that are drawn apart; those with the fewest nodes go together.
+TASKS = 250
+
+REST = "other tasks"
+
+
+@dataclass
+class Part:
+    """The graph of one run. `states` and `seconds` have an element for each node, as `task_of` does, which holds indexes into `tasks`.
+
+    `inside` is the run and the node in whose body this run was called. `links` says how often the nodes of one task take values from
+    those of another, and `sinks` whose values nobody takes; who knows them already spares us the way over all edges.
+    """
+
+    run: str
+    tasks: Sequence[str]
+    task_of: Sequence[int]
+    states: Sequence[str]
+    edges: Iterable[tuple[int, int]]
+    seconds: Sequence[float | None] = ()
+    values: Sequence[str | None] = ()
+    inside: tuple[str, int] | None = None
+    links: Counter[tuple[int, int]] | None = None
+    sinks: Sequence[int] | None = None
+
+    def condense(self) -> None:
+        """Find `links` and `sinks` from the edges, unless they are known."""
+        if self.links is None or self.sinks is None:
+            self.links, self.sinks = condensed(self.task_of, self.edges)
+
+
+def condensed(task_of: Sequence[int], edges: Iterable[tuple[int, int]]) -> tuple[Counter[tuple[int, int]], list[int]]:
+    """How often the nodes of one task take values from those of another, and the nodes whose values nobody takes."""
+    links: Counter[tuple[int, int]] = Counter()
+    taken = bytearray(len(task_of))
+    for source, target in edges:
+        links[task_of[source], task_of[target]] += 1
+        taken[source] = 1
+    return links, [node for node, was in enumerate(taken) if not was]
+
+
+@dataclass
+class _Drawn:
+    id: str
+    task: str
+    group: bool
+    label: str = ""
+    count: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "task": self.task,
+            "group": self.group,
+            "label": self.label or self.task,
+            "count": self.count,
+            "states": dict(self.states),
+            "seconds": round(self.seconds, 9),
+        }
+
+
+def name_of(root: str, run: str, node: int) -> str:
+    """How the page names a node: its number, and before it the run where that is not the one looked at."""
+    return str(node) if run == root else f"{run}:{node}"
+
+
+def drawn(parts: Sequence[Part], opened: Iterable[str] = ()) -> dict[str, Any]:
+    """Nodes and edges for the page. The first part is the run that is looked at, the others are runs nested in it."""
+    total = sum(len(part.task_of) for part in parts)
+    sizes: Counter[str] = Counter()
+    for part in parts:
+        for task, count in Counter(part.task_of).items():
+            sizes[part.tasks[task]] += count
+    apart = {name for name, _ in sizes.most_common(TASKS)}
+    opened = {name for name in opened if name in apart and sizes[name] > 1}
+    nodes: dict[str, _Drawn] = {}
+    links: Counter[tuple[str, str, bool]] = Counter()
+    places = _Places(parts[0].run, sizes, apart)
+    if total <= WHOLE or opened:
+        _draw_nodes(parts, opened, total <= WHOLE, places, nodes, links)
+    else:
+        _draw_tasks(parts, places, nodes, links)
+    return {
+        "total": total,
+        "nodes": [one.plain() for one in nodes.values()],
+        "edges": [
+            {"source": source, "target": target, "count": count, **({"part": True} if inner else {})}
+            for (source, target, inner), count in links.items()
+        ],
+    }
+
+
+@dataclass
+class _Places:
+    """Where a node is drawn: with those of its task, with the tasks that are not drawn apart, or alone where its task has no other."""
+
+    root: str
+    sizes: Counter[str]
+    apart: set[str]
+
+    def of_task(self, part: Part, task: int) -> tuple[str, str, bool]:
+        """The id of the place, what it is called, and whether it is a group."""
+        name = part.tasks[task]
+        if name not in self.apart:
+            return "rest", REST, True
+        if self.sizes[name] == 1:
+            return name_of(self.root, part.run, list(part.task_of).index(task)), name, False
+        return f"task:{name}", name, True
+
+
+def _draw_tasks(parts: Sequence[Part], places: _Places, nodes: dict[str, _Drawn], links: Counter[tuple[str, str, bool]]) -> None:
+    """The nodes of a task as one: in time that hardly depends on how many they are, once edges have been condensed."""
+    keys: dict[str, list[str]] = {}
+    for part in parts:
+        part.condense()
+        mine = keys[part.run] = []
+        for task in range(len(part.tasks)):
+            key, name, group = places.of_task(part, task) if places.sizes[part.tasks[task]] else ("", "", True)
+            mine.append(key)
+            if key and key not in nodes:
+                nodes[key] = _Drawn(key, name, group)
+        for (task, state), count in Counter(zip(part.task_of, part.states, strict=True)).items():
+            one = nodes[mine[task]]
+            one.count += count
+            one.states[state] += count
+        if part.seconds:
+            for task, lasted in zip(part.task_of, part.seconds, strict=True):
+                if lasted:
+                    nodes[mine[task]].seconds += lasted
+        for (source, target), count in (part.links or {}).items():
+            links[mine[source], mine[target], False] += count
+    around = {part.run: part for part in parts}
+    for part in parts:
+        outer = around.get(part.inside[0]) if part.inside is not None else None
+        if part.inside is not None and outer is not None and part.inside[1] < len(outer.task_of):
+            into = keys[outer.run][outer.task_of[part.inside[1]]]
+            for sink in part.sinks or ():
+                links[keys[part.run][part.task_of[sink]], into, True] += 1
+
+
+def _draw_nodes(
+    parts: Sequence[Part],
+    opened: set[str],
+    whole: bool,
+    places: _Places,
+    nodes: dict[str, _Drawn],
+    links: Counter[tuple[str, str, bool]],
+) -> None:
+    """Node by node: all of them, or those of opened tasks."""
+    keys: dict[str, list[str]] = {}
+    left: Counter[str] = Counter()
+    for part in parts:
+        mine = keys[part.run] = []
+        of_task = [places.of_task(part, task) if places.sizes[name] else ("", "", True) for task, name in enumerate(part.tasks)]
+        seconds = part.seconds or [None] * len(part.task_of)
+        for number, (task, state, lasted) in enumerate(zip(part.task_of, part.states, seconds, strict=True)):
+            key, name, group = of_task[task]
+            if whole or (name in opened and left[name] < OPENED):
+                left[name] += 1
+                key, name, group = name_of(places.root, part.run, number), part.tasks[task], False
+            one = nodes.get(key)
+            if one is None:
+                text = part.values[number] if part.values and not group else None
+                one = nodes[key] = _Drawn(key, name, group, name if text is None or len(text) > 12 else f"{name} = {text}")
+            one.count += 1
+            one.states[state] += 1
+            one.seconds += lasted or 0.0
+            mine.append(key)
+    for part in parts:
+        mine = keys[part.run]
+        taken = set()
+        for source, target in part.edges:
+            links[mine[source], mine[target], False] += 1
+            taken.add(source)
+        if part.inside is not None and part.inside[1] < len(keys.get(part.inside[0], ())):
+            into = keys[part.inside[0]][part.inside[1]]
+            for sink, key in enumerate(mine):
+                if sink not in taken:
+                    links[key, into, True] += 1

@@ -1,0 +1,82 @@
+"""A timeline as the page draws it: a lane for each worker or CPU, and what is narrower than a pixel joined with its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+#: Lanes that are drawn; a run with more workers shows its first ones.
+MOST = 400
+
+
+class Stretch(NamedTuple):
+    """One node on a worker, in seconds since the run began. `lane` sorts, `label` is shown."""
+
+    lane: tuple[int, ...]
+    label: str
+    started: float
+    ended: float
+    task: str
+    node: str
+    failed: bool
+
+
+def timeline(
+    stretches: Iterable[Stretch], total: float, width: int, start: float | None = None, end: float | None = None
+) -> dict[str, Any]:
+    """Lanes and bars between `start` and `end`, for a picture of `width` pixels.
+
+    A bar is lane, started, ended, task (-1: several), node, how many nodes, whether one of them failed.
+    """
+    low, high = start if start is not None else 0.0, end if end is not None else max(total, 1e-9)
+    narrow = max(high - low, 1e-9) / max(1, width)
+    by_lane: dict[tuple[int, ...], list[Stretch]] = {}
+    labels: dict[tuple[int, ...], str] = {}
+    tasks: dict[str, int] = {}
+    worked = 0.0
+    for stretch in stretches:
+        by_lane.setdefault(stretch.lane, []).append(stretch)
+        labels[stretch.lane] = stretch.label
+        tasks.setdefault(stretch.task, len(tasks))
+        worked += stretch.ended - stretch.started
+    lanes = sorted(by_lane)
+    bars: list[list[Any]] = []
+    for number, lane in enumerate(lanes[:MOST]):
+        mine = [stretch for stretch in by_lane[lane] if stretch.ended >= low and stretch.started <= high]
+        mine.sort(key=lambda stretch: stretch.started)
+        bars += _joined(number, mine, narrow, tasks)
+    return {
+        "total": total,
+        "lanes": [labels[lane] for lane in lanes[:MOST]],
+        "tasks": list(tasks),
+        "bars": bars,
+        "busy": min(1.0, worked / (total * len(lanes))) if total > 0 and lanes else 0.0,
+    }
+
+
+def _joined(number: int, stretches: Sequence[Stretch], narrow: float, tasks: dict[str, int]) -> list[list[Any]]:
+    bars: list[list[Any]] = []
+    at: list[Any] | None = None
+    # Whose colour a joined bar has: the task that took most of it, by the vote of Boyer and Moore, one vote a nanosecond.
+    lead = 0.0
+    for _, _, started, ended, task, node, failed in stretches:
+        index = tasks[task]
+        long = ended - started
+        if at is not None and long < 2 * narrow and started - at[2] < narrow and at[2] - at[1] < 2 * narrow + (at[5] > 1) * 30 * narrow:
+            at[2] = max(at[2], ended)
+            at[5] += 1
+            at[6] = at[6] or failed
+            if at[3] == index:
+                lead += long
+            elif long > lead:
+                at[3], lead = index, long - lead
+            else:
+                lead -= long
+            continue
+        at = [number, round(started, 9), ended, index, node, 1, failed]
+        lead = long
+        bars.append(at)
+    for bar in bars:
+        bar[2] = round(bar[2], 9)
+        bar[6] = int(bar[6])
+    return bars

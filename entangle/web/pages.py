@@ -1,0 +1,270 @@
+"""Paths and answers. Each question is answered in a thread, from memory where the run is remembered, from its table while it lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entangle.errors import EntangleError, RecordsError
+from entangle.web import live, memory
+from entangle.web.graphs import Part, drawn
+from entangle.web.lanes import timeline
+from entangle.web.memory import Absent
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+STATIC = Path(__file__).parent / "static"
+
+#: Seconds between two looks at a run that lasts; a look that takes long is followed by a longer pause.
+EVERY = 0.2
+#: Seconds after which something is sent on a stream where nothing has happened, so that a dead one is noticed.
+STILL_HERE = 10.0
+
+#: What can be taken away: the method of `entangle.records.Run`, the type, the ending.
+EXPORTS = {
+    "svg": ("to_svg", "image/svg+xml", "svg"),
+    "mermaid": ("to_mermaid", "text/plain; charset=utf-8", "mmd"),
+    "dot": ("to_dot", "text/vnd.graphviz", "dot"),
+    "trace": ("to_trace", "application/json", "trace.json"),
+    "prov": ("to_prov", "application/json", "prov.json"),
+    "json": ("to_dict", "application/json", "json"),
+}
+
+
+def application(stopping: Callable[[], bool] = lambda: False) -> Starlette:
+    """The application, which still needs a guard around it. `stopping` tells streams that the server wants to end."""
+    # Here and not above: on Python 3.10 starlette brings a backport that changes sys.excepthook when it is imported.
+    from starlette.applications import Starlette
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+
+    def events(request: Request) -> Response:
+        return _stream(_all_runs(stopping))
+
+    def run_events(request: Request) -> Response:
+        return _stream(_one_run(request.path_params["run"], stopping))
+
+    return Starlette(
+        routes=[
+            Route("/api/events", events),
+            Route("/api/runs", _answer(_runs)),
+            Route("/api/runs/{run}", _answer(_run)),
+            Route("/api/runs/{run}/events", run_events),
+            Route("/api/runs/{run}/graph", _answer(_graph)),
+            Route("/api/runs/{run}/timeline", _answer(_timeline)),
+            Route("/api/runs/{run}/tasks", _answer(_tasks)),
+            Route("/api/runs/{run}/nodes", _answer(_nodes)),
+            Route("/api/runs/{run}/nodes/{node}", _answer(_node)),
+            Route("/api/runs/{run}/ancestors/{node}", _answer(_ancestors)),
+            Route("/api/runs/{run}/descendants/{node}", _answer(_descendants)),
+            Route("/api/runs/{run}/export/{form}", _answer(_export)),
+            Route("/api/compare", _answer(_compare)),
+            Route("/api/values/{digest}", _answer(_value)),
+            Route("/api/{rest:path}", _answer(_nothing)),
+            Mount("/", StaticFiles(directory=STATIC, html=True)),
+        ]
+    )
+
+
+class _Bad(Exception):
+    """A question that makes no sense."""
+
+
+def _answer(ask: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse, Response
+
+    async def answered(request: Request) -> Response:
+        try:
+            found = await run_in_threadpool(ask, request)
+        except Absent as error:
+            return JSONResponse({"error": str(error)}, 404)
+        except _Bad as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except RecordsError as error:
+            return JSONResponse({"error": str(error)}, 404 if "no run" in str(error) else 500)
+        except (EntangleError, sqlite3.Error) as error:
+            return JSONResponse({"error": str(error)}, 500)
+        return found if isinstance(found, Response) else JSONResponse(found)
+
+    return answered
+
+
+def _number(request: Request, name: str, usual: float | None, least: float, most: float) -> Any:
+    given = request.query_params.get(name)
+    if given is None:
+        return usual
+    try:
+        value = float(given)
+    except ValueError:
+        raise _Bad(f"{name} is a number, not {given!r}") from None
+    if not least <= value <= most:
+        raise _Bad(f"{name} lies between {least:g} and {most:g}")
+    return value
+
+
+def _either(lasting: Callable[[], Any], remembered: Callable[[], Any]) -> Any:
+    """Asked of a run that lasts, else of memory; and again of memory where it ended in between."""
+    try:
+        return lasting()
+    except Absent:
+        return remembered()
+
+
+def _runs(request: Request) -> Any:
+    limit = int(_number(request, "limit", 100, 1, 10_000))
+    found, more = memory.runs(limit, request.query_params.get("query", ""))
+    return {"runs": found, "more": more}
+
+
+def _run(request: Request) -> Any:
+    run = request.path_params["run"]
+    return _either(lambda: live.info(run), lambda: memory.info(run))
+
+
+def _graph(request: Request) -> Any:
+    run = request.path_params["run"]
+    opened = [name for name in request.query_params.get("open", "").split(",") if name]
+    return _either(lambda: live.graph(run, opened), lambda: drawn(memory.parts(run), opened))
+
+
+def _timeline(request: Request) -> Any:
+    run = request.path_params["run"]
+    by = request.query_params.get("by", "worker")
+    if by not in ("worker", "cpu"):
+        raise _Bad("by is worker or cpu")
+    width = int(_number(request, "width", 1200, 100, 10_000))
+    start, end = _number(request, "start", None, 0, 1e12), _number(request, "end", None, 0, 1e12)
+    stretches, total = _either(lambda: live.stretches(run, by), lambda: memory.stretches(run, by))
+    return timeline(stretches, total, width, start, end)
+
+
+def _tasks(request: Request) -> Any:
+    run = request.path_params["run"]
+    return {"tasks": _either(lambda: live.tasks(run), lambda: memory.tasks(run))}
+
+
+def _nodes(request: Request) -> Any:
+    run = request.path_params["run"]
+    limit = int(_number(request, "limit", 100, 1, 10_000))
+    terms = [request.query_params.get(name, "") for name in ("order", "state", "query")]
+    return _either(lambda: live.nodes(run, limit, *terms), lambda: memory.nodes(run, limit, *terms))
+
+
+def _place(request: Request) -> tuple[str, str, int]:
+    """The run that the page shows, and the run and number of the node, whose name is `number` or `run:number`."""
+    root = request.path_params["run"]
+    run, colon, number = request.path_params["node"].rpartition(":")
+    if not number.isdigit() or len(number) > 12:
+        raise _Bad("a node is a number, or RUN:NUMBER")
+    return root, run if colon else root, int(number)
+
+
+def _node(request: Request) -> Any:
+    place = _place(request)
+    return _either(lambda: live.node(*place), lambda: memory.node(*place))
+
+
+def _ancestors(request: Request) -> Any:
+    place = _place(request)
+    return _either(lambda: live.way(*place, True), lambda: memory.way(*place, True))
+
+
+def _descendants(request: Request) -> Any:
+    place = _place(request)
+    return _either(lambda: live.way(*place, False), lambda: memory.way(*place, False))
+
+
+def _export(request: Request) -> Any:
+    from starlette.responses import PlainTextResponse
+
+    from entangle import records
+
+    form = request.path_params["form"]
+    if form not in EXPORTS:
+        raise _Bad(f"there are {', '.join(EXPORTS)}")
+    method, kind, ending = EXPORTS[form]
+    run = records.run(request.path_params["run"])
+    made = getattr(run, method)()
+    text = made if isinstance(made, str) else json.dumps(made, default=str)
+    # An SVG that is opened by itself must not run what some value has smuggled into it.
+    return PlainTextResponse(
+        text,
+        media_type=kind,
+        headers={"content-disposition": f'attachment; filename="{run.name if run.name.isidentifier() else "run"}-{run.id[:8]}.{ending}"'},
+    )
+
+
+def _compare(request: Request) -> Any:
+    a, b = request.query_params.get("a"), request.query_params.get("b")
+    if not a or not b:
+        raise _Bad("a and b are the runs to compare")
+    return memory.compare(a, b)
+
+
+def _value(request: Request) -> Any:
+    return memory.makers(request.path_params["digest"])
+
+
+def _nothing(request: Request) -> Any:
+    raise Absent("There is no such question.")
+
+
+# Streams ------------------------------------------------------------------------------------------------------------
+
+
+def _stream(messages: AsyncIterator[str]) -> Response:
+    from starlette.responses import StreamingResponse
+
+    return StreamingResponse(messages, media_type="text/event-stream")
+
+
+def _event(name: str, data: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+
+
+async def _all_runs(stopping: Callable[[], bool]) -> AsyncIterator[str]:
+    """The runs that last, whenever something about them has changed, and a word that changes when the memory does."""
+    from starlette.concurrency import run_in_threadpool
+
+    before, sent = None, 0.0
+    while not stopping():
+        cards = await run_in_threadpool(live.cards)
+        version = await run_in_threadpool(memory.version)
+        state = ([(card["id"], card["done"], card["running"], int(card["seconds"])) for card in cards], version)
+        if state != before or time.monotonic() - sent > STILL_HERE:
+            before, sent = state, time.monotonic()
+            yield _event("runs", {"live": cards, "version": version})
+        await asyncio.sleep(0.5)
+
+
+async def _one_run(run: str, stopping: Callable[[], bool]) -> AsyncIterator[str]:
+    """Looks at a run until it is over. The graph is sent when it has changed."""
+    from starlette.concurrency import run_in_threadpool
+
+    graph, counts, sent = None, None, 0.0
+    seen: dict[str, Part] = {}
+    while not stopping():
+        began = time.monotonic()
+        try:
+            look = await run_in_threadpool(live.look, run, seen)
+        except Absent:
+            yield _event("ended", {})
+            return
+        now = time.monotonic()
+        if look["graph"] == graph:
+            del look["graph"]
+        else:
+            graph = look["graph"]
+        if "graph" in look or look["counts"] != counts or now - sent > 1.0:
+            counts, sent = look["counts"], now
+            yield _event("look", look)
+        await asyncio.sleep(max(EVERY, 3 * (now - began)))

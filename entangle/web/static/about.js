@@ -1,0 +1,64 @@
+// What is known of a run as a whole: its tasks, its place, its code, and forms in which it can be taken away.
+
+import { get } from "./api.js";
+import { duration, h, moment, number, replace, table } from "./dom.js";
+
+const FORMS = { svg: "SVG", mermaid: "Mermaid", dot: "DOT", trace: "Perfetto trace", prov: "W3C PROV", json: "JSON" };
+
+export function aboutView(view, run) {
+  view.className = "view text about";
+  let left = false;
+
+  function pairs(entries) {
+    return h("dl", {}, entries.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  }
+
+  async function load() {
+    const info = run.info;
+    let tasks = [];
+    try {
+      tasks = (await get(`api/runs/${encodeURIComponent(run.id)}/tasks`)).tasks;
+    } catch (error) {
+      if (!left) replace(view, h("div", { class: "empty", role: "alert" }, error.message));
+      return;
+    }
+    if (left) return;
+    const versions = Object.entries(info.packages ?? {});
+    replace(
+      view,
+      info.error ? [h("h2", {}, "Error"), h("pre", { class: "error", tabindex: "0" }, info.error.traceback || `${info.error.type}: ${info.error.message}`)] : null,
+      h("h2", {}, "Tasks"),
+      table(
+        [
+          ["task", (task) => task.task],
+          ["calls", (task) => number(task.count), "number"],
+          ["failed", (task) => (task.failed ? number(task.failed) : ""), "number"],
+          ["in all", (task) => duration(task.total), "number"],
+          ["mean", (task) => duration(task.mean), "number"],
+          ["longest", (task) => duration(task.longest), "number"],
+          ["code", (task) => h("span", { class: "mono quiet" }, (task.code ?? "").slice(0, 12)), "narrow-hide"],
+        ],
+        tasks,
+        null,
+        "Tasks",
+      ),
+      h("h2", {}, "Where and when"),
+      pairs([
+        ["began", moment(info.began)],
+        ["took", duration(info.seconds)],
+        ["host", info.host],
+        ["platform", info.platform],
+        ["python", info.python],
+        ["program", info.command],
+        ["process", info.pid],
+        ["commit", info.commit ? h("span", { class: "mono" }, info.commit + (info.dirty ? " and changes that are not committed" : "")) : null],
+        ["tags", Object.entries(info.tags ?? {}).map(([key, value]) => `${key}=${value}`).join(" ")],
+        ["critical path", info.critical?.length ? info.critical.map((step, index) => [index ? " → " : "", h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${step.node}` }, step.task)]) : null],
+      ]),
+      versions.length ? [h("h2", {}, "Packages"), h("p", { class: "mono quiet" }, versions.map(([name, version]) => `${name} ${version}`).join("  "))] : null,
+      run.live ? null : [h("h2", {}, "Take away"), h("p", { class: "bar" }, Object.entries(FORMS).map(([form, title]) => h("a", { href: `api/runs/${encodeURIComponent(run.id)}/export/${form}`, download: "" }, title)))],
+    );
+  }
+  load();
+  return { ended: load, leave: () => (left = true) };
+}

@@ -1,0 +1,32 @@
+// The server: plain answers, and streams that open themselves again.
+
+const link = document.getElementById("link");
+
+export class Gone extends Error {}
+
+export async function get(path) {
+  let answer;
+  try {
+    answer = await fetch(path, { headers: { Accept: "application/json" } });
+  } catch {
+    link.textContent = "not connected";
+    throw new Error("The server does not answer. Is “entangle ui” still running?");
+  }
+  link.textContent = "";
+  if (answer.status === 404) throw new Gone((await answer.json().catch(() => ({}))).error ?? "There is no such thing.");
+  if (answer.status === 401) throw new Error("This page has no right to look. Open the address that “entangle ui” has printed.");
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `The server answered ${answer.status}.`);
+  return answer.json();
+}
+
+// Server-sent events: handlers by name. Gives a function that ends it.
+export function listen(path, handlers) {
+  const source = new EventSource(path);
+  for (const [name, handle] of Object.entries(handlers)) source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
+  source.addEventListener("open", () => (link.textContent = ""));
+  source.addEventListener("error", () => (link.textContent = source.readyState === EventSource.CLOSED ? "not connected" : "connecting …"));
+  return () => {
+    source.close();
+    link.textContent = "";
+  };
+}

@@ -1,0 +1,103 @@
+// The panel of one node: what it is, what it took, what it gave, how long that lasted, and what made its value.
+
+import { get } from "./api.js";
+import { bytes, duration, h, number, replace, state } from "./dom.js";
+
+const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["moving", "moving data", "--part"], ["running", "running", "--done"]];
+
+export function nodePanel(run, key, { close, trace }) {
+  const body = h("div");
+  const heading = h("h2", { tabindex: "-1" }, "…");
+  const element = h("aside", { "aria-label": "Node" }, h("div", { class: "top" }, heading, h("button", { type: "button", "aria-label": "Close", title: "Close (Esc)", onclick: close }, "×")), body);
+  let left = false;
+  let asked = null;
+
+  function pair(name, value) {
+    return value === null || value === undefined || value === "" ? [] : [h("dt", {}, name), h("dd", {}, value)];
+  }
+
+  function shown(value) {
+    if (!value) return h("span", { class: "quiet" }, "—");
+    return [
+      h("span", { class: "value" }, value.text ?? ""),
+      h("div", { class: "quiet" }, [value.type, value.size !== null && value.size !== undefined ? bytes(value.size) : "", value.hash ? h("a", { class: "mono", href: `#/value/${value.hash}`, title: "What made this value, in any run" }, value.hash.slice(0, 12)) : ""].filter(Boolean).flatMap((part, index) => (index ? [" · ", part] : [part]))),
+    ];
+  }
+
+  function spans(parts) {
+    const there = SPANS.filter(([name]) => parts?.[name] > 0);
+    const all = there.reduce((sum, [name]) => sum + parts[name], 0);
+    if (!all) return null;
+    return [
+      h("h3", {}, "Time"),
+      h("div", { class: "spans", role: "img", "aria-label": there.map(([name, title]) => `${title} ${duration(parts[name])}`).join(", ") }, there.map(([name, , variable]) => h("i", { style: { width: `${(100 * parts[name]) / all}%`, background: `var(${variable})` } }))),
+      h("div", { class: "legend" }, there.map(([name, title, variable]) => h("span", {}, h("i", { class: "swatch", style: { background: `var(${variable})` } }), `${title} ${duration(parts[name])}`))),
+    ];
+  }
+
+  async function lead(which) {
+    if (asked === which) {
+      asked = null;
+      trace(which, null);
+      return draw(node);
+    }
+    asked = which;
+    try {
+      const found = await get(`api/runs/${encodeURIComponent(run.id)}/${which}/${encodeURIComponent(key)}`);
+      if (left) return;
+      trace(which, found);
+      draw(node, found);
+    } catch (error) {
+      if (!left) body.append(h("p", { role: "alert" }, error.message));
+    }
+  }
+
+  let node = null;
+  function draw(found, way = null) {
+    node = found;
+    replace(heading, found.task);
+    replace(
+      body,
+      h("p", {}, state(found.state), " ", h("span", { class: "quiet" }, `node ${found.node}${found.attempts > 1 ? `, ${found.attempts} attempts` : ""}`)),
+      h(
+        "p",
+        { class: "bar" },
+        h("button", { type: "button", "aria-pressed": String(asked === "ancestors"), onclick: () => lead("ancestors") }, "What made this value"),
+        h("button", { type: "button", "aria-pressed": String(asked === "descendants"), onclick: () => lead("descendants") }, "What it led to"),
+      ),
+      way
+        ? [
+            h("h3", {}, `${number(way.total)} ${asked === "ancestors" ? "calls made it" : "calls took it further"}`),
+            h("ol", { class: "way" }, way.list.map((one) => h("li", {}, h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(one.id)}` }, one.task), " ", h("span", { class: "value quiet" }, one.value ?? "")))),
+            way.total > way.list.length ? h("p", { class: "quiet" }, `… and ${number(way.total - way.list.length)} more`) : null,
+          ]
+        : null,
+      found.error ? [h("h3", {}, "Error"), h("p", { class: "value" }, `${found.error.type}: ${found.error.message}`), found.error.traceback ? h("pre", { class: "error", tabindex: "0" }, found.error.traceback) : null] : null,
+      h("h3", {}, "Gave"),
+      h("div", {}, shown(found.output)),
+      h("h3", {}, "Took"),
+      found.inputs.length
+        ? h("dl", {}, found.inputs.map((input) => [h("dt", {}, input.name), h("dd", {}, input.source !== null && input.source !== undefined ? h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(input.source)}` }, `${input.task} `) : null, shown(input.value))]))
+        : h("p", { class: "quiet" }, "nothing"),
+      spans(found.spans),
+      h("h3", {}, "Where"),
+      h("dl", {}, pair("host", found.host), pair("worker", found.pid ? String(found.pid) : null), pair("cpu", found.cpu >= 0 ? String(found.cpu) : null), pair("memory", found.memory ? bytes(found.memory) : null), pair("began", found.started !== null && found.started !== undefined ? `${duration(found.started)} into the run` : null), pair("attributes", Object.entries(found.attributes ?? {}).map(([name, value]) => `${name}=${value}`).join(" ")), pair("layers", found.layers)),
+      found.nested?.length ? [h("h3", {}, "Ran inside"), h("ul", {}, found.nested.map((inner) => h("li", {}, h("a", { href: `#/run/${inner.id}` }, inner.task), h("span", { class: "quiet" }, ` ${number(inner.nodes)} nodes`))))] : null,
+      found.source ? [h("h3", {}, found.code ? ["Source ", h("span", { class: "mono quiet" }, found.code.slice(0, 12))] : "Source"), h("pre", { tabindex: "0" }, found.source)] : null,
+    );
+  }
+
+  get(`api/runs/${encodeURIComponent(run.id)}/nodes/${encodeURIComponent(key)}`).then(
+    (found) => left || draw(found),
+    (error) => left || replace(body, h("p", { role: "alert" }, error.message)),
+  );
+
+  return {
+    element,
+    made: () => lead("ancestors"),
+    leave() {
+      left = true;
+      trace("", null);
+    },
+  };
+}
