@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -43,6 +44,11 @@ for _name in (
     "MAKELEVEL",
 ):
     os.environ.pop(_name, None)
+
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be every script that a
+# test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
