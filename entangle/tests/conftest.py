@@ -123,13 +123,13 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _parent(pid: int) -> int:
-    stat = _read(f"/proc/{pid}/stat")
-    return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
-
-
-def _processes() -> set[int]:
-    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+def _processes() -> dict[int, int]:
+    """All processes, each with its parent. Read once for a look: this is done before and after each of thousands of tests."""
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (stat := _read(f"/proc/{name}/stat")):
+            found[int(name)] = int(stat.rpartition(b")")[2].split()[1])
+    return found
 
 
 def _run_directories() -> set[str]:
@@ -156,11 +156,11 @@ def _belongs_to_us(pid: int) -> bool:
     return False
 
 
-def _line_of(pid: int) -> list[int]:
-    """A process and those above it, up to but without the test process; up to the first where it is none of ours."""
+def _line_of(pid: int, parents: dict[int, int]) -> list[int]:
+    """A process and those above it, up to but without the test process; none where it is not below that."""
     line = [pid]
-    while line[-1] > 1 and _parent(line[-1]) != _OWNER:
-        line.append(_parent(line[-1]))
+    while line[-1] > 1 and parents.get(line[-1], 0) != _OWNER:
+        line.append(parents.get(line[-1], 0))
     return line if line[-1] > 1 else []
 
 
@@ -170,15 +170,15 @@ def _of_the_server(line: list[int]) -> bool:
     return any(b"entangle._run.forkserver" in _read(f"/proc/{pid}/cmdline") for pid in servers)
 
 
-def _spares() -> set[int]:
+def _spares(parents: dict[int, int]) -> set[int]:
     """The warm server and the workers that it has forked ahead: they are there before a run, and join one later."""
-    return {pid for pid in _processes() if _of_the_server(_line_of(pid))}
+    return {pid for pid in parents if _of_the_server(_line_of(pid, parents))}
 
 
-def _why_stray(pid: int) -> str | None:
+def _why_stray(pid: int, parents: dict[int, int]) -> str | None:
     """Why a process counts as left behind; None where it does not."""
     command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").strip()
-    line = _line_of(pid)
+    line = _line_of(pid, parents)
     if _of_the_server(line):
         in_a_run = re.search(rb"/p\d+-[0-9a-f]+(\.spill)?/r", _read(f"/proc/{pid}/maps"))
         return f"{pid} is still a worker of a run" if in_a_run else None
@@ -216,11 +216,13 @@ class _Before:
 
     @classmethod
     def look(cls) -> _Before:
-        return cls(_processes(), _spares(), set(threading.enumerate()), _open_files(), _run_directories(), _shared_memory())
+        parents = _processes()
+        return cls(set(parents), _spares(parents), set(threading.enumerate()), _open_files(), _run_directories(), _shared_memory())
 
     def left(self) -> list[str]:
         """What is there now and was not there then, in words."""
-        told = [why for pid in sorted(_processes() - self.processes | self.spares) if (why := _why_stray(pid))]
+        parents = _processes()
+        told = [why for pid in sorted(set(parents) - self.processes | self.spares) if (why := _why_stray(pid, parents))]
         told += [f"the thread {thread.name!r} goes on" for thread in set(threading.enumerate()) - self.threads]
         files = _open_files()
         if len(files) > len(self.files):

@@ -6,11 +6,9 @@ The table below is the whole house. A module that is not in it fails the test: s
 from __future__ import annotations
 
 import ast
+import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import entangle
 
@@ -60,7 +58,8 @@ def _floor(module: str) -> int | None:
     return None
 
 
-def _imports(module: str) -> Iterator[tuple[str, int, bool]]:
+@functools.cache
+def _imports(module: str) -> list[tuple[str, int, bool]]:
     """What a module imports, by absolute name: the name, the line, and whether it happens when the module is imported."""
     path = MODULES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -70,11 +69,12 @@ def _imports(module: str) -> Iterator[tuple[str, int, bool]]:
             isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         ):
             lazy.update(ast.walk(node))
+    found = []
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, node.lineno, node not in lazy
+                found.append((alias.name, node.lineno, node not in lazy))
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 around = ["entangle", *filter(None, package)]
@@ -84,7 +84,8 @@ def _imports(module: str) -> Iterator[tuple[str, int, bool]]:
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
                 is_module = whole.removeprefix("entangle.") in MODULES and whole.startswith("entangle.")
-                yield whole if is_module else base, node.lineno, node not in lazy
+                found.append((whole if is_module else base, node.lineno, node not in lazy))
+    return found
 
 
 def _inner(name: str) -> str | None:
@@ -94,18 +95,25 @@ def _inner(name: str) -> str | None:
     return name.removeprefix("entangle.") if name.startswith("entangle.") else None
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "entangle")
-def test_imports_point_down(module: str) -> None:
-    floor = _floor(module)
-    assert floor is not None, f"entangle.{module} is on no floor: add it to the table"
-    for name, line, _ in _imports(module):
-        inner = _inner(name)
-        if inner is None:
-            continue
-        assert inner in MODULES, f"line {line}: {name} is no module of the house"
-        below = _floor(inner)
-        assert below is not None, f"line {line}: {name} is on no floor"
-        assert below <= floor, f"line {line}: {module or 'entangle'} imports {name}, which is above it ({FLOORS[below][0]})"
+def test_every_module_has_a_floor() -> None:
+    assert [module for module in MODULES if _floor(module) is None] == []
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for module in MODULES:
+        floor = _floor(module)
+        assert floor is not None
+        for name, line, _ in _imports(module):
+            inner = _inner(name)
+            if inner is None:
+                continue
+            below = _floor(inner) if inner in MODULES else None
+            if below is None:
+                wrong.append(f"{MODULES[module]}:{line}: {name} is no module of the house")
+            elif below > floor:
+                wrong.append(f"{MODULES[module]}:{line}: {name} is above it ({FLOORS[below][0]})")
+    assert wrong == []
 
 
 def test_nobody_imports_in_a_circle() -> None:
@@ -127,15 +135,17 @@ def test_nobody_imports_in_a_circle() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "entangle")
-def test_other_libraries_are_imported_where_they_are_used(module: str) -> None:
-    allowed = {*CORE_DEPENDENCIES, *(name for room, names in OPTIONAL.items() if (module + ".").startswith(room) for name in names)}
-    if _floor(module) == 0:
-        allowed = set()  # the ground stands on the standard library alone
-    for name, line, now in _imports(module):
-        top = name.partition(".")[0]
-        if now and top != "entangle" and top != "__future__":
-            assert top in sys.stdlib_module_names or top in allowed, f"line {line}: {name}"
+def test_other_libraries_are_imported_where_they_are_used() -> None:
+    wrong = []
+    for module in MODULES:
+        allowed = {*CORE_DEPENDENCIES, *(name for room, names in OPTIONAL.items() if (module + ".").startswith(room) for name in names)}
+        if _floor(module) == 0:
+            allowed = set()  # the ground stands on the standard library alone
+        for name, line, now in _imports(module):
+            top = name.partition(".")[0]
+            if now and top not in ("entangle", "__future__") and top not in sys.stdlib_module_names and top not in allowed:
+                wrong.append(f"{MODULES[module]}:{line}: {name}")
+    assert wrong == []
 
 
 def test_relative_imports_leave_no_room() -> None:
