@@ -312,10 +312,11 @@ class Agent:
             for cancel in list(self._calls.values()):
                 if cancel is not None:
                     threading.Thread(target=cancel, daemon=True).start()
-            kill_family()
             janitor = sys.modules.get("entangle._run.janitor")
+            kill_family(janitor.hired() if janitor is not None else 0)
             if janitor is not None:
                 janitor.kill_marked()  # daemons, who have left the family
+                janitor.dismiss()
             homes = sys.modules.get("entangle._run.home")
             if homes is not None:
                 homes.leave()
@@ -459,10 +460,11 @@ def family() -> list[int]:
     return found
 
 
-def kill_family() -> None:
-    """End what we and our bodies have started: SIGTERM, a grace, SIGKILL; again for what was started meanwhile."""
+def kill_family(spared: int = 0) -> None:
+    """End what we and our bodies have started: SIGTERM, a grace, SIGKILL; again for what was started meanwhile. All but one,
+    who is deaf to SIGTERM since he is there to end what we leave."""
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE), (signal.SIGKILL, 0.0)):
-        found = family()
+        found = [pid for pid in family() if pid != spared]
         if not found:
             return
         for pid in found:
@@ -471,18 +473,18 @@ def kill_family() -> None:
             except OSError:
                 pass
         until = time.monotonic() + seconds
-        while time.monotonic() < until and _reap():
+        while time.monotonic() < until and any(pid != spared for pid in family()):
+            _reap()
             time.sleep(0.005)
 
 
-def _reap() -> bool:
-    """Bury children that have ended; whether there are any left."""
+def _reap() -> None:
+    """Bury children that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        return False
-    return True
+        pass
 
 
 #: The agent that this process is, if it is one.

@@ -78,10 +78,12 @@ def _our_names() -> list[str]:
     if imports.finders:
         names += imports.finders[0].known
     else:
-        import entangle._run
+        import entangle
 
-        folder = os.path.dirname(entangle._run.__file__ or "")
-        names += [f"entangle._run.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and not file.startswith("_")]
+        for room in ("_run", "_tasks"):
+            folder = os.path.join(os.path.dirname(entangle.__file__ or ""), room)
+            names.append(f"entangle.{room}")
+            names += [f"entangle.{room}.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and not file.startswith("_")]
     return list(dict.fromkeys(names))
 
 

@@ -85,9 +85,14 @@ def _hire() -> None:
         os._exit(0)
 
 
+def hired() -> int:
+    """The process id of this process's janitor; 0 where it has none."""
+    return _janitor if _wanted_by == os.getpid() else 0
+
+
 def kill_marked() -> None:
     """Kill what bodies of this process have started, wherever it has put itself; for a process that ends."""
-    if _janitor and _wanted_by == os.getpid():
+    if hired():
         _kill_marked(f"{MARK}={os.environ.get(MARK)}".encode())
 
 
@@ -102,9 +107,9 @@ def _kill_marked(mark: bytes) -> None:
 
 
 def dismiss() -> None:
-    """Send the janitor home: the worker ends in good order, and its supervisor kills what is left of the group."""
+    """Send the janitor home: the process ends in good order, and who has started it kills what is left of the group."""
     global _janitor
-    if _janitor and _wanted_by == os.getpid():
+    if hired():
         with contextlib.suppress(OSError):
             os.kill(_janitor, signal.SIGKILL)
             os.waitpid(_janitor, 0)

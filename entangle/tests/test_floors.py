@@ -19,7 +19,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ground", ("errors",)),
     ("what can be run", ("flow", "cookies")),
     ("running", ("_run.",)),
-    ("what users hold", ("task", "_terms", "_cache", "_remote.", "_dataflow.")),
+    ("what users hold", ("_tasks.", "task", "_terms", "_cache", "_remote.", "_dataflow.")),
     ("doors", ("process", "thread", "workflow", "scheduler", "local", "http", "logging.")),
     ("doors to other places", ("interpreter", "ssh", "docker", "containers", "aws", "gpu", "dataflow", "sources")),
     ("memory", ("_records.", "records")),

@@ -1,0 +1,161 @@
+"""Calls: tasks applied to arguments, and the ways to run them."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
+
+from entangle._run.run import Observer, Run
+from entangle._tasks.parameters import named_parameters
+
+if TYPE_CHECKING:
+    from entangle._run.future import RunFuture
+    from entangle.task import Task
+
+V = TypeVar("V")
+#: What a call gives. A call cannot be changed, so one of a narrower type serves as one of a wider.
+R_co = TypeVar("R_co", covariant=True)
+
+#: Keyword arguments of `call(...)` that say how to run it, unless the function has a parameter of that name.
+RUN_KEYWORDS = ("proc", "progress", "start")
+
+
+class Call(Generic[R_co]):
+    """A task applied to arguments, not yet run. Immutable, hashable by identity. Calling it runs the graph below it."""
+
+    __slots__ = ("__weakref__", "args", "kwargs", "task")
+
+    task: Task[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __init__(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _set_task(self, task)
+        _set_args(self, args)
+        _set_kwargs(self, kwargs)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Call, (self.task, self.args, self.kwargs)
+
+    def __repr__(self) -> str:
+        parts = [in_short(argument) for argument in self.args]
+        parts += [f"{name}={in_short(argument)}" for name, argument in self.kwargs.items()]
+        return f"<call {self.task.__name__}({', '.join(parts)})>"
+
+    @overload
+    def __call__(self: Call[Call[V]], *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
+    @overload
+    def __call__(self: Call[V], *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
+    @overload
+    def __call__(self: Call[Call[Call[V]]], *args: Any, **kwargs: Any) -> V: ...
+    @overload
+    def __call__(self: Call[Call[V]], *args: Any, **kwargs: Any) -> V: ...
+    @overload
+    def __call__(self: Call[Coroutine[Any, Any, V]], *args: Any, **kwargs: Any) -> V: ...
+    @overload
+    def __call__(self: Call[V], *args: Any, **kwargs: Any) -> V: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph and give its value; arguments given here are added to those that the call has.
+
+        `proc=True` starts it and gives a future at once; `progress=True` shows how far it is; `start=` says how workers
+        are started (auto, fork, forkserver, spawn). Raises what the first task to fail has raised.
+        """
+        options: dict[str, Any] = {}
+        if kwargs:
+            named = named_parameters(self.task)
+            options = {name: kwargs.pop(name) for name in RUN_KEYWORDS if name in kwargs and name not in named}
+        call: Call[Any] = self
+        if args or kwargs:
+            call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+        proc = options.pop("proc", False)
+        if proc:
+            future = _future_of(self, call, options)
+            future.start()
+            return future
+        if _pending:
+            waiting = _pending.pop(self, None)
+            if waiting is not None:
+                return waiting.entangle()
+        return call._run(**options).value()
+
+    def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
+        """The next execution of this graph."""
+        from entangle._tasks.tree import compile_call  # which knows calls
+
+        if progress is None:
+            progress = os.environ.get("ENTANGLE_PROGRESS", "") not in ("", "0")
+        observer: Observer | None = None
+        if progress:
+            from entangle._run.progress import Bar
+
+            observer = Bar()
+        return Run(compile_call(self), start, observer)
+
+    def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
+        """A `concurrent.futures.Future` of the next run of this call; `callback` gets the future when it is done.
+
+        `call(proc=True)` or the future's `entangle()` starts that run.
+        """
+        future = _future_of(self, self, {})
+        _pending[self] = future
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    @overload
+    def __await__(self: Call[Call[Call[V]]]) -> Generator[Any, None, V]: ...
+    @overload
+    def __await__(self: Call[Call[V]]) -> Generator[Any, None, V]: ...
+    @overload
+    def __await__(self: Call[Coroutine[Any, Any, V]]) -> Generator[Any, None, V]: ...
+    @overload
+    def __await__(self: Call[V]) -> Generator[Any, None, V]: ...
+    def __await__(self) -> Any:
+        """Run it without blocking the event loop; cancelling the waiting task cancels the run and stops its processes."""
+        return _future_of(self, self, {}).wait_in_loop().__await__()
+
+    def graph(self, wait: bool = True) -> Any:
+        """The graph as nested dicts: each task's name with what it takes; constants by their text.
+
+        The outermost level is a list, and so is one where two siblings have one name. `wait=False` gives a future of it.
+        """
+        from entangle._tasks.tree import as_dict
+
+        if wait:
+            return as_dict(self)
+        from entangle._run.future import RunFuture
+
+        return RunFuture(lambda: as_dict(self), lambda: None)
+
+
+# The slots' own descriptors, which go around `__setattr__`: a third of the time of `object.__setattr__`.
+_set_task, _set_args, _set_kwargs = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs"))
+
+#: Futures that wait for the next run of their call.
+_pending: weakref.WeakKeyDictionary[Call[Any], RunFuture[Any]] = weakref.WeakKeyDictionary()
+
+
+def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> RunFuture[Any]:
+    """The future that waits for the next run of `owner`, else a new one that runs `call`."""
+    from entangle._run.future import RunFuture
+
+    waiting = _pending.pop(owner, None)
+    if waiting is not None:
+        return waiting
+    run = call._run(**options)
+    return RunFuture(run.value, run.cancel)
+
+
+def in_short(value: object) -> str:
+    if isinstance(value, Call):
+        return f"{value.task.__name__}(…)"
+    text = repr(value) if isinstance(value, (int, float, str, bytes, bool, type(None))) else f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else text[:57] + "..."

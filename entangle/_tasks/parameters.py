@@ -1,0 +1,72 @@
+"""The parameters of a task: whether the arguments of a call fit them, asked of every call and so answered quickly."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import inspect
+
+    from entangle._tasks.layer import Layer
+    from entangle.task import Task
+
+
+def without_injected(signature: inspect.Signature, layers: Sequence[Layer]) -> inspect.Signature:
+    """The signature that a call has to fit: without what layers fill in."""
+    injected = {name for layer in layers for name in layer.injected}
+    if not injected:
+        return signature
+    return signature.replace(parameters=[p for p in signature.parameters.values() if p.name not in injected])
+
+
+def fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
+    """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
+    if any(layer.takes_arguments for layer in task.layers):
+        return lambda count, kwargs: True
+    function = task.function
+    if (
+        isinstance(function, types.FunctionType)
+        and not (code := function.__code__).co_kwonlyargcount
+        and not hasattr(function, "__wrapped__")
+        and not any(layer.injected for layer in task.layers)
+    ):
+        least = code.co_argcount - len(function.__defaults__ or ())
+        most = sys.maxsize if code.co_flags & _VARARGS else code.co_argcount
+        return lambda count, kwargs: least <= count <= most if not kwargs else _slow_fit(task, count, kwargs)
+    return functools.partial(_slow_fit, task)
+
+
+_VARARGS = 0x04  # inspect.CO_VARARGS
+
+
+def _slow_fit(task: Task[..., Any], count: int, kwargs: dict[str, Any]) -> bool:
+    """Whether arguments fit, for parameters of every kind."""
+    known = task.__dict__
+    if "_signature" not in known:
+        import inspect
+
+        try:
+            known["_signature"] = without_injected(inspect.signature(task.function), task.layers)
+        except (ValueError, TypeError):  # a builtin that does not tell
+            known["_signature"] = None
+    signature = known["_signature"]
+    if signature is None:
+        return True
+    try:
+        signature.bind(*(None,) * count, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def named_parameters(task: Task[..., Any]) -> frozenset[str]:
+    import inspect
+
+    try:
+        return frozenset(inspect.signature(task.function).parameters)
+    except (ValueError, TypeError):
+        return frozenset()
