@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, overload
 
 from entangle._dataflow.node import Callback, Dataflow, DataflowTask, Node, Window, _checked
+from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.process import process
 from entangle.sources import merge
@@ -72,3 +73,6 @@ def window(*children: Any, count: int | None = None, seconds: float | None = Non
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
         raise OptionError(f"window: seconds={seconds!r}; it is a number above 0")
     return Window(_checked("window", children), count, seconds)
+
+
+named_as_its_decorator(__name__)

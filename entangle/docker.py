@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.containers import check_common, pairs, words
 from entangle._remote.far import Far
 from entangle._remote.transport.docker import Docker as Transport
+from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
@@ -89,3 +90,6 @@ def docker(
         return decorate("docker", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.far import Far
 from entangle._remote.transport.interpreter import Interpreter
+from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
@@ -66,3 +67,6 @@ def _found(python: Any) -> str:
     if found is None:
         raise OptionError(f"@interpreter: python={str(python)!r}: there is no such program here; write the path of an interpreter")
     return os.path.abspath(found)
+
+
+named_as_its_decorator(__name__)

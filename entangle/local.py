@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._tasks.door import named_as_its_decorator
 from entangle.cookies import registered_pools
 from entangle.scheduler import check_cpus
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
@@ -47,3 +48,6 @@ def local(function: Any = None, /, *, cpus: int | None = None, **unknown: Any) -
         return decorate("local", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._tasks.door import named_as_its_decorator
 from entangle._terms import On, Terms
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException
 from entangle.flow import FRESH, PROCESS
@@ -96,3 +97,6 @@ def process(
         return decorate("process", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

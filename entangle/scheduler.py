@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._run.home import home
 from entangle._run.worker import here
+from entangle._tasks.door import named_as_its_decorator
 from entangle.cookies import available_cpus, bind, registered_pools, roam
 from entangle.errors import OptionError, SchedulerImportError
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
@@ -128,3 +129,6 @@ def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _
         return decorate("scheduler", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.far import Far
 from entangle._remote.transport.ssh import LEARN, SSH
+from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
@@ -103,3 +104,6 @@ def ssh(
         return decorate("ssh", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._tasks.call import Call, in_short
+from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
 from entangle._tasks.parameters import fitting, without_injected
 from entangle._tasks.tree import compile_call
@@ -275,5 +276,7 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     kind = type(function) if isinstance(function, Task) else Task  # a dataflow's task stays one under further decorators
     return kind(inner, (*layers, *below))
 
+
+named_as_its_decorator(__name__)
 
 __all__ = ["Attributes", "Call", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._tasks.door import named_as_its_decorator
 from entangle._terms import On, Terms
 from entangle.errors import ThreadTerminatedException, ThreadTimeoutException
 from entangle.flow import THREAD
@@ -84,3 +85,6 @@ def thread(
         return decorate("thread", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

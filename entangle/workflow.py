@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.flow import HERE
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
@@ -46,3 +47,6 @@ def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: An
         return decorate("workflow", inner, layer)
 
     return wrap if function is None else wrap(function)
+
+
+named_as_its_decorator(__name__)

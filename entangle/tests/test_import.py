@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pkgutil
 import subprocess
 import sys
+from typing import Any, cast
 
+import cloudpickle
 import pytest
 
 import entangle
+from entangle.errors import OptionError
 
 from .callers import ROOT
 
@@ -132,6 +136,18 @@ for name in ("process", "thread", "task", "workflow", "scheduler", "local", "log
 print("modules")
 """
     assert _python(code) == "modules\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["dataflow", "docker", "interpreter", "local", "process", "scheduler", "ssh", "task", "thread", "workflow"]
+)
+def test_a_module_that_is_taken_for_its_decorator_says_so(name: str) -> None:
+    module = importlib.import_module(f"entangle.{name}")
+    uses: list[Any] = [module, lambda function: cast("Any", module)(option=1)(function)]
+    for use in uses:
+        with pytest.raises(OptionError, match=f"from entangle.{name} import {name}$"):
+            use(len)
+    assert cloudpickle.loads(cloudpickle.dumps(module)) is module
 
 
 def test_the_package_says_what_it_is() -> None:
