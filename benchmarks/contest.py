@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.pace import Pace, pace
 from benchmarks.row import Measured, Row
 from benchmarks.watch import children, tree
 
@@ -42,6 +43,8 @@ class Tally:
     error: str | None = None
     disturbed: float = 0.0
     """How many CPUs processes of somebody else used during a visit, at most."""
+    paces: list[Pace] = field(default_factory=list)
+    """How fast the machine was before each visit."""
 
     def values(self, metric: str) -> list[float]:
         """Give what all rounds measured of a metric."""
@@ -193,6 +196,7 @@ def hold(
                 continue
             for name in reversed(order) if backwards else order:
                 keys = [row.key for row in members if name in row.contestants]
+                before = pace()
                 began = time.monotonic()
                 tries = [measured_visit(name, keys, part, say)]
                 while tries[-1][0] >= DISTURBED and len(tries) <= again:
@@ -204,6 +208,7 @@ def hold(
                 for key in keys:
                     tally = tallies[key].setdefault(name, Tally())
                     tally.disturbed = max(tally.disturbed, foreign)
+                    tally.paces.append(before)
                     if isinstance(found[key], str):
                         tally.error = found[key]
                     else:

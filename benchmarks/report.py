@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def markdown(session: Json) -> str:
         for name, kept in row["rounds"].items()
         if name in CONTESTANTS and kept.get("others_cpus", 0.0) >= DISTURBED
     ]
+    if speed := how_fast(session):
+        notes.append(f"- {speed}")
     if noisy:
         notes.append(f"- Disturbed, as other processes of the machine used so many CPUs meanwhile: {', '.join(noisy)}.")
     if few:
@@ -87,6 +90,19 @@ def markdown(session: Json) -> str:
         f"{versions}."
     )
     return "\n".join([*out, "", footer, "", *notes])
+
+
+def how_fast(session: Json) -> str:
+    """Say how fast the machine was while the session lasted; nothing of sessions that did not look."""
+    paces = [one for row in session["rows"] for kept in row["rounds"].values() for one in kept.get("paces", [])]
+    if not paces:
+        return ""
+    loops, forks = ([one[name] for one in paces] for name in ("loop_ns", "fork_ms"))
+    return (
+        f"The pace of the machine meanwhile: a turn of an empty Python loop took {number(min(loops))} to {number(max(loops))} ns "
+        f"(median {number(statistics.median(loops))}), a bare fork, exit and wait {number(min(forks))} to {number(max(forks))} ms "
+        f"(median {number(statistics.median(forks))})."
+    )
 
 
 def terminal(session: Json) -> None:

@@ -66,6 +66,7 @@ def rounds_of(tally: Tally) -> Json:
         "peers first": [{name: rounded(value) for name, value in one.items()} for one in tally.peers_first],
     }
     kept["others_cpus"] = round(tally.disturbed, 2)
+    kept["paces"] = [{name: rounded(value) for name, value in one.items()} for one in tally.paces]
     if tally.error:
         kept["error"] = tally.error
     return kept
