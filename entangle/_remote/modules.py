@@ -78,10 +78,11 @@ def _our_names() -> list[str]:
     if imports.finders:
         names += imports.finders[0].known
     else:
-        import entangle
+        import entangle._run
 
+        house = os.path.dirname(os.path.dirname(entangle._run.__file__ or ""))
         for room in ("_run", "_tasks"):
-            folder = os.path.join(os.path.dirname(entangle.__file__ or ""), room)
+            folder = os.path.join(house, room)
             names.append(f"entangle.{room}")
             names += [f"entangle.{room}.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and not file.startswith("_")]
     return list(dict.fromkeys(names))
