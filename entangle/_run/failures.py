@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pickle
 from typing import Any
@@ -111,6 +110,8 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
 
 def used_up(site: Site, node: int, last: BaseException) -> BaseException:
     """The error of a node whose attempts are used up. An error that was not to be tried again stays what it is."""
+    import json
+
     flow = site.flow
     body = flow.body(node)
     attempts = site.table.attempts[node] + 1

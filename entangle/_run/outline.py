@@ -13,13 +13,11 @@ The table holds numbers alone, and the names are in the memory of the process th
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from array import array
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from entangle.flow import Flow
 
@@ -29,8 +27,7 @@ NAME = "outline"
 _FORM = 1
 
 
-@dataclass(frozen=True)
-class Outline:
+class Outline(NamedTuple):
     """What is known of a run from outside, besides its table. `began` is in seconds since 1970; `sources` are edges."""
 
     about: dict[str, Any]
@@ -50,6 +47,8 @@ class Outline:
 
 def write_outline(directory: str, flow: Flow, **about: Any) -> None:
     """Write the outline of a flow that runs in `directory`. Where there is no room, there is none: nothing depends on it."""
+    import json
+
     head = {
         "form": _FORM,
         "began": time.time() - LASTING,
@@ -74,6 +73,8 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
 
 def read_outline(directory: str) -> Outline | None:
     """The outline of the run in `directory`; None where it has not been written, or by another version."""
+    import json
+
     try:
         fd = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -9,7 +9,6 @@ caller's streams it holds `still`, which every fork of ours takes first.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
@@ -81,6 +80,10 @@ def _forward(worker: WorkerProcess, fd: int) -> bytes | None:
 
 def _reap(workers: list[WorkerProcess], directories: list[str]) -> None:
     for directory in directories:
+        # Seldom needed, and slow to import. A child forked in the middle of that would wait for the import for ever.
+        with still:
+            import shutil
+
         shutil.rmtree(directory, ignore_errors=True)
     left = _see_off(workers, GRACE)
     for worker in left:

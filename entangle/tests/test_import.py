@@ -124,6 +124,7 @@ def test_a_door_is_light() -> None:
     code = "import sys, entangle.process; print(*sorted(sys.modules))"
     loaded = {name.partition(".")[0] for name in _python(code).split()}
     heavy = {"numpy", "httpx", "rich", "psutil", "asyncio", "multiprocessing", "sqlite3", "paramiko", "docker", "pytest"}
+    heavy |= {"dataclasses", "inspect", "json", "shutil", "subprocess", "tempfile"}
     assert not loaded & heavy
 
 
