@@ -124,8 +124,11 @@ def two(x): return len(x)
 def used():
     kb = 0
     for pid in [os.getpid(), *children(os.getpid())]:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            kb += next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as file:
+                kb += sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+        except (FileNotFoundError, ProcessLookupError):  # it has ended since it was listed, and holds nothing any more
+            pass
     return kb // 1024
 def children(pid):
     import psutil
