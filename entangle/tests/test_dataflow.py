@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from entangle.errors import (
 from entangle.process import process as plain_process
 from entangle.scheduler import scheduler
 from entangle.thread import thread as plain_thread
+
+from . import bodies
 
 EXECUTORS = [thread, process]
 
@@ -202,19 +205,17 @@ def test_very_many_shared_nodes_and_bounds() -> None:
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
-def test_siblings_run_at_the_same_time(kind: str) -> None:
+def test_siblings_run_at_the_same_time(kind: str, tmp_path: Path) -> None:
     @dataflow(executor=kind)
-    def slow(x: float) -> float:
-        begin = time.monotonic()
-        time.sleep(x)
-        return begin
+    def meets(path: str) -> int:
+        return bodies.meet(path, 20)
 
     @dataflow
-    def root(x: float) -> float:
-        return x
+    def root(path: str) -> str:
+        return path
 
-    begins = root(*[slow() for _ in range(20)])(0.5)
-    assert max(begins) - min(begins) < 0.5 + 0.25 * (kind == "process")
+    pids = root(*[meets() for _ in range(20)])(str(tmp_path / "log"))
+    assert len(set(pids)) == (20 if kind == "process" else 1)
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])

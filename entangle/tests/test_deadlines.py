@@ -158,11 +158,11 @@ def test_a_deadline_ends_the_whole_run(log: str, tmp_path: Path) -> None:
 
 
 def test_each_call_has_its_own_time(log: str) -> None:
-    """Five bodies of a third of a second, one after the other: together longer than one of them may."""
+    """Five bodies of half a second, one after the other: together longer than one of them may."""
 
-    @process(timeout=1.2)
+    @process(timeout=2)
     def step(path: str, _: Any = None) -> int:
-        time.sleep(0.35)
+        time.sleep(0.5)
         note(path, os.getpid())
         return 1
 
@@ -226,11 +226,11 @@ def test_a_deadline_on_a_fresh_process_and_under_a_scheduler(log: str) -> None:
 
 
 def test_waiting_for_a_cookie_is_not_running(tmp_path: Path) -> None:
-    """Three bodies that must follow each other, none of which may run as long as all three take."""
+    """Four bodies that must follow each other, none of which may run as long as all four take."""
     log = str(tmp_path / "log")
-    spanned = scheduler(cpus=1)(process(timeout=1.5)(bodies.spanned))
-    gather(*(spanned(log, 0.7) for _ in range(3)))()
-    assert len(notes(log)) == 3
+    spanned = scheduler(cpus=1)(process(timeout=2)(bodies.spanned))
+    gather(*(spanned(log, 0.6) for _ in range(4)))()
+    assert len(notes(log)) == 4
 
 
 # --- wait -------------------------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ def test_an_attempt_gets_its_arguments_as_they_were(log: str) -> None:
 
 
 def test_retry_and_timeout(log: str) -> None:
-    @process(retry=2, timeout=0.5)
+    @process(retry=2, timeout=1)
     def slow_at_first(path: str) -> str:
         note(path, os.getpid())
         if len(notes(path)) < 3:
@@ -168,7 +168,7 @@ def test_retry_and_timeout(log: str) -> None:
     assert len(notes(log)) == 3
 
     with pytest.raises(ProcessRetryException) as caught:
-        process(retry=1, timeout=0.5)(bodies.linger)(log + "2")()
+        process(retry=1, timeout=1)(bodies.linger)(log + "2")()
     assert isinstance(caught.value.__cause__, ProcessTimeoutException)
     assert len(notes(log + "2")) == 2
 

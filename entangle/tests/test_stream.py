@@ -444,7 +444,7 @@ def test_exact_while_workers_are_killed() -> None:
 
 def test_a_deadline_for_each_value() -> None:
     @dataflow
-    @process(timeout=0.3)
+    @process(timeout=1)
     def naps(x: int) -> int:
         time.sleep(60 if x == 30 else 0.001)
         return x
