@@ -4,12 +4,14 @@
 #   VENV=.venv           where the environment lies
 #   ARGS="-x -k store"   further arguments for what is run: pytest, the benchmarks, the drill
 #   TESTS=path           the tests to run; all of them if not given
+#   JOBS=2               processes that share the tests when all of them are run; 0: none but pytest itself, as --pdb and -s need it
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 ROUNDS ?= 1
 TESTS ?=
+JOBS ?= 2
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ unexport MAKEFLAGS MFLAGS MAKELEVEL
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
-	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name")'
+	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name", JOBS=$(JOBS))'
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
 	@echo 'make format  let ruff mend what it can'
@@ -43,7 +45,7 @@ run: $(VENV)/.installed
 	$(BIN)/python -m entangle.examples.example
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n $(JOBS) --dist loadfile) $(ARGS)
 
 services: services-gremlin services-browser
 	.ci/services
