@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -58,6 +59,15 @@ def image() -> str:
 
 
 def containers() -> list[str]:
-    """The containers of entangle that there are, running or not."""
-    command = ["docker", "ps", "--all", "--quiet", "--no-trunc", "--filter", "label=entangle"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    """The containers of entangle that there are, running or not, but for those of tests that run beside these."""
+    command = ["docker", "ps", "--all", "--no-trunc", "--filter", "label=entangle", "--format", '{{.ID}} {{.Label "entangle.home"}}']
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [one for one, _, home in (line.partition(" ") for line in listed.splitlines()) if not _of_tests_beside(home)]
+
+
+def _of_tests_beside(home: str) -> bool:
+    """Whether a run directory is of other tests: that of their process, or one in a folder that pytest has made for theirs."""
+    if home.startswith(os.environ["ENTANGLE_RUN_DIR"]):
+        return False
+    worker = re.search(r"/popen-(\w+)/", home)
+    return "/entangle-tests-" in home or (worker is not None and worker[1] != os.environ.get("PYTEST_XDIST_WORKER"))
