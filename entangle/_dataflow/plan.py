@@ -147,7 +147,7 @@ class Plan:
         known, callback = task.body, task.dataflow.callback
         carrier = THREAD if known.carrier == HERE else known.carrier
         stays = carrier == THREAD
-        stage = Stage(task, self._number(node), path, callback if stays else None, stays)
+        stage = Stage(task, self._number(node), path, callback if stays else None)
         body = Body(
             stage,
             known.name,

@@ -68,27 +68,14 @@ def text_of(error: BaseException) -> str:
     return "".join(traceback.format_exception_only(type(error), error)).strip()[:1500]
 
 
-class Elsewhere:
-    """What a stage that threads of the invoking process run is for a worker process: nothing that it will ever run."""
-
-    def __call__(self, *_: Any) -> None:
-        """Not here."""
-        raise AssertionError("a worker process was to run what belongs to a thread of the invoking process")
-
-    def rescue(self, chunk: Chunk, error: Exception) -> Chunk:
-        """Not here."""
-        raise error
-
-
 class Stage:
-    """Runs the function of a node for each item of a chunk."""
+    """Runs the function of a node for each item of a chunk, and calls back where it runs in the invoking process."""
 
-    def __init__(self, task: DataflowTask, number: int, path: str, callback: Callable[[Any, Any], object] | None, stays: bool) -> None:
+    def __init__(self, task: DataflowTask, number: int, path: str, callback: Callable[[Any, Any], object] | None = None) -> None:
         self.task = task
         self.number = number
         self.path = path
         self.callback = callback
-        self._stays = stays
         self._learn()
 
     def _learn(self) -> None:
@@ -99,9 +86,7 @@ class Stage:
         self.timed = body.timeout is not None
 
     def __reduce__(self) -> Any:
-        if self._stays:
-            return Elsewhere, ()
-        return Stage, (self.task, self.number, self.path, None, False)
+        return Stage, (self.task, self.number, self.path)
 
     def __call__(self, chunk: Chunk, *_: Any, **named: Any) -> Chunk:
         """The outcomes of a chunk; `named` is what layers have the engine fill in."""
@@ -229,9 +214,6 @@ class Tell:
         self.task = task
         self.callback = callback
 
-    def __reduce__(self) -> Any:
-        return Elsewhere, ()
-
     def __call__(self, chunk: Chunk, *_: Any) -> None:
         """Call back for each item that has a value."""
         for value in chunk[2]:
@@ -248,9 +230,6 @@ class Branch:
         self.path = path
         self.name = getattr(choose, "__name__", type(choose).__name__)
         self._push = push
-
-    def __reduce__(self) -> Any:
-        return Elsewhere, ()
 
     def __call__(self, pushed: Chunk, parent: Chunk, *_: Any) -> Chunk:
         """What the chosen nodes give for the values that were pushed into the node in whose parentheses the lambda stands."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import os
 import pickle
 import sys
+from typing import Any, NoReturn
 
 from entangle._run.home import Home
 from entangle._run.pickling import dumps_for_others, why_not
@@ -15,14 +17,14 @@ from entangle._run.table import Table, reserve
 from entangle._run.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, StoreFullError
-from entangle.flow import Flow
+from entangle.flow import HERE, THREAD, Body, Flow, Shape
 
 
 def write_flow(site: Site) -> None:
     """Write down what a worker that was not forked needs, once in a run. Raises UnpicklableError naming what cannot travel."""
     if site.flow_path:
         return
-    flow = site.flow
+    flow = _without_what_stays(site.flow)
     try:
         pickled = dumps_for_others(flow)
     except Exception as error:
@@ -56,6 +58,34 @@ def write_flow(site: Site) -> None:
         else:
             site.flow_path = path
             return
+
+
+def _without_what_stays(flow: Flow) -> Flow:
+    """The flow without what only the invoking process calls and takes, which may be large, or such that it cannot travel.
+
+    Nodes, terms and names are all there, for whoever decides what is next and tells what has failed.
+    """
+    stays = [body.carrier in (THREAD, HERE) for body in flow.bodies]
+    if not any(stays):
+        return flow
+    others = copy.copy(flow)
+    others.bodies = [
+        Body(*body)._replace(function=_elsewhere, on=(Exception,), rescue=None) if here else body
+        for body, here in zip(flow.bodies, stays, strict=True)
+    ]
+    others.constants = [None] * len(flow.constants)
+    others.shapes = [Shape(0)] * len(flow.shapes)
+    for node, which in enumerate(flow.body_of):
+        if not stays[which]:
+            others.shapes[flow.shape_of[node]] = flow.shapes[flow.shape_of[node]]
+            for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]]:
+                if taken < 0:
+                    others.constants[~taken] = flow.constants[~taken]
+    return others
+
+
+def _elsewhere(*_: Any, **__: Any) -> NoReturn:
+    raise EntangleError("this runs in the process that has started the run")
 
 
 def _working_directory() -> str | None:

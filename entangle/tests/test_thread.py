@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entangle.errors import ThreadTerminatedException
+from entangle.errors import ThreadTerminatedException, UnpicklableError
 from entangle.process import process
+from entangle.task import task
 from entangle.thread import thread
 
 from . import bodies
@@ -38,6 +40,65 @@ def test_values_that_cannot_be_pickled_stay_in_threads() -> None:
     assert same(same({"lock": lock}))()["lock"] is lock
     generator = thread(lambda: (i for i in range(3)))()()
     assert list(generator) == [0, 1, 2]
+
+
+def test_what_only_threads_use_does_not_travel(start: str) -> None:
+    """Beside processes, however these are started, a thread's function and its arguments stay where they are."""
+    lock = threading.Lock()
+    seen: list[Any] = []
+
+    @thread
+    def count(value: int, *held: Any, **named: Any) -> int:
+        with lock:
+            seen.append((held, named))
+            return value + 1
+
+    @task
+    def last(first: int, second: int, kept: Any) -> tuple[int, int, bool]:
+        return first, second, kept is lock
+
+    added = process(bodies.add)
+    keyed: Any = defaultdict(lambda: lock, kept=count(1, lock))
+    call = last(count(added(count(1, lock), count(2)), named=keyed), added(10, count(20)), lock)
+    assert call() == (6, 31, True)
+    assert ((lock,), {}) in seen
+    named = next(named["named"] for _, named in seen if named)
+    assert (named["kept"], named["another"]) == (2, lock)
+
+
+@pytest.mark.parametrize("how", ["forkserver", "spawn"])
+def test_what_a_process_uses_as_well_is_named_where_it_cannot_travel(how: str) -> None:
+    lock = threading.Lock()
+    with pytest.raises(UnpicklableError, match="argument 2 of task 'gather'"):
+        process(bodies.gather)(thread(lambda held: held is lock)(lock), lock)(start=how)
+
+
+def test_errors_of_threads_and_retries_beside_processes(start: str) -> None:
+    lock = threading.Lock()
+
+    class OwnError(Exception):
+        pass
+
+    tries: list[int] = []
+
+    @thread(retry=2, on=OwnError)
+    def second_time(value: int) -> int:
+        with lock:
+            tries.append(value)
+        if len(tries) < 2:
+            raise OwnError(value)
+        return value
+
+    assert process(bodies.add)(second_time(process(bodies.one)()), 1)() == 2
+    assert tries == [1, 1]
+
+    @thread
+    def fails(value: int) -> int:
+        with lock:
+            raise OwnError(value)
+
+    with pytest.raises(OwnError):
+        process(bodies.add)(fails(process(bodies.one)()), 1)()
 
 
 def test_threads_run_at_the_same_time() -> None:
