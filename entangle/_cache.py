@@ -41,7 +41,7 @@ class Cache(Layer):
             os.makedirs(directory, mode=0o700, exist_ok=True)
             draft = f"{path}.{os.urandom(4).hex()}"
             try:
-                with open(draft, "xb") as file:
+                with open(draft, "xb", opener=homes.private) as file:
                     file.write(body)
                 os.rename(draft, path)  # whoever reads sees all of it or nothing
             except OSError:

@@ -72,6 +72,11 @@ def _base(parent: str) -> str:
     return path
 
 
+def private(path: str, flags: int) -> int:
+    """The `opener` of files that lie in a home: for this user alone, whatever his umask says."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
 def _make_locked(base: str, name: str) -> int:
     """Make a directory and lock it; gives the descriptor that holds the lock. FileExistsError: choose another name."""
     path = os.path.join(base, name)

@@ -10,7 +10,7 @@ import pickle
 import sys
 from typing import Any, NoReturn
 
-from entangle._run.home import Home
+from entangle._run.home import Home, private
 from entangle._run.pickling import dumps_for_others, why_not
 from entangle._run.site import Site
 from entangle._run.table import Table, reserve
@@ -46,7 +46,7 @@ def write_flow(site: Site) -> None:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         path = os.path.join(directory, "flow")
         try:
-            with open(path, "xb") as file:
+            with open(path, "xb", opener=private) as file:
                 reserve(file.fileno(), 0, len(body))
                 file.write(body)
         except OSError as error:

@@ -25,6 +25,7 @@ import time
 from array import array
 from typing import Any, NamedTuple, Protocol
 
+from entangle._run.home import private
 from entangle._run.process import WorkerProcess
 from entangle._run.run import Observer, Run
 from entangle._run.site import Site
@@ -433,7 +434,7 @@ def keep_progress(site: Site, node: int, progress: Any, in_process: bool) -> Non
     if not in_process:
         site.resumed[node] = progress
         return
-    with open(os.path.join(site.directory, f"resume-{node}"), "wb") as file:
+    with open(os.path.join(site.directory, f"resume-{node}"), "wb", opener=private) as file:
         pickle.dump(progress, file, 5)
 
 

@@ -157,10 +157,11 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
     assert out in ("1\n", "True\n")
 
 
-def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path) -> None:
+def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path, start: str) -> None:
     source = """
-    import os, stat, sys
+    import os, signal, stat, sys
     from pathlib import Path
+    from entangle.dataflow import dataflow
     from entangle.process import process
 
     top = Path(os.environ["ENTANGLE_RUN_DIR"])
@@ -173,15 +174,28 @@ def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path) -> N
     def same(x):
         return x
 
+    @dataflow
+    @process(retry=1)
+    def dies_once(x):
+        if x == 2 and not Path(os.environ["DIED"]).exists():
+            Path(os.environ["DIED"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return look.__wrapped__()
+
+    process(cache=True)(abs)(-1)()
     found = same(look())()
+    found += [line for (lines,) in dies_once().stream(range(4)) for line in lines]
     for name, mode, folder in found:
         assert mode & 0o077 == 0, (name, oct(mode))
     assert any(Path(name).name.startswith("r") and folder for name, _, folder in found), found
+    names = {Path(name).name.partition("-")[0] for name, _, _ in found}
+    assert {"cache", "table", "resume"} <= names, names
+    assert ("flow" in names) == (os.environ["ENTANGLE_START"] != "fork"), names
     left = [p for p in top.rglob("r*") if p.is_dir()]
     assert left == [], left
     print("private")
     """
-    assert output_of(tmp_path, source) == "private\n"
+    assert output_of(tmp_path, source, ENTANGLE_START=start, DIED=str(tmp_path / "died")) == "private\n"
 
 
 def test_a_home_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> None:
