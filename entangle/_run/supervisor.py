@@ -27,7 +27,7 @@ from entangle._run.failures import error_of, note_attempt, pause, used_up
 from entangle._run.output import forward, quote, stdout_is_plain
 from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all, signal_name
 from entangle._run.site import Site
-from entangle._run.start import BROKEN, start_worker
+from entangle._run.start import BROKEN, fork_is_safe, start_worker
 from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
     BEGUN,
@@ -71,6 +71,7 @@ from entangle.cookies import CookieQueue
 from entangle.errors import (
     EntangleError,
     ProcessTerminatedException,
+    UnpicklableError,
     add_note,
 )
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
@@ -135,6 +136,8 @@ class Supervisor:
         self.idle_since = 0
         self.stillborn = 0
         self.low_looks = self.high_looks = self.serial_seen = 0
+        #: Whether the flow turned out not to travel: workers that were forked have it, and more can only come by another fork.
+        self.rooted = False
         self.retries: list[tuple[float, int]] = []
         self.capture = not stdout_is_plain()
         self.deadlines = Deadlines(self)
@@ -217,7 +220,7 @@ class Supervisor:
             if active == 0:
                 self._start_process(PROCESS)
                 active, ready = 1, ready - 1
-            while ready > 0 and active < self.cap:
+            while ready > 0 and active < self.cap and not self._must_not_grow():
                 if active > self.cookies and not self._take_cookies(1):
                     break
                 self._start_process(PROCESS)
@@ -225,8 +228,17 @@ class Supervisor:
         if header[READY_COUNT + THREAD] and not self.threads:
             self._start_thread()
 
+    def _has_mates(self) -> bool:
+        return any(worker.lane == PROCESS for worker in self.processes.values())
+
+    def _must_not_grow(self) -> bool:
+        """Whether those who are there must do with each other, as long as there are threads beside which nobody forks."""
+        return self.rooted and self._has_mates() and not fork_is_safe()
+
     def _could_start(self) -> bool:
         """Whether one more worker process is ours to start."""
+        if self._must_not_grow():
+            return False
         count = len(self.processes)
         return count < self.cap and (count <= self.cookies or (self.budget is not None and self.budget.count() > 0))
 
@@ -261,7 +273,7 @@ class Supervisor:
                 self.outer.site.table.slots[self.outer.base + HELD] = self.cookies
 
     def _start_process(self, lane: int) -> None:
-        if not self.free:
+        if not self.free or (lane == PROCESS and self._must_not_grow()):
             return
         assert self.store is not None
         slot = self.free.pop()
@@ -274,6 +286,9 @@ class Supervisor:
             self.free.append(slot)
             if isinstance(error, OSError) and self.processes:
                 return  # no room for one more process: those who are there go on
+            if isinstance(error, UnpicklableError) and lane == PROCESS and self._has_mates():
+                self.rooted = True  # those who are there were forked, and go on
+                return
             raise
         self.processes[slot] = worker
         for fd in (worker.watch, worker.err, worker.out):
@@ -381,6 +396,8 @@ class Supervisor:
         if ready or fresh:
             # Those who rest take what they can: who has nothing to do does not wait for something.
             unclaimed = max(0, ready - self._wake_resting(ready))
+            if self._must_not_grow():
+                unclaimed = 0
             if count <= self.cookies + 1 and self._take_cookies(min(unclaimed + fresh, 1)):
                 self._start_process(PROCESS if unclaimed else FRESH)
             elif waiting and count:

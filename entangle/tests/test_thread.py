@@ -66,6 +66,22 @@ def test_what_only_threads_use_does_not_travel(start: str) -> None:
     assert (named["kept"], named["another"]) == (2, lock)
 
 
+def test_forked_workers_go_on_where_no_more_can_be_started(tmp_path: Path) -> None:
+    """A thread runs, so more workers could only come from the server, and what the bodies use cannot travel to them."""
+    log = str(tmp_path / "log")
+    lock = threading.Lock()
+
+    @process
+    def sleeps(number: int) -> int:
+        with lock:
+            bodies.spanned(log, 0.2)
+        return number
+
+    stays = thread(lambda: wait_until(lambda: len(notes(log)) == 12))
+    values, _ = gather(stays(), *(sleeps(number) for number in range(12)))()
+    assert values == (True, *range(12))
+
+
 @pytest.mark.parametrize("how", ["forkserver", "spawn"])
 def test_what_a_process_uses_as_well_is_named_where_it_cannot_travel(how: str) -> None:
     lock = threading.Lock()
