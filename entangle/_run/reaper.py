@@ -36,7 +36,15 @@ def others() -> int:
 
 
 def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
-    """See workers off whose run is over and remove directories, what takes long in a thread."""
+    """See workers off whose run is over and remove directories, what takes long in a thread.
+
+    What they wrote before the last value is passed on first: the caller, who goes on now, may print something himself.
+    """
+    for worker in workers:
+        for fd in (worker.err, worker.out):
+            # Once is enough: a pipe holds no more than that.
+            if fd >= 0 and _forward(worker, fd) == b"":
+                worker.close_stream(fd)
     left = _see_off(workers, 0.0)
     if not left and not directories:
         return

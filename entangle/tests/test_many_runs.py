@@ -2,10 +2,13 @@
 
 import contextlib
 import gc
+import io
 import os
 import signal
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +247,46 @@ def test_a_run_forks_beside_what_the_one_before_has_left() -> None:
         assert parent()() == os.getpid()
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_what_a_body_prints_is_there_before_its_value(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller is busy with the first line while the second is printed and the value comes; the worker is slow to end."""
+    monkeypatch.setenv("ENTANGLE_START", "fork")
+    wrote: list[tuple[threading.Thread, str]] = []
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            wrote.append((threading.current_thread(), text))
+            note(tmp_path / "first")
+            wait_until((tmp_path / "leaving").exists)
+            return len(text)
+
+    class Lingering(io.StringIO):
+        """Flushed once before the value is told, and again before the worker ends."""
+
+        flushed = 0
+
+        def flush(self) -> None:
+            self.flushed += 1
+            if self.flushed == 2:
+                note(tmp_path / "leaving")
+                time.sleep(0.5)
+
+    @process
+    def talk() -> int:
+        stream = getattr(sys, name)
+        print("first", file=stream)
+        wait_until((tmp_path / "first").exists)
+        print("second", file=stream)
+        setattr(sys, name, Lingering())
+        return 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, Slow())
+        assert talk()() == 1
+    # Not by the thread that sees workers off later.
+    assert wrote == [(threading.current_thread(), "first\n"), (threading.current_thread(), "second\n")]
+
+
 def test_runs_in_a_row_while_workers_still_talk(capfd: pytest.CaptureFixture[str]) -> None:
     """A child forked while the reaper passes words on could find the lock of a stream taken for ever."""
 
@@ -258,5 +301,4 @@ def test_runs_in_a_row_while_workers_still_talk(capfd: pytest.CaptureFixture[str
         return n
 
     assert [talk(n)() for n in range(60)] == list(range(60))
-    wait_until(lambda: threading.active_count() == 1)
     assert capfd.readouterr().out.count("hello") == 60
