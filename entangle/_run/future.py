@@ -25,13 +25,43 @@ class RunFuture(Future[T]):
         self._told = threading.Event()
         self._teller: threading.Thread | None = None
 
+    def result(self, timeout: float | None = None) -> T:
+        """The value of the run, or its error raised; starts the run if nothing has. After `timeout` seconds it is a
+        TimeoutError, and the run goes on."""
+        self._start_for(timeout)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error of the run, None where it gave a value; starts the run if nothing has."""
+        self._start_for(timeout)
+        return super().exception(timeout)
+
+    def _start_for(self, timeout: float | None) -> None:
+        """Start the run for somebody who waits so long: where he has the time, in his own thread, which Ctrl-C reaches."""
+        if self._begun:
+            return
+        if timeout is None:
+            self.run_first()
+        else:
+            self.start()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run has been started, or cancelled before that."""
+        return self._begun
+
+    def run_first(self) -> bool:
+        """Run it in this thread, unless it was started before; whether it was this that ran."""
+        if not self._begin():
+            return False
+        self._finish()
+        return True
+
     def entangle(self) -> T:
         """Start the run if nothing has, wait for it, and give its value, or raise its error. Callbacks are fired by then."""
-        if self._begin():
-            self._finish()
-        elif not self.cancelled() and self._teller is not threading.current_thread():
+        if not self.run_first() and not self.cancelled() and self._teller is not threading.current_thread():
             self._told.wait()
-        return self.result()
+        return super().result()
 
     def start(self) -> None:
         """Start the run in a thread of its own, unless it has been started."""

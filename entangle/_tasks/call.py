@@ -82,8 +82,8 @@ class Call(Generic[R_co]):
             return future
         if _pending:
             waiting = _pending.pop(self, None)
-            if waiting is not None:
-                return waiting.entangle()
+            if waiting is not None and waiting.run_first():
+                return waiting.result()
         return call._run(**options).value()
 
     def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
@@ -102,7 +102,8 @@ class Call(Generic[R_co]):
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
         """A `concurrent.futures.Future` of the next run of this call; `callback` gets the future when it is done.
 
-        `call(proc=True)` or the future's `entangle()` starts that run.
+        The next `call()` or `call(proc=True)` is that run; where there is none, the future's `entangle()`, `result()` or
+        `exception()` starts it.
         """
         future = _future_of(self, self, {})
         _pending[self] = future
@@ -148,7 +149,7 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
     from entangle._run.future import RunFuture
 
     waiting = _pending.pop(owner, None)
-    if waiting is not None:
+    if waiting is not None and not waiting.begun:
         return waiting
     run = call._run(**options)
     return RunFuture(run.value, run.cancel)

@@ -358,6 +358,40 @@ def test_a_future_is_of_the_next_run(tmp_path: Path) -> None:
     assert len(notes(log)) == 3
 
 
+@pytest.mark.parametrize("ask", ["result", "exception", "entangle"])
+def test_who_asks_a_future_need_not_start_it(ask: str, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    futures = [process(bodies.noted)(log, n).future() for n in range(3)]
+    assert not notes(log)
+    assert [getattr(future, ask)() for future in futures] == ([None] * 3 if ask == "exception" else [0, 1, 2])
+    assert [future.result(timeout=10) for future in futures] == [0, 1, 2]
+    assert len(notes(log)) == 3
+
+
+def test_a_future_that_is_asked_with_a_timeout_goes_on(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    future = process(wait_until)(gate.exists, 30).future()
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(timeout=0.05)
+    gate.touch()
+    assert future.result(timeout=30) is True
+
+
+@pytest.mark.parametrize("ended", ["done", "cancelled"])
+def test_a_call_after_its_future_runs_again(ended: str, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    call = process(bodies.noted)(log, 3)
+    first, second = call.future(), None
+    first.entangle() if ended == "done" else first.cancel()
+    before = len(notes(log))
+    assert call() == 3
+    assert len(notes(log)) == before + 1
+    second = call.future()
+    second.entangle() if ended == "done" else second.cancel()
+    assert call(proc=True).result(timeout=30) == 3
+    assert len(notes(log)) == 2 * before + 2
+
+
 def test_the_documented_way_with_a_future(tmp_path: Path) -> None:
     heard: list[int] = []
 

@@ -12,7 +12,7 @@ import pytest
 from entangle._run.outline import read_outline
 from entangle._run.watch import LiveRun, cookies, live_homes, live_runs, pid_of_home
 
-from .callers import Caller
+from .callers import Caller, output_of
 from .evidence import wait_until
 
 #: A run that goes on until the file `go` is there: two chains, a run inside a task, and one that wants a cookie.
@@ -172,10 +172,11 @@ def test_our_own_runs_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert path not in live_homes()
 
 
-def test_a_short_run_writes_no_outline(tmp_path: Path) -> None:
-    source = """
-        import os
-        from entangle._run import observers
+@pytest.mark.parametrize(("lasting", "written"), [(60.0, "False"), (0.0, "True")])
+def test_only_a_run_that_lasts_writes_an_outline(lasting: float, written: str, tmp_path: Path) -> None:
+    source = f"""
+        import os, time
+        from entangle._run import observers, run
         from entangle.process import process
 
         class Look:
@@ -183,9 +184,8 @@ def test_a_short_run_writes_no_outline(tmp_path: Path) -> None:
             def looked(self, run): pass
             def ended(self, run): print(os.path.exists(os.path.join(run.supervisor.site.directory, "outline")))
 
+        run.LASTING = {lasting}  # a machine may be slow
         observers.append(Look())
-        process(abs)(-1)()
+        process(time.sleep)(0.3)()
     """
-    from .callers import output_of
-
-    assert output_of(tmp_path, source) == "False\n"
+    assert output_of(tmp_path, source) == f"{written}\n"
