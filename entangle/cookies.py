@@ -111,6 +111,9 @@ class CookieQueue:
 
     def take(self) -> int | None:
         """Take a cookie if there is one; None otherwise. Never waits."""
+        return self._read()
+
+    def _read(self) -> int | None:
         try:
             taken = os.read(self._fd, 1)
         except BlockingIOError:
@@ -122,7 +125,7 @@ class CookieQueue:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
-            cookie = self.take()
+            cookie = self._read()
             if cookie is not None:
                 return cookie
             poll.poll()
@@ -142,7 +145,7 @@ class CookieQueue:
 
     def refill(self, cookies: bytes) -> None:
         """Make the queue hold exactly these; for its owner, when nobody else uses it."""
-        while self.take() is not None:
+        while self._read() is not None:
             pass
         if cookies:
             os.write(self._fd, cookies[:MOST_COOKIES])
@@ -152,6 +155,69 @@ class CookieQueue:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class SharedQueue(CookieQueue):
+    """A pool beside others for the same CPUs: those of further processes of one tree, each of which fills a queue of its own.
+
+    A cookie is then also the lock (`flock`) of a file in `directory` that names it, which only one of them all can hold. The
+    kernel frees it with its holder, so a queue that is lost with its process takes nothing from the others.
+    """
+
+    def __init__(self, path: str, directory: str) -> None:
+        super().__init__(path)
+        self._lock_path = os.path.join(directory, os.path.basename(path))
+        self._locks: dict[int, int] = {}
+
+    def take(self) -> int | None:
+        """Take a cookie that is free everywhere, if there is one; None otherwise. Never waits."""
+        aside: list[int] = []
+        try:
+            while (cookie := self._read()) is not None:
+                if self._lock(cookie, wait=False):
+                    return cookie
+                aside.append(cookie)
+            return None
+        finally:
+            for cookie in aside:
+                super().give(cookie)
+
+    def wait(self) -> int:
+        """Take a cookie, and sleep until there is one."""
+        first = super().wait()
+        try:
+            if self._lock(first, wait=False):
+                return first
+            other = self.take()
+            if other is None:
+                # Others have them all: whoever has this one will give it to us.
+                self._lock(first, wait=True)
+                return first
+        except BaseException:
+            super().give(first)
+            raise
+        super().give(first)
+        return other
+
+    def give(self, cookie: int) -> None:
+        """Put a cookie back; one of a process that has died has been freed by the kernel."""
+        held = self._locks.pop(cookie, -1)
+        if held >= 0:
+            fcntl.flock(held, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
+            os.close(held)
+        super().give(cookie)
+
+    def _lock(self, cookie: int, wait: bool) -> bool:
+        fd = os.open(f"{self._lock_path}-{cookie}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
+        self._locks[cookie] = fd
+        return True
 
 
 @lru_cache(maxsize=1)

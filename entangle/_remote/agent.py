@@ -255,10 +255,11 @@ class Agent:
 
     def _open_counter(self) -> None:
         """Have the workers of our runs, who are no children of this interpreter, ask us for modules."""
-        from entangle._run import forkserver, janitor
+        from entangle._run import forkserver, home, janitor
 
         with self._guard:
             if self._counter is None:
+                home.join(self.config.get("branch", ""))
                 self._counter = imports.Counter(self.ask)
                 janitor.watch_for_children()
                 forkserver.prelude = imports.prelude(self._counter.address)

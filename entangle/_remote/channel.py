@@ -27,6 +27,7 @@ from entangle._remote import bootstrap, job, modules, wire
 from entangle._remote.stream import Stream
 from entangle._remote.transport import Transport
 from entangle._remote.wire import CALL, CANCEL, ERROR, FIND, HELLO, MODULE, PING, PONG, PRINT, RECORD, VALUE, Decoder, Message, Press
+from entangle._run.home import branch
 from entangle._run.notes import SHORT, WHOLE
 from entangle._run.table import NOBODY, NODE, NOTING
 from entangle._run.worker import Worker, here
@@ -112,7 +113,7 @@ class Channel:
     def _greet(self) -> None:
         """Start the agent, and learn where it is."""
         until = time.monotonic() + self.transport.timeout
-        words = memoryview(bootstrap.first_words({"silence": self._silence, "press": wire.methods()}))
+        words = memoryview(bootstrap.first_words({"silence": self._silence, "press": wire.methods(), "branch": branch()}))
         heard = bytearray()
         stream = self._stream
         while (greeting := bootstrap.GREETING.search(heard)) is None:

@@ -6,7 +6,10 @@
         p<pid>-<random>/                a process; locked (flock) for as long as it, or a worker of it, lives
             budget                      the cookies of its process tree
             cookies-<n>                 the cookies of @scheduler(cpus=n)
+            tree                        of an agent: a link to the directory that it shares with others of its tree
             r<random>/                  a run: table, values, flow, attempts; a nested run lies in the run around it
+        t<home>-<depth>/                what the agents of one process tree share on this machine, locked by each of them
+            cookies-<n>-<cpu>           locked by who has that cookie
 
 `<parent>` is ENTANGLE_RUN_DIR, else /dev/shm, else the temporary directory. A home that nobody holds locked is stale:
 its process was killed. The next run of anybody sweeps it, and so does `python -m entangle clean`.
@@ -15,17 +18,21 @@ its process was killed. The next run of anybody sweeps it, and so does `python -
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import os
 import stat
 import threading
 import time
 
-from entangle.cookies import CookieQueue, available_cpus, budget_of, forget_jobserver, jobserver_flags, registered_pools
+from entangle.cookies import CookieQueue, SharedQueue, available_cpus, budget_of, forget_jobserver, jobserver_flags, registered_pools
 from entangle.errors import EntangleError
 
 _homes: dict[str, Home] = {}
 _guard = threading.Lock()
+
+#: In an agent: the name of the directory that it shares with the other agents of its tree on this machine.
+_branch = ""
 
 
 def _after_fork() -> None:
@@ -94,6 +101,25 @@ def _make_locked(base: str, name: str) -> int:
     return fd
 
 
+def _join(base: str, name: str) -> tuple[str, int]:
+    """Make the directory that agents share, or find it; gives its path and the descriptor that holds our share of the lock."""
+    path = os.path.join(base, name)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for whoever just removes it
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                return path, fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
 class Home:
     """This process's directory, its spill directory on disk, and its budget of cookies."""
 
@@ -110,6 +136,10 @@ class Home:
                 continue
         self.pid = os.getpid()
         self.path = os.path.join(base, name)
+        self._shared = ("", -1)
+        if _branch:
+            self._shared = _join(base, _branch)
+            os.symlink(self._shared[0], os.path.join(self.path, "tree"))
         self.spill = os.path.join(spill_base, spill_name)
         self.cpus = available_cpus()
         self._cookies = b"+" * (budget_of(self.cpus) - 1)
@@ -139,7 +169,7 @@ class Home:
     def adopt(cls, path: str, spill: str) -> None:
         """In a worker that was not forked from its supervisor: live in the home of its process tree."""
         found = cls.__new__(cls)
-        found.pid, found.path, found.spill, found._locks = -1, path, spill, []
+        found.pid, found.path, found.spill, found._locks, found._shared = -1, path, spill, [], ("", -1)
         found.cpus = available_cpus()
         found.budget = CookieQueue(os.path.join(path, "budget"))
         found.pools = {}
@@ -148,10 +178,18 @@ class Home:
 
     def open_pools(self, sizes: set[int]) -> None:
         """Make the pools of these sizes, and of every scheduler that was decorated so far, unless they are there."""
-        for size in sizes | registered_pools:
-            if size not in self.pools:
+        wanted = sizes | registered_pools
+        if wanted <= self.pools.keys():
+            return
+        with _guard:  # runs begin in several threads at once
+            for size in wanted - self.pools.keys():
                 path = os.path.join(self.path, f"cookies-{size}")
-                self.pools[size] = CookieQueue.create(path, pool_cookies(self.cpus, size))
+                made: CookieQueue | None = None
+                with contextlib.suppress(FileExistsError):  # in a worker: there for the whole tree
+                    made = CookieQueue.create(path, pool_cookies(self.cpus, size))
+                self.pools[size] = pool_at(path, self.path)
+                if made is not None:
+                    made.close()
 
     def remove(self) -> None:
         """Remove the directories; the locks go with the process."""
@@ -171,11 +209,42 @@ class Home:
                 time.sleep(0.01)  # somebody who is being killed was still writing
         for fd in self._locks:
             os.close(fd)
+        shared, fd = self._shared
+        if shared:
+            with contextlib.suppress(BlockingIOError):  # the last one removes it
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(shared, ignore_errors=True)
+            os.close(fd)
+
+
+def pool_at(path: str, home: str) -> CookieQueue:
+    """The queue of a pool that lies at `path`, for the processes that live in that home."""
+    tree = os.path.join(home, "tree")
+    return SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
 
 
 def pool_cookies(cpus: list[int], size: int) -> bytes:
     """The cookies of a pool: the numbers of its CPUs. A byte names at most 256 of them."""
     return bytes(cpu for cpu in cpus[:size] if cpu < 256)
+
+
+def branch() -> str:
+    """What an agent that is started from here is told: agents with the same word, on one machine, share the cookies of pools.
+
+    They are those that processes of one tree have started at the same depth: the caller and his workers at 1, agents of theirs
+    at 2. One of depth 2 may have to be waited for by somebody who holds a cookie at depth 1, so these do not share.
+    """
+    found = home().path
+    with contextlib.suppress(OSError):
+        root, _, depth = os.path.basename(os.readlink(os.path.join(found, "tree"))).rpartition("-")
+        return f"{root}-{int(depth) + 1}"
+    return f"t{os.path.basename(found)}-1"
+
+
+def join(word: str) -> None:
+    """In an agent, before it has a home: belong to the tree that `branch` has named."""
+    global _branch
+    _branch = os.path.basename(word)
 
 
 def home() -> Home:
@@ -224,7 +293,7 @@ def sweep() -> list[str]:
             continue
         for name in names:
             path = os.path.join(base, name)
-            if path in ours or not name.startswith("p"):
+            if path in ours or not name.startswith(("p", "t")):
                 continue
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -5,16 +5,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entangle.errors import OptionError, UnfitPythonError, UnreachableError
+from entangle.errors import LinkLostError, OptionError, UnfitPythonError, UnreachableError
 from entangle.interpreter import interpreter
 from entangle.process import process
+from entangle.scheduler import scheduler
 
+from . import bodies
+from .evidence import most_at_once, note, notes, pids_in, span, wait_until
 from .places import far_pythons
 
 
@@ -67,6 +73,90 @@ def test_layers_below_are_that_places_business(python: str) -> None:
 
     pid, _ = pids()()
     assert pid not in (os.getpid(), agent()())
+
+
+# --- cookies there ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_callers_in_several_processes_share_the_cookies_of_a_place(python: str, cpus: int, tmp_path: Path) -> None:
+    """Each worker has an agent of its own there: those of one tree are one tree there, too."""
+    log, agents = str(tmp_path / "spans"), str(tmp_path / "agents")
+
+    @interpreter(python=python)
+    @scheduler(cpus=cpus)
+    @process
+    def bound() -> list[int]:
+        with span(log):
+            time.sleep(0.05)
+            return sorted(os.sched_getaffinity(0))
+
+    @process
+    def caller(n: int) -> list[list[int]]:
+        note(agents, interpreter(python=python)(os.getpid)()())
+        wait_until(lambda: len(notes(agents)) == 3)
+        return [bound()() for _ in range(4)]
+
+    usable = [[cpu] for cpu in sorted(os.sched_getaffinity(0))[:cpus]]
+    (*all_found,), _ = process(bodies.gather)(*(caller(n) for n in range(3)))()
+    for found in all_found:
+        assert all(cpu in usable for cpu in found)
+    assert len(set(pids_in(agents))) == 3
+    assert len(notes(log)) == 12
+    assert most_at_once(log) <= cpus
+
+
+def test_the_cookie_of_an_agent_that_is_killed_is_there_for_the_others(python: str, tmp_path: Path) -> None:
+    held = str(tmp_path / "held")
+
+    @interpreter(python=python)
+    @scheduler(cpus=1)
+    @process
+    def hold(n: int) -> int:
+        note(held, n)
+        time.sleep(60 if n == 0 else 0)
+        return n
+
+    @process
+    def caller(n: int) -> int:
+        agent = interpreter(python=python)(os.getpid)()()
+        if n:
+            wait_until(lambda: notes(held))
+        note(tmp_path / f"agent-{n}", agent)
+        return int(hold(n)())
+
+    def kill_the_holder() -> None:
+        wait_until(lambda: notes(held) and (tmp_path / "agent-1").exists())
+        time.sleep(0.2)  # for the other to come and wait; should it come later, it finds the same
+        os.kill(pids_in(tmp_path / "agent-0")[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_holder)
+    killer.start()
+    futures = [caller(n)(proc=True) for n in range(2)]
+    assert futures[1].result() == 1
+    with pytest.raises(LinkLostError):
+        futures[0].result()
+    killer.join()
+
+
+def test_who_holds_a_cookie_there_can_wait_for_one_further_on(python: str) -> None:
+    """Were they of one pool, each level would wait for the cookie of the one above."""
+
+    @scheduler(cpus=1)
+    @interpreter(python=python)
+    @scheduler(cpus=1)
+    @process
+    def last(n: int) -> int:
+        return n + 1
+
+    @scheduler(cpus=1)
+    @interpreter(python=python)
+    @scheduler(cpus=1)
+    @process
+    def first(n: int) -> int:
+        return int(last(n)()) + 1
+
+    assert first(1)() == 3
 
 
 def test_no_such_python_is_told_when_it_is_decorated(tmp_path: Path) -> None:

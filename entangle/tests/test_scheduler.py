@@ -337,6 +337,29 @@ def test_a_class_that_is_no_scheduler() -> None:
         scheduler(cpus=1, impl=f"{__name__}.Empty")(bodies.one)
 
 
+def test_first_runs_of_several_threads_open_the_queues_together(tmp_path: Path) -> None:
+    source = """
+        import sys, threading
+        from entangle._run import home
+        from entangle.scheduler import scheduler
+        from entangle.thread import thread
+
+        sys.setswitchinterval(1e-6)
+        found = []
+
+        def run(n):
+            found.append(scheduler(cpus=1 + n)(thread(abs))(-n)())
+
+        for _ in range(5):
+            threads = [threading.Thread(target=run, args=(n,)) for n in range(30)]
+            for each in threads: each.start()
+            for each in threads: each.join()
+            home.leave()
+        print(len(found), sum(found))
+    """
+    assert output_of(tmp_path, source) == f"150 {5 * 29 * 30 // 2}\n"
+
+
 def test_the_documented_example(capfd: pytest.CaptureFixture[str]) -> None:
     config: dict[str, Any] = {"cpus": 2, "impl": IMPL}
 
