@@ -50,6 +50,13 @@ class RunFuture(Future[T]):
         """Whether the run has been started, or cancelled before that."""
         return self._begun
 
+    def instead(self, work: Callable[[], T], stop: Callable[[], None]) -> bool:
+        """Be the future of this run, unless another has been started; whether it is."""
+        with self._guard:
+            if not self._begun:
+                self._work, self._stop = work, stop
+            return not self._begun
+
     def run_first(self) -> bool:
         """Run it in this thread, unless it was started before; whether it was this that ran."""
         if not self._begin():

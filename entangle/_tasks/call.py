@@ -80,10 +80,10 @@ class Call(Generic[R_co]):
             future = _future_of(self, call, options)
             future.start()
             return future
-        if _pending:
-            waiting = _pending.pop(self, None)
-            if waiting is not None and waiting.run_first():
-                return waiting.result()
+        if _pending and self in _pending:
+            future = _future_of(self, call, options)
+            if future.run_first():
+                return future.result()
         return call._run(**options).value()
 
     def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
@@ -148,10 +148,10 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
     """The future that waits for the next run of `owner`, else a new one that runs `call`."""
     from entangle._run.future import RunFuture
 
-    waiting = _pending.pop(owner, None)
-    if waiting is not None and not waiting.begun:
-        return waiting
     run = call._run(**options)
+    waiting = _pending.pop(owner, None)
+    if waiting is not None and waiting.instead(run.value, run.cancel):
+        return waiting  # now of this run, which may have arguments and options of its own
     return RunFuture(run.value, run.cancel)
 
 

@@ -392,6 +392,15 @@ def test_a_call_after_its_future_runs_again(ended: str, tmp_path: Path) -> None:
     assert len(notes(log)) == 2 * before + 2
 
 
+@pytest.mark.parametrize("proc", [False, True])
+def test_the_next_run_may_have_arguments_of_its_own(proc: bool) -> None:
+    call = process(add)(1)
+    future = call.future()
+    assert (call(10, proc=True).result(timeout=30) if proc else call(10)) == 11
+    assert future.result(timeout=30) == 11
+    assert call() == 3
+
+
 def test_the_documented_way_with_a_future(tmp_path: Path) -> None:
     heard: list[int] = []
 
