@@ -84,6 +84,14 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
+def nameless() -> int:
+    """An open file where homes lie, without a name and gone when it is closed; -1 where there is no such thing."""
+    try:
+        return os.open(_parent(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except (AttributeError, OSError):  # macOS; some file systems
+        return -1
+
+
 def _make_locked(base: str, name: str) -> int:
     """Make a directory and lock it; gives the descriptor that holds the lock. FileExistsError: choose another name."""
     path = os.path.join(base, name)

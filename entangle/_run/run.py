@@ -63,6 +63,8 @@ class Run:
         self.supervisor: Supervisor | None = None
         self._cancelled = False
         self._outlined = False
+        #: The directories of a run that has none but to be seen from outside.
+        self._shown: tuple[str, str] | None = None
         self._guard = threading.Lock()
 
     def value(self) -> Any:
@@ -118,7 +120,10 @@ class Run:
             threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
             slots = 2 + processes + threads
             try:
-                table = Table.create(flow, slots, lanes, os.path.join(directory, "table") if processes else None)
+                if processes:
+                    table = Table.create(flow, slots, lanes, os.path.join(directory, "table"))
+                else:
+                    table = Table.create(flow, slots, lanes, None, homes.nameless() if threads else -1)
             except OSError as error:
                 if not processes:
                     raise
@@ -129,6 +134,7 @@ class Run:
                 except OSError:
                     raise EntangleError(f"no room for the table of {flow.count:,} nodes: {error}") from None
                 directory = spill
+            leaving.callback(self._hide)
             if THREAD in used or len(used) > 1:
                 table.thread_lock = threading.Lock()
             wake = os.pipe() if processes else (-1, -1)
@@ -188,8 +194,20 @@ class Run:
         if table is None or supervisor is None or time.monotonic_ns() - table.header[STARTED_AT] < LASTING * 1e9:
             return
         self._outlined = True
-        if table.fd >= 0:  # else nobody else can map the table
-            write_outline(supervisor.site.directory, self.flow, parent=self.parent)
+        directory = supervisor.site.directory
+        if table.fd < 0:
+            try:
+                if not directory:
+                    self._shown = self._make_directory(homes.home(), self.id)
+                    directory = self._shown[0]
+                table.show(os.path.join(directory, "table"))
+            except (OSError, EntangleError):  # nothing depends on it
+                return
+        write_outline(directory, self.flow, parent=self.parent)
+
+    def _hide(self) -> None:
+        if self._shown is not None:
+            _remove(*self._shown, [])
 
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
         error = supervisor.failure()

@@ -81,6 +81,8 @@ class Table:
     def __init__(self, memory: mmap.mmap, fd: int, nodes: int, slots: int) -> None:
         self.memory = memory
         self.fd = fd
+        #: The file in which a table lies that no other process needs, and which has no name as yet.
+        self.nameless = -1
         self.nodes = nodes
         self.slot_count = slots
         self.thread_lock: threading.Lock | None = None
@@ -113,15 +115,22 @@ class Table:
         return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 64
 
     @classmethod
-    def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None) -> Table:
-        """Make the table of a flow: in a file at `path`, or in memory of this process alone where `path` is None.
+    def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None, nameless: int = -1) -> Table:
+        """Make the table of a flow: in a file at `path`, or for this process alone where `path` is None; then in the open file
+        `nameless`, if there is one and it has room, so that it can be shown to others later.
 
         Raises OSError (ENOSPC) where there is no room: the room is reserved here, since a write to a full tmpfs is a SIGBUS.
         """
         size = cls.size(flow.count, slots)
         fd = -1
         if path is None:
-            memory = mmap.mmap(-1, size)
+            if nameless >= 0:
+                try:
+                    reserve(nameless, 0, size)
+                except OSError:
+                    os.close(nameless)
+                    nameless = -1
+            memory = mmap.mmap(nameless, size)
         else:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -131,6 +140,7 @@ class Table:
                 os.close(fd)
                 raise
         table = cls(memory, fd, flow.count, slots)
+        table.nameless = nameless
         table.flow, table.lanes = flow, lanes
         header = table.header
         header[MAGIC_AT], header[NODES], header[SLOTS] = MAGIC, flow.count, slots
@@ -362,9 +372,21 @@ class Table:
         for name in ("header", "slots", "ready_at", "records", "pending", "readers", "next", "states", "attempts", "_whole"):
             getattr(self, name).release()
         self.memory.close()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        for fd in (self.fd, self.nameless):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.nameless = -1
+
+    def show(self, path: str) -> None:
+        """Let others see a table that is for this process alone. Raises OSError where it cannot be."""
+        if self.nameless < 0:
+            raise FileNotFoundError(path)
+        # Python follows a link only where it is told in which directory that lies.
+        links = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(str(self.nameless), path, src_dir_fd=links, follow_symlinks=True)
+        finally:
+            os.close(links)
 
 
 def reserve(fd: int, offset: int, size: int) -> None:

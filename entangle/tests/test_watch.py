@@ -163,6 +163,28 @@ def test_files_that_are_no_tables_or_outlines_are_passed_over(lasting: Caller) -
         run.close()
 
 
+def test_a_run_of_threads_alone_is_seen_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process has a part in it, so it has no files, until it has lasted a while."""
+    caller = Caller(tmp_path, LASTING.replace("process", "thread"))
+    monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
+    caller.start()
+    try:
+        outer, inner = seen()
+        with outer, inner:
+            assert outer.pid == inner.pid == caller.process.pid
+            assert outer.counts() == (1, 3, 1, 0)
+            tasks = {worker.task: worker for worker in outer.workers() if worker.node >= 0}
+            assert set(tasks) == {"waiting", "inside", "bound"}
+            assert {worker.kind for worker in tasks.values()} == {"thread"}
+            assert inner.outer == outer.id
+            (caller.folder / "go").touch()
+            assert caller.finish() == (0, "6\n", "")
+            assert outer.counts() == (5, 0, 0, 0)
+        assert caller.files() == []
+    finally:
+        caller.stop()
+
+
 def test_our_own_runs_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that closed its own table would let go of the lock that one of its threads holds on it."""
     from entangle._run.home import home
