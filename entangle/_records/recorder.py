@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from entangle._records import address, commit, shelf, surroundings, tags, tasks
 from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
-from entangle._run.masks import MASK, is_secret, masked, suspicious
+from entangle._run.masks import MASK, cleaned, is_secret, masked, suspicious
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle.flow import Body, Flow
 
@@ -115,7 +115,7 @@ class Recorder:
             "host": surroundings.place()["host"],
             "pid": os.getpid(),
             "cwd": _working_directory(),
-            "tags": run.context.get(tags.current) or {},
+            "tags": cleaned(dict(run.context.get(tags.current) or {})),
             "graph": address.name_of(graph) if (graph := _graph_of(flow.bodies)) is not None else None,
             "packages": {} if run.nested else surroundings.packages(),
             "git": commit.described(root) if root is not None else None,
@@ -217,7 +217,8 @@ def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
     ended = time.monotonic_ns()
     _await_notes(table)
     nodes, values, extras = notes.gather(site.directory, site.noted)
-    _hide_outputs(run, nodes, values)
+    constants, outputs = _secret_inputs(run)
+    _hide_outputs(run, nodes, values, outputs)
     tail: dict[str, Any] = {
         "ended": ended,
         "workers": supervisor.serial,
@@ -227,7 +228,7 @@ def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
         "extras": extras,
         "nodes": nodes,
         "values": _without_secrets(values),
-        "constants": _constants(run),
+        "constants": _constants(run, constants),
     }
     line = json.dumps(tail, default=_bytes_as_text)[:-1]
     writer.write(line, (table.ready_at, table.records, table.states, table.attempts))
@@ -258,19 +259,18 @@ def _hidden(value: Any) -> notes.Described:
     return type(value).__name__, None, None, MASK, None
 
 
-def _hide_outputs(run: Run, nodes: list[int], values: list[Any]) -> None:
-    """A task that is called after a secret gives one."""
+def _hide_outputs(run: Run, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
+    """A task that is called after a secret gives one, and so does one whose value another takes by the name of a secret."""
     secret = {index for index, body in enumerate(run.flow.bodies) if is_secret(body.name)}
-    if secret:
+    if secret or outputs:
         for index, node in enumerate(nodes):
-            if run.flow.body_of[node] in secret:
+            if run.flow.body_of[node] in secret or node in outputs:
                 values[index] = _hidden(values[index])
 
 
-def _constants(run: Run) -> list[Any]:
-    """The constants of the flow, as values are noted."""
+def _constants(run: Run, hidden: set[int]) -> list[Any]:
+    """The constants of the flow, as values are noted; those of `hidden` masked."""
     flow = run.flow
-    hidden = _secret_constants(run)
     if not hidden and _all_small(flow.constants):
         return flow.constants
     assert run.table is not None
@@ -323,23 +323,38 @@ def _pickle_of(value: Any) -> bytes | None:
     return pickle.dumps(value, 5)
 
 
-def _secret_constants(run: Run) -> set[int]:
-    """Which constants are arguments that go by the name of a secret."""
+def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
+    """Which constants, and the values of which nodes, are arguments that go by the name of a secret: of a parameter, or of the key
+    beside them where the argument is a dict."""
     flow = run.flow
     secret: dict[tuple[int, int], list[int]] = {}
+    keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
         labels = tasks.arguments_of(_parameters(flow.bodies[pair[0]]), flow.shapes[pair[1]])
         places = [index for index, label in enumerate(labels) if is_secret(label.partition("[")[0].partition("{")[0])]
         if places:
             secret[pair] = places
-    found: set[int] = set()
-    if secret:
+        for index, label in enumerate(labels):
+            before, _, last = label.rpartition("{key ")
+            if before:
+                beside = f"{before}{{value {last}"
+                of_key = [place for place, other in enumerate(labels) if other.startswith(beside)]
+                keyed.setdefault(pair, []).append((index, of_key))
+    constants: set[int] = set()
+    outputs: set[int] = set()
+    if secret or keyed:
         for node in range(flow.count):
-            for place in secret.get((flow.body_of[node], flow.shape_of[node]), ()):
-                taken = flow.inputs[flow.starts[node] + place]
-                if taken < 0:
-                    found.add(~taken)
-    return found
+            pair = (flow.body_of[node], flow.shape_of[node])
+            first = flow.starts[node]
+            hidden = list(secret.get(pair, ()))
+            for key, beside_it in keyed.get(pair, ()):
+                name = flow.inputs[first + key]
+                if name < 0 and isinstance(flow.constants[~name], str) and is_secret(flow.constants[~name]):
+                    hidden += beside_it
+            for place in hidden:
+                taken = flow.inputs[first + place]
+                constants.add(~taken) if taken < 0 else outputs.add(taken)
+    return constants, outputs
 
 
 def _parameters(body: Body) -> dict[str, Any]:

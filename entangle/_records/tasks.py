@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from entangle._run.masks import is_secret, masked
+from entangle._run.masks import cleaned, is_secret, masked
 from entangle.flow import Body, Shape
 from entangle.task import Attributes, Task
 
@@ -42,7 +42,6 @@ def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:
     for layer in reversed(task.layers):
         if isinstance(layer, Attributes):
             attributes.update(layer.attributes)
-    attributes = {name: "***" if is_secret(name) else masked(v) if isinstance(v, str) else v for name, v in attributes.items()}
     usual = Body._field_defaults
     terms = {
         name: getattr(body, name)
@@ -59,7 +58,7 @@ def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:
         "source": masked(source[:LONGEST]),
         "layers": layers,
         "terms": terms,
-        "attributes": attributes,
+        "attributes": cleaned(attributes),
         "parameters": parameters_of(function),
         "secret": is_secret(task.__name__),
     }

@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-from entangle._run.masks import MASK, is_secret, masked
+from entangle._run.masks import MASK, hides_one, is_secret, masked
 
 #: The file in the run's directory.
 NAME = "notes"
@@ -79,6 +79,9 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
     if pickled is not None:
         view = memoryview(pickled)
         size = view.nbytes if size is None else size
+        wanted = not hidden and view.nbytes <= (KEPT if whole else HASHED)
+        if wanted and kind is not str and not (name == "numpy.ndarray" and value.dtype.kind in "biufc"):
+            hidden = hides_one(view)  # the text shows little of it
         if not hidden and (view.nbytes <= HASHED or whole):
             import hashlib  # two milliseconds, which an import of entangle need not take
 
@@ -86,6 +89,10 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
         if whole and not hidden and view.nbytes <= KEPT:
             kept = bytes(view)
     return name, size, digest, text, kept
+
+
+def _secret_key(key: Any) -> bool:
+    return (type(key) is str and is_secret(key)) or (type(key) is bytes and is_secret(key.decode("latin-1")))
 
 
 def short(value: Any) -> tuple[str, bool]:
@@ -115,13 +122,11 @@ def short(value: Any) -> tuple[str, bool]:
             if kind is dict:
                 pairs = []
                 for key, item in few:
-                    if type(key) is str and is_secret(key):
+                    if _secret_key(key):
                         hidden = True
                         pairs.append(f"{key!r}: {MASK}")
                     else:
                         pairs.append(f"{told(key, depth + 1)}: {told(item, depth + 1)}")
-                # A secret among those that are not shown must not be hashed either.
-                hidden = hidden or any(type(key) is str and is_secret(key) for key in list(part)[6:1000])
                 return "{" + ", ".join(pairs + rest) + "}"
             inner = ", ".join([told(item, depth + 1) for item in few] + rest)
             if kind is tuple:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import entangle
 from entangle import records
 from entangle._run.masks import is_secret, masked
 from entangle._run.notes import describe, short
@@ -34,6 +38,13 @@ HIDDEN = "h1dden-0f-all"
         "auth-token",
         "access_key",
         "Authorization",
+        "PGPASSWORD",
+        "passwords",
+        "password2",
+        "DBPassword",
+        "authtoken",
+        "api_keys",
+        "DB_PWD",
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -62,7 +73,22 @@ def test_names_that_the_user_adds(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgres://me:hunter2@db/x", "postgres://***@db/x"),
         ("password=hunter2, user=me", "password=***, user=me"),
         ('{"api_key": "abc def", "n": 1}', '{"api_key": ***, "n": 1}'),
-        ("Authorization: Bearer abcdefghijkl", "Authorization: *** ***"),
+        ("Authorization: Bearer abcdefghijkl", "Authorization: ***"),
+        ("Authorization: Basic dXNlcjpwYXNz\nHost: x", "Authorization: ***\nHost: x"),
+        ("{'Authorization': 'Basic abc', 'n': 1}", "{'Authorization': ***, 'n': 1}"),
+        ("X-Api-Key: abc", "X-Api-Key: ***"),
+        ("apiKey='abc' DB_PWD=abc PASSPHRASE=abc", "apiKey=*** DB_PWD=*** PASSPHRASE=***"),
+        ("x: password: abc", "x: password: ***"),
+        ('password: str | None = "abc", n: int = 3', "password: ***, n: int = 3"),
+        ('os.environ["DB_PASSWORD"] = "abc"', 'os.environ["DB_PASSWORD"] = ***'),
+        ("password = b'abc'", "password = ***"),
+        ('secret = """a\nbc"""', "secret = ***"),
+        ('password = (\n "abc")', "password = (\n ***)"),
+        ('if password == "abc":', "if password == ***:"),
+        ("access_key=a private_key=b session_id=c", "access_key=*** private_key=*** session_id=***"),
+        ("https://u:p@ss@h/x", "https://***@h/x"),
+        ("mysql --password hunter2 -x", "mysql --password *** -x"),
+        ("max_tokens=100, tokenizer='bert'", "max_tokens=100, tokenizer='bert'"),
         ("ghp_" + "a" * 36, "***"),
         ("xoxb-" + "1" * 20, "***"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "***"),
@@ -72,6 +98,50 @@ def test_names_that_the_user_adds(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_looks_like_a_secret_is_masked(text: str, left: str) -> None:
     assert masked(text) == left
+
+
+@pytest.mark.parametrize("text", ["a" * 20_000, "--" + "a-" * 10_000, "password" + " " * 20_000, "password: " + "a[b]|" * 4000, "://:" * 5000])
+def test_long_texts_are_no_trap(text: str) -> None:
+    """A pattern that looks at a text again from each of its places takes minutes for one of these."""
+    assert HIDDEN not in masked(f"{text} password={HIDDEN}")
+
+
+@dataclasses.dataclass
+class Login:
+    user: str
+    password: str
+
+
+class Settings(dict[str, str]):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Login("me", HIDDEN),
+        Settings(password=HIDDEN),
+        [1, 2, 3, 4, 5, 6, {"password": HIDDEN}],
+        {"a": {"b": {"c": {"password": HIDDEN}}}},
+        ["a"] * 6 + [f"password={HIDDEN}"],
+        f"password={HIDDEN}".encode(),
+        ["x" * 500 + f" password={HIDDEN}"],
+        {b"password": HIDDEN},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_shown_of_a_value_may_be_secret(value: object) -> None:
+    _, _, digest, text, whole = describe(value, pickle.dumps(value), whole=True)
+    assert digest is None
+    assert whole is None
+    assert HIDDEN not in text
+
+
+def test_a_value_without_secrets_is_hashed_and_kept() -> None:
+    value = {"tokens": list(range(100)), "author": "me", "keys": ("a", "b")}
+    pickled = pickle.dumps(value)
+    assert describe(value, pickled, whole=True)[2] == hashlib.sha256(pickled).hexdigest()
+    assert describe(value, pickled, whole=True)[4] == pickled
 
 
 def test_values_are_told_in_short() -> None:
@@ -100,6 +170,34 @@ def leak(x: Any) -> str:
 
 def fails(x: str) -> None:
     raise ValueError(f"password={HIDDEN}")
+
+
+def supplied(x: int) -> str:
+    return HIDDEN
+
+
+def port() -> int:
+    return 5432
+
+
+@task(attributes={"db": {"password": HIDDEN}, "list": [f"password={HIDDEN}"]})
+def attributed(x: int) -> int:
+    return x
+
+
+def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """Among arguments that calls stand in, too, and in what is said of runs and tasks."""
+    shelf = tmp_path / "records"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
+    monkeypatch.setenv("ENTANGLE_RECORD", "values")
+    with entangle.tags(password=HIDDEN, x=f"password={HIDDEN}", project="p"):
+        assert process(connect)("me", password=process(supplied)(1))() == "connected me"
+    options = {"password": HIDDEN, "nested": {"token": [HIDDEN, process(port)()]}, "port": process(port)()}
+    assert process(connect)("me", "", options)() == "connected me"
+    assert process(attributed)(1)() == 1
+    runs = records.runs()
+    assert [run.tags.get("project") for run in runs] == [None, None, "p"]
+    assert HIDDEN not in "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
 
 
 def test_no_secret_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
