@@ -115,7 +115,7 @@ class Recorder:
             "host": surroundings.place()["host"],
             "pid": os.getpid(),
             "cwd": _working_directory(),
-            "tags": cleaned(dict(run.context.get(tags.current) or {})),
+            "tags": cleaned(run.context.get(tags.current, None) or {}),
             "graph": address.name_of(graph) if (graph := _graph_of(flow.bodies)) is not None else None,
             "packages": {} if run.nested else surroundings.packages(),
             "git": commit.described(root) if root is not None else None,

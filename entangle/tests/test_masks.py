@@ -100,7 +100,9 @@ def test_what_looks_like_a_secret_is_masked(text: str, left: str) -> None:
     assert masked(text) == left
 
 
-@pytest.mark.parametrize("text", ["a" * 20_000, "--" + "a-" * 10_000, "password" + " " * 20_000, "password: " + "a[b]|" * 4000, "://:" * 5000])
+@pytest.mark.parametrize(
+    "text", ["a" * 20_000, "--" + "a-" * 10_000, "password" + " " * 20_000, "password: " + "a[b]|" * 4000, "://:" * 5000]
+)
 def test_long_texts_are_no_trap(text: str) -> None:
     """A pattern that looks at a text again from each of its places takes minutes for one of these."""
     assert HIDDEN not in masked(f"{text} password={HIDDEN}")
