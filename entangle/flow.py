@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Body(NamedTuple):
 
 
 #: A template says how one argument is made of flat inputs: None takes the next one as it is, COPY takes the next one
-#: and copies its containers (so that a body which changes its list changes nobody else's), and a pair of a
+#: and copies it (so that a body which changes its list changes nobody else's), and a pair of a
 #: container type (or a Like) and templates takes as many as they need.
 Template = Any
 COPY = "copy"
@@ -83,20 +84,42 @@ class Shape(NamedTuple):
     templates: tuple[Template, ...] | None = None
 
 
+#: Bytes of an array up to which every function gets a copy of its own. Above that a copy for each of a thousand calls would cost more
+#: than anybody who writes into its argument may expect.
+LARGE = 64 << 20
+
+
+def is_copied(value: Any) -> bool:
+    """Whether a function gets a copy of this, where it is written in a call: it could change it, and others would see that."""
+    kind = type(value)
+    if kind in (list, dict, set, bytearray, tuple, OrderedDict, defaultdict, Counter, deque):
+        return True
+    if kind.__module__ == "numpy":
+        return kind.__name__ == "ndarray" and bool(value.nbytes <= LARGE)
+    return isinstance(value, tuple) and hasattr(kind, "_make")
+
+
 def copy_containers(value: Any) -> Any:
-    """A copy of the lists, tuples, dicts and sets that `value` is made of; what they hold is shared."""
+    """A copy of the containers and arrays that `value` is made of; what else they hold is shared."""
+    if not is_copied(value):
+        return value
     kind = type(value)
     if kind is list:
         return [copy_containers(x) for x in value]
     if kind is dict:
         return {key: copy_containers(x) for key, x in value.items()}
-    if kind is tuple:
-        return tuple(copy_containers(x) for x in value)
-    if kind is set:
-        return set(value)
-    if kind is bytearray:
-        return bytearray(value)
-    return value
+    if kind is set or kind is bytearray:
+        return kind(value)
+    if isinstance(value, tuple):
+        return getattr(kind, "_make", kind)(map(copy_containers, value))
+    made = copy.copy(value)
+    if kind is deque:
+        for place, x in enumerate(value):
+            made[place] = copy_containers(x)
+    elif isinstance(made, dict):
+        for key, x in value.items():
+            made[key] = copy_containers(x)
+    return made
 
 
 def rebuild(template: Template, flat: Iterator[Any]) -> Any:

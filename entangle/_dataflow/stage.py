@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import pickle
 import threading
 import time
 import traceback
@@ -33,9 +34,6 @@ log = logging.getLogger("entangle.dataflow")
 
 Chunk = tuple[Any, bool, list[Any]]
 
-#: One callback at a time: what they do need not be safe from other threads.
-_telling = threading.RLock()
-
 
 class _Held(threading.local):
     """What this thread's stage was given last."""
@@ -55,8 +53,11 @@ def _journal_of(worker: Worker) -> Journal:
 
 
 def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
-    """Call back; an exception is reported and stops nothing."""
-    with _telling:
+    """Call back; an exception is reported and stops nothing. One at a time in a run: what callbacks do need not be safe from threads."""
+    worker = here.worker
+    assert worker is not None
+    # Not one lock for all: a callback may push into another flow, or into this one again, and wait for callbacks there.
+    with worker.site.telling:
         try:
             callback(function, value)
         except Exception:
@@ -66,6 +67,16 @@ def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> N
 def text_of(error: BaseException) -> str:
     """An error in a line or two."""
     return "".join(traceback.format_exception_only(type(error), error)).strip()[:1500]
+
+
+def _kept(item: Any) -> bytes | None:
+    """An item as the next attempt is to get it, whatever this one does to it; None for what cannot change, or cannot be copied."""
+    if item is None or type(item) in (int, float, str, bytes, bool):
+        return None
+    try:
+        return dumps(item)
+    except Exception:
+        return None
 
 
 class Stage:
@@ -108,19 +119,23 @@ class Stage:
         if named:
             function = functools.partial(function, **named)
         callback, timed = self.callback, self.timed
+        tries = self.terms.retry > 0
+        kept: bytes | None = None
         for item in items[len(done) :] if done else items:
             if not clean and type(item) in PASSED:
                 done.append(item)
                 if journal is not None:
                     journal.note(item)
                 continue
+            if tries:
+                kept = _kept(item)
             try:
                 if timed:
                     slots[base + SINCE] = time.monotonic_ns()
                     slots[base + BEGUN] = RUNS
                 outcome = function(item)
             except BaseException as raised:
-                outcome = self._again(worker, node, item, raised, function, told, journal)
+                outcome = self._again(worker, node, item, raised, function, told, journal, kept)
             if worker.forked:
                 os._exit(0)
             if timed:
@@ -145,12 +160,13 @@ class Stage:
 
     def apply(self, item: Any) -> Any:
         """The outcome of one item, in a thread that is not this node's own."""
+        kept = _kept(item) if self.terms.retry > 0 else None
         try:
             outcome = self.function(item)
         except BaseException as raised:
             worker = here.worker
             assert worker is not None
-            outcome = self._again(worker, -1, item, raised, self.function, [], None)
+            outcome = self._again(worker, -1, item, raised, self.function, [], None, kept)
         if self.callback is not None and type(outcome) is not Failure:
             tell(self.callback, self.task.function, outcome)
         return outcome
@@ -164,8 +180,9 @@ class Stage:
         function: Callable[[Any], Any],
         told: list[str],
         journal: Journal | None,
+        kept: bytes | None,
     ) -> Any:
-        """An attempt has raised: try again as often as is allowed."""
+        """An attempt has raised: try again as often as is allowed, with the item as it was."""
         slots, base = worker.site.table.slots, worker.base
         while True:
             if worker.forked:
@@ -184,7 +201,7 @@ class Stage:
                 if node >= 0:
                     slots[base + SINCE] = time.monotonic_ns()
                     slots[base + BEGUN] = RUNS
-                return function(item)
+                return function(item if kept is None else pickle.loads(kept))
             except BaseException as again:
                 raised = again
 

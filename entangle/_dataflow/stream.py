@@ -16,6 +16,7 @@ from entangle._dataflow.node import Node
 from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
+from entangle._run.worker import here
 from entangle.errors import ArgumentError, OptionError
 
 log = logging.getLogger("entangle.dataflow")
@@ -124,6 +125,10 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         pump = self._pump
         assert pump is not None
         with pump.arrived:
+            if self._fetch():
+                return
+        worker = here.worker
+        with worker.lending() if worker is not None else contextlib.nullcontext(), pump.arrived:
             while not self._fetch():
                 pump.arrived.wait()
 
@@ -184,8 +189,10 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             if self._fetch():
                 return True
             pump.listener = listen
+        worker = here.worker
         try:
-            await waiting
+            with worker.lending() if worker is not None else contextlib.nullcontext():
+                await waiting
         finally:
             pump.listener = None
         return False

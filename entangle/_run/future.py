@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from entangle._run.worker import here
+
 T = TypeVar("T")
 
 
@@ -29,12 +31,19 @@ class RunFuture(Future[T]):
         """The value of the run, or its error raised; starts the run if nothing has. After `timeout` seconds it is a
         TimeoutError, and the run goes on."""
         self._start_for(timeout)
-        return super().result(timeout)
+        with self._lending():
+            return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The error of the run, None where it gave a value; starts the run if nothing has."""
         self._start_for(timeout)
-        return super().exception(timeout)
+        with self._lending():
+            return super().exception(timeout)
+
+    def _lending(self) -> contextlib.AbstractContextManager[None]:
+        """While a body waits for a run that it has started, its cookie is for others, that run's tasks among them."""
+        worker = here.worker
+        return worker.lending() if worker is not None and not self.done() else contextlib.nullcontext()
 
     def _start_for(self, timeout: float | None) -> None:
         """Start the run for somebody who waits so long: where he has the time, in his own thread, which Ctrl-C reaches."""
@@ -67,7 +76,8 @@ class RunFuture(Future[T]):
     def entangle(self) -> T:
         """Start the run if nothing has, wait for it, and give its value, or raise its error. Callbacks are fired by then."""
         if not self.run_first() and not self.cancelled() and self._teller is not threading.current_thread():
-            self._told.wait()
+            with self._lending():
+                self._told.wait()
         return super().result()
 
     def start(self) -> None:
@@ -91,7 +101,8 @@ class RunFuture(Future[T]):
         self.start()
         waiting = asyncio.wrap_future(self)
         try:
-            return await asyncio.shield(waiting)
+            with self._lending():
+                return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             self._stop_run()
             # Its processes are to be gone when the canceller goes on.

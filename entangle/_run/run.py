@@ -20,7 +20,7 @@ from entangle._run.start import chosen_way
 from entangle._run.store import Store
 from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers
 from entangle._run.table import FINISHED, STARTED_AT, Table
-from entangle._run.worker import here
+from entangle._run.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunCancelledError
 from entangle.flow import FRESH, PROCESS, THREAD, Flow
@@ -50,6 +50,8 @@ class Run:
         self.flow = flow
         self.way = chosen_way(way)
         self.observers = [*observers, observer] if observer is not None else list(observers)
+        #: In whose body this run was called, if in one.
+        self.caller = here.worker
         #: Whether a worker process of another run has started this one.
         self.nested = here.worker is not None and here.worker.in_process
         self.id = os.urandom(8).hex()
@@ -70,11 +72,22 @@ class Run:
     def value(self) -> Any:
         """Run the flow in this thread and give the value of its sink. Raises the error of the task that failed first."""
         outer = here.worker
+        if outer is None and self.caller is not None:
+            return self._value_for(self.caller)
         with outer.waiting_for(self.cancel) if outer is not None else contextlib.nullcontext():
             if outer is None and threading.current_thread() is threading.main_thread():
                 with _sigterm_ends_the_run():
                     return self._execute()
             return self._execute()
+
+    def _value_for(self, caller: Worker) -> Any:
+        """Run it for a body that does something else meanwhile, or waits in a loop: who stops that stops the run too."""
+        here.worker = caller
+        try:
+            with caller.ending_with(self.cancel):
+                return self._execute()
+        finally:
+            here.worker = None
 
     def cancel(self) -> None:
         """End the run from another thread; `value` raises RunCancelledError there."""
@@ -293,4 +306,5 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
         raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGTERM) is terminated:  # a body that ran here may have said otherwise
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -69,6 +69,8 @@ class Site:
         #: How far nodes had come whose threads were given up, for the next attempt (`_run/stream.py`).
         self.resumed: dict[int, Any] = {}
         self._leaving = threading.Lock()
+        #: Held by a thread of this process that calls back for a value.
+        self.telling = threading.RLock()
 
     @property
     def run_id(self) -> str:

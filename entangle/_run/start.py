@@ -146,7 +146,7 @@ def live(worker: Worker) -> int:
     """A worker process's life; gives its exit status."""
     slots = worker.site.table.slots
     slots[worker.base + PID] = os.getpid()
-    here.worker = worker
+    here.worker = type(here).worker = worker
     if worker.site.makeflags is not None:
         os.environ["MAKEFLAGS"] = worker.site.makeflags
     try:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -85,7 +86,7 @@ SMALL = 4096
 
 
 class _Here(threading.local):
-    """The worker that this thread is, if it is one."""
+    """The worker that this thread is, if it is one. Of the class: the one that this process is, for threads that bodies start."""
 
     worker: Worker | None = None
 
@@ -115,6 +116,9 @@ class Worker:
         self.cookie: tuple[int, int] | None = None
         self.roaming: set[int] = set()
         self.nested: list[Callable[[], None]] = []
+        #: How many threads of the body wait for nested runs, and the size of the pool whose cookie is lent meanwhile.
+        self.waiting = self.lent = 0
+        self.lending_guard = threading.Lock()
         self.stopped = False
         self.makeflags: str | None = None
         noting = site.table.header[NOTING]
@@ -182,6 +186,8 @@ class Worker:
                     ended = clock()
             except BaseException as error:
                 args = value = None
+                if self._is_the_callers(error):
+                    raise
                 self._fail(node, error)
                 if self.lane == FRESH:
                     break
@@ -521,6 +527,8 @@ class Worker:
                 self.end_body()
                 return value, started, ended
             except BaseException as raised:
+                if self._is_the_callers(raised):
+                    raise
                 error = self._failure(node, raised)
                 self.end_body()
                 attempt = table.attempts[node] + 1
@@ -601,7 +609,7 @@ class Worker:
     @contextlib.contextmanager
     def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
         """Wait for a nested run, which `cancel` ends: others may have our cookie meanwhile, and who stops us stops it too."""
-        with self.ending_with(cancel), self._lending():
+        with self.ending_with(cancel), self.lending():
             yield
 
     @contextlib.contextmanager
@@ -624,19 +632,36 @@ class Worker:
         return bool(nested)
 
     @contextlib.contextmanager
-    def _lending(self) -> Iterator[None]:
-        """While a body waits for a nested run, others may have its cookie."""
-        if self.cookie is None:
-            yield
-            return
-        size = self.cookie[0]
-        self._give_cookie()
+    def lending(self) -> Iterator[None]:
+        """While a body waits for a nested run, others may have its cookie. It may wait for several in as many threads."""
+        with self.lending_guard:
+            self.waiting += 1
+            if self.waiting == 1 and self.cookie is not None:
+                self.lent = self.cookie[0]
+                self._give_cookie()
         try:
             yield
         finally:
-            self._take_cookie(size)
+            with self.lending_guard:
+                self.waiting -= 1
+                if not self.waiting and self.lent:
+                    size, self.lent = self.lent, 0
+                    self._take_cookie(size)
 
     # Failing -----------------------------------------------------------------------------------------------
+
+    def _is_the_callers(self, error: BaseException) -> bool:
+        """Whether a body in the caller's main thread was ended by a signal: by Ctrl-C, or by what a handler has raised. That is
+        nothing that the body did, and it ends the caller as it would anywhere in his program."""
+        if isinstance(error, Exception) or self.lane != HERE or threading.current_thread() is not threading.main_thread():
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
+        at = error.__traceback__
+        while at is not None and at.tb_frame.f_code not in handlers:
+            at = at.tb_next
+        return at is not None
 
     def _failure(self, node: int, error: BaseException) -> Exception:
         return self.as_error(self.site.flow.body(node).name, error)

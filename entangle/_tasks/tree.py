@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from entangle._tasks.call import Call
 from entangle.errors import CycleError
-from entangle.flow import COPY, PROCESS, Body, Flow, Like, Shape, Template
+from entangle.flow import COPY, PROCESS, Body, Flow, Like, Shape, Template, is_copied
 
 if TYPE_CHECKING:
     from entangle.task import Task
@@ -25,7 +25,7 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
         return None
     if not isinstance(value, _CONTAINERS) or not _holds_call(value, around):
         flat.append(value)
-        return COPY if kind in (list, dict, set, bytearray) or kind is tuple else None
+        return COPY if is_copied(value) else None
     around = (*around, id(value))
     items = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
     made_by = kind if kind in _CONTAINERS or isinstance(value, (tuple, frozenset)) else Like(value)

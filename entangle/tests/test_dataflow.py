@@ -31,6 +31,7 @@ from entangle.scheduler import scheduler
 from entangle.thread import thread as plain_thread
 
 from . import bodies
+from .evidence import text_of
 
 EXECUTORS = [thread, process]
 
@@ -414,6 +415,58 @@ def test_several_at_once() -> None:
     flow = double(add_one(), lambda x: add_one())
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(flow, range(4))) == [(2 * n + 1, n + 1) for n in range(4)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_callback_may_push_into_a_flow_that_has_one(executor: Any) -> None:
+    heard: list[Any] = []
+    inner = dataflow(callback=lambda _, value: heard.append(("inner", value)))(executor(bodies.same))()
+    outer = dataflow(callback=lambda _, value: heard.append(("outer", value, inner(value + 1))))(executor(bodies.same))()
+    assert outer(1) == (1,)
+    assert heard == [("inner", 2), ("outer", 1, (2,))]
+
+    def again(_: Any, value: int) -> None:
+        heard.append(value)
+        if value < 13:
+            flow(value + 1)
+
+    flow = dataflow(callback=again)(executor(bodies.same))()
+    assert flow(11) == (11,)
+    assert heard[2:] == [11, 12, 13]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_every_attempt_gets_the_value_that_was_pushed(executor: Any) -> None:
+    @dataflow
+    @executor(retry=2)
+    def grow(values: list[int]) -> list[int]:
+        values.append(99)
+        raise ValueError(f"with {len(values)}")
+
+    with pytest.raises(ProcessRetryException) as caught:
+        grow()([1])
+    assert "with 2" in text_of(caught.value)
+    assert "with 3" not in text_of(caught.value)
+
+
+@pytest.mark.parametrize("ask", ["stream", "future", "push"])
+def test_a_body_that_holds_the_only_cookie_waits_for_a_flow(ask: str) -> None:
+    flow = dataflow(scheduler(cpus=1)(process(bodies.inc)))()
+
+    @scheduler(cpus=1)
+    @plain_process
+    def body() -> list[Any]:
+        if ask == "stream":
+            return list(flow.stream([1, 2]))
+        if ask == "future":
+            return [flow.future(1).result(), flow.future(2).result()]
+
+        async def wait() -> list[Any]:
+            return [await flow.push(1), await flow.push(2)]
+
+        return asyncio.run(wait())
+
+    assert body()() == [(2,), (3,)]
 
 
 def test_the_graph() -> None:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .callers import gone
-from .evidence import most_at_once, notes, pids_in, text_of
+from .evidence import most_at_once, note, notes, pids_in, text_of, wait_until
 
 one = process(bodies.one)
 num = process(bodies.num)
@@ -287,3 +290,87 @@ def test_a_nested_run_under_one_cookie() -> None:
         return add(middle(n), middle(n))
 
     assert outer(2)() == 8
+
+
+# Runs that a body does not wait for in its own thread ------------------------------------------------------------------
+
+
+@scheduler(cpus=1)
+@process
+def bound(n: int) -> int:
+    return n + 1
+
+
+def by_future() -> int:
+    return int(bound(1)(proc=True).result())
+
+
+def by_future_with_time() -> int:
+    return int(bound(1).future().result(timeout=30))
+
+
+async def by_await() -> int:
+    return int(await bound(1))
+
+
+async def by_several() -> int:
+    return sum(await asyncio.gather(bound(0), bound(0), bound(-1)))
+
+
+def by_threads() -> int:
+    with ThreadPoolExecutor(2) as pool:
+        return sum(pool.map(lambda n: bound(n)(), [0, 0, -1]))
+
+
+@pytest.mark.parametrize("body", [by_future, by_future_with_time, by_await, by_several, by_threads])
+def test_who_holds_the_only_cookie_may_wait_in_any_way(body: Any, start: str) -> None:
+    assert scheduler(cpus=1)(process(body))()() == 2
+
+
+@pytest.mark.parametrize("body", [by_future, by_await, by_several])
+@pytest.mark.parametrize("carrier", [thread, workflow])
+def test_so_may_one_in_the_callers_process(body: Any, carrier: Any) -> None:
+    assert scheduler(cpus=1)(carrier(body))()() == 2
+
+
+@pytest.mark.parametrize("way", ["proc", "await"])
+def test_a_failure_elsewhere_ends_what_a_body_has_started(way: str, tmp_path: Path) -> None:
+    @process
+    def long() -> None:
+        note(tmp_path / "pid", os.getpid())
+        time.sleep(120)
+
+    @thread
+    def with_proc() -> None:
+        long()(proc=True).result()
+
+    @thread
+    async def with_await() -> None:
+        await long()
+
+    @process
+    def fails() -> None:
+        wait_until((tmp_path / "pid").exists)
+        raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        gather(with_proc() if way == "proc" else with_await(), fails())()
+    gone(pids_in(tmp_path / "pid"), 10.0)
+
+
+def test_what_a_body_has_started_is_remembered_as_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entangle import records
+
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+
+    @process
+    def body() -> int:
+        return int(num(1)(proc=True).result()) + asyncio.run(later())
+
+    async def later() -> int:
+        return int(await num(2))
+
+    assert body()() == 3
+    (outer,) = records.runs()
+    inner = [run for run in records.runs(nested=True) if run.id != outer.id]
+    assert [run.parent.id for run in inner if run.parent] == [outer.id] * 2

@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from entangle.errors import ProcessRetryException
 from entangle.process import process
 from entangle.thread import thread
 
 from . import bodies
-from .evidence import wait_until
+from .evidence import text_of, wait_until
 
 numpy = pytest.importorskip("numpy")
 
@@ -235,3 +237,39 @@ def test_a_hundred_megabytes(start: str) -> None:
     assert array.sum() == size + 4
     del array
     wait_until(lambda: mapped() < 20)
+
+
+Pair = namedtuple("Pair", "values other")
+
+
+def _grow(values: Any) -> int:
+    if isinstance(values, numpy.ndarray):
+        values += 1
+        return int(values[0])
+    held = values.values if isinstance(values, Pair) else values["x"] if isinstance(values, dict) else values[0]
+    held.append(1)
+    return len(held)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [numpy.zeros(4, int), [[]], ([],), {"x": []}, OrderedDict(x=[]), defaultdict(list, x=[]), deque([[]], 3), Pair([], 0)],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("carrier", [process, thread], ids=["process", "thread"])
+def test_what_is_written_in_a_call_is_every_functions_own(written: Any, carrier: Any, start: str) -> None:
+    grow = carrier(_grow)
+    assert process(bodies.gather)(*(grow(written) for _ in range(4)))() == ((1, 1, 1, 1), {})
+    assert grow(written)() == 1, "nor has the caller's been changed"
+
+
+def test_every_attempt_gets_an_array_of_its_own() -> None:
+    @process(retry=2)
+    def flaky(values: Any) -> None:
+        values += 1
+        raise ValueError(f"with {values[0]}")
+
+    with pytest.raises(ProcessRetryException) as caught:
+        flaky(numpy.zeros(3, int))()
+    assert "with 1" in text_of(caught.value)
+    assert "with 2" not in text_of(caught.value)
