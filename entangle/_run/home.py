@@ -207,11 +207,9 @@ class Home:
         forget_jobserver(self.budget.path)
         for pool in self.pools.values():
             pool.close()
-        import shutil
-
         for path in (self.path, self.spill):
             for _ in range(5):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_tree(path)
                 if not os.path.exists(path):
                     break
                 time.sleep(0.01)  # somebody who is being killed was still writing
@@ -221,8 +219,20 @@ class Home:
         if shared:
             with contextlib.suppress(BlockingIOError):  # the last one removes it
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(shared, ignore_errors=True)
+                _remove_tree(shared)
             os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    """As `shutil.rmtree`, which is not to be imported while a program ends: its import evaluates text, and after that Python no longer
+    knows that it was Ctrl-C that has ended the program, and exits with 1."""
+    for directory, folders, files in os.walk(path, topdown=False):
+        for name in (*folders, *files):
+            inside = os.path.join(directory, name)
+            with contextlib.suppress(OSError):
+                os.rmdir(inside) if name in folders and not os.path.islink(inside) else os.unlink(inside)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def pool_at(path: str, home: str) -> CookieQueue:

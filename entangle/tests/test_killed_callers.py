@@ -11,7 +11,7 @@ import pytest
 from entangle.process import ProcessTimeoutException, process
 
 from . import bodies
-from .callers import ORPHANS_GONE, ROOT, Caller, gone, output_of_next
+from .callers import ORPHANS_GONE, ROOT, Caller, gone, output_of, output_of_next
 from .evidence import alive, note, notes, pids_in, wait_until
 
 one = process(bodies.one)
@@ -279,6 +279,68 @@ def test_terminate_the_caller(tmp_path: Path, start: str, handled: bool) -> None
         (tmp_path / "after").mkdir()
         output_of_next(tmp_path / "after", caller)
     assert caller.files() == []
+
+
+#: Bodies that run in the caller's main thread: alone, around a run, and on their way to another place.
+HERE = """
+    import os, signal, sys, time
+    from entangle.interpreter import interpreter
+    from entangle.process import process
+    from entangle.task import task
+    from entangle.workflow import workflow
+
+    def rest(log):
+        with open(log, "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        time.sleep(60)
+
+    bodies = {
+        "plain": task(rest),
+        "workflow": workflow(lambda log: process(rest)(log)()),
+        "far": interpreter(rest),
+        "far, with retry": interpreter(process(retry=3)(rest)),
+    }
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "handler"])
+@pytest.mark.parametrize("body", ["plain", "workflow", "far", "far, with retry"])
+def test_a_signal_ends_a_body_in_the_main_thread_and_its_caller(tmp_path: Path, body: str, how: str) -> None:
+    """It is for the program: no error of the body's, which an `except Exception` would take, and nothing to try again."""
+    log = tmp_path / "log"
+    handler = "\n    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n" if how == "handler" else ""
+    main = f"""
+    try:
+        bodies[{body!r}](sys.argv[1])()
+    except Exception as error:
+        print("skipped", error)
+    print("on it goes")
+"""
+    caller = Caller(tmp_path, HERE + handler + main).start(str(log))
+    try:
+        wait_until(log.exists)
+        pids = wait_until(lambda: pids_in(log))
+        os.kill(caller.process.pid, signal.SIGINT if how == "SIGINT" else signal.SIGTERM)
+        status, out, err = caller.finish()
+        gone([pid for pid in pids if pid != caller.process.pid] or [caller.process.pid])
+    finally:
+        caller.stop()
+    assert out == ""
+    assert status in {"SIGTERM": (-signal.SIGTERM,), "SIGINT": (-signal.SIGINT, 130), "handler": (7,)}[how], err
+    assert len(pids_in(log)) == 1
+
+
+def test_a_handler_that_a_body_has_set_stays(tmp_path: Path) -> None:
+    source = """
+        import signal
+        from entangle.workflow import workflow
+
+        def mine(*_): pass
+
+        workflow(lambda: signal.signal(signal.SIGTERM, mine) and None)()()
+        print(signal.getsignal(signal.SIGTERM) is mine)
+    """
+    assert output_of(tmp_path, source) == "True\n"
 
 
 def test_an_error_of_the_caller_while_it_waits(tmp_path: Path, start: str) -> None:
