@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 #: How a state looks.
 COLOURS = {
@@ -22,9 +24,32 @@ COLOURS = {
 MARKS = {"done": "✓", "running": "▶", "failed": "✗", "cancelled": "○", "ready": "·", "waiting": "·"}
 
 
-def console(stderr: bool = False) -> Console:
-    """Where people read. Not soft-wrapped: what is piped on stays one line."""
-    return Console(stderr=stderr, highlight=False)
+#: Columns of what is no terminal: a file and a pipe have no edge at which anything would have to be cut or wrapped.
+WIDE = 1 << 20
+
+
+def console(stderr: bool = False, file: TextIO | None = None) -> Console:
+    """Where people read. Not soft-wrapped: what is piped on, or written to a file, stays one line."""
+    out = Console(stderr=stderr, file=file, highlight=False)
+    if not out.is_terminal:
+        out.width = WIDE
+    return out
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = ()) -> None:
+    """Rows under their heads, one line each; the columns named in `right` end flush. On a terminal the last column gets what the others
+    leave of a line, and is cut there: ids and numbers that are cut would be of no use."""
+    out = console()
+    lines = [[Text(head, style="dim") for head in heads], *rows]
+    widths = [max(row[at].cell_len for row in lines) for at in range(len(heads) - 1)]
+    left = max(1, out.width - sum(widths) - 2 * len(widths))
+    for row in lines:
+        for head, cell, width in zip(heads, row, widths, strict=False):
+            cell.align("right" if head in right else "left", width)
+        row[-1].truncate(left, overflow="ellipsis")
+        line = Text("  ").join(row)
+        line.rstrip()
+        out.print(line, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -6,13 +6,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from entangle.cli.output import COLOURS, console, duration, moment, print_json
+from entangle.cli.output import COLOURS, console, duration, moment, print_json, print_table
 
 if TYPE_CHECKING:
     from entangle.records import Run
+
+HEADS = ("run", "task", "state", "began", "took", "nodes", "failed", "what")
 
 
 def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None:
@@ -23,35 +24,27 @@ def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None
     if as_json:
         print_json([summary(run) for run in found])
         return
-    out = console()
     if not found:
-        out.print(
-            "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again."),
-            soft_wrap=True,
-        )
+        said = "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again.")
+        console().print(said, soft_wrap=True)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("run", no_wrap=True)
-    for name in ("task", "state", "began"):
-        table.add_column(name, no_wrap=True)
-    for name in ("took", "nodes", "failed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("what", overflow="ellipsis", no_wrap=True)
-    for run in found:
-        what = run.error.message.splitlines()[0] if run.error is not None and run.error.message else ""
-        what = what or " ".join(f"{name}={value}" for name, value in run.tags.items())
-        failed = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
-        table.add_row(
-            run.id,
-            run.name,
-            Text(told(run.state), style=COLOURS.get(run.state, "")),
-            moment(run.started),
-            duration(time.time() - run.started) if run.state == "running" else duration(run.seconds),
-            f"{run.node_count:,}",
-            f"{failed:,}" if failed else "",
-            Text(what),
-        )
-    out.print(table)
+    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "failed"))
+
+
+def _row(run: Run) -> list[Text]:
+    what = run.error.message.splitlines()[0] if run.error is not None and run.error.message else ""
+    what = what or " ".join(f"{name}={value}" for name, value in run.tags.items())
+    failed = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
+    return [
+        Text(run.id),
+        Text(run.name),
+        Text(told(run.state), style=COLOURS.get(run.state, "")),
+        Text(moment(run.started)),
+        Text(duration(time.time() - run.started) if run.state == "running" else duration(run.seconds)),
+        Text(f"{run.node_count:,}"),
+        Text(f"{failed:,}" if failed else ""),
+        Text(what),
+    ]
 
 
 def told(state: str) -> str:

@@ -62,11 +62,9 @@ def _print_tree(run: Run, output: Path | None) -> None:
     if output is None:
         console().print(tree(run))
         return
-    from rich.console import Console
-
     try:
         with output.open("w", encoding="utf-8") as file:
-            Console(file=file, width=120).print(tree(run))
+            console(file=file).print(tree(run))
     except OSError as error:
         raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
 

@@ -219,6 +219,51 @@ def test_runs_are_listed_and_shown(line: Line) -> None:
     assert "ValueError: no 1" in line("show").stdout
 
 
+MESSY = """
+    from entangle.process import process
+
+    @process
+    def fail(n):
+        raise ValueError("this is what went wrong, in words, and then in some more words " * n)
+"""
+
+
+def test_a_long_message_leaves_the_rest_of_the_list_as_it_is(line: Line) -> None:
+    (line.folder / "messy.py").write_text(textwrap.dedent(MESSY), encoding="utf-8")
+    line("run", "work.py:many")
+    line("run", "messy.py:fail", "3")
+    ids = [run["id"] for run in line.json("runs", "--json")]
+    told = (r" +fail +failed +\S.*:\d\d +\S+ m?s +1 +1  this is what", r" +add +done +\S.*:\d\d +\S+ m?s +7$")
+    piped = line("runs", COLUMNS="80").stdout.splitlines()
+    assert piped[1].endswith("this is what went wrong, in words, and then in some more words")
+    seen = at_a_terminal(line, "runs", columns=80)
+    assert [len(shown) <= 80 for shown in seen] == [True] * 3
+    assert seen[1].endswith("…")
+    for lines in (piped, seen):
+        for shown, run_id, expected in zip(lines[1:], ids, told, strict=True):
+            assert re.match(run_id + expected, shown), shown
+    tree = line("show", COLUMNS="80").stdout
+    assert "this is what went wrong, in words, and then in some more words " * 2 in tree
+
+
+def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
+    """The lines that a command shows on a terminal that has so many columns, and no colours."""
+    ours, theirs = pty.openpty()
+    environment = {**line.environment, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "entangle", *words]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=line.folder, env=environment)
+    os.close(theirs)
+    shown = b""
+    with open(ours, "rb", buffering=0) as terminal, process:
+        try:
+            while part := terminal.read(65536):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+    assert process.returncode == DONE
+    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()).splitlines()
+
+
 def test_a_run_is_shown_in_other_forms(line: Line) -> None:
     line("run", "work.py:many")
     forms = {"mermaid": "flowchart", "dot": "digraph", "svg": "<svg", "trace": "traceEvents", "prov": "wasGeneratedBy", "json": '"nodes"'}
