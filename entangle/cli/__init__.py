@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from entangle.cli.status import FAILED, Refused
+from entangle.cli.streams import plain
 from entangle.errors import EntangleError
 
 
@@ -31,10 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except Refused as refused:
-        print(f"entangle: {refused}", file=sys.stderr)
+        print(f"entangle: {plain(str(refused), lines=True)}", file=sys.stderr)
         return refused.status
     except EntangleError as error:
-        print(f"entangle: {error}", file=sys.stderr)
+        print(f"entangle: {plain(str(error), lines=True)}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = None  # else the interpreter complains when it flushes it

@@ -11,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.text import Text
-
-from entangle.cli.output import console, print_json, size
+from entangle.cli.output import console, print_json, size, text
 from entangle.cli.status import DONE, FAILED
 
 #: WORKS; OFF: not here, and nobody needs to mind who does not use it; BROKEN: entangle does not do its work.
@@ -55,10 +53,10 @@ def _show(findings: list[Finding]) -> None:
     wide = max(len(finding.what) for finding in findings)
     for finding in findings:
         # One line each, however narrow the terminal: these are lines to be copied, and searched.
-        line = Text.assemble((f"{finding.state:6}", colours[finding.state]), f"  {finding.what:{wide}}  {finding.detail}")
+        line = text((f"{finding.state:6}", colours[finding.state]), f"  {finding.what:{wide}}  {finding.detail}")
         out.print(line, soft_wrap=True)
         if finding.advice:
-            out.print(Text(" " * (wide + 10) + finding.advice, style="dim"), soft_wrap=True)
+            out.print(text(" " * (wide + 10) + finding.advice, style="dim"), soft_wrap=True)
 
 
 def _python() -> Finding:

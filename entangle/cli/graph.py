@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from entangle.cli.output import console, print_json
+from entangle.cli.output import console, print_json, text
 from entangle.cli.status import ABSENT, UNREACHABLE, USAGE, Refused, need
 
 
@@ -29,4 +29,4 @@ def send(runs: list[str], to: str | None, everything: bool, as_json: bool) -> No
     if as_json:
         print_json({"sent": count, "to": address})
     else:
-        console().print(f"{count} run{'' if count == 1 else 's'} sent to {address}", soft_wrap=True)
+        console().print(text(f"{count} run{'' if count == 1 else 's'} sent to {address}"), soft_wrap=True)

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from entangle.cli.streams import plain, plain_json
+
 #: How a state looks.
 COLOURS = {
     "done": "green",
@@ -30,17 +32,24 @@ WIDE = 1 << 20
 
 def console(stderr: bool = False, file: TextIO | None = None) -> Console:
     """Where people read. Not soft-wrapped: what is piped on, or written to a file, stays one line."""
-    out = Console(stderr=stderr, file=file, highlight=False)
+    # A text in brackets is a text: tasks and directories may be called so.
+    out = Console(stderr=stderr, file=file, highlight=False, markup=False, emoji=False)
     if not out.is_terminal:
         out.width = WIDE
     return out
+
+
+def text(*parts: str | tuple[str, str], style: str = "") -> Text:
+    """A text of parts, each alone or with its style. What would steer the terminal is shown escaped: names, values and errors are
+    whatever a program has made them."""
+    return Text.assemble(*(plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts), style=style)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = ()) -> None:
     """Rows under their heads, one line each; the columns named in `right` end flush. On a terminal the last column gets what the others
     leave of a line, and is cut there: ids and numbers that are cut would be of no use."""
     out = console()
-    lines = [[Text(head, style="dim") for head in heads], *rows]
+    lines = [[text(head, style="dim") for head in heads], *rows]
     widths = [max(row[at].cell_len for row in lines) for at in range(len(heads) - 1)]
     left = max(1, out.width - sum(widths) - 2 * len(widths))
     for row in lines:
@@ -52,9 +61,14 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Col
         out.print(line, soft_wrap=True)
 
 
+def as_json(value: Any) -> str:
+    """A value as JSON; what that does not know, as its text."""
+    return plain_json(json.dumps(value, default=str, ensure_ascii=False))
+
+
 def print_json(value: Any) -> None:
     """One line of JSON; what it does not know as its text."""
-    sys.stdout.write(json.dumps(value, default=str, ensure_ascii=False) + "\n")
+    sys.stdout.write(as_json(value) + "\n")
     sys.stdout.flush()
 
 

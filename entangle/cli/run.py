@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from entangle.cli.output import console, duration, print_json
+from entangle.cli.output import console, duration, print_json, text
 from entangle.cli.status import ABSENT, DONE, FAILED, USAGE, Refused
 
 
@@ -34,7 +34,7 @@ def run(target: str, arguments: list[str], as_json: bool, progress: bool, start:
     if as_json:
         print_json({"status": status, "value": value, "run": run_id, "seconds": round(time.time() - began, 6)})
     elif run_id is not None and sys.stderr.isatty():
-        console(stderr=True).print(f"[dim]run {run_id}, {duration(time.time() - began)}; [/dim]entangle show {run_id}")
+        console(stderr=True).print(text((f"run {run_id}, {duration(time.time() - began)}; ", "dim"), f"entangle show {run_id}"))
     return status
 
 

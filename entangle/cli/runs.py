@@ -6,11 +6,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
-from entangle.cli.output import COLOURS, console, duration, moment, print_json, print_table
+from entangle.cli.output import COLOURS, console, duration, moment, print_json, print_table, text
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from entangle.records import Run
 
 HEADS = ("run", "task", "state", "began", "took", "nodes", "failed", "what")
@@ -26,7 +26,7 @@ def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None
         return
     if not found:
         said = "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again.")
-        console().print(said, soft_wrap=True)
+        console().print(text(said), soft_wrap=True)
         return
     print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "failed"))
 
@@ -36,14 +36,14 @@ def _row(run: Run) -> list[Text]:
     what = what or " ".join(f"{name}={value}" for name, value in run.tags.items())
     failed = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
     return [
-        Text(run.id),
-        Text(run.name),
-        Text(told(run.state), style=COLOURS.get(run.state, "")),
-        Text(moment(run.started)),
-        Text(duration(time.time() - run.started) if run.state == "running" else duration(run.seconds)),
-        Text(f"{run.node_count:,}"),
-        Text(f"{failed:,}" if failed else ""),
-        Text(what),
+        text(run.id),
+        text(run.name),
+        text(told(run.state), style=COLOURS.get(run.state, "")),
+        text(moment(run.started)),
+        text(duration(time.time() - run.started) if run.state == "running" else duration(run.seconds)),
+        text(f"{run.node_count:,}"),
+        text(f"{failed:,}" if failed else ""),
+        text(what),
     ]
 
 

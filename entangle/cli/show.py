@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from rich.tree import Tree
 
-from entangle.cli.output import COLOURS, MARKS, console, duration, moment, print_json, size
+from entangle.cli.output import COLOURS, MARKS, as_json, console, duration, moment, size, text
 from entangle.cli.runs import summary, told
 from entangle.cli.status import ABSENT, USAGE, Refused
+from entangle.cli.streams import plain
 
 if TYPE_CHECKING:
     from entangle.records import Node, Run
@@ -43,17 +43,21 @@ def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
     if form == "tree":
         _print_tree(run, output)
         return
-    made = run.to_dict() if form == "json" else getattr(run, FORMS[form])()
-    text = made if isinstance(made, str) else json.dumps(made, default=str, ensure_ascii=False)
-    _write(text if text.endswith("\n") else text + "\n", output)
+    if form == "json":
+        _write(as_json(run.to_dict()) + "\n", output)
+        return
+    drawn = getattr(run, FORMS[form])()
+    # In the other forms, which are JSON, they are escaped already.
+    drawn = plain(drawn, lines=True) if form in ("mermaid", "dot", "svg") else drawn
+    _write(drawn.rstrip("\n") + "\n", output)
 
 
-def _write(text: str, output: Path | None) -> None:
+def _write(made: str, output: Path | None) -> None:
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(made)
         return
     try:
-        output.write_text(text, encoding="utf-8")
+        output.write_text(made, encoding="utf-8")
     except OSError as error:
         raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
 
@@ -71,7 +75,7 @@ def _print_tree(run: Run, output: Path | None) -> None:
 
 def tree(run: Run) -> Tree:
     """A run as a tree: the node whose value it is on top, under each what it took. A run with many nodes, by task."""
-    head = Text.assemble(
+    head = text(
         (run.name, "bold"),
         f"  {run.id}  ",
         (told(run.state), COLOURS.get(run.state, "red" if run.state == "killed" else "")),
@@ -80,7 +84,7 @@ def tree(run: Run) -> Tree:
     )
     top = Tree(head, guide_style="dim")
     if run.error is not None:
-        top.add(Text(f"{run.error.type}: {run.error.message}", style="red"))
+        top.add(Text(plain(f"{run.error.type}: {run.error.message}", lines=True), style="red"))
     if run.node_count > MOST:
         _add_tasks(run, top)
     else:
@@ -91,7 +95,7 @@ def tree(run: Run) -> Tree:
         while waiting:
             node, above, argument = waiting.pop()
             if node is None:
-                above.add(Text(argument, style="dim"))
+                above.add(text(argument, style="dim"))
                 continue
             branch = above.add(_line(node, argument, node.number in shown, states.get(node.number, node.state)))
             if node.number in shown:
@@ -102,11 +106,11 @@ def tree(run: Run) -> Tree:
                 if given.source is not None:
                     later.append((run.nodes[given.source], branch, given.argument))
                 elif given.value is not None:
-                    branch.add(Text.assemble((f"{given.argument} = ", "dim"), given.value.text))
+                    branch.add(text((f"{given.argument} = ", "dim"), given.value.text))
             if len(node.inputs) > INPUTS:
                 later.append((None, branch, f"… and {len(node.inputs) - INPUTS} more"))
             for inner in node.children:
-                branch.add(Text.assemble(("ran inside: ", "dim"), inner.name, (f"  {inner.id}, {inner.node_count} nodes", "dim")))
+                branch.add(text(("ran inside: ", "dim"), inner.name, (f"  {inner.id}, {inner.node_count} nodes", "dim")))
             waiting += reversed(later)
     return top
 
@@ -127,13 +131,11 @@ def _states_now(run: Run) -> dict[int, str]:
 
 def _line(node: Node, argument: str, again: bool, state: str) -> Text:
     state = {"stopped": "cancelled", "unknown": "waiting"}.get(state, state)
-    line = Text.assemble(
-        (f"{argument} = ", "dim") if argument else "", (MARKS.get(state, "·"), COLOURS.get(state, "")), " ", (node.name, "cyan")
-    )
+    line = text((f"{argument} = ", "dim") if argument else "", (MARKS.get(state, "·"), COLOURS.get(state, "")), " ", (node.name, "cyan"))
     if again:
         return line.append("  as above", style="dim")
     if node.value is not None:
-        line.append(f" → {node.value.text}")
+        line.append(text(f" → {node.value.text}"))
     if node.seconds is not None:
         line.append(f"  {duration(node.seconds)}", style="dim")
     if node.pid:
@@ -155,19 +157,16 @@ def _add_tasks(run: Run, top: Tree) -> None:
         for node in nodes:
             states[node.state] = states.get(node.state, 0) + 1
         spent = sum(node.seconds or 0.0 for node in nodes)
-        line = Text.assemble((name, "cyan"), f" x{len(nodes):,}  ", ", ".join(f"{count:,} {state}" for state, count in states.items()))
+        line = text((name, "cyan"), f" x{len(nodes):,}  ", ", ".join(f"{count:,} {state}" for state, count in states.items()))
         branch = top.add(line.append(f"  {duration(spent)} in all, {duration(spent / len(nodes))} each", style="dim"))
         for source, count in sorted(links.get(name, {}).items(), key=lambda link: -link[1])[:INPUTS]:
-            branch.add(Text.assemble(("takes ", "dim"), source, (f" x{count:,}", "dim")))
+            branch.add(text(("takes ", "dim"), source, (f" x{count:,}", "dim")))
 
 
-def _print_node(node: Node, as_json: bool, output: Path | None) -> None:
+def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     found = _node_as_dict(node)
-    if as_json:
-        if output is None:
-            print_json(found)
-        else:
-            _write(json.dumps(found, default=str, ensure_ascii=False) + "\n", output)
+    if for_programs:
+        _write(as_json(found) + "\n", output)
         return
     lines = [f"{node.name}, node {node.number} of run {node.run.id}: {node.state}"]
     for given in found["inputs"]:
@@ -186,7 +185,7 @@ def _print_node(node: Node, as_json: bool, output: Path | None) -> None:
         lines += ["", node.error.traceback or f"{node.error.type}: {node.error.message}"]
     if node.task.source:
         lines += ["", f"# {node.task.file}:{node.task.line}, version {node.task.version[:12]}", node.task.source]
-    _write("\n".join(lines).rstrip() + "\n", output)
+    _write(plain("\n".join(lines), lines=True).rstrip() + "\n", output)
 
 
 def _node_as_dict(node: Node) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from entangle._run.watch import LiveRun, cookies, live_homes, live_runs, pid_of_home
-from entangle.cli.output import console, duration, print_json, size
+from entangle.cli.output import console, duration, print_json, size, text
 
 #: Workers shown of one run; what they do repeats.
 MOST_WORKERS = 16
@@ -149,7 +148,7 @@ def picture(look: dict[str, Any]) -> Group:
     free = "  ".join(
         f"{pid}: " + ", ".join(f"{name} {count}" for name, count in queues.items()) for pid, queues in look["cookies"].items() if queues
     )
-    head = Text.assemble(
+    head = text(
         ("entangle top", "bold"),
         f"   {time.strftime('%H:%M:%S', time.localtime(look['time']))}   {look['cpus']} CPUs at {look['cpu_percent']:.0f} %",
         f"   memory {look['memory_percent']:.0f} %",
@@ -157,18 +156,18 @@ def picture(look: dict[str, Any]) -> Group:
     )
     parts: list[Any] = [head]
     if not look["runs"]:
-        parts.append(Text("\nNothing runs. What ran: entangle runs", style="dim"))
+        parts += ["", text("Nothing runs. What ran: entangle runs", style="dim")]
     for run in look["runs"][:MOST_RUNS]:
         parts += ["", _title(run), _workers(run["workers"])]
     left = len(look["runs"]) - MOST_RUNS
     if left > 0:
-        parts.append(Text(f"\n… and {left} more runs", style="dim"))
+        parts += ["", text(f"… and {left} more runs", style="dim")]
     return Group(*parts)
 
 
 def _title(run: dict[str, Any]) -> Table:
     grid = Table.grid(padding=(0, 1))
-    name = Text.assemble(
+    name = text(
         "  ↳ " if run["outer"] else "",
         (run["task"] or "a run", "bold cyan"),
         f"  {run['run']}",
@@ -176,7 +175,7 @@ def _title(run: dict[str, Any]) -> Table:
         (f"  {run['command']}" if run["command"] and not run["outer"] else "", "dim"),
     )
     numbers = f"{run['done']:,} of {run['nodes']:,} done, {run['running']:,} running, {run['waiting']:,} waiting"
-    tail = Text.assemble(numbers, (f", {run['failed']} failed" if run["failed"] else "", "red"), f"   {duration(run['seconds'])}")
+    tail = text(numbers, (f", {run['failed']} failed" if run["failed"] else "", "red"), f"   {duration(run['seconds'])}")
     grid.add_row(name)
     bar = Table.grid(padding=(0, 1))
     bar.add_row(ProgressBar(total=max(1, run["nodes"]), completed=run["done"], width=24), tail)
@@ -200,8 +199,8 @@ def _workers(workers: list[dict[str, Any]]) -> Table:
         table.add_row(
             str(worker["pid"]),
             worker["kind"],
-            Text(state, style=colour),
-            worker["task"] or (f"node {worker['node']}" if worker["node"] >= 0 else ""),
+            text(state, style=colour),
+            text(worker["task"] or (f"node {worker['node']}" if worker["node"] >= 0 else "")),
             duration(worker["seconds"]) if worker["seconds"] else "",
             f"{worker['done']:,}",
             f"{worker['cpu_percent']:.0f} %" if worker["cpu_percent"] is not None else "",

@@ -24,7 +24,7 @@ def ui(port: int, browser: bool, as_json: bool) -> None:
         out = console()
         out.print("Runs, live and remembered, are at")
         print(f"\n    {server.url}\n", flush=True)
-        out.print("[dim]The address is for you alone: it holds the key. Ctrl-C ends it.[/dim]")
+        out.print("The address is for you alone: it holds the key. Ctrl-C ends it.", style="dim")
         sys.stdout.flush()
     if browser and not as_json and sys.stdout.isatty():
         server.open_browser()

@@ -225,6 +225,12 @@ MESSY = """
     @process
     def fail(n):
         raise ValueError("this is what went wrong, in words, and then in some more words " * n)
+
+    def steer(name):
+        raise ValueError("\\x1b[31mred\\x1b]0;title\\x07 \\x9b31m\\rover \\u202egnp.exe\\nnext line")
+
+    steer.__name__ = "g[/nope]\\x1b[2J"
+    steer = process(steer)
 """
 
 
@@ -244,6 +250,24 @@ def test_a_long_message_leaves_the_rest_of_the_list_as_it_is(line: Line) -> None
             assert re.match(run_id + expected, shown), shown
     tree = line("show", COLUMNS="80").stdout
     assert "this is what went wrong, in words, and then in some more words " * 2 in tree
+
+
+def test_what_would_steer_a_terminal_is_shown_and_not_done(line: Line) -> None:
+    (line.folder / "messy.py").write_text(textwrap.dedent(MESSY), encoding="utf-8")
+    there = str(line.folder / "records[/b]")
+    line("run", "messy.py:steer", "[/bold]\x1b[31m", ENTANGLE_RECORD_DIR=there)
+    words = (("runs",), ("show",), ("show", "--node", "0"), ("show", "-f", "mermaid"), ("show", "-f", "svg"), ("show", "-f", "trace"))
+    for command in (*words, ("runs", "--json")):
+        done = line(*command, ENTANGLE_RECORD_DIR=there)
+        assert (done.returncode, done.stderr) == (DONE, "")
+        assert re.findall("[\0-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout) == []
+        assert "g[/nope]" in done.stdout
+    assert r"\x1b[31mred\x1b]0;title\x07 \x9b31m\rover \u202egnp.exe" in line("show", ENTANGLE_RECORD_DIR=there).stdout
+    assert line("runs", "--task", "none", ENTANGLE_RECORD_DIR=there).returncode == DONE
+    empty = line("runs", ENTANGLE_RECORD_DIR=f"{there}[/b]")
+    assert (empty.returncode, "records[/b][/b]" in empty.stdout) == (DONE, True)
+    absent = line("show", ENTANGLE_RECORD_DIR=f"{there}\x1b[31m")
+    assert (absent.returncode, absent.stderr.count("\x1b")) == (ABSENT, 0)
 
 
 def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
