@@ -28,6 +28,8 @@ def find_runs(
 ) -> list[Run]:
     """Runs that fit, the latest first. Those that go on are among them."""
     lasting = bind(shelf)
+    if name is not None and not _is_text(name):
+        return []
     if not is_there(shelf):
         return [run for run in map(partial(_going, shelf), lasting) if _fits(run, name, state, tags, since, nested)]
     where, values = ["1"], list[Any]()
@@ -74,6 +76,8 @@ def find_run(shelf: str, wanted: str) -> Run:
         if not latest:
             raise RecordsError(f"no run is remembered in {shelf}")
         return latest[0]
+    if not _is_text(wanted):
+        raise RecordsError(f"no run {wanted!r} is remembered in {shelf}")
     going = [sheet for sheet in bind(shelf) if sheet.id.startswith(wanted)]
     if not is_there(shelf) and not going:
         raise RecordsError(f"no run is remembered in {shelf}")
@@ -88,6 +92,15 @@ def find_run(shelf: str, wanted: str) -> Run:
     if not wanted or not found:
         raise RecordsError(f"no run {wanted!r} is remembered in {shelf}")
     raise RecordsError(f"several runs begin with {wanted!r}: {', '.join(run.id for run in found)}")
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word can be asked for: bytes of a command line that are no UTF-8 are halves of characters, which SQLite refuses."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def run_of(shelf: str, run_id: str) -> Run:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from entangle.cli.status import FAILED, Refused
+from entangle.cli.status import DONE, FAILED, Refused
 from entangle.cli.streams import plain
 from entangle.errors import EntangleError
 
@@ -29,8 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     main(["clean"])
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    status = DONE
     try:
-        return _run(given)
+        status = _run(given)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it can still be told that what was said cannot be written
+        return status
     except Refused as refused:
         print(f"entangle: {plain(str(refused), lines=True)}", file=sys.stderr)
         return refused.status
@@ -39,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = None  # else the interpreter complains when it flushes it
-        return 0
+        return status
+    except OSError as error:  # a full disk behind stdout, a file that may not be read
+        print(f"entangle: {plain(str(error))}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):
+            sys.stdout = None
+        return FAILED
 
 
 def _run(given: list[str]) -> int:

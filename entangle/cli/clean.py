@@ -8,6 +8,7 @@ import json
 import sys
 
 from entangle._run.home import sweep
+from entangle.cli.streams import plain, stdout
 
 #: Rooms that leave something outside the run directory, and the function of each that sweeps it and gives the names of what went.
 ELSEWHERE = {"entangle._remote.transport.docker": "sweep_containers"}
@@ -21,7 +22,7 @@ def clean(as_json: bool) -> None:
         print(json.dumps({"removed": removed, "containers": containers}))
         return
     for path in (*containers, *removed):
-        print(f"removed {path}")
+        print(f"removed {plain(path)}", file=stdout())
     print(f"{len(removed)} stale director{'y' if len(removed) == 1 else 'ies'} removed", file=sys.stderr)
 
 

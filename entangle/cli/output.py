@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, TextIO
@@ -11,7 +10,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from entangle.cli.streams import plain, plain_json
+from entangle.cli.streams import plain, plain_json, stdout
 
 #: How a state looks.
 COLOURS = {
@@ -33,7 +32,7 @@ WIDE = 1 << 20
 def console(stderr: bool = False, file: TextIO | None = None) -> Console:
     """Where people read. Not soft-wrapped: what is piped on, or written to a file, stays one line."""
     # A text in brackets is a text: tasks and directories may be called so.
-    out = Console(stderr=stderr, file=file, highlight=False, markup=False, emoji=False)
+    out = Console(stderr=stderr, file=file or (None if stderr else stdout()), highlight=False, markup=False, emoji=False)
     if not out.is_terminal:
         out.width = WIDE
     return out
@@ -61,15 +60,21 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Col
         out.print(line, soft_wrap=True)
 
 
-def as_json(value: Any) -> str:
-    """A value as JSON; what that does not know, as its text."""
-    return plain_json(json.dumps(value, default=str, ensure_ascii=False))
+def as_json(value: Any, encoding: str = "utf-8") -> str:
+    """A value as JSON that can be encoded so; what JSON does not know, as its text."""
+    said = plain_json(json.dumps(value, default=str, ensure_ascii=False))
+    try:
+        said.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    return said
 
 
 def print_json(value: Any) -> None:
     """One line of JSON; what it does not know as its text."""
-    sys.stdout.write(as_json(value) + "\n")
-    sys.stdout.flush()
+    out = stdout()
+    out.write(as_json(value, out.encoding or "utf-8") + "\n")
+    out.flush()
 
 
 def duration(seconds: float | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from entangle.cli.output import console, duration, print_json, text
 from entangle.cli.status import ABSENT, DONE, FAILED, USAGE, Refused
+from entangle.cli.streams import stdout
 
 
 def run(target: str, arguments: list[str], as_json: bool, progress: bool, start: str | None) -> int:
@@ -99,7 +100,7 @@ def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tupl
     if as_json:
         return DONE, _jsonable(value)
     if value is not None:
-        print(repr(value))
+        print(_text(value), file=stdout())
     return DONE, None
 
 
@@ -170,9 +171,16 @@ def _jsonable(value: Any) -> Any:
 
     try:
         json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return repr(value)
+    except Exception:  # a value of a class that does as it likes
+        return _text(value)
     return value
+
+
+def _text(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__qualname__}: its text raises {type(error).__name__}>"
 
 
 def _show_error(error: BaseException, path: str) -> None:

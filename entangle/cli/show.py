@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 from rich.tree import Tree
 
-from entangle.cli.output import COLOURS, MARKS, as_json, console, duration, moment, size, text
+from entangle.cli.output import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
 from entangle.cli.runs import summary, told
 from entangle.cli.status import ABSENT, USAGE, Refused
-from entangle.cli.streams import plain
+from entangle.cli.streams import plain, stdout
 
 if TYPE_CHECKING:
     from entangle.records import Node, Run
@@ -44,7 +43,7 @@ def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
         _print_tree(run, output)
         return
     if form == "json":
-        _write(as_json(run.to_dict()) + "\n", output)
+        _write_json(run.to_dict(), output)
         return
     drawn = getattr(run, FORMS[form])()
     # In the other forms, which are JSON, they are escaped already.
@@ -54,12 +53,19 @@ def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
 
 def _write(made: str, output: Path | None) -> None:
     if output is None:
-        sys.stdout.write(made)
+        stdout().write(made)
         return
     try:
         output.write_text(made, encoding="utf-8")
     except OSError as error:
         raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
+
+
+def _write_json(value: Any, output: Path | None) -> None:
+    if output is None:
+        print_json(value)
+    else:
+        _write(as_json(value) + "\n", output)
 
 
 def _print_tree(run: Run, output: Path | None) -> None:
@@ -166,7 +172,7 @@ def _add_tasks(run: Run, top: Tree) -> None:
 def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     found = _node_as_dict(node)
     if for_programs:
-        _write(as_json(found) + "\n", output)
+        _write_json(found, output)
         return
     lines = [f"{node.name}, node {node.number} of run {node.run.id}: {node.state}"]
     for given in found["inputs"]:

@@ -88,6 +88,7 @@ class Line:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="backslashreplace",
             timeout=50,
         )
 
@@ -268,6 +269,89 @@ def test_what_would_steer_a_terminal_is_shown_and_not_done(line: Line) -> None:
     assert (empty.returncode, "records[/b][/b]" in empty.stdout) == (DONE, True)
     absent = line("show", ENTANGLE_RECORD_DIR=f"{there}\x1b[31m")
     assert (absent.returncode, absent.stderr.count("\x1b")) == (ABSENT, 0)
+
+
+STRANGE = """
+    from entangle.process import process
+
+    class Mute:
+        def __repr__(self):
+            raise ValueError("no words")
+
+    @process
+    def mute():
+        return Mute()
+
+    @process
+    def half():
+        return "\\udcff"
+
+    @process
+    def umlaut(ä=1):
+        return "ü✓😀"
+"""
+
+
+@pytest.fixture
+def strange(line: Line) -> Line:
+    (line.folder / "strange.py").write_text(textwrap.dedent(STRANGE), encoding="utf-8")
+    return line
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["latin-1", "C"],
+)
+def test_a_stream_that_cannot_say_it_is_told_it_escaped(strange: Line, environment: dict[str, str]) -> None:
+    ran = strange("run", "strange.py:umlaut", **environment)
+    assert (ran.returncode, ran.stdout[-15:], ran.stderr) == (DONE, r"\u2713\U0001f600'"[-14:] + "\n", "")
+    for command in ("run --json strange.py:umlaut", "show --json", "show --node 0 --json", "runs --json"):
+        done = strange(*command.split(), **environment)
+        assert (done.returncode, done.stderr) == (DONE, "")
+        told = json.loads(done.stdout)
+        if command.startswith("run "):
+            assert told["value"] == "ü✓😀"
+    for command in ("show", "show --node 0", "runs", "show -f mermaid", "--help"):
+        done = strange(*command.split(), **environment)
+        assert (done.returncode, done.stderr) == (DONE, "")
+
+
+def test_a_program_has_the_streams_that_python_would_give_it(strange: Line) -> None:
+    (strange.folder / "says.py").write_text("print('\\u2713')\n", encoding="utf-8")
+    done = strange("run", "says.py", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout, "UnicodeEncodeError" in done.stderr) == (FAILED, "", True)
+
+
+def test_words_that_are_no_text_name_nothing(line: Line) -> None:
+    line("run", "work.py:many")
+    absent = line("show", "\udcff")
+    assert (absent.returncode, absent.stderr.count("\n")) == (ABSENT, 1)
+    assert "no run" in absent.stderr
+    none = line("runs", "--task", "\udcff")
+    assert (none.returncode, none.stdout) == (DONE, "No run is remembered that fits.\n")
+
+
+def test_a_value_that_has_no_text_is_told_as_that(strange: Line) -> None:
+    assert strange("run", "strange.py:mute").stdout == "<Mute: its text raises ValueError>\n"
+    assert strange.json("run", "--json", "strange.py:mute")["value"] == "<Mute: its text raises ValueError>"
+
+
+def test_halves_of_characters_are_told(strange: Line) -> None:
+    assert strange("run", "strange.py:half").stdout == r"'\udcff'" + "\n"
+    assert strange.json("run", "--json", "strange.py:half")["value"] == "\udcff"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "words", [("runs",), ("runs", "--json"), ("run", "work.py:many"), ("show", "-f", "svg"), ("--help",)], ids=" ".join
+)
+def test_a_disk_that_is_full_is_told_in_a_line(line: Line, words: tuple[str, ...]) -> None:
+    line("run", "work.py:many")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "entangle", *words]
+        done = subprocess.run(command, cwd=line.folder, env=line.environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (FAILED, "entangle: [Errno 28] No space left on device\n")
 
 
 def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
