@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from entangle._records.file import PATIENCE, opened, transaction
-from entangle._records.sheet import SUFFIX, Sheet, parse, read
+from entangle._records.sheet import SUFFIX, NoSheet, Sheet, parse, read
 from entangle._records.shelf import sheets_of
 from entangle._run.notes import COOKIE_WAIT, MEMORY, MOVED
 from entangle._run.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
@@ -31,6 +31,13 @@ _GIVEN_UP = ("entangle.errors.RunCancelledError", "KeyboardInterrupt", "entangle
 _Told = tuple[Any, Any, Any, Any, Any]
 _NOTHING: _Told = (None, None, None, None, None)
 
+_left_out: set[str] = set()
+#: What comes of a sheet that lacks something, or has something else in its place.
+_UNFIT = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
+    *(sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+)
+
 
 def bind(shelf: str, seconds: float | None = None) -> list[Sheet]:
     """Bind every sheet whose run is over, and give the sheets of runs that last. With `seconds`, stop after so many, and wait no longer
@@ -42,6 +49,8 @@ def bind(shelf: str, seconds: float | None = None) -> list[Sheet]:
         names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RecordsError(f"records cannot be read in {shelf}: {error.strerror}; ENTANGLE_RECORD_DIR names another place") from error
     lasting: list[Sheet] = []
     if not names:
         return lasting
@@ -55,17 +64,26 @@ def bind(shelf: str, seconds: float | None = None) -> list[Sheet]:
                 sheet = read(path)
             except FileNotFoundError:  # bound by somebody else meanwhile
                 continue
+            except NoSheet as error:
+                _leave_out(path, error)
+                continue
             except (OSError, ValueError):
                 _lay_aside(path)
                 continue
             if sheet.lasts:
                 lasting.append(sheet)
                 continue
-            bind_sheet(connection, sheet)
+            try:
+                bind_sheet(connection, sheet)
+            except NoSheet as error:
+                _leave_out(path, error)
+                continue
             try:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
+            except OSError as error:
+                raise RecordsError(f"{path} has been read and cannot be removed: {error.strerror}") from error
     retain_now_and_then(shelf)
     return lasting
 
@@ -79,6 +97,17 @@ def _lay_aside(path: str) -> None:
             os.unlink(path)
     except OSError:
         pass
+
+
+def _leave_out(path: str, error: NoSheet) -> None:
+    """Say once in a process that a sheet is none: one must not hide the others."""
+    if path not in _left_out:
+        _left_out.add(path)
+        import logging
+
+        logging.getLogger("entangle").warning(
+            "%s is no record of a run, and is left out (%s); remove it, and this is not said again", path, error
+        )
 
 
 def _young(path: str) -> bool:
@@ -112,22 +141,28 @@ def absorb_sheets(shelf: str, bodies: list[bytes], parent: tuple[str, int] | Non
         for sheet in sheets:
             if parent is not None and (sheet.head.get("parent") or [None])[0] not in known:
                 sheet.head["parent"] = list(parent)
-            bind_sheet(connection, sheet)
+            try:
+                bind_sheet(connection, sheet)
+            except NoSheet as error:
+                raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
     return [sheet.id for sheet in sheets]
 
 
 def bind_sheet(connection: sqlite3.Connection, sheet: Sheet) -> None:
-    """Write the rows of a run that is over, unless they are there."""
-    with transaction(connection):
-        key = _insert_run(connection, sheet)
-        if key is None:
-            return
-        tasks = [_task_key(connection, body) for body in sheet.head["bodies"]]
-        connection.executemany(
-            "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            _node_rows(key, sheet, tasks),
-        )
-        connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, sheet))
+    """Write the rows of a run that is over, unless they are there. Raises NoSheet where it does not say what a sheet says."""
+    try:
+        with transaction(connection):
+            key = _insert_run(connection, sheet)
+            if key is None:
+                return
+            tasks = [_task_key(connection, body) for body in sheet.head["bodies"]]
+            connection.executemany(
+                "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                _node_rows(key, sheet, tasks),
+            )
+            connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, sheet))
+    except _UNFIT as error:
+        raise NoSheet(f"{type(error).__name__}: {error}") from error
 
 
 def _insert_run(connection: sqlite3.Connection, sheet: Sheet) -> int | None:

@@ -95,11 +95,14 @@ def opened(shelf: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float
     except (OSError, sqlite3.Error) as error:
         raise RecordsError(f"records cannot be kept in {shelf}: {error}; ENTANGLE_RECORD_DIR names another place") from error
     try:
-        try:
-            _prepare(connection, path, migrations)
-        except sqlite3.DatabaseError as error:
-            raise RecordsError(f"{path} cannot be used: {error}") from error
+        _prepare(connection, path, migrations)
         yield connection
+    except sqlite3.ProgrammingError:  # a mistake of ours, and not of the file
+        raise
+    except sqlite3.OperationalError as error:  # locked for long, a full disk
+        raise RecordsError(f"{path} cannot be used: {error}; try again, or name another place by ENTANGLE_RECORD_DIR") from error
+    except sqlite3.DatabaseError as error:
+        raise RecordsError(f"{path} cannot be used: {error}; move it away, and what comes is remembered in a new one") from error
     finally:
         connection.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -22,12 +23,25 @@ DELETE FROM runs WHERE id IN family
 """
 
 
-def limits() -> tuple[float, int]:
-    """Days and bytes as the environment has them. Raises RecordsError for what is no number."""
+def usual_days() -> float:
+    """For how many days runs are remembered: as the environment says, `inf` being for ever. Raises RecordsError for what is no number."""
+    return _limit("ENTANGLE_RECORD_DAYS", DAYS)
+
+
+def usual_size() -> float:
+    """How many bytes the file may have: as the environment says, `inf` being any. Raises RecordsError for what is no number."""
+    return _limit("ENTANGLE_RECORD_BYTES", BYTES)
+
+
+def _limit(variable: str, usual: float) -> float:
+    given = os.environ.get(variable, "").strip()
     try:
-        return float(os.environ.get("ENTANGLE_RECORD_DAYS", DAYS)), int(float(os.environ.get("ENTANGLE_RECORD_BYTES", BYTES)))
-    except ValueError as error:
-        raise RecordsError(f"ENTANGLE_RECORD_DAYS and ENTANGLE_RECORD_BYTES are numbers: {error}") from None
+        limit = float(given) if given else usual
+    except ValueError:
+        limit = -1.0
+    if not limit >= 0:  # nan neither
+        raise RecordsError(f"{variable} is a number from 0 on, or inf, not {given!r}")
+    return limit
 
 
 def forget_run(shelf: str, run_id: str) -> None:
@@ -42,17 +56,17 @@ def forget_run(shelf: str, run_id: str) -> None:
         connection.execute("PRAGMA incremental_vacuum").fetchall()
 
 
-def retain(shelf: str, days: float | None = None, size: int | None = None) -> int:
+def retain(shelf: str, days: float | None = None, size: float | None = None) -> int:
     """Forget what is older than so many days, then the oldest until the file is small enough; gives how many runs went."""
-    usual_days, usual_size = limits()
-    days = usual_days if days is None else days
-    size = usual_size if size is None else size
+    since = time.time() - (usual_days() if days is None else days) * 86_400
+    most = usual_size() if size is None else size
     with opened(shelf) as connection:
         before = connection.total_changes
         (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
-        with transaction(connection):
-            connection.execute("DELETE FROM runs WHERE started < ?", (int((time.time() - days * 86_400) * 1e9),))
-        while _used(connection) > size:
+        if since > 0:
+            with transaction(connection):
+                connection.execute("DELETE FROM runs WHERE started < ?", (int(since * 1e9),))
+        while _used(connection) > most:
             with transaction(connection):
                 gone = connection.execute(
                     "DELETE FROM runs WHERE key IN (SELECT key FROM runs ORDER BY started LIMIT max(1, (SELECT count(*) FROM runs) / 20))"
@@ -87,6 +101,10 @@ def retain_now_and_then(shelf: str) -> None:
             return
     except OSError:
         pass
-    with open(mark, "a", encoding="ascii"):
-        os.utime(mark)
-    retain(shelf)
+    try:
+        days, size = usual_days(), usual_size()  # before the mark is made: what is wrong is said until it is set right
+        with open(mark, "a", encoding="ascii"):
+            os.utime(mark)
+        retain(shelf, days, size)
+    except (RecordsError, OSError) as error:  # no reason to show nothing
+        logging.getLogger("entangle").warning("old records are not removed: %s", error)

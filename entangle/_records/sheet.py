@@ -26,6 +26,12 @@ from typing import Any
 #: The form of sheets. Who finds a newer one leaves it alone.
 FORM = 1
 SUFFIX = ".run"
+#: What the head of a sheet says, whatever the run.
+_SAID = {"id", "began", "clock", "name", "way", "place", "host", "pid", "cwd", "tags", "graph", "packages", "git", "labels", "bodies"}
+
+
+class NoSheet(ValueError):
+    """A file is whole, and not what a run has left behind."""
 
 
 @dataclass
@@ -105,13 +111,15 @@ def _cut(body: bytes, at: int) -> tuple[dict[str, Any], list[bytes], int]:
 
 
 def parse(body: bytes) -> Sheet:
-    """Read a sheet. Raises ValueError where even its head is not whole, or where it is of another form."""
+    """Read a sheet. Raises ValueError where even its head is not whole, or where it is of another form, and NoSheet where it is none."""
     try:
         head, columns, at = _cut(body, 0)
         if head["form"] != FORM:
             raise ValueError(f"a sheet of form {head['form']!r}, and this version of entangle reads form {FORM}")
+        if missing := _SAID - head.keys():
+            raise NoSheet(f"it lacks {', '.join(sorted(missing))}")
         body_of, shape_of, starts, inputs = columns
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no sheet: {error!r}") from None
     sheet = Sheet(head, array("i", body_of), array("i", shape_of), array("q", starts), array("q", inputs))
     try:
@@ -154,6 +162,6 @@ def _is_there(head: dict[str, Any]) -> bool:
         os.kill(int(head["pid"]), 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, KeyError, ValueError):
+    except (PermissionError, KeyError, ValueError, TypeError, OverflowError):
         return True
     return True

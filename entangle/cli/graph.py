@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from entangle.cli.output import console, print_json, text
-from entangle.cli.status import ABSENT, UNREACHABLE, USAGE, Refused, need
+from entangle.cli.runs import run_called
+from entangle.cli.status import UNREACHABLE, USAGE, Refused, need
 
 
 def send(runs: list[str], to: str | None, everything: bool, as_json: bool) -> None:
@@ -18,10 +19,7 @@ def send(runs: list[str], to: str | None, everything: bool, as_json: bool) -> No
     from entangle import records
     from entangle.errors import GraphError
 
-    try:
-        ids = [records.run(name).id for name in runs] or None
-    except records.RecordsError as error:
-        raise Refused(str(error), ABSENT) from None
+    ids = [run_called(name).id for name in runs] or None
     try:
         count = records.send(address, ids, everything)
     except GraphError as error:

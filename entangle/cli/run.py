@@ -11,7 +11,7 @@ from typing import Any
 
 from entangle.cli.output import console, duration, print_json, text
 from entangle.cli.status import ABSENT, DONE, FAILED, USAGE, Refused
-from entangle.cli.streams import stdout
+from entangle.cli.streams import plain, stdout
 
 
 def run(target: str, arguments: list[str], as_json: bool, progress: bool, start: str | None) -> int:
@@ -31,10 +31,11 @@ def run(target: str, arguments: list[str], as_json: bool, progress: bool, start:
         status, value = _run_program(path, arguments), None
     else:
         status, value = _run_name(path, name, arguments, as_json)
-    run_id = _last_run(began)
+    # Looked for where somebody reads it: what has run has run, whatever the state of the records.
+    run_id = _last_run(began) if as_json or sys.stderr.isatty() else None
     if as_json:
         print_json({"status": status, "value": value, "run": run_id, "seconds": round(time.time() - began, 6)})
-    elif run_id is not None and sys.stderr.isatty():
+    elif run_id is not None:
         console(stderr=True).print(text((f"run {run_id}, {duration(time.time() - began)}; ", "dim"), f"entangle show {run_id}"))
     return status
 
@@ -195,7 +196,11 @@ def _show_error(error: BaseException, path: str) -> None:
 
 
 def _last_run(began: float) -> str | None:
-    """The id of the last run that this process has recorded since then; None where nothing is recorded."""
+    """The id of the last run that this process has recorded since then; None where nothing is recorded, or can be read."""
     from entangle.cli.runs import last_of_process
 
-    return last_of_process(os.getpid(), began)
+    try:
+        return last_of_process(os.getpid(), began)
+    except Exception as error:
+        print(f"entangle: the record of this run cannot be read: {plain(str(error))}", file=sys.stderr)
+        return None

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from entangle.cli.output import COLOURS, console, duration, moment, print_json, print_table, text
+from entangle.cli.status import ABSENT, Refused
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -71,6 +72,19 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def run_called(name: str) -> Run:
+    """A run by its id, the beginning of one, or `last`. Raises Refused where there is none, RecordsError where the records cannot be
+    read."""
+    from entangle import records
+
+    try:
+        return records.run(name)
+    except records.RecordsError as error:
+        if error.__cause__ is not None:
+            raise
+        raise Refused(str(error), ABSENT) from None
+
+
 def names() -> list[tuple[str, str]]:
     """Ids of runs with a word on each, for a shell that completes."""
     from entangle import records
@@ -85,10 +99,7 @@ def last_of_process(pid: int, since: float) -> str | None:
 
     if not recording():
         return None
-    try:
-        mine = [run for run in records.runs(20, since=since - 1) if run.pid == pid]
-    except records.RecordsError:
-        return None
+    mine = [run for run in records.runs(20, since=since - 1) if run.pid == pid]
     return mine[0].id if mine else None
 
 

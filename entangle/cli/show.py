@@ -9,7 +9,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from entangle.cli.output import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
-from entangle.cli.runs import summary, told
+from entangle.cli.runs import run_called, summary, told
 from entangle.cli.status import ABSENT, USAGE, Refused
 from entangle.cli.streams import plain, stdout
 
@@ -25,14 +25,14 @@ INPUTS = 12
 
 def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
     """Show it. Raises Refused where there is no such run, node or form."""
-    from entangle import records
+    from entangle.errors import RecordsError
 
     if form not in (*FORMS, "tree", "json"):
         raise Refused(f"--format is {', '.join(('tree', *FORMS, 'json'))}, not {form!r}", USAGE)
+    run = run_called(run_id)
     try:
-        run = records.run(run_id)
         chosen = run.node(node) if node is not None else None
-    except records.RecordsError as error:
+    except RecordsError as error:
         raise Refused(str(error), ABSENT) from None
     if chosen is not None:
         if form not in ("tree", "json"):

@@ -24,6 +24,7 @@ from entangle.cli.status import ABSENT, DONE, FAILED, INTERRUPTED, UNINSTALLED, 
 
 from .callers import ROOT, Caller
 from .evidence import wait_until
+from .test_records import damage
 from .test_watch import LASTING
 
 WORK = """
@@ -352,6 +353,31 @@ def test_a_disk_that_is_full_is_told_in_a_line(line: Line, words: tuple[str, ...
         command = [sys.executable, "-m", "entangle", *words]
         done = subprocess.run(command, cwd=line.folder, env=line.environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (FAILED, "entangle: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("spoilt", ["damaged", "a file", "days"])
+def test_records_that_cannot_be_read_spoil_no_run(line: Line, spoilt: str) -> None:
+    environment = {}
+    told = "move it away"
+    if spoilt == "damaged":
+        line("run", "work.py:many")
+        line("runs")
+        damage(line.folder / "records")
+    elif spoilt == "a file":
+        environment["ENTANGLE_RECORD_DIR"] = str(line.folder / "work.py")
+        told = "ENTANGLE_RECORD_DIR names another place"
+    else:
+        environment["ENTANGLE_RECORD_DAYS"] = "nan"
+    ran = line("run", "work.py:many", **environment)
+    assert (ran.returncode, ran.stdout, "Traceback" in ran.stderr) == (DONE, "20\n", False)
+    ran = line("run", "--json", "work.py:many", **environment)
+    assert (ran.returncode, json.loads(ran.stdout)["value"], "Traceback" in ran.stderr) == (DONE, 20, False)
+    for word in ("runs", "show"):
+        looked = line(word, **environment)
+        if spoilt == "days":
+            assert (looked.returncode, "many" in looked.stdout or "add" in looked.stdout) == (DONE, True)
+        else:
+            assert (looked.returncode, looked.stdout, told in looked.stderr, looked.stderr.count("\n")) == (FAILED, "", True, 1)
 
 
 def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:

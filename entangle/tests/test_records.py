@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -500,6 +501,81 @@ def test_what_is_no_file_of_records_is_refused_as_that(shelf: Path) -> None:
     (shelf / "records.sqlite").write_text("this is no database, and long enough to be looked at " * 50)
     with pytest.raises(RecordsError, match=r"records\.sqlite cannot be used"):
         records.runs()
+
+
+def damage(shelf: Path) -> None:
+    """Spoil all of the file but its first page, which says what it is."""
+    path = shelf / "records.sqlite"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
+
+
+def test_a_file_that_is_damaged_further_on_is_told_of_with_what_to_do(shelf: Path) -> None:
+    assert process(one)()() == 1
+    run = records.run()
+    damage(shelf)
+    looks: list[Callable[[], Any]] = [records.runs, records.run, records.retain, lambda: run.nodes, lambda: records.made("00" * 32)]
+    for look in looks:
+        with pytest.raises(RecordsError, match=r"records\.sqlite cannot be used: .* move it away"):
+            look()
+    assert process(one)()() == 1
+    (shelf / "records.sqlite").rename(shelf / "away")
+    assert len(records.runs()) == 1
+
+
+def test_a_file_where_the_place_of_records_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "file"))
+    for look in (records.runs, records.run):
+        with pytest.raises(RecordsError, match=r"Not a directory; ENTANGLE_RECORD_DIR names another place"):
+            look()
+
+
+@pytest.mark.parametrize("spoil", ["all", "place", "bodies", "began", "labels", "columns"])
+def test_a_sheet_that_is_no_record_of_a_run_hides_no_other(shelf: Path, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert process(one)()() == process(one)()() == 1
+    first, _ = sorted((shelf / "sheets").iterdir())
+    head, _, rest = first.read_bytes().partition(b"\n")
+    told = json.loads(head)
+    if spoil == "all":
+        told = {"form": 1, "id": "zz", "columns": [0, 0, 0, 0]}
+    elif spoil == "columns":
+        told["columns"] = [1, 0, 0, 0]
+    else:
+        told[spoil] = 3 if spoil != "began" else {}
+    first.write_bytes(json.dumps(told).encode() + b"\n" + rest)
+    for _ in range(2):
+        assert [run.state for run in records.runs()] == ["done"]
+    assert records.run().state == "done"
+    said = [one.getMessage() for one in caplog.records]
+    assert [str(first) in one and "remove it" in one for one in said] == ([True] if spoil != "columns" else [])
+
+
+@pytest.mark.parametrize(("days", "size"), [("inf", "inf"), ("1e300", "1e300"), ("", "")])
+def test_records_are_kept_for_ever_where_that_is_wanted(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, days: str, size: str
+) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DAYS", days)
+    monkeypatch.setenv("ENTANGLE_RECORD_BYTES", size)
+    assert process(one)()() == 1
+    assert len(records.runs()) == 1
+    assert records.retain() == 0
+    assert records.retain(days=float("inf")) == 0
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("variable", ["ENTANGLE_RECORD_DAYS", "ENTANGLE_RECORD_BYTES"])
+@pytest.mark.parametrize("value", ["nan", "-1", "a week"])
+def test_a_limit_that_is_none_is_told_of_and_removes_nothing(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    for number in (1, 2):
+        assert process(one)()() == 1
+        assert len(records.runs()) == number
+        assert [f"{variable} is a number from 0 on, or inf, not '{value}'" in one.getMessage() for one in caplog.records] == [True] * number
+    with pytest.raises(RecordsError, match=variable):
+        records.retain()
 
 
 def test_old_runs_go_and_the_oldest_where_there_is_too_much(shelf: Path) -> None:

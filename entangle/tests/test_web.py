@@ -271,6 +271,13 @@ def test_records_that_cannot_be_read_are_told_and_hide_nothing_that_lasts(tmp_pa
         stream.close()  # type: ignore[attr-defined]
 
 
+def test_a_place_of_records_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("not a directory")
+    with served(tmp_path) as page:
+        status, _, body = page.ask("/api/runs")
+        assert (status, "ENTANGLE_RECORD_DIR" in json.loads(body)["error"]) == (500, True)
+
+
 # --- while a run lasts ------------------------------------------------------------------------------------------------
 
 
