@@ -23,6 +23,7 @@ import types
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
+from entangle._run.pickling import travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
@@ -98,7 +99,7 @@ class Task(Generic[P, R]):
 
     def __reduce__(self) -> Any:
         module = sys.modules.get(self.__module__ or "")
-        if module is not None and self.__module__ != "__main__":
+        if module is not None and not travels_by_value(self.__module__):
             found: Any = module
             for name in self.__qualname__.split("."):
                 found = getattr(found, name, None)

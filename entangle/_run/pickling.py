@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import types
 from collections.abc import Callable
 from typing import Any
 
 from entangle.errors import UnpicklableError
+
+#: Modules that other processes do not have, or not by their name: what is defined there travels along.
+_by_value = {"__main__"}
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
 
@@ -28,13 +32,26 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
         return pickled
 
 
+def travel_by_value(module: types.ModuleType) -> None:
+    """From now on, what is defined in this module goes along with what is pickled for others, as that of `__main__` does."""
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(module)
+    _by_value.add(module.__name__)
+
+
+def travels_by_value(module: str) -> bool:
+    """Whether what is defined in the module of this name goes along."""
+    return module in _by_value
+
+
 def dumps_for_others(value: Any) -> bytes:
     """Pickle a value for a process that does not have our `__main__`: what is defined there goes along."""
     try:
         body = pickle.dumps(value, 5)
     except Exception:  # what a __reduce__ raises is anybody's guess
         body = b"__main__"
-    if b"__main__" in body:
+    if any(name.encode() in body for name in _by_value):
         import cloudpickle
 
         body = cloudpickle.dumps(value, 5)

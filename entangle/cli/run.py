@@ -106,19 +106,27 @@ def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tupl
 
 
 def _load(path: str) -> Any:
-    """Import a file under its own name, so that workers which are not forked can import it too."""
+    """Import a file under its own name, so that workers which are not forked can import it too. Where that name is another module's,
+    or has dots, which would be packages, it gets another, and what is defined in it travels by value."""
     import importlib.util
 
+    from entangle._run.pickling import travel_by_value
+
     folder, file = os.path.split(os.path.abspath(path))
-    sys.path.insert(0, folder)
-    module_name = os.path.splitext(file)[0]
-    if not module_name.isidentifier() or module_name in sys.modules:
-        module_name = "__main__"  # travels by value
+    own_name = os.path.splitext(file)[0]
+    importable = "." not in own_name and own_name not in sys.modules
+    # Not first where the file would hide the other module from workers that import that.
+    sys.path.insert(0 if importable else len(sys.path), folder)
+    module_name = own_name if importable else own_name.replace(".", "-") + "-run"
+    while module_name in sys.modules:
+        module_name += "-"
     spec = importlib.util.spec_from_file_location(module_name, os.path.join(folder, file))
     if spec is None or spec.loader is None:
         raise Refused(f"{path} is not a Python file: its name does not end in .py", USAGE)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    if not importable:
+        travel_by_value(module)
     sys.argv = [path]
     try:
         spec.loader.exec_module(module)

@@ -172,6 +172,45 @@ def test_a_task_of_a_file_runs_however_workers_are_started(line: Line, how: str)
     assert line("run", "--start", how, "work.py:double", "21").stdout == "42\n"
 
 
+FILED = """
+    import dataclasses
+    from entangle.process import process
+
+    @dataclasses.dataclass
+    class Point:
+        x: int
+
+    FACTOR = 3
+
+    def scaled(n):
+        return FACTOR * n
+
+    @process
+    def point(n):
+        return Point(scaled(n))
+
+    @process
+    def number(point):
+        return point.x if isinstance(point, Point) else None
+
+    def both():
+        first = point(1)()
+        return isinstance(first, Point), number(first)(), number(point(2))()
+
+    if __name__ == "__main__":
+        print("this is the program")
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("name", ["my-script.py", "two words.py", "dots.in.it.py", "json.py", "filed.py"])
+def test_a_file_of_any_name_is_imported_and_not_run(line: Line, name: str, how: str) -> None:
+    (line.folder / "files").mkdir()
+    (line.folder / "files" / name).write_text(textwrap.dedent(FILED), encoding="utf-8")
+    done = line("run", "--start", how, f"files/{name}:both")
+    assert (done.returncode, done.stdout, done.stderr) == (DONE, "(True, 3, 6)\n", "")
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
