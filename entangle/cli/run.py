@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from entangle.cli.output import console, duration, print_json, text
@@ -77,15 +78,15 @@ def _run_program(path: str, arguments: list[str]) -> int:
 
 def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tuple[int, Any]:
     """Run what a file calls `name`; gives the status and the value."""
-    from entangle.task import Call, Task
+    from entangle.task import Call
 
     found = _find(_load(path), path, name)
     try:
         if isinstance(found, Call):
-            args, kwargs = _arguments(arguments, found.task.function)
+            args, kwargs = _arguments(arguments, name, found)
             value = found(*args, **kwargs) if args or kwargs else found()
         elif callable(found):
-            args, kwargs = _arguments(arguments, found.function if isinstance(found, Task) else found)
+            args, kwargs = _arguments(arguments, name, found)
             value = found(*args, **kwargs)
             if isinstance(value, Call):
                 value = value()
@@ -150,22 +151,59 @@ def _find(module: Any, path: str, name: str) -> Any:
     return found
 
 
-def _arguments(words: list[str], function: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Words as arguments: Python literals where they are, else text; KEYWORD=VALUE where the function has that parameter."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        parameters = {}  # type: ignore[assignment]
-    any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+def _arguments(words: list[str], name: str, found: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Words as arguments: Python literals where they are, else text; KEYWORD=VALUE where the function has that parameter. Raises
+    Refused where it takes no such arguments."""
+    from entangle.task import Call
+
+    signature = _signature(found)
+    parameters: Mapping[str, inspect.Parameter] = signature.parameters if signature is not None else {}
+    kinds = {parameter.kind for parameter in parameters.values()}
+    any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
+    by_name = any_keyword or not kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
-        if equals and key.isidentifier() and (key in parameters or any_keyword):
+        if not (equals and key.isidentifier() and by_name):
+            args.append(_literal(word))
+        elif key in parameters or any_keyword:
             kwargs[key] = _literal(text)
         else:
-            args.append(_literal(word))
+            raise Refused(f"{name} has no parameter {key!r}; {_described(parameters)}. A text is put in quotes: '\"{word}\"'", USAGE)
+    before = (found.args, found.kwargs) if isinstance(found, Call) else ((), {})
+    try:
+        if signature is not None:
+            signature.bind(*before[0], *args, **{**before[1], **kwargs})
+    except TypeError as error:
+        raise Refused(f"{name} cannot be called so: {error}; {_described(parameters)}", USAGE) from None
     return args, kwargs
+
+
+def _signature(found: Any) -> inspect.Signature | None:
+    """What may be given to a task, a call or a function; None where that is not told."""
+    from entangle._tasks.parameters import without_injected
+    from entangle.task import Call, Task
+
+    task = found.task if isinstance(found, Call) else found
+    try:
+        if not isinstance(task, Task):
+            return inspect.signature(task)
+        if any(layer.takes_arguments for layer in task.layers):
+            return inspect.signature(_anything)
+        return without_injected(inspect.signature(task.function), task.layers)
+    except (TypeError, ValueError):  # a builtin
+        return None
+
+
+def _anything(*args: Any, **kwargs: Any) -> None:
+    """As a task takes it whose arguments are a layer's business: the fields of a request."""
+
+
+def _described(parameters: Mapping[str, inspect.Parameter]) -> str:
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    names = ", ".join(marks.get(parameter.kind, "") + name for name, parameter in parameters.items())
+    return f"it takes {names}" if names else "it takes no arguments"
 
 
 def _literal(word: str) -> Any:

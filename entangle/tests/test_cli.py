@@ -31,6 +31,7 @@ WORK = """
     import sys, time
     import entangle
     from entangle.process import process
+    from entangle.task import Layer, task
 
     @process
     def double(n, times=1):
@@ -49,6 +50,21 @@ WORK = """
 
     def plain(text, **more):
         return {"text": text, **more}
+
+    def rest(*words):
+        return words
+
+    class Asks(Layer):
+        takes_arguments = True
+
+        def run(self, inner, args, kwargs):
+            return inner(*args, kwargs["c"])
+
+    asking = task(lambda one, other: [one, other], Asks())
+
+    @process
+    def mistaken(n):
+        return n + "1"
 
     def many():
         return add(add(double(1), double(2)), add(double(3), double(4)))
@@ -148,17 +164,19 @@ def test_a_program_that_fails_or_leaves_tells_by_its_status(line: Line) -> None:
         (("work.py:double", "word"), "wordword"),
         (("work.py:call",), 6),
         (("work.py:many",), 20),
-        (("work.py:plain", "a=b", "c=[None]"), None),
+        (("work.py:rest", "a=b", "1"), ["a=b", 1]),
+        (("work.py:asking", "1", "c=3"), [1, 3]),
+        (("work.py:double", "'n=1'"), "n=1n=1"),
+        (("work.py:double", "a == b"), "a == ba == b"),
     ],
 )
 def test_a_task_a_call_or_a_function_runs_with_arguments(
     here: Callable[..., tuple[int, str, str]], words: tuple[str, ...], value: Any
 ) -> None:
     status, said, _ = here("run", "--json", *words)
-    assert status == (FAILED if value is None else DONE)
-    if value is not None:
-        found = json.loads(said)
-        assert found["value"] == value
+    found = json.loads(said)
+    assert (status, found["value"]) == (DONE, value)
+    if "work.py:rest" not in words:  # which is no task
         assert found["run"]
         assert json.loads(here("runs", "--json")[1])[0]["id"] == found["run"]
 
@@ -216,11 +234,18 @@ def test_a_file_of_any_name_is_imported_and_not_run(line: Line, name: str, how: 
     [
         (("run", "nothing.py"), ABSENT, "there is no file nothing.py"),
         (("run", "."), ABSENT, "is a directory"),
-        (("run", "work.py:nothing"), ABSENT, "there is no 'nothing' in work.py; there are: double, add, fail, call"),
+        (("run", "work.py:nothing"), ABSENT, "there is no 'nothing' in work.py; there are: double, add, fail, call, asking, mistaken"),
         (("run", "work.py:number"), USAGE, "is a int"),
         (("run", "work.py:1x"), USAGE, "is not a name"),
         (("run", "--start", "magic", "work.py"), USAGE, "auto, fork, forkserver or spawn"),
-        (("run", "work.py:double"), FAILED, "missing a required argument: 'n'"),
+        (("run", "work.py:double"), USAGE, "double cannot be called so: missing a required argument: 'n'; it takes n, times"),
+        (("run", "work.py:add", "1", "2", "3"), USAGE, "too many positional arguments; it takes a, b"),
+        (("run", "work.py:add", "1", "a=3"), USAGE, "multiple values for argument 'a'; it takes a, b"),
+        (("run", "work.py:add", "1", "c=3"), USAGE, "add has no parameter 'c'; it takes a, b."),
+        (("run", "work.py:call", "1"), USAGE, "too many positional arguments"),
+        (("run", "work.py:many", "1"), USAGE, "many cannot be called so: too many positional arguments; it takes no arguments"),
+        (("run", "work.py:plain", "a=b", "c=[None]"), USAGE, "missing a required argument: 'text'; it takes text, **more"),
+        (("run", "work.py:mistaken", "1"), FAILED, "TypeError"),
         (("run", "work.py:fail", "1"), FAILED, "ValueError: no 1"),
         (("show", "beef"), ABSENT, "is remembered"),
         (("show",), ABSENT, "no run is remembered"),
