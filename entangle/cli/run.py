@@ -64,16 +64,21 @@ def _run_program(path: str, arguments: list[str]) -> int:
     try:
         runpy.run_path(path, run_name="__main__")
     except SystemExit as left:
-        if left.code is None:
-            return DONE
-        if isinstance(left.code, int):
-            return left.code
-        print(left.code, file=sys.stderr)
-        return FAILED
+        return _status_of(left)
     except Exception as error:
         _show_error(error, path)
         return FAILED
     return DONE
+
+
+def _status_of(left: SystemExit) -> int:
+    """The status with which a program has left; where that is a text, it is shown, as Python does."""
+    if left.code is None:
+        return DONE
+    if isinstance(left.code, int):
+        return left.code
+    print(left.code, file=sys.stderr)
+    return FAILED
 
 
 def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tuple[int, Any]:
@@ -96,6 +101,8 @@ def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tupl
             raise Refused(f"{name} in {path} is a {type(found).__name__}; run a task, a call or a function", USAGE)
     except Refused:
         raise
+    except SystemExit as left:
+        return _status_of(left), None
     except Exception as error:
         _show_error(error, path)
         return FAILED, None
@@ -131,6 +138,9 @@ def _load(path: str) -> Any:
     sys.argv = [path]
     try:
         spec.loader.exec_module(module)
+    except SystemExit as left:
+        _status_of(left)
+        raise Refused(f"{path} cannot be imported: it leaves by sys.exit", FAILED) from None
     except Exception as error:
         _show_error(error, path)
         raise Refused(f"{path} cannot be imported", FAILED) from None

@@ -190,6 +190,46 @@ def test_a_task_of_a_file_runs_however_workers_are_started(line: Line, how: str)
     assert line("run", "--start", how, "work.py:double", "21").stdout == "42\n"
 
 
+LEAVING = """
+    import sys
+    from entangle.process import process
+    from entangle.task import task
+
+    def plain(code):
+        sys.exit(code)
+
+    @task
+    def here(code):
+        sys.exit(code)
+
+    @process
+    def there(code):
+        sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "here", "there"])
+@pytest.mark.parametrize(("code", "status"), [("need a licence", FAILED), ("3", 3), ("0", DONE), ("None", DONE)])
+def test_a_body_that_leaves_says_why_and_with_which_status(line: Line, name: str, code: str, status: int) -> None:
+    (line.folder / "leaving.py").write_text(textwrap.dedent(LEAVING), encoding="utf-8")
+    done = line("run", "--json", f"leaving.py:{name}", code)
+    told = json.loads(done.stdout)
+    if name != "plain":  # a task that ends its interpreter has failed, wherever it ran
+        assert (done.returncode, told["status"], "TerminatedException" in done.stderr) == (FAILED, FAILED, True)
+    else:
+        assert (done.returncode, told["status"], told["value"]) == (status, status, None)
+        assert done.stderr == ("need a licence\n" if status == FAILED else "")
+
+
+def test_a_file_that_leaves_while_it_is_imported(line: Line) -> None:
+    (line.folder / "leaving.py").write_text("import sys\nsys.exit('need a licence')\n", encoding="utf-8")
+    done = line("run", "leaving.py:call")
+    assert (done.returncode, done.stderr) == (
+        FAILED,
+        "need a licence\nentangle: leaving.py cannot be imported: it leaves by sys.exit\n",
+    )
+
+
 FILED = """
     import dataclasses
     from entangle.process import process
