@@ -171,10 +171,11 @@ def _add_tasks(run: Run, top: Tree) -> None:
 
 def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     found = _node_as_dict(node)
+    found["state"] = state = _states_now(node.run).get(node.number, node.state)
     if for_programs:
         _write_json(found, output)
         return
-    lines = [f"{node.name}, node {node.number} of run {node.run.id}: {node.state}"]
+    lines = [f"{node.name}, node {node.number} of run {node.run.id}: {state}"]
     for given in found["inputs"]:
         lines.append(
             f"  {given['argument']} = {given['text']}"
@@ -184,7 +185,8 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
         value = node.value
         lines.append(f"  → {value.text}   {value.type}, {size(value.size)}" + (f", sha-256 {value.hash}" if value.hash else ""))
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["times"].items() if seconds)
-    lines.append(f"  {times or 'never ran'}")
+    goes_on = "the run goes on; times and values are told when it is over"
+    lines.append(f"  {times or (goes_on if node.run.state == 'running' else 'never ran')}")
     if node.pid:
         lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
     if node.error is not None:

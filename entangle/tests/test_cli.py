@@ -581,6 +581,14 @@ def test_a_run_that_lasts_is_listed_and_shown_as_it_is_now(line: Line, lasting: 
     assert "✓ quick" in shown
     assert "▶ bound" in shown
     assert "· total" in shown
+    states = {"quick": "done", "bound": "running", "total": "waiting"}
+    for node in line.json("show", "--json")["node_list"]:
+        if state := states.get(node["name"]):
+            one = line("show", "last", "--node", str(node["number"])).stdout
+            assert re.match(rf"{node['name']}, node \d of run \w+: {state}$", one.splitlines()[0])
+            assert "the run goes on" in one
+            assert "never ran" not in one
+            assert line.json("show", "--node", str(node["number"]), "--json")["state"] == state
 
 
 def test_top_shows_people_what_runs_and_ends_at_a_key(line: Line, lasting: Caller) -> None:
