@@ -202,7 +202,7 @@ class Node:
     @property
     def inputs(self) -> tuple[Input, ...]:
         """Its arguments, in their order."""
-        return self.run.inputs_of(self.number)
+        return self.run.inputs_of(self)
 
     @property
     def error(self) -> Error | None:
@@ -307,11 +307,11 @@ class Run:
     def _inputs(self) -> list[list[tuple[Any, ...]]]:
         return graphs.inputs_of(self)
 
-    def inputs_of(self, number: int) -> tuple[Input, ...]:
-        """The arguments of a node."""
+    def inputs_of(self, node: Node | int | str) -> tuple[Input, ...]:
+        """The arguments of a node; the node as in `node`."""
         return tuple(
             Input(argument, source, graphs.value_of(*told) if source is None else None)
-            for _, _, _, argument, source, *told in self._inputs[number]
+            for _, _, _, argument, source, *told in self._inputs[self.node(node).number]
         )
 
     def _sources(self, number: int) -> list[int]:
@@ -345,8 +345,12 @@ class Run:
         """The runs that were called in the bodies of its nodes, oldest first."""
         return graphs.children_of(self)
 
-    def node(self, which: int | str) -> Node:
+    def node(self, which: Node | int | str) -> Node:
         """A node by its number, or by its name where one alone has it. Raises RecordsError."""
+        if isinstance(which, Node):
+            if which.run.id == self.id:
+                return which
+            raise RecordsError(f"node {which.number} ({which.name}) is one of run {which.run.id}, and not of run {self.id}")
         if isinstance(which, int):
             if 0 <= which < len(self.nodes):
                 return self.nodes[which]
@@ -357,25 +361,21 @@ class Run:
         names = ", ".join(sorted({node.name for node in self.nodes})[:20])
         raise RecordsError(f"run {self.id} has {len(found) or 'no'} nodes called {which!r}" + ("" if found else f"; it has {names}"))
 
-    def sources(self, node: Node | int) -> list[Node]:
-        """The nodes whose values a node takes."""
-        number = node if isinstance(node, int) else node.number
-        return [self.nodes[at] for at in self._sources(number)]
+    def sources(self, node: Node | int | str) -> list[Node]:
+        """The nodes whose values a node takes; the node as in `node`, here and in the following."""
+        return [self.nodes[at] for at in self._sources(self.node(node).number)]
 
-    def takers(self, node: Node | int) -> list[Node]:
+    def takers(self, node: Node | int | str) -> list[Node]:
         """The nodes that take the value of a node."""
-        number = node if isinstance(node, int) else node.number
-        return [self.nodes[at] for at in self._takers[number]]
+        return [self.nodes[at] for at in self._takers[self.node(node).number]]
 
-    def ancestors(self, node: Node | int) -> list[Node]:
+    def ancestors(self, node: Node | int | str) -> list[Node]:
         """All nodes that a node's value was made of, by number."""
-        number = node if isinstance(node, int) else node.number
-        return [self.nodes[at] for at in _reach(number, self._sources)]
+        return [self.nodes[at] for at in _reach(self.node(node).number, self._sources)]
 
-    def descendants(self, node: Node | int) -> list[Node]:
+    def descendants(self, node: Node | int | str) -> list[Node]:
         """All nodes that a node's value has gone into, by number."""
-        number = node if isinstance(node, int) else node.number
-        return [self.nodes[at] for at in _reach(number, self._takers.__getitem__)]
+        return [self.nodes[at] for at in _reach(self.node(node).number, self._takers.__getitem__)]
 
     def critical_path(self) -> list[Node]:
         """The chain of nodes, first to last, that the end of the run had to wait for: from the root backwards, each time the source

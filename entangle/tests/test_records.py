@@ -640,6 +640,26 @@ def test_ancestors_descendants_and_the_critical_path(shelf: Path) -> None:
         run.node(9)
 
 
+def test_a_node_is_named_everywhere_in_the_same_ways(shelf: Path) -> None:
+    assert process(add)(process(one)(), process(twice)(1))() == 3
+    assert process(one)()() == 1
+    other, run = records.runs()
+    left = run.node("one")
+    assert [run.sources(which) for which in ("add", run.root, run.root.number)] == [[left, run.node("twice")]] * 3
+    assert run.ancestors("add") == run.ancestors(run.root) == run.sources("add")
+    assert run.takers("one") == run.descendants("one") == run.descendants(left.number) == [run.root]
+    assert run.inputs_of("twice") == run.inputs_of(run.node("twice")) == run.node("twice").inputs
+    for ask in (run.node, run.inputs_of, run.sources, run.takers, run.ancestors, run.descendants):
+        for which, said in (
+            (99, "0 to 2"),
+            (-1, "0 to 2"),
+            ("two", "no nodes called 'two'; it has add, one, twice"),
+            (other.root, "not of run"),
+        ):
+            with pytest.raises(RecordsError, match=said):
+                ask(which)
+
+
 def test_a_run_by_a_part_of_its_id(shelf: Path) -> None:
     for _ in range(40):
         assert task(one)()() == 1
