@@ -7,20 +7,23 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from entangle.cli.output import COLOURS, console, duration, moment, print_json, print_table, text
-from entangle.cli.status import ABSENT, Refused
+from entangle.cli.status import ABSENT, USAGE, Refused
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from entangle.records import Run
 
+STATES = ("done", "failed", "cancelled", "running", "killed")
 HEADS = ("run", "task", "state", "began", "took", "nodes", "failed", "what")
 
 
 def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None:
-    """List them, the latest first."""
+    """List them, the latest first. Raises Refused for a state that no run is ever in."""
     from entangle import records
 
+    if state not in (None, *STATES):
+        raise Refused(f"--state is {', '.join(STATES[:-1])} or {STATES[-1]} (which is shown as {told('killed')}), not {state!r}", USAGE)
     found = records.runs(limit, name=task, state=state)
     if as_json:
         print_json([summary(run) for run in found])

@@ -287,6 +287,7 @@ def test_a_file_of_any_name_is_imported_and_not_run(line: Line, name: str, how: 
         (("run", "work.py:plain", "a=b", "c=[None]"), USAGE, "missing a required argument: 'text'; it takes text, **more"),
         (("run", "work.py:mistaken", "1"), FAILED, "TypeError"),
         (("run", "work.py:fail", "1"), FAILED, "ValueError: no 1"),
+        (("runs", "--state", "nonsense"), USAGE, "done, failed, cancelled, running or killed (which is shown as ended abruptly)"),
         (("show", "beef"), ABSENT, "is remembered"),
         (("show",), ABSENT, "no run is remembered"),
         (("show", "--format", "gif"), USAGE, "tree, mermaid, dot, svg, trace, prov, json"),
