@@ -46,6 +46,13 @@ def test_the_token_of_the_address_becomes_a_cookie_and_leaves_the_address(page: 
     assert (status, "<title>entangle</title>" in body) == (200, True)
 
 
+@pytest.mark.parametrize("path", ["/%e2%82%ac", "/a%20b%0d%0aset-cookie:%20c", "/%3Fa%23b"])
+def test_a_redirect_leads_to_the_same_path_whatever_its_letters(page: Page, path: str) -> None:
+    status, headers, _ = page.ask(f"{path}?q=%e2%82%ac&token={page.token}", token=None)
+    assert (status, headers["location"].lower()) == (303, f"{path}?q=%e2%82%ac".lower().replace(":", "%3a"))
+    assert headers["set-cookie"].startswith("entangle-")
+
+
 def test_a_redirect_does_not_lead_away(page: Page) -> None:
     _, headers, _ = page.ask(f"//elsewhere.example/?token={page.token}", token=None)
     assert not headers.get("location", "/").startswith("//")
@@ -241,6 +248,8 @@ def test_a_run_can_be_taken_away(page: Page, form: str, expected: str) -> None:
         ("/api/runs/beef/graph", 404),
         ("/api/runs/{run}/nodes/99", 404),
         ("/api/runs/{run}/nodes/x", 400),
+        ("/api/runs/{run}/nodes/%C2%B2", 400),
+        ("/api/runs/{run}/ancestors/%D9%A1", 400),
         ("/api/runs/{run}/nodes/9999999999999999999999", 400),
         ("/api/runs/{run}/timeline?width=none", 400),
         ("/api/runs/{run}/timeline?by=hand", 400),

@@ -15,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -69,13 +69,13 @@ class Guard:
                     send, 401, "That is not the token of this server. It is in the address that it printed when it started."
                 )
             rest = urlencode([pair for pair in query if pair[0] != PARAMETER])
-            location = "/" + scope["path"].lstrip("/") + ("?" + rest if rest else "")
+            location = "/" + quote(scope["path"].lstrip("/")) + ("?" + rest if rest else "")
             cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
             await send(
                 {
                     "type": "http.response.start",
                     "status": 303,
-                    "headers": [*_HEADERS, (b"location", location.encode("latin-1")), (b"set-cookie", cookie.encode("ascii"))],
+                    "headers": [*_HEADERS, (b"location", location.encode("ascii")), (b"set-cookie", cookie.encode("ascii"))],
                 }
             )
             return await send({"type": "http.response.body", "body": b""})

@@ -163,7 +163,7 @@ def _place(request: Request) -> tuple[str, str, int]:
     """The run that the page shows, and the run and number of the node, whose name is `number` or `run:number`."""
     root = request.path_params["run"]
     run, colon, number = request.path_params["node"].rpartition(":")
-    if not number.isdigit() or len(number) > 12:
+    if not (number.isascii() and number.isdigit()) or len(number) > 12:
         raise _Bad("a node is a number, or RUN:NUMBER")
     return root, run if colon else root, int(number)
 
