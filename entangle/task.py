@@ -188,10 +188,10 @@ def _remember_local_classes(function: Any, seen: set[int]) -> None:
         except ValueError:  # not bound yet
             continue
         if isinstance(held, type) and "<locals>" in held.__qualname__:
-            import cloudpickle
+            from entangle._run.pickling import by_value
 
             with contextlib.suppress(Exception):  # a class that cannot travel is named when it has to
-                cloudpickle.dumps(held)
+                by_value(held)
         elif isinstance(held, (types.FunctionType, Task)):
             _remember_local_classes(held.function if isinstance(held, Task) else held, seen)
 

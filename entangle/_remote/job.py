@@ -19,7 +19,7 @@ from entangle import _run
 from entangle._remote import imports
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
 from entangle._run.failures import describe
-from entangle._run.pickling import dumps, why_not
+from entangle._run.pickling import dumps, pickler_by_value, why_not
 from entangle.errors import (
     EntangleError,
     MissingModuleError,
@@ -70,11 +70,9 @@ def _dump(value: Any, plain: bool, ours: bool = False) -> list[Segments]:
     except Exception:
         if plain:
             raise
-    import cloudpickle
-
     written = _Segments()
     buffers.clear()
-    cloudpickle.Pickler(written, 5, buffer_callback=aside).dump(value)
+    pickler_by_value(written, aside).dump(value)
     return [written, *([buffer] for buffer in buffers)]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import pickle
+import sys
 import types
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +17,7 @@ from entangle.errors import UnpicklableError
 _by_value = {"__main__"}
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
+_CACHED = type(functools.lru_cache(lambda: None))
 
 
 def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None) -> bytes:
@@ -24,12 +29,9 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
     try:
         return pickle.dumps(value, 5, buffer_callback=buffer_callback)
     except Exception:  # what a __reduce__ raises is anybody's guess
-        import cloudpickle
-
         if again is not None:
             again()
-        pickled: bytes = cloudpickle.dumps(value, 5, buffer_callback)
-        return pickled
+        return by_value(value, buffer_callback)
 
 
 def travel_by_value(module: types.ModuleType) -> None:
@@ -52,10 +54,53 @@ def dumps_for_others(value: Any) -> bytes:
     except Exception:  # what a __reduce__ raises is anybody's guess
         body = b"__main__"
     if any(name.encode() in body for name in _by_value):
-        import cloudpickle
-
-        body = cloudpickle.dumps(value, 5)
+        body = by_value(value)
     return body
+
+
+def by_value(value: Any, buffer_callback: _Aside | None = None) -> bytes:
+    """Pickle a value by cloudpickle: functions and classes that the other side cannot import go along."""
+    file = io.BytesIO()
+    pickler_by_value(file, buffer_callback).dump(value)
+    return file.getvalue()
+
+
+def pickler_by_value(file: Any, buffer_callback: _Aside | None = None) -> pickle.Pickler:
+    """The pickler of `by_value`, which writes to `file`."""
+    made: pickle.Pickler = _kind_by_value()(file, 5, buffer_callback)
+    return made
+
+
+@functools.cache
+def _kind_by_value() -> Any:
+    """cloudpickle's pickler, which is not loaded before it is needed, with what it lacks.
+
+    A table of its own, since `copyreg` would change what everybody else in this process pickles.
+    """
+    import cloudpickle
+
+    table = ChainMap({_CACHED: _reduce_cached}, cloudpickle.Pickler.dispatch_table)
+    return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table})
+
+
+def _reduce_cached(function: Any) -> Any:
+    """A function under `functools.lru_cache` knows its name alone, by which it is not found where nobody can import it.
+
+    It then goes as what it is made of. What it remembers stays here.
+    """
+    name = getattr(function, "__qualname__", "")
+    module = getattr(function, "__module__", None) or ""
+    found: Any = sys.modules.get(module) if module != "__main__" else None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is function:
+        return name
+    known = {key: value for key, value in vars(function).items() if key != "__wrapped__"}
+    return _cached_again, (function.__wrapped__, function.cache_parameters()), known
+
+
+def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
 
 
 def why_not(value: Any, what: str) -> UnpicklableError:

@@ -284,3 +284,47 @@ def test_a_module_that_cannot_be_imported_in_a_worker(tmp_path: Path) -> None:
             print(start, "for one process only" in str(error) + str(error.__cause__) + "".join(error.__notes__))
     """
     assert output_of(tmp_path, source) == "fork 1\nforkserver True\nspawn True\n"
+
+
+def test_a_function_of_the_script_that_remembers(tmp_path: Path, start: str) -> None:
+    """`functools.lru_cache` makes an object that pickles by its name alone, in a module that no worker can import."""
+    source = """
+    import functools
+    from entangle.interpreter import interpreter
+    from entangle.process import process
+    from entangle.thread import thread
+
+    @process
+    @functools.lru_cache(maxsize=7, typed=True)
+    def cached(x):
+        return x + 1
+
+    @functools.cache
+    def fib(n):
+        "The n-th."
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    fib.limit = 80
+
+    class Shop:
+        @functools.lru_cache
+        def price(self, name):
+            return len(name)
+
+    def local():
+        @functools.lru_cache(3)
+        def inner(x):
+            return x * 10
+        return inner
+
+    @process
+    def ask(shop):
+        return fib(fib.limit), fib.__doc__, fib.cache_info().currsize, shop.price("tea"), shop.price.cache_info().hits
+
+    print(cached(3)(), cached.function.cache_parameters())
+    print(ask(Shop())())
+    print(process(local())(4)(), process(functools.lru_cache(functools.partial(max, 3)))(2)())
+    print(interpreter(functools.lru_cache(fib.__wrapped__))(50)())
+    """
+    expected = "4 {'maxsize': 7, 'typed': True}\n(23416728348467685, 'The n-th.', 81, 3, 0)\n40 3\n12586269025\n"
+    assert output_of(tmp_path, source, ENTANGLE_START=start) == expected
