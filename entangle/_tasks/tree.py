@@ -89,10 +89,7 @@ def compile_call(root: Call[Any]) -> Flow:
         number = numbers.get(call)
         if number is not None:
             if number == -1:
-                raise CycleError(
-                    f"{call.task.__name__!r} is, through its own arguments, an argument of itself; "
-                    "a list or dict that it was given has been changed afterwards"
-                )
+                raise _cycle(call)
             continue
         task = call.task
         found = body_numbers.get(task)
@@ -143,9 +140,20 @@ def compile_call(root: Call[Any]) -> Flow:
     )
 
 
+def _cycle(call: Call[Any]) -> CycleError:
+    return CycleError(
+        f"{call.task.__name__!r} is, through its own arguments, an argument of itself; "
+        "a list or dict that it was given has been changed afterwards"
+    )
+
+
 def as_dict(root: Call[Any]) -> dict[str, Any]:
-    """The graph below a call as nested dicts, built from the leaves up, since nesting may be deep."""
+    """The graph below a call as nested dicts, built from the leaves up, since nesting may be deep.
+
+    Raises CycleError where there is a cycle.
+    """
     built: dict[Call[Any], list[dict[str, Any]]] = {}
+    waiting: set[Call[Any]] = set()  # for what they take: those above the one in hand
     stack = [root]
     while stack:
         call = stack[-1]
@@ -155,6 +163,10 @@ def as_dict(root: Call[Any]) -> dict[str, Any]:
         flat, (count, keywords, templates) = _plan(call)
         missing = [part for part in flat if type(part) is Call and part not in built]
         if missing:
+            waiting.add(call)
+            for part in missing:
+                if part in waiting:
+                    raise _cycle(part)
             stack += reversed(missing)
             continue
         names = [""] * len(flat)
@@ -167,6 +179,7 @@ def as_dict(root: Call[Any]) -> dict[str, Any]:
             else:
                 level.append({name + _text(part): []})
         built[call] = level
+        waiting.discard(call)
         stack.pop()
     return {root.task.__name__: built[root]}
 

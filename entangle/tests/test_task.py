@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from entangle.errors import ArgumentError, EntangleError, OptionError
+from entangle.errors import ArgumentError, CycleError, EntangleError, OptionError
 from entangle.local import local
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -536,6 +536,16 @@ def test_siblings_with_one_name_are_a_list() -> None:
     numbers = add(add(num(1), num(2)), two()).graph(wait=True)
     assert numbers == {"add": [{"add": [{"num": {"1": []}}, {"num": {"2": []}}]}, {"two": []}]}
     assert one().graph(wait=True) == {"one": []}
+
+
+def test_the_graph_of_a_cycle_is_an_error() -> None:
+    parts: list[Any] = [module_level(0)]
+    call = process(bodies.same)(parts)
+    around = process(add)(call, module_level(0))
+    parts.append(around)
+    for asked in (call, around, process(add)(module_level(0), call)):
+        with pytest.raises(CycleError, match="is, through its own arguments, an argument of itself"):
+            asked.graph()
 
 
 def test_a_graph_says_what_is_written_not_what_is_returned() -> None:
