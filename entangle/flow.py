@@ -65,7 +65,9 @@ class Like:
         """Such a container with these items; a dict's are its keys and values in turn."""
         made = copy.copy(self.container)
         if isinstance(made, dict):
-            made.update(zip(items[::2], items[1::2], strict=True))
+            # One by one, as pickle does: what `update` means is up to the class, and a Counter would count the pairs.
+            for key, item in zip(items[::2], items[1::2], strict=True):
+                made[key] = item
         elif isinstance(made, set):
             made.update(items)
         else:

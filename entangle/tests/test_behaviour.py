@@ -18,7 +18,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,8 @@ def test_calls_inside_containers_of_other_types(way: Way) -> None:
     assert made["c"] == []
     ordered = same(OrderedDict(b=num(2), a=one()))()
     assert (type(ordered), list(ordered.items())) == (OrderedDict, [("b", 2), ("a", 1)])
+    counted = same(Counter({"a": num(3), one(): 5}))()
+    assert (type(counted), counted) == (Counter, {"a": 3, 1: 5})
     stack = same(bodies.Stack([one(), num(2)]))()
     assert (type(stack), stack) == (bodies.Stack, [1, 2])
     assert set(filled) == {"a", "b"}
