@@ -79,10 +79,10 @@ class Task(Generic[P, R]):
         raise AttributeError(f"a task cannot be changed ({name!r}); decorate the function anew")
 
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
     @overload
-    def __call__(self, *args: Any, **kwargs: Any) -> Call[R]: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> Call[R]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]:
         """A call of this task with these arguments, each a value or a call. Raises ArgumentError where they do not fit."""
         fits = self._fits or self._learn_parameters()
         if not fits(len(args), kwargs):

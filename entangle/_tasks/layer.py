@@ -55,7 +55,7 @@ class Layer:
         return inner(*args, **kwargs)
 
 
-def _peel(layer: Layer, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _peel(layer: Layer, inner: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return layer.run(inner, args, kwargs)
 
 

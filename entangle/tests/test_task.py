@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from entangle.errors import ArgumentError, CycleError, EntangleError, OptionError
+from entangle.interpreter import interpreter
 from entangle.local import local
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -336,6 +337,39 @@ def test_two_roots_share_a_call() -> None:
     assert process(add)(shared, 1)() == 3
     assert process(add)(shared, 2)() == 4
     assert shared() == 2
+
+
+class Plain(Layer):
+    """A layer of a user's own."""
+
+    def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+
+AROUND: dict[str, Any] = {
+    **DECORATORS,
+    "cache": process(cache=True),
+    "shared_memory": process(shared_memory=True),
+    "own": lambda function: task(function, Plain()),
+    "retry": process(retry=1),
+    "interpreter": interpreter,
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_no_parameter_name_is_taken(name: str) -> None:
+    """What a wrapper of ours calls its own parameters is nobody else's business."""
+
+    def named(
+        self: int, layer: int, inner: int, function: int, args: int, kwargs: int, f: int, task: int, instance: int, smm: Any = 1, sm: Any = 1
+    ) -> tuple[int, ...]:
+        return self, layer, inner, function, args, kwargs, f, task, instance
+
+    given = {"self": 1, "layer": 2, "inner": 3, "function": 4, "args": 5, "kwargs": 6, "f": 7, "task": 8, "instance": 9}
+    made = AROUND[name](named)
+    assert made(**given)() == (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    collected = AROUND[name](lambda **given: sum(given[name] for name in given if name not in ("smm", "sm")))
+    assert collected()(**given) == 45
 
 
 # --- futures ----------------------------------------------------------------------------------------------------------
