@@ -23,7 +23,7 @@ import types
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
-from entangle._run.pickling import travels_by_value
+from entangle._run.pickling import by_value, travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
@@ -188,8 +188,6 @@ def _remember_local_classes(function: Any, seen: set[int]) -> None:
         except ValueError:  # not bound yet
             continue
         if isinstance(held, type) and "<locals>" in held.__qualname__:
-            from entangle._run.pickling import by_value
-
             with contextlib.suppress(Exception):  # a class that cannot travel is named when it has to
                 by_value(held)
         elif isinstance(held, (types.FunctionType, Task)):

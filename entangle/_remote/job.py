@@ -19,7 +19,7 @@ from entangle import _run
 from entangle._remote import imports
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
 from entangle._run.failures import describe
-from entangle._run.pickling import dumps, pickler_by_value, why_not
+from entangle._run.pickling import OF_MAIN, dumps, pickler_by_value, why_not
 from entangle.errors import (
     EntangleError,
     MissingModuleError,
@@ -65,7 +65,7 @@ def _dump(value: Any, plain: bool, ours: bool = False) -> list[Segments]:
     written = _Segments()
     try:
         pickle.Pickler(written, 5, buffer_callback=aside).dump(value)
-        if plain or not (ours and any(b"__main__" in segment for segment in written if len(segment) < LARGE * 2)):
+        if plain or not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
             return [written, *([buffer] for buffer in buffers)]
     except Exception:
         if plain:

@@ -18,6 +18,7 @@ from typing import Any
 
 from entangle._remote import imports
 from entangle._remote.imports import OURS, Known
+from entangle._run.pickling import MAIN
 
 #: Of our own modules, those that a far side has no use for unless it asks.
 _APART = (
@@ -115,7 +116,7 @@ def _known(name: str, magic: str | None) -> Known | str | None:
         spec = getattr(loaded, "__spec__", None) or importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
         return None
-    if spec is None or name == "__main__":
+    if spec is None or name in MAIN:
         return None
     loader: Any = spec.loader
     package = spec.submodule_search_locations is not None

@@ -16,11 +16,12 @@ from typing import Any
 
 from entangle._remote.channel import Channel, channel_to
 from entangle._remote.transport import Transport
+from entangle._run.pickling import MAIN
 from entangle.errors import UnfitPythonError
 from entangle.task import Task, task
 
 #: What needs no installing: it comes over the stream.
-_COMES_BY_ITSELF = {"entangle", "cloudpickle", "__main__"}
+_COMES_BY_ITSELF = {"entangle", "cloudpickle", *MAIN}
 
 
 def furnished(transport: Transport, function: Callable[..., Any], shipped: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from entangle._run.pickling import MAIN, OF_MAIN
 from entangle.errors import UnfitPythonError, UnpicklableError
 from entangle.task import Layer, Task
 
@@ -56,7 +57,7 @@ class _Book:
             found = _place_of(value)
             if found is not None:
                 return found
-            if isinstance(value, types.FunctionType) or value.__module__ == "__main__" or "<locals>" in value.__qualname__:
+            if isinstance(value, types.FunctionType) or value.__module__ in MAIN or "<locals>" in value.__qualname__:
                 return DEFINED, self._define(value, what)
         if isinstance(value, (list, tuple, dict, set, frozenset)) and not _travels(value):
             self._refuse(value, what)
@@ -174,16 +175,16 @@ def _travels(value: Any) -> bool:
         pickled = pickle.dumps(value, 5)
     except Exception:
         return False
-    return b"__main__" not in pickled or not names_main(pickled)
+    return OF_MAIN not in pickled or not names_main(pickled)
 
 
 def names_main(pickled: Any, buffers: Any = None) -> str:
-    """What a pickle takes from `__main__`, which is another module on the other side; "" for nothing."""
+    """What a pickle takes from the script, which is another module on the other side; "" for nothing."""
     import io
 
     class Look(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            if module == "__main__":
+            if module in MAIN:
                 raise _OfMainError(name)
             return super().find_class(module, name)
 
@@ -203,7 +204,7 @@ class _OfMainError(Exception):
 def _place_of(value: Any) -> Described | None:
     """Where the other side finds a function, a class or a task by its name; None where it has none in a module."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-    if not module or module == "__main__" or "<" in name:
+    if not module or module in MAIN or "<" in name:
         return None
     found: Any = sys.modules.get(module)
     for part in name.split("."):

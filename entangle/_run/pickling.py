@@ -13,11 +13,15 @@ from typing import Any
 
 from entangle.errors import UnpicklableError
 
-#: Modules that other processes do not have, or not by their name: what is defined there travels along.
-_by_value = {"__main__"}
-
 _Aside = Callable[[pickle.PickleBuffer], Any]
 _CACHED = type(functools.lru_cache(lambda: None))
+
+#: The script: its module, which no other process has, and what `multiprocessing` calls it in a child that it has not forked.
+MAIN = frozenset(("__main__", "__mp_main__"))
+#: What a pickle has in it that takes something from there.
+OF_MAIN = b"_main__"
+#: Modules that other processes do not have, or not by their name: what is defined there travels along.
+_by_value = set(MAIN)
 
 
 def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None) -> bytes:
@@ -52,7 +56,7 @@ def dumps_for_others(value: Any) -> bytes:
     try:
         body = pickle.dumps(value, 5)
     except Exception:  # what a __reduce__ raises is anybody's guess
-        body = b"__main__"
+        return by_value(value)
     if any(name.encode() in body for name in _by_value):
         body = by_value(value)
     return body
@@ -79,6 +83,8 @@ def _kind_by_value() -> Any:
     """
     import cloudpickle
 
+    if "__mp_main__" in sys.modules and sys.modules["__mp_main__"].__name__ == "__mp_main__":
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])  # it takes that for a module like any other
     table = ChainMap({_CACHED: _reduce_cached}, cloudpickle.Pickler.dispatch_table)
     return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table})
 
@@ -90,7 +96,7 @@ def _reduce_cached(function: Any) -> Any:
     """
     name = getattr(function, "__qualname__", "")
     module = getattr(function, "__module__", None) or ""
-    found: Any = sys.modules.get(module) if module != "__main__" else None
+    found: Any = sys.modules.get(module) if not travels_by_value(module) else None
     for part in name.split("."):
         found = getattr(found, part, None)
     if found is function:

@@ -261,6 +261,65 @@ def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -
     assert caller.files() == []
 
 
+@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Path, way: str) -> None:
+    """The script is another module there, `__mp_main__`, which is no more to be imported elsewhere than `__main__` is."""
+    source = """
+    import functools
+    import multiprocessing
+    import sys
+    from entangle.interpreter import interpreter
+    from entangle.process import process
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    @process
+    def double(x):
+        return half(x) * 4
+
+    @functools.cache
+    def half(x):
+        return x / 2
+
+    @process
+    def move(point):
+        return Point(point.x + 1)
+
+    @interpreter
+    def far(point):
+        return Point(half(point.x))
+
+    def child(line):
+        found = [double(3)(proc=True).result()]
+        for start in ("fork", "forkserver", "spawn"):
+            moved = move(move(Point(1)))(start=start)
+            found += [double(4)(start=start), type(moved) is Point and moved.x]
+        found.append(far(Point(6))().x)
+        line.send(found)
+
+    if __name__ == "__main__":
+        context = multiprocessing.get_context(sys.argv[1])
+        ours, theirs = context.Pipe()
+        process = context.Process(target=child, args=(theirs,))
+        process.start()
+        theirs.close()  # so that a child that fails is seen to
+        print(ours.recv())
+        process.join()
+    """
+    caller = Caller(tmp_path, source).start(way)
+    try:
+        status, out, err = caller.finish()
+    finally:
+        caller.stop()
+    assert (status, out) == (0, "[6.0, 8.0, 3, 8.0, 3, 8.0, 3, 3.0]\n"), err
+    # Such children end without their exit functions (before Python 3.13), so what they had is left for the next to clean.
+    (tmp_path / "after").mkdir()
+    output_of_next(tmp_path / "after", caller)
+    assert caller.files() == []
+
+
 def test_shutdown_of_the_interpreter_with_a_warm_server(tmp_path: Path) -> None:
     """The server of the process goes with it, quietly."""
     source = """

@@ -361,7 +361,17 @@ def test_no_parameter_name_is_taken(name: str) -> None:
     """What a wrapper of ours calls its own parameters is nobody else's business."""
 
     def named(
-        self: int, layer: int, inner: int, function: int, args: int, kwargs: int, f: int, task: int, instance: int, smm: Any = 1, sm: Any = 1
+        self: int,
+        layer: int,
+        inner: int,
+        function: int,
+        args: int,
+        kwargs: int,
+        f: int,
+        task: int,
+        instance: int,
+        smm: Any = 1,
+        sm: Any = 1,
     ) -> tuple[int, ...]:
         return self, layer, inner, function, args, kwargs, f, task, instance
 
