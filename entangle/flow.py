@@ -46,6 +46,10 @@ class Body(NamedTuple):
         """Whether somebody has to look at the clock while this body, or what it waits for, runs."""
         return self.timeout is not None or self.wait is not None
 
+    def made_of(self) -> list[tuple[str, Any]]:
+        """What it takes along where it is sent, with what errors call it."""
+        return [("the function", self.function)]
+
 
 #: A template says how one argument is made of flat inputs: None takes the next one as it is, COPY takes the next one
 #: and copies it (so that a body which changes its list changes nobody else's), and a pair of a

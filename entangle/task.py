@@ -45,6 +45,11 @@ class TaskBody(Body):
     def __reduce__(self) -> tuple[Any, ...]:
         return _body_of, (self.task,)
 
+    def made_of(self) -> list[tuple[str, Any]]:
+        """The function as it was written, and the layers: nobody knows what we have put around it."""
+        made_of: list[tuple[str, Any]] = self.task.made_of()
+        return made_of
+
 
 def _body_of(task: Task[..., Any]) -> Body:
     return task.body
@@ -114,6 +119,11 @@ class Task(Generic[P, R]):
         if body is None:
             body = self.__dict__["_body"] = _make_body(self)
         return body
+
+    def made_of(self) -> list[tuple[str, Any]]:
+        """What it takes along where it is sent and cannot be found by its name, with what errors call it."""
+        layers = [(f"the layer @{type(layer).__name__.lower()}", layer) for layer in self.layers]
+        return [("the function", self.function), *layers]
 
     def _learn_parameters(self) -> Callable[[int, dict[str, Any]], bool]:
         fits = self.__dict__["_fits"] = fitting(self)

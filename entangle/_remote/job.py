@@ -19,7 +19,7 @@ from entangle import _run
 from entangle._remote import imports
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
 from entangle._run.failures import describe
-from entangle._run.pickling import OF_MAIN, dumps, pickler_by_value, why_not
+from entangle._run.pickling import OF_MAIN, dumps, dumps_for_others, pickler_by_value, why_not
 from entangle.errors import (
     EntangleError,
     MissingModuleError,
@@ -113,12 +113,12 @@ def _cannot_travel(
     if isinstance(error, EntangleError):
         return error
     parts = [(f"argument {index + 1}", value) for index, value in enumerate(args)] + [(f"argument {n!r}", v) for n, v in kwargs.items()]
-    parts.append(("the function", sent))
+    parts += rest.made_of() if same else [("the function", sent)]
     for what, value in parts:
         try:
             _dump(value, plain=not same, ours=True)
         except Exception as refusal:
-            told = why_not(value, f"{what} of task {rest.__name__!r}")
+            told = why_not(value, f"{what} of task {rest.__name__!r}", dumps_for_others)
             if same:
                 return told
             return UnpicklableError(

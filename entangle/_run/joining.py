@@ -103,12 +103,14 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
                 try:
                     dumps_for_others(flow.constants[~taken])
                 except Exception:
-                    return why_not(flow.constants[~taken], f"argument {position + 1} of task {flow.body(node).name!r}")
+                    what = f"argument {position + 1} of task {flow.body(node).name!r}"
+                    return why_not(flow.constants[~taken], what, dumps_for_others)
     for body in flow.bodies:
-        try:
-            dumps_for_others(body)
-        except Exception:
-            return why_not(body.function, f"the function of task {body.name!r}")
+        for what, part in body.made_of():
+            try:
+                dumps_for_others(part)
+            except Exception:
+                return why_not(part, f"{what} of task {body.name!r}", dumps_for_others)
     return EntangleError(f"the flow cannot be sent to a worker: {type(error).__name__}: {error}")
 
 

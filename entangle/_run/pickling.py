@@ -109,51 +109,109 @@ def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> A
     return functools.lru_cache(**parameters)(function)
 
 
-def why_not(value: Any, what: str) -> UnpicklableError:
-    """The error for a value that cannot be pickled; `what` says whose it is, as `the value of task 'load'`."""
-    where, part, error = _offending_part(value)
-    place = f" at {where}" if where else ""
+def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -> UnpicklableError:
+    """The error for a value that `pickled_by` refuses; `what` says whose it is, as `the value of task 'load'`."""
+    path, part, error = _offending_part(value, pickled_by)
+    kind = type(part).__qualname__ if type(part).__module__ == "builtins" else f"{type(part).__module__}.{type(part).__qualname__}"
+    if path.startswith(_OF_FUNCTION):
+        named = f"{path.removeprefix(_OF_FUNCTION)} (a {kind})"
+        advice = "Make it inside the function"
+    else:
+        named = f"{kind} at {path}" if path else kind
+        advice = "Give back something that can"
     return UnpicklableError(
-        f"{what} cannot travel to another process: {type(part).__module__}.{type(part).__qualname__}{place} "
-        f"cannot be pickled ({type(error).__name__}: {error}). Give back something that can, or let a @thread do it"
+        f"{what} cannot travel to another process: {named} cannot be pickled "
+        f"({type(error).__name__}: {error}). {advice}, or let a @thread do it"
     )
 
 
-def _refusal(value: Any) -> Exception | None:
+def _refusal(value: Any, pickled_by: Callable[[Any], bytes]) -> Exception | None:
     try:
-        dumps(value)
+        pickled_by(value)
     except Exception as error:
         return error
     return None
 
 
-def _offending_part(value: Any) -> tuple[str, Any, Exception]:
+def _offending_part(value: Any, pickled_by: Callable[[Any], bytes]) -> tuple[str, Any, Exception]:
     """The smallest part of `value` that cannot be pickled: how to reach it, the part, and what pickling it raises."""
-    error = _refusal(value) or TypeError("it could not be pickled a moment ago")
-    path = ""
-    for _ in range(32):
-        for step, part in _parts(value):
-            found = _refusal(part)
-            if found is not None:
-                path, value, error = path + step, part, found
-                break
-        else:
-            break
-    return path, value, error
+    seen = {id(value): value}  # held, so that no other gets its id
+
+    def look(value: Any, path: str, error: Exception, depth: int) -> tuple[str, Any, Exception] | None:
+        around = False
+        for step, part in _parts(value) if depth else ():
+            if id(part) in seen:
+                # Functions that call each other: what is wrong with one is found beside the other.
+                around = around or part is not value
+                continue
+            refused = _refusal(part, pickled_by)
+            if refused is not None:
+                seen[id(part)] = part
+                found = look(part, path + step, refused, depth - 1)
+                if found is not None:
+                    return found
+                around = True
+        return None if around else (path, value, error)
+
+    error = _refusal(value, pickled_by) or TypeError("it could not be pickled a moment ago")
+    return look(value, "", error, 32) or ("", value, error)
+
+
+#: How the way to what a function uses begins.
+_OF_FUNCTION = " → "
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What a value is made of, each part with the step that leads there."""
     if isinstance(value, dict):
         return [(f"[{key!r}]", item) for key, item in value.items()]
     if isinstance(value, (list, tuple)):
         return [(f"[{index}]", item) for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)):
         return [(f"{{{item!r}}}", item) for item in value]
-    parts = [(f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+    if isinstance(value, types.FunctionType):
+        return _parts_of_function(value)
+    if isinstance(value, types.MethodType):
+        return [("", value.__func__), (".__self__", value.__self__)]
+    if isinstance(value, functools.partial):
+        named = [(f".keywords[{name!r}]", item) for name, item in value.keywords.items()]
+        return [("", value.func), *((f".args[{index}]", item) for index, item in enumerate(value.args)), *named]
+    if isinstance(value, (staticmethod, classmethod)):
+        return [("", value.__func__)]
+    if isinstance(value, property):
+        return [("", value.fget)]
+    parts = [("" if name == "__wrapped__" else f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
     if isinstance(value, BaseException):
         parts = [(f".args[{index}]", item) for index, item in enumerate(value.args)] + parts
-    closure = getattr(value, "__closure__", None)
-    if closure:
-        names = value.__code__.co_freevars
-        parts += [(f" (its variable {name!r})", cell.cell_contents) for name, cell in zip(names, closure, strict=True)]
-    return parts
+    if isinstance(value, type):
+        return [(step, part) for step, part in parts if type(part).__name__ not in _MADE_WITH_ITS_CLASS]
+    return [*parts, (f"{_OF_FUNCTION}its class", type(value))]
+
+
+#: What a class has that is not sent with it, by the names of their types.
+_MADE_WITH_ITS_CLASS = ("getset_descriptor", "member_descriptor", "_abc_data")
+
+
+def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What goes along with a function that is sent itself: the globals and the variables around it that it uses, its defaults."""
+    parts = []
+    space = function.__globals__
+    parts += [(f"{_OF_FUNCTION}its global {name!r}", space[name]) for name in _globals_used(function.__code__) if name in space]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            parts.append((f"{_OF_FUNCTION}its variable {name!r}", cell.cell_contents))
+        except ValueError:  # not bound yet
+            continue
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return parts + [(f"{_OF_FUNCTION}a default value of its parameters", item) for item in defaults]
+
+
+def _globals_used(code: types.CodeType) -> list[str]:
+    """The globals that code uses, with those of the functions inside; not `co_names`, where attributes stand as well."""
+    import dis
+
+    names = {step.argval: None for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_globals_used(constant)))
+    return list(names)

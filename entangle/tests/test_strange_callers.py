@@ -320,6 +320,104 @@ def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Pa
     assert caller.files() == []
 
 
+UNPICKLABLE = """
+    import contextvars
+    import threading
+    from entangle.errors import UnpicklableError
+    from entangle.interpreter import interpreter
+    from entangle.process import process
+    from entangle.task import Layer, task
+    from entangle.thread import thread
+
+    LOCK = threading.Lock()
+    WHO = contextvars.ContextVar("who")
+    KNOWN = {"a": [1, LOCK]}
+
+    def helper(n):
+        return other(n) if n else LOCK.locked()
+
+    def other(n):
+        return helper(n - 1)
+
+    class Shop:
+        def open(self):
+            return LOCK
+
+    def local():
+        mine = LOCK
+        def inner(x=1):
+            return mine
+        return inner
+
+    class Guarded(Layer):
+        def __init__(self):
+            self.guard = LOCK
+
+    @process
+    def uselock():
+        return LOCK
+
+    @process
+    def usevar():
+        return WHO.get()
+
+    @process
+    def useknown():
+        return str.LOCK, KNOWN  # which is no global
+
+    @process
+    def useother():
+        return [other(n) for n in range(3)]
+
+    @process
+    def useshop():
+        return Shop().open()
+
+    @process
+    def usetask():
+        return uselock()()
+
+    @process
+    def take(x):
+        return x
+
+    def show(call):
+        try:
+            print(call(start=START))
+        except UnpicklableError as error:
+            print(str(error).replace(" cannot travel to another process", ""))
+
+    show(uselock())
+    show(interpreter(uselock.function)())
+    show(usevar())
+    show(useknown())
+    show(useother())
+    show(useshop())
+    show(usetask())
+    show(process(local())())
+    show(task(process(len), Guarded())("abc"))
+    show(take([helper]))
+"""
+
+
+@pytest.mark.parametrize("way", ["forkserver", "spawn"])
+def test_what_cannot_travel_with_a_function_is_named(tmp_path: Path, way: str) -> None:
+    told = output_of(tmp_path, f"    START = {way!r}\n" + UNPICKLABLE).splitlines()
+    lock = "(a _thread.lock) cannot be pickled (TypeError: cannot pickle '_thread.lock' object). Make it inside the function, "
+    lock += "or let a @thread do it"
+    assert told[0] == f"the function of task 'uselock': its global 'LOCK' {lock}"
+    assert told[1] == told[0]
+    assert told[2].startswith("the function of task 'usevar': its global 'WHO' (a _contextvars.ContextVar) cannot be pickled")
+    assert told[3] == f"the function of task 'useknown': its global 'KNOWN'['a'][1] {lock}"
+    assert told[4] == f"the function of task 'useother': its global 'other' → its global 'helper' → its global 'LOCK' {lock}"
+    assert told[5] == f"the function of task 'useshop': its global 'Shop'.open → its global 'LOCK' {lock}"
+    assert told[6] == f"the function of task 'usetask': its global 'uselock' → its global 'LOCK' {lock}"
+    assert told[7] == f"the function of task 'inner': its variable 'mine' {lock}"
+    assert told[8].startswith("the layer @guarded of task 'len': _thread.lock at .guard cannot be pickled")
+    assert told[9].startswith("argument 1 of task 'take': _thread.lock at [0] → its global 'LOCK' cannot be pickled")
+    assert len(told) == 10
+
+
 def test_shutdown_of_the_interpreter_with_a_warm_server(tmp_path: Path) -> None:
     """The server of the process goes with it, quietly."""
     source = """
