@@ -35,6 +35,7 @@ def write_flow(site: Site) -> None:
         "spill": site.spill,
         "home_spill": os.path.dirname(site.spill),
         "directory": _working_directory(),
+        "umask": _umask(),
         "environment": dict(os.environ),
         "path": sys.path,
         "argv": sys.argv,
@@ -95,6 +96,15 @@ def _working_directory() -> str | None:
         return None
 
 
+def _umask() -> int | None:
+    """The mask of the files that this process makes, where it can be read: to set it and back would change it for other threads."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return None
+
+
 def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
     for node in range(flow.count):
         first = flow.starts[node]
@@ -131,6 +141,8 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
     if known["directory"] is not None:
         with contextlib.suppress(OSError):
             os.chdir(known["directory"])
+    if known["umask"] is not None:
+        os.umask(known["umask"])
     for name in known["logging"]:
         importlib.import_module(name)  # it configures logging; a fork would have inherited that
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]

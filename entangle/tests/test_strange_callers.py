@@ -135,6 +135,27 @@ def test_a_caller_whose_folder_is_gone(tmp_path: Path, start: str) -> None:
     assert output_of(tmp_path, source, ENTANGLE_START=start) == "6\n"
 
 
+def test_a_caller_whose_files_are_for_itself_alone(tmp_path: Path, start: str) -> None:
+    """The mask of a process may change at any time, also when a server is warm."""
+    source = """
+    import os, stat
+    from entangle.process import process
+
+    @process
+    def write(name):
+        open(name, "w").close()
+        return oct(stat.S_IMODE(os.stat(name).st_mode))
+
+    os.umask(0o022)
+    print(write("a")())
+    os.umask(0o077)
+    print(write("b")())
+    os.umask(0o002)
+    print(write("c")())
+    """
+    assert output_of(tmp_path, source, ENTANGLE_START=start) == "0o644\n0o600\n0o664\n"
+
+
 def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
     """One clear error of our own tree, or a run that finds another place: not a traceback from the depths."""
     source = """
