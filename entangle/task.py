@@ -20,7 +20,8 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._run.pickling import by_value, travels_by_value
@@ -29,12 +30,11 @@ from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
 from entangle._tasks.parameters import fitting, without_injected
 from entangle._tasks.tree import compile_call
-from entangle.errors import ArgumentError, OptionError
+from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, Body
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_COROUTINE = 0x80  # inspect.CO_COROUTINE
 
 
 class TaskBody(Body):
@@ -153,9 +153,6 @@ def _find(module: str, name: str) -> Any:
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     _remember_local_classes(function, set())
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    if code is not None and code.co_flags & _COROUTINE:
-        function = functools.partial(_await_it, function)
     inner = _resolving(function)
     outer = inner
     # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.
@@ -205,24 +202,43 @@ def _remember_local_classes(function: Any, seen: set[int]) -> None:
 
 
 def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, and where its value is a call, that call's value: it is run where it was made."""
+    """The function, and where its value is a call or a coroutine, the value of that: it is run where it was made.
+
+    The value is asked, not the function: a partial, a wrapper or an object with an `async` `__call__` give coroutines as well.
+    """
 
     def body(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
-        while type(value) is Call:
-            value = value()
+        kind = type(value)
+        if kind is Call or kind is CoroutineType:
+            return _resolved(value)
         return value
 
     return body
 
 
-def _await_it(function: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, **kwargs: Any) -> Any:
+def _resolved(value: Any) -> Any:
+    while True:
+        if type(value) is Call:
+            value = value()
+        elif type(value) is CoroutineType:
+            value = _awaited(value)
+        else:
+            return value
+
+
+def _awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
     import asyncio
 
-    async def main() -> Any:
-        return await function(*args, **kwargs)
-
-    return asyncio.run(main())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    coroutine.close()  # it has not begun, and Python would warn that nobody awaits it
+    raise EntangleError(
+        f"{coroutine.__qualname__} is an async function, and the event loop of the thread that would run it is running already: "
+        "inside a loop, write `await call` instead of `call()`"
+    )
 
 
 # Making decorators --------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from entangle.errors import EntangleError
 from entangle.process import ProcessTimeoutException, process
 from entangle.thread import thread
 from entangle.workflow import workflow
@@ -187,6 +189,77 @@ def test_async_bodies_while_a_loop_runs() -> None:
         return int(await in_process(in_thread(in_process(1)))) + int(in_thread(in_process(1))())
 
     assert asyncio.run(main()) == 7
+
+
+async def _later(x: int, y: int = 1) -> int:
+    await asyncio.sleep(0)
+    return x + y
+
+
+@functools.wraps(_later)
+def _wrapped(*args: int) -> Any:
+    return _later(*args)
+
+
+class _Later:
+    async def __call__(self, x: int) -> int:
+        return await _later(x)
+
+    async def method(self, x: int) -> int:
+        return await _later(x)
+
+    @classmethod
+    async def of_class(cls, x: int) -> int:
+        return await _later(x)
+
+
+KINDS: dict[str, Any] = {
+    "plain": _later,
+    "partial": functools.partial(_later, y=1),
+    "wrapper": _wrapped,
+    "object": _Later(),
+    "method": _Later().method,
+    "classmethod": _Later.of_class,
+    "lambda": lambda x: _later(x),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decorator", [process, thread, workflow, process(cache=True), process(retry=1)])
+def test_whatever_gives_a_coroutine_is_awaited(decorator: Any, kind: str) -> None:
+    made = decorator(KINDS[kind])
+    assert made(1)() == 2
+    assert add(made(1), made(made(2)))() == 6
+
+
+def test_whatever_gives_a_coroutine_is_awaited_in_a_worker(start: str) -> None:
+    assert gather(*(process(kind)(1) for kind in KINDS.values()))()[0] == (2,) * len(KINDS)
+
+
+def test_a_workflow_that_is_async_gives_the_value_of_its_call() -> None:
+    @workflow
+    async def flow(n: int) -> Any:
+        await asyncio.sleep(0)
+        return add(num(n), process(functools.partial(_later, 1))())
+
+    assert flow(1)() == 3
+
+
+@pytest.mark.parametrize("proc", [False, True])
+def test_what_a_running_loop_cannot_wait_for_says_what_to_write(proc: bool) -> None:
+    @workflow
+    async def flow(n: int) -> int:
+        return n
+
+    async def main() -> int:
+        if proc:
+            assert flow(1)(proc=True).result() == 1
+        else:
+            with pytest.raises(EntangleError, match=r"flow is an async function.*write `await call`"):
+                flow(1)()
+        return int(await flow(2))
+
+    assert asyncio.run(main()) == 2
 
 
 def test_a_workflow_awaited() -> None:
