@@ -145,14 +145,19 @@ class RemoteTraceback(Exception):
         return f"\n{self.text.rstrip()}"
 
 
+def set_cause(error: BaseException, cause: BaseException) -> None:
+    """Make `cause` the cause of an error, also where its class refuses attributes, as a frozen dataclass does."""
+    vars(BaseException)["__cause__"].__set__(error, cause)
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an error, on Python 3.10 too, where `__notes__` is kept but not printed."""
     notes = getattr(error, "__notes__", None)
     if notes is None:
         notes = []
         try:
-            error.__notes__ = notes  # type: ignore[attr-defined]
-        except AttributeError:  # an error class with slots: nothing to hang the note on
+            BaseException.__setattr__(error, "__notes__", notes)  # also where its class refuses attributes, as a frozen dataclass
+        except (AttributeError, TypeError):  # an error class with slots: nothing to hang the note on
             return
     if note not in notes:
         notes.append(note)

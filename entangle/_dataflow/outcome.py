@@ -8,7 +8,7 @@ from typing import Any
 
 from entangle._run.failures import describe
 from entangle._run.pickling import dumps
-from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, add_note
+from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, add_note, set_cause
 
 
 class Ended:
@@ -77,7 +77,7 @@ class Failure:
             except Exception as problem:
                 error = EntangleError(f"task {self.name!r} failed with an error that cannot be made here ({problem})")
             if self._sent:  # raised by a body, and not the end of its process
-                error.__cause__ = RemoteTraceback(report["text"])
+                set_cause(error, RemoteTraceback(report["text"]))
                 add_note(error, report["where"])
             self._error = error
         add_note(error, f"call path: {self.path}")

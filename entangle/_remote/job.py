@@ -28,6 +28,7 @@ from entangle.errors import (
     UnfitPythonError,
     UnpicklableError,
     add_note,
+    set_cause,
 )
 from entangle.task import Call, Task
 
@@ -150,8 +151,8 @@ def error_of(parts: Sequence[Any], name: str, place: str) -> BaseException:
         error = EntangleError(f"task {name!r} failed at {place}: {told['short']}")
     if len(parts) > 2:  # the last attempt's own error, as ProcessRetryException promises
         with contextlib.suppress(Exception):
-            error.__cause__ = pickle.loads(parts[2])
-    (error.__cause__ or error).__cause__ = RemoteTraceback(told["text"])
+            set_cause(error, pickle.loads(parts[2]))
+    set_cause(error.__cause__ or error, RemoteTraceback(told["text"]))
     if told["where"]:
         add_note(error, told["where"])
     return error

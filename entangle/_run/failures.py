@@ -10,7 +10,7 @@ from typing import Any
 from entangle._run.pickling import dumps, why_not
 from entangle._run.site import Site, cpu
 from entangle._run.store import Store
-from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note
+from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
 from entangle.flow import Body
 
 
@@ -52,7 +52,13 @@ def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
     try:
         pickled = dumps(error)
         # Many an exception pickles and cannot be made again: its __init__ wants other arguments than it passed on.
-        pickle.loads(pickled)
+        try:
+            pickle.loads(pickled)
+        except Exception:
+            if type(error).__setattr__ is BaseException.__setattr__ or type(error).__reduce__ is not BaseException.__reduce__:
+                raise
+            pickled = dumps(_Frozen(error))
+            pickle.loads(pickled)
     except Exception as why:
         pickled = None
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
@@ -67,6 +73,22 @@ def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
         "text": text,
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
     }
+
+
+class _Frozen:
+    """Pickles as an error whose class refuses attributes, as a frozen dataclass does: pickle would assign them, and fail."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _made_as_it_was, (type(self.error), self.error.args, vars(self.error))
+
+
+def _made_as_it_was(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    error: BaseException = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 def _text_of(error: BaseException) -> str:
@@ -100,7 +122,7 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
             error = pickle.loads(report["error"])
         except Exception as problem:
             error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})")
-        error.__cause__ = RemoteTraceback(report["text"])
+        set_cause(error, RemoteTraceback(report["text"]))
         add_note(error, f"call path: {flow.path(node)}")
         add_note(error, report["where"])
     if flow.body(node).retry:

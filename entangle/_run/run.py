@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from entangle._run import home as homes
 from entangle._run import observers, reaper
+from entangle._run.block import block
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
 from entangle._run.site import Site, lanes_of
@@ -287,7 +288,7 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-@contextlib.contextmanager
+@block
 def _sigterm_ends_the_run() -> Iterator[None]:
     """While a run lasts, SIGTERM ends it in good order first: workers, shared memory, files. Then it does what it does."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from entangle._run.block import block
 from entangle._run.failures import describe, note_attempt, pause
 from entangle._run.notes import COOKIE_WAIT, MOVED, SHORT, WHOLE, Notes
 from entangle._run.pickling import why_not
@@ -594,7 +595,7 @@ class Worker:
         self.site.table.slots[self.base + COOKIE] = 0
         self.site.pool(size).give(cookie)
 
-    @contextlib.contextmanager
+    @block
     def holding(self, size: int) -> Iterator[None]:
         """A cookie of that pool for as long as the block lasts; the one we hold already, if there is one."""
         if self.cookie is not None:
@@ -606,13 +607,13 @@ class Worker:
         finally:
             self._give_cookie()
 
-    @contextlib.contextmanager
+    @block
     def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
         """Wait for a nested run, which `cancel` ends: others may have our cookie meanwhile, and who stops us stops it too."""
         with self.ending_with(cancel), self.lending():
             yield
 
-    @contextlib.contextmanager
+    @block
     def ending_with(self, cancel: Callable[[], None]) -> Iterator[None]:
         """Wait for something that `cancel` ends: who stops us stops it too."""
         self.nested.append(cancel)
@@ -631,7 +632,7 @@ class Worker:
             cancel()
         return bool(nested)
 
-    @contextlib.contextmanager
+    @block
     def lending(self) -> Iterator[None]:
         """While a body waits for a nested run, others may have its cookie. It may wait for several in as many threads."""
         with self.lending_guard:

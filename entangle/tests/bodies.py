@@ -26,6 +26,22 @@ class Refused(Exception):
         self.code = code
 
 
+class Frozen(Exception):
+    """Refuses attributes, as a frozen dataclass does."""
+
+    a: int
+
+    def __init__(self, a: int) -> None:
+        BaseException.__setattr__(self, "a", a)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"cannot assign to field {name!r}")
+
+
+def raise_frozen(a: int) -> None:
+    raise Frozen(a)
+
+
 class NeedsTwo(Exception):
     """An error that pickles, and does not unpickle: its `args` are not what its constructor takes."""
 

@@ -626,6 +626,19 @@ def test_an_error_that_cannot_be_pickled(way: Way) -> None:
     assert "held" in told  # what it said
 
 
+@pytest.mark.everywhere
+def test_an_error_that_refuses_attributes(way: Way) -> None:
+    """Where it passes and what is said of it are not to be assigned to it."""
+    one, fail = way.process(bodies.one), way.process(bodies.raise_frozen)
+    for call in (fail(3), way.process(bodies.pair)(one(), fail(3))):
+        with pytest.raises(bodies.Frozen) as caught:
+            call()
+        assert (caught.value.a, caught.value.args) == (3, (3,))
+        assert "raise_frozen" in text_of(caught.value)
+    with pytest.raises(ProcessRetryException, match="Frozen"):
+        way.process(retry=1)(bodies.raise_frozen)(3)()
+
+
 def test_an_error_that_cannot_be_unpickled(way: Way) -> None:
     with pytest.raises((bodies.NeedsTwo, UnpicklableError)) as caught:
         way.process(bodies.raise_needs_two)()()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+import traceback
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import pytest
 
 from entangle import errors
+from entangle.dataflow import dataflow
 from entangle.errors import EntangleError
+from entangle.interpreter import interpreter
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.thread import thread
+from entangle.workflow import workflow
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EntangleError)]
 
@@ -45,3 +55,51 @@ def test_the_doors_give_the_same_classes() -> None:
         assert getattr(process, name) is getattr(errors, name)
     for name in ("ThreadTimeoutException", "ThreadTerminatedException"):
         assert getattr(thread, name) is getattr(errors, name)
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """A user's error that refuses attributes."""
+
+    a: int
+
+
+def fail(a: int) -> NoReturn:
+    raise Frozen(a)
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [
+        process,
+        thread,
+        workflow,
+        process(fresh=True),
+        thread(timeout=60),
+        lambda function: scheduler(cpus=1)(thread(function)),
+        lambda function: process(scheduler(cpus=1, impl="entangle.scheduler.DefaultScheduler")(function)),
+        lambda function: workflow(lambda a: process(function)(a)),
+        lambda function: process(lambda a: thread(function)(a)()),
+        lambda function: scheduler(cpus=1)(process(lambda a: process(function)(a)())),
+        interpreter,
+    ],
+)
+def test_a_frozen_error_arrives(decorator: Any) -> None:
+    """Whatever it passes through, nothing is assigned to it that it would refuse."""
+    call = decorator(fail)(3)
+
+    async def wait() -> None:
+        await call
+
+    for run in (call, lambda: call(proc=True).result(), lambda: asyncio.run(wait())):
+        with pytest.raises(Frozen) as caught:
+            run()
+        assert caught.value == Frozen(3)
+        assert "fail" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_frozen_error_of_a_dataflow() -> None:
+    for executor in ("thread", "process"):
+        flow = dataflow(executor=executor)(fail)()
+        with pytest.raises(Frozen):
+            flow(3)
