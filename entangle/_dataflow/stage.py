@@ -189,7 +189,7 @@ class Stage:
                 os._exit(1)
             error = worker.as_error(self.name, raised)
             told.append(text_of(error))
-            allowed = isinstance(error, self.terms.on)
+            allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)
             if len(told) > self.terms.retry or not allowed or worker.site.table.header[STOP]:
                 return Failure(self.number, self.name, self.path, item, error, told, self.terms.retry > 0 and allowed)
             if journal is not None:

@@ -533,7 +533,8 @@ class Worker:
                 error = self._failure(node, raised)
                 self.end_body()
                 attempt = table.attempts[node] + 1
-                if attempt > body.retry or not isinstance(error, body.on) or table.header[STOP] or self.forked:
+                wanted = isinstance(error, body.on) or isinstance(raised, body.on)  # SystemExit is told as another error
+                if attempt > body.retry or not wanted or table.header[STOP] or self.forked:
                     raise error from error.__cause__
                 table.attempts[node] = attempt
                 note_attempt(self.site.directory, node, attempt, error)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from entangle.dataflow import dataflow
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException, ThreadTimeoutException
 from entangle.process import process
 from entangle.thread import thread
@@ -96,6 +97,25 @@ def test_an_exit_is_tried_again_as_well(log: str) -> None:
         return "stayed"
 
     assert leave(log)() == "stayed"
+
+
+@pytest.mark.parametrize("decorator", [process, thread])
+def test_an_exit_may_be_all_that_is_tried_again(decorator: Any, log: str) -> None:
+    """It is told as another error, of which the author of `on` need not know."""
+
+    @decorator(retry=5, on=SystemExit)  # type: ignore[untyped-decorator, unused-ignore]
+    def leave(path: str) -> str:
+        note(path, "x")
+        if len(notes(path)) < 3:
+            raise SystemExit(1)
+        raise ValueError("no exit")
+
+    with pytest.raises(ValueError, match="no exit"):
+        leave(log)()
+    assert len(notes(log)) == 3
+    with pytest.raises(ValueError, match="no exit"):
+        dataflow(leave)()(log + "2")
+    assert len(notes(log + "2")) == 3
 
 
 def test_seconds_between_attempts(log: str) -> None:
