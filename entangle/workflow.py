@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._tasks.door import named_as_its_decorator
-from entangle.errors import OptionError
+from entangle.errors import GraphError, OptionError
 from entangle.flow import HERE
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
@@ -20,8 +20,15 @@ class Workflow(Layer):
     carrier = HERE
 
     def __init__(self, graph: str | None = None) -> None:
-        if graph is not None and not (isinstance(graph, str) and graph.partition("://")[0] in ("ws", "wss") and "://" in graph):
-            raise OptionError(f"@workflow: graph={graph!r}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin")
+        if graph is not None:
+            from entangle._records.address import check_address
+
+            if not isinstance(graph, str):
+                raise OptionError(f"@workflow: graph={graph!r}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin")
+            try:
+                check_address(graph)
+            except GraphError as error:
+                raise OptionError(f"@workflow: graph=: {error}") from None
         self.graph = graph
 
 

@@ -50,6 +50,11 @@ class Plan:
         while waiting:
             self._add_port(waiting.pop(0), waiting)
 
+    @property
+    def name(self) -> str:
+        """The first node's name."""
+        return next((str(row.body.name) for row in self.ports[0] if 0 in row.inputs), "")
+
     def _count(self, roots: tuple[Any, ...]) -> None:
         """Find the nodes that stand under several parents: they take one value after the other."""
         seen: set[int] = set()

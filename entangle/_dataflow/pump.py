@@ -52,6 +52,9 @@ class Pump:
         sets = max(8, 4 * cpus) if inflight is None else min(inflight, MOST_SETS)
         flow, ports = unroll([(rows, WINDOW_SETS if number else sets) for number, rows in enumerate(plan.ports)], plan.limits)
         self.plan = plan
+        self.name = plan.name
+        #: The failure that ends the stream.
+        self.failed: Failure | None = None
         self.run = StreamRun(flow, ports, self, way)
         self.ordered = ordered
         #: Asked what becomes of a failure: False ends the stream with it.
@@ -116,6 +119,10 @@ class Pump:
         """Values may be fed."""
         self._supervisor = supervisor
         self.begun.set()
+
+    def failure(self) -> BaseException | None:
+        """What the consumer gets at the end, where that is an error."""
+        return self.failed.error() if self.failed is not None else self.source_error
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
         """A chunk is done."""
@@ -214,6 +221,7 @@ class Pump:
                     if failure.node is None:
                         failure.node = self.plan.nodes[failure.number]
                     if not self.drop(failure):
+                        self.failed = self.failed or failure
                         outs.append(failure)
                         break
                 else:

@@ -19,6 +19,7 @@ class Push:
 
     def __init__(self, plan: Plan, value: Any, way: str | None = None) -> None:
         self.plan = plan
+        self.name = plan.name
         self._pushed = value
         flow, ports = unroll([(plan.ports[0], 1)], plan.limits)
         self._progress = Progress(flow)
@@ -39,11 +40,19 @@ class Push:
     def outcomes(self) -> list[Any]:
         """Run it in this thread: what has come out at each leaf."""
         self._run.value()
-        found = [self._chunks[at][2][0] for at in self.plan.results[0]]
+        found = self._found()
         for outcome in found:
             if type(outcome) is Failure and outcome.node is None:
                 outcome.node = self.plan.nodes[outcome.number]
         return found
+
+    def _found(self) -> list[Any]:
+        return [self._chunks[at][2][0] for at in self.plan.results[0]] if self._chunks else []
+
+    def failure(self) -> BaseException | None:
+        """What the first leaf that has failed raises."""
+        failures = leaves_of(self._found())[1]
+        return failures[0].error() if failures else None
 
     def cancel(self) -> None:
         """End it from another thread."""

@@ -18,6 +18,7 @@ from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
 from entangle._run.masks import MASK, cleaned, is_secret, masked, suspicious
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
+from entangle.errors import GraphError
 from entangle.flow import Body, Flow
 
 if TYPE_CHECKING:
@@ -109,14 +110,14 @@ class Recorder:
             "parent": run.parent,
             "began": time.time_ns() - (time.monotonic_ns() - run.table.header[STARTED_AT]),
             "clock": run.table.header[STARTED_AT],
-            "name": flow.body(flow.sinks[0]).name,
+            "name": run.name,
             "way": run.way,
             "place": surroundings.place(),
             "host": surroundings.place()["host"],
             "pid": os.getpid(),
             "cwd": _working_directory(),
             "tags": cleaned(run.context.get(tags.current, None) or {}),
-            "graph": address.name_of(graph) if (graph := _graph_of(flow.bodies)) is not None else None,
+            "graph": _server_of(flow.bodies),
             "packages": {} if run.nested else surroundings.packages(),
             "git": commit.described(root) if root is not None else None,
             "labels": _labels(flow),
@@ -207,6 +208,15 @@ def _graph_of(bodies: list[Body]) -> str | None:
             if isinstance(graph, str):
                 return graph
     return os.environ.get("ENTANGLE_GRAPH") or None
+
+
+def _server_of(bodies: list[Body]) -> str | None:
+    """How that server is called in records; what is no address is told of when the run is to be sent."""
+    graph = _graph_of(bodies)
+    try:
+        return address.name_of(graph) if graph is not None else None
+    except GraphError:
+        return None
 
 
 def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
@@ -376,7 +386,7 @@ def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
 
 def _error_of(run: Run, table: Table) -> dict[str, Any] | None:
     """What ended the run, if not its value."""
-    error = run.raised
+    error = run.reason()
     if error is None:
         return None
     node = table.header[FAILED_NODE]

@@ -70,6 +70,15 @@ class Run:
         self._shown: tuple[str, str] | None = None
         self._guard = threading.Lock()
 
+    @property
+    def name(self) -> str:
+        """What the run is known by: the task whose value it gives."""
+        return self.flow.body(self.flow.sinks[0]).name
+
+    def reason(self) -> BaseException | None:
+        """What ended the run, if not its value; for observers, when it has ended."""
+        return self.raised
+
     def value(self) -> Any:
         """Run the flow in this thread and give the value of its sink. Raises the error of the task that failed first."""
         outer = here.worker

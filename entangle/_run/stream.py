@@ -119,6 +119,11 @@ def unroll(templates: list[tuple[list[Row], int]], limits: list[int]) -> tuple[F
 class Client(Protocol):
     """Who feeds a run and takes what comes out. All is called in the thread that supervises, and must not wait."""
 
+    name: str
+
+    def failure(self) -> BaseException | None:
+        """What the caller gets instead of a value, if anything: a run is in order where a body of it has failed."""
+
     def begin(self, supervisor: StreamSupervisor) -> None:
         """The run has begun: values may be fed from now on."""
 
@@ -144,6 +149,15 @@ class StreamRun(Run):
         super().__init__(flow, way, observer)
         self.ports = ports
         self.client = client
+
+    @property
+    def name(self) -> str:
+        """What the run is known by: the first node of the dataflow."""
+        return self.client.name
+
+    def reason(self) -> BaseException | None:
+        """What the caller gets instead of a value."""
+        return self.client.failure() or self.raised
 
     def _make_supervisor(self, *known: Any) -> Supervisor:
         supervisor = StreamSupervisor(*known)

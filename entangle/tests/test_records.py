@@ -761,3 +761,50 @@ def test_a_stream_is_remembered_without_its_values(shelf: Path) -> None:
     assert run.state == "done"
     assert all(node.value is None for node in run.nodes)
     assert len(run.children) == 20
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_a_dataflow_that_fails_is_remembered_as_failed(executor: str) -> None:
+    from entangle import dataflow
+
+    def no(x: int) -> int:
+        raise ValueError(f"no {x}")
+
+    bad = dataflow.dataflow(executor=executor)(no)
+    flow = dataflow.dataflow(executor=executor)(twice)(bad())
+    with pytest.raises(ValueError, match="no 2"):
+        flow(1)
+    pushed = records.run("last")
+    with pytest.raises(ValueError, match="no 2"):
+        list(flow.stream([1, 2]))
+    streamed = records.run("last")
+    assert streamed.id != pushed.id
+    for run in (pushed, streamed):
+        assert (run.name, run.state) == ("twice", "failed")
+        assert run.error is not None
+        assert (run.error.type, run.error.message) == ("ValueError", "no 2")
+    assert list(flow.stream([1, 2], on_error="skip")) == []
+    assert records.run("last").state == "done"
+
+
+@pytest.mark.parametrize("address", ["ws://localhost:abc/g", "ws://localhost:99999/g", "ws://[::1/g"])
+def test_what_is_no_address_of_a_server_costs_no_record(address: str, tmp_path: Path) -> None:
+    source = f"""
+        import os
+        os.environ["ENTANGLE_GRAPH"] = {address!r}
+        from entangle import records
+        from entangle.process import process
+
+        print(process(abs)(-1)())
+        print(len(records.runs()))
+    """
+    caller = Caller(tmp_path, source, ENTANGLE_RECORD_DIR=str(tmp_path / "records")).start()
+    try:
+        status, out, err = caller.finish()
+    finally:
+        caller.stop()
+    assert (status, out) == (0, "1\n1\n"), err
+    assert "is not the address of a Gremlin server" in err
+    assert "Traceback" not in err
+    with pytest.raises(OptionError, match="not the address"):
+        workflow(graph=address)
