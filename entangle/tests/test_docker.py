@@ -220,6 +220,21 @@ def test_an_image_that_is_not_there(image: str) -> None:
         docker(image="127.0.0.1:9/no-such-image:1")(add)(1, 2)()
 
 
+@pytest.mark.parametrize("name", ["Entangle-Tests:1", "NoSuch Image!", "docker://python:3.13-slim"])
+def test_what_is_no_name_of_an_image_is_told(image: str, name: str) -> None:
+    with pytest.raises(ImageError, match="invalid reference format") as caught:
+        docker(image=name)(add)(1, 2)()
+    assert repr(name) in str(caught.value)
+
+
+def test_an_answer_of_the_daemon_is_not_taken_for_its_absence(image: str) -> None:
+    from entangle._remote.transport.docker import connected
+
+    with pytest.raises(UnreachableError, match=r"(?s)answers, but .*No such container") as caught, connected() as client:
+        client.inspect_container("no-such-container")
+    assert "is it running" not in str(caught.value)
+
+
 def test_an_image_without_that_python(image: str) -> None:
     with pytest.raises(UnfitPythonError, match="/opt/no/python"):
         docker(image=image, python="/opt/no/python")(add)(1, 2)()

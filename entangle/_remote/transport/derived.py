@@ -55,6 +55,11 @@ def base_image(client: Any, image: str) -> dict[str, Any]:
         return found
     except errors.ImageNotFound:
         pass
+    except errors.APIError as error:
+        if not error.is_client_error():
+            raise
+        told = error.explanation or error
+        raise ImageError(f"image={image!r} is no name that docker takes: {told}; write it as 'python:3.13-slim'") from None
     try:
         name, tag = _parted(image)
         for event in client.pull(name, tag=tag, stream=True, decode=True):

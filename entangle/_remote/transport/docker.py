@@ -175,6 +175,9 @@ def _knock() -> None:
 def _no_daemon(error: Exception) -> str:
     where = os.environ.get("DOCKER_HOST") or "/var/run/docker.sock"
     told = str(error)
+    # requests has one tree for both: what an answer says, and that there is none.
+    if any(getattr(one, "response", None) is not None for one in (error, error.__cause__)):
+        return f"the docker daemon at {where} answers, but not with what @docker needs of it. It said: {told[-300:]}"
     if "Permission denied" in told or "PermissionError" in told:
         return f"the docker daemon at {where} does not let this user in. As root: usermod -aG docker USER, then log in anew"
     return f"no docker daemon answers at {where}; is it running? (systemctl start docker) It said: {told[-300:]}"
