@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._remote import imports
 from entangle._remote.far import Far
 from entangle._remote.transport.interpreter import Interpreter
 from entangle._tasks.door import named_as_its_decorator
@@ -19,6 +20,13 @@ R = TypeVar("R")
 
 class InterpreterLayer(Far):
     """The layer of @interpreter."""
+
+    transport: Interpreter
+
+    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+        """What runs here. The interpreter is looked for now, where the call is about to run: it need not be there where an agent
+        has imported the module of the task."""
+        return Far(Interpreter(_found(self.transport.python))).ship(rest)
 
 
 @overload
@@ -34,14 +42,22 @@ def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | Non
     it is the Python that runs the caller. Nothing needs to be installed there. One such process is started when it is first
     needed, serves all calls of this process, and ends with it; the layers below run in it as they are.
 
-    Raises OptionError here where there is no such file; a run raises UnfitPythonError for a Python older than 3.10, LinkLostError
-    where it dies in the middle of a call, UnpicklableError for what cannot travel to another version, and what the function raises.
+    Raises OptionError here where there is no such file; where another place has imported the task's module, when a call is about to
+    run there. A run raises UnfitPythonError for a Python older than 3.10, LinkLostError where it dies in the middle of a call,
+    UnpicklableError for what cannot travel to another version, and what the function raises.
 
         @interpreter(python="/opt/venv/bin/python")
         def summary(path): import pandas; return pandas.read_csv(path).describe()
     """
     refuse_unknown("interpreter", ("python",), unknown)
-    layer = InterpreterLayer(Interpreter(_found(python)))
+    try:
+        program = _found(python)
+    except OptionError:
+        # An agent imports the module for another of its tasks, maybe; this one's program lies where that is called.
+        if not imports.finders or not isinstance(python, (str, os.PathLike)) or not os.fspath(python):
+            raise
+        program = os.fspath(python)
+    layer = InterpreterLayer(Interpreter(program))
 
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("interpreter", inner, layer)
@@ -65,7 +81,8 @@ def _found(python: Any) -> str:
 
     found = shutil.which(name)
     if found is None:
-        raise OptionError(f"@interpreter: python={str(python)!r}: there is no such program here; write the path of an interpreter")
+        where = os.uname().nodename
+        raise OptionError(f"@interpreter: python={str(python)!r}: there is no such program on {where}; write the path of an interpreter")
     return os.path.abspath(found)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -22,12 +23,20 @@ from entangle.scheduler import scheduler
 from . import bodies
 from .evidence import most_at_once, note, notes, pids_in, span, wait_until
 from .places import far_pythons
+from .services import given
+from .services.hosts import Hosts
 
 
 @pytest.fixture(params=["this version", "another version"])
 def python(request: pytest.FixtureRequest) -> str:
     """The path of a Python in which nothing is installed."""
     return far_pythons(same=request.param == "this version")
+
+
+@pytest.fixture(scope="session")
+def hosts() -> Hosts:
+    """Hosts to be reached by ssh."""
+    return given.shared_hosts()
 
 
 def test_a_value_comes_back(python: str) -> None:
@@ -165,6 +174,57 @@ def test_no_such_python_is_told_when_it_is_decorated(tmp_path: Path) -> None:
             interpreter(python=wrong)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="pyhton"):
         interpreter(pyhton="x")  # type: ignore[call-overload]
+
+
+#: A module with tasks of several places: whoever imports it there for one of them makes the others as well.
+_SEVERAL = """
+import os
+from entangle.docker import docker
+from entangle.interpreter import interpreter
+from entangle.process import process
+from entangle.ssh import ssh
+
+@interpreter(python={python!r})
+def near():
+    return os.getpid()
+
+@docker(image={image!r})
+def contained():
+    return os.path.exists("/.dockerenv")
+
+@docker(image={image!r})
+@process
+def contained_in_a_process():
+    return os.path.exists("/.dockerenv")
+
+@docker(image={image!r})
+def calls_near():
+    return near()()
+
+@ssh(**{options!r})
+def on_a_host():
+    return os.uname().nodename
+"""
+
+
+def test_a_task_of_this_machines_python_does_not_hinder_the_others_of_its_module(
+    python: str, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("docker")
+    name = f"several{os.getpid()}{len(sys.modules)}"
+    link = tmp_path / "a-python-of-this-machine"  # known to nobody else
+    link.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
+    link.chmod(0o755)
+    options = hosts.options("alpha")
+    (tmp_path / f"{name}.py").write_text(_SEVERAL.format(python=str(link), image=given.image(), options=options))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module(name)
+    assert module.contained()() is True
+    assert module.contained_in_a_process()() is True
+    assert module.on_a_host()()
+    assert module.near()() != os.getpid()
+    with pytest.raises(OptionError, match=r"a-python-of-this-machine.*there is no such program on"):
+        module.calls_near()()
 
 
 def test_what_is_no_python_or_too_old_is_named(tmp_path: Path) -> None:
