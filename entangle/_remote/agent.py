@@ -10,6 +10,7 @@ the stream before the first call.
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -164,7 +165,7 @@ class Agent:
                 with self._guard:
                     self._calls.pop(number, None)
             for stream in self.prints:
-                stream.flush_rest()
+                stream.finish(number)
                 stream.call = 0
             self.drain()
             parts = []
@@ -266,9 +267,12 @@ class Agent:
 
     # What is printed --------------------------------------------------------------------------------------
 
-    def print(self, stream: int, call: int, text: str) -> None:
-        """Send what was printed; whole lines, mostly."""
-        self.send(PRINT, call, [[bytes((stream,)), text.encode("utf-8", "backslashreplace")]])
+    def print(self, stream: int, call: int, data: bytes) -> None:
+        """Send what was printed; whole lines, mostly. The caller puts together what is not."""
+        if os.getpid() != self._pid:  # a child that a body has forked holds on to our `sys.stdout`
+            os.write(stream, data)
+            return
+        self.send(PRINT, call, [[bytes((stream,)), data]])
 
     def _drain_for_ever(self) -> None:
         poll = select.poll()
@@ -283,10 +287,14 @@ class Agent:
         with self._drained:
             while True:
                 try:
-                    text = os.read(self._printed, 65536)
+                    data = os.read(self._printed, 65536)
                 except OSError:
                     return
-                self.print(1, self.only_call(), text.decode("utf-8", "replace"))
+                self.send(PRINT, 0, [[b"\3", data]])
+
+    def under_way(self) -> bool:
+        """Whether any call is."""
+        return bool(self._calls)
 
     def only_call(self) -> int:
         """The call under way, if there is exactly one."""
@@ -301,6 +309,8 @@ class Agent:
             os.close(fd)
         for number, name in ((1, "stdout"), (2, "stderr")):
             setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
+        for prints in self.prints:
+            prints.unlock()
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
 
@@ -325,16 +335,36 @@ class Agent:
             os._exit(0)
 
 
+class _Line:
+    """What one thread has written of a line that has no end yet."""
+
+    __slots__ = ("call", "text", "thread")
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.call = 0
+        self.thread = threading.current_thread()
+
+
 class Prints(io.TextIOBase):
-    """What a body's `print` writes to: sent line by line, with the call that the printing thread belongs to."""
+    """What a body's `print` writes to: sent line by line, with the call that the printing thread belongs to.
+
+    It is not the stream of its descriptor, but a program to which that is given, and whatever writes to it by number, is heard too.
+    """
 
     encoding = "utf-8"
     errors = "backslashreplace"
+    line_buffering = True
+    #: What is written here does not go to the descriptor of `fileno`, which knows of no call (entangle._run.output).
+    apart = True
 
     def __init__(self, agent: Agent, stream: int) -> None:
         self._agent = agent
         self._stream = stream
+        self.name = "<stdout>" if stream == 1 else "<stderr>"
         self._here = threading.local()
+        self._guard = threading.RLock()  # a signal's handler prints where its thread was printing
+        self._begun: set[_Line] = set()
         self.buffer = _Raw(self)
 
     @property
@@ -351,24 +381,68 @@ class Prints(io.TextIOBase):
         """Send whole lines; keep the rest."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        lines, end, rest = (getattr(self._here, "rest", "") + text).rpartition("\n")
-        self._here.rest = rest
-        if end:
-            self._agent.print(self._stream, self.call, lines + "\n")
-        elif len(rest) > 1 << 16:
-            self.flush_rest()
+        self.write_bytes(text.encode("utf-8", self.errors))
         return len(text)
 
-    def flush_rest(self) -> None:
-        """Send a line that has no end yet."""
-        rest = getattr(self._here, "rest", "")
-        if rest:
-            self._here.rest = ""
-            self._agent.print(self._stream, self.call, rest)
+    def write_bytes(self, data: bytes) -> None:
+        """Send whole lines; keep the rest, which may end within a character."""
+        line: _Line | None = getattr(self._here, "line", None)
+        if line is None:
+            line = self._here.line = _Line()
+        call = self.call
+        with self._guard:
+            lines, end, rest = (line.text + data).rpartition(b"\n")
+            if len(rest) > 1 << 16:
+                lines, end, rest = lines + end, rest, b""
+            line.text, line.call = rest, call
+            (self._begun.add if rest else self._begun.discard)(line)
+        if end:
+            self._agent.print(self._stream, call, lines + end)
+
+    def flush(self) -> None:
+        """Send what this thread has written of a line; it is shown with the rest of it."""
+        line: _Line | None = getattr(self._here, "line", None)
+        if line is not None:
+            self._send([line], b"")
+
+    def finish(self, call: int) -> None:
+        """A call is over: send the lines that will get no end, those of its threads and of threads that have ended."""
+        with self._guard:
+            last = not self._agent.under_way()
+            lines = [line for line in self._begun if last or line.call == call or not line.thread.is_alive()]
+        self._send(lines, b"\n")
+
+    def _send(self, lines: list[_Line], end: bytes) -> None:
+        for line in lines:
+            with self._guard:
+                text, line.text = line.text, b""
+                self._begun.discard(line)
+            if text:
+                self._agent.print(self._stream, line.call, text + end)
+
+    def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **settings: Any) -> None:
+        """As that of a file; but what is printed travels as UTF-8, and by lines, in any case."""
+        unknown = sorted(settings.keys() - {"newline", "line_buffering", "write_through"})
+        if unknown:
+            raise TypeError(f"reconfigure() got an unexpected keyword argument {unknown[0]!r}")
+        if encoding is not None:
+            codecs.lookup(encoding)
+        if errors is not None:
+            codecs.lookup_error(errors)
+            self.errors = errors
+
+    def fileno(self) -> int:
+        """The descriptor for a program's own prints: 1 is a pipe to the agent, 2 is where the agent's last words would come out."""
+        return self._stream
 
     def writable(self) -> bool:
         """It is."""
         return True
+
+    def unlock(self) -> None:
+        """In a forked child: whoever held the lock is not there."""
+        self._guard = threading.RLock()
+        self._begun.clear()
 
 
 class _Raw(io.RawIOBase):
@@ -378,8 +452,15 @@ class _Raw(io.RawIOBase):
         self._prints = prints
 
     def write(self, data: Any) -> int:
-        self._prints.write(bytes(data).decode("utf-8", "replace"))
+        data = memoryview(data).tobytes()
+        self._prints.write_bytes(data)
         return len(data)
+
+    def flush(self) -> None:
+        self._prints.flush()
+
+    def fileno(self) -> int:
+        return self._prints.fileno()
 
     def writable(self) -> bool:
         return True

@@ -9,6 +9,7 @@ both sides can never wait for each other to read.
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import itertools
 import json
@@ -38,6 +39,10 @@ from entangle.task import Task
 PREFACE = 64 << 10
 #: Lines of stderr that an error quotes.
 TAIL = 4096
+#: Bytes of a line that has no end after which it is shown in pieces.
+LONG = 64 << 10
+#: Whose a printed line is where it is no call's: of a thread that nobody knows; written to descriptor 1 or 2.
+NOBODYS, PROGRAMS = 0, -1
 
 
 class _Entry:
@@ -79,6 +84,9 @@ class Channel:
         self._outbox: deque[list[wire.Bytes]] = deque()
         self._decoder = Decoder(_limit())
         self._tail = bytearray()
+        #: What was printed of lines that have no end yet, by stream and call.
+        self._unfinished: dict[tuple[bytes, int], bytes] = {}
+        self._showing = threading.RLock()
         self._greeted = False
         self._pid = os.getpid()
         self._silence = _silence(transport)
@@ -221,6 +229,7 @@ class Channel:
         """Nobody waits for this call any more: say so there."""
         with self._guard:
             known = self._entries.pop(entry.number, None)
+        self._show_unfinished(entry.number)
         if known is not None and self.lost is None and not entry.answer:
             self._post(wire.control(CANCEL, entry.number))
 
@@ -306,10 +315,12 @@ class Channel:
     def _take(self, message: Message) -> None:
         kind, number, parts = message
         if kind in (VALUE, ERROR):
+            if number in self._entries:
+                self._read_errors()  # what was written before the call was over is shown before it
+                self._show_unfinished(number, NOBODYS, PROGRAMS)
             with self._guard:
                 entry = self._entries.pop(number, None)
             if entry is not None:
-                self._read_errors()  # what was written before the call was over is shown before it
                 entry.answer = message
                 self._settle(entry)
         elif kind == RECORD:
@@ -317,7 +328,9 @@ class Channel:
             if entry is not None and entry.shelf:
                 _run.travels.keep(entry.shelf, [bytes(part) for part in parts])
         elif kind == PRINT:
-            self._show(bytes(parts[0]), self._entries.get(number))
+            data = bytes(parts[0])
+            known = PROGRAMS if data[:1] == b"\3" else number if number in self._entries else NOBODYS
+            self._show(data[:1], known, data[1:])
         elif kind == FIND:
             body = modules.answer(bytes(parts[0]).decode("utf-8", "replace"), self.about["magic"])
             self._outbox.extend(wire.frames(MODULE, number, [[body]]))
@@ -353,6 +366,8 @@ class Channel:
             if self.lost is not None:
                 return
             self.lost = error
+        self._show_unfinished()
+        with self._guard:
             entries = list(self._entries.values())
             self._entries.clear()
         for entry in entries:
@@ -372,12 +387,40 @@ class Channel:
 
     # What is printed there ----------------------------------------------------------------------------------
 
-    def _show(self, data: bytes, entry: _Entry | None) -> None:
-        stream, text = data[:1], data[1:].decode("utf-8", "replace")
+    def _show(self, stream: bytes, number: int, data: bytes) -> None:
+        """Show whole lines, each with its place and call path; keep the rest, which may be half a word or half a character."""
+        with self._showing:
+            data = self._unfinished.pop((stream, number), b"") + data
+            lines, end, rest = data.rpartition(b"\n")
+            if len(rest) > LONG:
+                _, whole = codecs.utf_8_decode(data, "replace", False)
+                lines, end, rest = data[:whole], b"\n", data[whole:]
+            if rest:
+                self._unfinished[stream, number] = rest
+            if end:
+                self._show_lines(stream, number, lines)
+
+    def _show_unfinished(self, *numbers: int) -> None:
+        """Show lines that have no end, and will not get one: those of these calls, or all."""
+        with self._showing:
+            for stream, number in sorted(self._unfinished):
+                if not numbers or number in numbers:
+                    self._show_lines(stream, number, self._unfinished.pop((stream, number)))
+
+    def _show_lines(self, stream: bytes, number: int, data: bytes) -> None:
+        calls = list(self._entries.values())
+        if number == PROGRAMS:
+            entry = calls[0] if len(calls) == 1 else None
+        else:
+            entry = self._entries.get(number)
         where = f"[{self.place} {entry.path()}] " if entry is not None else f"[{self.place}] "
+        lines: list[str] = []
+        # By hand: what else ends a line for `splitlines` is part of what was printed. A return would write over our words.
+        for line in data.decode("utf-8", "replace").split("\n"):
+            lines += [part for part in line.split("\r") if part] or [""]
         out = sys.stderr if stream == b"\2" else sys.stdout
         with contextlib.suppress(Exception):
-            out.write("".join(f"{where}{line}\n" for line in text.splitlines()))
+            out.write("".join(f"{where}{line}\n" for line in lines))
             out.flush()
 
     def _read_errors(self) -> bool:
@@ -391,8 +434,7 @@ class Channel:
         self._tail += data
         del self._tail[:-TAIL]
         if self._greeted:
-            alone = next(iter(self._entries.values())) if len(self._entries) == 1 else None
-            self._show(b"\2" + data, alone)
+            self._show(b"\2", PROGRAMS, data)
         return True
 
     # Writing ------------------------------------------------------------------------------------------------
@@ -486,6 +528,7 @@ class Channel:
         self._lose(LinkLostError(f"{self.place}: the channel was closed"))
         with contextlib.suppress(Exception):
             self._read_errors()
+            self._show_unfinished()
         self._stream.close()
         os.close(self._wake)
         os.close(self._waker)

@@ -48,6 +48,7 @@ def quote(error: BaseException, worker: WorkerProcess) -> None:
 def stdout_is_plain() -> bool:
     """Whether what a worker writes to descriptor 1 ends up where the caller's `print` does."""
     try:
-        return sys.stdout is None or sys.stdout.fileno() == 1
+        # That of an agent has a descriptor to be given to programs, and goes another way itself (entangle._remote.agent).
+        return sys.stdout is None or (sys.stdout.fileno() == 1 and not getattr(sys.stdout, "apart", False))
     except Exception:
         return False

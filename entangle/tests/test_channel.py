@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,138 @@ def test_what_is_printed_comes_with_place_and_call_path(python: str, capfd: pyte
     where = f"[{python} last → chatty] "
     assert out == f"{where}one\n{where}two halvesraw\n"
     assert err == f"{where}not well\n"
+
+
+def shown(text: str) -> list[str]:
+    """The lines, without their places."""
+    return [line.partition("] ")[2] for line in text.split("\n")[:-1]]
+
+
+def test_words_of_a_bodys_thread_are_not_lost(python: str, capfd: pytest.CaptureFixture[str]) -> None:
+    @interpreter(python=python)
+    def threaded() -> None:
+        one = threading.Thread(target=lambda: print("lost words", end=""))
+        one.start()
+        one.join()
+        print("own words", end="")
+
+    threaded()()
+    assert sorted(shown(capfd.readouterr().out)) == ["lost words", "own words"]
+
+
+def test_words_of_a_thread_come_with_the_call_that_it_belongs_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """While another call goes on, whose own half line stays whole."""
+
+    @interpreter
+    def ends() -> None:
+        bodies.meet(str(tmp_path / "began"), 2)
+        one = threading.Thread(target=lambda: print("of a thread", end=""))
+        one.start()
+        one.join()
+
+    @interpreter
+    def goes_on() -> None:
+        print("first half", end="")
+        bodies.meet(str(tmp_path / "began"), 2)
+        wait_until((tmp_path / "over").exists)
+        print(", second half")
+
+    caller = threading.Thread(target=lambda: goes_on()())
+    caller.start()
+    ends()()
+    assert "of a thread" in capfd.readouterr().out
+    (tmp_path / "over").touch()
+    caller.join()
+    assert shown(capfd.readouterr().out) == ["first half, second half"]
+
+
+def test_words_that_were_flushed_come_even_if_the_agent_dies(capfd: pytest.CaptureFixture[str]) -> None:
+    @interpreter
+    def dies() -> None:
+        print("dots", end="", flush=True)
+        print("...", end="", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(LinkLostError):
+        dies()()
+    assert shown(capfd.readouterr().out) == ["dots..."]
+
+
+def test_what_is_printed_to_is_a_file(python: str, capfd: pytest.CaptureFixture[str]) -> None:
+    @interpreter(python=python)
+    def gives_away() -> tuple[int, int, str]:
+        import faulthandler
+
+        faulthandler.enable()
+        faulthandler.disable()
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)  # type: ignore[union-attr]
+        subprocess.run(["echo", "given stdout"], check=True, stdout=sys.stdout)
+        subprocess.run(["sh", "-c", "echo given stderr >&2"], check=True, stderr=sys.stderr)
+        print("own \udcff")
+        return sys.stdout.fileno(), sys.stderr.fileno(), sys.stdout.errors or ""
+
+    assert gives_away()() == (1, 2, "replace")
+    told = capfd.readouterr()
+    assert sorted(shown(told.out)) == ["given stdout", "own ?"]
+    assert "given stderr" in shown(told.err)
+
+    @interpreter(python=python)
+    def wrongly() -> None:
+        sys.stdout.reconfigure(encoding="no-such-code")  # type: ignore[union-attr]
+
+    with pytest.raises(LookupError, match="no-such-code"):
+        wrongly()()
+
+
+def test_characters_come_whole_however_they_were_written(python: str, capfd: pytest.CaptureFixture[str]) -> None:
+    line = "é€😀" * 3333
+    text = f"{line}\n" * 20  # more than is read at once, on either side
+    long = "€" * 100_000
+
+    @interpreter(python=python)
+    def in_pieces(text: str) -> None:
+        for data in (b"\xc3", b"\xa9", b"\n"):
+            sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(memoryview(b"view\n"))
+        os.write(1, b"\xe2\x82")
+        time.sleep(0.1)
+        os.write(1, b"\xac\n")
+        subprocess.run(["cat"], input=text.encode(), check=True)
+        sys.stdout.write(text)
+
+    in_pieces(text)()
+    assert sorted(shown(capfd.readouterr().out)) == sorted(["view", "é", "€"] + [line] * 40)
+    interpreter(python=python)(lambda text: subprocess.run(["cat"], input=text.encode(), check=True).returncode)(long)()
+    assert "".join(shown(capfd.readouterr().out)) == long  # in pieces, since nothing says that it will end
+
+
+def test_signs_that_only_python_takes_for_the_end_of_a_line(python: str, capfd: pytest.CaptureFixture[str]) -> None:
+    @interpreter(python=python)
+    def strange() -> None:
+        print("a\x0bb\x0cc\x85d\u2028e")
+        print()
+        print("10 %\r20 %\r\nend")
+
+    strange()()
+    assert shown(capfd.readouterr().out) == ["a\x0bb\x0cc\x85d\u2028e", "", "10 %", "20 %", "end"]
+
+
+def test_a_child_that_a_body_forks_may_print_to_what_it_has(capfd: pytest.CaptureFixture[str]) -> None:
+    @interpreter
+    def forks() -> int:
+        import warnings
+
+        mine = sys.stdout
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pid = os.fork()
+        if pid == 0:
+            mine.write("from a child\n")
+            os._exit(7)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    assert forks()() == 7
+    assert shown(capfd.readouterr().out) == ["from a child"]
 
 
 def test_programs_that_a_body_starts_may_print_too(capfd: pytest.CaptureFixture[str]) -> None:
