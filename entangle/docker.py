@@ -62,13 +62,15 @@ def docker(
 
     `image` needs a Python (3.10 or newer, `python` says which) and nothing else; one that is not here is pulled. `packages` are
     what pip installs, as names or as wheel files of this machine, into an image of its own that is built once. `env` are environment
-    variables; `volumes` maps paths here to paths there ("/there:ro" to read only); `network` is a docker network, "none" or "host";
-    `memory` is in bytes or as "2g"; `cpus` is how many at most. `gpus` is how many, "all", or a list of their ids; by default all,
-    where docker's runtime has any. `consume_gpu=False` has TensorFlow take GPU memory as it needs it (TF_FORCE_GPU_ALLOW_GROWTH).
+    variables; `volumes` maps paths here, or names of docker's volumes, to paths there ("/there:ro" to read only); `network` is a
+    docker network, "none" or "host"; `memory` is in bytes or as "2g"; `cpus` is how many at most. `gpus` is how many, "all", or a list
+    of their ids; by default all, where docker's runtime has any. `consume_gpu=False` has TensorFlow take GPU memory as it needs it
+    (TF_FORCE_GPU_ALLOW_GROWTH).
     The container is kept for the calls of a run and removed at its end. It runs as the calling user, unless the image names one.
 
-    Raises OptionError here for bad options; a run raises UnreachableError without a docker daemon, ImageError for an image or
-    packages that cannot be had, UnfitPythonError, and LinkLostError where the container dies. Needs the extra `docker`.
+    Raises OptionError here for bad options, and in a run for a path of `volumes` that is not there; a run raises UnreachableError
+    without a docker daemon, ImageError for an image or packages that cannot be had, UnfitPythonError, and LinkLostError where the
+    container dies. Needs the extra `docker`.
 
         @docker(image="python:3.13-slim", packages=["numpy"])
         def solve(a, b): ...

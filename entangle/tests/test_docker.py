@@ -131,6 +131,29 @@ def test_what_may_be_in_there_is_what_was_given(image: str, tmp_path: Path) -> N
     assert limit in ("", str(256 << 20))
 
 
+def test_a_path_that_is_not_there_is_no_empty_directory_in_there(image: str, tmp_path: Path) -> None:
+    wrong = tmp_path / "no-such-place"
+    with pytest.raises(OptionError, match=r"volumes.*no-such-place"):
+        docker(image=image, volumes={str(wrong): "/x"})(add)(1, 2)()
+    assert not wrong.exists()
+
+
+def test_volumes_that_docker_keeps_by_name(image: str, tmp_path: Path) -> None:
+    name = f"entangle-tests-{os.getpid()}"
+
+    @docker(image=image, volumes=[f"{name}:/kept", f"{tmp_path}:/data:rw"])
+    def mounted() -> list[str]:
+        open("/data/written", "w").close()
+        return [line.split()[1] for line in open("/proc/mounts") if line.split()[1] in ("/kept", "/data")]
+
+    try:
+        assert sorted(mounted()()) == ["/data", "/kept"]
+        assert (tmp_path / "written").exists()
+    finally:
+        close_all()
+        subprocess.run(["docker", "volume", "rm", "--force", name], check=True, capture_output=True)
+
+
 def test_without_a_network(image: str) -> None:
     @docker(image=image, network="none")
     def interfaces() -> list[str]:

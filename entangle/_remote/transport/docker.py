@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shutil
 import struct
 import threading
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 from entangle._remote.stream import ProcessStream, PumpedStream, Stream
 from entangle._remote.transport import Transport
 from entangle._run.home import home, sweep
-from entangle.errors import FarError, ImageError, UnfitPythonError, UnreachableError
+from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError, UnreachableError
 
 #: Labels of our containers and images: what made them, for which home, on which machine.
 MARK, HOME, MACHINE = "entangle", "entangle.home", "entangle.machine"
@@ -73,7 +74,14 @@ class Docker(Transport):
                     host_config=self._host_config(client),
                 )["Id"]
             except errors.APIError as error:
-                raise ImageError(f"@docker(image={self.image!r}): {error.explanation or error}") from None
+                told = str(error.explanation or error)
+                absent = re.search(r"bind source path does not exist: (.*)", told)
+                if absent:
+                    raise OptionError(
+                        f"@docker: volumes: there is no {absent[1]!r} on the machine of the docker daemon; make it first, or name a "
+                        f"volume of docker's, which has no slash in its name"
+                    ) from None
+                raise ImageError(f"@docker(image={self.image!r}): {told}") from None
             try:
                 program = shutil.which("docker")
                 if program is not None:
@@ -105,10 +113,12 @@ class Docker(Transport):
             raise UnreachableError(
                 f"@docker(gpus={self.gpus!r}): docker has no GPU runtime here; install the NVIDIA container toolkit, or leave gpus away"
             )
+        binds, mounts = self._mounted()
         try:
             return client.create_host_config(
                 auto_remove=True,
-                binds=list(self.volumes) or None,
+                binds=binds or None,
+                mounts=mounts or None,
                 network_mode=self.network,
                 mem_limit=self.memory,
                 nano_cpus=None if self.cpus is None else round(self.cpus * 1e9),
@@ -121,6 +131,19 @@ class Docker(Transport):
             )
         except (errors.DockerException, TypeError, ValueError) as error:
             raise ImageError(f"@docker(image={self.image!r}): {error}") from None
+
+    def _mounted(self) -> tuple[list[str], list[Any]]:
+        """Volumes, as binds and as mounts. Of a path that is not there a bind makes a directory of root's; a mount refuses it."""
+        from docker import types
+
+        binds, mounts = [], []
+        for volume in self.volumes:
+            here, there, *words = volume.split(":", 2)
+            if here.startswith("/") and not set(words) - {"ro", "rw"}:
+                mounts.append(types.Mount(there, here, type="bind", read_only="ro" in words))
+            else:  # a volume of docker's, or what mounts cannot say, as labels of SELinux
+                binds.append(volume)
+        return binds, mounts
 
     def diagnose(self, status: int | None, words: str) -> FarError:
         """The error for a container that ended, or kept silent."""
