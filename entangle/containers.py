@@ -9,6 +9,7 @@ from entangle._remote.containers import check_common
 from entangle._remote.far import Far
 from entangle._remote.transport.apptainer import Apptainer as Transport
 from entangle.docker import Volumes, docker
+from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
 __all__ = ["apptainer", "docker", "singularity"]
@@ -86,7 +87,9 @@ def singularity(function: Any = None, /, *, image: str | None = None, **options:
 
 def _contained(decorator: str, layer: type[Far], function: Any, image: str | None, options: dict[str, Any]) -> Any:
     refuse_unknown(decorator, _OPTIONS, {name: None for name in options if name not in _OPTIONS})
-    gpus = bool(options.pop("gpus", False))
+    gpus = options.pop("gpus", False)
+    if not isinstance(gpus, bool):
+        raise OptionError(f"@{decorator}: gpus={gpus!r}; it is True or False")
     defaults: dict[str, Any] = {"packages": (), "env": None, "volumes": (), "memory": None, "cpus": None, "python": "python3"}
     given = check_common(decorator, image, **{**defaults, **options})
     made = layer(Transport(gpus=gpus, program=decorator, **given))

@@ -84,6 +84,8 @@ def docker(
         chosen = words("docker", "gpus", gpus)
     elif gpus is not None and gpus != "all" and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
         raise OptionError(f"@docker: gpus={gpus!r}; it is a number, 'all', or a list of device ids")
+    if not isinstance(consume_gpu, bool):
+        raise OptionError(f"@docker: consume_gpu={consume_gpu!r}; it is True or False")
     if not consume_gpu:
         given["environment"] = pairs({"TF_FORCE_GPU_ALLOW_GROWTH": "true", **dict(given["environment"])})
     layer = Docker(Transport(gpus=chosen, network=network, **given))

@@ -29,13 +29,18 @@ def check_common(
             raise OptionError(f"@{decorator}: {option}={value!r}; it is a name or a path")
     if memory is not None and not (
         (isinstance(memory, int) and not isinstance(memory, bool) and memory > 0)
-        or (isinstance(memory, str) and re.fullmatch(r"\d+[bkmgBKMG]?", memory))
+        or (isinstance(memory, str) and re.fullmatch(r"0*[1-9][0-9]*[bkmgBKMG]?", memory))
     ):
         raise OptionError(f"@{decorator}: memory={memory!r}; it is a number of bytes, or a text as '512m' or '2g'")
     if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, (int, float)) or not math.isfinite(cpus) or cpus <= 0):
         raise OptionError(f"@{decorator}: cpus={cpus!r}; it is a number above 0")
     if env is not None and not isinstance(env, Mapping):
         raise OptionError(f"@{decorator}: env={env!r}; it is a dict of environment variables")
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise OptionError(f"@{decorator}: env={env!r}; {name!r} is no name of an environment variable")
+        if not isinstance(value, (str, int, float, os.PathLike)) or "\0" in str(value):
+            raise OptionError(f"@{decorator}: env={env!r}; {name!r} is a text, or leave it away")
     return {
         "image": image,
         "packages": words(decorator, "packages", packages),

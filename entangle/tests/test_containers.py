@@ -170,6 +170,9 @@ def test_docker_is_here_too() -> None:
         ({"image": "a", "network": "none"}, "network"),
         ({"image": "a", "bind": "x"}, "bind"),
         ({"image": ""}, "image"),
+        ({"image": "a", "env": {"A": None}}, "env"),
+        ({"image": "a", "memory": "0g"}, "memory"),
+        ({"image": "a", "gpus": "no"}, "gpus"),
     ],
 )
 def test_bad_options_are_refused_when_decorated(options: dict[str, Any], told: str) -> None:

@@ -395,6 +395,13 @@ def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
         ({"image": "a", "gpus": -1}, "gpus"),
         ({"image": "a", "network": 1}, "network"),
         ({"image": "a", "env": ["A=1"]}, "env"),
+        ({"image": "a", "env": {"A": None}}, "env.*'A' is a text"),
+        ({"image": "a", "env": {"": 1}}, "env"),
+        ({"image": "a", "env": {"A=B": 1}}, "env.*'A=B' is no name"),
+        ({"image": "a", "env": {1: "1"}}, "env"),
+        ({"image": "a", "memory": "0"}, "memory"),
+        ({"image": "a", "memory": "00m"}, "memory"),
+        ({"image": "a", "consume_gpu": "no"}, "consume_gpu"),
         ({"image": "a", "package": ["b"]}, "packages"),
     ],
 )
