@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.far import Far
-from entangle._remote.transport.ssh import LEARN, SSH
+from entangle._remote.transport.ssh import LEARN, SSH, check_word
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -82,14 +82,11 @@ def ssh(
     refuse_unknown("ssh", _OPTIONS, unknown)
     if host is None:
         raise OptionError("@ssh needs a host: @ssh(host='name')")
-    for option, value in (("host", host), ("user", user), ("key", key), ("python", python), ("env", env)):
-        if value is None:
-            continue
-        # A leading dash would be an option of ssh, a line's end the end of a command over there.
-        if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
-            raise OptionError(f"@ssh: {option}={value!r}; it is a {'name' if option in ('host', 'user') else 'path'}")
-    if user is None and "@" in host:
+    if user is None and isinstance(host, str) and "@" in host:
         user, _, host = host.rpartition("@")
+    for option, value in (("host", host), ("user", user), ("key", key), ("python", python), ("env", env)):
+        if value is not None:
+            check_word(option, value)
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536):
         raise OptionError(f"@ssh: port={port!r}; it is a whole number from 1 to 65535")
     if known_hosts is True or not isinstance(known_hosts, (str, bool, type(None))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 import time
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entangle._remote.channel import channel_to, close_all
-from entangle._remote.transport.ssh import SSH
-from entangle.errors import EntangleError
+from entangle._remote.transport.ssh import SSH, check_word
+from entangle.errors import EntangleError, OptionError
 from entangle.task import task
 
 #: Calls of which the round trip is the median.
@@ -115,11 +116,20 @@ def _missing(about: dict[str, Any]) -> list[str]:
 
 
 def transport_to(word: str, **options: Any) -> SSH:
-    """The transport for `[user@]host[:port]`."""
+    """The transport for `[user@]host[:port]`; an address with colons stands in brackets where a port follows. Raises OptionError."""
     user, at, rest = word.rpartition("@")
-    host, colon, port = rest.rpartition(":")
-    if not colon or not port.isdigit() or ":" in host:
-        host, port = rest, ""
+    bracketed = re.fullmatch(r"\[([^]]*)\](?::([0-9]+))?", rest)
+    if bracketed is not None:
+        host, port = bracketed[1], bracketed[2]
+    else:
+        host, colon, port = rest.rpartition(":")
+        if not colon or not port.isdigit() or ":" in host:
+            host, port = rest, ""
+    check_word("host", host)
+    if at:
+        check_word("user", user)
+    if port and not 0 < int(port) < 65536:
+        raise OptionError(f"{word}: a port is a whole number from 1 to 65535")
     return SSH(host=host, user=user if at else None, port=int(port) if port else None, **options)
 
 

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from entangle.cli.output import print_json
-from entangle.cli.status import DONE, UNINSTALLED, UNREACHABLE, Refused
+from entangle.cli.status import DONE, UNINSTALLED, UNREACHABLE, USAGE, Refused
+from entangle.errors import OptionError
 
 
 def check(hosts: list[str], as_json: bool, **options: Any) -> int:
@@ -21,9 +22,12 @@ def check(hosts: list[str], as_json: bool, **options: Any) -> int:
         raise Refused("this version of entangle does not run tasks on other hosts", UNINSTALLED)
     room: Any = importlib.import_module("entangle._remote.check")
     given = {name: value for name, value in options.items() if value is not None}
+    try:
+        transports = [room.transport_to(word, **given) for word in hosts]
+    except OptionError as error:
+        raise Refused(str(error), USAGE) from None
     if not as_json:
         return UNREACHABLE if room.check_hosts(hosts, **given) else DONE
-    transports = [room.transport_to(word, **given) for word in hosts]
     try:
         with ThreadPoolExecutor(max(1, min(len(transports), 16))) as pool:
             reports = list(pool.map(room.look_at, transports))

@@ -51,9 +51,20 @@ def test_the_parts_of_a_host() -> None:
         ("me@miko", "me", "miko", None),
         ("me@miko:2222", "me", "miko", 2222),
         ("fe80::1", None, "fe80::1", None),
+        ("[fe80::1]", None, "fe80::1", None),
+        ("me@[::1]:42422", "me", "::1", 42422),
     ):
         found = transport_to(word)
         assert (found.user, found.host, found.port) == (user, host, port)
+
+
+@pytest.mark.parametrize("wrong", ["", "-oProxyCommand=touch x", "me@", "@miko", "me@-oX", "miko:0", "miko:123456", "[]:22"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_is_no_host_is_refused(wrong: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hosts", "check", *options, "--", wrong]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.search("it is a name|a port is", told.err)
 
 
 def test_what_would_be_missing_is_said() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -233,6 +234,12 @@ def test_a_host_that_is_not_there(hosts: Hosts, carrier: str, host: str) -> None
         ssh(**{**hosts.options("alpha", host=host, transport=carrier), **port})(where)()()
 
 
+@pytest.mark.parametrize(("host", "meant"), [("127.0.0.1:42422", "host='127.0.0.1', port=42422"), ("[::1]", "host='::1'")])
+def test_a_port_in_the_name_of_a_host_is_told(hosts: Hosts, carrier: str, host: str, meant: str) -> None:
+    with pytest.raises(UnreachableError, match=re.escape(f"@ssh({meant})")):
+        ssh(**hosts.options("alpha", host=host, port=None, transport=carrier))(where)()()
+
+
 def test_a_python_that_is_not_there(hosts: Hosts, carrier: str) -> None:
     with pytest.raises(UnfitPythonError, match="/opt/no/python"):
         ssh(**hosts.options("alpha", python="/opt/no/python", transport=carrier))(where)()()
@@ -358,6 +365,9 @@ def test_what_a_function_needs_is_found_in_its_imports() -> None:
         ({"host": ""}, "host"),
         ({"host": "-oProxyCommand=x"}, "host"),
         ({"host": "a\nb"}, "host"),
+        ({"host": "me@-oProxyCommand=x"}, "host"),
+        ({"host": "me@"}, "host"),
+        ({"host": "@miko"}, "user"),
         ({"host": 5}, "host"),
         ({"host": "a", "user": "-x"}, "user"),
         ({"host": "a", "port": 0}, "port"),

@@ -25,6 +25,13 @@ LOGIN = 60.0
 LEARN = "accept-new"
 
 
+def check_word(option: str, value: object) -> None:
+    """Refuse what would be another word to the ssh program or to the shell over there. Raises OptionError."""
+    # A leading dash would be an option of ssh, a line's end the end of a command over there.
+    if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
+        raise OptionError(f"@ssh: {option}={value!r}; it is a {'name' if option in ('host', 'user') else 'path'}")
+
+
 @dataclass(frozen=True)
 class SSH(Transport):
     """The options of @ssh. `known_hosts` is a path, LEARN, False for no check at all, or None for what ssh does anyway."""
@@ -154,7 +161,7 @@ _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
         "it does not let {user} in with {key}. Is the public key in ~/.ssh/authorized_keys there? A key with a passphrase needs an "
         "ssh-agent; passwords are never asked for",
     ),
-    (r"Could not resolve hostname|Name or service not known|getaddrinfo", UnreachableError, "there is no host of this name"),
+    (r"Could not resolve hostname|Name or service not known|getaddrinfo", UnreachableError, "there is no host of this name{hint}"),
     (r"Connection refused", UnreachableError, "no ssh server answers at this port"),
     (
         r"(?i)timed out|No route to host|Network is unreachable|Host is down",
@@ -183,9 +190,19 @@ def _login_trouble(ssh: SSH, words: str) -> UnreachableError | None:
                 key=ssh.key_file or "the keys that it was offered",
                 file=f"-f {known} " if known else "",
                 known_hosts=known or "~/.ssh/known_hosts",
+                hint=_port_inside(ssh.host),
             )
             return kind(f"{ssh.place}: {told}\n{_end_of(words)}")
     return None
+
+
+def _port_inside(host: str) -> str:
+    """What to write for a host that has its port, or the brackets of an address, in its name."""
+    found = re.fullmatch(r"\[([^]]*)\](?::(\d+))?|([^:]+):(\d+)", host)
+    if found is None:
+        return ""
+    port = found[2] or found[4]
+    return f"; write it as @ssh(host={found[1] or found[3]!r}{f', port={port}' if port else ''})"
 
 
 def no_answer(ssh: SSH, seconds: float, words: str) -> UnreachableError:
