@@ -26,6 +26,8 @@ Ask = Callable[[str], Any]
 
 #: What is asked for instead of a name: all that a worker of this agent needs to begin; all of our own modules as source; one.
 ALL, SOURCES, SOURCE_OF = "*", "*source", "="
+#: … what to say of a module, or a distribution, of which more is needed than its modules.
+MODULES_ALONE = "!"
 
 #: What always comes from the caller.
 OURS = ("entangle", "cloudpickle")
@@ -111,9 +113,69 @@ class Finder:
         """Whether it has modules below it."""
         return self.known[name][0]
 
+    def get_data(self, path: str) -> bytes:
+        """For `pkgutil.get_data`, which would take the lack of this for the lack of the file. Raises MissingModuleError."""
+        folders = {os.path.dirname(origin): name for name, (package, origin, _) in self.known.items() if package}
+        folder = os.path.dirname(path)
+        while folder not in folders and folder != os.path.dirname(folder):
+            folder = os.path.dirname(folder)
+        raise self.without(folders.get(folder, ""), os.path.basename(path))
+
+    def get_resource_reader(self, name: str) -> Any:
+        """For `importlib.resources`."""
+        return NoFiles(self, name)
+
+    def without(self, name: str, file: str) -> Exception:
+        """The error for a file of a package, of which the modules alone have come."""
+        from entangle.errors import MissingModuleError
+
+        top = name.partition(".")[0]
+        # Who uses it comes first: that is what the user knows, and what pip installs with all that it needs.
+        names = [top]
+        frame: Any = sys._getframe()
+        while frame is not None:
+            module = frame.f_globals.get("__name__") or ""
+            if module in self.known and module.partition(".")[0] != names[-1]:
+                names.append(module.partition(".")[0])
+            frame = frame.f_back
+        told = why_modules_alone(*reversed(names)) or f"module {top!r} was sent without the other files of its package"
+        return MissingModuleError(f"{told} ({top!r} looked for {file!r})", name=name)
+
     @staticmethod
     def _code(text: Any, origin: str) -> Any:
         return compile(text, origin, "exec", dont_inherit=True) if isinstance(text, str) else marshal.loads(text)
+
+
+class NoFiles:
+    """The files of a package, as `importlib.resources` asks for them, old way and new: none of them has come.
+
+    A program may name them without needing them, so it is told when it looks.
+    """
+
+    def __init__(self, finder: Finder, package: str, path: str = "") -> None:
+        self._finder, self._package, self._path = finder, package, path
+        self.name = os.path.basename(path) or package
+
+    def files(self) -> NoFiles:
+        """The package's folder."""
+        return self
+
+    def joinpath(self, *names: Any) -> NoFiles:
+        """A file in it."""
+        return NoFiles(self._finder, self._package, "/".join(filter(None, [self._path, *map(str, names)])))
+
+    __truediv__ = joinpath
+
+    def _look(self, name: Any = "", *args: Any, **kwargs: Any) -> Any:
+        raise self._finder.without(self._package, self._path or str(name))
+
+    is_file = is_dir = iterdir = is_resource = contents = open_resource = resource_path = _look
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        """It cannot be."""
+        self._look()
+
+    read_text = read_bytes = open
 
 
 #: The two finders of this process, if it is an agent or one of its workers.
@@ -137,6 +199,22 @@ def why_missing(name: str | None) -> str:
     """What the caller said about a top-level module that it could not send; "" where it said nothing."""
     top = (name or "").partition(".")[0]
     return next((why for finder in finders for asked, why in finder.refused.items() if asked == top and why), "")
+
+
+def why_modules_alone(*names: str) -> str:
+    """What the caller says where of a package, or a distribution, more is needed than its modules, and others are on the way to it:
+    about the first that pip has installed, or else about the last. "" where it has no such."""
+    ask = finders[-1]._ask if finders else None
+    answer = ask(MODULES_ALONE + " ".join(names[-20:])) if ask is not None and any(names) else None
+    return answer if isinstance(answer, str) else ""
+
+
+def package_of(path: str) -> str:
+    """The package that has come, and in whose folder on the caller's side this path lies; "" where there is none."""
+    for name, (package, origin, _) in list(finders[-1].known.items()) if finders else ():
+        if package and origin and path.startswith(os.path.dirname(origin) + os.sep):
+            return name
+    return ""
 
 
 def decode_answer(parts: Sequence[Any]) -> Any:
@@ -192,7 +270,7 @@ class Counter:
         """What we know ourselves, else what the caller knows."""
         if name == ALL:
             return dict(finders[0].known)
-        if name == SOURCES or name.startswith(SOURCE_OF):
+        if name == SOURCES or name.startswith((SOURCE_OF, MODULES_ALONE)):
             return self._ask(name)
         for finder in finders:
             if name in finder.known:

@@ -248,10 +248,17 @@ def _is_plain(error: BaseException) -> bool:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """For a module that is not here: with what the caller said why it could not be sent."""
+    """For a module that is not here, or not with all that belongs to it: with what the caller said why it could not be sent."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
+        package = imports.package_of(error.filename)
+        if package and (why := imports.why_modules_alone(package)):
+            add_note(error, why)
+        return error
     if not isinstance(error, ImportError) or isinstance(error, MissingModuleError):
         return error
     why = imports.why_missing(error.name)
+    if not why and type(error).__name__ == "PackageNotFoundError":  # of importlib.metadata, which need not be loaded
+        why = imports.why_modules_alone(str(error.name))
     if not why:
         return error
     told = MissingModuleError(why, name=error.name)

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from entangle._remote import imports
@@ -93,6 +94,8 @@ def answer(name: str, magic: str) -> bytes:
     """The MODULE message for what a far side asks for."""
     if name == imports.SOURCES:
         return bundle(None)
+    if name.startswith(imports.MODULES_ALONE):
+        return _packed(_modules_alone(name[len(imports.MODULES_ALONE) :].split()))
     if name.startswith(imports.SOURCE_OF):
         name = name[len(imports.SOURCE_OF) :]
         known = _known(name, None)
@@ -170,13 +173,49 @@ def _compiled_part(top: str) -> str:
 
 def _instead(top: str, compiled: str) -> str:
     """What the user can do about a module that cannot be sent."""
-    from importlib import metadata
-
-    wanted = top
-    with contextlib.suppress(Exception):  # broken metadata of anybody: the name will do
-        name = (metadata.packages_distributions().get(top) or [top])[0]
-        wanted = f"{name}=={metadata.version(name)}"
     return (
         f"module {top!r} is not installed there and cannot be sent, since it has compiled parts ({os.path.basename(compiled)}); "
-        f"install it for that Python: python -m pip install {wanted!r}"
+        f"install it for that Python: python -m pip install {_wanted(top)!r}"
     )
+
+
+def _modules_alone(names: Sequence[str]) -> str | None:
+    """What the user can do where files or metadata of a package are needed, which are not sent; None where there is no such package.
+    The last name is that package, before it stand those that use it."""
+    own = None
+    for name in names:
+        try:
+            spec = importlib.util.find_spec(_top(name))
+        except (ImportError, ValueError, AttributeError):
+            spec = None
+        if spec is not None and _is_project(spec):
+            own = (
+                f"module {name!r} was sent without the other files of its package; read them before the call and give the function what "
+                f"is in them, or install the package for that Python"
+            )
+            continue
+        wanted = _wanted(name) if spec is not None else _version_of(name)
+        if wanted:
+            return (
+                f"{name!r} is not installed there, and modules are sent without the files and metadata of their packages, which are "
+                f"needed here; install it for that Python: python -m pip install {wanted!r}"
+            )
+    return own
+
+
+def _version_of(distribution: str) -> str:
+    """A distribution as pip takes it; "" where there is no such."""
+    from importlib import metadata
+
+    with contextlib.suppress(Exception):  # broken metadata of anybody
+        return f"{distribution}=={metadata.version(distribution)}"
+    return ""
+
+
+def _wanted(top: str) -> str:
+    """What pip must install for a module."""
+    from importlib import metadata
+
+    with contextlib.suppress(Exception):
+        return _version_of((metadata.packages_distributions().get(top) or [top])[0]) or top
+    return top

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -364,6 +365,95 @@ def test_a_module_with_compiled_parts_is_named(python: str) -> None:
         with pytest.raises(MissingModuleError, match=r"'numpy'.*compiled.*pip install 'numpy==") as caught:
             far()()
         assert isinstance(caught.value, ModuleNotFoundError)
+
+
+def test_files_of_a_module_that_came_over_the_stream(python: str, project: Path) -> None:
+    """They are not sent: it is one clear error, whichever way they are looked for."""
+    data = project / "ourproject" / "deep"
+    data.mkdir()
+    (data / "shape.txt").write_text("round")
+    importlib.import_module("ourproject")
+
+    def by_pkgutil() -> Any:
+        import pkgutil
+
+        return pkgutil.get_data("ourproject", "deep/shape.txt")
+
+    def by_resources() -> str:
+        from importlib import resources
+
+        there = resources.files("ourproject") / "deep"
+        return (there / "shape.txt").read_text()
+
+    def as_a_file() -> str:
+        from importlib import resources
+
+        with resources.as_file(resources.files("ourproject").joinpath("deep").joinpath("shape.txt")) as path:
+            return path.read_text()
+
+    def the_old_way() -> str:
+        from importlib import resources
+
+        return resources.read_text("ourproject", "shape.txt")
+
+    def with_a_name_alone() -> str:
+        from importlib import resources
+
+        import ourproject
+
+        return f"{resources.files(ourproject).name}"
+
+    told = r"'ourproject' was sent without the other files.*'ourproject' looked for '.*shape\.txt'"
+    for body in (by_pkgutil, by_resources, as_a_file, the_old_way, process(by_resources)):
+        with pytest.raises(MissingModuleError, match=told):
+            interpreter(python=python)(body)()()
+    assert interpreter(python=python)(with_a_name_alone)()() == "ourproject"
+
+    def by_name() -> str:
+        import ourproject
+
+        os.rename(os.path.dirname(ourproject.__file__), os.path.dirname(ourproject.__file__) + "-gone")  # as if it were another machine
+        return open(os.path.join(os.path.dirname(ourproject.__file__), "deep", "shape.txt")).read()
+
+    with pytest.raises(FileNotFoundError) as caught:
+        interpreter(python=python)(by_name)()()
+    (project / "ourproject-gone").rename(project / "ourproject")
+    assert "'ourproject' was sent without the other files" in " ".join(getattr(caught.value, "__notes__", []))
+
+
+def test_files_and_metadata_of_what_pip_has_installed(python: str) -> None:
+    pytest.importorskip("requests")
+    pytest.importorskip("certifi")
+
+    def files() -> str:
+        import certifi
+
+        return certifi.where()
+
+    def metadata() -> str:
+        from importlib.metadata import version
+
+        return version("certifi")
+
+    for body in (files, metadata, process(files), process(metadata)):
+        with pytest.raises(MissingModuleError, match=r"'certifi' is not installed there.*pip install 'certifi=="):
+            interpreter(python=python)(body)()()
+
+    def by_another() -> str:
+        import requests
+
+        return requests.__version__
+
+    with pytest.raises(MissingModuleError, match=r"'requests' is not.*pip install 'requests==.*'certifi' looked for 'cacert.pem'"):
+        interpreter(python=python)(by_another)()()
+
+    def of_nobody() -> str:
+        from importlib.metadata import version
+
+        return version("no-such-distribution-anywhere")
+
+    with pytest.raises(ModuleNotFoundError, match="no-such-distribution-anywhere"):
+        interpreter(python=python)(of_nobody)()()
 
 
 def test_a_module_that_nobody_has(python: str) -> None:
