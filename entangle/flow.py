@@ -105,26 +105,32 @@ def is_copied(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(kind, "_make")
 
 
-def copy_containers(value: Any) -> Any:
-    """A copy of the containers and arrays that `value` is made of; what else they hold is shared."""
+def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """A copy of the containers and arrays that `value` is made of; what else they hold is shared. What is there twice is one in
+    the copy, too: `known` has the copies by the numbers of what they are copies of."""
     if not is_copied(value):
         return value
+    if known is None:
+        known = {}
+    elif id(value) in known:
+        return known[id(value)]
     kind = type(value)
+    made: Any
     if kind is list:
-        return [copy_containers(x) for x in value]
-    if kind is dict:
-        return {key: copy_containers(x) for key, x in value.items()}
-    if kind is set or kind is bytearray:
-        return kind(value)
-    if isinstance(value, tuple):
-        return getattr(kind, "_make", kind)(map(copy_containers, value))
-    made = copy.copy(value)
-    if kind is deque:
-        for place, x in enumerate(value):
-            made[place] = copy_containers(x)
-    elif isinstance(made, dict):
-        for key, x in value.items():
-            made[key] = copy_containers(x)
+        made = [copy_containers(x, known) for x in value]
+    elif isinstance(value, tuple):
+        made = getattr(kind, "_make", kind)([copy_containers(x, known) for x in value])
+    elif kind is dict:
+        made = {key: copy_containers(x, known) for key, x in value.items()}
+    else:
+        made = copy.copy(value)
+        if kind is deque:
+            for place, x in enumerate(value):
+                made[place] = copy_containers(x, known)
+        elif isinstance(made, dict):
+            for key, x in value.items():
+                made[key] = copy_containers(x, known)
+    known[id(value)] = made
     return made
 
 
