@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from entangle._tasks.call import Call
-from entangle.errors import CycleError
+from entangle.errors import ArgumentError, CycleError
 from entangle.flow import COPY, PROCESS, Body, Flow, Like, Shape, Template, is_copied
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _PLAIN = frozenset((int, str, float, bool, type(None), bytes, complex))
+#: Containers in containers, so many: far below what Python's recursion allows, and above what anybody writes.
+_DEEP = 200
 
 
 def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
@@ -23,30 +27,55 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
     if kind is Call or kind in _PLAIN:
         flat.append(value)
         return None
-    if not isinstance(value, _CONTAINERS) or not _holds_call(value, around):
+    if not isinstance(value, _CONTAINERS):
         flat.append(value)
         return COPY if is_copied(value) else None
+    if id(value) in around:
+        raise CycleError(f"an argument holds itself: a {kind.__name__} with a call in it is, through its own parts, a part of itself")
+    holds_call, endless = _look_into(value)
+    if not holds_call:
+        flat.append(value)
+        return COPY if is_copied(value) and not endless else None
+    if len(around) == _DEEP:
+        raise ArgumentError(
+            f"an argument has calls in containers that are nested more than {_DEEP} deep; give them to a function that makes the container"
+        )
     around = (*around, id(value))
     items = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
     made_by = kind if kind in _CONTAINERS or isinstance(value, (tuple, frozenset)) else Like(value)
     return (made_by, tuple(_flatten(item, flat, around) for item in items))
 
 
-def _holds_call(value: Any, around: tuple[int, ...] = ()) -> bool:
-    """Whether there is a call somewhere in a container. Raises CycleError where a container is its own part."""
-    kind = type(value)
-    if kind is Call:
-        return True
-    if not isinstance(value, _CONTAINERS):
-        return False
-    if not value:
-        return False
-    if id(value) in around:
-        raise CycleError(f"an argument holds itself: a {kind.__name__} is, through its own parts, a part of itself")
-    inside = (*around, id(value))
-    if isinstance(value, dict):
-        return any(_holds_call(key, inside) or _holds_call(item, inside) for key, item in value.items())
-    return any(type(item) not in _PLAIN and _holds_call(item, inside) for item in value)
+def _look_into(value: Any) -> tuple[bool, bool]:
+    """Whether there is a call somewhere in a container; and whether the container has no end, being a part of itself, or one
+    so deep that it is not followed there: it is then passed on as it is. Not by recursion, of which there is only so much."""
+    inside = {id(value)}
+    done: set[int] = set()
+    stack = [(id(value), _containers_in(value))]
+    endless = False
+    while stack:
+        for part in stack[-1][1]:
+            if type(part) is Call:
+                return True, endless
+            number = id(part)
+            if number in inside:
+                endless = True
+            elif number not in done:
+                inside.add(number)
+                stack.append((number, _containers_in(part)))
+                endless = endless or len(stack) > _DEEP
+                break
+        else:
+            number, _ = stack.pop()
+            inside.discard(number)
+            done.add(number)
+    return False, endless
+
+
+def _containers_in(value: Any) -> Iterator[Any]:
+    """The parts of a container that are, or may have in them, calls."""
+    parts = chain.from_iterable(value.items()) if isinstance(value, dict) else value
+    return iter([part for part in parts if type(part) not in _PLAIN and (type(part) is Call or (isinstance(part, _CONTAINERS) and part))])
 
 
 def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], tuple[Template, ...] | None]]:
@@ -197,5 +226,6 @@ def _level(children: list[dict[str, Any]]) -> Any:
 def _text(value: object) -> str:
     text = value if isinstance(value, str) else repr(value) if type(value) in _PLAIN else f"<{type(value).__name__}>"
     if isinstance(value, _CONTAINERS) and len(value) < 20:
-        text = repr(value)
+        with contextlib.suppress(RecursionError):
+            text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from entangle.errors import ProcessRetryException
+from entangle.errors import ArgumentError, CycleError, ProcessRetryException
 from entangle.process import process
 from entangle.thread import thread
 
@@ -208,6 +208,50 @@ def test_a_value_that_holds_a_call_is_left_alone() -> None:
         return values[0]()
 
     assert unbox(boxed())() == 3
+
+
+def test_a_container_that_holds_itself_is_an_argument_like_any_other(start: str) -> None:
+    around: list[Any] = [1, {"a": (2,)}]
+    around.append(around)
+    named: dict[str, Any] = {"list": around}
+    named["self"] = named
+    measure = process(lambda a, b: (a[2] is a, a[:2], b["self"] is b, b["list"][2] is b["list"]))
+    assert measure(around, b=named)() == (True, [1, {"a": (2,)}], True, True)
+    assert str(around) in str(same(around).graph())
+    made = same(around)()
+    assert made[2] is made
+
+
+def test_a_container_that_holds_itself_and_a_call_is_an_error() -> None:
+    around: list[Any] = [same(1)]
+    around.append({"a": around})
+    for run in (same(around), same(around).graph):
+        with pytest.raises(CycleError, match="a list with a call in it is, through its own parts, a part of itself"):
+            run()
+
+
+def nested(depth: int, inmost: Any) -> Any:
+    for _ in range(depth):
+        inmost = [inmost]
+    return inmost
+
+
+def depth_of(value: Any) -> int:
+    depth = 0
+    while isinstance(value, list):
+        depth, value = depth + 1, value[0]
+    return depth
+
+
+@pytest.mark.parametrize("decorator", [process, thread])
+def test_a_container_of_great_depth(decorator: Any, start: str) -> None:
+    measure = decorator(depth_of)
+    for depth in (150, 500):
+        assert measure(nested(depth, 3))() == depth
+        assert list(measure(nested(depth, 3)).graph()) == ["depth_of"]
+    assert measure(nested(150, same(3)))() == 150
+    with pytest.raises(ArgumentError, match="an argument has calls in containers that are nested more than 200 deep"):
+        measure(nested(500, same(3)))()
 
 
 def test_out_of_band_buffers_of_other_types() -> None:
