@@ -28,7 +28,7 @@ from entangle._run.pickling import by_value, travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
-from entangle._tasks.parameters import fitting, without_injected
+from entangle._tasks.parameters import fitting, in_its_order, without_injected
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, Body
@@ -153,7 +153,7 @@ def _find(module: str, name: str) -> Any:
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     _remember_local_classes(function, set())
-    inner = _resolving(function)
+    inner = _resolving(in_its_order(function, task.layers))
     outer = inner
     # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.
     near = task.layers

@@ -23,6 +23,41 @@ def without_injected(signature: inspect.Signature, layers: Sequence[Layer]) -> i
     return signature.replace(parameters=[p for p in signature.parameters.values() if p.name not in injected])
 
 
+def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Callable[..., Any]:
+    """The function, where what layers fill in by name stands before other parameters, or can be given by its place alone: a call
+    counts its positional arguments without it, so each is put where it belongs."""
+    injected = {name for layer in layers for name in layer.injected}
+    if not injected:
+        return function
+    import inspect
+
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):  # a builtin that does not tell
+        return function
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    while by_place and by_place[-1].name in injected and by_place[-1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        by_place.pop()  # what comes last is in nobody's way
+    names = [p.name for p in by_place if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    if injected.isdisjoint(names):
+        return function
+
+    def ordered(*args: Any, **kwargs: Any) -> Any:
+        given = iter(args)
+        placed: list[Any] = []
+        for name in names:
+            if name in injected and name in kwargs:
+                placed.append(kwargs.pop(name))
+                continue
+            try:
+                placed.append(next(given))
+            except StopIteration:  # this one and those after it are given by name, or not at all
+                break
+        return function(*placed, *given, **kwargs)
+
+    return ordered
+
+
 def fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
     """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
     if any(layer.takes_arguments for layer in task.layers):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from entangle.errors import EntangleError, OptionError
+from entangle.dataflow import dataflow
+from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.http import request
 from entangle.local import local
 from entangle.process import process
@@ -194,6 +195,37 @@ def test_shared_memory_wants_both_parameters() -> None:
         with pytest.raises(TypeError, match="smm") as caught:
             process(shared_memory=True)(function)  # type: ignore[arg-type, unused-ignore]
         assert isinstance(caught.value, EntangleError)
+
+
+@pytest.mark.parametrize("decorator", [process, thread])
+def test_shared_memory_may_come_before_other_parameters(decorator: Any) -> None:
+    def first(smm: Any, sm: Any, a: int, b: int = 2) -> Any:
+        return callable(smm.SharedMemory), callable(sm), a, b
+
+    def between(a: int, smm: Any, b: int = 2, sm: Any = None) -> Any:
+        return callable(smm.SharedMemory), callable(sm), a, b
+
+    def many(a: int, smm: Any, sm: Any, *b: int) -> Any:
+        return callable(smm.SharedMemory), callable(sm), a, *b
+
+    def by_place(smm: Any, sm: Any, a: int, /, b: int = 2) -> Any:
+        return callable(smm.SharedMemory), callable(sm), a, b
+
+    def named(*, smm: Any, sm: Any, a: int = 1, b: int = 2) -> Any:
+        return callable(smm.SharedMemory), callable(sm), a, b
+
+    made = {function.__name__: decorator(shared_memory=True)(function) for function in (first, between, many, by_place, named)}
+    for name in ("first", "between", "many", "by_place"):
+        assert made[name](1, 2)() == (True, True, 1, 2)
+        assert made[name](1)() == (True, True, 1, 2)[: 3 if name == "many" else 4]
+        assert dataflow(made[name])()(5)[0][:3] == (True, True, 5)
+    for name in ("first", "between", "named"):
+        assert made[name](a=1)() == (True, True, 1, 2)
+        assert made[name](b=4, a=3)() == (True, True, 3, 4)
+    assert made["first"](1, b=4)() == made["between"](1, b=4)() == made["by_place"](1, b=4)() == (True, True, 1, 4)
+    assert made["many"](1, 2, 3)() == (True, True, 1, 2, 3)
+    with pytest.raises(ArgumentError):
+        made["first"](1, 2, 3)
 
 
 def test_shared_memory_of_the_documentation(start: str) -> None:
