@@ -380,24 +380,27 @@ class _Reader:
             node = node.body[0]
         made: ast.stmt
         if isinstance(node, ast.Expr):  # a lambda
-            function = node.value
-            _bare(function)
-            made = ast.Return(function)
-            body = [made]
+            _bare(node.value)
+            made = node
         else:
             node.decorator_list, node.returns = [], None
+            if hasattr(node, "type_params"):
+                node.type_params = []
             _bare(node)
-            body = [node, ast.Return(ast.Name(node.name, ast.Load()))]
-        # The free variables are those of a function around it, whose cells are filled in later.
-        free = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in definition["free"]]
+            made = node
+        # The free variables are those of a function around it, whose cells are filled in later. The function's own name is none of
+        # them unless it was: it may stand for a task, or for what a decorator has made of it, which is what a recursion is to call.
+        free = definition["free"]
+        body: list[ast.stmt] = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free]
+        if isinstance(made, ast.FunctionDef | ast.AsyncFunctionDef) and made.name not in free:
+            body.insert(0, ast.Global([made.name]))
         around = ast.parse("def around(): pass")
-        around.body[0].body = [*free, *body]  # type: ignore[attr-defined]
-        space: dict[str, Any] = {}
-        globals_ = self._spaces[definition["space"]]
-        exec(self._compile(definition, around), globals_, space)
-        function = space["around"]()
-        self._made[number] = function
+        around.body[0].body = [*body, made]  # type: ignore[attr-defined]
+        code = _inner(_inner(self._compile(definition, around)))
+        cells = tuple(types.CellType() for _ in code.co_freevars)
+        function = types.FunctionType(code, self._spaces[definition["space"]], definition["name"], None, cells)
         function.__qualname__ = definition["qualname"]
+        self._made[number] = function
 
         def fill() -> None:
             function.__defaults__ = tuple(self.value(value) for value in definition["defaults"]) or None
@@ -429,6 +432,12 @@ def _remember_lines(definition: dict[str, Any]) -> None:
     lines = [*lines, *["\n"] * (first - 1 + len(text) - len(lines))]
     lines[first - 1 : first - 1 + len(text)] = text
     linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
+
+
+def _inner(code: types.CodeType) -> types.CodeType:
+    """The code of the only function that is defined in this code."""
+    (found,) = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return found
 
 
 def _bare(function: Any) -> None:
