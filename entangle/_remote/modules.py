@@ -46,6 +46,7 @@ _ENGINE = (
     "cloudpickle",
     "cloudpickle.cloudpickle",
     "entangle._remote.job",
+    "entangle._remote.lines",
     "entangle._remote.source",
     "entangle.task",
     "entangle.flow",

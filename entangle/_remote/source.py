@@ -9,7 +9,6 @@ Annotations are left out, since nothing runs them.
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import inspect
 import linecache
@@ -17,9 +16,10 @@ import os
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from entangle._remote.lines import NotWrittenError, lines_of
 from entangle._run.pickling import MAIN, OF_MAIN
 from entangle.errors import UnfitPythonError, UnpicklableError
 from entangle.task import Layer, Task
@@ -132,28 +132,11 @@ class _Book:
     def _lines_of(self, value: Any, what: str) -> dict[str, Any]:
         """The lines in which it was written, and where."""
         try:
-            lines, _ = inspect.findsource(value)
-            tree = _parsed("".join(lines))
-        except (OSError, TypeError, SyntaxError) as error:
+            return lines_of(value)
+        except NotWrittenError as error:
             raise UnpicklableError(
-                f"task {self.task!r} cannot travel: {self.where}, so it has to go as source, and the source of {what} is not to be had "
-                f"({error}). Write it in a file, or use the same version of Python there"
+                f"task {self.task!r} cannot travel: {self.where}, so it has to go as source, and the source of {what} {error}"
             ) from None
-        node = _node_of(value, tree)
-        if node is None:
-            raise UnpicklableError(
-                f"task {self.task!r} cannot travel: {self.where}, so it has to go as source, and the source of {what} is not told from "
-                "others in its line. Write it with def, in lines of its own"
-            )
-        file = inspect.getsourcefile(value) or "<source>"
-        if isinstance(node, ast.Lambda):
-            text = ast.get_source_segment("".join(lines), node) or ""
-            return {"text": f"({text})", "line": node.lineno, "file": file}
-        first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) if isinstance(node, ast.ClassDef) else node.lineno
-        text = "".join(lines[first - 1 : node.end_lineno])
-        if node.col_offset:
-            text, first = "if True:\n" + text, first - 1
-        return {"text": text, "line": first, "file": file}
 
     def _space(self, names_here: dict[str, Any], names: set[str], what: str) -> int:
         """The number of the namespace that stands for these globals, with what is used of them."""
@@ -223,55 +206,6 @@ def _names_of(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             names |= _names_of(constant)
     return names
-
-
-def _node_of(value: Any, tree: ast.Module) -> Any:
-    """The part of a file's tree in which a function or class was written."""
-    if isinstance(value, type):
-        found = [node for name, node in _named(tree, "") if isinstance(node, ast.ClassDef) and name == value.__qualname__]
-        return found[0] if len(found) == 1 else None
-    code = value.__code__
-    line = code.co_firstlineno
-    if code.co_name != "<lambda>":
-        node: Any
-        for node in ast.walk(tree):
-            is_def = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == code.co_name
-            if is_def and line in (node.lineno, *(decorator.lineno for decorator in node.decorator_list)):
-                return node
-        return None
-    lambdas = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno <= line <= (node.end_lineno or 0)]
-    if len(lambdas) > 1:
-        lambdas = [node for node in lambdas if _same_code(node, code)]
-    return lambdas[0] if len({ast.dump(node) for node in lambdas}) == 1 else None
-
-
-def _named(tree: ast.AST, around: str) -> Iterator[tuple[str, ast.AST]]:
-    """The functions and classes of a tree, with their qualified names."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield around + node.name, node
-            yield from _named(node, f"{around}{node.name}." + ("" if isinstance(node, ast.ClassDef) else "<locals>."))
-        else:
-            yield from _named(node, around)
-
-
-@functools.lru_cache(maxsize=16)
-def _parsed(text: str) -> ast.Module:
-    """The tree of a file; the same file is asked for at every call of its functions. Nobody changes it."""
-    return ast.parse(text)
-
-
-def _same_code(node: ast.Lambda, code: types.CodeType) -> bool:
-    """Whether a lambda of the tree compiles to this code: by what it names and computes, its variables being where they may."""
-    made = compile(ast.Expression(node), "<lambda>", "eval").co_consts
-    return any(
-        isinstance(other, types.CodeType)
-        and (other.co_varnames, set(other.co_names) | set(other.co_freevars))
-        == (code.co_varnames, set(code.co_names) | set(code.co_freevars))
-        and [c for c in other.co_consts if not isinstance(c, types.CodeType)]
-        == [c for c in code.co_consts if not isinstance(c, types.CodeType)]
-        for other in made
-    )
 
 
 def describe_call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> tuple[dict[str, Any], Any, Any]:
