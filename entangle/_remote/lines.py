@@ -1,11 +1,21 @@
-"""Where a function or a class is written: its lines, as they are sent to a Python that cannot read our compiled code."""
+"""Where a function or a class is written: its lines, as they are sent to a Python that cannot read our compiled code.
+
+A file may have been edited since it was loaded. So what it says now is compiled, and compared with the code that runs here: another
+Python must not do what this one would not.
+"""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import functools
+import importlib.machinery
 import inspect
+import linecache
+import os
+import sys
 import types
+import zipimport
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,14 +27,16 @@ class NotWrittenError(Exception):
 def lines_of(value: Any) -> dict[str, Any]:
     """The lines in which a function or a class was written, the number of the first, and the file."""
     try:
-        lines, _ = inspect.findsource(value)
+        file, lines = _file_of(value)
         tree = _parsed("".join(lines))
+        at = _loaded_class_at(value, tree) if isinstance(value, type) else _loaded_at(value, "".join(lines))
     except (OSError, TypeError, SyntaxError) as error:
         raise NotWrittenError(f"is not to be had ({error}). Write it in a file, or use the same version of Python there") from None
-    node = _node_of(value, tree)
+    if not at:
+        raise NotWrittenError(f"is no longer there: {file} has changed since it was loaded. Start the program anew")
+    node = _node_of(value, at, tree)
     if node is None:
         raise NotWrittenError("is not told from others in its line. Write it with def, in lines of its own")
-    file = inspect.getsourcefile(value) or "<source>"
     if isinstance(node, ast.Lambda):
         text = ast.get_source_segment("".join(lines), node) or ""
         return {"text": f"({text})", "line": node.lineno, "file": file}
@@ -35,13 +47,23 @@ def lines_of(value: Any) -> dict[str, Any]:
     return {"text": text, "line": first, "file": file}
 
 
-def _node_of(value: Any, tree: ast.Module) -> Any:
-    """The part of a file's tree in which a function or class was written."""
+def _file_of(value: Any) -> tuple[str, list[str]]:
+    """The file in which it was written, and the lines that it has now."""
+    file = inspect.getsourcefile(value) or inspect.getfile(value)
+    linecache.checkcache(file)
+    module = inspect.getmodule(value, file)
+    lines = linecache.getlines(file, vars(module) if module is not None else None)
+    if not lines and not os.path.exists(file):
+        raise OSError(f"there is no {file}")
+    return file, lines
+
+
+def _node_of(value: Any, line: int, tree: ast.Module) -> Any:
+    """The part of a file's tree in which a class, or a function that begins in this line, was written."""
     if isinstance(value, type):
         found = [node for name, node in _named(tree, "") if isinstance(node, ast.ClassDef) and name == value.__qualname__]
         return found[0] if len(found) == 1 else None
     code = value.__code__
-    line = code.co_firstlineno
     if code.co_name != "<lambda>":
         node: Any
         for node in ast.walk(tree):
@@ -81,4 +103,124 @@ def _same_code(node: ast.Lambda, code: types.CodeType) -> bool:
         and [c for c in other.co_consts if not isinstance(c, types.CodeType)]
         == [c for c in code.co_consts if not isinstance(c, types.CodeType)]
         for other in made
+    )
+
+
+# Whether it is still what was loaded ---------------------------------------------------------------------------------------
+
+#: The flags of code that say what it is, and not where it was found.
+_KIND = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+#: Those that `from __future__ import …` sets, which hold for a whole file, or for all cells of a notebook.
+_FUTURE = functools.reduce(lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0)
+_PLAIN_LOADERS = (importlib.machinery.SourceFileLoader, importlib.machinery.SourcelessFileLoader, zipimport.zipimporter)
+
+
+def _loaded_at(function: types.FunctionType, text: str) -> int:
+    """The line of a file in which the function begins that compiles to the code of this one; 0 where there is none any more."""
+    code = function.__code__
+    spec = function.__globals__.get("__spec__")
+    rewritten = spec is not None and type(spec.loader) not in _PLAIN_LOADERS
+    found = [
+        other.co_firstlineno
+        for other in _codes_of(text, code.co_flags & _FUTURE)
+        if other.co_name == code.co_name and (_holds(code, other) if rewritten else _told(other) == _told(code))
+    ]
+    return min(found, key=lambda line: abs(line - code.co_firstlineno), default=0)
+
+
+def _loaded_class_at(value: type, tree: ast.Module) -> int:
+    """The line of a file in which a class begins that has the functions of this one, and its annotated fields; 0 where there is none any
+    more. Its other attributes are sent as the values that they have."""
+    file, lines = _file_of(value)
+    nodes = [node for name, node in _named(tree, "") if isinstance(node, ast.ClassDef) and name == value.__qualname__]
+    if len(nodes) == 1 and sys.version_info < (3, 14):  # from there on they are made when they are asked for, which may fail
+        loaded = [name for name in vars(value).get("__annotations__", {}) if not name.startswith("_")]
+        if loaded != [name for name in _fields(nodes[0]) if not name.startswith("_")]:
+            return 0
+    for name, attribute in vars(value).items():
+        for function in _functions_of(attribute):
+            here = function.__qualname__ == f"{value.__qualname__}.{name}" and function.__code__.co_name == name
+            if here and inspect.getsourcefile(function) == file and not _loaded_at(function, "".join(lines)):
+                return 0
+    return nodes[0].lineno if nodes else 0
+
+
+def _fields(node: ast.ClassDef) -> list[str]:
+    """The names that the statements of a class annotate, each once."""
+    found: list[str] = []
+
+    def look(statements: list[ast.stmt]) -> None:
+        for part in statements:
+            if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.simple:
+                found.append(part.target.id)
+            elif not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                for block in ("body", "orelse", "finalbody"):
+                    look(getattr(part, block, []))
+
+    look(node.body)
+    return list(dict.fromkeys(found))
+
+
+def _functions_of(attribute: Any) -> Iterator[types.FunctionType]:
+    """The functions in an attribute of a class: itself, what a descriptor or a task holds, what a decorator has wrapped."""
+    for _ in range(32):
+        if isinstance(attribute, types.FunctionType):
+            yield attribute
+        if isinstance(attribute, property):
+            for part in (attribute.fget, attribute.fset, attribute.fdel):
+                if isinstance(part, types.FunctionType):
+                    yield part
+            return
+        if isinstance(attribute, (staticmethod, classmethod)):
+            attribute = attribute.__func__
+        else:
+            attribute = getattr(attribute, "__dict__", {}).get("__wrapped__")
+        if attribute is None:
+            return
+
+
+@functools.lru_cache(maxsize=16)
+def _codes_of(text: str, flags: int) -> list[types.CodeType]:
+    """All code in a file."""
+    found: list[types.CodeType] = []
+    more = [compile(text, "<source>", "exec", flags=flags, dont_inherit=True)]
+    while more:
+        code = more.pop()
+        found.append(code)
+        more += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return found
+
+
+def _told(code: types.CodeType) -> tuple[Any, ...]:
+    """What code does, so that it can be compared: all but where it was written."""
+    sizes = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _KIND
+    names = code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    return sizes, names, code.co_code, tuple(map(_told_constant, code.co_consts))
+
+
+def _told_constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _told(value)
+    if isinstance(value, (tuple, frozenset)):
+        return type(value)(map(_told_constant, value))
+    return type(value), repr(value)  # 1, 1.0 and True are equal, and so are 0.0 and -0.0
+
+
+def _holds(code: types.CodeType, written: types.CodeType) -> bool:
+    """Whether code can be what an import hook has made of what was written. A test runner does so to tell more of its assertions: there
+    is more in it then, and nothing less."""
+    mine, other = (
+        ({*c.co_names, *c.co_varnames, *c.co_freevars}, {_told_constant(v) for v in c.co_consts if not isinstance(v, types.CodeType)})
+        for c in (code, written)
+    )
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return (
+        code.co_varnames[: code.co_argcount] == written.co_varnames[: written.co_argcount]
+        and mine[0] >= other[0]
+        and mine[1] >= other[1] - {_told_constant(None)}
+        and all(
+            any(part.co_name == constant.co_name and _holds(part, constant) for part in inner)
+            for constant in written.co_consts
+            if isinstance(constant, types.CodeType)
+        )
     )

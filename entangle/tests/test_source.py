@@ -67,3 +67,62 @@ def test_a_recursion_calls_what_its_name_stands_for(tmp_path: Path) -> None:
         print(*local()(3)())
         """,
     ) == ["4 4 depth", "6", "4 3"]
+
+
+# --- A file that changes ---------------------------------------------------------------------------------------------------
+
+_EDITED = """
+class Point:
+    x: int = 1
+
+    def both(self):
+        return self.x, 0
+
+@far
+def same():
+    return "same"
+
+@far
+def number():
+    return 1
+
+@far
+def point():
+    return Point().both()
+
+twice = far(lambda n: n * 2)
+
+text = open(__file__).read()
+
+def tell(edited):
+    with open(__file__, "w") as file:
+        file.write(edited)
+    for call in (same(), number(), point(), twice(4)):
+        try:
+            print(call())
+        except UnpicklableError as error:
+            print("changed" if f"{__file__} has changed since it was loaded" in str(error) else error)
+"""
+
+
+def test_what_is_in_a_file_now_must_be_what_was_loaded(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        _EDITED
+        + """
+tell(text)
+tell(text.replace("return " + "1", "return " + "True").replace("n * " + "2", "n + " + "2").replace("self.x, " + "0", "self.x, " + "5"))
+tell(text.replace("x: int = " + "1", "y: int = " + "1"))
+tell("")
+tell(text)
+""",
+    ) == ["same", "1", "(1, 0)", "8"] + ["same", "changed", "changed", "changed"] + ["same", "1", "changed", "8"] + ["changed"] * 4 + [
+        "same",
+        "1",
+        "(1, 0)",
+        "8",
+    ]
+
+
+def test_lines_that_have_moved_are_found(tmp_path: Path) -> None:
+    assert told(tmp_path, _EDITED + "\ntell('# one more\\n' + text)") == ["same", "1", "(1, 0)", "8"]
