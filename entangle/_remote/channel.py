@@ -191,7 +191,7 @@ class Channel:
             entry.shelf = _run.travels.destination(worker)
             if entry.shelf:
                 record = worker.site.run_id, entry.node, mode == WHOLE
-        parts = job.pack(rest, args, kwargs, self.about, self.place, record)
+        parts, given = job.pack(rest, args, kwargs, self.about, self.place, record)
         with self._guard:
             if self.lost is not None:
                 raise self._again(self.lost)
@@ -218,8 +218,8 @@ class Channel:
             raise RunCancelledError(f"the call of {name!r} at {self.place} was cancelled")
         entry.answer = None
         if message.kind == VALUE:
-            return job.value_of(message.parts, name, self.place)
-        raise job.error_of(message.parts, name, self.place)
+            return job.value_of(message.parts, name, self.place, given)
+        raise job.error_of(message.parts, name, self.place, given)
 
     def _again(self, error: BaseException) -> BaseException:
         """An error that several threads get: each its own."""

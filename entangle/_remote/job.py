@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from entangle import _run
@@ -37,6 +37,9 @@ LARGE = 64 << 10
 
 PICKLE, SOURCE = "pickle", "source"
 
+#: What has this number among the functions and classes that went as source.
+Given = Callable[[int], Any] | None
+
 
 class _Segments(list[Bytes]):
     """A pickler writes to it; what is large it gets as it is, not copied."""
@@ -46,38 +49,57 @@ class _Segments(list[Bytes]):
         return len(data)
 
 
-def _dump(value: Any, plain: bool, ours: bool = False) -> list[Segments]:
-    """A value as parts: the pickle, then its large buffers. Plain pickle, or where that cannot and may, cloudpickle.
+class _Buffers(list[Bytes]):
+    """The large buffers of a pickle, which are parts of their own."""
 
-    `ours` says that `__main__` is not the one of the other side.
-    """
-    buffers: list[Bytes] = []
-
-    def aside(buffer: pickle.PickleBuffer) -> bool:
+    def aside(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take one. True says that it has to be in the pickle."""
         try:
             raw = buffer.raw()
         except BufferError:  # not in one piece
             return True
-        if raw.nbytes < LARGE or len(buffers) > MOST_PARTS - 4:
+        if raw.nbytes < LARGE or len(self) > MOST_PARTS - 4:
             return True
-        buffers.append(raw)
+        self.append(raw)
         return False
 
+
+def _dump(value: Any, ours: bool = False) -> list[Segments]:
+    """A value as parts: the pickle, then its large buffers. Plain pickle, or where that cannot, cloudpickle.
+
+    `ours` says that `__main__` is not the one of the other side.
+    """
+    buffers = _Buffers()
     written = _Segments()
     try:
-        pickle.Pickler(written, 5, buffer_callback=aside).dump(value)
-        if plain or not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
+        pickle.Pickler(written, 5, buffer_callback=buffers.aside).dump(value)
+        if not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
             return [written, *([buffer] for buffer in buffers)]
     except Exception:
-        if plain:
-            raise
+        pass
     written = _Segments()
     buffers.clear()
-    pickler_by_value(written, aside).dump(value)
+    pickler_by_value(written, buffers.aside).dump(value)
     return [written, *([buffer] for buffer in buffers)]
 
 
-def _load(parts: Sequence[Any]) -> Any:
+def _dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Segments]:
+    """Values as parts that any version of Python can read, one pickle after the other. `reduced` is the part of what both sides have."""
+    from entangle._remote.revive import Pickler
+
+    buffers = _Buffers()
+    written = _Segments()
+    pickler = Pickler(written, reduced, buffers.aside)
+    for value in values:
+        pickler.dump(value)
+    return [written, *([buffer] for buffer in buffers)]
+
+
+def _load(parts: Sequence[Any], given: Given = None) -> Any:
+    if given is not None:
+        from entangle._remote.revive import Unpickler
+
+        return Unpickler(parts[0], given, parts[1:]).load()
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
@@ -86,72 +108,64 @@ def _load(parts: Sequence[Any]) -> Any:
 
 def pack(
     rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], about: dict[str, Any], place: str, record: Any = None
-) -> list[Segments]:
-    """A call as the parts of a message. `about` is what the agent has said of its place; `record`, where the run is to be
-    remembered, the run and the node that want it and whether values are kept whole.
+) -> tuple[list[Segments], Given]:
+    """A call as the parts of a message, and what reads in its answer what both sides have. `about` is what the agent has said of its
+    place; `record`, where the run is to be remembered, the run and the node that want it and whether values are kept whole.
 
     Raises UnpicklableError, which names what cannot travel, and UnfitPythonError.
     """
     there = about["python"]
     same = there[:2] == list(sys.version_info[:2]) and about["implementation"] == sys.implementation.name
     mode = PICKLE if same else SOURCE
-    sent: Any = rest
-    if not same:
-        from entangle._remote.source import describe_call
-
-        sent, args, kwargs = describe_call(rest, args, kwargs, f"{place} has Python {there[0]}.{there[1]}")
     head = json.dumps({"mode": mode, "name": rest.__name__, "here": list(sys.version_info[:2]), "record": record}).encode()
+    if not same:
+        from entangle._remote.source import Book
+
+        book = Book(rest, args, kwargs, f"{place} has Python {there[0]}.{there[1]}")
+        return [[head], *_dump_plain([book.head, *book.steps], book.reduced)], book.given
     try:
-        return [[head], *_dump((sent, args, kwargs), plain=not same, ours=True)]
+        return [[head], *_dump((rest, args, kwargs), ours=True)], None
     except Exception as error:
-        raise _cannot_travel(rest, sent, args, kwargs, same, place, error) from None
+        raise _cannot_travel(rest, args, kwargs, place, error) from None
 
 
-def _cannot_travel(
-    rest: Task[..., Any], sent: Any, args: tuple[Any, ...], kwargs: dict[str, Any], same: bool, place: str, error: Exception
-) -> Exception:
+def _cannot_travel(rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str, error: Exception) -> Exception:
     """The error that names what cannot be sent."""
     if isinstance(error, EntangleError):
         return error
     parts = [(f"argument {index + 1}", value) for index, value in enumerate(args)] + [(f"argument {n!r}", v) for n, v in kwargs.items()]
-    parts += rest.made_of() if same else [("the function", sent)]
+    parts += rest.made_of()
     for what, value in parts:
         try:
-            _dump(value, plain=not same, ours=True)
-        except Exception as refusal:
-            told = why_not(value, f"{what} of task {rest.__name__!r}", dumps_for_others)
-            if same:
-                return told
-            return UnpicklableError(
-                f"{what} of task {rest.__name__!r} cannot travel to {place}, which has another version of Python, so that only a plain "
-                f"pickle can: {type(refusal).__name__}: {refusal}"
-            )
+            _dump(value, ours=True)
+        except Exception:
+            return why_not(value, f"{what} of task {rest.__name__!r}", dumps_for_others)
     return UnpicklableError(f"task {rest.__name__!r} cannot travel to {place}: {type(error).__name__}: {error}")
 
 
-def value_of(parts: Sequence[Any], name: str, place: str) -> Any:
+def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> Any:
     """The value that has come."""
     try:
-        return _load(parts)
+        return _load(parts, given)
     except Exception as error:
         raise EntangleError(f"the value of task {name!r} cannot be made here ({place} sent it): {type(error).__name__}: {error}") from error
 
 
-def error_of(parts: Sequence[Any], name: str, place: str) -> BaseException:
+def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> BaseException:
     """The error that has come, as the caller gets it."""
     told = json.loads(bytes(parts[0]))
     told["text"] = _with_lines(told["text"])
     error: BaseException
     if len(parts) > 1:
         try:
-            error = pickle.loads(parts[1])
+            error = _load(parts[1:2], given)
         except Exception as problem:
             error = EntangleError(f"task {name!r} failed at {place} with {told['short']}; that error cannot be made here ({problem})")
     else:
         error = EntangleError(f"task {name!r} failed at {place}: {told['short']}")
     if len(parts) > 2:  # the last attempt's own error, as ProcessRetryException promises
         with contextlib.suppress(Exception):
-            set_cause(error, pickle.loads(parts[2]))
+            set_cause(error, _load(parts[2:], given))
     set_cause(error.__cause__ or error, RemoteTraceback(told["text"]))
     if told["where"]:
         add_note(error, told["where"])
@@ -189,12 +203,15 @@ def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -
 
 def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callable[[], None]], None]) -> tuple[bool, list[Segments]]:
     name, plain = head["name"], head["mode"] == SOURCE
+    reader: Any = None
     try:
-        task, args, kwargs = _load(parts[1:])
         if plain:
-            from entangle._remote.source import revive_call
+            from entangle._remote.revive import Reader
 
-            task, args, kwargs = revive_call(task, args, kwargs)
+            reader = Reader(parts[1], parts[2:])
+            (task, args, kwargs), reader.call = reader.call, None
+        else:
+            task, args, kwargs = _load(parts[1:])
         parts = ()
         run = Call(task, args, kwargs)._run()
         if head["record"]:
@@ -203,9 +220,9 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
         began(run.cancel)
         value = run.value()
     except BaseException as error:
-        return False, _failed(error, name, plain)
+        return False, _failed(error, name, plain, reader)
     try:
-        return True, _dump(value, plain)
+        return True, _dump_plain([value], reader.reduced) if plain else _dump(value)
     except Exception as error:
         refused: Exception = why_not(value, f"the value of task {name!r}")
         if plain:
@@ -214,10 +231,10 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
                 f"the value of task {name!r} cannot travel from Python {version} to {'.'.join(map(str, head['here']))}, between "
                 f"which only a plain pickle can: {type(error).__name__}: {error}"
             )
-        return False, _failed(refused, name, plain)
+        return False, _failed(refused, name, plain, reader)
 
 
-def _failed(error: BaseException, name: str, plain: bool) -> list[Segments]:
+def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) -> list[Segments]:
     error = _explained(error)
     there = error.__cause__
     at = error.__traceback__
@@ -231,12 +248,28 @@ def _failed(error: BaseException, name: str, plain: bool) -> list[Segments]:
     short = f"{type(error).__name__}: {error}"
     told = {"text": text, "where": "" if isinstance(there, RemoteTraceback) else report["where"], "short": short[:2000]}
     parts: list[Segments] = [[json.dumps(told).encode()], [report["error"]]]
-    if plain and not _is_plain(error):
-        return parts[:1]  # code of another version would be code for nobody
-    if isinstance(error, ProcessRetryException) and there is not None and (not plain or _is_plain(there)):
+    if plain:  # code of another version would be code for nobody
+        pickled = _plain_error(error, reader)
+        if pickled is None and not _is_plain(error):
+            return parts[:1]
+        parts[1] = pickled or parts[1]
+    if isinstance(error, ProcessRetryException) and there is not None:
         with contextlib.suppress(Exception):
-            parts.append([dumps(there)])
+            last = _plain_error(there, reader) if plain else [dumps(there)]
+            parts += [last] if last is not None else []
     return parts
+
+
+def _plain_error(error: BaseException, reader: Any) -> Segments | None:
+    """An error as a pickle for another version, with classes of the script that came from there; None where it cannot be read again."""
+    if reader is None:
+        return None
+    try:
+        (pickled,) = _dump_plain([error], reader.reduced)
+        _load([b"".join(pickled)], reader.given)
+    except Exception:
+        return None
+    return pickled
 
 
 def _is_plain(error: BaseException) -> bool:

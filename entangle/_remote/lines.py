@@ -25,7 +25,7 @@ class NotWrittenError(Exception):
 
 
 def lines_of(value: Any) -> dict[str, Any]:
-    """The lines in which a function or a class was written, the number of the first, and the file."""
+    """The lines in which a function or a class was written, the number of the first, the file, and what it imports from `__future__`."""
     try:
         file, lines = _file_of(value)
         tree = _parsed("".join(lines))
@@ -37,14 +37,20 @@ def lines_of(value: Any) -> dict[str, Any]:
     node = _node_of(value, at, tree)
     if node is None:
         raise NotWrittenError("is not told from others in its line. Write it with def, in lines of its own")
+    if isinstance(value, type):
+        future = [
+            alias.name for part in tree.body if isinstance(part, ast.ImportFrom) and part.module == "__future__" for alias in part.names
+        ]
+    else:
+        future = [name for name in __future__.all_feature_names if value.__code__.co_flags & getattr(__future__, name).compiler_flag]
     if isinstance(node, ast.Lambda):
         text = ast.get_source_segment("".join(lines), node) or ""
-        return {"text": f"({text})", "line": node.lineno, "file": file}
+        return {"text": f"({text})", "line": node.lineno, "file": file, "future": future}
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) if isinstance(node, ast.ClassDef) else node.lineno
     text = "".join(lines[first - 1 : node.end_lineno])
     if node.col_offset:
         text, first = "if True:\n" + text, first - 1
-    return {"text": text, "line": first, "file": file}
+    return {"text": text, "line": first, "file": file, "future": future}
 
 
 def _file_of(value: Any) -> tuple[str, list[str]]:
@@ -138,7 +144,7 @@ def _loaded_class_at(value: type, tree: ast.Module) -> int:
         if loaded != [name for name in _fields(nodes[0]) if not name.startswith("_")]:
             return 0
     for name, attribute in vars(value).items():
-        for function in _functions_of(attribute):
+        for function in functions_of(attribute):
             here = function.__qualname__ == f"{value.__qualname__}.{name}" and function.__code__.co_name == name
             if here and inspect.getsourcefile(function) == file and not _loaded_at(function, "".join(lines)):
                 return 0
@@ -161,7 +167,7 @@ def _fields(node: ast.ClassDef) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _functions_of(attribute: Any) -> Iterator[types.FunctionType]:
+def functions_of(attribute: Any) -> Iterator[types.FunctionType]:
     """The functions in an attribute of a class: itself, what a descriptor or a task holds, what a decorator has wrapped."""
     for _ in range(32):
         if isinstance(attribute, types.FunctionType):

@@ -47,6 +47,7 @@ _ENGINE = (
     "cloudpickle.cloudpickle",
     "entangle._remote.job",
     "entangle._remote.lines",
+    "entangle._remote.revive",
     "entangle._remote.source",
     "entangle.task",
     "entangle.flow",

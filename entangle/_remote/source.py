@@ -4,394 +4,479 @@ A function that a module has under its name is imported there (the import hook b
 a lambda goes as the lines in which it was written, with what it uses: the values of its global and free variables, by the
 same rules, and its default values. Its decorators are not sent as source: they are the layers of its task, and travel as such.
 Annotations are left out, since nothing runs them.
+
+A class of the script goes as its lines, too, and the statement is run there; then the attributes are set to the values they have here. So
+its instances can be pickled: where a pickle would name such a class or function, it has the number of a definition.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import copyreg
+import dis
+import enum
+import functools
 import importlib
 import inspect
-import linecache
-import os
 import pickle
 import sys
 import types
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from entangle._remote.lines import NotWrittenError, lines_of
-from entangle._run.pickling import MAIN, OF_MAIN
-from entangle.errors import UnfitPythonError, UnpicklableError
-from entangle.task import Layer, Task
+from entangle._remote.lines import NotWrittenError, functions_of, lines_of
+from entangle._remote.revive import ATTRIBUTE, CALL, CELL, CLASS, FUNCTION, GLOBAL, MEMBER, Pickler, cached, given, given_function
+from entangle._run.pickling import offending_part, travels_by_value
+from entangle.errors import EntangleError, UnpicklableError
+from entangle.task import Task
 
-# How a value is described: (MODULE, name), (FOUND, module, qualified name, whether the function of the task of that name is
-# meant), (DEFINED, number) of a definition, (TASK, description of the function, layers), (METHOD, description of the function,
-# what it is bound to) or (PLAIN, the value itself).
-MODULE, FOUND, DEFINED, TASK, METHOD, PLAIN = "module", "found", "defined", "task", "method", "plain"
+#: Of the globals that a module has without its doing, those that are about this process alone.
+_OF_HERE = {"__builtins__", "__name__", "__package__", "__loader__", "__spec__"}
+#: What `typing.NamedTuple` makes, there as here.
+_GENERATED = {"_make", "_replace", "_asdict", "_fields", "_field_defaults"}
+_COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 
-Described = tuple[Any, ...]
 
+class Book:
+    """A task and its arguments, as steps that make them again: `steps`, whose values are written as `reduced` says, after `head`.
 
-class _Book:
-    """What is sent: definitions, and the namespaces in which they were made."""
+    Raises UnpicklableError, which names what cannot travel. `where` says, for errors, which version is there.
+    """
 
-    def __init__(self, task: str, where: str) -> None:
-        self.task = task
-        self.where = where
-        self.definitions: list[dict[str, Any]] = []
-        self.spaces: list[dict[str, Any]] = []
-        self._defined: dict[int, int] = {}
+    def __init__(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> None:
+        self.steps: list[tuple[Any, ...]] = []
+        #: What has been defined, by its number. What is told by its identity must live as long as we look at it.
+        self.objects: list[Any] = []
+        self._name = task.__name__
+        self._where = where
+        self._definitions: list[dict[str, Any]] = []
+        self._spaces: list[dict[str, Any]] = []
+        self._numbers: dict[int, int] = {}
         self._space_of: dict[int, int] = {}
-        #: What is described by its identity must live as long as we look at it.
-        self._alive: list[Any] = []
+        self._globals: dict[tuple[int, str], bool] = {}
+        self._needed: set[int] = set()
+        self._made: set[int] = set()
+        self._making = 0
+        self._later: list[Callable[[], Any]] = []
+        self._what = ""
+        self._found: list[int] = []
+        self._ready(task.function, f"the function {self._name!r}")
+        for layer in task.layers:
+            self._ready(layer, f"the layer {type(layer).__name__}")
+        for index, value in enumerate(args, 1):
+            self._ready(value, f"argument {index}")
+        for name, value in kwargs.items():
+            self._ready(value, f"argument {name!r}")
+        self._catch_up()
+        if self._later:
+            raise self._error("its classes need each other before they are made")
+        self.steps.append((CALL, task.function, task.layers, args, kwargs))
 
-    def describe(self, value: Any, what: str) -> Described:
-        """A value as data that any version of Python can read."""
-        if isinstance(value, types.ModuleType):
-            return MODULE, value.__name__
-        if isinstance(value, Task):
-            return self._task(value, what)
-        if isinstance(value, types.MethodType) and isinstance(value.__func__, (types.FunctionType, Task)) and not _travels(value):
-            return METHOD, self.describe(value.__func__, what), self.describe(value.__self__, what)
+    @property
+    def head(self) -> tuple[Any, ...]:
+        """What comes before the steps."""
+        return sys.version_info[:2], self._definitions, self._spaces
+
+    def given(self, number: int) -> Any:
+        """What has this number, for what comes back."""
+        return self.objects[number]
+
+    def reduced(self, value: Any) -> Any:
+        """How a function, a class, or what plain pickle would only name is written."""
         if isinstance(value, (types.FunctionType, type)):
             found = _place_of(value)
             if found is not None:
-                return found
-            if isinstance(value, types.FunctionType) or value.__module__ in MAIN or "<locals>" in value.__qualname__:
-                return DEFINED, self._define(value, what)
-        if isinstance(value, (list, tuple, dict, set, frozenset)) and not _travels(value):
-            self._refuse(value, what)
-        if not _travels(value):
-            self._refuse(value, what)
-        return PLAIN, value
+                return (given_function, found[:2]) if found[2] else NotImplemented
+            return (given, (self._number(value),)) if isinstance(value, types.FunctionType) or _is_of_script(value) else NotImplemented
+        if type(value) is types.ModuleType:
+            return importlib.import_module, (value.__name__,)
+        if isinstance(value, types.MethodType):
+            name = value.__func__.__name__
+            if getattr(value.__self__, name, None) == value:
+                return getattr, (value.__self__, name)
+            return types.MethodType, (value.__func__, value.__self__)
+        if isinstance(value, (staticmethod, classmethod)):
+            return type(value), (value.__func__,)
+        if isinstance(value, property):
+            return property, (value.fget, value.fset, value.fdel, value.__doc__)
+        if isinstance(value, functools._lru_cache_wrapper) and _place_of(value) is None:
+            return cached, (value.__wrapped__, dict(value.cache_parameters()))
+        if isinstance(value, typing.NewType) and _place_of(value) is None:
+            return typing.NewType, (value.__name__, value.__supertype__)
+        if type(value) is typing.TypeVar and _place_of(value) is None:
+            return typing.TypeVar, (value.__name__, *value.__constraints__)
+        kind = type(value)
+        if kind in copyreg.dispatch_table or isinstance(value, Task) or not (_is_of_script(kind) or _says_main(value)):
+            return NotImplemented
+        reduced = value.__reduce_ex__(5)
+        if isinstance(reduced, str):
+            raise pickle.PicklingError(f"it is known by its name in the script, {reduced!r}, alone")
+        return reduced
 
-    def _task(self, value: Task[..., Any], what: str) -> Described:
-        found = _place_of(value)
-        if found is not None:
-            return found
-        for layer in value.layers:
-            if not _travels(layer):
-                self._refuse(layer, f"the layer {type(layer).__name__} of {what}")
-        return TASK, self.describe(value.function, what), value.layers
+    # What is needed, before what needs it --------------------------------------------------------------------------------
 
-    def _refuse(self, value: Any, what: str) -> None:
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise UnpicklableError(
-            f"task {self.task!r} cannot travel as source ({self.where}, here is {sys.version_info[0]}.{sys.version_info[1]}): {what} is a "
-            f"{kind} that cannot be pickled, or whose class is defined in the script itself. Put it into a module, or use the same "
-            "version of Python there"
-        )
+    def _ready(self, value: Any, what: str) -> bool:
+        """See to what a value needs. False where that is a class that is only now on its way."""
+        found = self._look(value, what)
+        for number in found:
+            self._need(number, what)
+        return all(self._is_made(number) for number in found)
 
-    def _define(self, value: Any, what: str) -> int:
-        number = self._defined.get(id(value))
-        if number is not None:
-            return number
-        number = self._defined[id(value)] = len(self.definitions)
-        self._alive.append(value)
-        definition: dict[str, Any] = {}
-        self.definitions.append(definition)
-        if isinstance(value, types.FunctionType):
-            self._define_function(value, definition, what)
-        else:
-            self._define_class(value, definition, what)
-        return number
-
-    def _define_function(self, function: types.FunctionType, definition: dict[str, Any], what: str) -> None:
-        code = function.__code__
-        names = _names_of(code)
-        cells = {}
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            if name == "__class__":
-                raise UnpicklableError(f"task {self.task!r} cannot travel as source ({self.where}): {what} uses super()")
-            try:
-                cells[name] = self.describe(cell.cell_contents, f"variable {name!r} of {what}")
-            except ValueError:
-                continue  # not bound yet
-        definition.update(
-            kind="function",
-            name=function.__name__,
-            qualname=function.__qualname__,
-            space=self._space(function.__globals__, names, what),
-            defaults=tuple(self.describe(value, f"a default value of {what}") for value in function.__defaults__ or ()),
-            keywords={
-                name: self.describe(value, f"default of {name!r} of {what}") for name, value in (function.__kwdefaults__ or {}).items()
-            },
-            free=list(code.co_freevars),
-            cells=cells,
-            doc=function.__doc__,
-            **self._lines_of(function, what),
-        )
-
-    def _define_class(self, kind: type, definition: dict[str, Any], what: str) -> None:
-        found = self._lines_of(kind, what)
-        names = {node.id for node in ast.walk(ast.parse(found["text"])) if isinstance(node, ast.Name)}
-        module = sys.modules.get(kind.__module__)
-        space = self._space(vars(module) if module is not None else {}, names, what)
-        definition.update(kind="class", name=kind.__name__, qualname=kind.__qualname__, space=space, **found)
-
-    def _lines_of(self, value: Any, what: str) -> dict[str, Any]:
-        """The lines in which it was written, and where."""
+    def _look(self, value: Any, what: str) -> list[int]:
+        """The numbers of the definitions that a value refers to."""
+        before = self._what, self._found
+        self._what, self._found = what, []
         try:
-            return lines_of(value)
-        except NotWrittenError as error:
-            raise UnpicklableError(
-                f"task {self.task!r} cannot travel: {self.where}, so it has to go as source, and the source of {what} {error}"
-            ) from None
+            Pickler(_Nowhere(), self.reduced, lambda _: False).dump(value)
+            return self._found
+        except EntangleError:
+            raise
+        except Exception as error:
+            raise self._refusal(value, what, error) from None
+        finally:
+            self._what, self._found = before
 
-    def _space(self, names_here: dict[str, Any], names: set[str], what: str) -> int:
-        """The number of the namespace that stands for these globals, with what is used of them."""
+    def _refusal(self, value: Any, what: str, error: Exception) -> UnpicklableError:
+        def refusal(part: Any) -> Exception | None:
+            try:
+                Pickler(_Nowhere(), self.reduced, lambda _: False).dump(part)
+            except Exception as found:
+                return found
+            return None
+
+        where, part, _ = offending_part(value, refusal)
+        at = f" at {where}" if where else ""
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        return self._error(
+            f"{kind}{at} cannot be pickled ({type(error).__name__}: {error}), and only a plain pickle can be read there. Make it in the "
+            "body, or use the same version of Python",
+            f"{what.strip(',')} of ",
+        )
+
+    def _error(self, why: str, what: str = "") -> UnpicklableError:
+        here = ".".join(map(str, sys.version_info[:2]))
+        return UnpicklableError(
+            f"{what}task {self._name!r} cannot travel to another version of Python ({self._where}, here is {here}): {why}"
+        )
+
+    def _is_made(self, number: int) -> bool:
+        definition = self._definitions[number]
+        if definition["kind"] == MEMBER:
+            return self._is_made(definition["owner"])
+        return definition["kind"] == FUNCTION or number in self._made
+
+    def _need(self, number: int, what: str) -> None:
+        """Have the steps that make what has this number, if they are not there yet."""
+        if number in self._needed:
+            return
+        self._needed.add(number)
+        definition, value = self._definitions[number], self.objects[number]
+        if definition["kind"] == MEMBER:
+            self._need(definition["owner"], what)
+        elif definition["kind"] == FUNCTION:
+            self._need_function(number, value)
+        else:
+            self._making += 1
+            self._need_class(number, value)
+            self._making -= 1
+            if not self._making:
+                self._catch_up()
+
+    def _step(self, step: tuple[Any, ...], what: str) -> bool:
+        """One more step, when what it needs is there."""
+        ready = self._ready(step[2:] if step[0] == FUNCTION else step[3], what)
+        if ready:
+            self.steps.append(step)
+            if step[0] == GLOBAL:
+                self._globals[step[1:3]] = True
+        else:
+            self._later.append(lambda: self._step(step, what))
+        return ready
+
+    def _catch_up(self) -> None:
+        """The steps that had to wait for a class."""
+        while self._later:
+            waiting, self._later = self._later, []
+            for again in waiting:
+                again()
+            if len(self._later) >= len(waiting):
+                return
+
+    def _need_function(self, number: int, function: types.FunctionType) -> None:
+        what = f"function {function.__qualname__!r}"
+        for name in sorted(_global_names(function.__code__)):
+            self._global(function.__globals__, name, what)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._cell(number, name, cell, what)
+        defaults, keywords, attributes = function.__defaults__, function.__kwdefaults__, dict(vars(function))
+        if defaults or keywords or attributes:
+            self._step((FUNCTION, number, defaults, keywords, attributes), f"the default values and attributes of {what}")
+
+    def _need_class(self, number: int, kind: type) -> None:
+        what = f"class {kind.__qualname__!r}"
+        definition = self._definitions[number]
+        tree = ast.parse(definition["text"])
+        node: Any = tree.body[0]
+        node = node if isinstance(node, ast.ClassDef) else node.body[0]
+        for part in node.body:
+            if getattr(part, "name", None) in definition["bare"]:
+                part.decorator_list = []
+        code = compile(tree, "<class>", "exec", dont_inherit=True, flags=_flags(definition["future"]))
+        now = _global_names(code, False)
+        space = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
+        cells = self._cells_of_class(kind, node, definition)
+        stored = {name for one in _inner_codes(code) for name in _names(one, "STORE_NAME")}
+        for name in sorted(now - set(cells) - set(space) - stored):
+            if "<locals>" in kind.__qualname__ and not hasattr(builtins, name):
+                raise self._error(f"{what} uses the variable {name!r} of the function around it. Define the class at the top of a file")
+        own = {name for name, cell in cells.items() if _holds_itself(cell, kind)}
+        waits = [name for name in sorted(now - set(cells)) if not self._global(space, name, what)]
+        waits += [name for name in sorted(now & set(cells) - own) if not self._cell(number, name, cells[name], what)]
+        if waits:
+            self._needed.discard(number)
+            self._later.append(lambda: self._need(number, what))
+            return
+        self.steps.append((CLASS, number))
+        self._made.add(number)
+        for name in sorted(_global_names(code) - now - set(cells)):
+            self._global(space, name, what)
+        for name in sorted(set(cells) - (now - own)):
+            self._cell(number, name, cells[name], what)
+        self._attributes(number, kind, node, what)
+
+    def _global(self, names_here: dict[str, Any], name: str, what: str) -> bool:
+        """Send a global variable. False where it has to wait."""
+        if name not in names_here or name in _OF_HERE:
+            return True
+        key = self._space(names_here), name
+        if key not in self._globals:
+            self._globals[key] = False  # so that what refers to itself comes to an end
+            self._step((GLOBAL, *key, names_here[name]), f"{name!r}, which {what} uses,")
+        return self._globals[key]
+
+    def _cell(self, number: int, name: str, cell: types.CellType, what: str) -> bool:
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not bound yet
+            return True
+        return self._step((CELL, number, name, value), f"variable {name!r} of {what}")
+
+    def _space(self, names_here: dict[str, Any]) -> int:
+        """The number of the namespace that stands for these globals."""
         number = self._space_of.get(id(names_here))
         if number is None:
-            number = self._space_of[id(names_here)] = len(self.spaces)
-            self.spaces.append({"__name__": (PLAIN, names_here.get("__name__", "__main__"))})
-        space = self.spaces[number]
-        for name in sorted(names - set(space)):
-            if name in names_here and not name.startswith("__"):
-                space[name] = (PLAIN, None)  # so that what refers to itself comes to an end
-                space[name] = self.describe(names_here[name], f"{name!r}, which {what} uses,")
+            number = self._space_of[id(names_here)] = len(self._spaces)
+            self._spaces.append({"__name__": names_here.get("__name__", "__main__"), "__package__": names_here.get("__package__")})
         return number
 
+    def _attributes(self, number: int, kind: type, node: ast.ClassDef, what: str) -> None:
+        """The attributes that a class has now, as far as its statement does not say what they are: they may have been set since."""
+        if isinstance(kind, enum.EnumMeta):
+            return
+        written = _assigned(node)
+        for name, value in vars(kind).items():
+            if name in self._definitions[number]["bare"]:
+                self._step((ATTRIBUTE, number, name, value), f"attribute {name!r} of {what}")
+                continue
+            if (name.startswith("__") and name.endswith("__")) or (name in _GENERATED and issubclass(kind, tuple)):
+                continue
+            inside = f"{kind.__qualname__}.{name}"
+            if (isinstance(value, type) and value.__qualname__ == inside) or any(f.__qualname__ == inside for f in functions_of(value)):
+                continue
+            if hasattr(type(value), "__get__") and not isinstance(
+                value, (types.FunctionType, staticmethod, classmethod, property, Task, functools._lru_cache_wrapper)
+            ):
+                continue  # what the statement, its decorators or its metaclass have made: slots, caches
+            if name in written and not written[name]:
+                try:
+                    self._look(value, what)
+                except UnpicklableError:
+                    continue  # it is made there as it was here, as a lock is
+            elif name not in written and type(value).__module__ == "_abc":
+                continue
+            self._step((ATTRIBUTE, number, name, value), f"attribute {name!r} of {what}")
 
-def _travels(value: Any) -> bool:
-    """Whether plain pickle can send it, and what it is made of can be found on the other side."""
+    # Definitions ----------------------------------------------------------------------------------------------------------
+
+    def _number(self, value: Any) -> int:
+        """The number of a function or class that is sent as source."""
+        number = self._numbers.get(id(value))
+        if number is None:
+            number = self._numbers[id(value)] = len(self._definitions)
+            self.objects.append(value)
+            self._definitions.append({})
+            try:
+                self._definitions[number].update(self._definition(value))
+            except EntangleError:
+                self._forget(value)
+                raise
+            except NotWrittenError as error:
+                self._forget(value)
+                raise UnpicklableError(
+                    f"task {self._name!r} cannot travel: {self._where}, so it has to go as source, and the source of "
+                    f"{value.__qualname__!r} ({self._what.strip(',')}) {error}"
+                ) from None
+        self._found.append(number)
+        return number
+
+    def _forget(self, value: Any) -> None:
+        """What could not be defined, and may not be needed."""
+        self._definitions[self._numbers.pop(id(value))]["kind"] = ""
+
+    def _definition(self, value: Any) -> dict[str, Any]:
+        owner = _owner_of(value)
+        if owner is not None:
+            return {"kind": MEMBER, "owner": self._number(owner[0]), "name": owner[1], "index": owner[2]}
+        found = {"name": value.__name__, "qualname": value.__qualname__, "module": value.__module__, **lines_of(value)}
+        if isinstance(value, types.FunctionType):
+            free = list(value.__code__.co_freevars)
+            if "__class__" in free:
+                raise self._error(f"function {value.__qualname__!r} uses super(), and its class does not have it under its name")
+            return {"kind": FUNCTION, "space": self._space(value.__globals__), "free": free, "doc": value.__doc__, **found}
+        module = sys.modules.get(value.__module__)
+        bare = [name for name, attribute in vars(value).items() if _is_task_of(value, name, attribute)]
+        definition = {"kind": CLASS, "space": self._space(vars(module) if module is not None else {}), "bare": bare, **found}
+        node: Any = ast.parse(found["text"]).body[0]
+        node = node if isinstance(node, ast.ClassDef) else node.body[0]
+        definition["free"] = sorted(self._cells_of_class(value, node, definition))
+        return definition
+
+    def _cells_of_class(self, kind: type, node: ast.ClassDef, definition: dict[str, Any]) -> dict[str, types.CellType]:
+        """The variables of functions around a class that its methods use, and of a class in a function, its bases."""
+        found: dict[str, types.CellType] = {}
+        for attribute in vars(kind).values():
+            if isinstance(attribute, type) and attribute.__qualname__.startswith(kind.__qualname__ + "."):
+                found.update(self._cells_of_class(attribute, node, definition))
+            for function in functions_of(attribute):
+                if function.__qualname__.startswith(kind.__qualname__ + ".") and function.__code__.co_filename == definition["file"]:
+                    found.update(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        bases = getattr(kind, "__orig_bases__", kind.__bases__)
+        if "<locals>" in kind.__qualname__ and len(bases) == len(node.bases):
+            for base, name in zip(bases, node.bases, strict=True):
+                if isinstance(name, ast.Name):
+                    found.setdefault(name.id, types.CellType(base))
+        found.pop("__class__", None)
+        return found
+
+
+class _Nowhere:
+    """A file that is not kept."""
+
+    def write(self, data: Any) -> int:
+        """As if."""
+        return len(data)
+
+
+def _flags(future: list[str]) -> int:
+    import __future__
+
+    return functools.reduce(lambda flags, name: flags | int(getattr(__future__, name).compiler_flag), future, 0)
+
+
+def _is_of_script(kind: type) -> bool:
+    """Whether another process has no such class."""
+    return (travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__) and _place_of(kind) is None
+
+
+def _says_main(value: Any) -> bool:
     try:
-        pickled = pickle.dumps(value, 5)
-    except Exception:
+        return travels_by_value(str(getattr(value, "__module__", "")))
+    except Exception:  # anybody's __getattr__
         return False
-    return OF_MAIN not in pickled or not names_main(pickled)
 
 
-def names_main(pickled: Any, buffers: Any = None) -> str:
-    """What a pickle takes from the script, which is another module on the other side; "" for nothing."""
-    import io
-
-    class Look(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if module in MAIN:
-                raise _OfMainError(name)
-            return super().find_class(module, name)
-
+def _holds_itself(cell: types.CellType, kind: type) -> bool:
     try:
-        Look(io.BytesIO(pickled), buffers=buffers).load()
-    except _OfMainError as found:
-        return str(found)
-    except Exception:
-        return ""
-    return ""
+        return cell.cell_contents is kind
+    except ValueError:
+        return False
 
 
-class _OfMainError(Exception):
-    pass
+def _is_task_of(kind: type, name: str, attribute: Any) -> bool:
+    """Whether an attribute is a task of the method that the class has written under this name. It goes without its decorators."""
+    task = attribute.__func__ if isinstance(attribute, (staticmethod, classmethod)) else attribute
+    function = task.function if isinstance(task, Task) else None
+    if not isinstance(function, types.FunctionType):
+        return False
+    return function.__qualname__ == f"{kind.__qualname__}.{name}" and function.__code__.co_name == name
 
 
-def _place_of(value: Any) -> Described | None:
-    """Where the other side finds a function, a class or a task by its name; None where it has none in a module."""
-    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
-    if not module or module in MAIN or "<" in name:
+def _place_of(value: Any) -> tuple[str, str, bool] | None:
+    """Where the other side finds a function, a class or a task by its name, and whether it is the function of the task of that
+    name; None where it has none in a module."""
+    module: str = str(getattr(value, "__module__", None) or "")
+    name: str = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or ""
+    if not module or travels_by_value(module) or "<" in name:
         return None
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = inspect.getattr_static(found, part, None) if isinstance(found, type) else getattr(found, part, None)
+    if isinstance(found, (staticmethod, classmethod)):
+        found = found.__func__
     if found is value:
-        return FOUND, module, name, False
+        return module, name, False
     if isinstance(found, Task) and found.function is value:
-        return FOUND, module, name, True
+        return module, name, True
     return None
 
 
-def _names_of(code: types.CodeType) -> set[str]:
-    """The global names that code may use, with those of the functions inside."""
-    names = set(code.co_names)
+def _owner_of(value: Any) -> tuple[type, str, int | None] | None:
+    """The class of the script that a method or an inner class is a part of, its name there, and of functions, which it is of those that
+    are found under that name."""
+    around, _, name = value.__qualname__.rpartition(".")
+    if not around or around.endswith("<locals>"):
+        return None
+    owner: Any = None
+    if isinstance(value, types.FunctionType) and "__class__" in value.__code__.co_freevars and value.__closure__:
+        try:
+            owner = value.__closure__[value.__code__.co_freevars.index("__class__")].cell_contents
+        except ValueError:
+            return None
+    elif "<" not in around:
+        owner = sys.modules.get(value.__module__)
+        for part in around.split("."):
+            owner = getattr(owner, part, None)
+    if not isinstance(owner, type) or not _is_of_script(owner):
+        return None
+    found = vars(owner).get(name)
+    if found is value:
+        return owner, name, 0 if isinstance(value, types.FunctionType) else None
+    for index, function in enumerate(functions_of(found)):
+        if function is value:
+            return owner, name, index
+    return None
+
+
+def _inner_codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names |= _names_of(constant)
+            yield from _inner_codes(constant)
+
+
+def _names(code: types.CodeType, *operations: str) -> set[str]:
+    return {str(part.argval) for part in dis.get_instructions(code) if part.opname in operations}
+
+
+def _global_names(code: types.CodeType, called: bool = True) -> set[str]:
+    """The global names that code uses, with those of the functions in it, unless they are not `called` yet."""
+    names = _names(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF", "DELETE_GLOBAL")
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            at_once = not constant.co_flags & inspect.CO_OPTIMIZED or constant.co_name in _COMPREHENSIONS
+            if called or at_once or constant.co_name.startswith("<generic"):
+                names |= _global_names(constant, called)
     return names
 
 
-def describe_call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> tuple[dict[str, Any], Any, Any]:
-    """A task as data that any version of Python can read, and its arguments, of which those that are functions, tasks or classes
-    are described too. `where` says, for errors, which version is there. Raises UnpicklableError, which names what cannot travel.
-    """
-    book = _Book(task.__name__, where)
-    function = book.describe(task.function, f"the function {task.__name__!r}")
-    for layer in task.layers:
-        if not _travels(layer):
-            book._refuse(layer, f"the layer {type(layer).__name__}")
-    code = (types.FunctionType, types.MethodType, type, Task)
-    places: list[Any] = []
-    given = list(args)
-    named = dict(kwargs)
-    for holder, keys in ((given, range(len(given))), (named, list(named))):
-        for key in keys:
-            value = holder[key]  # type: ignore[index]
-            if isinstance(value, code):
-                what = f"argument {key + 1 if isinstance(key, int) else repr(key)}"
-                places.append((key, book.describe(value, what)))
-                holder[key] = None  # type: ignore[index]
-    described = {
-        "function": function,
-        "layers": task.layers,
-        "arguments": places,
-        "definitions": book.definitions,
-        "spaces": book.spaces,
-        "from": sys.version_info[:2],
-    }
-    return described, tuple(given), named
-
-
-# The other side --------------------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Makes again what a book describes."""
-
-    def __init__(self, described: dict[str, Any]) -> None:
-        self._definitions = described["definitions"]
-        self._from = ".".join(map(str, described["from"]))
-        self._spaces: list[dict[str, Any]] = [{"__builtins__": __builtins__} for _ in described["spaces"]]
-        self._made: dict[int, Any] = {}
-        self._late: list[Callable[[], None]] = []
-        for definition in self._definitions:
-            _remember_lines(definition)
-        for number, definition in enumerate(self._definitions):
-            if definition["kind"] == "function":
-                self._make_function(number, definition)
-        # Classes after what they may use when they are made, and only then what functions use when they are called.
-        for space, values in zip(self._spaces, described["spaces"], strict=True):
-            for name, value in values.items():
-                if not self._of_class(value):
-                    space[name] = self.value(value)
-        for number, definition in enumerate(self._definitions):
-            if definition["kind"] == "class":
-                self._class(number)
-        for space, values in zip(self._spaces, described["spaces"], strict=True):
-            for name, value in values.items():
-                space[name] = self.value(value)
-        for fill in self._late:
-            fill()
-
-    def _of_class(self, value: Described) -> bool:
-        if value[0] == DEFINED:
-            return bool(self._definitions[value[1]]["kind"] == "class")
-        return value[0] in (METHOD, TASK)
-
-    def value(self, described: Described) -> Any:
-        """The value that is described."""
-        kind = described[0]
-        if kind == MODULE:
-            return importlib.import_module(described[1])
-        if kind == FOUND:
-            found: Any = importlib.import_module(described[1])
-            for name in described[2].split("."):
-                found = getattr(found, name)
-            return found.function if described[3] else found
-        if kind == DEFINED:
-            return self._made[described[1]] if described[1] in self._made else self._class(described[1])
-        if kind == TASK:
-            return Task(self.value(described[1]), described[2])
-        if kind == METHOD:
-            return types.MethodType(self.value(described[1]), self.value(described[2]))
-        return described[1]
-
-    def _compile(self, definition: dict[str, Any], tree: ast.Module) -> types.CodeType:
-        ast.increment_lineno(tree, definition["line"] - 1)
-        return compile(ast.fix_missing_locations(tree), definition["file"], "exec", dont_inherit=True)
-
-    def _parse(self, definition: dict[str, Any]) -> ast.Module:
-        try:
-            return ast.parse(str(definition["text"]))
-        except SyntaxError as error:
-            here = ".".join(map(str, sys.version_info[:2]))
-            raise UnfitPythonError(
-                f"{definition['name']!r} was written for Python {self._from} and cannot be read by {here}, which is here: {error.msg} in "
-                f"{(error.text or '').strip()!r}"
-            ) from None
-
-    def _make_function(self, number: int, definition: dict[str, Any]) -> None:
-        tree = self._parse(definition)
-        node: Any = tree.body[0]
-        if isinstance(node, ast.If):
-            node = node.body[0]
-        made: ast.stmt
-        if isinstance(node, ast.Expr):  # a lambda
-            _bare(node.value)
-            made = node
-        else:
-            node.decorator_list, node.returns = [], None
-            if hasattr(node, "type_params"):
-                node.type_params = []
-            _bare(node)
-            made = node
-        # The free variables are those of a function around it, whose cells are filled in later. The function's own name is none of
-        # them unless it was: it may stand for a task, or for what a decorator has made of it, which is what a recursion is to call.
-        free = definition["free"]
-        body: list[ast.stmt] = [ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free]
-        if isinstance(made, ast.FunctionDef | ast.AsyncFunctionDef) and made.name not in free:
-            body.insert(0, ast.Global([made.name]))
-        around = ast.parse("def around(): pass")
-        around.body[0].body = [*body, made]  # type: ignore[attr-defined]
-        code = _inner(_inner(self._compile(definition, around)))
-        cells = tuple(types.CellType() for _ in code.co_freevars)
-        function = types.FunctionType(code, self._spaces[definition["space"]], definition["name"], None, cells)
-        function.__qualname__ = definition["qualname"]
-        self._made[number] = function
-
-        def fill() -> None:
-            function.__defaults__ = tuple(self.value(value) for value in definition["defaults"]) or None
-            function.__kwdefaults__ = {name: self.value(value) for name, value in definition["keywords"].items()} or None
-            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                if name in definition["cells"]:
-                    cell.cell_contents = self.value(definition["cells"][name])
-
-        self._late.append(fill)
-
-    def _class(self, number: int) -> Any:
-        definition = self._definitions[number]
-        if number not in self._made:
-            space = self._spaces[definition["space"]]
-            exec(self._compile(definition, self._parse(definition)), space)
-            self._made[number] = space[definition["name"]]
-        return self._made[number]
-
-
-def _remember_lines(definition: dict[str, Any]) -> None:
-    """Let tracebacks here, and `inspect` for those who ship it on, find the lines of a file that is not here."""
-    file, text = definition["file"], definition["text"].splitlines(keepends=True)
-    first = definition["line"]
-    if definition["text"].startswith("if True:\n"):
-        text, first = text[1:], first + 1
-    if os.path.exists(file):
-        return
-    _, _, lines, _ = linecache.cache.get(file, (0, None, [], file))
-    lines = [*lines, *["\n"] * (first - 1 + len(text) - len(lines))]
-    lines[first - 1 : first - 1 + len(text)] = text
-    linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
-
-
-def _inner(code: types.CodeType) -> types.CodeType:
-    """The code of the only function that is defined in this code."""
-    (found,) = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+def _assigned(node: ast.ClassDef) -> dict[str, bool]:
+    """The names that the statements of a class assign, and whether what is assigned is a constant, so that the value can be compared."""
+    found: dict[str, bool] = {}
+    for part in node.body:
+        value = getattr(part, "value", None)
+        for name in ast.walk(part) if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else ():
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+                found[name.id] = isinstance(part, (ast.Assign, ast.AnnAssign)) and isinstance(value, ast.Constant)
     return found
-
-
-def _bare(function: Any) -> None:
-    """Take annotations and default values from a function's tree: the ones are not wanted, the others are sent as values."""
-    arguments = function.args
-    arguments.defaults = []
-    arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
-    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]:
-        if argument is not None:
-            argument.annotation = None
-
-
-def revive_call(described: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Task[..., Any], Any, Any]:
-    """What was described on the other side. Raises UnfitPythonError where this version cannot read its source."""
-    reader = _Reader(described)
-    given = list(args)
-    for key, value in described["arguments"]:
-        if isinstance(key, int):
-            given[key] = reader.value(value)
-        else:
-            kwargs[key] = reader.value(value)
-    layers: tuple[Layer, ...] = described["layers"]
-    return Task(reader.value(described["function"]), layers), tuple(given), kwargs

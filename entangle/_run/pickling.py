@@ -111,7 +111,7 @@ def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> A
 
 def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -> UnpicklableError:
     """The error for a value that `pickled_by` refuses; `what` says whose it is, as `the value of task 'load'`."""
-    path, part, error = _offending_part(value, pickled_by)
+    path, part, error = offending_part(value, lambda part: _refusal(part, pickled_by))
     kind = type(part).__qualname__ if type(part).__module__ == "builtins" else f"{type(part).__module__}.{type(part).__qualname__}"
     if path.startswith(_OF_FUNCTION):
         named = f"{path.removeprefix(_OF_FUNCTION)} (a {kind})"
@@ -133,8 +133,8 @@ def _refusal(value: Any, pickled_by: Callable[[Any], bytes]) -> Exception | None
     return None
 
 
-def _offending_part(value: Any, pickled_by: Callable[[Any], bytes]) -> tuple[str, Any, Exception]:
-    """The smallest part of `value` that cannot be pickled: how to reach it, the part, and what pickling it raises."""
+def offending_part(value: Any, refusal: Callable[[Any], Exception | None]) -> tuple[str, Any, Exception]:
+    """The smallest part of `value` that cannot be pickled: how to reach it, the part, and what pickling it raises (`refusal`)."""
     seen = {id(value): value}  # held, so that no other gets its id
 
     def look(value: Any, path: str, error: Exception, depth: int) -> tuple[str, Any, Exception] | None:
@@ -144,7 +144,7 @@ def _offending_part(value: Any, pickled_by: Callable[[Any], bytes]) -> tuple[str
                 # Functions that call each other: what is wrong with one is found beside the other.
                 around = around or part is not value
                 continue
-            refused = _refusal(part, pickled_by)
+            refused = refusal(part)
             if refused is not None:
                 seen[id(part)] = part
                 found = look(part, path + step, refused, depth - 1)
@@ -153,7 +153,7 @@ def _offending_part(value: Any, pickled_by: Callable[[Any], bytes]) -> tuple[str
                 around = True
         return None if around else (path, value, error)
 
-    error = _refusal(value, pickled_by) or TypeError("it could not be pickled a moment ago")
+    error = refusal(value) or TypeError("it could not be pickled a moment ago")
     return look(value, "", error, 32) or ("", value, error)
 
 

@@ -496,8 +496,7 @@ def test_an_argument_that_cannot_travel_is_named(python: str) -> None:
 
 
 def test_what_only_the_same_version_can_take_is_named() -> None:
-    class Local:
-        pass
+    local = type("Local", (), {})
 
     @interpreter(python=far_pythons(same=False))
     def gives() -> Any:
@@ -507,7 +506,7 @@ def test_what_only_the_same_version_can_take_is_named() -> None:
         return Theirs()
 
     with pytest.raises(UnpicklableError, match=r"argument 1 of task 'same'.*another version"):
-        interpreter(python=far_pythons(same=False))(bodies.same)(Local())()
+        interpreter(python=far_pythons(same=False))(bodies.same)(local())()
     with pytest.raises(UnpicklableError, match=r"the value of task 'gives'.*Python 3\.\d+ to 3\.\d+"):
         gives()()
 

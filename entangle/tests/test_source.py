@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from .callers import output_of
+from .callers import Caller
 from .places import far_pythons
 
 _HEAD = """
@@ -20,7 +20,13 @@ far = interpreter(python={python!r})
 
 def told(folder: Path, script: str, before: str = "") -> list[str]:
     """The lines that a script prints. It has `far`, which runs a function in another version of Python; `before` comes first in it."""
-    return output_of(folder, before + _HEAD.format(python=far_pythons(same=False)) + textwrap.dedent(script)).splitlines()
+    caller = Caller(folder, before + _HEAD.format(python=far_pythons(same=False)) + textwrap.dedent(script)).start()
+    try:
+        status, out, err = caller.finish()
+    finally:
+        caller.stop()
+    assert status == 0, f"exit status {status}\n{out}\n{err}"
+    return out.splitlines()
 
 
 # --- Its own name ----------------------------------------------------------------------------------------------------------
@@ -126,3 +132,273 @@ tell(text)
 
 def test_lines_that_have_moved_are_found(tmp_path: Path) -> None:
     assert told(tmp_path, _EDITED + "\ntell('# one more\\n' + text)") == ["same", "1", "(1, 0)", "8"]
+
+
+# --- Values ----------------------------------------------------------------------------------------------------------------
+
+
+def test_attributes_that_were_set_later_go_along(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        import threading
+
+        class Settings:
+            path = "/nowhere"
+            lock = threading.Lock()
+            sizes = [1]
+
+            def where(self):
+                return self.path, self.more, self.sizes, type(self.lock).__name__
+
+        Settings.path = "/data/in"
+        Settings.more = 7
+        Settings.sizes.append(2)
+        Settings.twice = lambda self, n: n * 2
+
+        def f():
+            return f.k
+
+        f.k = 5
+
+        @far
+        def use():
+            return Settings().where(), Settings().twice(4), Settings.path, f(), f.k
+
+        print(use()())
+        Settings.more = threading.Lock()
+        try:
+            use()()
+        except UnpicklableError as error:
+            print("attribute 'more' of class 'Settings'" in str(error), "lock" in str(error))
+        del Settings.more
+        Settings.path = threading.Lock()
+        try:
+            use()()
+        except UnpicklableError as error:
+            print("attribute 'path' of class 'Settings'" in str(error))
+        """,
+    ) == ["(('/data/in', 7, [1, 2], 'lock'), 8, '/data/in', 5, 5)", "True True", "True"]
+
+
+def test_classes_come_after_what_they_are_made_of(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        import abc
+        import dataclasses
+        import enum
+        import typing
+
+        T = typing.TypeVar("T")
+
+        def name_of(n):
+            return Base.name + str(n)
+
+        class Base(abc.ABC):
+            name = "base"
+
+            @abc.abstractmethod
+            def m(self): ...
+
+            def child(self):
+                return Child().m()
+
+        class Child(Base, typing.Generic[T]):
+            label = name_of(1)
+
+            def m(self):
+                return super().child.__name__, self.label, [c.__name__ for c in type(self).__mro__[:2]]
+
+        class Colour(enum.Enum):
+            RED = 1
+            BLUE = 2
+
+        class Pair(typing.NamedTuple):
+            a: int
+            b: Colour = Colour.BLUE
+
+        @dataclasses.dataclass
+        class Line:
+            pairs: list = dataclasses.field(default_factory=list)
+            colour: Colour = Colour.RED
+
+        @far
+        def use():
+            return Child().child(), Colour(1).name, tuple(Pair(3)), Line([Pair(1)]).pairs[0].b is Colour.BLUE, Line().colour.name
+
+        print(use()())
+        """,
+    ) == ["(('child', 'base1', ['Child', 'Base']), 'RED', (3, <Colour.BLUE: 2>), True, 'RED')"]
+
+
+def test_instances_go_and_come_back_as_what_they_are(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        import dataclasses
+        import enum
+        import threading
+
+        class Colour(enum.Enum):
+            RED = 1
+
+        class Point:
+            def __init__(self, x):
+                self.x = x
+
+            class Inner:
+                n = 4
+
+            @far
+            def plus(self, other):
+                return Point(self.x + other.x)
+
+            @staticmethod
+            @far
+            def new(n):
+                return Point(n)
+
+            @classmethod
+            @far
+            def made(cls, n):
+                return cls(n)
+
+        class Sub(Point):
+            def __init__(self, x):
+                super().__init__(x)
+                self.inner = Point.Inner()
+
+            @far
+            def double(self):
+                return Sub(self.x * 2)
+
+        class Broken(Exception):
+            def __init__(self, n):
+                super().__init__(n)
+                self.n = n
+
+        default = Point(1)
+        missing = object()
+
+        @far
+        def use(points, colour=Colour.RED, gone=missing):
+            return [default.x, gone is missing, colour is Colour.RED, *(p.x for p in points)], points[-1], colour, Point
+
+        @far
+        def fail(n):
+            raise Broken(n)
+
+        numbers, point, colour, kind = use([Point(5), Sub(6)])()
+        print(numbers, type(point) is Sub, type(point.inner) is Point.Inner, colour is Colour.RED, kind is Point)
+        print(Point(1).plus(Sub(2))().x, type(Point.new(3)()) is Point, type(Sub.made(4)()) is Sub, Sub(4).double()().x)
+        try:
+            fail(3)()
+        except Broken as error:
+            print("broken", error.n)
+        try:
+            use(points=[Point(1), Point(threading.Lock())])()
+        except UnpicklableError as error:
+            print(all(part in str(error) for part in ("argument 'points' of task 'use'", "lock at [1].x", "has Python", "here is")))
+        """,
+    ) == [
+        "[1, True, True, 5, 6] True True True True",
+        "3 True True 8",
+        "broken 3",
+        "True",
+    ]
+
+
+def test_local_classes_use_what_is_around_them(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        def around(k, base):
+            def helper(n):
+                return n + k
+
+            class Local(base):
+                def m(self, n):
+                    return helper(n) * k, Local.__name__
+
+            class Further(Local):
+                def m(self, n):
+                    return super().m(n + 1)
+
+            @far
+            def use():
+                return Local().m(1), Further().m(1), isinstance(Further(), base)
+
+            @far
+            def give(value):
+                return value
+
+            return use()(), type(give(Further())()) is Further
+
+        class Top:
+            pass
+
+        print(around(3, Top))
+        """,
+    ) == ["(((12, 'Local'), (15, 'Local'), True), True)"]
+
+
+def test_what_the_file_imports_from_the_future_holds_there(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        import dataclasses
+
+        @dataclasses.dataclass
+        class Node:
+            value: int
+            next: Node | None = None
+
+        @far
+        def use():
+            def inner(x: NoSuchName) -> NorThis:
+                return x.next.value
+            return inner(Node(1, Node(2)))
+
+        print(use()())
+        """,
+        before="from __future__ import annotations\n",
+    ) == ["2"]
+
+
+def test_names_with_underscores_go_along(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        __version__ = "1.2"
+
+        @far
+        def use():
+            return __version__, os.path.basename(__file__), __name__, __package__
+
+        print(use()())
+        """,
+    ) == ["('1.2', 'script.py', '__main__', None)"]
+
+
+def test_what_has_no_class_statement_is_told(tmp_path: Path) -> None:
+    assert told(
+        tmp_path,
+        """
+        @functools.lru_cache(maxsize=None)
+        def fib(n):
+            return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+        Made = type("Made", (), {})
+
+        @far
+        def use(n):
+            return fib(n), fib.cache_info().hits > 0
+
+        print(use(30)())
+        try:
+            use(Made())()
+        except UnpicklableError as error:
+            print("'Made'" in str(error), "argument 1" in str(error))
+        """,
+    ) == ["(832040, True)", "True True"]
