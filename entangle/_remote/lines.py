@@ -148,7 +148,9 @@ def _loaded_class_at(value: type, tree: ast.Module) -> int:
             here = function.__qualname__ == f"{value.__qualname__}.{name}" and function.__code__.co_name == name
             if here and inspect.getsourcefile(function) == file and not _loaded_at(function, "".join(lines)):
                 return 0
-    return nodes[0].lineno if nodes else 0
+    if not nodes:
+        raise OSError(f"{file} has no class statement of that name, or has no longer")
+    return nodes[0].lineno
 
 
 def _fields(node: ast.ClassDef) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import collections
 import functools
 import linecache
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from entangle._remote.lines import functions_of
-from entangle.errors import UnfitPythonError
+from entangle.errors import UnfitPythonError, UnpicklableError
 from entangle.task import Task
 
 #: The steps in which a task comes, in an order in which each finds what it needs: the last is its call.
@@ -39,6 +40,11 @@ def given_function(module: str, name: str) -> Any:
 def cached(function: Any, parameters: dict[str, Any]) -> Any:
     """A function that remembers its values, as `functools.lru_cache` makes it."""
     return functools.lru_cache(**parameters)(function)
+
+
+def bound(function: Any, itself: Any) -> types.MethodType:
+    """A method of an object whose class does not have it."""
+    return types.MethodType(function, itself)
 
 
 class Bytes:
@@ -202,8 +208,13 @@ class Reader:
         function.__doc__ = definition["doc"]
         return function
 
-    def _take_class(self, number: int) -> None:
+    def _take_class(self, number: int, later: list[str], defaults: dict[str, Any] | None) -> None:
         definition = self._definitions[number]
+        if "fields" in definition:
+            make: Any = collections.namedtuple  # whose name and fields a type checker wants to know
+            values = list((defaults or {}).values())
+            self._made[number] = make(definition["name"], definition["fields"], defaults=values, module=definition["module"])
+            return
         node = self._parse(definition)
         for part in node.body:
             if getattr(part, "name", None) in definition["bare"]:
@@ -215,7 +226,15 @@ class Reader:
         code = self._compile(definition, body)
         around = types.FunctionType(code, space, "around", None, tuple(self._cells[number][key] for key in code.co_freevars))
         was = space.get(node.name, self)
-        self._made[number] = made = around()
+        try:
+            self._made[number] = made = around()
+        except NameError as error:
+            if error.name not in later:
+                raise
+            raise UnpicklableError(
+                f"class {definition['qualname']!r} cannot be made by another version of Python: what runs with its statement uses "
+                f"{error.name!r}, which holds that class itself. Put the class into a module, or use the same version of Python there"
+            ) from None
         if isinstance(made, type):
             made.__qualname__ = definition["qualname"]
         if was is not self:  # that name stands for something else by now

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from entangle._remote.lines import NotWrittenError, functions_of, lines_of
-from entangle._remote.revive import ATTRIBUTE, CALL, CELL, CLASS, FUNCTION, GLOBAL, MEMBER, Pickler, cached, given, given_function
+from entangle._remote.revive import ATTRIBUTE, CALL, CELL, CLASS, FUNCTION, GLOBAL, MEMBER, Pickler, bound, cached, given, given_function
 from entangle._run.pickling import offending_part, travels_by_value
 from entangle.errors import EntangleError, UnpicklableError
 from entangle.task import Task
@@ -96,7 +96,7 @@ class Book:
             name = value.__func__.__name__
             if getattr(value.__self__, name, None) == value:
                 return getattr, (value.__self__, name)
-            return types.MethodType, (value.__func__, value.__self__)
+            return bound, (value.__func__, value.__self__)
         if isinstance(value, (staticmethod, classmethod)):
             return type(value), (value.__func__,)
         if isinstance(value, property):
@@ -152,7 +152,7 @@ class Book:
         return self._error(
             f"{kind}{at} cannot be pickled ({type(error).__name__}: {error}), and only a plain pickle can be read there. Make it in the "
             "body, or use the same version of Python",
-            f"{what.strip(',')} of ",
+            f"{what} of ",
         )
 
     def _error(self, why: str, what: str = "") -> UnpicklableError:
@@ -217,6 +217,13 @@ class Book:
     def _need_class(self, number: int, kind: type) -> None:
         what = f"class {kind.__qualname__!r}"
         definition = self._definitions[number]
+        if "fields" in definition:
+            if self._ready(kind._field_defaults, f"the default values of {what}"):  # type: ignore[attr-defined]
+                self.steps.append((CLASS, number, [], kind._field_defaults))  # type: ignore[attr-defined]
+                self._made.add(number)
+            else:
+                self._wait_for(number, what)
+            return
         tree = ast.parse(definition["text"])
         node: Any = tree.body[0]
         node = node if isinstance(node, ast.ClassDef) else node.body[0]
@@ -235,16 +242,19 @@ class Book:
         waits = [name for name in sorted(now - set(cells)) if not self._global(space, name, what)]
         waits += [name for name in sorted(now & set(cells) - own) if not self._cell(number, name, cells[name], what)]
         if waits:
-            self._needed.discard(number)
-            self._later.append(lambda: self._need(number, what))
+            self._wait_for(number, what)
             return
-        self.steps.append((CLASS, number))
+        self.steps.append((CLASS, number, [name for (_, name), sent in self._globals.items() if not sent], None))
         self._made.add(number)
         for name in sorted(_global_names(code) - now - set(cells)):
             self._global(space, name, what)
         for name in sorted(set(cells) - (now - own)):
             self._cell(number, name, cells[name], what)
         self._attributes(number, kind, node, what)
+
+    def _wait_for(self, number: int, what: str) -> None:
+        self._needed.discard(number)
+        self._later.append(lambda: self._need(number, what))
 
     def _global(self, names_here: dict[str, Any], name: str, what: str) -> bool:
         """Send a global variable. False where it has to wait."""
@@ -329,7 +339,15 @@ class Book:
         owner = _owner_of(value)
         if owner is not None:
             return {"kind": MEMBER, "owner": self._number(owner[0]), "name": owner[1], "index": owner[2]}
-        found = {"name": value.__name__, "qualname": value.__qualname__, "module": value.__module__, **lines_of(value)}
+        found = {"name": value.__name__, "qualname": value.__qualname__, "module": value.__module__}
+        if (
+            isinstance(value, type)
+            and value.__bases__ == (tuple,)
+            and hasattr(value, "_field_defaults")
+            and "__orig_bases__" not in vars(value)
+        ):
+            return {"kind": CLASS, "fields": value._fields, **found}  # type: ignore[attr-defined]
+        found.update(lines_of(value))
         if isinstance(value, types.FunctionType):
             free = list(value.__code__.co_freevars)
             if "__class__" in free:
@@ -378,6 +396,11 @@ def _flags(future: list[str]) -> int:
 def _is_of_script(kind: type) -> bool:
     """Whether another process has no such class."""
     return (travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__) and _place_of(kind) is None
+
+
+def _is_named_tuple(kind: type) -> bool:
+    """Whether it was made by `collections.namedtuple`, and not by a class statement."""
+    return kind.__bases__ == (tuple,) and hasattr(kind, "_field_defaults") and "__orig_bases__" not in vars(kind)
 
 
 def _says_main(value: Any) -> bool:

@@ -399,6 +399,36 @@ def test_what_has_no_class_statement_is_told(tmp_path: Path) -> None:
         try:
             use(Made())()
         except UnpicklableError as error:
-            print("'Made'" in str(error), "argument 1" in str(error))
+            print("'Made'" in str(error), "argument 1" in str(error), "no class statement" in str(error))
+
+        Pair = collections.namedtuple("Pair", "x y", defaults=[5])
+
+        @far
+        def swap(pair):
+            return Pair(pair.y, pair.x), Pair(1)
+
+        class Other:
+            n = 3
+
+        def method(self, k):
+            return self.n + k
+
+        print(*swap(Pair(1, 2))(), type(swap(Pair(1, 2))()[0]) is Pair, far(types.MethodType(method, Other()))(4)())
+
+        found = {}
+
+        def register(kind):
+            found[kind.__name__] = kind
+            return kind
+
+        @register
+        class Registered:
+            pass
+
+        try:
+            far(lambda: Registered())()()
+        except UnpicklableError as error:
+            print("'Registered'" in str(error), "'found'" in str(error))
         """,
-    ) == ["(832040, True)", "True True"]
+        before="import collections\nimport types\n",
+    ) == ["(832040, True)", "True True True", "Pair(x=2, y=1) Pair(x=1, y=5) True 7", "True True"]
