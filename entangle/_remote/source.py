@@ -59,6 +59,7 @@ class Book:
         self._needed: set[int] = set()
         self._made: set[int] = set()
         self._making = 0
+        self._catching_up = False
         self._later: list[Callable[[], Any]] = []
         self._what = ""
         self._found: list[int] = []
@@ -196,13 +197,17 @@ class Book:
         return ready
 
     def _catch_up(self) -> None:
-        """The steps that had to wait for a class."""
-        while self._later:
+        """The steps that had to wait for a class, as far as they need not wait any longer."""
+        if self._catching_up:
+            return
+        self._catching_up = True
+        known = -1
+        while self._later and len(self.steps) > known:
+            known = len(self.steps)
             waiting, self._later = self._later, []
             for again in waiting:
                 again()
-            if len(self._later) >= len(waiting):
-                return
+        self._catching_up = False
 
     def _need_function(self, number: int, function: types.FunctionType) -> None:
         what = f"function {function.__qualname__!r}"

@@ -210,6 +210,17 @@ def test_classes_come_after_what_they_are_made_of(tmp_path: Path) -> None:
             def m(self):
                 return super().child.__name__, self.label, [c.__name__ for c in type(self).__mro__[:2]]
 
+        class First:
+            def second(self):
+                return Second()
+
+        class Second(First):
+            def first(self):
+                return First()
+
+        class Both:
+            kinds = [First, Second]
+
         class Colour(enum.Enum):
             RED = 1
             BLUE = 2
@@ -228,8 +239,9 @@ def test_classes_come_after_what_they_are_made_of(tmp_path: Path) -> None:
             return Child().child(), Colour(1).name, tuple(Pair(3)), Line([Pair(1)]).pairs[0].b is Colour.BLUE, Line().colour.name
 
         print(use()())
+        print(far(lambda: (type(First().second()).__name__, [kind.__name__ for kind in Both.kinds]))()())
         """,
-    ) == ["(('child', 'base1', ['Child', 'Base']), 'RED', (3, <Colour.BLUE: 2>), True, 'RED')"]
+    ) == ["(('child', 'base1', ['Child', 'Base']), 'RED', (3, <Colour.BLUE: 2>), True, 'RED')", "('Second', ['First', 'Second'])"]
 
 
 def test_instances_go_and_come_back_as_what_they_are(tmp_path: Path) -> None:
