@@ -116,21 +116,16 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
         return known[id(value)]
     kind = type(value)
     made: Any
-    if kind is list:
-        made = [copy_containers(x, known) for x in value]
-    elif isinstance(value, tuple):
-        made = getattr(kind, "_make", kind)([copy_containers(x, known) for x in value])
-    elif kind is dict:
-        made = {key: copy_containers(x, known) for key, x in value.items()}
-    else:
-        made = copy.copy(value)
-        if kind is deque:
-            for place, x in enumerate(value):
-                made[place] = copy_containers(x, known)
-        elif isinstance(made, dict):
-            for key, x in value.items():
-                made[key] = copy_containers(x, known)
-    known[id(value)] = made
+    if isinstance(value, tuple):
+        made = known[id(value)] = getattr(kind, "_make", kind)([copy_containers(x, known) for x in value])
+        return made
+    made = known[id(value)] = copy.copy(value)
+    if kind in (list, deque):
+        for place, x in enumerate(value):
+            made[place] = copy_containers(x, known)
+    elif isinstance(made, dict):
+        for key, x in value.items():
+            made[key] = copy_containers(x, known)
     return made
 
 
