@@ -60,7 +60,7 @@ def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> N
     with worker.site.telling:
         try:
             callback(function, value)
-        except Exception:
+        except (Exception, SystemExit):
             log.exception("the callback of %r has raised an exception; the flow goes on", getattr(function, "__name__", function))
 
 
@@ -257,8 +257,10 @@ class Branch:
     def _follow(self, item: Any) -> Any:
         try:
             outcomes = self._push([self.choose], item)
-        except Exception as error:
-            return Failure(self.number, self.name, self.path, item, error, [], False)
+        except (Exception, SystemExit) as raised:
+            worker = here.worker
+            assert worker is not None
+            return Failure(self.number, self.name, self.path, item, worker.as_error(self.name, raised), [], False)
         for outcome in outcomes:
             if type(outcome) is Failure:
                 return outcome

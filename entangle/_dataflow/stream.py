@@ -301,7 +301,9 @@ async def _feed_here(pump: Pump, source: Any) -> None:
             close = getattr(values, "aclose", None)
             if close is not None:
                 await close()
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        if not pump.stopping:  # not by us: something that the source was waiting for has been cancelled
+            pump.source_error = error
         pump.stopping = True
     except BaseException as error:
         pump.source_error = error

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from entangle.errors import (
     ProcessRetryException,
     ProcessTerminatedException,
     ProcessTimeoutException,
+    ThreadTerminatedException,
     ThreadTimeoutException,
     UnpicklableError,
 )
@@ -433,6 +435,23 @@ def test_a_callback_may_push_into_a_flow_that_has_one(executor: Any) -> None:
     flow = dataflow(callback=again)(executor(bodies.same))()
     assert flow(11) == (11,)
     assert heard[2:] == [11, 12, 13]
+
+
+def test_a_lambda_or_a_callback_that_exits_is_one_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    def choose(x: int) -> Any:
+        if x == 1:
+            sys.exit(3)
+        return leaf
+
+    def told(_: Any, x: int) -> None:
+        sys.exit(4)
+
+    leaf = dataflow(thread(bodies.same))()
+    flow = dataflow(callback=told)(thread(bodies.same))(choose)
+    assert list(flow.stream(range(3), on_error="skip")) == [(0,), (2,)]
+    with pytest.raises(ThreadTerminatedException, match=r"'choose' ended by raising SystemExit\(3\)"):
+        flow(1)
+    assert "the callback of 'same' has raised" in caplog.text
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

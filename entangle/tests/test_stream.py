@@ -598,3 +598,23 @@ def test_bad_input() -> None:
         add_one().stream([], on_error="ignore")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="no such way"):
         add_one().stream([], start="thread")
+
+
+def test_a_source_whose_own_wait_was_cancelled_has_failed() -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError("of the source's own")
+
+    flow = dataflow(thread(abs))()
+    stream = flow.stream(source())
+    assert next(stream) == (1,)
+    with pytest.raises(asyncio.CancelledError):
+        next(stream)
+
+    async def consume() -> None:
+        values = flow.stream(source())
+        assert await anext(values) == (1,)
+        with pytest.raises(asyncio.CancelledError):
+            await anext(values)
+
+    asyncio.run(consume())
