@@ -17,6 +17,7 @@ import os
 import queue as queues
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,23 +32,48 @@ T = TypeVar("T")
 _LOOK = 0.05
 
 
+class Iteration(Iterator[T]):
+    """One time through a source, which can be stopped from another thread."""
+
+    #: A stream that ends tells it.
+    stops_at_once = True
+
+    def __init__(self, values: Callable[[threading.Event], Iterator[T]]) -> None:
+        self._stopped = threading.Event()
+        self._values = values(self._stopped)
+
+    def __next__(self) -> T:
+        return next(self._values)
+
+    def stop(self) -> None:
+        """End it: whoever waits for its next value comes to its end at once."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Let go of what it has open."""
+        close = getattr(self._values, "close", None)
+        if close is not None:
+            close()
+
+
 class Source(Generic[T]):
     """An iterable that can be stopped from another thread; whoever iterates over it then comes to its end."""
 
-    #: A stream that ends tells its source.
     stops_at_once = True
 
     def __init__(self, values: Callable[[threading.Event], Iterator[T]]) -> None:
         self._values = values
-        self._stopped = threading.Event()
+        self._going: weakref.WeakSet[Iteration[T]] = weakref.WeakSet()
 
-    def __iter__(self) -> Iterator[T]:
-        self._stopped = threading.Event()
-        return self._values(self._stopped)
+    def __iter__(self) -> Iteration[T]:
+        going = Iteration(self._values)
+        self._going.add(going)
+        return going
 
     def stop(self) -> None:
-        """End it: the iteration that is going on ends at once."""
-        self._stopped.set()
+        """End it: the iterations that are going on end at once."""
+        for going in list(self._going):
+            going.stop()
 
 
 def every(seconds: float) -> Source[int]:
@@ -213,14 +239,15 @@ def merge(*sources: Iterable[T]) -> Source[T]:
     def values(stopped: threading.Event) -> Iterator[T]:
         changed = threading.Condition()
         come: collections.deque[tuple[bool, Any]] = collections.deque()
-        left = len(sources)
+        going = [iter(source) for source in sources]  # these are to end with us, and not whoever else iterates over a source
+        left = len(going)
 
-        def pull(source: Iterable[T]) -> None:
+        def pull(source: Iterator[T]) -> None:
             nonlocal left
             try:
                 for value in source:
                     with changed:
-                        changed.wait_for(lambda: len(come) < len(sources) or stopped.is_set())
+                        changed.wait_for(lambda: len(come) < len(going) or stopped.is_set())
                         if stopped.is_set():
                             return
                         come.append((True, value))
@@ -233,7 +260,7 @@ def merge(*sources: Iterable[T]) -> Source[T]:
                     left -= 1
                     changed.notify_all()
 
-        threads = [threading.Thread(target=pull, args=(source,), name="entangle-merge", daemon=True) for source in sources]
+        threads = [threading.Thread(target=pull, args=(source,), name="entangle-merge", daemon=True) for source in going]
         for thread in threads:
             thread.start()
         try:
@@ -252,7 +279,7 @@ def merge(*sources: Iterable[T]) -> Source[T]:
             stopped.set()
             with changed:
                 changed.notify_all()
-            for source in sources:
+            for source in going:
                 for name in ("stop", "close"):
                     end = getattr(source, name, None)
                     if end is not None:

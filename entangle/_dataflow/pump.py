@@ -91,7 +91,7 @@ class Pump:
         # The consumer's side: lists of results and how many items they stand for, and what ended the run.
         self.arrived = threading.Condition()
         self.results: collections.deque[tuple[list[Any], bool]] = collections.deque()
-        self.listener: Callable[[], None] | None = None
+        self.listeners: set[Callable[[], None]] = set()
         self.error: BaseException | None = None
         self.ended = False
 
@@ -247,8 +247,8 @@ class Pump:
     def _announce(self) -> None:
         """Tell the consumer. `arrived` held."""
         self.arrived.notify_all()
-        if self.listener is not None:
-            self.listener()
+        for listener in self.listeners:
+            listener()
 
     # The feeder's side, in a thread or a task of its own -----------------------------------------------------------
 

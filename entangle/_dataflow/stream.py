@@ -50,7 +50,8 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             raise OptionError(f"stream: inflight={inflight!r}; it is a whole number of values, 1 or above")
         if on_error not in ("raise", "skip") and not callable(on_error):
             raise OptionError(f"stream: on_error={on_error!r}; it is 'raise', 'skip', or a function of (node, value, error)")
-        self._source = source
+        # Of a source that others iterate over as well, this iteration alone ends with us.
+        self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
         self._failures = failures = _Failures(on_error)
         self._pump = Pump(Plan((node,), windows=True), inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
@@ -188,13 +189,14 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         with pump.arrived:
             if self._fetch():
                 return True
-            pump.listener = listen
+            pump.listeners.add(listen)
         worker = here.worker
         try:
             with worker.lending() if worker is not None else contextlib.nullcontext():
                 await waiting
         finally:
-            pump.listener = None
+            with pump.arrived:
+                pump.listeners.discard(listen)
         return False
 
     async def aclose(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from entangle.errors import (
     ProcessTimeoutException,
     UnpicklableError,
 )
+from entangle.sources import every, merge
 
 from .callers import ROOT
 
@@ -618,3 +620,33 @@ def test_a_source_whose_own_wait_was_cancelled_has_failed() -> None:
             await anext(values)
 
     asyncio.run(consume())
+
+
+def test_several_tasks_of_a_loop_share_a_stream() -> None:
+    async def consume() -> list[Any]:
+        stream = dataflow(thread(abs))().stream(range(200))
+        found: list[Any] = []
+
+        async def some() -> None:
+            async for value in stream:
+                found.append(value)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(some(), some(), some())
+        return found
+
+    assert sorted(asyncio.run(consume())) == [(n,) for n in range(200)]
+
+
+def test_streams_of_one_source_end_each_for_itself() -> None:
+    ticks = every(0.01)
+    flow = dataflow(thread(abs))()
+    first, second, third = flow.stream(ticks), flow.stream(ticks), flow.stream(merge(ticks))
+    for stream in (first, second, third):
+        next(stream)
+    first.close()
+    assert len(list(itertools.islice(second, 5))) == 5
+    third.close()
+    assert len(list(itertools.islice(second, 5))) == 5
+    ticks.stop()
+    assert len(list(second)) < 1000
