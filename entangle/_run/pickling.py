@@ -185,7 +185,9 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         parts = [(f".args[{index}]", item) for index, item in enumerate(value.args)] + parts
     if isinstance(value, type):
         return [(step, part) for step, part in parts if type(part).__name__ not in _MADE_WITH_ITS_CLASS]
-    return [*parts, (f"{_OF_FUNCTION}its class", type(value))]
+    kind = type(value)
+    along = travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__  # any other is found by its name
+    return [*parts, (f"{_OF_FUNCTION}its class", kind)] if along else parts
 
 
 #: What a class has that is not sent with it, by the names of their types.
