@@ -21,6 +21,8 @@ from pathlib import Path
 _PARENT = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 RUNS = tempfile.mkdtemp(prefix="entangle-tests-", dir=_PARENT)
 _OWNER = os.getpid()
+#: Seconds for what a test leaves behind to go.
+PATIENCE = float(os.environ.get("ENTANGLE_TESTS_PATIENCE", "10"))
 
 
 @atexit.register
@@ -298,7 +300,7 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
         channels.close_all(lambda transport: transport.key not in _kept_warm)  # else they are there as long as their process
     if request.node.stash.get(_FAILED, False):
         return
-    end = time.monotonic() + 10.0
+    end = time.monotonic() + PATIENCE
     while (left := before.left()) and time.monotonic() < end:
         time.sleep(0.01)
     assert not left, "left behind: " + "; ".join(left)

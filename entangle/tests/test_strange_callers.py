@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -329,16 +330,18 @@ def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Pa
         print(ours.recv())
         process.join()
     """
-    caller = Caller(tmp_path, source).start(way)
-    try:
-        status, out, err = caller.finish()
-    finally:
-        caller.stop()
-    assert (status, out) == (0, "[6.0, 8.0, 3, 8.0, 3, 8.0, 3, 3.0]\n"), err
-    # Such children end without their exit functions (before Python 3.13), so what they had is left for the next to clean.
-    (tmp_path / "after").mkdir()
-    output_of_next(tmp_path / "after", caller)
-    assert caller.files() == []
+    # The socket of multiprocessing's server lies there, and its path may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="e", dir="/tmp") as short:
+        caller = Caller(tmp_path, source, TMPDIR=short).start(way)
+        try:
+            status, out, err = caller.finish()
+        finally:
+            caller.stop()
+        assert (status, out) == (0, "[6.0, 8.0, 3, 8.0, 3, 8.0, 3, 3.0]\n"), err
+        # Such children end without their exit functions (before Python 3.13), so what they had is left for the next to clean.
+        (tmp_path / "after").mkdir()
+        output_of_next(tmp_path / "after", caller)
+        assert caller.files() == []
 
 
 UNPICKLABLE = """

@@ -300,11 +300,13 @@ def _grow(values: Any) -> int:
     [numpy.zeros(4, int), [[]], ([],), {"x": []}, OrderedDict(x=[]), defaultdict(list, x=[]), deque([[]], 3), Pair([], 0)],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("carrier", [process, thread], ids=["process", "thread"])
-def test_what_is_written_in_a_call_is_every_functions_own(written: Any, carrier: Any, start: str) -> None:
+@pytest.mark.parametrize(
+    ("carrier", "way"), [(process, "fork"), (process, "forkserver"), (thread, "fork")], ids=["fork", "forkserver", "thread"]
+)
+def test_what_is_written_in_a_call_is_every_functions_own(written: Any, carrier: Any, way: str) -> None:
     grow = carrier(_grow)
-    assert process(bodies.gather)(*(grow(written) for _ in range(4)))() == ((1, 1, 1, 1), {})
-    assert grow(written)() == 1, "nor has the caller's been changed"
+    assert process(bodies.gather)(*(grow(written) for _ in range(4)))(start=way) == ((1, 1, 1, 1), {})
+    assert grow(written)(start=way) == 1, "nor has the caller's been changed"
 
 
 def test_every_attempt_gets_an_array_of_its_own() -> None:
