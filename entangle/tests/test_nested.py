@@ -322,9 +322,10 @@ def by_threads() -> int:
         return sum(pool.map(lambda n: bound(n)(), [0, 0, -1]))
 
 
+@pytest.mark.parametrize("way", ["fork", "forkserver"])
 @pytest.mark.parametrize("body", [by_future, by_future_with_time, by_await, by_several, by_threads])
-def test_who_holds_the_only_cookie_may_wait_in_any_way(body: Any, start: str) -> None:
-    assert scheduler(cpus=1)(process(body))()() == 2
+def test_who_holds_the_only_cookie_may_wait_in_any_way(body: Any, way: str) -> None:
+    assert scheduler(cpus=1)(process(body))()(start=way) == 2
 
 
 @pytest.mark.parametrize("body", [by_future, by_await, by_several])
