@@ -95,9 +95,15 @@ class Shape(NamedTuple):
 LARGE = 64 << 20
 
 
+#: Types of values that cannot change, of which a list may hold millions.
+_UNCHANGING = frozenset((int, str, float, bool, type(None), bytes, complex))
+
+
 def is_copied(value: Any) -> bool:
     """Whether a function gets a copy of this, where it is written in a call: it could change it, and others would see that."""
     kind = type(value)
+    if kind in _UNCHANGING:
+        return False
     if kind in (list, dict, set, bytearray, tuple, OrderedDict, defaultdict, Counter, deque):
         return True
     if kind.__module__ == "numpy":
@@ -115,17 +121,16 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
     elif id(value) in known:
         return known[id(value)]
     kind = type(value)
+    inside: Any = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
+    flat = _UNCHANGING.issuperset(map(type, inside))
     made: Any
     if isinstance(value, tuple):
-        made = known[id(value)] = getattr(kind, "_make", kind)([copy_containers(x, known) for x in value])
+        made = known[id(value)] = value if flat else getattr(kind, "_make", kind)([copy_containers(x, known) for x in value])
         return made
     made = known[id(value)] = copy.copy(value)
-    if kind in (list, deque):
-        for place, x in enumerate(value):
+    if not flat:
+        for place, x in value.items() if isinstance(value, dict) else enumerate(value):
             made[place] = copy_containers(x, known)
-    elif isinstance(made, dict):
-        for key, x in value.items():
-            made[key] = copy_containers(x, known)
     return made
 
 

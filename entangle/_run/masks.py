@@ -95,7 +95,7 @@ def suspicious(text: str) -> bool:
         or "glpat-" in low
         or "xox" in low
         or "hf_" in low
-        or bool(_named_by_user() and any(name in low for name in _named_by_user()))
+        or any(name in low for name in _named_by_user())
     )
 
 
