@@ -52,6 +52,8 @@ class Terms(Layer):
             "on": types,
             "shared_memory": bool(shared_memory),
         }
+        defaults = {"timeout": None, "wait": None, "retry": 0, "shared_memory": False}
+        self.stated = tuple(f"{name}={self._terms[name]}" for name, default in defaults.items() if self._terms[name] != default)
         self._cache: Layer | None = None
         if cache:
             from entangle._cache import Cache

@@ -28,6 +28,7 @@ class Process(Terms):
         super().__init__("process", **options)
         if fresh:
             self.carrier = FRESH
+            self.stated = (*self.stated, "fresh=True")
 
 
 @overload

@@ -298,8 +298,24 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     below: tuple[Layer, ...] = function.layers if isinstance(function, Task) else ()
     for layer in layers:
         layer.accept(inner)
+    _refuse_lost_options(decorator, layers, below)
     kind = type(function) if isinstance(function, Task) else Task  # a dataflow's task stays one under further decorators
     return kind(inner, (*layers, *below))
+
+
+def _refuse_lost_options(decorator: str, layers: tuple[Layer, ...], below: tuple[Layer, ...]) -> None:
+    """Raise OptionError where a body gets another carrier than the one that was told how to carry it."""
+    if not any(layer.carrier is not None and not layer.ships for layer in layers):
+        return
+    for layer in below:
+        if layer.ships:
+            return  # what is below is carried there
+        if layer.stated:
+            other, options = type(layer).__name__.lower(), ", ".join(layer.stated)
+            raise OptionError(
+                f"@{decorator} above @{other}({options}): the upper of the two carries the body, and these options of the lower would be "
+                f"ignored. Put @{other}({options}) on top, or leave one of them out"
+            )
 
 
 named_as_its_decorator(__name__)

@@ -144,7 +144,9 @@ class Agent:
                 waiting = self._answers.pop(number, None)
                 if waiting is not None:
                     waiting.put(answer)
-            else:  # the engine, unasked
+            elif self._ready.is_set():  # what was loaded anew there
+                imports.renew(answer)
+            else:  # the engine
                 imports.finders[0].known.update(answer)
                 self._ready.set()
         elif kind == PING:
@@ -185,6 +187,7 @@ class Agent:
 
         if self._counter is None:
             self._open_counter()
+        imports.load_renewed()
 
         def began(cancel: Callable[[], None]) -> None:
             self._calls[number] = cancel

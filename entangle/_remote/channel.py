@@ -83,6 +83,8 @@ class Channel:
         self._sending = threading.Lock()
         self._outbox: deque[list[wire.Bytes]] = deque()
         self._decoder = Decoder(_limit())
+        self._modules = modules.Sent()
+        self._renewing = threading.Lock()
         self._tail = bytearray()
         #: What was printed of lines that have no end yet, by stream and call.
         self._unfinished: dict[tuple[bytes, int], bytes] = {}
@@ -204,6 +206,9 @@ class Channel:
 
         try:
             with worker.ending_with(cancel) if worker is not None else contextlib.nullcontext():
+                with self._renewing:  # nobody's call goes before the modules that it needs
+                    if renewed := self._modules.renewed():
+                        self._send(MODULE, 0, [[renewed]], entry)
                 self._send(CALL, entry.number, parts, entry)
                 del parts, args, kwargs
                 self._wait(entry)
@@ -332,7 +337,9 @@ class Channel:
             known = PROGRAMS if data[:1] == b"\3" else number if number in self._entries else NOBODYS
             self._show(data[:1], known, data[1:])
         elif kind == FIND:
-            body = modules.answer(bytes(parts[0]).decode("utf-8", "replace"), self.about["magic"])
+            name = bytes(parts[0]).decode("utf-8", "replace")
+            body = modules.answer(name, self.about["magic"])
+            self._modules.note(name)
             self._outbox.extend(wire.frames(MODULE, number, [[body]]))
         elif kind == HELLO:
             try:

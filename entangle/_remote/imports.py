@@ -9,6 +9,7 @@ This file is the first that an agent gets. It needs the standard library only, a
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import marshal
@@ -193,6 +194,30 @@ def install(ask: Ask | None, known: dict[str, Known] | None = None) -> None:
     myself = sys.modules[__name__]
     myself.__spec__ = finders[0].find_spec(__name__)
     entangle._remote.imports = myself
+
+
+#: Modules that came anew and have not been loaded anew yet, in the order in which they are to be.
+_renewed: list[str] = []
+_loading = threading.Lock()
+
+
+def renew(modules: dict[str, Known]) -> None:
+    """Modules that have come before are other ones now. Waits for nothing; the next call loads them."""
+    finders[1].known.update(modules)
+    _renewed.extend(modules)
+
+
+def load_renewed() -> None:
+    """Load the modules that came anew, if they are loaded. Raises what they raise; their next import tries again."""
+    with _loading:
+        while _renewed:
+            name = _renewed.pop(0)
+            if name in sys.modules:
+                try:
+                    importlib.reload(sys.modules[name])
+                except BaseException:
+                    sys.modules.pop(name, None)
+                    raise
 
 
 def why_missing(name: str | None) -> str:

@@ -139,10 +139,9 @@ def _loaded_class_at(value: type, tree: ast.Module) -> int:
     more. Its other attributes are sent as the values that they have."""
     file, lines = _file_of(value)
     nodes = [node for name, node in _named(tree, "") if isinstance(node, ast.ClassDef) and name == value.__qualname__]
-    if len(nodes) == 1 and sys.version_info < (3, 14):  # from there on they are made when they are asked for, which may fail
-        loaded = [name for name in vars(value).get("__annotations__", {}) if not name.startswith("_")]
-        if loaded != [name for name in _fields(nodes[0]) if not name.startswith("_")]:
-            return 0
+    loaded = _annotated(value) if len(nodes) == 1 else None
+    if loaded is not None and loaded != [name for name in _fields(nodes[0]) if not name.startswith("_")]:
+        return 0
     for name, attribute in vars(value).items():
         for function in functions_of(attribute):
             here = function.__qualname__ == f"{value.__qualname__}.{name}" and function.__code__.co_name == name
@@ -151,6 +150,21 @@ def _loaded_class_at(value: type, tree: ast.Module) -> int:
     if not nodes:
         raise OSError(f"{file} has no class statement of that name, or has no longer")
     return nodes[0].lineno
+
+
+def _annotated(value: type) -> list[str] | None:
+    """The names that a class annotates; None where that cannot be told. From 3.14 on annotations are made when they are asked for,
+    which may fail; as text they hardly do."""
+    if sys.version_info < (3, 14):
+        annotations = vars(value).get("__annotations__", {})
+    else:
+        import annotationlib
+
+        try:
+            annotations = annotationlib.get_annotations(value, format=annotationlib.Format.STRING)
+        except Exception:  # anybody's __annotate__
+            return None
+    return [name for name in annotations if not name.startswith("_")]
 
 
 def _fields(node: ast.ClassDef) -> list[str]:

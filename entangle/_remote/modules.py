@@ -106,6 +106,34 @@ def answer(name: str, magic: str) -> bytes:
     return _packed({name: known} if isinstance(known, tuple) else known)
 
 
+class Sent:
+    """The modules of the user's project that an agent has asked for, and which of them have been loaded anew here since then, as
+    `importlib.reload` and notebooks do: the agent is to run what would run here."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, Any] = {}
+
+    def note(self, name: str) -> None:
+        """An agent has got the answer to that name."""
+        spec = _spec_here(name)
+        if spec is not None and is_project(spec):
+            self._specs[name] = spec
+
+    def renewed(self) -> bytes | None:
+        """The MODULE message with those that were loaded anew; None mostly. Who uses another comes after it."""
+        # The same spec, not one like it: they are equal each time.
+        found = [name for name, spec in list(self._specs.items()) if (now := _spec_here(name)) is not None and now is not spec]
+        for name in found:
+            self.note(name)
+        known = {name: known for name in reversed(found) if isinstance(known := _known(name, None), tuple)}
+        return _packed(known) if known else None
+
+
+def _spec_here(name: str) -> Any:
+    """That of a module that is loaded: another one each time that it is."""
+    return getattr(sys.modules.get(name), "__spec__", None)
+
+
 def _packed(answer: Any) -> bytes:
     return zlib.compress(marshal.dumps(answer, 2), 6)
 
@@ -127,7 +155,7 @@ def _known(name: str, magic: str | None) -> Known | str | None:
     package = spec.submodule_search_locations is not None
     if loader is None:
         return (True, "", "") if package else None  # a package without __init__
-    if _top(name) not in OURS and not _is_project(spec):
+    if _top(name) not in OURS and not is_project(spec):
         compiled = _compiled_part(_top(name))
         if compiled:
             return _instead(_top(name), compiled)
@@ -147,7 +175,7 @@ def _known(name: str, magic: str | None) -> Known | str | None:
     return package, origin, source
 
 
-def _is_project(spec: Any) -> bool:
+def is_project(spec: Any) -> bool:
     """Whether it is a file of the user's own and not something that pip has installed."""
     origin = spec.origin or ""
     return origin.endswith(".py") and "site-packages" not in origin and "dist-packages" not in origin
@@ -190,7 +218,7 @@ def _modules_alone(names: Sequence[str]) -> str | None:
             spec = importlib.util.find_spec(_top(name))
         except (ImportError, ValueError, AttributeError):
             spec = None
-        if spec is not None and _is_project(spec):
+        if spec is not None and is_project(spec):
             own = (
                 f"module {name!r} was sent without the other files of its package; read them before the call and give the function what "
                 f"is in them, or install the package for that Python"

@@ -36,6 +36,8 @@ from entangle.task import Task
 _OF_HERE = {"__builtins__", "__name__", "__package__", "__loader__", "__spec__"}
 #: What `typing.NamedTuple` makes, there as here.
 _GENERATED = {"_make", "_replace", "_asdict", "_fields", "_field_defaults"}
+#: What evaluates annotations when somebody asks for them (PEP 649). They go as they are written.
+_OF_ANNOTATIONS = {"__annotate__", "__annotate_func__"}
 _COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 
 
@@ -369,7 +371,9 @@ class Book:
     def _cells_of_class(self, kind: type, node: ast.ClassDef, definition: dict[str, Any]) -> dict[str, types.CellType]:
         """The variables of functions around a class that its methods use, and of a class in a function, its bases."""
         found: dict[str, types.CellType] = {}
-        for attribute in vars(kind).values():
+        for name, attribute in vars(kind).items():
+            if name in _OF_ANNOTATIONS:
+                continue
             if isinstance(attribute, type) and attribute.__qualname__.startswith(kind.__qualname__ + "."):
                 found.update(self._cells_of_class(attribute, node, definition))
             for function in functions_of(attribute):
@@ -377,9 +381,9 @@ class Book:
                     found.update(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         bases = getattr(kind, "__orig_bases__", kind.__bases__)
         if "<locals>" in kind.__qualname__ and len(bases) == len(node.bases):
-            for base, name in zip(bases, node.bases, strict=True):
-                if isinstance(name, ast.Name):
-                    found.setdefault(name.id, types.CellType(base))
+            for base, written in zip(bases, node.bases, strict=True):
+                if isinstance(written, ast.Name):
+                    found.setdefault(written.id, types.CellType(base))
         found.pop("__class__", None)
         return found
 

@@ -22,6 +22,8 @@ class Layer:
 
     carrier: int | None = None
 
+    #: The options that count only where this layer is the one that carries, as they were written.
+    stated: tuple[str, ...] = ()
     #: Parameters of the function that the layer fills in itself, by name.
     injected: tuple[str, ...] = ()
     #: Whether the arguments of a call are the layer's business and not the function's parameters.

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,36 @@ def test_a_task_of_this_machines_python_does_not_hinder_the_others_of_its_module
     assert module.near()() != os.getpid()
     with pytest.raises(OptionError, match=r"a-python-of-this-machine.*there is no such program on"):
         module.calls_near()()
+
+
+def test_a_module_that_is_loaded_anew_here_is_the_new_one_there(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook; the agent stays warm meanwhile."""
+    deep, top = f"deep_{tmp_path.name}", f"top_{tmp_path.name}"
+
+    def write(text: str) -> None:
+        (tmp_path / f"{deep}.py").write_text(f"def text():\n    return {text!r}\n")
+        importlib.invalidate_caches()
+
+    write("old")
+    (tmp_path / f"{top}.py").write_text(f"import os\nfrom {deep} import text\ndef told():\n    return text(), os.getpid()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    task = interpreter(python=python)(importlib.import_module(top).told)
+    in_process: Any = interpreter(python=python)(process(importlib.import_module(top).told))
+    first, agent = task()()
+    assert first == "old"
+    write("edited")
+    assert task()() == ("old", agent)
+    importlib.reload(sys.modules[deep])
+    assert task()() == ("old", agent)  # as here, where it has been taken from there before
+    importlib.reload(sys.modules[top])
+    assert sys.modules[top].told()[0] == "edited"
+    again = interpreter(python=python)(sys.modules[top].told)
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lambda _: again()(), range(8))) == {("edited", agent)}
+    assert in_process()()[0] == "edited"
+    for name in (deep, top):
+        del sys.modules[name]
 
 
 def test_what_is_no_python_or_too_old_is_named(tmp_path: Path) -> None:

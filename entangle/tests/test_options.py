@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from entangle.dataflow import dataflow
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.http import request
+from entangle.interpreter import interpreter
 from entangle.local import local
 from entangle.process import process
 from entangle.scheduler import scheduler
+from entangle.task import task
 from entangle.thread import thread
 from entangle.workflow import workflow
 
@@ -82,6 +85,29 @@ def test_a_number_of_cpus_that_there_cannot_be(decorator: Any, options: dict[str
 def test_options_are_by_name() -> None:
     with pytest.raises(TypeError):
         process(3)(bodies.one)  # type: ignore[call-overload, unused-ignore]
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "lost"),
+    [
+        (workflow, process(timeout=3), "timeout=3"),
+        (thread, process(retry=2, fresh=True), "retry=2, fresh=True"),
+        (process, thread(wait=1.5), "wait=1.5"),
+        (process(timeout=5), process(timeout=3), "timeout=3"),
+    ],
+)
+def test_options_that_a_layer_above_would_make_void(upper: Any, lower: Any, lost: str) -> None:
+    with pytest.raises(OptionError, match="would be ignored") as caught:
+        upper(scheduler(cpus=1)(lower(bodies.one)))
+    assert f"({lost})" in str(caught.value)
+
+
+def test_layers_above_that_leave_the_options_below_alone() -> None:
+    below = process(timeout=3)(bodies.one)
+    for upper in (scheduler(cpus=1), local, task, task(attributes={"a": 1}), dataflow, dataflow(executor="thread")):
+        assert upper(below).body.timeout == 3
+    # What is below a layer that ships it is carried where that is.
+    assert process(interpreter(python=sys.executable)(below)).body.timeout is None
 
 
 # --- cache ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import re
 import socket
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,44 @@ def test_a_half_made_environment_is_made_anew(hosts: Hosts, tmp_path: Path) -> N
     assert ssh(**hosts.options("alpha", env=str(place)))(lambda: sys.prefix)()() == str(place)
 
 
+def test_what_the_modules_of_a_project_import_is_installed_too(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function names its helper; the helper imports a package that is installed here, and the far side has no index but a folder."""
+    installed, wheels, project = tmp_path / "site-packages", tmp_path / "wheels", tmp_path / "project"
+    about = "greetings_of_tests-1.5.dist-info"
+    files = {
+        "greetings_of_tests.py": "def hello(): return __file__",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: greetings-of-tests\nVersion: 1.5\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/top_level.txt": "greetings_of_tests\n",
+        f"{about}/RECORD": "",
+    }
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "greetings_of_tests-1.5-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            (installed / name).parent.mkdir(parents=True, exist_ok=True)
+            (installed / name).write_text(text)
+            wheel.writestr(name, text)
+    package = project / "helpers_of_tests"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from . import inner")
+    (package / "inner.py").write_text("import greetings_of_tests\ndef greet(): return greetings_of_tests.hello()\n")
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.syspath_prepend(str(project))
+
+    env = tmp_path / "env"
+    options = hosts.options("alpha", env=str(env))
+    assert ssh(**options)(lambda: sys.prefix)()() == str(env)
+    (env / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {wheels}\n")
+
+    @ssh(**options)
+    def greet() -> str:
+        import helpers_of_tests  # type: ignore[import-not-found, unused-ignore]
+
+        return str(helpers_of_tests.inner.greet())
+
+    assert greet()().startswith(str(env))
+
+
 def test_an_environment_that_cannot_be_made(hosts: Hosts) -> None:
     with pytest.raises(UnfitPythonError, match="/proc/nowhere/env"):
         ssh(**hosts.options("alpha", env="/proc/nowhere/env"))(where)()()
@@ -353,6 +392,25 @@ def test_what_a_function_needs_is_found_in_its_imports() -> None:
     assert f"pytest=={version('pytest')}" in found
     assert not [name for name in found if name.startswith(("json", "py-entangle", "entangle"))]
     assert requirements(process(where)) == []
+
+
+def test_what_a_module_of_the_project_does_not_import_at_once_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entangle._remote.requirements import requirements
+
+    (tmp_path / "lazy_of_tests.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pytest\nelse:\n    import cloudpickle\n"
+        "def called():\n    import psutil\ndef other():\n    import hypothesis\n"
+    )
+    (tmp_path / "broken_of_tests.py").write_text("import pytest\nthis is no Python")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import lazy_of_tests  # type: ignore[import-not-found, unused-ignore]
+
+    def function() -> None:
+        import broken_of_tests  # type: ignore[import-not-found, unused-ignore] # noqa: F401
+
+        lazy_of_tests.called()
+
+    assert [found.partition("==")[0] for found in requirements(function)] == ["psutil"]
 
 
 # --- options --------------------------------------------------------------------------------------------------------------
