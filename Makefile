@@ -24,6 +24,9 @@ export PATH
 # What runs here keeps its own budget of CPUs, and should not take the one of the make that happens to start it.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
+# Thousands of Pythons are started here. Each would compile our modules anew, as no user's does.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:

@@ -107,9 +107,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield chosen
 
 
-@pytest.fixture(params=["fork", "forkserver", "spawn"])
+@pytest.fixture(params=["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the ways to start a worker."""
+    """Each of the ways to start a worker. By spawn, which is slow, and but for its start a forkserver's worker, in drills alone; the
+    whole of the behaviour suite runs by spawn in any case."""
     monkeypatch.setenv("ENTANGLE_START", request.param)
     return str(request.param)
 
