@@ -96,13 +96,13 @@ LARGE = 64 << 20
 
 
 #: Types of values that cannot change, of which a list may hold millions.
-_UNCHANGING = frozenset((int, str, float, bool, type(None), bytes, complex))
+UNCHANGING = frozenset((int, str, float, bool, type(None), bytes, complex))
 
 
 def is_copied(value: Any) -> bool:
     """Whether a function gets a copy of this, where it is written in a call: it could change it, and others would see that."""
     kind = type(value)
-    if kind in _UNCHANGING:
+    if kind in UNCHANGING:
         return False
     if kind in (list, dict, set, bytearray, tuple, OrderedDict, defaultdict, Counter, deque):
         return True
@@ -122,7 +122,7 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
         return known[id(value)]
     kind = type(value)
     inside: Any = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
-    flat = _UNCHANGING.issuperset(map(type, inside))
+    flat = UNCHANGING.issuperset(map(type, inside))
     made: Any
     if isinstance(value, tuple):
         made = known[id(value)] = value if flat else getattr(kind, "_make", kind)([copy_containers(x, known) for x in value])

@@ -6,22 +6,12 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._tasks.door import named_as_its_decorator
-from entangle.errors import OptionError
+from entangle.errors import GraphError, OptionError
 from entangle.flow import HERE
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def _is_server(graph: object) -> bool:
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(graph) if isinstance(graph, str) else None
-        return parts is not None and parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, or too large; half a bracket
-        return False
 
 
 class Workflow(Layer):
@@ -30,8 +20,15 @@ class Workflow(Layer):
     carrier = HERE
 
     def __init__(self, graph: str | None = None) -> None:
-        if graph is not None and not _is_server(graph):
-            raise OptionError(f"@workflow: graph={graph!r} is not the address of a Gremlin server, such as ws://localhost:8182/gremlin")
+        if graph is not None:
+            from entangle._tasks.address import check_address
+
+            if not isinstance(graph, str):
+                raise OptionError(f"@workflow: graph={graph!r}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin")
+            try:
+                check_address(graph)
+            except GraphError as error:
+                raise OptionError(f"@workflow: graph=: {error}") from None
         self.graph = graph
 
 

@@ -12,8 +12,8 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from entangle._records.address import check_address, name_of
 from entangle._records.gremlin import send
+from entangle._tasks.address import check_address, name_of
 from entangle.errors import EntangleError
 
 #: Seconds that a process which ends waits for what is being sent.

@@ -13,11 +13,12 @@ import time
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from entangle._records import address, commit, shelf, surroundings, tags, tasks
+from entangle._records import commit, shelf, surroundings, tags, tasks
 from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
 from entangle._run.masks import MASK, cleaned, is_secret, masked, suspicious
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
+from entangle._tasks import address
 from entangle.errors import GraphError
 from entangle.flow import Body, Flow
 

@@ -6,6 +6,7 @@ import __future__
 import ast
 import collections
 import functools
+import io
 import linecache
 import os
 import pickle
@@ -47,38 +48,11 @@ def bound(function: Any, itself: Any) -> types.MethodType:
     return types.MethodType(function, itself)
 
 
-class Bytes:
-    """Bytes as a file that is read; they are not copied first."""
-
-    def __init__(self, data: Any) -> None:
-        self._data = memoryview(data)
-        self._at = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        end = len(self._data) if size < 0 else min(self._at + size, len(self._data))
-        found = bytes(self._data[self._at : end])
-        self._at = end
-        return found
-
-    def readinto(self, room: Any) -> int:
-        """The next bytes, where there is room for them."""
-        size = min(len(room), len(self._data) - self._at)
-        room[:size] = self._data[self._at : self._at + size]
-        self._at += size
-        return size
-
-    def readline(self) -> bytes:
-        """The next line."""
-        end = bytes(self._data[self._at :]).find(b"\n") + 1
-        return self.read(end or -1)
-
-
 class Unpickler(pickle.Unpickler):
     """Reads pickles in which `given` stands for what both sides have."""
 
     def __init__(self, data: Any, have: Any, buffers: Iterable[Any] | None = None) -> None:
-        super().__init__(Bytes(data), buffers=buffers)
+        super().__init__(io.BytesIO(data), buffers=buffers)
         self._have = have
 
     def find_class(self, module: str, name: str) -> Any:

@@ -225,8 +225,9 @@ class Book:
         what = f"class {kind.__qualname__!r}"
         definition = self._definitions[number]
         if "fields" in definition:
-            if self._ready(kind._field_defaults, f"the default values of {what}"):  # type: ignore[attr-defined]
-                self.steps.append((CLASS, number, [], kind._field_defaults))  # type: ignore[attr-defined]
+            defaults = vars(kind)["_field_defaults"]
+            if self._ready(defaults, f"the default values of {what}"):
+                self.steps.append((CLASS, number, [], defaults))
                 self._made.add(number)
             else:
                 self._wait_for(number, what)
@@ -347,13 +348,8 @@ class Book:
         if owner is not None:
             return {"kind": MEMBER, "owner": self._number(owner[0]), "name": owner[1], "index": owner[2]}
         found = {"name": value.__name__, "qualname": value.__qualname__, "module": value.__module__}
-        if (
-            isinstance(value, type)
-            and value.__bases__ == (tuple,)
-            and hasattr(value, "_field_defaults")
-            and "__orig_bases__" not in vars(value)
-        ):
-            return {"kind": CLASS, "fields": value._fields, **found}  # type: ignore[attr-defined]
+        if isinstance(value, type) and _is_named_tuple(value):
+            return {"kind": CLASS, "fields": vars(value)["_fields"], **found}
         found.update(lines_of(value))
         if isinstance(value, types.FunctionType):
             free = list(value.__code__.co_freevars)

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from entangle._tasks.call import Call
 from entangle.errors import ArgumentError, CycleError
-from entangle.flow import COPY, PROCESS, Body, Flow, Like, Shape, Template, is_copied
+from entangle.flow import COPY, PROCESS, UNCHANGING, Body, Flow, Like, Shape, Template, is_copied
 
 if TYPE_CHECKING:
     from entangle.task import Task
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-_PLAIN = frozenset((int, str, float, bool, type(None), bytes, complex))
 #: Containers in containers, so many: far below what Python's recursion allows, and above what anybody writes.
 _DEEP = 200
 
@@ -24,7 +23,7 @@ _DEEP = 200
 def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
     """Put the calls and constants that an argument is made of into `flat`; gives the template that makes it again."""
     kind = type(value)
-    if kind is Call or kind in _PLAIN:
+    if kind is Call or kind in UNCHANGING:
         flat.append(value)
         return None
     if not isinstance(value, _CONTAINERS):
@@ -75,7 +74,9 @@ def _look_into(value: Any) -> tuple[bool, bool]:
 def _containers_in(value: Any) -> Iterator[Any]:
     """The parts of a container that are, or may have in them, calls."""
     parts = chain.from_iterable(value.items()) if isinstance(value, dict) else value
-    return iter([part for part in parts if type(part) not in _PLAIN and (type(part) is Call or (isinstance(part, _CONTAINERS) and part))])
+    return iter(
+        [part for part in parts if type(part) not in UNCHANGING and (type(part) is Call or (isinstance(part, _CONTAINERS) and part))]
+    )
 
 
 def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], tuple[Template, ...] | None]]:
@@ -83,7 +84,7 @@ def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], t
     args, kwargs = call.args, call.kwargs
     for argument in args:
         kind = type(argument)
-        if kind is not Call and kind not in _PLAIN:
+        if kind is not Call and kind not in UNCHANGING:
             break
     else:
         if not kwargs:
@@ -224,7 +225,7 @@ def _level(children: list[dict[str, Any]]) -> Any:
 
 
 def _text(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value) if type(value) in _PLAIN else f"<{type(value).__name__}>"
+    text = value if isinstance(value, str) else repr(value) if type(value) in UNCHANGING else f"<{type(value).__name__}>"
     if isinstance(value, _CONTAINERS) and len(value) < 20:
         with contextlib.suppress(RecursionError):
             text = repr(value)

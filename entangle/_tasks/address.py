@@ -21,6 +21,6 @@ def name_of(address: str) -> str:
         host, port = parts.hostname or "", parts.port
     except ValueError as error:  # a port that is no number, or too large; half a bracket
         raise GraphError(f"{masked(address)!r} is not the address of a Gremlin server: {error}") from None
-    if parts.scheme not in ("ws", "wss") or not host:
+    if parts.scheme not in ("ws", "wss") or not host or port == 0:
         raise GraphError(f"{masked(address)!r} is not the address of a Gremlin server; it looks like ws://localhost:8182/gremlin")
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
