@@ -72,7 +72,8 @@ def process(
     `retry`: so many further attempts, `sleep` seconds apart, the pause times `backoff` each time plus up to `jitter`
     seconds; `on` says for which exceptions (a killed process counts as ProcessTerminatedException).
     `cache`: the value is remembered by the function's code and arguments. `fresh`: a process of its own, gone after it.
-    `shared_memory`: the function is given `smm`, which has `SharedMemory(size)`, and `sm`, which opens one by name.
+    `shared_memory`: the function is given `smm`, which has `SharedMemory(size)` and `ShareableList(items)`, and `sm`, which
+    opens one by name.
 
     Raises OptionError here for bad options; calling a call raises ProcessTimeoutException, ProcessTerminatedException (the
     body's or a killer's doing), ProcessRetryException when every attempt has failed, and what the function raises.

@@ -153,7 +153,7 @@ def _find(module: str, name: str) -> Any:
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     _remember_local_classes(function, set())
-    inner = _resolving(in_its_order(function, task.layers))
+    inner = _as_written(_resolving(in_its_order(function, task.layers)), task)
     outer = inner
     # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.
     near = task.layers
@@ -162,7 +162,7 @@ def _make_body(task: Task[..., Any]) -> Body:
         if layer.ships:
             near = task.layers[: index + 1]
             rest: Task[..., Any] = Task(task.function, task.layers[index + 1 :])
-            outer = layer.ship(rest)
+            outer = _as_written(layer.ship(rest), task)
             terms.update(layer.lift(rest))
             break
     for layer in reversed(near):
@@ -181,6 +181,15 @@ def _make_body(task: Task[..., Any]) -> Body:
     body = TaskBody(outer, task.__name__, carrier, **terms)
     body.task = task
     return body
+
+
+def _as_written(function: Callable[..., Any], task: Task[..., Any]) -> Callable[..., Any]:
+    """A function that we have put around that of a task, with the name, the signature and the attributes of the latter: a layer, or a
+    scheduler of the user's own, sees what the user has written."""
+    functools.update_wrapper(function, task.function)
+    # A partial, or an object that can be called, has no name; its task has one.
+    function.__name__, function.__qualname__ = task.__name__, task.__qualname__
+    return function
 
 
 def _remember_local_classes(function: Any, seen: set[int]) -> None:

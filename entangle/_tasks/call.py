@@ -50,6 +50,23 @@ class Call(Generic[R_co]):
         parts += [f"{name}={in_short(argument)}" for name, argument in self.kwargs.items()]
         return f"<call {self.task.__name__}({', '.join(parts)})>"
 
+    if not TYPE_CHECKING:  # a type checker refuses all but `bool` by itself, and would take code after that one for unreachable
+
+        def __bool__(self) -> NoReturn:
+            raise self._not_run("is neither true nor false")
+
+        def __len__(self) -> NoReturn:
+            raise self._not_run("has no length")
+
+        def __iter__(self) -> NoReturn:
+            raise self._not_run("has nothing to iterate over")
+
+        def __contains__(self, item: object) -> NoReturn:
+            raise self._not_run("contains nothing")
+
+        def _not_run(self, what: str) -> TypeError:
+            return TypeError(f"{self!r} has not run and {what}; run it first: `call()` gives its value")
+
     @overload
     def __call__(self: Call[Call[V]], /, *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
     @overload

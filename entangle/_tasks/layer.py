@@ -42,7 +42,9 @@ class Layer:
         """`inner` with this layer around it."""
         if type(self).run is Layer.run:
             return inner
-        return functools.partial(_peel, self, inner)
+        outer = functools.partial(_peel, self, inner)
+        functools.update_wrapper(outer, inner)  # the next layer, or a scheduler of the user's own, sees what the user has written
+        return outer
 
     def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
         """Where the layer `ships`: what runs here for `rest`, the function with the layers below this one."""

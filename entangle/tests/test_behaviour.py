@@ -786,6 +786,80 @@ def test_shared_memory(way: Way) -> None:
     assert read(create())() == b"hello"
 
 
+@pytest.mark.near
+def test_a_list_in_shared_memory(way: Way) -> None:
+    @way.process(shared_memory=True)
+    def create(smm: Any = None, sm: Any = None) -> Any:
+        made = smm.ShareableList([1, 2.5, True, "müde", b"a\0", None, -3])
+        assert list(made) == [1, 2.5, True, "müde", b"a\0", None, -3]
+        return made
+
+    @way.process(shared_memory=True)
+    def change(numbers: Any, smm: Any = None, sm: Any = None) -> str:
+        numbers[0] += 41
+        numbers[3] = "wach"
+        numbers[-1] = None
+        return str(numbers.shm.name)
+
+    @way.process(shared_memory=True)
+    def read(numbers: Any, name: str, smm: Any = None, sm: Any = None) -> list[Any]:
+        assert list(sm.ShareableList(name=name)) == list(numbers)
+        return [*numbers, len(numbers), numbers.index("wach"), numbers.count(None), 2.5 in numbers]
+
+    made = create()
+    assert read(made, change(made))() == [42, 2.5, True, "wach", b"a\0", None, None, 7, 3, 2, True]
+
+
+@pytest.mark.near
+def test_a_segment_travels_as_itself(way: Way) -> None:
+    @way.process(shared_memory=True)
+    def create(smm: Any = None, sm: Any = None) -> Any:
+        segment = smm.SharedMemory(10)
+        segment.buf[:5] = b"hello"
+        return segment
+
+    @way.process
+    def read(segment: Any) -> bytes:
+        return bytes(segment.buf[:5])
+
+    assert read(create())() == b"hello"
+
+
+@pytest.mark.near
+def test_what_a_list_in_shared_memory_cannot_hold(way: Way) -> None:
+    @way.process(shared_memory=True)
+    def attempts(smm: Any = None, sm: Any = None) -> list[str]:
+        made = smm.ShareableList(["short", 1])
+
+        def said(action: Any) -> str:
+            try:
+                action()
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+            return "nothing"
+
+        return [
+            said(lambda: made.__setitem__(0, "no longer short")),
+            said(lambda: made.__setitem__(0, "8 bytes.")),
+            said(lambda: made.__setitem__(1, [2])),
+            said(lambda: made.__setitem__(1, 1 << 63)),
+            said(lambda: made[2]),
+            said(lambda: made.index(7)),
+            said(lambda: smm.ShareableList([{}])),
+            said(lambda: list(smm.ShareableList([]))),
+        ]
+
+    told = attempts()()
+    assert told[0] == "ValueError: item 0 of this ShareableList has room for 8 bytes, and str needs 15"
+    assert told[1] == "nothing"
+    assert told[2] == "TypeError: a ShareableList holds int, float, bool, str, bytes and None, not list"
+    assert told[3].startswith("OverflowError")
+    assert told[4] == "IndexError: item 2 of a ShareableList of 2"
+    assert told[5].startswith("ValueError")
+    assert told[6].startswith("TypeError")
+    assert told[7] == "nothing"
+
+
 # --- nested runs ------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from entangle.errors import EntangleError, ProcessTerminatedException, SchedulerImportError
+from entangle.interpreter import interpreter
 from entangle.local import local
 from entangle.process import process
 from entangle.scheduler import DefaultScheduler, scheduler
@@ -312,6 +313,30 @@ def test_a_scheduler_of_ones_own_below() -> None:
         return n
 
     assert gather(value(5), 1)()[0] == (("tagged", 4, 5), 1)
+
+
+class Knowing:
+    """A scheduler of one's own that looks at the function: says what it is called, and how it is to be called."""
+
+    def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
+        """Wrap `f`."""
+        import inspect
+
+        known = f.__name__, f.__qualname__, f.__module__, f.__doc__, str(inspect.signature(f)), inspect.unwrap(f).__name__
+        return lambda *args, **kwargs: (known, f(*args, **kwargs))
+
+
+@process
+@scheduler(cpus=1, impl=f"{__name__}.Knowing")
+def simulate(n: int, times: int = 2) -> int:
+    """Do it."""
+    return n * times
+
+
+@pytest.mark.parametrize("above", [process, thread, workflow, interpreter, lambda f: f])
+def test_a_scheduler_of_ones_own_sees_the_function_that_was_written(above: Any, start: str) -> None:
+    known = ("simulate", "simulate", __name__, "Do it.", "(n: 'int', times: 'int' = 2) -> 'int'", "simulate")
+    assert above(simulate)(4)() == (known, 8)
 
 
 def test_the_default_scheduler_by_name_and_by_hand() -> None:

@@ -198,6 +198,81 @@ def test_a_new_layer_takes_ten_lines(how: str) -> None:
     assert first == second != os.getpid()
 
 
+class Looking(Layer):
+    """Notes what it is given to put itself around, and what it looks like when it is run."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """Note the function."""
+        self.seen.append(inner)
+        return super().around(inner)
+
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note it again."""
+        self.seen.append(inner)
+        return inner(*args, **kwargs)
+
+
+class Quiet(Layer):
+    """Does nothing."""
+
+    def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As it is."""
+        return inner(*args, **kwargs)
+
+
+def with_memory(a: int, b: int = 2, *, smm: Any = None, sm: Any = None) -> int:
+    """Add two numbers, with shared memory."""
+    return a + b
+
+
+with_memory.priority = 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("function", "below"),
+    [
+        (add, lambda f: task(f)),
+        (add, lambda f: task(task(f, Quiet()), Quiet())),
+        (add, process),
+        (add, thread),
+        (add, workflow),
+        (add, local(cpus=1)),
+        (add, process(cache=True)),
+        (add, interpreter),
+        (with_memory, process(shared_memory=True)),
+    ],
+)
+def test_a_layer_sees_the_function_that_was_written(function: Any, below: Any) -> None:
+    """Its name, its place, its text and its parameters; not those of what we have put around it."""
+    looking = Looking()
+    made = task(below(function), looking)
+    _ = made.body
+    made.body.function(1) if below is not interpreter else None
+    for seen in looking.seen:
+        assert (seen.__name__, seen.__qualname__, seen.__module__, seen.__doc__) == (
+            function.__name__,
+            function.__qualname__,
+            function.__module__,
+            function.__doc__,
+        )
+        assert inspect.signature(seen) == inspect.signature(function)
+        assert inspect.unwrap(seen) is function
+        assert getattr(seen, "priority", None) == getattr(function, "priority", None)
+    assert looking.seen
+
+
+def test_a_layer_around_what_has_no_name_sees_that_of_the_task() -> None:
+    import functools
+
+    looking = Looking()
+    made = task(functools.partial(add, 1), looking)
+    assert made(2)() == 3
+    assert {seen.__name__ for seen in looking.seen} == {"partial"}
+
+
 def test_layers_are_an_onion() -> None:
     order: list[str] = []
 
@@ -235,7 +310,34 @@ def test_a_call_is_itself_and_nobody_else() -> None:
     assert first != second
     assert len({first, second, first}) == 2
     assert hash(first) == hash(first)
-    assert first  # a call is true, whatever its value will be
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda call: 1 if call else 2,
+        lambda call: not call,
+        lambda call: call or 3,
+        lambda call: any([call]),
+        lambda call: list(call),
+        lambda call: [*call],
+        lambda call: max(call),
+        lambda call: 3 in call,
+        lambda call: len(call),
+        lambda call: dict(call),
+    ],
+)
+@pytest.mark.parametrize("decorator", [process, thread, workflow, task, scheduler(cpus=1), lambda f: interpreter(process(f))])
+def test_a_call_that_somebody_forgot_to_run(use: Callable[[Any], Any], decorator: Any) -> None:
+    with pytest.raises(TypeError, match=r"<call add\(0\)> has not run.*`call\(\)`"):
+        use(decorator(add)(0))
+
+
+def test_a_call_is_found_in_collections_that_hold_it() -> None:
+    one, other = task(add)(1), task(add)(1)
+    assert one in [other, one]
+    assert one in {one: 1}
+    assert other not in [one]
 
 
 def test_a_call_is_immutable() -> None:
