@@ -21,12 +21,18 @@ import atexit
 import contextlib
 import fcntl
 import os
-import stat
+import re
 import threading
 import time
 
+from entangle._run import removal
 from entangle.cookies import CookieQueue, SharedQueue, available_cpus, budget_of, forget_jobserver, jobserver_flags, registered_pools
 from entangle.errors import EntangleError
+
+#: The names of homes, of their directories for what has spilled, and of what the agents of one process tree share. What has another
+#: name is none of ours, and is never removed.
+_HOME = re.compile(r"p[0-9]+-[0-9a-f]{12}(\.spill)?")
+_TREE = re.compile(r"tp[0-9]+-[0-9a-f]{12}-[0-9]+")
 
 _homes: dict[str, Home] = {}
 _guard = threading.Lock()
@@ -62,21 +68,43 @@ def _on_disk() -> str:
     return tempfile.gettempdir()
 
 
-def _base(parent: str) -> str:
-    """Our directory under `parent`: made if missing, refused where it is somebody else's."""
-    path = os.path.join(parent, f"entangle-{os.getuid()}")
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise EntangleError(
-            f"no directory for runs can be made in {parent} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be written to"
-        ) from None
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise EntangleError(f"{path} is not a directory that only this user can use; remove it, or set ENTANGLE_RUN_DIR to another place")
-    return path
+def is_home(name: str) -> bool:
+    """Whether a process's directory could have this name."""
+    return _HOME.fullmatch(name) is not None and not name.endswith(".spill")
+
+
+def base_in(parent: str) -> str:
+    """Where our directory under `parent` is."""
+    return os.path.join(parent, f"entangle-{os.getuid()}")
+
+
+def _open_base(parent: str) -> int:
+    """Our directory under `parent`, opened: made if missing, refused where it is a link or not ours alone."""
+    path = base_in(parent)
+    while True:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise EntangleError(
+                f"no directory for runs can be made in {parent} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be written to"
+            ) from None
+        try:
+            return removal.open_ours(path)
+        except FileNotFoundError:  # removed in this moment
+            pass
+        except removal.NotOurs as error:
+            raise EntangleError(
+                f"{path} is not a directory that only this user can use: {removal.why(error)}; remove it, or set ENTANGLE_RUN_DIR to "
+                f"another place"
+            ) from None
+
+
+def private_folder() -> str:
+    """A directory on disk that is this user's alone, and stays. Raises EntangleError where somebody else has put something there."""
+    os.close(_open_base(_on_disk()))
+    return base_in(_on_disk())
 
 
 def private(path: str, flags: int) -> int:
@@ -92,39 +120,35 @@ def nameless() -> int:
         return -1
 
 
-def _make_locked(base: str, name: str) -> int:
+def _make_locked(base: int, name: str) -> int:
     """Make a directory and lock it; gives the descriptor that holds the lock. FileExistsError: choose another name."""
-    path = os.path.join(base, name)
-    os.mkdir(path, 0o700)
+    os.mkdir(name, 0o700, dir_fd=base)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(name, removal.DIRECTORY, dir_fd=base)
     except FileNotFoundError:
-        raise FileExistsError(path) from None
+        raise FileExistsError(name) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.stat(path)
-    except (BlockingIOError, FileNotFoundError):  # swept in the moment before we had the lock
-        os.close(fd)
-        raise FileExistsError(path) from None
-    return fd
+        if removal.is_named(fd, name, base):
+            return fd
+    except BlockingIOError:
+        pass
+    os.close(fd)  # swept in the moment before we had the lock
+    raise FileExistsError(name)
 
 
-def _join(base: str, name: str) -> tuple[str, int]:
-    """Make the directory that agents share, or find it; gives its path and the descriptor that holds our share of the lock."""
-    path = os.path.join(base, name)
+def _join(base: int, name: str) -> int:
+    """Make the directory that agents share, or find it; gives the descriptor that holds our share of the lock."""
     while True:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+            os.mkdir(name, 0o700, dir_fd=base)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(name, removal.DIRECTORY, dir_fd=base)
         except FileNotFoundError:
             continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH)  # waits for whoever just removes it
-            if os.path.samestat(os.stat(path), os.fstat(fd)):
-                return path, fd
-        except FileNotFoundError:
-            pass
+        fcntl.flock(fd, fcntl.LOCK_SH)  # waits for whoever just removes it
+        if removal.is_named(fd, name, base):
+            return fd
         os.close(fd)
 
 
@@ -132,22 +156,30 @@ class Home:
     """This process's directory, its spill directory on disk, and its budget of cookies."""
 
     def __init__(self, parent: str) -> None:
-        base = _base(parent)
-        spill_base = _base(_on_disk())
-        while True:
-            name = f"p{os.getpid()}-{os.urandom(6).hex()}"
-            spill_name = f"{name}.spill"
-            try:
-                self._locks = [_make_locked(base, name), _make_locked(spill_base, spill_name)]
-                break
-            except FileExistsError:
-                continue
-        self.pid = os.getpid()
-        self.path = os.path.join(base, name)
-        self._shared = ("", -1)
-        if _branch:
-            self._shared = _join(base, _branch)
-            os.symlink(self._shared[0], os.path.join(self.path, "tree"))
+        base, spill_base = base_in(parent), base_in(_on_disk())
+        with contextlib.ExitStack() as opened:
+            around = _open_base(parent)
+            opened.callback(os.close, around)
+            spill_around = _open_base(_on_disk())
+            opened.callback(os.close, spill_around)
+            while True:
+                name = f"p{os.getpid()}-{os.urandom(6).hex()}"
+                spill_name = f"{name}.spill"
+                try:
+                    lock = _make_locked(around, name)
+                except FileExistsError:
+                    continue
+                try:
+                    self._locks = [lock, _make_locked(spill_around, spill_name)]
+                    break
+                except FileExistsError:
+                    os.close(lock)  # swept by the next
+            self.pid = os.getpid()
+            self.path = os.path.join(base, name)
+            self._shared = ("", -1)
+            if _branch:
+                self._shared = (os.path.join(base, _branch), _join(around, _branch))
+                os.symlink(self._shared[0], os.path.join(self.path, "tree"))
         self.spill = os.path.join(spill_base, spill_name)
         self.cpus = available_cpus()
         self._cookies = b"+" * (budget_of(self.cpus) - 1)
@@ -207,32 +239,30 @@ class Home:
         forget_jobserver(self.budget.path)
         for pool in self.pools.values():
             pool.close()
-        for path in (self.path, self.spill):
+        for path, fd in zip((self.path, self.spill), self._locks, strict=True):
             for _ in range(5):
-                _remove_tree(path)
-                if not os.path.exists(path):
+                if _remove_open(path, fd):
                     break
                 time.sleep(0.01)  # somebody who is being killed was still writing
-        for fd in self._locks:
             os.close(fd)
         shared, fd = self._shared
         if shared:
             with contextlib.suppress(BlockingIOError):  # the last one removes it
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove_tree(shared)
+                _remove_open(shared, fd)
             os.close(fd)
 
 
-def _remove_tree(path: str) -> None:
-    """As `shutil.rmtree`, which is not to be imported while a program ends: its import evaluates text, and after that Python no longer
-    knows that it was Ctrl-C that has ended the program, and exits with 1."""
-    for directory, folders, files in os.walk(path, topdown=False):
-        for name in (*folders, *files):
-            inside = os.path.join(directory, name)
-            with contextlib.suppress(OSError):
-                os.rmdir(inside) if name in folders and not os.path.islink(inside) else os.unlink(inside)
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
+def _remove_open(path: str, fd: int) -> bool:
+    """Remove the directory at `path`, which is open as `fd`; gives whether it is gone from there."""
+    try:
+        base = removal.open_ours(os.path.dirname(path))
+    except OSError:
+        return True  # gone, or somebody has put something else in its place, which is not for us to remove
+    try:
+        return removal.remove_tree(os.path.basename(path), fd, base)
+    finally:
+        os.close(base)
 
 
 def pool_at(path: str, home: str) -> CookieQueue:
@@ -262,7 +292,9 @@ def branch() -> str:
 def join(word: str) -> None:
     """In an agent, before it has a home: belong to the tree that `branch` has named."""
     global _branch
-    _branch = os.path.basename(word)
+    if word and not _TREE.fullmatch(word):
+        raise ValueError(f"{word!r:.100} is no name of a process tree")
+    _branch = word
 
 
 def home() -> Home:
@@ -299,33 +331,54 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-def sweep() -> list[str]:
-    """Remove the homes that dead processes have left behind; gives what was removed."""
-    removed = []
+def sweep(left: list[str] | None = None) -> list[str]:
+    """Remove the homes that dead processes have left behind; gives what was removed. What cannot be removed or looked at is added to
+    `left`, with the reason."""
+    removed: list[str] = []
+    told: list[str] = []
     ours = {found.path for found in _homes.values()} | {found.spill for found in _homes.values()}
     for parent in {_parent(), _on_disk()}:
-        base = os.path.join(parent, f"entangle-{os.getuid()}")
+        path = base_in(parent)
         try:
-            names = os.listdir(base)
-        except OSError:
+            base = removal.open_ours(path)
+        except FileNotFoundError:
             continue
-        for name in names:
-            path = os.path.join(base, name)
-            if path in ours or not name.startswith(("p", "t")):
-                continue
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            else:
-                import shutil
-
-                shutil.rmtree(path, ignore_errors=True)
-                removed.append(path)
-            finally:
-                os.close(fd)
+        except OSError as error:
+            told.append(f"{path}: {removal.why(error)}, so nothing in it was removed; see whose it is, and remove it if it is not wanted")
+            continue
+        try:
+            for name in os.listdir(base):
+                inside = os.path.join(path, name)
+                if inside in ours or not (_HOME.fullmatch(name) or _TREE.fullmatch(name)):
+                    continue
+                trouble = _sweep_one(name, base)
+                if trouble:
+                    told.append(f"{inside}: {trouble}")
+                elif trouble is not None:
+                    removed.append(inside)
+        finally:
+            os.close(base)
+    if left is not None:
+        left += told
     return removed
+
+
+def _sweep_one(name: str, base: int) -> str | None:
+    """Remove a home if nobody holds it: '' where it is gone, None where it is in use, else why it is still there."""
+    try:
+        fd = removal.open_ours(name, base)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{removal.why(error)}, so it was not removed"
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not removal.is_named(fd, name, base):
+            return None  # somebody else has removed it meanwhile
+        return "" if removal.remove_tree(name, fd, base) else "something in it cannot be removed"
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return f"{removal.why(error)}, so it was not removed"
+    finally:
+        os.close(fd)

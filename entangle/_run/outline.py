@@ -14,6 +14,7 @@ The table holds numbers alone, and the names are in the memory of the process th
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from array import array
@@ -25,6 +26,8 @@ from entangle.flow import Flow
 LASTING = 0.15
 NAME = "outline"
 _FORM = 1
+#: Bytes of the line of JSON. A flow of a million different tasks would need more, and go without names.
+_LONGEST_HEAD = 1 << 26
 
 
 class Outline(NamedTuple):
@@ -38,7 +41,8 @@ class Outline(NamedTuple):
 
     def name(self, node: int) -> str:
         """The name of the task of a node."""
-        return self.names[self.body_of[node]]
+        body = self.body_of[node]
+        return self.names[body] if 0 <= body < len(self.names) else ""
 
     def sources(self, node: int) -> list[int]:
         """The nodes whose values a node takes, each once, in the order of its parameters."""
@@ -71,22 +75,44 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         pass
 
 
+def open_file(path: str) -> int:
+    """Open a file of a run for reading, and nothing else: no link, and no FIFO, which would keep us until somebody writes to it.
+
+    Raises OSError where it is gone, ValueError where it is no file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{path} is no file")
+    return fd
+
+
 def read_outline(directory: str) -> Outline | None:
-    """The outline of the run in `directory`; None where it has not been written, or by another version."""
+    """The outline of the run in `directory`; None where it has not been written, or by another version, or is none."""
     import json
 
     try:
-        fd = os.open(os.path.join(directory, NAME), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        fd = open_file(os.path.join(directory, NAME))
+    except (OSError, ValueError):
         return None
     with open(fd, "rb") as file:
         try:
-            about = json.loads(file.readline())
-            if about["form"] != _FORM:
+            about = json.loads(file.readline(_LONGEST_HEAD))
+            names, parent = about["names"], about["parent"]
+            if about["form"] != _FORM or not all(isinstance(name, str) for name in names):
                 return None
+            if not (isinstance(about["pid"], int) and isinstance(about["began"], float)):
+                return None
+            if parent is not None and not (isinstance(parent[0], str) and isinstance(parent[1], int)):
+                return None
+            about["command"] = [str(word) for word in about["command"]]
             columns = array("i"), array("q"), array("q")
-            for column, count in zip(columns, (about["nodes"], about["nodes"] + 1, about["inputs"]), strict=True):
+            counts = about["nodes"], about["nodes"] + 1, about["inputs"]
+            # What it says of itself is compared with what is there before memory is taken for it.
+            if file.tell() + sum(column.itemsize * count for column, count in zip(columns, counts, strict=True)) != os.fstat(fd).st_size:
+                return None
+            for column, count in zip(columns, counts, strict=True):
                 column.fromfile(file, count)
-        except (ValueError, KeyError, TypeError, EOFError):
+        except (ValueError, LookupError, TypeError, EOFError, RecursionError, MemoryError, OverflowError):
             return None
     return Outline(about, about.pop("names"), *columns)

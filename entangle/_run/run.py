@@ -16,6 +16,7 @@ from entangle._run import observers, reaper
 from entangle._run.block import block
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
+from entangle._run.removal import DIRECTORY
 from entangle._run.site import Site, lanes_of
 from entangle._run.start import chosen_way
 from entangle._run.store import Store
@@ -280,21 +281,27 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
     """Remove the files of a run; who has mapped one of its values keeps the memory. A directory with much in it is left to
     `large`: the kernel takes half a millisecond to free a megabyte, and the caller has his value already."""
     with contextlib.suppress(OSError):
-        entries = list(os.scandir(directory))
-        values = (entry for entry in entries if entry.name.startswith("v") and entry.name != "values")
-        if sum(entry.stat(follow_symlinks=False).st_size for entry in values) > reaper.MUCH:
-            large.append(directory)
-            if os.path.exists(spill):
-                large.append(spill)
-            return
-        for entry in entries:
-            os.unlink(entry.path)
+        # Opened once, and not through a link: what is unlinked lies in the directory that was listed, whatever has its name now.
+        fd = os.open(directory, DIRECTORY)
+        try:
+            with os.scandir(fd) as found:
+                entries = list(found)
+            values = (entry for entry in entries if entry.name.startswith("v") and entry.name != "values")
+            if sum(entry.stat(follow_symlinks=False).st_size for entry in values) > reaper.MUCH:
+                large.append(directory)
+                if os.path.exists(spill):
+                    large.append(spill)
+                return
+            for entry in entries:
+                os.unlink(entry.name, dir_fd=fd)
+        finally:
+            os.close(fd)
         os.rmdir(directory)
     for left in (directory, spill):
         if os.path.exists(left):  # what a nested run that was killed has left, or what was spilled
             import shutil
 
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)  # which refuses a link, and works by descriptors below that
 
 
 @block

@@ -6,17 +6,18 @@ apart, so numbers need not add up to the last one.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import mmap
 import os
+import re
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from entangle._run import home as homes
-from entangle._run.outline import Outline, read_outline
+from entangle._run import removal
+from entangle._run.outline import Outline, open_file, read_outline
 from entangle._run.table import (
     BEGUN,
     BUSY,
@@ -46,6 +47,11 @@ from entangle._run.table import (
 
 _LANES = ("process", "thread", "fresh", "caller")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
+#: The names of runs and of queues of cookies in a home.
+_RUN = re.compile(r"r[0-9a-f]+")
+_QUEUE = re.compile(r"budget|cookies-[0-9]+")
+#: Nodes, workers and nested runs of a table that is looked at. More is no table, or one that nobody could look at.
+MOST_NODES, MOST_SLOTS, MOST_DEPTH = 1 << 26, 1 << 16, 200
 _STATES = {FREE: "free", STARTING: "starting", BUSY: "busy", RESTING: "idle"}
 
 
@@ -169,7 +175,7 @@ class LiveRun:
                 WorkerView(
                     slot,
                     slots[base + PID],
-                    _LANES[slots[base + LANE]],
+                    _LANES[slots[base + LANE] % len(_LANES)],
                     _STATES[state],
                     node,
                     self.name(node),
@@ -183,19 +189,19 @@ class LiveRun:
 
 
 def _map(path: str) -> Table:
-    """Map a table for reading. Raises OSError where it is gone, ValueError where it is another version's."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    """Map a table for reading. Raises OSError where it is gone, ValueError where it is none: another version's, or no file of its size."""
+    fd = open_file(path)
     try:
         size = os.fstat(fd).st_size
         if size < HEADER * 8:
             raise ValueError(f"{path} is not made yet")
-        memory = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        # Read before it is mapped: whatever else lies here under that name, and however large, is left alone.
+        magic, nodes, slots = struct.unpack("<qqq", os.pread(fd, 24, 0))
+        if magic != MAGIC or not 0 <= nodes <= MOST_NODES or not 0 <= slots <= MOST_SLOTS or Table.size(nodes, slots) > size:
+            raise ValueError(f"{path} is no table of this version of entangle")
+        memory = mmap.mmap(fd, Table.size(nodes, slots), prot=mmap.PROT_READ)
     finally:
         os.close(fd)
-    magic, nodes, slots = struct.unpack_from("<qqq", memory, 0)
-    if magic != MAGIC or Table.size(nodes, slots) > size:
-        memory.close()
-        raise ValueError(f"{path} is no table of this version of entangle")
     return Table(memory, -1, nodes, slots)
 
 
@@ -206,22 +212,28 @@ def pid_of_home(path: str) -> int:
 
 def live_homes() -> list[str]:
     """The homes of processes that live, of this user, except our own."""
-    found = []
+    found: list[str] = []
     ours = {home.path for home in homes._homes.values()}
-    base = os.path.join(homes._parent(), f"entangle-{os.getuid()}")
-    with contextlib.suppress(OSError):
+    path = homes.base_in(homes._parent())
+    try:
+        base = removal.open_ours(path)
+    except OSError:
+        return found
+    try:
         for name in sorted(os.listdir(base)):
-            path = os.path.join(base, name)
+            inside = os.path.join(path, name)
             # Not our own: to close a file is to let go of this process's lock on it, whoever of its threads has taken that.
-            if path not in ours and name.startswith("p") and not name.endswith(".spill") and _held(path):
-                found.append(path)
+            if inside not in ours and homes.is_home(name) and _held(name, base):
+                found.append(inside)
+    finally:
+        os.close(base)
     return found
 
 
-def _held(home: str) -> bool:
+def _held(home: str, base: int) -> bool:
     """Whether a process holds the home locked."""
     try:
-        fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = removal.open_ours(home, base)
     except OSError:
         return False
     try:
@@ -247,35 +259,59 @@ def live_runs() -> list[LiveRun]:
     return sorted(found, key=lambda run: depths[run.id])
 
 
-def _runs_in(directory: str, home: str, outer: str | None) -> Iterator[LiveRun]:
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(directory)):
-            if name.startswith("r"):
-                path = os.path.join(directory, name)
-                try:
-                    run = LiveRun(path, home, outer)
-                except (OSError, ValueError):  # over meanwhile, or not begun
-                    continue
-                yield run
-                yield from _runs_in(path, home, run.id)
+def _runs_in(directory: str, home: str, outer: str | None, depth: int = 0) -> Iterator[LiveRun]:
+    for name in _folders_in(directory):
+        if _RUN.fullmatch(name):
+            path = os.path.join(directory, name)
+            try:
+                run = LiveRun(path, home, outer)
+            except (OSError, ValueError):  # over meanwhile, or not begun
+                continue
+            yield run
+            if depth < MOST_DEPTH:
+                yield from _runs_in(path, home, run.id, depth + 1)
+
+
+def _folders_in(directory: str) -> list[str]:
+    """The names of the directories in a directory, in order; none of what lies behind a link."""
+    try:
+        fd = os.open(directory, removal.DIRECTORY)
+    except OSError:
+        return []
+    try:
+        with os.scandir(fd) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
 
 
 def cookies(home: str) -> dict[str, int]:
     """The cookies that lie free in a home now: of its budget, and of each `@scheduler(cpus=n)` as 'cpus=n'."""
     import array
+    import stat
     import termios
 
-    found = {}
-    with contextlib.suppress(OSError):
-        for name in sorted(os.listdir(home)):
-            if name != "budget" and not name.startswith("cookies-"):
+    found: dict[str, int] = {}
+    try:
+        base = os.open(home, removal.DIRECTORY)
+    except OSError:
+        return found
+    try:
+        for name in sorted(os.listdir(base)):
+            if not _QUEUE.fullmatch(name) or not stat.S_ISFIFO(os.stat(name, dir_fd=base, follow_symlinks=False).st_mode):
                 continue
             # For reading alone and without waiting: nothing is taken.
-            fd = os.open(os.path.join(home, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=base)
             try:
                 held = array.array("i", [0])
                 fcntl.ioctl(fd, termios.FIONREAD, held)
             finally:
                 os.close(fd)
             found["budget" if name == "budget" else f"cpus={name.partition('-')[2]}"] = held[0]
+    except OSError:
+        pass  # over meanwhile
+    finally:
+        os.close(base)
     return found

@@ -5,7 +5,8 @@
 What the exit status means, for every command:
 
     0    done
-    1    the program or task that was run has failed; `doctor` has found something broken; records cannot be read, or a stream written
+    1    the program or task that was run has failed; `doctor` has found something broken; `clean` had to leave
+         something; records cannot be read, or a stream written
     2    wrong usage
     3    what was asked for is not there: a run, a file, a name
     4    a package that the command needs is not installed

@@ -126,7 +126,7 @@ def _clean(as_json: Json = False) -> None:
     """Remove what runs of killed processes have left behind."""
     from entangle.cli.clean import clean
 
-    clean(as_json)
+    raise typer.Exit(clean(as_json))
 
 
 @app.command("doctor")

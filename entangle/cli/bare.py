@@ -6,7 +6,7 @@ import argparse
 
 from entangle import __version__
 from entangle.cli.clean import clean
-from entangle.cli.status import DONE, UNINSTALLED, Refused
+from entangle.cli.status import UNINSTALLED, Refused
 
 #: Commands that typer and rich carry.
 OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts")
@@ -29,5 +29,4 @@ def run_bare(arguments: list[str]) -> int:
     cleaning = commands.add_parser("clean", help="remove what runs of killed processes have left behind")
     cleaning.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
-    clean(chosen.json)
-    return DONE
+    return clean(chosen.json)

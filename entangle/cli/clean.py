@@ -8,25 +8,31 @@ import json
 import sys
 
 from entangle._run.home import sweep
+from entangle.cli.status import DONE, FAILED
 from entangle.cli.streams import plain, stdout
 
-#: Rooms that leave something outside the run directory, and the function of each that sweeps it and gives the names of what went.
+#: Rooms that leave something outside the run directory, and the function of each that sweeps it, gives the names of what went and
+#: adds to a list what is left, with the reason.
 ELSEWHERE = {"entangle._remote.transport.docker": "sweep_containers"}
 
 
-def clean(as_json: bool) -> None:
-    """Remove stale directories and containers, and say which."""
-    removed = sweep()
-    containers = _sweep_elsewhere()
+def clean(as_json: bool) -> int:
+    """Remove stale directories and containers, and say which; gives the exit status. What had to be left is a failure."""
+    left: list[str] = []
+    removed = sweep(left)
+    containers = _sweep_elsewhere(left)
     if as_json:
-        print(json.dumps({"removed": removed, "containers": containers}))
-        return
+        print(json.dumps({"removed": removed, "containers": containers, "left": left}))
+        return FAILED if left else DONE
     for path in (*containers, *removed):
         print(f"removed {plain(path)}", file=stdout())
     print(f"{len(removed)} stale director{'y' if len(removed) == 1 else 'ies'} removed", file=sys.stderr)
+    for line in left:
+        print(f"entangle: left {plain(line)}", file=sys.stderr)
+    return FAILED if left else DONE
 
 
-def _sweep_elsewhere() -> list[str]:
+def _sweep_elsewhere(left: list[str]) -> list[str]:
     found: list[str] = []
     for room, sweeper in ELSEWHERE.items():
         package, _, _ = room.partition(".")
@@ -35,5 +41,5 @@ def _sweep_elsewhere() -> list[str]:
             if importlib.util.find_spec(package) is None:
                 break
         else:
-            found += map(str, getattr(importlib.import_module(room), sweeper)())
+            found += map(str, getattr(importlib.import_module(room), sweeper)(left))
     return found

@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
 import tempfile
+import textwrap
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +381,112 @@ def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
         assert ours(before) == [kept]
     finally:
         subprocess.run(["docker", "rm", "--force", kept], check=True, capture_output=True)
+
+
+def made(image: str, **changed: str) -> str:
+    """A container with our labels, but for these changes, made and not started; its id. Its home is gone unless one is named."""
+    from entangle._remote.transport.docker import labels
+
+    words = [f"--label={name}={value}" for name, value in {**labels(), **changed}.items() if value]
+    return subprocess.run(["docker", "create", *words, image], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def removed() -> Iterator[list[str]]:
+    """Containers to be removed at the end, whether they are there or not."""
+    containers: list[str] = []
+    yield containers
+    subprocess.run(["docker", "rm", "--force", *containers], check=True, capture_output=True)
+
+
+def test_containers_of_others_stay_though_their_home_is_not_to_be_seen(image: str, removed: list[str], tmp_path: Path) -> None:
+    from entangle._remote.transport.docker import labels, sweep_containers
+
+    gone = str(tmp_path / "gone")
+    theirs = {
+        "of another user": {"entangle.user": str(os.getuid() + 1)},
+        "of nobody knows whom": {"entangle.user": ""},
+        "of another machine, another boot, or a caller in a container": {"entangle.machine": labels()["entangle.machine"] + "1"},
+        "without a home": {"entangle.home": ""},
+        "whose home cannot be looked for": {"entangle.home": str(tmp_path / ("x" * 300))},
+    }
+    removed += [made(image, **{"entangle.home": gone, **changed}) for changed in theirs.values()]
+    mine = made(image, **{"entangle.home": gone})
+    removed.append(mine)
+    left: list[str] = []
+    assert (sweep_containers(left), left) == ([f"container {mine[:12]}"], [])
+    assert set(removed[:-1]) <= set(given.containers())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_of_the_same_daemon_sweeps_nothing_of_ours(image: str, removed: list[str]) -> None:
+    """He may ask the daemon, as members of the group docker may, and cannot look into our run directory."""
+    mine = made(image)
+    removed.append(mine)
+    # All is imported before, since another user may be unable to read this Python.
+    program = """
+        import os, docker, requests
+        from entangle._remote.transport.docker import connected, sweep_containers
+
+        with connected() as client:
+            client.containers()
+        os.setgroups([os.stat("/var/run/docker.sock").st_gid])
+        os.setgid(12345)
+        os.setuid(12345)
+        left = []
+        print(sweep_containers(left), left)
+    """
+    runs = tempfile.mkdtemp()
+    os.chmod(runs, 0o777)
+    try:
+        environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RUN_DIR": runs, "TMPDIR": runs, "HOME": runs}
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=environment, capture_output=True, text=True, timeout=50)
+    finally:
+        shutil.rmtree(runs)
+    assert (done.stdout, done.returncode) == ("[] []\n", 0), done.stderr
+    assert mine in given.containers()
+
+
+def test_a_daemon_that_cannot_be_asked_is_said_and_removes_nothing(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entangle._remote.transport.docker import sweep_containers
+
+    told: dict[str, list[str]] = {}
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing")
+    assert sweep_containers(told.setdefault("nothing", [])) == []
+    for what, answer in {"an error": (500, b'{"message": "no space left"}'), "no list": (200, b"[")}.items():
+        with answering(tmp_path / what.split()[-1], *answer) as host:
+            monkeypatch.setenv("DOCKER_HOST", host)
+            assert sweep_containers(told.setdefault(what, [])) == []
+    assert all(len(lines) == 1 and "containers, if there are any: " in lines[0] for lines in told.values()), told
+    assert "no space left" in told["an error"][0]
+
+
+@contextlib.contextmanager
+def answering(path: Path, status: int, answer: bytes) -> Iterator[str]:
+    """A daemon that says its version, and then this; its address."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            plain = self.path.endswith("/version")
+            self.send_response(200 if plain else status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"ApiVersion": "1.41"}' if plain else answer)
+
+        def address_string(self) -> str:
+            return "a socket"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Answers) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            yield f"unix://{path}"
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 # --- options ----------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,66 @@ def test_files_that_are_no_tables_or_outlines_are_passed_over(lasting: Caller) -
     assert len(found) == 2
     for run in found:
         run.close()
+
+
+def test_what_only_looks_like_a_run_is_neither_waited_for_nor_read(lasting: Caller) -> None:
+    """A FIFO, a link to one or to itself, a device, a file of a terabyte, and numbers that promise more than there is."""
+    for run in seen():
+        run.close()
+    (home,) = map(Path, live_homes())
+    (real,) = (path for path in home.iterdir() if path.name.startswith("r") and (path / "table").exists())
+    head = (real / "table").read_bytes()[:24]
+    many = struct.pack("<qqq", struct.unpack("<qqq", head)[0], 1 << 40, 1 << 40)
+
+    def folder(name: str) -> Path:
+        (home / name).mkdir()
+        return home / name
+
+    os.mkfifo(folder("ra0") / "table")
+    (folder("ra1") / "table").symlink_to(real / "table")
+    (folder("ra2") / "table").symlink_to("/dev/zero")
+    with open(folder("ra3") / "table", "wb") as file:
+        file.write(many)
+        file.truncate(1 << 40)
+    (folder("ra4") / "table").mkdir()
+    (home / "ra5").symlink_to(real)
+    (real / "ra6").symlink_to(real)
+    os.mkfifo(home / "ra7")
+    os.mkfifo(home.parent / "p1-0123456789ab")
+    (home.parent / "p2-0123456789ab").symlink_to(home)
+    (home / "cookies-3").symlink_to("budget")
+    (home / "cookies-4").write_bytes(b"+" * 4)
+    outlines = [
+        b"[" * 100_000 + b"\n",
+        b'{"form": 1, "nodes": 1e300}\n',
+        b'{"form": 1, "names": 3, "parent": []}\n',
+        b"\xff\n",
+        b"9" * 5000,
+    ]
+    outlines.append((real / "outline").read_bytes()[:-8])
+    for number, content in enumerate(outlines):
+        (folder(f"rb{number}") / "outline").write_bytes(content)
+        assert read_outline(str(home / f"rb{number}")) is None
+    os.mkfifo(folder("rc0") / "outline")
+    assert read_outline(str(home / "rc0")) is None
+    assert live_homes() == [str(home)]
+    assert set(cookies(str(home))) == {"budget", "cpus=1"}
+    found = live_runs()
+    assert len(found) == 2
+    for run in found:
+        run.close()
+
+
+def test_a_directory_that_is_a_link_is_not_looked_into(lasting: Caller) -> None:
+    for run in seen():
+        run.close()
+    base = lasting.runs / f"entangle-{os.getuid()}"
+    assert len(live_homes()) == 1
+    base.rename(lasting.runs / "elsewhere")
+    base.symlink_to("elsewhere")
+    assert live_homes() == []
+    base.unlink()
+    (lasting.runs / "elsewhere").rename(base)
 
 
 def test_a_run_of_threads_alone_is_seen_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

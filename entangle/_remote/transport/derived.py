@@ -15,10 +15,10 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from entangle._run.home import private_folder
 from entangle.errors import ImageError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def with_packages(client: Any, base: dict[str, Any], options: Docker) -> str:
 @contextlib.contextmanager
 def _alone(tag: str) -> Iterator[None]:
     """One of us at a time makes an image: in all processes of this user."""
-    path = os.path.join(tempfile.gettempdir(), f"entangle-{os.getuid()}-{tag}.lock")
+    path = os.path.join(private_folder(), f"{tag}.lock")  # where nobody else can put anything of this name
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -23,8 +23,9 @@ from entangle._remote.transport import Transport
 from entangle._run.home import home, sweep
 from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError, UnreachableError
 
-#: Labels of our containers and images: what made them, for which home, on which machine.
-MARK, HOME, MACHINE = "entangle", "entangle.home", "entangle.machine"
+#: Labels of our containers and images: what made them, for which user, for which home, and where its path is valid.
+MARK, USER, HOME, MACHINE = "entangle", "entangle.user", "entangle.home", "entangle.machine"
+_SOCKET = "/var/run/docker.sock"
 #: Seconds for the daemon to answer, and for a container to be gone once its agent has ended.
 _ANSWER, _GONE = 60, 10.0
 
@@ -183,7 +184,7 @@ def connected() -> Iterator[Any]:
 
 def _knock() -> None:
     """See whether somebody listens at the usual socket: docker's library leaves a socket open where nobody does."""
-    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    where = os.environ.get("DOCKER_HOST") or f"unix://{_SOCKET}"
     if not where.startswith("unix://"):
         return
     import socket
@@ -196,7 +197,7 @@ def _knock() -> None:
 
 
 def _no_daemon(error: Exception) -> str:
-    where = os.environ.get("DOCKER_HOST") or "/var/run/docker.sock"
+    where = os.environ.get("DOCKER_HOST") or _SOCKET
     told = str(error)
     # requests has one tree for both: what an answer says, and that there is none.
     if any(getattr(one, "response", None) is not None for one in (error, error.__cause__)):
@@ -215,7 +216,7 @@ def _user(base: dict[str, Any]) -> str | None:
 
 def labels() -> dict[str, str]:
     """Whose container it is."""
-    return {MARK: "container", HOME: home().path, MACHINE: platform.node()}
+    return {MARK: "container", USER: str(os.getuid()), HOME: home().path, MACHINE: _machine()}
 
 
 # Streams ------------------------------------------------------------------------------------------------------------------
@@ -306,33 +307,83 @@ def _attach(client: Any, identity: str) -> Stream:
 # After a crash ------------------------------------------------------------------------------------------------------------
 
 
-def sweep_containers() -> list[str]:
-    """Remove the containers whose process is gone; gives what was removed. None where there is no docker."""
+def sweep_containers(left: list[str] | None = None) -> list[str]:
+    """Remove this user's containers whose process is gone; gives what was removed. Where docker cannot be asked, or a container cannot be
+    removed, a line of `left` says so."""
     import importlib.util
 
-    if importlib.util.find_spec("docker") is None:
-        return []
-    with contextlib.suppress(UnreachableError), connected() as client:
-        return _sweep(client)
-    return []
-
-
-def _sweep(client: Any) -> list[str]:
-    sweep()  # a home that is there afterwards is somebody's
-    removed = []
-    for found in client.containers(all=True, filters={"label": [f"{MARK}=container", f"{MACHINE}={platform.node()}"]}):
-        if not os.path.exists(found["Labels"].get(HOME, "")):
-            remove(client, found["Id"])
-            removed.append(f"container {found['Id'][:12]}")
+    told: list[str] = []
+    removed: list[str] = []
+    if importlib.util.find_spec("docker") is not None and (os.environ.get("DOCKER_HOST") or os.path.exists(_SOCKET)):
+        try:
+            with connected() as client:
+                removed = _sweep(client, told)
+        except UnreachableError as error:
+            told.append(f"containers, if there are any: {error}")
+    if left is not None:
+        left += told
     return removed
+
+
+def _sweep(client: Any, left: list[str]) -> list[str]:
+    """Remove containers of ours whose home is gone. What the daemon does not tell is not gone, nor is what cannot be seen from here."""
+    from docker import errors
+    from requests.exceptions import RequestException
+
+    sweep()  # a home that is there afterwards is somebody's
+    removed: list[str] = []
+    try:
+        wanted = [f"{MARK}=container", f"{USER}={os.getuid()}"]
+        for found in client.containers(all=True, filters={"label": wanted}):
+            if _is_gone(found.get("Labels") or {}):
+                name = f"container {found['Id'][:12]}"
+                try:
+                    client.remove_container(found["Id"], force=True, v=True)
+                except errors.NotFound:
+                    continue  # somebody else was quicker
+                except errors.APIError as error:
+                    if error.status_code != 409:  # 409: its removal is under way
+                        left.append(f"{name}: {error.explanation or error}")
+                    continue
+                removed.append(name)
+    except (errors.DockerException, RequestException) as error:
+        left.append(f"containers, if there are any: docker does not list or remove them: {error}")
+    return removed
+
+
+def _is_gone(told: dict[str, str]) -> bool:
+    """Whether the process that made a container is gone, by the labels of the container.
+
+    It was this user's, and saw the files that we see: then it is gone if its home is. A home of another user cannot be looked into, and
+    in another container or on another machine the same path is another place; there a home that is not found tells nothing.
+    """
+    path = told.get(HOME, "")
+    if not path or told.get(USER) != str(os.getuid()) or told.get(MACHINE) != _machine():
+        return False
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _machine() -> str:
+    """What a path means the same in: this machine, until it is started anew, and the mounts that this process sees."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/mnt')}"
+    except OSError:
+        return platform.node()
 
 
 _swept = False
 
 
 def _sweep_once(client: Any) -> None:
-    """Whoever uses docker anyway removes what others could not."""
+    """Whoever uses docker anyway removes what others could not. What goes wrong with it is no affair of his call."""
     global _swept
     if not _swept:
         _swept = True
-        _sweep(client)
+        _sweep(client, [])

@@ -1,0 +1,134 @@
+"""Directories of ours, opened without following a link, and removed through what was opened.
+
+Where runs keep their files, other users may be able to make files as well: a link where our directory is expected, or in its place
+between a look at it and a removal. So a directory is opened once, without following a link, and looked at through its descriptor;
+what is in it is listed, opened and removed relative to that descriptor. No path is resolved a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+#: A directory itself, never what a link of its name leads to. Not a FIFO either: that is an error at once.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class NotOurs(OSError):
+    """What lies there is no directory that this user alone can use."""
+
+
+def open_ours(path: str, within: int | None = None) -> int:
+    """Open a directory that this user alone can use; gives the descriptor. `within` is the descriptor of the directory around it.
+
+    Raises FileNotFoundError where there is none, NotOurs, with the reason, where it is a link, a file, or somebody else's too.
+    """
+    try:
+        fd = os.open(path, DIRECTORY, dir_fd=within)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise NotOurs(error.errno, _what_it_is(path, within) or error.strerror or str(error)) from None
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.getuid():
+            raise NotOurs(f"it belongs to the user {found.st_uid}")
+        if found.st_mode & 0o077:
+            raise NotOurs(f"others may use it (its mode is {stat.S_IMODE(found.st_mode):o})")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def why(error: OSError) -> str:
+    """The reason alone."""
+    return str(error.strerror or error)
+
+
+def _what_it_is(path: str, within: int | None) -> str:
+    with contextlib.suppress(OSError):
+        mode = os.stat(path, dir_fd=within, follow_symlinks=False).st_mode
+        if stat.S_ISLNK(mode):
+            return "it is a symbolic link"
+        if not stat.S_ISDIR(mode):
+            return "it is no directory"
+    return ""
+
+
+def is_named(fd: int, name: str, within: int) -> bool:
+    """Whether the open directory `fd` is the one that has this name in `within`, and no other has taken its place."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=within, follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def remove_tree(name: str, fd: int, within: int) -> bool:
+    """Remove the open directory `fd`, which has this name in `within`, and all that is in it; gives whether it is gone.
+
+    Links are removed and not followed, and what is mounted in it stays. Not `shutil.rmtree`: that must not be imported while a program
+    ends, since its import evaluates text, and after that Python no longer knows that it was Ctrl-C that has ended the program.
+    """
+    mount = _mount(fd)
+    if mount == _mount(within):
+        while _thin_out(fd, mount):
+            pass
+        if is_named(fd, name, within):
+            with contextlib.suppress(OSError):
+                os.rmdir(name, dir_fd=within)
+    return not is_named(fd, name, within)
+
+
+def _thin_out(fd: int, mount: tuple[int, str]) -> bool:
+    """Remove what is in a directory. What lies deeper than the next one comes up, for another pass; gives whether something has.
+
+    So two descriptors are enough, however deep it is.
+    """
+    came_up = False
+    for name in os.listdir(fd):
+        if _remove(name, fd):
+            continue
+        try:
+            inner = os.open(name, DIRECTORY, dir_fd=fd)
+        except OSError:
+            continue
+        try:
+            if _mount(inner) != mount:
+                continue
+            for below in os.listdir(inner):
+                if not _remove(below, inner):
+                    with contextlib.suppress(OSError):  # what is mounted there, or may not be moved
+                        os.rename(below, f".{os.urandom(8).hex()}", src_dir_fd=inner, dst_dir_fd=fd)
+                        came_up = True
+        except OSError:
+            continue
+        finally:
+            os.close(inner)
+        _remove(name, fd)
+    return came_up
+
+
+def _remove(name: str, within: int) -> bool:
+    """Remove a file, a link or an empty directory; gives whether it is gone."""
+    try:
+        os.unlink(name, dir_fd=within)
+    except FileNotFoundError:
+        return True
+    except OSError:  # EISDIR on Linux, EPERM on macOS
+        try:
+            os.rmdir(name, dir_fd=within)
+        except OSError:
+            return False
+    return True
+
+
+def _mount(fd: int) -> tuple[int, str]:
+    """The file system, and on Linux the mount, in which an open directory lies."""
+    device = os.fstat(fd).st_dev
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            return device, next((line for line in file if line.startswith("mnt_id:")), "")
+    except OSError:
+        return device, ""

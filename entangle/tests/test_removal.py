@@ -1,0 +1,259 @@
+"""`entangle clean`, and the sweep that every run makes: what is removed is ours by its name, its place and its owner, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from entangle._run import removal
+
+from .callers import ROOT, Caller, output_of
+
+#: As a process of long ago would have been called.
+STALE = "p1-0123456789ab"
+CLEAN = (sys.executable, "-m", "entangle", "clean")
+
+
+class Place:
+    """A run directory, a temporary directory, and a directory of the user's own that nothing of ours may touch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs, self.temporary, self.own = (folder / name for name in ("runs", "temporary", "own"))
+        for path in (self.runs, self.temporary, self.own):
+            path.mkdir()
+        # Names that an earlier version took for its own, and one that even this one would.
+        for name in ("projects", "thesis", "photos", "p12", "t1", STALE):
+            (self.own / name).mkdir(mode=0o700)
+            (self.own / name / "file").write_text("mine", encoding="utf-8")
+
+    def base(self, parent: Path | None = None) -> Path:
+        return (parent or self.runs) / f"entangle-{os.getuid()}"
+
+    def make_base(self) -> Path:
+        self.base().mkdir(mode=0o700)
+        return self.base()
+
+    def untouched(self) -> bool:
+        return all(
+            (self.own / name / "file").read_text(encoding="utf-8") == "mine"
+            for name in ("projects", "thesis", "photos", "p12", "t1", STALE)
+        )
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RUN_DIR": str(self.runs), "TMPDIR": str(self.temporary)}
+        return subprocess.run(words, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=50)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def stale(base: Path, name: str = STALE) -> Path:
+    """A home whose process is gone, with something in it."""
+    home = base / name
+    home.mkdir(mode=0o700)
+    (home / "budget").touch()
+    (home / "r0123" / "r4567").mkdir(parents=True)
+    (home / "r0123" / "r4567" / "table").touch()
+    return home
+
+
+@pytest.mark.parametrize("parent", ["runs", "temporary"])
+def test_a_link_in_the_place_of_our_directory_is_not_followed(place: Place, parent: str) -> None:
+    link = place.base(place.folder / parent)
+    link.symlink_to(place.own)
+    done = place(*CLEAN)
+    assert done.returncode == 1
+    assert f"{link}: it is a symbolic link" in done.stderr
+    assert place.untouched()
+    program = place.folder / "program.py"
+    program.write_text("from entangle.process import process\nprint(process(int)('3')())", encoding="utf-8")
+    ran = place(sys.executable, str(program))
+    assert ran.returncode == 1
+    assert "is not a directory that only this user can use: it is a symbolic link" in ran.stderr
+    assert place.untouched()
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: path.mkdir() or path.chmod(0o770), "others may use it (its mode is 770)"),
+        (lambda path: path.touch(), "it is no directory"),
+        (lambda path: os.mkfifo(path), "it is no directory"),
+        (lambda path: path.symlink_to(path), "it is a symbolic link"),
+    ],
+    ids=["open to others", "a file", "a FIFO", "a link to itself"],
+)
+def test_what_is_not_ours_alone_is_left_and_said(place: Place, make: Callable[[Path], None], why: str) -> None:
+    make(place.base())
+    done = place(*CLEAN)
+    assert done.returncode == 1
+    assert f"{place.base()}: {why}" in done.stderr
+    assert os.path.lexists(place.base())
+
+
+def test_only_names_that_are_exactly_ours_are_removed(place: Place) -> None:
+    base = place.make_base()
+    others = ["projects", "t1", "p1", "p1-0123", f"{STALE}.old", f"x{STALE}", f"{STALE}\n", "p1-0123456789AB", f"t{STALE}", "r0123"]
+    for name in others:
+        stale(base, name)
+    ours = [STALE, f"{STALE}.spill", f"t{STALE}-1"]
+    for name in ours:
+        stale(base, name)
+    done = place(*CLEAN)
+    assert (done.returncode, done.stderr) == (0, "3 stale directories removed\n")
+    assert sorted(done.stdout.splitlines()) == sorted(f"removed {base / name}" for name in ours)
+    assert sorted(os.listdir(base)) == sorted(others)
+
+
+def test_a_link_or_a_file_of_such_a_name_is_left_and_said(place: Place) -> None:
+    base = place.make_base()
+    (base / STALE).symlink_to(place.own)
+    (base / "p2-0123456789ab").touch()
+    done = place(*CLEAN)
+    assert done.returncode == 1
+    assert f"{STALE}: it is a symbolic link, so it was not removed" in done.stderr
+    assert "p2-0123456789ab: it is no directory, so it was not removed" in done.stderr
+    assert place.untouched()
+
+
+def test_what_lies_in_it_goes_and_what_it_leads_to_stays(place: Place) -> None:
+    home = stale(place.make_base())
+    (home / "r0123" / "away").symlink_to(place.own)
+    (home / "r0123" / "nowhere").symlink_to("nowhere")
+    os.link(place.own / "projects" / "file", home / "hard")
+    os.mkfifo(home / "r0123" / "fifo")
+    deep = home
+    for _ in range(300):  # more than a path may be long, if each name is
+        deep = deep / "r0123456789"
+    deep.mkdir(parents=True)
+    done = place(*CLEAN)
+    assert (done.returncode, os.listdir(place.base())) == (0, [])
+    assert place.untouched()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root on Linux can mount")
+def test_what_is_mounted_in_it_is_left_and_said(place: Place) -> None:
+    home = stale(place.make_base())
+    for name in ("one", "deep/two"):
+        (home / name).mkdir(parents=True)
+    # In a name space of its own, so that nothing stays mounted whatever happens. A bind mount is of the same file system.
+    bind = f"mount --bind {place.own} {home}"
+    script = f"mount --make-rprivate / && {bind}/one && {bind}/deep/two && exec $0 -m entangle clean"
+    done = place("unshare", "--mount", "sh", "-c", script, sys.executable)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"mounts are not allowed here: {done.stderr}")
+    assert done.returncode == 1
+    assert f"{home}: something in it cannot be removed" in done.stderr
+    assert place.untouched()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of other users")
+def test_a_directory_of_another_user_is_left_and_said(place: Place) -> None:
+    base = place.make_base()
+    home = stale(base)
+    os.chown(home, 12345, -1)
+    done = place(*CLEAN)
+    assert (done.returncode, home.exists()) == (1, True)
+    assert f"{home}: it belongs to the user 12345" in done.stderr
+    os.chown(base, 12345, -1)
+    done = place(*CLEAN)
+    assert (done.returncode, home.exists()) == (1, True)
+    assert f"{base}: it belongs to the user 12345" in done.stderr
+
+
+def test_a_directory_that_is_swapped_for_a_link_at_any_moment_is_not_followed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each step of the removal, in turn, somebody who may write there puts a link in the place of our directory."""
+    calls = ["listdir", "open", "unlink", "rmdir", "rename", "stat"]
+    step, at = 0, -1
+
+    def swap() -> None:
+        base.rename(place.folder / f"base{at}")
+        base.symlink_to(place.own)
+
+    def counted(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal step
+            step += 1
+            if step == at:
+                swap()
+            return real(*args, **kwargs)
+
+        return call
+
+    for at in range(1, 200):
+        base = place.make_base()
+        home = stale(base)
+        (home / "away").symlink_to(place.own)
+        around = removal.open_ours(str(base))
+        fd = removal.open_ours(STALE, around)
+        step = 0
+        with monkeypatch.context() as patch:
+            for name in calls:
+                patch.setattr(os, name, counted(getattr(os, name)))
+            assert removal.remove_tree(STALE, fd, around)
+        os.close(fd)
+        os.close(around)
+        assert place.untouched()
+        if step < at:
+            base.rmdir()
+            break
+        base.unlink()
+    assert at > 10
+
+
+def test_a_program_whose_directory_was_swapped_for_a_link_removes_nothing_behind_it(place: Place) -> None:
+    """The attack comes while the run lasts, and knows the names that the program has chosen."""
+    source = f"""
+        import os
+        from entangle._run.home import home
+        from entangle.process import process
+
+        def swap():
+            found = home()
+            for path in (found.path, found.spill):
+                base, name = os.path.split(path)
+                inside = os.path.join({str(place.own)!r}, name)
+                os.mkdir(inside, 0o700)
+                open(os.path.join(inside, "file"), "w").close()
+                os.rename(base, base + ".old")
+                os.symlink({str(place.own)!r}, base)
+
+        if __name__ == "__main__":
+            process(int)("3")()
+            swap()
+    """
+    caller_folder = place.folder / "caller"
+    caller_folder.mkdir()
+    caller = Caller(caller_folder, source).start()
+    try:
+        status, _, said = caller.finish()
+    finally:
+        caller.stop()
+    assert (status, said) == (0, "")
+    swapped = [path for path in place.own.iterdir() if path.name.startswith("p") and path.name not in ("projects", "photos", "p12", STALE)]
+    assert len(swapped) == 2
+    assert all((path / "file").exists() for path in swapped)
+    assert place.untouched()
+
+
+def test_a_live_home_is_not_removed(place: Path, tmp_path: Path) -> None:
+    source = """
+        import subprocess, sys
+        from entangle._run.home import home
+        from entangle.process import process
+
+        process(int)("3")()
+        done = subprocess.run([sys.executable, "-m", "entangle", "clean"], capture_output=True, text=True)
+        print(done.returncode, repr(done.stdout), process(int)("3")())
+    """
+    folder = tmp_path / "caller"
+    folder.mkdir()
+    assert output_of(folder, source) == "0 '' 3\n"
