@@ -7,6 +7,7 @@
     ├── ArgumentError (TypeError)             the author: a call does not fit the function's parameters
     ├── CycleError (ValueError)               the author: a call is, through some list, its own argument
     ├── UnpicklableError (TypeError)          the author: a value cannot travel to where it must
+    ├── RunAtImportError                      the author: a module runs a graph when it is imported, and a worker imports it
     ├── SchedulerImportError (ImportError)    the author: `impl` names no scheduler class
     ├── RequestError                          the far server, or the network before it
     ├── FarError                              another place: the root of what can go wrong there
@@ -52,6 +53,10 @@ class CycleError(EntangleError, ValueError):
 
 class UnpicklableError(EntangleError, TypeError):
     """A value or an error cannot travel between processes; the text names the task and the offending part. The author's fault."""
+
+
+class RunAtImportError(EntangleError):
+    """A module that a worker imports runs a graph while it is imported; the text names the module and the line. The author's fault."""
 
 
 class SchedulerImportError(EntangleError, ImportError):

@@ -18,6 +18,7 @@ from typing import Any
 from entangle import _run
 from entangle._remote import imports
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
+from entangle._run import importing
 from entangle._run.failures import describe
 from entangle._run.pickling import OF_MAIN, dumps, dumps_for_others, pickler_by_value, why_not
 from entangle.errors import (
@@ -196,6 +197,7 @@ def _with_lines(text: str) -> str:
 def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -> tuple[bool, list[Segments], list[bytes]]:
     """Run a job: whether it gave a value, the parts of the answer, and the records of what ran. `began` gets the function
     that cancels it."""
+    importing.agent = True
     head = json.loads(bytes(parts[0]))
     given, answer = _perform(parts, head, began)
     return given, answer, _run.travels.collect() if head["record"] else []
@@ -232,6 +234,10 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
                 f"which only a plain pickle can: {type(error).__name__}: {error}"
             )
         return False, _failed(refused, name, plain, reader)
+
+
+for _makes_again in (_load, _perform, imports.load_renewed):
+    importing.unpickles(_makes_again)
 
 
 def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) -> list[Segments]:

@@ -26,14 +26,15 @@ import threading
 from array import array
 from typing import Any
 
-from entangle._run import janitor, start
+from entangle._run import importing, janitor, start
 from entangle._run.home import home
-from entangle._run.joining import join_run, write_flow
+from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.readable import readable
 from entangle._run.site import Site
 from entangle._run.table import Table
 from entangle._run.worker import run_as
 from entangle.cookies import available_cpus, jobserver_style
+from entangle.errors import EntangleError
 from entangle.flow import PROCESS, Body, Flow, Shape
 
 _MOST = 4096  # bytes of a request
@@ -65,7 +66,7 @@ class _Server:
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
         where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {jobserver_style()!r}, {loaded!r}"
-        code = f"{prelude}from entangle._run.forkserver import serve; serve({where})"
+        code = f"{importing.prelude}{prelude}from entangle._run.forkserver import serve; serve({where})"
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -106,6 +107,9 @@ def warm_up() -> None:
         if _server is None or not _server.alive():
             if _server is not None:
                 _server.socket.close()
+                if _server.pid == os.getpid() and _server.process.returncode == 1:
+                    _server = None
+                    raise EntangleError("the server from which workers are forked cannot start; why, it has written to stderr")
             else:
                 atexit.register(stop)
             _server = _Server()
@@ -276,7 +280,7 @@ def _fork_spare(
     if pid:
         theirs.close()
         return pid, ours
-    code = start.BROKEN
+    code = BROKEN
     try:
         # What is the server's alone: a spare that kept it would keep others from seeing the end of a stream.
         ours.close()

@@ -10,14 +10,19 @@ import pickle
 import sys
 from typing import Any, NoReturn
 
+from entangle._run import importing
+from entangle._run.failures import describe
 from entangle._run.home import Home, private
 from entangle._run.pickling import dumps_for_others, why_not
 from entangle._run.site import Site
 from entangle._run.table import Table, reserve
 from entangle._run.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
-from entangle.errors import EntangleError, StoreFullError
+from entangle.errors import EntangleError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
 from entangle.flow import HERE, THREAD, Body, Flow, Shape
+
+#: The exit status of a worker whose own code failed, not a body: it could not join its run, or has a bug of ours.
+BROKEN = 70
 
 
 def write_flow(site: Site) -> None:
@@ -126,6 +131,11 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
 
 def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
     """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
+    with importing.joining():
+        return _join_run(directory, flow_path, slot, lane, serial, fds)
+
+
+def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
     try:
         with open(flow_path, "rb") as file:
             known = pickle.load(file)
@@ -143,12 +153,49 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
             os.chdir(known["directory"])
     if known["umask"] is not None:
         os.umask(known["umask"])
-    for name in known["logging"]:
-        importlib.import_module(name)  # it configures logging; a fork would have inherited that
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
-    flow: Flow = pickle.loads(known["flow"])
+    try:
+        for name in known["logging"]:
+            importlib.import_module(name)  # it configures logging; a fork would have inherited that
+        flow: Flow = pickle.loads(known["flow"])
+    except BaseException as error:
+        if _refuse(directory, error):
+            os._exit(BROKEN)
+        raise
     wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
     site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
     site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
     return Worker(site, slot, lane, serial)
+
+
+def _refuse(directory: str, error: BaseException) -> bool:
+    """Write down why a worker cannot join its run, for its supervisor; whether that is written."""
+    told: BaseException | None = error
+    while told is not None and not isinstance(told, RunAtImportError):
+        told = told.__cause__ or told.__context__
+    if told is None:
+        told = EntangleError(f"a worker cannot make again what the run is made of: {type(error).__name__}: {error}")
+        told.__cause__ = error
+    try:
+        body = pickle.dumps(describe(told, "", 1), 5)
+        draft = os.path.join(directory, f"refused-{os.getpid()}")
+        with open(draft, "xb", opener=private) as file:
+            file.write(body)
+        os.rename(draft, os.path.join(directory, "refused"))  # the last one is as good as the first
+    except OSError:
+        return False
+    return True
+
+
+def refusal(directory: str) -> BaseException | None:
+    """Why a worker could not join the run in that directory; None where none has said so."""
+    try:
+        with open(os.path.join(directory, "refused"), "rb") as file:
+            report = pickle.load(file)
+    except (OSError, EOFError):
+        return None
+    error: BaseException = pickle.loads(report["error"])
+    set_cause(error, RemoteTraceback(report["text"]))
+    add_note(error, report["where"])
+    return error

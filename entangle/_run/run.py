@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from entangle._run import home as homes
-from entangle._run import observers, reaper
+from entangle._run import importing, observers, reaper
 from entangle._run.block import block
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
@@ -26,6 +26,9 @@ from entangle._run.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunCancelledError
 from entangle.flow import FRESH, PROCESS, THREAD, Flow
+
+importing.runs_bodies(Worker.work)
+importing.unpickles(Store.get)
 
 
 class Observer(Protocol):
@@ -49,6 +52,7 @@ class Run:
     """One execution of a flow with a single sink. `way` says how workers are started."""
 
     def __init__(self, flow: Flow, way: str | None = None, observer: Observer | None = None) -> None:
+        importing.refuse_run(here.worker is not None and here.worker.in_process)
         self.flow = flow
         self.way = chosen_way(way)
         self.observers = [*observers, observer] if observer is not None else list(observers)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from entangle._run import janitor, reaper
-from entangle._run.joining import join_run, write_flow
+from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.process import WorkerProcess
 from entangle._run.site import Site
 from entangle._run.store import Store
@@ -26,9 +26,6 @@ from entangle._run.worker import Worker, flush, here, run_as
 from entangle.errors import OptionError
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
-#: The exit status of a worker whose own code failed, not a body: a bug of ours.
-BROKEN = 70
-
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 try:
@@ -236,11 +233,12 @@ def _open_streams(replaced: bool) -> None:
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     import subprocess
 
+    from entangle._run import importing
     from entangle._run.forkserver import environment_of_interpreter, prelude
 
     numbers = ",".join(str(fd) for fd in fds)
     where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"
-    code = f"{prelude}from entangle._run.start import spawned; spawned({where})"
+    code = f"{importing.prelude}{prelude}from entangle._run.start import spawned; spawned({where})"
     with janitor.off_duty():
         process = subprocess.Popen(
             [sys.executable, "-c", code],

@@ -24,10 +24,11 @@ from collections.abc import Callable
 
 from entangle._run.deadlines import Deadlines
 from entangle._run.failures import error_of, note_attempt, pause, used_up
+from entangle._run.joining import BROKEN, refusal
 from entangle._run.output import forward, quote, stdout_is_plain
 from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all, signal_name
 from entangle._run.site import Site
-from entangle._run.start import BROKEN, fork_is_safe, start_worker
+from entangle._run.start import fork_is_safe, start_worker
 from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
     BEGUN,
@@ -507,7 +508,9 @@ class Supervisor:
     def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
         """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
         self.stillborn = 0 if began else self.stillborn + 1
-        if code == BROKEN or self.stillborn > MOST_STILLBORN:
+        if code == BROKEN and (told := refusal(self.site.directory)) is not None:
+            self.error = told
+        elif code == BROKEN or self.stillborn > MOST_STILLBORN:
             how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
             error = EntangleError(f"a worker process ended by {how} before it could run a task")
             quote(error, worker)

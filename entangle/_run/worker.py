@@ -77,7 +77,7 @@ from entangle._run.table import (
     WAITING_POOL,
 )
 from entangle.cookies import bind, jobserver_flags, roam
-from entangle.errors import EntangleError, ProcessTerminatedException, RunCancelledError, ThreadTerminatedException
+from entangle.errors import EntangleError, ProcessTerminatedException, RunAtImportError, RunCancelledError, ThreadTerminatedException
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body
 
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
@@ -223,6 +223,8 @@ class Worker:
             value = self.store.get((where, offset, size))
             self.notes.extra(self.site.table.slots[self.base + NODE], MOVED, time.monotonic_ns() - began)
             return value
+        except RunAtImportError:
+            raise
         except Exception as problem:
             name = self.site.flow.body(node).name
             raise EntangleError(
