@@ -14,18 +14,24 @@ def ui(port: int, browser: bool, as_json: bool) -> None:
     need("uvicorn", "web", "the page")
     from entangle.web.server import PageServer
 
+    out = console()
+    first = True
+
+    def show(address: str) -> None:
+        nonlocal first
+        out.print("Runs, live and remembered, are at" if first else "For another browser:")
+        print(f"\n    {address}\n", flush=True)
+        if first:
+            out.print("The address is for you alone, and for one use. Another one follows then. Ctrl-C ends it.", style="dim")
+        first = False
+        sys.stdout.flush()
+
     try:
-        server = PageServer(port)
+        server = PageServer(port) if as_json else PageServer(port, show)
     except OSError as error:
         raise Refused(f"port {port} on 127.0.0.1 cannot be had: {error.strerror}; --port 0 takes one that is free", UNREACHABLE) from None
     if as_json:
         print_json({"url": server.url, "port": server.port, "token": server.token})
-    else:
-        out = console()
-        out.print("Runs, live and remembered, are at")
-        print(f"\n    {server.url}\n", flush=True)
-        out.print("The address is for you alone: it holds the key. Ctrl-C ends it.", style="dim")
-        sys.stdout.flush()
     if browser and not as_json and sys.stdout.isatty():
         server.open_browser()
     server.serve()

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from entangle.web.graphs import OPENED, Part, drawn
+from entangle.web.guard import Codes, Guard
 from entangle.web.lanes import Stretch, timeline
 
+from .callers import ROOT
 from .evidence import wait_until
 from .pages import Page, served
 
@@ -44,6 +56,159 @@ def test_the_token_of_the_address_becomes_a_cookie_and_leaves_the_address(page: 
     assert "SameSite=Strict" in cookie
     status, _, body = page.ask("/", token=None, Cookie=cookie.partition(";")[0])
     assert (status, "<title>entangle</title>" in body) == (200, True)
+
+
+class Shown:
+    """`entangle ui` as a user starts it, and the addresses that it shows."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "entangle", "ui", "--no-browser"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": ROOT, "PYTHONWARNINGS": "error", "ENTANGLE_RECORD_DIR": str(folder), **environment},
+        )
+
+    def address(self) -> str:
+        """The next address that is shown; waits for it."""
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.strip().startswith("http"):
+                return line.strip()
+        raise AssertionError(self.process.communicate()[1])
+
+    def close(self) -> None:
+        self.process.terminate()
+        assert self.process.communicate(timeout=20)[1] == ""
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Shown]:
+    found = Shown(tmp_path)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def answer(address: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
+    """What a server says to this address; redirects are not followed."""
+    parts = urllib.parse.urlsplit(address)
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
+        connection.request(method, f"{parts.path}?{parts.query}", headers=headers)
+        found = connection.getresponse()
+        found.read()
+        return found
+
+
+def test_the_address_that_is_shown_works_once_and_then_another_one_is_shown(shown: Shown) -> None:
+    first = shown.address()
+    assert "token" not in first
+    assert answer(first, "HEAD").status == 401  # a look ahead, of a mail program or a chat, uses nothing up
+    assert answer(first, Host="elsewhere.example").status == 421
+    assert answer(first.replace("code=", "code=x")).status == 401
+    opened = answer(first + "&a=b")
+    assert (opened.status, opened.headers["location"], opened.headers["referrer-policy"]) == (303, "/?a=b", "no-referrer")
+    cookie = opened.headers["set-cookie"].partition(";")[0]
+    assert first.partition("code=")[2] not in cookie
+    runs = urllib.parse.urljoin(first, "/api/runs")
+    assert (answer(runs).status, answer(runs, Cookie=cookie).status) == (401, 200)
+    second = shown.address()
+    assert second != first
+    assert answer(first).status == 401
+    assert answer(first, Cookie=cookie).status == 303  # a browser that is in stays in
+    assert answer(second).status == 303
+
+
+def test_a_code_is_good_at_its_own_server_alone(shown: Shown, page: Page) -> None:
+    address = shown.address()
+    assert page.ask("/?" + urllib.parse.urlsplit(address).query, token=None)[0] == 401
+    assert answer(address).status == 303
+
+
+def test_a_code_is_no_good_when_its_time_is_up() -> None:
+    codes = Codes()
+    late, early = codes.new(-1.0), codes.new(3600.0)
+    assert [codes.use(code) for code in (late, "", "ä\0", early, early)] == [False, False, False, True, False]
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or sys.platform != "linux", reason="only root can be another user, and Linux tells whose a connection is"
+)
+def test_another_user_of_the_machine_cannot_use_a_code(tmp_path: Path) -> None:
+    """He can read it on the command line of the browser, and may be quicker than that."""
+    asking = (
+        "import http.client, os, sys, urllib.parse; "
+        "parts = urllib.parse.urlsplit(sys.argv[1]); connection = http.client.HTTPConnection(parts.netloc, timeout=20); "
+        "'idna'.encode('idna'); os.setuid(12346); "
+        "connection.request('GET', '/?' + parts.query); print(connection.getresponse().status)"
+    )
+    # Root forwards ports for others, so the server itself is started by somebody else.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 12345)
+        codes = Codes()
+        asked = Guard(nobody, "token", 1, codes, lambda: None)
+        with over_http(asked) as base:
+            address = f"{base}/?code={codes.new(60.0)}"
+            done = subprocess.run([sys.executable, "-c", asking, address], capture_output=True, text=True, timeout=50)
+            assert (done.stdout, done.stderr) == ("401\n", "")
+            assert answer(address).status == 303
+
+
+async def nobody(scope: Any, receive: Any, send: Any) -> None:
+    """An application that is never asked."""
+    raise AssertionError(scope)
+
+
+@contextlib.contextmanager
+def over_http(application: Any) -> Iterator[str]:
+    """A server of an application in this process; its address."""
+    import uvicorn
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", lifespan="off", ws="none"))
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            serving.join()
+
+
+def test_no_command_line_has_the_token(tmp_path: Path) -> None:
+    """`entangle ui` at a terminal opens a browser, here a script that notes its command line, and opens the page."""
+    browser, noted = tmp_path / "browser", tmp_path / "noted"
+    browser.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {noted}.draft\nmv {noted}.draft {noted}\n', encoding="utf-8")
+    browser.chmod(0o755)
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entangle", "ui"],
+        stdin=there,
+        stdout=there,
+        stderr=there,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RECORD_DIR": str(tmp_path), "BROWSER": str(browser), "TERM": "xterm"},
+    )
+    try:
+        os.close(there)
+        wait_until(noted.exists, what="the browser")
+        address = noted.read_text(encoding="utf-8").strip()
+        opened = answer(address)
+        assert opened.status == 303
+        token = opened.headers["set-cookie"].partition(";")[0].partition("=")[2]
+        assert len(token) >= 32
+        assert token not in address
+        assert "token" not in address
+        assert answer(address).status == 401
+    finally:
+        process.terminate()
+        process.wait()
+        os.close(here)
 
 
 @pytest.mark.parametrize("path", ["/%e2%82%ac", "/a%20b%0d%0aset-cookie:%20c", "/%3Fa%23b"])
@@ -266,6 +431,83 @@ def test_a_question_that_makes_no_sense_gets_a_short_answer(page: Page, path: st
     found, _, body = page.ask(path.replace("{run}", page.id_of("small")))
     assert found == status
     assert json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        " ".join(f"word{number}" for number in range(3000)),
+        "add " * 3000,
+        "x" * 60_000,
+        "%00",
+        "add%00",
+        "' OR 1=1 --",
+        '"add" NEAR(add small) * ^ : ( ) - + {',
+        "\\ % _ \\%",
+        "[a-z]* ?",
+        "%ff%fe",
+        "\u0130\u00df\U0001f600\u202e",
+        "%ed%a0%80",
+        "\t\n ",
+    ],
+    ids=lambda query: f"{query[:12]!a} of {len(query)}",
+)
+def test_any_query_has_an_answer(page: Page, query: str) -> None:
+    said = urllib.parse.quote(query, safe="%")
+    for path in ("/api/runs", f"/api/runs/{page.id_of('small')}/nodes"):
+        found = page.get(f"{path}?query={said}")
+        assert "runs" in found or "nodes" in found
+
+
+def test_many_words_are_looked_for_as_few_are(page: Page) -> None:
+    words = "add+small+done+" + "+".join("adds"[: 1 + number % 3] for number in range(3000))
+    assert [run["tags"]["kind"] for run in page.get(f"/api/runs?query={words}")["runs"]] == ["small"]
+    run = page.id_of("small")
+    many = "+".join(["ADD", "%41dd"] + ["a", "d"] * 1500)
+    assert page.get(f"/api/runs/{run}/nodes?query={many}")["total"] == page.get(f"/api/runs/{run}/nodes?query=add")["total"] == 2
+    assert page.get(f"/api/runs/{run}/nodes?query={many}+{'x' * 2000}")["total"] == 0
+
+
+#: The questions of the page, with all that they take.
+QUESTIONS = {
+    "/api/runs": ("limit", "query"),
+    "/api/runs/{run}": (),
+    "/api/runs/{run}/graph": ("open",),
+    "/api/runs/{run}/timeline": ("by", "width", "start", "end"),
+    "/api/runs/{run}/tasks": (),
+    "/api/runs/{run}/nodes": ("limit", "order", "state", "query"),
+    "/api/runs/{run}/nodes/{node}": (),
+    "/api/runs/{run}/ancestors/{node}": (),
+    "/api/runs/{run}/descendants/{node}": (),
+    "/api/runs/{run}/export/{form}": (),
+    "/api/compare": ("a", "b"),
+    "/api/values/{digest}": (),
+}
+ODD = st.one_of(
+    st.text(max_size=30),
+    st.binary(max_size=10),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["", "0", "-1", "1e400", "nan", "inf", "9" * 400, "last", "running", "seconds", "svg", "a" * 5000, "\0", "%", "'", "\ud7ff"]
+    ),
+)
+
+
+@given(
+    st.sampled_from(sorted(QUESTIONS)), st.booleans(), st.dictionaries(st.sampled_from(["run", "node", "form", "digest"]), ODD), st.data()
+)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_question_has_an_answer_or_is_told_why_not(
+    page: Page, path: str, known: bool, places: dict[str, Any], data: st.DataObject
+) -> None:
+    taken = data.draw(st.dictionaries(st.sampled_from([*QUESTIONS[path], "other"]), ODD))
+    usual = {"run": page.id_of("small") if known else "beef", "node": "1", "form": "json", "digest": "00"}
+    asked = path.format(**{name: urllib.parse.quote(places.get(name, value), safe="") for name, value in usual.items()})
+    status, headers, body = page.ask(f"{asked}?{urllib.parse.urlencode(taken)}")
+    assert status in (200, 400, 404), (status, body)
+    if status != 200 and headers["content-type"] == "application/json":
+        assert json.loads(body)["error"]
 
 
 def test_records_that_cannot_be_read_are_told_and_hide_nothing_that_lasts(tmp_path: Path) -> None:

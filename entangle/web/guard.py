@@ -2,8 +2,10 @@
 
 The server listens on loopback, where any program of any user of the machine, and any page that some browser has open, can reach it. So:
 
-- A request needs the token of this server: in the address the first time, from then on in a cookie that pages of other sites cannot
-  use and scripts cannot read. The answer to the first is a redirect to the address without it.
+- A request needs the token of this server, in a cookie that pages of other sites cannot use and scripts cannot read. A browser gets
+  that cookie for a code in the address, which is good for one use within some minutes, and only by this user where the kernel tells
+  whose connection it is: command lines, on which addresses stand when a browser is started, are for all users to read. The answer is
+  a redirect to the address without the code. Programs may have the token itself in the address, or in a header.
 - The Host header must name loopback. Else a page of another site could have its name point here (DNS rebinding).
 - Pages may load nothing from anywhere else, run no script but ours, and be framed by nobody.
 """
@@ -11,7 +13,11 @@ The server listens on loopback, where any program of any user of the machine, an
 from __future__ import annotations
 
 import hmac
+import os
 import re
+import secrets
+import sys
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -22,9 +28,15 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Parameter of the address, and header for programs.
-PARAMETER, BEARER = "token", "bearer "
+#: Parameters of the address, and header for programs.
+PARAMETER, CODE, BEARER = "token", "code", "bearer "
 _LOOPBACK = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+
+_NO_TOKEN = "Open the address with the token, or with a code for it, which the server printed when it started, in its terminal."
+_NO_CODE = (
+    "This address is good for one use, within some minutes, by the user who has started the server. A new one stands in the terminal of "
+    "`entangle ui`. If you have not used this one yourself, somebody else has: end the server with Ctrl-C."
+)
 
 _HEADERS = [
     (
@@ -42,12 +54,40 @@ _HEADERS = [
 ]
 
 
-class Guard:
-    """An ASGI application around another one. `port` tells the cookies of two servers on one machine apart."""
+class Codes:
+    """Codes that are each good for one use, until their time is up."""
 
-    def __init__(self, inner: Application, token: str, port: int) -> None:
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def new(self, seconds: float) -> str:
+        """A code that is good for so long."""
+        code = secrets.token_urlsafe(24)
+        self._until[code] = time.monotonic() + seconds
+        return code
+
+    def good(self, code: str) -> bool:
+        """Whether a code could be used now."""
+        return self._until.get(code, 0.0) > time.monotonic()
+
+    def use(self, given: str) -> bool:
+        """Use a code up; gives whether it was good. How long it takes tells nothing about the codes that there are."""
+        found = [code for code in list(self._until) if hmac.compare_digest(code.encode(), given.encode())]
+        good = any(self.good(code) for code in found)
+        for code in [*found, *(code for code in list(self._until) if not self.good(code))]:
+            self._until.pop(code, None)
+        return good
+
+
+class Guard:
+    """An ASGI application around another one. `port` tells the cookies of two servers on one machine apart. `used` is called after
+    every code that was given, good or not."""
+
+    def __init__(self, inner: Application, token: str, port: int, codes: Codes, used: Callable[[], None]) -> None:
         self.inner = inner
         self.token = token
+        self.codes = codes
+        self.used = used
         self.cookie = f"entangle-{port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,12 +103,14 @@ class Guard:
             return await _refuse(send, 405, "This server only shows.")
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = next((value for name, value in query if name == PARAMETER), None)
-        if given is not None:
-            if not self._right(given):
-                return await _refuse(
-                    send, 401, "That is not the token of this server. It is in the address that it printed when it started."
-                )
-            rest = urlencode([pair for pair in query if pair[0] != PARAMETER])
+        code = next((value for name, value in query if name == CODE), None)
+        if given is not None and not self._right(given):
+            return await _refuse(send, 401, "That is not the token of this server. It is in what `entangle ui --json` prints.")
+        # Who has the cookie needs no code, and may look at an old address again.
+        if given is None and code is not None and not self._right(self._kept(headers)) and not self._code_is_good(code, scope):
+            return await _refuse(send, 401, _NO_CODE)
+        if given is not None or code is not None:
+            rest = urlencode([pair for pair in query if pair[0] not in (PARAMETER, CODE)])
             location = "/" + quote(scope["path"].lstrip("/")) + ("?" + rest if rest else "")
             cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
             await send(
@@ -80,7 +122,7 @@ class Guard:
             )
             return await send({"type": "http.response.body", "body": b""})
         if not self._right(self._kept(headers)):
-            return await _refuse(send, 401, "Open the address with the token, which the server printed when it started.")
+            return await _refuse(send, 401, _NO_TOKEN)
 
         async def guarded(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -89,6 +131,13 @@ class Guard:
             await send(message)
 
         await self.inner(scope, receive, guarded)
+
+    def _code_is_good(self, code: str, scope: Scope) -> bool:
+        if scope["method"] != "GET" or not _is_ours(scope.get("client"), scope.get("server")):
+            return False  # and it stays good: nobody has used it who could have had anything for it
+        good = self.codes.use(code)
+        self.used()
+        return good
 
     def _right(self, given: str | None) -> bool:
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
@@ -103,6 +152,25 @@ class Guard:
         except CookieError:
             return None
         return found.value if found is not None else None
+
+
+def _is_ours(client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
+    """Whether the connection between these addresses of IPv4 is this user's, or that of root, who forwards ports; also where the kernel
+    does not tell."""
+    try:
+        ends = [_as_listed(*end) for end in (client, server) if end]
+        with open("/proc/net/tcp", encoding="ascii") as file:
+            for line in file:
+                fields = line.split()
+                if fields[1:3] == ends:
+                    return int(fields[7]) in (os.getuid(), 0)
+    except (OSError, ValueError, IndexError):
+        pass
+    return True
+
+
+def _as_listed(host: str, port: int) -> str:
+    return f"{int.from_bytes(bytes(map(int, host.split('.'))), sys.byteorder):08X}:{port:04X}"
 
 
 async def _refuse(send: Send, status: int, text: str) -> None:

@@ -25,7 +25,18 @@ LISTED = 200
 LABELLED = 400
 
 
-_LIKE = "LIKE ? ESCAPE '\\'"
+#: Words of a question that SQLite looks for itself. It takes only so many terms and so long a pattern, and ends a text at a zero byte.
+MOST_WORDS, LONGEST_WORD = 20, 1000
+
+
+def _having_words(connection: sqlite3.Connection, text: str, query: str) -> tuple[list[str], list[str]]:
+    """The conditions, and their parameters, that hold where every word of `query` is in `text`, an expression of SQL."""
+    words = list(dict.fromkeys(query.split()))
+    if len(words) <= MOST_WORDS and len(query) <= LONGEST_WORD and "\0" not in query:
+        return [f"({text}) LIKE ? ESCAPE '\\'"] * len(words), [_containing(word) for word in words]
+    wanted = [word.lower() for word in words]
+    connection.create_function("has_words", 1, lambda found: all(word in found.lower() for word in wanted))
+    return [f"has_words({text})"], []
 
 
 def _containing(word: str) -> str:
@@ -69,14 +80,11 @@ def lasting() -> list[Sheet]:
 def runs(limit: int, query: str) -> tuple[list[dict[str, Any]], bool]:
     """The runs that are remembered and not nested in others, the latest first, and whether there are more. Every word of `query`
     must be in its task, id, state, tags, program or commit."""
-    where, values = ["parent IS NULL"], list[Any]()
     text = " || ' ' || ".join(("name", "id", "state", "tags", "coalesce(program, '')", "coalesce(git_commit, '')"))
-    for word in query.split():
-        where.append(f"({text}) {_LIKE}")
-        values.append(_containing(word))
     with shelf() as connection:
+        where, values = _having_words(connection, text, query)
         rows = connection.execute(
-            f"SELECT * FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC LIMIT ?", (*values, limit + 1)
+            f"SELECT * FROM runs WHERE {' AND '.join(['parent IS NULL', *where])} ORDER BY started DESC LIMIT ?", (*values, limit + 1)
         ).fetchall()
     return [_summary(row) for row in rows[:limit]], len(rows) > limit
 
@@ -236,11 +244,10 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
     if state:
         where.append("state = ?")
         values.append({"cancelled": "stopped"}.get(state, state))
-    for word in query.split():
-        where.append(f"(tasks.name || ' ' || coalesce(text, '')) {_LIKE}")
-        values.append(_containing(word))
-    condition = " AND ".join(where)
     with shelf() as connection:
+        fitting, words = _having_words(connection, "tasks.name || ' ' || coalesce(text, '')", query)
+        condition = " AND ".join([*where, *fitting])
+        values += words
         key = find(connection, run_id)["key"]
         joined = f"nodes JOIN tasks ON tasks.key = nodes.task WHERE {condition}"
         (total,) = connection.execute(f"SELECT count(*) FROM {joined}", (key, *values)).fetchone()
