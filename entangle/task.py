@@ -153,6 +153,8 @@ def _find(module: str, name: str) -> Any:
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     _remember_local_classes(function, set())
+    if (module := getattr(function, "__module__", None)) and module not in sys.modules:
+        travels_by_value(module)  # what `runpy` runs: a forked worker is not to import it either, to pickle something
     inner = _as_written(_resolving(in_its_order(function, task.layers)), task)
     outer = inner
     # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.

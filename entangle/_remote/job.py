@@ -18,9 +18,9 @@ from typing import Any
 from entangle import _run
 from entangle._remote import imports
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
-from entangle._run import importing
+from entangle._run import findable, importing
 from entangle._run.failures import describe
-from entangle._run.pickling import OF_MAIN, dumps, dumps_for_others, pickler_by_value, why_not
+from entangle._run.pickling import OF_MAIN, PicklerByName, dumps, dumps_for_others, pickler_by_value, why_not
 from entangle.errors import (
     EntangleError,
     MissingModuleError,
@@ -73,7 +73,8 @@ def _dump(value: Any, ours: bool = False) -> list[Segments]:
     buffers = _Buffers()
     written = _Segments()
     try:
-        pickle.Pickler(written, 5, buffer_callback=buffers.aside).dump(value)
+        kind = PicklerByName if ours or findable.travelled else pickle.Pickler
+        kind(written, 5, buffer_callback=buffers.aside).dump(value)
         if not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
             return [written, *([buffer] for buffer in buffers)]
     except Exception:
@@ -118,16 +119,26 @@ def pack(
     there = about["python"]
     same = there[:2] == list(sys.version_info[:2]) and about["implementation"] == sys.implementation.name
     mode = PICKLE if same else SOURCE
-    head = json.dumps({"mode": mode, "name": rest.__name__, "here": list(sys.version_info[:2]), "record": record}).encode()
+    findable.look_afresh()
+    given: Given = None
     if not same:
         from entangle._remote.source import Book
 
         book = Book(rest, args, kwargs, f"{place} has Python {there[0]}.{there[1]}")
-        return [[head], *_dump_plain([book.head, *book.steps], book.reduced)], book.given
-    try:
-        return [[head], *_dump((rest, args, kwargs), ours=True)], None
-    except Exception as error:
-        raise _cannot_travel(rest, args, kwargs, place, error) from None
+        parts, given = _dump_plain([book.head, *book.steps], book.reduced), book.given
+    else:
+        try:
+            parts = _dump((rest, args, kwargs), ours=True)
+        except Exception as error:
+            raise _cannot_travel(rest, args, kwargs, place, error) from None
+    head = {
+        "mode": mode,
+        "name": rest.__name__,
+        "here": list(sys.version_info[:2]),
+        "record": record,
+        "travelled": sorted(findable.travelled),
+    }
+    return [[json.dumps(head).encode()], *parts], given
 
 
 def _cannot_travel(rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str, error: Exception) -> Exception:
@@ -199,6 +210,7 @@ def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -
     that cancels it."""
     importing.agent = True
     head = json.loads(bytes(parts[0]))
+    findable.arrive(head["travelled"])
     given, answer = _perform(parts, head, began)
     return given, answer, _run.travels.collect() if head["record"] else []
 

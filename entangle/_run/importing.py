@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
+from entangle._run import findable
 from entangle.errors import RunAtImportError
 
 #: What an interpreter that we start says first. What it imports by name before it has joined a run may be anybody's: a script
@@ -68,6 +69,8 @@ def refuse_run(in_worker: bool) -> None:
         at = _at_import(frame)
         if at is not None:
             raise _error(at)
+    if again := _not_again(here):
+        raise _error(again)
     if threading.current_thread() in _started_by_imports:
         raise _error(_user_of(here))
 
@@ -82,6 +85,14 @@ def _at_import(frame: FrameType | None) -> FrameType | None:
             module = frame
         frame = frame.f_back
     return None
+
+
+def _not_again(frame: FrameType | None) -> FrameType | None:
+    """The frame of a module that a body imports here, where its content has come along: with the body of a run that this module has
+    begun, or it was no module that is imported by name."""
+    while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") not in findable.arrived):
+        frame = frame.f_back
+    return frame
 
 
 def _module_of(frame: FrameType | None) -> FrameType | None:

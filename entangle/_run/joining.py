@@ -10,7 +10,7 @@ import pickle
 import sys
 from typing import Any, NoReturn
 
-from entangle._run import importing
+from entangle._run import findable, importing
 from entangle._run.failures import describe
 from entangle._run.home import Home, private
 from entangle._run.pickling import dumps_for_others, why_not
@@ -47,6 +47,7 @@ def write_flow(site: Site) -> None:
         "jobserver": jobserver_style(),
         "logging": [name for name in sys.modules if name.startswith("entangle.logging.")],
     }
+    known["travelled"] = sorted(findable.travelled)
     body = pickle.dumps(known, 5)
     for directory in (site.directory, site.spill):
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -155,6 +156,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
         os.umask(known["umask"])
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
+    findable.arrive(known["travelled"])
     try:
         for name in known["logging"]:
             importlib.import_module(name)  # it configures logging; a fork would have inherited that

@@ -11,6 +11,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
+from entangle._run import findable
 from entangle.errors import UnpicklableError
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
@@ -31,6 +32,8 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
     refuses the value too.
     """
     try:
+        if findable.travelled:
+            return by_name(value, buffer_callback)
         return pickle.dumps(value, 5, buffer_callback=buffer_callback)
     except Exception:  # what a __reduce__ raises is anybody's guess
         if again is not None:
@@ -48,18 +51,47 @@ def travel_by_value(module: types.ModuleType) -> None:
 
 def travels_by_value(module: str) -> bool:
     """Whether what is defined in the module of this name goes along."""
-    return module in _by_value
+    if module in _by_value:
+        return True
+    if findable.is_found(module):
+        return False
+    findable.travelled.add(module)
+    return True
 
 
 def dumps_for_others(value: Any) -> bytes:
-    """Pickle a value for a process that does not have our `__main__`: what is defined there goes along."""
+    """Pickle a value for a process that does not have our `__main__`: what is defined there goes along, as does what is defined in
+    modules that it would not find."""
+    findable.look_afresh()
     try:
-        body = pickle.dumps(value, 5)
+        body = by_name(value)
     except Exception:  # what a __reduce__ raises is anybody's guess
         return by_value(value)
     if any(name.encode() in body for name in _by_value):
         body = by_value(value)
     return body
+
+
+class _Along(Exception):
+    """A function or a class cannot go by its name."""
+
+
+class PicklerByName(pickle.Pickler):
+    """Plain pickle, which imports a module that is not loaded in order to find a name in it. This one does not: it raises."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """How a function, a class or an instance is written: as always."""
+        module = value.__module__ if isinstance(value, (types.FunctionType, type)) else None
+        if isinstance(module, str) and module not in MAIN and travels_by_value(module):
+            raise _Along(module)
+        return NotImplemented
+
+
+def by_name(value: Any, buffer_callback: _Aside | None = None) -> bytes:
+    """Pickle a value whose functions and classes the other side finds by their names; raises where it would not."""
+    file = io.BytesIO()
+    PicklerByName(file, 5, buffer_callback=buffer_callback).dump(value)
+    return file.getvalue()
 
 
 def by_value(value: Any, buffer_callback: _Aside | None = None) -> bytes:
@@ -86,7 +118,34 @@ def _kind_by_value() -> Any:
     if "__mp_main__" in sys.modules and sys.modules["__mp_main__"].__name__ == "__mp_main__":
         cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])  # it takes that for a module like any other
     table = ChainMap({_CACHED: _reduce_cached}, cloudpickle.Pickler.dispatch_table)
-    return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table})
+    usual = cloudpickle.Pickler.reducer_override
+
+    def reducer_override(self: Any, value: Any) -> Any:
+        if isinstance(value, (types.FunctionType, type)):
+            _take_along(value.__module__)
+        return usual(self, value)
+
+    return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table, "reducer_override": reducer_override})
+
+
+#: Modules that cloudpickle has been told to send, for as long as they are being imported.
+_for_now: set[str] = set()
+
+
+def _take_along(module: str | None) -> None:
+    """Have cloudpickle send what is defined in a module that others would not find."""
+    import cloudpickle
+
+    for name in list(_for_now):
+        if findable.is_found(name):
+            _for_now.discard(name)
+            cloudpickle.unregister_pickle_by_value(sys.modules[name])
+    if not isinstance(module, str) or module in _by_value or module in _for_now or module not in sys.modules:
+        return
+    if not travels_by_value(module):
+        return
+    cloudpickle.register_pickle_by_value(sys.modules[module])
+    _for_now.add(module)
 
 
 def _reduce_cached(function: Any) -> Any:
