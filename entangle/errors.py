@@ -20,6 +20,7 @@
     │   ├── ProtocolError                     the place: what comes from there is not what an agent says
     │   └── MissingModuleError (ModuleNotFoundError)   the place: it lacks a module that cannot be sent there
     ├── StoreFullError (OSError)              the machine: neither memory nor disk has room for a value
+    ├── LimitError (OSError)                  the machine: a limit of descriptors, processes, memory or file sizes is reached
     ├── RunCancelledError                     the caller: the run was cancelled before it had a value
     ├── ProcessTerminatedException            the body, or whoever killed it: a worker process died
     ├── ProcessTimeoutException (TimeoutError)   the body: it ran, or its arguments took, longer than allowed
@@ -105,6 +106,10 @@ class MissingModuleError(FarError, ModuleNotFoundError):
 
 class StoreFullError(EntangleError, OSError):
     """Neither shared memory nor the temporary directory has room for a value. The machine's fault."""
+
+
+class LimitError(EntangleError, OSError):
+    """The system lets this process have no more descriptors, processes, threads or memory, or no larger file. The machine's fault."""
 
 
 class RunCancelledError(EntangleError):

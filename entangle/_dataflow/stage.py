@@ -25,7 +25,7 @@ from entangle._run.pickling import dumps, why_not
 from entangle._run.stream import progress_of
 from entangle._run.table import BEGUN, NODE, RUNS, SINCE, STOP
 from entangle._run.worker import Worker, here
-from entangle.errors import StoreFullError
+from entangle.errors import RunCancelledError, StoreFullError
 
 if TYPE_CHECKING:
     from entangle._dataflow.node import DataflowTask
@@ -120,6 +120,7 @@ class Stage:
             function = functools.partial(function, **named)
         callback, timed = self.callback, self.timed
         tries = self.terms.retry > 0
+        stays, header = not worker.in_process, worker.site.table.header
         kept: bytes | None = None
         for item in items[len(done) :] if done else items:
             if not clean and type(item) in PASSED:
@@ -129,6 +130,8 @@ class Stage:
                 continue
             if tries:
                 kept = _kept(item)
+            if stays and header[STOP]:
+                raise RunCancelledError("the run is over")  # a thread is not ended with its run
             try:
                 if timed:
                     slots[base + SINCE] = time.monotonic_ns()
@@ -190,13 +193,15 @@ class Stage:
             error = worker.as_error(self.name, raised)
             told.append(text_of(error))
             allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)
-            if len(told) > self.terms.retry or not allowed or worker.site.table.header[STOP]:
+            if len(told) > self.terms.retry or not allowed or worker.is_over(node):
                 return Failure(self.number, self.name, self.path, item, error, told, self.terms.retry > 0 and allowed)
             if journal is not None:
                 journal.note(Attempt(told[-1]))
             if node >= 0:
                 worker.end_body()
-            time.sleep(pause(self.terms, len(told)))
+            worker.rest(pause(self.terms, len(told)))
+            if worker.is_over(node):
+                raise RunCancelledError("the run is over")
             try:
                 if node >= 0:
                     slots[base + SINCE] = time.monotonic_ns()

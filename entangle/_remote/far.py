@@ -11,6 +11,8 @@ from typing import Any
 from entangle._remote.transport import Transport
 from entangle._run import observers
 from entangle._run.run import Run
+from entangle._run.table import NOBODY
+from entangle._run.worker import here
 from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, UnreachableError, add_note
 from entangle.flow import HERE, Body
 from entangle.task import Layer, Task
@@ -70,7 +72,11 @@ class Far(Layer):
                         for number, earlier in enumerate(lost[:-1], 1):
                             add_note(last, f"attempt {number}: {earlier}")
                         raise last from error
-                    time.sleep(pause(body, len(lost)))
+                    worker = here.worker
+                    if worker is None:
+                        time.sleep(pause(body, len(lost)))
+                    elif not worker.rest(pause(body, len(lost))) or worker.is_over(NOBODY):
+                        raise
 
         return far
 

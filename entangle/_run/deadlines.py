@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all
-from entangle._run.readable import readable
 from entangle._run.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException, add_note
 from entangle.flow import THREAD
 
 if TYPE_CHECKING:
     from entangle._run.supervisor import Supervisor
+
+
+class _Late:
+    """A worker past its deadline: the node that it ran, the error of that, what it had started, when it is killed."""
+
+    def __init__(self, worker: WorkerProcess, node: int, error: ProcessTimeoutException) -> None:
+        self.worker = worker
+        self.node = node
+        self.error = error
+        self.started: list[Any] = []
+        self.kill_at = 0.0
 
 
 class Deadlines:
@@ -23,6 +33,8 @@ class Deadlines:
         self.supervisor = supervisor
         self.table = supervisor.table
         self.flow = flow = supervisor.site.flow
+        #: Workers that were told to end, by their slots.
+        self.late: dict[int, _Late] = {}
         #: Whether there is any.
         self.any = any(body.timed for body in flow.bodies)
         #: Nodes whose arguments must arrive in time, and when the first of those started (ns; 0 as long as none has).
@@ -36,10 +48,11 @@ class Deadlines:
         """Stop whoever is past a deadline now (ns, of the monotonic clock)."""
         supervisor = self.supervisor
         flow, slots = self.flow, self.table.slots
+        found: list[_Late] = []
         for slot in (*supervisor.processes, *supervisor.threads):
             base = slot * SLOT
             node, since = slots[base + NODE], slots[base + SINCE]
-            if node < 0 or slots[base + BEGUN] != RUNS:
+            if node < 0 or slots[base + BEGUN] != RUNS or slot in self.late:
                 continue
             timeout = flow.body(node).timeout
             if timeout is None or now - since < timeout * 1e9:
@@ -54,9 +67,7 @@ class Deadlines:
             seconds = (now - since) / 1e9
             text = f"task {flow.body(node).name!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
             if slot in supervisor.processes:
-                self._end_late(supervisor.processes[slot])
-                supervisor.lost(node, slot, ProcessTimeoutException(text), begun=True)
-                supervisor.clear_up(supervisor.processes[slot])
+                found.append(_Late(supervisor.processes[slot], node, ProcessTimeoutException(text)))
             else:
                 with self.table.locked(UNCLAIMED):
                     slots[base + NODE] = NOBODY
@@ -64,6 +75,10 @@ class Deadlines:
                     slots[base + DOOMED] = 0
                 supervisor.threads.pop(slot)[1].stop()
                 supervisor.lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
+        if found:
+            self._end_late(found)
+        if self.late:
+            self._kill_deaf()
         for node in list(self.waits):
             self._check_wait(node, now)
 
@@ -107,20 +122,40 @@ class Deadlines:
                 starts.append(slots[base + SINCE])
         return min(starts, default=0)
 
-    def _end_late(self, worker: WorkerProcess) -> None:
-        """Kill a worker with everything that it has started."""
-        tree = descendants(worker.pid)
-        worker.kill(signal.SIGTERM)
-        until = time.monotonic() + GRACE
-        while not worker.ended() and time.monotonic() < until:
-            if worker.watch >= 0:
-                readable([worker.watch], 0.05)
-            else:
-                time.sleep(0.005)
-        worker.kill(signal.SIGKILL)
-        kill_all(tree)
-        while not worker.ended():
-            if worker.watch >= 0:
-                readable([worker.watch], 1.0)
-            else:
-                time.sleep(0.001)
+    def _end_late(self, found: list[_Late]) -> None:
+        """Tell workers that are late to end, with everything that they have started, and go on: `ended` sees to their nodes.
+
+        Where one of them ends the run, that ends all workers at once, and gives each its time to react.
+        """
+        supervisor = self.supervisor
+        for late in found:
+            if not supervisor.goes_on_after(late.node, late.error):
+                supervisor.lost(late.node, late.worker.slot, late.error, begun=True)
+                return
+        kill_at = time.monotonic() + GRACE
+        for late in found:
+            late.started, late.kill_at = descendants([late.worker.pid]), kill_at
+            self.late[late.worker.slot] = late
+        for late in found:
+            late.worker.kill(signal.SIGTERM)
+
+    def _kill_deaf(self) -> None:
+        """Kill the workers that have had their time."""
+        left = min(late.kill_at for late in self.late.values()) - time.monotonic()
+        if left <= 0:
+            for late in self.late.values():
+                if late.kill_at <= time.monotonic():
+                    late.worker.kill(signal.SIGKILL)
+                    late.kill_at = time.monotonic() + GRACE
+        self.supervisor.pause = min(self.supervisor.pause, max(0.001, left))
+
+    def ended(self, worker: WorkerProcess) -> _Late | None:
+        """A worker has ended: how late it was, None where it was not, or was told by nobody."""
+        late = self.late.pop(worker.slot, None)
+        if late is not None:
+            kill_all(late.started)
+        return late
+
+    def started(self) -> list[Any]:
+        """What the workers that were told to end had started."""
+        return [process for late in self.late.values() for process in late.started]

@@ -37,7 +37,7 @@ from entangle.cookies import available_cpus, jobserver_style
 from entangle.errors import EntangleError
 from entangle.flow import PROCESS, Body, Flow, Shape
 
-_MOST = 4096  # bytes of a request
+_MOST = 1 << 20  # bytes of a request: run paths have thousands, and six a letter in JSON
 _QUIET = 0.002  # seconds without a request before a spare is forked: runs one after the other then find one that has rehearsed
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from entangle._run.limits import no_thread
 from entangle._run.worker import here
+from entangle.errors import RunCancelledError
 
 T = TypeVar("T")
 
@@ -23,6 +25,9 @@ class RunFuture(Future[T]):
         self._stop = stop
         self._begun = False
         self._guard = threading.Lock()
+        #: Whether `cancel` has stopped the run, and whether its outcome is known. Who comes first decides: no value is given
+        #: after a cancel that has returned True.
+        self._stopped = self._settled = False
         #: Set when the callbacks have been called: `Future` wakes those who wait before it calls them.
         self._told = threading.Event()
         self._teller: threading.Thread | None = None
@@ -81,20 +86,36 @@ class RunFuture(Future[T]):
         return super().result()
 
     def start(self) -> None:
-        """Start the run in a thread of its own, unless it has been started."""
-        if self._begin():
+        """Start the run in a thread of its own, unless it has been started. Where there is no room for a thread, the future ends
+        with an error that says so."""
+        if not self._begin():
+            return
+        try:
             threading.Thread(target=self._finish, name="entangle-run").start()
+        except RuntimeError as problem:
+            # Raised here alone it would leave a future that nobody ever ends.
+            self._settled = True
+            self.set_exception(no_thread(problem))
+            self._told.set()
+            del self._work, self._stop
 
     def cancel(self) -> bool:
-        """Cancel a run that has not started; of one that runs, stop it, so that the future ends with RunCancelledError."""
+        """Cancel a run that has not started; stop one that runs, so that the future ends with RunCancelledError.
+
+        True where it is cancelled by that, or was before; False where it had ended: its value or its error stays.
+        """
         with self._guard:
-            if not self._begun:
+            if self._begun:
+                if self.done() or self._settled:
+                    return self.cancelled() or self._stopped
+                self._stopped = True
+            else:
                 self._begun = True
                 super().cancel()
                 self.set_running_or_notify_cancel()
                 return True
         self._stop_run()
-        return self.cancelled()
+        return True
 
     async def wait_in_loop(self) -> T:
         """Start the run and wait for it without blocking the event loop. Cancelled, it stops the run before it gives way."""
@@ -127,7 +148,12 @@ class RunFuture(Future[T]):
         try:
             try:
                 value = self._work()
+                with self._guard:
+                    self._settled = True
+                if self._stopped:
+                    raise RunCancelledError("the run was cancelled before it had a value")
             except BaseException as error:
+                self._settled = True
                 self.set_exception(error)
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise

@@ -148,18 +148,26 @@ def signal_name(number: int) -> str:
         return str(number)
 
 
-def descendants(pid: int) -> list[Any]:
-    """The processes that a process has started, and they in turn, wherever they have put themselves. None are known where
+def descendants(pids: list[int]) -> list[Any]:
+    """The processes that these have started, and they in turn, wherever they have put themselves. None are known where
     there is no psutil: in another place, to which nothing compiled was sent."""
+    wanted = {pid for pid in pids if pid > 0}
     # Looked for on disk alone: the import would be asked of a caller who, having cancelled this call, does not listen any more.
-    if pid <= 0 or ("psutil" not in sys.modules and importlib.machinery.PathFinder.find_spec("psutil") is None):
+    if not wanted or ("psutil" not in sys.modules and importlib.machinery.PathFinder.find_spec("psutil") is None):
         return []
     import psutil
 
-    try:
-        found: list[Any] = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
+    # One look at all processes, however many are asked for.
+    children: dict[int, list[Any]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            children.setdefault(process.ppid(), []).append(process)
+    found: list[Any] = []
+    left = list(wanted)
+    while left:
+        for process in children.pop(left.pop(), ()):
+            found.append(process)
+            left.append(process.pid)
     return found
 
 

@@ -28,11 +28,16 @@ _reapers: set[threading.Thread] = set()
 
 def others() -> int:
     """How many threads this process has beside the one that asks, reapers not counted."""
+    _forget_the_dead()
+    # Seen one by one: a reaper that ends is no longer listed a moment before it is dead.
+    return sum(thread not in _reapers for thread in threading.enumerate()) - 1
+
+
+def _forget_the_dead() -> None:
+    """Let go of reapers that have ended. Python keeps the stack of a thread for as long as somebody has its `Thread`."""
     for thread in list(_reapers):
         if not thread.is_alive():
             _reapers.discard(thread)
-    # Seen one by one: a reaper that ends is no longer listed a moment before it is dead.
-    return sum(thread not in _reapers for thread in threading.enumerate()) - 1
 
 
 def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
@@ -45,6 +50,7 @@ def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
             # Once is enough: a pipe holds no more than that.
             if fd >= 0 and _forward(worker, fd) == b"":
                 worker.close_stream(fd)
+    _forget_the_dead()
     left = _see_off(workers, 0.0)
     if not left and not directories:
         return

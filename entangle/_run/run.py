@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import os
 import signal
 import threading
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from entangle._run import home as homes
-from entangle._run import importing, observers, reaper
+from entangle._run import importing, limits, observers, reaper
 from entangle._run.block import block
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
@@ -70,7 +71,7 @@ class Run:
         self.table: Table | None = None
         self.supervisor: Supervisor | None = None
         self._cancelled = False
-        self._outlined = False
+        self._outlined = self._opening = self._in_order = False
         #: The directories of a run that has none but to be seen from outside.
         self._shown: tuple[str, str] | None = None
         self._guard = threading.Lock()
@@ -114,73 +115,32 @@ class Run:
     def _execute(self) -> Any:
         leaving: list[WorkerProcess] = []
         large: list[str] = []
+        room = limits.room
+        room.enter(self.caller is None, lambda: self._cancelled)
+        self._opening = True
         try:
             return self._supervised(leaving, large)
         finally:
-            reaper.leave(leaving, large)
+            try:
+                reaper.leave(leaving, large)
+            finally:
+                self._has_opened(room)
+                room.leave()
+
+    def _has_opened(self, room: Any) -> None:
+        """The run has what it needs to begin, or is over."""
+        if self._opening:
+            self._opening = False
+            room.opened()
 
     def _supervised(self, seen_off: list[WorkerProcess], large: list[str]) -> Any:
         """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
         way out are added to `seen_off`, directories that take long to remove to `large`."""
-        flow = self.flow
-        lanes = lanes_of(flow)
-        used = {lanes[body] for body in set(flow.body_of)}
-        needs_files = bool(used & {PROCESS, FRESH}) or any(body.pool or body.shared_memory or body.retry for body in flow.bodies)
-        in_order = False
         with contextlib.ExitStack() as leaving:
-            directory = spill = home_path = ""
-            budget: CookieQueue | None = None
-            late_pools: list[CookieQueue] = []
-            if needs_files:
-                home = homes.home()
-                home_path, budget = home.path, home.budget
-                if home.pid == os.getpid():
-                    home.run_begins()
-                    leaving.callback(lambda: home.run_ends(in_order))
-                directory, spill = self._make_directory(home, self.id)
-                leaving.callback(_remove, directory, spill, large)
-                late_pools = _open_pools(home, flow, directory)
-                for pool in late_pools:
-                    leaving.callback(pool.close)
-            processes = min(most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
-            # One past its deadline keeps its slot, so a thread that may be tried again needs more than one.
-            in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
-            threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
-            slots = 2 + processes + threads
-            try:
-                if processes:
-                    table = Table.create(flow, slots, lanes, os.path.join(directory, "table"))
-                else:
-                    table = Table.create(flow, slots, lanes, None, homes.nameless() if threads else -1)
-            except OSError as error:
-                if not processes:
-                    raise
-                # Shared memory has no room even for the table: the whole run lives on disk.
-                os.makedirs(spill, mode=0o700, exist_ok=True)
-                try:
-                    table = Table.create(flow, slots, lanes, os.path.join(spill, "table"))
-                except OSError:
-                    raise EntangleError(f"no room for the table of {flow.count:,} nodes: {error}") from None
-                directory = spill
-            leaving.callback(self._hide)
-            if THREAD in used or len(used) > 1:
-                table.thread_lock = threading.Lock()
-            wake = os.pipe() if processes else (-1, -1)
-            wake_threads = os.pipe() if threads else (-1, -1)
-            listen, tell = os.pipe()
-            leaving.callback(os.close, listen)
-            for fd in (listen, tell, wake[1], wake_threads[1]):
-                if fd >= 0:
-                    os.set_blocking(fd, False)
-            site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
-            site.own_id = self.id
-            leaving.callback(site.leave)
-            if needs_files:
-                site.makeflags = home.makeflags
-            store: Store | None = None
-            if processes:
-                store = Store(directory, table, 0, 0, spill)
-                site.stores.append(store)
+            with limits.saying_what_is_short(f"the run of {self.name!r} cannot begin"):
+                site, budget, listen, slots, processes = self._equipped(leaving, large)
+            table = site.table
+            store = site.stores[0] if site.stores else None
             supervisor = self._make_supervisor(site, store, self.way, budget, listen, slots, processes, self._looked)
             with self._guard:
                 self.table, self.supervisor = table, supervisor
@@ -192,7 +152,7 @@ class Run:
                 if self.nested:
                     supervisor.finish()
                 value = self._outcome(supervisor, site, store)
-                in_order = True
+                self._in_order = True
                 return value
             except BaseException as error:
                 self.raised = error
@@ -206,11 +166,74 @@ class Run:
                 with self._guard:
                     self.table = self.supervisor = None
 
+    def _equipped(self, leaving: contextlib.ExitStack, large: list[str]) -> tuple[Site, CookieQueue | None, int, int, int]:
+        """Make what the run needs: what its workers share, with the store of the caller where processes take part, the budget,
+        the descriptor by which workers call the supervisor, how many slots and processes there may be. `leaving` takes it down."""
+        flow = self.flow
+        lanes = lanes_of(flow)
+        used = {lanes[body] for body in set(flow.body_of)}
+        needs_files = bool(used & {PROCESS, FRESH}) or any(body.pool or body.shared_memory or body.retry for body in flow.bodies)
+        directory = spill = home_path = ""
+        budget: CookieQueue | None = None
+        if needs_files:
+            home = homes.home()
+            home_path, budget = home.path, home.budget
+            if home.pid == os.getpid():
+                home.run_begins()
+                leaving.callback(lambda: home.run_ends(self._in_order))
+            directory, spill = self._make_directory(home, self.id)
+            leaving.callback(_remove, directory, spill, large)
+            for pool in _open_pools(home, flow, directory):
+                leaving.callback(pool.close)
+        processes = min(most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
+        # One past its deadline keeps its slot, so a thread that may be tried again needs more than one.
+        in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
+        threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
+        slots = 2 + processes + threads
+        with contextlib.ExitStack() as undone:  # until the site is there, which closes all of it
+            try:
+                if processes:
+                    table = Table.create(flow, slots, lanes, os.path.join(directory, "table"))
+                else:
+                    table = Table.create(flow, slots, lanes, None, homes.nameless() if threads else -1)
+            except OSError as error:
+                if not processes or error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
+                # Shared memory has no room even for the table: the whole run lives on disk.
+                os.makedirs(spill, mode=0o700, exist_ok=True)
+                try:
+                    table = Table.create(flow, slots, lanes, os.path.join(spill, "table"))
+                except OSError:
+                    doing = f"no room for the table of {flow.count:,} nodes"
+                    raise limits.explained(doing, error) or EntangleError(f"{doing}: {error}") from None
+                directory = spill
+            undone.callback(table.close)
+            leaving.callback(self._hide)
+            if THREAD in used or len(used) > 1:
+                table.thread_lock = threading.Lock()
+            wake = _pipe(undone) if processes else (-1, -1)
+            wake_threads = _pipe(undone) if threads else (-1, -1)
+            listen, tell = _pipe(undone)
+            for fd in (listen, tell, wake[1], wake_threads[1]):
+                if fd >= 0:
+                    os.set_blocking(fd, False)
+            site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
+            if processes:
+                site.stores.append(Store(directory, table, 0, 0, spill))
+            undone.pop_all()
+        leaving.callback(os.close, listen)
+        site.own_id = self.id
+        leaving.callback(site.leave)
+        if needs_files:
+            site.makeflags = home.makeflags
+        return site, budget, listen, slots, processes
+
     def _make_supervisor(self, *known: Any) -> Supervisor:
         """Who supervises the run."""
         return Supervisor(*known)
 
     def _looked(self) -> None:
+        self._has_opened(limits.room)
         if not self._outlined:
             self._outline()
         for observer in self.observers:
@@ -269,6 +292,14 @@ class Run:
             directory, spill = os.path.join(home.path, name), os.path.join(home.spill, name)
         os.mkdir(directory, 0o700)
         return directory, spill
+
+
+def _pipe(undone: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe whose ends `undone` closes."""
+    ends = os.pipe()
+    for end in ends:
+        undone.callback(os.close, end)
+    return ends
 
 
 def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueue]:

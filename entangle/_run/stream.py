@@ -353,6 +353,10 @@ class StreamSupervisor(Supervisor):
         self.retries.append((time.monotonic() + pause, node))
         self.retries.sort()
 
+    def goes_on_after(self, node: int, error: Exception) -> bool:
+        """Always: what a node's loss means to the stream is the client's to say."""
+        return True
+
     def _start_thread(self) -> None:
         """No more threads than nodes that they could run at a time: those who are slow to wake are not too few, and in a run
         that lasts they would take every slot there is."""

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from entangle._run.deadlines import Deadlines
 from entangle._run.failures import error_of, note_attempt, pause, used_up
 from entangle._run.joining import BROKEN, refusal
+from entangle._run.limits import explained, no_thread
 from entangle._run.output import forward, quote, stdout_is_plain
 from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all, signal_name
 from entangle._run.site import Site
@@ -290,6 +291,9 @@ class Supervisor:
             if isinstance(error, UnpicklableError) and lane == PROCESS and self._has_mates():
                 self.rooted = True  # those who are there were forked, and go on
                 return
+            told = explained("no worker process can be started", error) if isinstance(error, OSError) else None
+            if told is not None:
+                raise told from None
             raise
         self.processes[slot] = worker
         for fd in (worker.watch, worker.err, worker.out):
@@ -307,8 +311,16 @@ class Supervisor:
         worker = Worker(self.site, slot, THREAD, self.serial)
         self.site.users += 1
         thread = threading.Thread(target=_thread_life, args=(worker,), name=f"entangle-{slot}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.site.users -= 1
+            self.table.slots[slot * SLOT + STATE] = FREE
+            self.free.append(slot)
+            if self.threads:
+                return  # no room for one more thread: those who are there go on
+            raise no_thread(error) from None
         self.threads[slot] = (thread, worker)
-        thread.start()
         self.pause = FIRST_LOOK
 
     def _clear_slot(self, slot: int, lane: int) -> None:
@@ -491,7 +503,11 @@ class Supervisor:
             node, begun = after, True
             self.table.states[after] = RUNNING
         self._forward_rest(worker)
+        late = self.deadlines.ended(worker)
         self.clear_up(worker)
+        if late is not None:
+            self.lost(late.node, worker.slot, late.error, begun=True)
+            return
         if code == 0:
             # It may have gone with a node only if a body called os._exit(0).
             if node >= 0 and self.table.states[node] == RUNNING and not self.table.header[STOP]:
@@ -567,7 +583,7 @@ class Supervisor:
                 table.push(self.site.lanes[flow.body_of[node]], node)
             return
         attempt = table.attempts[node] + 1
-        if attempt <= body.retry and any(isinstance(error, wanted) or issubclass(wanted, type(error)) for wanted in body.on):
+        if self.goes_on_after(node, error):
             table.attempts[node] = attempt
             note_attempt(self.site.directory, node, attempt, error)
             table.states[node] = WAITING
@@ -581,6 +597,12 @@ class Supervisor:
         else:
             self.error = error
         table.states[node] = FAILED
+
+    def goes_on_after(self, node: int, error: Exception) -> bool:
+        """Whether the run goes on after a node whose body has begun was lost to that error: there is an attempt left."""
+        body = self.site.flow.body(node)
+        wanted = any(isinstance(error, kind) or issubclass(kind, type(error)) for kind in body.on)
+        return bool(self.table.attempts[node] < body.retry and wanted)
 
     def _inputs_stored(self, node: int) -> bool:
         return all(self.table.record(taken)[4] != NOWHERE for taken in self.site.flow.sources(node))
@@ -635,14 +657,20 @@ class Supervisor:
 
     def _end(self, in_order: bool) -> None:
         """Stop whoever still runs, give everything back."""
+        threads = []
+        for slot, (thread, body) in list(self.threads.items()):
+            # A thread cannot be stopped in a body, but what it waits for can. All are told before any is waited for.
+            if in_order or body.stop() or self.table.slots[slot * SLOT + STATE] != BUSY:
+                threads.append(thread)
         if not in_order:
             self._send_all_home()
-            trees = [descendants(worker.pid) for worker in self.processes.values() if self._runs(worker)]
+            trees = descendants([worker.pid for worker in self.processes.values() if self._runs(worker)])
+            trees += self.deadlines.started()
             for worker in self.processes.values():
-                worker.kill(signal.SIGTERM)
+                if worker.slot not in self.deadlines.late:  # told already
+                    worker.kill(signal.SIGTERM)
             self._end_processes(time.monotonic() + GRACE, kill=True)
-            for tree in trees:
-                kill_all(tree)
+            kill_all(trees)
         elif self.processes:
             if self.outer is not None:
                 # Who waits in a nested run is a place on a CPU, which is not to be used twice.
@@ -651,10 +679,9 @@ class Supervisor:
             self.leaving = list(self.processes.values())
             self.processes.clear()
         self._give_cookies(0)
-        for slot, (thread, body) in list(self.threads.items()):
-            # A thread cannot be stopped in a body, but what it waits for can.
-            if in_order or body.stop() or self.table.slots[slot * SLOT + STATE] != BUSY:
-                thread.join(2.0)
+        until = time.monotonic() + 2.0
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _runs(self, worker: WorkerProcess) -> bool:
         return bool(self.table.slots[worker.slot * SLOT + BEGUN])

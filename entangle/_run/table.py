@@ -130,7 +130,12 @@ class Table:
                 except OSError:
                     os.close(nameless)
                     nameless = -1
-            memory = mmap.mmap(nameless, size)
+            try:
+                memory = mmap.mmap(nameless, size)
+            except BaseException:
+                if nameless >= 0:
+                    os.close(nameless)
+                raise
         else:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:

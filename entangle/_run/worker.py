@@ -516,6 +516,8 @@ class Worker:
             if body.pool:
                 self._take_cookie(body.pool)
             try:
+                if body.pool and self.is_over(node):  # a thread that slept for its cookie
+                    raise RunCancelledError("the run is over")
                 args, named = self.site.flow.arguments(node, self._value_of)
                 self.kept_node, self.kept = NOBODY, None
                 if body.shared_memory:
@@ -536,15 +538,34 @@ class Worker:
                 self.end_body()
                 attempt = table.attempts[node] + 1
                 wanted = isinstance(error, body.on) or isinstance(raised, body.on)  # SystemExit is told as another error
-                if attempt > body.retry or not wanted or table.header[STOP] or self.forked:
+                if attempt > body.retry or not wanted or self.is_over(node) or self.forked:
                     raise error from error.__cause__
                 table.attempts[node] = attempt
                 note_attempt(self.site.directory, node, attempt, error)
                 self.using.clear()
+                failed = error
             finally:
                 self._give_cookie()
             args = named = value = None  # type: ignore[assignment]
-            time.sleep(pause(body, attempt))
+            if not self.rest(pause(body, attempt)) or self.is_over(node):
+                raise failed from failed.__cause__
+            del failed
+
+    def is_over(self, node: int) -> bool:
+        """Whether nobody waits for a node any more: the run has ended, or the node was given to another after its deadline.
+        Of NOBODY, whether the run has ended."""
+        table = self.site.table
+        return bool(self.stopped or table.header[STOP] or (node >= 0 and table.slots[self.base + NODE] != node))
+
+    def rest(self, seconds: float) -> bool:
+        """Sleep between two attempts; False where the run has ended meanwhile."""
+        if self.in_process:
+            time.sleep(seconds)
+        else:
+            woken = threading.Event()
+            with contextlib.suppress(RunCancelledError), self.ending_with(woken.set):
+                woken.wait(seconds)
+        return not self.stopped
 
     def end_body(self) -> None:
         """Say that a body with a deadline is over; past it by a hair, wait until whoever found that out has decided."""
