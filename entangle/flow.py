@@ -50,6 +50,10 @@ class Body(NamedTuple):
         """What it takes along where it is sent, with what errors call it."""
         return [("the function", self.function)]
 
+    def parameters(self) -> tuple[list[str], str | None]:
+        """The names by which positional arguments go, and what takes those that are left; as far as they are known."""
+        return [], None
+
 
 #: A template says how one argument is made of flat inputs: None takes the next one as it is, COPY takes the next one
 #: and copies it (so that a body which changes its list changes nobody else's), and a pair of a
@@ -94,6 +98,9 @@ class Shape(NamedTuple):
 #: than anybody who writes into its argument may expect.
 LARGE = 64 << 20
 
+
+#: Characters of the names in a call path above which each of them is cut.
+LONGEST_PATH = 300
 
 #: Types of values that cannot change, of which a list may hold millions.
 UNCHANGING = frozenset((int, str, float, bool, type(None), bytes, complex))
@@ -242,6 +249,9 @@ class Flow:
         names.reverse()
         if len(names) > 24:
             names = [*names[:8], f"… {len(names) - 20} more …", *names[-12:]]
+        if sum(map(len, names)) > LONGEST_PATH:
+            most = max(LONGEST_PATH // len(names), 8)
+            names = [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
         return " → ".join(names)
 
     def arguments(self, node: int, value: Callable[[int], Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -28,7 +28,7 @@ from entangle._run.pickling import by_value, travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
-from entangle._tasks.parameters import fitting, in_its_order, without_injected
+from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, Body
@@ -49,6 +49,12 @@ class TaskBody(Body):
         """The function as it was written, and the layers: nobody knows what we have put around it."""
         made_of: list[tuple[str, Any]] = self.task.made_of()
         return made_of
+
+    def parameters(self) -> tuple[list[str], str | None]:
+        """Those of the function as it was written, but for what layers fill in."""
+        names, rest = positional_names(self.task.function)
+        injected = {name for layer in self.task.layers for name in layer.injected}
+        return [name for name in names if name not in injected], rest
 
 
 def _body_of(task: Task[..., Any]) -> Body:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from entangle._run.masks import cleaned, is_secret, masked
+from entangle._tasks.parameters import code_of, positional_names
 from entangle.flow import Body, Shape
 from entangle.task import Attributes, Task
 
@@ -68,16 +69,6 @@ def _layer(layer: Any) -> str:
     return type(layer).__name__.lower()
 
 
-def code_of(function: Any) -> Any:
-    """The code object of a function, a method or a partial; None where there is none."""
-    while hasattr(function, "func"):  # functools.partial
-        function = function.func
-    seen = 0
-    while hasattr(function, "__wrapped__") and seen < 20:
-        function, seen = function.__wrapped__, seen + 1
-    return getattr(getattr(function, "__func__", function), "__code__", None)
-
-
 def _bytecode(code: Any) -> bytes:
     """What says whether two functions without source are the same."""
     inner = b"".join(_bytecode(part) if hasattr(part, "co_code") else repr(part).encode() for part in code.co_consts)
@@ -86,13 +77,7 @@ def _bytecode(code: Any) -> bytes:
 
 def parameters_of(function: Any) -> dict[str, Any]:
     """The names by which positional arguments go, and what takes those that are left."""
-    code = code_of(function)
-    if code is None:
-        return {"names": []}
-    names = list(code.co_varnames[: code.co_argcount])
-    if hasattr(function, "__self__") and names:
-        names = names[1:]
-    rest = code.co_varnames[code.co_argcount + code.co_kwonlyargcount] if code.co_flags & 0x04 else None
+    names, rest = positional_names(function)
     return {"names": names, "rest": rest}
 
 

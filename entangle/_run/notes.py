@@ -19,15 +19,14 @@ import sys
 import time
 from typing import Any
 
-from entangle._run.masks import MASK, hides_one, is_secret, masked
+from entangle._run.masks import hides_one, masked
+from entangle._run.short import LONG, short
 
 #: The file in the run's directory.
 NAME = "notes"
 #: NOTING in the table's header. QUIET: the run is remembered and its values are not, since its rows are used again and again.
 NOTHING, SHORT, WHOLE, QUIET = 0, 1, 2, 3
 
-#: A text of so many characters and more is noted in short.
-LONG = 100
 #: Bytes of a pickle up to which a value is hashed, unless whole values are wanted.
 HASHED = 64 * 1024
 #: Bytes of a pickle up to which a whole value is kept, where that is wanted.
@@ -89,61 +88,6 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
         if whole and not hidden and view.nbytes <= KEPT:
             kept = bytes(view)
     return name, size, digest, text, kept
-
-
-def _secret_key(key: Any) -> bool:
-    return (type(key) is str and is_secret(key)) or (type(key) is bytes and is_secret(key.decode("latin-1")))
-
-
-def short(value: Any) -> tuple[str, bool]:
-    """A text for a value, at most some hundred characters, and whether something secret has been left out of it."""
-    hidden = False
-
-    def told(part: Any, depth: int) -> str:
-        nonlocal hidden
-        kind = type(part)
-        if kind is str:
-            whole = part if len(part) <= 4 * LONG else part[: 4 * LONG]
-            clean = masked(whole)
-            hidden = hidden or clean != whole
-            return repr(clean if len(clean) <= LONG else clean[: LONG - 1] + "…")
-        if kind is int and not -(1 << 200) < part < 1 << 200:
-            return f"<int of {part.bit_length()} bits>"  # its decimal text takes long, and above some length is refused
-        if kind in (int, float, bool, complex, type(None)):
-            return repr(part)
-        if kind in (bytes, bytearray):
-            return f"<{kind.__name__} of {len(part)}>"
-        if kind in (list, tuple, set, frozenset, dict):
-            if depth > 2:
-                return f"<{kind.__name__} of {len(part)}>"
-            # Other threads may change it meanwhile; then its text is what it is.
-            few = [item for item, _ in zip(part.items() if kind is dict else part, range(6), strict=False)]
-            rest = ["…"] if len(part) > len(few) else []
-            if kind is dict:
-                pairs = []
-                for key, item in few:
-                    if _secret_key(key):
-                        hidden = True
-                        pairs.append(f"{key!r}: {MASK}")
-                    else:
-                        pairs.append(f"{told(key, depth + 1)}: {told(item, depth + 1)}")
-                return "{" + ", ".join(pairs + rest) + "}"
-            inner = ", ".join([told(item, depth + 1) for item in few] + rest)
-            if kind is tuple:
-                return f"({inner},)" if len(part) == 1 else f"({inner})"
-            return f"[{inner}]" if kind is list else f"{{{inner}}}"
-        if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-            return f"<ndarray {part.dtype} {part.shape}>"
-        if kind.__module__ == "numpy" and hasattr(kind, "itemsize"):
-            return str(part)
-        named = getattr(part, "__qualname__", None) if kind.__name__ in ("function", "type", "builtin_function_or_method") else None
-        return f"<{kind.__name__}{' ' + named if isinstance(named, str) else ''}>"
-
-    try:
-        text = told(value, 0)
-    except Exception:  # changed while we looked
-        text = f"<{type(value).__name__}>"
-    return (text if len(text) <= 3 * LONG else text[: 3 * LONG - 1] + "…"), hidden
 
 
 class Notes:

@@ -61,6 +61,8 @@ class Site:
         self.local: dict[int, Any] = {}
         #: Errors of nodes that ran in the invoking process, as they were raised.
         self.errors: dict[int, BaseException] = {}
+        #: Which call each of them is of, in short.
+        self.failed: dict[int, str] = {}
         #: The supervisor and the threads that use this site, and what the last of them closes.
         self.users = 1
         #: The name of a run that has no directory.

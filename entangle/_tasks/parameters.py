@@ -105,3 +105,42 @@ def named_parameters(task: Task[..., Any]) -> frozenset[str]:
         return frozenset(inspect.signature(task.function).parameters)
     except (ValueError, TypeError):
         return frozenset()
+
+
+def code_of(function: Any) -> Any:
+    """The code object of a function, a method or a partial; None where there is none."""
+    inner = _innermost(function)[0]
+    return getattr(getattr(inner, "__func__", inner), "__code__", None)
+
+
+def _innermost(function: Any) -> tuple[Any, int]:
+    """What partials and wrappers are around, and how many of its parameters partials have filled. There may be no end to them, as with
+    a Mock."""
+    filled = 0
+    for _ in range(20):
+        if hasattr(function, "func"):  # functools.partial
+            filled += len(getattr(function, "args", ()))
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    return function, filled
+
+
+def positional_names(function: Any) -> tuple[list[str], str | None]:
+    """The names by which positional arguments go, and what takes those that are left. Read from the code: `inspect` takes longer to
+    import than many a run lasts."""
+    inner, filled = _innermost(function)
+    if isinstance(inner, type):
+        inner, filled = inner.__init__, filled + 1  # type: ignore[misc]
+    elif hasattr(inner, "__self__"):
+        filled += 1
+    elif not hasattr(inner, "__code__"):
+        inner, filled = type(inner).__call__, filled + 1
+    code = getattr(getattr(inner, "__func__", inner), "__code__", None)
+    if code is None:
+        return [], None
+    names = list(code.co_varnames[: code.co_argcount])
+    rest = code.co_varnames[code.co_argcount + code.co_kwonlyargcount] if code.co_flags & _VARARGS else None
+    return names[filled:], rest

@@ -1,0 +1,120 @@
+"""Our own frames in tracebacks: nobody needs to read them, so they are taken out of errors that reach users.
+
+What remains are the frames of the user's code and of other libraries. `ENTANGLE_TRACEBACK=full` keeps everything, and so does
+an error that is a fault of ours: one that code of ours has raised and that is none of our own error tree.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from entangle.errors import EntangleError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Packages of ours that stand for users: programs to read, and tests.
+_AS_USERS = ("entangle.examples", "entangle.tests")
+#: Modules of Python's own through which we call what users wrote. Their frames go where they follow one of ours.
+_BETWEEN = ("asyncio", "concurrent.futures", "contextlib")
+#: Errors in one chain that are looked at.
+_MOST = 200
+
+_set_traceback = vars(BaseException)["__traceback__"].__set__
+
+#: Code that calls what users wrote, or raises what happened elsewhere: an error from there is no fault of ours.
+_passing_on: set[types.CodeType] = set()
+
+
+def passes_on(function: F) -> F:
+    """Say of a function that what it raises itself is an error of somebody else: of a body in C, of a worker."""
+    _passing_on.add(function.__code__)  # type: ignore[attr-defined]
+    return function
+
+
+def edge(function: F) -> F:
+    """A function of ours that users call: its errors point at the line that called it."""
+
+    @functools.wraps(function)
+    def entered(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            hide(error)
+            raise
+
+    return entered  # type: ignore[return-value]
+
+
+def hide(error: BaseException, passed_on: bool = False) -> None:
+    """Take our frames out of the traceback of an error and of those that it comes from.
+
+    Call it in an `except` block and leave that by a bare `raise`: since Python 3.11 this adds no line for the function that does so.
+    `passed_on` says that the error is certainly none of ours.
+    """
+    if os.environ.get("ENTANGLE_TRACEBACK") == "full" or not (passed_on or _is_passed_on(error)):
+        return
+    if sys.version_info < (3, 11):
+        # Python 3.10 raises again with the traceback as it was, not with that of the error: its first entry stays.
+        head = error.__traceback__
+        if head is not None and _is_ours(head):
+            head.tb_next = _others(head.tb_next, after_ours=True)
+    seen = {id(error)}
+    chain = [error]
+    while chain:
+        one = chain.pop()
+        others = _others(one.__traceback__)
+        if others is not one.__traceback__:
+            _set_traceback(one, others)
+        inner = getattr(one, "exceptions", ()) if _is_group(one) else ()
+        for other in (one.__cause__, one.__context__, *inner):
+            if isinstance(other, BaseException) and id(other) not in seen and len(seen) < _MOST:
+                seen.add(id(other))
+                chain.append(other)
+
+
+def _is_group(error: BaseException) -> bool:
+    return sys.version_info >= (3, 11) and isinstance(error, BaseExceptionGroup)  # noqa: F821
+
+
+def _is_passed_on(error: BaseException) -> bool:
+    if isinstance(error, EntangleError) or not isinstance(error, Exception):
+        return True
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is None or not _is_ours(at) or at.tb_frame.f_code in _passing_on
+
+
+def _module(entry: types.TracebackType) -> str:
+    name = entry.tb_frame.f_globals.get("__name__")
+    return name if type(name) is str else ""
+
+
+def _is_ours(entry: types.TracebackType) -> bool:
+    name = _module(entry)
+    return name.startswith("entangle.") and not name.startswith(_AS_USERS)
+
+
+def _others(first: types.TracebackType | None, after_ours: bool = False) -> types.TracebackType | None:
+    """The entries of a traceback that are not ours."""
+    kept: list[types.TracebackType] = []
+    hidden = 0
+    at = first
+    while at is not None:
+        after_ours = _is_ours(at) or (after_ours and _module(at).startswith(_BETWEEN))
+        if after_ours:
+            hidden += 1
+        else:
+            kept.append(at)
+        at = at.tb_next
+    if not hidden:
+        return first
+    others: types.TracebackType | None = None
+    for entry in reversed(kept):
+        others = types.TracebackType(others, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return others
