@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.containers import check_common
 from entangle._remote.far import Far
 from entangle._remote.transport.apptainer import Apptainer as Transport
+from entangle._run.frames import edge
 from entangle.docker import Volumes, docker
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -44,6 +45,7 @@ def apptainer(
     cpus: float | None = None,
     python: str = "python3",
 ) -> Decorator: ...
+@edge
 def apptainer(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
     """Run the function in a container of Apptainer, with the layers that stand below; its value comes back.
 
@@ -76,6 +78,7 @@ def singularity(
     cpus: float | None = None,
     python: str = "python3",
 ) -> Decorator: ...
+@edge
 def singularity(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
     """Run the function in a container of Singularity: as @apptainer does, which is its newer name; whichever is installed is used.
 
@@ -94,6 +97,7 @@ def _contained(decorator: str, layer: type[Far], function: Any, image: str | Non
     given = check_common(decorator, image, **{**defaults, **options})
     made = layer(Transport(gpus=gpus, program=decorator, **given))
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate(decorator, inner, made)
 

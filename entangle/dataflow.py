@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, overload
 
 from entangle._dataflow.node import Callback, Dataflow, DataflowTask, Node, Window, _checked
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.process import process
@@ -31,6 +32,7 @@ def dataflow(function: Callable[..., Any], /) -> DataflowTask: ...
 def dataflow(
     *, callback: Callback | None = None, executor: str | None = None, maxworkers: int | None = None
 ) -> Callable[[Callable[..., Any]], DataflowTask]: ...
+@edge
 def dataflow(
     function: Any = None,
     /,
@@ -51,6 +53,7 @@ def dataflow(
     """
     refuse_unknown("dataflow", _OPTIONS, unknown)
 
+    @edge
     def wrap(inner: Any) -> DataflowTask:
         task: Task[..., Any] = decorate("dataflow", inner, Dataflow(callback, executor, maxworkers))
         return DataflowTask(task.function, task.layers)
@@ -58,6 +61,7 @@ def dataflow(
     return wrap if function is None else wrap(function)
 
 
+@edge
 def window(*children: Any, count: int | None = None, seconds: float | None = None) -> Window:
     """A node that gathers the values of a stream and passes lists of them on: `count` values, or those of `seconds`.
 

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.containers import check_common, pairs, words
 from entangle._remote.far import Far
 from entangle._remote.transport.docker import Docker as Transport
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -42,6 +43,7 @@ def docker(
     cpus: float | None = None,
     python: str = "python3",
 ) -> Decorator: ...
+@edge
 def docker(
     function: Any = None,
     /,
@@ -90,6 +92,7 @@ def docker(
         given["environment"] = pairs({"TF_FORCE_GPU_ALLOW_GROWTH": "true", **dict(given["environment"])})
     layer = Docker(Transport(gpus=chosen, network=network, **given))
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("docker", inner, layer)
 

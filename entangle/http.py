@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit, urlunsplit
 
+from entangle._run.frames import edge
 from entangle.errors import OptionError, RequestError
 from entangle.task import Layer, Task, decorate, refuse_unknown
 
@@ -83,6 +84,7 @@ def _without_secrets(url: str) -> str:
 def request(function: None = None, /, **options: Any) -> Callable[[Callable[..., R]], Task[..., R]]: ...
 @overload
 def request(function: Callable[..., R], /) -> Task[..., R]: ...
+@edge
 def request(
     function: Any = None,
     /,
@@ -113,6 +115,7 @@ def request(
         raise OptionError(f"@request: timeout={timeout!r}; it is a number of seconds above 0")
     layer = Request(url, chosen, float(timeout), headers or {})
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("request", inner, layer)
 

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote import imports
 from entangle._remote.far import Far
 from entangle._remote.transport.interpreter import Interpreter
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -35,6 +36,7 @@ def interpreter(function: Task[P, R], /) -> Task[P, R]: ...
 def interpreter(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def interpreter(*, python: str | os.PathLike[str] | None = None) -> Decorator: ...
+@edge
 def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | None = None, **unknown: Any) -> Any:
     """Run the function in another Python of this machine: another version, or a virtual environment with its own packages.
 
@@ -59,6 +61,7 @@ def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | Non
         program = os.fspath(python)
     layer = InterpreterLayer(Interpreter(program))
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("interpreter", inner, layer)
 

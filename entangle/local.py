@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.cookies import registered_pools
 from entangle.scheduler import check_cpus
@@ -34,6 +35,7 @@ def local(function: Task[P, R], /) -> Task[P, R]: ...
 def local(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def local(*, cpus: int | None = None) -> Decorator: ...
+@edge
 def local(function: Any = None, /, *, cpus: int | None = None, **unknown: Any) -> Any:
     """Say that the function runs on this machine; with `cpus`, as under @scheduler(cpus=…). Raises OptionError.
 
@@ -44,6 +46,7 @@ def local(function: Any = None, /, *, cpus: int | None = None, **unknown: Any) -
     refuse_unknown("local", ("cpus",), unknown)
     layer = Local(cpus)
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("local", inner, layer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._terms import On, Terms
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException
@@ -49,6 +50,7 @@ def process(
     fresh: bool = False,
     shared_memory: bool = False,
 ) -> Decorator: ...
+@edge
 def process(
     function: Any = None,
     /,
@@ -83,6 +85,7 @@ def process(
     """
     refuse_unknown("process", _OPTIONS, unknown)
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         layer = Process(
             fresh,

@@ -18,6 +18,7 @@ from typing import Any
 
 from entangle._records.shelf import find_shelf
 from entangle._records.views import Edge, Error, Git, Input, Node, Run, Task, Times, Value
+from entangle._run.frames import edge
 from entangle.errors import GraphError, RecordsError
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 
+@edge
 def place() -> str:
     """The directory in which runs are remembered that are called here and now.
 
@@ -54,6 +56,7 @@ def place() -> str:
     return find_shelf()
 
 
+@edge
 def runs(
     limit: int | None = 100,
     *,
@@ -78,6 +81,7 @@ def runs(
     return find_runs(find_shelf(), limit=limit, name=name, state=state, tags=tags, since=when, nested=nested)
 
 
+@edge
 def run(run_id: str = "last") -> Run:
     """A run by its id, or by the beginning of one; `last` is the latest. Raises RecordsError where there is none, or several.
 
@@ -88,6 +92,7 @@ def run(run_id: str = "last") -> Run:
     return find_run(find_shelf(), run_id)
 
 
+@edge
 def hash_of(value: Any) -> str:
     """The hash by which a value is remembered: the SHA-256 of its pickle, in hex. Raises what pickling it raises.
 
@@ -100,6 +105,7 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(dumps(value)).hexdigest()
 
 
+@edge
 def made(value_hash: str) -> list[Node]:
     """What made this value: the nodes that gave a value of this hash (hex), the latest first. Raises RecordsError for no hash.
 
@@ -123,6 +129,7 @@ def made(value_hash: str) -> list[Node]:
     return made_by(shelf, digest)
 
 
+@edge
 def forget(run_id: str) -> None:
     """Remove a run, with those called in it, from the records. Raises RecordsError where there is none.
 
@@ -133,6 +140,7 @@ def forget(run_id: str) -> None:
     forget_run(find_shelf(), run_id)
 
 
+@edge
 def retain(days: float | None = None, size: int | None = None) -> int:
     """Forget runs that are older than so many days, then the oldest until the file takes at most `size` bytes; gives how many went.
 
@@ -145,6 +153,7 @@ def retain(days: float | None = None, size: int | None = None) -> int:
     return retain_in(find_shelf(), days, size)
 
 
+@edge
 def send(address: str | None = None, run_ids: list[str] | None = None, everything: bool = False) -> int:
     """Send runs to a Gremlin server (`ws://…`, `wss://…`; None: ENTANGLE_GRAPH); gives how many were sent.
 
@@ -160,6 +169,7 @@ def send(address: str | None = None, run_ids: list[str] | None = None, everythin
     return send_to(find_shelf(), address or os.environ.get("ENTANGLE_GRAPH", ""), run_ids, everything)
 
 
+@edge
 def clear_graph(address: str) -> None:
     """Remove all that any entangle has ever sent to that Gremlin server. Raises GraphError where it fails.
 
@@ -170,6 +180,7 @@ def clear_graph(address: str) -> None:
     clear(address)
 
 
+@edge
 def take_home(run_ids: list[str]) -> list[bytes]:
     """The records of runs of this machine that are over, in the form in which they travel: each becomes somebody else's.
 
@@ -180,6 +191,7 @@ def take_home(run_ids: list[str]) -> list[bytes]:
     return take_sheets(find_shelf(), run_ids)
 
 
+@edge
 def absorb(sheets: list[bytes], parent: tuple[str, int] | None = None) -> list[str]:
     """Remember runs that took place elsewhere, as `take_home` gave them; `parent` is the run and the node that wanted them. Gives
     their ids. What is there already stays as it is. Raises RecordsError for what is no record.

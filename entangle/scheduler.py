@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._run.frames import edge
 from entangle._run.home import home
 from entangle._run.worker import here
 from entangle._tasks.door import named_as_its_decorator
@@ -105,6 +106,7 @@ def scheduler(function: Task[P, R], /) -> Task[P, R]: ...
 def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def scheduler(*, cpus: int = ..., impl: str = ...) -> Decorator: ...
+@edge
 def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _DEFAULT, **unknown: Any) -> Any:
     """Run the function only with a cookie, bound to that cookie's CPU; never more than `cpus` such functions at a time.
 
@@ -125,6 +127,7 @@ def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _
         raise OptionError(f"@scheduler: impl={impl!r}; it is the dotted name of a class, as 'package.module.Class'")
     layer = Scheduler(cpus, impl)
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("scheduler", inner, layer)
 

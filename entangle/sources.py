@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from entangle._run.frames import edge
 from entangle.errors import OptionError
 
 __all__ = ["Source", "directory", "every", "lines", "merge", "queue"]
@@ -76,6 +77,7 @@ class Source(Generic[T]):
             going.stop()
 
 
+@edge
 def every(seconds: float) -> Source[int]:
     """The number of the tick (0, 1, 2 …), each so many seconds, without drift. Ticks for which nobody was ready are left out.
 
@@ -94,6 +96,7 @@ def every(seconds: float) -> Source[int]:
     return Source(values)
 
 
+@edge
 def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "utf-8") -> Source[str]:
     """The lines of a text file without their ends; with `follow`, then those that are appended, for ever.
 
@@ -151,6 +154,7 @@ def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> 
             begun = b""
 
 
+@edge
 def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool = True) -> Source[Path]:
     """The paths of the files in a directory whose names match the pattern, then those of new ones, for ever, each once.
 
@@ -207,6 +211,7 @@ def _looks(watcher: Iterator[Any]) -> Iterator[bool]:
 _NEVER = object()
 
 
+@edge
 def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
     """What is put into a queue (`queue.Queue`, `multiprocessing.Queue` …), until it is shut down, or `end` comes.
 
@@ -230,6 +235,7 @@ def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
     return Source(values)
 
 
+@edge
 def merge(*sources: Iterable[T]) -> Source[T]:
     """The values of several sources, or streams, as they come; it ends when all have ended. An error of one ends it.
 

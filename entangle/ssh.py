@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.far import Far
 from entangle._remote.transport.ssh import LEARN, SSH, check_word
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -49,6 +50,7 @@ def ssh(
     known_hosts: str | bool | None = None,
     transport: str | None = None,
 ) -> Decorator: ...
+@edge
 def ssh(
     function: Any = None,
     /,
@@ -97,6 +99,7 @@ def ssh(
         raise OptionError(f"@ssh: transport={transport!r}; it is 'openssh' or 'paramiko'")
     layer = Ssh(SSH(host, user, key, python, port, env, known_hosts, transport))
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("ssh", inner, layer)
 

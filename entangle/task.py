@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
+from entangle._run.frames import edge, hide, passes_on
 from entangle._run.pickling import by_value, travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
@@ -97,7 +98,11 @@ class Task(Generic[P, R]):
         """A call of this task with these arguments, each a value or a call. Raises ArgumentError where they do not fit."""
         fits = self._fits or self._learn_parameters()
         if not fits(len(args), kwargs):
-            self._complain(args, kwargs)
+            try:
+                self._complain(args, kwargs)
+            except ArgumentError as error:
+                hide(error)
+                raise
         return Call(self, args, kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
@@ -224,6 +229,7 @@ def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
     The value is asked, not the function: a partial, a wrapper or an object with an `async` `__call__` give coroutines as well.
     """
 
+    @passes_on
     def body(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
         kind = type(value)
@@ -234,6 +240,7 @@ def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
     return body
 
 
+@passes_on
 def _resolved(value: Any) -> Any:
     while True:
         if type(value) is Call:
@@ -244,6 +251,7 @@ def _resolved(value: Any) -> Any:
             return value
 
 
+@passes_on
 def _awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
     import asyncio
 
@@ -286,6 +294,7 @@ def task(function: Task[P, R], /, *layers: Layer) -> Task[P, R]: ...
 def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 @overload
 def task(function: None = None, /, *layers: Layer, attributes: dict[str, Any] | None = None) -> Decorator: ...
+@edge
 def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | None = None, **unknown: Any) -> Any:
     """Make a function a task, with these layers around it: the one decorator that the others are made of.
 
@@ -299,7 +308,7 @@ def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | N
     if attributes is not None:
         layers = (*layers, Attributes(attributes))
     if function is None:
-        return lambda inner: task(inner, *layers)
+        return edge(lambda inner: decorate("task", inner, *layers))
     return decorate("task", function, *layers)
 
 

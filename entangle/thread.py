@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._terms import On, Terms
 from entangle.errors import ThreadTerminatedException, ThreadTimeoutException
@@ -42,6 +43,7 @@ def thread(
     cache: bool = False,
     shared_memory: bool = False,
 ) -> Decorator: ...
+@edge
 def thread(
     function: Any = None,
     /,
@@ -69,6 +71,7 @@ def thread(
     """
     refuse_unknown("thread", _OPTIONS, unknown)
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         layer = Thread(
             "thread",

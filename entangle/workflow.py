@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import GraphError, OptionError
 from entangle.flow import HERE
@@ -38,6 +39,7 @@ def workflow(function: Task[P, R], /) -> Task[P, R]: ...
 def workflow(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def workflow(*, graph: str | None = None) -> Decorator: ...
+@edge
 def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: Any) -> Any:
     """Make a function a workflow: its body runs where the call is run and returns a call, whose value is the workflow's.
 
@@ -50,6 +52,7 @@ def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: An
     refuse_unknown("workflow", ("graph",), unknown)
     layer = Workflow(graph)
 
+    @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return decorate("workflow", inner, layer)
 

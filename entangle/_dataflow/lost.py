@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from entangle._dataflow.outcome import Attempt, Failure
+from entangle._dataflow.outcome import Attempt
 from entangle._dataflow.stage import text_of
 from entangle._run.failures import pause
 from entangle._run.journal import read_journal
@@ -43,7 +43,7 @@ class Progress:
             else:
                 add_note(error, f"attempt {len(told)}")
                 used_up = stage.terms.retry > 0 and allowed
-                done.append(Failure(stage.number, stage.name, stage.path, value[2][len(done)], error, told, used_up, sent=False))
+                done.append(stage.failure(value[2][len(done)], error, told, used_up, sent=False))
                 told = []
         self._known[node] = label, done, told
         return (done, told), wait

@@ -6,6 +6,7 @@ import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from entangle._run.frames import edge
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import PROCESS, THREAD
 from entangle.task import Call, Layer, Task
@@ -47,6 +48,7 @@ class Dataflow(Layer):
 class DataflowTask(Task[..., Any]):
     """A function that values are pushed into. Calling it with nodes (or lambdas that choose nodes) builds a `Node`."""
 
+    @edge
     def __call__(self, *children: Any, **unknown: Any) -> Node:  # type: ignore[override]
         """A node with these in its parentheses. Raises ArgumentError for what is none of them."""
         if unknown:
@@ -143,6 +145,7 @@ class Node(_Built):
     def __repr__(self) -> str:
         return f"<node {self.task.__name__}({', '.join(_name(child) for child in self.children)})>"
 
+    @edge
     def __call__(self, *values: Any, start: str | None = None) -> tuple[Any, ...]:
         """Push one value in and wait until all is done: a tuple of the values of the leaves, left to right.
 
@@ -153,6 +156,7 @@ class Node(_Built):
 
         return Push(self.plan, self._one(values), start).value()
 
+    @edge
     def future(self, *values: Any, callback: Callable[[Any], object] | None = None) -> RunFuture[tuple[Any, ...]]:
         """A `concurrent.futures.Future` of what pushing this value gives; it starts at once. `callback` gets the future when it is done."""
         from entangle._dataflow.push import Push
@@ -165,6 +169,7 @@ class Node(_Built):
         future.start()
         return future
 
+    @edge
     def push(self, *values: Any) -> Coroutine[Any, Any, tuple[Any, ...]]:
         """Push one value in without blocking the event loop, as `await flow.push(x)`; cancelling the waiting task stops it."""
         from entangle._dataflow.push import Push
@@ -174,6 +179,7 @@ class Node(_Built):
         future: RunFuture[tuple[Any, ...]] = RunFuture(push.value, push.cancel)
         return future.wait_in_loop()
 
+    @edge
     def stream(
         self,
         source: Iterable[Any] | AsyncIterable[Any],

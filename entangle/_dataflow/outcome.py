@@ -6,7 +6,8 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run.failures import describe
+from entangle._run.failures import describe, few_of, text_of
+from entangle._run.frames import hide
 from entangle._run.pickling import dumps
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, add_note, set_cause
 
@@ -36,14 +37,27 @@ class Attempt:
 
 
 class Failure:
-    """A node has failed for good with an item: which node, what it was given, what it raised, what earlier attempts raised."""
+    """A node has failed for good with an item: which node, what it was given, what it raised, what earlier attempts raised.
+
+    `call` is the node with that item, in short.
+    """
 
     def __init__(
-        self, number: int, name: str, path: str, value: Any, error: BaseException, told: list[str], used_up: bool, sent: bool = True
+        self,
+        number: int,
+        name: str,
+        path: str,
+        call: str,
+        value: Any,
+        error: BaseException,
+        told: list[str],
+        used_up: bool,
+        sent: bool = True,
     ) -> None:
         self.number = number
         self.name = name
         self.path = path
+        self.call = call
         self.value = value
         self.told = told
         self.used_up = used_up
@@ -59,7 +73,7 @@ class Failure:
         known = dict(self.__dict__)
         if self._report is None:
             assert self._error is not None
-            known["_report"] = describe(self._error, self.name, len(self.told))
+            known["_report"] = describe(self._error, self.name, len(self.told), self.call)
         known["_error"] = known["node"] = None
         try:
             dumps(self.value)
@@ -80,15 +94,18 @@ class Failure:
                 set_cause(error, RemoteTraceback(report["text"]))
                 add_note(error, report["where"])
             self._error = error
+        hide(error)
         add_note(error, f"call path: {self.path}")
+        add_note(error, f"call: {self.call}")
         if not self.used_up:
             return error
-        failed = f"task {self.name!r} failed {len(self.told)} times; the last time with {type(error).__name__}: {error}"
+        failed = f"task {self.name!r} failed {len(self.told)} times; the last time with {type(error).__name__}: {text_of(error)}"
         last, error = error, ProcessRetryException(failed)
         error.__cause__ = last
-        for attempt, text in enumerate(self.told[:-1], 1):
-            add_note(error, f"attempt {attempt}: {text}")
+        for note in few_of([f"attempt {attempt}: {text}" for attempt, text in enumerate(self.told[:-1], 1)]):
+            add_note(error, note)
         add_note(error, f"call path: {self.path}")
+        add_note(error, f"call: {self.call}")
         return error
 
 

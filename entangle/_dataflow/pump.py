@@ -26,6 +26,7 @@ from entangle._dataflow.outcome import PASSED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.windows import Gathering
 from entangle._run.pickling import dumps, why_not
+from entangle._run.short import item_in_short
 from entangle._run.stream import StreamRun, StreamSupervisor, unroll
 from entangle.cookies import available_cpus, budget_of
 from entangle.errors import RunCancelledError
@@ -351,7 +352,8 @@ class Pump:
         except Exception:
             name = self.plan.nodes[0].__name__
             error = why_not(value, f"the value that was pushed into {name!r}")
-            return Failure(0, name, name, value, error, [], False, sent=False)
+            call = item_in_short(name, self.plan.nodes[0].task.body.parameters()[0], value)
+            return Failure(0, name, name, call, value, error, [], False, sent=False)
         return value
 
     def stop(self) -> None:

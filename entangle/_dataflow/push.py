@@ -9,6 +9,7 @@ from entangle._dataflow.lost import Progress
 from entangle._dataflow.node import Node, Window, _checked
 from entangle._dataflow.outcome import ENDED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
+from entangle._run.frames import passes_on
 from entangle._run.pickling import why_not
 from entangle._run.stream import StreamRun, StreamSupervisor, unroll
 from entangle.flow import THREAD
@@ -27,6 +28,7 @@ class Push:
         self._chunks: list[Any] = []
         self._supervisor: StreamSupervisor | None = None
 
+    @passes_on
     def value(self) -> tuple[Any, ...]:
         """Run it in this thread: the values of the leaves. Raises the error of the first of them that has failed."""
         values, failures = leaves_of(self.outcomes())

@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
 from entangle._run.failures import pause
+from entangle._run.frames import passes_on
 from entangle._run.journal import Journal
 from entangle._run.pickling import dumps, why_not
+from entangle._run.short import item_in_short
 from entangle._run.stream import progress_of
 from entangle._run.table import BEGUN, NODE, RUNS, SINCE, STOP
 from entangle._run.worker import Worker, here
+from entangle._tasks.parameters import positional_names
 from entangle.errors import RunCancelledError, StoreFullError
 
 if TYPE_CHECKING:
@@ -99,6 +102,7 @@ class Stage:
     def __reduce__(self) -> Any:
         return Stage, (self.task, self.number, self.path)
 
+    @passes_on
     def __call__(self, chunk: Chunk, *_: Any, **named: Any) -> Chunk:
         """The outcomes of a chunk; `named` is what layers have the engine fill in."""
         label, clean, items = chunk
@@ -161,6 +165,7 @@ class Stage:
         slots[base + BEGUN] = RUNS
         return label, clean, done
 
+    @passes_on
     def apply(self, item: Any) -> Any:
         """The outcome of one item, in a thread that is not this node's own."""
         kept = _kept(item) if self.terms.retry > 0 else None
@@ -174,6 +179,7 @@ class Stage:
             tell(self.callback, self.task.function, outcome)
         return outcome
 
+    @passes_on
     def _again(
         self,
         worker: Worker,
@@ -194,7 +200,7 @@ class Stage:
             told.append(text_of(error))
             allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)
             if len(told) > self.terms.retry or not allowed or worker.is_over(node):
-                return Failure(self.number, self.name, self.path, item, error, told, self.terms.retry > 0 and allowed)
+                return self.failure(item, error, told, self.terms.retry > 0 and allowed)
             if journal is not None:
                 journal.note(Attempt(told[-1]))
             if node >= 0:
@@ -210,9 +216,14 @@ class Stage:
             except BaseException as again:
                 raised = again
 
+    def failure(self, item: Any, error: BaseException, told: list[str], used_up: bool, sent: bool = True) -> Failure:
+        """The failure of this node with an item."""
+        call = item_in_short(self.name, self.terms.parameters()[0], item)
+        return Failure(self.number, self.name, self.path, call, item, error, told, used_up, sent)
+
     def _refused(self, item: Any, value: Any, error: Exception) -> Failure:
         why = error if isinstance(error, OSError) else why_not(value, f"the value of task {self.name!r}")
-        return Failure(self.number, self.name, self.path, item, why, ["cannot be pickled"], False)
+        return self.failure(item, why, ["cannot be pickled"], False)
 
     def rescue(self, chunk: Chunk, error: Exception) -> Chunk:
         """The chunk with a failure in place of each value that cannot be stored."""
@@ -259,13 +270,15 @@ class Branch:
         outcomes = [above if type(above) in PASSED else self._follow(item) for item, above in zip(pushed[2], parent[2], strict=True)]
         return pushed[0], False, outcomes
 
+    @passes_on
     def _follow(self, item: Any) -> Any:
         try:
             outcomes = self._push([self.choose], item)
         except (Exception, SystemExit) as raised:
             worker = here.worker
             assert worker is not None
-            return Failure(self.number, self.name, self.path, item, worker.as_error(self.name, raised), [], False)
+            call = item_in_short(self.name, positional_names(self.choose)[0], item)
+            return Failure(self.number, self.name, self.path, call, item, worker.as_error(self.name, raised), [], False)
         for outcome in outcomes:
             if type(outcome) is Failure:
                 return outcome

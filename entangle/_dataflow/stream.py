@@ -16,6 +16,7 @@ from entangle._dataflow.node import Node
 from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
+from entangle._run.frames import hide, passes_on
 from entangle._run.worker import here
 from entangle.errors import ArgumentError, OptionError
 
@@ -77,18 +78,25 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         of the source, in its turn."""
         if self._closed:
             raise StopIteration
-        if self._holding:
-            self._let_go()
-        if not self._results:
-            try:
-                if not self._threads:
-                    self._start()
-                self._wait()
-            except BaseException:
-                self.close()
-                raise
-        return self._give()
+        try:
+            if self._holding:
+                self._let_go()
+            if not self._results:
+                try:
+                    if not self._threads:
+                        self._start()
+                    self._wait()
+                except BaseException:
+                    self.close()
+                    raise
+            return self._give()
+        except StopIteration:
+            raise
+        except BaseException as error:
+            hide(error)
+            raise
 
+    @passes_on
     def _give(self) -> tuple[Any, ...]:
         if not self._results:
             self._finish()
@@ -133,6 +141,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             while not self._fetch():
                 pump.arrived.wait()
 
+    @passes_on
     def _finish(self) -> None:
         """Nothing more will come."""
         pump = self._pump
@@ -167,9 +176,10 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         except StopIteration:
             await self._end_feeding()
             raise StopAsyncIteration from None
-        except BaseException:
+        except BaseException as error:
             self.close()
             await self._end_feeding()
+            hide(error)
             raise
 
     async def _arrival(self) -> bool:

@@ -19,6 +19,7 @@ from entangle._run import notes
 from entangle._run.masks import MASK, cleaned, is_secret, masked, suspicious
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._tasks import address
+from entangle._tasks.parameters import code_of
 from entangle.errors import GraphError
 from entangle.flow import Body, Flow
 
@@ -184,7 +185,7 @@ def _repository(bodies: list[Body]) -> str | None:
     """The working tree that the code of a run comes from, else the one that it is run in."""
     for body in reversed(bodies):
         task = getattr(body, "task", None)
-        code = tasks.code_of(task.function) if task is not None else None
+        code = code_of(task.function) if task is not None else None
         if code is not None and os.path.isabs(code.co_filename) and "site-packages" not in code.co_filename:
             found = commit.repository(os.path.dirname(code.co_filename))
             if found is not None:

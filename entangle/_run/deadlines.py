@@ -6,9 +6,10 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from entangle._run.failures import call_of, note_call
 from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all
 from entangle._run.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
-from entangle.errors import ProcessTimeoutException, ThreadTimeoutException, add_note
+from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import THREAD
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Deadlines:
         names = ", ".join(repr(name) for name in dict.fromkeys(late))
         kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
         error = kind(f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived")
-        add_note(error, f"call path: {flow.path(node)}")
+        note_call(error, flow, node, call_of(self.supervisor.site, self.supervisor.store, node))
         self.supervisor.error = error
 
     def _first_start(self, node: int) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import re
 from typing import Any
 
+from entangle._run.frames import hide
 from entangle._run.pickling import dumps, why_not
+from entangle._run.short import call_in_short, cut, plain_value
 from entangle._run.site import Site, cpu
-from entangle._run.store import Store
+from entangle._run.store import IN_SEGMENT, Store
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
-from entangle.flow import Body
+from entangle.flow import Body, Flow
 
 
 def pause(body: Body, attempt: int) -> float:
@@ -42,11 +45,12 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
             os.close(fd)
 
 
-def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
-    """An error as what can be sent: pickled where that is possible, and as text in any case."""
+def describe(error: BaseException, name: str, attempt: int, call: str = "") -> dict[str, Any]:
+    """An error as what can be sent: pickled where that is possible, and as text in any case. `call` is the call that failed, in short."""
     import traceback
 
-    text = "".join(traceback.format_exception(type(error), error, _own_frames(error)))
+    hide(error)
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     pickled: bytes | None
     refused: UnpicklableError | None = None
     try:
@@ -67,11 +71,12 @@ def describe(error: BaseException, name: str, attempt: int) -> dict[str, Any]:
             reason = f"it cannot be made again from its arguments ({type(why).__name__}: {why})"
         except Exception:
             reason = str(why_not(error, f"the error of task {name!r}"))
-        refused = UnpicklableError(f"task {name!r} failed with {kind}: {_text_of(error)}; that error cannot be sent: {reason}")
+        refused = UnpicklableError(f"task {name!r} failed with {kind}: {text_of(error)}; that error cannot be sent: {reason}")
     return {
         "error": pickled if pickled is not None else pickle.dumps(refused, 5),
         "text": text,
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
+        "call": call,
     }
 
 
@@ -91,20 +96,61 @@ def _made_as_it_was(kind: type[BaseException], args: tuple[Any, ...], attributes
     return error
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an error says, if it can say it."""
     try:
         return str(error)
     except Exception as problem:
         return f"<its text raises {type(problem).__name__}>"
 
 
-def _own_frames(error: BaseException) -> Any:
-    """The traceback without our frames at its head: the user's begin where our code calls them."""
-    ours = (os.path.dirname(__file__), os.path.join(os.path.dirname(os.path.dirname(__file__)), "task.py"))
-    at = error.__traceback__
-    while at is not None and at.tb_next is not None and at.tb_frame.f_code.co_filename.startswith(ours):
-        at = at.tb_next
-    return at
+def call_of(site: Site, store: Store | None, node: int) -> str:
+    """The call of a node whose worker is gone, in short, with the values that it took as far as this process can see them.
+
+    Of the store only what is small and plain is read: a value of any other class would have to be made, by code of that class.
+    """
+    known: dict[int, Any] = {}
+    for taken in site.flow.sources(node)[:_SEEN]:
+        if taken in site.local:
+            known[taken] = site.local[taken]
+            continue
+        with contextlib.suppress(Exception):
+            _, _, offset, size, where, _, _, _ = site.table.record(taken)
+            if store is not None and where == IN_SEGMENT and size <= _SMALL:
+                known[taken] = plain_value(bytes(store.pickle_at((where, offset, size))))
+    return call_in_short(site.flow, node, known=known)
+
+
+def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
+    """Add notes to an error that say which call has failed: the path to it, and the call with its arguments."""
+    add_note(error, f"call path: {flow.path(node)}")
+    if call:
+        add_note(error, f"call: {call}")
+    _bound_notes(error)
+
+
+def _bound_notes(error: BaseException) -> None:
+    """Where an error has come through many runs, one in the other, keep what the innermost and the outermost of them have noted."""
+    notes = getattr(error, "__notes__", None)
+    if not isinstance(notes, list):
+        return
+    ours = [index for index, note in enumerate(notes) if isinstance(note, str) and _OURS.match(note)]
+    if sum(len(notes[index]) for index in ours) <= _NOTES:
+        return
+    left_out = [note for note in notes if isinstance(note, str) and note.startswith(_LEFT_OUT)]
+    between = ours[3:-2]
+    for index in reversed(between):
+        del notes[index]
+    if between and not left_out:
+        notes.insert(between[0], f"{_LEFT_OUT} the notes of runs in between are left out)")
+
+
+#: How notes of ours begin; characters that they may have together.
+_OURS = re.compile(r"call path: |call: |host \S+, pid \d+, cpu ")
+_NOTES = 900
+_LEFT_OUT = "(…"
+#: Inputs of a node that are looked at, and bytes of a pickle that is read, to show the call of a worker that is gone.
+_SEEN, _SMALL = 16, 512
 
 
 def error_of(site: Site, store: Store | None, node: int) -> BaseException:
@@ -113,7 +159,8 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
     error: BaseException
     if node in site.errors:
         error = site.errors[node]
-        add_note(error, f"call path: {flow.path(node)}")
+        call = site.failed.get(node, "")
+        note_call(error, flow, node, call)
     else:
         assert store is not None
         _, _, offset, size, where, _, _, _ = site.table.record(node)
@@ -123,14 +170,15 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
         except Exception as problem:
             error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})")
         set_cause(error, RemoteTraceback(report["text"]))
-        add_note(error, f"call path: {flow.path(node)}")
+        call = report["call"]
+        note_call(error, flow, node, call)
         add_note(error, report["where"])
     if flow.body(node).retry:
-        return used_up(site, node, error)
+        return used_up(site, node, error, call)
     return error
 
 
-def used_up(site: Site, node: int, last: BaseException) -> BaseException:
+def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseException:
     """The error of a node whose attempts are used up. An error that was not to be tried again stays what it is."""
     import json
 
@@ -139,12 +187,28 @@ def used_up(site: Site, node: int, last: BaseException) -> BaseException:
     attempts = site.table.attempts[node] + 1
     if attempts <= body.retry and isinstance(last, Exception):
         return last
-    error = ProcessRetryException(f"task {body.name!r} failed {attempts} times; the last time with {type(last).__name__}: {last}")
+    error = ProcessRetryException(f"task {body.name!r} failed {attempts} times; the last time with {type(last).__name__}: {text_of(last)}")
     error.__cause__ = last
+    earlier: list[str] = []
     with contextlib.suppress(FileNotFoundError), open(os.path.join(site.directory, "attempts"), "rb") as lines:
         for line in lines:
             told = json.loads(line)
             if told["node"] == node:
-                add_note(error, f"attempt {told['attempt']}: {told['error']}")
-    add_note(error, f"call path: {flow.path(node)}")
+                earlier.append(f"attempt {told['attempt']}: {told['error']}")
+    for note in few_of(earlier):
+        add_note(error, note)
+    note_call(error, flow, node, call)
     return error
+
+
+def few_of(attempts: list[str]) -> list[str]:
+    """What is told of earlier attempts: where there are many, the first and the last of them, each in short."""
+    if len(attempts) > _ATTEMPTS:
+        half = _ATTEMPTS // 2
+        attempts = [*attempts[:half], f"… {len(attempts) - 2 * half} more attempts …", *attempts[-half:]]
+    most = max(_TOLD // max(1, len(attempts)), 80)
+    return [cut(text, most) for text in attempts]
+
+
+#: Earlier attempts that the notes of an error tell of, and characters that these notes may have together.
+_ATTEMPTS, _TOLD = 8, 640

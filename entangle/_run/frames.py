@@ -32,7 +32,7 @@ _passing_on: set[types.CodeType] = set()
 
 def passes_on(function: F) -> F:
     """Say of a function that what it raises itself is an error of somebody else: of a body in C, of a worker."""
-    _passing_on.add(function.__code__)  # type: ignore[attr-defined]
+    _passing_on.add(function.__code__)
     return function
 
 
@@ -84,6 +84,8 @@ def _is_group(error: BaseException) -> bool:
 def _is_passed_on(error: BaseException) -> bool:
     if isinstance(error, EntangleError) or not isinstance(error, Exception):
         return True
+    if any(isinstance(note, str) and note.startswith("call path: ") for note in getattr(error, "__notes__", ())):
+        return True  # a task's, of a run that has told of it
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next

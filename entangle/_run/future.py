@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from entangle._run.frames import hide
 from entangle._run.limits import no_thread
 from entangle._run.worker import here
 from entangle.errors import RunCancelledError
@@ -35,9 +36,13 @@ class RunFuture(Future[T]):
     def result(self, timeout: float | None = None) -> T:
         """The value of the run, or its error raised; starts the run if nothing has. After `timeout` seconds it is a
         TimeoutError, and the run goes on."""
-        self._start_for(timeout)
-        with self._lending():
-            return super().result(timeout)
+        try:
+            self._start_for(timeout)
+            with self._lending():
+                return super().result(timeout)
+        except BaseException as error:
+            hide(error)
+            raise
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The error of the run, None where it gave a value; starts the run if nothing has."""
@@ -80,10 +85,14 @@ class RunFuture(Future[T]):
 
     def entangle(self) -> T:
         """Start the run if nothing has, wait for it, and give its value, or raise its error. Callbacks are fired by then."""
-        if not self.run_first() and not self.cancelled() and self._teller is not threading.current_thread():
-            with self._lending():
-                self._told.wait()
-        return super().result()
+        try:
+            if not self.run_first() and not self.cancelled() and self._teller is not threading.current_thread():
+                with self._lending():
+                    self._told.wait()
+            return super().result()
+        except BaseException as error:
+            hide(error)
+            raise
 
     def start(self) -> None:
         """Start the run in a thread of its own, unless it has been started. Where there is no room for a thread, the future ends
@@ -130,6 +139,9 @@ class RunFuture(Future[T]):
             with contextlib.suppress(BaseException):
                 await waiting
             raise
+        except BaseException as error:
+            hide(error)
+            raise
 
     def _stop_run(self) -> None:
         stop = getattr(self, "_stop", None)
@@ -154,6 +166,7 @@ class RunFuture(Future[T]):
                     raise RunCancelledError("the run was cancelled before it had a value")
             except BaseException as error:
                 self._settled = True
+                hide(error)
                 self.set_exception(error)
                 if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                     raise

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from entangle._run import home as homes
 from entangle._run import importing, limits, observers, reaper
 from entangle._run.block import block
+from entangle._run.frames import passes_on
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
 from entangle._run.removal import DIRECTORY
@@ -260,6 +261,7 @@ class Run:
         if self._shown is not None:
             _remove(*self._shown, [])
 
+    @passes_on
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
         error = supervisor.failure()
         if error is not None:

@@ -17,7 +17,8 @@ from entangle.flow import COPY, Flow, Like, Template
 #: A text of so many characters and more is noted in short.
 LONG = 100
 
-#: In errors: characters of a text, of an argument, of a call's arguments, of its name; how many arguments, and parts of a container; how deep calls are shown.
+#: In errors: characters of a text, of an argument, of a call's arguments, of its name; how many arguments, and parts of a container;
+#: how deep calls are shown.
 _TEXT, _ARGUMENT, _CALL, _NAMED = 48, 72, 260, 60
 _ARGUMENTS, _PARTS, _DEEP = 12, 4, 2
 

@@ -25,6 +25,7 @@ import time
 from array import array
 from typing import Any, NamedTuple, Protocol
 
+from entangle._run.frames import passes_on
 from entangle._run.home import private
 from entangle._run.process import WorkerProcess
 from entangle._run.run import Observer, Run
@@ -164,6 +165,7 @@ class StreamRun(Run):
         supervisor.ports, supervisor.client = [_Sets(port, supervisor.table) for port in self.ports], self.client
         return supervisor
 
+    @passes_on
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
         error = supervisor.failure()
         if error is not None:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 
 from entangle._run.deadlines import Deadlines
-from entangle._run.failures import error_of, note_attempt, pause, used_up
+from entangle._run.failures import call_of, error_of, note_attempt, note_call, pause, used_up
 from entangle._run.joining import BROKEN, refusal
 from entangle._run.limits import explained, no_thread
 from entangle._run.output import forward, quote, stdout_is_plain
@@ -590,10 +590,11 @@ class Supervisor:
             self.retries.append((time.monotonic() + pause(body, attempt), node))
             self.retries.sort()
             return
-        add_note(error, f"call path: {flow.path(node)}")
+        call = call_of(self.site, self.store, node)
+        note_call(error, flow, node, call)
         add_note(error, f"attempt {attempt}")
         if body.retry:
-            self.error = used_up(self.site, node, error)
+            self.error = used_up(self.site, node, error, call)
         else:
             self.error = error
         table.states[node] = FAILED

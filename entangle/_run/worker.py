@@ -35,8 +35,10 @@ from typing import Any
 
 from entangle._run.block import block
 from entangle._run.failures import describe, note_attempt, pause
+from entangle._run.frames import passes_on
 from entangle._run.notes import COOKIE_WAIT, MOVED, SHORT, WHOLE, Notes
 from entangle._run.pickling import why_not
+from entangle._run.short import call_in_short
 from entangle._run.site import Site, cpu
 from entangle._run.store import IN_SEGMENT, NOWHERE, Place, Store
 from entangle._run.table import (
@@ -121,6 +123,8 @@ class Worker:
         self.waiting = self.lent = 0
         self.lending_guard = threading.Lock()
         self.stopped = False
+        #: The call that has failed for good, in short, where its arguments are no longer there to be told.
+        self.failed = ""
         self.makeflags: str | None = None
         noting = site.table.header[NOTING]
         self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
@@ -147,6 +151,7 @@ class Worker:
 
     # The loop ----------------------------------------------------------------------------------------------
 
+    @passes_on
     def work(self) -> None:
         """Run nodes until there is nothing left to run."""
         flow, table = self.site.flow, self.site.table
@@ -158,6 +163,7 @@ class Worker:
         slots[base + LANE] = self.lane
         slots[base + STATE] = BUSY
         args: Any = ()
+        named: dict[str, Any] = {}
         value: Any = None
         node = self._take()
         while node >= 0:
@@ -186,10 +192,12 @@ class Worker:
                         value = bodies[which].function(*args)
                     ended = clock()
             except BaseException as error:
+                given = args if args is None or first == last or plain[shape_of[node]] else [*args, *named.values()]
                 args = value = None
                 if self._is_the_callers(error):
                     raise
-                self._fail(node, error)
+                self._fail(node, error, given)
+                given = None
                 if self.lane == FRESH:
                     break
                 node = self._take()
@@ -505,6 +513,7 @@ class Worker:
 
     # Bodies with terms -------------------------------------------------------------------------------------
 
+    @passes_on
     def _run_special(self, node: int, body: Body) -> tuple[Any, int, int]:
         """Run a body that needs a cookie, has a deadline, may be tried again, or wants shared memory."""
         table = self.site.table
@@ -515,6 +524,7 @@ class Worker:
                 self.recent.clear()
             if body.pool:
                 self._take_cookie(body.pool)
+            args, named = None, {}  # type: ignore[var-annotated]
             try:
                 if body.pool and self.is_over(node):  # a thread that slept for its cookie
                     raise RunCancelledError("the run is over")
@@ -539,6 +549,7 @@ class Worker:
                 attempt = table.attempts[node] + 1
                 wanted = isinstance(error, body.on) or isinstance(raised, body.on)  # SystemExit is told as another error
                 if attempt > body.retry or not wanted or self.is_over(node) or self.forked:
+                    self.failed = self._call_in_short(node, args and [*args, *named.values()])
                     raise error from error.__cause__
                 table.attempts[node] = attempt
                 note_attempt(self.site.directory, node, attempt, error)
@@ -701,8 +712,13 @@ class Worker:
         ended.__cause__ = error
         return ended
 
-    def _fail(self, node: int, error: BaseException) -> None:
-        """Publish an error and end the run."""
+    def _call_in_short(self, node: int, given: Any) -> str:
+        """The call that a node stands for, as an error tells it. What a row that is used again is given is no argument of a call."""
+        flow = self.site.flow
+        return "" if flow.rearmed else call_in_short(flow, node, given)
+
+    def _fail(self, node: int, error: BaseException, given: Any = None) -> None:
+        """Publish an error and end the run. `given` are the arguments that the body had."""
         if self.forked:
             os._exit(1)
         site = self.site
@@ -710,7 +726,9 @@ class Worker:
         place: Place = (NOWHERE, 0, 0)
         table.slots[self.base + BEGUN] = OVER
         error = self._failure(node, error)
-        report = describe(error, site.flow.body(node).name, table.attempts[node] + 1)
+        call, self.failed = self.failed or self._call_in_short(node, given), ""
+        given = None
+        report = describe(error, site.flow.body(node).name, table.attempts[node] + 1, call)
         if self.in_process:
             place = self.store.put_pickle(pickle.dumps(report, 5))
         since = table.slots[self.base + SINCE]
@@ -720,6 +738,7 @@ class Worker:
                 return
             if not self.in_process:
                 site.errors[node] = error
+                site.failed[node] = call
             RECORD.pack_into(
                 table.records,
                 node * RECORD.size,

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
+from entangle._run.frames import hide
 from entangle._run.run import Observer, Run
 from entangle._tasks.parameters import named_parameters
 
@@ -87,23 +88,27 @@ class Call(Generic[R_co]):
         `proc=True` starts it and gives a future at once; `progress=True` shows how far it is; `start=` says how workers
         are started (auto, fork, forkserver, spawn). Raises what the first task to fail has raised.
         """
-        options: dict[str, Any] = {}
-        if kwargs:
-            named = named_parameters(self.task)
-            options = {name: kwargs.pop(name) for name in RUN_KEYWORDS if name in kwargs and name not in named}
-        call: Call[Any] = self
-        if args or kwargs:
-            call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
-        proc = options.pop("proc", False)
-        if proc:
-            future = _future_of(self, call, options)
-            future.start()
-            return future
-        if _pending and self in _pending:
-            future = _future_of(self, call, options)
-            if future.run_first():
-                return future.result()
-        return call._run(**options).value()
+        try:
+            options: dict[str, Any] = {}
+            if kwargs:
+                named = named_parameters(self.task)
+                options = {name: kwargs.pop(name) for name in RUN_KEYWORDS if name in kwargs and name not in named}
+            call: Call[Any] = self
+            if args or kwargs:
+                call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+            proc = options.pop("proc", False)
+            if proc:
+                future = _future_of(self, call, options)
+                future.start()
+                return future
+            if _pending and self in _pending:
+                future = _future_of(self, call, options)
+                if future.run_first():
+                    return future.result()
+            return call._run(**options).value()
+        except BaseException as error:
+            hide(error)
+            raise
 
     def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
         """The next execution of this graph."""

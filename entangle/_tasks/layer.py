@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from entangle._run.frames import passes_on
 from entangle._tasks.call import in_short
 from entangle.errors import OptionError
 
@@ -54,11 +55,13 @@ class Layer:
         """Where the layer `ships`: the terms of the layers below that are seen to here all the same."""
         return {}
 
+    @passes_on
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the layers below; the place to do something before, after or instead."""
         return inner(*args, **kwargs)
 
 
+@passes_on
 def _peel(layer: Layer, inner: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     return layer.run(inner, args, kwargs)
 

@@ -13,7 +13,8 @@ import pytest
 import entangle
 from entangle import records
 from entangle._run.masks import is_secret, masked
-from entangle._run.notes import describe, short
+from entangle._run.notes import describe
+from entangle._run.short import short
 from entangle.process import process
 from entangle.task import task
 
