@@ -17,6 +17,7 @@ from entangle._records import commit, shelf, surroundings, tags, tasks
 from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
 from entangle._run.masks import MASK, cleaned, is_secret, masked, suspicious
+from entangle._run.short import home_of
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._tasks import address
 from entangle._tasks.parameters import code_of
@@ -307,24 +308,24 @@ def _constants(run: Run, hidden: set[int]) -> list[Any]:
 
 def _all_small(constants: list[Any]) -> bool:
     """Whether all are numbers that are noted as they are, found out in no time."""
-    kinds = set(map(type, constants))
-    if kinds == {int}:
+    kinds = set(map(id, map(type, constants)))  # by identity, since a metaclass may have a say in what its classes equal
+    if kinds == {id(int)}:
         try:
             array("q", constants)
         except OverflowError:
             return False
         return True
-    return kinds <= {float, bool, type(None)}
+    return kinds <= {id(float), id(bool), id(type(None))}
 
 
 def _pickle_of(value: Any) -> bytes | None:
     """The pickle of a value that can be pickled without running code of its class; None for all others, and for large ones."""
     kind = type(value)
-    if kind in (str, bytes):
+    if kind is str or kind is bytes:
         cheap = len(value) <= notes.HASHED
-    elif kind in (list, tuple):
+    elif kind is list or kind is tuple:
         cheap = len(value) <= 100 and all(map(notes.plain, value))
-    elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+    elif home_of(kind) == ("numpy", "ndarray"):
         cheap = value.nbytes <= notes.HASHED and not value.dtype.hasobject
     else:
         cheap = False

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from entangle._run.masks import hides_one, masked
-from entangle._run.short import LONG, short
+from entangle._run.short import LONG, home_of, short
 
 #: The file in the run's directory.
 NAME = "notes"
@@ -56,7 +56,8 @@ def plain(value: Any) -> bool:
 
 def named(kind: type) -> str:
     """The name of a type."""
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    module, name = home_of(kind)
+    return name if module in ("builtins", "__main__") else f"{module}.{name}"
 
 
 def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool = False) -> Described:
@@ -71,7 +72,7 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
         size = len(value)
     else:
         text, hidden = short(value)
-    if kind in (bytes, bytearray):
+    if kind is bytes or kind is bytearray:
         size = len(value)
     elif name == "numpy.ndarray":
         size = value.nbytes

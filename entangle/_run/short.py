@@ -105,8 +105,12 @@ def _secret_key(key: Any) -> bool:
     return (type(key) is str and is_secret(key)) or (type(key) is bytes and is_secret(key.decode("latin-1")))
 
 
+def home_of(kind: type) -> tuple[str, str]:
+    """The module of a class and its name there, as Python knows them: a metaclass is not asked."""
+    return _home(kind), _QUALIFIED(kind)
+
+
 def _home(kind: type) -> str:
-    """The module of a class, as far as that is a text."""
     module = _MODULE(kind)
     return module if type(module) is str else ""
 

@@ -1,0 +1,569 @@
+"""What people read of an error: which call has failed, with which arguments, and a traceback of their own code."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from entangle.dataflow import dataflow
+from entangle.errors import (
+    ArgumentError,
+    OptionError,
+    ProcessRetryException,
+    ProcessTerminatedException,
+    ProcessTimeoutException,
+    ThreadTimeoutException,
+    UnpicklableError,
+)
+from entangle.interpreter import interpreter
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from .evidence import notes_of, text_of
+
+#: Python 3.10 keeps one frame of the function of ours that was called; later ones let us take it out.
+ALL_HIDDEN = sys.version_info >= (3, 11)
+
+
+def boom(number: Any, *more: Any, **named: Any) -> Any:
+    if number == 777:
+        raise ValueError("bad")
+    return number
+
+
+async def later(number: Any) -> Any:
+    raise ValueError("bad")
+
+
+def failed(run: Callable[[], Any], kind: type[BaseException] = ValueError) -> BaseException:
+    with pytest.raises(kind) as caught:
+        run()
+    assert len(notes_of(caught.value)) < 1000
+    return caught.value
+
+
+CARRIERS = [
+    process,
+    thread,
+    workflow,
+    process(fresh=True),
+    process(timeout=60),
+    process(retry=1, on=KeyError),
+    lambda function: scheduler(cpus=1)(process(function)),
+    lambda function: thread(timeout=60)(function),
+]
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.parametrize("body", [boom, later])
+def test_the_call_that_failed_is_named_with_its_arguments(carrier: Any, body: Any) -> None:
+    task = carrier(body)
+    error = failed(process(boom)(1, task(777), 3))
+    assert f"call: {body.__name__}(777)" in notes_of(error)
+    assert f"call path: boom → {body.__name__}" in notes_of(error)
+
+
+def test_of_a_thousand_siblings_one_is_named() -> None:
+    task = process(boom)
+    error = failed(process(boom)(0, *[task(number) for number in range(1000)]))
+    assert "call: boom(777)" in notes_of(error)
+    # … and one that takes a thousand values is still told in short
+    error = failed(process(boom)(777, *[task(number) for number in range(700)]))
+    assert "call: boom(777, 0, 1, 2," in notes_of(error)
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_the_call_is_named_by_workers_that_were_not_forked(start: str) -> None:
+    error = failed(lambda: process(boom)(process(boom)(1), process(boom)(777, unit="m"))(start=start))
+    assert "call: boom(777, unit='m')" in notes_of(error)
+
+
+def test_computed_arguments_are_told_by_their_values() -> None:
+    number = process(int)("777")
+    items: Any = process(list)(range(20_000))
+    error = failed(process(boom)(number, [number, 2], items, key=number))
+    assert "call: boom(777, [777, 2], [0, 1, 2, 3, …], key=777)" in notes_of(error)
+
+
+def test_what_has_no_short_text_is_told_by_its_type_and_where_it_comes_from() -> None:
+    def load() -> Any:
+        return enum.Enum("Colour", "RED").RED.__class__  # type: ignore[attr-defined]
+
+    error = failed(process(boom)(777, process(load)(), object(), self=threading.Event()))
+    assert "<EnumType Colour> from load" in notes_of(error) or "<EnumMeta Colour> from load" in notes_of(error)
+    assert "<object>" in notes_of(error)
+    assert "self=<Event>" in notes_of(error)
+
+
+def test_a_method_is_told_without_its_object() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.weights = [1.0] * 100_000
+
+        def __repr__(self) -> str:
+            raise AssertionError("asked for its text")
+
+        @process
+        def fit(self, rate: float, *, steps: int = 3) -> Any:
+            raise ValueError("bad")
+
+    error = failed(Model().fit(0.5, steps=4))
+    assert "call: fit(<Model>, 0.5, steps=4)" in notes_of(error)
+
+
+def test_secrets_are_masked() -> None:
+    def login(user: str, password: str, *token: str, **more: Any) -> NoReturn:
+        raise ValueError("refused")
+
+    def get_token() -> str:
+        return "computed-and-secret"
+
+    call = process(login)(
+        "ann", "hunter2", "t1-secret", process(get_token)(), api_key="k3-secret", told={"secret": "d4-secret"}, url="http://u:p5-secret@h/"
+    )
+    error = failed(call)
+    told = notes_of(error)
+    assert "call: login('ann', ***, ***" in told
+    assert "secret@" not in told
+    for secret in ("hunter2", "t1-secret", "computed", "k3-secret", "d4-secret", "p5-secret"):
+        assert secret not in told
+    error = failed(
+        process(login)("ann", told="see ghp_" + "a1B2" * 9 + " or -----BEGIN RSA PRIVATE KEY-----\n" + "MIIE" * 500, password="")
+    )
+    assert "a1B2" not in notes_of(error)
+    assert "MIIE" not in notes_of(error)
+
+
+def test_arguments_are_told_without_running_their_code() -> None:
+    """Whatever a class does when it is looked at, compared, or asked for its text: the error of the task is what arrives."""
+    asked: list[str] = []
+    failing = threading.Event()
+
+    def ask(what: str) -> None:
+        if failing.is_set():
+            asked.append(what)
+            raise RuntimeError(what)
+
+    class Meta(type):
+        def __eq__(cls, other: object) -> bool:
+            ask("equals")
+            return cls is other
+
+        def __hash__(cls) -> int:
+            ask("hash")
+            return 1
+
+        def __getattribute__(cls, name: str) -> Any:
+            ask(f"class {name}")
+            return super().__getattribute__(name)
+
+    class Touchy(metaclass=Meta):
+        def __repr__(self) -> str:
+            ask("repr")
+            return ""
+
+        def __getattribute__(self, name: str) -> Any:
+            ask(name)
+            return super().__getattribute__(name)
+
+    class Words(dict):  # type: ignore[type-arg]
+        def items(self) -> Any:
+            ask("items")
+            return super().items()
+
+        def __iter__(self) -> Any:
+            ask("iter")
+            return super().__iter__()
+
+        def __len__(self) -> int:
+            ask("len")
+            return super().__len__()
+
+    def fail(*args: Any) -> NoReturn:
+        failing.set()
+        raise ValueError("bad")
+
+    try:
+        thread(fail)(Touchy(), Words(a=1), [Touchy()], {1: Touchy()}, "x" * 10**7, 10**5000, b"y" * 10**6, list(range(10**6)))()
+    except ValueError as error:
+        told, seen = notes_of(error), list(asked)
+    failing.clear()
+    assert seen == []
+    assert "call: fail(<Touchy>, <Words>, [<Touchy>], {1: <Touchy>}, 'xxxx" in told
+    assert len(told) < 1000
+
+
+def test_arrays_and_tables_are_told_by_their_shape() -> None:
+    numpy = pytest.importorskip("numpy")
+    error = failed(thread(boom)(777, numpy.zeros((3, 2)), numpy.float64(1.5)))
+    assert "call: boom(777, <ndarray float64 (3, 2)>, 1.5)" in notes_of(error)
+    array = process(numpy.zeros)((1000, 20))
+    assert "<ndarray float64 (1000, 20)> from zeros" in notes_of(failed(process(boom)(777, array)))
+
+
+def test_well_known_values_are_told_as_people_write_them() -> None:
+    import datetime
+    import decimal
+
+    class Colour(enum.Enum):
+        RED = 1
+
+    error = failed(thread(boom)(777, Colour.RED, Path("/tmp/x"), datetime.date(2026, 1, 2), decimal.Decimal("1.50"), print))
+    told = notes_of(error)
+    assert "Colour.RED, PosixPath('/tmp/x'), datetime.date(2026, 1, 2), Decimal('1.50'), <builtin_function_or_method print>" in told
+
+
+def test_what_a_body_did_to_its_arguments_is_not_told() -> None:
+    def spoil(items: list[int]) -> NoReturn:
+        items.clear()
+        raise ValueError("bad")
+
+    for carrier in (process, thread):
+        assert "call: spoil([1, 2, 3])" in notes_of(failed(carrier(spoil)([1, 2, 3])))
+
+
+def test_a_killed_process_is_told_with_its_arguments() -> None:
+    def die(*args: Any) -> None:
+        os._exit(3)
+
+    def three() -> int:
+        return 3
+
+    error = failed(process(die)(1, process(three)(), [process(three)(), "x"]), ProcessTerminatedException)
+    # What has gone from hand to hand in the process that is gone is told by the call that made it.
+    assert re.search(r"call: die\(1, (3|three\(\)), \[(3|three\(\)), 'x'\]\)", notes_of(error))
+    error = failed(process(retry=1)(die)(1), ProcessRetryException)
+    assert "call: die(1)" in notes_of(error)
+    assert "call: die(1)" in notes_of(error.__cause__ or error)
+
+
+def test_a_deadline_is_told_with_the_arguments() -> None:
+    def sleep(seconds: float, what: str) -> None:
+        threading.Event().wait(seconds)
+
+    error = failed(process(timeout=0.1)(sleep)(30, "p"), ProcessTimeoutException)
+    assert "call: sleep(30, 'p')" in notes_of(error)
+    error = failed(thread(timeout=0.1)(sleep)(0.5, "t"), ThreadTimeoutException)
+    assert "call: sleep(0.5, 't')" in notes_of(error)
+    error = failed(process(wait=0.1)(boom)(1, process(sleep)(30, "w")), ProcessTimeoutException)
+    assert "call: boom(1, sleep(30, 'w'))" in notes_of(error)
+
+
+def test_attempts_that_are_used_up_are_told_with_the_arguments() -> None:
+    for carrier in (process(retry=20), thread(retry=20)):
+        error = failed(carrier(boom)(777, key=[1]), ProcessRetryException)
+        assert "call: boom(777, key=[1])" in notes_of(error)
+        assert "call: boom(777, key=[1])" in notes_of(error.__cause__ or error)
+        assert "attempt 1: ValueError: bad" in notes_of(error)
+
+
+def test_a_value_that_cannot_travel_is_told_with_its_call() -> None:
+    def lock(number: int) -> Any:
+        return threading.Lock()
+
+    error = failed(process(lock)(5), UnpicklableError)
+    assert "call: lock(5)" in notes_of(error)
+
+
+def test_runs_in_runs_tell_the_call_that_failed_and_those_around_it() -> None:
+    def deeper(depth: int) -> Any:
+        return process(deeper)(depth - 1)() if depth else process(boom)(777)()
+
+    error = failed(process(deeper)(2))
+    told = notes_of(error).splitlines()
+    assert [line for line in told if line.startswith("call: ")] == [
+        "call: boom(777)",
+        "call: deeper(0)",
+        "call: deeper(1)",
+        "call: deeper(2)",
+    ]
+
+    def with_a_long_name_that_somebody_has_chosen_for_it(depth: int, text: str = "x" * 200) -> Any:
+        task = thread(with_a_long_name_that_somebody_has_chosen_for_it)
+        return task(depth - 1, "y" * 200)() if depth else boom(777)
+
+    error = failed(thread(with_a_long_name_that_somebody_has_chosen_for_it)(12))
+    assert "it(0, 'yyyy" in notes_of(error)
+    assert "it(12)" in notes_of(error)
+
+
+def test_items_of_a_dataflow_are_told() -> None:
+    for executor in ("thread", "process"):
+        flow = dataflow(boom)(dataflow(executor=executor)(later)())
+        assert "call: later({'a': 1})" in notes_of(failed(functools.partial(flow, {"a": 1})))
+        assert "call: later(0)" in notes_of(failed(functools.partial(list, flow.stream(range(30)))))
+    seen: list[str] = []
+    flow = dataflow(executor="process")(boom)()
+    assert len(list(flow.stream(range(770, 780), on_error=lambda node, value, error: seen.append(notes_of(error))))) == 9
+    assert "call: boom(777)" in seen[0]
+
+    def die(item: int) -> int:
+        os._exit(3)
+
+    flow = dataflow(executor="process")(die)()
+    assert "call: die(5)" in notes_of(failed(lambda: flow(5), ProcessTerminatedException))
+
+
+def test_calls_to_other_places_are_told() -> None:
+    error = failed(process(boom)(interpreter(process(boom))(process(int)("777"), password="no")))
+    told = notes_of(error)
+    assert told.count("call: ") == told.count("call: boom(777, password=***)") == 1
+    assert "entangle" not in "".join(traceback.format_exception(error)).replace("entangle.errors", "").replace("/entangle/tests", "")
+
+
+# Tracebacks -----------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import asyncio, logging, math, sys, traceback
+from entangle.dataflow import dataflow
+from entangle.process import process
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+class Mine(Exception):
+    pass
+
+def boom(number):
+    raise ValueError("bad")
+
+def around(number):
+    return process(boom)(number)()
+
+def translated(number):
+    try:
+        process(boom)(number)()
+    except ValueError as error:
+        raise Mine("translated") from error
+
+def meanwhile(number):
+    try:
+        process(boom)(number)()
+    except ValueError:
+        raise Mine("meanwhile")
+
+def grouped(number):
+    errors = []
+    for task in (process(boom), thread(boom)):
+        try:
+            task(number)()
+        except ValueError as error:
+            errors.append(error)
+    raise ExceptionGroup("some", errors)
+
+async def awaited(number):
+    await process(boom)(number)
+
+async def streamed():
+    async for _ in dataflow(boom)().stream([1]):
+        pass
+
+def asynchronous(number):
+    asyncio.run(awaited(number))
+
+async def coroutine(number):
+    raise ValueError("bad")
+
+ways = {
+    "process": lambda: process(boom)(1)(),
+    "thread": lambda: thread(boom)(1)(),
+    "workflow": lambda: workflow(lambda: process(boom)(1))()(),
+    "nested": lambda: process(around)(1)(),
+    "nested_in_thread": lambda: thread(around)(1)(),
+    "retry": lambda: process(retry=1)(boom)(1)(),
+    "retry_in_thread": lambda: thread(retry=1)(boom)(1)(),
+    "coroutine": lambda: process(coroutine)(1)(),
+    "coroutine_in_thread": lambda: thread(coroutine)(1)(),
+    "translated": lambda: thread(translated)(1)(),
+    "translated_here": lambda: translated(1),
+    "meanwhile": lambda: thread(meanwhile)(1)(),
+    "awaited": lambda: asyncio.run(awaited(1)),
+    "awaited_in_thread": lambda: thread(asynchronous)(1)(),
+    "future": lambda: process(boom)(1).future().result(),
+    "running": lambda: process(boom)(1)(proc=True).result(),
+    "entangle": lambda: thread(boom)(1).future().entangle(),
+    "push": lambda: dataflow(boom)()(1),
+    "push_process": lambda: dataflow(executor="process")(boom)()(1),
+    "stream": lambda: list(dataflow(boom)().stream([1])),
+    "async_stream": lambda: asyncio.run(streamed()),
+    "python": lambda: process(math.sqrt)(-1)(),
+    "python_in_thread": lambda: thread(math.sqrt)(-1)(),
+    "lambda": lambda: dataflow(lambda x: x)(lambda x: boom(x))(1),
+}
+if sys.version_info >= (3, 11):
+    ways["grouped"] = lambda: thread(grouped)(1)()
+    ways["grouped_here"] = lambda: grouped(1)
+
+if __name__ == "__main__":
+    for name, way in ways.items():
+        print("##", name)
+        try:
+            way()
+        except Exception as error:
+            print("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+            print("-- logged")
+            logging.basicConfig(stream=sys.stdout, format="%(message)s")
+            logging.exception("logged")
+    print("## uncaught", flush=True)
+    process(boom)(2)()
+"""
+
+
+def run_program(tmp_path: Path, text: str, full: bool = False) -> str:
+    """What a program prints, and writes to stderr, that ends with an error."""
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "ENTANGLE_TRACEBACK"}
+    if full:
+        environment["ENTANGLE_TRACEBACK"] = "full"
+    ended = subprocess.run(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, env=environment, check=False
+    )
+    assert ended.returncode == 1, ended.stdout
+    return ended.stdout
+
+
+def our_frames(text: str) -> list[str]:
+    """The lines of tracebacks in a text that show code of ours."""
+    tests = os.path.dirname(__file__)
+    ours = os.path.dirname(tests) + os.sep
+    return [line for line in text.splitlines() if line.lstrip(" |").startswith(f'File "{ours}') and tests not in line]
+
+
+def test_tracebacks_show_the_program_and_not_us(tmp_path: Path) -> None:
+    told = run_program(tmp_path, PROGRAM)
+    program = tmp_path / "program.py"
+    for part in told.split("## ")[1:]:
+        name = part.split()[0]
+        # Python 3.10: the one function that was called, in each of the errors of a chain, printed and logged.
+        assert len(our_frames(part)) <= (0 if ALL_HIDDEN else 6), part
+        assert f'File "{program}"' in part, name
+        if "python" not in name:
+            assert "in boom" in part or "in coroutine" in part, part
+        assert "concurrent/futures" not in part, part
+        if "await" not in name and "async" not in name:
+            assert "asyncio" not in part.replace("asyncio.run(", ""), part
+    assert "ENTANGLE" not in told
+
+
+def test_all_of_a_traceback_where_that_is_asked_for(tmp_path: Path) -> None:
+    told = run_program(tmp_path, PROGRAM, full=True)
+    for part in told.split("## ")[1:]:
+        assert len(our_frames(part)) > 3, part
+
+
+def test_a_fault_of_ours_is_shown_with_our_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    from entangle._run.table import Table
+
+    code = compile("def broken(*_):\n    {}['a fault of ours']\n", "ours.py", "exec")
+    space: dict[str, Any] = {"__name__": "entangle._run.table"}
+    exec(code, space)
+    monkeypatch.setattr(Table, "create", space["broken"])
+    with pytest.raises(KeyError) as caught:
+        process(boom)(1)()
+    assert len(our_frames("".join(traceback.format_exception(caught.value)))) > 2
+
+
+#: Without types, since a type checker would see the mistakes.
+any_of: Any = types.SimpleNamespace(
+    process=process, thread=thread, scheduler=scheduler, workflow=workflow, interpreter=interpreter, dataflow=dataflow
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (lambda: any_of.process(timout=3), OptionError),
+        (lambda: any_of.process(timeout=-3)(boom), OptionError),
+        (lambda: any_of.process(3), OptionError),
+        (lambda: any_of.thread(retry="x")(boom), OptionError),
+        (lambda: any_of.scheduler(cpus=0)(boom), OptionError),
+        (lambda: any_of.workflow(graph=3), OptionError),
+        (lambda: any_of.interpreter(python="/nowhere/python")(boom), OptionError),
+        (lambda: any_of.dataflow(executor="x")(boom), OptionError),
+        (lambda: any_of.process(later)(1, 2), ArgumentError),
+        (lambda: any_of.dataflow(boom)(3), ArgumentError),
+        (lambda: any_of.dataflow(boom)()(1, 2), ArgumentError),
+        (lambda: any_of.dataflow(boom)().stream(3), ArgumentError),
+        (lambda: any_of.process(boom)(1)(start="frok"), OptionError),
+        (lambda: any_of.process(later)(1)(2), ArgumentError),
+    ],
+)
+def test_a_mistake_is_shown_on_the_line_that_makes_it(wrong: Callable[[], Any], kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        wrong()
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    if ALL_HIDDEN:
+        assert [frame.filename for frame in frames] == [__file__, __file__]
+        assert "lambda: " in (frames[-1].line or "")
+    else:
+        assert len(our_frames("".join(traceback.format_exception(caught.value)))) <= 2
+
+
+def test_a_debugger_lands_in_the_users_code() -> None:
+    for task, function in ((process(boom), "test_a_debugger_lands_in_the_users_code"), (thread(boom), "boom")):
+        try:
+            task(777)()
+        except ValueError as error:
+            at: Any = error.__traceback__
+        while at.tb_next is not None:
+            at = at.tb_next
+        if ALL_HIDDEN or function == "boom":
+            assert at.tb_frame.f_code.co_name == function
+        del at
+
+
+def test_an_interrupted_run_shows_the_line_that_called(tmp_path: Path) -> None:
+    program = """
+        import os, signal, threading, time
+        from entangle.process import process
+
+        def interrupt(path):
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(30)
+
+        if __name__ == "__main__":
+            try:
+                process(interrupt)(1)()
+            except KeyboardInterrupt:
+                import traceback
+                traceback.print_exc()
+                raise SystemExit(1)
+    """
+    told = run_program(tmp_path, program)
+    assert "process(interrupt)(1)()" in told
+    assert len(our_frames(told)) <= (0 if ALL_HIDDEN else 1), told
+
+
+def test_frames_of_other_libraries_stay() -> None:
+    import json
+
+    for carrier in (process, thread):
+        with pytest.raises(ValueError) as caught:
+            carrier(json.loads)("{")()
+        assert "in raw_decode" in "".join(traceback.format_exception(caught.value))
+
+
+def test_callbacks_of_a_future_get_an_error_without_our_frames() -> None:
+    seen: list[BaseException | None] = []
+    future = thread(boom)(777)(proc=True)
+    future.add_done_callback(lambda done: seen.append(done.exception()))
+    with pytest.raises(ValueError):
+        future.entangle()
+    assert seen[0] is not None
+    assert our_frames("".join(traceback.format_exception(seen[0]))) == []
+    assert "in boom" in text_of(seen[0])
