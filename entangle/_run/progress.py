@@ -10,7 +10,7 @@ from typing import Any
 
 from entangle._run import observers
 from entangle._run.run import Run
-from entangle._run.table import BEGUN, FAILED_NODE, SLOT, Table
+from entangle._run.table import BEGUN, DONE, FAILED, FAILED_NODE, RUNNING, SLOT, Table
 from entangle.errors import EntangleError
 
 #: Runs shorter than this (seconds) show nothing.
@@ -26,6 +26,16 @@ def counts(table: Table) -> tuple[int, int, int, int]:
     running = sum(bool(slots[base + BEGUN]) for base in range(SLOT, table.slot_count * SLOT, SLOT))
     failed = int(table.header[FAILED_NODE] >= 0)
     return done, running, max(0, table.nodes - done - running - failed), failed
+
+
+def final_counts(run: Run, table: Table) -> tuple[int, dict[str, int]]:
+    """How many nodes of a run that is over are done, and how many of the others came to which end. Taken from the states alone: slots
+    tell of workers that may have been killed where they were."""
+    if run.flow.rearmed:  # nodes of a stream are done over and over, and their states are those of the last round
+        return table.done(), {"failed": int(table.header[FAILED_NODE] >= 0)}
+    states = bytes(table.states)
+    done, failed, stopped = (states.count(state) for state in (DONE, FAILED, RUNNING))
+    return done, {"failed": failed, "stopped": stopped, "not run": len(states) - done - failed - stopped}
 
 
 class Bar:
@@ -54,12 +64,18 @@ class Bar:
         self._draw(run.table)
 
     def ended(self, run: Run) -> None:
-        """Draw the last state and leave the line standing."""
-        if self._live is not None:
-            if run.table is not None:
-                self._draw(run.table)
-            self._live.stop()
-            self._live = None
+        """Draw how it has ended, and leave the line standing."""
+        live, table = self._live, run.table
+        self._live = None
+        if live is None:
+            return
+        with contextlib.suppress(OSError):  # a terminal that has gone away
+            if table is not None:
+                done, ends = final_counts(run, table)
+                rest = f"{done} done, 0 running, 0 waiting" + _in_red(ends.pop("failed"))
+                rest += "".join(f", {count} {end}" for end, count in ends.items() if count)
+                live.update(self._task, completed=done, rest=rest)
+            live.stop()
 
     def _open(self, nodes: int) -> None:
         try:
@@ -81,9 +97,14 @@ class Bar:
 
     def _draw(self, table: Table) -> None:
         done, running, waiting, failed = counts(table)
-        rest = f"{done} done, {running} running, {waiting} waiting" + (f", [red]{failed} failed[/red]" if failed else "")
-        self._live.update(self._task, completed=done, rest=rest)
-        self._live.refresh()
+        rest = f"{done} done, {running} running, {waiting} waiting" + _in_red(failed)
+        with contextlib.suppress(OSError):
+            self._live.update(self._task, completed=done, rest=rest)
+            self._live.refresh()
+
+
+def _in_red(failed: int) -> str:
+    return f", [red]{failed} failed[/red]" if failed else ""
 
 
 class _EveryRun:

@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,126 @@ def test_an_error_while_progress_is_shown(tmp_path: Path) -> None:
 """
     )
     assert output_of(tmp_path, source) == "told True\n"
+
+
+ENDS = """
+    import os, signal, time
+    import entangle
+    from entangle._run import progress
+    from entangle.process import process
+    from entangle.thread import thread
+
+    progress.SILENT = progress.EVERY = 0.0
+
+    @CARRIER
+    def work(n):
+        if n < 0:
+            raise ValueError("no")
+        time.sleep(0.15)
+        return n
+
+    @CARRIER
+    def both(a, b):
+        time.sleep(0.15)
+        return a
+
+    @CARRIER
+    def endless(n):
+        open("began", "w").close()
+        while True:
+            time.sleep(0.01)
+
+    def began():
+        while not os.path.exists("began"):
+            time.sleep(0.01)
+
+    if __name__ == "__main__":
+"""
+#: What a program does, what the last line says of done, running and waiting, and what else.
+LAST_LINES = {
+    "all done": ("both(both(work(1), work(2)), work(3))(progress=True)", ("5", "0", "0"), ""),
+    "one has failed": (
+        """
+        try:
+            both(work(work(-1)), work(2))(progress=True)
+        except ValueError:
+            pass
+        """,
+        (None, "0", "0"),
+        "1 failed",
+    ),
+    "interrupted": (
+        """
+        import threading
+        threading.Thread(target=lambda: (began(), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
+        try:
+            both(work(1), endless(work(2)))(progress=True)
+        except KeyboardInterrupt:
+            pass
+        """,
+        (None, "0", "0"),
+        "1 not run",
+    ),
+    "cancelled": (
+        """
+        with entangle.progress():
+            future = both(work(1), endless(work(2)))(proc=True)
+            began()
+            future.cancel()
+            try:
+                future.result()
+            except BaseException:
+                pass
+        """,
+        (None, "0", "0"),
+        "1 not run",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("ending", "carrier"),
+    # A thread that never ends cannot be ended.
+    [*((ending, "process") for ending in LAST_LINES), ("all done", "thread"), ("one has failed", "thread")],
+)
+def test_the_last_line_of_a_run_that_is_over_says_so(tmp_path: Path, ending: str, carrier: str) -> None:
+    if importlib.util.find_spec("rich") is None:
+        pytest.skip("rich is not installed")
+    program, counts, more = LAST_LINES[ending]
+    source = textwrap.dedent(ENDS).replace("CARRIER", carrier) + textwrap.indent(textwrap.dedent(program).strip(), "    ") + "\n"
+    shown = on_a_terminal(Caller(tmp_path, source))
+    said = list(re.finditer(r"(\d+) done, (\d+) running, (\d+) waiting([^\r\n]*)", shown))
+    assert said, shown
+    last = said[-1]
+    assert all(wanted in (None, found) for wanted, found in zip(counts, last.groups()[:3], strict=True)), last[0]
+    assert more in last[4]
+
+
+def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
+    """A window is closed, and what was started in it with nohup goes on."""
+    if importlib.util.find_spec("rich") is None:
+        pytest.skip("rich is not installed")
+    source = textwrap.dedent(ENDS).replace("CARRIER", "process") + textwrap.indent(
+        textwrap.dedent(
+            """
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            print(both(work(work(work(1))), work(2))(progress=True), flush=True)
+            """
+        ),
+        "    ",
+    )
+    ours, theirs = pty.openpty()
+    caller = Caller(tmp_path, source)
+    caller.environment["TERM"] = "xterm"
+    caller.start(stderr=theirs)
+    os.close(theirs)
+    try:
+        os.read(ours, 1)
+    finally:
+        os.close(ours)
+    assert caller.process.stdout is not None
+    try:
+        assert caller.process.stdout.read() == "1\n"
+        assert caller.process.wait(20) in (0, 120)  # Python's own word for a stderr that cannot be flushed
+    finally:
+        caller.stop()
