@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entangle import __version__
-from entangle.cli.status import DONE
+from entangle.cli.status import DONE, USAGE, Refused
 
 app = typer.Typer(
     name="entangle",
@@ -29,11 +29,46 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 def run_app(arguments: list[str]) -> int:
     """Run a command; gives the exit status."""
+    if arguments[:1] == ["run"]:
+        arguments = ["run", *_options_first(arguments[1:])]
     try:
         app(arguments, prog_name="entangle")
     except SystemExit as left:  # the way in which typer ends
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     return DONE
+
+
+#: The options of `run`, and whether a value follows.
+_RUN_OPTIONS = {"--json": False, "--progress": False, "--start": True, "--help": False, "-h": False}
+
+
+def _options_first(words: list[str]) -> list[str]:
+    """The words of `run`, with its options before the target, wherever they stood, and `--` behind them. A program gets all that stands
+    behind its file, as from python, and a task all that stands behind a `--`.
+
+    Raises Refused for what looks like an option and is none: a task does not get what was meant for us.
+    """
+    from entangle.cli.run import names_a_task
+
+    options: list[str] = []
+    rest: list[str] = []
+    ahead = iter(words)
+    for word in ahead:
+        if word == "--":
+            rest += ahead
+        elif word.partition("=")[0] in _RUN_OPTIONS:
+            options.append(word)
+            if _RUN_OPTIONS.get(word):
+                options += [value for value in [next(ahead, None)] if value is not None]
+        elif word.startswith("--") and rest:
+            raise Refused(f"run has no option {word.partition('=')[0]}; write -- before words that are the task's, as -- {word}", USAGE)
+        elif word.startswith("-") and not rest:
+            options.append(word)  # of which it will be said that there is no such option
+        else:
+            rest.append(word)
+            if len(rest) == 1 and not names_a_task(word):
+                rest += ahead
+    return [*options, "--", *rest]
 
 
 def _complete_run(incomplete: str) -> list[tuple[str, str]]:
@@ -62,7 +97,7 @@ def _app(
     pass
 
 
-@app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command("run")
 def _run(
     target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A program; or a task, call or function in a file.")],
     arguments: Annotated[
@@ -74,8 +109,9 @@ def _run(
 ) -> None:
     """Run a program, or one task or call of it.
 
-    [b]entangle run work.py[/b] runs the program as python would.
-    [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs what comes of it and prints the value.
+    [b]entangle run work.py[/b] runs the program as python would; what stands behind the file is the program's.
+    [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs what comes of it and prints the value. Options may
+    stand before or behind the arguments; words behind [b]--[/b] are arguments, whatever they look like.
     """
     from entangle.cli.run import run
 

@@ -41,6 +41,11 @@ def run(target: str, arguments: list[str], as_json: bool, progress: bool, start:
     return status
 
 
+def names_a_task(target: str) -> bool:
+    """Whether this is FILE:NAME, and not a program, whose own affair the words behind it are."""
+    return ":" in target and not os.path.exists(target)
+
+
 def _parse(target: str) -> tuple[str, str]:
     """The file, and the name in it or ''. A file whose own name has a colon is still a file."""
     path, colon, name = target.rpartition(":")

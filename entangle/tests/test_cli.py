@@ -181,6 +181,57 @@ def test_a_task_a_call_or_a_function_runs_with_arguments(
         assert json.loads(here("runs", "--json")[1])[0]["id"] == found["run"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--json", "--start", "fork", "work.py:rest", "1", "x"),
+        ("work.py:rest", "--json", "1", "--start=fork", "x"),
+        ("work.py:rest", "1", "x", "--start", "fork", "--json"),
+        ("--start=spawn", "work.py:rest", "1", "--json", "x", "--start", "fork"),
+        ("--json", "--", "work.py:rest", "1", "x"),
+        ("work.py:rest", "1", "--json", "--", "x"),
+    ],
+    ids=" ".join,
+)
+def test_options_stand_before_or_behind_the_arguments(
+    here: Callable[..., tuple[int, str, str]], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENTANGLE_START", "auto")
+    status, said, _ = here("run", *words)
+    assert (status, json.loads(said)["value"]) == (DONE, [1, "x"])
+    assert os.environ["ENTANGLE_START"] == ("fork" if any("fork" in word for word in words) else "auto")
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (("work.py:rest", "--", "--json", "--start=fork", "-h", "--", "x"), "('--json', '--start=fork', '-h', '--', 'x')"),
+        (("--", "work.py:rest", "--json"), "('--json',)"),
+        (("work.py:rest", "-1", "-x", "-", "1"), "(-1, '-x', '-', 1)"),
+        (("work.py:rest", "1", "--"), "(1,)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_the_tasks_reaches_it(here: Callable[..., tuple[int, str, str]], words: tuple[str, ...], value: str) -> None:
+    assert here("run", *words)[:2] == (DONE, value + "\n")
+
+
+def test_a_task_may_have_parameters_that_are_called_like_options(here: Callable[..., tuple[int, str, str]], line: Line) -> None:
+    (line.folder / "named.py").write_text("def named(json=0, start=0, progress=0):\n    return json, start, progress\n", encoding="utf-8")
+    assert here("run", "named.py:named", "json=1", "start='fork'", "progress=2")[1] == "(1, 'fork', 2)\n"
+    sys.modules.pop("named", None)
+
+
+def test_an_option_that_is_none_is_not_handed_to_the_task(here: Callable[..., tuple[int, str, str]]) -> None:
+    status, said, complaint = here("run", "work.py:rest", "1", "--strat=fork")
+    assert (status, said) == (USAGE, "")
+    assert "run has no option --strat; write -- before words that are the task's, as -- --strat=fork" in complaint
+    for words in (("--strat", "work.py:rest"), ("work.py:rest", "--start"), ("work.py:rest", "--json=1"), ("work.py:rest", "--start", "x")):
+        status, said, complaint = here("run", *words)
+        assert (status, said) == (USAGE, ""), complaint
+    assert "Usage: entangle run" in here("run", "work.py:rest", "1", "--help")[1]
+
+
 def test_a_value_is_printed_and_keywords_reach_a_function(line: Line) -> None:
     assert line("run", "work.py:plain", "a", "b=2").stdout == "{'text': 'a', 'b': 2}\n"
 
