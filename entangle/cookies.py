@@ -6,8 +6,8 @@ coordinates, and the kernel keeps the queue. It is the protocol of the GNU make 
 can take from the same queue.
 
 Two kinds of queue use it. The *budget* of a process tree holds one cookie less than there are CPUs, since whoever starts
-a run waits for it and leaves it his own place. A *pool* belongs to `@scheduler(cpus=n)`: its bytes say which of the
-CPUs the holder binds itself to.
+a run waits for it and leaves it his own place. A *pool* belongs to `@scheduler(cpus=n)`: each of its cookies stands for one
+of the CPUs, to which the holder binds itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import math
+import mmap
 import os
 import select
+import struct
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
-#: A byte names a cookie, and a pipe of one page holds as many without blocking the one who fills it.
-MOST_COOKIES = 250
+#: A pipe of one page holds as many without blocking the one who fills it.
+MOST_COOKIES = 4096
+
+#: What a cookie of the budget stands for: no CPU in particular.
+ANY_CPU = -1
+
+#: make puts this byte back, whichever it has read.
+_BYTE = b"+"
+#: Bytes that are spliced into a pipe take a place each, of which one usually has so many.
+_RING = 16
+#: Between two looks whether a holder is dead (seconds).
+_PATIENCE = 0.1
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_PIPE = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINK
 
 #: The sizes of the pools of every scheduler decorated so far, so that the process that starts the first run can make
 #: them all: a pool must outlive the nested runs that share it.
@@ -93,74 +112,256 @@ def roam(cpus: set[int]) -> None:
 
 
 class CookieQueue:
-    """A queue of cookies in a named pipe at `path`. Every process of a tree may open it; it lasts while one has it open."""
+    """A queue of cookies in a named pipe at `path`. Every process of a tree may open it; it lasts while one has it open.
+
+    The bytes in the pipe are all alike. Beside it lies a file that all processes map, with a cell for each cookie: the CPU that
+    the cookie stands for and, while one of us holds it, who that is. A process may be killed at any instruction, so a cookie
+    is always in one place, and the file says in which:
+
+    - It is taken by a `readv` from the pipe into its cell: the kernel moves the byte in one call.
+    - To give it back, its byte is put into a second pipe, of which the file says whose byte it holds; the cell is cleared; the byte
+      is spliced into the queue, again in one call. Without `splice` (macOS), a kill in that moment may lose the cookie until
+      all runs of the process are over.
+
+    All that happens under a record lock. The kernel releases it when its holder dies, and the next one completes what was left.
+    The cookies of a process that has died are given back by whoever notices (`reclaim`). Those that `make` takes have no cell.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        # Read and write: an open that waits for nobody, and a queue that keeps what it holds while we have it open.
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+        self._fd = self._hand = -1
+        hand, cells = _beside(path)
+        try:
+            # Read and write: an open that waits for nobody, and a queue that keeps what it holds while we have it open.
+            self._fd = os.open(path, _PIPE)
+            self._hand = os.open(hand, _PIPE)
+            self._memory = _mapped(cells)
+        except BaseException:
+            for fd in (self._fd, self._hand):
+                if fd >= 0:
+                    os.close(fd)
+            raise
+        whole = memoryview(self._memory)
+        self.size: int = struct.unpack_from("q", whole)[0]
+        count = self.size
+        words = whole[: 8 * (2 + 3 * count)].cast("q")
+        self._moving: memoryview[int] = words[1:2]
+        self._numbers, self._holders, self._threads = (words[2 + at * count : 2 + (at + 1) * count] for at in range(3))
+        self._held = whole[8 * (2 + 3 * count) : 8 * (2 + 3 * count) + count]
+        self._views = [self._moving, self._numbers, self._holders, self._threads, self._held, words, whole]
+        self._looked = 0.0
+        _open_queues.add(self)
 
     @classmethod
-    def create(cls, path: str, cookies: bytes) -> CookieQueue:
-        """Make the pipe and put these cookies into it. Raises `FileExistsError` where there is one."""
-        os.mkfifo(path, 0o600)
+    def create(cls, path: str, cpus: Sequence[int], spill: str = "") -> CookieQueue:
+        """Make a queue of cookies that stand for these CPUs. Raises `FileExistsError` where there is one.
+
+        What processes map lies in the directory `spill` where the file system of `path` is full.
+        """
+        cpus = cpus[:MOST_COOKIES]
+        hand, cells = _beside(path)
+        for pipe in (hand, path):
+            with contextlib.suppress(FileExistsError):
+                os.mkfifo(pipe, 0o600)
+        count = len(cpus)
+        # The file comes last, and at once: two processes may make the same queue, and the second is to find all of it.
+        _place(cells, struct.pack(f"{2 + count}q", count, 0, *cpus) + bytes(17 * count), spill)
         queue = cls(path)
-        if cookies:
-            os.write(queue._fd, cookies[:MOST_COOKIES])
+        if count > _RING:
+            with contextlib.suppress(AttributeError, OSError):  # then not all cookies can be given back by `splice`
+                fcntl.fcntl(queue._fd, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE << (count - 1).bit_length())
+        if count:
+            os.write(queue._fd, _BYTE * count)
         return queue
 
-    def take(self) -> int | None:
-        """Take a cookie if there is one; None otherwise. Never waits."""
-        return self._read()
+    # Any number of processes and threads at once ---------------------------------------------------------------
 
-    def _read(self) -> int | None:
-        try:
-            taken = os.read(self._fd, 1)
-        except BlockingIOError:
-            return None
-        return taken[0] if taken else None
+    def take(self) -> int | None:
+        """Take a cookie if there is one, and give the CPU that it stands for; None otherwise. Never waits."""
+        cell = self._take()
+        if cell < 0 and time.monotonic() - self._looked > _PATIENCE and self.reclaim():
+            cell = self._take()
+        return self._numbers[cell] if cell >= 0 else None
 
     def wait(self) -> int:
         """Take a cookie, and sleep until there is one."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
-            cookie = self._read()
+            cookie = self.take()
             if cookie is not None:
                 return cookie
-            poll.poll()
+            # Not for ever: nobody tells us of a holder's death.
+            if poll.poll(_PATIENCE * 1000) and self.held() == self.size:
+                time.sleep(_PATIENCE)  # somebody has put in what is not ours
 
     def give(self, cookie: int) -> None:
-        """Put a cookie back."""
-        os.write(self._fd, bytes((cookie,)))
+        """Put a cookie back that this process has taken. One that it has not is left where it is."""
+        me, thread = _identity(os.getpid()), threading.get_ident()
+        found = -1
+        for cell in self._cells_of(me):
+            if self._numbers[cell] == cookie:
+                found = cell
+                if self._threads[cell] == thread:
+                    break
+        if found >= 0:
+            with _guard:
+                try:
+                    self._lock()
+                    self._give(found)
+                finally:
+                    self._unlock()
+
+    def held_here(self) -> set[int]:
+        """The cells of the cookies that this thread has taken."""
+        thread = threading.get_ident()
+        return {cell for cell in self._cells_of(_identity(os.getpid())) if self._threads[cell] == thread}
+
+    def give_back(self, but: Collection[int] = ()) -> None:
+        """Put back all that this thread has taken, but for these cells: also what it had not noted yet when it was interrupted."""
+        with _guard:
+            try:
+                self._lock()
+                for cell in self.held_here() - set(but):
+                    self._give(cell)
+            finally:
+                self._unlock()
+
+    def reclaim(self) -> bool:
+        """Put back what processes have held that are dead. Whether there was any."""
+        self._looked = time.monotonic()
+        with _guard:
+            try:
+                self._lock()
+                return self._reclaim()
+            finally:
+                self._unlock()
 
     def count(self) -> int:
         """How many cookies are in the queue now."""
-        import array
-        import termios
+        return _bytes_in(self._fd)
 
-        held = array.array("i", [0])
-        fcntl.ioctl(self._fd, termios.FIONREAD, held)
-        return held[0]
+    def held(self) -> int:
+        """How many cookies processes of ours hold now."""
+        return self.size - bytes(self._held).count(0)
 
-    def refill(self, cookies: bytes) -> None:
-        """Make the queue hold exactly these; for its owner, when nobody else uses it."""
-        while self._read() is not None:
-            pass
-        if cookies:
-            os.write(self._fd, cookies[:MOST_COOKIES])
+    def refill(self) -> None:
+        """Make the queue whole: for its owner, when nobody uses it but those who are known to hold a cookie."""
+        if self.count() + self.held() == self.size and not self._moving[0]:
+            return
+        with _guard:
+            try:
+                self._lock()
+                self._reclaim()
+                missing = self.size - self.held() - self.count()
+                if missing > 0:
+                    os.write(self._fd, _BYTE * missing)
+                elif missing < 0:
+                    os.read(self._fd, -missing)
+            finally:
+                self._unlock()
+
+    def held_by_others(self) -> bool:
+        """Whether another process, which lives, holds a cookie."""
+        me = _identity(os.getpid())
+        return any(self._held[cell] and self._holders[cell] != me and _lives(self._holders[cell]) for cell in range(self.size))
 
     def close(self) -> None:
         """Let go of the pipe."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with _guard:  # the lock of a file is lost with any descriptor of it
+            _open_queues.discard(self)
+            if self._fd >= 0:
+                for view in self._views:
+                    view.release()
+                self._memory.close()
+                os.close(self._fd)
+                os.close(self._hand)
+                self._fd = self._hand = -1
+
+    # Under the lock --------------------------------------------------------------------------------------------
+
+    def _lock(self) -> None:
+        """Take the record lock, and complete what its last holder may have left when it died or was interrupted."""
+        fcntl.lockf(self._hand, fcntl.LOCK_EX)
+        if self._moving[0]:
+            if _bytes_in(self._hand):
+                self._held[self._moving[0] - 1] = 0
+                self._put_in()
+            self._moving[0] = 0
+
+    def _unlock(self) -> None:
+        fcntl.lockf(self._hand, fcntl.LOCK_UN)
+
+    def _take(self) -> int:
+        """Take a cookie into a cell; gives that, or -1 where there is none."""
+        if self._is_empty():
+            return -1
+        with _guard:
+            try:
+                self._lock()
+                cell = self._free_cell()
+                if cell >= 0 and not self._fill(cell):
+                    self._let_go_of(cell)
+                    return -1
+                return cell
+            finally:
+                self._unlock()
+
+    def _is_empty(self) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    def _free_cell(self) -> int:
+        return bytes(self._held).find(0)
+
+    def _fill(self, cell: int) -> bool:
+        """Take a byte from the pipe into a cell, if there is one."""
+        self._holders[cell], self._threads[cell] = _identity(os.getpid()), threading.get_ident()
+        try:
+            os.readv(self._fd, [self._held[cell : cell + 1]])
+        except BlockingIOError:
+            return False
+        return True
+
+    def _give(self, cell: int) -> None:
+        if not self._held[cell]:
+            return
+        self._let_go_of(cell)
+        self._moving[0] = cell + 1
+        os.write(self._hand, _BYTE)
+        self._held[cell] = 0
+        self._put_in()
+        self._moving[0] = 0
+
+    def _put_in(self) -> None:
+        """Move the byte of the second pipe into the queue."""
+        try:
+            os.splice(self._hand, self._fd, 1, flags=os.SPLICE_F_NONBLOCK)
+        except (AttributeError, OSError):  # there is no such call, or each byte takes a place of which the pipe has too few
+            os.read(self._hand, 1)
+            os.write(self._fd, _BYTE)
+
+    def _let_go_of(self, cell: int) -> None:
+        """A cell is about to be free again."""
+
+    def _reclaim(self) -> bool:
+        me, found = _identity(os.getpid()), False
+        for cell in range(self.size):
+            if self._held[cell] and self._holders[cell] != me and not _lives(self._holders[cell]):
+                self._give(cell)
+                found = True
+        return found
+
+    def _cells_of(self, holder: int) -> list[int]:
+        held = bytes(self._held)
+        return [cell for cell, of in enumerate(self._holders) if of == holder and held[cell]] if any(held) else []
 
 
 class SharedQueue(CookieQueue):
     """A pool beside others for the same CPUs: those of further processes of one tree, each of which fills a queue of its own.
 
-    A cookie is then also the lock (`flock`) of a file in `directory` that names it, which only one of them all can hold. The
+    A cookie is then also the lock (`flock`) of a file in `directory` that names its CPU, which only one of them all can hold. The
     kernel frees it with its holder, so a queue that is lost with its process takes nothing from the others.
     """
 
@@ -169,46 +370,41 @@ class SharedQueue(CookieQueue):
         self._lock_path = os.path.join(directory, os.path.basename(path))
         self._locks: dict[int, int] = {}
 
-    def take(self) -> int | None:
-        """Take a cookie that is free everywhere, if there is one; None otherwise. Never waits."""
-        aside: list[int] = []
-        try:
-            while (cookie := self._read()) is not None:
-                if self._lock(cookie, wait=False):
-                    return cookie
-                aside.append(cookie)
-            return None
-        finally:
-            for cookie in aside:
-                super().give(cookie)
-
     def wait(self) -> int:
         """Take a cookie, and sleep until there is one."""
-        first = super().wait()
-        try:
-            if self._lock(first, wait=False):
-                return first
-            other = self.take()
-            if other is None:
-                # Others have them all: whoever has this one will give it to us.
-                self._lock(first, wait=True)
-                return first
-        except BaseException:
-            super().give(first)
-            raise
-        super().give(first)
-        return other
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        while True:
+            cookie = self.take()
+            if cookie is not None:
+                return cookie
+            if poll.poll(_PATIENCE * 1000):
+                # Others have all CPUs: whoever has that of the first free cell will give it to us.
+                before = self.held_here()
+                try:
+                    cell = self._take_any()
+                    if cell >= 0:
+                        self._claim(cell, wait=True)
+                        return self._numbers[cell]
+                except BaseException:
+                    self.give_back(but=before)
+                    raise
 
-    def give(self, cookie: int) -> None:
-        """Put a cookie back; one of a process that has died has been freed by the kernel."""
-        held = self._locks.pop(cookie, -1)
-        if held >= 0:
-            fcntl.flock(held, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
-            os.close(held)
-        super().give(cookie)
+    def _take_any(self) -> int:
+        with _guard:
+            try:
+                self._lock()
+                cell = super()._free_cell()
+                return cell if cell >= 0 and self._fill(cell) else -1
+            finally:
+                self._unlock()
 
-    def _lock(self, cookie: int, wait: bool) -> bool:
-        fd = os.open(f"{self._lock_path}-{cookie}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def _free_cell(self) -> int:
+        """A cell whose CPU nobody else has."""
+        return next((cell for cell, held in enumerate(bytes(self._held)) if not held and self._claim(cell, wait=False)), -1)
+
+    def _claim(self, cell: int, wait: bool) -> bool:
+        fd = os.open(f"{self._lock_path}-{self._numbers[cell]}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException as error:
@@ -216,8 +412,125 @@ class SharedQueue(CookieQueue):
             if isinstance(error, BlockingIOError):
                 return False
             raise
-        self._locks[cookie] = fd
+        self._locks[cell] = fd
         return True
+
+    def _let_go_of(self, cell: int) -> None:
+        fd = self._locks.pop(cell, -1)  # that of a process that has died has been freed by the kernel
+        if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
+            os.close(fd)
+
+
+def reclaim_all() -> None:
+    """A process of ours has died: put back the cookies that it held, in whichever queue."""
+    for queue in list(_open_queues):
+        if queue.held():
+            queue.reclaim()
+
+
+def _place(path: str, body: bytes, spill: str) -> None:
+    """Put a file at `path` with all its bytes at once; a link to one in `spill` where there is no room. FileExistsError: there is one."""
+    for directory in (os.path.dirname(path), spill):
+        draft = os.path.join(directory, f"{os.path.basename(path)}-{os.urandom(6).hex()}")
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINK, 0o600)
+        linked = False
+        try:
+            # Reserved first: a write to a mapped page for which there is no room would end the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, len(body))
+            os.write(fd, body)
+            if directory != spill:
+                os.link(draft, path)
+            else:
+                os.symlink(draft, path)
+                linked = True
+            return
+        except FileExistsError:
+            raise
+        except OSError:
+            if directory == spill or not spill:
+                raise
+        finally:
+            os.close(fd)
+            if not linked:
+                os.unlink(draft)
+
+
+def _beside(path: str) -> tuple[str, str]:
+    """What lies beside the pipe at `path`: the pipe for a byte on its way back, and the cells."""
+    name, dash, size = path.rpartition("-")
+    if not (dash and size.isdigit()):
+        name, size = path, ""
+    return f"{name}-0{size}", f"{name}-00{size}"
+
+
+def _mapped(path: str) -> mmap.mmap:
+    """A file of ours, or the one to which a link of ours leads, in memory."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(path)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | _NO_LINK)
+    try:
+        size = os.fstat(fd).st_size
+        if sys.version_info >= (3, 13):
+            return mmap.mmap(fd, size, trackfd=False)
+        return mmap.mmap(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _bytes_in(fd: int) -> int:
+    """How many bytes a pipe holds."""
+    import array
+    import termios
+
+    held = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, held)
+    return held[0]
+
+
+def _identity(pid: int) -> int:
+    """A number for a process that no later one has: its pid and when it began. 0 for one that is dead."""
+    global _own
+    own_pid, own = _own
+    if pid == own_pid:
+        return own
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            state, *fields = file.read(1024).rpartition(b")")[2].split()
+        found = 0 if state in (b"Z", b"X") else pid << 32 | int(fields[18]) & 0xFFFFFFFF
+    except (OSError, ValueError, IndexError):
+        found = _without_proc(pid)
+    if pid == os.getpid():
+        _own = pid, found
+    return found
+
+
+def _without_proc(pid: int) -> int:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    except PermissionError:
+        pass
+    return 0 if os.path.exists("/proc/self/stat") else pid << 32
+
+
+def _lives(holder: int) -> bool:
+    return _identity(holder >> 32) == holder
+
+
+def _after_fork() -> None:
+    global _guard, _own
+    _guard, _own = threading.RLock(), (-1, 0)  # whoever held it did not come along
+
+
+#: Held by a thread while it uses a queue or closes one: record locks do not exclude threads of one process.
+_guard = threading.RLock()
+_own = (-1, 0)
+_open_queues: weakref.WeakSet[CookieQueue] = weakref.WeakSet()
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @lru_cache(maxsize=1)

@@ -4,8 +4,8 @@
 
     <parent>/entangle-<uid>/            0700, ours, no symlink
         p<pid>-<random>/                a process; locked (flock) for as long as it, or a worker of it, lives
-            budget                      the cookies of its process tree
-            cookies-<n>                 the cookies of @scheduler(cpus=n)
+            budget                      the cookies of its process tree; beside it `budget-0` and `budget-00` (`cookies.py`)
+            cookies-<n>                 the cookies of @scheduler(cpus=n); beside it `cookies-0<n>` and `cookies-00<n>`
             tree                        of an agent: a link to the directory that it shares with others of its tree
             r<random>/                  a run: table, values, flow, attempts; a nested run lies in the run around it
         t<home>-<depth>/                what the agents of one process tree share on this machine, locked by each of them
@@ -26,13 +26,25 @@ import threading
 import time
 
 from entangle._run import removal
-from entangle.cookies import CookieQueue, SharedQueue, available_cpus, budget_of, forget_jobserver, jobserver_flags, registered_pools
+from entangle.cookies import (
+    ANY_CPU,
+    CookieQueue,
+    SharedQueue,
+    available_cpus,
+    budget_of,
+    forget_jobserver,
+    jobserver_flags,
+    registered_pools,
+)
 from entangle.errors import EntangleError
 
 #: The names of homes, of their directories for what has spilled, and of what the agents of one process tree share. What has another
 #: name is none of ours, and is never removed.
 _HOME = re.compile(r"p[0-9]+-[0-9a-f]{12}(\.spill)?")
 _TREE = re.compile(r"tp[0-9]+-[0-9a-f]{12}-[0-9]+")
+
+#: What workers of nested runs may take to die when a run is broken off (seconds).
+_DYING = 0.2
 
 _homes: dict[str, Home] = {}
 _guard = threading.Lock()
@@ -182,8 +194,8 @@ class Home:
                 os.symlink(self._shared[0], os.path.join(self.path, "tree"))
         self.spill = os.path.join(spill_base, spill_name)
         self.cpus = available_cpus()
-        self._cookies = b"+" * (budget_of(self.cpus) - 1)
-        self.budget = CookieQueue.create(os.path.join(self.path, "budget"), self._cookies)
+        budget = (ANY_CPU,) * (budget_of(self.cpus) - 1)
+        self.budget = CookieQueue.create(os.path.join(self.path, "budget"), budget, self.spill)
         self.pools: dict[int, CookieQueue] = {}
         self._runs = 0
         self._count = threading.Lock()
@@ -196,14 +208,20 @@ class Home:
             self._runs += 1
 
     def run_ends(self, in_order: bool) -> None:
-        """One run less. After one that was broken off, with no other under way, make the queues whole: nested runs that were
-        killed with it may have held cookies that nobody else knows of."""
+        """One run less. With no other under way, make the queues whole: programs that were killed with a worker, such as `make`,
+        may have held cookies that nobody else knows of."""
         with self._count:
             self._runs -= 1
-            if not in_order and not self._runs:
-                self.budget.refill(self._cookies)
-                for size, pool in self.pools.items():
-                    pool.refill(pool_cookies(self.cpus, size))
+            if self._runs:
+                return
+            queues = [self.budget, *self.pools.values()]
+            if not in_order:
+                # Nested runs that were killed with their caller die a moment after it.
+                until = time.monotonic() + _DYING
+                while any(queue.held_by_others() for queue in queues) and time.monotonic() < until:
+                    time.sleep(0.002)
+            for queue in queues:
+                queue.refill()
 
     @classmethod
     def adopt(cls, path: str, spill: str) -> None:
@@ -226,7 +244,7 @@ class Home:
                 path = os.path.join(self.path, f"cookies-{size}")
                 made: CookieQueue | None = None
                 with contextlib.suppress(FileExistsError):  # in a worker: there for the whole tree
-                    made = CookieQueue.create(path, pool_cookies(self.cpus, size))
+                    made = CookieQueue.create(path, self.cpus[:size], self.spill)
                 self.pools[size] = pool_at(path, self.path)
                 if made is not None:
                     made.close()
@@ -269,11 +287,6 @@ def pool_at(path: str, home: str) -> CookieQueue:
     """The queue of a pool that lies at `path`, for the processes that live in that home."""
     tree = os.path.join(home, "tree")
     return SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
-
-
-def pool_cookies(cpus: list[int], size: int) -> bytes:
-    """The cookies of a pool: the numbers of its CPUs. A byte names at most 256 of them."""
-    return bytes(cpu for cpu in cpus[:size] if cpu < 256)
 
 
 def branch() -> str:

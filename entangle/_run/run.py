@@ -311,7 +311,7 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
         home.open_pools(sizes)
         return []
     missing = [size for size in sizes if not os.path.exists(os.path.join(home.path, f"cookies-{size}"))]
-    return [CookieQueue.create(os.path.join(directory, f"cookies-{size}"), homes.pool_cookies(home.cpus, size)) for size in missing]
+    return [CookieQueue.create(os.path.join(directory, f"cookies-{size}"), home.cpus[:size], home.spill) for size in missing]
 
 
 def _remove(directory: str, spill: str, large: list[str]) -> None:

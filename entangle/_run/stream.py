@@ -39,7 +39,6 @@ from entangle._run.table import (
     GONE,
     IDLE,
     NOBODY,
-    NODE,
     READY,
     READY_COUNT,
     READY_HEAD,
@@ -338,9 +337,6 @@ class StreamSupervisor(Supervisor):
         """A node's worker is gone: the client says how far it had come and when it goes on."""
         flow, table = self.site.flow, self.table
         pause = 0.0
-        others = (other * SLOT for other in (*self.processes, *self.threads) if other != slot)
-        if any(table.slots[base + NODE] == node and table.slots[base + STATE] == BUSY for base in others):
-            return  # it had published that node, whose row has been armed and taken again since
         if begun:
             (taken, *_) = flow.inputs[flow.starts[node] : flow.starts[node + 1]]
             progress, pause = self.client.lost(node, slot, self._value_of(taken), error, self.site.directory)

@@ -42,7 +42,6 @@ from entangle._run.table import (
     FAILED_NODE,
     FINISHED,
     FREE,
-    HELD,
     HIGH,
     HUNGRY,
     HUNGRY_FOR_ALL,
@@ -64,12 +63,13 @@ from entangle._run.table import (
     STARTING,
     STATE,
     STOP,
+    UNARMED,
     UNCLAIMED,
     WAITING,
     WAITING_POOL,
 )
 from entangle._run.worker import Worker, here, run_as
-from entangle.cookies import CookieQueue
+from entangle.cookies import ANY_CPU, CookieQueue, reclaim_all
 from entangle.errors import (
     EntangleError,
     ProcessTerminatedException,
@@ -254,14 +254,8 @@ class Supervisor:
     def _take_cookies(self, most: int) -> int:
         """Take up to so many cookies of the budget; gives how many there were."""
         taken = 0
-        outer = self.outer
         while taken < most and self.budget is not None:
-            if outer is not None:
-                # Said before it is done: if we are killed in between, a cookie too many goes back, not one too few.
-                outer.site.table.slots[outer.base + HELD] = self.cookies + 1
             if self.budget.take() is None:
-                if outer is not None:
-                    outer.site.table.slots[outer.base + HELD] = self.cookies
                 break
             self.cookies += 1
             taken += 1
@@ -270,9 +264,7 @@ class Supervisor:
     def _give_cookies(self, keep: int) -> None:
         while self.cookies > keep and self.budget is not None:
             self.cookies -= 1
-            self.budget.give(ord("+"))
-            if self.outer is not None:
-                self.outer.site.table.slots[self.outer.base + HELD] = self.cookies
+            self.budget.give(ANY_CPU)
 
     def _start_process(self, lane: int) -> None:
         if not self.free or (lane == PROCESS and self._must_not_grow()):
@@ -325,7 +317,7 @@ class Supervisor:
 
     def _clear_slot(self, slot: int, lane: int) -> None:
         slots, base = self.table.slots, slot * SLOT
-        for field in (BEGUN, COOKIE, WAITING_POOL, HELD, DOOMED, SINCE):
+        for field in (BEGUN, COOKIE, WAITING_POOL, DOOMED, SINCE):
             slots[base + field] = 0
         slots[base + NODE] = slots[base + NEXT_NODE] = slots[base + NESTED] = NOBODY
         slots[base + LANE] = lane
@@ -493,8 +485,12 @@ class Supervisor:
     def _bury(self, worker: WorkerProcess) -> None:
         """A worker process has ended: in good order, or with a node that it ran."""
         slots, base = self.table.slots, worker.slot * SLOT
-        node, begun = slots[base + NODE], bool(slots[base + BEGUN])
-        resting, began = slots[base + STATE] == RESTING, slots[base + STATE] != STARTING
+        with self.table.locked(UNCLAIMED):
+            # Taking the lock has made right what it left half done, if it died with the lock.
+            node, begun = slots[base + NODE], bool(slots[base + BEGUN])
+            resting, began = slots[base + STATE] == RESTING, slots[base + STATE] != STARTING
+            if node >= 0 and self._runs_elsewhere(node, worker.slot):
+                node = NOBODY
         code = worker.ended_by
         assert code is not None
         after = slots[base + NEXT_NODE]
@@ -517,9 +513,18 @@ class Supervisor:
             self._lost_idle(worker, code, began)
         if resting:
             with self.table.locked(UNCLAIMED):
-                self.table.header[IDLE + PROCESS] -= 1
+                # It may have been counted out already. One too many in this count is a wake-up in vain; one too few, none at all.
+                others = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
+                self.table.header[IDLE + PROCESS] = min(self.table.header[IDLE + PROCESS], others)
         if node >= 0 and self.table.states[node] == RUNNING:
             self.lost(node, worker.slot, self._obituary(worker, node, code), begun)
+
+    def _runs_elsewhere(self, node: int, slot: int) -> bool:
+        """Whether a node that a worker had put its name to when it died is another's: it died before it had said that the node runs,
+        or after it had published its value and others had made it ready again. Lock held."""
+        slots = self.table.slots
+        others = (other * SLOT for other in (*self.processes, *self.threads) if other != slot)
+        return any(slots[base + NODE] == node and slots[base + STATE] == BUSY for base in others)
 
     def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
         """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
@@ -541,15 +546,12 @@ class Supervisor:
                 self.poll.unregister(fd)
         worker.close()
         del self.processes[worker.slot]
-        cookie = slots[base + COOKIE]
-        if cookie:
-            slots[base + COOKIE] = 0
-            self.site.pool(cookie >> 8).give((cookie & 0xFF) - 1)
-        held = slots[base + HELD]
-        if held and self.budget is not None and worker.ended_by:
-            for _ in range(held):
-                self.budget.give(ord("+"))
         pool = slots[base + WAITING_POOL]
+        if worker.ended_by or slots[base + COOKIE] or slots[base + NESTED] != NOBODY:
+            for size in {slots[base + COOKIE], self.site.pool_sizes[pool - 1] if pool else 0} - {0}:
+                self.site.pool(size)
+            reclaim_all()
+        slots[base + COOKIE] = 0
         if pool:
             with self.table.locked(UNCLAIMED):
                 slots[base + WAITING_POOL] = 0
@@ -586,7 +588,7 @@ class Supervisor:
         if self.goes_on_after(node, error):
             table.attempts[node] = attempt
             note_attempt(self.site.directory, node, attempt, error)
-            table.states[node] = WAITING
+            table.states[node] = UNARMED
             self.retries.append((time.monotonic() + pause(body, attempt), node))
             self.retries.sort()
             return

@@ -33,13 +33,15 @@ MAGIC = 0x656E7461_6E676C01
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
-# … and of one whose set of rows is not in use.
+# … and of one whose set of rows is not in use, or that pauses between two attempts: a recount leaves it alone.
 UNARMED = 5
 
 # Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD, FRESH, HERE).
 (MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
 FREE_SEGMENT, EXCESS, NOTING = 12, 13, 14
 READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
+# The queue of slots that may have a range left (0: none), and whether slots outside of it have been looked at in vain.
+RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
 POOL_HEAD, POOL_WAITING = 32, 48
 MOST_POOLS = 16
 # How many nodes of a group run, and those laid aside until fewer do.
@@ -47,11 +49,15 @@ LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64
 HEADER = 192
 
-# Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1;
-# HELD, how many cookies of the budget that run holds. A dead worker's slot tells the supervisor what to give back.
+# Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1.
+# COOKIE is the size of the pool of which the worker has a cookie, 0 for none; which one it is, the pool itself knows.
 # NEXT_NODE is written before a worker goes on to a consumer without the lock, so that a recount leaves that node alone.
-(PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, HELD, NESTED, DOOMED, NEXT_NODE, LANE) = range(15)
+# NEXT_RANGE is the next slot in the queue of ranges: 0 for a slot that is not in it, NOBODY for the last.
+(PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, NEXT_RANGE, NESTED, DOOMED, NEXT_NODE, LANE) = range(15)
 SLOT = 16
+
+#: Ranges that a claim compares before it takes from the longest of them.
+COMPARED = 8
 
 # BEGUN: where a worker is with its node. Its body has not begun (0), runs, or is over and its value on the way out; a body
 # that has begun must not run again unasked, whatever became of its worker since.
@@ -261,6 +267,12 @@ class Table:
                 if not missing:
                     self.push(lanes[flow.body_of[node]], node)
         header[SINKS_LEFT] = sum(states[node] != DONE for node in flow.sinks)
+        if flow.sinks and not header[SINKS_LEFT]:
+            header[FINISHED] = 1
+        if header[FAILED_NODE] < 0 and (failed := bytes(states).find(FAILED)) >= 0:
+            header[FAILED_NODE] = failed
+            header[STOP] = 1
+        self._find_ranges()
         for lane in (PROCESS, THREAD):
             header[IDLE + lane] = sum(
                 self.slots[base + STATE] == RESTING and self.slots[base + LANE] == lane
@@ -327,35 +339,93 @@ class Table:
 
     def claim_leaves(self, slot: int) -> int:
         """Claim leaves for a worker who has none left, and take the first: a share of those that nobody has claimed, else the
-        upper half of the longest range of another worker, since he may be asleep. NOBODY where all are taken. Lock held."""
-        slots = self.slots
+        upper half of a long range of another worker, which may be asleep. NOBODY where all are taken. Lock held.
+
+        A worker may be killed after each of the writes. Its own range is empty until the last of them: until then a recount
+        finds that nobody has claimed these leaves, and makes them ready.
+        """
+        slots, mine = self.slots, slot * SLOT
         low, high = slots[LOW], slots[HIGH]
         if low < high:
             # Guided self-scheduling (Polychronopoulos and Kuck, 1987): large pieces first, so that neighbours stay
             # together; ever smaller ones, so that all end at one time. Leaves start nearly in the order written.
             high = low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
+            slots[mine + HIGH] = 0
+            slots[mine + LOW] = low + 1
             slots[LOW] = high
         else:
-            victim, most = 0, 0
-            for other in range(SLOT, self.slot_count * SLOT, SLOT):
-                left = slots[other + HIGH] - slots[other + LOW]
-                if left > most:
-                    victim, most = other, left
-            if not most:
+            victim = self._long_range()
+            if not victim:
                 return NOBODY
-            high = slots[victim + HIGH]
-            low = high - (most + 1) // 2
-            slots[victim + HIGH] = low
-        slots[slot * SLOT + HIGH] = high
-        slots[slot * SLOT + LOW] = low + 1
+            high = slots[victim * SLOT + HIGH]
+            low = high - (high - slots[victim * SLOT + LOW] + 1) // 2
+            slots[mine + HIGH] = 0
+            slots[mine + LOW] = low + 1
+            slots[victim * SLOT + HIGH] = low
+        slots[mine + HIGH] = high
+        if low + 1 < high:
+            self._queue_range(slot)
         return low
+
+    def _queue_range(self, slot: int) -> None:
+        """Put a slot that has a range at the end of the queue of ranges, unless it is in it."""
+        header, slots = self.header, self.slots
+        header[NO_RANGES] = 0
+        if slots[slot * SLOT + NEXT_RANGE]:
+            return
+        slots[slot * SLOT + NEXT_RANGE] = NOBODY
+        if header[RANGES_HEAD]:
+            slots[header[RANGES_TAIL] * SLOT + NEXT_RANGE] = slot
+        else:
+            header[RANGES_HEAD] = slot
+        header[RANGES_TAIL] = slot
+
+    def _long_range(self) -> int:
+        """The slot with the longest of the first ranges in the queue; 0 where nobody has one.
+
+        Not of all: with hundreds of workers every claim would hold the lock for longer than a short body runs.
+        """
+        header, slots = self.header, self.slots
+        longest = most = seen = before = 0
+        at = header[RANGES_HEAD]
+        while at > 0 and seen < COMPARED:
+            left = slots[at * SLOT + HIGH] - slots[at * SLOT + LOW]
+            after = slots[at * SLOT + NEXT_RANGE]
+            if left <= 0:  # used up: out of the queue with it
+                slots[at * SLOT + NEXT_RANGE] = 0
+                if before:
+                    slots[before * SLOT + NEXT_RANGE] = after
+                else:
+                    header[RANGES_HEAD] = max(0, after)
+                if after < 0:
+                    header[RANGES_TAIL] = before
+            else:
+                seen, before = seen + 1, at
+                if left > most:
+                    longest, most = at, left
+            at = after
+        if not longest and not header[NO_RANGES]:
+            self._find_ranges()
+            return header[RANGES_HEAD] and self._long_range()
+        return longest
+
+    def _find_ranges(self) -> None:
+        """Make the queue of ranges anew. Lock held."""
+        header, slots = self.header, self.slots
+        header[RANGES_HEAD] = header[RANGES_TAIL] = 0
+        for base in range(SLOT, self.slot_count * SLOT, SLOT):
+            slots[base + NEXT_RANGE] = 0
+        for slot in range(1, self.slot_count):
+            if slots[slot * SLOT + LOW] < slots[slot * SLOT + HIGH]:
+                self._queue_range(slot)
+        header[NO_RANGES] = 1
 
     # Looking -------------------------------------------------------------------------------------------------
 
     def leaves_left(self) -> int:
         """How many leaves no worker has taken yet."""
         slots = self.slots
-        return sum(slots[base + HIGH] - slots[base + LOW] for base in range(0, self.slot_count * SLOT, SLOT))
+        return sum(max(0, slots[base + HIGH] - slots[base + LOW]) for base in range(0, self.slot_count * SLOT, SLOT))
 
     def waiting_for_worker(self) -> int:
         """How many nodes a worker process could take now."""

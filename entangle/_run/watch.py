@@ -146,7 +146,7 @@ class LiveRun:
 
     def states(self) -> list[str]:
         """What each node is now: waiting, ready, running, done or failed."""
-        return [_NODE_STATES[state] for state in bytes(self.table.states)]
+        return [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
 
     def name(self, node: int) -> str:
         """The task of a node, '' where there is none or no outline yet."""

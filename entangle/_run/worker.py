@@ -347,6 +347,8 @@ class Worker:
                 # Nobody sleeps while something is ready, so only what is ready now for the first time wakes anybody.
                 if pushed > 1 or (pushed and chosen not in takers):
                     woken, woken_threads, tell = self._count_wakes()
+            if chosen < 0:
+                slots[self.base + NODE] = NOBODY
         finally:
             table.unlock()
         if finished or tell:
@@ -522,10 +524,10 @@ class Worker:
             if self.durable[self.site.flow.body_of[node]]:
                 # Taken from the store, not from our hands: what an attempt does to its arguments is lost with it.
                 self.recent.clear()
-            if body.pool:
-                self._take_cookie(body.pool)
             args, named = None, {}  # type: ignore[var-annotated]
             try:
+                if body.pool:
+                    self._take_cookie(body.pool)
                 if body.pool and self.is_over(node):  # a thread that slept for its cookie
                     raise RunCancelledError("the run is over")
                 args, named = self.site.flow.arguments(node, self._value_of)
@@ -556,7 +558,7 @@ class Worker:
                 self.using.clear()
                 failed = error
             finally:
-                self._give_cookie()
+                self.give_cookie()
             args = named = value = None  # type: ignore[assignment]
             if not self.rest(pause(body, attempt)) or self.is_over(node):
                 raise failed from failed.__cause__
@@ -589,13 +591,17 @@ class Worker:
         """Take a cookie of a pool, sleeping until there is one, and bind this worker to its CPU."""
         site, table = self.site, self.site.table
         queue = site.pool(size)
+        before = queue.held_here()
         began = time.monotonic_ns()
-        cookie = queue.wait()
+        try:
+            self.cookie = size, queue.wait()
+        except BaseException:
+            queue.give_back(but=before)  # the caller's thread may be interrupted after it has taken one
+            raise
         if self.notes is not None:
             self.notes.extra(table.slots[self.base + NODE], COOKIE_WAIT, time.monotonic_ns() - began)
         index = site.pool_sizes.index(size)
-        table.slots[self.base + COOKIE] = (size << 8) + cookie + 1
-        self.cookie = (size, cookie)
+        table.slots[self.base + COOKIE] = size
         if table.slots[self.base + WAITING_POOL]:
             table.lock(self.slot)
             try:
@@ -610,7 +616,7 @@ class Worker:
             if tell:
                 site.notify()
             self._wake(woken, woken_threads)
-        self.roaming = bind(cookie)
+        self.roaming = bind(self.cookie[1])
         if self.in_process:
             # What the body starts is to keep to the pool, not to the whole budget.
             self.makeflags = os.environ.get("MAKEFLAGS")
@@ -618,17 +624,17 @@ class Worker:
             if flags is not None:
                 os.environ["MAKEFLAGS"] = flags
 
-    def _give_cookie(self) -> None:
-        """Give the cookie back, if we hold one, and roam all CPUs again."""
+    def give_cookie(self) -> None:
+        """Give the cookie back, if we hold one, and roam all CPUs again. Where that is interrupted, it may be done again."""
         if self.cookie is None:
             return
         size, cookie = self.cookie
         roam(self.roaming)
         if self.in_process and self.makeflags is not None:
             os.environ["MAKEFLAGS"] = self.makeflags
-        self.cookie = None
-        self.site.table.slots[self.base + COOKIE] = 0
         self.site.pool(size).give(cookie)
+        self.site.table.slots[self.base + COOKIE] = 0
+        self.cookie = None
 
     @block
     def holding(self, size: int) -> Iterator[None]:
@@ -636,11 +642,11 @@ class Worker:
         if self.cookie is not None:
             yield
             return
-        self._take_cookie(size)
         try:
+            self._take_cookie(size)
             yield
         finally:
-            self._give_cookie()
+            self.give_cookie()
 
     @block
     def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
@@ -674,7 +680,7 @@ class Worker:
             self.waiting += 1
             if self.waiting == 1 and self.cookie is not None:
                 self.lent = self.cookie[0]
-                self._give_cookie()
+                self.give_cookie()
         try:
             yield
         finally:
