@@ -4,11 +4,13 @@
 #   VENV=.venv           where the environment lies
 #   ARGS="-x -k store"   further arguments for what is run: pytest, the benchmarks, the drill
 #   TESTS=path           the tests to run; all of them if not given
+#   LOWEST_VENV=.venv-lowest   the one with the lowest versions of what we need, for `make test-lowest`; name the oldest Python for it
 #   JOBS=2               processes that share the tests when all of them are run; 0: none but pytest itself, as --pdb and -s need it
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+LOWEST_VENV ?= .venv-lowest
 ROUNDS ?= 1
 TESTS ?=
 JOBS ?= 2
@@ -16,6 +18,10 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
+LOWEST_BIN := $(LOWEST_VENV)/bin
+#: What `make test-lowest` runs: where other people's packages are used, and what is promised of every way to run.
+LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py classes.py cli.py dependencies.py docker.py http.py interpreter.py \
+    memory.py progress.py source.py sources.py ssh.py values.py web.py)
 
 # In an empty environment, too: without a PATH a Python does not know where it lies itself.
 PATH ?= /usr/local/bin:/usr/bin:/bin
@@ -30,11 +36,12 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill clean
+.PHONY: help run test test-lowest services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
 	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name", JOBS=$(JOBS))'
+	@echo 'make test-lowest  some of them with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
 	@echo 'make format  let ruff mend what it can'
@@ -49,6 +56,9 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n $(JOBS) --dist loadfile) $(ARGS)
+
+test-lowest: $(LOWEST_VENV)/.installed-lowest
+	$(LOWEST_BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(TESTS),$(TESTS),$(LOWEST_TESTS)) $(ARGS)
 
 services: services-gremlin services-browser
 	.ci/services
@@ -97,7 +107,7 @@ services-browser:
 	.ci/browser
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than what it was made from, so that a second call goes straight to work.
@@ -113,6 +123,11 @@ $(VENV)/.installed-test: $(VENV)/pyvenv.cfg pyproject.toml setup.py
 $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(LOWEST_VENV)/.installed-lowest: $(LOWEST_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/lowest
+	$(LOWEST_BIN)/python .ci/lowest >$(LOWEST_VENV)/lowest.txt
+	$(LOWEST_BIN)/python -m pip install --quiet --constraint $(LOWEST_VENV)/lowest.txt --editable '.[test]'
+	@touch $@
 
 # Without the package: there it runs from the source tree, so that no installation has a part in how fast it starts.
 $(BENCH_VENV)/.installed: $(BENCH_VENV)/pyvenv.cfg benchmarks/requirements.txt

@@ -25,7 +25,7 @@ from types import CoroutineType
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._run.frames import edge, hide, passes_on
-from entangle._run.pickling import by_value, travels_by_value
+from entangle._run.pickling import travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
@@ -163,7 +163,6 @@ def _find(module: str, name: str) -> Any:
 
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
-    _remember_local_classes(function, set())
     if (module := getattr(function, "__module__", None)) and module not in sys.modules:
         travels_by_value(module)  # what `runpy` runs: a forked worker is not to import it either, to pickle something
     inner = _as_written(_resolving(in_its_order(function, task.layers)), task)
@@ -203,24 +202,6 @@ def _as_written(function: Callable[..., Any], task: Task[..., Any]) -> Callable[
     # A partial, or an object that can be called, has no name; its task has one.
     function.__name__, function.__qualname__ = task.__name__, task.__qualname__
     return function
-
-
-def _remember_local_classes(function: Any, seen: set[int]) -> None:
-    """Have cloudpickle know the classes that a function closes over, before it is forked: it then gives the class itself when
-    an instance, or an error, comes back, and not another of the same name."""
-    if id(function) in seen:
-        return
-    seen.add(id(function))
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
-        if isinstance(held, type) and "<locals>" in held.__qualname__:
-            with contextlib.suppress(Exception):  # a class that cannot travel is named when it has to
-                by_value(held)
-        elif isinstance(held, (types.FunctionType, Task)):
-            _remember_local_classes(held.function if isinstance(held, Task) else held, seen)
 
 
 def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -40,7 +40,9 @@ def is_found(name: str) -> bool:
     if _is_imported_now(name):
         return False
     with contextlib.suppress(Exception):  # anybody's finder
-        found = _finds(name, getattr(module, "__file__", None))
+        # `collections.abc` stands for another module, as does whatever puts one in its own place when it is imported.
+        own = getattr(module.__spec__, "name", name)
+        found = _finds(own if sys.modules.get(own) is module else name, getattr(module, "__file__", None))
         _known[name] = (module, found)
         return found
     return True

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+import marshal
 import pickle
 import sys
 import types
+import typing
+import weakref
 from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-from entangle._run import findable
+from entangle._run import classes, findable
 from entangle.errors import UnpicklableError
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
@@ -97,7 +100,19 @@ def by_name(value: Any, buffer_callback: _Aside | None = None) -> bytes:
 def by_value(value: Any, buffer_callback: _Aside | None = None) -> bytes:
     """Pickle a value by cloudpickle: functions and classes that the other side cannot import go along."""
     file = io.BytesIO()
-    pickler_by_value(file, buffer_callback).dump(value)
+    try:
+        pickler_by_value(file, buffer_callback).dump(value)
+    except pickle.PicklingError as error:
+        if sys.version_info >= (3, 12) or buffer_callback is not None or not isinstance(error.__cause__, RecursionError):
+            raise
+        # Up to Python 3.11 a list in a list takes two of the thousand calls that may be under way, of later ones none.
+        file = io.BytesIO()
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(4 * limit)
+        try:
+            pickler_by_value(file).dump(value)
+        finally:
+            sys.setrecursionlimit(limit)
     return file.getvalue()
 
 
@@ -117,13 +132,17 @@ def _kind_by_value() -> Any:
 
     if "__mp_main__" in sys.modules and sys.modules["__mp_main__"].__name__ == "__mp_main__":
         cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])  # it takes that for a module like any other
-    table = ChainMap({_CACHED: _reduce_cached}, cloudpickle.Pickler.dispatch_table)
+    table = ChainMap(_OURS, cloudpickle.Pickler.dispatch_table)
     usual = cloudpickle.Pickler.reducer_override
 
     def reducer_override(self: Any, value: Any) -> Any:
         if isinstance(value, (types.FunctionType, type)):
             _take_along(value.__module__)
-        return usual(self, value)
+        reduced = usual(self, value)
+        # Of a class that is taken from nowhere by its name, cloudpickle says what it consists of, in six parts.
+        if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
+            return classes.reduced(value, reduced, not travels_by_value(value.__module__))
+        return reduced
 
     return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table, "reducer_override": reducer_override})
 
@@ -148,6 +167,27 @@ def _take_along(module: str | None) -> None:
     _for_now.add(module)
 
 
+def _reduce_file(file: Any) -> Any:
+    """An open text file does not travel; cloudpickle would send its text. The standard streams are everywhere, each process's own."""
+    for name in ("stdout", "stderr"):
+        if file is getattr(sys, name):
+            return getattr, (sys, name)
+    raise TypeError(f"cannot pickle {type(file).__qualname__!r} object, the open file {getattr(file, 'name', '')!r}")
+
+
+def _reduce_code(code: types.CodeType) -> Any:
+    """Code with the name of its file, by which tracebacks and `inspect` find the lines. cloudpickle 3.1.3 leaves the name out."""
+    try:
+        return marshal.loads, (marshal.dumps(code),)
+    except ValueError:  # a constant that no compiler makes: somebody has put it there by `replace`
+        return _code_again, (marshal.dumps(code.replace(co_consts=())), code.co_consts)
+
+
+def _code_again(marshalled: bytes, constants: tuple[Any, ...]) -> types.CodeType:
+    code: types.CodeType = marshal.loads(marshalled)
+    return code.replace(co_consts=constants)
+
+
 def _reduce_cached(function: Any) -> Any:
     """A function under `functools.lru_cache` knows its name alone, by which it is not found where nobody can import it.
 
@@ -166,6 +206,49 @@ def _reduce_cached(function: Any) -> Any:
 
 def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_weak_keys(table: Any) -> Any:
+    """A table whose keys are held weakly: here as there they go with whatever else holds them. `functools.singledispatch` has one."""
+    return type(table), (dict(table),)
+
+
+def _reduce_cached_property(value: Any) -> Any:
+    """Its lock, which it has before Python 3.12, is each process's own."""
+    return _cached_property_again, (value.func, value.attrname, value.__doc__)
+
+
+def _cached_property_again(function: Callable[[Any], Any], name: str | None, text: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname, made.__doc__ = name, text
+    return made
+
+
+def _reduce_dispatching(method: Any) -> Any:
+    """What it remembers of instances, from Python 3.13 on, stays here."""
+    return functools.singledispatchmethod, (method.func,), {"dispatcher": method.dispatcher}
+
+
+def _reduce_new_type(made: Any) -> Any:
+    """A type of `typing.NewType` knows its name alone, by which one of a script or a function is not found elsewhere."""
+    name: str = made.__name__
+    module = sys.modules.get(made.__module__) if not travels_by_value(made.__module__) else None
+    if getattr(module, name, None) is made:
+        return name
+    return typing.NewType, (name, made.__supertype__), {"__module__": made.__module__}
+
+
+#: What our pickler does in another way than cloudpickle, by exact type.
+_OURS: dict[type, Callable[[Any], Any]] = {
+    _CACHED: _reduce_cached,
+    types.CodeType: _reduce_code,
+    io.TextIOWrapper: _reduce_file,
+    functools.cached_property: _reduce_cached_property,
+    functools.singledispatchmethod: _reduce_dispatching,
+    typing.NewType: _reduce_new_type,
+    weakref.WeakKeyDictionary: _reduce_weak_keys,
+    weakref.WeakValueDictionary: _reduce_weak_keys,
+}
 
 
 def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -> UnpicklableError:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run import janitor, reaper
+from entangle._run import classes, janitor, reaper
 from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.process import WorkerProcess
 from entangle._run.site import Site
@@ -131,6 +131,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
     code = BROKEN
     try:
         settle_in(parent, err, out, own_handlers)
+        classes.inherit()
         store.become(slot, serial)
         code = live(Worker(site, slot, lane, serial, store))
     except BaseException:

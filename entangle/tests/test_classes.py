@@ -1,0 +1,174 @@
+"""Values of classes that no module has under their name come back as values of the caller's own classes, however workers are started."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import enum
+import functools
+import gc
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle.errors import UnpicklableError
+from entangle.interpreter import interpreter
+from entangle.process import process
+from entangle.thread import thread
+
+from . import made_classes
+from .made_classes import same
+
+#: A class that its module has, but not under the name that it bears.
+Row = collections.namedtuple("Another", "a b")  # type: ignore[name-match]
+START = ("fork", "forkserver", "spawn")
+
+
+@pytest.mark.parametrize("start", START)
+def test_classes_that_are_made_in_a_function(start: str) -> None:
+    assert made_classes.wrong(start) == []
+
+
+@pytest.mark.parametrize("start", START)
+def test_classes_of_the_script(start: str, tmp_path: Path) -> None:
+    script = shutil.copy(made_classes.__file__, tmp_path)
+    ran = subprocess.run([sys.executable, script, start], capture_output=True, text=True, timeout=100)
+    assert (ran.stdout, ran.stderr) == ("all\n", "")
+
+
+@pytest.mark.parametrize("start", START)
+def test_a_class_that_its_module_has_under_another_name(start: str) -> None:
+    assert type(same(Row(1, 2))(start=start)) is Row
+
+
+@pytest.mark.parametrize("start", START)
+def test_an_error_of_a_local_class_is_caught_by_it(start: str) -> None:
+    class Mine(Exception):
+        pass
+
+    def fail() -> None:
+        raise Mine("of my own")
+
+    nested = process(lambda: process(fail)()())
+    for call in (process(fail)(), same(process(fail)()), nested(), thread(fail)()):
+        with pytest.raises(Mine, match="of my own"):
+            call(start=start)
+
+
+def test_a_local_class_comes_back_from_another_python() -> None:
+    class Colour(enum.Enum):
+        RED = 1
+
+    there = interpreter(python=sys.executable)(same)
+    assert there(there(Colour.RED))() is Colour.RED
+
+
+@pytest.mark.parametrize("start", START)
+def test_classes_that_each_body_makes_anew_are_not_mixed_up(start: str) -> None:
+    """Two workers that make a class by one statement have it at one address, and yet they are two."""
+
+    def made(n: int) -> Any:
+        class Adder:
+            def add(self, x: int) -> int:
+                return x + n
+
+        return Adder()
+
+    def both(*adders: Any) -> list[int]:
+        return [adder.add(0) for adder in adders]
+
+    making = process(fresh=True)(made)
+    assert process(both)(*(making(n) for n in range(4)))(start=start) == [0, 1, 2, 3]
+
+
+def test_a_class_that_a_worker_changes_is_the_callers_as_it_was() -> None:
+    class Counted:
+        count = 0
+
+    @process
+    def change() -> Any:
+        Counted.count += 1
+        return Counted()
+
+    assert isinstance(change()(start="fork"), Counted)
+    assert Counted.count == 0
+
+
+def test_a_class_that_nobody_holds_any_longer_goes() -> None:
+    def there_and_back() -> None:
+        class Gone:
+            pass
+
+        assert isinstance(same(Gone())(start="fork"), Gone)
+
+    before = len(object.__subclasses__())
+    for _ in range(3):
+        there_and_back()
+    gc.collect()
+    assert len(object.__subclasses__()) <= before
+
+
+# What does not travel ----------------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> Any:
+    return path.open("w+")
+
+
+def _binary(path: Path) -> Any:
+    return path.open("wb")
+
+
+def _socket(_: Path) -> Any:
+    return socket.socket()
+
+
+def _lock(_: Path) -> Any:
+    return threading.Lock()
+
+
+def _held(thing: Any) -> Any:
+    return types.SimpleNamespace(kept=[{"it": thing}])
+
+
+@process
+def made_there(make: Any, path: Path, wrap: Any) -> Any:
+    return wrap(make(path))
+
+
+@pytest.mark.parametrize("make", [_text, _binary, _socket, _lock])
+def test_open_files_locks_and_connections_do_not_travel(make: Any, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as open_here:
+        thing = make(tmp_path / "file")
+        if hasattr(thing, "close"):
+            open_here.enter_context(thing)
+        for value in (thing, [thing], _held(thing), functools.partial(print, thing), lambda: thing):
+            with pytest.raises(UnpicklableError, match="argument 1 of task 'same' cannot travel"):
+                same(value)(start="forkserver")
+    for wrap in (id_of, _held):
+        with pytest.raises(UnpicklableError, match="the value of task 'made_there' cannot travel"):
+            made_there(make, tmp_path / "file", wrap)(start="fork")
+
+
+def id_of(thing: Any) -> Any:
+    return thing
+
+
+@pytest.mark.parametrize("start", START)
+def test_the_standard_streams_are_each_process_s_own(start: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\nfrom entangle.process import process\n@process\ndef say(stream):\n    print('said', file=stream)\n    return stream\n"
+        f"assert say(sys.stdout)(start={start!r}) is sys.stdout\n"
+        f"try:\n    say(sys.stdin)(start={start!r})\nexcept Exception as error:\n    print(type(error).__name__)\n"
+    )
+    ran = subprocess.run([sys.executable, script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
+    told = "UnpicklableError" if start != "fork" else "UnsupportedOperation"
+    assert (ran.stdout, ran.stderr) == (f"said\n{told}\n", "")

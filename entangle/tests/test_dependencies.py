@@ -1,0 +1,80 @@
+"""What we take of other people's packages beyond what their documentation promises is there, in the oldest release and the newest."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+
+def test_cloudpickle_says_of_a_class_what_it_consists_of() -> None:
+    """Which class is which we see to; how one is made and filled is its business."""
+
+    class Local:
+        pass
+
+    class Asking(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            reduced = super().reducer_override(value)
+            if value is Local:
+                asked.append(reduced)
+            return reduced
+
+    asked: list[Any] = []
+    Asking(io.BytesIO(), 5).dump([Local, int])
+    (reduced,) = asked
+    make, args, (attributes, others), _, _, fill = reduced
+    assert attributes["__module__"] == __name__
+    assert others == {}
+    made = make(*args)
+    fill(made, (attributes, others))
+    assert made.__name__ == "Local"
+    assert cloudpickle.Pickler.dispatch_table
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_code_keeps_its_file_and_lines(start: str, tmp_path: Path) -> None:
+    """Some releases of cloudpickle leave the name out."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import inspect\nfrom entangle.process import process\n\n\n"
+        "def inner(x):\n    return 1 / x\n\n\n"
+        "class Kind:\n    def method(self, x):\n        return [inner(y) for y in x]\n\n\n"
+        "@process\ndef outer(x):\n    assert inspect.getsource(inner).endswith('1 / x\\n')\n    return Kind().method([x])\n\n\n"
+        f"try:\n    outer(0)(start={start!r})\nexcept ZeroDivisionError as error:\n    print(error.__cause__)\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    for line in (f'File "{script}", line 6, in inner', "return 1 / x", f'File "{script}", line 11, in ', "return Kind().method([x])"):
+        assert line in ran.stdout, ran.stderr
+
+
+def test_code_with_a_constant_that_no_compiler_makes() -> None:
+    from entangle._run.pickling import by_value
+
+    def constant() -> Any:
+        return 1.5
+
+    code = constant.__code__
+    constant.__code__ = code.replace(co_consts=tuple(Fraction(3, 2) if value == 1.5 else value for value in code.co_consts))
+    made = pickle.loads(by_value(constant))
+    assert type(made()) is Fraction
+    assert (made(), made.__code__.co_filename) == (Fraction(3, 2), __file__)
+
+
+def test_every_dependency_has_a_lowest_version() -> None:
+    """Which `make test-lowest` installs."""
+    root = Path(__file__).parent.parent.parent
+    if not (root / ".ci" / "lowest").exists():
+        pytest.skip("not in a checkout")
+    ran = subprocess.run([sys.executable, root / ".ci" / "lowest"], capture_output=True, text=True)
+    assert ran.stderr == ""
+    named = [line.partition("==")[0] for line in ran.stdout.splitlines()]
+    assert {"cloudpickle", "psutil", "httpx", "rich", "docker"} <= set(named)
+    assert len(named) == len(set(named))
