@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -108,6 +109,13 @@ class _Ending:
 
 
 _ending = _Ending()
+
+
+def _after_fork() -> None:
+    _ending.__init__()  # type: ignore[misc]  # whoever held its lock did not come along, nor did the runs that it counts
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _watch_runs(transport: Transport) -> None:

@@ -58,6 +58,15 @@ _bundles: dict[str | None, bytes] = {}
 _guard = threading.Lock()
 
 
+def _after_fork() -> None:
+    global _guard
+    _guard = threading.Lock()  # whoever held it did not come along
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def first() -> dict[str, Known]:
     """The sources that start an agent, for any version of Python."""
     return {name: known for name in FIRST if isinstance(known := _known(name, None), tuple)}

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dis
 import importlib.util
+import os
 import sys
 import threading
 import types
@@ -32,13 +33,13 @@ def furnished(transport: Transport, function: Callable[..., Any], shipped: Calla
     wanted = requirements(function)
     if not wanted:
         return shipped
-    guard = threading.Lock()
+    guards: dict[int, threading.Lock] = {}  # one a process: a fork beside a thread that installs would inherit it locked
     seen: list[Channel] = []
 
     def far(*args: Any, **kwargs: Any) -> Any:
         channel = channel_to(transport)
         if channel not in seen:
-            with guard:
+            with guards.setdefault(os.getpid(), threading.Lock()):
                 if channel not in seen:
                     trouble = channel.call(_install, (wanted,), {})
                     if trouble:

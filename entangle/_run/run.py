@@ -16,6 +16,7 @@ from entangle._run import home as homes
 from entangle._run import importing, limits, observers, reaper
 from entangle._run.block import block
 from entangle._run.frames import passes_on
+from entangle._run.interrupts import Deferred
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
 from entangle._run.removal import DIRECTORY
@@ -117,16 +118,18 @@ class Run:
         leaving: list[WorkerProcess] = []
         large: list[str] = []
         room = limits.room
-        room.enter(self.caller is None, lambda: self._cancelled)
-        self._opening = True
-        try:
-            return self._supervised(leaving, large)
-        finally:
+        with Deferred() as deferred:
+            with deferred.lifted():
+                room.enter(self.caller is None, lambda: self._cancelled)
+            self._opening = True
             try:
-                reaper.leave(leaving, large)
+                return self._supervised(leaving, large, deferred)
             finally:
-                self._has_opened(room)
-                room.leave()
+                try:
+                    reaper.leave(leaving, large)
+                finally:
+                    self._has_opened(room)
+                    room.leave()
 
     def _has_opened(self, room: Any) -> None:
         """The run has what it needs to begin, or is over."""
@@ -134,7 +137,7 @@ class Run:
             self._opening = False
             room.opened()
 
-    def _supervised(self, seen_off: list[WorkerProcess], large: list[str]) -> Any:
+    def _supervised(self, seen_off: list[WorkerProcess], large: list[str], deferred: Deferred) -> Any:
         """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
         way out are added to `seen_off`, directories that take long to remove to `large`."""
         with contextlib.ExitStack() as leaving:
@@ -149,10 +152,11 @@ class Run:
             for observer in self.observers:
                 observer.started(self)
             try:
-                supervisor.supervise()
-                if self.nested:
-                    supervisor.finish()
-                value = self._outcome(supervisor, site, store)
+                with deferred.lifted():
+                    supervisor.supervise()
+                    if self.nested:
+                        supervisor.finish()
+                    value = self._outcome(supervisor, site, store)
                 self._in_order = True
                 return value
             except BaseException as error:
@@ -211,7 +215,7 @@ class Run:
             undone.callback(table.close)
             leaving.callback(self._hide)
             if THREAD in used or len(used) > 1:
-                table.thread_lock = threading.Lock()
+                table.thread_lock = threading.RLock()
             wake = _pipe(undone) if processes else (-1, -1)
             wake_threads = _pipe(undone) if threads else (-1, -1)
             listen, tell = _pipe(undone)

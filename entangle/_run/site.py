@@ -89,6 +89,12 @@ class Site:
             queue = self.pools[size] = pool_at(path, self.home)
         return queue
 
+    def forked(self) -> None:
+        """In a worker that was forked: the locks are free, since the threads that may have held them did not come along."""
+        self._leaving, self.telling = threading.Lock(), threading.RLock()
+        if self.table.thread_lock is not None:
+            self.table.thread_lock = threading.RLock()
+
     def leave(self) -> None:
         """One user less. A thread past its deadline may come back long after its run, so the last one closes the door."""
         with self._leaving:

@@ -12,11 +12,13 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from entangle._run import classes, janitor, reaper
+from entangle._run.interrupts import handler_of
 from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.process import WorkerProcess
 from entangle._run.site import Site
@@ -121,6 +123,7 @@ def _watch(pid: int) -> int:
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
     own_handlers = handlers_to_reset()
+    alone = threading.active_count() == 1
     with janitor.off_duty(), warnings.catch_warnings():
         # Of other threads, which Python warns of: there is none but a reaper, or the caller has asked for fork in so many words.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -130,6 +133,9 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         return pid
     code = BROKEN
     try:
+        site.forked()
+        if not alone:
+            _unlock()
         settle_in(parent, err, out, own_handlers)
         classes.inherit()
         store.become(slot, serial)
@@ -138,6 +144,39 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         report_bug()
     finally:
         os._exit(code)
+
+
+def _unlock() -> None:
+    """In a worker that was forked beside other threads: free what they may have locked, since they did not come along.
+
+    Python does so for its own modules, and the modules of ours for theirs, but not for text streams, numpy's random numbers and
+    cloudpickle.
+    """
+    fresh: dict[int, Any] = {}
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        for stream in (getattr(sys, name), getattr(sys, f"__{name}__")):
+            with contextlib.suppress(Exception):
+                if stream.fileno() == fd and id(stream) not in fresh:
+                    fresh[id(stream)] = open(fd, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False)
+                    _locked.append(stream)
+        for place in (name, f"__{name}__"):
+            setattr(sys, place, fresh.get(id(getattr(sys, place)), getattr(sys, place)))
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+        for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
+            if id(getattr(handler, "stream", None)) in fresh:
+                handler.stream = fresh[id(handler.stream)]
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if hasattr(numpy_random, "set_bit_generator"):
+        numpy_random.set_bit_generator(type(numpy_random.get_bit_generator())())
+    pickling: Any = sys.modules.get("cloudpickle.cloudpickle")
+    if hasattr(pickling, "_DYNAMIC_CLASS_TRACKER_LOCK"):
+        pickling._DYNAMIC_CLASS_TRACKER_LOCK = threading.Lock()
+
+
+#: Streams that nobody flushes any more; freed, they would flush themselves.
+_locked: list[Any] = []
 
 
 def live(worker: Worker) -> int:
@@ -179,7 +218,7 @@ def handlers_to_reset() -> list[int]:
     """The signals among them that this process handles in a way of its own; asked before the fork, since in the child,
     whose pages are all copied when first touched, everything takes several times as long."""
     usual = (signal.SIG_DFL, signal.default_int_handler)
-    return [number for number in _RESET if signal.getsignal(number) not in usual]
+    return [number for number in _RESET if handler_of(number) not in usual]
 
 
 def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = _RESET) -> None:

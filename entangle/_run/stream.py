@@ -217,6 +217,13 @@ class StreamSupervisor(Supervisor):
 
     def feed(self, port: int, value: Any, label: Any) -> bool:
         """Put a value in: False where no set is free. Raises what storing it raises."""
+        try:
+            return self._feed(port, value, label)
+        except BaseException:
+            self.table.let_go()  # the caller's main thread may be interrupted anywhere
+            raise
+
+    def _feed(self, port: int, value: Any, label: Any) -> bool:
         sets, table, site = self.ports[port], self.table, self.site
         with self._feeding:
             if self._closed or not sets.free:

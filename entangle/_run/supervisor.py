@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from entangle._run.deadlines import Deadlines
 from entangle._run.failures import call_of, error_of, note_attempt, note_call, pause, used_up
+from entangle._run.interrupts import Deferred
 from entangle._run.joining import BROKEN, refusal
 from entangle._run.limits import explained, no_thread
 from entangle._run.output import forward, quote, stdout_is_plain
@@ -168,6 +169,7 @@ class Supervisor:
                 self._sleep()
                 self._look()
         except BaseException:
+            self.table.let_go()
             header[STOP] = 1
             self._end(in_order=False)
             raise
@@ -273,6 +275,11 @@ class Supervisor:
         slot = self.free.pop()
         self._clear_slot(slot, lane)
         self.serial += 1
+        with Deferred():
+            self._start_in(slot, lane)
+
+    def _start_in(self, slot: int, lane: int) -> None:
+        assert self.store is not None
         try:
             worker = start_worker(self.way, self.site, self.store, slot, lane, self.serial, self.capture)
         except BaseException as error:
@@ -339,6 +346,7 @@ class Supervisor:
             run_as(worker)
         finally:
             self.calling = None
+            worker.give_cookie()
             if outer is None or not worker.forked:
                 self.free.append(slot)
         return True
@@ -682,6 +690,8 @@ class Supervisor:
             self.leaving = list(self.processes.values())
             self.processes.clear()
         self._give_cookies(0)
+        if self.budget is not None and self.budget.held_here():
+            self.budget.give_back()  # taken, and not counted when we were interrupted
         until = time.monotonic() + 2.0
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))

@@ -20,12 +20,11 @@ import fcntl
 import mmap
 import os
 import struct
-import threading
 import time
 from array import array
 from collections.abc import Iterator
 from operator import sub
-from typing import Literal
+from typing import Literal, Protocol
 
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
 
@@ -81,6 +80,16 @@ _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 _TRIES = 20
 
 
+class AnyLock(Protocol):
+    """A lock that knows its thread: who releases one that is not its own is told so by a RuntimeError."""
+
+    def acquire(self) -> bool:
+        """Take it."""
+
+    def release(self) -> None:
+        """Release it."""
+
+
 class Table:
     """The shared state of one run. `slots` is the number of workers that it has room for."""
 
@@ -91,7 +100,7 @@ class Table:
         self.nameless = -1
         self.nodes = nodes
         self.slot_count = slots
-        self.thread_lock: threading.Lock | None = None
+        self.thread_lock: AnyLock | None = None
         #: Set by those who change the table: a lock whose holder died is mended with their help.
         self.flow: Flow | None = None
         self.lanes: list[int] = []
@@ -223,6 +232,17 @@ class Table:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
         if self.thread_lock is not None:
             self.thread_lock.release()
+
+    def let_go(self) -> None:
+        """Release the lock if this thread has it, which a signal's handler may have interrupted anywhere, and recount."""
+        if self.thread_lock is not None:
+            try:
+                self.thread_lock.release()
+            except RuntimeError:
+                return
+        # Ours still for the kernel, if it was. Taken once more, so that what was left half done is made right.
+        self.lock(UNCLAIMED)
+        self.unlock()
 
     @contextlib.contextmanager
     def locked(self, owner: int) -> Iterator[None]:
