@@ -21,6 +21,7 @@ from entangle._remote.wire import MOST_PARTS, Bytes, Segments
 from entangle._run import findable, importing
 from entangle._run.failures import describe
 from entangle._run.pickling import OF_MAIN, PicklerByName, dumps, dumps_for_others, pickler_by_value, why_not
+from entangle._run.remaking import Part, failing_part, not_remade
 from entangle.errors import (
     EntangleError,
     MissingModuleError,
@@ -160,7 +161,8 @@ def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
     try:
         return _load(parts, given)
     except Exception as error:
-        raise EntangleError(f"the value of task {name!r} cannot be made here ({place} sent it): {type(error).__name__}: {error}") from error
+        what = f"the value of task {name!r}, which {place} has sent, cannot be made again here"
+        raise not_remade(error, what, failing_part(parts[0], parts[1:]) if given is None else None) from error
 
 
 def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> BaseException:
@@ -225,7 +227,7 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
             reader = Reader(parts[1], parts[2:])
             (task, args, kwargs), reader.call = reader.call, None
         else:
-            task, args, kwargs = _load(parts[1:])
+            task, args, kwargs = _load_call(parts[1:], name)
         parts = ()
         run = Call(task, args, kwargs)._run()
         if head["record"]:
@@ -250,6 +252,25 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
 
 for _makes_again in (_load, _perform, imports.load_renewed):
     importing.unpickles(_makes_again)
+
+
+def _load_call(parts: Sequence[Any], name: str) -> Any:
+    """A task and its arguments. Raises UnpicklableError, which names the argument that cannot be made here."""
+    try:
+        return _load(parts)
+    except (ImportError, OSError, EntangleError):  # these say themselves what is missing here
+        raise
+    except Exception as problem:
+        part = failing_part(parts[0], parts[1:])
+        if part is None:
+            raise
+        whose = f"task {name!r}"
+        steps = part.steps
+        if len(steps) > 1 and steps[0] in ("[1]", "[2]"):
+            number = steps[1][1:-1]
+            whose = f"argument {int(number) + 1 if steps[0] == '[1]' else number} of {whose}"
+            part = Part(steps[2:], part.kind)
+        raise not_remade(problem, f"{whose} cannot be made again there", part) from problem
 
 
 def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) -> list[Segments]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import importlib
@@ -14,6 +15,8 @@ from entangle._run import findable, importing
 from entangle._run.failures import describe
 from entangle._run.home import Home, private
 from entangle._run.pickling import dumps_for_others, why_not
+from entangle._run.remaking import Part, failing_part, not_remade
+from entangle._run.short import argument_at, call_in_short
 from entangle._run.site import Site
 from entangle._run.table import Table, reserve
 from entangle._run.worker import Worker
@@ -162,7 +165,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
             importlib.import_module(name)  # it configures logging; a fork would have inherited that
         flow: Flow = pickle.loads(known["flow"])
     except BaseException as error:
-        if _refuse(directory, error):
+        if _refuse(directory, error, known["flow"]):
             os._exit(BROKEN)
         raise
     wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
@@ -171,16 +174,22 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
     return Worker(site, slot, lane, serial)
 
 
-def _refuse(directory: str, error: BaseException) -> bool:
+#: What cannot be made again, as long as nobody has said what of it; whoever has the flow knows better.
+_RUN = "what the run is made of cannot be made again in a worker"
+
+
+def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
     """Write down why a worker cannot join its run, for its supervisor; whether that is written."""
     told: BaseException | None = error
     while told is not None and not isinstance(told, RunAtImportError):
         told = told.__cause__ or told.__context__
+    part: Part | None = None
     if told is None:
-        told = EntangleError(f"a worker cannot make again what the run is made of: {type(error).__name__}: {error}")
+        part = failing_part(pickled)
+        told = not_remade(error, _RUN, part)
         told.__cause__ = error
     try:
-        body = pickle.dumps(describe(told, "", 1), 5)
+        body = pickle.dumps({**describe(told, "", 1), "part": part}, 5)
         draft = os.path.join(directory, f"refused-{os.getpid()}")
         with open(draft, "xb", opener=private) as file:
             file.write(body)
@@ -190,7 +199,7 @@ def _refuse(directory: str, error: BaseException) -> bool:
     return True
 
 
-def refusal(directory: str) -> BaseException | None:
+def refusal(directory: str, flow: Flow) -> BaseException | None:
     """Why a worker could not join the run in that directory; None where none has said so."""
     try:
         with open(os.path.join(directory, "refused"), "rb") as file:
@@ -198,6 +207,25 @@ def refusal(directory: str) -> BaseException | None:
     except (OSError, EOFError):
         return None
     error: BaseException = pickle.loads(report["error"])
+    part: Part | None = report["part"]
+    whose = _whose(flow, part.steps) if part is not None else ""
+    if part is not None and whose:
+        why = str(error).partition(" raises ")[2]
+        below = "".join(part.steps[2:])
+        error = type(error)(f"{whose} cannot be made again in a worker: {part.kind}{f' at {below}' if below else ''} raises {why}")
     set_cause(error, RemoteTraceback(report["text"]))
     add_note(error, report["where"])
     return error
+
+
+def _whose(flow: Flow, steps: tuple[str, ...]) -> str:
+    """What the steps into the pickle of a flow lead to, as its author knows it: an argument of a task, or a task's function."""
+    if len(steps) < 2 or not (steps[1].startswith("[") and steps[1][1:-1].isdigit()):
+        return ""
+    number = int(steps[1][1:-1])
+    if steps[0] == ".bodies" and number < len(flow.bodies):
+        return f"the function of task {flow.bodies[number].name!r}"
+    if steps[0] == ".constants" and ~number in flow.inputs:
+        node = bisect.bisect_right(flow.starts, flow.inputs.index(~number)) - 1
+        return f"argument {argument_at(flow, node, flow.inputs.index(~number))} of {call_in_short(flow, node)}"
+    return ""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from entangle._run import home as homes
 from entangle._run import importing, limits, observers, reaper
 from entangle._run.block import block
+from entangle._run.failures import call_of, note_call
 from entangle._run.frames import passes_on
 from entangle._run.interrupts import Deferred
 from entangle._run.outline import LASTING, write_outline
@@ -27,7 +28,7 @@ from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers
 from entangle._run.table import FINISHED, STARTED_AT, Table
 from entangle._run.worker import Worker, here
 from entangle.cookies import CookieQueue
-from entangle.errors import EntangleError, RunCancelledError
+from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
 from entangle.flow import FRESH, PROCESS, THREAD, Flow
 
 importing.runs_bodies(Worker.work)
@@ -282,10 +283,13 @@ class Run:
         _, _, offset, size, where, _, _, _ = site.table.record(sink)
         try:
             return store.get((where, offset, size))
+        except RunAtImportError:
+            raise
         except Exception as problem:
-            raise EntangleError(
-                f"the value of task {self.flow.body(sink).name!r} cannot be made in this process: {type(problem).__name__}: {problem}"
-            ) from problem
+            what = f"the value of task {self.flow.body(sink).name!r} cannot be made again in this process"
+            error = store.not_remade(problem, (where, offset, size), what)
+            note_call(error, self.flow, sink, call_of(site, store, sink))
+            raise error from problem
 
     @staticmethod
     def _make_directory(home: homes.Home, run_id: str) -> tuple[str, str]:

@@ -174,6 +174,21 @@ def call_in_short(flow: Flow, node: int, given: Sequence[Any] | None = None, kno
         return f"{cut(flow.body(node).name, _NAMED)}(…)"
 
 
+def argument_at(flow: Flow, node: int, position: int) -> str:
+    """Which argument of a node an input is a part of: its number, from 1, or the name that it was given by."""
+    shape = flow.shapes[flow.shape_of[node]]
+    left = position - flow.starts[node]
+    index = 0
+    for template in shape.templates or ():
+        left -= _width(template)
+        if left < 0:
+            break
+        index += 1
+    else:
+        index += left
+    return repr(shape.keywords[index - shape.positional]) if index >= shape.positional else str(index + 1)
+
+
 def item_in_short(name: str, parameters: Sequence[str], value: Any) -> str:
     """A node of a dataflow with the one value that it was given, as `parse('a,b')`."""
     secret = bool(parameters) and is_secret(parameters[0])

@@ -27,8 +27,9 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._run.pickling import dumps
+from entangle._run.remaking import failing_part, not_remade
 from entangle._run.table import FREE_SEGMENT, SEGMENTS, Table, reserve
-from entangle.errors import StoreFullError
+from entangle.errors import EntangleError, StoreFullError
 
 #: A buffer of this many bytes and up has a file of its own; so has a pickle that would take much of a segment.
 LARGE = 64 * 1024
@@ -370,6 +371,15 @@ class Store:
             if window is None:
                 window, _ = self._window_of(offset // SEGMENT_SIZE)
             return pickle.loads(window[within : within + size])
+        body, buffers = self._in_file(place)
+        return pickle.loads(body, buffers=buffers)
+
+    def parts(self, place: Place) -> tuple[memoryview, list[memoryview]]:
+        """The pickle that lies at a place, and its large buffers."""
+        return self._in_file(place) if place[0] != IN_SEGMENT else (self.pickle_at(place), [])
+
+    def _in_file(self, place: Place) -> tuple[memoryview, list[memoryview]]:
+        where, offset, _ = place
         view = _map_privately(self._path(offset, where), self._mapped)
         count, length = _COUNT.unpack_from(view, 0)
         start = _COUNT.size + _ENTRY.size * count
@@ -380,7 +390,17 @@ class Store:
             if link not in linked:
                 linked[link] = _map_privately(self._link_path(offset, link), self._mapped)
             buffers.append(linked[link][at : at + nbytes])
-        return pickle.loads(view[start : start + length], buffers=buffers)
+        return view[start : start + length], buffers
+
+    def not_remade(self, problem: Exception, place: Place, what: str, around: int = 0) -> EntangleError:
+        """The error for a value that `get` cannot make, which names the part of it; `what` says whose value it is. The first `around`
+        steps to that part are not told: what they lead through is ours."""
+        part = None
+        with contextlib.suppress(Exception):  # what cannot be read has no parts
+            part = failing_part(*self.parts(place))
+        if part is not None:
+            part = part._replace(steps=part.steps[around:])
+        return not_remade(problem, what, part)
 
     # Counting readers, lock held ---------------------------------------------------------------------------
 

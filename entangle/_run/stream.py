@@ -54,7 +54,7 @@ from entangle._run.table import (
 )
 from entangle._run.worker import Worker
 from entangle.cookies import available_cpus, budget_of
-from entangle.errors import RunCancelledError
+from entangle.errors import RunAtImportError, RunCancelledError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow, Shape
 
 #: The serial number of the store through which values are fed: no worker has it.
@@ -174,6 +174,10 @@ class StreamRun(Run):
                 del error
         if not site.table.header[FINISHED]:
             raise RunCancelledError("the run was cancelled before it had a value")
+
+
+#: Steps from a chunk to the value of one item in it.
+_CHUNK = 2
 
 
 class _Sets:
@@ -305,7 +309,14 @@ class StreamSupervisor(Supervisor):
             return self.site.local[node]
         assert self.store is not None
         _, _, offset, size, where, _, _, _ = self.table.record(node)
-        return self.store.get((where, offset, size))
+        try:
+            return self.store.get((where, offset, size))
+        except RunAtImportError:
+            raise
+        except Exception as problem:
+            name = self.site.flow.body(node).name
+            what = f"the value of task {name!r} cannot be made again in this process"
+            raise self.store.not_remade(problem, (where, offset, size), what, _CHUNK) from problem
 
     def _disarm(self, first: int, sets: _Sets) -> None:
         """Let go of what a set still holds: its results, and what workers who died had not told that they had read."""

@@ -537,7 +537,7 @@ class Supervisor:
     def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
         """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
         self.stillborn = 0 if began else self.stillborn + 1
-        if code == BROKEN and (told := refusal(self.site.directory)) is not None:
+        if code == BROKEN and (told := refusal(self.site.directory, self.site.flow)) is not None:
             self.error = told
         elif code == BROKEN or self.stillborn > MOST_STILLBORN:
             how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"

@@ -79,7 +79,7 @@ from entangle._run.table import (
     WAITING_POOL,
 )
 from entangle.cookies import bind, jobserver_flags, roam
-from entangle.errors import EntangleError, ProcessTerminatedException, RunAtImportError, RunCancelledError, ThreadTerminatedException
+from entangle.errors import ProcessTerminatedException, RunAtImportError, RunCancelledError, ThreadTerminatedException
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body
 
 #: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
@@ -234,9 +234,10 @@ class Worker:
         except RunAtImportError:
             raise
         except Exception as problem:
-            name = self.site.flow.body(node).name
-            raise EntangleError(
-                f"the value of task {name!r} cannot be made again in another process: {type(problem).__name__}: {problem}"
+            flow = self.site.flow
+            names = flow.body(node).name, flow.body(self.node()).name
+            raise self.store.not_remade(
+                problem, (where, offset, size), "the value of task {!r} cannot be made again in the process of task {!r}".format(*names)
             ) from problem
 
     def _deliver(self, node: int, value: Any, started: int, ended: int) -> int:

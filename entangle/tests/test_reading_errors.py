@@ -567,3 +567,139 @@ def test_callbacks_of_a_future_get_an_error_without_our_frames() -> None:
     assert seen[0] is not None
     assert our_frames("".join(traceback.format_exception(seen[0]))) == []
     assert "in boom" in text_of(seen[0])
+
+
+# Values that cannot be made again ---------------------------------------------------------------------------------------
+
+
+class Bad:
+    def __init__(self) -> None:
+        self.v = 1
+
+    def __setstate__(self, state: Any) -> None:
+        raise RuntimeError("no such state")
+
+
+class Slotted:
+    __slots__ = ("parts",)
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = list(parts)
+
+
+class Model:
+    def __init__(self, *parts: Any) -> None:
+        self.inner = Slotted(*parts)
+
+
+class OnlyThere:
+    """Can be made in the process that has made it, and in none else."""
+
+    def __reduce__(self) -> Any:
+        return only_in, (os.getpid(),)
+
+
+def only_in(pid: int) -> OnlyThere:
+    if os.getpid() != pid:
+        raise KeyError("only there")
+    return OnlyThere()
+
+
+def give_bad() -> Any:
+    return {"model": Model(1, {"k": Bad()}), "z": [1] * 10}
+
+
+def give_only_there(*_: Any) -> Any:
+    return [1, OnlyThere()]
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def test_a_value_that_cannot_be_made_in_the_caller_is_named() -> None:
+    error = failed(process(give_bad)(), UnpicklableError)
+    assert "the value of task 'give_bad' cannot be made again in this process" in str(error)
+    assert "Bad at ['model'].inner.parts[1]['k'] raises RuntimeError: no such state" in str(error)
+    assert isinstance(error.__cause__, RuntimeError)
+    assert "call: give_bad()" in notes_of(error)
+    error = failed(dataflow(executor="process")(give_only_there)().future(1).result, UnpicklableError)
+    assert "the value of task 'give_only_there'" in str(error)
+    assert "only_in at [1] raises KeyError" in str(error)
+
+
+def test_a_value_that_cannot_be_made_in_a_consumer_is_named() -> None:
+    bad = process(give_bad)()
+    error = failed(process(nothing)(process(nothing)(bad), process(nothing)(bad)), UnpicklableError)
+    assert "the value of task 'give_bad' cannot be made again in the process of task 'nothing'" in str(error)
+    assert "Bad at ['model'].inner.parts[1]['k']" in str(error)
+    assert "call: nothing(give_bad())" in notes_of(error)
+
+
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_an_argument_that_cannot_be_made_in_a_worker_is_named(start: str) -> None:
+    call = process(nothing)(process(nothing)(1), [2], key={"a": Model(OnlyThere())})
+    error = failed(lambda: call(start=start), UnpicklableError)
+    assert "argument 'key' of nothing(nothing(1), [2], key={'a': <Model>}) cannot be made again" in str(error)
+    assert "only_in at ['a'].inner.parts[0] raises KeyError: 'only there'" in str(error)
+    assert "in only_in" in str(error.__cause__)
+
+
+def test_what_cannot_be_made_in_another_place_is_named() -> None:
+    error = failed(interpreter(nothing)(1, {"a": OnlyThere()}), UnpicklableError)
+    assert "argument 2 of task 'nothing' cannot be made again there: " in str(error)
+    assert "at ['a'] raises KeyError: 'only there'" in str(error)
+    error = failed(interpreter(give_only_there)(), UnpicklableError)
+    assert "the value of task 'give_only_there'" in str(error)
+    assert "at [1] raises KeyError: 'only there'" in str(error)
+
+
+def test_a_module_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of a module that a worker has and the caller has not."""
+
+    def give() -> Any:
+        import sys
+        import types
+
+        module = types.ModuleType("only_in_the_worker")
+        exec("class Thing: pass", vars(module))
+        vars(module)["Thing"].__module__ = "only_in_the_worker"
+        sys.modules["only_in_the_worker"] = module
+        return {"things": (1, vars(module)["Thing"]())}
+
+    error = failed(process(give)(), UnpicklableError)
+    assert "only_in_the_worker.Thing at ['things'][1] raises ModuleNotFoundError" in str(error)
+    assert "The module must be there for every process" in str(error)
+
+
+def test_the_part_of_any_pickle_is_found() -> None:
+    import collections
+    import pickle
+
+    from entangle._run.remaking import failing_part
+
+    class_like = collections.namedtuple("class_like", "a b")
+    globals()["class_like"] = class_like
+    class_like.__module__ = __name__
+    bad = Bad()
+    for value, path in (
+        ([1, 2, bad], "[2]"),
+        ([bad], "[0]"),
+        ((1, bad), "[1]"),
+        ((1, 2, 3, 4, bad), "[4]"),
+        ({"a": 1, "b": bad}, "['b']"),
+        ({1: {2: [{3: bad}]}}, "[1][2][0][3]"),
+        (collections.OrderedDict(a=1, b=bad), "['b']"),
+        (collections.deque([1, bad]), "[1]"),
+        (class_like(1, bad), " → argument 2"),
+        (ValueError("x", bad), " → argument 2"),
+        (bad, ""),
+        ([[1], [1], [bad]], "[2][0]"),
+    ):
+        for protocol in range(2, 6):
+            part = failing_part(pickle.dumps(value, protocol))
+            assert part is not None, value
+            assert "".join(part.steps) == path, (value, protocol, part)
+            assert part.kind.endswith("Bad"), (value, protocol, part)
+    assert failing_part(pickle.dumps([1])) is None
+    assert failing_part(b"nonsense") is None
