@@ -185,7 +185,7 @@ def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
         told = told.__cause__ or told.__context__
     part: Part | None = None
     if told is None:
-        part = failing_part(pickled)
+        part = failing_part(pickled) if isinstance(error, Exception) else None
         told = not_remade(error, _RUN, part)
         told.__cause__ = error
     try:

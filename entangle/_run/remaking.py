@@ -49,7 +49,7 @@ def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> Part | None:
             return None
         step = _failing_step(body, buffers)
         return None if step is None else _part_at(body, step)
-    except Exception:
+    except Exception:  # no pickle at all, or of a kind that is not known here
         return None
 
 
@@ -74,7 +74,9 @@ def _failing_step(body: bytes, buffers: Iterable[Any]) -> int | None:
     unpickler.dispatch = counting = _Counting(kind.dispatch)
     try:
         unpickler.load()
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # what a class or a module does when it is loaded is anybody's guess
         return counting.steps
     return None
 
