@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from entangle._records import commit, shelf, surroundings, tags, tasks
 from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
-from entangle._run.masks import MASK, cleaned, is_secret, masked, suspicious
+from entangle._run.masks import MASK, cleaned, is_secret, masked, name_of, suspicious
 from entangle._run.short import home_of
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._tasks import address
@@ -150,7 +150,7 @@ def _follow_up(run: Run, place: str) -> None:
 def _labels(flow: Flow) -> dict[str, list[str]]:
     """For each pair of a body and a shape, how the flat inputs of its nodes are called."""
     pairs = set(zip(flow.body_of, flow.shape_of, strict=True))
-    return {f"{body} {shape}": tasks.arguments_of(_parameters(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
+    return {f"{body} {shape}": tasks.arguments_of(tasks.parameters_of(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
 
 
 def shelf_of(run: Run) -> tuple[str, bool] | None:
@@ -264,12 +264,13 @@ def _bytes_as_text(value: Any) -> str:
 def _without_secrets(values: list[Any]) -> list[Any]:
     """Values as they are noted; texts that look like a secret, in short."""
     if any(type(value) is str for value in values) and suspicious("\n".join([value for value in values if type(value) is str])):
-        return [notes.describe(value) if type(value) is str and suspicious(value) else value for value in values]
+        return [notes.describe(value) if type(value) is str and masked(value) != value else value for value in values]
     return values
 
 
 def _hidden(value: Any) -> notes.Described:
-    return type(value).__name__, None, None, MASK, None
+    kind = value[0] if type(value) is tuple and value and type(value[0]) is str else type(value).__name__
+    return kind, None, None, MASK, None
 
 
 def _hide_outputs(run: Run, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
@@ -343,7 +344,7 @@ def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
-        labels = tasks.arguments_of(_parameters(flow.bodies[pair[0]]), flow.shapes[pair[1]])
+        labels = tasks.arguments_of(tasks.parameters_of(flow.bodies[pair[0]]), flow.shapes[pair[1]])
         places = [index for index, label in enumerate(labels) if is_secret(label.partition("[")[0].partition("{")[0])]
         if places:
             secret[pair] = places
@@ -351,7 +352,12 @@ def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
             before, _, last = label.rpartition("{key ")
             if before:
                 beside = f"{before}{{value {last}"
-                of_key = [place for place, other in enumerate(labels) if other.startswith(beside)]
+            elif label.endswith("[0]") and f"{label[:-3]}[2]" not in labels:
+                beside = f"{label[:-3]}[1]"  # a pair, as ("password", x)
+            else:
+                continue
+            of_key = [place for place, other in enumerate(labels) if other.startswith(beside)]
+            if of_key:
                 keyed.setdefault(pair, []).append((index, of_key))
     constants: set[int] = set()
     outputs: set[int] = set()
@@ -362,17 +368,12 @@ def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
             hidden = list(secret.get(pair, ()))
             for key, beside_it in keyed.get(pair, ()):
                 name = flow.inputs[first + key]
-                if name < 0 and isinstance(flow.constants[~name], str) and is_secret(flow.constants[~name]):
+                if name < 0 and is_secret(name_of(flow.constants[~name])):
                     hidden += beside_it
             for place in hidden:
                 taken = flow.inputs[first + place]
                 constants.add(~taken) if taken < 0 else outputs.add(taken)
     return constants, outputs
-
-
-def _parameters(body: Body) -> dict[str, Any]:
-    task = getattr(body, "task", None)
-    return tasks.parameters_of(task.function) if task is not None else {}
 
 
 def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
@@ -407,8 +408,9 @@ def _error_of(run: Run, table: Table) -> dict[str, Any] | None:
     kind = type(error)
     return {
         "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-        "message": masked(message[:10_000]),
-        "traceback": masked(cause[-100_000:]),
-        "notes": [masked(str(note)) for note in getattr(error, "__notes__", [])],
+        # Half of a secret would not be known as one: texts are cut when they are masked.
+        "message": masked(message[:20_000])[:10_000],
+        "traceback": masked(cause[-200_000:])[-100_000:],
+        "notes": [masked(str(note)[:20_000])[:10_000] for note in getattr(error, "__notes__", [])],
         "node": node if node >= 0 else None,
     }

@@ -9,8 +9,8 @@ import sys
 from typing import Any
 
 from entangle._run.masks import cleaned, is_secret, masked
-from entangle._tasks.parameters import code_of, positional_names
-from entangle.flow import Body, Shape
+from entangle._tasks.parameters import code_of
+from entangle.flow import Body, Like, Shape
 from entangle.task import Attributes, Task
 
 #: Characters of source that are kept of one function.
@@ -56,11 +56,11 @@ def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:
         "file": file,
         "line": line,
         "version": version.hexdigest(),
-        "source": masked(source[:LONGEST]),
+        "source": masked(source[: LONGEST + 10_000])[:LONGEST],
         "layers": layers,
         "terms": terms,
         "attributes": cleaned(attributes),
-        "parameters": parameters_of(function),
+        "parameters": parameters_of(body),
         "secret": is_secret(task.__name__),
     }
 
@@ -75,9 +75,9 @@ def _bytecode(code: Any) -> bytes:
     return b"\0".join((code.co_code, repr((code.co_names, code.co_varnames)).encode(), inner))
 
 
-def parameters_of(function: Any) -> dict[str, Any]:
+def parameters_of(body: Body) -> dict[str, Any]:
     """The names by which positional arguments go, and what takes those that are left."""
-    names, rest = positional_names(function)
+    names, rest = body.parameters()
     return {"names": names, "rest": rest}
 
 
@@ -104,8 +104,13 @@ def _spread(label: str, template: Any, flat: list[str]) -> None:
         flat.append(label)
         return
     kind, parts = template
+    if isinstance(kind, Like):
+        kind = type(kind.container)
+    fields = getattr(kind, "_fields", ())  # of a named tuple
     for index, part in enumerate(parts):
-        if kind is dict:
+        if index < len(fields):
+            _spread(f"{label}.{fields[index]}", part, flat)
+        elif issubclass(kind, dict):
             _spread(f"{label}{{{'key' if index % 2 == 0 else 'value'} {index // 2}}}", part, flat)
         else:
             _spread(f"{label}[{index}]", part, flat)

@@ -1,129 +1,95 @@
 """Secrets are told by the name they go by and by their look, and are not written down.
 
 Who remembers something of a run asks here first. What is missed because it neither bears a telling name nor looks like a
-secret is remembered; `ENTANGLE_SECRETS=pin,salt` adds names.
+secret is remembered; `ENTANGLE_SECRETS=pin,salt` adds names. All of it takes time with the length of what is looked at:
+texts may be long, and may be hostile.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from functools import lru_cache
-from itertools import pairwise
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from entangle._run import secret_looks, secret_names, secret_values
+from entangle._run.escaped import strings
+from entangle._run.secret_names import is_secret
+
+__all__ = [
+    "MASK",
+    "beginning",
+    "cleaned",
+    "hides_one",
+    "is_secret",
+    "masked",
+    "name_of",
+    "secret_fields",
+    "secret_items",
+    "secret_keys",
+    "suspicious",
+]
 
 MASK = "***"
 
-#: Words that a name may hold anywhere, those that a word of it may end with, and those that it may consist of or hold as two.
-_INSIDE = ("password", "passwd", "passphrase")
-_ENDINGS = ("secret", "secrets", "token", "credential", "credentials", "pwd")
-_WORDS = frozenset({"authorization", "bearer", "apikey", "apikeys", "accesskey", "secretkey", "privatekey", "sessionid"})
-_PAIRS = frozenset(
-    {(word, keys) for word in ("api", "access", "secret", "private", "auth") for keys in ("key", "keys")} | {("session", "id")}
-)
+_NEEDLES = tuple(dict.fromkeys((*secret_values.NEEDLES, *secret_looks.NEEDLES)))
 
-_PATTERNS = (
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,})",
-    r"\bsk-[A-Za-z0-9_-]{16,}",
-    r"\bhf_[A-Za-z0-9]{20,}",
-    r"\bAIza[\w-]{30,}",
-    r"\bxox[abeoprs]-[\w-]{10,}",
-    r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*",
-    r"(?<=://)[^/\s:@'\"]*:[^/\s'\"]+(?=@)",
-    r"(?i:(?<=bearer )[\w.~+/=-]{8,})",
-)
-# A header says how it authorizes, and then with what: all of it goes.
-_HEADER = r"(?i)((?:proxy-)?authorization[\"']?\s*\]?\s*[:=]\s*)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\"'\n][^\n]*)"
-# `name = value`, `"name": "value"`, `name: value`, `name: str = value`, `x["name"] = value`, `name == value`, `--name value`:
-# the name stays, and where it is a secret's the value goes.
-_NAME = r"(?<![\w-])(?:(--)|-*)([A-Za-z_][\w-]*)(?:[\"']?\s*(?:\]\s*)?(?:==|!=|:=|=>|[:=])|(?(1)(?=\s)|(?!)))\s*(?:\(\s*)?"
-_VALUE = (
-    r"(?:[A-Za-z_][\w.]*(?:\[[^\]\n]*\])?(?:\s*\|\s*[\w.]+(?:\[[^\]\n]*\])?)*\s*=\s*(?!=))?"  # what type it has
-    r"(?:[rbfuRBFU]{0,2}(?:\"\"\"[\s\S]*?\"\"\"|'{3}[\s\S]*?'{3}|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*')"
-    r"|[\w.]+\([^()\n]*\)|[^\s,;&)\]}\"']+)"
-)
+#: How deep strings of strings are read: JSON as a string of JSON is two deep, and a list that it is shown in makes it three.
+_DEPTH = 3
 
-
-@lru_cache(maxsize=4096)
-def is_secret(name: str) -> bool:
-    """Whether what goes by this name (of a parameter, a key, a task) is a secret."""
-    low = name.lower()
-    if any(word in low for word in _INSIDE):
-        return True
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
-    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", spaced)]
-    words = [word for word in words if word]
-    if any(word.endswith(_ENDINGS) for word in words) or not _WORDS.isdisjoint(words) or not _PAIRS.isdisjoint(pairwise(words)):
-        return True
-    return low in _further(os.environ.get("ENTANGLE_SECRETS", ""))
-
-
-@lru_cache(maxsize=4)
-def _further(names: str) -> frozenset[str]:
-    return frozenset(name.strip().lower() for name in names.split(",") if name.strip())
+#: What strings of a pickle begin with: so many bytes follow as the next byte says.
+_SHORT_STRINGS = "\x8cCU"
+#: Characters that are looked at behind those that are shown, and of those the last that are never shown, as they may be half of a secret.
+_MARGIN, _HALF = 1_200, 400
+#: Items of a list that are looked at for names among them.
+_MANY = 100
+#: Names are not longer.
+_LONGEST_NAME = 100
 
 
 def suspicious(text: str) -> bool:
-    """Whether a text may hold a secret: what a secret cannot be without is looked for first, since most texts have none of it, and the
-    patterns take long to compile. Written out, since every text that is noted comes through here."""
+    """Whether a text may hold a secret: what a secret cannot be without is looked for first, since most texts have none of it."""
     low = text.lower()
-    return (
-        "passw" in low
-        or "passphrase" in low
-        or "secret" in low
-        or "token" in low
-        or "://" in low
-        or "pwd" in low
-        or "api" in low
-        or "auth" in low
-        or "bearer" in low
-        or "credential" in low
-        or "access" in low
-        or "private" in low
-        or "session" in low
-        or "eyj" in low
-        or "sk-" in low
-        or "akia" in low
-        or "asia" in low
-        or "ghp_" in low
-        or "gho_" in low
-        or "ghu_" in low
-        or "ghs_" in low
-        or "ghr_" in low
-        or "github_pat_" in low
-        or "glpat-" in low
-        or "xox" in low
-        or "hf_" in low
-        or any(name in low for name in _named_by_user())
-    )
-
-
-def _named_by_user() -> frozenset[str]:
-    names = os.environ.get("ENTANGLE_SECRETS")
-    return _further(names) if names else frozenset()
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    return re.compile("|".join(_PATTERNS), re.DOTALL), re.compile(_HEADER), re.compile(_NAME), re.compile(_VALUE)
+    for needle in _NEEDLES:
+        if needle in low:
+            return True
+    return any(name in low for name in secret_names.further())
 
 
 def masked(text: str) -> str:
     """The text without what looks like a secret."""
     if not suspicious(text):
         return text
-    looks, header, name, value = _compiled()
-    text = header.sub(rf"\1{MASK}", looks.sub(MASK, text))
+    spans = secret_values.merged(_spans(text, _DEPTH))
+    if not spans:
+        return text
     left: list[str] = []
-    done = at = 0
-    # Of other names the value is looked at as well: it may be the next name.
-    while (named := name.search(text, at)) is not None:
-        at = named.end()
-        if is_secret(named[2]) and (found := value.match(text, at)) is not None:
-            left += (text[done:at], MASK)
-            done = at = found.end()
-    return "".join((*left, text[done:])) if left else text
+    done = 0
+    for start, end in spans:
+        left += (text[done:start], MASK)
+        done = end
+    return "".join((*left, text[done:]))
+
+
+def _spans(text: str, depth: int) -> list[secret_values.Span]:
+    """Where secrets lie in a text, and in the strings that it quotes."""
+    low = secret_values.lowered(text)
+    found = secret_looks.spans(text, low) + secret_values.spans(text, low)
+    if depth:
+        for string in strings(text):
+            if suspicious(string.text):
+                found += [(string.origin(start), string.origin(end)) for start, end in _spans(string.text, depth - 1)]
+    return found
+
+
+def beginning(text: str, length: int) -> tuple[str, bool]:
+    """The beginning of a text, of at most `length` characters, without what looks like a secret; and whether there was such.
+
+    Of a long text no more is looked at than is needed: half of a secret would not be known as one, so that there is some margin.
+    """
+    near = text[: length + _MARGIN]
+    clean = masked(near)
+    cut = clean if len(near) == len(text) else clean[:-_HALF]
+    return (cut if len(cut) <= length and len(near) == len(text) else cut[: length - 1] + "…"), clean != near
 
 
 def cleaned(value: object, name: str = "") -> object:
@@ -133,14 +99,93 @@ def cleaned(value: object, name: str = "") -> object:
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, dict):
-        return {key: cleaned(part, key if isinstance(key, str) else "") for key, part in value.items()}
-    return [cleaned(part) for part in value] if isinstance(value, (list, tuple)) else value
+        hidden = secret_keys(value)
+        return {
+            masked(key) if isinstance(key, str) else key: MASK if key in hidden else cleaned(part, name_of(key))
+            for key, part in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        hidden_items = secret_items(value)
+        return [MASK if index in hidden_items else cleaned(part) for index, part in enumerate(value)]
+    return value
+
+
+def name_of(key: object) -> str:
+    """The name that a key is, or nothing."""
+    kind = type(key)
+    if kind is str:
+        return str(key)
+    return bytes(key).decode("latin-1") if kind is bytes else ""  # type: ignore[call-overload]
+
+
+def secret_items(items: Any) -> set[int]:
+    """Which items of a list or tuple are secrets by what stands before them: ("password", "x"), ["--password", "x"]."""
+    found = set()
+    pair = len(items) == 2
+    name = ""
+    for index, item in zip(range(_MANY), items, strict=False):
+        if name and (pair or name[0] == "-") and is_secret(name.lstrip("-")):
+            found.add(index)
+        kind = type(item)
+        name = name_of(item) if (kind is str or kind is bytes) and len(item) <= _LONGEST_NAME else ""
+    return found
+
+
+def secret_keys(value: dict[Any, Any]) -> tuple[str, ...]:
+    """The keys of a dict whose values are secrets by another's: {"name": "PASSWORD", "value": "x"}."""
+    for key in ("name", "Name", "NAME", "key", "Key"):
+        if type(said := value.get(key)) is str and is_secret(said):
+            return ("value", "Value", "VALUE")
+    return ()
+
+
+def secret_fields(kind: type) -> bool:
+    """Whether a class has a field that goes by the name of a secret. No code of the class is run."""
+    for base in type.__dict__["__mro__"].__get__(kind):
+        known = vars(base)
+        for fields in ("_fields", "__slots__", "__dataclass_fields__", "__annotations__", "__struct_fields__", "__match_args__"):
+            names = known.get(fields, ())
+            if type(names) is str:
+                names = (names,)
+            if type(names) in (tuple, list, dict) and any(type(name) is str and is_secret(name) for name in names):
+                return True
+    return False
 
 
 def hides_one(pickled: bytes | memoryview) -> bool:
     """Whether there is something in a pickle that goes by the name of a secret or looks like one: keys, attributes and texts lie in
-    it as they are, however deep in the value they are."""
+    it as they are, however deep in the value they are; the fields of a class may not, and are asked of the class."""
     text = str(pickled, "latin-1")
-    if not suspicious(text):
-        return False
-    return any(is_secret(name) for name in re.findall(r"[A-Za-z_][\w-]*", text)) or masked(text) != text
+    names = list(_short_strings(text))
+    if any(is_secret(name) for name in names) or _classes_have_one(names):
+        return True
+    if masked(text) != text:
+        return True
+    if any(name.startswith("-") for name in names) and masked(joined := " ".join(names)) != joined:
+        return True  # the words of a command
+    # Texts as numpy has them, and in UTF-16, have zeros between their letters.
+    return text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain
+
+
+def _short_strings(text: str) -> Iterator[str]:
+    """What may be the short strings of a pickle: its keys and names are among them."""
+    for opcode in _SHORT_STRINGS:
+        at = text.find(opcode)
+        while at >= 0:
+            length = ord(text[at + 1]) if at + 1 < len(text) else 0
+            if 0 < length <= _LONGEST_NAME:
+                yield text[at + 2 : at + 2 + length]
+            at = text.find(opcode, at + 1)
+
+
+def _classes_have_one(names: list[str]) -> bool:
+    """Whether one of the classes that a pickle names has a field that goes by the name of a secret."""
+    modules = [vars(module) for module in (sys.modules.get(name) for name in dict.fromkeys(names)) if module is not None]
+    for known in modules:
+        for name in names:
+            found: Any = known.get(name.partition(".")[0])
+            for part in name.split(".")[1:]:
+                found = vars(found).get(part) if isinstance(found, type) else None
+            if isinstance(found, type) and secret_fields(found):
+                return True
+    return False

@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-from entangle._run.masks import hides_one, masked
+from entangle._run.masks import beginning, hides_one, masked, suspicious
 from entangle._run.short import LONG, home_of, short
 
 #: The file in the run's directory.
@@ -66,10 +66,12 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
     name = named(kind)
     size = digest = kept = None
     if kind is str:
-        clean = masked(value)
-        hidden = clean != value
-        text = repr(clean if len(clean) <= LONG else clean[: LONG - 1] + "…")
         size = len(value)
+        told, hidden = beginning(value, LONG)
+        text = repr(told)
+        if not hidden and pickled is not None:
+            # A text that is too long to be read through for a note is not hashed if it may hold a secret.
+            hidden = masked(value) != value if size <= (KEPT if whole else HASHED) else suspicious(value)
     else:
         text, hidden = short(value)
     if kind is bytes or kind is bytearray:

@@ -20,6 +20,7 @@ import time
 from array import array
 from typing import Any, NamedTuple
 
+from entangle._run.masks import cleaned
 from entangle.flow import Flow
 
 #: Seconds that a run lasts before it is written down.
@@ -57,7 +58,7 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         "form": _FORM,
         "began": time.time() - LASTING,
         "pid": os.getpid(),
-        "command": sys.argv[:20],
+        "command": cleaned(sys.argv[:20]),
         "nodes": flow.count,
         "inputs": len(flow.inputs),
         "names": [body.name for body in flow.bodies],

@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from entangle._run.masks import MASK, is_secret, masked
+from entangle._run.masks import MASK, beginning, is_secret, masked, secret_items, secret_keys
 from entangle.flow import COPY, Flow, Like, Template
 
 #: A text of so many characters and more is noted in short.
@@ -50,11 +50,9 @@ def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG)
 
     def text_of(whole: str) -> str:
         nonlocal hidden
-        # Secrets are looked for before the text is cut: half of one would not be known as such.
-        begun = whole[: longest + 3 * LONG]
-        clean = masked(begun)
-        hidden = hidden or clean != begun
-        return repr(clean if len(clean) <= longest and len(begun) == len(whole) else clean[: longest - 1] + "…")
+        clean, less = beginning(whole, longest)
+        hidden = hidden or less
+        return repr(clean)
 
     def told(part: Any, depth: int) -> str:
         nonlocal hidden
@@ -76,14 +74,17 @@ def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG)
             rest = ["…"] if len(part) > len(few) else []
             if kind is dict:
                 pairs = []
+                said = secret_keys(part)
                 for key, item in few:
-                    if _secret_key(key):
+                    if _secret_key(key) or (said and type(key) is str and key in said):
                         hidden = True
                         pairs.append(f"{told(key, depth + 1)}: {MASK}")
                     else:
                         pairs.append(f"{told(key, depth + 1)}: {told(item, depth + 1)}")
                 return "{" + ", ".join(pairs + rest) + "}"
-            inner = ", ".join([told(item, depth + 1) for item in few] + rest)
+            secret = secret_items(part) if kind is list or kind is tuple else ()
+            hidden = hidden or bool(secret)
+            inner = ", ".join([MASK if index in secret else told(item, depth + 1) for index, item in enumerate(few)] + rest)
             if kind is tuple:
                 return f"({inner},)" if len(part) == 1 else f"({inner})"
             return f"[{inner}]" if kind is list else f"{{{inner}}}"
@@ -93,7 +94,9 @@ def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG)
         text = told(value, 0)
     except Exception:  # changed while we looked
         text = f"<{_NAME(type(value))}>"
-    return cut(text, most), hidden
+    # What its parts say together: `["curl", "-u", "user:password"]`.
+    clean = masked(text)
+    return cut(clean, most), hidden or clean != text
 
 
 def cut(text: str, most: int) -> str:
@@ -169,7 +172,7 @@ def call_in_short(flow: Flow, node: int, given: Sequence[Any] | None = None, kno
     as the call that makes it. Arguments that go by the name of a secret are masked.
     """
     try:
-        return _call(flow, node, given, known or {}, 0)
+        return masked(_call(flow, node, given, known or {}, 0))
     except Exception:  # an error that cannot be told in full is told all the same
         return f"{cut(flow.body(node).name, _NAMED)}(…)"
 

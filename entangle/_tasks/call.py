@@ -8,8 +8,9 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
 from entangle._run.frames import hide
+from entangle._run.masks import MASK, is_secret, masked
 from entangle._run.run import Observer, Run
-from entangle._tasks.parameters import named_parameters
+from entangle._tasks.parameters import named_parameters, positional_names
 
 if TYPE_CHECKING:
     from entangle._run.future import RunFuture
@@ -47,8 +48,9 @@ class Call(Generic[R_co]):
         return Call, (self.task, self.args, self.kwargs)
 
     def __repr__(self) -> str:
-        parts = [in_short(argument) for argument in self.args]
-        parts += [f"{name}={in_short(argument)}" for name, argument in self.kwargs.items()]
+        names = [*positional_names(self.task.function)[0], *("" for _ in self.args)]
+        parts = [MASK if is_secret(name) else in_short(argument) for name, argument in zip(names, self.args, strict=False)]
+        parts += [f"{name}={MASK if is_secret(name) else in_short(argument)}" for name, argument in self.kwargs.items()]
         return f"<call {self.task.__name__}({', '.join(parts)})>"
 
     if not TYPE_CHECKING:  # a type checker refuses all but `bool` by itself, and would take code after that one for unreachable
@@ -183,4 +185,5 @@ def in_short(value: object) -> str:
     if isinstance(value, Call):
         return f"{value.task.__name__}(…)"
     text = repr(value) if isinstance(value, (int, float, str, bytes, bool, type(None))) else f"<{type(value).__name__}>"
+    text = masked(text[:2_000])
     return text if len(text) <= 60 else text[:57] + "..."

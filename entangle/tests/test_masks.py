@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,36 +26,36 @@ KEY = "AKIA" + "IOSFODNN7EXAMPLE"
 HIDDEN = "h1dden-0f-all"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "password",
-        "db_password",
-        "passwd",
-        "PASSPHRASE",
-        "api_key",
-        "apiKey",
-        "secret",
-        "clientSecret",
-        "auth-token",
-        "access_key",
-        "Authorization",
-        "PGPASSWORD",
-        "passwords",
-        "password2",
-        "DBPassword",
-        "authtoken",
-        "api_keys",
-        "DB_PWD",
-    ],
-)
-def test_names_of_secrets(name: str) -> None:
-    assert is_secret(name)
+#: In words, so that there are many on a line.
+SECRET_NAMES = """
+    password db_password passwd PASSPHRASE api_key apiKey secret clientSecret auth-token access_key Authorization PGPASSWORD passwords
+    password2 DBPassword authtoken api_keys DB_PWD db_pass DB_PASS DBPass dbpass SMTP_PASS userPass pass auth basic_auth http-auth oauth
+    auth_header x_auth _auth _authToken cookie cookies Set-Cookie session_cookie cookie_header encryption_key signing_key ssh_key sshKey
+    SSHKey SSH_PRIVATE_KEY private_key AccountKey storage_account_key SharedAccessKey SharedAccessSignature AWS_SECRET_ACCESS_KEY
+    aws_access_key_id X-Amz-Signature X-Amz-Credential X-Amz-Security-Token connection_string ConnectionString connStr dsn DATABASE_DSN
+    jwt jwtToken JWTToken otp totp otp_code creds user_credentials session_token id_token refreshToken access_tokens token1 passphrase
+    pass_word passWord seed_phrase client_key master_key OPENAI_API_KEY openai_key github_pat card_pin pin_code csrf x-csrf-token psk pw
+    my_pw PHPSESSID sessionid wpa_psk secret_value secret_id password_hash keystorePassword storepass APIKey APIKEY accountkey privkey
+""".split()  # noqa: SIM905
+OTHER_NAMES = """
+    x key keys tokens max_tokens tokenizer tokenize token_count num_tokens token_ids token_type eos_token pad_token_id author authors
+    co_author authority authorized authenticated authorization_url auth_method auth_url use_auth require_auth has_password is_secret
+    password_policy password_min_length passenger passage passport passed passes passing pass_rate first_pass low_pass bypass compass
+    keyboard keyword monkey turkey hockey primary_key foreign_key sort_key partition_key cache_key public_key ssh_public_key
+    key_padding_mask private_key_path key_file secret_name cookie_size cookie_domain cookiecutter pinned pin spinner secretary session
+    connection conn signature signal design seed salt nonce user username login host port code access accessor credit accredited
+    conference recovery phrase hash digest
+""".split()  # noqa: SIM905
 
 
-@pytest.mark.parametrize("name", ["x", "key", "tokens", "max_tokens", "tokenizer", "passenger", "author", "compass", "keys", "secretary"])
-def test_names_that_only_look_like_it(name: str) -> None:
-    assert not is_secret(name)
+def test_names_of_secrets() -> None:
+    assert [name for name in SECRET_NAMES if not is_secret(name)] == []
+
+
+def test_names_that_only_look_like_it() -> None:
+    assert [name for name in OTHER_NAMES if is_secret(name)] == []
+    texts = [f'{name}=1, {{"{name}": "abc def"}}, {name}: abc' for name in OTHER_NAMES]
+    assert [masked(text) for text in texts] == texts
 
 
 def test_names_that_the_user_adds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +102,226 @@ def test_what_looks_like_a_secret_is_masked(text: str, left: str) -> None:
     assert masked(text) == left
 
 
+#: Texts as programs have them, the secret in each written as §.
+SECRET_TEXTS = [
+    'auth=("bob", "§")',
+    "auth=('bob', '§'), timeout=3",
+    '{"auth": ["bob", "§"]}',
+    "Cookie: session=§; a=b",
+    "Cookie: a=b; session=§",
+    "Set-Cookie: sid=§; Path=/; HttpOnly",
+    "curl -H 'Cookie: a=b; sid=§' https://x",
+    "curl -u bob:§ https://x",
+    "curl -ubob:§ https://x",
+    "curl --user bob:§ https://x",
+    "curl --user=bob:§ https://x",
+    "['curl', '-u', 'bob:§', 'https://x']",
+    "mysql -u root -p§",
+    "mysqldump -u root -p§ db",
+    "sshpass -p § ssh x",
+    "docker login -u bob -p § reg",
+    "PGPASSWORD=§ psql -h x",
+    "--password §",
+    "--password=§",
+    "--password '§'",
+    "-password §",
+    "['x', '--password', '§']",
+    '["x", "--api-key", "§"]',
+    "<user>bob</user><password>§</password>",
+    "<password encoding='x'>§</password>",
+    "<db:password>§</db:password>",
+    '<user password="§"/>',
+    '<add key="DB_PASSWORD" value="§"/>',
+    '<entry key="password">§</entry>',
+    '<token value="§"/>',
+    "&lt;password&gt;§&lt;/password&gt;",
+    "<credentials><user>b</user><x>§</x></credentials>",
+    "password: §",
+    "password: correct horse §",
+    "db:\n  password: §\n  user: x",
+    "password: |\n  §\n  abc\nuser: x",
+    "password: >-\n  abc\n  §\n",
+    "auth:\n  user: bob\n  x: §\nother: 1",
+    "secrets:\n- a\n- §\nuser: x",
+    "- name: DB_PASSWORD\n  value: §",
+    '{"name": "DB_PASSWORD", "value": "§"}',
+    "[db]\npassword = §\nuser = x",
+    "password=§",
+    "password = a §",
+    "machine h login bob password §",
+    "machine h\n login bob\n password §\n",
+    "https://b.s3.amazonaws.com/k?X-Amz-Credential=§&X-Amz-Signature=b",
+    "https://b.s3.amazonaws.com/k?X-Amz-Credential=A&X-Amz-Signature=§",
+    "https://a.blob.core.windows.net/c?sv=2020&sig=§%3D&se=1",
+    "https://x/y?a=1&Signature=§",
+    "https://x/y?token=§&a=1",
+    "https://x/y?access_token=§",
+    "https://storage.googleapis.com/b?X-Goog-Signature=§&x=1",
+    "https://storage.googleapis.com/b?GoogleAccessId=§&x=1",
+    "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=§==;EndpointSuffix=core.windows.net",
+    "Server=x;Uid=u;Pwd=§;",
+    "Server=x;User ID=u;Password=§;",
+    "Endpoint=sb://x/;SharedAccessKeyName=Root;SharedAccessKey=§=",
+    "postgres://bob:§@h/db",
+    "postgres://bob:a/§@h/db",
+    "redis://:§@h:6379/0",
+    "mongodb+srv://bob:§@h",
+    "https://§aaaaaaaaaaaaaaa@github.com/x",
+    '{"password": "§"}',
+    "Authorization: Basic §",
+    "Authorization: Bearer §",
+    "authorization=Bearer §",
+    '{"Authorization": "Bearer §"}',
+    "('Authorization', 'Basic §')",
+    "[('Cookie', 'a=§')]",
+    '("password", "§")',
+    "(b'password', b'§')",
+    "{b'password': b'§'}",
+    "{'password': ['§']}",
+    '{"passwords": {"a": "§"}}',
+    'Login(user="bob", password="§")',
+    "Login(user='bob', db_pass='§')",
+    "connect(password='a' + '§')",
+    "connect(password='a' '§')",
+    "connect(password=x or '§')",
+    "connect(password=('a', '§'))",
+    'password = os.environ.get("X") or "§"',
+    'password: str = "§"',
+    'password: str | None = "§"',
+    'password: Optional[str] = "§"',
+    'token: "str" = "§"',
+    "password = '''§'''",
+    'password = """\n§\n"""',
+    "password = (\n  'a'\n  '§'\n)",
+    "password = \\\n '§'",
+    'if password == "§": pass',
+    'assert password != "§"',
+    'os.environ["DB_PASS"] = "§"',
+    'os.environ.setdefault("DB_PASS", "§")',
+    "export DB_PASS=§",
+    'DB_PASS="§"',
+    "ENV DB_PASS §",
+    "DB_PASS=a,§",
+    "apiKey: §",
+    "api-key=§",
+    "x-api-key: §",
+    "-Dpassword=§",
+    "-Djavax.net.ssl.keyStorePassword=§",
+    "-e POSTGRES_PASSWORD=§",
+    "user=bob&password=§&x=1",
+    "password%3D§",
+    "%22password%22%3A%22§%22",
+    "{&quot;password&quot;: &quot;§&quot;}",
+    'password=>"§"',
+    '"password" => "§"',
+    "password := '§'",
+    'Content-Disposition: form-data; name="password"\r\n\r\n§\r\n',
+    '<input name="password" value="§">',
+    "ALTER USER x WITH PASSWORD '§'",
+    "CREATE USER x IDENTIFIED BY '§'",
+    "redis-cli -a § ping",
+    "ldapsearch -w § -x",
+    "openssl rsa -passin pass:§",
+    "otp: §",
+    "jwt=§",
+    'dsn="bob/§"',
+    'creds={"a": "§"}',
+    'connection_string="x;y=§"',
+    "ssh_key: §",
+    "signing_key=§",
+    "encryption_key=§",
+    "session_token=§",
+    "passphrase is here: passphrase=§",
+    "KeyError: password=§",
+    'password="a\\"§"',
+    "password='it\\'s §'",
+    'password="abc\n§"',
+    'password="§',
+    "password='§",
+    'password=("§"',
+    '{"a": "Cookie: x=§; y=§"}',
+    'headers = {"Cookie": "sid=§"}',
+    "cookie=a; b=§",
+    'token = "a" if x else "§"',
+    'token="%s§" % x',
+    'auth = HTTPBasicAuth("bob", "§")',
+    'auth=requests.auth.HTTPDigestAuth("bob", "§")',
+    "https://hooks.slack.com/services/T0/B0/§",
+    "password\t=\t§",
+    '"password"\n:\n"§"',
+    "{'db': {'password': '§'}}",
+    "aws_secret_access_key = §",
+    "aws_session_token=§",
+    '"private_key": "§"',
+    "secret:§",
+    'secret:  "§"',
+    '"Password" : "§"',
+    "PASSWORD=§",
+    "root:x password=§",
+    "['A=B', 'DB_PASS=§']",
+    '["A=B", "DB_PASS=§ x"]',
+    "environ({'DB_PASS': '§'})",
+    "DB_PASS: §\n",
+    "# password: §",
+    "// token=§",
+    '"token": null, "token2": "§"',
+    'password = "§" # comment',
+    "password=§<br>",
+    "(password=§)",
+    "[password=§]",
+    "password=§.",
+    "`password=§`",
+    "?password=§#x",
+    "https://u:§@h:80/p?q",
+    "smtp://u:§@h",
+    "Token token=§",
+    "X-Auth-Token: §",
+    "X-Amz-Security-Token=§&a",
+    'oauth_token="§", oauth_x="b"',
+    'Authorization: Digest username="x", response="§"',
+    "WWW-x\r\nAuthorization: Basic §\r\nHost: y",
+]
+
+
+def as_texts_have_it(text: str) -> list[str]:
+    """A text as it is, among others, and as a string of other texts: of JSON, of JSON in JSON, of what `repr` gives."""
+    return [
+        text,
+        f"some words: here; {text}" if "\n" not in text else text,
+        f"a line\n{text}\nanother",
+        json.dumps({"body": text}),
+        json.dumps(json.dumps({"body": [text]})),
+        repr([text, 1]),
+        repr(text.encode()),
+        f"call(x, {text!r}, y=3)",
+    ]
+
+
+def test_texts_that_hold_secrets() -> None:
+    found = [around for text in SECRET_TEXTS for around in as_texts_have_it(text.replace("§", HIDDEN)) if HIDDEN in masked(around)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The author of this text, an authority on compasses: key = value; keyboard: qwerty, tokens: 512.",
+        '{"name": "Bob", "value": "x", "key": "k", "keys": ["a", "b"], "token_count": 7, "authors": ["me"]}',
+        "for token in tokens:\n    count += 1\nif token:\n    return keys[token]\n",
+        "def sort(items, key=None, sort_key='name'):\n    return sorted(items, key=key)\n",
+        "password = input('Password: ')\n".replace("password = ", ""),
+        "mkdir -p a/b && docker run -p 8080:80 image && git clone https://github.com/a/b.git && ssh git@example.org",
+        "basic knowledge of bearer bonds; https://example.org:8080/a@b?page=2&sort=key#design",
+        "task-management-in-a-nutshell, disk-usage-of-the-machine, sk-learn-like-interface-of-ours",
+        "<keyboard layout='us'><author>Bob</author></keyboard>",
+        "C:\\Users\\bob\\n.txt \\d+ \\w+",
+        "",
+    ],
+)
+def test_texts_that_hold_none_stay_as_they_are(text: str) -> None:
+    assert masked(text) == text
+
+
 @pytest.mark.parametrize(
     "text", ["a" * 20_000, "--" + "a-" * 10_000, "password" + " " * 20_000, "password: " + "a[b]|" * 4000, "://:" * 5000]
 )
@@ -119,6 +340,22 @@ class Settings(dict[str, str]):
     pass
 
 
+class Account(NamedTuple):
+    user: str
+    password: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """As one with slots is pickled: by its values alone, from 3.11 on."""
+
+    user: str
+    password: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frozen, (self.user, self.password)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -130,6 +367,20 @@ class Settings(dict[str, str]):
         f"password={HIDDEN}".encode(),
         ["x" * 500 + f" password={HIDDEN}"],
         {b"password": HIDDEN},
+        Account("me", HIDDEN),
+        {"accounts": [Account("me", HIDDEN)]},
+        Frozen("me", HIDDEN),
+        [("user", "me"), ("password", HIDDEN)],
+        [{"name": "DB_PASSWORD", "value": HIDDEN}],
+        ["curl", "-u", f"bob:{HIDDEN}", "https://example.org"],
+        ["x", "--password", HIDDEN],
+        [["mysql"] * 20 + ["--password", HIDDEN]],
+        {"a": [f"DB_PASS={HIDDEN}"]},
+        f"password={HIDDEN}".encode("utf-16"),
+        {f"password={HIDDEN}": 1},
+        "x" * 200_000 + f" password={HIDDEN}",
+        f"password={HIDDEN}" + "x" * 200_000,
+        ["y" * 89 + " ghp_" + HIDDEN.replace("-", "") * 40],
     ],
     ids=lambda value: type(value).__name__,
 )
