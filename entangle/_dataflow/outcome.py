@@ -6,10 +6,10 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run.failures import describe, few_of, text_of
+from entangle._run.failures import describe, few_of, set_traceback, text_of
 from entangle._run.frames import hide
 from entangle._run.pickling import dumps
-from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, add_note, set_cause
+from entangle.errors import EntangleError, ProcessRetryException, add_note
 
 
 class Ended:
@@ -91,7 +91,7 @@ class Failure:
             except Exception as problem:
                 error = EntangleError(f"task {self.name!r} failed with an error that cannot be made here ({problem})")
             if self._sent:  # raised by a body, and not the end of its process
-                set_cause(error, RemoteTraceback(report["text"]))
+                set_traceback(error, report["text"])
                 add_note(error, report["where"])
             self._error = error
         hide(error)

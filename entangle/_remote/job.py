@@ -19,8 +19,8 @@ from entangle import _run
 from entangle._remote import imports
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
 from entangle._run import findable, importing
-from entangle._run.failures import describe
-from entangle._run.pickling import OF_MAIN, PicklerByName, dumps, dumps_for_others, pickler_by_value, why_not
+from entangle._run.failures import as_it_is, describe, pickled_error
+from entangle._run.pickling import OF_MAIN, PicklerByName, dumps_for_others, pickler_by_value, why_not
 from entangle._run.remaking import Part, failing_part, not_remade
 from entangle.errors import (
     EntangleError,
@@ -294,7 +294,7 @@ def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) ->
         parts[1] = pickled or parts[1]
     if isinstance(error, ProcessRetryException) and there is not None:
         with contextlib.suppress(Exception):
-            last = _plain_error(there, reader) if plain else [dumps(there)]
+            last = _plain_error(there, reader) if plain else [pickled_error(there, name)]
             parts += [last] if last is not None else []
     return parts
 
@@ -303,12 +303,15 @@ def _plain_error(error: BaseException, reader: Any) -> Segments | None:
     """An error as a pickle for another version, with classes of the script that came from there; None where it cannot be read again."""
     if reader is None:
         return None
+
+    def dumped(value: Any) -> bytes:
+        (pickled,) = _dump_plain([value], reader.reduced)
+        return b"".join(pickled)
+
     try:
-        (pickled,) = _dump_plain([error], reader.reduced)
-        _load([b"".join(pickled)], reader.given)
+        return [as_it_is(error, dumped, lambda pickled: _load([pickled], reader.given))]
     except Exception:
         return None
-    return pickled
 
 
 def _is_plain(error: BaseException) -> bool:

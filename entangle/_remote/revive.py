@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from entangle._remote.lines import functions_of
+from entangle._run import raised
 from entangle.errors import UnfitPythonError, UnpicklableError
 from entangle.task import Task
 
@@ -69,6 +70,8 @@ class Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """How a function, a class or an instance is written."""
+        if isinstance(value, BaseException):
+            return raised.reduced(value) or self._reduced(value)
         return self._reduced(value)
 
 

@@ -6,8 +6,10 @@ import contextlib
 import os
 import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
+from entangle._run import raised
 from entangle._run.frames import hide
 from entangle._run.pickling import dumps, why_not
 from entangle._run.short import call_in_short, cut, plain_value
@@ -51,49 +53,53 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
 
     hide(error)
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    pickled: bytes | None
-    refused: UnpicklableError | None = None
-    try:
-        pickled = dumps(error)
-        # Many an exception pickles and cannot be made again: its __init__ wants other arguments than it passed on.
-        try:
-            pickle.loads(pickled)
-        except Exception:
-            if type(error).__setattr__ is BaseException.__setattr__ or type(error).__reduce__ is not BaseException.__reduce__:
-                raise
-            pickled = dumps(_Frozen(error))
-            pickle.loads(pickled)
-    except Exception as why:
-        pickled = None
-        kind = f"{type(error).__module__}.{type(error).__qualname__}"
-        try:
-            dumps(error)
-            reason = f"it cannot be made again from its arguments ({type(why).__name__}: {why})"
-        except Exception:
-            reason = str(why_not(error, f"the error of task {name!r}"))
-        refused = UnpicklableError(f"task {name!r} failed with {kind}: {text_of(error)}; that error cannot be sent: {reason}")
     return {
-        "error": pickled if pickled is not None else pickle.dumps(refused, 5),
+        "error": pickled_error(error, name),
         "text": text,
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
         "call": call,
     }
 
 
-class _Frozen:
-    """Pickles as an error whose class refuses attributes, as a frozen dataclass does: pickle would assign them, and fail."""
+def pickled_error(error: BaseException, name: str) -> bytes:
+    """An error of task `name` such that it can be made again. Where nothing of it travels, an UnpicklableError that says what it said."""
+    try:
+        return as_it_is(error, dumps, pickle.loads)
+    except Exception as problem:
+        why = problem
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    try:
+        dumps(error)
+        reason = f"it cannot be made again from its arguments ({type(why).__name__}: {why})"
+    except Exception:
+        reason = str(why_not(error, f"the error of task {name!r}"))
+    refused = UnpicklableError(f"task {name!r} failed with {kind}: {text_of(error)}; that error cannot be sent: {reason}")
+    return pickle.dumps(refused, 5)
 
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
-    def __reduce__(self) -> Any:
-        return _made_as_it_was, (type(self.error), self.error.args, vars(self.error))
+def as_it_is(error: BaseException, dump: Callable[[Any], bytes], load: Callable[[bytes], Any]) -> bytes:
+    """The pickle of an error that can be made again, without what does not travel of it, which a note then names.
 
+    Raises what `dump` or `load` raise where not even its class does.
+    """
 
-def _made_as_it_was(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
-    error: BaseException = kind.__new__(kind, *args)
-    error.__dict__.update(attributes)
-    return error
+    def fits(part: Any) -> bool:
+        try:
+            load(dump(part))
+        except Exception:
+            return False
+        return True
+
+    try:
+        pickled = dump(error)
+        load(pickled)
+    except Exception:
+        found = raised.lighter(error, fits)
+        if found is None:
+            raise
+        pickled = dump(found)
+        load(pickled)
+    return pickled
 
 
 def text_of(error: BaseException) -> str:
@@ -169,13 +175,21 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
             error = pickle.loads(report["error"])
         except Exception as problem:
             error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})")
-        set_cause(error, RemoteTraceback(report["text"]))
+        set_traceback(error, report["text"])
         call = report["call"]
         note_call(error, flow, node, call)
         add_note(error, report["where"])
     if flow.body(node).retry:
         return used_up(site, node, error, call)
     return error
+
+
+def set_traceback(error: BaseException, text: str) -> None:
+    """Make the traceback of the worker the cause of an error; of attempts that are used up, that of the last one, which is theirs."""
+    last = error
+    while isinstance(last, ProcessRetryException) and last.__cause__ is not None:
+        last = last.__cause__
+    set_cause(last, RemoteTraceback(text))
 
 
 def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseException:

@@ -14,7 +14,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-from entangle._run import classes, findable
+from entangle._run import classes, findable, raised
 from entangle.errors import UnpicklableError
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
@@ -35,7 +35,7 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
     refuses the value too.
     """
     try:
-        if findable.travelled:
+        if findable.travelled or isinstance(value, BaseException):
             return by_name(value, buffer_callback)
         return pickle.dumps(value, 5, buffer_callback=buffer_callback)
     except Exception:  # what a __reduce__ raises is anybody's guess
@@ -87,6 +87,8 @@ class PicklerByName(pickle.Pickler):
         module = value.__module__ if isinstance(value, (types.FunctionType, type)) else None
         if isinstance(module, str) and module not in MAIN and travels_by_value(module):
             raise _Along(module)
+        if isinstance(value, BaseException):
+            return raised.reduced(value) or NotImplemented
         return NotImplemented
 
 
@@ -138,6 +140,8 @@ def _kind_by_value() -> Any:
     def reducer_override(self: Any, value: Any) -> Any:
         if isinstance(value, (types.FunctionType, type)):
             _take_along(value.__module__)
+        elif isinstance(value, BaseException):
+            return raised.reduced(value) or NotImplemented
         reduced = usual(self, value)
         # Of a class that is taken from nowhere by its name, cloudpickle says what it consists of, in six parts.
         if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
