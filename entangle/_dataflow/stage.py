@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import pickle
 import threading
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
+from entangle._run.child import end_child
 from entangle._run.failures import pause
 from entangle._run.frames import passes_on
 from entangle._run.journal import Journal
@@ -144,7 +144,7 @@ class Stage:
             except BaseException as raised:
                 outcome = self._again(worker, node, item, raised, function, told, journal, kept)
             if worker.forked:
-                os._exit(0)
+                end_child(None)
             if timed:
                 worker.end_body()
             told = []
@@ -195,7 +195,7 @@ class Stage:
         slots, base = worker.site.table.slots, worker.base
         while True:
             if worker.forked:
-                os._exit(1)
+                end_child(raised)
             error = worker.as_error(self.name, raised)
             told.append(text_of(error))
             allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)

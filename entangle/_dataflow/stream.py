@@ -7,6 +7,7 @@ import atexit
 import collections
 import contextlib
 import logging
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ log = logging.getLogger("entangle.dataflow")
 OnError = Literal["raise", "skip"] | Callable[[Any, Any, BaseException], object]
 
 _open: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+# Those of its parent are not a forked child's to close, when it ends as Python does.
+os.register_at_fork(after_in_child=_open.clear)
 
 
 class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):

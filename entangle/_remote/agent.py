@@ -309,7 +309,9 @@ class Agent:
     def _leave_in_child(self) -> None:
         """In a child that a body forks: the stream is not its own, and prints go where a process's prints go."""
         for fd in (self._reads, self._writes, self._printed):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+        self._reads = self._writes = self._printed = -1  # a child of the child has them closed already
         for number, name in ((1, "stdout"), (2, "stderr")):
             setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
         for prints in self.prints:

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 
+from entangle._run import janitor
 from entangle._run.output import forward
 from entangle._run.process import GRACE, WorkerProcess
 from entangle._run.readable import readable
@@ -51,6 +52,7 @@ def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
             if fd >= 0 and _forward(worker, fd) == b"":
                 worker.close_stream(fd)
     _forget_the_dead()
+    janitor.reap_adopted()
     left = _see_off(workers, 0.0)
     if not left and not directories:
         return

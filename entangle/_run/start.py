@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run import classes, janitor, reaper
+from entangle._run import child, classes, janitor, reaper
 from entangle._run.interrupts import handler_of
 from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.process import WorkerProcess
@@ -28,7 +28,7 @@ from entangle._run.worker import Worker, flush, here, run_as
 from entangle.errors import OptionError
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG = 1
 
 try:
     _prctl: Any = ctypes.CDLL(None).prctl
@@ -184,6 +184,7 @@ def live(worker: Worker) -> int:
     slots = worker.site.table.slots
     slots[worker.base + PID] = os.getpid()
     here.worker = type(here).worker = worker
+    child.begin()
     if worker.site.makeflags is not None:
         os.environ["MAKEFLAGS"] = worker.site.makeflags
     try:
@@ -224,9 +225,6 @@ def handlers_to_reset() -> list[int]:
 def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = _RESET) -> None:
     """Make this process a worker: it dies with its parent, is deaf to the terminal, and its stderr goes to the supervisor."""
     die_with(parent)
-    if _prctl is not None:
-        # A daemon that a body starts then stays in our family, where a deadline finds it.
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for number in own_handlers:

@@ -146,7 +146,7 @@ class Supervisor:
         self.deadlines = Deadlines(self)
         #: The slot that we are in, where this is a nested run: whoever supervises us looks there.
         outer = here.worker
-        self.outer = outer if outer is not None and outer.in_process else None
+        self.outer = outer if outer is not None and outer.in_process and not outer.forked else None
 
     # The run -----------------------------------------------------------------------------------------------
 

@@ -33,7 +33,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from entangle._run import child
 from entangle._run.block import block
+from entangle._run.child import end_child
 from entangle._run.failures import describe, note_attempt, pause
 from entangle._run.frames import passes_on
 from entangle._run.notes import COOKIE_WAIT, MOVED, SHORT, WHOLE, Notes
@@ -114,7 +116,7 @@ class Worker:
         #: What the body takes, each node once: it is one reader, however often it names a value.
         self.using: dict[int, None] = {}
         self.spent: list[int] = []
-        #: Set in a child that a body forked and let return: it must not go on as a second one of us.
+        #: Set in a child that a body has forked: it must not go on as a second one of us.
         self.forked = False
         self.cookie: tuple[int, int] | None = None
         self.roaming: set[int] = set()
@@ -192,6 +194,8 @@ class Worker:
                         value = bodies[which].function(*args)
                     ended = clock()
             except BaseException as error:
+                if self.forked:
+                    end_child(error)
                 given = args if args is None or first == last or plain[shape_of[node]] else [*args, *named.values()]
                 args = value = None
                 if self._is_the_callers(error):
@@ -203,7 +207,7 @@ class Worker:
                 node = self._take()
                 continue
             if self.forked:
-                os._exit(0)
+                end_child(None)
             args = None
             node = deliver(node, value, started, ended)
             if node < 0:
@@ -542,16 +546,20 @@ class Worker:
                 started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
+                if self.forked:
+                    end_child(None)  # the cookie is its parent's, and so is the slot
                 self.end_body()
                 return value, started, ended
             except BaseException as raised:
+                if self.forked:
+                    end_child(raised)
                 if self._is_the_callers(raised):
                     raise
                 error = self._failure(node, raised)
                 self.end_body()
                 attempt = table.attempts[node] + 1
                 wanted = isinstance(error, body.on) or isinstance(raised, body.on)  # SystemExit is told as another error
-                if attempt > body.retry or not wanted or self.is_over(node) or self.forked:
+                if attempt > body.retry or not wanted or self.is_over(node):
                     self.failed = self._call_in_short(node, args and [*args, *named.values()])
                     raise error from error.__cause__
                 table.attempts[node] = attempt
@@ -726,8 +734,6 @@ class Worker:
 
     def _fail(self, node: int, error: BaseException, given: Any = None) -> None:
         """Publish an error and end the run. `given` are the arguments that the body had."""
-        if self.forked:
-            os._exit(1)
         site = self.site
         table = site.table
         place: Place = (NOWHERE, 0, 0)
@@ -776,6 +782,9 @@ def _refresh_pid() -> None:
     worker = here.worker
     if worker is not None:
         worker.forked = True
+        worker.cookie, worker.lent, worker.waiting = None, 0, 0  # its parent's
+        if worker.lane == THREAD:
+            child.begin()
 
 
 os.register_at_fork(after_in_child=_refresh_pid)

@@ -1,0 +1,411 @@
+"""What bodies start, by whatever means: they wait for it as any program does, it ends as any program does, and does not stay."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle.process import ProcessTimeoutException, process
+from entangle.scheduler import scheduler
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from . import bodies
+from .callers import Caller, gone
+from .evidence import alive, note, notes, pids_in, wait_until
+
+gather = process(bodies.gather)
+
+
+def _two_children() -> None:
+    for _ in range(2):
+        if not os.fork():
+            os._exit(0)
+
+
+def _by_wait() -> int:
+    _two_children()
+    count = 0
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            return count
+        count += 1
+
+
+def _by_waitid() -> int:
+    _two_children()
+    count = 0
+    while True:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED)
+        except ChildProcessError:
+            return count
+        count += 1
+
+
+def _by_psutil() -> int:
+    import psutil
+
+    children = [subprocess.Popen(["sleep", "0.1"]) for _ in range(2)]
+    ended, _ = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+    for child in children:
+        child.wait()
+    return len(ended)
+
+
+def _by_signal() -> int:
+    ended: list[int] = []
+
+    def reap(*_: object) -> None:
+        while True:
+            try:
+                pid = os.waitpid(-1, os.WNOHANG)[0]
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            ended.append(pid)
+
+    before = signal.signal(signal.SIGCHLD, reap)
+    try:
+        for _ in range(2):
+            if not os.fork():
+                os._exit(0)
+        wait_until(lambda: len(ended) == 2)
+        os.wait()
+    except ChildProcessError:
+        pass
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    return len(ended)
+
+
+def _ignoring() -> int:
+    """POSIX: where SIGCHLD is ignored, `wait` waits for the last of them, and says that there is none."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        _two_children()
+        with pytest.raises(ChildProcessError):
+            os.wait()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    return 2
+
+
+def _by_asyncio() -> int:
+    async def both() -> int:
+        children = [await asyncio.create_subprocess_exec("true") for _ in range(2)]
+        return sum([await child.wait() == 0 for child in children])
+
+    return asyncio.run(both())
+
+
+def _of_multiprocessing() -> int:
+    children = [multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.5,)) for _ in range(2)]
+    for child in children:
+        child.start()
+    count = len(multiprocessing.active_children())
+    for child in children:
+        child.join()
+    return count if all(child.exitcode == 0 for child in children) else -1
+
+
+def _without_its_daemon() -> int:
+    """A daemon is a child of the system's first process, and nobody's to wait for."""
+    daemon = os.fork()
+    if not daemon:
+        if not os.fork():
+            os.setsid()
+            time.sleep(2)
+        os._exit(0)
+    return 1 + (_by_wait() - 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        (_by_wait, 2),
+        (_by_waitid, 2),
+        (_by_psutil, 2),
+        (_by_signal, 2),
+        (_ignoring, 2),
+        (_by_asyncio, 2),
+        (_of_multiprocessing, 2),
+        (_without_its_daemon, 2),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_body_waits_for_its_children_and_nobody_else(body: Any, wanted: int, start: str) -> None:
+    assert process(body)()() == wanted
+
+
+def test_a_body_waits_for_its_children_after_a_nested_run() -> None:
+    @process
+    def outer() -> Any:
+        assert process(_by_wait)()() == 2
+        return _by_wait()
+
+    assert outer()() == 2
+
+
+# --- how a child ends -------------------------------------------------------------------------------------------------------
+
+
+def _forked(child: Any) -> int:
+    """The exit code of a child that does this, or minus the signal."""
+    pid = os.fork()
+    if pid == 0:
+        child()
+        os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _registered(path: str) -> None:
+    import atexit
+    import weakref
+
+    class Thing:
+        pass
+
+    thing = sys.thing = Thing()  # type: ignore[attr-defined]
+    weakref.finalize(thing, note, path, "finalized")
+    atexit.register(note, path, "second")
+    atexit.register(note, path, "first")
+    sys.exit(3)
+
+
+def _printing() -> None:
+    sys.stdout.write("half a line")
+    sys.exit(4)
+
+
+def _writing(path: str) -> None:
+    file = open(path, "w")
+    file.write("words")
+    sys.exit(5)
+
+
+def _with_thread(path: str) -> None:
+    import threading
+
+    def work() -> None:
+        time.sleep(0.2)
+        note(path, "thread")
+
+    threading.Thread(target=work, daemon=False).start()
+    sys.exit(6)
+
+
+def _raising() -> None:
+    raise LookupError("in the child")
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ["plain", "scheduler", "retry", "thread", "workflow", "dataflow"])
+def test_a_forked_child_ends_as_a_program_does(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log, file = str(tmp_path / "log"), str(tmp_path / "file")
+    children: list[tuple[Any, int]] = [
+        (lambda: sys.exit(5), 5),
+        (lambda: sys.exit(None), 0),
+        (lambda: sys.exit(256 + 7), 7),
+        (lambda: sys.exit("words of farewell"), 1),
+        (lambda: os._exit(9), 9),
+        (lambda: _registered(log), 3),
+        (_printing, 4),
+        (lambda: _writing(file), 5),
+        (lambda: _with_thread(log), 6),
+        (_raising, 1),
+        (_interrupted, -signal.SIGINT),
+    ]
+
+    def body(number: int = 0) -> list[int]:
+        sys.stdout.write("[")  # in the buffer when children are forked
+        codes = [_forked(child) for child, _ in children]
+        sys.stdout.write("]\n")
+        return codes
+
+    expected = [code for _, code in children]
+    for _ in range(2):
+        if kind == "plain":
+            assert process(body)()() == expected
+        elif kind == "scheduler":
+            one_cpu = scheduler(cpus=1)
+            assert gather(process(one_cpu(body))(1), process(one_cpu(body))(2))()[0] == (expected, expected)
+        elif kind == "retry":
+            assert process(retry=2)(body)()() == expected
+        elif kind == "thread":
+            assert thread(body)()() == expected
+        elif kind == "workflow":
+            assert workflow(body)()() == expected
+        else:
+            from entangle.dataflow import dataflow
+
+            assert [codes for (codes,) in dataflow(process(body))().stream([1])] == [expected]
+    rounds = 2 * (2 if kind == "scheduler" else 1)
+    assert sorted(notes(log)) == sorted([["finalized"], ["first"], ["second"], ["thread"]] * rounds)
+    assert Path(file).read_text() == "words"
+    out, err = capfd.readouterr()
+    assert out.count("[") == out.count("]") == out.count("half a line") == rounds
+    assert err.count("words of farewell") == err.count("LookupError: in the child") == err.count("\nKeyboardInterrupt\n") == rounds
+    assert "entangle/_run" not in err
+
+
+def test_a_child_by_every_way_of_starting(start: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = str(tmp_path / "log")
+
+    @process
+    def body(log: str) -> list[int]:
+        return [_forked(lambda: _registered(log)), _forked(_printing)]
+
+    assert body(log)() == [3, 4]
+    assert notes(log) == [["finalized"], ["first"], ["second"]]
+    assert capfd.readouterr().out.count("half a line") == 1
+
+
+def test_what_the_caller_has_registered_is_not_the_childs(tmp_path: Path) -> None:
+    """Its temporary directories stay, its `atexit` is called once, and its homes are its own to remove."""
+    source = """
+        import atexit, os, sys, tempfile
+        from entangle.process import process
+        from entangle.thread import thread
+
+        def body():
+            child = os.fork()
+            if not child:
+                sys.exit(5)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        @process
+        def same(value):
+            return value
+
+        if __name__ == "__main__":
+            atexit.register(print, "the end of the caller", flush=True)
+            place = tempfile.TemporaryDirectory()
+            for start in ("fork", "forkserver", "spawn"):
+                print(process(body)()(start=start), os.path.isdir(place.name), flush=True)
+            print(thread(body)()(), os.path.isdir(place.name), flush=True)
+            print(same(1)(), flush=True)
+            place.cleanup()
+    """
+    status, out, err = Caller(tmp_path, source).start().finish()
+    assert (status, err) == (0, "")
+    assert out.splitlines() == ["5 True"] * 4 + ["1", "the end of the caller"]
+
+
+def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
+    """Children that come back from a body used to give its cookie back as well, so that two held it."""
+
+    @process
+    @scheduler(cpus=1)
+    def body(log: str) -> None:
+        child = os.fork()
+        if not child:
+            return
+        assert os.waitpid(child, 0)[1] == 0
+        note(log, "in")
+        time.sleep(0.05)
+        note(log, "out")
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        log = os.path.join(place, "log")
+        gather(*(body(log) for _ in range(5)))()
+        assert notes(log) == [["in"], ["out"]] * 5
+
+
+# --- what stays ----------------------------------------------------------------------------------------------------------------
+
+
+def _daemons(log: str) -> None:
+    """A daemon of each kind: with an environment or without, by fork alone and by a program."""
+    clean = {"PATH": os.environ["PATH"]}
+    subprocess.run(["setsid", "-f", "bash", "-c", f"echo $$ >> {log}; exec sleep 100"], env=clean, check=True)
+    subprocess.run(["setsid", "-f", "bash", "-c", f"echo $$ >> {log}; exec sleep 100"], check=True)
+    if not os.fork():
+        os.setsid()
+        if not os.fork():
+            note(log, os.getpid())
+            time.sleep(100)
+        os._exit(0)
+    wait_until(lambda: len(notes(log)) == 3)
+    note(log + ".all")
+    time.sleep(100)
+
+
+def _no_daemon_left(log: str) -> None:
+    pids = pids_in(log)
+    assert len(pids) == 3
+    try:
+        gone(pids)
+    finally:
+        for pid in pids:
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_daemons_of_every_kind_go_at_a_deadline(tmp_path: Path, start: str) -> None:
+    log = str(tmp_path / "log")
+    with pytest.raises(ProcessTimeoutException):
+        process(timeout=2)(_daemons)(log)()
+    _no_daemon_left(log)
+
+
+def test_daemons_of_every_kind_go_with_a_killed_caller(tmp_path: Path) -> None:
+    source = """
+        import sys
+        from entangle.process import process
+        from entangle.tests.test_children import _daemons
+
+        if __name__ == "__main__":
+            process(_daemons)(sys.argv[1])()
+    """
+    log = str(tmp_path / "log")
+    caller = Caller(tmp_path, source).start(log)
+    wait_until(lambda: os.path.exists(log + ".all"))
+    caller.process.kill()
+    caller.finish()
+    _no_daemon_left(log)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a namespace of processes needs root")
+def test_a_caller_that_is_the_first_process_of_a_container(tmp_path: Path) -> None:
+    """As in a container, where nobody reaps what nobody waits for."""
+    source = """
+        import os
+        from entangle.process import process
+        from entangle.tests.test_children import _by_wait
+
+        if __name__ == "__main__":
+            assert os.getpid() == 1
+            for _ in range(3):
+                assert process(_by_wait)()() == 2
+            stats = [open(f"/proc/{name}/stat").read() for name in os.listdir("/proc") if name.isdigit()]
+            print(sum(stat.rpartition(")")[2].split()[0] == "Z" for stat in stats))
+    """
+    caller = Caller(tmp_path, source)
+    run = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, str(caller.script)],
+        env=caller.environment,
+        capture_output=True,
+        text=True,
+    )
+    if "unshare" in run.stderr:
+        pytest.skip(f"no namespaces here: {run.stderr}")
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) <= 1  # that of the last run may be on its way
