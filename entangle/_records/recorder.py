@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from entangle._records import commit, shelf, surroundings, tags, tasks
 from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
+from entangle._run.frames import hide
 from entangle._run.masks import MASK, cleaned, is_secret, masked, name_of, suspicious
 from entangle._run.short import home_of
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
@@ -400,6 +401,7 @@ def _error_of(run: Run, table: Table) -> dict[str, Any] | None:
     if cause is None:
         import traceback
 
+        hide(error)
         cause = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         message = str(error)

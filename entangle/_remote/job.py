@@ -37,6 +37,9 @@ from entangle.task import Call, Task
 #: A buffer of so many bytes is a part of its own.
 LARGE = 64 << 10
 
+#: Variables of the caller's environment that say how an error is told, and what of it is not: they hold there, too.
+_TELLING = ("ENTANGLE_SECRETS", "ENTANGLE_TRACEBACK")
+
 PICKLE, SOURCE = "pickle", "source"
 
 #: What has this number among the functions and classes that went as source.
@@ -138,6 +141,7 @@ def pack(
         "here": list(sys.version_info[:2]),
         "record": record,
         "travelled": sorted(findable.travelled),
+        "telling": {name: os.environ[name] for name in _TELLING if name in os.environ},
     }
     return [[json.dumps(head).encode()], *parts], given
 
@@ -213,6 +217,7 @@ def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -
     importing.agent = True
     head = json.loads(bytes(parts[0]))
     findable.arrive(head["travelled"])
+    os.environ.update(head["telling"])
     given, answer = _perform(parts, head, began)
     return given, answer, _run.travels.collect() if head["record"] else []
 
@@ -276,11 +281,7 @@ def _load_call(parts: Sequence[Any], name: str) -> Any:
 def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) -> list[Segments]:
     error = _explained(error)
     there = error.__cause__
-    at = error.__traceback__
-    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
-    while at is not None and at.tb_next is not None and at.tb_frame.f_code.co_filename.startswith((ours + "_r", ours + "task.py")):
-        at = at.tb_next
-    report = describe(error.with_traceback(at), name, 1)
+    report = describe(error, name, 1)
     text = report["text"]
     if isinstance(there, RemoteTraceback) and not isinstance(error, MissingModuleError):
         text = there.text  # it went through a worker: what that saw is what there is to see

@@ -703,3 +703,31 @@ def test_the_part_of_any_pickle_is_found() -> None:
             assert part.kind.endswith("Bad"), (value, protocol, part)
     assert failing_part(pickle.dumps([1])) is None
     assert failing_part(b"nonsense") is None
+
+
+def test_how_errors_are_told_holds_in_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    def login(user: str, shoesize: int) -> NoReturn:
+        raise ValueError("refused")
+
+    monkeypatch.setenv("ENTANGLE_SECRETS", "shoesize")
+    error = failed(interpreter(login)("ann", 4711))
+    assert "call: login('ann', ***)" in notes_of(error)
+    assert "4711" not in notes_of(error)
+    assert our_frames(str(error.__cause__)) == []
+    monkeypatch.setenv("ENTANGLE_TRACEBACK", "full")
+    error = failed(interpreter(login)("ann", 4711))
+    assert "in work" in str(error.__cause__)
+
+
+@pytest.mark.skipif(not ALL_HIDDEN, reason="Python 3.10 prints no notes")
+def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "faq.md"
+    if not docs.exists():
+        pytest.skip("the documentation is in a checkout only")
+    page = docs.read_text(encoding="utf-8").partition("## How do I read an error?")[2]
+    program = page.partition("```python\n")[2].partition("```")[0]
+    shown = page.partition("```text\n")[2].partition("```")[0]
+    told = run_program(tmp_path, program).replace(str(tmp_path / "program.py"), "shares.py")
+    told = re.sub(r"host \S+, pid \d+, cpu \d+", "host lab1, pid 41273, cpu 3", told)
+    lines = [line for line in told.splitlines() if line.strip(" ~^") or not line]  # newer Pythons underline what has failed
+    assert lines == shown.splitlines()
