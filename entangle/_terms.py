@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from entangle._run.short import value_in_short
 from entangle.errors import OptionError
 from entangle.task import Layer
 
@@ -31,16 +32,16 @@ class Terms(Layer):
     ) -> None:
         for name, value in (("timeout", timeout), ("wait", wait)):
             if value is not None and not (_is_number(value) and value > 0):
-                raise OptionError(f"@{decorator}: {name}={value!r}; it is a number of seconds above 0, or None for no limit")
+                raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it is a number of seconds above 0, or None for no limit")
         for name, value in (("sleep", sleep), ("backoff", backoff), ("jitter", jitter)):
             if not _is_number(value) or value < 0:
-                raise OptionError(f"@{decorator}: {name}={value!r}; it is a number, 0 or above")
+                raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it is a number, 0 or above")
         if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= 250:
-            raise OptionError(f"@{decorator}: retry={retry!r}; it is a whole number of further attempts, 0 to 250")
+            raise OptionError(f"@{decorator}: retry={value_in_short(retry)}; it is a whole number of further attempts, 0 to 250")
         types = (Exception,) if on is None else on if isinstance(on, tuple) else (on,)
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise OptionError(f"@{decorator}: on={on!r}; it is an exception type, or a tuple of them")
+                raise OptionError(f"@{decorator}: on={value_in_short(on)}; it is an exception type, or a tuple of them")
         self._decorator = decorator
         self._terms: dict[str, Any] = {
             "timeout": timeout,

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 from entangle._dataflow.node import Callback, Dataflow, DataflowTask, Node, Window, _checked
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.process import process
@@ -73,9 +74,9 @@ def window(*children: Any, count: int | None = None, seconds: float | None = Non
     if (count is None) == (seconds is None):
         raise OptionError("window: say either count= (values) or seconds= (a time)")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise OptionError(f"window: count={count!r}; it is a whole number, 1 or above")
+        raise OptionError(f"window: count={value_in_short(count)}; it is a whole number, 1 or above")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
-        raise OptionError(f"window: seconds={seconds!r}; it is a number above 0")
+        raise OptionError(f"window: seconds={value_in_short(seconds)}; it is a number above 0")
     return Window(_checked("window", children), count, seconds)
 
 

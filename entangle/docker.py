@@ -9,6 +9,7 @@ from entangle._remote.containers import check_common, pairs, words
 from entangle._remote.far import Far
 from entangle._remote.transport.docker import Docker as Transport
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -80,14 +81,14 @@ def docker(
     refuse_unknown("docker", _OPTIONS, unknown)
     given = check_common("docker", image, packages, env, volumes, memory, cpus, python)
     if network is not None and (not isinstance(network, str) or not network):
-        raise OptionError(f"@docker: network={network!r}; it is the name of a docker network, 'none' or 'host'")
+        raise OptionError(f"@docker: network={value_in_short(network)}; it is the name of a docker network, 'none' or 'host'")
     chosen: Any = gpus
     if isinstance(gpus, (list, tuple)):
         chosen = words("docker", "gpus", gpus)
     elif gpus is not None and gpus != "all" and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
-        raise OptionError(f"@docker: gpus={gpus!r}; it is a number, 'all', or a list of device ids")
+        raise OptionError(f"@docker: gpus={value_in_short(gpus)}; it is a number, 'all', or a list of device ids")
     if not isinstance(consume_gpu, bool):
-        raise OptionError(f"@docker: consume_gpu={consume_gpu!r}; it is True or False")
+        raise OptionError(f"@docker: consume_gpu={value_in_short(consume_gpu)}; it is True or False")
     if not consume_gpu:
         given["environment"] = pairs({"TF_FORCE_GPU_ALLOW_GROWTH": "true", **dict(given["environment"])})
     layer = Docker(Transport(gpus=chosen, network=network, **given))

@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit, urlunsplit
 
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle.errors import OptionError, RequestError
 from entangle.task import Layer, Task, decorate, refuse_unknown
 
@@ -107,12 +108,12 @@ def request(
     """
     refuse_unknown("request", _OPTIONS, unknown)
     if not isinstance(url, str) or urlsplit(url).scheme not in ("http", "https"):
-        raise OptionError(f"@request: url={url!r}; write a whole URL, @request(url='https://…')")
+        raise OptionError(f"@request: url={value_in_short(url)}; write a whole URL, @request(url='https://…')")
     chosen = str(method).upper()
     if chosen not in _METHODS:
-        raise OptionError(f"@request: method={method!r}; choose one of {', '.join(_METHODS)}")
+        raise OptionError(f"@request: method={value_in_short(method)}; choose one of {', '.join(_METHODS)}")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-        raise OptionError(f"@request: timeout={timeout!r}; it is a number of seconds above 0")
+        raise OptionError(f"@request: timeout={value_in_short(timeout)}; it is a number of seconds above 0")
     layer = Request(url, chosen, float(timeout), headers or {})
 
     @edge

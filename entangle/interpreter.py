@@ -11,6 +11,7 @@ from entangle._remote import imports
 from entangle._remote.far import Far
 from entangle._remote.transport.interpreter import Interpreter
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -73,7 +74,7 @@ def _found(python: Any) -> str:
     if python is None:
         return sys.executable
     if not isinstance(python, (str, os.PathLike)) or not os.fspath(python):
-        raise OptionError(f"@interpreter: python={python!r}; it is the path of an interpreter, or a name to be found on PATH")
+        raise OptionError(f"@interpreter: python={value_in_short(python)}; it is the path of an interpreter, or a name to be found on PATH")
     name = os.path.expanduser(os.fspath(python))
     if os.path.isdir(name):
         inside = os.path.join(name, "bin", "python")

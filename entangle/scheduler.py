@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._run.frames import edge
 from entangle._run.home import home
+from entangle._run.short import value_in_short
 from entangle._run.worker import here
 from entangle._tasks.door import named_as_its_decorator
 from entangle.cookies import available_cpus, bind, registered_pools, roam
@@ -97,7 +98,7 @@ def load_scheduler(impl: str) -> Any:
 def check_cpus(decorator: str, cpus: object) -> None:
     """Raise OptionError unless `cpus` is a whole number of at least 1."""
     if isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1:
-        raise OptionError(f"@{decorator}: cpus={cpus!r}; it is a whole number, at least 1")
+        raise OptionError(f"@{decorator}: cpus={value_in_short(cpus)}; it is a whole number, at least 1")
 
 
 @overload
@@ -124,7 +125,7 @@ def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _
         cpus = len(available_cpus())
     check_cpus("scheduler", cpus)
     if not isinstance(impl, str):
-        raise OptionError(f"@scheduler: impl={impl!r}; it is the dotted name of a class, as 'package.module.Class'")
+        raise OptionError(f"@scheduler: impl={value_in_short(impl)}; it is the dotted name of a class, as 'package.module.Class'")
     layer = Scheduler(cpus, impl)
 
     @edge

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.far import Far
 from entangle._remote.transport.ssh import LEARN, SSH, check_word
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -90,13 +91,13 @@ def ssh(
         if value is not None:
             check_word(option, value)
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536):
-        raise OptionError(f"@ssh: port={port!r}; it is a whole number from 1 to 65535")
+        raise OptionError(f"@ssh: port={value_in_short(port)}; it is a whole number from 1 to 65535")
     if known_hosts is True or not isinstance(known_hosts, (str, bool, type(None))):
         raise OptionError(
-            f"@ssh: known_hosts={known_hosts!r}; it is the path of a file, {LEARN!r} to learn new keys, or False for no check"
+            f"@ssh: known_hosts={value_in_short(known_hosts)}; it is the path of a file, {LEARN!r} to learn new keys, or False for no check"
         )
     if transport not in (None, "openssh", "paramiko"):
-        raise OptionError(f"@ssh: transport={transport!r}; it is 'openssh' or 'paramiko'")
+        raise OptionError(f"@ssh: transport={value_in_short(transport)}; it is 'openssh' or 'paramiko'")
     layer = Ssh(SSH(host, user, key, python, port, env, known_hosts, transport))
 
     @edge

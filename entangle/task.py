@@ -265,7 +265,7 @@ def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]
         import difflib
 
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise OptionError(f"@{decorator} has no option {name!r}{hint} It has: {', '.join(known) or 'none'}")
 
 

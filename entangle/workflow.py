@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import GraphError, OptionError
 from entangle.flow import HERE
@@ -25,7 +26,9 @@ class Workflow(Layer):
             from entangle._tasks.address import check_address
 
             if not isinstance(graph, str):
-                raise OptionError(f"@workflow: graph={graph!r}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin")
+                raise OptionError(
+                    f"@workflow: graph={value_in_short(graph)}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin"
+                )
             try:
                 check_address(graph)
             except GraphError as error:

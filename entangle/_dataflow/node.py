@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from entangle._run.frames import edge
+from entangle._run.short import value_in_short
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import PROCESS, THREAD
 from entangle.task import Call, Layer, Task
@@ -27,11 +28,11 @@ class Dataflow(Layer):
 
     def __init__(self, callback: Callback | None, executor: str | None, maxworkers: int | None) -> None:
         if callback is not None and not callable(callback):
-            raise OptionError(f"@dataflow: callback={callback!r}; it is a function of a node's function and its value")
+            raise OptionError(f"@dataflow: callback={value_in_short(callback)}; it is a function of a node's function and its value")
         if executor is not None and executor not in _CARRIERS:
-            raise OptionError(f"@dataflow: executor={executor!r}; choose 'thread' or 'process'")
+            raise OptionError(f"@dataflow: executor={value_in_short(executor)}; choose 'thread' or 'process'")
         if maxworkers is not None and (isinstance(maxworkers, bool) or not isinstance(maxworkers, int) or maxworkers < 1):
-            raise OptionError(f"@dataflow: maxworkers={maxworkers!r}; it is a whole number, 1 or above, or None for no limit")
+            raise OptionError(f"@dataflow: maxworkers={value_in_short(maxworkers)}; it is a whole number, 1 or above, or None for no limit")
         self.callback = callback
         self.executor = executor
         self.maxworkers = maxworkers
@@ -91,7 +92,7 @@ def _checked(name: str, children: Iterable[Any]) -> tuple[Any, ...]:
         elif callable(child):
             found.append(child)
         else:
-            raise ArgumentError(f"{name}(…) takes nodes and lambdas that choose nodes, not {type(child).__name__}: {child!r:.60}")
+            raise ArgumentError(f"{name}(…) takes nodes and lambdas that choose nodes, not {type(child).__name__}: {value_in_short(child)}")
     return tuple(found)
 
 

@@ -18,6 +18,7 @@ from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
 from entangle._run.frames import hide, passes_on
+from entangle._run.short import value_in_short
 from entangle._run.worker import here
 from entangle.errors import ArgumentError, OptionError
 
@@ -52,9 +53,9 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         if not hasattr(source, "__iter__") and not hasattr(source, "__aiter__"):
             raise ArgumentError(f"{node.__name__}.stream takes an iterable of values, not {type(source).__name__}")
         if inflight is not None and (isinstance(inflight, bool) or not isinstance(inflight, int) or inflight < 1):
-            raise OptionError(f"stream: inflight={inflight!r}; it is a whole number of values, 1 or above")
+            raise OptionError(f"stream: inflight={value_in_short(inflight)}; it is a whole number of values, 1 or above")
         if on_error not in ("raise", "skip") and not callable(on_error):
-            raise OptionError(f"stream: on_error={on_error!r}; it is 'raise', 'skip', or a function of (node, value, error)")
+            raise OptionError(f"stream: on_error={value_in_short(on_error)}; it is 'raise', 'skip', or a function of (node, value, error)")
         # Of a source that others iterate over as well, this iteration alone ends with us.
         self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
         self._failures = failures = _Failures(on_error)

@@ -572,17 +572,19 @@ def _read(fd: int, size: int) -> bytes | None:
 
 
 def _limit() -> int:
+    given = os.environ.get("ENTANGLE_WIRE_LIMIT", wire.LIMIT)
     try:
-        return int(os.environ.get("ENTANGLE_WIRE_LIMIT", wire.LIMIT))
+        return int(given)
     except ValueError:
-        raise EntangleError("ENTANGLE_WIRE_LIMIT is not a whole number of bytes") from None
+        raise EntangleError(f"ENTANGLE_WIRE_LIMIT={given}: it is a whole number of bytes") from None
 
 
 def _silence(transport: Transport) -> float:
+    given = os.environ.get("ENTANGLE_SILENCE", "120")
     try:
-        return max(0.1, float(os.environ.get("ENTANGLE_SILENCE", "120")))
+        return max(0.1, float(given))
     except ValueError:
-        raise EntangleError("ENTANGLE_SILENCE is not a number of seconds") from None
+        raise EntangleError(f"ENTANGLE_SILENCE={given}: it is a number of seconds") from None
 
 
 # The channels of this process ----------------------------------------------------------------------------------------

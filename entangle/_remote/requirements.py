@@ -20,6 +20,7 @@ from typing import Any
 from entangle._remote.channel import Channel, channel_to
 from entangle._remote.modules import is_project
 from entangle._remote.transport import Transport
+from entangle._run.masks import masked
 from entangle._run.pickling import MAIN
 from entangle.errors import UnfitPythonError
 from entangle.task import Task, task
@@ -43,7 +44,7 @@ def furnished(transport: Transport, function: Callable[..., Any], shipped: Calla
                 if channel not in seen:
                     trouble = channel.call(_install, (wanted,), {})
                     if trouble:
-                        raise UnfitPythonError(f"{transport.place}: {' '.join(wanted)} cannot be installed there\n{trouble}")
+                        raise UnfitPythonError(f"{transport.place}: {masked(' '.join(wanted))} cannot be installed there\n{trouble}")
                     seen[:] = [channel]
         return shipped(*args, **kwargs)
 

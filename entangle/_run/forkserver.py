@@ -109,7 +109,9 @@ def warm_up() -> None:
                 _server.socket.close()
                 if _server.pid == os.getpid() and _server.process.returncode == 1:
                     _server = None
-                    raise EntangleError("the server from which workers are forked cannot start; why, it has written to stderr")
+                    raise EntangleError(
+                        "the server from which workers are forked cannot start; it has written to stderr why. start='spawn' does without"
+                    )
             else:
                 atexit.register(stop)
             _server = _Server()

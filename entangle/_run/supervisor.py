@@ -89,10 +89,11 @@ MOST_STILLBORN = 10
 
 def most_workers() -> int:
     """How many worker processes a run may have: ENTANGLE_MAX_WORKERS, else 512, as far as descriptors go (two or three each)."""
+    given = os.environ.get("ENTANGLE_MAX_WORKERS", "512")
     try:
-        wanted = int(os.environ.get("ENTANGLE_MAX_WORKERS", "512"))
+        wanted = int(given)
     except ValueError:
-        raise EntangleError("ENTANGLE_MAX_WORKERS is not a whole number") from None
+        raise EntangleError(f"ENTANGLE_MAX_WORKERS={given}: it is a whole number of processes") from None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = min(wanted, max(2, (soft - 128) // 3))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
 from entangle._run.frames import hide
-from entangle._run.masks import MASK, is_secret, masked
+from entangle._run.masks import MASK, is_secret
 from entangle._run.run import Observer, Run
+from entangle._run.short import value_in_short
 from entangle._tasks.parameters import named_parameters, positional_names
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class Call(Generic[R_co]):
         return Call, (self.task, self.args, self.kwargs)
 
     def __repr__(self) -> str:
-        names = [*positional_names(self.task.function)[0], *("" for _ in self.args)]
-        parts = [MASK if is_secret(name) else in_short(argument) for name, argument in zip(names, self.args, strict=False)]
+        names, rest = positional_names(self.task.function)
+        named = [*zip(names, self.args, strict=False), *((rest or "", argument) for argument in self.args[len(names) :])]
+        parts = [MASK if is_secret(name) else in_short(argument) for name, argument in named]
         parts += [f"{name}={MASK if is_secret(name) else in_short(argument)}" for name, argument in self.kwargs.items()]
         return f"<call {self.task.__name__}({', '.join(parts)})>"
 
@@ -182,8 +184,7 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
 
 
 def in_short(value: object) -> str:
+    """A value as the text of a call shows it: what is plain as it is, of all else the type."""
     if isinstance(value, Call):
         return f"{value.task.__name__}(…)"
-    text = repr(value) if isinstance(value, (int, float, str, bytes, bool, type(None))) else f"<{type(value).__name__}>"
-    text = masked(text[:2_000])
-    return text if len(text) <= 60 else text[:57] + "..."
+    return value_in_short(value) if type(value) in (int, float, str, bool, type(None)) else f"<{type(value).__name__}>"

@@ -731,3 +731,32 @@ def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
     told = re.sub(r"host \S+, pid \d+, cpu \d+", "host lab1, pid 41273, cpu 3", told)
     lines = [line for line in told.splitlines() if line.strip(" ~^") or not line]  # newer Pythons underline what has failed
     assert lines == shown.splitlines()
+
+
+def test_a_wrong_option_is_told_in_short_and_without_secrets() -> None:
+    from entangle.docker import docker
+
+    class Broken:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    for wrong, told in (
+        (lambda: any_of.process(timeout=Broken())(boom), "timeout=<Broken>"),
+        (lambda: any_of.process(retry=10**5000)(boom), "retry=<int of"),
+        (lambda: any_of.process(foo=3), "no option 'foo'. It has: timeout"),
+        (lambda: docker(image="x", env={"API_KEY": "s3cret", "N": None})(boom), "'API_KEY': ***"),  # type: ignore[dict-item]
+        (lambda: any_of.scheduler(cpus=[1])(boom), "cpus=[1]"),
+        (lambda: any_of.dataflow(boom)(Broken()), "not Broken: <Broken>"),
+        (lambda: any_of.process(10**5000), "not int: <int of"),
+    ):
+        error = failed(wrong, TypeError)
+        assert told in str(error)
+        assert "s3cret" not in str(error)
+
+
+def test_a_call_shows_no_secret() -> None:
+    def login(user: str, password: str, *token: str) -> None: ...
+
+    call = process(login)("ann", "hunter2", "t1", "t2")
+    assert repr(call) == "<call login('ann', ***, ***, ***)>"
+    assert repr(process(boom)(10**5000, api_key="x")).endswith("bits>, api_key=***)>")

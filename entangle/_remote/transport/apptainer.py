@@ -19,6 +19,7 @@ from typing import ClassVar
 from entangle._remote.stream import ProcessStream, Stream
 from entangle._remote.transport import Transport
 from entangle._run import janitor
+from entangle._run.masks import masked
 from entangle.errors import FarError, ImageError, UnfitPythonError, UnreachableError
 
 #: Where packages are in the container.
@@ -113,7 +114,7 @@ class Apptainer(Transport):
                     )
                 if ended.returncode:
                     end = "\n".join(f"  {line}" for line in ended.stderr.strip().splitlines()[-8:])
-                    raise ImageError(f"{' '.join(self.packages)} cannot be installed for the image {self.image!r}\n{end}")
+                    raise ImageError(f"{masked(' '.join(self.packages))} cannot be installed for the image {self.image!r}\n{end}")
                 with open(done, "w", encoding="utf-8"):
                     pass
         return place

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from entangle._run.home import private_folder
+from entangle._run.masks import masked
 from entangle.errors import ImageError
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _install(client: Any, identity: str, options: Docker, files: dict[str, str])
     if _run(client, identity, [*pip, "--version"], {})[0]:
         wheel = _pip_of_our_own()
         if wheel is None:
-            raise ImageError(f"the image {options.image!r} has no pip to install {' '.join(options.packages)} with")
+            raise ImageError(f"the image {options.image!r} has no pip to install {masked(' '.join(options.packages))} with")
         sent[os.path.basename(wheel)] = wheel
         pip = [options.python, f"{_PLACE}/{os.path.basename(wheel)}/pip"]
     _send(client, identity, sent)
@@ -179,7 +180,7 @@ def _install(client: Any, identity: str, options: Docker, files: dict[str, str])
     status, said = _run(client, identity, [*pip, "install", "--no-cache-dir", "--", *named], environment)
     if status:
         end = "\n".join(f"  {line}" for line in said.strip().splitlines()[-8:])
-        raise ImageError(f"{' '.join(options.packages)} cannot be installed in the image {options.image!r}\n{end}")
+        raise ImageError(f"{masked(' '.join(options.packages))} cannot be installed in the image {options.image!r}\n{end}")
     _run(client, identity, ["rm", "-rf", _PLACE], {})
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from entangle._remote.stream import Stream
 from entangle._remote.transport import Transport, environment
+from entangle._run.short import value_in_short
 from entangle.errors import FarError, HostKeyError, LoginRefusedError, OptionError, UnfitPythonError, UnreachableError
 
 #: Seconds for the network to answer and for the login; ssh's own settings, where there are any, go first.
@@ -29,7 +30,7 @@ def check_word(option: str, value: object) -> None:
     """Refuse what would be another word to the ssh program or to the shell over there. Raises OptionError."""
     # A leading dash would be an option of ssh, a line's end the end of a command over there.
     if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
-        raise OptionError(f"@ssh: {option}={value!r}; it is a {'name' if option in ('host', 'user') else 'path'}")
+        raise OptionError(f"@ssh: {option}={value_in_short(value)}; it is a {'name' if option in ('host', 'user') else 'path'}")
 
 
 @dataclass(frozen=True)
