@@ -17,6 +17,7 @@ import fcntl
 import math
 import mmap
 import os
+import posix  # what gevent patches in `os` closes late, and waits in its own way
 import select
 import struct
 import sys
@@ -257,7 +258,7 @@ class CookieQueue:
                 if missing > 0:
                     os.write(self._fd, _BYTE * missing)
                 elif missing < 0:
-                    os.read(self._fd, -missing)
+                    posix.read(self._fd, -missing)
             finally:
                 self._unlock()
 
@@ -339,7 +340,7 @@ class CookieQueue:
         try:
             os.splice(self._hand, self._fd, 1, flags=os.SPLICE_F_NONBLOCK)
         except (AttributeError, OSError):  # there is no such call, or each byte takes a place of which the pipe has too few
-            os.read(self._hand, 1)
+            posix.read(self._hand, 1)
             os.write(self._fd, _BYTE)
 
     def _let_go_of(self, cell: int) -> None:
@@ -547,16 +548,18 @@ def jobserver_style() -> str:
     read, write = os.pipe()
     try:
         silence = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 2)]
-        make = os.posix_spawnp("make", ["make", "--version"], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1), *silence])
+        make = posix.posix_spawnp("make", ["make", "--version"], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1), *silence])
     except OSError:
         return "fifo"  # there is no make
     finally:
-        os.close(write)
-        with os.fdopen(read, "rb") as answer:
-            first = answer.readline()
-            answer.read()
+        posix.close(write)
+        said = b""
+        while part := posix.read(read, 4096):
+            said += part
+        posix.close(read)
+        first = said.partition(b"\n")[0]
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(make, 0)
+        posix.waitpid(make, 0)
     try:
         version = first.split()[-1].split(b".")
         return "fifo" if (int(version[0]), int(version[1])) >= (4, 4) else "pipe"

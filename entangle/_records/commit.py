@@ -7,6 +7,7 @@ asked when a run begins, works beside the run, and is heard when the run ends; t
 from __future__ import annotations
 
 import os
+import posix
 import select
 import signal
 import threading
@@ -82,7 +83,7 @@ class _Question:
         read, write = os.pipe()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.pid = os.posix_spawnp(
+            self.pid = posix.posix_spawnp(
                 "git",
                 ["git", "-C", root, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--ignore-submodules"],
                 os.environ,
@@ -96,8 +97,8 @@ class _Question:
         except OSError:  # there is no git here
             os.close(read)
         finally:
-            os.close(write)
-            os.close(null)
+            posix.close(write)
+            posix.close(null)
 
     def hear(self, seconds: float) -> None:
         """Wait so long for the answer; git is ended then."""
@@ -116,7 +117,7 @@ class _Question:
         if not over:
             os.kill(self.pid, signal.SIGKILL)
         os.close(self.fd)
-        _, status = os.waitpid(self.pid, 0)
+        _, status = posix.waitpid(self.pid, 0)
         self.pid = self.fd = -1
         if said:
             self.answer = True  # also where git was cut short

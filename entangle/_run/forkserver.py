@@ -201,6 +201,7 @@ def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: 
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=channel_fd)
+    channel.setblocking(True)  # gevent's sockets, one of which this was, are not
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)

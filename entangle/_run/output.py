@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import sys
 from typing import Any
 
@@ -17,7 +18,7 @@ TAIL_LINES = 12
 def forward(worker: WorkerProcess, fd: int) -> bytes | None:
     """Pass on what a worker has written to `fd`: gives that, b"" at the end of the stream, None where there is nothing now."""
     try:
-        written = os.read(fd, 65536)
+        written = posix.read(fd, 65536)
     except BlockingIOError:
         return None
     if fd == worker.err:

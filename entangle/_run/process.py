@@ -66,7 +66,7 @@ class WorkerProcess:
             try:
                 found = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:  # the caller ignores SIGCHLD, or reaps what is not his: how it ended is lost
-                self.ended_by = 0 if not _alive(self._pid) else None
+                self.ended_by = _told(self._pid)
                 return self.ended_by is not None
             if found is None:
                 return False
@@ -126,6 +126,15 @@ class WorkerProcess:
             if fd >= 0:
                 os.close(fd)
         self.watch = self.err = self.out = -1
+
+
+def _told(pid: int) -> int | None:
+    """How a child has ended that somebody else has waited for: gevent's loop has done it for `os.waitpid`. None while it lives."""
+    with contextlib.suppress(OSError):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+    return None if _alive(pid) else 0
 
 
 def _alive(pid: int) -> bool:

@@ -1,8 +1,6 @@
 """Starting worker processes: by fork, from the warm forkserver, or by spawning an interpreter.
 
-Fork is the quickest and inherits everything, but it is not safe where other threads run, where an OpenMP runtime has been
-loaded (a child that enters a parallel region would wait for threads that it does not have), or where a CUDA context
-lives. `auto` looks each time a worker is started.
+Fork is the quickest and inherits everything, but it is not safe everywhere (`forking.py`). `auto` looks each time a worker is started.
 """
 
 from __future__ import annotations
@@ -17,7 +15,8 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run import child, classes, janitor, reaper
+from entangle._run import child, classes, greenlets, janitor, reaper
+from entangle._run.forking import fork_is_safe
 from entangle._run.interrupts import handler_of
 from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.process import WorkerProcess
@@ -38,26 +37,6 @@ except AttributeError:  # macOS: a worker there outlives a killed caller by the 
 
 # Choosing ------------------------------------------------------------------------------------------------------
 
-_seen = (-1, False)
-
-
-def fork_is_safe() -> bool:
-    """Whether a fork of this process can run anything: no other thread, no OpenMP runtime, no CUDA context."""
-    global _seen
-    if reaper.others() or not hasattr(os, "fork"):
-        return False
-    loaded, found = _seen
-    if loaded != len(sys.modules) and not found:
-        # Libraries come with modules, so there is nothing new to see while their number stays.
-        try:
-            with open("/proc/self/maps", "rb") as maps:
-                text = maps.read()
-        except OSError:
-            text = b""
-        found = any(name in text for name in (b"libgomp", b"libiomp5", b"libomp.", b"libomp-", b"/dev/nvidia"))
-        _seen = (len(sys.modules), found)
-    return not found
-
 
 def chosen_way(wanted: str | None) -> str:
     """The way to start workers: what the caller wants, else ENTANGLE_START, else auto.
@@ -76,6 +55,8 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
     site.table.slots[slot * SLOT + STATE] = STARTING
     if way == "auto":
         way = "fork" if fork_is_safe() else "forkserver"
+    elif way == "fork" and greenlets.patched():
+        way = "forkserver"
     flush()  # what the caller has printed comes before what its workers print, and a fork does not print it twice
     err_read, err_write = os.pipe()
     out_read, out_write = os.pipe() if capture else (-1, -1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import resource
 import select
 import signal
@@ -24,13 +25,15 @@ from collections.abc import Callable
 
 from entangle._run.deadlines import Deadlines
 from entangle._run.failures import call_of, error_of, note_attempt, note_call, pause, used_up
+from entangle._run.forking import fork_is_safe
 from entangle._run.interrupts import Deferred
 from entangle._run.joining import BROKEN, refusal
 from entangle._run.limits import explained, no_thread
 from entangle._run.output import forward, quote, stdout_is_plain
 from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all, signal_name
+from entangle._run.readable import new_poll
 from entangle._run.site import Site
-from entangle._run.start import fork_is_safe, start_worker
+from entangle._run.start import start_worker
 from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
     BEGUN,
@@ -128,7 +131,7 @@ class Supervisor:
         self.free = list(range(slots - 1, 0, -1))
         self.cap = cap
         self.serial = 0
-        self.poll = select.poll()
+        self.poll = new_poll()
         self.poll.register(listen, select.POLLIN)
         self.by_fd: dict[int, WorkerProcess] = {}
         self.cancelled = False
@@ -362,7 +365,7 @@ class Supervisor:
         for fd, _ in self.poll.poll(until * 1000):
             if fd == self.listen:
                 with contextlib.suppress(BlockingIOError):
-                    os.read(fd, 4096)
+                    posix.read(fd, 4096)
                 continue
             worker = self.by_fd.get(fd)
             if worker is None:

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from entangle._run import child
+from entangle._run import child, greenlets
 from entangle._run.block import block
 from entangle._run.child import end_child
 from entangle._run.failures import describe, note_attempt, pause
@@ -513,7 +513,7 @@ class Worker:
             self.recent.clear()
             if lane == PROCESS:
                 flush()
-            if os.read(wake[0], 1) == b".":
+            if (os.read(wake[0], 1) if lane == PROCESS else greenlets.read_byte(wake[0])) == b".":
                 # Sent home by the supervisor, who has counted us out already.
                 return NOBODY
             slots[base + STATE] = BUSY

@@ -92,6 +92,25 @@ def _answer(n: int) -> int:
     return 2 * n + 2
 
 
+def _auto() -> Finding:
+    from entangle._run.forking import UNSAFE, why_not_fork
+
+    why = why_not_fork()
+    added = os.environ.get("ENTANGLE_FORK_UNSAFE")
+    known = f"{', '.join(sorted(set(UNSAFE.values())))}{', ' + added if added else ''}"
+    chosen = os.environ.get("ENTANGLE_START")
+    if chosen not in (None, "", "auto"):
+        return Finding("start by auto", WORKS, f"not asked: ENTANGLE_START={chosen}")
+    if why:
+        return Finding("start by auto", WORKS, f"forkserver, since {why}", "a fork is quicker, and is taken where it is safe")
+    return Finding(
+        "start by auto",
+        WORKS,
+        f"fork; in a program with other threads, or that has loaded {known}: forkserver",
+        "ENTANGLE_FORK_UNSAFE=name,name adds modules or libraries that do not survive a fork",
+    )
+
+
 def _cpus() -> Finding:
     from entangle.cookies import available_cpus
 
@@ -261,6 +280,7 @@ LOOKS: list[Callable[[], Any]] = [
     _start("fork"),
     _start("forkserver"),
     _start("spawn"),
+    _auto,
     _run_directory,
     _cookies,
     _records,

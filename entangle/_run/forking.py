@@ -1,0 +1,156 @@
+"""Whether a fork of this process can run anything, and if not, why.
+
+A child has the memory of its parent and none of its threads: it waits for ever for a lock that one of these held, or for work that a pool
+of them should do. Of Python's own threads we know. Native ones are somebody's: numpy's OpenBLAS, pyarrow and duckdb make new ones in
+a child; others do not, and are known by their names, or by the names of their threads. Such pools come late: with the first use, with a
+plug-in, by ctypes. So what could tell is looked at each time, in a microsecond or two, and the rest when that has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from entangle._run import greenlets, reaper
+
+#: Libraries that do not survive a fork, by a part of the paths of their files, with what people call them.
+UNSAFE = {
+    "libgomp": "an OpenMP runtime",
+    "libiomp5": "an OpenMP runtime",
+    "libomp.": "an OpenMP runtime",
+    "libomp-": "an OpenMP runtime",
+    "/dev/nvidia": "a CUDA context",
+    "/dev/kfd": "a ROCm context",
+    "libtbb": "TBB",
+    "polars": "polars",
+    "/grpc/_cython": "grpc",
+    "libjemalloc": "jemalloc",
+    "/deltalake/": "deltalake",
+    "/datafusion/": "datafusion",
+    "/lance/": "lance",
+    "/daft/": "daft",
+    "libtensorflow": "tensorflow",
+    "/jaxlib/": "jax",
+}
+#: … and those whose threads are made anew in a child, or that do without.
+_SURVIVE = (b"openblas", b"libarrow", b"duckdb", b"libblis")
+_THREADS_THAT_SURVIVE = frozenset((b"jemalloc_bg_thd",))
+
+
+class _Object(ctypes.Structure):
+    """`struct dl_phdr_info`, see dl_iterate_phdr(3)."""
+
+    _fields_ = [
+        ("address", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("headers", ctypes.c_void_p),
+        ("count", ctypes.c_uint16),
+        ("adds", ctypes.c_ulonglong),
+        ("subs", ctypes.c_ulonglong),
+    ]
+
+
+_adds = 0
+
+
+def _note(found: Any, size: int, _: Any) -> int:
+    global _adds
+    if size >= ctypes.sizeof(_Object):
+        _adds = found.contents.adds
+    return 1  # the first is enough
+
+
+try:
+    _each_object: Any = ctypes.CDLL(None).dl_iterate_phdr
+except AttributeError:  # macOS
+    _each_object = None
+_hear: Any = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Object), ctypes.c_size_t, ctypes.c_void_p)(_note)
+
+
+def _loads() -> int:
+    """How many libraries this process has ever loaded."""
+    if _each_object is not None:
+        _each_object(_hear, None)
+    return _adds
+
+
+def _native_threads() -> int:
+    """How many threads this process has that Python did not start."""
+    try:
+        return os.stat("/proc/self/task").st_nlink - 2 - threading.active_count()
+    except OSError:
+        return 0
+
+
+#: What could tell when we last looked, and what was found.
+_seen: tuple[object, ...] = ()
+_threads_seen = 0
+_found = ""
+
+
+def fork_is_safe() -> bool:
+    """Whether a fork of this process can run anything."""
+    return not why_not_fork()
+
+
+def why_not_fork() -> str:
+    """Why a fork of this process could not run anything, in a few words; "" where it could."""
+    global _seen, _found, _threads_seen
+    if not hasattr(os, "fork"):
+        return "this system has none"
+    if greenlets.patched():
+        return "threads are greenlets"
+    if reaper.others():
+        return "another thread runs"
+    now = (len(sys.modules), _loads(), os.environ.get("ENTANGLE_FORK_UNSAFE"))
+    threads = _native_threads()
+    if now != _seen or threads > _threads_seen or (_found and threads != _threads_seen):
+        _found, _seen, _threads_seen = _look(), now, threads
+    return _found
+
+
+def _look() -> str:
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            text = maps.read()
+    except OSError:
+        return ""
+    for name in filter(None, (part.strip() for part in os.environ.get("ENTANGLE_FORK_UNSAFE", "").split(","))):
+        if name in sys.modules or name.encode() in text:
+            return f"{name} is loaded (ENTANGLE_FORK_UNSAFE)"
+    for part, name in UNSAFE.items():
+        if part.encode() in text:
+            return f"{name} is loaded"
+    return _strange_threads(text)
+
+
+def _strange_threads(maps: bytes) -> str:
+    """Whose native threads we do not know."""
+    for _ in range(5):
+        if _native_threads() <= 0:
+            return ""
+        time.sleep(0.001)  # one of Python's that has just ended is here a moment longer
+    names: list[bytes] = []
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm", "rb") as file:  # it may have ended
+            names.append(file.read().strip())
+    usual = _name_of_process()
+    for name in names:
+        if name != usual and name not in _THREADS_THAT_SURVIVE and not name.startswith(b"entangle-"):
+            return f"a native thread runs, {name.decode(errors='replace')!r}"
+    if any(library in maps for library in _SURVIVE):
+        return ""
+    return "native threads run"
+
+
+def _name_of_process() -> bytes:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/comm", "rb") as file:
+            return file.read().strip()
+    except OSError:
+        return b""

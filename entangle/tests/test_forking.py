@@ -1,0 +1,77 @@
+"""`auto` forks where a child can run anything, and nowhere else."""
+
+from pathlib import Path
+
+import pytest
+
+from .callers import output_of
+
+#: A task that says how its worker was started, after something was done.
+HOW = """
+import os, sys
+from entangle.process import process
+
+@process
+def parent():
+    return os.getppid()
+
+def way():
+    return "fork" if parent()() == os.getpid() else "another"
+"""
+
+THREAD = """
+import ctypes, time
+def native_thread(name=None):
+    libc, number = ctypes.CDLL(None), ctypes.c_ulong()
+    assert libc.pthread_create(ctypes.byref(number), None, ctypes.cast(libc.pause, ctypes.c_void_p), None) == 0
+    if name:
+        assert libc.pthread_setname_np(number, name) == 0
+"""
+
+
+def test_a_task_that_groups_by_polars_after_its_caller_has(tmp_path: Path) -> None:
+    """polars has a pool of native threads, which a forked child does not have."""
+    pytest.importorskip("polars")
+    source = """
+    import polars
+    frame = polars.DataFrame({"a": range(300_000), "g": [i % 3 for i in range(300_000)]})
+
+    def groups(frame):
+        return frame.group_by("g").agg(polars.col("a").sum()).height
+
+    from entangle.process import process
+
+    @process
+    def counted(frame):
+        return groups(frame)
+
+    if __name__ == "__main__":
+        print(groups(frame), counted(frame)())
+    """
+    assert output_of(tmp_path, source) == "3 3\n"
+
+
+def test_native_threads_that_begin_between_two_runs(tmp_path: Path) -> None:
+    """A pool is made when it is first used, which may be after many runs, without any new module."""
+    source = HOW + THREAD + "print(way(), native_thread(b'pool-0'), way())"
+    assert output_of(tmp_path, source) == "fork None another\n"
+    assert output_of(tmp_path, HOW + THREAD + "native_thread(); print(way())") == "another\n"
+
+
+def test_libraries_whose_threads_survive(tmp_path: Path) -> None:
+    """numpy's OpenBLAS has threads, which it makes anew in a child."""
+    source = HOW + "import numpy\nnumpy.ones((400, 400)) @ numpy.ones((400, 400))\nprint(way())"
+    assert output_of(tmp_path, source, OPENBLAS_NUM_THREADS="2") == "fork\n"
+
+
+def test_names_that_the_user_adds(tmp_path: Path) -> None:
+    """ENTANGLE_FORK_UNSAFE names modules, or libraries, that do not survive a fork."""
+    source = HOW + "print(way())\nimport colorsys\nprint(way())\ndel os.environ['ENTANGLE_FORK_UNSAFE']\nprint(way())"
+    assert output_of(tmp_path, source, ENTANGLE_FORK_UNSAFE="no_such, colorsys") == "fork\nanother\nfork\n"
+    assert output_of(tmp_path, HOW + "print(way())", ENTANGLE_FORK_UNSAFE="libc.so") == "another\n"
+
+
+def test_a_reaper_that_has_just_ended(tmp_path: Path) -> None:
+    """Our own threads, which see workers off, do not keep the next run from forking."""
+    source = HOW + "print({way() for _ in range(30)})"
+    assert output_of(tmp_path, source) == "{'fork'}\n"
