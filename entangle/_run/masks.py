@@ -8,7 +8,6 @@ texts may be long, and may be hostile.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from entangle._run import secret_looks, secret_names, secret_values
@@ -31,13 +30,13 @@ __all__ = [
 
 MASK = "***"
 
-_NEEDLES = tuple(dict.fromkeys((*secret_values.NEEDLES, *secret_looks.NEEDLES)))
-
 #: How deep strings of strings are read: JSON as a string of JSON is two deep, and a list that it is shown in makes it three.
 _DEPTH = 3
 
 #: What strings of a pickle begin with: so many bytes follow as the next byte says.
 _SHORT_STRINGS = "\x8cCU"
+#: What follows every string in a pickle of the protocols from 4 on.
+_MEMOIZE = "\x94"
 #: Characters that are looked at behind those that are shown, and of those the last that are never shown, as they may be half of a secret.
 _MARGIN, _HALF = 1_200, 400
 #: Items of a list that are looked at for names among them.
@@ -49,10 +48,13 @@ _LONGEST_NAME = 100
 def suspicious(text: str) -> bool:
     """Whether a text may hold a secret: what a secret cannot be without is looked for first, since most texts have none of it."""
     low = text.lower()
-    for needle in _NEEDLES:
-        if needle in low:
+    if secret_values.possible(text):
+        for needle in secret_values.NEEDLES:
+            if needle in low:
+                return True
+        if any(name in low for name in secret_names.further()):
             return True
-    return any(name in low for name in secret_names.further())
+    return secret_looks.possible(text, low)
 
 
 def masked(text: str) -> str:
@@ -155,8 +157,7 @@ def secret_fields(kind: type) -> bool:
 def hides_one(pickled: bytes | memoryview) -> bool:
     """Whether there is something in a pickle that goes by the name of a secret or looks like one: keys, attributes and texts lie in
     it as they are, however deep in the value they are; the fields of a class may not, and are asked of the class."""
-    text = str(pickled, "latin-1")
-    names = list(_short_strings(text))
+    text, names = _read_pickle(str(pickled, "latin-1"))
     if any(is_secret(name) for name in names) or _classes_have_one(names):
         return True
     if masked(text) != text:
@@ -167,15 +168,21 @@ def hides_one(pickled: bytes | memoryview) -> bool:
     return text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain
 
 
-def _short_strings(text: str) -> Iterator[str]:
-    """What may be the short strings of a pickle: its keys and names are among them."""
-    for opcode in _SHORT_STRINGS:
-        at = text.find(opcode)
-        while at >= 0:
-            length = ord(text[at + 1]) if at + 1 < len(text) else 0
-            if 0 < length <= _LONGEST_NAME:
-                yield text[at + 2 : at + 2 + length]
-            at = text.find(opcode, at + 1)
+def _read_pickle(text: str) -> tuple[str, list[str]]:
+    """A pickle with lines between its strings, where their lengths were, which may be letters as well; and what may be its short
+    strings: its keys and names are among them."""
+    names: list[str] = []
+    pieces: list[str] = []
+    done = 0
+    for opcode in sorted(at for letter in _SHORT_STRINGS for at in secret_values.places(text, letter)):
+        start = opcode + 2
+        length = ord(text[opcode + 1]) if start <= len(text) else 0
+        if 0 < length <= _LONGEST_NAME:
+            names.append(text[start : start + length])
+        if text[start + length : start + length + 1] == _MEMOIZE and opcode >= done:
+            pieces += (text[done:opcode], "\n\n")
+            done = start
+    return "".join((*pieces, text[done:])), names
 
 
 def _classes_have_one(names: list[str]) -> bool:

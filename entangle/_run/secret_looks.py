@@ -29,6 +29,8 @@ _BEGINNINGS = {
     "AKIA": 16,
     "ASIA": 16,
 }
+#: The shortest word that can be in a key; "eyJ" and ten more.
+_SHORTEST = 13
 _CAPITALS = ("AKIA", "ASIA")
 #: Names of other things begin so, too.
 _AMBIGUOUS = ("sk-", "pypi-", "npm_", "hf_", "xai-", "gsk_", "r8_", "nvapi-", "sbp_", "nfp_", "ntn_", "shippo_", "tskey-", "pplx-")
@@ -53,6 +55,7 @@ _BY_NEEDLE = {beginning.lower(): (beginning, least) for beginning, least in _BEG
 def _patterns() -> dict[str, re.Pattern[str]]:
     """Each takes one class of letters as far as it goes, and so never tries again."""
     return {
+        "long": re.compile(rf"[A-Za-z0-9_-]{{{_SHORTEST}}}|[/-]{{5}}"),
         "run": re.compile(r"[A-Za-z0-9_-]*"),
         "capitals": re.compile(r"[A-Z0-9]*"),
         "dotted": re.compile(r"[\w.~+/=-]*"),
@@ -61,6 +64,15 @@ def _patterns() -> dict[str, re.Pattern[str]]:
         "word": re.compile(r"[^\s'\"<>`]*"),
         "blanks": re.compile(r" *"),
     }
+
+
+def possible(text: str, low: str) -> bool:
+    """Whether there is a needle in the text. What keys are made of is asked first: few texts have so long a word."""
+    if _SCHEME in low or "basic " in low or "bearer " in low:
+        return True
+    if len(text) < _SHORTEST or _patterns()["long"].search(text) is None:
+        return False
+    return any(needle in low for needle in NEEDLES)
 
 
 def spans(text: str, low: str) -> list[Span]:

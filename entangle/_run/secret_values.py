@@ -98,6 +98,24 @@ def _patterns() -> dict[str, re.Pattern[str]]:
     }
 
 
+def possible(text: str) -> bool:
+    """Whether there is anything in the text that may stand between a name and its value, or tells a program what to do."""
+    if (
+        "=" in text
+        or ":" in text
+        or "&" in text
+        or '"' in text
+        or "'" in text
+        or ">" in text
+        or "%" in text
+        or "--" in text
+        or text[:1] == "-"
+    ):
+        return True
+    # An option, an account, a line of a Dockerfile.
+    return " -" in text or "\n-" in text or "\t-" in text or "login" in text or "ENV " in text or "ARG " in text
+
+
 def spans(text: str, low: str) -> list[Span]:
     """Where in the text the values of secrets lie. `low` is the text in small letters, of the same length."""
     return _Reader(text, low).spans()
