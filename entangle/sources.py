@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from entangle._run.frames import edge
+from entangle._run.frames import edge, hide, passes_on
 from entangle.errors import OptionError
 
 __all__ = ["Source", "directory", "every", "lines", "merge", "queue"]
@@ -44,7 +44,13 @@ class Iteration(Iterator[T]):
         self._values = values(self._stopped)
 
     def __next__(self) -> T:
-        return next(self._values)
+        try:
+            return next(self._values)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            hide(error)
+            raise
 
     def stop(self) -> None:
         """End it: whoever waits for its next value comes to its end at once."""
@@ -86,6 +92,7 @@ def every(seconds: float) -> Source[int]:
     if not seconds > 0:
         raise OptionError(f"every({seconds!r}): the time between two ticks is a number of seconds above 0")
 
+    @passes_on
     def values(stopped: threading.Event) -> Iterator[int]:
         begin = time.monotonic()
         tick = 0
@@ -106,6 +113,7 @@ def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "ut
         for line in lines("access.log"): print(line)
     """
 
+    @passes_on
     def values(stopped: threading.Event) -> Iterator[str]:
         if not follow:
             with open(path, encoding=encoding, newline=None) as text:
@@ -126,6 +134,7 @@ def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "ut
     return Source(values)
 
 
+@passes_on
 def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> Iterator[str]:
     """The lines of an open file until another stands under its name, or it is shorter than what was read of it."""
     begun = b""
@@ -175,6 +184,7 @@ def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool =
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if Path(entry.name).match(pattern) and entry.is_file()}
 
+    @passes_on
     def values(stopped: threading.Event) -> Iterator[Path]:
         seen: set[str] = set() if existing else there()
         # The listing is what counts; the watcher says when to look at it, and so does the time now and then.
@@ -218,6 +228,7 @@ def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
     for value in queue(q, end="that was all"): print(value)
     """
 
+    @passes_on
     def values(stopped: threading.Event) -> Iterator[Any]:
         while not stopped.is_set():
             try:
@@ -242,6 +253,7 @@ def merge(*sources: Iterable[T]) -> Source[T]:
     for value in merge(lines("a.log"), lines("b.log")): print(value)
     """
 
+    @passes_on
     def values(stopped: threading.Event) -> Iterator[T]:
         changed = threading.Condition()
         come: collections.deque[tuple[bool, Any]] = collections.deque()

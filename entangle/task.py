@@ -84,9 +84,13 @@ class Task(Generic[P, R]):
             mine["__name__"] = mine["__qualname__"] = type(function).__name__
         mine.update(function=function, layers=layers, _body=None, _fits=None)
 
+    @edge
+    @passes_on
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a task cannot be changed ({name!r}); decorate the function anew")
 
+    @edge
+    @passes_on
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a task cannot be changed ({name!r}); decorate the function anew")
 

@@ -6,7 +6,7 @@ import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from entangle._run.frames import edge
+from entangle._run.frames import edge, passes_on
 from entangle._run.short import value_in_short
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import PROCESS, THREAD
@@ -103,6 +103,8 @@ class _Built:
 
     children: tuple[Any, ...]
 
+    @edge
+    @passes_on
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a node cannot be changed ({name!r}); build another one")
 

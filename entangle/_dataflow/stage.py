@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
 from entangle._run.child import end_child
 from entangle._run.failures import pause
-from entangle._run.frames import passes_on
+from entangle._run.frames import hide, passes_on
 from entangle._run.journal import Journal
 from entangle._run.pickling import dumps, why_not
 from entangle._run.short import item_in_short
@@ -55,6 +55,7 @@ def _journal_of(worker: Worker) -> Journal:
     return _journal[1]
 
 
+@passes_on
 def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
     """Call back; an exception is reported and stops nothing. One at a time in a run: what callbacks do need not be safe from threads."""
     worker = here.worker
@@ -63,7 +64,8 @@ def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> N
     with worker.site.telling:
         try:
             callback(function, value)
-        except (Exception, SystemExit):
+        except (Exception, SystemExit) as error:
+            hide(error)
             log.exception("the callback of %r has raised an exception; the flow goes on", getattr(function, "__name__", function))
 
 

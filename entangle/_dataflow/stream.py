@@ -281,6 +281,7 @@ class _Failures:
         self._on_error = on_error
         self.count = 0
 
+    @passes_on
     def drop(self, failure: Failure) -> bool:
         """Whether the value is left out, rather than the stream ended."""
         if self._on_error == "raise":
@@ -288,12 +289,13 @@ class _Failures:
         self.count += 1
         if self._on_error == "skip":
             error = failure.error()
-            log.warning("skipped a value: node %r failed with %s: %s", failure.name, type(error).__name__, error)
+            log.warning("skipped a value: node %r failed with %s: %s (%s)", failure.name, type(error).__name__, error, failure.call)
             return True
         assert callable(self._on_error)
         try:
             self._on_error(failure.node, failure.value, failure.error())
-        except Exception:
+        except Exception as raised:
+            hide(raised)
             log.exception("on_error has raised an exception; the stream goes on")
         return True
 

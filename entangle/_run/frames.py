@@ -99,7 +99,7 @@ def _module(entry: types.TracebackType) -> str:
 
 def _is_ours(entry: types.TracebackType) -> bool:
     name = _module(entry)
-    return name.startswith("entangle.") and not name.startswith(_AS_USERS)
+    return name == "entangle" or (name.startswith("entangle.") and not name.startswith(_AS_USERS))
 
 
 def _others(first: types.TracebackType | None, after_ours: bool = False) -> types.TracebackType | None:

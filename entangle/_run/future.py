@@ -133,11 +133,12 @@ class RunFuture(Future[T]):
         try:
             with self._lending():
                 return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             self._stop_run()
             # Its processes are to be gone when the canceller goes on.
             with contextlib.suppress(BaseException):
                 await waiting
+            hide(error)
             raise
         except BaseException as error:
             hide(error)

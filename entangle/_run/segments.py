@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 
+from entangle._run.frames import passes_on
 from entangle._run.table import reserve
 
 
@@ -83,6 +84,7 @@ class ShareableList:
         value: Item = _AS[kind].unpack_from(self.shm.buf, at)[0]
         return bool(value) if kind == _BOOL else value
 
+    @passes_on
     def __setitem__(self, position: int, value: Item) -> None:
         entry = self._entry(position)
         _, at, room, _ = _ENTRY.unpack_from(self.shm.buf, entry)
@@ -107,6 +109,7 @@ class ShareableList:
         """How many items are equal to `value`."""
         return sum(1 for item in self if item == value)
 
+    @passes_on
     def index(self, value: object) -> int:
         """The first position of `value`. Raises ValueError where it is not there."""
         for position, item in enumerate(self):
@@ -114,12 +117,14 @@ class ShareableList:
                 return position
         raise ValueError(f"{value!r} is not in this ShareableList")
 
+    @passes_on
     def _entry(self, position: int) -> int:
         if not -self._count <= position < self._count:
             raise IndexError(f"item {position} of a ShareableList of {self._count}")
         return _COUNT.size + _ENTRY.size * int(position % self._count)
 
 
+@passes_on
 def _packed(value: Item) -> tuple[int, bytes]:
     kind = _KINDS.get(type(value))
     if kind is None:
@@ -142,6 +147,7 @@ class Segments:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
+    @passes_on
     def SharedMemory(self, size: int) -> Segment:  # noqa: N802 - the name that multiprocessing's manager uses
         """A new segment of `size` bytes, all zero. Raises OSError (ENOSPC) where there is no room."""
         if size <= 0:
@@ -177,6 +183,7 @@ class SegmentOpener:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
+    @passes_on
     def __call__(self, name: str) -> Segment:
         """The segment of that name. Raises FileNotFoundError where there is none."""
         directory = self._directory

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
-from entangle._run.frames import hide
+from entangle._run.frames import edge, hide, passes_on
 from entangle._run.masks import MASK, is_secret
 from entangle._run.run import Observer, Run
 from entangle._run.short import value_in_short
@@ -39,9 +39,13 @@ class Call(Generic[R_co]):
         _set_args(self, args)
         _set_kwargs(self, kwargs)
 
+    @edge
+    @passes_on
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
 
+    @edge
+    @passes_on
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
 
@@ -57,15 +61,23 @@ class Call(Generic[R_co]):
 
     if not TYPE_CHECKING:  # a type checker refuses all but `bool` by itself, and would take code after that one for unreachable
 
+        @edge
+        @passes_on
         def __bool__(self) -> NoReturn:
             raise self._not_run("is neither true nor false")
 
+        @edge
+        @passes_on
         def __len__(self) -> NoReturn:
             raise self._not_run("has no length")
 
+        @edge
+        @passes_on
         def __iter__(self) -> NoReturn:
             raise self._not_run("has nothing to iterate over")
 
+        @edge
+        @passes_on
         def __contains__(self, item: object) -> NoReturn:
             raise self._not_run("contains nothing")
 
@@ -127,6 +139,7 @@ class Call(Generic[R_co]):
             observer = Bar()
         return Run(compile_call(self), start, observer)
 
+    @edge
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
         """A `concurrent.futures.Future` of the next run of this call; `callback` gets the future when it is done.
 
@@ -147,10 +160,12 @@ class Call(Generic[R_co]):
     def __await__(self: Call[Coroutine[Any, Any, V]]) -> Generator[Any, None, V]: ...
     @overload
     def __await__(self: Call[V]) -> Generator[Any, None, V]: ...
+    @edge
     def __await__(self) -> Any:
         """Run it without blocking the event loop; cancelling the waiting task cancels the run and stops its processes."""
         return _future_of(self, self, {}).wait_in_loop().__await__()
 
+    @edge
     def graph(self, wait: bool = True) -> Any:
         """The graph as nested dicts: each task's name with what it takes; constants by their text.
 

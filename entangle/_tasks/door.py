@@ -7,12 +7,14 @@ import sys
 import types
 from typing import Any, NoReturn
 
+from entangle._run.frames import edge
 from entangle.errors import OptionError
 
 
 class Door(types.ModuleType):
     """A module such as `entangle.process`, which `from entangle import process` gives instead of the decorator."""
 
+    @edge
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         name = self.__name__.rpartition(".")[2]
         raise OptionError(f"@{name}: this is the module {self.__name__}; the decorator is in it: from {self.__name__} import {name}")

@@ -480,7 +480,13 @@ def test_a_fault_of_ours_is_shown_with_our_frames(monkeypatch: pytest.MonkeyPatc
 
 #: Without types, since a type checker would see the mistakes.
 any_of: Any = types.SimpleNamespace(
-    process=process, thread=thread, scheduler=scheduler, workflow=workflow, interpreter=interpreter, dataflow=dataflow
+    process=process,
+    thread=thread,
+    scheduler=scheduler,
+    workflow=workflow,
+    interpreter=interpreter,
+    dataflow=dataflow,
+    door=sys.modules["entangle.process"],
 )
 
 
@@ -501,6 +507,11 @@ any_of: Any = types.SimpleNamespace(
         (lambda: any_of.dataflow(boom)().stream(3), ArgumentError),
         (lambda: any_of.process(boom)(1)(start="frok"), OptionError),
         (lambda: any_of.process(later)(1)(2), ArgumentError),
+        (lambda: bool(any_of.process(boom)(1)), TypeError),
+        (lambda: list(any_of.process(boom)(1)), TypeError),
+        (lambda: setattr(any_of.process(boom)(1), "x", 1), AttributeError),
+        (lambda: setattr(any_of.process(boom), "x", 1), AttributeError),
+        (lambda: any_of.door(boom), OptionError),
     ],
 )
 def test_a_mistake_is_shown_on_the_line_that_makes_it(wrong: Callable[[], Any], kind: type[Exception]) -> None:
@@ -760,3 +771,27 @@ def test_a_call_shows_no_secret() -> None:
     call = process(login)("ann", "hunter2", "t1", "t2")
     assert repr(call) == "<call login('ann', ***, ***, ***)>"
     assert repr(process(boom)(10**5000, api_key="x")).endswith("bits>, api_key=***)>")
+
+
+def test_a_callback_that_fails_is_reported_without_our_frames(caplog: pytest.LogCaptureFixture) -> None:
+    def callback(function: Any, value: Any) -> NoReturn:
+        raise LookupError("in the callback")
+
+    def skip(node: Any, value: Any, error: BaseException) -> NoReturn:
+        raise LookupError("in on_error")
+
+    dataflow(callback=callback)(len)()("x")
+    list(dataflow(boom)().stream([777], on_error=skip))
+    assert "in the callback" in caplog.text
+    assert "in on_error" in caplog.text
+    assert len(our_frames(caplog.text)) <= (0 if ALL_HIDDEN else 2)
+    list(dataflow(boom)().stream([777], on_error="skip"))
+    assert "boom(777)" in caplog.text
+
+
+def test_an_iteration_over_a_source_shows_the_line_that_asked(tmp_path: Path) -> None:
+    from entangle.sources import lines
+
+    with pytest.raises(FileNotFoundError) as caught:
+        next(iter(lines(tmp_path / "absent", follow=False)))
+    assert len(our_frames("".join(traceback.format_exception(caught.value)))) <= (0 if ALL_HIDDEN else 1)
