@@ -323,7 +323,7 @@ def test_calls_to_other_places_are_told() -> None:
     error = failed(process(boom)(interpreter(process(boom))(process(int)("777"), password="no")))
     told = notes_of(error)
     assert told.count("call: ") == told.count("call: boom(777, password=***)") == 1
-    assert "entangle" not in "".join(traceback.format_exception(error)).replace("entangle.errors", "").replace("/entangle/tests", "")
+    assert len(our_frames("".join(traceback.format_exception(error)))) <= (0 if ALL_HIDDEN else 1)
 
 
 # Tracebacks -----------------------------------------------------------------------------------------------------------
@@ -576,7 +576,7 @@ def test_callbacks_of_a_future_get_an_error_without_our_frames() -> None:
     with pytest.raises(ValueError):
         future.entangle()
     assert seen[0] is not None
-    assert our_frames("".join(traceback.format_exception(seen[0]))) == []
+    assert len(our_frames("".join(traceback.format_exception(seen[0])))) <= (0 if ALL_HIDDEN else 1)
     assert "in boom" in text_of(seen[0])
 
 
