@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from entangle._records.file import PATIENCE, opened, transaction
-from entangle._records.sheet import SUFFIX, NoSheet, Sheet, parse, read
+from entangle._records.file import NAME, how_to_go_on, is_there, opened, patience, transaction
+from entangle._records.sheet import OURS, SUFFIX, Newer, NoSheet, Sheet, Unfinished, parse, read
 from entangle._records.shelf import sheets_of
 from entangle._run.notes import COOKIE_WAIT, MEMORY, MOVED
 from entangle._run.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
@@ -31,11 +31,12 @@ _GIVEN_UP = ("entangle.errors.RunCancelledError", "KeyboardInterrupt", "entangle
 _Told = tuple[Any, Any, Any, Any, Any]
 _NOTHING: _Told = (None, None, None, None, None)
 
-_left_out: set[str] = set()
+#: What has been left out so far: paths of files, and why. Said once in a process.
+left_out: dict[str, str] = {}
 #: What comes of a sheet that lacks something, or has something else in its place.
 _UNFIT = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
-    *(sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+    *(RecursionError, MemoryError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError),
 )
 
 
@@ -50,68 +51,97 @@ def bind(shelf: str, seconds: float | None = None) -> list[Sheet]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RecordsError(f"records cannot be read in {shelf}: {error.strerror}; ENTANGLE_RECORD_DIR names another place") from error
+        if not is_there(shelf):
+            raise RecordsError(f"records cannot be read in {shelf}: {error.strerror}; ENTANGLE_RECORD_DIR names another place") from error
+        leave_out(folder, f"{folder} cannot be read, so runs that have just ended are left out: {error.strerror}")
+        return []
+    for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
+        del left_out[path]  # it has been removed
     lasting: list[Sheet] = []
     if not names:
         return lasting
     until = time.monotonic() + seconds if seconds is not None else None
-    with opened(shelf, patience=PATIENCE if seconds is None else seconds) as connection:
+    with opened(shelf, patience=patience() if seconds is None else seconds) as connection:
+        closed = False
         for name in names:
             if until is not None and time.monotonic() > until:
                 break
             path = os.path.join(folder, name)
-            try:
-                sheet = read(path)
-            except FileNotFoundError:  # bound by somebody else meanwhile
-                continue
-            except NoSheet as error:
-                _leave_out(path, error)
-                continue
-            except (OSError, ValueError):
-                _lay_aside(path)
+            sheet = _read(path)
+            if sheet is None:
                 continue
             if sheet.lasts:
                 lasting.append(sheet)
                 continue
+            if closed:
+                continue
             try:
                 bind_sheet(connection, sheet)
             except NoSheet as error:
-                _leave_out(path, error)
-                continue
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise RecordsError(f"{path} has been read and cannot be removed: {error.strerror}") from error
-    retain_now_and_then(shelf)
+                leave_out(path, _no_record(path, error))
+            except sqlite3.OperationalError as error:
+                # It cannot be written to now. What is in it can be read all the same, and so can the runs that last.
+                closed = True
+                file = os.path.join(shelf, NAME)
+                leave_out(file, f"runs that have ended lately are left out: {file} cannot be written: {error}; {how_to_go_on(error)}")
+            else:
+                left_out.pop(os.path.join(shelf, NAME), None)
+                _remove(path)
+    if not closed:
+        retain_now_and_then(shelf)
     return lasting
 
 
-def _lay_aside(path: str) -> None:
-    """A sheet that cannot be read: its writer was killed at its first line, or is just writing it; or it is of a newer form."""
+def _read(path: str) -> Sheet | None:
+    """A sheet that can be read; None where there is none, which is then said."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(1 << 16)
-        if not start.strip(b"\0") and not _young(path):
+        return read(path)
+    except FileNotFoundError:  # bound by somebody else meanwhile
+        pass
+    except Unfinished:
+        _clear_away(path)
+    except Newer as error:
+        leave_out(path, f"{path} is left out: {error}")
+    except NoSheet as error:
+        leave_out(path, _no_record(path, error))
+    except OSError as error:
+        leave_out(path, f"{path} cannot be read, and is left out: {error.strerror or error}")
+    return None
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # it is read again and again, and its run is in the file once
+        leave_out(path, f"{path} has been read and cannot be removed: {error.strerror or error}")
+
+
+def _clear_away(path: str) -> None:
+    """Remove the empty sheet of a writer that was killed before its first line."""
+    if not OURS.fullmatch(os.path.basename(path)):
+        leave_out(path, _no_record(path, "it is empty"))
+        return
+    try:
+        found = os.lstat(path)
+        if not found.st_size and time.time() - found.st_mtime > 60:
             os.unlink(path)
     except OSError:
         pass
 
 
-def _leave_out(path: str, error: NoSheet) -> None:
-    """Say once in a process that a sheet is none: one must not hide the others."""
-    if path not in _left_out:
-        _left_out.add(path)
+def _no_record(path: str, why: object) -> str:
+    return f"{path} is no record of a run, and is left out ({why}); remove it, and this is not said again"
+
+
+def leave_out(path: str, text: str) -> None:
+    """Say once in a process that something is left out: it must not hide the others."""
+    if left_out.get(path) != text:
+        left_out[path] = text
         import logging
 
-        logging.getLogger("entangle").warning(
-            "%s is no record of a run, and is left out (%s); remove it, and this is not said again", path, error
-        )
-
-
-def _young(path: str) -> bool:
-    return time.time() - os.stat(path).st_mtime < 60
+        logging.getLogger("entangle").warning("%s", text)
 
 
 def take_sheets(shelf: str, run_ids: list[str]) -> list[bytes]:

@@ -7,6 +7,7 @@ entangle fork. WAL lets readers read while one writes; writers wait for each oth
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,8 +15,21 @@ from collections.abc import Iterator
 from entangle.errors import RecordsError
 
 NAME = "records.sqlite"
-#: Seconds that a writer waits for another.
-PATIENCE = 60.0
+#: Seconds that a writer waits for another; and a command or the page, with a user before it, who is told then what is missing.
+PATIENCE, BEFORE_A_USER = 60.0, 5.0
+_patience = PATIENCE
+
+
+def patience() -> float:
+    """Seconds that this process waits for others who write."""
+    return _patience
+
+
+def somebody_waits() -> None:
+    """Have this process wait less long from now on: a user looks on."""
+    global _patience
+    _patience = BEFORE_A_USER
+
 
 #: Each entry brings a file from the version of its index to the next. Only ever added to.
 MIGRATIONS = (
@@ -83,31 +97,50 @@ def is_there(shelf: str) -> bool:
 
 
 @contextlib.contextmanager
-def opened(shelf: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float = PATIENCE) -> Iterator[sqlite3.Connection]:
+def opened(shelf: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float | None = None) -> Iterator[sqlite3.Connection]:
     """The file of a shelf, made if missing and brought to the present version. Raises RecordsError where it cannot be used."""
     path = os.path.join(shelf, NAME)
     try:
         os.makedirs(shelf, mode=0o700, exist_ok=True)
         if not os.path.exists(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        elif not os.path.isfile(path):
+            raise OSError(errno.EINVAL, f"{NAME} is no file; move it away")
         # No transactions of the module's own making.
-        connection = sqlite3.connect(path, timeout=patience, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=_patience if patience is None else patience, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
-        raise RecordsError(f"records cannot be kept in {shelf}: {error}; ENTANGLE_RECORD_DIR names another place") from error
+        told = error.strerror if isinstance(error, OSError) and error.errno == errno.EINVAL else f"{NAME}: {error}"
+        raise RecordsError(f"records cannot be kept in {shelf}: {told}; ENTANGLE_RECORD_DIR names another place") from error
     try:
         _prepare(connection, path, migrations)
         yield connection
     except sqlite3.ProgrammingError:  # a mistake of ours, and not of the file
         raise
-    except sqlite3.OperationalError as error:  # locked for long, a full disk
-        raise RecordsError(f"{path} cannot be used: {error}; try again, or name another place by ENTANGLE_RECORD_DIR") from error
     except sqlite3.DatabaseError as error:
-        raise RecordsError(f"{path} cannot be used: {error}; move it away, and what comes is remembered in a new one") from error
+        raise RecordsError(f"{path} cannot be used: {error}; {how_to_go_on(error)}") from error
+    except UnicodeDecodeError as error:  # what SQLite says of the file has bytes of it in it
+        broken = sqlite3.DatabaseError("it is damaged")
+        raise RecordsError(f"{path} cannot be used: {broken}; {how_to_go_on(broken)}") from error
     finally:
         connection.close()
 
 
+def how_to_go_on(error: sqlite3.DatabaseError) -> str:
+    """What a user can do about a file that cannot be used. Nothing that may still be read is removed by us."""
+    told = str(error)
+    if isinstance(error, sqlite3.OperationalError):
+        if "locked" in told or "busy" in told:
+            return "another process uses it: try again when that is done, or name another place by ENTANGLE_RECORD_DIR"
+        if "full" in told:
+            return "make room there, or name another place by ENTANGLE_RECORD_DIR"
+        if "readonly" in told or "unable to open" in told or "disk I/O" in told:
+            return "try again once it can be read and written by you, or name another place by ENTANGLE_RECORD_DIR"
+    return "move it away, with those beside it that are called so and end in -wal or -shm, and what comes is remembered in a new one"
+
+
 def _prepare(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...]) -> None:
+    # Bytes that are no text are shown as such: one damaged value must not hide the rest.
+    connection.text_factory = _as_text
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -122,11 +155,15 @@ def _prepare(connection: sqlite3.Connection, path: str, migrations: tuple[str, .
             raise RecordsError(
                 f"{path} was written by a newer entangle (its schema is {version}, this one knows {len(migrations)}); "
                 "use that one, or another ENTANGLE_RECORD_DIR"
-            )
+            ) from ValueError(f"schema {version}")
         for step in migrations[version:]:
             for statement in _statements(step):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(migrations)}")
+
+
+def _as_text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def _with_patience(connection: sqlite3.Connection, statement: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from entangle._records.binding import bind
-from entangle._records.file import is_there, opened
+from entangle._records.binding import bind, leave_out, left_out
+from entangle._records.file import NAME, how_to_go_on, is_there, opened
 from entangle._records.sheet import Sheet
 from entangle.errors import RecordsError
 
@@ -30,8 +31,9 @@ def find_runs(
     lasting = bind(shelf)
     if name is not None and not _is_text(name):
         return []
+    going = _going_runs(shelf, lasting)
     if not is_there(shelf):
-        return [run for run in map(partial(_going, shelf), lasting) if _fits(run, name, state, tags, since, nested)]
+        return [run for run in going if _fits(run, name, state, tags, since, nested)]
     where, values = ["1"], list[Any]()
     if name is not None:
         where.append("name = ?")
@@ -48,13 +50,13 @@ def find_runs(
     with opened(shelf) as connection:
         connection.row_factory = sqlite3.Row
         query = f"SELECT * FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC"
-        for row in connection.execute(query, values):
-            run = _run(shelf, row)
-            if tags is None or all(run.tags.get(key) == value for key, value in tags.items()):
+        for row in _as_far_as_they_go(shelf, connection.execute(query, values)):
+            run = readable_run(shelf, row)
+            if run is not None and (tags is None or all(run.tags.get(key) == value for key, value in tags.items())):
                 found.append(run)
                 if limit is not None and len(found) >= limit:
                     break
-    found += [run for run in map(partial(_going, shelf), lasting) if _fits(run, name, state, tags, since, nested)]
+    found += [run for run in going if _fits(run, name, state, tags, since, nested)]
     found.sort(key=lambda run: run.started, reverse=True)
     return found[:limit]
 
@@ -85,7 +87,7 @@ def find_run(shelf: str, wanted: str) -> Run:
         connection.row_factory = sqlite3.Row
         low, high = wanted, wanted + "\U0010ffff"
         rows = connection.execute("SELECT * FROM runs WHERE id >= ? AND id < ? LIMIT 3", (low, high)).fetchall()
-    found = [_run(shelf, row) for row in rows] + [_going(shelf, sheet) for sheet in going]
+    found = [run for row in rows if (run := readable_run(shelf, row)) is not None] + _going_runs(shelf, going)
     exact = [run for run in found if run.id == wanted]
     if wanted and (exact or len(found) == 1):
         return (exact or found)[0]
@@ -110,16 +112,45 @@ def run_of(shelf: str, run_id: str) -> Run:
         row = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
     if row is None:
         return find_run(shelf, run_id)
-    return _run(shelf, row)
+    run = readable_run(shelf, row)
+    if run is None:
+        raise RecordsError(left_out[_row_name(shelf, row)])
+    return run
 
 
 def children_of(run: Run) -> list[Run]:
     """The runs that were called in a run, the oldest first."""
-    going = [_going(run._shelf, sheet) for sheet in bind(run._shelf) if (sheet.head.get("parent") or [None])[0] == run.id]
+    going = [child for child in _going_runs(run._shelf, bind(run._shelf)) if child.parent_id == run.id]
     with opened(run._shelf) as connection:
         connection.row_factory = sqlite3.Row
         rows = connection.execute("SELECT * FROM runs WHERE parent = ? ORDER BY started", (run.id,)).fetchall()
-    return [_run(run._shelf, row) for row in rows] + going
+    return [child for row in rows if (child := readable_run(run._shelf, row)) is not None] + going
+
+
+def _row_name(shelf: str, row: sqlite3.Row) -> str:
+    return f"run {row['id']!s:.40} in {os.path.join(shelf, NAME)}"
+
+
+def readable_run(shelf: str, row: sqlite3.Row) -> Run | None:
+    """The run of a row; None where the row has been damaged, which is said once."""
+    try:
+        for column, kinds in _KINDS.items():
+            if not isinstance(row[column], kinds):
+                raise TypeError(f"its {column} is {row[column]!r:.40}")
+        return _run(shelf, row)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        name, found = _row_name(shelf, row), str(row["id"])[:40]
+        leave_out(name, f"{name} is damaged, and is left out ({type(error).__name__}: {error}); records.forget({found!r}) removes it")
+        return None
+
+
+#: What must be so of a row, for a run to be shown.
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("id", "name", "state", "packages", "tags"), str),
+    **dict.fromkeys(("started", "node_count"), int),
+    **dict.fromkeys(("ended", "done_count", "workers", "pid", "parent_node", "error_node"), (int, type(None))),
+    **dict.fromkeys(("parent", "error_type", "error", "traceback", "tries", "host", "program"), (str, type(None))),
+}
 
 
 def _run(shelf: str, row: sqlite3.Row) -> Run:
@@ -161,6 +192,33 @@ def _run(shelf: str, row: sqlite3.Row) -> Run:
         row["key"],
         json.loads(row["tries"]) if row["tries"] else [],
     )
+
+
+def _as_far_as_they_go(shelf: str, rows: Iterable[sqlite3.Row]) -> Iterator[sqlite3.Row]:
+    """Rows, up to where the file is damaged: what comes before is worth something."""
+    count = 0
+    try:
+        for row in rows:
+            yield row
+            count += 1
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if not count or isinstance(error, sqlite3.ProgrammingError):
+            raise
+        path = os.path.join(shelf, NAME)
+        broken = error if isinstance(error, sqlite3.DatabaseError) else sqlite3.DatabaseError("it is damaged")
+        leave_out(path, f"{path} cannot be read to its end, and what comes there is left out: {broken}; {how_to_go_on(broken)}")
+
+
+def _going_runs(shelf: str, sheets: list[Sheet]) -> list[Run]:
+    """The runs of sheets of runs that last; one that is damaged hides no other."""
+    found = []
+    for sheet in sheets:
+        try:
+            found.append(_going(shelf, sheet))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            name = f"the record of run {sheet.id:.40}, which lasts,"
+            leave_out(name, f"{name} is damaged, and is left out ({type(error).__name__}: {error})")
+    return found
 
 
 def _going(shelf: str, sheet: Sheet) -> Run:
@@ -225,7 +283,8 @@ def nodes_of(run: Run) -> list[Node]:
             )
         }
         rows = connection.execute("SELECT * FROM nodes WHERE run = ? ORDER BY node", (run._key,)).fetchall()
-    return [Node(run, row[1], known[row[2]], row[3:]) for row in rows]
+    lost = _task(("?", *(None,) * 9))
+    return [Node(run, row[1], known.get(row[2], lost), row[3:]) for row in rows]
 
 
 def _task(row: tuple[Any, ...]) -> Task:
@@ -240,10 +299,19 @@ def _task(row: tuple[Any, ...]) -> Task:
         source or "",
         file or "",
         line or 0,
-        tuple(json.loads(layers)),
-        json.loads(terms),
-        json.loads(attributes),
+        tuple(_loaded(layers, [])),
+        _loaded(terms, {}),
+        _loaded(attributes, {}),
     )
+
+
+def _loaded(text: Any, usual: Any) -> Any:
+    """What JSON says; `usual` where it is damaged, as one task must not hide the others."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return usual
+    return found if isinstance(found, type(usual)) else usual
 
 
 def _task_of_sheet(body: dict[str, Any]) -> Task:

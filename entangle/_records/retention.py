@@ -46,14 +46,26 @@ def _limit(variable: str, usual: float) -> float:
 
 def forget_run(shelf: str, run_id: str) -> None:
     """Remove a run and those called in it."""
-    run = find_run(shelf, run_id)
-    if run.state == "running":
-        raise RecordsError(f"run {run.id} goes on; it can be forgotten when it is over")
+    try:
+        run = find_run(shelf, run_id)
+    except RecordsError:
+        if not _is_there(shelf, run_id):  # a row that is damaged shows no run, and can be removed all the same
+            raise
+        found = run_id
+    else:
+        if run.state == "running":
+            raise RecordsError(f"run {run.id} goes on; it can be forgotten when it is over")
+        found = run.id
     with opened(shelf) as connection:
         with transaction(connection):
-            connection.execute(_FAMILY, (run.id,))
+            connection.execute(_FAMILY, (found,))
             _drop_tasks(connection)
         connection.execute("PRAGMA incremental_vacuum").fetchall()
+
+
+def _is_there(shelf: str, run_id: str) -> bool:
+    with opened(shelf) as connection:
+        return connection.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone() is not None
 
 
 def retain(shelf: str, days: float | None = None, size: float | None = None) -> int:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import stat
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +32,20 @@ SUFFIX = ".run"
 _SAID = {"id", "began", "clock", "name", "way", "place", "host", "pid", "cwd", "tags", "graph", "packages", "git", "labels", "bodies"}
 
 
+#: The names of sheets that we have written.
+OURS = re.compile(r"[0-9a-f]{16}\.run")
+
+
 class NoSheet(ValueError):
-    """A file is whole, and not what a run has left behind."""
+    """What lies there is not what a run has left behind."""
+
+
+class Newer(ValueError):
+    """A sheet of a newer version of entangle."""
+
+
+class Unfinished(ValueError):
+    """A file in which nothing stands yet, or whose writer is at work."""
 
 
 @dataclass
@@ -94,63 +108,85 @@ class Writer:
             pass
 
 
+#: What reading a file raises that is no sheet, or has been damaged.
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+
+
 def _cut(body: bytes, at: int) -> tuple[dict[str, Any], list[bytes], int]:
     """One line of JSON with its columns, and where it ends. Raises ValueError where it is not whole."""
     end = body.find(b"\n", at)
     if end < 0:
-        raise ValueError("a sheet that is cut off")
+        raise ValueError("it is cut off")
     line = json.loads(body[at:end])
     at = end + 1
     columns = []
     for length in line["columns"]:
-        if at + length > len(body):
-            raise ValueError("a sheet that is cut off")
+        if not 0 <= length <= len(body) - at:
+            raise ValueError("it is cut off")
         columns.append(body[at : at + length])
         at += length
     return line, columns, at
 
 
 def parse(body: bytes) -> Sheet:
-    """Read a sheet. Raises ValueError where even its head is not whole, or where it is of another form, and NoSheet where it is none."""
+    """Read a sheet. Raises NoSheet where even its head is not whole or is that of something else, and Newer where it is of a newer form."""
     try:
         head, columns, at = _cut(body, 0)
         if head["form"] != FORM:
-            raise ValueError(f"a sheet of form {head['form']!r}, and this version of entangle reads form {FORM}")
+            raise Newer(f"it is of form {head['form']!r:.20}, and this version of entangle reads form {FORM}")
         if missing := _SAID - head.keys():
             raise NoSheet(f"it lacks {', '.join(sorted(missing))}")
         body_of, shape_of, starts, inputs = columns
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no sheet: {error!r}") from None
-    sheet = Sheet(head, array("i", body_of), array("i", shape_of), array("q", starts), array("q", inputs))
+        sheet = Sheet(head, array("i", body_of), array("i", shape_of), array("q", starts), array("q", inputs))
+    except (NoSheet, Newer):
+        raise
+    except _DAMAGE as error:
+        raise NoSheet(f"{type(error).__name__}: {error}"[:200]) from None
     try:
         tail, columns, _ = _cut(body, at)
         ready_at, records, states, attempts = columns
-    except (KeyError, TypeError, ValueError):
-        return sheet
-    sheet.tail, sheet.ready_at, sheet.records, sheet.states, sheet.attempts = tail, array("q", ready_at), records, states, attempts
+        sheet.tail, sheet.ready_at, sheet.records, sheet.states, sheet.attempts = tail, array("q", ready_at), records, states, attempts
+    except _DAMAGE:
+        sheet.tail = None
     return sheet
 
 
 def read(path: str) -> Sheet:
-    """Read the sheet at `path`, and see whether its run lasts. Raises OSError and ValueError."""
-    # Asked before it is read: a run that ends in between has then written all.
-    lasts = _is_locked(path)
-    with open(path, "rb") as file:
-        sheet = parse(file.read())
+    """Read the sheet at `path`, and see whether its run lasts. Raises OSError, NoSheet, Newer, and Unfinished."""
+    # A FIFO would keep us until somebody writes to it.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise NoSheet("it is no file")
+    with open(fd, "rb") as file:
+        if found.st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2:
+            raise NoSheet(f"it has {found.st_size:,} bytes, more than half of the memory of this machine")
+        # Asked before it is read: a run that ends in between has then written all.
+        lasts = _is_locked(fd)
+        start = file.read(1)
+        if start not in (b"{", b""):
+            raise NoSheet("it does not begin as one")
+        try:
+            body = start + file.read() if start else b""
+        except MemoryError:
+            raise NoSheet(f"it has {found.st_size:,} bytes, for which there is no memory") from None
+    try:
+        sheet = parse(body)
+    except NoSheet:
+        if lasts or not body:
+            raise Unfinished("nothing stands in it as yet") from None
+        raise
     sheet.lasts = sheet.tail is None and lasts and _is_there(sheet.head)
     return sheet
 
 
-def _is_locked(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _is_locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # at once: a writer that finds its file locked goes on without a lock
+    except OSError:  # somebody has it; or there are no locks here, and the process tells
         return True
-    except OSError:  # no locks here: the process tells
-        return True
-    finally:
-        os.close(fd)
     return False
 
 

@@ -29,6 +29,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 def run_app(arguments: list[str]) -> int:
     """Run a command; gives the exit status."""
+    if arguments[:1] != ["run"]:  # what a program does is its own affair
+        from entangle._records.file import somebody_waits
+
+        somebody_waits()
     if arguments[:1] == ["run"]:
         arguments = ["run", *_options_first(arguments[1:])]
     try:

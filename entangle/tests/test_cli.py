@@ -709,6 +709,19 @@ def test_an_interrupt_ends_with_its_own_status(line: Line) -> None:
     assert "Traceback" not in complaint
 
 
+def test_what_cannot_be_read_among_the_records_is_said_in_a_line_and_the_rest_is_shown(line: Line) -> None:
+    line("run", "work.py:double", "1")
+    line("run", "work.py:double", "2")
+    os.mkfifo(line.folder / "records" / "sheets" / "x.run")
+    listed = line("runs")
+    assert (listed.returncode, listed.stdout.count("double")) == (DONE, 2)
+    assert len(listed.stderr.splitlines()) == 1
+    assert "x.run is no record of a run" in listed.stderr
+    shown = line("show", "last")
+    assert (shown.returncode, "double" in shown.stdout, shown.stderr) == (DONE, True, listed.stderr)
+    assert len(json.loads(line("runs", "--json").stdout)) == 2
+
+
 # --- clean, doctor, and the rest --------------------------------------------------------------------------------------
 
 

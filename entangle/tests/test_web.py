@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -520,6 +521,24 @@ def test_records_that_cannot_be_read_are_told_and_hide_nothing_that_lasts(tmp_pa
         stream = events(page, "/api/events")
         assert next(stream) == ("runs", {"live": [], "version": ANY})
         stream.close()  # type: ignore[attr-defined]
+
+
+def test_what_is_damaged_among_the_records_is_told_and_hides_no_run(tmp_path: Path) -> None:
+    with served(tmp_path, "small", "other") as page:
+        (spoiled, kept) = (page.id_of(kind) for kind in ("small", "other"))
+        os.mkfifo(tmp_path / "records" / "sheets" / "x.run")
+        connection = sqlite3.connect(tmp_path / "records" / "records.sqlite")
+        connection.execute("UPDATE runs SET tags = '[' WHERE id = ?", (spoiled,))
+        connection.commit()
+        connection.close()
+        found = page.get("/api/runs")
+        assert [run["id"] for run in found["runs"]] == [kept]
+        assert ["x.run" in line or spoiled in line for line in found["left_out"]] == [True, True]
+        status, _, body = page.ask(f"/api/runs/{spoiled}")
+        assert (status, "damaged" in json.loads(body)["error"]) == (500, True)
+        assert page.get(f"/api/runs/{kept}/graph")["total"] == 7
+        (tmp_path / "records" / "sheets" / "x.run").unlink()
+        assert len(page.get("/api/runs")["left_out"]) == 1
 
 
 def test_a_place_of_records_that_is_none_is_told(tmp_path: Path) -> None:

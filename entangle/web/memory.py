@@ -9,8 +9,10 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from entangle._records import binding
 from entangle._records.binding import bind
 from entangle._records.file import opened
+from entangle._records.graphs import readable_run
 from entangle._records.sheet import Sheet
 from entangle._records.shelf import find_shelf
 from entangle.errors import RecordsError
@@ -86,7 +88,14 @@ def runs(limit: int, query: str) -> tuple[list[dict[str, Any]], bool]:
         rows = connection.execute(
             f"SELECT * FROM runs WHERE {' AND '.join(['parent IS NULL', *where])} ORDER BY started DESC LIMIT ?", (*values, limit + 1)
         ).fetchall()
-    return [_summary(row) for row in rows[:limit]], len(rows) > limit
+    path = find_shelf()
+    readable = [row for row in rows[:limit] if readable_run(path, row) is not None]
+    return [_summary(row) for row in readable], len(rows) > limit
+
+
+def left_out() -> list[str]:
+    """What of the records cannot be read, in a line each: files that are there, and rows."""
+    return [line for path, line in binding.left_out.items() if os.path.lexists(path) or not os.path.isabs(path)]
 
 
 def _summary(row: sqlite3.Row) -> dict[str, Any]:

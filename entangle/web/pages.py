@@ -93,6 +93,9 @@ def _answer(ask: Callable[[Request], Any]) -> Callable[[Request], Any]:
             return JSONResponse({"error": str(error)}, 404 if "no run" in str(error) else 500)
         except (EntangleError, sqlite3.Error) as error:
             return JSONResponse({"error": str(error)}, 500)
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            # A row that has been damaged. What is asked for besides it has its answers.
+            return JSONResponse({"error": f"This cannot be read, it may be damaged: {type(error).__name__}: {error}"}, 500)
         return found if isinstance(found, Response) else JSONResponse(found)
 
     return answered
@@ -122,7 +125,7 @@ def _either(lasting: Callable[[], Any], remembered: Callable[[], Any]) -> Any:
 def _runs(request: Request) -> Any:
     limit = int(_number(request, "limit", 100, 1, 10_000))
     found, more = memory.runs(limit, request.query_params.get("query", ""))
-    return {"runs": found, "more": more}
+    return {"runs": found, "more": more, "left_out": memory.left_out()}
 
 
 def _run(request: Request) -> Any:

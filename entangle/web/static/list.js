@@ -41,9 +41,11 @@ export function listPage(place) {
     }
     if (ended) return;
     const focused = document.activeElement?.closest?.("tr.row")?.dataset.key;
+    const leftOut = (found.left_out ?? []).map((line) => h("p", { class: "quiet", role: "note" }, line));
     if (!found.runs.length) {
       replace(
         past,
+        leftOut,
         search.value
           ? h("div", { class: "empty" }, "No run fits.")
           : h("div", { class: "empty" }, h("p", {}, "Nothing is remembered yet. Run something:"), h("pre", {}, "python -m entangle.examples.example_graph")),
@@ -63,6 +65,7 @@ export function listPage(place) {
     ];
     replace(
       past,
+      leftOut,
       table(columns, found.runs, (run) => (location.hash = `#/run/${run.id}`), "Runs"),
       found.more ? h("p", {}, h("button", { type: "button", onclick: () => ((limit += PAGE), load()) }, "More")) : null,
     );
