@@ -26,7 +26,9 @@ COMMAND = (
 ARGUMENTS = ("-c", COMMAND)
 
 #: What the line says: the version of the protocol of the bootstrap, and of Python. Anything may come before it.
-GREETING = re.compile(rb"\nentangle-agent (\d+) (\d+)\.(\d+)\.(\d+)\n")
+GREETING = re.compile(rb"\nentangle-agent (\d{1,9}) (\d{1,9})\.(\d{1,9})\.(\d{1,9})\n")
+#: It is not longer.
+LONGEST_GREETING = 64
 
 _STAGE = """\
 import sys, types

@@ -126,7 +126,10 @@ class Channel:
         words = memoryview(bootstrap.first_words({"silence": self._silence, "press": wire.methods(), "branch": branch()}))
         heard = bytearray()
         stream = self._stream
-        while (greeting := bootstrap.GREETING.search(heard)) is None:
+        seen = 0
+        # What has been looked through is not looked through again: there may be much of it, and it may come in small pieces.
+        while (greeting := bootstrap.GREETING.search(heard, max(0, seen - bootstrap.LONGEST_GREETING))) is None:
+            seen = len(heard)
             ready = _poll([stream.reads, self._errors], [stream.writes] if words else [], until - time.monotonic())
             if stream.writes in ready and words:
                 try:

@@ -749,6 +749,30 @@ def test_something_else_that_prints_into_the_stream(tmp_path: Path) -> None:
         interpreter(python=program)(bodies.one)()()
 
 
+def test_a_first_word_with_a_version_that_is_none(tmp_path: Path) -> None:
+    digits = "9" * 6000
+    program = _program(tmp_path, f'printf "\\nentangle-agent 1 {digits}.12.0\\n"')
+    with pytest.raises(UnreachableError):
+        interpreter(python=program)(bodies.one)()()
+
+
+def test_a_first_word_that_comes_in_pieces(tmp_path: Path) -> None:
+    """The part of it that is there already is looked at again with the next."""
+    agent = f"""import os, subprocess, sys, time
+started = subprocess.Popen([{sys.executable!r}, *sys.argv[1:]], stdout=subprocess.PIPE)
+first = started.stdout.readline() + started.stdout.readline()
+for byte in b"x" * 500 + first:
+    os.write(1, bytes([byte]))
+    time.sleep(0.001)  # a piece by itself, as a rule; nothing depends on it
+while data := os.read(started.stdout.fileno(), 65536):
+    os.write(1, data)
+"""
+    script = tmp_path / "slowly.py"
+    script.write_text(agent)
+    program = _program(tmp_path, f'exec {sys.executable} {script} "$@"')
+    assert interpreter(python=program)(bodies.num)(4)() == 4
+
+
 def test_a_place_that_fails_fails_once_for_all_who_wait(tmp_path: Path) -> None:
     log = tmp_path / "log"
     program = _program(tmp_path, f"echo started >> {log}; sleep 1; echo 'no licence' >&2; exit 3")

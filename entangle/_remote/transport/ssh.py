@@ -139,7 +139,7 @@ class SSH(Transport):
 #: What the words of an ssh client mean. The first that is found counts.
 _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
     (
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* (has changed|does not match)",
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .{0,300} (has changed|does not match)",
         HostKeyError,
         "its host key is not the one in known_hosts. Either the host was set up anew, or somebody poses as it. Ask whoever runs "
         "it; if the new key is right, remove the old one: ssh-keygen {file}-R {entry}",
@@ -214,7 +214,9 @@ def no_answer(ssh: SSH, seconds: float, words: str) -> UnreachableError:
 def was_turned_away(words: str) -> bool:
     """Whether the server broke off before it looked at anything, as one does that has too many logins under way."""
     return (
-        re.search(r"kex_exchange_identification|banner exchange|Connection (closed|reset) by .* port|reading SSH protocol banner", words)
+        re.search(
+            r"kex_exchange_identification|banner exchange|Connection (closed|reset) by .{0,300} port|reading SSH protocol banner", words
+        )
         is not None
     )
 
