@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pickle
@@ -469,6 +470,67 @@ def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: py
     runs = records.runs()
     assert [run.tags.get("project") for run in runs] == [None, None, "p"]
     assert HIDDEN not in "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
+
+
+class Connector:
+    """A task that is no function."""
+
+    def __call__(self, user: str, password: str) -> str:
+        return f"connected {user}"
+
+
+def with_memory(smm: Any, sm: Any, user: str, password: str) -> str:
+    return f"connected {user}"
+
+
+def anything(value: Any, *values: Any, **named: Any) -> str:
+    return "done"
+
+
+def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To functions with parameters that are filled already, to objects, by pairs and named tuples that calls stand in."""
+    shelf = tmp_path / "records"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
+    monkeypatch.setenv("ENTANGLE_RECORD", "values")
+    any_of = process(anything)
+
+    def secret() -> Any:
+        return process(supplied)(1)
+
+    calls = [
+        process(functools.partial(connect, "me"))(HIDDEN),
+        process(functools.partial(connect, "me"))(secret()),
+        process(Connector())("me", HIDDEN),
+        process(Connector())("me", secret()),
+        process(shared_memory=True)(with_memory)("me", HIDDEN),
+        process(shared_memory=True)(with_memory)("me", secret()),
+        process(functools.wraps(connect)(lambda *args: connect(*args)))("me", HIDDEN),
+        any_of(1, db_pass=HIDDEN),
+        any_of(1, **{"x-api-key": secret()}),
+        any_of({b"password": secret()}),
+        any_of([("password", secret())]),
+        any_of({"a": {"auth": ("me", secret())}}),
+        any_of(Account("me", secret())),
+        any_of(Settings(password=secret())),
+        any_of(("--password", HIDDEN)),
+        any_of(["mysql", "-u", "me", f"-p{HIDDEN}"]),
+        any_of(Account("me", HIDDEN), Frozen("me", HIDDEN), [Login("me", HIDDEN)]),
+    ]
+    for call in calls:
+        call()
+    with pytest.raises(RuntimeError):
+        process(raises)(1)()
+    assert len(records.runs()) == len(calls) + 1
+    written = "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
+    assert HIDDEN not in written
+    assert "connected me" in written
+
+
+def raises(x: int) -> None:
+    error = RuntimeError(f"Cookie: session={HIDDEN}; a=b")
+    if sys.version_info >= (3, 11):
+        error.add_note(f'sent {{"auth": ["me", "{HIDDEN}"]}}')
+    raise error from ValueError(f"postgres://me:{HIDDEN}@db/x")
 
 
 def test_no_secret_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
