@@ -7,6 +7,7 @@
     ├── ArgumentError (TypeError)             the author: a call does not fit the function's parameters
     ├── CycleError (ValueError)               the author: a call is, through some list, its own argument
     ├── UnpicklableError (TypeError)          the author: a value cannot travel to where it must
+    ├── CacheKeyError (TypeError)             the author: with `cache=True`, something has no form that a value could be remembered by
     ├── RunAtImportError                      the author: a module runs a graph when it is imported, and a worker imports it
     ├── SchedulerImportError (ImportError)    the author: `impl` names no scheduler class
     ├── RequestError                          the far server, or the network before it
@@ -54,6 +55,11 @@ class CycleError(EntangleError, ValueError):
 
 class UnpicklableError(EntangleError, TypeError):
     """A value or an error cannot travel between processes; the text names the task and the offending part. The author's fault."""
+
+
+class CacheKeyError(EntangleError, TypeError):
+    """Something that a task with `cache=True` uses or takes has no fixed form to remember a value by; the text names it. The author's
+    fault."""
 
 
 class RunAtImportError(EntangleError):

@@ -43,7 +43,7 @@ class Layer:
         """`inner` with this layer around it."""
         if type(self).run is Layer.run:
             return inner
-        outer = functools.partial(_peel, self, inner)
+        outer = functools.partial(peel, self, inner)
         functools.update_wrapper(outer, inner)  # the next layer, or a scheduler of the user's own, sees what the user has written
         return outer
 
@@ -62,7 +62,8 @@ class Layer:
 
 
 @passes_on
-def _peel(layer: Layer, inner: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def peel(layer: Layer, inner: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """What `around` gives: the layer, with all below it as `inner`."""
     return layer.run(inner, args, kwargs)
 
 
