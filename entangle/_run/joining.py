@@ -12,7 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from entangle._run import findable, importing
-from entangle._run.failures import describe
+from entangle._run.failures import describe, note_call
 from entangle._run.home import Home, private
 from entangle._run.pickling import dumps_for_others, why_not
 from entangle._run.remaking import Part, failing_part, not_remade
@@ -122,8 +122,10 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
                 try:
                     dumps_for_others(flow.constants[~taken])
                 except Exception:
-                    what = f"argument {position + 1} of task {flow.body(node).name!r}"
-                    return why_not(flow.constants[~taken], what, dumps_for_others)
+                    what = f"argument {argument_at(flow, node, first + position)} of task {flow.body(node).name!r}"
+                    refused = why_not(flow.constants[~taken], what, dumps_for_others)
+                    note_call(refused, flow, node, call_in_short(flow, node))
+                    return refused
     for body in flow.bodies:
         for what, part in body.made_of():
             try:

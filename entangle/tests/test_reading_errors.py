@@ -795,3 +795,11 @@ def test_an_iteration_over_a_source_shows_the_line_that_asked(tmp_path: Path) ->
     with pytest.raises(FileNotFoundError) as caught:
         next(iter(lines(tmp_path / "absent", follow=False)))
     assert len(our_frames("".join(traceback.format_exception(caught.value)))) <= (0 if ALL_HIDDEN else 1)
+
+
+def test_an_argument_that_cannot_travel_is_told_with_its_call() -> None:
+    one, lock = process(nothing)(1), threading.Lock()
+    call = process(nothing)([one, one, 3], {"a": one, "lock": lock})
+    error = failed(lambda: call(start="forkserver"), UnpicklableError)
+    assert "argument 2 of task 'nothing' cannot travel" in str(error)
+    assert "call: nothing([nothing(1), nothing(1), 3], {'a': nothing(1), 'lock': <lock>})" in notes_of(error)
