@@ -496,11 +496,17 @@ class Supervisor:
 
     def _bury(self, worker: WorkerProcess) -> None:
         """A worker process has ended: in good order, or with a node that it ran."""
+        with Deferred():
+            self._reap(worker)
+            if worker.ended_by:
+                self._wake_for_the_dead()
+
+    def _reap(self, worker: WorkerProcess) -> None:
         slots, base = self.table.slots, worker.slot * SLOT
         with self.table.locked(UNCLAIMED):
             # Taking the lock has made right what it left half done, if it died with the lock.
             node, begun = slots[base + NODE], bool(slots[base + BEGUN])
-            resting, began = slots[base + STATE] == RESTING, slots[base + STATE] != STARTING
+            began = slots[base + STATE] != STARTING
             if node >= 0 and self._runs_elsewhere(node, worker.slot):
                 node = NOBODY
         code = worker.ended_by
@@ -523,13 +529,24 @@ class Supervisor:
             return
         if node < 0 or self.table.states[node] != RUNNING:
             self._lost_idle(worker, code, began)
-        if resting:
-            with self.table.locked(UNCLAIMED):
-                # It may have been counted out already. One too many in this count is a wake-up in vain; one too few, none at all.
-                others = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
-                self.table.header[IDLE + PROCESS] = min(self.table.header[IDLE + PROCESS], others)
         if node >= 0 and self.table.states[node] == RUNNING:
             self.lost(node, worker.slot, self._obituary(worker, node, code), begun)
+
+    def _wake_for_the_dead(self) -> None:
+        """Wake who rests while nodes are ready: the worker that has died may have counted them out and not woken them, or may have
+        taken a wake-up with it. Too many are woken in vain; too few would sleep for ever."""
+        header, slots = self.table.header, self.table.slots
+        woken = [0, 0]
+        with self.table.locked(UNCLAIMED):
+            ready = (self.table.waiting_for_worker(), header[READY_COUNT + THREAD])
+            for lane, others in ((PROCESS, [*self.processes]), (THREAD, [*self.threads])):
+                resting = sum(slots[slot * SLOT + STATE] == RESTING and slots[slot * SLOT + LANE] == lane for slot in others)
+                woken[lane] = min(resting, ready[lane])
+                header[IDLE + lane] = resting - woken[lane]
+        for pipe, count in ((self.site.wake, woken[PROCESS]), (self.site.wake_threads, woken[THREAD])):
+            if count:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(pipe[1], b"!" * count)
 
     def _runs_elsewhere(self, node: int, slot: int) -> bool:
         """Whether a node that a worker had put its name to when it died is another's: it died before it had said that the node runs,
@@ -672,6 +689,10 @@ class Supervisor:
 
     def _end(self, in_order: bool) -> None:
         """Stop whoever still runs, give everything back."""
+        with Deferred():
+            self._end_all(in_order)
+
+    def _end_all(self, in_order: bool) -> None:
         threads = []
         for slot, (thread, body) in list(self.threads.items()):
             # A thread cannot be stopped in a body, but what it waits for can. All are told before any is waited for.
