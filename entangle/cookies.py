@@ -248,7 +248,7 @@ class CookieQueue:
 
     def refill(self) -> None:
         """Make the queue whole: for its owner, when nobody uses it but those who are known to hold a cookie."""
-        if self.count() + self.held() == self.size and not self._moving[0]:
+        if self.count() == self.size and not self._moving[0]:
             return
         with _guard:
             try:

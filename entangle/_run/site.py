@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._run.home import pool_at
+from entangle._run.interrupts import Deferred
 from entangle._run.store import Store
 from entangle._run.table import NOBODY, Table
 from entangle.cookies import CookieQueue
@@ -86,7 +87,8 @@ class Site:
             # In the run's own directory where the scheduler was decorated too late for the whole tree to know it.
             own = os.path.join(self.directory, f"cookies-{size}")
             path = own if os.path.exists(own) else os.path.join(self.home, f"cookies-{size}")
-            queue = self.pools[size] = pool_at(path, self.home)
+            with Deferred():
+                queue = self.pools[size] = pool_at(path, self.home)
         return queue
 
     def forked(self) -> None:

@@ -104,13 +104,20 @@ def _watch(pid: int) -> int:
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
     own_handlers = handlers_to_reset()
-    alone = threading.active_count() == 1
+    alone = not reaper.others()  # reapers hold no lock while somebody forks
+    # A newborn that is told to end waits with that until it has the handlers of a worker, and ends without a word.
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, _RESET)
     with janitor.off_duty(), warnings.catch_warnings():
         # Of other threads, which Python warns of: there is none but a reaper, or the caller has asked for fork in so many words.
         warnings.simplefilter("ignore", DeprecationWarning)
         with reaper.still:
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except BaseException:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+                raise
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         return pid
     code = BROKEN
     try:
@@ -118,6 +125,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         if not alone:
             _unlock()
         settle_in(parent, err, out, own_handlers)
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         classes.inherit()
         store.become(slot, serial)
         code = live(Worker(site, slot, lane, serial, store))

@@ -390,7 +390,8 @@ class Supervisor:
         self.looked_at = now
         self.pause = min(LAST_LOOK, self.pause * 1.5)
         if self.looked is not None:
-            self.looked()
+            with Deferred():  # it opens files
+                self.looked()
         table = self.table
         header = table.header
         if header[FINISHED] or header[STOP]:
@@ -666,9 +667,10 @@ class Supervisor:
         """Pass on what a worker has written; False where there is no more."""
         written = forward(worker, fd)
         if written == b"":
-            del self.by_fd[fd]
-            self.poll.unregister(fd)
-            worker.close_stream(fd)
+            with Deferred():
+                del self.by_fd[fd]
+                self.poll.unregister(fd)
+                worker.close_stream(fd)
         return bool(written)
 
     def _forward_rest(self, worker: WorkerProcess) -> None:

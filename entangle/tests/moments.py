@@ -8,23 +8,34 @@ in the code the first two count: loops would else be most of them.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dis
 import functools
+import gc
 import mmap
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
-from types import CodeType, FrameType
-from typing import Any
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any, NamedTuple
 
 import entangle.cookies
 from entangle._run import start
+from entangle._run.home import home
+from entangle.cookies import CookieQueue
+from entangle.errors import ProcessTerminatedException
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.thread import thread
+
+from .evidence import note, notes, wait_until
 
 _ENGINE = os.path.dirname(start.__file__) + os.sep
 _ALIKE = 2
-
-Trace = Callable[[FrameType, str, Any], Any]
+_TOOL = 4
 
 
 @functools.cache
@@ -33,37 +44,84 @@ def _after(code: CodeType, stores: bool) -> frozenset[int]:
     wanted = ("CALL", "STORE_SUBSCR", "STORE_SLICE") if stores else ("CALL",)
     found, before = set(), ""
     for instruction in dis.get_instructions(code):
-        if before.startswith(wanted):
+        if before.startswith(wanted) and instruction.opname not in ("PRECALL", "CALL"):
             found.add(instruction.offset)
         before = instruction.opname
     return frozenset(found)
 
 
-def _trace(number: int, act: Callable[[], None], stores: bool) -> Trace:
-    """A trace function that calls `act` at the moment of that number, counted from 1."""
-    met: collections.Counter[tuple[CodeType, int]] = collections.Counter()
-    count = 0
+class Watch:
+    """Calls `act` at the moment of that number, counted from 1, of whatever this process does from `begin` on."""
 
-    def inside(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal count
-        if event == "opcode" and frame.f_lasti in _after(frame.f_code, stores):
-            place = frame.f_code, frame.f_lasti
-            met[place] += 1
-            if met[place] <= _ALIKE:
-                count += 1
-                if count == number:
-                    sys.settrace(None)
-                    act()
-        return inside
+    def __init__(self, number: int, act: Callable[[], None], stores: bool) -> None:
+        self._number, self._act, self._stores = number, act, stores
+        self._met: collections.Counter[tuple[CodeType, int]] = collections.Counter()
+        self._count = 0
+        # Now: in a worker the collector does not see what the caller has loaded.
+        self._codes = _codes(len(sys.modules))
 
-    def enter(frame: FrameType, event: str, _: Any) -> Any:
+    def begin(self) -> None:
+        """Count from now on."""
+        if sys.version_info < (3, 12):
+            sys.settrace(self._enter)
+            return
+        events = sys.monitoring
+        events.use_tool_id(_TOOL, "moments")
+        events.register_callback(_TOOL, events.events.INSTRUCTION, self._instruction)
+        for code in self._codes:
+            events.set_local_events(_TOOL, code, events.events.INSTRUCTION)
+
+    def end(self) -> None:
+        """Count no more."""
+        if sys.version_info < (3, 12):
+            sys.settrace(None)
+            return
+        events = sys.monitoring
+        if events.get_tool(_TOOL) is not None:
+            for code in self._codes:
+                events.set_local_events(_TOOL, code, 0)
+            events.register_callback(_TOOL, events.events.INSTRUCTION, None)
+            events.free_tool_id(_TOOL)
+            events.restart_events()
+
+    def _instruction(self, code: CodeType, offset: int) -> Any:
+        more = offset in _after(code, self._stores) and self._meet(code, offset)
+        return None if more else sys.monitoring.DISABLE  # type: ignore[attr-defined,unused-ignore]
+
+    def _enter(self, frame: FrameType, event: str, _: Any) -> Any:
         name = frame.f_code.co_filename
         if not name.startswith(_ENGINE) and name != entangle.cookies.__file__:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return inside
+        return self._inside
 
-    return enter
+    def _inside(self, frame: FrameType, event: str, _: Any) -> Any:
+        if event == "opcode" and frame.f_lasti in _after(frame.f_code, self._stores):
+            self._meet(frame.f_code, frame.f_lasti)
+        return self._inside
+
+    def _meet(self, code: CodeType, offset: int) -> bool:
+        """Count a moment; False where that place counts no more."""
+        self._met[code, offset] += 1
+        if self._met[code, offset] <= _ALIKE:
+            self._count += 1
+            if self._count == self._number:
+                self._act()
+        return self._met[code, offset] < _ALIKE
+
+
+@functools.cache
+def _codes(modules: int) -> list[CodeType]:
+    """All code of the engine that is loaded, when so many modules are."""
+    found: set[CodeType] = set()
+    for function in [each for each in gc.get_objects() if isinstance(each, FunctionType)]:
+        waiting = [function.__code__]
+        while waiting:
+            code = waiting.pop()
+            if code not in found and (code.co_filename.startswith(_ENGINE) or code.co_filename == entangle.cookies.__file__):
+                found.add(code)
+                waiting += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return list(found)
 
 
 class Killing:
@@ -74,6 +132,7 @@ class Killing:
         self._here = 0
         self._hit = mmap.mmap(-1, mmap.PAGESIZE)
         self._live = start.live
+        self._watch = Watch(number, self._kill, stores=True)
 
     def __enter__(self) -> Killing:
         start.live = self._begin
@@ -90,11 +149,11 @@ class Killing:
     def _begin(self, worker: Any) -> int:
         self._here += 1
         victim = not self.hit and self._here == self.depth + 1 and worker.serial == self.serial
-        sys.settrace(_trace(self.number, self._kill, stores=True) if victim else None)
-        try:
-            return self._live(worker)
-        finally:
-            sys.settrace(None)
+        if victim:
+            self._watch.begin()
+        else:
+            self._watch.end()  # a fork of the victim inherits that
+        return self._live(worker)
 
     def _kill(self) -> None:
         self._hit[0] = 1
@@ -107,17 +166,142 @@ class Interrupting:
     def __init__(self, number: int) -> None:
         self.number = number
         self.hit = False
+        self._watch = Watch(number, self._interrupt, stores=False)
 
     def __enter__(self) -> Interrupting:
         self._pid = os.getpid()
-        self._before = sys.gettrace()
-        sys.settrace(_trace(self.number, self._interrupt, stores=False))
+        self._watch.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
+        self._watch.end()
 
     def _interrupt(self) -> None:
-        if os.getpid() == self._pid:  # a worker inherits the trace function
+        if os.getpid() == self._pid:  # a worker inherits what watches
             self.hit = True
             signal.raise_signal(signal.SIGINT)
+
+
+# What is run, and what must hold afterwards --------------------------------------------------------------------------------
+
+
+def leaf(log: str, name: str, value: int) -> int:
+    """Takes long enough for a second worker to come and take the next."""
+    note(log, name)
+    time.sleep(0.003)
+    return value
+
+
+def plus(log: str, name: str, *values: int) -> int:
+    """Adds."""
+    note(log, name)
+    return sum(values)
+
+
+def tree(log: str, how: Any, name: str = "") -> Any:
+    """Six leaves, added in pairs: 15."""
+    level = [how(leaf)(log, f"{name}leaf{number}", number) for number in range(6)]
+    while len(level) > 1:
+        level = [how(plus)(log, f"{name}plus{at}of{len(level)}", *level[at : at + 2]) for at in range(0, len(level), 2)]
+    return level[0]
+
+
+def leaves(log: str, how: Any, name: str = "") -> Any:
+    """Six leaves into one sum: 15."""
+    return process(plus)(log, f"{name}sum", *(how(leaf)(log, f"{name}leaf{number}", number) for number in range(6)))
+
+
+def chain(log: str, how: Any) -> Any:
+    """One after the other: 15."""
+    call = how(leaf)(log, "leaf", 0)
+    for number in range(1, 6):
+        call = how(plus)(log, f"plus{number}", call, number)
+    return call
+
+
+def pooled(body: Any) -> Any:
+    """A task of which one runs at a time."""
+    return scheduler(cpus=1)(process(body))
+
+
+def inner_tree(log: str, name: str) -> Any:
+    """A body that runs a graph."""
+    note(log, name)
+    return tree(log, process, name)(start="fork")
+
+
+def inner_pool(log: str, name: str) -> Any:
+    """A body that runs a graph with a scheduler."""
+    note(log, name)
+    return leaves(log, pooled, name)(start="fork")
+
+
+def mixed(log: str) -> Any:
+    """Threads and processes take each other's values: 15."""
+    pairs = (thread(plus)(log, f"plus{number}", process(leaf)(log, f"leaf{number}", number), 0) for number in range(6))
+    return process(plus)(log, "sum", *pairs)
+
+
+def two(log: str, body: Any) -> Any:
+    """Two nested runs: 30."""
+    return process(plus)(log, "both", process(body)(log, "a"), process(body)(log, "b"))
+
+
+class Shape(NamedTuple):
+    """A graph, its value, how often a body may run, and which workers are killed: the depth of their run and their number in it."""
+
+    call: Callable[[str], Any]
+    value: int
+    most: int
+    victims: tuple[tuple[int, int], ...]
+
+
+SHAPES = {
+    "tree": Shape(lambda log: tree(log, process), 15, 1, ((0, 1), (0, 2))),
+    "leaves": Shape(lambda log: leaves(log, process), 15, 1, ((0, 1), (0, 2))),
+    "chain": Shape(lambda log: chain(log, process), 15, 1, ((0, 1),)),
+    "pool": Shape(lambda log: leaves(log, pooled), 15, 1, ((0, 1), (0, 2))),
+    "nested": Shape(lambda log: two(log, inner_tree), 30, 1, ((0, 1), (1, 1))),
+    "nested pool": Shape(lambda log: two(log, inner_pool), 30, 1, ((0, 1), (1, 1))),
+    "retry": Shape(lambda log: tree(log, process(retry=2)), 15, 3, ((0, 1), (0, 2))),
+    "mixed": Shape(mixed, 15, 1, ((0, 1), (0, 2))),
+}
+
+
+def queues() -> list[CookieQueue]:
+    """The budget of this process and its pools."""
+    here = home()
+    return [here.budget, *here.pools.values()]
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def meets(shape: Shape, log: Path, moment: Killing | Interrupting) -> bool:
+    """Run the graph with that moment in it, and see that all holds: the right value or an error of ours, no body run too often, all
+    cookies where they were, nothing left open, and a next run. False where the moment never came."""
+    log.unlink(missing_ok=True)
+    call, before = shape.call(str(log)), descriptors()
+    value = error = None
+    try:
+        with moment:
+            value = call(start="fork")
+    except (ProcessTerminatedException, KeyboardInterrupt) as raised:
+        error = raised.with_traceback(None)
+    told = f"at moment {moment.number}"
+    if error is None:
+        assert value == shape.value, told
+    if isinstance(moment, Killing):
+        assert error is None or (isinstance(error, ProcessTerminatedException) and shape.most == 1), told
+    else:
+        assert isinstance(error, KeyboardInterrupt) or not moment.hit, told
+    counts = collections.Counter(name for (name,) in notes(log))
+    assert max(counts.values(), default=0) <= shape.most, f"{told}: {counts}"
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: all(queue.count() == queue.size and not queue.held() for queue in queues()), 2)
+    assert [(queue.count(), queue.held()) for queue in queues()] == [(queue.size, 0) for queue in queues()], told
+    wait_until(lambda: descriptors() <= before, 2, f"{told}: descriptors")
+    assert process(plus)(str(log), "next", 1, 2)(start="fork") == 3, told
+    return moment.hit

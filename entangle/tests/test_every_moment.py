@@ -1,0 +1,35 @@
+"""A worker is killed, or the caller interrupted, at one moment after the other of the engine's own code.
+
+Some of the moments here; `drill/` takes all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .moments import SHAPES, Interrupting, Killing, meets
+
+
+@pytest.fixture(autouse=True)
+def _pool(tmp_path: Path) -> None:
+    """The pool of one cookie, which a process makes once and keeps, is there before anybody counts."""
+    assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
+
+
+@pytest.mark.parametrize(("name", "step"), [("leaves", 29), ("pool", 41), ("nested pool", 71), ("retry", 31), ("mixed", 23)])
+def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path) -> None:
+    shape = SHAPES[name]
+    for depth, serial in shape.victims:
+        number = 1
+        while meets(shape, tmp_path / "log", Killing(number, depth, serial)):
+            number += step
+
+
+@pytest.mark.parametrize(("name", "step"), [("tree", 73), ("pool", 91), ("mixed", 83)])
+def test_ctrl_c_between_two_instructions(name: str, step: int, tmp_path: Path) -> None:
+    number = 1
+    while meets(SHAPES[name], tmp_path / "log", Interrupting(number)):
+        number += step
+    assert number > step, "no moment was met"
