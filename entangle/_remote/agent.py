@@ -47,6 +47,8 @@ from entangle.errors import ProtocolError
 
 #: Pool threads, and with them bodies that wait at the same time. More calls wait for one of these.
 MOST_THREADS = 1024
+#: Bytes of a print that go in one message.
+PRINTED = 24 << 10
 #: Seconds without a word after which an idle agent sends one, so that the network finds out that the line is cut.
 IDLE = 30.0
 #: Between SIGTERM and SIGKILL for what bodies have started (seconds).
@@ -76,8 +78,14 @@ class Agent:
         self._guard = threading.Lock()
         #: Calls under way: how to cancel them, once they run.
         self._calls: dict[int, Callable[[], None] | None] = {}
+        #: Calls that are over and whose answers are being sent; those of both kinds that nobody waits for any more.
+        self._answering: set[int] = set()
+        self._cancelled: set[int] = set()
+        #: Threads that want to send something that somebody waits for; prints let them go first.
+        self._urgent = 0
         self._answers: dict[int, queue.SimpleQueue[Any]] = {}
-        self._asked = 0
+        #: Numbers of questions; none is that of a call, whose messages come the same way.
+        self._asked = 1 << 62
         self._ready = threading.Event()
         self.prints = (Prints(self, 1), Prints(self, 2))
         self._counter: imports.Counter | None = None
@@ -135,7 +143,10 @@ class Agent:
                     self._threads += 1
                     threading.Thread(target=self._work, name=f"entangle-call-{self._threads}", daemon=True).start()
         elif kind == CANCEL:
-            cancel = self._calls.get(number)
+            with self._guard:
+                if number in self._calls or number in self._answering:
+                    self._cancelled.add(number)
+                cancel = self._calls.get(number)
             if cancel is not None:
                 threading.Thread(target=cancel, name="entangle-cancel", daemon=True).start()
         elif kind == MODULE:
@@ -150,7 +161,7 @@ class Agent:
                 imports.finders[0].known.update(answer)
                 self._ready.set()
         elif kind == PING:
-            self._post(wire.control(PONG))
+            self._post(wire.control(PONG, number))
 
     # Calls ------------------------------------------------------------------------------------------------
 
@@ -159,13 +170,15 @@ class Agent:
             kind, number, parts = self._jobs.get()
             out, err = self.prints
             out.call = err.call = number
+            answer: list[Segments] = []
             try:
-                kind, answer = self._perform(number, parts)
+                if number not in self._cancelled:
+                    kind, answer = self._perform(number, parts)
             except BaseException as error:  # a bug of ours, or no memory: the call must have an answer
                 kind, answer = ERROR, [[_plain(error)]]
-            finally:
-                with self._guard:
-                    self._calls.pop(number, None)
+            with self._guard:
+                self._answering.add(number)
+                self._calls.pop(number, None)
             for stream in self.prints:
                 stream.finish(number)
                 stream.call = 0
@@ -173,12 +186,16 @@ class Agent:
             parts = []
             if self._ending:
                 return  # that the call was cancelled is our doing; for its caller the line is lost, and `retry` may try another
-            try:
-                self.send(kind, number, answer)
-            except BaseException as error:  # a bug of ours, or no memory. Half of an answer is no answer: this ends the stream
-                self.send(ERROR, number, [[_plain(error)]])
+            if number not in self._cancelled:
+                try:
+                    self.send(kind, number, answer)
+                except BaseException as error:  # a bug of ours, or no memory, between two frames
+                    self.send(CANCEL, number, [[]])  # half of an answer is no answer
+                    self.send(ERROR, number, [[_plain(error)]])
             answer = []
             with self._guard:
+                self._answering.discard(number)
+                self._cancelled.discard(number)
                 self._idle += 1
 
     def _perform(self, number: int, parts: list[Any]) -> tuple[int, list[Segments]]:
@@ -190,22 +207,37 @@ class Agent:
         imports.load_renewed()
 
         def began(cancel: Callable[[], None]) -> None:
-            self._calls[number] = cancel
+            with self._guard:
+                self._calls[number] = cancel
+                over = number in self._cancelled or self._ending
+            if over:  # while its arguments were made: its body must not begin
+                cancel()
 
         given, value, records = job.perform(parts, began)
-        if records and not self._ending:
+        if records and not self._ending and number not in self._cancelled:
             self.send(RECORD, number, [[record] for record in records])
         return (VALUE if given else ERROR), value
 
     # Sending ----------------------------------------------------------------------------------------------
 
     def send(self, kind: int, number: int, parts: Sequence[Segments]) -> None:
-        """Send a message; waits until the line has taken it. Frames of several threads take turns."""
-        for pieces in wire.frames(kind, number, parts, self._press):
-            began = time.perf_counter()
-            with self._sending:
-                self._write(pieces)
-            self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+        """Send a message; waits until the line has taken it. Frames of several threads take turns. What belongs to a call that nobody
+        waits for any more is broken off, so that the line is free for the next."""
+        with self._guard:
+            self._urgent += 1
+        try:
+            for pieces in wire.frames(kind, number, parts, self._press):
+                if kind != CANCEL and number in self._cancelled:
+                    pieces = [wire.control(CANCEL, number)]
+                began = time.perf_counter()
+                with self._sending:
+                    self._write(pieces)
+                self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+                if kind != CANCEL and number in self._cancelled:
+                    break
+        finally:
+            with self._guard:
+                self._urgent -= 1
         self._send_posted()
 
     def _post(self, frame: bytes) -> None:
@@ -232,7 +264,7 @@ class Agent:
         while pieces:
             try:
                 size = os.writev(self._writes, pieces[:512])
-            except OSError:
+            except BaseException:  # nobody reads; or no memory in the middle of a frame, after which there is nothing to be said
                 self.end()
             while pieces and size >= len(pieces[0]):
                 size -= len(pieces.pop(0))
@@ -275,7 +307,22 @@ class Agent:
         if os.getpid() != self._pid:  # a child that a body has forked holds on to our `sys.stdout`
             os.write(stream, data)
             return
-        self.send(PRINT, call, [[bytes((stream,)), data]])
+        self._send_print(bytes((stream,)), call, data)
+
+    def _send_print(self, stream: bytes, call: int, data: bytes) -> None:
+        """In messages of one frame, so that those of several threads do not get into one another; cut where lines end, if they do."""
+        at = 0
+        while at < len(data):
+            until = at + PRINTED
+            if until < len(data):
+                until = data.rfind(b"\n", at, until) + 1 or until
+            while self._urgent:  # one that prints for ever must not keep the answers of others from being sent
+                time.sleep(0.0002)
+            frame = wire.control(PRINT, call, stream + data[at:until])
+            with self._sending:
+                self._write([frame])
+            at = until
+        self._send_posted()
 
     def _drain_for_ever(self) -> None:
         poll = select.poll()
@@ -287,13 +334,15 @@ class Agent:
 
     def drain(self) -> None:
         """Send what was written to descriptor 1 so far."""
+        left = 2 * 65536  # what the pipe may hold, and more: a program may go on writing for ever
         with self._drained:
-            while True:
+            while left > 0:
                 try:
                     data = os.read(self._printed, 65536)
                 except OSError:
                     return
-                self.send(PRINT, 0, [[b"\3", data]])
+                left -= len(data)
+                self._send_print(b"\3", 0, data)
 
     def under_way(self) -> bool:
         """Whether any call is."""

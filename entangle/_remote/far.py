@@ -14,7 +14,7 @@ from entangle._run import observers
 from entangle._run.run import Run
 from entangle._run.table import NOBODY
 from entangle._run.worker import here
-from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, UnreachableError, add_note
+from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
 from entangle.flow import HERE, Body
 from entangle.task import Layer, Task
 
@@ -77,7 +77,7 @@ class Far(Layer):
                     if worker is None:
                         time.sleep(pause(body, len(lost)))
                     elif not worker.rest(pause(body, len(lost))) or worker.is_over(NOBODY):
-                        raise
+                        raise RunCancelledError("the run is over; there is no other attempt") from error
 
         return far
 

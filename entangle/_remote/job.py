@@ -17,6 +17,7 @@ from typing import Any
 
 from entangle import _run
 from entangle._remote import imports
+from entangle._remote.controls import escape_error, escaped
 from entangle._remote.wire import MOST_PARTS, Bytes, Segments
 from entangle._run import findable, importing
 from entangle._run.failures import as_it_is, describe, pickled_error
@@ -26,6 +27,7 @@ from entangle.errors import (
     EntangleError,
     MissingModuleError,
     ProcessRetryException,
+    ProtocolError,
     RemoteTraceback,
     UnfitPythonError,
     UnpicklableError,
@@ -39,6 +41,8 @@ LARGE = 64 << 10
 
 #: Variables of the caller's environment that say how an error is told, and what of it is not: they hold there, too.
 _TELLING = ("ENTANGLE_SECRETS", "ENTANGLE_TRACEBACK")
+#: Characters of a traceback that are kept.
+LONGEST_TEXT = 1 << 20
 
 PICKLE, SOURCE = "pickle", "source"
 
@@ -161,36 +165,58 @@ def _cannot_travel(rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> Any:
-    """The value that has come."""
+    """The value that has come. Raises ProtocolError where what has come is no pickle at all."""
     try:
         return _load(parts, given)
     except Exception as error:
+        if not parts or isinstance(error, (pickle.UnpicklingError, EOFError)):
+            told = f"{type(error).__name__}: {escaped(str(error))}"
+            raise ProtocolError(f"{place}: the value of task {name!r} came damaged ({told})") from error
         what = f"the value of task {name!r}, which {place} has sent, cannot be made again here"
-        raise not_remade(error, what, failing_part(parts[0], parts[1:]) if given is None else None) from error
+        made = not_remade(error, what, failing_part(parts[0], parts[1:]) if given is None else None)
+        escape_error(made)
+        raise made from error
 
 
 def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> BaseException:
-    """The error that has come, as the caller gets it."""
-    told = json.loads(bytes(parts[0]))
-    told["text"] = _with_lines(told["text"])
+    """The error that has come, as the caller gets it; what it says is escaped. Gives a ProtocolError where none can be made out."""
+    try:
+        told = json.loads(bytes(parts[0]))
+        text, where, short = (_text(told[part]) for part in ("text", "where", "short"))
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as why:
+        return ProtocolError(f"{place}: the error of task {name!r} came damaged ({type(why).__name__}: {why})")
+    text = _with_lines(text)
     error: BaseException
     if len(parts) > 1:
         try:
             error = _load(parts[1:2], given)
+            if not isinstance(error, BaseException):
+                raise TypeError(f"it is a {type(error).__name__}")
         except Exception as problem:
-            error = EntangleError(f"task {name!r} failed at {place} with {told['short']}; that error cannot be made here ({problem})")
+            problems = escaped(f"{type(problem).__name__}: {problem}")
+            error = EntangleError(f"task {name!r} failed at {place} with {short}; that error cannot be made here ({problems})")
     else:
-        error = EntangleError(f"task {name!r} failed at {place}: {told['short']}")
+        error = EntangleError(f"task {name!r} failed at {place}: {short}")
     if len(parts) > 2:  # the last attempt's own error, as ProcessRetryException promises
         with contextlib.suppress(Exception):
             set_cause(error, _load(parts[2:], given))
-    set_cause(error.__cause__ or error, RemoteTraceback(told["text"]))
-    if told["where"]:
-        add_note(error, told["where"])
+    escape_error(error)
+    set_cause(error.__cause__ or error, RemoteTraceback(text))
+    if where:
+        add_note(error, where)
     return error
 
 
-_FRAME = re.compile(r' *File "(.+)", line (\d+), in .+')
+def _text(value: Any) -> str:
+    """Text of an error as it may be shown; of one that is longer than anybody reads, the beginning and the end."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of text")
+    if len(value) > LONGEST_TEXT:
+        value = value[: LONGEST_TEXT // 2] + "\n…\n" + value[-LONGEST_TEXT // 2 :]
+    return escaped(value)
+
+
+_FRAME = re.compile(r' *File "([^"]+)", line (\d{1,9}), in .+')
 
 
 def _with_lines(text: str) -> str:
@@ -199,13 +225,31 @@ def _with_lines(text: str) -> str:
 
     told: list[str] = []
     frame: re.Match[str] | None = None
+    files: dict[str, bool] = {}
     for line in [*text.splitlines(), ""]:
         if frame is not None and not line.startswith("    "):
-            source = linecache.getline(frame[1], int(frame[2])).strip()
-            told += [f"    {source}"] if source else []
+            file = frame[1]
+            if file not in files and len(files) < 64:
+                files[file] = _is_source(file)
+            source = linecache.getline(file, int(frame[2])).strip() if files.get(file) else ""
+            told += [f"    {escaped(source)}"] if source else []
         told.append(line)
         frame = _FRAME.fullmatch(line)
     return "\n".join(told)
+
+
+def _is_source(path: str) -> bool:
+    """Whether there is such a file here, to be read for a line of a traceback: the other side names it, and it might be a device."""
+    import linecache
+    import stat
+
+    if path in linecache.cache:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        found = os.stat(path)
+        known = path.endswith(".py") or path == getattr(sys.modules.get("__main__"), "__file__", None)
+        return known and stat.S_ISREG(found.st_mode) and found.st_size < 4 << 20
+    return False
 
 
 # The agent's side ------------------------------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ answer is then the sentence that the user will read.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.machinery
 import importlib.util
 import marshal
 import os
+import re
 import sys
 import threading
 import zlib
@@ -53,6 +56,11 @@ _ENGINE = (
     "entangle.flow",
     "entangle.cookies",
 )
+
+#: Bytes of a question for modules.
+LONGEST = 4096
+#: What may be a module's name; a path is none.
+_NAME = re.compile(r"[^\s./\\\0]+(\.[^\s./\\\0]+)*")
 
 _bundles: dict[str | None, bytes] = {}
 _guard = threading.Lock()
@@ -102,7 +110,7 @@ def _our_names() -> list[str]:
 
 
 def answer(name: str, magic: str) -> bytes:
-    """The MODULE message for what a far side asks for."""
+    """The MODULE message for what a far side asks for. Looks for modules, and imports none of them."""
     if name == imports.SOURCES:
         return bundle(None)
     if name.startswith(imports.MODULES_ALONE):
@@ -121,6 +129,7 @@ class Sent:
 
     def __init__(self) -> None:
         self._specs: dict[str, Any] = {}
+        self._coming: dict[str, Any] = {}
 
     def note(self, name: str) -> None:
         """An agent has got the answer to that name."""
@@ -129,13 +138,18 @@ class Sent:
             self._specs[name] = spec
 
     def renewed(self) -> bytes | None:
-        """The MODULE message with those that were loaded anew; None mostly. Who uses another comes after it."""
+        """The MODULE message with those that were loaded anew; None mostly. Who uses another comes after it. `sent` says that it went."""
         # The same spec, not one like it: they are equal each time.
         found = [name for name, spec in list(self._specs.items()) if (now := _spec_here(name)) is not None and now is not spec]
-        for name in found:
-            self.note(name)
+        self._coming = {name: _spec_here(name) for name in found}
         known = {name: known for name in reversed(found) if isinstance(known := _known(name, None), tuple)}
         return _packed(known) if known else None
+
+    def sent(self) -> None:
+        """What `renewed` gave is there."""
+        for name, spec in self._coming.items():
+            if is_project(spec):
+                self._specs[name] = spec
 
 
 def _spec_here(name: str) -> Any:
@@ -154,9 +168,8 @@ def _top(name: str) -> str:
 def _known(name: str, magic: str | None) -> Known | str | None:
     """A module as it is sent, or why it cannot be, or None where there is no such module."""
     try:
-        loaded = sys.modules.get(name)
-        spec = getattr(loaded, "__spec__", None) or importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
+        spec = _find(name)
+    except Exception:  # anybody's finder
         return None
     if spec is None or name in MAIN:
         return None
@@ -177,11 +190,40 @@ def _known(name: str, magic: str | None) -> Known | str | None:
         else:  # somebody's own loader, as that of a test runner, of a file all the same
             with open(origin, "rb") as file:
                 source = importlib.util.decode_source(file.read()) if origin.endswith(".py") else None
-    except (ImportError, OSError, SyntaxError):
+    except Exception:  # anybody's loader, or no file any more
         source = None
     if source is None:
         return _instead(_top(name), name)
     return package, origin, source
+
+
+def _find(name: str) -> Any:
+    """The spec of a module, as its import would find it; but nothing is imported for it, not even the packages around it."""
+    loaded = getattr(sys.modules.get(name), "__spec__", None)
+    if loaded is not None:
+        return loaded
+    if not _NAME.fullmatch(name):
+        return None
+    above, _, _ = name.rpartition(".")
+    path: Any = None
+    if above:
+        package = sys.modules.get(above)
+        path = getattr(package, "__path__", None) if package is not None else getattr(_find(above), "submodule_search_locations", None)
+        if path is None:
+            return None
+    for finder in list(sys.meta_path):
+        look = getattr(finder, "find_spec", None)
+        try:
+            spec = look(name, path) if look is not None else None
+        except KeyError:  # folders without __init__ in a package that is not imported: `importlib` asks `sys.modules` for that
+            spec = None
+            folders = [folder for entry in path or () if os.path.isdir(folder := os.path.join(entry, name.rpartition(".")[2]))]
+            if folders:
+                spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+                spec.submodule_search_locations = folders
+        if spec is not None:
+            return spec
+    return None
 
 
 def is_project(spec: Any) -> bool:
@@ -198,7 +240,7 @@ def _compiled_part(top: str) -> str:
     found = _compiled.get(top)
     if found is None:
         found = ""
-        spec = importlib.util.find_spec(top)
+        spec = _find(top)
         for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
             for at, _, files in os.walk(folder):
                 found = next((os.path.join(at, file) for file in files if file.endswith((".so", ".pyd", ".dylib"))), "")
@@ -223,10 +265,9 @@ def _modules_alone(names: Sequence[str]) -> str | None:
     The last name is that package, before it stand those that use it."""
     own = None
     for name in names:
-        try:
-            spec = importlib.util.find_spec(_top(name))
-        except (ImportError, ValueError, AttributeError):
-            spec = None
+        spec = None
+        with contextlib.suppress(Exception):  # anybody's finder
+            spec = _find(_top(name))
         if spec is not None and is_project(spec):
             own = (
                 f"module {name!r} was sent without the other files of its package; read them before the call and give the function what "
@@ -251,10 +292,17 @@ def _version_of(distribution: str) -> str:
     return ""
 
 
+@functools.lru_cache(maxsize=256)
 def _wanted(top: str) -> str:
     """What pip must install for a module."""
+    with contextlib.suppress(Exception):
+        return _version_of((_distributions().get(top) or [top])[0]) or top
+    return top
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions() -> Any:
+    """Which distributions bring which modules; takes a while in a large environment."""
     from importlib import metadata
 
-    with contextlib.suppress(Exception):
-        return _version_of((metadata.packages_distributions().get(top) or [top])[0]) or top
-    return top
+    return metadata.packages_distributions()

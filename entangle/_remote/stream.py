@@ -33,6 +33,9 @@ class Stream:
         """The exit status of the program, minus the signal that killed it; None while it runs, or where nobody knows."""
         return None
 
+    def hang_up(self) -> None:
+        """Close our ends, so that the program knows; waits for nothing. `close` follows; may be called twice."""
+
     def close(self) -> None:
         """End it: close our ends, give the program a moment to go, then make it. Called once; must not raise, must not hang."""
         raise NotImplementedError
@@ -68,6 +71,8 @@ class ProcessStream(Stream):
                 bufsize=0,
                 start_new_session=True,
             )
+        #: When our ends were closed; 0 while they are open.
+        self._hung_up = 0.0
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -80,27 +85,33 @@ class ProcessStream(Stream):
         """How the program ended."""
         return self.process.poll()
 
+    def hang_up(self) -> None:
+        """Close its stdin and stdout: one that prints for ever is to find out as well."""
+        self._hung_up = self._hung_up or time.monotonic()
+        for file in (self.process.stdin, self.process.stdout):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
     def close(self) -> None:
-        """Close its stdin, and kill it if that does not end it."""
+        """Hang up, and kill it if that does not end it."""
         from subprocess import TimeoutExpired
 
         process = self.process
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        end = time.monotonic() + GRACE
+        self.hang_up()
+        end = self._hung_up + GRACE
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             if number is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, number)
+                end = time.monotonic() + 1.0
             try:
-                process.wait(max(0.1, end - time.monotonic()))
+                process.wait(max(0.0, end - time.monotonic()))
                 break
             except TimeoutExpired:
-                end = time.monotonic() + GRACE
-        for file in (process.stdout, process.stderr):
-            if file is not None:
-                file.close()
+                pass
+        if process.stderr is not None:
+            process.stderr.close()
 
     def kill(self) -> None:
         """Kill it with its group."""
@@ -162,20 +173,29 @@ class PumpedStream(Stream):
         """How the program ended, where that is known."""
         return self._status()
 
-    def close(self) -> None:
-        """End both pumps and what they pump."""
+    def hang_up(self) -> None:
+        """End both pumps: the program's stdin ends, and what it prints goes nowhere."""
         with contextlib.suppress(OSError):
             self._ours.shutdown(2)  # SHUT_RDWR
-        self._threads[1].join(GRACE)
-        with contextlib.suppress(Exception):
-            self._end()
-        for thread in self._threads:
-            thread.join(GRACE)
-        self._ours.close()
-        self._theirs.close()
-        if self.errors >= 0:
+
+    def close(self) -> None:
+        """End both pumps and what they pump."""
+        self.hang_up()
+        if self.errors >= 0:  # before anybody waits for who may be writing there
             with contextlib.suppress(OSError):
                 os.close(self.errors)
+        self._threads[1].join(GRACE / 4)  # it may be about to say that there is no more
+        with contextlib.suppress(Exception):
+            self._end()
+        until = time.monotonic() + GRACE / 2
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self._ours.close()
+        self._theirs.close()
+
+    def kill(self) -> None:
+        """It cannot be killed from here: close the way to it."""
+        self.hang_up()
 
     def abandon(self) -> None:
         """The sockets go; the pumps did not come along."""

@@ -29,7 +29,8 @@ HEAD = struct.Struct("!IBBHQ")
 COUNT = struct.Struct("!I")
 SIZE = struct.Struct("!Q")
 
-# Kinds. To the agent: CALL, CANCEL, MODULE, PING. From the agent: HELLO, VALUE, ERROR, RECORD, PRINT, FIND, PING. PONG answers a PING.
+# Kinds. To the agent: CALL, MODULE. From the agent: HELLO, VALUE, ERROR, RECORD, PRINT, FIND. Both ways: PING, which PONG answers with its
+# number, and CANCEL, which also takes back what has come of an unfinished message of its number.
 HELLO, CALL, VALUE, ERROR, DATA, CANCEL, PRINT, FIND, MODULE, PING, PONG, RECORD = range(1, 13)
 _KINDS = frozenset(range(1, 13))
 
@@ -229,6 +230,8 @@ class Decoder:
             raise ProtocolError(f"a message of {count:,} parts in a frame of {len(payload):,} bytes")
         sizes = [SIZE.unpack_from(payload, COUNT.size + index * SIZE.size)[0] for index in range(count)]
         total = sum(sizes)
+        if kind == CANCEL:
+            self._drop(number)
         if flags & INLINE:
             if at + total != len(payload):
                 raise ProtocolError("a message whose parts do not fit its sizes")
@@ -249,6 +252,12 @@ class Decoder:
         self._open[number] = opened
         self._pending += opened.size
         return None
+
+    def _drop(self, number: int) -> None:
+        """The other side will not send the rest of this message."""
+        opened = self._open.pop(number, None)
+        if opened is not None:
+            self._pending -= opened.size
 
 
 def unpack(flags: int, payload: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 #: The one hook for who wants to know of runs: each is an `entangle._run.run.Observer`. It lies here, in a room that costs
@@ -10,3 +11,6 @@ observers: list[Any] = []
 
 #: How records of runs in other places come home (`entangle._records.travels`), wired in the same way.
 travels: Any = None
+
+#: What is called when SIGTERM ends the process in a run: what it has in other places ends too. Wired in the same way.
+at_termination: list[Callable[[], None]] = []

@@ -7,10 +7,12 @@ handlers are replaced by a note for that long, and called afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -79,6 +81,107 @@ class _Lifted:
         self._deferred.__enter__()
 
 
+#: The signals whose handlers raise, in programs that have some.
+_RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
+
+class Whole:
+    """Many short steps that no handler cuts in two, in something that waits in between, as a stream does. Between `begin` and `end`
+    handlers run at once, but in a block of this, which may stand within another one, at its end. A block must not wait for anything."""
+
+    def __init__(self) -> None:
+        self._main = threading.main_thread().ident
+        self._depth = 0
+        self._late: list[int] = []
+        self._kept: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.get_ident() == self._main:
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        if threading.get_ident() == self._main:
+            self._depth -= 1
+            if self._late and not self._depth:
+                self._deliver()
+
+    def begin(self) -> None:
+        """Have handlers wait for blocks from now on."""
+        if threading.get_ident() != self._main:
+            return
+        self._depth += 1  # first, so that whatever comes from here on waits
+        if self not in _active:
+            _active.append(self)
+        try:
+            for number in _RAISING:
+                handler = signal.getsignal(number)
+                if callable(handler) and handler is not _later:
+                    signal.signal(number, _later)
+                    self._kept[number] = handler
+        except ValueError:  # in an interpreter within this one, which has no signals
+            pass
+        finally:
+            self._depth -= 1
+
+    def end(self) -> None:
+        """Give the program its handlers back."""
+        if threading.get_ident() != self._main:
+            return
+        self._depth += 1
+        try:
+            if self in _active:
+                _active.remove(self)
+            for number in list(self._kept):
+                handler = self._kept.pop(number)
+                other = signal.signal(number, handler)
+                if other is not _later:  # somebody has set another one meanwhile
+                    signal.signal(number, other)
+        finally:
+            self._depth -= 1
+        if self._late and not self._depth:
+            self._deliver()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """From `begin` to `end`."""
+        try:
+            self.begin()
+            yield
+        finally:
+            self.end()
+
+    def came(self, number: int, frame: Any) -> Any:
+        """A signal has come."""
+        if self._depth:
+            self._late.append(number)
+            return None
+        handler = self._kept.get(number, signal.default_int_handler)
+        return handler(number, frame)
+
+    def _deliver(self) -> None:
+        while self._late:
+            number = self._late.pop(0)
+            handler = signal.getsignal(number)
+            if handler is _later:
+                handler = self._kept.get(number)
+            if callable(handler):
+                handler(number, sys._getframe())
+
+    def restore(self) -> None:
+        """In a forked child: its only thread is the main one, and the handlers are the program's."""
+        self._main = threading.get_ident()
+        self._depth = 0
+        self._late.clear()
+        self.end()
+
+
+whole = Whole()
+
+
+def _later(number: int, frame: Any) -> Any:
+    return whole.came(number, frame)
+
+
 def handler_of(number: int) -> Any:
     """What this process does about a signal, now or when the step that defers it is done."""
     found = signal.getsignal(number)
@@ -91,9 +194,10 @@ def _after_fork() -> None:
     # Whoever was forked meanwhile is in no such step.
     for deferred in reversed(_active.copy()):
         deferred.restore()
+    whole.restore()  # it may be another thread that is the main one now
 
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
-_active: list[Deferred] = []
+_active: list[Deferred | Whole] = []
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from entangle._run import at_termination, importing, limits, observers, reaper
 from entangle._run import home as homes
-from entangle._run import importing, limits, observers, reaper
 from entangle._run.block import block
 from entangle._run.failures import call_of, note_call
 from entangle._run.frames import passes_on
@@ -364,6 +364,8 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         yield
     except _Terminated:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for leave in at_termination:
+            leave()
         homes.leave()
         os.kill(os.getpid(), signal.SIGTERM)
         raise

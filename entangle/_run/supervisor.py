@@ -161,7 +161,8 @@ class Supervisor:
             # Our own supervisor is to see a worker at work until we know better.
             self.outer.site.table.slots[self.outer.base + NESTED] = 1000
         try:
-            self._start_first()
+            if not self.cancelled:
+                self._start_first()
             while not header[FINISHED]:
                 if header[FAILED_NODE] >= 0 or self.error is not None or self.cancelled:
                     break

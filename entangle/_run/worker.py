@@ -542,6 +542,8 @@ class Worker:
 
                     named["smm"] = Segments(self.site.directory)
                     named["sm"] = SegmentOpener(self.site.directory)
+                if self.stopped:  # while it waited for a cookie or its arguments were made
+                    raise RunCancelledError("the run was cancelled before the body began")
                 slots[base + BEGUN] = RUNS
                 started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)

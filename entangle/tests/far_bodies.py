@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from .evidence import note, notes
@@ -32,3 +34,42 @@ def second_time(path: str) -> int:
     if len(notes(path)) == 1:
         time.sleep(60)
     return len(notes(path))
+
+
+def size(data: bytes) -> int:
+    """How much has come."""
+    return len(data)
+
+
+def give(count: int) -> bytes:
+    """So much, to be sent back."""
+    return bytes(count)
+
+
+def touch(path: str, *_: Any) -> None:
+    """Leave a file that says that we ran."""
+    Path(path).touch()
+
+
+class Slow:
+    """An argument that takes its time to be made; says when that begins."""
+
+    def __init__(self, log: str, seconds: float) -> None:
+        self.log, self.seconds = log, seconds
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Path(state["log"]).touch()
+        time.sleep(state["seconds"])
+
+
+def freezes(path: str) -> None:
+    """Stop the whole process, which then neither reads nor says anything."""
+    note(path, os.getpid())
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(60)
+
+
+def print_for_ever() -> None:
+    """Never come to an end."""
+    while True:
+        print("tick\n" * 100)

@@ -27,7 +27,7 @@ from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError,
 MARK, USER, HOME, MACHINE = "entangle", "entangle.user", "entangle.home", "entangle.machine"
 _SOCKET = "/var/run/docker.sock"
 #: Seconds for the daemon to answer, and for a container to be gone once its agent has ended.
-_ANSWER, _GONE = 60, 10.0
+_ANSWER, _GONE = 60, 2.0
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class Docker(Transport):
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[Any]:
-    """The daemon, as docker's own library speaks to it. Raises UnreachableError where there is none."""
+def connected(seconds: int = _ANSWER) -> Iterator[Any]:
+    """The daemon, as docker's own library speaks to it, with so long for each answer. Raises UnreachableError where there is none."""
     try:
         import docker
         import docker.utils
@@ -167,7 +167,7 @@ def connected() -> Iterator[Any]:
     _knock()
     client = docker.APIClient.__new__(docker.APIClient)  # so that there is something to close when the rest fails
     try:
-        docker.APIClient.__init__(client, **docker.utils.kwargs_from_env(), version="auto", timeout=_ANSWER)
+        docker.APIClient.__init__(client, **docker.utils.kwargs_from_env(), version="auto", timeout=seconds)
     except docker.errors.DockerException as error:
         with contextlib.suppress(Exception):
             client.close()
@@ -237,7 +237,7 @@ class _Attached(ProcessStream):
 
 def _see_off(identity: str) -> None:
     """Wait until a container is gone; remove it if that takes long."""
-    with contextlib.suppress(Exception), connected() as client:
+    with contextlib.suppress(Exception), connected(5) as client:
         end = time.monotonic() + _GONE
         while time.monotonic() < end:
             found = client.containers(all=True, quiet=True, filters={"id": identity})

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from entangle._remote.controls import escaped
 from entangle._remote.dialling import turn
 from entangle._remote.stream import ProcessStream, Stream
 from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, no_answer, was_turned_away
@@ -183,7 +184,7 @@ def _words(process: subprocess.Popen[bytes]) -> str:
         if not more:
             break
         said += more
-    return said.decode(errors="replace")
+    return escaped(said.decode(errors="replace"))
 
 
 # --- lines: logins that are shared ----------------------------------------------------------------------------------------

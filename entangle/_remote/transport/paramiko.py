@@ -14,6 +14,7 @@ import time
 import warnings
 from typing import Any
 
+from entangle._remote.controls import escaped
 from entangle._remote.dialling import turn
 from entangle._remote.stream import PumpedStream, Stream
 from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, was_turned_away
@@ -38,7 +39,7 @@ def open_stream(ssh: SSH, command: str) -> Stream:
             return _start(client, clients, command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             _hang_up(clients)
-            words = _words(error)
+            words = escaped(_words(error))
             if not (was_turned_away(words) and time.monotonic() < end):
                 raise ssh.diagnose(255, words) from None
         except BaseException:

@@ -1,0 +1,51 @@
+"""Text of another place as it may be shown here: what would control the terminal is written out, as `\\x1b`; colours pass."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+#: A colour or a weight (SGR) and the end of a line are let through as a whole; any other control character is not, be it
+#: of the first 32 (C0) or of those above ASCII (C1).
+_CONTROLS = re.compile(r"\x1b\[[0-9;:]{0,48}m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def escaped(text: str) -> str:
+    """The text, with whatever could move the cursor, clear the screen, set a title or the clipboard written out."""
+    return _CONTROLS.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return found[0] if len(found[0]) > 1 else f"\\x{ord(found[0]):02x}"
+
+
+def escape_error(error: BaseException, deep: int = 4) -> None:
+    """Escape what an error of another place says: its message, its notes, and those of the errors in it."""
+    told = tuple(escaped(part) if type(part) is str else part for part in error.args)
+    if told != error.args:
+        vars(BaseException)["args"].__set__(error, told)
+    # Errors of the system and of syntax show these, and not their arguments.
+    for name in ("strerror", "msg", "text", "reason", *(("filename",) if isinstance(error, SyntaxError) else ())):
+        with contextlib.suppress(Exception):  # a class may refuse attributes
+            part = getattr(error, name, None)
+            if type(part) is str and part != escaped(part):
+                setattr(error, name, escaped(part))
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):
+        notes[:] = [escaped(note) if type(note) is str else note for note in notes]
+    within: Any = getattr(error, "exceptions", None)
+    for each in (error.__cause__, error.__context__, *(within if isinstance(within, tuple) else ())):
+        if isinstance(each, BaseException) and deep:
+            escape_error(each, deep - 1)
+
+
+def escaped_within(value: Any) -> Any:
+    """Text escaped wherever it stands in a value of lists and dicts."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, list):
+        return [escaped_within(part) for part in value]
+    if isinstance(value, dict):
+        return {escaped_within(name): escaped_within(part) for name, part in value.items()}
+    return value
