@@ -56,7 +56,7 @@ def _no_container_is_left(image: str) -> Any:
     before = set(given.containers())
     yield
     close_all()
-    wait_until(lambda: set(given.containers()) <= before, 10, "a container of ours is still there")
+    wait_until(lambda: set(given.containers()) <= before, 20, "a container of ours is still there")
 
 
 def test_a_function_runs_in_a_container_and_its_value_comes_back(image: str) -> None:

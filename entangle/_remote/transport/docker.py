@@ -27,7 +27,7 @@ from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError,
 MARK, USER, HOME, MACHINE = "entangle", "entangle.user", "entangle.home", "entangle.machine"
 _SOCKET = "/var/run/docker.sock"
 #: Seconds for the daemon to answer, and for a container to be gone once its agent has ended.
-_ANSWER, _GONE = 60, 2.0
+_ANSWER, _GONE = 60, 3.0
 
 
 @dataclass(frozen=True)
