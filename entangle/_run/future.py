@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -100,7 +101,7 @@ class RunFuture(Future[T]):
         if not self._begin():
             return
         try:
-            threading.Thread(target=self._finish, name="entangle-run").start()
+            threading.Thread(target=contextvars.copy_context().run, args=(self._finish,), name="entangle-run").start()
         except RuntimeError as problem:
             # Raised here alone it would leave a future that nobody ever ends.
             self._settled = True

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import copy
-import importlib
 import os
 import pickle
-import sys
 from typing import Any, NoReturn
 
-from entangle._run import findable, importing
+from entangle._run import findable, importing, inheritance
 from entangle._run.failures import describe, note_call
 from entangle._run.home import Home, private
 from entangle._run.pickling import dumps_for_others, why_not
@@ -42,13 +39,8 @@ def write_flow(site: Site) -> None:
         "home": site.home,
         "spill": site.spill,
         "home_spill": os.path.dirname(site.spill),
-        "directory": _working_directory(),
-        "umask": _umask(),
-        "environment": dict(os.environ),
-        "path": sys.path,
-        "argv": sys.argv,
+        "state": inheritance.take(),
         "jobserver": jobserver_style(),
-        "logging": [name for name in sys.modules if name.startswith("entangle.logging.")],
     }
     known["travelled"] = sorted(findable.travelled)
     body = pickle.dumps(known, 5)
@@ -98,22 +90,6 @@ def _elsewhere(*_: Any, **__: Any) -> NoReturn:
     raise EntangleError("this runs in the process that has started the run")
 
 
-def _working_directory() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # it has been removed; a worker is then wherever its parent is
-        return None
-
-
-def _umask() -> int | None:
-    """The mask of the files that this process makes, where it can be read: to set it and back would change it for other threads."""
-    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"Umask:"):
-                return int(line.split()[1], 8)
-    return None
-
-
 def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
     for node in range(flow.count):
         first = flow.starts[node]
@@ -148,24 +124,13 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
         table = Table.attach(os.path.join(directory, "table"))
     except FileNotFoundError:
         os._exit(0)  # the run was over before we came
-    if sys.path != known["path"]:
-        sys.path[:] = known["path"]
-    sys.argv[:] = known["argv"]
-    if dict(os.environ) != known["environment"]:
-        os.environ.clear()
-        os.environ.update(known["environment"])
-    if known["directory"] is not None:
-        with contextlib.suppress(OSError):
-            os.chdir(known["directory"])
-    if known["umask"] is not None:
-        os.umask(known["umask"])
+    inheritance.take_on(known["state"], "before")
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
     findable.arrive(known["travelled"])
     try:
-        for name in known["logging"]:
-            importlib.import_module(name)  # it configures logging; a fork would have inherited that
         flow: Flow = pickle.loads(known["flow"])
+        inheritance.take_on(known["state"], "after")
     except BaseException as error:
         if _refuse(directory, error, known["flow"]):
             os._exit(BROKEN)

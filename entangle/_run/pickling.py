@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import io
 import marshal
@@ -14,7 +15,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-from entangle._run import classes, findable, raised
+from entangle._run import classes, findable, raised, variables
 from entangle.errors import UnpicklableError
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
@@ -192,6 +193,18 @@ def _code_again(marshalled: bytes, constants: tuple[Any, ...]) -> types.CodeType
     return code.replace(co_consts=constants)
 
 
+def _reduce_variable(variable: Any) -> Any:
+    """A context variable is found by its name in the module that has it under that, or one is made in its place."""
+    module = variables.module_of(variable)
+    if not module:
+        raise TypeError(f"cannot pickle {variable!r}, which no module has under its own name")
+    try:
+        default: tuple[Any, ...] = (contextvars.Context().run(variable.get),)
+    except LookupError:
+        default = ()
+    return variables.variable_of, (module, variable.name, default)
+
+
 def _reduce_cached(function: Any) -> Any:
     """A function under `functools.lru_cache` knows its name alone, by which it is not found where nobody can import it.
 
@@ -246,6 +259,7 @@ def _reduce_new_type(made: Any) -> Any:
 _OURS: dict[type, Callable[[Any], Any]] = {
     _CACHED: _reduce_cached,
     types.CodeType: _reduce_code,
+    contextvars.ContextVar: _reduce_variable,
     io.TextIOWrapper: _reduce_file,
     functools.cached_property: _reduce_cached_property,
     functools.singledispatchmethod: _reduce_dispatching,

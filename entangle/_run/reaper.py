@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 
-from entangle._run import janitor
+from entangle._run import janitor, measuring
 from entangle._run.output import forward
 from entangle._run.process import GRACE, WorkerProcess
 from entangle._run.readable import readable
@@ -53,7 +53,8 @@ def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
                 worker.close_stream(fd)
     _forget_the_dead()
     janitor.reap_adopted()
-    left = _see_off(workers, 0.0)
+    # One that is killed while it saves what coverage.py has seen of it would leave nothing.
+    left = _see_off(workers, measuring.PATIENCE if measuring.measured() else 0.0)
     if not left and not directories:
         return
     if directories:

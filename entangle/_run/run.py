@@ -229,6 +229,7 @@ class Run:
             undone.pop_all()
         leaving.callback(os.close, listen)
         site.own_id = self.id
+        site.context = self.context
         leaving.callback(site.leave)
         if needs_files:
             site.makeflags = home.makeflags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import os
 import threading
@@ -52,6 +53,8 @@ class Site:
         table.flow, table.lanes = flow, self.lanes
         self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
         self.pools: dict[int, CookieQueue] = {}
+        #: The context of whoever has begun the run, for bodies in threads.
+        self.context: contextvars.Context | None = None
         #: What workers offer to the programs that bodies start.
         self.makeflags: str | None = None
         #: Where the flow was written down for workers that were not forked.

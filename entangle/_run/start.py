@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run import child, classes, greenlets, janitor, reaper
+from entangle._run import child, classes, greenlets, janitor, measuring, reaper
 from entangle._run.forking import fork_is_safe
 from entangle._run.interrupts import handler_of
 from entangle._run.joining import BROKEN, join_run, write_flow
@@ -180,6 +180,7 @@ def live(worker: Worker) -> int:
         run_as(worker)
     finally:
         flush()
+        measuring.save()
         janitor.dismiss()
     return 0
 

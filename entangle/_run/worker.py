@@ -38,6 +38,7 @@ from entangle._run.block import block
 from entangle._run.child import end_child
 from entangle._run.failures import describe, note_attempt, pause
 from entangle._run.frames import passes_on
+from entangle._run.inheritance import in_context_of
 from entangle._run.notes import COOKIE_WAIT, MOVED, SHORT, WHOLE, Notes
 from entangle._run.pickling import why_not
 from entangle._run.short import call_in_short
@@ -156,11 +157,13 @@ class Worker:
     @passes_on
     def work(self) -> None:
         """Run nodes until there is nothing left to run."""
-        flow, table = self.site.flow, self.site.table
+        site, flow, table = self.site, self.site.flow, self.site.table
         slots, base = table.slots, self.base
         bodies, body_of, starts, inputs = flow.bodies, flow.body_of, flow.starts, flow.inputs
         constants, shapes, shape_of, special = flow.constants, flow.shapes, flow.shape_of, self.special
         clock, value_of, deliver = time.monotonic_ns, self._value_of, self._deliver
+        if self.lane == THREAD and site.context is not None:
+            bodies = [Body(*body)._replace(function=in_context_of(site.context, body.function)) for body in bodies]
         plain = [shape.templates is None and not shape.keywords for shape in shapes]
         slots[base + LANE] = self.lane
         slots[base + STATE] = BUSY

@@ -130,8 +130,6 @@ LOADED = {
 @pytest.mark.parametrize("how", LOADED)
 def test_tasks_of_a_module_that_was_loaded_in_another_way(tmp_path: Path, how: str, start: str) -> None:
     """They give their values, and their classes are those of the caller, as by fork. Nothing imports the module again."""
-    if start == "fork" and how in ("run_path", "run_module", "run_module with its name", "a plug-in that is not registered"):
-        pytest.skip("a forked worker does not yet find the classes of a module that nobody has loaded by its name")
     status, out, err, imports = finish(caller_with(tmp_path, LOADED[how], {"flowmod": MODULE}, ENTANGLE_START=start))
     assert (status, out) == (0, "the value is 3\n"), err
     if how != "a module that is found":
