@@ -54,8 +54,8 @@ _branch = ""
 
 
 def _after_fork() -> None:
-    global _guard
-    _guard = threading.Lock()  # whoever held it did not come along
+    global _guard, _watch
+    _guard, _watch = threading.Lock(), _Watch()  # whoever held a lock did not come along
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -321,8 +321,72 @@ def home() -> Home:
                 atexit.register(leave)
             found = _homes[parent] = Home(parent)
     if found.pid == os.getpid():
-        sweep()
+        _watch.look()
     return found
+
+
+class _Watch:
+    """Sees at each run whether there is something to sweep, without a look into each home that is there.
+
+    A home that has not been seen before is looked at once; one that was in use then, when its process has gone. All are looked at
+    once a second in any case: a number may be another process's by now, and homes of a container have others' numbers.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        #: For each directory of homes when it last changed, and the homes in it that were in use, with the numbers of their processes.
+        self._known: dict[str, tuple[int, dict[str, int]]] = {}
+        self._next = 0.0
+
+    def look(self) -> None:
+        """Sweep what there is to sweep."""
+        if not self._guard.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            bases = {base_in(parent) for parent in (_parent(), _on_disk())}
+            if bases != self._known.keys() or time.monotonic() >= self._next or any([self._is_due(base) for base in bases]):
+                sweep()
+                self._known = {base: _homes_in(base) for base in bases}
+                self._next = time.monotonic() + 1.0
+        finally:
+            self._guard.release()
+
+    def _is_due(self, base: str) -> bool:
+        changed, homes = self._known[base]
+        try:
+            if os.stat(base).st_mtime_ns != changed:
+                known = _homes_in(base)
+                ours = {os.path.basename(path) for found in _homes.values() for path in (found.path, found.spill)}
+                if known[1].keys() - homes.keys() - ours:
+                    return True
+                self._known[base] = known
+            return not all(map(_exists, set(self._known[base][1].values())))
+        except OSError:
+            return True
+
+
+def _homes_in(base: str) -> tuple[int, dict[str, int]]:
+    """When a directory of homes last changed, and the homes in it, with the numbers of the processes that exist."""
+    try:
+        changed = os.stat(base).st_mtime_ns
+        names = [name for name in os.listdir(base) if _HOME.fullmatch(name) or _TREE.fullmatch(name)]
+    except OSError:
+        return 0, {}
+    pids = {name: int(name[1:].partition("-")[0]) if name.startswith("p") else os.getpid() for name in names}
+    return changed, {name: pid if _exists(pid) else os.getpid() for name, pid in pids.items()}
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+_watch = _Watch()
 
 
 def leave() -> None:

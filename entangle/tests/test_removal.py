@@ -257,3 +257,62 @@ def test_a_live_home_is_not_removed(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "caller"
     folder.mkdir()
     assert output_of(folder, source) == "0 '' 3\n"
+
+
+def test_a_run_looks_into_the_homes_of_others_once_in_a_while(tmp_path: Path) -> None:
+    """Many callers on one machine: what each run costs does not grow with their number. What one of them leaves is found at once."""
+    source = """
+        import fcntl, os, shutil, subprocess, sys, time
+        from entangle._run.home import Home, base_in
+        from entangle.thread import thread
+        from entangle.scheduler import scheduler
+
+        @scheduler(cpus=1)
+        @thread
+        def same(value):
+            return value
+
+        looked = []
+        base = base_in(os.environ["ENTANGLE_RUN_DIR"])
+        sys.addaudithook(lambda event, about: looked.append(about[0]) if event == "open" and str(about[0]).startswith("p") else None)
+
+        if __name__ == "__main__":
+            same(0)()
+            others = [f"p{os.getpid()}-{number:012x}" for number in range(50)]
+            locks = []
+            for name in others:
+                os.mkdir(os.path.join(base, name), 0o700)
+                locks.append(os.open(os.path.join(base, name), os.O_RDONLY))
+                fcntl.flock(locks[-1], fcntl.LOCK_EX)
+            began = time.monotonic()
+            looked.clear()
+            for number in range(200):
+                same(number)()
+            seconds = 2 + int(time.monotonic() - began)
+            assert 50 <= len(looked) <= 60 * seconds < 200 * 50, (len(looked), seconds)
+            # One who has just died, with a number that is nobody's any more.
+            dead = subprocess.Popen(["true"])
+            dead.wait()
+            left = os.path.join(base, f"p{dead.pid}-{1:012x}")
+            os.mkdir(left, 0o700)
+            same(1)()
+            assert not os.path.exists(left)
+            # One who was in use, and dies.
+            script = "import fcntl, os, sys; os.mkdir(sys.argv[1], 0o700); fd = os.open(sys.argv[1], os.O_RDONLY)\\n"
+            script += "fcntl.flock(fd, fcntl.LOCK_EX); print(os.getpid(), flush=True); sys.stdin.read()"
+            child = f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c', {script!r}, f'{base}/p{{os.getpid()}}-{2:012x}'])"
+            holder = subprocess.Popen([sys.executable, "-c", f"import os; {child}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            held = os.path.join(base, f"p{int(holder.stdout.readline())}-{2:012x}")
+            for number in range(3):
+                same(number)()
+            assert os.path.exists(held)
+            holder.stdin.close()
+            holder.wait()
+            holder.stdout.close()
+            same(1)()
+            assert not os.path.exists(held)
+            for name in others:
+                os.rmdir(os.path.join(base, name))
+    """
+    status, _, err = Caller(tmp_path, source).start().finish()
+    assert (status, err) == (0, "")
