@@ -344,7 +344,7 @@ class _Watch:
             return  # another thread is at it
         try:
             bases = {base_in(parent) for parent in (_parent(), _on_disk())}
-            if bases != self._known.keys() or time.monotonic() >= self._next or any([self._is_due(base) for base in bases]):
+            if bases != self._known.keys() or time.monotonic() >= self._next or any(self._is_due(base) for base in bases):
                 sweep()
                 self._known = {base: _homes_in(base) for base in bases}
                 self._next = time.monotonic() + 1.0

@@ -125,7 +125,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         if not alone:
             _unlock()
         settle_in(parent, err, out, own_handlers)
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        listen(masked)
         classes.inherit()
         store.become(slot, serial)
         code = live(Worker(site, slot, lane, serial, store))
@@ -239,6 +239,17 @@ def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = _RE
     janitor.watch_for_children()
 
 
+def listen(mask: Iterable[int] | None = None) -> None:
+    """Let signals come again that were blocked while this process was born: those that the caller lets come, or Ctrl-C alone.
+    One from the terminal was the caller's."""
+    if hasattr(signal, "sigtimedwait"):
+        signal.sigtimedwait((signal.SIGINT,), 0)
+    if mask is None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    else:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _open_streams(replaced: bool) -> None:
     """Text streams on descriptors 1 and 2: line by line, so that what is printed is out before a worker is killed."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
@@ -267,14 +278,19 @@ def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fd
     numbers = ",".join(str(fd) for fd in fds)
     where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"
     code = f"{importing.prelude}{prelude}from entangle._run.start import spawned; spawned({where})"
-    with janitor.off_duty():
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            pass_fds=[fd for fd in fds if fd >= 0],
-            env=environment_of_interpreter(),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-        )
+    # Ctrl-C reaches it too as long as it is in our process group: it would tell of that while it imports.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        with janitor.off_duty():
+            process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[fd for fd in fds if fd >= 0],
+                env=environment_of_interpreter(),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+            )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     pid = process.pid
     process.returncode = 0  # we reap it ourselves
     return pid
@@ -286,6 +302,7 @@ def spawned(parent: int, directory: str, flow_path: str, slot: int, lane: int, s
     try:
         err, out, *others = fds
         settle_in(parent, err, out)
+        listen()
         code = live(join_run(directory, flow_path, slot, lane, serial, others))
     except BaseException:
         report_bug()

@@ -38,10 +38,7 @@ from entangle._run.table import (
     FINISHED,
     GONE,
     IDLE,
-    NOBODY,
-    READY,
     READY_COUNT,
-    READY_HEAD,
     RECORD,
     RESTING,
     RUNNING,
@@ -248,7 +245,8 @@ class StreamSupervisor(Supervisor):
                 table.states[first:last] = memoryview(sets.states)
                 for at in sets.ready:
                     table.ready_at[first + at] = now
-                    _append(table, site.lanes[site.flow.body_of[first + at]], first + at)
+                    # At the end: what was fed first goes first.
+                    table.append(site.lanes[site.flow.body_of[first + at]], first + at)
                 woken, woken_threads, tell = self._hand._count_wakes()
             self._hand._wake(woken, woken_threads)
             if tell:
@@ -443,21 +441,6 @@ class StreamSupervisor(Supervisor):
             if resting == count:
                 self._give_cookies(0)
             self.idle_since = 0
-
-
-def _append(table: Table, lane: int, node: int) -> None:
-    """Put a node at the end of a ready list: what was fed first goes first. Lock held."""
-    header = table.header
-    table.states[node] = READY
-    table.next[node] = NOBODY
-    at = header[READY_HEAD + lane]
-    if at < 0:
-        header[READY_HEAD + lane] = node
-    else:
-        while table.next[at] >= 0:
-            at = table.next[at]
-        table.next[at] = node
-    header[READY_COUNT + lane] += 1
 
 
 # How far a node had come --------------------------------------------------------------------------------------------

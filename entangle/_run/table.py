@@ -2,7 +2,7 @@
 
 ::
 
-    header    who holds the lock, the ready lists, how many are idle, whether to stop       192 numbers
+    header    who holds the lock, the ready lists, how many are idle, whether to stop       196 numbers
     slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
     columns   for each node: state, pending inputs, readers, next on its list, ready since (0: from the start)
     records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
@@ -46,7 +46,9 @@ MOST_POOLS = 16
 # How many nodes of a group run, and those laid aside until fewer do.
 LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64
-HEADER = 192
+# The last node of each ready list; of an empty one, anything.
+READY_TAIL = 192
+HEADER = 196
 
 # Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1.
 # COOKIE is the size of the pool of which the worker has a cookie, 0 for none; which one it is, the pool itself knows.
@@ -305,8 +307,22 @@ class Table:
         """Put a node at the head of a ready list."""
         header = self.header
         self.states[node] = READY
-        self.next[node] = header[READY_HEAD + lane]
+        first = self.next[node] = header[READY_HEAD + lane]
         header[READY_HEAD + lane] = node
+        if first < 0:
+            header[READY_TAIL + lane] = node
+        header[READY_COUNT + lane] += 1
+
+    def append(self, lane: int, node: int) -> None:
+        """Put a node at the end of a ready list."""
+        header = self.header
+        self.states[node] = READY
+        self.next[node] = NOBODY
+        if header[READY_HEAD + lane] < 0:
+            header[READY_HEAD + lane] = node
+        else:
+            self.next[header[READY_TAIL + lane]] = node
+        header[READY_TAIL + lane] = node
         header[READY_COUNT + lane] += 1
 
     def pop(self, lane: int) -> int:

@@ -138,6 +138,46 @@ def test_reapers_of_runs_by_fork_leave_no_stacks() -> None:
     assert stacks() < before + 40
 
 
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_worker_that_is_ended_while_it_is_born_says_nothing(name: str, start: str, tmp_path: Path) -> None:
+    """The signal comes in the first moment of each worker: neither the caller's handlers nor Python tell of it on stderr."""
+    source = """
+        import os, signal, sys
+        from entangle.errors import EntangleError
+        from entangle.process import process
+
+        @process
+        def same(value):
+            return value
+
+        if __name__ == "__main__":
+            name, start = sys.argv[1:]
+            number = getattr(signal, name)
+            if start == "fork":
+                os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), number))
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            for theirs in (True, False):
+                if theirs and name == "SIGTERM":
+                    signal.signal(number, lambda *_: print("the caller's handler", file=sys.stderr))
+                try:
+                    print(same(1)(start=start))
+                except EntangleError as error:
+                    print(error)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """
+    # What a new interpreter runs first of all.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        f"if 'spawned' in str(sys.orig_argv): os.kill(os.getpid(), signal.{name if start == 'spawn' else 'SIGUSR1'})\n"
+    )
+    status, out, err = Caller(tmp_path, source).start(name, start).finish()
+    assert (status, err) == (0, "")
+    told = "1" if name == "SIGINT" else "a worker process ended by signal SIGTERM before it could run a task"
+    assert [line for line in out.splitlines() if line.startswith(told)] == out.splitlines()
+    assert len(out.splitlines()) == 2
+
+
 # --- nothing begins after the end ----------------------------------------------------------------------------------------
 
 
