@@ -48,6 +48,8 @@ TELLING = {
 
 #: What runs in containers, and what on other hosts.
 CONTAINED = ("aiexample", "dockerexample")
+#: What installs packages in its container, from an index that is elsewhere.
+INSTALLING = ("aiexample",)
 FAR = ("hosts", "sshdataflowexample", "sshschedulerexample")
 
 FOUND = sorted(module.name for module in pkgutil.iter_modules(entangle.examples.__path__))
@@ -76,6 +78,8 @@ def test_every_example_is_known_here() -> None:
 def test_example(name: str, tmp_path: Path) -> None:
     if name in FAR and (lacking := what_is_missing()):
         missing(lacking)
+    if name in INSTALLING:
+        given.packages()
     done = run(name, tmp_path, **({"ENTANGLE_IMAGE": given.image()} if name in CONTAINED else {}))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

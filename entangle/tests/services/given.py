@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import urllib.parse
 from pathlib import Path
 
 from ..ways import missing
@@ -56,6 +57,34 @@ def image() -> str:
     if trouble:
         missing(trouble)
     return IMAGE
+
+
+@functools.lru_cache(maxsize=1)
+def _trouble_with_packages() -> str:
+    """Why a container cannot install packages here, '' where it can: it asks the index, or the proxy, that pip is told of."""
+    from entangle._remote.transport.derived import _settings_of_pip
+
+    settings, _ = _settings_of_pip()
+    proxy = next((value for name, value in settings.items() if name.lower() in ("https_proxy", "pip_proxy") and value), "")
+    asked = urllib.parse.urlsplit(proxy or settings.get("PIP_INDEX_URL") or "https://pypi.org/simple")
+    host, port = asked.hostname or "pypi.org", asked.port or (443 if asked.scheme == "https" else 80)
+    look = f"import socket; socket.create_connection(({host!r}, {port}), 20).close()"
+    command = ["docker", "run", "--rm", "--entrypoint", "python3", IMAGE, "-c", look]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return f"containers do not reach {host}:{port} within a minute"
+    said = done.stderr.strip().splitlines()
+    return f"containers do not reach {host}:{port} ({said[-1] if said else done.returncode})" if done.returncode else ""
+
+
+def packages() -> None:
+    """See that a container can install packages from an index. Where containers have no way out, the test is skipped, or in CI fails,
+    with that as the reason: what was to be tested is not broken."""
+    image()
+    trouble = _trouble_with_packages()
+    if trouble:
+        missing(f"{trouble}, and packages come from there: give docker a network that leads out, or pip an index that it reaches")
 
 
 def containers() -> list[str]:
