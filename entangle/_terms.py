@@ -42,6 +42,7 @@ class Terms(Layer):
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise OptionError(f"@{decorator}: on={value_in_short(on)}; it is an exception type, or a tuple of them")
+        check_whether(decorator, cache=cache, shared_memory=shared_memory)
         self._decorator = decorator
         self._terms: dict[str, Any] = {
             "timeout": timeout,
@@ -88,5 +89,15 @@ class Terms(Layer):
         return self._cache.around(inner) if self._cache is not None else inner
 
 
+def check_whether(decorator: str, **options: object) -> None:
+    """Raise OptionError for what is neither true nor false: a text that says "no" would count as true."""
+    for name, value in options.items():
+        if value is not None and not isinstance(value, int) and type(value).__name__ not in ("bool_", "bool"):
+            raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it is True or False")
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all others
+        return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit, urlunsplit
 
 from entangle._run.frames import edge
+from entangle._run.masks import beginning, masked
 from entangle._run.short import value_in_short
 from entangle.errors import OptionError, RequestError
 from entangle.task import Layer, Task, decorate, refuse_unknown
@@ -65,7 +67,7 @@ class Request(Layer):
         except httpx.HTTPError as error:
             raise RequestError(f"{self.method} {shown}: {type(error).__name__}: {error}") from error
         if response.status_code >= 400:
-            start = response.text[:_START].strip()
+            start, _ = beginning(response.text.strip(), _START)
             raise RequestError(
                 f"{self.method} {shown}: status {response.status_code} {response.reason_phrase}"
                 + (f"; the answer begins: {start}" if start else "")
@@ -78,7 +80,7 @@ def _without_secrets(url: str) -> str:
     """The URL without a password and without its query, which may hold a token."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+    return masked(urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", "")))
 
 
 @overload
@@ -114,7 +116,12 @@ def request(
         raise OptionError(f"@request: method={value_in_short(method)}; choose one of {', '.join(_METHODS)}")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
         raise OptionError(f"@request: timeout={value_in_short(timeout)}; it is a number of seconds above 0")
-    layer = Request(url, chosen, float(timeout), headers or {})
+    said: dict[Any, Any] = {"": ""}
+    with contextlib.suppress(TypeError, ValueError):
+        said = {} if headers is None else dict(headers)
+    if not all(isinstance(name, str) and name and isinstance(value, str) for name, value in said.items()):
+        raise OptionError("@request: headers: they are a dict of names and values, all of them texts")
+    layer = Request(url, chosen, float(timeout), said)
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:

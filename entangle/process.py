@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._run.frames import edge
 from entangle._tasks.door import named_as_its_decorator
-from entangle._terms import On, Terms
+from entangle._terms import On, Terms, check_whether
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException
 from entangle.flow import FRESH, PROCESS
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -26,6 +26,7 @@ class Process(Terms):
     carrier = PROCESS
 
     def __init__(self, fresh: bool, **options: Any) -> None:
+        check_whether("process", fresh=fresh)
         super().__init__("process", **options)
         if fresh:
             self.carrier = FRESH

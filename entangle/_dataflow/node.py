@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from entangle._run.frames import edge, passes_on
 from entangle._run.short import value_in_short
+from entangle._tasks.call import check_callback
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import PROCESS, THREAD
 from entangle.task import Call, Layer, Task
@@ -162,6 +163,7 @@ class Node(_Built):
     @edge
     def future(self, *values: Any, callback: Callable[[Any], object] | None = None) -> RunFuture[tuple[Any, ...]]:
         """A `concurrent.futures.Future` of what pushing this value gives; it starts at once. `callback` gets the future when it is done."""
+        check_callback(callback)
         from entangle._dataflow.push import Push
         from entangle._run.future import RunFuture
 

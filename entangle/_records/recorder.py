@@ -17,7 +17,7 @@ from entangle._records import commit, shelf, surroundings, tags, tasks
 from entangle._records.sheet import FORM, Writer
 from entangle._run import notes
 from entangle._run.frames import hide
-from entangle._run.masks import MASK, cleaned, is_secret, masked, name_of, suspicious
+from entangle._run.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._run.short import home_of
 from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._tasks import address
@@ -126,7 +126,7 @@ class Recorder:
             "git": commit.described(root) if root is not None else None,
             "labels": _labels(flow),
         }
-        line = f'{json.dumps(head, default=str)[:-1]}, "bodies": [{", ".join(bodies)}]'
+        line = f'{json.dumps(head, default=masked_text)[:-1]}, "bodies": [{", ".join(bodies)}]'
         writer.write(line, (flow.body_of, flow.shape_of, flow.starts, flow.inputs))
 
 
@@ -259,7 +259,7 @@ def _await_notes(table: Table) -> None:
 
 
 def _bytes_as_text(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return value.hex() if isinstance(value, bytes) else masked_text(value)
 
 
 def _without_secrets(values: list[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from entangle._run.masks import cleaned, is_secret, masked
+from entangle._run.masks import cleaned, is_secret, masked, masked_text
 from entangle._tasks.parameters import code_of
 from entangle.flow import Body, Like, Shape
 from entangle.task import Attributes, Task
@@ -26,7 +26,7 @@ def described(body: Body) -> str:
         return json.dumps({"name": body.name, "version": hashlib.sha256(body.name.encode()).hexdigest()})
     known = task.__dict__
     if "_described" not in known:
-        known["_described"] = json.dumps(_describe(task, body), default=str)
+        known["_described"] = json.dumps(_describe(task, body), default=masked_text)
     text: str = known["_described"]
     return text
 

@@ -21,12 +21,19 @@ from entangle.flow import Body, Flow
 
 def pause(body: Body, attempt: int) -> float:
     """Seconds between attempt number `attempt` (from 1) and the next one."""
-    seconds = body.sleep * body.backoff ** (attempt - 1)
+    try:
+        seconds = body.sleep * body.backoff ** (attempt - 1)
+    except OverflowError:
+        seconds = _LONGEST_PAUSE if body.sleep else 0.0
     if body.jitter:
         import random
 
         seconds += random.uniform(0, body.jitter)
-    return seconds
+    return min(seconds, _LONGEST_PAUSE)
+
+
+#: Seconds; a pause that grows with each attempt is sooner or later longer than any clock counts.
+_LONGEST_PAUSE = 1e8
 
 
 def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "hides_one",
     "is_secret",
     "masked",
+    "masked_text",
     "name_of",
     "secret_fields",
     "secret_items",
@@ -110,6 +111,11 @@ def cleaned(value: object, name: str = "") -> object:
         hidden_items = secret_items(value)
         return [MASK if index in hidden_items else cleaned(part) for index, part in enumerate(value)]
     return value
+
+
+def masked_text(value: object) -> str:
+    """The text of a value that JSON does not have."""
+    return masked(str(value))
 
 
 def name_of(key: object) -> str:

@@ -12,6 +12,7 @@ from entangle._run.masks import MASK, is_secret
 from entangle._run.run import Observer, Run
 from entangle._run.short import value_in_short
 from entangle._tasks.parameters import named_parameters, positional_names
+from entangle.errors import OptionError
 
 if TYPE_CHECKING:
     from entangle._run.future import RunFuture
@@ -146,6 +147,7 @@ class Call(Generic[R_co]):
         The next `call()` or `call(proc=True)` is that run; where there is none, the future's `entangle()`, `result()` or
         `exception()` starts it.
         """
+        check_callback(callback)
         future = _future_of(self, self, {})
         _pending[self] = future
         if callback is not None:
@@ -196,6 +198,12 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
     if waiting is not None and waiting.instead(run.value, run.cancel):
         return waiting  # now of this run, which may have arguments and options of its own
     return RunFuture(run.value, run.cancel)
+
+
+def check_callback(callback: object) -> None:
+    """Raise OptionError for what cannot be called: a future would find that out when it is done, and tell nobody."""
+    if callback is not None and not callable(callback):
+        raise OptionError(f"future: callback={in_short(callback)}; it is a function that takes the future")
 
 
 def in_short(value: object) -> str:

@@ -222,7 +222,17 @@ def test_retry_of_a_request(server: _Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"url": ""}, {"url": "no-url"}, {"url": "ftp://x/y"}, {"url": "http://x", "method": "FLY"}], ids=str
+    "options",
+    [
+        {},
+        {"url": ""},
+        {"url": "no-url"},
+        {"url": "ftp://x/y"},
+        {"url": "http://x", "method": "FLY"},
+        {"url": "http://x", "headers": 3},
+        {"url": "http://x", "headers": {"a": 1}},
+    ],
+    ids=str,
 )
 def test_options_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):

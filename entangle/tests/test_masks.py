@@ -462,7 +462,8 @@ def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: py
     shelf = tmp_path / "records"
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
-    with entangle.tags(password=HIDDEN, x=f"password={HIDDEN}", project="p"):
+    login: Any = Login("me", HIDDEN)  # no tag as they are meant to be; what is written of it is its text
+    with entangle.tags(password=HIDDEN, x=f"password={HIDDEN}", project="p", login=login):
         assert process(connect)("me", password=process(supplied)(1))() == "connected me"
     options = {"password": HIDDEN, "nested": {"token": [HIDDEN, process(port)()]}, "port": process(port)()}
     assert process(connect)("me", "", options)() == "connected me"

@@ -67,6 +67,11 @@ def test_a_workflow_has_no_options() -> None:
         {"jitter": -1},
         {"on": "ValueError"},
         {"on": (ValueError, 3)},
+        {"timeout": 10**400},
+        {"sleep": -(10**400)},
+        {"fresh": "no"},
+        {"cache": "no"},
+        {"shared_memory": "no"},
     ],
     ids=str,
 )
@@ -80,6 +85,11 @@ def test_a_value_that_an_option_cannot_take(options: dict[str, Any]) -> None:
 def test_a_number_of_cpus_that_there_cannot_be(decorator: Any, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="cpus"):
         decorator(**options)(bodies.one)
+
+
+@pytest.mark.parametrize("options", [{"fresh": False}, {"cache": None}, {"fresh": 1}, {"timeout": None, "retry": 0, "sleep": 0}], ids=str)
+def test_falsy_values_are_what_they_say(options: dict[str, Any]) -> None:
+    assert process(**options)(bodies.num)(0)() == 0
 
 
 def test_options_are_by_name() -> None:

@@ -131,6 +131,16 @@ def test_backoff_makes_them_longer(log: str) -> None:
     assert third >= 0.45
 
 
+def test_a_pause_that_grows_beyond_all_numbers() -> None:
+    """Without a pause, a factor changes nothing, however often it is applied."""
+    with pytest.raises(ProcessRetryException):
+        thread(retry=200, sleep=0, backoff=1000)(_in_vain)()()
+
+
+def _in_vain() -> None:
+    raise ValueError("always")
+
+
 def test_jitter_adds_to_them(log: str) -> None:
     assert process(retry=3, sleep=0.05, jitter=0.05)(bodies.fail_until)(log, 3)() == "done"
     assert all(gap >= 0.05 for gap in gaps(log))

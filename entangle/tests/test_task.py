@@ -578,6 +578,17 @@ def test_several_callbacks_and_one_that_fails(capfd: pytest.CaptureFixture[str],
     assert "in a callback" in capfd.readouterr().err + caplog.text  # reported, and nothing stopped
 
 
+@pytest.mark.parametrize("callback", [3, "print", [print]])
+def test_a_callback_that_cannot_be_called(callback: Any) -> None:
+    """Said at once: when the future is done, nobody is there to hear it."""
+    from entangle.dataflow import dataflow
+
+    with pytest.raises(OptionError, match="callback="):
+        process(add)(1).future(callback=callback)
+    with pytest.raises(OptionError, match="callback="):
+        dataflow(bodies.num)().future(1, callback=callback)
+
+
 def test_a_future_of_a_failing_run() -> None:
     heard: list[Any] = []
     future = process(bodies.fail)().future(callback=lambda f: heard.append(f.exception()))
