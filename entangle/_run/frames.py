@@ -53,16 +53,12 @@ def edge(function: F) -> F:
 def hide(error: BaseException, passed_on: bool = False) -> None:
     """Take our frames out of the traceback of an error and of those that it comes from.
 
-    Call it in an `except` block and leave that by a bare `raise`: since Python 3.11 this adds no line for the function that does so.
+    Call it in an `except` block and leave that by a bare `raise`: this adds no line for the function that does so.
     `passed_on` says that the error is certainly none of ours.
     """
     if os.environ.get("ENTANGLE_TRACEBACK") == "full" or not (passed_on or _is_passed_on(error)):
         return
-    if sys.version_info < (3, 11):
-        # Python 3.10 raises again with the traceback as it was, not with that of the error: its first entry stays.
-        head = error.__traceback__
-        if head is not None and _is_ours(head):
-            head.tb_next = _others(head.tb_next, after_ours=True)
+    handled = sys.version_info < (3, 11) and sys.exc_info()[1] is error
     seen = {id(error)}
     chain = [error]
     while chain:
@@ -75,6 +71,20 @@ def hide(error: BaseException, passed_on: bool = False) -> None:
             if isinstance(other, BaseException) and id(other) not in seen and len(seen) < _MOST:
                 seen.add(id(other))
                 chain.append(other)
+    if handled:
+        _raise_again_as_it_is(error)
+
+
+def _raise_again_as_it_is(error: BaseException) -> None:
+    """Python 3.10 keeps the traceback of the error that is being handled beside that error, and a bare `raise` goes on with it:
+    make it the error's own, as it is in later versions."""
+    import ctypes
+
+    api = ctypes.pythonapi
+    parts = [ctypes.py_object(part) for part in (type(error), error, error.__traceback__)]
+    for part in parts:
+        api.Py_IncRef(part)  # the next call takes over a reference to each
+    api.PyErr_SetExcInfo(*parts)
 
 
 def _is_group(error: BaseException) -> bool:
@@ -102,10 +112,10 @@ def _is_ours(entry: types.TracebackType) -> bool:
     return name == "entangle" or (name.startswith("entangle.") and not name.startswith(_AS_USERS))
 
 
-def _others(first: types.TracebackType | None, after_ours: bool = False) -> types.TracebackType | None:
+def _others(first: types.TracebackType | None) -> types.TracebackType | None:
     """The entries of a traceback that are not ours."""
     kept: list[types.TracebackType] = []
-    hidden = 0
+    after_ours, hidden = False, 0
     at = first
     while at is not None:
         after_ours = _is_ours(at) or (after_ours and _module(at).startswith(_BETWEEN))
