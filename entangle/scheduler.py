@@ -39,13 +39,14 @@ class DefaultScheduler:
                     return f(*args, **kwargs)
             place = home()
             place.open_pools({cpus})
-            cookie = place.pools[cpus].wait()
-            before = bind(cookie)
+            pool, roaming = place.pools[cpus], set[int]()
+            held = pool.held_here()
             try:
+                roaming = bind(pool.wait())
                 return f(*args, **kwargs)
             finally:
-                roam(before)
-                place.pools[cpus].give(cookie)
+                roam(roaming)
+                pool.give_back(but=held)
 
         return scheduled
 

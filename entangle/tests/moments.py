@@ -125,7 +125,8 @@ def _codes(modules: int) -> list[CodeType]:
 
 
 class Killing:
-    """Kills one worker of a run at one moment: the one of that serial number, in a nested run of that depth."""
+    """Kills one worker of a run at one moment: the one of that serial number, in a nested run of that depth. The first is alone until
+    it is replaced, so that every run of a graph has the same moments; the second is not."""
 
     def __init__(self, number: int, depth: int, serial: int) -> None:
         self.number, self.depth, self.serial = number, depth, serial
@@ -135,11 +136,17 @@ class Killing:
         self._watch = Watch(number, self._kill, stores=True)
 
     def __enter__(self) -> Killing:
+        self._most = os.environ.get("ENTANGLE_MAX_WORKERS")
+        if self.serial == 1:
+            os.environ["ENTANGLE_MAX_WORKERS"] = "1"
         start.live = self._begin
         return self
 
     def __exit__(self, *_: object) -> None:
         start.live = self._live
+        os.environ.pop("ENTANGLE_MAX_WORKERS", None)
+        if self._most is not None:
+            os.environ["ENTANGLE_MAX_WORKERS"] = self._most
 
     @property
     def hit(self) -> bool:
@@ -261,8 +268,8 @@ SHAPES = {
     "leaves": Shape(lambda log: leaves(log, process), 15, 1, ((0, 1), (0, 2))),
     "chain": Shape(lambda log: chain(log, process), 15, 1, ((0, 1),)),
     "pool": Shape(lambda log: leaves(log, pooled), 15, 1, ((0, 1), (0, 2))),
-    "nested": Shape(lambda log: two(log, inner_tree), 30, 1, ((0, 1), (1, 1))),
-    "nested pool": Shape(lambda log: two(log, inner_pool), 30, 1, ((0, 1), (1, 1))),
+    "nested": Shape(lambda log: two(log, inner_tree), 30, 1, ((0, 1), (0, 2), (1, 1))),
+    "nested pool": Shape(lambda log: two(log, inner_pool), 30, 1, ((0, 1), (0, 2), (1, 1))),
     "retry": Shape(lambda log: tree(log, process(retry=2)), 15, 3, ((0, 1), (0, 2))),
     "mixed": Shape(mixed, 15, 1, ((0, 1), (0, 2))),
 }
