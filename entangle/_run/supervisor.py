@@ -417,7 +417,7 @@ class Supervisor:
             unclaimed = max(0, ready - self._wake_resting(ready))
             if self._must_not_grow():
                 unclaimed = 0
-            if count <= self.cookies + 1 and self._take_cookies(min(unclaimed + fresh, 1)):
+            if count < self.cap and count <= self.cookies + 1 and self._take_cookies(min(unclaimed + fresh, 1)):
                 self._start_process(PROCESS if unclaimed else FRESH)
             elif waiting and count:
                 # They have the right to more CPU than they use: they wait for something. As many again.
