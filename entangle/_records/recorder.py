@@ -346,20 +346,17 @@ def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
         labels = tasks.arguments_of(tasks.parameters_of(flow.bodies[pair[0]]), flow.shapes[pair[1]])
-        places = [index for index, label in enumerate(labels) if is_secret(label.partition("[")[0].partition("{")[0])]
+        # The name of a parameter, and those of fields of named tuples in it.
+        places = [
+            index
+            for index, label in enumerate(labels)
+            if any(is_secret(name.partition("[")[0].partition("{")[0]) for name in label.split("."))
+        ]
         if places:
             secret[pair] = places
-        for index, label in enumerate(labels):
-            before, _, last = label.rpartition("{key ")
-            if before:
-                beside = f"{before}{{value {last}"
-            elif label.endswith("[0]") and f"{label[:-3]}[2]" not in labels:
-                beside = f"{label[:-3]}[1]"  # a pair, as ("password", x)
-            else:
-                continue
-            of_key = [place for place, other in enumerate(labels) if other.startswith(beside)]
-            if of_key:
-                keyed.setdefault(pair, []).append((index, of_key))
+        named = _named_by_others(labels)
+        if named:
+            keyed[pair] = named
     constants: set[int] = set()
     outputs: set[int] = set()
     if secret or keyed:
@@ -375,6 +372,26 @@ def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
                 taken = flow.inputs[first + place]
                 constants.add(~taken) if taken < 0 else outputs.add(taken)
     return constants, outputs
+
+
+def _named_by_others(labels: list[str]) -> list[tuple[int, list[int]]]:
+    """Which arguments may be names of others, and of which: keys of a dict, and the first of a pair, as ("password", x)."""
+    if not any("{key " in label or label.endswith("[0]") for label in labels):
+        return []
+    within: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        for at, letter in enumerate(label):
+            if letter in "]}":
+                within.setdefault(label[: at + 1], []).append(index)
+    found = []
+    for index, label in enumerate(labels):
+        before, _, last = label.rpartition("{key ")
+        beside = f"{before}{{value {last}" if before else ""
+        if not before and label.endswith("[0]") and f"{label[:-3]}[2]" not in within:
+            beside = f"{label[:-3]}[1]"
+        if beside in within:
+            found.append((index, within[beside]))
+    return found
 
 
 def _tries(directory: str, table: Table) -> list[dict[str, Any]]:

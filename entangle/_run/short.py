@@ -254,6 +254,7 @@ def _argument(flow: Flow, template: Template, flat: Iterator[int], known: Mappin
     told: list[str] = []
     is_dict = _is_a(kind, dict)
     shown = 2 * _PARTS if is_dict else _PARTS
+    fields = vars(kind).get("_fields", ())  # of a named tuple
     secret = False
     for index, part in enumerate(parts):
         inputs = [next(flat) for _ in range(_width(part))]
@@ -261,7 +262,7 @@ def _argument(flow: Flow, template: Template, flat: Iterator[int], known: Mappin
             continue
         if is_dict and index % 2 == 0:
             secret = inputs[0] < 0 and _secret_key(flow.constants[~inputs[0]])
-        masked_here = secret and is_dict and index % 2 == 1
+        masked_here = (secret and is_dict and index % 2 == 1) or (index < len(fields) and is_secret(fields[index]))
         told.append(MASK if masked_here else _argument(flow, part, iter(inputs), known, depth + 1))
     rest = ["…"] if len(parts) > shown else []
     if is_dict:

@@ -9,6 +9,7 @@ import json
 import pickle
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from entangle._run.notes import describe
 from entangle._run.short import short
 from entangle.process import process
 from entangle.task import task
+from entangle.thread import thread
 
 from .bodies import add
 
@@ -512,6 +514,8 @@ def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, 
         any_of([("password", secret())]),
         any_of({"a": {"auth": ("me", secret())}}),
         any_of(Account("me", secret())),
+        any_of([{"a": Account("me", secret())}], x=[[1, [Account("me", secret())]]]),
+        any_of([[("user", "me"), ("password", secret())]]),
         any_of(Settings(password=secret())),
         any_of(("--password", HIDDEN)),
         any_of(["mysql", "-u", "me", f"-p{HIDDEN}"]),
@@ -525,6 +529,34 @@ def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, 
     written = "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
     assert HIDDEN not in written
     assert "connected me" in written
+
+
+def refuses(*values: Any, **named: Any) -> None:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize("decorator", [process, thread])
+def test_no_secret_is_in_the_text_of_an_error(decorator: Any) -> None:
+    """Which names the call that has failed, with its arguments."""
+
+    def secret() -> Any:
+        return decorator(supplied)(1)
+
+    task = decorator(refuses)
+    for call in (
+        task(1, db_pass=HIDDEN),
+        task(auth=("me", HIDDEN)),
+        task({"signing_key": HIDDEN}, [("password", HIDDEN)], ["--password", HIDDEN]),
+        task(Account("me", secret()), {"password": secret()}),
+        task([("password", secret())]),
+        task(["curl", "-u", f"me:{HIDDEN}"], f"Cookie: a={HIDDEN}"),
+    ):
+        with pytest.raises(ValueError, match="no") as caught:
+            call()
+        told = "".join(traceback.format_exception(caught.value))
+        assert "refuses(" in told
+        assert HIDDEN not in told
+        assert HIDDEN not in repr(call)
 
 
 def raises(x: int) -> None:
