@@ -60,6 +60,15 @@ def environment_of_interpreter() -> dict[str, str]:
     return environment
 
 
+def command_of_interpreter(code: str) -> list[str]:
+    """The command that starts an interpreter which reads code as this one does: assertions and the encoding of text are as here."""
+    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+    flags += ["-X", f"utf8={sys.flags.utf8_mode}"]
+    flags += ["-X", "dev"] if sys.flags.dev_mode else []
+    flags += ["-b"] * sys.flags.bytes_warning
+    return [sys.executable, *flags, "-c", code]
+
+
 class _Server:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -70,7 +79,7 @@ class _Server:
         code = f"{importing.prelude}{prelude}from entangle._run.forkserver import serve; serve({where})"
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                command_of_interpreter(code),
                 pass_fds=[theirs.fileno()],
                 env=environment_of_interpreter(),
                 cwd="/",

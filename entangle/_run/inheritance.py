@@ -296,7 +296,8 @@ def _put_start_method(known: str | None) -> None:
 
 def _signals() -> tuple[dict[int, bool], list[int]]:
     answers = {int(number): answer is signal.SIG_IGN for number in _SIGNALS if not callable(answer := signal.getsignal(number))}
-    return answers, [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+    # Those that a worker answers in its own way may be blocked here for a moment, while it is started.
+    return answers, [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, []) if number not in _OWN]
 
 
 def _put_signals(known: tuple[dict[int, bool], list[int]]) -> None:
@@ -306,7 +307,8 @@ def _put_signals(known: tuple[dict[int, bool], list[int]]) -> None:
         if signal.getsignal(number) != wanted:
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, wanted)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number not in mask])
 
 
 def _limits() -> tuple[Any, ...]:

@@ -273,7 +273,7 @@ def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fd
     import subprocess
 
     from entangle._run import importing
-    from entangle._run.forkserver import environment_of_interpreter, prelude
+    from entangle._run.forkserver import command_of_interpreter, environment_of_interpreter, prelude
 
     numbers = ",".join(str(fd) for fd in fds)
     where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"
@@ -283,7 +283,7 @@ def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fd
     try:
         with janitor.off_duty():
             process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                command_of_interpreter(code),
                 pass_fds=[fd for fd in fds if fd >= 0],
                 env=environment_of_interpreter(),
                 cwd="/",

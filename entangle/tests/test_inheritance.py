@@ -2,6 +2,7 @@
 
 import contextvars
 import decimal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from entangle.process import process
 from entangle.thread import thread
 
-from .callers import output_of
+from .callers import Caller, output_of
 
 PROGRAM = """
 import contextvars, decimal, faulthandler, gc, locale, logging, multiprocessing, os, signal, socket, sys, warnings
@@ -120,6 +121,26 @@ if __name__ == "__main__":
 def test_each_item_of_the_list(tmp_path: Path, way: str) -> None:
     """Changed in the caller, also after a server has been started."""
     assert output_of(tmp_path, PROGRAM, ENTANGLE_START=way, early="yes", PYTHONWARNINGS="ignore") == "{}\n"
+
+
+def test_an_interpreter_without_assertions(tmp_path: Path, start: str) -> None:
+    """`python -O` holds for bodies too, and so does the encoding of text."""
+    source = """
+    import sys
+    from entangle.process import process
+
+    @process
+    def flags():
+        return __debug__, sys.flags.optimize, sys.flags.utf8_mode, sys.flags.dev_mode
+
+    if __name__ == "__main__":
+        print(flags()() == flags.__wrapped__(), flags()())
+    """
+    caller = Caller(tmp_path, source, ENTANGLE_START=start)
+    ran = subprocess.run(
+        [sys.executable, "-O", "-X", "utf8", str(caller.script)], env=caller.environment, capture_output=True, text=True, timeout=50
+    )
+    assert ran.stdout == "True (False, 1, 1, False)\n", ran.stderr
 
 
 def test_a_logged_line_of_a_worker(tmp_path: Path, start: str) -> None:
