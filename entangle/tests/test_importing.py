@@ -263,4 +263,4 @@ def test_a_module_with_the_name_of_one_that_workers_need(tmp_path: Path) -> None
     assert (status, out) == (1, "")
     assert "RunAtImportError: module 'cloudpickle'" in err, err
     assert "EntangleError: the server" in err, err
-    assert imports <= 3, imports
+    assert imports <= 6, imports  # two servers, at most: not one for each worker that was wanted
