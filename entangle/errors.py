@@ -175,5 +175,5 @@ def add_note(error: BaseException, note: str) -> None:
             BaseException.__setattr__(error, "__notes__", notes)  # also where its class refuses attributes, as a frozen dataclass
         except (AttributeError, TypeError):  # an error class with slots: nothing to hang the note on
             return
-    if note not in notes:
+    if isinstance(notes, list) and note not in notes:
         notes.append(note)

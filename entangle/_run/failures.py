@@ -59,7 +59,10 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
     import traceback
 
     hide(error)
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:  # an error of a class that does as it likes
+        text = f"{type(error).__qualname__}: {text_of(error)}"
     return {
         "error": pickled_error(error, name),
         "text": text,

@@ -56,8 +56,16 @@ def hide(error: BaseException, passed_on: bool = False) -> None:
     Call it in an `except` block and leave that by a bare `raise`: this adds no line for the function that does so.
     `passed_on` says that the error is certainly none of ours.
     """
-    if os.environ.get("ENTANGLE_TRACEBACK") == "full" or not (passed_on or _is_passed_on(error)):
+    if os.environ.get("ENTANGLE_TRACEBACK") == "full":
         return
+    try:
+        if passed_on or _is_passed_on(error):
+            _hide(error)
+    except Exception:  # an error of a class that does as it likes is not lost for that
+        return
+
+
+def _hide(error: BaseException) -> None:
     handled = sys.version_info < (3, 11) and sys.exc_info()[1] is error
     seen = {id(error)}
     chain = [error]
@@ -94,7 +102,8 @@ def _is_group(error: BaseException) -> bool:
 def _is_passed_on(error: BaseException) -> bool:
     if isinstance(error, EntangleError) or not isinstance(error, Exception):
         return True
-    if any(isinstance(note, str) and note.startswith("call path: ") for note in getattr(error, "__notes__", ())):
+    notes = getattr(error, "__notes__", ())
+    if isinstance(notes, list) and any(isinstance(note, str) and note.startswith("call path: ") for note in notes):
         return True  # a task's, of a run that has told of it
     at = error.__traceback__
     while at is not None and at.tb_next is not None:

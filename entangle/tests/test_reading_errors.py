@@ -795,3 +795,23 @@ def test_an_argument_that_cannot_travel_is_told_with_its_call() -> None:
     error = failed(lambda: call(start="forkserver"), UnpicklableError)
     assert "argument 2 of task 'nothing' cannot travel" in str(error)
     assert "call: nothing([nothing(1), nothing(1), 3], {'a': nothing(1), 'lock': <lock>})" in notes_of(error)
+
+
+class Strange(Exception):
+    """An error that does as it likes."""
+
+    __notes__: Any = 3
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError
+
+
+def be_strange() -> NoReturn:
+    raise Strange("bad")
+
+
+def test_an_error_that_does_as_it_likes_arrives() -> None:
+    for carrier in (thread, workflow):
+        with pytest.raises(Strange):
+            carrier(be_strange)()()
