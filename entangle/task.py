@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from types import CoroutineType
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._run.frames import edge, hide, passes_on
-from entangle._run.pickling import travels_by_value
+from entangle._run.pickling import MAIN, by_value, otherwise, travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer
@@ -118,14 +119,37 @@ class Task(Generic[P, R]):
         return f"<task {self.__qualname__} {layers}>".replace(" >", ">")
 
     def __reduce__(self) -> Any:
-        module = sys.modules.get(self.__module__ or "")
-        if module is not None and not travels_by_value(self.__module__):
-            found: Any = module
-            for name in self.__qualname__.split("."):
-                found = getattr(found, name, None)
-            if found is self:
-                return _find, (self.__module__, self.__qualname__)
+        """For whoever pickles it. One of the script is found by its name in a child of `multiprocessing`, as a function of the script
+        is; others have another script. There, and without a name in a module, it is made again of what it consists of."""
+        if self._is_in(self.__module__) and not travels_by_value(self.__module__):
+            return _find, (self.__module__, self.__qualname__)
+        of_script = self.__module__ in MAIN and self._is_in("__main__")
+        try:
+            made_of = by_value((type(self), self.function, self.layers))
+        except Exception:
+            if not of_script:
+                raise
+            made_of = b""
+        return _make_again, (self.__qualname__ if of_script else "", _told(self.function), made_of)
+
+    def for_others(self) -> Any:
+        """For our own picklers, whose other side has another script, and which look into what a task is made of."""
+        if not travels_by_value(self.__module__) and self._is_in(self.__module__):
+            return _find, (self.__module__, self.__qualname__)
         return type(self), (self.function, self.layers)
+
+    def _is_in(self, module: str | None) -> bool:
+        """Whether that module has it under its name."""
+        found: Any = sys.modules.get(module or "")
+        for name in self.__qualname__.split("."):
+            found = getattr(found, name, None)
+        return found is self
+
+    def __copy__(self) -> Task[P, R]:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Task[P, R]:
+        return self  # as functions are
 
     @property
     def body(self) -> Body:
@@ -155,6 +179,9 @@ class Task(Generic[P, R]):
         raise AssertionError(f"{self.__name__}{signature} takes what it refused")
 
 
+otherwise(Task, Task.for_others)
+
+
 def _find(module: str, name: str) -> Any:
     """A task by its name, in a process that has to import its module first."""
     import importlib
@@ -163,6 +190,26 @@ def _find(module: str, name: str) -> Any:
     for part in name.split("."):
         found = getattr(found, part)
     return found
+
+
+def _make_again(name: str, told: bytes, made_of: bytes) -> Any:
+    """A task of the script by its name there, if this is that script; else made of what it consists of."""
+    if name:
+        found: Any = sys.modules["__main__"]
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, Task) and (_told(found.function) == told or not made_of):
+            return found
+    if not made_of:
+        raise EntangleError(f"task {name!r} is of a script that is not the one here, and does not travel")
+    kind, function, layers = pickle.loads(made_of)
+    return kind(function, layers)
+
+
+def _told(function: Any) -> bytes:
+    """What tells a function from another of its name."""
+    code = getattr(function, "__code__", None)
+    return b"" if code is None else bytes(code.co_code)
 
 
 def _make_body(task: Task[..., Any]) -> Body:

@@ -110,8 +110,10 @@ class Book:
             return typing.NewType, (value.__name__, value.__supertype__)
         if type(value) is typing.TypeVar and _place_of(value) is None:
             return typing.TypeVar, (value.__name__, *value.__constraints__)
+        if isinstance(value, Task):
+            return value.for_others()
         kind = type(value)
-        if kind in copyreg.dispatch_table or isinstance(value, Task) or not (_is_of_script(kind) or _says_main(value)):
+        if kind in copyreg.dispatch_table or not (_is_of_script(kind) or _says_main(value)):
             return NotImplemented
         reduced = value.__reduce_ex__(5)
         if isinstance(reduced, str):

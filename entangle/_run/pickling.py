@@ -90,7 +90,7 @@ class PicklerByName(pickle.Pickler):
             raise _Along(module)
         if isinstance(value, BaseException):
             return raised.reduced(value) or NotImplemented
-        return NotImplemented
+        return _for_others(value)
 
 
 def by_name(value: Any, buffer_callback: _Aside | None = None) -> bytes:
@@ -143,6 +143,8 @@ def _kind_by_value() -> Any:
             _take_along(value.__module__)
         elif isinstance(value, BaseException):
             return raised.reduced(value) or NotImplemented
+        elif (reduced := _for_others(value)) is not NotImplemented:
+            return reduced
         reduced = usual(self, value)
         # Of a class that is taken from nowhere by its name, cloudpickle says what it consists of, in six parts.
         if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
@@ -150,6 +152,22 @@ def _kind_by_value() -> Any:
         return reduced
 
     return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table, "reducer_override": reducer_override})
+
+
+#: Kinds of values that are written otherwise for our own processes than for whoever pickles one by himself, and how.
+_otherwise: list[tuple[type, Callable[[Any], Any]]] = []
+
+
+def otherwise(kind: type, reduce: Callable[[Any], Any]) -> None:
+    """From now on, have our picklers ask `reduce` how a value of this kind is written, and not its `__reduce__`."""
+    _otherwise.append((kind, reduce))
+
+
+def _for_others(value: Any) -> Any:
+    for kind, reduce in _otherwise:
+        if issubclass(type(value), kind):
+            return reduce(value)
+    return NotImplemented
 
 
 #: Modules that cloudpickle has been told to send, for as long as they are being imported.
