@@ -29,20 +29,25 @@ OF_MAIN = b"_main__"
 _by_value = set(MAIN)
 
 
-def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None) -> bytes:
-    """Pickle a value (protocol 5). What plain pickle refuses (lambdas, local functions and classes) goes by cloudpickle.
+def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None, elsewhere: bool = False) -> bytes:
+    """Pickle a value (protocol 5). What plain pickle refuses (lambdas, local functions and classes) goes by cloudpickle; with
+    `elsewhere`, where the value is read by processes that may not have our `__main__`, what is defined there as well.
 
     `again` is called before the second try, for those who collect buffers. Raises what cloudpickle raises where that
     refuses the value too.
     """
     try:
         if findable.travelled or isinstance(value, BaseException):
-            return by_name(value, buffer_callback)
-        return pickle.dumps(value, 5, buffer_callback=buffer_callback)
+            body = by_name(value, buffer_callback)
+        else:
+            body = pickle.dumps(value, 5, buffer_callback=buffer_callback)
+        if not (elsewhere and any(name.encode() in body for name in _by_value)):
+            return body
     except Exception:  # what a __reduce__ raises is anybody's guess
-        if again is not None:
-            again()
-        return by_value(value, buffer_callback)
+        pass
+    if again is not None:
+        again()
+    return by_value(value, buffer_callback)
 
 
 def travel_by_value(module: types.ModuleType) -> None:

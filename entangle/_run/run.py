@@ -224,6 +224,7 @@ class Run:
                 if fd >= 0:
                     os.set_blocking(fd, False)
             site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
+            site.elsewhere = self.way != "fork"
             if processes:
                 site.stores.append(Store(directory, table, 0, 0, spill))
             undone.pop_all()

@@ -72,6 +72,8 @@ class Site:
         #: The name of a run that has no directory.
         self.own_id = ""
         self.stores: list[Store] = []
+        #: Whether workers may have another `__main__` than the invoking process, since they need not be forked.
+        self.elsewhere = False
         #: How far nodes had come whose threads were given up, for the next attempt (`_run/stream.py`).
         self.resumed: dict[int, Any] = {}
         self._leaving = threading.Lock()

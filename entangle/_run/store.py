@@ -145,6 +145,8 @@ class Store:
         self._base = 0
         self._numbers = 0
         self._mapped: dict[int, tuple[int, str]] = {}
+        #: Whether what is put in may be read by a process that has another `__main__`.
+        self.elsewhere = False
 
     def become(self, slot: int, serial: int) -> None:
         """Go on as another worker, in a process that was forked: mapped windows are shared, what is being filled is not."""
@@ -184,7 +186,7 @@ class Store:
             buffers.append(raw)
             return False
 
-        body = dumps(value, aside, buffers.clear)
+        body = dumps(value, aside, buffers.clear, self.elsewhere)
         if buffers:
             return self._put_file(body, buffers)
         return self.put_pickle(body)

@@ -144,6 +144,7 @@ class Worker:
         """The way to the store, opened when first used: a run of threads alone needs none."""
         if self._store is None:
             self._store = Store(self.site.directory, self.site.table, self.slot, self.serial, self.site.spill)
+            self._store.elsewhere = self.site.elsewhere
             self.site.stores.append(self._store)
         return self._store
 

@@ -13,7 +13,9 @@ import functools
 import sys
 from typing import Any, Generic, NamedTuple, NewType, Protocol, TypedDict, TypeVar
 
+from entangle.dataflow import dataflow
 from entangle.process import process
+from entangle.thread import thread
 
 T = TypeVar("T")
 
@@ -46,6 +48,16 @@ class Part(Same):
     def __init_subclass__(cls, /, name: str) -> None:
         super().__init_subclass__()
         cls.names = (*cls.names, name)
+
+
+class Old(Same):
+    __slots__ = ("a",)
+
+    def __init__(self) -> None:
+        self.a = 4
+
+    def told(self) -> Any:
+        return self.a
 
 
 def instances() -> list[Any]:
@@ -88,7 +100,7 @@ def instances() -> list[Any]:
         a: int
         b: str = "b"
 
-    class Old(Same):
+    class Older(Same):
         __slots__ = ("__hidden", "__weakref__", "a")
 
         def __init__(self, a: int) -> None:
@@ -97,7 +109,7 @@ def instances() -> list[Any]:
         def told(self) -> Any:
             return self.a, self.__hidden
 
-    class Younger(Old):
+    class Younger(Older):
         __slots__ = ("__dict__", "b")
 
         def __init__(self) -> None:
@@ -232,6 +244,11 @@ def told(planet: Any, dispatching: Any) -> Any:
     return planet.mass, planet.radius, dispatching.of(1), dispatching.of("")
 
 
+@thread
+def given(value: Any) -> Any:
+    return value
+
+
 UserId = NewType("UserId", int)
 
 
@@ -269,6 +286,10 @@ def wrong(start: str) -> list[str]:
     found += [f"between tasks: {pair}" for pair in equal(same(values), same(values))(start=start)]
     (dispatching,) = (value for value in values if type(value).__name__ == "Dispatching")
     dispatching.of(1)  # from Python 3.13 on it remembers the instance
+    # What the caller's own process hands to workers that may have another script.
+    pushed = [value for (value,) in dataflow(same)().stream([Part(), Old()], start=start)]
+    if pushed != [Part(), Old()] or not isinstance(pushed[1], Old) or same(given(Part()))(start=start) != Part():
+        found.append("items of a stream, or values of threads")
     if told(values[2], dispatching)(start=start) != (3, 4, "int", "any"):
         found.append("attributes of an enum member, or a method by the type of its argument")
     if dispatched(UserId(1))(start=start) != "int":
