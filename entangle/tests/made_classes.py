@@ -211,7 +211,7 @@ def instances() -> list[Any]:
     made = dataclasses.make_dataclass("made", ["a"])
     held: list[Any] = [Colour.RED, Colour.CRIMSON, Planet.MARS, Bits.A | Bits.B, Text.X, Point(1), Slots(2), Frozen(1), Row(1), Typed(1)]
     held += [
-        Old(1),
+        Older(1),
         Younger(),
         Bare(),
         Box(1),
