@@ -49,7 +49,7 @@ _LANES = ("process", "thread", "fresh", "caller")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
-_QUEUE = re.compile(r"budget|cookies-[0-9]+")
+_QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
 #: Nodes, workers and nested runs of a table that is looked at. More is no table, or one that nobody could look at.
 MOST_NODES, MOST_SLOTS, MOST_DEPTH = 1 << 26, 1 << 16, 200
 _STATES = {FREE: "free", STARTING: "starting", BUSY: "busy", RESTING: "idle"}

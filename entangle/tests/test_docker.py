@@ -450,15 +450,17 @@ def test_another_user_of_the_same_daemon_sweeps_nothing_of_ours(image: str, remo
 def test_a_daemon_that_cannot_be_asked_is_said_and_removes_nothing(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from entangle._remote.transport.docker import sweep_containers
 
+    left: list[str] = []
     told: dict[str, list[str]] = {}
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing")
-    assert sweep_containers(told.setdefault("nothing", [])) == []
+    assert sweep_containers(left, told.setdefault("nothing", [])) == []
     for what, answer in {"an error": (500, b'{"message": "no space left"}'), "no list": (200, b"[")}.items():
         with answering(tmp_path / what.split()[-1], *answer) as host:
             monkeypatch.setenv("DOCKER_HOST", host)
-            assert sweep_containers(told.setdefault(what, [])) == []
+            assert sweep_containers(left, told.setdefault(what, [])) == []
     assert all(len(lines) == 1 and "containers, if there are any: " in lines[0] for lines in told.values()), told
     assert "no space left" in told["an error"][0]
+    assert left == []
 
 
 @contextlib.contextmanager

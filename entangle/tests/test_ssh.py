@@ -367,6 +367,14 @@ def test_what_the_modules_of_a_project_import_is_installed_too(hosts: Hosts, tmp
     assert greet()().startswith(str(env))
 
 
+def test_no_environment_is_made_among_files_of_the_users(hosts: Hosts, tmp_path: Path) -> None:
+    """Where the making of it is broken off, all that is there is removed."""
+    (tmp_path / "thesis").write_text("mine", encoding="utf-8")
+    with pytest.raises(UnfitPythonError, match="there are files in it, and it is no environment"):
+        ssh(**hosts.options("alpha", env=str(tmp_path)))(where)()()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
 def test_an_environment_that_cannot_be_made(hosts: Hosts) -> None:
     with pytest.raises(UnfitPythonError, match="/proc/nowhere/env"):
         ssh(**hosts.options("alpha", env="/proc/nowhere/env"))(where)()()

@@ -193,7 +193,7 @@ def _knock() -> None:
         try:
             probe.connect(where.removeprefix("unix://"))
         except OSError as error:
-            raise UnreachableError(_no_daemon(error)) from None
+            raise UnreachableError(_no_daemon(error)) from error
 
 
 def _no_daemon(error: Exception) -> str:
@@ -307,25 +307,29 @@ def _attach(client: Any, identity: str) -> Stream:
 # After a crash ------------------------------------------------------------------------------------------------------------
 
 
-def sweep_containers(left: list[str] | None = None) -> list[str]:
-    """Remove this user's containers whose process is gone; gives what was removed. Where docker cannot be asked, or a container cannot be
-    removed, a line of `left` says so."""
+def sweep_containers(left: list[str] | None = None, unseen: list[str] | None = None) -> list[str]:
+    """Remove this user's containers whose process is gone; gives what was removed. A container that cannot be removed is a line of
+    `left`; that docker cannot be asked, one of `unseen`."""
     import importlib.util
 
+    unasked: list[str] = []
     told: list[str] = []
     removed: list[str] = []
     if importlib.util.find_spec("docker") is not None and (os.environ.get("DOCKER_HOST") or os.path.exists(_SOCKET)):
         try:
             with connected() as client:
-                removed = _sweep(client, told)
+                removed = _sweep(client, told, unasked)
         except UnreachableError as error:
-            told.append(f"containers, if there are any: {error}")
+            if not isinstance(error.__cause__, PermissionError):  # who is not let in has no container there
+                unasked.append(f"containers, if there are any: {error}")
     if left is not None:
         left += told
+    if unseen is not None:
+        unseen += unasked
     return removed
 
 
-def _sweep(client: Any, left: list[str]) -> list[str]:
+def _sweep(client: Any, left: list[str], unseen: list[str]) -> list[str]:
     """Remove containers of ours whose home is gone. What the daemon does not tell is not gone, nor is what cannot be seen from here."""
     from docker import errors
     from requests.exceptions import RequestException
@@ -347,7 +351,7 @@ def _sweep(client: Any, left: list[str]) -> list[str]:
                     continue
                 removed.append(name)
     except (errors.DockerException, RequestException) as error:
-        left.append(f"containers, if there are any: docker does not list or remove them: {error}")
+        unseen.append(f"containers, if there are any: docker does not list or remove them: {error}")
     return removed
 
 
@@ -386,4 +390,4 @@ def _sweep_once(client: Any) -> None:
     global _swept
     if not _swept:
         _swept = True
-        _sweep(client, [])
+        _sweep(client, [], [])

@@ -13,9 +13,10 @@ from entangle.errors import FarError, UnfitPythonError
 #: The exit status of the program where it cannot make the environment.
 FAILED = 71
 
-# A marker inside tells a half-made one, of a program that was killed, from one that is whole, or somebody's own.
+# A marker inside tells a half-made one, of a program that was killed, from one that is whole, or somebody's own. It is made in an empty
+# directory alone: what has it is removed, and would else be removed with files of the user's.
 _PROGRAM = """
-import fcntl, os, shutil, subprocess, sys
+import errno, fcntl, os, shutil, subprocess, sys
 name, rest = sys.argv[1], sys.argv[2:]
 if '/' in name or name.startswith('~'):
     place = os.path.abspath(os.path.expanduser(name))
@@ -27,9 +28,11 @@ try:
     os.makedirs(os.path.dirname(place), exist_ok=True)
     lock = open(place + '.lock', 'a')
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if os.path.exists(unfinished):
+    if os.path.isfile(unfinished) and not os.path.islink(place):
         shutil.rmtree(place)
     if not os.path.exists(python):
+        if os.path.isdir(place) and os.listdir(place):
+            raise OSError(errno.ENOTEMPTY, 'there are files in it, and it is no environment; name an empty directory')
         os.makedirs(place, exist_ok=True)
         open(unfinished, 'w').close()
         subprocess.check_call([sys.executable, '-m', 'venv', place], stdin=subprocess.DEVNULL, stdout=2)
