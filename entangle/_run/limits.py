@@ -124,7 +124,8 @@ def _processes() -> str:
     return f"the limit{most} of processes and threads is reached, of this user (ulimit -u) or of its container (pids)"
 
 
-def _file_size() -> str:
+def file_size() -> str:
+    """What a file that may not be as long is short of."""
     soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return f"files of this process may have no more than {soft:,} bytes; have that changed (ulimit -f)"
 
@@ -143,7 +144,7 @@ _SHORT: dict[int, Callable[[], str]] = {
     errno.EMFILE: _descriptors,
     errno.ENFILE: _descriptors_of_all,
     errno.EAGAIN: _processes,
-    errno.EFBIG: _file_size,
+    errno.EFBIG: file_size,
     errno.ENOMEM: _memory,
     errno.ENAMETOOLONG: _path,
 }

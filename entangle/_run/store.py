@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from entangle._run.limits import file_size
 from entangle._run.pickling import dumps
 from entangle._run.remaking import failing_part, not_remade
 from entangle._run.table import FREE_SEGMENT, SEGMENTS, Table, reserve
@@ -84,6 +85,18 @@ def _map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
     # The block is what every view holds on to.
     weakref.finalize(block, _unmap, address, size, mapped).atexit = False
     return memoryview(block).cast("B")
+
+
+def _map_window(fd: int, offset: int) -> memoryview:
+    """A window of a file, shared with all who map it; it may reach past the end of the file."""
+    try:
+        return memoryview(mmap.mmap(fd, WINDOW, offset=offset))
+    except ValueError:  # Python's own check, where the file cannot be made as long
+        address = _libc.mmap(None, WINDOW, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return memoryview((ctypes.c_char * WINDOW).from_address(address)).cast("B")
 
 
 def _unmap(address: int, size: int, mapped: dict[int, tuple[int, str]]) -> None:
@@ -220,10 +233,9 @@ class Store:
             # A file may be mapped past its end; only what has been reserved is ever touched.
             needed = (number + 1) * WINDOW
             if os.fstat(self._fd).st_size < needed:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # no file may be that long (RLIMIT_FSIZE)
                     os.ftruncate(self._fd, needed)
-            window = memoryview(mmap.mmap(self._fd, WINDOW, offset=number * WINDOW))
-            self._windows[number] = window
+            window = self._windows[number] = _map_window(self._fd, number * WINDOW)
         return window, within
 
     def _make_room(self, size: int) -> bool:
@@ -301,6 +313,8 @@ class Store:
             if error.errno not in _FULL:
                 raise
             size = len(body) + sum(buffer.nbytes for buffer in buffers)
+            if error.errno == errno.EFBIG:
+                raise StoreFullError(f"no room for a value of {size:,} bytes: {file_size()}") from None
             raise StoreFullError(
                 error.errno,
                 f"no room for a value of {size:,} bytes, neither in {self.directory} nor in {self.spill}; "
@@ -456,9 +470,12 @@ class Store:
     def close(self) -> None:
         """Unmap the segments and let go of their file. What was taken from the store stays valid."""
         for window in self._windows.values():
-            owner = window.obj
+            owner: Any = window.obj
             window.release()
-            owner.close()  # type: ignore[attr-defined]
+            if isinstance(owner, mmap.mmap):
+                owner.close()
+            else:
+                _libc.munmap(ctypes.addressof(owner), WINDOW)
         self._windows.clear()
         os.close(self._fd)
 

@@ -383,6 +383,38 @@ def test_one_error_says_what_is_short(what: str, starts: list[str], words: list[
         assert out.strip() == "1" or (all(word in out for word in words) and "Errno" not in out), out
 
 
+def test_files_may_have_a_most_size(tmp_path: Path) -> None:
+    """Less than a segment of the store has: what fits is stored all the same, and what does not is told with the limit."""
+    source = """
+        import resource
+        from entangle.errors import EntangleError
+        from entangle.process import process
+
+        @process
+        def zeros(size):
+            return bytes(size)
+
+        @process
+        def both(*values):
+            return sum(map(len, values))
+
+        if __name__ == "__main__":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+            for start in ("fork", "forkserver"):
+                for size in (10, 50_000, 150_000, 300_000):
+                    try:
+                        print(both(zeros(size), zeros(size))(start=start))
+                    except EntangleError as error:
+                        print(error)
+    """
+    status, out, err = Caller(tmp_path, source).start().finish()
+    assert (status, err) == (0, "")
+    sizes, told = ["20", "100000", "300000"], [line for line in out.splitlines() if "ulimit -f" in line]
+    assert [line for line in out.splitlines() if line not in told] == sizes * 2
+    assert len(told) == 2
+    assert all("300,0" in line and "200,000 bytes" in line and "Errno" not in line for line in told)
+
+
 @pytest.mark.parametrize("length", [2_100, 3_700])
 def test_long_paths_of_runs(length: int, tmp_path: Path) -> None:
     """And such as take six bytes a letter in JSON."""
