@@ -31,6 +31,12 @@ def escape_error(error: BaseException, deep: int = 4) -> None:
             part = getattr(error, name, None)
             if type(part) is str and part != escaped(part):
                 setattr(error, name, escaped(part))
+    with contextlib.suppress(Exception):  # what it says may be made of anything that it has
+        said = str(error)
+        if said != escaped(said):
+            for name, part in list(vars(error).items()):
+                if type(part) is str:
+                    setattr(error, name, escaped(part))
     notes = getattr(error, "__notes__", None)
     if isinstance(notes, list):
         notes[:] = [escaped(note) if type(note) is str else note for note in notes]

@@ -126,6 +126,17 @@ def test_errors_are_escaped_wherever_they_speak() -> None:
     def syntax() -> None:
         compile("x = \x1b]0;t\x07", "\x1b]0;t\x07", "exec")
 
+    class Own(Exception):
+        def __init__(self, what: str) -> None:
+            super().__init__()
+            self.what = what
+
+        def __str__(self) -> str:
+            return f"own: {self.what}"
+
+    def own() -> None:
+        raise Own(WORDS)
+
     def noted() -> None:
         error = KeyError("k")
         error.__notes__ = [WORDS]  # type: ignore[attr-defined]
@@ -147,7 +158,7 @@ def test_errors_are_escaped_wherever_they_speak() -> None:
 
     for python in (sys.executable, far_pythons(same=False)):
         door = interpreter(python=python)
-        for body in (message, system, syntax, noted, process(retry=1)(attempts), process(message), unknown, dies):
+        for body in (message, system, syntax, own, noted, process(retry=1)(attempts), process(message), unknown, dies):
             with pytest.raises(Exception) as caught:
                 door(body)()()
             said = text_of(caught.value)
