@@ -33,8 +33,13 @@ class WorkerProcess:
         self._ours = ours
         self.ended_by: int | None = None
         self.tail = bytearray()
-        self.used = 0
-        self.looked_at = time.monotonic_ns()
+        #: CPUs that it has used since it was last looked at, with what it has started; 1 is most that counts.
+        self.share = 1.0
+        self._used = 0
+        self._looked_at = time.monotonic_ns()
+        self._low_looks = 0
+        #: CPU time of each process that the body has started, at the last look (ns).
+        self._family: dict[int, int] = {}
 
     @property
     def is_child(self) -> bool:
@@ -92,25 +97,33 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
-    def cpu_time(self) -> int | None:
-        """CPU time that the process has used, in nanoseconds; None where it is gone."""
-        if self.pid <= 0:
-            return None
-        # The clock of another process: clock_getcpuclockid(3) makes its number like this.
-        try:
-            return time.clock_gettime_ns((~self.pid << 3) | 2)
-        except (OSError, AttributeError):
-            return None
+    def look(self, now: int) -> bool:
+        """See how much CPU it has used since the last look (`share`); `now` in ns. False where it is gone, or not there yet."""
+        spent = cpu_time(self.pid)
+        if spent is None:
+            return False
+        used = spent - self._used + (self._used_by_family() if self._family else 0)
+        self.share = min(1.0, max(0, used) / max(1, now - self._looked_at))
+        self._used, self._looked_at = spent, now
+        if self.share >= 0.3:
+            self._low_looks = 0
+            return True
+        self._low_looks += 1
+        if self._low_looks <= 4 or self._low_looks % 8 == 0:
+            # It waits. What it has started may compute: a body that calls another program does nothing else.
+            known, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}
+            if self._family.keys() - known.keys():
+                self.share = 1.0  # until we know better
+        return True
+
+    def _used_by_family(self) -> int:
+        """CPU time that the processes have used since the last look which the body has started (ns)."""
+        before, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}
+        return sum(max(0, spent - before.get(pid, 0)) for pid, spent in self._family.items())
 
     def runnable(self) -> bool:
-        """Whether the process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
-        if self.pid <= 0:
-            return False
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb", buffering=0) as file:
-                return file.read(512).rpartition(b")")[2][1:2] == b"R"
-        except OSError:
-            return False
+        """Whether it runs or would if it had a CPU, or something does that it has started; False where that is unknown."""
+        return runnable(self.pid) or any(map(runnable, self._family))
 
     def close_stream(self, fd: int) -> None:
         """Let go of stderr or stdout, whose end has come."""
@@ -148,6 +161,43 @@ def _alive(pid: int) -> bool:
 def _kill_group(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
+
+
+def cpu_time(pid: int) -> int | None:
+    """CPU time that a process has used (ns); None where it is gone."""
+    if pid <= 0:
+        return None
+    # The clock of another process: clock_getcpuclockid(3) makes its number like this.
+    try:
+        return time.clock_gettime_ns((~pid << 3) | 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def runnable(pid: int) -> bool:
+    """Whether a process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
+    if pid <= 0:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return file.read(512).rpartition(b")")[2][1:2] == b"R"
+    except OSError:
+        return False
+
+
+def family(pid: int, most: int = 64) -> list[int]:
+    """The processes that a process has started from its main thread, and they in turn, as the kernel lists them (see proc(5));
+    none where it does not."""
+    found = [pid]
+    for one in found:
+        try:
+            with open(f"/proc/{one}/task/{one}/children", "rb", buffering=0) as file:
+                found += [int(word) for word in file.read(4096).split()]
+        except (OSError, ValueError):
+            continue
+        if len(found) > most:
+            break
+    return found[1:]
 
 
 def signal_name(number: int) -> str:

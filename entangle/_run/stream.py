@@ -418,6 +418,9 @@ class StreamSupervisor(Supervisor):
         with table.locked(UNCLAIMED):
             self.store.seal_for(worker.slot, unread)
 
+    def _retire_threads(self, now: int) -> None:
+        """Threads stay up for the whole stream: they are not more than its nodes."""
+
     def _retire(self, now: int, ready: int) -> None:
         """Workers stay up for the whole stream, as many as there are CPUs; while all rest, others may have the cookies."""
         header, slots = self.table.header, self.table.slots

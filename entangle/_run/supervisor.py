@@ -7,7 +7,7 @@ It decides nothing about what runs next. It sleeps in `poll` and wakes for three
 - nodes are ready, and the workers use less CPU than they are entitled to: they wait for something, so add as many again;
 - nodes are ready and the budget has a cookie: one more worker;
 - workers are idle: send them home and give their cookies back, a nested or neighbouring run may need them;
-- more workers than CPUs are busy: those who were added while others waited go home;
+- more workers than CPUs are there: bodies begin only where there is a CPU for them (`admission.py`);
 - a body is past its `timeout`, or the arguments of a node are past its `wait`.
 """
 
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from entangle._run.admission import CPU, SLACK, Admission, Seat, Thread, admits, claim, room, seat_of_callers
 from entangle._run.deadlines import Deadlines
 from entangle._run.failures import call_of, error_of, note_attempt, note_call, pause, used_up
 from entangle._run.forking import fork_is_safe
@@ -38,14 +39,17 @@ from entangle._run.store import NOWHERE, Store
 from entangle._run.table import (
     BEGUN,
     BUSY,
+    COMMITTED,
     COOKIE,
+    CROWDED,
     DONE,
     DOOMED,
-    EXCESS,
     FAILED,
     FAILED_NODE,
     FINISHED,
     FREE,
+    GONE,
+    HELD_BACK,
     HIGH,
     HUNGRY,
     HUNGRY_FOR_ALL,
@@ -60,8 +64,10 @@ from entangle._run.table import (
     PLANNED,
     POOL_WAITING,
     READY_COUNT,
+    READY_HEAD,
     RESTING,
     RUNNING,
+    SHARE,
     SINCE,
     SLOT,
     STARTING,
@@ -83,6 +89,8 @@ from entangle.errors import (
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
+#: How long a run may have the place of its caller while another run wants it (seconds).
+TURN = 0.1
 #: A worker that has found nothing to do for so long is sent home (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
@@ -140,9 +148,10 @@ class Supervisor:
         self.error: BaseException | None = None
         self.looked_at = time.monotonic_ns()
         self.pause = FIRST_LOOK
-        self.idle_since = 0
+        self.idle_since = self.threads_idle_since = 0
         self.stillborn = 0
-        self.low_looks = self.high_looks = self.serial_seen = 0
+        self.low_looks = 0
+        self.admission = Admission(site.table, site.flow)
         #: Whether the flow turned out not to travel: workers that were forked have it, and more can only come by another fork.
         self.rooted = False
         self.retries: list[tuple[float, int]] = []
@@ -150,17 +159,28 @@ class Supervisor:
         self.deadlines = Deadlines(self)
         #: The slot that we are in, where this is a nested run: whoever supervises us looks there.
         outer = here.worker
-        self.outer = outer if outer is not None and outer.in_process and not outer.forked else None
+        if outer is not None and outer.forked:
+            outer = None  # a child that a body has forked
+        self.outer = outer if outer is not None and outer.in_process else None
+        #: The worker in whose body this run was called, where that is a place on a CPU: whoever supervises it looks at its slot.
+        self.around = outer if outer is not None and outer.lane != HERE else None
+        #: Where the caller's own place is had, and who we are there: a run in a body of the calling thread is as the run around it.
+        self.seat: Seat = outer.seat if outer is not None else seat_of_callers()
+        self.token: object = outer.token if outer is not None and outer.token is not None else self
+        #: Whether we have that place: 1 or 0 CPUs; and whether we leave it to another run when a body of ours has ended.
+        self.base = 0
+        self.yielding = False
 
     # The run -----------------------------------------------------------------------------------------------
 
     def supervise(self) -> None:
         """Run the flow to its end. What ended it, if not its value, `failure` tells."""
         header = self.table.header
-        if self.outer is not None:
-            # Our own supervisor is to see a worker at work until we know better.
-            self.outer.site.table.slots[self.outer.base + NESTED] = 1000
+        # Our own supervisor is to see a worker at work until we know better.
+        self._report(CPU)
         try:
+            self.base = int(self._take_place())
+            self.admission.entitle(self.right)
             if not self.cancelled:
                 self._start_first()
             while not header[FINISHED]:
@@ -180,6 +200,7 @@ class Supervisor:
             raise
         in_order = bool(header[FINISHED])
         header[STOP] = 1
+        self.admission.remember()
         if not in_order:
             self._end(in_order=False)
         else:
@@ -195,8 +216,87 @@ class Supervisor:
     def finish(self) -> None:
         """After the value has been taken: wait for the workers of a run that ended in order."""
         self._end(in_order=True)
-        if self.outer is not None:
-            self.outer.site.table.slots[self.outer.base + NESTED] = NOBODY
+        self._report(NOBODY)
+
+    # The caller's place ------------------------------------------------------------------------------------
+
+    @property
+    def right(self) -> int:
+        """How many CPUs the run may keep busy now."""
+        return self.base - self.yielding + self.cookies
+
+    def _report(self, used: int) -> None:
+        """Say what this run uses to whoever supervises the worker that waits for it (thousandths of a CPU)."""
+        if self.around is not None:
+            self.around.site.table.slots[self.around.base + NESTED] = used
+
+    def _take_place(self) -> bool:
+        """Take the place of the caller, who waits: unless it waits for another run that has it, or others compute there meanwhile."""
+        if not self.seat.take(self.token, self.site.notify):
+            return False
+        if self.around is None or claim(self.around):
+            return True
+        self.seat.leave(self.token)
+        return False
+
+    def _leave_place(self) -> None:
+        """Let others compute in the place of the caller, until we want it again."""
+        self.base, self.yielding = 0, False
+        self.admission.entitle(self.right)
+        if not self.admission.crowded:
+            self.admission.crowd((*self.processes, *self.threads))
+        self.seat.leave(self.token)
+
+    def _seek_place(self) -> None:
+        """Nodes are ready for whose bodies there is no CPU: take the caller's place, or a cookie, if either is to be had."""
+        if self.yielding:
+            self._yield()
+        elif not self.base and self._take_place():
+            self.base = 1
+            self.admission.entitle(self.right)
+            self.low_looks = 0
+            self._report(CPU)
+        elif not self._take_cookies(1):
+            if self.around is not None:
+                self.pause = FIRST_LOOK  # nobody tells us when there is room in the run around this one
+            return
+        header, places = self.table.header, room(self.table)
+        places -= self._wake_resting(PROCESS, min(places, self.table.waiting_for_worker()))
+        self._wake_resting(THREAD, min(places, header[READY_COUNT + THREAD]))
+
+    def _look_after_place(self, waiting: bool) -> None:
+        """Leave the caller's place to others who want it, if we do not use it, or have had it for long."""
+        if not self.base:
+            return
+        others = self.seat.wanted(self.token)
+        if waiting and (others or (self.around is not None and self.around.site.table.header[CROWDED])):
+            self._leave_place()
+        elif others and (self.cookies or self.seat.held_for() > TURN):
+            self.yielding = True
+            self.admission.entitle(self.right)
+            if not self.admission.crowded:
+                self.admission.crowd((*self.processes, *self.threads))
+            self._yield()
+        elif self.yielding:
+            self.yielding = False
+            self.admission.entitle(self.right)
+
+    def _yield(self) -> None:
+        """Leave the caller's place as soon as what still runs can do without it."""
+        if self.table.header[COMMITTED] <= self.cookies * CPU + SLACK:
+            self._leave_place()
+
+    def _regain_place(self) -> None:
+        """The body that has called us goes on now, and may compute: wait until there is a CPU for it."""
+        around = self.around
+        if around is None or self.base:
+            return
+        self._report(0)  # we wait; else all who do would be taken to compute, and nobody could go on
+        pause = FIRST_LOOK
+        while not (around.stopped or around.site.table.header[STOP] or self.cancelled) and not self._take_place():
+            time.sleep(pause)
+            pause = min(LAST_LOOK, pause * 1.5)
+        self.base = 1
 
     # Starting ----------------------------------------------------------------------------------------------
 
@@ -206,8 +306,8 @@ class Supervisor:
         if not wanted:
             return
         width = min(wanted, self.cap)
-        self._take_cookies(width - 1)
-        header[PLANNED] = min(width, 1 + self.cookies)
+        self._take_cookies(width - self.base)
+        header[PLANNED] = max(1, min(width, self.right))
         for _ in range(header[PLANNED]):
             self._start_process(PROCESS)
             if header[FINISHED] or header[STOP]:
@@ -218,10 +318,10 @@ class Supervisor:
         header = self.table.header
         while header[READY_COUNT + FRESH] and self.free:
             starting = sum(worker.lane == FRESH for worker in self.processes.values())
-            if starting >= header[READY_COUNT + FRESH] + self._running_fresh() or starting > self.cookies + 1:
+            if starting >= header[READY_COUNT + FRESH] + self._running_fresh() or starting > max(1, self.right):
                 break
             self._start_process(FRESH)
-        ready = header[READY_COUNT + PROCESS]
+        ready = 0 if header[HELD_BACK] and self.processes else header[READY_COUNT + PROCESS]
         if not self.processes and not ready:
             ready = self.table.leaves_left()  # the workers who were to take them have died
         if ready > max(0, header[IDLE + PROCESS]):
@@ -230,7 +330,7 @@ class Supervisor:
                 self._start_process(PROCESS)
                 active, ready = 1, ready - 1
             while ready > 0 and active < self.cap and not self._must_not_grow():
-                if active > self.cookies and not self._take_cookies(1):
+                if active >= self.right and not self._take_cookies(1):
                     break
                 self._start_process(PROCESS)
                 active, ready = active + 1, ready - 1
@@ -249,7 +349,7 @@ class Supervisor:
         if self._must_not_grow():
             return False
         count = len(self.processes)
-        return count < self.cap and (count <= self.cookies or (self.budget is not None and self.budget.count() > 0))
+        return count < self.cap and (count < self.right or (self.budget is not None and self.budget.count() > 0))
 
     def _running_fresh(self) -> int:
         slots = self.table.slots
@@ -266,11 +366,13 @@ class Supervisor:
                 break
             self.cookies += 1
             taken += 1
+        self.admission.entitle(self.right)
         return taken
 
     def _give_cookies(self, keep: int) -> None:
         while self.cookies > keep and self.budget is not None:
             self.cookies -= 1
+            self.admission.entitle(self.right)
             self.budget.give(ANY_CPU)
 
     def _start_process(self, lane: int) -> None:
@@ -279,6 +381,7 @@ class Supervisor:
         assert self.store is not None
         slot = self.free.pop()
         self._clear_slot(slot, lane)
+        self._make_room()
         self.serial += 1
         with Deferred():
             self._start_in(slot, lane)
@@ -311,6 +414,7 @@ class Supervisor:
             return
         slot = self.free.pop()
         self._clear_slot(slot, THREAD)
+        self._make_room()
         self.serial += 1
         worker = Worker(self.site, slot, THREAD, self.serial)
         self.site.users += 1
@@ -327,9 +431,15 @@ class Supervisor:
         self.threads[slot] = (thread, worker)
         self.pause = FIRST_LOOK
 
+    def _make_room(self) -> None:
+        """One more worker is about to come: with it there may be more than CPUs."""
+        count = len(self.processes) + len(self.threads)
+        if count >= self.right and not self.admission.crowded:
+            self.admission.crowd((*self.processes, *self.threads))
+
     def _clear_slot(self, slot: int, lane: int) -> None:
         slots, base = self.table.slots, slot * SLOT
-        for field in (BEGUN, COOKIE, WAITING_POOL, DOOMED, SINCE):
+        for field in (BEGUN, COOKIE, WAITING_POOL, DOOMED, SINCE, SHARE):
             slots[base + field] = 0
         slots[base + NODE] = slots[base + NEXT_NODE] = slots[base + NESTED] = NOBODY
         slots[base + LANE] = lane
@@ -343,6 +453,7 @@ class Supervisor:
         self._clear_slot(slot, HERE)
         self.serial += 1
         worker = Worker(self.site, slot, HERE, self.serial)
+        worker.seat, worker.token = self.seat, self.token
         outer = here.worker
         self.calling = worker
         if self.cancelled:
@@ -385,6 +496,8 @@ class Supervisor:
             self.deadlines.check(now)
         if self.retries and self.retries[0][0] <= time.monotonic():
             self._put_back()
+        if self.table.header[HELD_BACK]:
+            self._seek_place()
         elapsed = now - self.looked_at
         if elapsed < FIRST_LOOK * 0.9e9:
             return
@@ -401,55 +514,63 @@ class Supervisor:
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
         used = self._cpu_use(now)
-        if used < self.cookies + 0.5 and (ready or fresh or self.outer is not None):
+        threads = [Thread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
+        used += self.admission.look(now, self.processes.values(), threads)
+        if self.admission.crowded and self.base and count + len(threads) <= self.right:
+            self.admission.thin_out()
+        enough = max(1, self.right) - 0.5
+        matters = ready or fresh or self.around is not None or self.seat.wanted(self.token)
+        if used < enough and matters and (self.base or not header[HELD_BACK]):
             used = max(used, self._wanting_cpu())
         # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
-        self.low_looks = self.low_looks + 1 if used < self.cookies + 0.5 else 0
+        self.low_looks = self.low_looks + 1 if used < enough else 0
         waiting = self.low_looks > 1
-        # Those who start are busy with themselves; whether there are too many shows when they work.
-        busy = used > self.cookies + 1.5 and self.serial == self.serial_seen and not self._somebody_starts()
-        self.high_looks = self.high_looks + 1 if busy else 0
-        self.serial_seen = self.serial
-        if self.outer is not None:
-            self.outer.site.table.slots[self.outer.base + NESTED] = int(min(1.0, used) * 1000) if waiting else 1000
+        self._look_after_place(waiting)
+        if not self.base:
+            used -= self.cookies  # what we compute with cookies of our own takes nobody's place
+        self._report(int(max(0.0, min(1.0, used)) * CPU) if waiting or not self.base else CPU)
+        held_back = bool(header[HELD_BACK])
         if ready or fresh:
-            # Those who rest take what they can: who has nothing to do does not wait for something.
-            unclaimed = max(0, ready - self._wake_resting(ready))
+            # Wake idle workers first; idle is not blocked.
+            unclaimed = 0 if held_back else max(0, ready - self._wake_resting(PROCESS, ready))
             if self._must_not_grow():
                 unclaimed = 0
-            if count < self.cap and count <= self.cookies + 1 and self._take_cookies(min(unclaimed + fresh, 1)):
+            fresh = fresh if self._fresh_may_begin() else 0
+            if count < self.cap and count <= self.right and self._take_cookies(min(unclaimed + fresh, 1)):
                 self._start_process(PROCESS if unclaimed else FRESH)
             elif waiting and count:
                 # They have the right to more CPU than they use: they wait for something. As many again.
                 for _ in range(min(count, unclaimed + fresh, self.cap - count)):
                     self._start_process(PROCESS if unclaimed else FRESH)
-            elif self.high_looks > 1 and not header[EXCESS]:
-                header[EXCESS] = max(0, count - self.cookies - 1)
-        self._retire(now, ready + fresh)
-        waiting_threads = header[READY_COUNT + THREAD]
+        self._retire(now, 0 if held_back else ready + fresh)
+        for slot in [slot for slot in self.threads if table.slots[slot * SLOT + STATE] == GONE]:
+            self.threads.pop(slot)[0].join()
+            self.free.append(slot)
+        waiting_threads = 0 if held_back else header[READY_COUNT + THREAD]
+        waiting_threads -= self._wake_resting(THREAD, waiting_threads)
         if waiting_threads > max(0, header[IDLE + THREAD]):
             for _ in range(min(max(1, len(self.threads)), waiting_threads)):
                 self._start_thread()
+        else:
+            self._retire_threads(now)
+
+    def _fresh_may_begin(self) -> bool:
+        """Whether a body that wants a process of its own may begin now."""
+        node = self.table.header[READY_HEAD + FRESH]
+        return node >= 0 and (not self.admission.crowded or admits(self.table, self.site.flow.body_of[node]))
 
     def _cpu_use(self, now: int) -> float:
         """How many CPUs the workers have kept busy since the last look. A worker that waits for a nested run uses what that does."""
         slots = self.table.slots
         total = 0.0
         for worker in self.processes.values():
-            spent = worker.cpu_time()
-            if spent is None:
+            if not worker.look(now):
                 continue
             nested = slots[worker.slot * SLOT + NESTED]
             if slots[worker.slot * SLOT + STATE] == STARTING:
                 nested = 1000  # on its way: it will take what is ready
-            share = (spent - worker.used) / max(1, now - worker.looked_at)
-            total += min(1.0, max(share, nested / 1000))
-            worker.used, worker.looked_at = spent, now
+            total += max(worker.share, nested / 1000)
         return total
-
-    def _somebody_starts(self) -> bool:
-        slots = self.table.slots
-        return any(slots[slot * SLOT + STATE] == STARTING for slot in self.processes)
 
     def _wanting_cpu(self) -> float:
         """How many workers would run now if the machine had CPUs to spare for them: one that waits for a CPU waits for nothing else."""
@@ -458,23 +579,24 @@ class Supervisor:
         for worker in self.processes.values():
             nested = 1000 if slots[worker.slot * SLOT + STATE] == STARTING else slots[worker.slot * SLOT + NESTED]
             found += max(nested / 1000, float(worker.runnable()))
-            if found > self.cookies + 1:
+            if found > self.right + 1:
                 break
         return found
 
-    def _wake_resting(self, ready: int) -> int:
+    def _wake_resting(self, lane: int, ready: int) -> int:
         """Wake workers that rest while nodes are ready: the byte that should have woken them may have died with another. Gives how
         many there are."""
         table = self.table
         slots = table.slots
-        if not any(slots[slot * SLOT + STATE] == RESTING for slot in self.processes):
+        those = self.processes if lane == PROCESS else self.threads
+        if ready <= 0 or not any(slots[slot * SLOT + STATE] == RESTING for slot in those):
             return 0
         with table.locked(UNCLAIMED):
-            resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
+            resting = sum(slots[slot * SLOT + STATE] == RESTING and slots[slot * SLOT + LANE] == lane for slot in those)
             woken = min(ready, resting)
-            table.header[IDLE + PROCESS] -= woken
+            table.header[IDLE + lane] -= woken
         if woken:
-            os.write(self.site.wake[1], b"!" * woken)
+            os.write((self.site.wake if lane == PROCESS else self.site.wake_threads)[1], b"!" * woken)
         return woken
 
     def _retire(self, now: int, ready: int) -> None:
@@ -487,12 +609,29 @@ class Supervisor:
             self.idle_since = now
         elif now - self.idle_since > PATIENCE * 1e9:
             with self.table.locked(UNCLAIMED):
-                sent = max(0, min(resting, header[IDLE + PROCESS]))
+                sent = max(0, min(resting, header[IDLE + PROCESS], len(self.processes) - bool(header[HELD_BACK])))
                 header[IDLE + PROCESS] -= sent
             os.write(self.site.wake[1], b"." * sent)
             self.idle_since = 0
         if not ready:
-            self._give_cookies(max(0, len(self.processes) - 1))
+            used = len(self.processes)
+            if self.admission.crowded:
+                used = min(used, -(-header[COMMITTED] // CPU))
+            self._give_cookies(max(0, used - self.base))
+
+    def _retire_threads(self, now: int) -> None:
+        """As `_retire`, for threads: one that rests is a worker too many for those that compute."""
+        header = self.table.header
+        if not self.admission.crowded or not header[IDLE + THREAD]:
+            self.threads_idle_since = 0
+        elif not self.threads_idle_since:
+            self.threads_idle_since = now
+        elif now - self.threads_idle_since > PATIENCE * 1e9:
+            with self.table.locked(UNCLAIMED):
+                sent = max(0, header[IDLE + THREAD])
+                header[IDLE + THREAD] -= sent
+            os.write(self.site.wake_threads[1], b"." * sent)
+            self.threads_idle_since = 0
 
     # Deaths ------------------------------------------------------------------------------------------------
 
@@ -718,6 +857,10 @@ class Supervisor:
             self.leaving = list(self.processes.values())
             self.processes.clear()
         self._give_cookies(0)
+        if in_order:
+            self._regain_place()
+        if self.token is self:
+            self.seat.leave(self)
         if self.budget is not None and self.budget.held_here():
             self.budget.give_back()  # taken, and not counted when we were interrupted
         until = time.monotonic() + 2.0

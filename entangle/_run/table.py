@@ -2,10 +2,11 @@
 
 ::
 
-    header    who holds the lock, the ready lists, how many are idle, whether to stop       196 numbers
+    header    who holds the lock, the ready lists, how many are idle, whether to stop       200 numbers
     slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
     columns   for each node: state, pending inputs, readers, next on its list, ready since (0: from the start)
     records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
+    habits    for each body: how much of a CPU it uses, from how many calls that is known, how long one takes
 
 Everything but a worker's own slot and the record of the node that it runs changes under the lock. The lock is
 `fcntl.lockf` on the table's file: the kernel releases it when its holder dies, and the owner word that a dead holder
@@ -37,10 +38,13 @@ UNARMED = 5
 
 # Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD, FRESH, HERE).
 (MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
-FREE_SEGMENT, EXCESS, NOTING = 12, 13, 14
+FREE_SEGMENT, CROWDED, NOTING, BODIES = range(12, 16)
 READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
 # The queue of slots that may have a range left (0: none), and whether slots outside of it have been looked at in vain.
 RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
+# Which bodies may begin (`_run/admission.py`): the CPUs that the run has a right to, what running bodies are taken to use of
+# them, whether ready nodes wait for some of it, and what threads use (in thousandths of a CPU).
+RIGHT, COMMITTED, HELD_BACK, THREADS_USE = range(196, 200)
 POOL_HEAD, POOL_WAITING = 32, 48
 MOST_POOLS = 16
 # How many nodes of a group run, and those laid aside until fewer do.
@@ -48,13 +52,14 @@ LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64
 # The last node of each ready list; of an empty one, anything.
 READY_TAIL = 192
-HEADER = 196
+HEADER = 200
 
 # Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1.
 # COOKIE is the size of the pool of which the worker has a cookie, 0 for none; which one it is, the pool itself knows.
 # NEXT_NODE is written before a worker goes on to a consumer without the lock, so that a recount leaves that node alone.
 # NEXT_RANGE is the next slot in the queue of ranges: 0 for a slot that is not in it, NOBODY for the last.
-(PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, NEXT_RANGE, NESTED, DOOMED, NEXT_NODE, LANE) = range(15)
+# SHARE is how much of a CPU its body is taken to use, in thousandths.
+(PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, NEXT_RANGE, NESTED, DOOMED, NEXT_NODE, LANE, SHARE) = range(16)
 SLOT = 16
 
 #: Ranges that a claim compares before it takes from the longest of them.
@@ -102,6 +107,7 @@ class Table:
         self.nameless = -1
         self.nodes = nodes
         self.slot_count = slots
+        (bodies,) = struct.unpack_from("<q", memory, 8 * BODIES)
         self.thread_lock: AnyLock | None = None
         #: Set by those who change the table: a lock whose holder died is mended with their help.
         self.flow: Flow | None = None
@@ -124,12 +130,15 @@ class Table:
         self.next = cut("i", 4, nodes)
         self.states = cut("B", 1, nodes)
         self.attempts = cut("B", 1, nodes)
+        self.habits = cut("q", 8, bodies)
+        self.learned = cut("q", 8, bodies)
+        self.spans = cut("q", 8, bodies)
         self._whole = whole
 
     @staticmethod
-    def size(nodes: int, slots: int) -> int:
+    def size(nodes: int, slots: int, bodies: int) -> int:
         """Bytes that a table takes."""
-        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 64
+        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 64
 
     @classmethod
     def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None, nameless: int = -1) -> Table:
@@ -138,7 +147,7 @@ class Table:
 
         Raises OSError (ENOSPC) where there is no room: the room is reserved here, since a write to a full tmpfs is a SIGBUS.
         """
-        size = cls.size(flow.count, slots)
+        size = cls.size(flow.count, slots, len(flow.bodies))
         fd = -1
         if path is None:
             if nameless >= 0:
@@ -161,6 +170,7 @@ class Table:
             except BaseException:
                 os.close(fd)
                 raise
+        struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
         table = cls(memory, fd, flow.count, slots)
         table.nameless = nameless
         table.flow, table.lanes = flow, lanes
@@ -175,6 +185,8 @@ class Table:
             header[LIMIT_HEAD + group] = NOBODY
         header[STARTED_AT] = time.monotonic_ns()
         header[SINKS_LEFT] = len(flow.sinks)
+        for body in range(len(flow.bodies)):
+            table.habits[body] = NOBODY
         table.pending[:] = memoryview(flow.pending)
         starts = flow.consumer_starts
         readers = array("i", map(sub, starts[1:], starts))  # one for each consumer
@@ -480,7 +492,8 @@ class Table:
 
     def close(self) -> None:
         """Unmap the table and let go of its file."""
-        for name in ("header", "slots", "ready_at", "records", "pending", "readers", "next", "states", "attempts", "_whole"):
+        columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts", "habits", "learned", "spans")
+        for name in ("header", "slots", *columns, "_whole"):
             getattr(self, name).release()
         self.memory.close()
         for fd in (self.fd, self.nameless):

@@ -20,6 +20,7 @@ from entangle._run import removal
 from entangle._run.outline import Outline, open_file, read_outline
 from entangle._run.table import (
     BEGUN,
+    BODIES,
     BUSY,
     COOKIE,
     COUNT,
@@ -196,10 +197,13 @@ def _map(path: str) -> Table:
         if size < HEADER * 8:
             raise ValueError(f"{path} is not made yet")
         # Read before it is mapped: whatever else lies here under that name, and however large, is left alone.
-        magic, nodes, slots = struct.unpack("<qqq", os.pread(fd, 24, 0))
-        if magic != MAGIC or not 0 <= nodes <= MOST_NODES or not 0 <= slots <= MOST_SLOTS or Table.size(nodes, slots) > size:
+        header = os.pread(fd, HEADER * 8, 0)
+        magic, nodes, slots = struct.unpack_from("<qqq", header)
+        (bodies,) = struct.unpack_from("<q", header, 8 * BODIES)
+        right = 0 <= nodes <= MOST_NODES and 0 <= slots <= MOST_SLOTS and 0 <= bodies <= MOST_NODES
+        if magic != MAGIC or not right or Table.size(nodes, slots, bodies) > size:
             raise ValueError(f"{path} is no table of this version of entangle")
-        memory = mmap.mmap(fd, Table.size(nodes, slots), prot=mmap.PROT_READ)
+        memory = mmap.mmap(fd, Table.size(nodes, slots, bodies), prot=mmap.PROT_READ)
     finally:
         os.close(fd)
     return Table(memory, -1, nodes, slots)

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from entangle._run import child, greenlets
+from entangle._run.admission import MOST_TRIED, WAITS, Meter, Seat, admits, commit, learn, release, room, share_of, take
 from entangle._run.block import block
 from entangle._run.child import end_child
 from entangle._run.failures import describe, note_attempt, pause
@@ -49,13 +50,14 @@ from entangle._run.table import (
     BUSY,
     COOKIE,
     COUNT,
+    CROWDED,
     DONE,
     DOOMED,
-    EXCESS,
     FAILED,
     FAILED_NODE,
     FINISHED,
     GONE,
+    HELD_BACK,
     HIGH,
     HUNGRY,
     HUNGRY_FOR_ALL,
@@ -125,9 +127,14 @@ class Worker:
         #: How many threads of the body wait for nested runs, and the size of the pool whose cookie is lent meanwhile.
         self.waiting = self.lent = 0
         self.lending_guard = threading.Lock()
+        #: Our place on a CPU, for the runs that our body waits for.
+        self.seat = Seat()
+        self.token: object = None
         self.stopped = False
         #: The call that has failed for good, in short, where its arguments are no longer there to be told.
         self.failed = ""
+        #: How much CPU the body uses, where the run is crowded.
+        self.meter: Meter | None = None
         self.makeflags: str | None = None
         noting = site.table.header[NOTING]
         self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
@@ -266,6 +273,7 @@ class Worker:
                 and not self.durable[which]
                 and not flow.bodies[which].pool
                 and not table.header[STOP]
+                and not table.header[CROWDED]
             ):
                 # Everybody else has delivered, so nobody but us will touch the consumer: no lock. The order of the
                 # writes is what `recount` relies on.
@@ -312,6 +320,7 @@ class Worker:
                 self.notes.flush()  # the run is over when it has this value
         if in_process:
             RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], _pid, cpu(), self.slot)
+        used = self._used()
         removed: list[Place] = []
         finished = tell = False
         woken = woken_threads = pushed = 0
@@ -331,6 +340,8 @@ class Worker:
                 site.local[node] = value
             table.states[node] = DONE
             slots[self.base + COUNT] += 1
+            if used is not None:
+                learn(table, body_of[node], *used)
             if groups := self.limited[body_of[node]]:
                 pushed += table.one_fewer(groups, lanes, body_of)
             for taker in reversed(takers):
@@ -340,6 +351,8 @@ class Worker:
                     table.ready_at[taker] = ended
                     table.push(lanes[body_of[taker]], taker)
                     pushed += 1
+                    if header[HELD_BACK] and share_of(table, body_of[taker]) <= WAITS:
+                        header[HELD_BACK] = 0
             if self.spent:
                 self._let_go(removed)
             if first == last:
@@ -366,6 +379,7 @@ class Worker:
             self._wake(woken, woken_threads)
         for gone in removed:
             self.store.remove(gone)
+        self._measure(chosen)
         if pushed and in_process and chosen in takers and not self.durable[body_of[chosen]]:
             self.kept_node, self.kept = node, value
             self.recent.pop(node, None)
@@ -417,6 +431,9 @@ class Worker:
         others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE]
         if not (woken or woken_threads or others):
             return 0, 0, False
+        if header[HELD_BACK]:
+            most = room(self.site.table)
+            woken, woken_threads = min(woken, most), min(woken_threads, most)
         idle, idle_threads = max(0, header[IDLE + PROCESS]), max(0, header[IDLE + THREAD])
         hungry = header[HUNGRY]
         tell = (hungry == HUNGRY_FOR_ALL and woken > idle) or (hungry and (woken_threads > idle_threads or others))
@@ -440,14 +457,14 @@ class Worker:
         """Take a node from the ready list or from a range, and put our name to it. Lock held. NOBODY where there is none."""
         table = self.site.table
         slots, base = table.slots, self.base
-        if table.header[EXCESS] and self.lane == PROCESS:
-            # More of us than CPUs, and all busy: those who were added while others slept go home.
-            table.header[EXCESS] -= 1
-            slots[base + STATE] = GONE
-            return NOBODY
+        crowded = table.header[CROWDED] and self.lane != HERE
+        if crowded:
+            release(table, base)
         while True:
-            node = table.pop(self.lane)
+            node = self._pop_admitted() if crowded else table.pop(self.lane)
             if node < 0:
+                if crowded:
+                    return NOBODY
                 if self.lane != PROCESS:
                     return NOBODY
                 low: int = slots[base + LOW]
@@ -476,10 +493,49 @@ class Worker:
                 slots[base + WAITING_POOL] = index + 1
             for group in groups:
                 table.header[LIMIT_RUNNING + group] += 1
+            if crowded:
+                commit(table, base, which)
             slots[base + BEGUN] = 0
             slots[base + NODE] = node
             table.states[node] = RUNNING
             return node
+
+    def _pop_admitted(self) -> int:
+        """Take a node whose body may begin now, from the ready list or from a range; NOBODY where there is none. Lock held."""
+        table, body_of = self.site.table, self.site.flow.body_of
+        slots, base = table.slots, self.base
+        node = table.pop(self.lane) if self.lane == FRESH else take(table, self.lane, body_of)
+        if node >= 0 or self.lane != PROCESS:
+            table.header[HELD_BACK] |= node < 0 and table.header[READY_COUNT + self.lane] > 0
+            return node
+        for _ in range(MOST_TRIED):
+            low: int = slots[base + LOW]
+            if low < slots[base + HIGH]:
+                slots[base + LOW] = low + 1
+            else:
+                low = table.claim_leaves(self.slot)
+                if low < 0:
+                    break
+            if admits(table, body_of[low]):
+                return low
+            table.push(PROCESS, low)
+        if table.header[READY_COUNT + PROCESS]:
+            table.header[HELD_BACK] = 1
+        return NOBODY
+
+    def _measure(self, node: int) -> None:
+        """Measure the CPU time of the body of this node, which is about to begin, where the run is crowded."""
+        if node >= 0 and self.site.table.header[CROWDED]:
+            self.meter = Meter(self.site.table, self.in_process)
+
+    def _used(self) -> tuple[int, int] | None:
+        """CPU time that the body has wanted, and the time that it took (ns); None where that was not measured."""
+        meter, self.meter = self.meter, None
+        return meter.read(self._threads_at_work) if meter is not None else None
+
+    def _threads_at_work(self) -> int:
+        slots = self.site.table.slots
+        return sum(slots[base + STATE] == BUSY and slots[base + LANE] == THREAD for base in range(SLOT, len(slots), SLOT))
 
     def _take(self) -> int:
         """The next node to run; sleeps while there is none. NOBODY where the run is over."""
@@ -489,6 +545,7 @@ class Worker:
         lane = self.lane
         wake = site.wake if lane == PROCESS else site.wake_threads
         removed: list[Place] = []
+        self.meter = None
         if self.notes is not None:
             self.notes.flush()
         while True:
@@ -504,6 +561,7 @@ class Worker:
                 if node < 0 and not over and lane in (PROCESS, THREAD):
                     header[IDLE + lane] += 1
                     slots[base + STATE] = RESTING
+                    tell = tell or bool(header[HELD_BACK])
             finally:
                 table.unlock()
             if tell:
@@ -513,6 +571,7 @@ class Worker:
                 self.store.remove(gone)
             removed.clear()
             if node >= 0 or over or lane not in (PROCESS, THREAD):
+                self._measure(node)
                 return node
             self.recent.clear()
             if lane == PROCESS:

@@ -1,0 +1,186 @@
+"""Computing gets no more places than there are CPUs, and waiting costs none, however work comes to wait and to compute."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from entangle.cookies import available_cpus, budget_of
+from entangle.process import process
+from entangle.thread import thread
+
+ITEMS = 8
+CPUS = budget_of(available_cpus())
+
+#: When a body computed: from, to (seconds, of the monotonic clock).
+Span = tuple[float, float]
+
+
+@process
+def gather(*values: Any) -> tuple[Any, ...]:
+    return values
+
+
+def burn(clock: Callable[[], float] = time.process_time) -> Span:
+    """Compute for 0.15 s of CPU time."""
+    began, used = time.monotonic(), clock()
+    while clock() - used < 0.15:
+        pass
+    return began, time.monotonic()
+
+
+def at_once(spans: Iterable[Span]) -> int:
+    """How many computed at once, at most."""
+    known = list(spans)
+    assert len(known) >= ITEMS
+    return max(sum(began <= moment < ended for began, ended in known) for moment, _ in known)
+
+
+@process
+def download(number: int) -> int:
+    time.sleep(0.3)
+    return number
+
+
+@process
+def crunch(number: int) -> Span:
+    return burn()
+
+
+@thread
+def download_in_thread(number: int) -> int:
+    time.sleep(0.3)
+    return number
+
+
+@thread
+def crunch_in_thread(number: int) -> Span:
+    return burn(time.thread_time)
+
+
+@process(fresh=True)
+def crunch_alone(number: int) -> Span:
+    return burn()
+
+
+@process
+def crunch_nested(number: int) -> Span:
+    return crunch(download(number))()
+
+
+@process
+def crunch_after_nested(number: int) -> Span:
+    download(number)()
+    return burn()
+
+
+@thread
+def crunch_nested_in_thread(number: int) -> Span:
+    return crunch(download(number))()
+
+
+_BURN = "import time\nused = time.process_time()\nwhile time.process_time() - used < 0.15: pass"
+
+
+@process
+def crunch_by_program(number: int) -> Span:
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", _BURN], check=True)
+    return began, time.monotonic()
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_what_computes_after_what_waits_has_no_more_workers_than_cpus(start: str) -> None:
+    assert at_once(gather(*[crunch(download(n)) for n in range(ITEMS)])(start=start)) <= CPUS + 1
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (download_in_thread, crunch),
+        (download_in_thread, crunch_in_thread),
+        (download, crunch_in_thread),
+        (download, crunch_alone),
+    ],
+    ids=["a thread, a process", "a thread, a thread", "a process, a thread", "a process, one of its own"],
+)
+def test_whoever_waits_and_whoever_computes(first: Any, then: Any) -> None:
+    assert at_once(gather(*[then(first(n)) for n in range(ITEMS)])()) <= CPUS + 1
+
+
+@pytest.mark.parametrize("task", [crunch_nested, crunch_after_nested, crunch_nested_in_thread], ids=["in it", "after it", "in threads"])
+def test_a_body_that_waits_for_a_nested_run(task: Any) -> None:
+    assert at_once(gather(*[task(n) for n in range(ITEMS)])()) <= CPUS + 1
+
+
+def test_a_program_that_a_body_starts_computes_for_it() -> None:
+    assert at_once(gather(*[crunch_by_program(n) for n in range(ITEMS)])()) <= CPUS + 1
+
+
+def test_runs_that_are_under_way_at_once() -> None:
+    futures = [crunch(download(n)).future() for n in range(ITEMS)]
+    for future in futures:
+        future.start()
+    assert at_once(future.result() for future in futures) <= CPUS + 1
+
+
+def test_runs_that_are_awaited_at_once() -> None:
+    async def main() -> list[Span]:
+        return list(await asyncio.gather(*[crunch(download(n)) for n in range(ITEMS)]))
+
+    assert at_once(asyncio.run(main())) <= CPUS + 1
+
+
+def test_a_task_that_waits_and_computes_by_turns_is_known_by_its_first_calls() -> None:
+    @process
+    def by_turns(number: int) -> Span:
+        time.sleep(0.15)
+        return burn()
+
+    gather(*[by_turns(n) for n in range(ITEMS)])()
+    # Each uses about half a CPU, so there may be twice as many as CPUs and all of these may compute at one moment.
+    assert at_once(gather(*[by_turns(n) for n in range(4 * ITEMS)])()) <= 2 * CPUS + 1
+
+
+@pytest.mark.parametrize("carrier", [process, thread], ids=["processes", "threads"])
+def test_bodies_that_only_wait_all_wait_at_once(carrier: Any) -> None:
+    def wait(number: int) -> Span:
+        began = time.monotonic()
+        time.sleep(2.0)
+        return began, time.monotonic()
+
+    task = carrier(wait)
+    spans = gather(*[task(n) for n in range(40)])()
+    assert at_once(spans) > 4 * CPUS
+
+
+def test_bodies_of_one_run_that_wait_for_each_other_all_get_their_turn() -> None:
+    """A body that looks for something over and over, as it seems to compute, does not keep those out that it looks for."""
+
+    @process
+    def ask(path: str) -> str:
+        while True:
+            try:
+                with open(path) as file:
+                    if text := file.read():
+                        return text
+            except FileNotFoundError:
+                time.sleep(0.002)
+
+    @process
+    def answer(path: str, text: str) -> str:
+        with open(path, "w") as file:
+            file.write(text)
+        return text
+
+    with tempfile.TemporaryDirectory() as place:
+        paths = [f"{place}/{n}" for n in range(2 * CPUS)]
+        values = gather(*[ask(path) for path in paths], *[answer(path, path) for path in paths])()
+    assert list(values) == paths * 2
