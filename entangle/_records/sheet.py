@@ -86,12 +86,16 @@ class Writer:
         parts = [memoryview(column).cast("B") for column in columns]
         lengths = ", ".join(str(part.nbytes) for part in parts)
         whole = [memoryview(f'{line}, "columns": [{lengths}]}}\n'.encode("ascii", "backslashreplace")), *parts]
-        left = sum(part.nbytes for part in whole)
-        left -= os.writev(self.fd, whole)
-        if left:  # a single call writes at most 2 GiB, and a nearly full disk takes a part
-            rest = b"".join(whole)[-left:]
-            while rest:
-                rest = rest[os.write(self.fd, rest) :]
+        try:
+            left = sum(part.nbytes for part in whole)
+            left -= os.writev(self.fd, whole)
+            if left:  # a single call writes at most 2 GiB, and a nearly full disk takes a part
+                rest = b"".join(whole)[-left:]
+                while rest:
+                    rest = rest[os.write(self.fd, rest) :]
+        finally:
+            for part in whole:  # who looks at the frames of all threads keeps this one a while, and with it the table mapped
+                part.release()
 
     def close(self) -> None:
         """Let go of the file, and with it of the lock."""
