@@ -29,7 +29,8 @@ from typing import Literal, Protocol
 
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
 
-MAGIC = 0x656E7461_6E676C01
+#: Its last byte counts the layouts: a process of another one does not read what it cannot.
+MAGIC = 0x656E7461_6E676C02
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
