@@ -221,20 +221,16 @@ class Seat:
         return time.monotonic() - self._since
 
 
-_seat = Seat()
+_seat = (os.getpid(), Seat())
 
 
 def seat_of_callers() -> Seat:
     """The place of this process, for runs that no body of another has called."""
-    return _seat
-
-
-def _after_fork() -> None:
     global _seat
-    _seat = Seat()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    # Asked rather than told at a fork: each hook makes every fork slower, as what it touches has to be copied.
+    if _seat[0] != os.getpid():
+        _seat = (os.getpid(), Seat())
+    return _seat[1]
 
 
 class Caller(Protocol):
@@ -304,12 +300,13 @@ class Admission:
         self.flow = flow
         self._seen: dict[int, _Seen] = {}
         self._looked_at = time.monotonic_ns()
-        self._names = [(body.name, body.carrier) for body in flow.bodies]
-        self._recall()
+        self._names: list[tuple[str, int]] = []
 
     def _recall(self) -> bool:
         """Take over what other runs of this process have learned of bodies that nobody knows here. Whether that was anything."""
         table, found = self.table, False
+        if not self._names:
+            self._names = [(body.name, body.carrier) for body in self.flow.bodies]
         for body, name in enumerate(self._names):
             if not table.learned[body] and name in _known:
                 habit, learned, span = _known[name]
@@ -343,6 +340,7 @@ class Admission:
     def crowd(self, slots: Collection[int]) -> None:
         """More workers than CPUs from now on; `slots` are those who are there."""
         table = self.table
+        self._recall()
         with table.locked(UNCLAIMED):
             self._take_stock(slots)
             table.header[HELD_BACK] = 0

@@ -48,6 +48,7 @@ _DYING = 0.2
 
 _homes: dict[str, Home] = {}
 _guard = threading.Lock()
+_watch: _Watch | None = None
 
 #: In an agent: the name of the directory that it shares with the other agents of its tree on this machine.
 _branch = ""
@@ -55,7 +56,7 @@ _branch = ""
 
 def _after_fork() -> None:
     global _guard, _watch
-    _guard, _watch = threading.Lock(), _Watch()  # whoever held a lock did not come along
+    _guard, _watch = threading.Lock(), None  # whoever held a lock did not come along
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -312,8 +313,11 @@ def join(word: str) -> None:
 
 def home() -> Home:
     """The home of this process tree, made when the first run wants it."""
+    global _watch
     parent = _parent()
     with _guard:
+        if _watch is None:
+            _watch = _Watch()
         found = _homes.get(parent)
         if found is None or not os.path.exists(found.path):
             if not _homes:
@@ -384,9 +388,6 @@ def _exists(pid: int) -> bool:
     except OSError:
         pass
     return True
-
-
-_watch = _Watch()
 
 
 def leave() -> None:

@@ -29,10 +29,10 @@ class Deferred:
             try:
                 _active.append(self)
                 for number in _SIGNALS:
-                    handler = signal.getsignal(number)
+                    handler = plain.getsignal(number)
                     if callable(handler):
                         self._kept[number] = handler
-                        signal.signal(number, self._note)
+                        plain.signal(number, self._note)
             except ValueError:  # in an interpreter within this one, which has no signals
                 self._kept.clear()
             except BaseException:
@@ -45,7 +45,7 @@ class Deferred:
             self.restore()
             while self._come:
                 number, frame = self._come.popitem()
-                handler = signal.getsignal(number)
+                handler = plain.getsignal(number)
                 if callable(handler):
                     handler(number, frame)
         except BaseException:
@@ -56,8 +56,8 @@ class Deferred:
         """Put the handlers back."""
         while self._kept:
             number = next(reversed(self._kept))  # SIGINT last
-            if signal.getsignal(number) == self._note:
-                signal.signal(number, self._kept[number])
+            if plain.getsignal(number) == self._note:
+                plain.signal(number, self._kept[number])
             del self._kept[number]
         if self in _active:
             _active.remove(self)
@@ -80,6 +80,10 @@ class _Lifted:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._deferred.__enter__()
 
+
+#: What `signal` is made of, without the names that it makes of numbers, which take ten times as long as the calls. All signals
+#: are looked at several times in each run.
+plain: Any = sys.modules.get("_signal", signal)
 
 #: The signals whose handlers raise, in programs that have some.
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -114,9 +118,9 @@ class Whole:
             _active.append(self)
         try:
             for number in _RAISING:
-                handler = signal.getsignal(number)
+                handler = plain.getsignal(number)
                 if callable(handler) and handler is not _later:
-                    signal.signal(number, _later)
+                    plain.signal(number, _later)
                     self._kept[number] = handler
         except ValueError:  # in an interpreter within this one, which has no signals
             pass
@@ -133,9 +137,9 @@ class Whole:
                 _active.remove(self)
             for number in list(self._kept):
                 handler = self._kept.pop(number)
-                other = signal.signal(number, handler)
+                other = plain.signal(number, handler)
                 if other is not _later:  # somebody has set another one meanwhile
-                    signal.signal(number, other)
+                    plain.signal(number, other)
         finally:
             self._depth -= 1
         if self._late and not self._depth:
@@ -161,7 +165,7 @@ class Whole:
     def _deliver(self) -> None:
         while self._late:
             number = self._late.pop(0)
-            handler = signal.getsignal(number)
+            handler = plain.getsignal(number)
             if handler is _later:
                 handler = self._kept.get(number)
             if callable(handler):
@@ -184,7 +188,7 @@ def _later(number: int, frame: Any) -> Any:
 
 def handler_of(number: int) -> Any:
     """What this process does about a signal, now or when the step that defers it is done."""
-    found = signal.getsignal(number)
+    found = plain.getsignal(number)
     for deferred in reversed(_active):
         found = deferred._kept.get(number, found)
     return found
@@ -192,12 +196,13 @@ def handler_of(number: int) -> Any:
 
 def _after_fork() -> None:
     # Whoever was forked meanwhile is in no such step.
-    for deferred in reversed(_active.copy()):
-        deferred.restore()
+    if _active:
+        for deferred in reversed(_active.copy()):
+            deferred.restore()
     whole.restore()  # it may be another thread that is the main one now
 
 
-_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_SIGNALS = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _active: list[Deferred | Whole] = []
 
 os.register_at_fork(after_in_child=_after_fork)

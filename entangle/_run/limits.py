@@ -71,15 +71,15 @@ class _Room:
             self._changed.notify()
 
 
-room = _Room()
+_room = (os.getpid(), _Room())
 
 
-def _after_fork() -> None:
-    global room
-    room = _Room()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+def room_of_process() -> _Room:
+    """That of this process; a forked one begins with none of its parent's runs."""
+    global _room
+    if _room[0] != os.getpid():
+        _room = (os.getpid(), _Room())
+    return _room[1]
 
 
 @block

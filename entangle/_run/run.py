@@ -118,7 +118,7 @@ class Run:
     def _execute(self) -> Any:
         leaving: list[WorkerProcess] = []
         large: list[str] = []
-        room = limits.room
+        room = limits.room_of_process()
         with Deferred() as deferred:
             with deferred.lifted():
                 room.enter(self.caller is None, lambda: self._cancelled)
@@ -241,7 +241,7 @@ class Run:
         return Supervisor(*known)
 
     def _looked(self) -> None:
-        self._has_opened(limits.room)
+        self._has_opened(limits.room_of_process())
         if not self._outlined:
             self._outline()
         for observer in self.observers:

@@ -17,7 +17,7 @@ from typing import Any
 
 from entangle._run import child, classes, greenlets, janitor, measuring, reaper
 from entangle._run.forking import fork_is_safe
-from entangle._run.interrupts import handler_of
+from entangle._run.interrupts import handler_of, plain
 from entangle._run.joining import BROKEN, join_run, write_flow
 from entangle._run.process import WorkerProcess
 from entangle._run.site import Site
@@ -106,7 +106,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
     own_handlers = handlers_to_reset()
     alone = not reaper.others()  # reapers hold no lock while somebody forks
     # A newborn that is told to end waits with that until it has the handlers of a worker, and ends without a word.
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, _RESET)
+    masked = _sigmask(signal.SIG_BLOCK, _RESET)
     with janitor.off_duty(), warnings.catch_warnings():
         # Of other threads, which Python warns of: there is none but a reaper, or the caller has asked for fork in so many words.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -114,10 +114,10 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
             try:
                 pid = os.fork()
             except BaseException:
-                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+                _sigmask(signal.SIG_SETMASK, masked)
                 raise
     if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        _sigmask(signal.SIG_SETMASK, masked)
         return pid
     code = BROKEN
     try:
@@ -201,6 +201,8 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
+_sigmask = plain.pthread_sigmask
+
 #: Signals whose handlers a worker does not keep.
 _RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
@@ -245,9 +247,9 @@ def listen(mask: Iterable[int] | None = None) -> None:
     if hasattr(signal, "sigtimedwait"):
         signal.sigtimedwait((signal.SIGINT,), 0)
     if mask is None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        _sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     else:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _sigmask(signal.SIG_SETMASK, mask)
 
 
 def _open_streams(replaced: bool) -> None:
