@@ -53,6 +53,18 @@ def pause(i: int, seconds: float) -> int:
 
 
 @process
+def crunch(number: int, seconds: float) -> tuple[float, float]:
+    """Use a CPU for so many seconds of CPU time, and tell from when to when."""
+    return work.crunch(number, seconds)
+
+
+@process
+def together(*spans: tuple[float, float]) -> int:
+    """Count how many of these went on at one moment, at most."""
+    return work.together(*spans)
+
+
+@process
 def make(items: int) -> Array:
     """Make an array of ones."""
     return work.make(items)

@@ -50,6 +50,18 @@ def busy(i: int, seconds: float) -> int:
     return i
 
 
+def crunch(number: int, seconds: float) -> tuple[float, float]:
+    """Use a CPU for so many seconds of CPU time, and tell from when to when."""
+    began = time.monotonic()
+    busy(number, seconds)
+    return began, time.monotonic()
+
+
+def together(*spans: tuple[float, float]) -> int:
+    """Count how many of these went on at one moment, at most."""
+    return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+
+
 def spin(seconds: float) -> None:
     """Use a CPU for so many seconds."""
     end = time.perf_counter() + seconds

@@ -1,8 +1,9 @@
-"""P5, P6, P10 and P11: whether the CPUs are full, and never more than full."""
+"""P5, P6, P10, P11 and P14: whether the CPUs are full, and never more than full."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -83,6 +84,31 @@ def skewed(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
             "time": seconds(once, 200 * 199 // 2) / best,
             "longest first": work.longest_first(lengths, CPUS) / best,
         }
+
+
+DOWNLOADS, WAIT, CRUNCH = 32, 0.5, 0.2
+
+
+@row(
+    "P14",
+    f"{DOWNLOADS} tasks that wait {WAIT} s, then {DOWNLOADS} that compute {CRUNCH} s with what those bring",
+    group="load",
+    lines=[
+        Line("", "times the best schedule", "time", Entangle.name, 1.1),
+        Line("at most", "computing at once", "computing", Entangle.name, CPUS + 1, worst=True),
+    ],
+    note=f"the best schedule: all wait at once, then every CPU computes to the end, {WAIT + DOWNLOADS * CRUNCH / CPUS:.1f} s",
+)
+def download_and_crunch(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
+    """Wait in many tasks at once, and compute in no more than there are CPUs."""
+    pause, crunch, together = (contestant.task(task) for task in (work.pause, work.crunch, work.together))
+    for _ in rounds:
+        call = together(*[crunch(pause(i, WAIT), CRUNCH) for i in range(DOWNLOADS)])
+        began = time.perf_counter()
+        computing: int = contestant.value(call)
+        took = time.perf_counter() - began
+        check(1 <= computing <= DOWNLOADS, True)
+        yield {"time": took / (WAIT + DOWNLOADS * CRUNCH / CPUS), "computing": computing}
 
 
 SPIN = 0.002
