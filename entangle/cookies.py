@@ -27,6 +27,8 @@ import weakref
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
+from entangle.errors import StoreFullError
+
 #: A pipe of one page holds as many without blocking the one who fills it.
 MOST_COOKIES = 4096
 
@@ -433,7 +435,8 @@ def reclaim_all() -> None:
 def _place(path: str, body: bytes, spill: str) -> None:
     """Put a file at `path` with all its bytes at once; a link to one in `spill` where there is no room. FileExistsError: there is one."""
     for directory in (os.path.dirname(path), spill):
-        draft = os.path.join(directory, f"{os.path.basename(path)}-{os.urandom(6).hex()}")
+        # A short name: tmpfs has a link of up to 127 bytes even where it is full.
+        draft = os.path.join(directory, f"c{os.urandom(4).hex()}")
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINK, 0o600)
         linked = False
         try:
@@ -449,8 +452,11 @@ def _place(path: str, body: bytes, spill: str) -> None:
             return
         except FileExistsError:
             raise
-        except OSError:
-            if directory == spill or not spill:
+        except OSError as error:
+            if directory == spill:
+                text = f"no room in {os.path.dirname(path)}, not even for a link to {spill}; set ENTANGLE_RUN_DIR to another place"
+                raise StoreFullError(error.errno, text) from None
+            if not spill:
                 raise
         finally:
             os.close(fd)

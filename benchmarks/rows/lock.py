@@ -69,13 +69,13 @@ def _held(contestant: Contestant, call: Any, wanted: int) -> float:
             held[owner] += time.monotonic_ns() - began
         let_go(table)
 
-    Table.lock, Table.unlock = lock, unlock  # type: ignore[method-assign]
+    Table.lock, Table.unlock = lock, unlock  # type: ignore[method-assign,assignment]
     try:
         began = time.monotonic_ns()
         check(contestant.value(call), wanted)
         took = time.monotonic_ns() - began
     finally:
-        Table.lock, Table.unlock = taken, let_go  # type: ignore[method-assign]
+        Table.lock, Table.unlock = taken, let_go  # type: ignore[method-assign,assignment]
     return 100 * sum(held) / took
 
 

@@ -25,7 +25,7 @@ from entangle.errors import RecordsError
 #: States of a node whose run has ended.
 _STATES = {DONE: "done", FAILED: "failed", RUNNING: "stopped", READY: "waiting", WAITING: "waiting"}
 #: What a run that was given up raises.
-_GIVEN_UP = ("entangle.errors.RunCancelledError", "KeyboardInterrupt", "entangle._run.run._Terminated", "CancelledError")
+_GIVEN_UP = ("entangle.errors.RunCancelledError", "KeyboardInterrupt", "entangle._run.interrupts.Terminated", "CancelledError")
 
 #: type, size, SHA-256, text, whole.
 _Told = tuple[Any, Any, Any, Any, Any]

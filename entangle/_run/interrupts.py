@@ -17,6 +17,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Terminated(BaseException):
+    """SIGTERM has come while a run lasted."""
+
+
 class Deferred:
     """Handlers of signals are called at the end of the block. In the main thread; elsewhere no handler is ever called."""
 

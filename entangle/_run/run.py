@@ -17,7 +17,7 @@ from entangle._run import home as homes
 from entangle._run.block import block
 from entangle._run.failures import call_of, note_call
 from entangle._run.frames import passes_on
-from entangle._run.interrupts import Deferred
+from entangle._run.interrupts import Deferred, Terminated
 from entangle._run.outline import LASTING, write_outline
 from entangle._run.process import WorkerProcess
 from entangle._run.removal import DIRECTORY
@@ -46,10 +46,6 @@ class Observer(Protocol):
 
     def ended(self, run: Run) -> None:
         """The run is over; its table is still there."""
-
-
-class _Terminated(BaseException):
-    """SIGTERM has come while a run lasted."""
 
 
 class Run:
@@ -359,12 +355,12 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         return
 
     def terminated(*_: object) -> None:
-        raise _Terminated
+        raise Terminated
 
     signal.signal(signal.SIGTERM, terminated)
     try:
         yield
-    except _Terminated:
+    except Terminated:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for leave in at_termination:
             leave()

@@ -40,6 +40,7 @@ from entangle._run.child import end_child
 from entangle._run.failures import describe, note_attempt, pause
 from entangle._run.frames import passes_on
 from entangle._run.inheritance import in_context_of
+from entangle._run.interrupts import Terminated
 from entangle._run.notes import COOKIE_WAIT, MOVED, SHORT, WHOLE, Notes
 from entangle._run.pickling import why_not
 from entangle._run.short import call_in_short
@@ -771,7 +772,7 @@ class Worker:
         nothing that the body did, and it ends the caller as it would anywhere in his program."""
         if isinstance(error, Exception) or self.lane != HERE or threading.current_thread() is not threading.main_thread():
             return False
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, Terminated)):
             return True
         handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
         at = error.__traceback__

@@ -28,7 +28,7 @@ class Caller:
     def __init__(self, folder: Path, source: str, **environment: str) -> None:
         self.folder = folder
         self.runs = Path(environment.pop("ENTANGLE_RUN_DIR", "") or folder / "runs")
-        self.temporary = Path(environment.pop("TMPDIR", "") or folder / "temporary")
+        self.temporary = Path(environment.pop("TMPDIR", "") or folder / "tmp")
         self.runs.mkdir(exist_ok=True)
         self.temporary.mkdir(exist_ok=True)
         self.script = folder / "script.py"
