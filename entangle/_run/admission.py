@@ -187,6 +187,8 @@ class Seat:
         self._guard = threading.Lock()
         self._holder: object = None
         self._since = 0.0
+        #: Which run lets one body more compute than there are CPUs.
+        self._squeezed: object = None
         #: Runs that wait for it, and how each is told that it is free.
         self._waiting: dict[int, Callable[[], None]] = {}
 
@@ -211,6 +213,20 @@ class Seat:
             for tell in self._waiting.values():
                 tell()  # with the guard held: a run that is over leaves before its pipe is closed
                 break
+
+    def squeeze(self, who: object) -> bool:
+        """Have one place more than there are; False where another run has that."""
+        with self._guard:
+            if self._squeezed not in (None, who):
+                return False
+            self._squeezed = who
+            return True
+
+    def ease(self, who: object) -> None:
+        """Want no more than there is."""
+        with self._guard:
+            if self._squeezed is who:
+                self._squeezed = None
 
     def wanted(self, who: object) -> bool:
         """Whether runs other than `who` wait for it."""
@@ -242,8 +258,9 @@ class Caller(Protocol):
     lending_guard: threading.Lock
 
 
-def claim(caller: Caller) -> bool:
-    """For a nested run: have the place of the worker that waits for it. False where others compute there meanwhile."""
+def claim(caller: Caller, more_than_right: int = 0) -> bool:
+    """For a nested run: have the place of the worker that waits for it. False where others compute there meanwhile, and use more than
+    is right and so much more (thousandths of a CPU)."""
     table: Table = caller.site.table
     header, slots = table.header, table.slots
     with caller.lending_guard:  # record locks do not exclude threads of one process
@@ -252,7 +269,7 @@ def claim(caller: Caller) -> bool:
         with table.locked(caller.slot):
             # What the run around this one is seen to use already counts, but gives it no right to go on.
             more = max(0, CPU - slots[caller.base + SHARE])
-            if header[COMMITTED] + more > header[RIGHT] + SLACK:
+            if header[COMMITTED] + more > header[RIGHT] + SLACK + more_than_right:
                 header[HELD_BACK] = 1  # it will look for more
                 return False
             slots[caller.base + SHARE] = CPU
@@ -300,6 +317,8 @@ class Admission:
         self.flow = flow
         self._seen: dict[int, _Seen] = {}
         self._looked_at = time.monotonic_ns()
+        #: Whether bodies have ever had to wait for others, which would not be so in a run of as many workers as CPUs.
+        self.was_crowded = False
         self._names: list[tuple[str, int]] = []
 
     def _recall(self) -> bool:
@@ -345,6 +364,7 @@ class Admission:
             self._take_stock(slots)
             table.header[HELD_BACK] = 0
             table.header[CROWDED] = 1
+            self.was_crowded = True
 
     def thin_out(self) -> None:
         """No more workers than CPUs from now on."""
@@ -448,7 +468,7 @@ class Admission:
             elif not crowded:
                 slots[base + SHARE] = share_of(table, self.flow.body_of[node])
             committed += slots[base + SHARE]
-        fell = committed < header[COMMITTED]
+        fell = committed + _LITTLE * CPU < header[COMMITTED]
         header[COMMITTED] = committed
         for body, shares in running.items():
             if not table.learned[body]:

@@ -91,6 +91,8 @@ from entangle.flow import FRESH, HERE, PROCESS, THREAD
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 #: How long a run may have the place of its caller while another run wants it (seconds).
 TURN = 0.1
+#: After so long without any body that ends, one more may compute than there are CPUs (seconds).
+STUCK = 2.0
 #: A worker that has found nothing to do for so long is sent home (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
@@ -170,6 +172,9 @@ class Supervisor:
         #: Whether we have that place: 1 or 0 CPUs; and whether we leave it to another run when a body of ours has ended.
         self.base = 0
         self.yielding = False
+        #: A place more than we have a right to, where nothing else would let us go on; since when that may be, and nodes done by then.
+        self.extra = 0
+        self.held_since, self.held_done = 0, -1
 
     # The run -----------------------------------------------------------------------------------------------
 
@@ -223,7 +228,7 @@ class Supervisor:
     @property
     def right(self) -> int:
         """How many CPUs the run may keep busy now."""
-        return self.base - self.yielding + self.cookies
+        return self.base - self.yielding + self.cookies + self.extra
 
     def _report(self, used: int) -> None:
         """Say what this run uses to whoever supervises the worker that waits for it (thousandths of a CPU)."""
@@ -234,7 +239,7 @@ class Supervisor:
         """Take the place of the caller, who waits: unless it waits for another run that has it, or others compute there meanwhile."""
         if not self.seat.take(self.token, self.site.notify):
             return False
-        if self.around is None or claim(self.around):
+        if self.around is None or claim(self.around, CPU if self._is_stuck() else 0):
             return True
         self.seat.leave(self.token)
         return False
@@ -256,13 +261,43 @@ class Supervisor:
             self.admission.entitle(self.right)
             self.low_looks = 0
             self._report(CPU)
-        elif not self._take_cookies(1):
+        elif not self._take_cookies(1) and not self._squeeze_in():
             if self.around is not None:
                 self.pause = FIRST_LOOK  # nobody tells us when there is room in the run around this one
             return
         header, places = self.table.header, room(self.table)
         places -= self._wake_resting(PROCESS, min(places, self.table.waiting_for_worker()))
         self._wake_resting(THREAD, min(places, header[READY_COUNT + THREAD]))
+
+    def _is_stuck(self) -> bool:
+        """Whether nodes have waited for a CPU for long, and none has ended meanwhile."""
+        return bool(self.held_since) and time.monotonic_ns() - self.held_since > STUCK * 1e9
+
+    def _squeeze_in(self) -> bool:
+        """Let one body more compute than there are CPUs, where nothing has ended for long: those that compute may wait for it. One run
+        at a time may do so."""
+        if self.extra or not self._is_stuck() or not self.seat.squeeze(self.token):
+            return False
+        self.extra = 1
+        self.admission.entitle(self.right)
+        return True
+
+    def _look_after_stuck(self, now: int) -> None:
+        """Note since when nodes wait for a CPU without any that ends (ns)."""
+        ready = self.table.waiting_for_worker() or self.table.header[READY_COUNT + THREAD]
+        if not self.extra and not (self.admission.was_crowded and ready):
+            self.held_since = 0
+            return
+        done = self.table.done()
+        if not self.held_since or done != self.held_done:
+            self.held_since, self.held_done = now, done
+            if self.extra:
+                self.extra = 0
+                self.seat.ease(self.token)
+                self.admission.entitle(self.right)
+                self._make_room()
+        elif not self.table.header[HELD_BACK]:
+            self._squeeze_in()
 
     def _look_after_place(self, waiting: bool) -> None:
         """Leave the caller's place to others who want it, if we do not use it, or have had it for long."""
@@ -292,7 +327,7 @@ class Supervisor:
         if around is None or self.base:
             return
         self._report(0)  # we wait; else all who do would be taken to compute, and nobody could go on
-        pause = FIRST_LOOK
+        pause, self.held_since = FIRST_LOOK, time.monotonic_ns()
         while not (around.stopped or around.site.table.header[STOP] or self.cancelled) and not self._take_place():
             time.sleep(pause)
             pause = min(LAST_LOOK, pause * 1.5)
@@ -433,8 +468,7 @@ class Supervisor:
 
     def _make_room(self) -> None:
         """One more worker is about to come: with it there may be more than CPUs."""
-        count = len(self.processes) + len(self.threads)
-        if count >= self.right and not self.admission.crowded:
+        if len(self.processes) + len(self.threads) >= self.right and not self.admission.crowded:
             self.admission.crowd((*self.processes, *self.threads))
 
     def _clear_slot(self, slot: int, lane: int) -> None:
@@ -526,6 +560,7 @@ class Supervisor:
         self.low_looks = self.low_looks + 1 if used < enough else 0
         waiting = self.low_looks > 1
         self._look_after_place(waiting)
+        self._look_after_stuck(now)
         if not self.base:
             used -= self.cookies  # what we compute with cookies of our own takes nobody's place
         self._report(int(max(0.0, min(1.0, used)) * CPU) if waiting or not self.base else CPU)
@@ -859,6 +894,7 @@ class Supervisor:
         self._give_cookies(0)
         if in_order:
             self._regain_place()
+        self.seat.ease(self.token)
         if self.token is self:
             self.seat.leave(self)
         if self.budget is not None and self.budget.held_here():

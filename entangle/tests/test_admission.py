@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,6 +161,45 @@ def test_bodies_that_only_wait_all_wait_at_once(carrier: Any) -> None:
     task = carrier(wait)
     spans = gather(*[task(n) for n in range(40)])()
     assert at_once(spans) > 4 * CPUS
+
+
+def spin_until(path: str) -> bool:
+    """Compute until there is a file."""
+    while not os.path.exists(path):
+        pass
+    return True
+
+
+@process
+def spin(path: str) -> bool:
+    return spin_until(path)
+
+
+@process
+def write(path: str, number: int = 0) -> bool:
+    with open(path, "w"):
+        pass
+    return True
+
+
+@process
+def write_nested(path: str, number: int) -> bool:
+    download(number)()
+    return write(path)()
+
+
+@pytest.mark.parametrize("answer", [write, write_nested], ids=["a body", "a nested run"])
+def test_those_that_compute_until_another_body_has_run_do_not_keep_it_out(tmp_path: Path, answer: Any) -> None:
+    path = str(tmp_path / "file")
+    assert all(gather(answer(path, download(1)), *[spin(path) for _ in range(CPUS)])())
+
+
+def test_a_run_that_computes_until_another_run_is_over_does_not_keep_it_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    futures = [write(path, download(1)).future(), *[spin(path).future() for _ in range(CPUS)]]
+    for future in futures:
+        future.start()
+    assert all(future.result() for future in futures)
 
 
 def test_bodies_of_one_run_that_wait_for_each_other_all_get_their_turn() -> None:
