@@ -301,7 +301,7 @@ def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -
         advice = "Make it inside the function"
     else:
         named = f"{kind} at {path}" if path else kind
-        advice = "Give back something that can"
+        advice = "Pass something that can" if what.startswith("argument") else "Give back something that can"
     return UnpicklableError(
         f"{what} cannot travel to another process: {named} cannot be pickled "
         f"({type(error).__name__}: {error}). {advice}, or let a @thread do it"

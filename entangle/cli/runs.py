@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from entangle.records import Run
 
 STATES = ("done", "failed", "cancelled", "running", "killed")
-HEADS = ("run", "task", "state", "began", "took", "nodes", "failed", "what")
+HEADS = ("run", "task", "state", "began", "took", "nodes", "not done", "what")
 
 
 def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None:
@@ -32,13 +32,13 @@ def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None
         said = "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again.")
         console().print(text(said), soft_wrap=True)
         return
-    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "failed"))
+    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "not done"))
 
 
 def _row(run: Run) -> list[Text]:
     what = run.error.message.splitlines()[0] if run.error is not None and run.error.message else ""
     what = what or " ".join(f"{name}={value}" for name, value in run.tags.items())
-    failed = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
+    missing = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
     return [
         text(run.id),
         text(run.name),
@@ -46,7 +46,7 @@ def _row(run: Run) -> list[Text]:
         text(moment(run.started)),
         text(duration(time.time() - run.started) if run.state == "running" else duration(run.seconds)),
         text(f"{run.node_count:,}"),
-        text(f"{failed:,}" if failed else ""),
+        text(f"{missing:,}" if missing else ""),
         text(what),
     ]
 
