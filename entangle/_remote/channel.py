@@ -342,9 +342,10 @@ class Channel:
             self._hand_over(me)
 
     def _hand_over(self, who: object) -> None:
+        """Lead no more. Where nobody leads, whoever was asked to may have been interrupted or settled since: ask the next."""
         with self._step:
             with self._guard:
-                if self._leader is not who:
+                if self._leader is not None and self._leader is not who:
                     return
                 self._leader = None
                 heir = next((entry for entry in self._entries.values() if not entry.settled), None)

@@ -65,6 +65,7 @@ class Watch:
         if sys.version_info < (3, 12):
             sys.settrace(self._enter)
             return
+        self.end()  # of a test before that was broken off
         events = sys.monitoring
         events.use_tool_id(_TOOL, "moments")
         events.register_callback(_TOOL, events.events.INSTRUCTION, self._instruction)
