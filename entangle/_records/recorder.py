@@ -233,11 +233,12 @@ def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
     nodes, values, extras = notes.gather(site.directory, site.noted)
     constants, outputs = _secret_inputs(run)
     _hide_outputs(run, nodes, values, outputs)
+    secrets = [constant for constant in (run.flow.constants[index] for index in constants) if type(constant) is str]
     tail: dict[str, Any] = {
         "ended": ended,
         "workers": supervisor.serial,
-        "error": _error_of(run, table),
-        "tries": _tries(site.directory, table),
+        "error": _unquoted(_error_of(run, table), secrets),
+        "tries": _unquoted(_tries(site.directory, table), secrets),
         "dirty": commit.hear(root) if root is not None else None,
         "extras": extras,
         "nodes": nodes,
@@ -246,6 +247,24 @@ def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
     }
     line = json.dumps(tail, default=_bytes_as_text)[:-1]
     writer.write(line, (table.ready_at, table.records, table.states, table.attempts))
+
+
+#: Shorter arguments than this are left in texts that quote them: they are found in any text (characters).
+_SHORTEST = 6
+
+
+def _unquoted(told: Any, secrets: list[str]) -> Any:
+    """What is told of an error, without the secret arguments that it may quote: `raise LoginError(password)`."""
+    if type(told) is str:
+        for secret in secrets:
+            if len(secret) >= _SHORTEST:
+                told = told.replace(secret, MASK)
+        return told
+    if type(told) is dict:
+        return {key: _unquoted(value, secrets) for key, value in told.items()} if secrets else told
+    if type(told) in (list, tuple):
+        return [_unquoted(value, secrets) for value in told] if secrets else told
+    return told
 
 
 def _await_notes(table: Table) -> None:

@@ -449,10 +449,11 @@ class Channel:
             self._answer_question(number, bytes(parts[0]))
         with self._step:
             self._seen(message)
-        if kind == RECORD:
-            entry = self._entries.get(number)
+            entry = self._entries.get(number) if kind == RECORD else None
             if entry is not None and entry.shelf:
                 _run.travels.keep(entry.shelf, [bytes(part) for part in parts])
+        if kind == RECORD:
+            pass
         elif kind == PRINT:
             data = bytes(parts[0])
             if data[:1] not in STREAMS:

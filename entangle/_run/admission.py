@@ -139,12 +139,16 @@ class Meter:
         self._process = time.process_time_ns() if whole_process else 0
         self._children = _time_of_children() if whole_process else 0
 
-    def read(self, threads: Callable[[], int]) -> tuple[int, int]:
-        """CPU time wanted, and time passed, since the meter was made (ns). `threads` tells how many of this process work."""
+    def read(self, threads: Callable[[], int], seen: int) -> tuple[int, int]:
+        """CPU time wanted, and time passed, since the meter was made (ns). `threads` tells how many of this process work; `seen` is
+        what the supervisor has seen the body use (thousandths of a CPU)."""
         took = max(1, time.monotonic_ns() - self._began)
         thread = _demand_of_this_thread() - self._thread
         if self._whole_process:
-            return max(thread, time.process_time_ns() - self._process) + _time_of_children() - self._children, took
+            children = _time_of_children() - self._children
+            spent = max(thread, time.process_time_ns() - self._process) + children
+            # How long programs have waited for a CPU is not known when they are gone; whoever looked has seen them wait.
+            return max(spent, seen * took // CPU if children > took // 100 else 0), took
         together = self._table.header[THREADS_USE] / CPU
         return int(scaled(thread / took, together, threads) * took), took
 

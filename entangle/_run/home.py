@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -182,6 +183,13 @@ class Home:
                     lock = _make_locked(around, name)
                 except FileExistsError:
                     continue
+                except OSError as error:
+                    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                        raise
+                    raise EntangleError(
+                        f"no directory for runs can be made in {base} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be "
+                        "written to"
+                    ) from None
                 try:
                     self._locks = [lock, _make_locked(spill_around, spill_name)]
                     break

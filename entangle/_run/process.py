@@ -38,6 +38,7 @@ class WorkerProcess:
         self._used = 0
         self._looked_at = time.monotonic_ns()
         self._low_looks = 0
+        self._body = (-1, -1)
         #: CPU time of each process that the body has started, at the last look (ns).
         self._family: dict[int, int] = {}
 
@@ -97,8 +98,9 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
-    def look(self, now: int) -> bool:
-        """See how much CPU it has used since the last look (`share`); `now` in ns. False where it is gone, or not there yet."""
+    def look(self, now: int, body: tuple[int, int]) -> bool:
+        """See how much CPU it has used since the last look (`share`); `now` in ns. `body` is what it runs, and since when. False where
+        it is gone, or not there yet."""
         spent = cpu_time(self.pid)
         if spent is None:
             return False
@@ -108,7 +110,8 @@ class WorkerProcess:
         if self.share >= 0.3:
             self._low_looks = 0
             return True
-        self._low_looks += 1
+        self._low_looks = self._low_looks + 1 if body == self._body else 1
+        self._body = body
         if self._low_looks <= 4 or self._low_looks % 8 == 0:
             # It waits. What it has started may compute: a body that calls another program does nothing else.
             known, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}

@@ -599,7 +599,8 @@ class Supervisor:
         slots = self.table.slots
         total = 0.0
         for worker in self.processes.values():
-            if not worker.look(now):
+            base = worker.slot * SLOT
+            if not worker.look(now, (slots[base + NODE], slots[base + SINCE])):
                 continue
             nested = slots[worker.slot * SLOT + NESTED]
             if slots[worker.slot * SLOT + STATE] == STARTING:

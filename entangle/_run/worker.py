@@ -77,6 +77,7 @@ from entangle._run.table import (
     RESTING,
     RUNNING,
     RUNS,
+    SHARE,
     SINCE,
     SINKS_LEFT,
     SLOT,
@@ -532,7 +533,7 @@ class Worker:
     def _used(self) -> tuple[int, int] | None:
         """CPU time that the body has wanted, and the time that it took (ns); None where that was not measured."""
         meter, self.meter = self.meter, None
-        return meter.read(self._threads_at_work) if meter is not None else None
+        return meter.read(self._threads_at_work, self.site.table.slots[self.base + SHARE]) if meter is not None else None
 
     def _threads_at_work(self) -> int:
         slots = self.site.table.slots

@@ -281,6 +281,7 @@ class _Key:
             except ValueError:  # not bound yet
                 continue
             self.add(held, f"variable {name!r} of {function.__qualname__}")
+        self._attributes(function, facts)
         space = function.__globals__
         if not _is_of_project(space.get("__name__", "")):
             return  # of a library: its globals are its own
@@ -293,9 +294,18 @@ class _Key:
         for module, level in facts.imports:
             self._import(module, level, space, facts, function.__qualname__)
 
+    def _attributes(self, function: types.FunctionType, facts: _Facts) -> None:
+        """What somebody has set on a function and code reads there."""
+        for name in sorted(facts.names & vars(function).keys()):
+            if not (name.startswith("__") and name.endswith("__")):
+                self.say(name)
+                self.add(vars(function)[name], f"the attribute {name!r} of {function.__qualname__}")
+
     def _read(self, value: Any, facts: _Facts, what: str) -> None:
-        """What code reads: of a module of the project, that of it which the code names."""
+        """What code reads: of a module of the project, that of it which the code names; of a function, attributes that it names."""
         self.add(value, what)
+        if isinstance(value, types.FunctionType):
+            self._attributes(value, facts)
         if not isinstance(value, types.ModuleType) or not _is_of_project(value.__name__):
             return
         for name in sorted(facts.names & vars(value).keys()):

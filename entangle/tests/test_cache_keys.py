@@ -70,6 +70,8 @@ CHANGES = {
     "a module with the name of one of Python's": ("import cmd_\ndef f(x): return cmd_.h(x)", "cmd_.h = lambda x: x + 1", 1, 2),
     "a text that is a docstring, too": ("def h():\n  'a'\n  return 'a'\ndef f(x): return h()", "def h():\n  'b'\n  return 'b'", "a", "b"),
     "a keyword default": ("def h(x, *, n=1): return x + n\ndef f(x): return h(x)", "def h(x, *, n=2): return x + n", 2, 3),
+    "an attribute of a helper": ("def h(x): return x + h.n\nh.n = 1\ndef f(x): return h(x)", "h.n = 2", 2, 3),
+    "an attribute of a function that the body reads": ("def h(): pass\nh.n = 1\ndef f(x): return x + h.n", "h.n = 2", 2, 3),
     "a number's type": ("def f(x): return type(h(x)).__name__\ndef h(x): return 1", "def h(x): return 1.0", "int", "float"),
 }
 

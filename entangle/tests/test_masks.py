@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -590,3 +591,23 @@ def test_no_secret_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [taken.value.text for taken in runs[-1].root.inputs if taken.value] == ["'me'", "***", "{'nested': [{'secret': ***}]}"]
     assert runs[0].error is not None
     assert runs[0].error.message == "password=***"
+
+
+def test_a_secret_argument_that_an_error_quotes_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    monkeypatch.delenv("ENTANGLE_RECORD", raising=False)
+
+    def quotes(user: str, password: str) -> None:
+        raise PermissionError(f"{user} cannot connect with {password}")
+
+    def dies(token: str) -> None:
+        os.write(2, f"using {token}\n".encode())
+        os._exit(3)
+
+    for call in (process(quotes)("bob", "zz-first"), process(retry=1)(quotes)("bob", password="zz-second"), process(dies)("zz-third")):
+        with pytest.raises(Exception):  # noqa: B017 - whatever it is
+            call()
+    assert len(list(records.runs())) == 3
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"zz-" not in written
+    assert b"cannot connect with" in written
