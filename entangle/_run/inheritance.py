@@ -32,12 +32,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from entangle._run.interrupts import plain
 from entangle._run.pickling import MAIN, dumps_for_others
 from entangle._run.variables import module_of, variable_of
 
 #: Signals for which a worker has its own answer (`start.settle_in`), or none can be given.
 _OWN = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP))
-_SIGNALS = [number for number in signal.valid_signals() if number not in _OWN]
+_SIGNALS = [int(number) for number in signal.valid_signals() if number not in _OWN]
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
 
 
@@ -58,9 +59,12 @@ def take_on(state: dict[str, Any], when: str) -> None:
 
 
 def _put_environment(known: dict[str, str]) -> None:
-    if dict(os.environ) != known:
-        os.environ.clear()
-        os.environ.update(known)
+    now = dict(os.environ)
+    for name in now.keys() - known.keys():
+        del os.environ[name]
+    for name, value in known.items():
+        if now.get(name) != value:
+            os.environ[name] = value
 
 
 def _put_list(known: list[Any], which: list[Any]) -> None:
@@ -159,7 +163,19 @@ def _put_interpreter(known: tuple[Any, ...]) -> None:
 
 def _decimal() -> bytes | None:
     decimal = sys.modules.get("decimal")
-    return pickle.dumps(decimal.getcontext(), 5) if decimal is not None else None
+    if decimal is None:
+        return None
+    context = decimal.getcontext()
+    # Every worker begins with Python's own, and loading the module takes it milliseconds.
+    traps = {decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow}
+    usual = (context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp) == _USUAL_DECIMAL
+    if usual and {trap for trap, on in context.traps.items() if on} == traps:
+        return None
+    return pickle.dumps(context, 5)
+
+
+#: Precision, rounding, exponents, capitals and clamping of Python's own decimal context (the decimal module's documentation).
+_USUAL_DECIMAL = (28, "ROUND_HALF_EVEN", -999999, 999999, 1, 0)
 
 
 def _put_decimal(known: bytes | None) -> None:
@@ -295,20 +311,20 @@ def _put_start_method(known: str | None) -> None:
 
 
 def _signals() -> tuple[dict[int, bool], list[int]]:
-    answers = {int(number): answer is signal.SIG_IGN for number in _SIGNALS if not callable(answer := signal.getsignal(number))}
+    answers = {int(number): answer == signal.SIG_IGN for number in _SIGNALS if not callable(answer := plain.getsignal(number))}
     # Those that a worker answers in its own way may be blocked here for a moment, while it is started.
-    return answers, [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, []) if number not in _OWN]
+    return answers, [int(number) for number in plain.pthread_sigmask(signal.SIG_BLOCK, []) if number not in _OWN]
 
 
 def _put_signals(known: tuple[dict[int, bool], list[int]]) -> None:
     answers, mask = known
     for number, ignored in answers.items():
         wanted = signal.SIG_IGN if ignored else signal.SIG_DFL
-        if signal.getsignal(number) != wanted:
+        if plain.getsignal(number) != wanted:
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, wanted)
-    signal.pthread_sigmask(signal.SIG_BLOCK, mask)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number not in mask])
+    plain.pthread_sigmask(signal.SIG_BLOCK, mask)
+    plain.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number not in mask])
 
 
 def _limits() -> tuple[Any, ...]:
