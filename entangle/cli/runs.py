@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from entangle.records import Run
 
 STATES = ("done", "failed", "cancelled", "running", "killed")
-HEADS = ("run", "task", "state", "began", "took", "nodes", "not done", "what")
+HEADS = ("run", "task", "state", "began", "took", "nodes", "undone", "what")
 
 
 def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None:
@@ -32,7 +32,7 @@ def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None
         said = "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again.")
         console().print(text(said), soft_wrap=True)
         return
-    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "not done"))
+    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "undone"))
 
 
 def _row(run: Run) -> list[Text]:
