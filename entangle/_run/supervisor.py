@@ -445,6 +445,8 @@ class Supervisor:
         self.pause = FIRST_LOOK
 
     def _start_thread(self) -> None:
+        if not self.free:
+            self._see_threads_off()
         if not self.free or len(self.threads) >= MOST_THREADS:
             return
         slot = self.free.pop()
@@ -483,6 +485,9 @@ class Supervisor:
         self._send_all_home()
         self._end_processes(time.monotonic() + 30.0, kill=False)
         self._give_cookies(0)
+        while not self.free and self.threads:
+            self._see_threads_off()  # told to end just now, or retired a moment ago
+            time.sleep(0.001)
         slot = self.free.pop()
         self._clear_slot(slot, HERE)
         self.serial += 1
@@ -578,9 +583,7 @@ class Supervisor:
                 for _ in range(min(count, unclaimed + fresh, self.cap - count)):
                     self._start_process(PROCESS if unclaimed else FRESH)
         self._retire(now, 0 if held_back else ready + fresh)
-        for slot in [slot for slot in self.threads if table.slots[slot * SLOT + STATE] == GONE]:
-            self.threads.pop(slot)[0].join()
-            self.free.append(slot)
+        self._see_threads_off()
         waiting_threads = 0 if held_back else header[READY_COUNT + THREAD]
         waiting_threads -= self._wake_resting(THREAD, waiting_threads)
         if waiting_threads > max(0, header[IDLE + THREAD]):
@@ -654,6 +657,12 @@ class Supervisor:
             if self.admission.crowded:
                 used = min(used, -(-header[COMMITTED] // CPU))
             self._give_cookies(max(0, used - self.base))
+
+    def _see_threads_off(self) -> None:
+        """Take back the slots of threads that have retired."""
+        for slot in [slot for slot in self.threads if self.table.slots[slot * SLOT + STATE] == GONE]:
+            self.threads.pop(slot)[0].join()
+            self.free.append(slot)
 
     def _retire_threads(self, now: int) -> None:
         """As `_retire`, for threads: one that rests is a worker too many for those that compute."""

@@ -239,3 +239,24 @@ def test_a_value_that_one_task_takes_twice_stays_for_the_others() -> None:
 
     seven = stamp()
     assert pair(pair(seven, seven), pair(seven, pair(seven, seven)))() == ((7, 7), (7, (7, 7)))
+
+
+def test_a_thread_that_has_retired_makes_room_for_another() -> None:
+    """The second thread comes when the first, idle for long, is gone; and a body in the calling thread after both."""
+    release = threading.Event()
+
+    @thread
+    def quick() -> int:
+        return 1
+
+    @thread
+    def slow(*_: int) -> int:
+        release.wait(0.3)
+        return 2
+
+    @task
+    def last(*values: int) -> int:
+        return sum(values)
+
+    for _ in range(5):
+        assert last(slow(quick(), quick()), slow(slow(quick())), quick())() == 5
