@@ -7,13 +7,14 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from entangle.process import process
+from entangle.process import ProcessTerminatedException, process
 
-from .evidence import note, notes, pids_in
+from .evidence import note, notes, pids_in, text_of
 
 NODES = 200
 
@@ -21,7 +22,7 @@ NODES = 200
 _KILLER = """
 import os, random, signal, sys, time
 
-def children(parent):
+def children(parent, server=False):
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -32,7 +33,11 @@ def children(parent):
                     command = file.read()
             except OSError:
                 continue
-            if int(ppid) == parent and state not in b"ZX" and b"forkserver" not in command and int(name) not in spared:
+            if int(ppid) != parent or state in b"ZX" or int(name) in spared:
+                continue
+            if b"forkserver" in command and not server:
+                found += children(int(name), server=True)  # these have its command
+            else:
                 found.append(int(name))
     return found
 
@@ -56,7 +61,7 @@ for line in sys.stdin:
     if pids:
         chance = random.Random(argument)
         if order == "any":
-            time.sleep(chance.uniform(0, 0.15))
+            time.sleep(chance.uniform(0, 0.06))
             pids = children(parent)
         if pids:
             killed = chance.choice(pids)
@@ -154,3 +159,20 @@ def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
     killer.kill_when_noted(folder / "victim")
     assert call() == expected, f"seed {seed}"
     assert killer.killed() == victims(folder), f"seed {seed}"
+
+
+def kill_at_any_moment(killer: Killer, seeds: Iterable[int], retry: int) -> None:
+    """Kill any worker some time after a graph's first has begun, once for each seed; most of the kills must hit."""
+    hits, tries = 0, 0
+    for seed in seeds:
+        tries += 1
+        call, expected = graph_with_a_victim(None, seed=seed, retry=retry)
+        killer.kill_any_child(seed)
+        told = ""
+        try:
+            assert call() == expected, f"seed {seed}"
+        except ProcessTerminatedException as error:
+            told = text_of(error)
+        assert not told or ("SIGKILL" in told and not retry), f"seed {seed}: {told}"
+        hits += len(killer.killed())
+    assert hits > tries / 2, f"only {hits} of {tries} kills hit a worker"

@@ -14,7 +14,7 @@ from entangle.process import ProcessRetryException, ProcessTerminatedException, 
 
 from . import bodies
 from .evidence import note, notes, text_of
-from .killing import Killer, graph_with_a_victim, kill_and_compare, victims
+from .killing import Killer, graph_with_a_victim, kill_and_compare, kill_at_any_moment, victims
 
 one = process(bodies.one)
 total = process(bodies.total)
@@ -50,27 +50,14 @@ def test_a_worker_killed_in_a_body_is_told_without_retry(killer: Killer, tmp_pat
         assert len(victims(folder)) == 1
 
 
-def test_a_worker_killed_at_any_moment(killer: Killer, tmp_path: Path) -> None:
+def test_a_worker_killed_at_any_moment(killer: Killer) -> None:
     """Not only inside a body: between two bodies, while it takes a node, while it publishes a value."""
-    for seed in range(15):
-        call, expected = graph_with_a_victim(None, seed=seed, retry=3)
-        killer.kill_any_child(seed)
-        assert call() == expected, f"seed {seed}"
-        killer.killed()
+    kill_at_any_moment(killer, range(15), retry=3)
 
 
 def test_a_worker_killed_at_any_moment_without_retry(killer: Killer) -> None:
     """The right answer, if nothing ran in it just then, or the right error; never anything else, and never a hang."""
-    for seed in range(15):
-        call, expected = graph_with_a_victim(None, seed=seed, retry=0)
-        killer.kill_any_child(1000 + seed)
-        told = "SIGKILL"
-        try:
-            assert call() == expected, f"seed {seed}"
-        except ProcessTerminatedException as error:
-            told = text_of(error)
-        assert "SIGKILL" in told
-        killer.killed()
+    kill_at_any_moment(killer, range(1000, 1015), retry=0)
 
 
 def test_all_workers_killed_at_once(tmp_path: Path, start: str) -> None:

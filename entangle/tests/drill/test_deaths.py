@@ -9,7 +9,7 @@ import pytest
 
 from entangle.errors import ProcessTerminatedException
 from entangle.tests.evidence import text_of
-from entangle.tests.killing import Killer, graph_with_a_victim, kill_and_compare, victims
+from entangle.tests.killing import Killer, graph_with_a_victim, kill_and_compare, kill_at_any_moment, victims
 
 pytestmark = pytest.mark.drill
 
@@ -44,24 +44,9 @@ def test_three_hundred_deaths_without_retry(killer: Killer, tmp_path: Path, bloc
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_three_hundred_deaths_at_any_moment(killer: Killer, block: int) -> None:
-    for number in range(30):
-        seed = 30_000 + 100 * block + number
-        call, expected = graph_with_a_victim(None, seed=seed, retry=3)
-        killer.kill_any_child(seed)
-        assert call() == expected, f"seed {seed}"
-        killer.killed()
+    kill_at_any_moment(killer, range(30_000 + 100 * block, 30_030 + 100 * block), retry=3)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_three_hundred_deaths_at_any_moment_without_retry(killer: Killer, block: int) -> None:
-    for number in range(30):
-        seed = 40_000 + 100 * block + number
-        call, expected = graph_with_a_victim(None, seed=seed, retry=0)
-        killer.kill_any_child(seed)
-        told = "SIGKILL"
-        try:
-            assert call() == expected, f"seed {seed}"
-        except ProcessTerminatedException as error:
-            told = text_of(error)
-        assert "SIGKILL" in told
-        killer.killed()
+    kill_at_any_moment(killer, range(40_000 + 100 * block, 40_030 + 100 * block), retry=0)
