@@ -98,15 +98,18 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
-    def look(self, now: int, body: tuple[int, int]) -> bool:
-        """See how much CPU it has used since the last look (`share`); `now` in ns. `body` is what it runs, and since when. False where
-        it is gone, or not there yet."""
+    def look(self, now: int, body: tuple[int, int], supervises: bool) -> bool:
+        """See how much CPU it has used since the last look (`share`); `now` in ns. `body` is what it runs, and since when; `supervises`
+        tells that the body waits for a run of its own, whose workers count there. False where the worker is gone, or not there yet."""
         spent = cpu_time(self.pid)
         if spent is None:
             return False
-        used = spent - self._used + (self._used_by_family() if self._family else 0)
+        used = spent - self._used + (self._used_by_family() if self._family and not supervises else 0)
         self.share = min(1.0, max(0, used) / max(1, now - self._looked_at))
         self._used, self._looked_at = spent, now
+        if supervises:
+            self._family = {}
+            return True
         if self.share >= 0.3:
             self._low_looks = 0
             return True

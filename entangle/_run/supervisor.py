@@ -89,6 +89,9 @@ from entangle.errors import (
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
+FIRST_LOOK_NESTED = 0.01
+#: The longest pause between two looks while the workers use all the CPU that they are entitled to (seconds).
+LONGEST_PAUSE = 0.06
 #: How long a run may have the place of its caller while another run wants it (seconds).
 TURN = 0.1
 #: After so long without any body that ends, one more may compute than there are CPUs (seconds).
@@ -149,7 +152,6 @@ class Supervisor:
         self.calling: Worker | None = None
         self.error: BaseException | None = None
         self.looked_at = time.monotonic_ns()
-        self.pause = FIRST_LOOK
         self.idle_since = self.threads_idle_since = 0
         self.stillborn = 0
         self.low_looks = 0
@@ -166,6 +168,10 @@ class Supervisor:
         self.outer = outer if outer is not None and outer.in_process else None
         #: The worker in whose body this run was called, where that is a place on a CPU: whoever supervises it looks at its slot.
         self.around = outer if outer is not None and outer.lane != HERE else None
+        #: The pause until the next look (seconds), and after a worker has been started. A nested run is one of many, and their supervisors
+        #: compute when they look.
+        self.first_pause = FIRST_LOOK if self.around is None else FIRST_LOOK_NESTED
+        self.pause = self.first_pause
         #: Where the caller's own place is had, and who we are there: a run in a body of the calling thread is as the run around it.
         self.seat: Seat = outer.seat if outer is not None else seat_of_callers()
         self.token: object = outer.token if outer is not None and outer.token is not None else self
@@ -442,7 +448,7 @@ class Supervisor:
             if fd >= 0:
                 self.by_fd[fd] = worker
                 self.poll.register(fd, select.POLLIN)
-        self.pause = FIRST_LOOK
+        self.pause = self.first_pause
 
     def _start_thread(self) -> None:
         if not self.free:
@@ -466,7 +472,7 @@ class Supervisor:
                 return  # no room for one more thread: those who are there go on
             raise no_thread(error) from None
         self.threads[slot] = (thread, worker)
-        self.pause = FIRST_LOOK
+        self.pause = self.first_pause
 
     def _make_room(self) -> None:
         """One more worker is about to come: with it there may be more than CPUs."""
@@ -541,7 +547,6 @@ class Supervisor:
         if elapsed < FIRST_LOOK * 0.9e9:
             return
         self.looked_at = now
-        self.pause = min(LAST_LOOK, self.pause * 1.5)
         if self.looked is not None:
             with Deferred():  # it opens files
                 self.looked()
@@ -564,6 +569,13 @@ class Supervisor:
         # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
         self.low_looks = self.low_looks + 1 if used < enough else 0
         waiting = self.low_looks > 1
+        if waiting:
+            self.first_pause = FIRST_LOOK  # more workers are wanted soon
+        if self.low_looks or self.admission.crowded:
+            self.pause = min(LAST_LOOK, self.pause * 1.5)
+        else:
+            # A supervisor that looks is one more that computes, and there may be one for each nested run.
+            self.pause = min(LONGEST_PAUSE, self.pause * 2)
         self._look_after_place(waiting)
         self._look_after_stuck(now)
         if not self.base:
@@ -603,10 +615,10 @@ class Supervisor:
         total = 0.0
         for worker in self.processes.values():
             base = worker.slot * SLOT
-            if not worker.look(now, (slots[base + NODE], slots[base + SINCE])):
+            nested = slots[base + NESTED]
+            if not worker.look(now, (slots[base + NODE], slots[base + SINCE]), nested >= 0):
                 continue
-            nested = slots[worker.slot * SLOT + NESTED]
-            if slots[worker.slot * SLOT + STATE] == STARTING:
+            if slots[base + STATE] == STARTING:
                 nested = 1000  # on its way: it will take what is ready
             total += max(worker.share, nested / 1000)
         return total
@@ -617,7 +629,7 @@ class Supervisor:
         found = 0.0
         for worker in self.processes.values():
             nested = 1000 if slots[worker.slot * SLOT + STATE] == STARTING else slots[worker.slot * SLOT + NESTED]
-            found += max(nested / 1000, float(worker.runnable()))
+            found += nested / 1000 if nested >= 1000 else max(nested / 1000, float(worker.runnable()))
             if found > self.right + 1:
                 break
         return found
