@@ -62,8 +62,8 @@ class _Memory:
 def _to_be_remembered(run: Any) -> bool:
     if not run.nested:
         return os.environ.get("ENTANGLE_RECORD") != "0"
-    from entangle._run.table import NOTING
-    from entangle._run.worker import here
+    from entangle._shared.table import NOTING
+    from entangle._worker.worker import here
 
     return here.worker is not None and here.worker.site.table.header[NOTING] != 0
 

@@ -12,8 +12,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from entangle._run import home as homes
-from entangle._run.pickling import dumps
+from entangle._shared import home as homes
+from entangle._shared.pickling import dumps
 from entangle._tasks.fingerprint import fingerprint
 from entangle.task import Layer
 

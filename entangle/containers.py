@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote.containers import check_common
-from entangle._remote.far import Far
+from entangle._remote.caller.container_options import check_common
+from entangle._remote.caller.far import Far
 from entangle._remote.transport.apptainer import Apptainer as Transport
-from entangle._run.frames import edge
+from entangle._shared.frames import edge
 from entangle.docker import Volumes, docker
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown

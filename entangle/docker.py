@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote.containers import check_common, pairs, words
-from entangle._remote.far import Far
+from entangle._remote.caller.container_options import check_common, pairs, words
+from entangle._remote.caller.far import Far
 from entangle._remote.transport.docker import Docker as Transport
-from entangle._run.frames import edge
-from entangle._run.short import value_in_short
+from entangle._shared.frames import edge
+from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown

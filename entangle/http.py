@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit, urlunsplit
 
-from entangle._run.frames import edge
-from entangle._run.masks import beginning, masked
-from entangle._run.short import value_in_short
+from entangle._shared.frames import edge
+from entangle._shared.masks import beginning, masked
+from entangle._shared.short import value_in_short
 from entangle.errors import OptionError, RequestError
 from entangle.task import Layer, Task, decorate, refuse_unknown
 

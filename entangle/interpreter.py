@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote import imports
-from entangle._remote.far import Far
+from entangle._remote.agent import imports
+from entangle._remote.caller.far import Far
 from entangle._remote.transport.interpreter import Interpreter
-from entangle._run.frames import edge
-from entangle._run.short import value_in_short
+from entangle._shared.frames import edge
+from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown

@@ -16,9 +16,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from entangle._records.shelf import find_shelf
+from entangle._records.directory import find_shelf
 from entangle._records.views import Edge, Error, Git, Input, Node, Run, Task, Times, Value
-from entangle._run.frames import edge
+from entangle._shared.frames import edge
 from entangle.errors import GraphError, RecordsError
 
 __all__ = [
@@ -75,7 +75,7 @@ def runs(
         for run in records.runs(state="failed"):
             print(run.id, run.error.message)
     """
-    from entangle._records.graphs import find_runs
+    from entangle._records.reading import find_runs
 
     when = since.timestamp() if isinstance(since, datetime) else since
     return find_runs(find_shelf(), limit=limit, name=name, state=state, tags=tags, since=when, nested=nested)
@@ -87,7 +87,7 @@ def run(run_id: str = "last") -> Run:
 
     print(records.run("last").to_mermaid())
     """
-    from entangle._records.graphs import find_run
+    from entangle._records.reading import find_run
 
     return find_run(find_shelf(), run_id)
 
@@ -100,7 +100,7 @@ def hash_of(value: Any) -> str:
     """
     import hashlib
 
-    from entangle._run.pickling import dumps
+    from entangle._shared.pickling import dumps
 
     return hashlib.sha256(dumps(value)).hexdigest()
 
@@ -112,8 +112,8 @@ def made(value_hash: str) -> list[Node]:
     for node in records.made(records.hash_of(result)):
         print(node.run.id, node.name, [input.argument for input in node.inputs])
     """
-    from entangle._records.binding import bind
-    from entangle._records.file import is_there
+    from entangle._records.database import is_there
+    from entangle._records.ingest import bind
     from entangle._records.views import made as made_by
 
     try:
@@ -186,7 +186,7 @@ def take_home(run_ids: list[str]) -> list[bytes]:
 
     channel.send(records.take_home([run.id]))
     """
-    from entangle._records.binding import take_sheets
+    from entangle._records.ingest import take_sheets
 
     return take_sheets(find_shelf(), run_ids)
 
@@ -198,6 +198,6 @@ def absorb(sheets: list[bytes], parent: tuple[str, int] | None = None) -> list[s
 
         records.absorb(channel.receive(), parent=(run_id, node))
     """
-    from entangle._records.binding import absorb_sheets
+    from entangle._records.ingest import absorb_sheets
 
     return absorb_sheets(find_shelf(), sheets, parent)

@@ -7,11 +7,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._run.frames import edge
-from entangle._run.home import home
-from entangle._run.short import value_in_short
-from entangle._run.worker import here
+from entangle._shared.frames import edge
+from entangle._shared.home import home
+from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
+from entangle._worker.worker import here
 from entangle.cookies import available_cpus, bind, registered_pools, roam
 from entangle.errors import OptionError, SchedulerImportError
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown

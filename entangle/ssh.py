@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote.far import Far
+from entangle._remote.caller.far import Far
 from entangle._remote.transport.ssh import LEARN, SSH, check_word
-from entangle._run.frames import edge
-from entangle._run.short import value_in_short
+from entangle._shared.frames import edge
+from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
@@ -30,7 +30,7 @@ class Ssh(Far):
         shipped = super().ship(rest)
         if self.transport.env is None:
             return shipped
-        from entangle._remote.requirements import furnished
+        from entangle._remote.caller.requirements import furnished
 
         return furnished(self.transport, rest.function, shipped)
 

@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
-from entangle._run.frames import edge, hide, passes_on
-from entangle._run.pickling import MAIN, by_value, otherwise, travels_by_value
+from entangle._shared.frames import edge, hide, passes_on
+from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_value
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Attributes, Layer

@@ -53,7 +53,7 @@ def lock(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
 
 def _held(contestant: Contestant, call: Any, wanted: int) -> float:
     """Per cent of a run's time during which somebody held the lock of its table."""
-    from entangle._run.table import Table
+    from entangle._shared.table import Table
 
     held = memoryview(mmap.mmap(-1, 8 * 1024)).cast("q")
     taken, let_go = Table.lock, Table.unlock
@@ -81,7 +81,7 @@ def _held(contestant: Contestant, call: Any, wanted: int) -> float:
 
 def _claims(slots: int) -> float:
     """Microseconds of a claim, where 40 workers go through 20,000 leaves."""
-    from entangle._run.table import HIGH, LOW, PLANNED, SLOT, Table
+    from entangle._shared.table import HIGH, LOW, PLANNED, SLOT, Table
     from entangle.flow import PROCESS, Body, Flow, Shape
 
     count = 20_000

@@ -6,8 +6,8 @@ from typing import Any
 
 from entangle._dataflow.outcome import Attempt
 from entangle._dataflow.stage import text_of
-from entangle._run.failures import pause
-from entangle._run.journal import read_journal
+from entangle._shared.journal import read_journal
+from entangle._worker.failures import pause
 from entangle.errors import add_note
 from entangle.flow import Flow
 

@@ -6,9 +6,9 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run.failures import describe, few_of, set_traceback, text_of
-from entangle._run.frames import hide
-from entangle._run.pickling import dumps
+from entangle._shared.frames import hide
+from entangle._shared.pickling import dumps
+from entangle._worker.failures import describe, few_of, set_traceback, text_of
 from entangle.errors import EntangleError, ProcessRetryException, add_note
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from entangle._dataflow.node import Node, Window
 from entangle._dataflow.stage import Branch, Stage, Tell
-from entangle._run.stream import GATHER, SOURCE, Row
-from entangle._run.table import MOST_LIMITS
+from entangle._run.rearming import GATHER, SOURCE, Row
+from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body
 

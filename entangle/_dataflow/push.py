@@ -9,9 +9,9 @@ from entangle._dataflow.lost import Progress
 from entangle._dataflow.node import Node, Window, _checked
 from entangle._dataflow.outcome import ENDED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
-from entangle._run.frames import passes_on
-from entangle._run.pickling import why_not
-from entangle._run.stream import StreamRun, StreamSupervisor, unroll
+from entangle._run.rearming import StreamRun, StreamSupervisor, unroll
+from entangle._shared.frames import passes_on
+from entangle._shared.pickling import why_not
 from entangle.flow import THREAD
 
 

@@ -18,16 +18,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
-from entangle._run.child import end_child
-from entangle._run.failures import pause
-from entangle._run.frames import hide, passes_on
-from entangle._run.journal import Journal
-from entangle._run.pickling import dumps, why_not
-from entangle._run.short import item_in_short
-from entangle._run.stream import progress_of
-from entangle._run.table import BEGUN, NODE, RUNS, SINCE, STOP
-from entangle._run.worker import Worker, here
+from entangle._run.rearming import progress_of
+from entangle._shared.frames import hide, passes_on
+from entangle._shared.journal import Journal
+from entangle._shared.pickling import dumps, why_not
+from entangle._shared.short import item_in_short
+from entangle._shared.table import BEGUN, NODE, RUNS, SINCE, STOP
 from entangle._tasks.parameters import positional_names
+from entangle._worker.child import end_child
+from entangle._worker.failures import pause
+from entangle._worker.worker import Worker, here
 from entangle.errors import RunCancelledError, StoreFullError
 
 if TYPE_CHECKING:

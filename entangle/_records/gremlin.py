@@ -18,9 +18,9 @@ from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlsplit
 
-from entangle._records.binding import bind
-from entangle._records.file import opened
-from entangle._records.graphs import run_of
+from entangle._records.database import opened
+from entangle._records.ingest import bind
+from entangle._records.reading import run_of
 from entangle._records.vertices import LABELS, Edge, Vertex, edges_of, stubs_of, vertices_of
 from entangle._tasks.address import check_address, name_of
 from entangle.errors import GraphError

@@ -13,13 +13,15 @@ import time
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from entangle._records import commit, shelf, surroundings, tags, tasks
-from entangle._records.sheet import FORM, Writer
-from entangle._run import notes
-from entangle._run.frames import hide
-from entangle._run.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
-from entangle._run.short import home_of
-from entangle._run.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
+from entangle._records import commit, surroundings, tags
+from entangle._records import directory as shelf
+from entangle._records import task_versions as tasks
+from entangle._records.log_segment import FORM, Writer
+from entangle._shared import notes
+from entangle._shared.frames import hide
+from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
+from entangle._shared.short import home_of
+from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._tasks import address
 from entangle._tasks.parameters import code_of
 from entangle.errors import GraphError
@@ -143,7 +145,7 @@ def _follow_up(run: Run, place: str) -> None:
     worth_it = lasted * SHARE > 0.05 + run.flow.count * 20e-6
     # Of those that are not, one in 256 sees to who only ever calls short ones, and never looks.
     if worth_it or (run.id.endswith("00") and len(os.listdir(shelf.sheets_of(place))) > MANY):
-        from entangle._records.binding import bind
+        from entangle._records.ingest import bind
 
         bind(place, max(0.5, lasted * SHARE))
 
@@ -157,7 +159,7 @@ def _labels(flow: Flow) -> dict[str, list[str]]:
 def shelf_of(run: Run) -> tuple[str, bool] | None:
     """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
     if run.nested:
-        from entangle._run.worker import here
+        from entangle._worker.worker import here
 
         assert here.worker is not None
         outer = here.worker.site

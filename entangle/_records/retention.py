@@ -7,8 +7,8 @@ import os
 import sqlite3
 import time
 
-from entangle._records.file import opened, transaction
-from entangle._records.graphs import find_run
+from entangle._records.database import opened, transaction
+from entangle._records.reading import find_run
 from entangle.errors import RecordsError
 
 DAYS, BYTES = 90.0, 1 << 30

@@ -11,14 +11,14 @@ import os
 from typing import TYPE_CHECKING
 
 from entangle import _run
-from entangle._records import shelf
+from entangle._records import directory as shelf
+from entangle._records.log_segment import SUFFIX, parse, read
 from entangle._records.recorder import LINK, Recorder, complain, shelf_of
-from entangle._records.sheet import SUFFIX, parse, read
-from entangle._run.home import home
+from entangle._shared.home import home
 
 if TYPE_CHECKING:
     from entangle._run.run import Run
-    from entangle._run.worker import Worker
+    from entangle._worker.worker import Worker
 
 # Here ----------------------------------------------------------------------------------------------------------------
 

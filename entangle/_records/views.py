@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from entangle._records import graphs
-from entangle._records.file import opened
+from entangle._records import reading as graphs
+from entangle._records.database import opened
 from entangle.errors import RecordsError
 
 if TYPE_CHECKING:

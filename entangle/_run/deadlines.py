@@ -6,9 +6,9 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from entangle._run.failures import call_of, note_call
-from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all
-from entangle._run.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
+from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all
+from entangle._shared.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
+from entangle._worker.failures import call_of, note_call
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import THREAD
 

@@ -16,7 +16,8 @@ import threading
 import time
 from typing import Any
 
-from entangle._run import greenlets, reaper
+from entangle._run import reaper
+from entangle._shared import greenlets
 
 #: Libraries that do not survive a fork, by a part of the paths of their files, with what people call them.
 UNSAFE = {

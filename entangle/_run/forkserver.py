@@ -27,13 +27,15 @@ import time
 from array import array
 from typing import Any
 
-from entangle._run import importing, janitor, measuring, start
-from entangle._run.home import home
-from entangle._run.joining import BROKEN, join_run, write_flow
-from entangle._run.readable import readable
-from entangle._run.site import Site
-from entangle._run.table import Table
-from entangle._run.worker import run_as
+from entangle._run import start
+from entangle._shared import measuring
+from entangle._shared.home import home
+from entangle._shared.readable import readable
+from entangle._shared.site import Site
+from entangle._shared.table import Table
+from entangle._worker import importing, janitor
+from entangle._worker.joining import BROKEN, join_run, write_flow
+from entangle._worker.worker import run_as
 from entangle.cookies import available_cpus, jobserver_style
 from entangle.errors import EntangleError
 from entangle.flow import PROCESS, Body, Flow, Shape

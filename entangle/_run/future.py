@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from entangle._run.frames import hide
-from entangle._run.limits import no_thread
-from entangle._run.worker import here
+from entangle._shared.frames import hide
+from entangle._shared.limits import no_thread
+from entangle._worker.worker import here
 from entangle.errors import RunCancelledError
 
 T = TypeVar("T")

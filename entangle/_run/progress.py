@@ -10,7 +10,7 @@ from typing import Any
 
 from entangle._run import observers
 from entangle._run.run import Run
-from entangle._run.table import BEGUN, DONE, FAILED, FAILED_NODE, RUNNING, SLOT, Table
+from entangle._shared.table import BEGUN, DONE, FAILED, FAILED_NODE, RUNNING, SLOT, Table
 from entangle.errors import EntangleError
 
 #: Runs shorter than this (seconds) show nothing.

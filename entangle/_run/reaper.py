@@ -13,10 +13,11 @@ import signal
 import threading
 import time
 
-from entangle._run import janitor, measuring
-from entangle._run.output import forward
-from entangle._run.process import GRACE, WorkerProcess
-from entangle._run.readable import readable
+from entangle._run.forwarding import forward
+from entangle._run.worker_process import GRACE, WorkerProcess
+from entangle._shared import measuring
+from entangle._shared.readable import readable
+from entangle._worker import janitor
 
 #: Bytes of values that a run may leave for its caller to remove.
 MUCH = 8 << 20

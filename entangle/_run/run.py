@@ -12,21 +12,23 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from entangle._run import at_termination, importing, limits, observers, reaper
-from entangle._run import home as homes
-from entangle._run.block import block
-from entangle._run.failures import call_of, note_call
-from entangle._run.frames import passes_on
-from entangle._run.interrupts import Deferred, Terminated
-from entangle._run.outline import LASTING, write_outline
-from entangle._run.process import WorkerProcess
-from entangle._run.removal import DIRECTORY
-from entangle._run.site import Site, lanes_of
+from entangle._run import at_termination, observers, reaper
 from entangle._run.start import chosen_way
-from entangle._run.store import Store
 from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers
-from entangle._run.table import FINISHED, STARTED_AT, Table
-from entangle._run.worker import Worker, here
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared import home as homes
+from entangle._shared import limits
+from entangle._shared.block import block
+from entangle._shared.frames import passes_on
+from entangle._shared.interrupts import Deferred, Terminated
+from entangle._shared.removal import DIRECTORY
+from entangle._shared.site import Site, lanes_of
+from entangle._shared.store import Store
+from entangle._shared.table import FINISHED, STARTED_AT, Table
+from entangle._watch.outline import LASTING, write_outline
+from entangle._worker import importing
+from entangle._worker.failures import call_of, note_call
+from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
 from entangle.flow import FRESH, PROCESS, THREAD, Flow

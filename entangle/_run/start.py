@@ -15,15 +15,17 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._run import child, classes, greenlets, janitor, measuring, reaper
+from entangle._run import reaper
 from entangle._run.forking import fork_is_safe
-from entangle._run.interrupts import handler_of, plain
-from entangle._run.joining import BROKEN, join_run, write_flow
-from entangle._run.process import WorkerProcess
-from entangle._run.site import Site
-from entangle._run.store import Store
-from entangle._run.table import PID, SLOT, STARTING, STATE
-from entangle._run.worker import Worker, flush, here, run_as
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared import classes, greenlets, measuring
+from entangle._shared.interrupts import handler_of, plain
+from entangle._shared.site import Site
+from entangle._shared.store import Store
+from entangle._shared.table import PID, SLOT, STARTING, STATE
+from entangle._worker import child, janitor
+from entangle._worker.joining import BROKEN, join_run, write_flow
+from entangle._worker.worker import Worker, flush, here, run_as
 from entangle.errors import OptionError
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
@@ -274,8 +276,8 @@ def _open_streams(replaced: bool) -> None:
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     import subprocess
 
-    from entangle._run import importing
     from entangle._run.forkserver import command_of_interpreter, environment_of_interpreter, prelude
+    from entangle._worker import importing
 
     numbers = ",".join(str(fd) for fd in fds)
     where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"

@@ -23,20 +23,18 @@ import threading
 import time
 from collections.abc import Callable
 
-from entangle._run.admission import CPU, SLACK, Admission, Seat, Thread, admits, claim, room, seat_of_callers
+from entangle._run.crowding import Admission, Thread
 from entangle._run.deadlines import Deadlines
-from entangle._run.failures import call_of, error_of, note_attempt, note_call, pause, used_up
 from entangle._run.forking import fork_is_safe
-from entangle._run.interrupts import Deferred
-from entangle._run.joining import BROKEN, refusal
-from entangle._run.limits import explained, no_thread
-from entangle._run.output import forward, quote, stdout_is_plain
-from entangle._run.process import GRACE, WorkerProcess, descendants, kill_all, signal_name
-from entangle._run.readable import new_poll
-from entangle._run.site import Site
+from entangle._run.forwarding import forward, quote, stdout_is_plain
 from entangle._run.start import start_worker
-from entangle._run.store import NOWHERE, Store
-from entangle._run.table import (
+from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all, signal_name
+from entangle._shared.interrupts import Deferred
+from entangle._shared.limits import explained, no_thread
+from entangle._shared.readable import new_poll
+from entangle._shared.site import Site
+from entangle._shared.store import NOWHERE, Store
+from entangle._shared.table import (
     BEGUN,
     BUSY,
     COMMITTED,
@@ -78,7 +76,10 @@ from entangle._run.table import (
     WAITING,
     WAITING_POOL,
 )
-from entangle._run.worker import Worker, here, run_as
+from entangle._worker.admission import CPU, SLACK, Seat, admits, claim, room, seat_of_callers
+from entangle._worker.failures import call_of, error_of, note_attempt, note_call, pause, used_up
+from entangle._worker.joining import BROKEN, refusal
+from entangle._worker.worker import Worker, here, run_as
 from entangle.cookies import ANY_CPU, CookieQueue, reclaim_all
 from entangle.errors import (
     EntangleError,

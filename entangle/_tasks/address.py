@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from entangle._run.masks import masked
+from entangle._shared.masks import masked
 from entangle.errors import GraphError
 
 

@@ -7,10 +7,10 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
-from entangle._run.frames import edge, hide, passes_on
-from entangle._run.masks import MASK, is_secret
 from entangle._run.run import Observer, Run
-from entangle._run.short import value_in_short
+from entangle._shared.frames import edge, hide, passes_on
+from entangle._shared.masks import MASK, is_secret
+from entangle._shared.short import value_in_short
 from entangle._tasks.parameters import named_parameters, positional_names
 from entangle.errors import OptionError
 

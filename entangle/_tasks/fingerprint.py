@@ -28,7 +28,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from entangle._run.pickling import MAIN, travels_by_value
+from entangle._shared.pickling import MAIN, travels_by_value
 from entangle._tasks.layer import peel
 from entangle.errors import CacheKeyError
 from entangle.task import Call, Task

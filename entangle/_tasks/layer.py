@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from entangle._run.frames import passes_on
+from entangle._shared.frames import passes_on
 from entangle._tasks.call import in_short
 from entangle.errors import OptionError
 

@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 def run_app(arguments: list[str]) -> int:
     """Run a command; gives the exit status."""
     if arguments[:1] != ["run"]:  # what a program does is its own affair
-        from entangle._records.file import somebody_waits
+        from entangle._records.database import somebody_waits
 
         somebody_waits()
     if arguments[:1] == ["run"]:
@@ -52,7 +52,7 @@ def _options_first(words: list[str]) -> list[str]:
 
     Raises Refused for what looks like an option and is none: a task does not get what was meant for us.
     """
-    from entangle.cli.run import names_a_task
+    from entangle.cli.invoke import names_a_task
 
     options: list[str] = []
     rest: list[str] = []
@@ -117,7 +117,7 @@ def _run(
     [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs what comes of it and prints the value. Options may
     stand before or behind the arguments; words behind [b]--[/b] are arguments, whatever they look like.
     """
-    from entangle.cli.run import run
+    from entangle.cli.invoke import run
 
     raise typer.Exit(run(target, arguments or [], as_json, progress, start))
 
@@ -214,6 +214,6 @@ def _hosts_check(
     as_json: Json = False,
 ) -> None:
     """See whether tasks can run on these hosts."""
-    from entangle.cli.hosts import check
+    from entangle.cli.reach import check
 
     raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))

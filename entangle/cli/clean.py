@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 
-from entangle._run.home import sweep
+from entangle._shared.home import sweep
 from entangle.cli.status import DONE, FAILED
 from entangle.cli.streams import plain, stdout
 

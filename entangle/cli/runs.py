@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from entangle.cli.output import COLOURS, console, duration, moment, print_json, print_table, text
 from entangle.cli.status import ABSENT, USAGE, Refused
+from entangle.cli.tables import COLOURS, console, duration, moment, print_json, print_table, text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -98,7 +98,7 @@ def names() -> list[tuple[str, str]]:
 def last_of_process(pid: int, since: float) -> str | None:
     """The id of the last run that this process has made since then, where runs are remembered."""
     from entangle import records
-    from entangle._records.shelf import recording
+    from entangle._records.directory import recording
 
     if not recording():
         return None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from rich.tree import Tree
 
-from entangle.cli.output import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
 from entangle.cli.runs import run_called, summary, told
 from entangle.cli.status import ABSENT, USAGE, Refused
 from entangle.cli.streams import plain, stdout
+from entangle.cli.tables import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
 
 if TYPE_CHECKING:
     from entangle.records import Node, Run
@@ -125,7 +125,7 @@ def _states_now(run: Run) -> dict[int, str]:
     """The states of the nodes of a run that lasts, from its table; nothing for one that is over, or runs on another machine."""
     if run.state != "running":
         return {}
-    from entangle._run.watch import live_runs
+    from entangle._watch.tables import live_runs
 
     found: dict[int, str] = {}
     for live in live_runs():

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from entangle._run.watch import LiveRun, cookies, live_homes, live_runs, pid_of_home
-from entangle.cli.output import console, duration, print_json, size, text
+from entangle._watch.tables import LiveRun, cookies, live_homes, live_runs, pid_of_home
+from entangle.cli.tables import console, duration, print_json, size, text
 
 #: Workers shown of one run; what they do repeats.
 MOST_WORKERS = 16

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import entangle.cookies
 from entangle._run import start
-from entangle._run.home import home
+from entangle._shared.home import home
 from entangle.cookies import CookieQueue
 from entangle.errors import ProcessTerminatedException
 from entangle.process import process

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entangle._remote.stream import ProcessStream, Stream
 from entangle._remote.transport.docker import Docker
+from entangle._remote.wire.byte_stream import ProcessStream, Stream
 
 from .ways import missing
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from entangle._remote import channel
+from entangle._remote.caller import channel
 from entangle._remote.transport.interpreter import Interpreter
 from entangle.errors import (
     LinkLostError,

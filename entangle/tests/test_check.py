@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entangle._remote.check import _missing, transport_to
+from entangle._remote.caller.check import _missing, transport_to
 from entangle.cli import main
 
 from .services import given

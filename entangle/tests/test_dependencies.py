@@ -56,7 +56,7 @@ def test_code_keeps_its_file_and_lines(start: str, tmp_path: Path) -> None:
 
 
 def test_code_with_a_constant_that_no_compiler_makes() -> None:
-    from entangle._run.pickling import by_value
+    from entangle._shared.pickling import by_value
 
     def constant() -> Any:
         return 1.5

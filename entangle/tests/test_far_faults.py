@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 
-from entangle._remote import channel
+from entangle._remote.caller import channel
 from entangle._remote.transport.interpreter import Interpreter
-from entangle._run.interrupts import whole
+from entangle._shared.interrupts import whole
 from entangle.errors import RunCancelledError
 from entangle.interpreter import interpreter
 from entangle.process import process
@@ -416,10 +416,10 @@ from entangle.interpreter import interpreter
 from entangle.thread import thread
 @interpreter
 def talk(waits):
-    import entangle._remote.agent, itertools, subprocess
+    import entangle._remote.agent.agent, itertools, subprocess
     def ask():
         for n in itertools.count():
-            entangle._remote.agent.agent.send(8, n + 1, [[b'nobody_has_this_%d' % n]])
+            entangle._remote.agent.agent.agent.send(8, n + 1, [[b'nobody_has_this_%d' % n]])
     {flood}
     time.sleep(60 if waits else 0)
     return 42

@@ -23,10 +23,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entangle._remote import channel, imports, modules, wire
-from entangle._remote.controls import escaped
-from entangle._remote.stream import Stream
+from entangle._remote.agent import imports
+from entangle._remote.caller import channel, modules
 from entangle._remote.transport import Transport
+from entangle._remote.wire import frames as wire
+from entangle._remote.wire.byte_stream import Stream
+from entangle._remote.wire.controls import escaped
 from entangle.errors import EntangleError, FarError, ProtocolError
 from entangle.interpreter import interpreter
 from entangle.process import process

@@ -18,8 +18,16 @@ HOUSE = Path(entangle.__file__).resolve().parent
 FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ground", ("errors",)),
     ("what can be run", ("flow", "cookies")),
-    ("running", ("_run.",)),
-    ("what users hold", ("_tasks.", "task", "_terms", "_cache", "_remote.", "_dataflow.")),
+    ("what processes share", ("_shared.",)),
+    ("what happens in a worker", ("_worker.",)),
+    ("looking on from outside", ("_watch.",)),
+    ("what happens in the caller", ("_run.",)),
+    ("what users hold", ("_tasks.", "task", "_terms", "_cache")),
+    ("both sides of a byte stream", ("_remote", "_remote.wire.")),
+    ("the far side", ("_remote.agent.",)),
+    ("how a far Python is started", ("_remote.transport.",)),
+    ("the near side", ("_remote.caller.",)),
+    ("dataflows", ("_dataflow.",)),
     ("doors", ("process", "thread", "workflow", "scheduler", "local", "http", "logging.")),
     ("doors to other places", ("interpreter", "ssh", "docker", "containers", "aws", "gpu", "dataflow", "sources")),
     ("memory", ("_records.", "records")),
@@ -159,8 +167,8 @@ def test_relative_imports_leave_no_room() -> None:
 def test_the_test_would_notice() -> None:
     """The table is read as it is meant: a room is a prefix, a door is not."""
     assert _floor("errors") == 0
-    assert _floor("_run.table") == _floor("_run") == 2
+    assert _floor("_shared.table") == _floor("_shared") == 2
     assert _floor("processes") is None
     assert _floor("") == _floor("examples.example") == len(FLOORS) - 1
-    assert {"errors", "flow", "cookies", "task", "process", "_run.worker"} <= set(MODULES)
+    assert {"errors", "flow", "cookies", "task", "process", "_worker.worker"} <= set(MODULES)
     assert ("entangle.errors", True) in [(name, now) for name, _, now in _imports("task")]

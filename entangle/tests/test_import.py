@@ -96,7 +96,7 @@ def test_importing_any_module_does_nothing() -> None:
 
 
 def test_there_are_modules_to_look_at() -> None:
-    assert {"entangle.process", "entangle.task", "entangle._run.worker", "entangle.examples.example"} <= set(MODULES)
+    assert {"entangle.process", "entangle.task", "entangle._worker.worker", "entangle.examples.example"} <= set(MODULES)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from entangle._run.interrupts import Deferred, handler_of
+from entangle._shared.interrupts import Deferred, handler_of
 
 
 def press() -> None:

@@ -18,9 +18,9 @@ import pytest
 
 import entangle
 from entangle import records
-from entangle._run.masks import is_secret, masked
-from entangle._run.notes import describe
-from entangle._run.short import short
+from entangle._shared.masks import is_secret, masked
+from entangle._shared.notes import describe
+from entangle._shared.short import short
 from entangle.process import process
 from entangle.task import task
 from entangle.thread import thread
@@ -341,7 +341,7 @@ def test_long_texts_are_no_trap() -> None:
     without."""
     program = f"""
 import signal
-from entangle._run.masks import masked
+from entangle._shared.masks import masked
 signal.alarm(100)
 for text in ({LONG_TEXTS}):
     assert {HIDDEN!r} not in masked(text + "\\npassword={HIDDEN}"), text[:20]

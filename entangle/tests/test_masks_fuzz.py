@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entangle import records
-from entangle._run import masks
-from entangle._run.masks import masked
-from entangle._run.notes import describe
+from entangle._shared import masks
+from entangle._shared.masks import masked
+from entangle._shared.notes import describe
 from entangle.process import process
 
 from .test_masks import SECRET_NAMES, SECRET_TEXTS, as_texts_have_it

@@ -463,10 +463,10 @@ def test_all_of_a_traceback_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_shown_with_our_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    from entangle._run.table import Table
+    from entangle._shared.table import Table
 
     code = compile("def broken(*_):\n    {}['a fault of ours']\n", "ours.py", "exec")
-    space: dict[str, Any] = {"__name__": "entangle._run.table"}
+    space: dict[str, Any] = {"__name__": "entangle._shared.table"}
     exec(code, space)
     monkeypatch.setattr(Table, "create", space["broken"])
     with pytest.raises(KeyError) as caught:
@@ -679,7 +679,7 @@ def test_the_part_of_any_pickle_is_found() -> None:
     import collections
     import pickle
 
-    from entangle._run.remaking import failing_part
+    from entangle._shared.remaking import failing_part
 
     class_like = collections.namedtuple("class_like", "a b")
     globals()["class_like"] = class_like

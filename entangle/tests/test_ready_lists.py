@@ -6,8 +6,8 @@ import collections
 import random
 from typing import Any
 
-from entangle._run.stream import GATHER, SOURCE, Row, unroll
-from entangle._run.table import Table
+from entangle._run.rearming import GATHER, SOURCE, Row, unroll
+from entangle._shared.table import Table
 from entangle.flow import HERE, PROCESS, THREAD, Body
 
 

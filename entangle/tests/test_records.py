@@ -18,7 +18,7 @@ import pytest
 
 import entangle
 from entangle import records
-from entangle._records import file as record_file
+from entangle._records import database as record_file
 from entangle.errors import OptionError, ProcessTerminatedException, RecordsError, RunCancelledError
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -261,7 +261,7 @@ def test_a_run_whose_process_was_killed_is_found_out_at_the_next_look(shelf: Pat
         caller.stop()
     run = records.run()
     assert (run.name, run.ended, run.root.state, run.root.inputs[0].argument) == ("waits", None, "unknown", "x")
-    output_of(tmp_path, "import entangle._run.home as home; home.sweep()")
+    output_of(tmp_path, "import entangle._shared.home as home; home.sweep()")
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, 9000])
@@ -461,8 +461,8 @@ def test_binding_that_is_killed_in_the_middle_is_done_again(shelf: Path, tmp_pat
     kept = [(sheet, sheet.read_bytes()) for sheet in sheets]
     script = """
         import os, signal, sys, sqlite3
-        from entangle._records import binding
-        from entangle._records.file import opened
+        from entangle._records import ingest as binding
+        from entangle._records.database import opened
         rows = binding._node_rows
 
         def cut(*args):

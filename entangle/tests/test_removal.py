@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from entangle._run import removal
+from entangle._shared import removal
 
 from .callers import ROOT, Caller, output_of
 
@@ -213,7 +213,7 @@ def test_a_program_whose_directory_was_swapped_for_a_link_removes_nothing_behind
     """The attack comes while the run lasts, and knows the names that the program has chosen."""
     source = f"""
         import os
-        from entangle._run.home import home
+        from entangle._shared.home import home
         from entangle.process import process
 
         def swap():
@@ -247,7 +247,7 @@ def test_a_program_whose_directory_was_swapped_for_a_link_removes_nothing_behind
 def test_a_live_home_is_not_removed(place: Path, tmp_path: Path) -> None:
     source = """
         import subprocess, sys
-        from entangle._run.home import home
+        from entangle._shared.home import home
         from entangle.process import process
 
         process(int)("3")()
@@ -263,7 +263,7 @@ def test_a_run_looks_into_the_homes_of_others_once_in_a_while(tmp_path: Path) ->
     """Many callers on one machine: what each run costs does not grow with their number. What one of them leaves is found at once."""
     source = """
         import fcntl, os, shutil, subprocess, sys, time
-        from entangle._run.home import Home, base_in
+        from entangle._shared.home import Home, base_in
         from entangle.thread import thread
         from entangle.scheduler import scheduler
 

@@ -365,7 +365,7 @@ def test_a_class_that_is_no_scheduler() -> None:
 def test_first_runs_of_several_threads_open_the_queues_together(tmp_path: Path) -> None:
     source = """
         import sys, threading
-        from entangle._run import home
+        from entangle._shared import home
         from entangle.scheduler import scheduler
         from entangle.thread import thread
 

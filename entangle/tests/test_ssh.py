@@ -383,7 +383,7 @@ def test_an_environment_that_cannot_be_made(hosts: Hosts) -> None:
 def test_what_a_function_needs_is_found_in_its_imports() -> None:
     from importlib.metadata import version
 
-    from entangle._remote.requirements import requirements
+    from entangle._remote.caller.requirements import requirements
 
     def function() -> int:
         import json
@@ -403,7 +403,7 @@ def test_what_a_function_needs_is_found_in_its_imports() -> None:
 
 
 def test_what_a_module_of_the_project_does_not_import_at_once_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from entangle._remote.requirements import requirements
+    from entangle._remote.caller.requirements import requirements
 
     (tmp_path / "lazy_of_tests.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pytest\nelse:\n    import cloudpickle\n"
@@ -501,6 +501,6 @@ def test_hosts_on_loopback_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with three_hosts(tmp_path) as simple:
         assert not simple.namespaces
         assert ssh(**simple.options("bravo"))(where)()() == simple["bravo"].address
-        from entangle._remote.channel import close_all
+        from entangle._remote.caller.channel import close_all
 
         close_all()

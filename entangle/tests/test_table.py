@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from entangle._run.table import BUSY, DONE, FINISHED, HIGH, LOW, NODE, OWNER, PLANNED, READY, RUNNING, SLOT, STATE, UNCLAIMED, Table
+from entangle._shared.table import BUSY, DONE, FINISHED, HIGH, LOW, NODE, OWNER, PLANNED, READY, RUNNING, SLOT, STATE, UNCLAIMED, Table
 from entangle.flow import PROCESS, Body, Flow, Shape
 
 LEAVES = 40

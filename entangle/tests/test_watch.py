@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from entangle._run.outline import read_outline
-from entangle._run.watch import LiveRun, cookies, live_homes, live_runs, pid_of_home
+from entangle._watch.outline import read_outline
+from entangle._watch.tables import LiveRun, cookies, live_homes, live_runs, pid_of_home
 
 from .callers import Caller, output_of
 from .evidence import wait_until
@@ -248,7 +248,7 @@ def test_a_run_of_threads_alone_is_seen_as_well(tmp_path: Path, monkeypatch: pyt
 
 def test_our_own_runs_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that closed its own table would let go of the lock that one of its threads holds on it."""
-    from entangle._run.home import home
+    from entangle._shared.home import home
 
     path = home().path
     assert os.path.isdir(path)

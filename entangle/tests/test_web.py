@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entangle.web.graphs import OPENED, Part, drawn
+from entangle.web.condensed import OPENED, Part, drawn
 from entangle.web.guard import Codes, Guard
 from entangle.web.lanes import Stretch, timeline
 

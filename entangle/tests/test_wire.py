@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entangle._remote import wire
-from entangle._remote.wire import (
+from entangle._remote.wire import frames as wire
+from entangle._remote.wire.frames import (
     CALL,
     COUNT,
     DATA,

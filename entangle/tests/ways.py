@@ -61,7 +61,7 @@ def other_python(same: bool) -> Callable[[Any], Any]:
 
 def warm_python(same: bool) -> Any:
     """Have the agent there, and give the key under which it is kept."""
-    from entangle._remote.channel import channel_to
+    from entangle._remote.caller.channel import channel_to
     from entangle._remote.transport.interpreter import Interpreter
 
     from .places import far_pythons
@@ -83,7 +83,7 @@ def by_ssh(task: Any) -> Any:
 
 def warm_ssh() -> Any:
     """Have the agent there, and give the key under which it is kept."""
-    from entangle._remote.channel import channel_to
+    from entangle._remote.caller.channel import channel_to
 
     task = by_ssh(process(abs))
     task(-1)()
@@ -94,7 +94,7 @@ def warm_ssh() -> Any:
 
 def in_a_container(task: Any) -> Any:
     """A task as one that runs in a container, which has the files of the tests."""
-    from entangle._remote.far import Far
+    from entangle._remote.caller.far import Far
     from entangle.task import decorate
 
     return decorate("docker", task, Far(_container()))
@@ -113,7 +113,7 @@ def _container() -> Any:
 
 def warm_container() -> Any:
     """Have the container there, and give the key under which its agent is kept."""
-    from entangle._remote.channel import channel_to
+    from entangle._remote.caller.channel import channel_to
 
     in_a_container(process(abs))(-1)()
     channel_to(_container())

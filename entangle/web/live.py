@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from entangle._run.outline import Outline, read_outline
-from entangle._run.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
-from entangle._run.watch import LiveRun, live_runs
-from entangle.web.graphs import Part, condensed, drawn, name_of
+from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
+from entangle._watch.outline import Outline, read_outline
+from entangle._watch.tables import LiveRun, live_runs
+from entangle.web.condensed import Part, condensed, drawn, name_of
 from entangle.web.lanes import Stretch
-from entangle.web.memory import Absent, lane_of
+from entangle.web.remembered import Absent, lane_of
 
 _STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entangle.errors import EntangleError, RecordsError
-from entangle.web import live, memory
-from entangle.web.graphs import Part, drawn
+from entangle.web import live
+from entangle.web import remembered as memory
+from entangle.web.condensed import Part, drawn
 from entangle.web.lanes import timeline
-from entangle.web.memory import Absent
+from entangle.web.remembered import Absent
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

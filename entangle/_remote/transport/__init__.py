@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
-from entangle._remote.stream import Stream
+from entangle._remote.wire.byte_stream import Stream
 from entangle.errors import FarError, UnfitPythonError, UnreachableError
 
 

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from entangle._remote.stream import ProcessStream, Stream
 from entangle._remote.transport import Transport
-from entangle._run import janitor
-from entangle._run.masks import masked
+from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._shared.masks import masked
+from entangle._worker import janitor
 from entangle.errors import FarError, ImageError, UnfitPythonError, UnreachableError
 
 #: Where packages are in the container.

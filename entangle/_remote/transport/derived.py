@@ -18,8 +18,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from entangle._run.home import private_folder
-from entangle._run.masks import masked
+from entangle._shared.home import private_folder
+from entangle._shared.masks import masked
 from entangle.errors import ImageError
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from entangle._remote.stream import ProcessStream, PumpedStream, Stream
 from entangle._remote.transport import Transport
-from entangle._run.home import home, sweep
+from entangle._remote.wire.byte_stream import ProcessStream, PumpedStream, Stream
+from entangle._shared.home import home, sweep
 from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError, UnreachableError
 
 #: Labels of our containers and images: what made them, for which user, for which home, and where its path is valid.

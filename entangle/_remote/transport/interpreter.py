@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from entangle._remote.stream import ProcessStream, Stream
 from entangle._remote.transport import Transport
+from entangle._remote.wire.byte_stream import ProcessStream, Stream
 from entangle.errors import UnfitPythonError
 
 

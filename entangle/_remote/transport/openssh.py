@@ -25,13 +25,13 @@ import threading
 import time
 from collections.abc import Sequence
 
-from entangle._remote.controls import escaped
-from entangle._remote.dialling import turn
-from entangle._remote.stream import ProcessStream, Stream
+from entangle._remote.transport.dialling import turn
 from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, no_answer, was_turned_away
-from entangle._run import janitor
-from entangle._run.home import home
-from entangle._run.readable import readable
+from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._remote.wire.controls import escaped
+from entangle._shared.home import home
+from entangle._shared.readable import readable
+from entangle._worker import janitor
 from entangle.errors import FarError
 
 #: The longest name that a socket may have, less what ssh adds to it while it makes one.

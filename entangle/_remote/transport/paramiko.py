@@ -14,10 +14,10 @@ import time
 import warnings
 from typing import Any
 
-from entangle._remote.controls import escaped
-from entangle._remote.dialling import turn
-from entangle._remote.stream import PumpedStream, Stream
+from entangle._remote.transport.dialling import turn
 from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, was_turned_away
+from entangle._remote.wire.byte_stream import PumpedStream, Stream
+from entangle._remote.wire.controls import escaped
 
 #: Bytes that may be on their way before the far side must wait: paramiko's own 2 MB are used up within a round trip.
 _WINDOW = 1 << 27

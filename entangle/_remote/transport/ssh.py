@@ -13,9 +13,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from entangle._remote.stream import Stream
 from entangle._remote.transport import Transport, environment
-from entangle._run.short import value_in_short
+from entangle._remote.wire.byte_stream import Stream
+from entangle._shared.short import value_in_short
 from entangle.errors import FarError, HostKeyError, LoginRefusedError, OptionError, UnfitPythonError, UnreachableError
 
 #: Seconds for the network to answer and for the login; ssh's own settings, where there are any, go first.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from entangle._run import escaped, secret_looks, secret_values
-from entangle._run.masks import masked
+from entangle._shared import escaped, secret_looks, secret_values
+from entangle._shared.masks import masked
 from entangle.tests.test_masks_fuzz import FRAGMENTS
 
 pytestmark = pytest.mark.drill

@@ -1,0 +1,370 @@
+"""Binding: sheets become rows of the file, one transaction each. Done by whoever looks, and by long runs when they end.
+
+Twice at once, or killed in the middle, it does no harm: a run is in the file whole or not at all, and its sheet goes only
+when it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from entangle._records.database import NAME, how_to_go_on, is_there, opened, patience, transaction
+from entangle._records.directory import sheets_of
+from entangle._records.log_segment import OURS, SUFFIX, Newer, NoSheet, Sheet, Unfinished, parse, read
+from entangle._shared.notes import COOKIE_WAIT, MEMORY, MOVED
+from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
+from entangle.errors import RecordsError
+
+#: States of a node whose run has ended.
+_STATES = {DONE: "done", FAILED: "failed", RUNNING: "stopped", READY: "waiting", WAITING: "waiting"}
+#: What a run that was given up raises.
+_GIVEN_UP = ("entangle.errors.RunCancelledError", "KeyboardInterrupt", "entangle._shared.interrupts.Terminated", "CancelledError")
+
+#: type, size, SHA-256, text, whole.
+_Told = tuple[Any, Any, Any, Any, Any]
+_NOTHING: _Told = (None, None, None, None, None)
+
+#: What has been left out so far: paths of files, and why. Said once in a process.
+left_out: dict[str, str] = {}
+#: What comes of a sheet that lacks something, or has something else in its place.
+_UNFIT = (
+    *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
+    *(RecursionError, MemoryError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError),
+)
+
+
+def bind(shelf: str, seconds: float | None = None) -> list[Sheet]:
+    """Bind every sheet whose run is over, and give the sheets of runs that last. With `seconds`, stop after so many, and wait no longer
+    for others who write."""
+    from entangle._records.retention import retain_now_and_then
+
+    folder = sheets_of(shelf)
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if not is_there(shelf):
+            raise RecordsError(f"records cannot be read in {shelf}: {error.strerror}; ENTANGLE_RECORD_DIR names another place") from error
+        leave_out(folder, f"{folder} cannot be read, so runs that have just ended are left out: {error.strerror}")
+        return []
+    for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
+        del left_out[path]  # it has been removed
+    lasting: list[Sheet] = []
+    if not names:
+        return lasting
+    until = time.monotonic() + seconds if seconds is not None else None
+    with opened(shelf, patience=patience() if seconds is None else seconds) as connection:
+        closed = False
+        for name in names:
+            if until is not None and time.monotonic() > until:
+                break
+            path = os.path.join(folder, name)
+            sheet = _read(path)
+            if sheet is None:
+                continue
+            if sheet.lasts:
+                lasting.append(sheet)
+                continue
+            if closed:
+                continue
+            try:
+                bind_sheet(connection, sheet)
+            except NoSheet as error:
+                leave_out(path, _no_record(path, error))
+            except sqlite3.OperationalError as error:
+                # It cannot be written to now. What is in it can be read all the same, and so can the runs that last.
+                closed = True
+                file = os.path.join(shelf, NAME)
+                leave_out(file, f"runs that have ended lately are left out: {file} cannot be written: {error}; {how_to_go_on(error)}")
+            else:
+                left_out.pop(os.path.join(shelf, NAME), None)
+                _remove(path)
+    if not closed:
+        retain_now_and_then(shelf)
+    return lasting
+
+
+def _read(path: str) -> Sheet | None:
+    """A sheet that can be read; None where there is none, which is then said."""
+    try:
+        return read(path)
+    except FileNotFoundError:  # bound by somebody else meanwhile
+        pass
+    except Unfinished:
+        _clear_away(path)
+    except Newer as error:
+        leave_out(path, f"{path} is left out: {error}")
+    except NoSheet as error:
+        leave_out(path, _no_record(path, error))
+    except OSError as error:
+        leave_out(path, f"{path} cannot be read, and is left out: {error.strerror or error}")
+    return None
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # it is read again and again, and its run is in the file once
+        leave_out(path, f"{path} has been read and cannot be removed: {error.strerror or error}")
+
+
+def _clear_away(path: str) -> None:
+    """Remove the empty sheet of a writer that was killed before its first line."""
+    if not OURS.fullmatch(os.path.basename(path)):
+        leave_out(path, _no_record(path, "it is empty"))
+        return
+    try:
+        found = os.lstat(path)
+        if not found.st_size and time.time() - found.st_mtime > 60:
+            os.unlink(path)
+    except OSError:
+        pass
+
+
+def _no_record(path: str, why: object) -> str:
+    return f"{path} is no record of a run, and is left out ({why}); remove it, and this is not said again"
+
+
+def leave_out(path: str, text: str) -> None:
+    """Say once in a process that something is left out: it must not hide the others."""
+    if left_out.get(path) != text:
+        left_out[path] = text
+        import logging
+
+        logging.getLogger("entangle").warning("%s", text)
+
+
+def take_sheets(shelf: str, run_ids: list[str]) -> list[bytes]:
+    """Take the sheets of runs that are over off the shelf."""
+    taken = []
+    for run_id in run_ids:
+        path = os.path.join(sheets_of(shelf), run_id + SUFFIX)
+        try:
+            if read(path).lasts:
+                continue
+            with open(path, "rb") as file:
+                taken.append(file.read())
+            os.unlink(path)
+        except (OSError, ValueError):
+            continue
+    return taken
+
+
+def absorb_sheets(shelf: str, bodies: list[bytes], parent: tuple[str, int] | None) -> list[str]:
+    """Bind the sheets of runs that took place elsewhere; `parent` is the run and the node here that wanted them."""
+    try:
+        sheets = [parse(body) for body in bodies]
+    except ValueError as error:
+        raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
+    known = {sheet.id for sheet in sheets}
+    with opened(shelf) as connection:
+        for sheet in sheets:
+            if parent is not None and (sheet.head.get("parent") or [None])[0] not in known:
+                sheet.head["parent"] = list(parent)
+            try:
+                bind_sheet(connection, sheet)
+            except NoSheet as error:
+                raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
+    return [sheet.id for sheet in sheets]
+
+
+def bind_sheet(connection: sqlite3.Connection, sheet: Sheet) -> None:
+    """Write the rows of a run that is over, unless they are there. Raises NoSheet where it does not say what a sheet says."""
+    try:
+        with transaction(connection):
+            key = _insert_run(connection, sheet)
+            if key is None:
+                return
+            tasks = [_task_key(connection, body) for body in sheet.head["bodies"]]
+            connection.executemany(
+                "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                _node_rows(key, sheet, tasks),
+            )
+            connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, sheet))
+    except _UNFIT as error:
+        raise NoSheet(f"{type(error).__name__}: {error}") from error
+
+
+def _insert_run(connection: sqlite3.Connection, sheet: Sheet) -> int | None:
+    head, tail = sheet.head, sheet.tail
+    place, git = head["place"], head.get("git") or {}
+    parent, parent_node = head.get("parent") or (None, None)
+    error = (tail or {}).get("error") or {}
+    dirty = (tail or {}).get("dirty")
+    row = {
+        "id": head["id"],
+        "parent": parent,
+        "parent_node": parent_node,
+        "name": head["name"],
+        "state": state_of(tail),
+        "started": head["began"],
+        "ended": tail["ended"] - head["clock"] + head["began"] if tail else None,
+        "node_count": len(sheet.body_of),
+        "done_count": sheet.states.count(DONE) if tail else None,
+        "workers": (tail or {}).get("workers"),
+        "host": place["host"],
+        "pid": head["pid"],
+        "user": place.get("user"),
+        "cwd": head.get("cwd"),
+        "program": place.get("program"),
+        "python": place.get("python"),
+        "platform": place.get("platform"),
+        "entangle": place.get("entangle"),
+        "way": head.get("way"),
+        "git_root": git.get("root"),
+        "git_commit": git.get("commit"),
+        "git_branch": git.get("branch"),
+        "git_dirty": None if dirty is None else int(dirty),
+        "packages": json.dumps(head.get("packages") or {}),
+        "tags": json.dumps(head.get("tags") or {}),
+        "error_type": error.get("type"),
+        "error": error.get("message"),
+        "traceback": error.get("traceback"),
+        "notes": json.dumps(error["notes"]) if error else None,
+        "error_node": error.get("node"),
+        "tries": json.dumps(tail["tries"]) if tail and tail["tries"] else None,
+        "graph": head.get("graph"),
+    }
+    names = ", ".join(row)
+    marks = ", ".join(f":{name}" for name in row)
+    cursor = connection.execute(f"INSERT OR IGNORE INTO runs ({names}) VALUES ({marks})", row)
+    return cursor.lastrowid if cursor.rowcount else None
+
+
+def state_of(tail: dict[str, Any] | None) -> str:
+    """The state of a run that is over."""
+    if tail is None:
+        return "killed"
+    error = tail.get("error")
+    if not error:
+        return "done"
+    return "cancelled" if error["type"].endswith(_GIVEN_UP) else "failed"
+
+
+def _task_key(connection: sqlite3.Connection, body: dict[str, Any]) -> int:
+    layers, terms = json.dumps(body.get("layers") or []), json.dumps(body.get("terms") or {}, sort_keys=True)
+    attributes = json.dumps(body.get("attributes") or {}, sort_keys=True)
+    identity = hashlib.sha256("\0".join((body["version"], body.get("file") or "", terms, attributes)).encode()).hexdigest()
+    found = connection.execute("SELECT key FROM tasks WHERE identity = ?", (identity,)).fetchone()
+    if found is not None:
+        return int(found[0])
+    cursor = connection.execute(
+        "INSERT INTO tasks (identity, version, name, module, qualified, file, line, source, layers, terms, attributes) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            identity,
+            body["version"],
+            body["name"],
+            body.get("module"),
+            body.get("qualified"),
+            body.get("file"),
+            body.get("line"),
+            body.get("source"),
+            layers,
+            terms,
+            attributes,
+        ),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+class _Values:
+    """Values as rows have them. One that was noted as it is gets its hash here."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[type, Any], _Told] = {}
+
+    def told(self, value: Any) -> _Told:
+        kind = type(value)
+        if kind is list and len(value) == 1:
+            return value[0], None, None, f"<{value[0].rpartition('.')[2]}>", None
+        if kind is list:
+            name, size, digest, text, whole = value
+            return name, size, digest and bytes.fromhex(digest), text, whole and bytes.fromhex(whole)
+        # 0.0 and -0.0 are equal and yet two values; of those that are noted as they are, no others.
+        known = self._known.get((kind, value)) if kind is not float or value else None
+        if known is None:
+            pickled = pickle.dumps(value, 5)
+            known = (
+                "None" if value is None else kind.__name__,
+                len(pickled),
+                hashlib.sha256(pickled).digest(),
+                repr(value),
+                None,
+            )
+            if len(self._known) < 100_000:
+                self._known[kind, value] = known
+        return known
+
+
+def _node_rows(key: int, sheet: Sheet, tasks: list[int]) -> Iterator[tuple[Any, ...]]:
+    tail = sheet.tail
+    if tail is None:
+        for node, body in enumerate(sheet.body_of):
+            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING)
+        return
+    assert sheet.ready_at is not None
+    began = sheet.head["began"]
+    shift = began - sheet.head["clock"]
+    values = dict(zip(tail["nodes"], tail["values"], strict=True))
+    extras: tuple[dict[int, int], ...] = ({}, {}, {})
+    triples = tail["extras"]
+    for node, what, much in zip(triples[::3], triples[1::3], triples[2::3], strict=True):
+        mine = extras[what]
+        mine[node] = max(mine.get(node, 0), much) if what == MEMORY else mine.get(node, 0) + much
+    memory, cookies, moved = extras[MEMORY].get, extras[COOKIE_WAIT].get, extras[MOVED].get
+    told = _Values().told
+    missing = object()
+    rows = zip(sheet.body_of, sheet.states, sheet.attempts, sheet.ready_at, RECORD.iter_unpack(sheet.records), strict=True)
+    for node, (body, state, attempts, ready, (started, ended, _, _, _, pid, cpu, slot)) in enumerate(rows):
+        ran = bool(pid)
+        value = values.get(node, missing)
+        yield (
+            key,
+            node,
+            tasks[body],
+            _STATES.get(state, "waiting"),
+            attempts + 1 if ran or attempts else 0,
+            ready + shift if ready else began if ran else None,
+            started + shift if started else None,
+            ended + shift if ended else None,
+            pid or None,
+            cpu if ran and cpu >= 0 else None,
+            slot if ran else None,
+            memory(node),
+            cookies(node),
+            moved(node),
+            *(_NOTHING if value is missing else told(value)),
+        )
+
+
+def input_rows(key: int, sheet: Sheet) -> Iterator[tuple[Any, ...]]:
+    """The rows of `inputs` for a run."""
+    constants = sheet.tail["constants"] if sheet.tail else None
+    labels = {tuple(map(int, pair.split())): names for pair, names in sheet.head["labels"].items()}
+    told = _Values().told
+    starts = sheet.starts
+    inputs = sheet.inputs.tolist()
+    for node, (body, shape, first, last) in enumerate(zip(sheet.body_of, sheet.shape_of, starts, starts[1:], strict=False)):
+        if first == last:
+            continue
+        names = labels[body, shape]
+        for position in range(last - first):
+            taken = inputs[first + position]
+            if taken >= 0:
+                yield key, node, position, names[position], taken, None, None, None, None
+            elif constants is None:
+                yield key, node, position, names[position], None, None, None, None, None
+            else:
+                yield key, node, position, names[position], None, *told(constants[~taken])[:4]

@@ -1,0 +1,637 @@
+"""The agent: the far side of a stream. A Python that runs calls for somebody else, with the same engine.
+
+The main thread reads frames and does nothing that could wait for the caller. Calls run in threads that stay, since the
+kernel ties the processes that a body starts to the thread that has started them. The agent ends, with everything that it has
+started, when its stream does.
+
+It runs where nothing is installed but Python: this module needs the standard library, `wire` and `imports`; the engine comes over
+the stream before the first call.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import queue
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from entangle import _run
+from entangle._remote.agent import imports
+from entangle._remote.wire import frames as wire
+from entangle._remote.wire.frames import (
+    CALL,
+    CANCEL,
+    ERROR,
+    FIND,
+    HELLO,
+    MODULE,
+    PING,
+    PONG,
+    PRINT,
+    RECORD,
+    VALUE,
+    Decoder,
+    Message,
+    Press,
+    Segments,
+)
+from entangle.errors import ProtocolError
+
+#: Pool threads, and with them bodies that wait at the same time. More calls wait for one of these.
+MOST_THREADS = 1024
+#: Bytes of a print that go in one message.
+PRINTED = 24 << 10
+#: Seconds without a word after which an idle agent sends one, so that the network finds out that the line is cut.
+IDLE = 30.0
+#: Between SIGTERM and SIGKILL for what bodies have started (seconds).
+GRACE = 0.3
+
+
+class Agent:
+    """One agent. `config` is what the caller says of himself: `silence` is in seconds."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self._reads, self._writes = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
+        # What is written to descriptor 1 by other than Python's own print is no frame either.
+        self._printed, out = os.pipe()
+        os.dup2(out, 1)
+        os.close(out)
+        os.set_blocking(self._printed, False)
+        self._sending = threading.Lock()
+        self._posted: deque[bytes] = deque()
+        self._press = Press([method for method in config["press"] if method in wire.methods()])
+        self._jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._idle = 0
+        self._threads = 0
+        self._guard = threading.Lock()
+        #: Calls under way: how to cancel them, once they run.
+        self._calls: dict[int, Callable[[], None] | None] = {}
+        #: Calls that are over and whose answers are being sent; those of both kinds that nobody waits for any more.
+        self._answering: set[int] = set()
+        self._cancelled: set[int] = set()
+        #: Threads that want to send something that somebody waits for; prints let them go first.
+        self._urgent = 0
+        self._answers: dict[int, queue.SimpleQueue[Any]] = {}
+        #: Numbers of questions; none is that of a call, whose messages come the same way.
+        self._asked = 1 << 62
+        self._ready = threading.Event()
+        self.prints = (Prints(self, 1), Prints(self, 2))
+        self._counter: imports.Counter | None = None
+        self._drained = threading.Lock()
+        self._pid = os.getpid()
+        self._ending = False
+
+    def serve(self) -> None:
+        """Say hello, then do what comes, until nothing comes any more."""
+        # What runs here is remembered where it was called, if at all (entangle._records.travels).
+        _run.observers.clear()
+        _lead_family()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: self.end())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.send(HELLO, 0, [[json.dumps(_about_here()).encode()]])
+        sys.stdout, sys.stderr = self.prints
+        sys.stdin = open(os.devnull)
+        for finder in imports.finders:
+            finder._ask = self.ask
+        os.register_at_fork(after_in_child=self._leave_in_child)
+        threading.Thread(target=self._drain_for_ever, name="entangle-out", daemon=True).start()
+        decoder = Decoder()
+        poll = select.poll()
+        poll.register(self._reads, select.POLLIN)
+        heard = time.monotonic()
+        patience = 3 * float(self.config.get("silence", 120.0))
+        try:
+            while True:
+                if not poll.poll(1000 * min(IDLE, patience / 3)):
+                    if self._calls and time.monotonic() - heard > patience:
+                        return  # whoever wants those values would have said a word
+                    self._post(wire.control(PING))
+                    continue
+                size = os.readv(self._reads, [decoder.room()])
+                if not size:
+                    return
+                heard = time.monotonic()
+                for message in decoder.received(size):
+                    self._take(message)
+        except (OSError, ProtocolError) as error:
+            os.write(2, f"entangle: the agent ends: {error}\n".encode())
+        finally:
+            self.end()
+
+    def _take(self, message: Message) -> None:
+        kind, number, parts = message
+        if kind == CALL:
+            with self._guard:
+                self._calls[number] = None
+                self._jobs.put(message)
+                if self._idle:
+                    self._idle -= 1
+                elif self._threads < MOST_THREADS:
+                    self._threads += 1
+                    threading.Thread(target=self._work, name=f"entangle-call-{self._threads}", daemon=True).start()
+        elif kind == CANCEL:
+            with self._guard:
+                if number in self._calls or number in self._answering:
+                    self._cancelled.add(number)
+                cancel = self._calls.get(number)
+            if cancel is not None:
+                threading.Thread(target=cancel, name="entangle-cancel", daemon=True).start()
+        elif kind == MODULE:
+            answer = imports.decode_answer(parts)
+            if number:
+                waiting = self._answers.pop(number, None)
+                if waiting is not None:
+                    waiting.put(answer)
+            elif self._ready.is_set():  # what was loaded anew there
+                imports.renew(answer)
+            else:  # the engine
+                imports.finders[0].known.update(answer)
+                self._ready.set()
+        elif kind == PING:
+            self._post(wire.control(PONG, number))
+
+    # Calls ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            kind, number, parts = self._jobs.get()
+            out, err = self.prints
+            out.call = err.call = number
+            answer: list[Segments] = []
+            try:
+                if number not in self._cancelled:
+                    kind, answer = self._perform(number, parts)
+            except BaseException as error:  # a bug of ours, or no memory: the call must have an answer
+                kind, answer = ERROR, [[_plain(error)]]
+            with self._guard:
+                self._answering.add(number)
+                self._calls.pop(number, None)
+            for stream in self.prints:
+                stream.finish(number)
+                stream.call = 0
+            self.drain()
+            parts = []
+            if self._ending:
+                return  # that the call was cancelled is our doing; for its caller the line is lost, and `retry` may try another
+            if number not in self._cancelled:
+                try:
+                    self.send(kind, number, answer)
+                except BaseException as error:  # a bug of ours, or no memory, between two frames
+                    self.send(CANCEL, number, [[]])  # half of an answer is no answer
+                    self.send(ERROR, number, [[_plain(error)]])
+            answer = []
+            with self._guard:
+                self._answering.discard(number)
+                self._cancelled.discard(number)
+                self._idle += 1
+
+    def _perform(self, number: int, parts: list[Any]) -> tuple[int, list[Segments]]:
+        self._ready.wait(60.0)
+        from entangle._remote.agent import performing
+
+        if self._counter is None:
+            self._open_counter()
+        imports.load_renewed()
+
+        def began(cancel: Callable[[], None]) -> None:
+            with self._guard:
+                self._calls[number] = cancel
+                over = number in self._cancelled or self._ending
+            if over:  # while its arguments were made: its body must not begin
+                cancel()
+
+        given, value, records = performing.perform(parts, began)
+        if records and not self._ending and number not in self._cancelled:
+            self.send(RECORD, number, [[record] for record in records])
+        return (VALUE if given else ERROR), value
+
+    # Sending ----------------------------------------------------------------------------------------------
+
+    def send(self, kind: int, number: int, parts: Sequence[Segments]) -> None:
+        """Send a message; waits until the line has taken it. Frames of several threads take turns. What belongs to a call that nobody
+        waits for any more is broken off, so that the line is free for the next."""
+        with self._guard:
+            self._urgent += 1
+        try:
+            for pieces in wire.frames(kind, number, parts, self._press):
+                if kind != CANCEL and number in self._cancelled:
+                    pieces = [wire.control(CANCEL, number)]
+                began = time.perf_counter()
+                with self._sending:
+                    self._write(pieces)
+                self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+                if kind != CANCEL and number in self._cancelled:
+                    break
+        finally:
+            with self._guard:
+                self._urgent -= 1
+        self._send_posted()
+
+    def _post(self, frame: bytes) -> None:
+        """Send a small frame from the thread that reads, which must not wait: whoever is writing takes it along."""
+        self._posted.append(frame)
+        self._send_posted()
+
+    def _send_posted(self) -> None:
+        # Asked again after the lock is free: what was posted meanwhile found it taken, and relies on us.
+        while self._posted and self._sending.acquire(blocking=False):
+            try:
+                poll = select.poll()
+                poll.register(self._writes, select.POLLOUT)
+                if not poll.poll(0):
+                    return  # full: whoever reads that will have heard from us
+                self._write([self._posted.popleft()])
+            except IndexError:
+                pass
+            finally:
+                self._sending.release()
+
+    def _write(self, pieces: list[wire.Bytes]) -> None:
+        pieces = list(pieces)
+        while pieces:
+            try:
+                size = os.writev(self._writes, pieces[:512])
+            except BaseException:  # nobody reads; or no memory in the middle of a frame, after which there is nothing to be said
+                self.end()
+            while pieces and size >= len(pieces[0]):
+                size -= len(pieces.pop(0))
+            if size:
+                pieces[0] = memoryview(pieces[0])[size:]
+
+    # Modules ----------------------------------------------------------------------------------------------
+
+    def ask(self, name: str) -> Any:
+        """Ask the caller for a module, and wait for the answer."""
+        if os.getpid() != self._pid:
+            return None
+        if name.partition(".")[0] in imports.OURS and not self._ready.is_set() and self._ready.wait(60.0):
+            known = imports.finders[0].known
+            if name in known:
+                return {name: known[name]}
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._guard:
+            self._asked += 1
+            number = self._asked
+            self._answers[number] = answer
+        self.send(FIND, number, [[name.encode()]])
+        return answer.get()
+
+    def _open_counter(self) -> None:
+        """Have the workers of our runs, who are no children of this interpreter, ask us for modules."""
+        from entangle._run import forkserver
+        from entangle._shared import home
+        from entangle._worker import janitor
+
+        with self._guard:
+            if self._counter is None:
+                home.join(self.config.get("branch", ""))
+                self._counter = imports.Counter(self.ask)
+                janitor.watch_for_children()
+                forkserver.prelude = imports.prelude(self._counter.address)
+
+    # What is printed --------------------------------------------------------------------------------------
+
+    def print(self, stream: int, call: int, data: bytes) -> None:
+        """Send what was printed; whole lines, mostly. The caller puts together what is not."""
+        if os.getpid() != self._pid:  # a child that a body has forked holds on to our `sys.stdout`
+            os.write(stream, data)
+            return
+        self._send_print(bytes((stream,)), call, data)
+
+    def _send_print(self, stream: bytes, call: int, data: bytes) -> None:
+        """In messages of one frame, so that those of several threads do not get into one another; cut where lines end, if they do."""
+        at = 0
+        while at < len(data):
+            until = at + PRINTED
+            if until < len(data):
+                until = data.rfind(b"\n", at, until) + 1 or until
+            while self._urgent:  # one that prints for ever must not keep the answers of others from being sent
+                time.sleep(0.0002)
+            frame = wire.control(PRINT, call, stream + data[at:until])
+            with self._sending:
+                self._write([frame])
+            at = until
+        self._send_posted()
+
+    def _drain_for_ever(self) -> None:
+        poll = select.poll()
+        poll.register(self._printed, select.POLLIN)
+        while True:
+            poll.poll()
+            self.drain()
+            time.sleep(0.001)  # several lines at a time
+
+    def drain(self) -> None:
+        """Send what was written to descriptor 1 so far."""
+        left = 2 * 65536  # what the pipe may hold, and more: a program may go on writing for ever
+        with self._drained:
+            while left > 0:
+                try:
+                    data = os.read(self._printed, 65536)
+                except OSError:
+                    return
+                left -= len(data)
+                self._send_print(b"\3", 0, data)
+
+    def under_way(self) -> bool:
+        """Whether any call is."""
+        return bool(self._calls)
+
+    def only_call(self) -> int:
+        """The call under way, if there is exactly one."""
+        calls = list(self._calls)
+        return calls[0] if len(calls) == 1 else 0
+
+    # The end ----------------------------------------------------------------------------------------------
+
+    def _leave_in_child(self) -> None:
+        """In a child that a body forks: the stream is not its own, and prints go where a process's prints go."""
+        for fd in (self._reads, self._writes, self._printed):
+            if fd >= 0:
+                os.close(fd)
+        self._reads = self._writes = self._printed = -1  # a child of the child has them closed already
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
+        for prints in self.prints:
+            prints.unlock()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+
+    def end(self) -> None:
+        """End the agent and all that it and its bodies have started."""
+        if os.getpid() != self._pid:
+            os._exit(1)
+        self._ending = True
+        try:
+            for cancel in list(self._calls.values()):
+                if cancel is not None:
+                    threading.Thread(target=cancel, daemon=True).start()
+            janitor = sys.modules.get("entangle._worker.janitor")
+            kill_family(janitor.hired() if janitor is not None else 0)
+            if janitor is not None:
+                janitor.kill_marked()  # daemons, who have left the family
+                janitor.dismiss()
+            homes = sys.modules.get("entangle._shared.home")
+            if homes is not None:
+                homes.leave()
+        finally:
+            os._exit(0)
+
+
+class _Line:
+    """What one thread has written of a line that has no end yet."""
+
+    __slots__ = ("call", "text", "thread")
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.call = 0
+        self.thread = threading.current_thread()
+
+
+class Prints(io.TextIOBase):
+    """What a body's `print` writes to: sent line by line, with the call that the printing thread belongs to.
+
+    It is not the stream of its descriptor, but a program to which that is given, and whatever writes to it by number, is heard too.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+    line_buffering = True
+    #: What is written here does not go to the descriptor of `fileno`, which knows of no call (entangle._run.forwarding).
+    apart = True
+
+    def __init__(self, agent: Agent, stream: int) -> None:
+        self._agent = agent
+        self._stream = stream
+        self.name = "<stdout>" if stream == 1 else "<stderr>"
+        self._here = threading.local()
+        self._guard = threading.RLock()  # a signal's handler prints where its thread was printing
+        self._begun: set[_Line] = set()
+        self.buffer = _Raw(self)
+
+    @property
+    def call(self) -> int:
+        """The call that this thread runs; of threads that a body has started, the only one under way; 0 for none that we know of."""
+        number: int = getattr(self._here, "call", 0)
+        return number or self._agent.only_call()
+
+    @call.setter
+    def call(self, number: int) -> None:
+        self._here.call = number
+
+    def write(self, text: str) -> int:
+        """Send whole lines; keep the rest."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        self.write_bytes(text.encode("utf-8", self.errors))
+        return len(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Send whole lines; keep the rest, which may end within a character."""
+        line: _Line | None = getattr(self._here, "line", None)
+        if line is None:
+            line = self._here.line = _Line()
+        call = self.call
+        with self._guard:
+            lines, end, rest = (line.text + data).rpartition(b"\n")
+            if len(rest) > 1 << 16:
+                lines, end, rest = lines + end, rest, b""
+            line.text, line.call = rest, call
+            (self._begun.add if rest else self._begun.discard)(line)
+        if end:
+            self._agent.print(self._stream, call, lines + end)
+
+    def flush(self) -> None:
+        """Send what this thread has written of a line; it is shown with the rest of it."""
+        line: _Line | None = getattr(self._here, "line", None)
+        if line is not None:
+            self._send([line], b"")
+
+    def finish(self, call: int) -> None:
+        """A call is over: send the lines that will get no end, those of its threads and of threads that have ended."""
+        with self._guard:
+            last = not self._agent.under_way()
+            lines = [line for line in self._begun if last or line.call == call or not line.thread.is_alive()]
+        self._send(lines, b"\n")
+
+    def _send(self, lines: list[_Line], end: bytes) -> None:
+        for line in lines:
+            with self._guard:
+                text, line.text = line.text, b""
+                self._begun.discard(line)
+            if text:
+                self._agent.print(self._stream, line.call, text + end)
+
+    def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **settings: Any) -> None:
+        """As that of a file; but what is printed travels as UTF-8, and by lines, in any case."""
+        unknown = sorted(settings.keys() - {"newline", "line_buffering", "write_through"})
+        if unknown:
+            raise TypeError(f"reconfigure() got an unexpected keyword argument {unknown[0]!r}")
+        if encoding is not None:
+            codecs.lookup(encoding)
+        if errors is not None:
+            codecs.lookup_error(errors)
+            self.errors = errors
+
+    def fileno(self) -> int:
+        """The descriptor for a program's own prints: 1 is a pipe to the agent, 2 is where the agent's last words would come out."""
+        return self._stream
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def unlock(self) -> None:
+        """In a forked child: whoever held the lock is not there."""
+        self._guard = threading.RLock()
+        self._begun.clear()
+
+
+class _Raw(io.RawIOBase):
+    """`sys.stdout.buffer`, for those who print bytes."""
+
+    def __init__(self, prints: Prints) -> None:
+        self._prints = prints
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data).tobytes()
+        self._prints.write_bytes(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._prints.flush()
+
+    def fileno(self) -> int:
+        return self._prints.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+
+def _plain(error: BaseException) -> bytes:
+    """An error for which not even the engine is there: as text."""
+    import traceback
+
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return json.dumps(
+        {"text": text, "where": f"host {os.uname().nodename}, pid {os.getpid()}", "short": f"{type(error).__name__}: {error}"}
+    ).encode()
+
+
+def _about_here() -> dict[str, Any]:
+    """What the caller wants to know of this place."""
+    import platform
+
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cpus = os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = 0
+    from importlib.util import MAGIC_NUMBER
+
+    return {
+        "protocol": wire.VERSION,
+        "python": list(sys.version_info[:3]),
+        "implementation": sys.implementation.name,
+        "magic": MAGIC_NUMBER.hex(),
+        "executable": sys.executable,
+        "platform": sys.platform,
+        "machine": os.uname().machine,
+        "system": platform.system(),
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "cpus": cpus,
+        "memory": memory,
+        "press": wire.methods(),
+    }
+
+
+# The family: what bodies start ---------------------------------------------------------------------------------------
+
+
+def _lead_family() -> None:
+    """Lead a process group, so that what is killed with us can be told from what is not ours."""
+    try:
+        os.setsid()
+    except OSError:
+        pass  # a session's leader already
+
+
+def family() -> list[int]:
+    """The processes that this one has started, and they in turn; none where there is no /proc."""
+    below: dict[int, list[int]] = {}
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    for name in names:
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            below.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    waiting = [os.getpid()]
+    while waiting:
+        children = below.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def kill_family(spared: int = 0) -> None:
+    """End what we and our bodies have started: SIGTERM, a grace, SIGKILL; again for what was started meanwhile. All but one,
+    who is deaf to SIGTERM since he is there to end what we leave."""
+    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE), (signal.SIGKILL, 0.0)):
+        found = [pid for pid in family() if pid != spared]
+        if not found:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, number)
+            except OSError:
+                pass
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and any(pid != spared for pid in family()):
+            _reap()
+            time.sleep(0.005)
+
+
+def _reap() -> None:
+    """Bury children that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+#: The agent that this process is, if it is one.
+agent: Agent | None = None
+
+
+def serve(config: dict[str, Any]) -> None:
+    """Be an agent."""
+    global agent
+    agent = Agent(config)
+    agent.serve()

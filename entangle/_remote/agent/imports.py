@@ -1,0 +1,353 @@
+"""Modules that come over the stream: an import hook for the far side, and what the caller answers it.
+
+The far side asks for what it lacks. Modules of entangle itself, and cloudpickle, always come from the caller, so that both
+sides speak the same; any other module only where it is not installed there. What comes is pure Python: source, or for our
+own modules and the same Python version code that is compiled already, which saves the time to compile it.
+
+This file is the first that an agent gets. It needs the standard library only, and nothing of entangle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+#: What is known of a module: whether it is a package, where it lies on the caller's side, its source or its code.
+Known = tuple[bool, str, Any]
+#: Asks the caller for a module: {name: Known} of it and what it will need as well, or a text why it cannot be had, or None.
+Ask = Callable[[str], Any]
+
+#: What is asked for instead of a name: all that a worker of this agent needs to begin; all of our own modules as source; one.
+ALL, SOURCES, SOURCE_OF = "*", "*source", "="
+#: … what to say of a module, or a distribution, of which more is needed than its modules.
+MODULES_ALONE = "!"
+
+#: What always comes from the caller.
+OURS = ("entangle", "cloudpickle")
+
+
+class Finder:
+    """Finds modules among those that have come, and asks for those that have not."""
+
+    def __init__(self, ask: Ask | None, ours: bool, known: dict[str, Known] | None = None) -> None:
+        self._ask = ask
+        #: Whether this one looks first, for our own modules alone, or last, for all others.
+        self._ours = ours
+        self.known = known if known is not None else {}
+        self._sources: dict[str, Known] = {}
+        #: Top-level modules that the caller does not have, or cannot send: why.
+        self.refused: dict[str, str] = {}
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+        """The spec of a module that is here, or that the caller sends."""
+        top, _, below = name.partition(".")
+        if (top in OURS) != self._ours:
+            return None
+        found = self.known.get(name)
+        if found is None:
+            if name in self.refused or top in sys.stdlib_module_names:
+                return None
+            if below and not self._ours and top not in self.known:
+                return None  # a part of a package that is installed here, and lacks it
+            found = self._fetch(name)
+            if found is None:
+                return None
+        spec = importlib.machinery.ModuleSpec(name, self, origin=found[1], is_package=found[0])  # type: ignore[arg-type]
+        if found[0]:
+            spec.submodule_search_locations = []
+        return spec
+
+    def _fetch(self, name: str) -> Known | None:
+        if self._ask is None:
+            return None
+        try:
+            answer = self._ask(name)
+        except OSError:  # the line is cut: the import fails, and the call with it
+            answer = None
+        if isinstance(answer, dict):
+            self.known.update(answer)
+        else:
+            self.refused[name] = answer or ""
+        return self.known.get(name)
+
+    # As a loader ------------------------------------------------------------------------------------------
+
+    def create_module(self, spec: Any) -> Any:
+        """The usual module."""
+        return None
+
+    def exec_module(self, module: Any) -> None:
+        """Run a module's code."""
+        _, origin, text = self.known[module.__name__]
+        module.__file__ = origin
+        exec(self._code(text, origin), module.__dict__)
+
+    def get_source(self, name: str) -> str | None:
+        """The source, for tracebacks and `inspect`; None where only code has come."""
+        text = self.known[name][2]
+        if isinstance(text, str):
+            return text
+        if not self._sources and self._ask is not None:
+            # For an agent of another version that this one starts in turn.
+            answer = self._ask(SOURCES)
+            self._sources = answer if isinstance(answer, dict) else {"": (False, "", "")}
+        if name not in self._sources and self._ask is not None:
+            answer = self._ask(SOURCE_OF + name)
+            self._sources.update(answer if isinstance(answer, dict) else {name: (False, "", None)})
+        source = self._sources.get(name)
+        return source[2] if source is not None else None
+
+    def get_code(self, name: str) -> Any:
+        """The code, for `runpy`."""
+        _, origin, text = self.known[name]
+        return self._code(text, origin)
+
+    def is_package(self, name: str) -> bool:
+        """Whether it has modules below it."""
+        return self.known[name][0]
+
+    def get_data(self, path: str) -> bytes:
+        """For `pkgutil.get_data`, which would take the lack of this for the lack of the file. Raises MissingModuleError."""
+        folders = {os.path.dirname(origin): name for name, (package, origin, _) in self.known.items() if package}
+        folder = os.path.dirname(path)
+        while folder not in folders and folder != os.path.dirname(folder):
+            folder = os.path.dirname(folder)
+        raise self.without(folders.get(folder, ""), os.path.basename(path))
+
+    def get_resource_reader(self, name: str) -> Any:
+        """For `importlib.resources`."""
+        return NoFiles(self, name)
+
+    def without(self, name: str, file: str) -> Exception:
+        """The error for a file of a package, of which the modules alone have come."""
+        from entangle.errors import MissingModuleError
+
+        top = name.partition(".")[0]
+        # Who uses it comes first: that is what the user knows, and what pip installs with all that it needs.
+        names = [top]
+        frame: Any = sys._getframe()
+        while frame is not None:
+            module = frame.f_globals.get("__name__") or ""
+            if module in self.known and module.partition(".")[0] != names[-1]:
+                names.append(module.partition(".")[0])
+            frame = frame.f_back
+        told = why_modules_alone(*reversed(names)) or f"module {top!r} was sent without the other files of its package"
+        return MissingModuleError(f"{told} ({top!r} looked for {file!r})", name=name)
+
+    @staticmethod
+    def _code(text: Any, origin: str) -> Any:
+        return compile(text, origin, "exec", dont_inherit=True) if isinstance(text, str) else marshal.loads(text)
+
+
+class NoFiles:
+    """The files of a package, as `importlib.resources` asks for them, old way and new: none of them has come.
+
+    A program may name them without needing them, so it is told when it looks.
+    """
+
+    def __init__(self, finder: Finder, package: str, path: str = "") -> None:
+        self._finder, self._package, self._path = finder, package, path
+        self.name = os.path.basename(path) or package
+
+    def files(self) -> NoFiles:
+        """The package's folder."""
+        return self
+
+    def joinpath(self, *names: Any) -> NoFiles:
+        """A file in it."""
+        return NoFiles(self._finder, self._package, "/".join(filter(None, [self._path, *map(str, names)])))
+
+    __truediv__ = joinpath
+
+    def _look(self, name: Any = "", *args: Any, **kwargs: Any) -> Any:
+        raise self._finder.without(self._package, self._path or str(name))
+
+    is_file = is_dir = iterdir = is_resource = contents = open_resource = resource_path = _look
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        """It cannot be."""
+        self._look()
+
+    read_text = read_bytes = open
+
+
+#: The two finders of this process, if it is an agent or one of its workers.
+finders: list[Finder] = []
+
+
+def install(ask: Ask | None, known: dict[str, Known] | None = None) -> None:
+    """Have this process import what it lacks by asking."""
+    finders[:] = [Finder(ask, True, known), Finder(ask, False)]
+    sys.meta_path.insert(0, finders[0])
+    sys.meta_path.append(finders[1])
+    # This module was not imported but run; it is to look as if it had been.
+    import entangle._remote.agent
+
+    myself = sys.modules[__name__]
+    myself.__spec__ = finders[0].find_spec(__name__)
+    entangle._remote.agent.imports = myself
+
+
+#: Modules that came anew and have not been loaded anew yet, in the order in which they are to be.
+_renewed: list[str] = []
+_loading = threading.Lock()
+
+
+def renew(modules: dict[str, Known]) -> None:
+    """Modules that have come before are other ones now. Waits for nothing; the next call loads them."""
+    finders[1].known.update(modules)
+    _renewed.extend(modules)
+
+
+def load_renewed() -> None:
+    """Load the modules that came anew, if they are loaded. Raises what they raise; their next import tries again."""
+    with _loading:
+        while _renewed:
+            name = _renewed.pop(0)
+            if name in sys.modules:
+                try:
+                    importlib.reload(sys.modules[name])
+                except BaseException:
+                    sys.modules.pop(name, None)
+                    raise
+
+
+def why_missing(name: str | None) -> str:
+    """What the caller said about a top-level module that it could not send; "" where it said nothing."""
+    top = (name or "").partition(".")[0]
+    return next((why for finder in finders for asked, why in finder.refused.items() if asked == top and why), "")
+
+
+def why_modules_alone(*names: str) -> str:
+    """What the caller says where of a package, or a distribution, more is needed than its modules, and others are on the way to it:
+    about the first that pip has installed, or else about the last. "" where it has no such."""
+    ask = finders[-1]._ask if finders else None
+    answer = ask(MODULES_ALONE + " ".join(names[-20:])) if ask is not None and any(names) else None
+    return answer if isinstance(answer, str) else ""
+
+
+def package_of(path: str) -> str:
+    """The package that has come, and in whose folder on the caller's side this path lies; "" where there is none."""
+    for name, (package, origin, _) in list(finders[-1].known.items()) if finders else ():
+        if package and origin and path.startswith(os.path.dirname(origin) + os.sep):
+            return name
+    return ""
+
+
+def decode_answer(parts: Sequence[Any]) -> Any:
+    """What a MODULE message says."""
+    return marshal.loads(zlib.decompress(parts[0]))
+
+
+# In the workers of an agent ----------------------------------------------------------------------------------------
+
+
+class Counter:
+    """Where the workers of an agent ask for modules: a socket that only this user's processes may talk to."""
+
+    def __init__(self, ask: Ask) -> None:
+        import socket
+
+        self._ask = ask
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = f"entangle-modules-{os.getpid()}-{os.urandom(8).hex()}"
+        if sys.platform == "linux":
+            self._socket.bind("\0" + name)  # no file; the kernel forgets the name with us
+            self.address = "@" + name
+        else:
+            import tempfile
+
+            self.address = os.path.join(tempfile.mkdtemp(prefix="entangle-"), "modules")
+            self._socket.bind(self.address)
+        self._socket.listen(64)
+        threading.Thread(target=self._serve, name="entangle-modules", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            asker, _ = self._socket.accept()
+            threading.Thread(target=self._answer, args=(asker,), name="entangle-modules", daemon=True).start()
+
+    def _answer(self, asker: Any) -> None:
+        import socket
+        import struct
+
+        with asker:
+            try:
+                if hasattr(socket, "SO_PEERCRED"):
+                    _, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                    if user != os.getuid():
+                        return
+                with asker.makefile("rb") as lines:
+                    name = lines.readline(1024).decode().strip()
+                asker.sendall(marshal.dumps(self.lookup(name), 2))
+            except (OSError, ValueError):
+                return  # it has gone; it is its own affair
+
+    def lookup(self, name: str) -> Any:
+        """What we know ourselves, else what the caller knows."""
+        if name == ALL:
+            return dict(finders[0].known)
+        if name == SOURCES or name.startswith((SOURCE_OF, MODULES_ALONE)):
+            return self._ask(name)
+        for finder in finders:
+            if name in finder.known:
+                return {name: finder.known[name]}
+            if name in finder.refused:
+                return finder.refused[name]
+        answer = self._ask(name)
+        for finder in finders:
+            if finder._ours == (name.partition(".")[0] in OURS):
+                if isinstance(answer, dict):
+                    finder.known.update(answer)
+                else:
+                    finder.refused[name] = answer or ""
+        return answer
+
+
+def ask_at(address: str, name: str) -> Any:
+    """Ask the agent that this worker belongs to."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.connect("\0" + address[1:] if address.startswith("@") else address)
+        line.sendall(name.encode() + b"\n")
+        line.shutdown(socket.SHUT_WR)
+        with line.makefile("rb") as answer:
+            return marshal.loads(answer.read())
+
+
+def prelude(address: str) -> str:
+    """What a worker that is not forked from its agent runs first: it has the agent's modules, and asks there for others."""
+    where = "\0" + address[1:] if address.startswith("@") else address
+    return (
+        f"import socket,marshal,sys,types;s=socket.socket(socket.AF_UNIX);s.connect({where!r});s.sendall(b'*\\n');"
+        "k=marshal.loads(s.makefile('rb').read());s.close();m=types.ModuleType('entangle._remote.agent.imports');sys.modules[m.__name__]=m;"
+        "_,m.__file__,t=k[m.__name__];exec(compile(t,m.__file__,'exec') if isinstance(t,str) else marshal.loads(t),m.__dict__);"
+        f"m.join({address!r},k);del s,k,m,t,_;"
+    )
+
+
+def join(address: str, known: dict[str, Known]) -> None:
+    """Import as the agent at that address does."""
+    import functools
+
+    sys.path[:] = [entry for entry in sys.path if entry]
+    install(functools.partial(ask_at, address), known)
+
+
+def begin(known: dict[str, Known], config: dict[str, Any]) -> None:
+    """The first thing an agent does, when it has read its sources."""
+    # The working directory is no place of modules: what happens to lie there is not what the caller means.
+    sys.path[:] = [entry for entry in sys.path if entry]
+    install(None, known)
+    from entangle._remote.agent.agent import serve
+
+    serve(config)

@@ -1,0 +1,161 @@
+"""A job as the agent sees it: the parts of a message become a call, which is run, and its outcome the parts of the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from entangle import _run
+from entangle._remote.agent import imports
+from entangle._remote.wire.frames import Segments
+from entangle._remote.wire.parts import SOURCE, dump, dump_plain, load
+from entangle._shared import findable
+from entangle._shared.pickling import why_not
+from entangle._shared.remaking import Part, failing_part, not_remade
+from entangle._worker import importing
+from entangle._worker.failures import as_it_is, describe, pickled_error
+from entangle.errors import (
+    EntangleError,
+    MissingModuleError,
+    ProcessRetryException,
+    RemoteTraceback,
+    UnpicklableError,
+    add_note,
+)
+from entangle.task import Call
+
+
+def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -> tuple[bool, list[Segments], list[bytes]]:
+    """Run a job: whether it gave a value, the parts of the answer, and the records of what ran. `began` gets the function
+    that cancels it."""
+    importing.agent = True
+    head = json.loads(bytes(parts[0]))
+    findable.arrive(head["travelled"])
+    os.environ.update(head["telling"])
+    given, answer = _perform(parts, head, began)
+    return given, answer, _run.travels.collect() if head["record"] else []
+
+
+def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callable[[], None]], None]) -> tuple[bool, list[Segments]]:
+    name, plain = head["name"], head["mode"] == SOURCE
+    reader: Any = None
+    try:
+        if plain:
+            from entangle._remote.wire.revive import Reader
+
+            reader = Reader(parts[1], parts[2:])
+            (task, args, kwargs), reader.call = reader.call, None
+        else:
+            task, args, kwargs = _load_call(parts[1:], name)
+        parts = ()
+        run = Call(task, args, kwargs)._run()
+        if head["record"]:
+            _run.travels.host(run, *head["record"])
+        args, kwargs = (), {}
+        began(run.cancel)
+        value = run.value()
+    except BaseException as error:
+        return False, _failed(error, name, plain, reader)
+    try:
+        return True, dump_plain([value], reader.reduced) if plain else dump(value)
+    except Exception as error:
+        refused: Exception = why_not(value, f"the value of task {name!r}")
+        if plain:
+            version = ".".join(map(str, sys.version_info[:2]))
+            refused = UnpicklableError(
+                f"the value of task {name!r} cannot travel from Python {version} to {'.'.join(map(str, head['here']))}, between "
+                f"which only a plain pickle can: {type(error).__name__}: {error}"
+            )
+        return False, _failed(refused, name, plain, reader)
+
+
+for _makes_again in (load, _perform, imports.load_renewed):
+    importing.unpickles(_makes_again)
+
+
+def _load_call(parts: Sequence[Any], name: str) -> Any:
+    """A task and its arguments. Raises UnpicklableError, which names the argument that cannot be made here."""
+    try:
+        return load(parts)
+    except (ImportError, OSError, EntangleError):  # these say themselves what is missing here
+        raise
+    except Exception as problem:
+        part = failing_part(parts[0], parts[1:])
+        if part is None:
+            raise
+        whose = f"task {name!r}"
+        steps = part.steps
+        if len(steps) > 1 and steps[0] in ("[1]", "[2]"):
+            number = steps[1][1:-1]
+            whose = f"argument {int(number) + 1 if steps[0] == '[1]' else number} of {whose}"
+            part = Part(steps[2:], part.kind)
+        raise not_remade(problem, f"{whose} cannot be made again there", part) from problem
+
+
+def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) -> list[Segments]:
+    error = _explained(error)
+    there = error.__cause__
+    report = describe(error, name, 1)
+    text = report["text"]
+    if isinstance(there, RemoteTraceback) and not isinstance(error, MissingModuleError):
+        text = there.text  # it went through a worker: what that saw is what there is to see
+    short = f"{type(error).__name__}: {error}"
+    told = {"text": text, "where": "" if isinstance(there, RemoteTraceback) else report["where"], "short": short[:2000]}
+    parts: list[Segments] = [[json.dumps(told).encode()], [report["error"]]]
+    if plain:  # code of another version would be code for nobody
+        pickled = _plain_error(error, reader)
+        if pickled is None and not _is_plain(error):
+            return parts[:1]
+        parts[1] = pickled or parts[1]
+    if isinstance(error, ProcessRetryException) and there is not None:
+        with contextlib.suppress(Exception):
+            last = _plain_error(there, reader) if plain else [pickled_error(there, name)]
+            parts += [last] if last is not None else []
+    return parts
+
+
+def _plain_error(error: BaseException, reader: Any) -> Segments | None:
+    """An error as a pickle for another version, with classes of the script that came from there; None where it cannot be read again."""
+    if reader is None:
+        return None
+
+    def dumped(value: Any) -> bytes:
+        (pickled,) = dump_plain([value], reader.reduced)
+        return b"".join(pickled)
+
+    try:
+        return [as_it_is(error, dumped, lambda pickled: load([pickled], reader.given))]
+    except Exception:
+        return None
+
+
+def _is_plain(error: BaseException) -> bool:
+    try:
+        pickle.dumps(error, 5)
+    except Exception:
+        return False
+    return True
+
+
+def _explained(error: BaseException) -> BaseException:
+    """For a module that is not here, or not with all that belongs to it: with what the caller said why it could not be sent."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
+        package = imports.package_of(error.filename)
+        if package and (why := imports.why_modules_alone(package)):
+            add_note(error, why)
+        return error
+    if not isinstance(error, ImportError) or isinstance(error, MissingModuleError):
+        return error
+    why = imports.why_missing(error.name)
+    if not why and type(error).__name__ == "PackageNotFoundError":  # of importlib.metadata, which need not be loaded
+        why = imports.why_modules_alone(str(error.name))
+    if not why:
+        return error
+    told = MissingModuleError(why, name=error.name)
+    told.__cause__ = error
+    return told

@@ -1,0 +1,169 @@
+"""A job as the caller sees it: a call becomes the parts of a message, and what comes in answer a value or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from entangle._remote.wire.controls import escape_error, escaped
+from entangle._remote.wire.frames import Segments
+from entangle._remote.wire.parts import PICKLE, SOURCE, Given, dump, dump_plain, load
+from entangle._shared import findable
+from entangle._shared.pickling import dumps_for_others, why_not
+from entangle._shared.remaking import failing_part, not_remade
+from entangle.errors import (
+    EntangleError,
+    ProtocolError,
+    RemoteTraceback,
+    UnpicklableError,
+    add_note,
+    set_cause,
+)
+from entangle.task import Task
+
+#: Variables of the caller's environment that say how an error is told, and what of it is not: they hold there, too.
+_TELLING = ("ENTANGLE_SECRETS", "ENTANGLE_TRACEBACK")
+#: Characters of a traceback that are kept.
+LONGEST_TEXT = 1 << 20
+
+
+def pack(
+    rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], about: dict[str, Any], place: str, record: Any = None
+) -> tuple[list[Segments], Given]:
+    """A call as the parts of a message, and what reads in its answer what both sides have. `about` is what the agent has said of its
+    place; `record`, where the run is to be remembered, the run and the node that want it and whether values are kept whole.
+
+    Raises UnpicklableError, which names what cannot travel, and UnfitPythonError.
+    """
+    there = about["python"]
+    same = there[:2] == list(sys.version_info[:2]) and about["implementation"] == sys.implementation.name
+    mode = PICKLE if same else SOURCE
+    findable.look_afresh()
+    given: Given = None
+    if not same:
+        from entangle._remote.caller.source import Book
+
+        book = Book(rest, args, kwargs, f"{place} has Python {there[0]}.{there[1]}")
+        parts, given = dump_plain([book.head, *book.steps], book.reduced), book.given
+    else:
+        try:
+            parts = dump((rest, args, kwargs), ours=True)
+        except Exception as error:
+            raise _cannot_travel(rest, args, kwargs, place, error) from None
+    head = {
+        "mode": mode,
+        "name": rest.__name__,
+        "here": list(sys.version_info[:2]),
+        "record": record,
+        "travelled": sorted(findable.travelled),
+        "telling": {name: os.environ[name] for name in _TELLING if name in os.environ},
+    }
+    return [[json.dumps(head).encode()], *parts], given
+
+
+def _cannot_travel(rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str, error: Exception) -> Exception:
+    """The error that names what cannot be sent."""
+    if isinstance(error, EntangleError):
+        return error
+    parts = [(f"argument {index + 1}", value) for index, value in enumerate(args)] + [(f"argument {n!r}", v) for n, v in kwargs.items()]
+    parts += rest.made_of()
+    for what, value in parts:
+        try:
+            dump(value, ours=True)
+        except Exception:
+            return why_not(value, f"{what} of task {rest.__name__!r}", dumps_for_others)
+    return UnpicklableError(f"task {rest.__name__!r} cannot travel to {place}: {type(error).__name__}: {error}")
+
+
+def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> Any:
+    """The value that has come. Raises ProtocolError where what has come is no pickle at all."""
+    try:
+        return load(parts, given)
+    except Exception as error:
+        if not parts or isinstance(error, (pickle.UnpicklingError, EOFError)):
+            told = f"{type(error).__name__}: {escaped(str(error))}"
+            raise ProtocolError(f"{place}: the value of task {name!r} came damaged ({told})") from error
+        what = f"the value of task {name!r}, which {place} has sent, cannot be made again here"
+        made = not_remade(error, what, failing_part(parts[0], parts[1:]) if given is None else None)
+        escape_error(made)
+        raise made from error
+
+
+def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> BaseException:
+    """The error that has come, as the caller gets it; what it says is escaped. Gives a ProtocolError where none can be made out."""
+    try:
+        told = json.loads(bytes(parts[0]))
+        text, where, short = (_text(told[part]) for part in ("text", "where", "short"))
+    except (IndexError, KeyError, TypeError, ValueError, RecursionError) as why:
+        return ProtocolError(f"{place}: the error of task {name!r} came damaged ({type(why).__name__}: {why})")
+    text = _with_lines(text)
+    error: BaseException
+    if len(parts) > 1:
+        try:
+            error = load(parts[1:2], given)
+            if not isinstance(error, BaseException):
+                raise TypeError(f"it is a {type(error).__name__}")
+        except Exception as problem:
+            problems = escaped(f"{type(problem).__name__}: {problem}")
+            error = EntangleError(f"task {name!r} failed at {place} with {short}; that error cannot be made here ({problems})")
+    else:
+        error = EntangleError(f"task {name!r} failed at {place}: {short}")
+    if len(parts) > 2:  # the last attempt's own error, as ProcessRetryException promises
+        with contextlib.suppress(Exception):
+            set_cause(error, load(parts[2:], given))
+    escape_error(error)
+    set_cause(error.__cause__ or error, RemoteTraceback(text))
+    if where:
+        add_note(error, where)
+    return error
+
+
+def _text(value: Any) -> str:
+    """Text of an error as it may be shown; of one that is longer than anybody reads, the beginning and the end."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of text")
+    if len(value) > LONGEST_TEXT:
+        value = value[: LONGEST_TEXT // 2] + "\n…\n" + value[-LONGEST_TEXT // 2 :]
+    return escaped(value)
+
+
+_FRAME = re.compile(r' *File "([^"]+)", line (\d{1,9}), in .+')
+
+
+def _with_lines(text: str) -> str:
+    """A traceback with the source lines that are not there but here."""
+    import linecache
+
+    told: list[str] = []
+    frame: re.Match[str] | None = None
+    files: dict[str, bool] = {}
+    for line in [*text.splitlines(), ""]:
+        if frame is not None and not line.startswith("    "):
+            file = frame[1]
+            if file not in files and len(files) < 64:
+                files[file] = _is_source(file)
+            source = linecache.getline(file, int(frame[2])).strip() if files.get(file) else ""
+            told += [f"    {escaped(source)}"] if source else []
+        told.append(line)
+        frame = _FRAME.fullmatch(line)
+    return "\n".join(told)
+
+
+def _is_source(path: str) -> bool:
+    """Whether there is such a file here, to be read for a line of a traceback: the other side names it, and it might be a device."""
+    import linecache
+    import stat
+
+    if path in linecache.cache:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        found = os.stat(path)
+        known = path.endswith(".py") or path == getattr(sys.modules.get("__main__"), "__file__", None)
+        return known and stat.S_ISREG(found.st_mode) and found.st_size < 4 << 20
+    return False

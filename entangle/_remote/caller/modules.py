@@ -1,0 +1,311 @@
+"""What the caller answers when a far side asks for a module.
+
+Our own modules and cloudpickle go in one piece, as compiled code where the far side runs the same Python. Others go one by
+one, as source, if they are pure Python. One that has compiled parts, or belongs to a package that has, cannot be sent: the
+answer is then the sentence that the user will read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import importlib.util
+import marshal
+import os
+import re
+import sys
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from entangle._remote.agent import imports
+from entangle._remote.agent.imports import OURS, Known
+from entangle._shared.pickling import MAIN
+
+#: Of our own modules, those that a far side has no use for unless it asks.
+_APART = (
+    "entangle.tests",
+    "entangle.examples",
+    "entangle.cli",
+    "entangle.__main__",
+    "entangle.web",
+    "entangle._records",
+    "entangle.logging",
+)
+#: What an agent needs before anything else.
+FIRST = (
+    "entangle",
+    "entangle.errors",
+    "entangle._run",
+    "entangle._remote",
+    "entangle._remote.wire",
+    "entangle._remote.wire.frames",
+    "entangle._remote.agent",
+    "entangle._remote.agent.imports",
+    "entangle._remote.agent.agent",
+)
+#: … and to run calls, whether or not it has been loaded here.
+_ENGINE = (
+    "cloudpickle",
+    "cloudpickle.cloudpickle",
+    "entangle._remote.wire.parts",
+    "entangle._remote.agent.performing",
+    "entangle._remote.wire.lines",
+    "entangle._remote.wire.revive",
+    "entangle._remote.caller.source",
+    "entangle.task",
+    "entangle.flow",
+    "entangle.cookies",
+)
+
+#: Bytes of a question for modules.
+LONGEST = 4096
+#: What may be a module's name; a path is none.
+_NAME = re.compile(r"[^\s./\\\0]+(\.[^\s./\\\0]+)*")
+
+_bundles: dict[str | None, bytes] = {}
+_guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _guard
+    _guard = threading.Lock()  # whoever held it did not come along
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def first() -> dict[str, Known]:
+    """The sources that start an agent, for any version of Python."""
+    return {name: known for name in FIRST if isinstance(known := _known(name, None), tuple)}
+
+
+def bundle(magic: str | None) -> bytes:
+    """The engine as the MODULE message that brings it; `magic` is the far side's number of compiled code, None for source."""
+    with _guard:
+        found = _bundles.get(magic)
+        if found is None:
+            # What an agent has from the start it keeps as source, which it needs to start others.
+            names = [name for name in _our_names() if magic is None or name not in FIRST]
+            known = {name: _known(name, magic) for name in names}
+            found = _bundles[magic] = _packed({name: value for name, value in known.items() if isinstance(value, tuple)})
+        return found
+
+
+def _our_names() -> list[str]:
+    """Our own modules that a far side will need: what has been loaded here, and the engine."""
+    names = [*FIRST, *_ENGINE]
+    names += [name for name in sys.modules if _top(name) in OURS and not name.startswith(_APART)]
+    if imports.finders:
+        names += imports.finders[0].known
+    else:
+        import entangle._run
+
+        house = os.path.dirname(os.path.dirname(entangle._run.__file__ or ""))
+        for room in ("_shared", "_worker", "_watch", "_run", "_tasks"):
+            folder = os.path.join(house, room)
+            names.append(f"entangle.{room}")
+            names += [f"entangle.{room}.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and not file.startswith("_")]
+    return list(dict.fromkeys(names))
+
+
+def answer(name: str, magic: str) -> bytes:
+    """The MODULE message for what a far side asks for. Looks for modules, and imports none of them."""
+    if name == imports.SOURCES:
+        return bundle(None)
+    if name.startswith(imports.MODULES_ALONE):
+        return _packed(_modules_alone(name[len(imports.MODULES_ALONE) :].split()))
+    if name.startswith(imports.SOURCE_OF):
+        name = name[len(imports.SOURCE_OF) :]
+        known = _known(name, None)
+    else:
+        known = _known(name, magic)
+    return _packed({name: known} if isinstance(known, tuple) else known)
+
+
+class Sent:
+    """The modules of the user's project that an agent has asked for, and which of them have been loaded anew here since then, as
+    `importlib.reload` and notebooks do: the agent is to run what would run here."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, Any] = {}
+        self._coming: dict[str, Any] = {}
+
+    def note(self, name: str) -> None:
+        """An agent has got the answer to that name."""
+        spec = _spec_here(name)
+        if spec is not None and is_project(spec):
+            self._specs[name] = spec
+
+    def renewed(self) -> bytes | None:
+        """The MODULE message with those that were loaded anew; None mostly. Who uses another comes after it. `sent` says that it went."""
+        # The same spec, not one like it: they are equal each time.
+        found = [name for name, spec in list(self._specs.items()) if (now := _spec_here(name)) is not None and now is not spec]
+        self._coming = {name: _spec_here(name) for name in found}
+        known = {name: known for name in reversed(found) if isinstance(known := _known(name, None), tuple)}
+        return _packed(known) if known else None
+
+    def sent(self) -> None:
+        """What `renewed` gave is there."""
+        for name, spec in self._coming.items():
+            if is_project(spec):
+                self._specs[name] = spec
+
+
+def _spec_here(name: str) -> Any:
+    """That of a module that is loaded: another one each time that it is."""
+    return getattr(sys.modules.get(name), "__spec__", None)
+
+
+def _packed(answer: Any) -> bytes:
+    return zlib.compress(marshal.dumps(answer, 2), 6)
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _known(name: str, magic: str | None) -> Known | str | None:
+    """A module as it is sent, or why it cannot be, or None where there is no such module."""
+    try:
+        spec = _find(name)
+    except Exception:  # anybody's finder
+        return None
+    if spec is None or name in MAIN:
+        return None
+    loader: Any = spec.loader
+    package = spec.submodule_search_locations is not None
+    if loader is None:
+        return (True, "", "") if package else None  # a package without __init__
+    if _top(name) not in OURS and not is_project(spec):
+        compiled = _compiled_part(_top(name))
+        if compiled:
+            return _instead(_top(name), compiled)
+    origin = spec.origin or f"<{name}>"
+    try:
+        if magic is not None and _top(name) in OURS and magic == importlib.util.MAGIC_NUMBER.hex() and hasattr(loader, "get_code"):
+            return package, origin, marshal.dumps(loader.get_code(name))
+        if hasattr(loader, "get_source"):
+            source = loader.get_source(name)
+        else:  # somebody's own loader, as that of a test runner, of a file all the same
+            with open(origin, "rb") as file:
+                source = importlib.util.decode_source(file.read()) if origin.endswith(".py") else None
+    except Exception:  # anybody's loader, or no file any more
+        source = None
+    if source is None:
+        return _instead(_top(name), name)
+    return package, origin, source
+
+
+def _find(name: str) -> Any:
+    """The spec of a module, as its import would find it; but nothing is imported for it, not even the packages around it."""
+    loaded = getattr(sys.modules.get(name), "__spec__", None)
+    if loaded is not None:
+        return loaded
+    if not _NAME.fullmatch(name):
+        return None
+    above, _, _ = name.rpartition(".")
+    path: Any = None
+    if above:
+        package = sys.modules.get(above)
+        path = getattr(package, "__path__", None) if package is not None else getattr(_find(above), "submodule_search_locations", None)
+        if path is None:
+            return None
+    for finder in list(sys.meta_path):
+        look = getattr(finder, "find_spec", None)
+        try:
+            spec = look(name, path) if look is not None else None
+        except KeyError:  # folders without __init__ in a package that is not imported: `importlib` asks `sys.modules` for that
+            spec = None
+            folders = [folder for entry in path or () if os.path.isdir(folder := os.path.join(entry, name.rpartition(".")[2]))]
+            if folders:
+                spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+                spec.submodule_search_locations = folders
+        if spec is not None:
+            return spec
+    return None
+
+
+def is_project(spec: Any) -> bool:
+    """Whether it is a file of the user's own and not something that pip has installed."""
+    origin = spec.origin or ""
+    return origin.endswith(".py") and "site-packages" not in origin and "dist-packages" not in origin
+
+
+_compiled: dict[str, str] = {}
+
+
+def _compiled_part(top: str) -> str:
+    """A file of a top-level package that is compiled; "" where all of it is Python."""
+    found = _compiled.get(top)
+    if found is None:
+        found = ""
+        spec = _find(top)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            for at, _, files in os.walk(folder):
+                found = next((os.path.join(at, file) for file in files if file.endswith((".so", ".pyd", ".dylib"))), "")
+                if found:
+                    break
+        if spec is not None and (spec.origin or "").endswith((".so", ".pyd", ".dylib")):
+            found = spec.origin or ""
+        _compiled[top] = found
+    return found
+
+
+def _instead(top: str, compiled: str) -> str:
+    """What the user can do about a module that cannot be sent."""
+    return (
+        f"module {top!r} is not installed there and cannot be sent, since it has compiled parts ({os.path.basename(compiled)}); "
+        f"install it for that Python: python -m pip install {_wanted(top)!r}"
+    )
+
+
+def _modules_alone(names: Sequence[str]) -> str | None:
+    """What the user can do where files or metadata of a package are needed, which are not sent; None where there is no such package.
+    The last name is that package, before it stand those that use it."""
+    own = None
+    for name in names:
+        spec = None
+        with contextlib.suppress(Exception):  # anybody's finder
+            spec = _find(_top(name))
+        if spec is not None and is_project(spec):
+            own = (
+                f"module {name!r} was sent without the other files of its package; read them before the call and give the function what "
+                f"is in them, or install the package for that Python"
+            )
+            continue
+        wanted = _wanted(name) if spec is not None else _version_of(name)
+        if wanted:
+            return (
+                f"{name!r} is not installed there, and modules are sent without the files and metadata of their packages, which are "
+                f"needed here; install it for that Python: python -m pip install {wanted!r}"
+            )
+    return own
+
+
+def _version_of(distribution: str) -> str:
+    """A distribution as pip takes it; "" where there is no such."""
+    from importlib import metadata
+
+    with contextlib.suppress(Exception):  # broken metadata of anybody
+        return f"{distribution}=={metadata.version(distribution)}"
+    return ""
+
+
+@functools.lru_cache(maxsize=256)
+def _wanted(top: str) -> str:
+    """What pip must install for a module."""
+    with contextlib.suppress(Exception):
+        return _version_of((_distributions().get(top) or [top])[0]) or top
+    return top
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions() -> Any:
+    """Which distributions bring which modules; takes a while in a large environment."""
+    from importlib import metadata
+
+    return metadata.packages_distributions()

@@ -1,0 +1,209 @@
+"""What a function needs installed: the distributions of the modules that it imports, in the versions that are here.
+
+Only what is installed here as a distribution counts. Modules of the caller's own project travel by themselves, and so do
+entangle and cloudpickle; but what those modules import when they are imported over there has to be installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dis
+import importlib.util
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from entangle._remote.caller.channel import Channel, channel_to
+from entangle._remote.caller.modules import is_project
+from entangle._remote.transport import Transport
+from entangle._shared.masks import masked
+from entangle._shared.pickling import MAIN
+from entangle.errors import UnfitPythonError
+from entangle.task import Task, task
+
+#: What needs no installing: it comes over the stream.
+_COMES_BY_ITSELF = {"entangle", "cloudpickle", *MAIN}
+
+
+def furnished(transport: Transport, function: Callable[..., Any], shipped: Callable[..., Any]) -> Callable[..., Any]:
+    """`shipped`, and before its first call the packages that `function` needs, installed in the place's environment."""
+    wanted = requirements(function)
+    if not wanted:
+        return shipped
+    guards: dict[int, threading.Lock] = {}  # one a process: a fork beside a thread that installs would inherit it locked
+    seen: list[Channel] = []
+
+    def far(*args: Any, **kwargs: Any) -> Any:
+        channel = channel_to(transport)
+        if channel not in seen:
+            with guards.setdefault(os.getpid(), threading.Lock()):
+                if channel not in seen:
+                    trouble = channel.call(_install, (wanted,), {})
+                    if trouble:
+                        raise UnfitPythonError(f"{transport.place}: {masked(' '.join(wanted))} cannot be installed there\n{trouble}")
+                    seen[:] = [channel]
+        return shipped(*args, **kwargs)
+
+    return far
+
+
+def requirements(function: Callable[..., Any]) -> list[str]:
+    """What pip must install so that the function finds its imports, as `name==version`, sorted."""
+    modules = {name.partition(".")[0] for name in _with_theirs(_imports(function, set()))}
+    modules = {name for name in modules if name not in sys.stdlib_module_names and name not in _COMES_BY_ITSELF}
+    if not modules:
+        return []
+    from importlib import metadata
+
+    distributions = metadata.packages_distributions()
+    found = {}
+    for module in modules:
+        for name in distributions.get(module, ())[:1]:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                if not _is_editable(metadata.distribution(name)):
+                    found[name] = metadata.version(name)
+    return sorted(f"{name}=={version}" for name, version in found.items())
+
+
+def _is_editable(distribution: Any) -> bool:
+    """Whether a distribution is somebody's working copy, which no index has."""
+    return '"dir_info"' in (distribution.read_text("direct_url.json") or "")
+
+
+def _imports(function: Any, seen: set[int]) -> Iterator[str]:
+    """The modules that a function imports in its body, or holds in globals that it uses, or comes from."""
+    while isinstance(function, (types.MethodType, Task)) or hasattr(function, "__wrapped__"):
+        function = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen:
+        return
+    seen.add(id(code))
+    yield str(getattr(function, "__module__", None) or "")
+    spaces = getattr(function, "__globals__", {})
+    for part in _codes(code):
+        for instruction in dis.get_instructions(part):
+            if instruction.opname == "IMPORT_NAME":
+                yield str(instruction.argval)
+            elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval in spaces:
+                yield from _behind(spaces[instruction.argval], part.co_names, seen)
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # not bound yet
+            yield from _behind(cell.cell_contents, code.co_names, seen)
+
+
+def _behind(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
+    """The module that a value is, or comes from. Of a function what that needs as well; of a module of the project, what its
+    functions need that have one of these names, as they may be called."""
+    if isinstance(value, types.ModuleType):
+        yield value.__name__
+        if _in_project(value.__name__) is None:
+            return
+        for name in names:
+            if isinstance(found := getattr(value, name, None), (types.FunctionType, Task)):
+                yield from _imports(found, seen)
+        return
+    yield str(getattr(value, "__module__", None) or "")
+    if isinstance(value, (types.FunctionType, Task)):
+        yield from _imports(value, seen)
+
+
+def _with_theirs(modules: Iterable[str]) -> set[str]:
+    """These modules, and of those that are the project's own also what they import as they are imported, and so on."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if not name or name in found:
+            continue
+        found.add(name)
+        if "." in name:
+            waiting.append(name.rpartition(".")[0])  # is imported before it
+        spec = _in_project(name)
+        if spec is not None:
+            waiting += _imports_at_once(spec)
+    return found
+
+
+def _in_project(name: str) -> Any:
+    """The spec of a module of the project; None where it is somebody else's, or nobody's."""
+    top, _, below = name.partition(".")
+    if top in _COMES_BY_ITSELF or top in sys.stdlib_module_names:
+        return None
+    if below and _in_project(top) is None:
+        return None  # to look for a part of a package is to import the package
+    try:
+        spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
+    except Exception:  # a package's own code may run here: what it raises it will raise where it is imported
+        return None
+    if spec is not None and spec.origin is None:  # a package without __init__
+        return spec if not any("-packages" in place for place in spec.submodule_search_locations or ("-packages",)) else None
+    return spec if spec is not None and is_project(spec) else None
+
+
+def _imports_at_once(spec: Any) -> Iterator[str]:
+    """What a module imports when it is imported: not in its functions, nor for type checkers alone."""
+    try:
+        waiting: list[ast.AST] = [ast.parse(spec.loader.get_source(spec.name) or "")]
+    except (AttributeError, ImportError, SyntaxError, ValueError, OSError):
+        return  # it says so itself when it is imported
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # beyond the top: it says so itself
+                name = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
+                yield name
+                # Each name may be a module of a package, and is looked for where that is the project's own.
+                yield from (f"{name}.{alias.name}" for alias in node.names if _in_project(f"{name}.{alias.name}"))
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+@task
+def _install(wanted: list[str]) -> str:
+    """Over there: install what is not installed yet, one of us at a time. Gives what pip complained of, or nothing."""
+    import fcntl
+    import subprocess
+    from importlib import metadata
+
+    def missing() -> list[str]:
+        found = []
+        for requirement in wanted:
+            name, _, version = requirement.partition("==")
+            try:
+                here = metadata.version(name) == version
+            except metadata.PackageNotFoundError:
+                here = False
+            if not here:
+                found.append(requirement)
+        return found
+
+    if not missing():
+        return ""
+    with open(sys.prefix + ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        needed = missing()
+        if not needed:
+            return ""
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *needed]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    import importlib
+
+    importlib.invalidate_caches()
+    return (done.stderr.strip() or "pip failed")[-2000:] if done.returncode else ""

@@ -1,0 +1,51 @@
+"""How many logins to one host are under way at once, in all processes of the tree.
+
+An sshd turns callers away at random once ten logins are unfinished (MaxStartups). So at most AT_ONCE of ours are under way
+for each host; the others wait for their turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import random
+import time
+from collections.abc import Hashable, Iterator
+
+from entangle._shared.home import home
+
+AT_ONCE = 6
+
+
+@contextlib.contextmanager
+def turn(host: Hashable, seconds: float) -> Iterator[None]:
+    """Wait for a turn to log in to a host; goes on without one when `seconds` have passed."""
+    name = hashlib.sha256(repr(host).encode()).hexdigest()[:12]
+    end = time.monotonic() + seconds
+    fd = _take(os.path.join(home().path, f"login-{name}"))
+    while fd < 0 and time.monotonic() < end:
+        time.sleep(random.uniform(0.005, 0.03))  # a lock cannot be waited for in several files at once
+        fd = _take(os.path.join(home().path, f"login-{name}"))
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _take(path: str) -> int:
+    """The descriptor that holds one of the turns, -1 if all are taken. The kernel gives it back if we die."""
+    for number in random.sample(range(AT_ONCE), AT_ONCE):
+        fd = os.open(f"{path}-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        else:
+            return fd
+    return -1

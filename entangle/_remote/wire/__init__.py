@@ -1,0 +1,1 @@
+"""Both sides of a byte stream: frames, jobs, text. Private."""

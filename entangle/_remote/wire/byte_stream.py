@@ -1,0 +1,210 @@
+"""Byte streams to a program in another place: a process of ours with pipes, or any object that can be read and written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from entangle._worker import janitor
+
+#: Bytes that a pipe may hold, where the system lets us say so: a large value then needs fewer turns.
+PIPE_SIZE = 1 << 20
+#: Seconds for the program to end by itself once its stdin is closed.
+GRACE = 2.0
+
+
+class Stream:
+    """A stream as a channel uses it: descriptors to read from and to write to, and how to know and bring about its end.
+
+    `reads` gives what the program writes to stdout, `writes` takes what it reads from stdin, `errors` gives its stderr
+    (-1: there is none, or it is elsewhere). The channel makes them non-blocking and waits with `poll`.
+    """
+
+    reads: int
+    writes: int
+    errors: int = -1
+
+    def status(self) -> int | None:
+        """The exit status of the program, minus the signal that killed it; None while it runs, or where nobody knows."""
+        return None
+
+    def hang_up(self) -> None:
+        """Close our ends, so that the program knows; waits for nothing. `close` follows; may be called twice."""
+
+    def close(self) -> None:
+        """End it: close our ends, give the program a moment to go, then make it. Called once; must not raise, must not hang."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it at once, for it does not answer; `close` follows. What cannot be killed from here is left to its own end."""
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies of the descriptors and do nothing else."""
+        for fd in {self.reads, self.writes, self.errors}:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+
+class ProcessStream(Stream):
+    """A program of this machine (a Python, the ssh client, `docker exec`) with pipes. Raises OSError where it cannot be started.
+
+    It leads a session of its own, so that Ctrl-C in the terminal is ours to handle, and is killed with its group.
+    """
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None, directory: str | None = None) -> None:
+        import subprocess
+
+        with janitor.off_duty():
+            self.process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                cwd=directory,
+                bufsize=0,
+                start_new_session=True,
+            )
+        #: When our ends were closed; 0 while they are open.
+        self._hung_up = 0.0
+        process = self.process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.reads, self.writes, self.errors = process.stdout.fileno(), process.stdin.fileno(), process.stderr.fileno()
+        for fd in (self.reads, self.writes):
+            _enlarge(fd)
+
+    def status(self) -> int | None:
+        """How the program ended."""
+        return self.process.poll()
+
+    def hang_up(self) -> None:
+        """Close its stdin and stdout: one that prints for ever is to find out as well."""
+        self._hung_up = self._hung_up or time.monotonic()
+        for file in (self.process.stdin, self.process.stdout):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+    def close(self) -> None:
+        """Hang up, and kill it if that does not end it."""
+        from subprocess import TimeoutExpired
+
+        process = self.process
+        self.hang_up()
+        end = self._hung_up + GRACE
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, number)
+                end = time.monotonic() + 1.0
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+                break
+            except TimeoutExpired:
+                pass
+        if process.stderr is not None:
+            process.stderr.close()
+
+    def kill(self) -> None:
+        """Kill it with its group."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def abandon(self) -> None:
+        """The pipes go; the process is its parent's to wait for."""
+        for file in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+        self.process.returncode = 0
+
+
+class PumpedStream(Stream):
+    """Any object that can be read and written, behind a socket: two threads carry bytes to and fro.
+
+    Takes `read(n)`, which gives up to n bytes and b"" at the end, `write(data)`, which takes all of it, `shut`, which ends the
+    direction to the program, `end`, which closes it all and makes a waiting `read` return; `status` as in `Stream`.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        write: Callable[[memoryview], Any],
+        shut: Callable[[], None],
+        end: Callable[[], None],
+        status: Callable[[], int | None] = lambda: None,
+        errors: int = -1,
+    ) -> None:
+        import socket
+
+        self._ours, self._theirs = socket.socketpair()
+        self.reads = self.writes = self._ours.fileno()
+        self.errors = errors
+        self._read, self._write, self._shut, self._end, self._status = read, write, shut, end, status
+        self._threads = [threading.Thread(target=pump, name="entangle-pump", daemon=True) for pump in (self._bring, self._send)]
+        for thread in self._threads:
+            thread.start()
+
+    def _bring(self) -> None:
+        with contextlib.suppress(Exception):
+            while data := self._read(1 << 18):
+                self._theirs.sendall(data)
+        with contextlib.suppress(OSError):
+            self._theirs.shutdown(1)  # SHUT_WR
+
+    def _send(self) -> None:
+        buffer = memoryview(bytearray(1 << 18))
+        with contextlib.suppress(Exception):
+            while size := self._theirs.recv_into(buffer):
+                self._write(buffer[:size])
+        with contextlib.suppress(Exception):
+            self._shut()
+
+    def status(self) -> int | None:
+        """How the program ended, where that is known."""
+        return self._status()
+
+    def hang_up(self) -> None:
+        """End both pumps: the program's stdin ends, and what it prints goes nowhere."""
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(2)  # SHUT_RDWR
+
+    def close(self) -> None:
+        """End both pumps and what they pump."""
+        self.hang_up()
+        if self.errors >= 0:  # before anybody waits for who may be writing there
+            with contextlib.suppress(OSError):
+                os.close(self.errors)
+        self._threads[1].join(GRACE / 4)  # it may be about to say that there is no more
+        with contextlib.suppress(Exception):
+            self._end()
+        until = time.monotonic() + GRACE / 2
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        self._ours.close()
+        self._theirs.close()
+
+    def kill(self) -> None:
+        """It cannot be killed from here: close the way to it."""
+        self.hang_up()
+
+    def abandon(self) -> None:
+        """The sockets go; the pumps did not come along."""
+        self._ours.close()
+        self._theirs.close()
+
+
+def _enlarge(fd: int) -> None:
+    import fcntl
+
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # Linux; and as far as the user may

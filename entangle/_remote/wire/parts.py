@@ -1,0 +1,86 @@
+"""A task, its arguments, its outcome: values as the parts of a message, and back. Both sides use it.
+
+Between equal minor versions of Python a task travels by cloudpickle, else as source, with its arguments in a plain pickle, which
+all versions read. Large buffers (arrays and the like) are parts of the message beside the pickle and are never copied into it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from entangle._remote.wire.frames import MOST_PARTS, Bytes, Segments
+from entangle._shared import findable
+from entangle._shared.pickling import OF_MAIN, PicklerByName, pickler_by_value
+
+#: A buffer of so many bytes is a part of its own.
+LARGE = 64 << 10
+
+PICKLE, SOURCE = "pickle", "source"
+
+#: What has this number among the functions and classes that went as source.
+Given = Callable[[int], Any] | None
+
+
+class _Segments(list[Bytes]):
+    """A pickler writes to it; what is large it gets as it is, not copied."""
+
+    def write(self, data: Bytes) -> int:
+        self.append(data)
+        return len(data)
+
+
+class _Buffers(list[Bytes]):
+    """The large buffers of a pickle, which are parts of their own."""
+
+    def aside(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take one. True says that it has to be in the pickle."""
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not in one piece
+            return True
+        if raw.nbytes < LARGE or len(self) > MOST_PARTS - 4:
+            return True
+        self.append(raw)
+        return False
+
+
+def dump(value: Any, ours: bool = False) -> list[Segments]:
+    """A value as parts: the pickle, then its large buffers. Plain pickle, or where that cannot, cloudpickle.
+
+    `ours` says that `__main__` is not the one of the other side.
+    """
+    buffers = _Buffers()
+    written = _Segments()
+    try:
+        kind = PicklerByName if ours or findable.travelled else pickle.Pickler
+        kind(written, 5, buffer_callback=buffers.aside).dump(value)
+        if not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
+            return [written, *([buffer] for buffer in buffers)]
+    except Exception:
+        pass
+    written = _Segments()
+    buffers.clear()
+    pickler_by_value(written, buffers.aside).dump(value)
+    return [written, *([buffer] for buffer in buffers)]
+
+
+def dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Segments]:
+    """Values as parts that any version of Python can read, one pickle after the other. `reduced` is the part of what both sides have."""
+    from entangle._remote.wire.revive import Pickler
+
+    buffers = _Buffers()
+    written = _Segments()
+    pickler = Pickler(written, reduced, buffers.aside)
+    for value in values:
+        pickler.dump(value)
+    return [written, *([buffer] for buffer in buffers)]
+
+
+def load(parts: Sequence[Any], given: Given = None) -> Any:
+    if given is not None:
+        from entangle._remote.wire.revive import Unpickler
+
+        return Unpickler(parts[0], given, parts[1:]).load()
+    return pickle.loads(parts[0], buffers=parts[1:])

@@ -1,0 +1,248 @@
+"""The other side of a task that has come as source: what was written there is made again here, by this version of Python."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import collections
+import functools
+import io
+import linecache
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from entangle._remote.wire.lines import functions_of
+from entangle._shared import raised
+from entangle.errors import UnfitPythonError, UnpicklableError
+from entangle.task import Task
+
+#: The steps in which a task comes, in an order in which each finds what it needs: the last is its call.
+GLOBAL, CELL, CLASS, FUNCTION, ATTRIBUTE, CALL = "global", "cell", "class", "function", "attribute", "call"
+#: A function or a class that is had from the class that it is a part of.
+MEMBER = "member"
+
+
+def given(number: int) -> NoReturn:
+    """Stands in a pickle for what was sent as source and has this number in its book."""
+    raise LookupError(f"number {number} of a book that is not open")
+
+
+def given_function(module: str, name: str) -> Any:
+    """The function of the task that a module has under this name."""
+    found: Any = sys.modules.get(module) or __import__(module, fromlist=["_"])
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found.function
+
+
+def cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """A function that remembers its values, as `functools.lru_cache` makes it."""
+    return functools.lru_cache(**parameters)(function)
+
+
+def bound(function: Any, itself: Any) -> types.MethodType:
+    """A method of an object whose class does not have it."""
+    return types.MethodType(function, itself)
+
+
+class Unpickler(pickle.Unpickler):
+    """Reads pickles in which `given` stands for what both sides have."""
+
+    def __init__(self, data: Any, have: Any, buffers: Iterable[Any] | None = None) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._have = have
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle names."""
+        return self._have if (module, name) == (__name__, "given") else super().find_class(module, name)
+
+
+class Pickler(pickle.Pickler):
+    """Writes pickles in which `given` stands for what both sides have; `reduced` says how, or NotImplemented."""
+
+    def __init__(self, file: Any, reduced: Callable[[Any], Any], aside: Any = None) -> None:
+        super().__init__(file, 5, buffer_callback=aside)
+        self._reduced = reduced
+
+    def reducer_override(self, value: Any) -> Any:
+        """How a function, a class or an instance is written."""
+        if isinstance(value, BaseException):
+            return raised.reduced(value) or self._reduced(value)
+        return self._reduced(value)
+
+
+class Reader:
+    """Makes again what a book describes. `call` is the task with its arguments."""
+
+    def __init__(self, data: Any, buffers: Iterable[Any] | None = None) -> None:
+        self._made: dict[int, Any] = {}
+        self._cells: dict[int, dict[str, types.CellType]] = {}
+        self.call: tuple[Task[..., Any], tuple[Any, ...], dict[str, Any]]
+        self._unpickler = Unpickler(data, self.given, buffers)
+        version, self._definitions, spaces = self._unpickler.load()
+        self._version = tuple(version)
+        self._spaces: list[dict[str, Any]] = [{"__builtins__": __builtins__, **space} for space in spaces]
+        for number, definition in enumerate(self._definitions):
+            if "text" in definition:
+                _remember_lines(definition)
+                self._cells[number] = {name: types.CellType() for name in definition["free"]}
+            if definition["kind"] == FUNCTION:
+                self._made[number] = self._function(number, definition)
+        step: Any = ("",)
+        while step[0] != CALL:
+            step = self._unpickler.load()
+            getattr(self, f"_take_{step[0]}")(*step[1:])
+
+    def given(self, number: int) -> Any:
+        """What has this number."""
+        if number not in self._made:  # a member of a class, which has been made
+            definition = self._definitions[number]
+            found = vars(self._made[definition["owner"]])[definition["name"]]
+            self._made[number] = found if definition["index"] is None else list(functions_of(found))[definition["index"]]
+        return self._made[number]
+
+    def reduced(self, value: Any) -> Any:
+        """How what was made from the book goes back to those who have sent it: they get their own."""
+        if isinstance(value, (type, types.FunctionType)):
+            for number, made in self._made.items():
+                if made is value:
+                    return given, (number,)
+            around, _, name = value.__qualname__.rpartition(".")
+            for made in self._made.values():  # a part of a class that nobody has asked for
+                if isinstance(made, type) and made.__qualname__ == around and vars(made).get(name) is value:
+                    return getattr, (made, name)
+        return NotImplemented
+
+    def _take_global(self, space: int, name: str, value: Any) -> None:
+        self._spaces[space][name] = value
+
+    def _take_cell(self, number: int, name: str, value: Any) -> None:
+        self._cells[number][name].cell_contents = value
+
+    def _take_function(self, number: int, defaults: Any, keywords: Any, attributes: dict[str, Any]) -> None:
+        function = self._made[number]
+        function.__defaults__, function.__kwdefaults__ = defaults, keywords
+        function.__dict__.update(attributes)
+
+    def _take_attribute(self, number: int, name: str, value: Any) -> None:
+        type.__setattr__(self._made[number], name, value)
+
+    def _take_call(self, function: Any, layers: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = Task(function, layers), args, kwargs
+
+    def _compile(self, definition: dict[str, Any], body: list[ast.stmt]) -> types.CodeType:
+        """The code of a function with these statements, around which are the free variables of a definition."""
+        free = definition["free"]
+        if free:
+            body = [ast.Nonlocal(list(free)), *body]
+        inner: Any = ast.parse("def around(): pass").body[0]
+        outer: Any = ast.parse("def outermost(): pass")
+        inner.body = body
+        outer.body[0].body = [*(ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free), inner]
+        ast.increment_lineno(outer, definition["line"] - 1)
+        features = [*definition["future"]]
+        if self._version >= (3, 14) > sys.version_info[:2]:
+            features.append("annotations")  # there they are made when they are asked for, and may name what is never there
+        flags = 0
+        for feature in features:
+            flags |= getattr(__future__, feature).compiler_flag if hasattr(__future__, feature) else 0
+        code = compile(ast.fix_missing_locations(outer), definition["file"], "exec", flags=flags, dont_inherit=True)
+        return _inner(_inner(code))
+
+    def _parse(self, definition: dict[str, Any]) -> Any:
+        """The statement that defines it."""
+        try:
+            node: Any = ast.parse(str(definition["text"])).body[0]
+        except SyntaxError as error:
+            there, here = (".".join(map(str, version[:2])) for version in (self._version, sys.version_info))
+            raise UnfitPythonError(
+                f"{definition['name']!r} was written for Python {there} and cannot be read by {here}, which is here: {error.msg} in "
+                f"{(error.text or '').strip()!r}"
+            ) from None
+        return node.body[0] if isinstance(node, ast.If) else node
+
+    def _function(self, number: int, definition: dict[str, Any]) -> types.FunctionType:
+        node = self._parse(definition)
+        body: list[ast.stmt] = [node]
+        if isinstance(node, ast.Expr):  # a lambda
+            _bare(node.value)
+        else:
+            node.decorator_list, node.returns = [], None
+            if hasattr(node, "type_params"):
+                node.type_params = []
+            _bare(node)
+            # Its own name may stand for a task, or for what a decorator has made of it, which is what a recursion is to call.
+            if node.name not in definition["free"]:
+                body.insert(0, ast.Global([node.name]))
+        code = _inner(self._compile(definition, body))
+        cells = tuple(self._cells[number][name] for name in code.co_freevars)
+        function = types.FunctionType(code, self._spaces[definition["space"]], definition["name"], None, cells)
+        function.__qualname__, function.__module__ = definition["qualname"], definition["module"]
+        function.__doc__ = definition["doc"]
+        return function
+
+    def _take_class(self, number: int, later: list[str], defaults: dict[str, Any] | None) -> None:
+        definition = self._definitions[number]
+        if "fields" in definition:
+            make: Any = collections.namedtuple  # whose name and fields a type checker wants to know
+            values = list((defaults or {}).values())
+            self._made[number] = make(definition["name"], definition["fields"], defaults=values, module=definition["module"])
+            return
+        node = self._parse(definition)
+        for part in node.body:
+            if getattr(part, "name", None) in definition["bare"]:
+                part.decorator_list = []
+        space = self._spaces[definition["space"]]
+        body: list[ast.stmt] = [node, ast.Return(ast.Name(node.name, ast.Load()))]
+        if "<locals>" not in definition["qualname"]:
+            body.insert(0, ast.Global([node.name]))
+        code = self._compile(definition, body)
+        around = types.FunctionType(code, space, "around", None, tuple(self._cells[number][key] for key in code.co_freevars))
+        was = space.get(node.name, self)
+        try:
+            self._made[number] = made = around()
+        except NameError as error:
+            if error.name not in later:
+                raise
+            raise UnpicklableError(
+                f"class {definition['qualname']!r} cannot be made by another version of Python: what runs with its statement uses "
+                f"{error.name!r}, which holds that class itself. Put the class into a module, or use the same version of Python there"
+            ) from None
+        if isinstance(made, type):
+            made.__qualname__ = definition["qualname"]
+        if was is not self:  # that name stands for something else by now
+            space[node.name] = was
+
+
+def _inner(code: types.CodeType) -> types.CodeType:
+    """The code of the only function that is defined in this code."""
+    (found,) = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return found
+
+
+def _remember_lines(definition: dict[str, Any]) -> None:
+    """Let tracebacks here, and `inspect` for those who ship it on, find the lines of a file that is not here."""
+    file, text = definition["file"], definition["text"].splitlines(keepends=True)
+    first = definition["line"]
+    if definition["text"].startswith("if True:\n"):
+        text, first = text[1:], first + 1
+    if os.path.exists(file):
+        return
+    _, _, lines, _ = linecache.cache.get(file, (0, None, [], file))
+    lines = [*lines, *["\n"] * (first - 1 + len(text) - len(lines))]
+    lines[first - 1 : first - 1 + len(text)] = text
+    linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
+
+
+def _bare(function: Any) -> None:
+    """Take annotations and default values from a function's tree: the ones are not wanted, the others are sent as values."""
+    arguments = function.args
+    arguments.defaults = []
+    arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]:
+        if argument is not None:
+            argument.annotation = None

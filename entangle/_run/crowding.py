@@ -1,0 +1,235 @@
+"""Which bodies of a crowded run compute: what the supervisor sees of them, and writes down for workers (`_worker/admission.py`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared.table import (
+    BEGUN,
+    BUSY,
+    COMMITTED,
+    CROWDED,
+    HELD_BACK,
+    NESTED,
+    NODE,
+    RIGHT,
+    RUNS,
+    SHARE,
+    SINCE,
+    SLOT,
+    STATE,
+    THREADS_USE,
+    UNCLAIMED,
+    Table,
+)
+from entangle._worker.admission import CPU, WAITS, demand_of_thread, scaled, share_of
+from entangle.flow import Flow
+
+#: Less than this is what it takes to wait (CPUs).
+_LITTLE = 0.05
+
+
+#: What was learned in earlier runs of this process, and is in others under way: habit, calls and span of a body, by its name.
+_known: dict[tuple[str, int], tuple[int, int, int]] = {}
+_MOST_KNOWN = 4096
+
+
+class _Seen:
+    """What has been seen of a worker while it ran one body."""
+
+    __slots__ = ("body", "looks", "lows", "of", "share", "taken", "used", "written")
+
+    def __init__(self) -> None:
+        self.of = (-1, -1)
+        self.body = -1
+        self.looks = self.lows = 0
+        #: At the last look; and what it is taken to use, since one look may fall into a lock or a page fault.
+        self.share = self.taken = 1.0
+        #: What its slot says that it is taken to use, -1 where we have not written that; others may have written something else.
+        self.written = -1
+        #: CPU time that a thread had wanted at the last look (ns).
+        self.used = 0
+
+
+class Thread(NamedTuple):
+    """A thread of the invoking process that works for a run."""
+
+    slot: int
+    native_id: int | None
+
+
+class Admission:
+    """The supervisor's part: what running bodies use, and whether the run is crowded."""
+
+    def __init__(self, table: Table, flow: Flow) -> None:
+        self.table = table
+        self.flow = flow
+        self._seen: dict[int, _Seen] = {}
+        self._looked_at = time.monotonic_ns()
+        #: Whether bodies have ever had to wait for others, which would not be so in a run of as many workers as CPUs.
+        self.was_crowded = False
+        self._names: list[tuple[str, int]] = []
+
+    def _recall(self) -> bool:
+        """Take over what other runs of this process have learned of bodies that nobody knows here. Whether that was anything."""
+        table, found = self.table, False
+        if not self._names:
+            self._names = [(body.name, body.carrier) for body in self.flow.bodies]
+        for body, name in enumerate(self._names):
+            if not table.learned[body] and name in _known:
+                habit, learned, span = _known[name]
+                found = found or habit < share_of(table, body)
+                table.habits[body], table.learned[body], table.spans[body] = habit, learned, span
+        return found
+
+    def remember(self) -> None:
+        """Leave what was learned to other runs of this process."""
+        table = self.table
+        for body, name in enumerate(self._names):
+            if table.learned[body]:
+                if len(_known) > _MOST_KNOWN:
+                    _known.clear()
+                _known[name] = (table.habits[body], 1, table.spans[body])
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the run has more workers than it has a right to CPUs."""
+        return bool(self.table.header[CROWDED])
+
+    def entitle(self, cpus: int) -> None:
+        """The run has a right to so many CPUs from now on."""
+        header = self.table.header
+        if header[RIGHT] != cpus * CPU:
+            more = cpus * CPU > header[RIGHT]
+            header[RIGHT] = cpus * CPU
+            if more:
+                header[HELD_BACK] = 0
+
+    def crowd(self, slots: Collection[int]) -> None:
+        """More workers than CPUs from now on; `slots` are those who are there."""
+        table = self.table
+        self._recall()
+        with table.locked(UNCLAIMED):
+            self._take_stock(slots)
+            table.header[HELD_BACK] = 0
+            table.header[CROWDED] = 1
+            self.was_crowded = True
+
+    def thin_out(self) -> None:
+        """No more workers than CPUs from now on."""
+        with self.table.locked(UNCLAIMED):
+            self.table.header[CROWDED] = self.table.header[HELD_BACK] = 0
+
+    def look(self, now: int, processes: Iterable[WorkerProcess], threads: Collection[Thread]) -> float:
+        """See what running bodies use, and correct what they are taken to use; `now` in ns, of the monotonic clock. Gives how many
+        CPUs the threads use."""
+        table = self.table
+        header, slots = table.header, table.slots
+        elapsed, self._looked_at = max(1, now - self._looked_at), now
+        live = [thread.slot for thread in threads]
+        for worker in processes:
+            live.append(worker.slot)
+            base = worker.slot * SLOT
+            nested = slots[base + NESTED]
+            # A worker that waits for a nested run supervises it, which takes a little time, and no place.
+            share = nested / CPU if nested >= 0 and worker.share < 0.3 else max(worker.share, nested / CPU)
+            seen = self._seen.get(worker.slot)
+            doubtful = share > WAITS / CPU or (seen is not None and seen.taken > share + 0.1)
+            if nested < 0 and share < 0.9 and doubtful and worker.runnable():
+                share = 1.0  # it would run if there were a CPU for it
+            self._saw(worker.slot, share, now)
+        together = self._look_at_threads(threads, elapsed, now) if threads else 0.0
+        if header[CROWDED]:
+            with table.locked(UNCLAIMED):
+                self._take_stock(live)
+        return together
+
+    def _look_at_threads(self, threads: Collection[Thread], elapsed: int, now: int) -> float:
+        shares = {}
+        for thread in threads:
+            seen = self._seen.setdefault(thread.slot, _Seen())
+            used = demand_of_thread(thread.native_id)
+            shares[thread.slot] = min(1.0, max(0, used - seen.used) / elapsed)
+            seen.used = used
+        together = sum(shares.values())
+        self.table.header[THREADS_USE] = int(together * CPU)
+
+        def busy() -> int:
+            return sum(self.table.slots[slot * SLOT + STATE] == BUSY for slot in shares)
+
+        for slot, share in shares.items():
+            nested = self.table.slots[slot * SLOT + NESTED]
+            self._saw(slot, max(scaled(share, together, busy), nested / CPU), now)
+        return together
+
+    def _saw(self, slot: int, share: float, now: int) -> None:
+        """A worker has used this share of a CPU since the last look."""
+        table = self.table
+        slots, base = table.slots, slot * SLOT
+        node, since = slots[base + NODE], slots[base + SINCE]
+        seen = self._seen.setdefault(slot, _Seen())
+        if node < 0 or slots[base + STATE] != BUSY:
+            seen.of, seen.body = (-1, -1), -1
+            return
+        body = self.flow.body_of[node]
+        if seen.of != (node, since) or seen.body < 0:
+            seen.of, seen.body = (node, since), body
+            seen.looks = seen.lows = 0
+            seen.share, seen.written = 1.0, -1
+            seen.taken = share_of(table, body) / CPU
+            return
+        seen.looks += 1
+        if share >= seen.taken:
+            seen.taken, seen.lows = share, 0
+        else:
+            seen.lows += 1
+            if seen.lows > 1:
+                seen.taken = max(share, seen.share)
+                usual = 2 * table.spans[body] > now - since
+                if table.learned[body] and usual and slots[base + BEGUN] == RUNS:
+                    # It waits now, and will compute before it ends.
+                    seen.taken = max(seen.taken, table.habits[body] / CPU)
+        seen.share = share
+
+    def _take_stock(self, live: Collection[int]) -> None:
+        """Write down what running bodies are taken to use, and what calls of tasks that nobody knows yet seem to. Lock held."""
+        table = self.table
+        header, slots = table.header, table.slots
+        crowded = header[CROWDED]
+        committed = 0
+        running: dict[int, list[float]] = {}
+        for slot in live:
+            base = slot * SLOT
+            node = slots[base + NODE]
+            if slots[base + STATE] != BUSY or node < 0:
+                if not crowded:
+                    slots[base + SHARE] = 0
+                committed += slots[base + SHARE]
+                continue
+            seen = self._seen.get(slot)
+            if seen is not None and seen.of == (node, slots[base + SINCE]):
+                if seen.written not in (-1, slots[base + SHARE]):
+                    seen.taken, seen.lows = slots[base + SHARE] / CPU, 0  # the run that it waits for goes on
+                slots[base + SHARE] = int(seen.taken * CPU) if seen.taken > _LITTLE else 0
+                seen.written = slots[base + SHARE]
+                if seen.looks > 1:
+                    running.setdefault(seen.body, []).append(seen.taken)
+            elif not crowded:
+                slots[base + SHARE] = share_of(table, self.flow.body_of[node])
+            committed += slots[base + SHARE]
+        fell = committed + _LITTLE * CPU < header[COMMITTED]
+        header[COMMITTED] = committed
+        for body, shares in running.items():
+            if not table.learned[body]:
+                habit = int(sum(shares) / len(shares) * CPU)
+                fell = fell or habit < share_of(table, body)
+                table.habits[body] = habit
+                if _known.get(self._names[body], (0, 0, 0))[1] == 0:
+                    _known[self._names[body]] = (habit, 0, 0)
+        if header[HELD_BACK]:
+            fell = self._recall() or fell
+        if fell and crowded:
+            header[HELD_BACK] = 0

@@ -1,0 +1,469 @@
+"""Runs whose rows are used again: values are put in while workers run, and results taken out as they come.
+
+::
+
+    feed(port, value)                        whoever has a value; never waits, False where no set is free
+      │ the value into the store, a free set of rows armed, its first nodes made ready
+      ▼
+    [ source ─▶ node ─▶ node ─▶ gather ]     one set of rows; a port has many of them, alike
+                                  │          workers run the nodes as those of any other flow
+                                  ▼
+    client.collect(port, label, values)      the supervisor: a gather that is ready is a set that is done
+                                             its values let go, its rows disarmed, the set is free again
+
+A flow of this kind has no end of its own: `Client` says when it is over. What a worker's death means to a node is the
+client's to say too, since the node may hold several items of which some are done.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import threading
+import time
+from array import array
+from typing import Any, NamedTuple, Protocol
+
+from entangle._run.run import Observer, Run
+from entangle._run.supervisor import PATIENCE, Supervisor
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared.frames import passes_on
+from entangle._shared.home import private
+from entangle._shared.site import Site
+from entangle._shared.store import IN_SEGMENT, NOWHERE, SEGMENT_SIZE, Place, Store
+from entangle._shared.table import (
+    BUSY,
+    DONE,
+    FINISHED,
+    GONE,
+    IDLE,
+    READY_COUNT,
+    RECORD,
+    RESTING,
+    RUNNING,
+    SLOT,
+    STATE,
+    UNARMED,
+    UNCLAIMED,
+    WAITING,
+    Table,
+)
+from entangle._worker.worker import Worker
+from entangle.cookies import available_cpus, budget_of
+from entangle.errors import RunAtImportError, RunCancelledError
+from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow, Shape
+
+#: The serial number of the store through which values are fed: no worker has it.
+_FEEDER = 1 << 30
+
+
+class Row(NamedTuple):
+    """A node of a port: its body, and the rows of the port whose values it takes; row 0 is what is fed."""
+
+    body: Body
+    inputs: tuple[int, ...]
+
+
+class Port(NamedTuple):
+    """A place where values are fed, and what they go through: `rows` (the first the source, the last the gather), `sets` times."""
+
+    rows: tuple[Row, ...]
+    sets: int
+    first: int
+
+    @property
+    def width(self) -> int:
+        """Rows of one set."""
+        return len(self.rows)
+
+
+def _unused(*_: Any) -> None:
+    """The body of sources and gathers, which nobody runs."""
+
+
+SOURCE = Body(_unused, "source", HERE)
+GATHER = Body(_unused, "gather", HERE)
+
+
+def unroll(templates: list[tuple[list[Row], int]], limits: list[int]) -> tuple[Flow, list[Port]]:
+    """The flow in which each list of rows is there as many times as is said, and the ports to feed it; `limits`
+    are those of `Flow`."""
+    bodies: dict[int, int] = {}
+    known: list[Body] = []
+    shapes: dict[int, int] = {}
+    body_of, shape_of, starts, inputs = array("i"), array("i"), array("q", (0,)), array("q")
+    ports = []
+    for rows, sets in templates:
+        ports.append(Port(tuple(rows), sets, len(body_of)))
+        for row in rows:
+            if id(row.body) not in bodies:
+                bodies[id(row.body)] = len(known)
+                known.append(row.body)
+        for _ in range(sets):
+            first = len(body_of)
+            for row in rows:
+                body_of.append(bodies[id(row.body)])
+                shape_of.append(shapes.setdefault(len(row.inputs), len(shapes)))
+                inputs.extend(first + taken for taken in row.inputs)
+                starts.append(len(inputs))
+    flow = Flow(known, [Shape(count) for count in shapes], body_of, shape_of, starts, inputs, [], leaves=0)
+    flow.rearmed = True
+    flow.limits = limits
+    return flow, ports
+
+
+class Client(Protocol):
+    """Who feeds a run and takes what comes out. All is called in the thread that supervises, and must not wait."""
+
+    name: str
+
+    def failure(self) -> BaseException | None:
+        """What the caller gets instead of a value, if anything: a run is in order where a body of it has failed."""
+
+    def begin(self, supervisor: StreamSupervisor) -> None:
+        """The run has begun: values may be fed from now on."""
+
+    def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
+        """A set that was fed with this label is done: the values of the gather's inputs, the time its bodies took together
+        (ns), the room that its values took in the store (bytes)."""
+
+    def freed(self, port: int) -> None:
+        """A set is free."""
+
+    def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
+        """The worker of a node that took `value` is gone: how far it had come, for the next attempt, and seconds until that.
+        Its journal is in that directory."""
+
+    def tick(self) -> float:
+        """Whatever is due now; gives the seconds until the next time."""
+
+
+class StreamRun(Run):
+    """One execution of a flow made by `unroll`. `value` gives None when the client has said that it is over."""
+
+    def __init__(self, flow: Flow, ports: list[Port], client: Client, way: str | None = None, observer: Observer | None = None) -> None:
+        super().__init__(flow, way, observer)
+        self.ports = ports
+        self.client = client
+
+    @property
+    def name(self) -> str:
+        """What the run is known by: the first node of the dataflow."""
+        return self.client.name
+
+    def reason(self) -> BaseException | None:
+        """What the caller gets instead of a value."""
+        return self.client.failure() or self.raised
+
+    def _make_supervisor(self, *known: Any) -> Supervisor:
+        supervisor = StreamSupervisor(*known)
+        supervisor.ports, supervisor.client = [_Sets(port, supervisor.table) for port in self.ports], self.client
+        return supervisor
+
+    @passes_on
+    def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
+        error = supervisor.failure()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        if not site.table.header[FINISHED]:
+            raise RunCancelledError("the run was cancelled before it had a value")
+
+
+#: Steps from a chunk to the value of one item in it.
+_CHUNK = 2
+
+
+class _Sets:
+    """The sets of rows of one port: which are free, and what a set looks like when it is armed."""
+
+    def __init__(self, port: Port, table: Table) -> None:
+        self.port = port
+        flow = table.flow
+        assert flow is not None
+        first, width = port.first, port.width
+        self.free = collections.deque(range(first, first + port.sets * width, width))
+        self.labels: dict[int, Any] = {}
+        fed = [sum(0 in row.inputs for row in (row,)) for row in port.rows]
+        self.pending = array("i", [flow.pending[first + at] - fed[at] for at in range(width)])
+        starts = flow.consumer_starts
+        self.readers = array("i", [starts[first + at + 1] - starts[first + at] for at in range(width)])
+        self.states = bytes((DONE, *(WAITING,) * (width - 1)))
+        self.ready = [at for at in range(1, width) if not self.pending[at]]
+        #: Whether what is fed is taken by processes, so that it has to be in the store.
+        self.stored = any(0 in row.inputs and row.body.carrier in (PROCESS, FRESH) for row in port.rows)
+        self.results = port.rows[-1].inputs
+
+
+class StreamSupervisor(Supervisor):
+    """Supervises a run whose rows are used again, and whose workers stay for as long as it lasts."""
+
+    client: Client
+    ports: list[_Sets]
+
+    def __init__(self, *known: Any) -> None:
+        super().__init__(*known)
+        self._feeding = threading.Lock()
+        self._hand = Worker(self.site, UNCLAIMED, HERE, _FEEDER)
+        self.width = budget_of(available_cpus())
+        self.is_over = False
+        self._thread_nodes: int | None = None
+        #: Set under the lock when the run has ended: what it had is about to be closed, and others may come with a value yet.
+        self._closed = False
+
+    # Feeding, from any thread ---------------------------------------------------------------------------------
+
+    def feed(self, port: int, value: Any, label: Any) -> bool:
+        """Put a value in: False where no set is free. Raises what storing it raises."""
+        try:
+            return self._feed(port, value, label)
+        except BaseException:
+            self.table.let_go()  # the caller's main thread may be interrupted anywhere
+            raise
+
+    def _feed(self, port: int, value: Any, label: Any) -> bool:
+        sets, table, site = self.ports[port], self.table, self.site
+        with self._feeding:
+            if self._closed or not sets.free:
+                return False
+            place: Place = (NOWHERE, 0, 0)
+            if sets.stored:
+                place = self._hand.store.put(value)
+            first = sets.free.popleft()
+            last = first + sets.port.width
+            sets.labels[first] = label
+            now = time.monotonic_ns()
+            RECORD.pack_into(table.records, first * RECORD.size, now, now, place[1], place[2], place[0], os.getpid(), 0, UNCLAIMED)
+            with table.locked(UNCLAIMED):
+                site.local[first] = value
+                table.pending[first:last] = memoryview(sets.pending)
+                table.readers[first:last] = memoryview(sets.readers)
+                table.attempts[first:last] = memoryview(bytes(last - first))
+                table.states[first:last] = memoryview(sets.states)
+                for at in sets.ready:
+                    table.ready_at[first + at] = now
+                    # At the end: what was fed first goes first.
+                    table.append(site.lanes[site.flow.body_of[first + at]], first + at)
+                woken, woken_threads, tell = self._hand._count_wakes()
+            self._hand._wake(woken, woken_threads)
+            if tell:
+                site.notify()
+        return True
+
+    def nudge(self) -> None:
+        """Have the client's `tick` called soon."""
+        with self._feeding:
+            if not self._closed:
+                self.site.notify()
+
+    def over(self) -> None:
+        """Nothing more is fed, and nothing under way: the run ends. In the supervisor's thread."""
+        with self.table.locked(UNCLAIMED):
+            self.table.header[FINISHED] = 1
+            self.table.header[IDLE : IDLE + 4] = memoryview(array("q", bytes(32)))
+        self.is_over = True
+
+    def supervise(self) -> None:
+        """Run until the client says that it is over, or is cancelled."""
+        try:
+            super().supervise()
+        finally:
+            with self._feeding:
+                self._closed = True
+
+    # Taking out -----------------------------------------------------------------------------------------------
+
+    def _start_first(self) -> None:
+        self.client.begin(self)
+        super()._start_first()
+
+    def _run_here(self) -> bool:
+        """Take out what is done."""
+        table = self.table
+        done = []
+        with table.locked(UNCLAIMED):
+            while (node := table.pop(HERE)) >= 0:
+                table.states[node] = RUNNING
+                done.append(node)
+        for node in reversed(done):
+            index, sets = next(
+                (index, sets) for index, sets in enumerate(self.ports) if node < sets.port.first + sets.port.sets * sets.port.width
+            )
+            first = node - sets.port.width + 1
+            values = [self._value_of(first + at) for at in sets.results]
+            records = [table.record(at) for at in range(first + 1, node)]
+            spent, size = sum(record[1] - record[0] for record in records), sum(record[3] for record in records)
+            label = sets.labels.pop(first)
+            self._disarm(first, sets)
+            self.client.collect(index, label, values, spent, size)
+            self.client.freed(index)
+        return False
+
+    def _value_of(self, node: int) -> Any:
+        if node in self.site.local:
+            return self.site.local[node]
+        assert self.store is not None
+        _, _, offset, size, where, _, _, _ = self.table.record(node)
+        try:
+            return self.store.get((where, offset, size))
+        except RunAtImportError:
+            raise
+        except Exception as problem:
+            name = self.site.flow.body(node).name
+            what = f"the value of task {name!r} cannot be made again in this process"
+            raise self.store.not_remade(problem, (where, offset, size), what, _CHUNK) from problem
+
+    def _disarm(self, first: int, sets: _Sets) -> None:
+        """Let go of what a set still holds: its results, and what workers who died had not told that they had read."""
+        table = self.table
+        last = first + sets.port.width
+        removed = []
+        with table.locked(UNCLAIMED):
+            for node in range(first, last - 1):
+                self.site.local.pop(node, None)
+                self.site.resumed.pop(node, None)
+                if table.readers[node] > 0 and self.store is not None:
+                    _, _, offset, size, where, _, _, _ = table.record(node)
+                    file = self.store.release((where, offset, size)) if where != NOWHERE else None
+                    if file is not None:
+                        removed.append(file)
+            table.states[first:last] = memoryview(bytes((UNARMED,)) * sets.port.width)
+        for gone in removed:
+            assert self.store is not None
+            self.store.remove(gone)
+        sets.free.append(first)
+
+    # Supervising ----------------------------------------------------------------------------------------------
+
+    def _sleep(self) -> None:
+        """As any supervisor, and no longer than the client likes."""
+        usual, due = self.pause, self.client.tick()
+        if self.is_over:
+            return
+        self.pause = 0.0 if self.table.header[READY_COUNT + HERE] else min(usual, max(0.0, due))
+        asked = self.pause
+        super()._sleep()
+        if self.pause == asked:  # else somebody was started, which is looked after sooner
+            self.pause = usual
+
+    def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
+        """A node's worker is gone: the client says how far it had come and when it goes on."""
+        flow, table = self.site.flow, self.table
+        pause = 0.0
+        if begun:
+            (taken, *_) = flow.inputs[flow.starts[node] : flow.starts[node + 1]]
+            progress, pause = self.client.lost(node, slot, self._value_of(taken), error, self.site.directory)
+            keep_progress(self.site, node, progress, in_process=slot in self.processes or flow.body(node).carrier in (PROCESS, FRESH))
+            table.attempts[node] = 1
+        groups = flow.body(node).limits
+        if groups:
+            with table.locked(UNCLAIMED):
+                table.one_fewer(groups, self.site.lanes, flow.body_of)
+        # Not WAITING: a recount would take it for one that has been forgotten.
+        table.states[node] = UNARMED
+        self.retries.append((time.monotonic() + pause, node))
+        self.retries.sort()
+
+    def goes_on_after(self, node: int, error: Exception) -> bool:
+        """Always: what a node's loss means to the stream is the client's to say."""
+        return True
+
+    def _start_thread(self) -> None:
+        """No more threads than nodes that they could run at a time: those who are slow to wake are not too few, and in a run
+        that lasts they would take every slot there is."""
+        lanes, flow = self.site.lanes, self.site.flow
+        if self._thread_nodes is None:
+            self._thread_nodes = sum(lanes[body] == THREAD for body in flow.body_of)
+        if not self.free:
+            self._reclaim()
+        if len(self.threads) < self._thread_nodes:
+            super()._start_thread()
+
+    def _start_process(self, lane: int) -> None:
+        if not self.free:
+            self._reclaim()
+        super()._start_process(lane)
+
+    def _reclaim(self) -> None:
+        """Take back the slots of threads that were given up at a deadline and have come to their own end since."""
+        slots = self.table.slots
+        used = {*self.free, *self.processes, *self.threads, UNCLAIMED}
+        self.free += [slot for slot in range(self.table.slot_count) if slot not in used and slots[slot * SLOT + STATE] == GONE]
+
+    def _put_back(self) -> None:
+        super()._put_back()
+        with self.table.locked(UNCLAIMED):
+            woken, woken_threads, _ = self._hand._count_wakes()
+        self._hand._wake(woken, woken_threads)
+
+    def clear_up(self, worker: WorkerProcess) -> None:
+        """Free what a worker held, and the place in the store that it was filling."""
+        super().clear_up(worker)
+        table = self.table
+        if self.store is None or table.header[FINISHED]:
+            return
+
+        def unread(segment: int) -> int:
+            low, high = segment * SEGMENT_SIZE, (segment + 1) * SEGMENT_SIZE
+            found = 0
+            for node in range(table.nodes):
+                if table.states[node] == DONE and table.readers[node] > 0:
+                    _, _, offset, _, where, _, _, _ = table.record(node)
+                    found += where == IN_SEGMENT and low <= offset < high
+            return found
+
+        with table.locked(UNCLAIMED):
+            self.store.seal_for(worker.slot, unread)
+
+    def _retire_threads(self, now: int) -> None:
+        """Threads stay up for the whole stream: they are not more than its nodes."""
+
+    def _retire(self, now: int, ready: int) -> None:
+        """Workers stay up for the whole stream, as many as there are CPUs; while all rest, others may have the cookies."""
+        header, slots = self.table.header, self.table.slots
+        count = len(self.processes)
+        if any(slots[slot * SLOT + STATE] in (BUSY, RESTING) for slot in self.processes):
+            self.stillborn = 0  # workers can begin; those that could not were killed
+        resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
+        if resting < count or ready:
+            self.idle_since = 0
+            if self.cookies < count - 1:
+                self._take_cookies(count - 1 - self.cookies)
+        if not resting or ready:
+            self.idle_since = 0
+        elif not self.idle_since:
+            self.idle_since = now
+        elif now - self.idle_since > PATIENCE * 1e9:
+            with self.table.locked(UNCLAIMED):
+                sent = max(0, min(count - self.width, header[IDLE + PROCESS]))
+                header[IDLE + PROCESS] -= sent
+            os.write(self.site.wake[1], b"." * sent)
+            if resting == count:
+                self._give_cookies(0)
+            self.idle_since = 0
+
+
+# How far a node had come --------------------------------------------------------------------------------------------
+
+
+def keep_progress(site: Site, node: int, progress: Any, in_process: bool) -> None:
+    """Keep how far a node had come for its next attempt, wherever that runs."""
+    if not in_process:
+        site.resumed[node] = progress
+        return
+    with open(os.path.join(site.directory, f"resume-{node}"), "wb", opener=private) as file:
+        pickle.dump(progress, file, 5)
+
+
+def progress_of(worker: Worker, node: int) -> Any:
+    """How far a node had come before this attempt; None where this is the first."""
+    site = worker.site
+    if not site.table.attempts[node]:
+        return None
+    if not worker.in_process:
+        return site.resumed.get(node)
+    with open(os.path.join(site.directory, f"resume-{node}"), "rb") as file:
+        return pickle.load(file)

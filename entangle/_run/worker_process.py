@@ -1,0 +1,247 @@
+"""A worker process as its supervisor sees it: how to know that it has ended, how to end it, and all that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import os
+import signal
+import struct
+import sys
+import time
+from typing import Any
+
+from entangle._shared.readable import readable
+
+#: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
+GRACE = 0.5
+
+_EXIT = struct.Struct("<i")
+_BORN = struct.Struct("<q")
+
+
+class WorkerProcess:
+    """A worker process as its supervisor sees it: how to know that it has ended, how to end it, what it writes to stderr."""
+
+    def __init__(self, slot: int, lane: int, pid: int, watch: int, err: int, out: int, ours: bool) -> None:
+        self.slot = slot
+        self.lane = lane
+        self._pid = pid
+        self.watch = watch
+        self.err = err
+        self.out = out
+        self._ours = ours
+        self.ended_by: int | None = None
+        self.tail = bytearray()
+        #: CPUs that it has used since it was last looked at, with what it has started; 1 is most that counts.
+        self.share = 1.0
+        self._used = 0
+        self._looked_at = time.monotonic_ns()
+        self._low_looks = 0
+        self._body = (-1, -1)
+        #: CPU time of each process that the body has started, at the last look (ns).
+        self._family: dict[int, int] = {}
+
+    @property
+    def is_child(self) -> bool:
+        """Whether it is ours to wait for; one from the forkserver is not."""
+        return self._ours
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 as long as the forkserver has not told it, -1 where it never will."""
+        if self._pid == 0:
+            self._hear_of_birth(0)
+        return self._pid
+
+    def _hear_of_birth(self, seconds: float) -> None:
+        """Read the process id that the forkserver sends, if it comes within so many seconds."""
+        if readable([self.watch], seconds):
+            born = os.read(self.watch, _BORN.size)
+            if len(born) == _BORN.size:
+                self._pid = _BORN.unpack(born)[0]
+            else:  # the server has died, and its workers with it
+                self._pid = -1
+                self.ended_by = -signal.SIGKILL
+
+    def ended(self) -> bool:
+        """Whether the process has ended; then `ended_by` is its exit code, or minus the signal. Never waits."""
+        if self.ended_by is not None:
+            return True
+        if self._ours:
+            try:
+                found = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # the caller ignores SIGCHLD, or reaps what is not his: how it ended is lost
+                self.ended_by = _told(self._pid)
+                return self.ended_by is not None
+            if found is None:
+                return False
+            # Before the pid is free to be used again: what the worker has left running in its process group.
+            _kill_group(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            self.ended_by = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            return True
+        if self.pid > 0 and self.ended_by is None and readable([self.watch], 0):
+            status = os.read(self.watch, _EXIT.size)
+            self.ended_by = _EXIT.unpack(status)[0] if len(status) == _EXIT.size else -signal.SIGKILL
+        return self.ended_by is not None
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the worker and to all that it has started in its process group."""
+        if self.pid == 0:
+            self._hear_of_birth(1.0)
+            if self.pid == 0:  # it will come to a run that is over, and go
+                self.ended_by = 0
+        if self.ended_by is None and self.pid > 0:
+            _kill_group(self.pid, number)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
+
+    def look(self, now: int, body: tuple[int, int], supervises: bool) -> bool:
+        """See how much CPU it has used since the last look (`share`); `now` in ns. `body` is what it runs, and since when; `supervises`
+        tells that the body waits for a run of its own, whose workers count there. False where the worker is gone, or not there yet."""
+        spent = cpu_time(self.pid)
+        if spent is None:
+            return False
+        used = spent - self._used + (self._used_by_family() if self._family and not supervises else 0)
+        self.share = min(1.0, max(0, used) / max(1, now - self._looked_at))
+        self._used, self._looked_at = spent, now
+        if supervises:
+            self._family = {}
+            return True
+        if self.share >= 0.3:
+            self._low_looks = 0
+            return True
+        self._low_looks = self._low_looks + 1 if body == self._body else 1
+        self._body = body
+        if self._low_looks <= 4 or self._low_looks % 8 == 0:
+            # It waits. What it has started may compute: a body that calls another program does nothing else.
+            known, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}
+            if self._family.keys() - known.keys():
+                self.share = 1.0  # until we know better
+        return True
+
+    def _used_by_family(self) -> int:
+        """CPU time that the processes have used since the last look which the body has started (ns)."""
+        before, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}
+        return sum(max(0, spent - before.get(pid, 0)) for pid, spent in self._family.items())
+
+    def runnable(self) -> bool:
+        """Whether it runs or would if it had a CPU, or something does that it has started; False where that is unknown."""
+        return runnable(self.pid) or any(map(runnable, self._family))
+
+    def close_stream(self, fd: int) -> None:
+        """Let go of stderr or stdout, whose end has come."""
+        os.close(fd)
+        if fd == self.err:
+            self.err = -1
+        else:
+            self.out = -1
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for fd in (self.watch, self.err, self.out):
+            if fd >= 0:
+                os.close(fd)
+        self.watch = self.err = self.out = -1
+
+
+def _told(pid: int) -> int | None:
+    """How a child has ended that somebody else has waited for: gevent's loop has done it for `os.waitpid`. None while it lives."""
+    with contextlib.suppress(OSError):
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+    return None if _alive(pid) else 0
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _kill_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def cpu_time(pid: int) -> int | None:
+    """CPU time that a process has used (ns); None where it is gone."""
+    if pid <= 0:
+        return None
+    # The clock of another process: clock_getcpuclockid(3) makes its number like this.
+    try:
+        return time.clock_gettime_ns((~pid << 3) | 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def runnable(pid: int) -> bool:
+    """Whether a process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
+    if pid <= 0:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return file.read(512).rpartition(b")")[2][1:2] == b"R"
+    except OSError:
+        return False
+
+
+def family(pid: int, most: int = 64) -> list[int]:
+    """The processes that a process has started from its main thread, and they in turn, as the kernel lists them (see proc(5));
+    none where it does not."""
+    found = [pid]
+    for one in found:
+        try:
+            with open(f"/proc/{one}/task/{one}/children", "rb", buffering=0) as file:
+                found += [int(word) for word in file.read(4096).split()]
+        except (OSError, ValueError):
+            continue
+        if len(found) > most:
+            break
+    return found[1:]
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def descendants(pids: list[int]) -> list[Any]:
+    """The processes that these have started, and they in turn, wherever they have put themselves. None are known where
+    there is no psutil: in another place, to which nothing compiled was sent."""
+    wanted = {pid for pid in pids if pid > 0}
+    # Looked for on disk alone: the import would be asked of a caller who, having cancelled this call, does not listen any more.
+    if not wanted or ("psutil" not in sys.modules and importlib.machinery.PathFinder.find_spec("psutil") is None):
+        return []
+    import psutil
+
+    # One look at all processes, however many are asked for.
+    children: dict[int, list[Any]] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            children.setdefault(process.ppid(), []).append(process)
+    found: list[Any] = []
+    left = list(wanted)
+    while left:
+        for process in children.pop(left.pop(), ()):
+            found.append(process)
+            left.append(process.pid)
+    return found
+
+
+def kill_all(processes: list[Any]) -> None:
+    """Kill them, if they are still who they were."""
+    if not processes:
+        return
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()  # psutil checks that the pid is still that process

@@ -1,0 +1,1 @@
+"""What all processes of a run share: the table, the store, the home, pickling, masks. Private."""

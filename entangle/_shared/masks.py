@@ -1,0 +1,204 @@
+"""Secrets are told by the name they go by and by their look, and are not written down.
+
+Who remembers something of a run asks here first. What is missed because it neither bears a telling name nor looks like a
+secret is remembered; `ENTANGLE_SECRETS=pin,salt` adds names. All of it takes time with the length of what is looked at:
+texts may be long, and may be hostile.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from entangle._shared import secret_looks, secret_names, secret_values
+from entangle._shared.escaped import strings
+from entangle._shared.secret_names import is_secret
+
+__all__ = [
+    "MASK",
+    "beginning",
+    "cleaned",
+    "hides_one",
+    "is_secret",
+    "masked",
+    "masked_text",
+    "name_of",
+    "secret_fields",
+    "secret_items",
+    "secret_keys",
+    "suspicious",
+]
+
+MASK = "***"
+
+#: How deep strings of strings are read: JSON as a string of JSON is two deep, and a list that it is shown in makes it three.
+_DEPTH = 3
+
+#: What strings of a pickle begin with: so many bytes follow as the next byte says.
+_SHORT_STRINGS = "\x8cCU"
+#: What follows every string in a pickle of the protocols from 4 on.
+_MEMOIZE = "\x94"
+#: Characters that are looked at behind those that are shown, and of those the last that are never shown, as they may be half of a secret.
+_MARGIN, _HALF = 1_200, 400
+#: Items of a list that are looked at for names among them.
+_MANY = 100
+#: Names are not longer.
+_LONGEST_NAME = 100
+
+
+def suspicious(text: str) -> bool:
+    """Whether a text may hold a secret: what a secret cannot be without is looked for first, since most texts have none of it."""
+    low = text.lower()
+    if secret_values.possible(text):
+        for needle in secret_values.NEEDLES:
+            if needle in low:
+                return True
+        if any(name in low for name in secret_names.further()):
+            return True
+    return secret_looks.possible(text, low)
+
+
+def masked(text: str) -> str:
+    """The text without what looks like a secret."""
+    if not suspicious(text):
+        return text
+    spans = secret_values.merged(_spans(text, _DEPTH))
+    if not spans:
+        return text
+    left: list[str] = []
+    done = 0
+    for start, end in spans:
+        left += (text[done:start], MASK)
+        done = end
+    return "".join((*left, text[done:]))
+
+
+def _spans(text: str, depth: int) -> list[secret_values.Span]:
+    """Where secrets lie in a text, and in the strings that it quotes."""
+    low = secret_values.lowered(text)
+    found = secret_looks.spans(text, low) + secret_values.spans(text, low)
+    if depth:
+        for string in strings(text):
+            if suspicious(string.text):
+                found += [(string.origin(start), string.origin(end)) for start, end in _spans(string.text, depth - 1)]
+    return found
+
+
+def beginning(text: str, length: int) -> tuple[str, bool]:
+    """The beginning of a text, of at most `length` characters, without what looks like a secret; and whether there was such.
+
+    Of a long text no more is looked at than is needed: half of a secret would not be known as one, so that there is some margin.
+    """
+    near = text[: length + _MARGIN]
+    clean = masked(near)
+    cut = clean if len(near) == len(text) else clean[:-_HALF]
+    return (cut if len(cut) <= length and len(near) == len(text) else cut[: length - 1] + "…"), clean != near
+
+
+def cleaned(value: object, name: str = "") -> object:
+    """A value as JSON has them, without secrets: what goes by the name of one, at any depth, and what looks like one."""
+    if name and is_secret(name):
+        return MASK
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        hidden = secret_keys(value)
+        return {
+            masked(key) if isinstance(key, str) else key: MASK if key in hidden else cleaned(part, name_of(key))
+            for key, part in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        hidden_items = secret_items(value)
+        return [MASK if index in hidden_items else cleaned(part) for index, part in enumerate(value)]
+    return value
+
+
+def masked_text(value: object) -> str:
+    """The text of a value that JSON does not have."""
+    return masked(str(value))
+
+
+def name_of(key: object) -> str:
+    """The name that a key is, or nothing."""
+    kind = type(key)
+    if kind is str:
+        return str(key)
+    return bytes(key).decode("latin-1") if kind is bytes else ""  # type: ignore[call-overload]
+
+
+def secret_items(items: Any) -> set[int]:
+    """Which items of a list or tuple are secrets by what stands before them: ("password", "x"), ["--password", "x"]."""
+    found = set()
+    pair = len(items) == 2
+    name = ""
+    for index, item in zip(range(_MANY), items, strict=False):
+        if name and (pair or name[0] == "-") and is_secret(name.lstrip("-")):
+            found.add(index)
+        kind = type(item)
+        name = name_of(item) if (kind is str or kind is bytes) and len(item) <= _LONGEST_NAME else ""
+    return found
+
+
+def secret_keys(value: dict[Any, Any]) -> tuple[str, ...]:
+    """The keys of a dict whose values are secrets by another's: {"name": "PASSWORD", "value": "x"}."""
+    for key in ("name", "Name", "NAME", "key", "Key"):
+        if type(said := value.get(key)) is str and is_secret(said):
+            return ("value", "Value", "VALUE")
+    return ()
+
+
+def secret_fields(kind: type) -> bool:
+    """Whether a class has a field that goes by the name of a secret. No code of the class is run."""
+    for base in type.__dict__["__mro__"].__get__(kind):
+        known = vars(base)
+        for fields in ("_fields", "__slots__", "__dataclass_fields__", "__annotations__", "__struct_fields__", "__match_args__"):
+            names = known.get(fields, ())
+            if type(names) is str:
+                names = (names,)
+            if type(names) in (tuple, list, dict) and any(type(name) is str and is_secret(name) for name in names):
+                return True
+    return False
+
+
+def hides_one(pickled: bytes | memoryview) -> bool:
+    """Whether there is something in a pickle that goes by the name of a secret or looks like one: keys, attributes and texts lie in
+    it as they are, however deep in the value they are; the fields of a class may not, and are asked of the class."""
+    text, names = _read_pickle(str(pickled, "latin-1"))
+    if any(is_secret(name) for name in names) or _classes_have_one(names):
+        return True
+    if masked(text) != text:
+        return True
+    if any(name.startswith("-") for name in names) and masked(joined := " ".join(names)) != joined:
+        return True  # the words of a command
+    # Texts as numpy has them, and in UTF-16, have zeros between their letters.
+    return text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain
+
+
+def _read_pickle(text: str) -> tuple[str, list[str]]:
+    """A pickle with lines between its strings, where their lengths were, which may be letters as well; and what may be its short
+    strings: its keys and names are among them."""
+    names: list[str] = []
+    pieces: list[str] = []
+    done = 0
+    for opcode in sorted(at for letter in _SHORT_STRINGS for at in secret_values.places(text, letter)):
+        start = opcode + 2
+        length = ord(text[opcode + 1]) if start <= len(text) else 0
+        if 0 < length <= _LONGEST_NAME:
+            names.append(text[start : start + length])
+        if text[start + length : start + length + 1] == _MEMOIZE and opcode >= done:
+            pieces += (text[done:opcode], "\n\n")
+            done = start
+    return "".join((*pieces, text[done:])), names
+
+
+def _classes_have_one(names: list[str]) -> bool:
+    """Whether one of the classes that a pickle names has a field that goes by the name of a secret."""
+    modules = [vars(module) for module in (sys.modules.get(name) for name in dict.fromkeys(names)) if module is not None]
+    for known in modules:
+        for name in names:
+            found: Any = known.get(name.partition(".")[0])
+            for part in name.split(".")[1:]:
+                found = vars(found).get(part) if isinstance(found, type) else None
+            if isinstance(found, type) and secret_fields(found):
+                return True
+    return False

@@ -1,0 +1,402 @@
+"""What travels between processes: pickle, where that cannot, cloudpickle, and where neither can, an error that names the part."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import io
+import marshal
+import pickle
+import sys
+import types
+import typing
+import weakref
+from collections import ChainMap
+from collections.abc import Callable
+from typing import Any
+
+from entangle._shared import classes, findable, raised, variables
+from entangle.errors import UnpicklableError
+
+_Aside = Callable[[pickle.PickleBuffer], Any]
+_CACHED = type(functools.lru_cache(lambda: None))
+
+#: The script: its module, which no other process has, and what `multiprocessing` calls it in a child that it has not forked.
+MAIN = frozenset(("__main__", "__mp_main__"))
+#: What a pickle has in it that takes something from there.
+OF_MAIN = b"_main__"
+#: Modules that other processes do not have, or not by their name: what is defined there travels along.
+_by_value = set(MAIN)
+
+
+def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None, elsewhere: bool = False) -> bytes:
+    """Pickle a value (protocol 5). What plain pickle refuses (lambdas, local functions and classes) goes by cloudpickle; with
+    `elsewhere`, where the value is read by processes that may not have our `__main__`, what is defined there as well.
+
+    `again` is called before the second try, for those who collect buffers. Raises what cloudpickle raises where that
+    refuses the value too.
+    """
+    try:
+        if findable.travelled or isinstance(value, BaseException):
+            body = by_name(value, buffer_callback)
+        else:
+            body = pickle.dumps(value, 5, buffer_callback=buffer_callback)
+        if not (elsewhere and any(name.encode() in body for name in _by_value)):
+            return body
+    except Exception:  # what a __reduce__ raises is anybody's guess
+        pass
+    if again is not None:
+        again()
+    return by_value(value, buffer_callback)
+
+
+def travel_by_value(module: types.ModuleType) -> None:
+    """From now on, what is defined in this module goes along with what is pickled for others, as that of `__main__` does."""
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(module)
+    _by_value.add(module.__name__)
+
+
+def travels_by_value(module: str) -> bool:
+    """Whether what is defined in the module of this name goes along."""
+    if module in _by_value:
+        return True
+    if findable.is_found(module):
+        return False
+    findable.travelled.add(module)
+    return True
+
+
+def dumps_for_others(value: Any) -> bytes:
+    """Pickle a value for a process that does not have our `__main__`: what is defined there goes along, as does what is defined in
+    modules that it would not find."""
+    findable.look_afresh()
+    try:
+        body = by_name(value)
+    except Exception:  # what a __reduce__ raises is anybody's guess
+        return by_value(value)
+    if any(name.encode() in body for name in _by_value):
+        body = by_value(value)
+    return body
+
+
+class _Along(Exception):
+    """A function or a class cannot go by its name."""
+
+
+class PicklerByName(pickle.Pickler):
+    """Plain pickle, which imports a module that is not loaded in order to find a name in it. This one does not: it raises."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """How a function, a class or an instance is written: as always."""
+        module = value.__module__ if isinstance(value, (types.FunctionType, type)) else None
+        if isinstance(module, str) and module not in MAIN and travels_by_value(module):
+            raise _Along(module)
+        if isinstance(value, BaseException):
+            return raised.reduced(value) or NotImplemented
+        return _for_others(value)
+
+
+def by_name(value: Any, buffer_callback: _Aside | None = None) -> bytes:
+    """Pickle a value whose functions and classes the other side finds by their names; raises where it would not."""
+    file = io.BytesIO()
+    PicklerByName(file, 5, buffer_callback=buffer_callback).dump(value)
+    return file.getvalue()
+
+
+def by_value(value: Any, buffer_callback: _Aside | None = None) -> bytes:
+    """Pickle a value by cloudpickle: functions and classes that the other side cannot import go along."""
+    file = io.BytesIO()
+    try:
+        pickler_by_value(file, buffer_callback).dump(value)
+    except pickle.PicklingError as error:
+        if sys.version_info >= (3, 12) or buffer_callback is not None or not isinstance(error.__cause__, RecursionError):
+            raise
+        # Up to Python 3.11 a list in a list takes two of the thousand calls that may be under way, of later ones none.
+        file = io.BytesIO()
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(4 * limit)
+        try:
+            pickler_by_value(file).dump(value)
+        finally:
+            sys.setrecursionlimit(limit)
+    return file.getvalue()
+
+
+def pickler_by_value(file: Any, buffer_callback: _Aside | None = None) -> pickle.Pickler:
+    """The pickler of `by_value`, which writes to `file`."""
+    made: pickle.Pickler = _kind_by_value()(file, 5, buffer_callback)
+    return made
+
+
+@functools.cache
+def _kind_by_value() -> Any:
+    """cloudpickle's pickler, which is not loaded before it is needed, with what it lacks.
+
+    A table of its own, since `copyreg` would change what everybody else in this process pickles.
+    """
+    import cloudpickle
+
+    if "__mp_main__" in sys.modules and sys.modules["__mp_main__"].__name__ == "__mp_main__":
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])  # it takes that for a module like any other
+    table = ChainMap(_OURS, cloudpickle.Pickler.dispatch_table)
+    usual = cloudpickle.Pickler.reducer_override
+
+    def reducer_override(self: Any, value: Any) -> Any:
+        if isinstance(value, (types.FunctionType, type)):
+            _take_along(value.__module__)
+        elif isinstance(value, BaseException):
+            return raised.reduced(value) or NotImplemented
+        elif (reduced := _for_others(value)) is not NotImplemented:
+            return reduced
+        reduced = usual(self, value)
+        # Of a class that is taken from nowhere by its name, cloudpickle says what it consists of, in six parts.
+        if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
+            return classes.reduced(value, reduced, not travels_by_value(value.__module__))
+        return reduced
+
+    return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table, "reducer_override": reducer_override})
+
+
+#: Kinds of values that are written otherwise for our own processes than for whoever pickles one by himself, and how.
+_otherwise: list[tuple[type, Callable[[Any], Any]]] = []
+
+
+def otherwise(kind: type, reduce: Callable[[Any], Any]) -> None:
+    """From now on, have our picklers ask `reduce` how a value of this kind is written, and not its `__reduce__`."""
+    _otherwise.append((kind, reduce))
+
+
+def _for_others(value: Any) -> Any:
+    for kind, reduce in _otherwise:
+        if issubclass(type(value), kind):
+            return reduce(value)
+    return NotImplemented
+
+
+#: Modules that cloudpickle has been told to send, for as long as they are being imported.
+_for_now: set[str] = set()
+
+
+def _take_along(module: str | None) -> None:
+    """Have cloudpickle send what is defined in a module that others would not find."""
+    import cloudpickle
+
+    for name in list(_for_now):
+        if findable.is_found(name):
+            _for_now.discard(name)
+            cloudpickle.unregister_pickle_by_value(sys.modules[name])
+    if not isinstance(module, str) or module in _by_value or module in _for_now or module not in sys.modules:
+        return
+    if not travels_by_value(module):
+        return
+    cloudpickle.register_pickle_by_value(sys.modules[module])
+    _for_now.add(module)
+
+
+def _reduce_file(file: Any) -> Any:
+    """An open text file does not travel; cloudpickle would send its text. The standard streams are everywhere, each process's own."""
+    for name in ("stdout", "stderr"):
+        if file is getattr(sys, name):
+            return getattr, (sys, name)
+    raise TypeError(f"cannot pickle {type(file).__qualname__!r} object, the open file {getattr(file, 'name', '')!r}")
+
+
+def _reduce_code(code: types.CodeType) -> Any:
+    """Code with the name of its file, by which tracebacks and `inspect` find the lines. cloudpickle 3.1.3 leaves the name out."""
+    try:
+        return marshal.loads, (marshal.dumps(code),)
+    except ValueError:  # a constant that no compiler makes: somebody has put it there by `replace`
+        return _code_again, (marshal.dumps(code.replace(co_consts=())), code.co_consts)
+
+
+def _code_again(marshalled: bytes, constants: tuple[Any, ...]) -> types.CodeType:
+    code: types.CodeType = marshal.loads(marshalled)
+    return code.replace(co_consts=constants)
+
+
+def _reduce_variable(variable: Any) -> Any:
+    """A context variable is found by its name in the module that has it under that, or one is made in its place."""
+    module = variables.module_of(variable)
+    if not module:
+        raise TypeError(f"cannot pickle {variable!r}, which no module has under its own name")
+    try:
+        default: tuple[Any, ...] = (contextvars.Context().run(variable.get),)
+    except LookupError:
+        default = ()
+    return variables.variable_of, (module, variable.name, default)
+
+
+def _reduce_cached(function: Any) -> Any:
+    """A function under `functools.lru_cache` knows its name alone, by which it is not found where nobody can import it.
+
+    It then goes as what it is made of. What it remembers stays here.
+    """
+    name = getattr(function, "__qualname__", "")
+    module = getattr(function, "__module__", None) or ""
+    found: Any = sys.modules.get(module) if not travels_by_value(module) else None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is function:
+        return name
+    known = {key: value for key, value in vars(function).items() if key != "__wrapped__"}
+    return _cached_again, (function.__wrapped__, function.cache_parameters()), known
+
+
+def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_weak_keys(table: Any) -> Any:
+    """A table whose keys are held weakly: here as there they go with whatever else holds them. `functools.singledispatch` has one."""
+    return type(table), (dict(table),)
+
+
+def _reduce_cached_property(value: Any) -> Any:
+    """Its lock, which it has before Python 3.12, is each process's own."""
+    return _cached_property_again, (value.func, value.attrname, value.__doc__)
+
+
+def _cached_property_again(function: Callable[[Any], Any], name: str | None, text: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname, made.__doc__ = name, text
+    return made
+
+
+def _reduce_dispatching(method: Any) -> Any:
+    """What it remembers of instances, from Python 3.13 on, stays here."""
+    return functools.singledispatchmethod, (method.func,), {"dispatcher": method.dispatcher}
+
+
+def _reduce_new_type(made: Any) -> Any:
+    """A type of `typing.NewType` knows its name alone, by which one of a script or a function is not found elsewhere."""
+    name: str = made.__name__
+    module = sys.modules.get(made.__module__) if not travels_by_value(made.__module__) else None
+    if getattr(module, name, None) is made:
+        return name
+    return typing.NewType, (name, made.__supertype__), {"__module__": made.__module__}
+
+
+#: What our pickler does in another way than cloudpickle, by exact type.
+_OURS: dict[type, Callable[[Any], Any]] = {
+    _CACHED: _reduce_cached,
+    types.CodeType: _reduce_code,
+    contextvars.ContextVar: _reduce_variable,
+    io.TextIOWrapper: _reduce_file,
+    functools.cached_property: _reduce_cached_property,
+    functools.singledispatchmethod: _reduce_dispatching,
+    typing.NewType: _reduce_new_type,
+    weakref.WeakKeyDictionary: _reduce_weak_keys,
+    weakref.WeakValueDictionary: _reduce_weak_keys,
+}
+
+
+def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -> UnpicklableError:
+    """The error for a value that `pickled_by` refuses; `what` says whose it is, as `the value of task 'load'`."""
+    path, part, error = offending_part(value, lambda part: _refusal(part, pickled_by))
+    kind = type(part).__qualname__ if type(part).__module__ == "builtins" else f"{type(part).__module__}.{type(part).__qualname__}"
+    if path.startswith(_OF_FUNCTION):
+        named = f"{path.removeprefix(_OF_FUNCTION)} (a {kind})"
+        advice = "Make it inside the function"
+    else:
+        named = f"{kind} at {path}" if path else kind
+        advice = "Pass something that can" if what.startswith("argument") else "Give back something that can"
+    return UnpicklableError(
+        f"{what} cannot travel to another process: {named} cannot be pickled "
+        f"({type(error).__name__}: {error}). {advice}, or let a @thread do it"
+    )
+
+
+def _refusal(value: Any, pickled_by: Callable[[Any], bytes]) -> Exception | None:
+    try:
+        pickled_by(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def offending_part(value: Any, refusal: Callable[[Any], Exception | None]) -> tuple[str, Any, Exception]:
+    """The smallest part of `value` that cannot be pickled: how to reach it, the part, and what pickling it raises (`refusal`)."""
+    seen = {id(value): value}  # held, so that no other gets its id
+
+    def look(value: Any, path: str, error: Exception, depth: int) -> tuple[str, Any, Exception] | None:
+        around = False
+        for step, part in _parts(value) if depth else ():
+            if id(part) in seen:
+                # Functions that call each other: what is wrong with one is found beside the other.
+                around = around or part is not value
+                continue
+            refused = refusal(part)
+            if refused is not None:
+                seen[id(part)] = part
+                found = look(part, path + step, refused, depth - 1)
+                if found is not None:
+                    return found
+                around = True
+        return None if around else (path, value, error)
+
+    error = refusal(value) or TypeError("it could not be pickled a moment ago")
+    return look(value, "", error, 32) or ("", value, error)
+
+
+#: How the way to what a function uses begins.
+_OF_FUNCTION = " → "
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """What a value is made of, each part with the step that leads there."""
+    if isinstance(value, dict):
+        return [(f"[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{index}]", item) for index, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return [(f"{{{item!r}}}", item) for item in value]
+    if isinstance(value, types.FunctionType):
+        return _parts_of_function(value)
+    if isinstance(value, types.MethodType):
+        return [("", value.__func__), (".__self__", value.__self__)]
+    if isinstance(value, functools.partial):
+        named = [(f".keywords[{name!r}]", item) for name, item in value.keywords.items()]
+        return [("", value.func), *((f".args[{index}]", item) for index, item in enumerate(value.args)), *named]
+    if isinstance(value, (staticmethod, classmethod)):
+        return [("", value.__func__)]
+    if isinstance(value, property):
+        return [("", value.fget)]
+    parts = [("" if name == "__wrapped__" else f".{name}", item) for name, item in getattr(value, "__dict__", {}).items()]
+    if isinstance(value, BaseException):
+        parts = [(f".args[{index}]", item) for index, item in enumerate(value.args)] + parts
+    if isinstance(value, type):
+        return [(step, part) for step, part in parts if type(part).__name__ not in _MADE_WITH_ITS_CLASS]
+    kind = type(value)
+    along = travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__  # any other is found by its name
+    return [*parts, (f"{_OF_FUNCTION}its class", kind)] if along else parts
+
+
+#: What a class has that is not sent with it, by the names of their types.
+_MADE_WITH_ITS_CLASS = ("getset_descriptor", "member_descriptor", "_abc_data")
+
+
+def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What goes along with a function that is sent itself: the globals and the variables around it that it uses, its defaults."""
+    parts = []
+    space = function.__globals__
+    parts += [(f"{_OF_FUNCTION}its global {name!r}", space[name]) for name in _globals_used(function.__code__) if name in space]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            parts.append((f"{_OF_FUNCTION}its variable {name!r}", cell.cell_contents))
+        except ValueError:  # not bound yet
+            continue
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return parts + [(f"{_OF_FUNCTION}a default value of its parameters", item) for item in defaults]
+
+
+def _globals_used(code: types.CodeType) -> list[str]:
+    """The globals that code uses, with those of the functions inside; not `co_names`, where attributes stand as well."""
+    import dis
+
+    names = {step.argval: None for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_globals_used(constant)))
+    return list(names)

@@ -1,0 +1,136 @@
+"""What all workers of one run share: the flow, the table, the way to the store, and the pipes that wake them."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from entangle._shared.home import pool_at
+from entangle._shared.interrupts import Deferred
+from entangle._shared.store import Store
+from entangle._shared.table import NOBODY, Table
+from entangle.cookies import CookieQueue
+from entangle.flow import HERE, THREAD, Flow
+
+
+def _find_cpu() -> Callable[[], int]:
+    """A function that tells on which CPU this thread is; -1 where that cannot be told (macOS)."""
+    found: Callable[[], int] = getattr(ctypes.PyDLL(None), "sched_getcpu", lambda: -1)
+    return found
+
+
+cpu = _find_cpu()
+
+
+class Site:
+    """What all workers of one run share: the flow, the table, the way to the store, and the pipes that wake them."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        table: Table,
+        directory: str,
+        home: str,
+        spill: str,
+        wake: tuple[int, int],
+        wake_threads: tuple[int, int],
+        tell: int,
+    ) -> None:
+        self.flow = flow
+        self.table = table
+        self.directory = directory
+        self.home = home
+        self.spill = spill
+        self.wake = wake
+        self.wake_threads = wake_threads
+        self.tell = tell
+        self.lanes = lanes_of(flow)
+        table.flow, table.lanes = flow, self.lanes
+        self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
+        self.pools: dict[int, CookieQueue] = {}
+        #: The context of whoever has begun the run, for bodies in threads.
+        self.context: contextvars.Context | None = None
+        #: What workers offer to the programs that bodies start.
+        self.makeflags: str | None = None
+        #: Where the flow was written down for workers that were not forked.
+        self.flow_path = ""
+        #: Notes of workers in the invoking process.
+        self.noted: list[bytes] = []
+        #: Values of nodes that ran in the invoking process, for consumers that run there too.
+        self.local: dict[int, Any] = {}
+        #: Errors of nodes that ran in the invoking process, as they were raised.
+        self.errors: dict[int, BaseException] = {}
+        #: Which call each of them is of, in short.
+        self.failed: dict[int, str] = {}
+        #: The supervisor and the threads that use this site, and what the last of them closes.
+        self.users = 1
+        #: The name of a run that has no directory.
+        self.own_id = ""
+        self.stores: list[Store] = []
+        #: Whether workers may have another `__main__` than the invoking process, since they need not be forked.
+        self.elsewhere = False
+        #: How far nodes had come whose threads were given up, for the next attempt (`_run/rearming.py`).
+        self.resumed: dict[int, Any] = {}
+        self._leaving = threading.Lock()
+        #: Held by a thread of this process that calls back for a value.
+        self.telling = threading.RLock()
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run: that of its directory, where it has one."""
+        return os.path.basename(self.directory)[1:] if self.directory else self.own_id
+
+    def pool(self, size: int) -> CookieQueue:
+        """The cookies of `@scheduler(cpus=size)`."""
+        queue = self.pools.get(size)
+        if queue is None:
+            # In the run's own directory where the scheduler was decorated too late for the whole tree to know it.
+            own = os.path.join(self.directory, f"cookies-{size}")
+            path = own if os.path.exists(own) else os.path.join(self.home, f"cookies-{size}")
+            with Deferred():
+                queue = self.pools[size] = pool_at(path, self.home)
+        return queue
+
+    def forked(self) -> None:
+        """In a worker that was forked: the locks are free, since the threads that may have held them did not come along."""
+        self._leaving, self.telling = threading.Lock(), threading.RLock()
+        if self.table.thread_lock is not None:
+            self.table.thread_lock = threading.RLock()
+
+    def leave(self) -> None:
+        """One user less. A thread past its deadline may come back long after its run, so the last one closes the door."""
+        with self._leaving:
+            self.users -= 1
+            if self.users:
+                return
+        for store in self.stores:
+            store.close()
+        self.table.close()
+        for fd in {*self.wake, *self.wake_threads, self.tell}:
+            if fd >= 0:
+                os.close(fd)
+        for queue in self.pools.values():
+            queue.close()
+
+    def notify(self) -> None:
+        """Wake the supervisor, who will look at the table. A full pipe is as good: he has not read it yet."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the run may be over
+            os.write(self.tell, b"!")
+
+
+def lanes_of(flow: Flow) -> list[int]:
+    """For each body, whose ready list its nodes go to.
+
+    A body that runs where the call is run takes the calling thread itself when it is the only sink, for then
+    nothing else is left to do; else it takes a worker thread. In a flow that is armed again, it is the supervisor's.
+    """
+    if flow.rearmed:
+        return [body.carrier for body in flow.bodies]
+    here = flow.body_of[flow.sinks[0]] if len(flow.sinks) == 1 else NOBODY
+    alone = here >= 0 and sum(1 for body in flow.body_of if body == here) == 1
+    return [body.carrier if body.carrier != HERE or (index == here and alone) else THREAD for index, body in enumerate(flow.bodies)]

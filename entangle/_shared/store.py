@@ -1,0 +1,505 @@
+"""The store: where results live between tasks. Values in, values out, and no copy of what is large.
+
+Small values are pickled (protocol 5) into *segments* of one file that every worker maps. A worker fills one segment at a
+time; a segment whose values have all been read is used again, so a long run does not grow.
+
+A value with large buffers (numpy arrays, `bytes`, Arrow tables: whatever pickles out-of-band) gets a file of its own, in
+shared memory. Who takes it maps it privately, copy-on-write: nothing is copied, the array is writable, and what is written
+to it shows nowhere else. A buffer that comes from such a file and that nobody has written to is not stored again: the
+new value gets a second name for the same file.
+
+Where shared memory is full, values go to files in the temporary directory: slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import pickle
+import struct
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from entangle._shared.limits import file_size
+from entangle._shared.pickling import dumps
+from entangle._shared.remaking import failing_part, not_remade
+from entangle._shared.table import FREE_SEGMENT, SEGMENTS, Table, reserve
+from entangle.errors import EntangleError, StoreFullError
+
+#: A buffer of this many bytes and up has a file of its own; so has a pickle that would take much of a segment.
+LARGE = 64 * 1024
+SEGMENT_SIZE = 256 * 1024
+#: Room in a segment is reserved in steps of so many bytes: most workers of most runs need no more than one.
+STEP = 32 * 1024
+#: Values not yet read (while a segment is being filled: minus those read), next free segment (SEALED: full; FILLING and
+#: below: minus FILLING, the slot of the worker who fills it).
+SEGMENT_HEAD = struct.Struct("<qq")
+SEALED, FILLING = -2, -3
+WINDOW = 64 * SEGMENT_SIZE
+PAGE = mmap.PAGESIZE
+
+# Where a value lies.
+NOWHERE, IN_SEGMENT, IN_FILE, IN_SPILL, IN_LINKED = range(5)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
+_ENTRY = struct.Struct("<qqq")  # link number (0: this file), offset, length
+_COUNT = struct.Struct("<qq")  # buffers, length of the pickle
+
+Place = tuple[int, int, int]  # where, offset or number, size
+
+
+def _library() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return library
+
+
+_libc = _library()
+
+
+def _map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
+    """A file mapped copy-on-write, unmapped when the last view of it goes; until then it is noted in `mapped` by its address.
+
+    Not `mmap.mmap`: before Python 3.13 that keeps a descriptor open for as long as the mapping lives, and a task that
+    gathers a thousand arrays would run out of them.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = os.fstat(fd).st_size
+        address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+    finally:
+        os.close(fd)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    block = (ctypes.c_char * size).from_address(address)
+    mapped[address] = (size, path)
+    # The block is what every view holds on to.
+    weakref.finalize(block, _unmap, address, size, mapped).atexit = False
+    return memoryview(block).cast("B")
+
+
+def _map_window(fd: int, offset: int) -> memoryview:
+    """A window of a file, shared with all who map it; it may reach past the end of the file."""
+    try:
+        return memoryview(mmap.mmap(fd, WINDOW, offset=offset))
+    except ValueError:  # Python's own check, where the file cannot be made as long
+        address = _libc.mmap(None, WINDOW, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return memoryview((ctypes.c_char * WINDOW).from_address(address)).cast("B")
+
+
+def _unmap(address: int, size: int, mapped: dict[int, tuple[int, str]]) -> None:
+    mapped.pop(address, None)
+    _libc.munmap(address, size)
+
+
+def _untouched(address: int, size: int) -> bool:
+    """Whether nobody has written to these bytes of a private file mapping, as /proc/self/pagemap tells.
+
+    The top byte of an entry has bit 7 for a page that is present, 6 for one that is swapped, 5 for one that is still the
+    file's (Linux, Documentation/admin-guide/mm/pagemap.rst). A page that was written to is present and no longer the file's.
+    """
+    first, last = address // PAGE, (address + size - 1) // PAGE
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pages:
+            entries = os.pread(pages.fileno(), 8 * (last - first + 1), 8 * first)
+    except OSError:
+        return False
+    if len(entries) != 8 * (last - first + 1):
+        return False
+    tops = set(entries[7::8] if sys.byteorder == "little" else entries[0::8])
+    return all(not top & 0x40 and (not top & 0x80 or top & 0x20) for top in tops)
+
+
+def _address(buffer: memoryview) -> int:
+    """Where a writable, contiguous buffer starts in memory; 0 where that cannot be told."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    except (TypeError, ValueError):
+        return 0
+
+
+class _WholeBytes:
+    """`bytes` pickle in-band; this sends a large one as a buffer. Taking it copies it once, since bytes own their memory."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return bytes, (pickle.PickleBuffer(self.value),)
+
+
+class Store:
+    """The values of one run, in its directory. Each worker has a Store of its own; `serial` is his alone, also after his death."""
+
+    def __init__(self, directory: str, table: Table, slot: int, serial: int, spill: str) -> None:
+        self.directory = directory
+        self.spill = spill
+        self.table = table
+        self.slot = slot
+        self.serial = serial
+        self._fd = _open(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
+        self._windows: dict[int, memoryview] = {}
+        self._segment = -1
+        self._position = self._reserved = SEGMENT_SIZE
+        self._written = 0
+        self._window = memoryview(b"")
+        self._base = 0
+        self._numbers = 0
+        self._mapped: dict[int, tuple[int, str]] = {}
+        #: Whether what is put in may be read by a process that has another `__main__`.
+        self.elsewhere = False
+
+    def become(self, slot: int, serial: int) -> None:
+        """Go on as another worker, in a process that was forked: mapped windows are shared, what is being filled is not."""
+        self.slot = slot
+        self.serial = serial
+        self._segment = -1
+        self._position = self._reserved = SEGMENT_SIZE
+        self._numbers = self._written = 0
+        self._mapped = {}
+
+    def before_fork(self) -> None:
+        """Map what every worker needs first: a child inherits the mapping, and would take several times as long."""
+        with contextlib.suppress(OSError):
+            self._window_of(0)
+
+    # Values in ---------------------------------------------------------------------------------------------
+
+    def put(self, value: Any) -> Place:
+        """Store a value and say where it lies.
+
+        Raises whatever pickling the value raises, and StoreFullError where there is no room left anywhere.
+        """
+        kind = type(value)
+        if kind is int or kind is float or kind is str or kind is bool or value is None:
+            return self.put_pickle(pickle.dumps(value, 5))
+        if kind is bytes and len(value) >= LARGE:
+            value = _WholeBytes(value)
+        buffers: list[memoryview] = []
+
+        def aside(buffer: pickle.PickleBuffer) -> bool:
+            try:
+                raw = buffer.raw()
+            except BufferError:  # not contiguous: pickle copies it
+                return True
+            if raw.nbytes < LARGE:
+                return True
+            buffers.append(raw)
+            return False
+
+        body = dumps(value, aside, buffers.clear, self.elsewhere)
+        if buffers:
+            return self._put_file(body, buffers)
+        return self.put_pickle(body)
+
+    def put_pickle(self, body: bytes) -> Place:
+        """Store what is pickled already."""
+        size = len(body)
+        position = self._position
+        end = position + size
+        if end > self._reserved:
+            if size > SEGMENT_SIZE // 4 or not self._make_room(size):
+                return self._put_file(body, [])
+            position = self._position
+            end = position + size
+        self._window[position + self._base : end + self._base] = body
+        self._position = (end + 7) & ~7
+        self._written += 1
+        return IN_SEGMENT, self._segment * SEGMENT_SIZE + position, size
+
+    def pickle_at(self, place: Place) -> memoryview:
+        """The pickle of a value that this store has just put into a segment."""
+        window, base = self._window_of(place[1] // SEGMENT_SIZE)
+        start = base + place[1] % SEGMENT_SIZE
+        return window[start : start + place[2]]
+
+    def _window_of(self, segment: int) -> tuple[memoryview, int]:
+        """The mapped window that holds a segment, and where in it the segment begins."""
+        number, within = divmod(segment * SEGMENT_SIZE, WINDOW)
+        window = self._windows.get(number)
+        if window is None:
+            # A file may be mapped past its end; only what has been reserved is ever touched.
+            needed = (number + 1) * WINDOW
+            if os.fstat(self._fd).st_size < needed:
+                with contextlib.suppress(OSError):  # no file may be that long (RLIMIT_FSIZE)
+                    os.ftruncate(self._fd, needed)
+            window = self._windows[number] = _map_window(self._fd, number * WINDOW)
+        return window, within
+
+    def _make_room(self, size: int) -> bool:
+        """Have room for so many bytes, in this segment or in the next; False where there is none."""
+        if self._position + size > SEGMENT_SIZE:
+            return self._next_segment() and (self._position + size <= self._reserved or self._make_room(size))
+        start = self._segment * SEGMENT_SIZE
+        reserved = min(SEGMENT_SIZE, self._reserved + max(STEP, _round_up(size)))
+        try:
+            reserve(self._fd, start + self._reserved, reserved - self._reserved)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return False
+        self._reserved = reserved
+        return True
+
+    def _next_segment(self) -> bool:
+        """Go on to an empty segment; False where there is no room for one."""
+        table = self.table
+        header = table.header
+        table.lock(self.slot)
+        try:
+            if self._segment >= 0:
+                self._seal(self._segment)
+            segment: int = header[FREE_SEGMENT]
+            if segment >= 0:
+                window, base = self._window_of(segment)
+                header[FREE_SEGMENT] = SEGMENT_HEAD.unpack_from(window, base)[1]
+            else:
+                segment = header[SEGMENTS]
+                try:
+                    window, base = self._window_of(segment)
+                    reserve(self._fd, segment * SEGMENT_SIZE, STEP)
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                    self._segment, self._position, self._reserved = -1, SEGMENT_SIZE, SEGMENT_SIZE
+                    return False
+                header[SEGMENTS] = segment + 1
+            SEGMENT_HEAD.pack_into(window, base, 0, FILLING - self.slot)
+        finally:
+            table.unlock()
+        self._segment = segment
+        self._window, self._base = window, base
+        self._position = SEGMENT_HEAD.size
+        # One used before has at least that much; reserving the rest again costs nothing.
+        self._reserved = STEP
+        return True
+
+    def _seal(self, segment: int) -> None:
+        """Say that a segment gets no more values, and count them: not one by one, since most are read in no time. Lock held."""
+        window, base = self._window_of(segment)
+        held = SEGMENT_HEAD.unpack_from(window, base)[0] + self._written
+        self._written = 0
+        if held:
+            SEGMENT_HEAD.pack_into(window, base, held, SEALED)
+        else:
+            SEGMENT_HEAD.pack_into(window, base, 0, self.table.header[FREE_SEGMENT])
+            self.table.header[FREE_SEGMENT] = segment
+
+    def _put_file(self, body: bytes, buffers: list[memoryview]) -> Place:
+        """Store a pickle and its buffers in a file of their own: in shared memory, or on disk where that is full."""
+        self._numbers += 1
+        number = (self.serial << 32) | self._numbers
+        try:
+            return self._write_file(number, IN_FILE, body, buffers)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+        try:
+            os.makedirs(self.spill, mode=0o700, exist_ok=True)
+            return self._write_file(number, IN_SPILL, body, buffers)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            size = len(body) + sum(buffer.nbytes for buffer in buffers)
+            if error.errno == errno.EFBIG:
+                raise StoreFullError(f"no room for a value of {size:,} bytes: {file_size()}") from None
+            raise StoreFullError(
+                error.errno,
+                f"no room for a value of {size:,} bytes, neither in {self.directory} nor in {self.spill}; "
+                "free some, or point ENTANGLE_RUN_DIR or TMPDIR at a larger place",
+            ) from None
+
+    def _write_file(self, number: int, where: int, body: bytes, buffers: list[memoryview]) -> Place:
+        entries: list[tuple[int, int, int]] = []
+        links: list[str] = []
+        own: list[memoryview] = []
+        at = _round_up(_COUNT.size + _ENTRY.size * len(buffers) + len(body))
+        try:
+            for buffer in buffers:
+                origin = self._origin(buffer) if where == IN_FILE else None
+                if origin is not None:
+                    path, offset = origin
+                    link = self._link_path(number, len(links) + 1)
+                    os.link(path, link)
+                    links.append(link)
+                    entries.append((len(links), offset, buffer.nbytes))
+                else:
+                    entries.append((0, at, buffer.nbytes))
+                    own.append(buffer)
+                    at = _round_up(at + buffer.nbytes)
+            head = b"".join((_COUNT.pack(len(buffers), len(body)), *(_ENTRY.pack(*entry) for entry in entries), body))
+            self._write(self._path(number, where), head, own, at)
+        except OSError:
+            for link in links:
+                os.unlink(link)
+            raise
+        return (IN_LINKED if links else where), number, at
+
+    @staticmethod
+    def _write(path: str, head: bytes, buffers: list[memoryview], size: int) -> None:
+        fd = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            # Reserved at once, so that a file system that is full says so before anything is half written.
+            reserve(fd, 0, size)
+            _write_all(fd, memoryview(head), 0)
+            at = _round_up(len(head))
+            for buffer in buffers:
+                _write_all(fd, buffer, at)
+                at = _round_up(at + buffer.nbytes)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        os.close(fd)
+
+    def _origin(self, buffer: memoryview) -> tuple[str, int] | None:
+        """The file that a buffer is mapped from, with the offset in it, where nobody has written to it since."""
+        if not self._mapped:
+            return None
+        address = _address(buffer)
+        for start, (size, path) in list(self._mapped.items()):
+            if start <= address and address + buffer.nbytes <= start + size:
+                if os.path.dirname(path) == self.directory and os.path.exists(path) and _untouched(address, buffer.nbytes):
+                    return path, address - start
+                return None
+        return None
+
+    # Values out --------------------------------------------------------------------------------------------
+
+    def get(self, place: Place) -> Any:
+        """The value that lies at a place. Large buffers are mapped, not copied."""
+        where, offset, size = place
+        if where == IN_SEGMENT:
+            number, within = divmod(offset, WINDOW)
+            window = self._windows.get(number)
+            if window is None:
+                window, _ = self._window_of(offset // SEGMENT_SIZE)
+            return pickle.loads(window[within : within + size])
+        body, buffers = self._in_file(place)
+        return pickle.loads(body, buffers=buffers)
+
+    def parts(self, place: Place) -> tuple[memoryview, list[memoryview]]:
+        """The pickle that lies at a place, and its large buffers."""
+        return self._in_file(place) if place[0] != IN_SEGMENT else (self.pickle_at(place), [])
+
+    def _in_file(self, place: Place) -> tuple[memoryview, list[memoryview]]:
+        where, offset, _ = place
+        view = _map_privately(self._path(offset, where), self._mapped)
+        count, length = _COUNT.unpack_from(view, 0)
+        start = _COUNT.size + _ENTRY.size * count
+        buffers = []
+        linked: dict[int, memoryview] = {0: view}
+        for index in range(count):
+            link, at, nbytes = _ENTRY.unpack_from(view, _COUNT.size + _ENTRY.size * index)
+            if link not in linked:
+                linked[link] = _map_privately(self._link_path(offset, link), self._mapped)
+            buffers.append(linked[link][at : at + nbytes])
+        return view[start : start + length], buffers
+
+    def not_remade(self, problem: Exception, place: Place, what: str, around: int = 0) -> EntangleError:
+        """The error for a value that `get` cannot make, which names the part of it; `what` says whose value it is. The first `around`
+        steps to that part are not told: what they lead through is ours."""
+        part = None
+        with contextlib.suppress(Exception):  # what cannot be read has no parts
+            part = failing_part(*self.parts(place))
+        if part is not None:
+            part = part._replace(steps=part.steps[around:])
+        return not_remade(problem, what, part)
+
+    # Counting readers, lock held ---------------------------------------------------------------------------
+
+    def seal_for(self, slot: int, unread: Callable[[int], int]) -> None:
+        """Seal what a worker was filling when it ended; `unread` counts the values of a segment that somebody still needs. Lock held."""
+        for segment in range(self.table.header[SEGMENTS]):
+            window, base = self._window_of(segment)
+            if SEGMENT_HEAD.unpack_from(window, base)[1] != FILLING - slot:
+                continue
+            held = unread(segment)
+            if held:
+                SEGMENT_HEAD.pack_into(window, base, held, SEALED)
+            else:
+                SEGMENT_HEAD.pack_into(window, base, 0, self.table.header[FREE_SEGMENT])
+                self.table.header[FREE_SEGMENT] = segment
+
+    def release(self, place: Place) -> Place | None:
+        """Let go of a value that everybody has taken. Lock held. Gives the place back where a file is left to `remove`."""
+        if place[0] == IN_SEGMENT:
+            segment = place[1] // SEGMENT_SIZE
+            window, base = self._window_of(segment)
+            held, state = SEGMENT_HEAD.unpack_from(window, base)
+            held -= 1
+            if held == 0 and state == SEALED:
+                state = self.table.header[FREE_SEGMENT]
+                self.table.header[FREE_SEGMENT] = segment
+            SEGMENT_HEAD.pack_into(window, base, held, state)
+            return None
+        return place if place[0] else None
+
+    def remove(self, place: Place) -> None:
+        """Unlink the file of a value; the kernel keeps the memory for as long as somebody maps it."""
+        where, number, _ = place
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(number, where))
+        if where == IN_LINKED:
+            index = 1
+            with contextlib.suppress(FileNotFoundError):
+                while True:
+                    os.unlink(self._link_path(number, index))
+                    index += 1
+
+    # Names -------------------------------------------------------------------------------------------------
+
+    def _path(self, number: int, where: int) -> str:
+        return os.path.join(self.spill if where == IN_SPILL else self.directory, f"v{number:x}")
+
+    def _link_path(self, number: int, index: int) -> str:
+        return os.path.join(self.directory, f"v{number:x}.{index}")
+
+    def close(self) -> None:
+        """Unmap the segments and let go of their file. What was taken from the store stays valid."""
+        for window in self._windows.values():
+            owner: Any = window.obj
+            window.release()
+            if isinstance(owner, mmap.mmap):
+                owner.close()
+            else:
+                _libc.munmap(ctypes.addressof(owner), WINDOW)
+        self._windows.clear()
+        os.close(self._fd)
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file of ours, never as one of the standard streams, which a body may have closed and others may write to."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def _round_up(size: int) -> int:
+    """The next page boundary."""
+    return -(-size // PAGE) * PAGE
+
+
+def _write_all(fd: int, buffer: memoryview, offset: int) -> None:
+    """Write every byte of a buffer at an offset: one call writes at most 2 GiB."""
+    left = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
+    while len(left):
+        written = os.pwrite(fd, left, offset)
+        offset += written
+        left = left[written:]

@@ -1,0 +1,523 @@
+"""The table: what every worker of a run needs to know to find its own next step, in memory that they share.
+
+::
+
+    header    who holds the lock, the ready lists, how many are idle, whether to stop       200 numbers
+    slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
+    columns   for each node: state, pending inputs, readers, next on its list, ready since (0: from the start)
+    records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
+    habits    for each body: how much of a CPU it uses, from how many calls that is known, how long one takes
+
+Everything but a worker's own slot and the record of the node that it runs changes under the lock. The lock is
+`fcntl.lockf` on the table's file: the kernel releases it when its holder dies, and the owner word that a dead holder
+leaves behind tells the next one to recount before it goes on. Record locks do not exclude threads of one process, so
+where threads take part a thread lock stands before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+import time
+from array import array
+from collections.abc import Iterator
+from operator import sub
+from typing import Literal, Protocol
+
+from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
+
+#: Its last byte counts the layouts: a process of another one does not read what it cannot.
+MAGIC = 0x656E7461_6E676C02
+
+# States of a node.
+WAITING, READY, RUNNING, DONE, FAILED = range(5)
+# … and of one whose set of rows is not in use, or that pauses between two attempts: a recount leaves it alone.
+UNARMED = 5
+
+# Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD, FRESH, HERE).
+(MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
+FREE_SEGMENT, CROWDED, NOTING, BODIES = range(12, 16)
+READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
+# The queue of slots that may have a range left (0: none), and whether slots outside of it have been looked at in vain.
+RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
+# Which bodies may begin (`_worker/admission.py`): the CPUs that the run has a right to, what running bodies are taken to use of
+# them, whether ready nodes wait for some of it, and what threads use (in thousandths of a CPU).
+RIGHT, COMMITTED, HELD_BACK, THREADS_USE = range(196, 200)
+POOL_HEAD, POOL_WAITING = 32, 48
+MOST_POOLS = 16
+# How many nodes of a group run, and those laid aside until fewer do.
+LIMIT_RUNNING, LIMIT_HEAD = 64, 128
+MOST_LIMITS = 64
+# The last node of each ready list; of an empty one, anything.
+READY_TAIL = 192
+HEADER = 200
+
+# Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1.
+# COOKIE is the size of the pool of which the worker has a cookie, 0 for none; which one it is, the pool itself knows.
+# NEXT_NODE is written before a worker goes on to a consumer without the lock, so that a recount leaves that node alone.
+# NEXT_RANGE is the next slot in the queue of ranges: 0 for a slot that is not in it, NOBODY for the last.
+# SHARE is how much of a CPU its body is taken to use, in thousandths.
+(PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, NEXT_RANGE, NESTED, DOOMED, NEXT_NODE, LANE, SHARE) = range(16)
+SLOT = 16
+
+#: Ranges that a claim compares before it takes from the longest of them.
+COMPARED = 8
+
+# BEGUN: where a worker is with its node. Its body has not begun (0), runs, or is over and its value on the way out; a body
+# that has begun must not run again unasked, whatever became of its worker since.
+RUNS, OVER = 1, 2
+
+# States of a slot.
+FREE, STARTING, BUSY, RESTING, GONE, ABANDONED = range(6)
+
+# HUNGRY: whom the supervisor could still start. All kinds of workers, or none but threads and processes of a body's own.
+HUNGRY_FOR_ALL, HUNGRY_FOR_OTHERS = 1, 2
+
+# Slot 0 is nobody's: its range holds the leaves that no worker has claimed yet.
+UNCLAIMED = 0
+
+#: started, ended (ns, CLOCK_MONOTONIC), offset, size, where the value lies, pid, cpu, slot.
+RECORD = struct.Struct("<qqqqiiii")
+
+NOBODY = -1
+
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
+_TRIES = 20
+
+
+class AnyLock(Protocol):
+    """A lock that knows its thread: who releases one that is not its own is told so by a RuntimeError."""
+
+    def acquire(self) -> bool:
+        """Take it."""
+
+    def release(self) -> None:
+        """Release it."""
+
+
+class Table:
+    """The shared state of one run. `slots` is the number of workers that it has room for."""
+
+    def __init__(self, memory: mmap.mmap, fd: int, nodes: int, slots: int) -> None:
+        self.memory = memory
+        self.fd = fd
+        #: The file in which a table lies that no other process needs, and which has no name as yet.
+        self.nameless = -1
+        self.nodes = nodes
+        self.slot_count = slots
+        (bodies,) = struct.unpack_from("<q", memory, 8 * BODIES)
+        self.thread_lock: AnyLock | None = None
+        #: Set by those who change the table: a lock whose holder died is mended with their help.
+        self.flow: Flow | None = None
+        self.lanes: list[int] = []
+        whole = memoryview(memory)
+        at = 0
+
+        def cut(form: Literal["q", "i", "B"], width: int, count: int) -> memoryview[int]:
+            nonlocal at
+            view = whole[at : at + width * count].cast(form)
+            at += (width * count + 7) & ~7
+            return view
+
+        self.header = cut("q", 8, HEADER)
+        self.slots = cut("q", 8, SLOT * slots)
+        self.ready_at = cut("q", 8, nodes)
+        self.records = cut("B", 1, RECORD.size * nodes)
+        self.pending = cut("i", 4, nodes)
+        self.readers = cut("i", 4, nodes)
+        self.next = cut("i", 4, nodes)
+        self.states = cut("B", 1, nodes)
+        self.attempts = cut("B", 1, nodes)
+        self.habits = cut("q", 8, bodies)
+        self.learned = cut("q", 8, bodies)
+        self.spans = cut("q", 8, bodies)
+        self._whole = whole
+
+    @staticmethod
+    def size(nodes: int, slots: int, bodies: int) -> int:
+        """Bytes that a table takes."""
+        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 64
+
+    @classmethod
+    def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None, nameless: int = -1) -> Table:
+        """Make the table of a flow: in a file at `path`, or for this process alone where `path` is None; then in the open file
+        `nameless`, if there is one and it has room, so that it can be shown to others later.
+
+        Raises OSError (ENOSPC) where there is no room: the room is reserved here, since a write to a full tmpfs is a SIGBUS.
+        """
+        size = cls.size(flow.count, slots, len(flow.bodies))
+        fd = -1
+        if path is None:
+            if nameless >= 0:
+                try:
+                    reserve(nameless, 0, size)
+                except OSError:
+                    os.close(nameless)
+                    nameless = -1
+            try:
+                memory = mmap.mmap(nameless, size)
+            except BaseException:
+                if nameless >= 0:
+                    os.close(nameless)
+                raise
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                reserve(fd, 0, size)
+                memory = mmap.mmap(fd, size)
+            except BaseException:
+                os.close(fd)
+                raise
+        struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
+        table = cls(memory, fd, flow.count, slots)
+        table.nameless = nameless
+        table.flow, table.lanes = flow, lanes
+        header = table.header
+        header[MAGIC_AT], header[NODES], header[SLOTS] = MAGIC, flow.count, slots
+        header[FAILED_NODE] = header[FREE_SEGMENT] = NOBODY
+        for lane in (PROCESS, THREAD, FRESH, HERE):
+            header[READY_HEAD + lane] = NOBODY
+        for pool in range(MOST_POOLS):
+            header[POOL_HEAD + pool] = NOBODY
+        for group in range(len(flow.limits)):
+            header[LIMIT_HEAD + group] = NOBODY
+        header[STARTED_AT] = time.monotonic_ns()
+        header[SINKS_LEFT] = len(flow.sinks)
+        for body in range(len(flow.bodies)):
+            table.habits[body] = NOBODY
+        table.pending[:] = memoryview(flow.pending)
+        starts = flow.consumer_starts
+        readers = array("i", map(sub, starts[1:], starts))  # one for each consumer
+        for node in flow.sinks:
+            readers[node] = 1  # held for the caller
+        table.readers[:] = memoryview(readers)
+        table.slots[UNCLAIMED * SLOT + LOW] = 0
+        table.slots[UNCLAIMED * SLOT + HIGH] = flow.leaves
+        if flow.rearmed:
+            table.states[:] = memoryview(bytes((UNARMED,)) * flow.count)
+            return table
+        for node in range(flow.count - 1, flow.leaves - 1, -1):
+            if not flow.pending[node]:
+                table.push(lanes[flow.body_of[node]], node)
+        return table
+
+    @classmethod
+    def attach(cls, path: str) -> Table:
+        """Map the table of a run that another process has made."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        memory = mmap.mmap(fd, os.fstat(fd).st_size)
+        magic, nodes, slots = struct.unpack_from("<qqq", memory, 0)
+        if magic != MAGIC:
+            os.close(fd)
+            raise ValueError(f"{path} is no table of this version of entangle")
+        return cls(memory, fd, nodes, slots)
+
+    # The lock ------------------------------------------------------------------------------------------------
+
+    def lock(self, owner: int) -> None:
+        """Take the lock as slot `owner`, and mend the counts where its last holder died with it."""
+        if self.thread_lock is not None:
+            self.thread_lock.acquire()
+        if self.fd >= 0:
+            try:
+                fcntl.lockf(self.fd, _TRY)
+            except OSError:
+                self._lock_patiently()
+        if self.header[OWNER] and self.flow is not None:
+            self.recount(self.flow, self.lanes)
+        self.header[OWNER] = owner + 1
+
+    def _lock_patiently(self) -> None:
+        """Take the file's lock, which somebody has: he is done in a few microseconds, sleep and wake-up take tens."""
+        for _ in range(_TRIES):
+            try:
+                fcntl.lockf(self.fd, _TRY)
+                return
+            except OSError:
+                continue
+        fcntl.lockf(self.fd, fcntl.LOCK_EX)
+
+    def unlock(self) -> None:
+        """Let go of the lock."""
+        self.header[OWNER] = 0
+        if self.fd >= 0:
+            fcntl.lockf(self.fd, fcntl.LOCK_UN)
+        if self.thread_lock is not None:
+            self.thread_lock.release()
+
+    def let_go(self) -> None:
+        """Release the lock if this thread has it, which a signal's handler may have interrupted anywhere, and recount."""
+        if self.thread_lock is not None:
+            try:
+                self.thread_lock.release()
+            except RuntimeError:
+                return
+        # Ours still for the kernel, if it was. Taken once more, so that what was left half done is made right.
+        self.lock(UNCLAIMED)
+        self.unlock()
+
+    @contextlib.contextmanager
+    def locked(self, owner: int) -> Iterator[None]:
+        """The lock for those who are in no hurry."""
+        self.lock(owner)
+        try:
+            yield
+        finally:
+            self.unlock()
+
+    def recount(self, flow: Flow, lanes: list[int]) -> None:
+        """Make counts and lists right again after a holder of the lock has died in the middle of a change. Lock held.
+
+        What each node is (done, failed, running) is written before anything that follows from it, so the rest can be derived.
+        """
+        header, states = self.header, self.states
+        claimed: set[int] = set()
+        for slot in range(self.slot_count):
+            base = slot * SLOT
+            claimed.update(range(self.slots[base + LOW], self.slots[base + HIGH]))
+            if slot and self.slots[base + STATE] == BUSY:
+                claimed.add(self.slots[base + NEXT_NODE])
+        for field in (*range(READY_HEAD, READY_HEAD + 4), *range(POOL_HEAD, POOL_HEAD + MOST_POOLS)):
+            header[field] = NOBODY
+        for lane in range(4):
+            header[READY_COUNT + lane] = 0
+        for pool in range(MOST_POOLS):
+            header[POOL_WAITING + pool] = 0
+        for slot in range(1, self.slot_count):
+            pool = self.slots[slot * SLOT + WAITING_POOL]
+            if pool and self.slots[slot * SLOT + STATE] in (STARTING, BUSY):
+                header[POOL_WAITING + pool - 1] = 1
+        for group in range(len(flow.limits)):
+            header[LIMIT_RUNNING + group] = sum(
+                states[node] == RUNNING and group in flow.bodies[flow.body_of[node]].limits for node in range(flow.count)
+            )
+            header[LIMIT_HEAD + group] = NOBODY
+        for node in range(flow.count - 1, -1, -1):
+            if states[node] in (WAITING, READY) and node not in claimed:
+                missing = sum(states[taken] != DONE for taken in flow.sources(node))
+                self.pending[node] = missing
+                if not missing:
+                    self.push(lanes[flow.body_of[node]], node)
+        header[SINKS_LEFT] = sum(states[node] != DONE for node in flow.sinks)
+        if flow.sinks and not header[SINKS_LEFT]:
+            header[FINISHED] = 1
+        if header[FAILED_NODE] < 0 and (failed := bytes(states).find(FAILED)) >= 0:
+            header[FAILED_NODE] = failed
+            header[STOP] = 1
+        self._find_ranges()
+        for lane in (PROCESS, THREAD):
+            header[IDLE + lane] = sum(
+                self.slots[base + STATE] == RESTING and self.slots[base + LANE] == lane
+                for base in range(SLOT, self.slot_count * SLOT, SLOT)
+            )
+
+    # Lists, lock held ----------------------------------------------------------------------------------------
+
+    def push(self, lane: int, node: int) -> None:
+        """Put a node at the head of a ready list."""
+        header = self.header
+        self.states[node] = READY
+        first = self.next[node] = header[READY_HEAD + lane]
+        header[READY_HEAD + lane] = node
+        if first < 0:
+            header[READY_TAIL + lane] = node
+        header[READY_COUNT + lane] += 1
+
+    def append(self, lane: int, node: int) -> None:
+        """Put a node at the end of a ready list."""
+        header = self.header
+        self.states[node] = READY
+        self.next[node] = NOBODY
+        if header[READY_HEAD + lane] < 0:
+            header[READY_HEAD + lane] = node
+        else:
+            self.next[header[READY_TAIL + lane]] = node
+        header[READY_TAIL + lane] = node
+        header[READY_COUNT + lane] += 1
+
+    def pop(self, lane: int) -> int:
+        """Take the head of a ready list, NOBODY where it is empty."""
+        header = self.header
+        node: int = header[READY_HEAD + lane]
+        if node >= 0:
+            header[READY_HEAD + lane] = self.next[node]
+            header[READY_COUNT + lane] -= 1
+        return node
+
+    def defer(self, pool: int, node: int) -> None:
+        """Lay a node aside until a cookie of its pool is taken by the one who waits for it."""
+        self.states[node] = READY
+        self.next[node] = self.header[POOL_HEAD + pool]
+        self.header[POOL_HEAD + pool] = node
+
+    def undefer(self, pool: int) -> int:
+        """Take a node that was laid aside, NOBODY where there is none."""
+        node: int = self.header[POOL_HEAD + pool]
+        if node >= 0:
+            self.header[POOL_HEAD + pool] = self.next[node]
+        return node
+
+    def full(self, groups: tuple[int, ...], most: list[int]) -> int:
+        """The first of these groups of which as many run as may, NOBODY where there is none."""
+        for group in groups:
+            if self.header[LIMIT_RUNNING + group] >= most[group]:
+                return group
+        return NOBODY
+
+    def hold_back(self, group: int, node: int) -> None:
+        """Lay a node aside until fewer nodes of its group run."""
+        self.states[node] = READY
+        self.next[node] = self.header[LIMIT_HEAD + group]
+        self.header[LIMIT_HEAD + group] = node
+
+    def one_fewer(self, groups: tuple[int, ...], lanes: list[int], body_of: array[int]) -> int:
+        """A node of these groups has ended: make ready what was laid aside for them; gives how many that are."""
+        header, count = self.header, 0
+        for group in groups:
+            header[LIMIT_RUNNING + group] -= 1
+            node = header[LIMIT_HEAD + group]
+            header[LIMIT_HEAD + group] = NOBODY
+            while node >= 0:
+                after = self.next[node]
+                self.push(lanes[body_of[node]], node)
+                node, count = after, count + 1
+        return count
+
+    def claim_leaves(self, slot: int) -> int:
+        """Claim leaves for a worker who has none left, and take the first: a share of those that nobody has claimed, else the
+        upper half of a long range of another worker, which may be asleep. NOBODY where all are taken. Lock held.
+
+        A worker may be killed after each of the writes. Its own range is empty until the last of them: until then a recount
+        finds that nobody has claimed these leaves, and makes them ready.
+        """
+        slots, mine = self.slots, slot * SLOT
+        low, high = slots[LOW], slots[HIGH]
+        if low < high:
+            # Guided self-scheduling (Polychronopoulos and Kuck, 1987): large pieces first, so that neighbours stay
+            # together; ever smaller ones, so that all end at one time. Leaves start nearly in the order written.
+            high = low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
+            slots[mine + HIGH] = 0
+            slots[mine + LOW] = low + 1
+            slots[LOW] = high
+        else:
+            victim = self._long_range()
+            if not victim:
+                return NOBODY
+            high = slots[victim * SLOT + HIGH]
+            low = high - (high - slots[victim * SLOT + LOW] + 1) // 2
+            slots[mine + HIGH] = 0
+            slots[mine + LOW] = low + 1
+            slots[victim * SLOT + HIGH] = low
+        slots[mine + HIGH] = high
+        if low + 1 < high:
+            self._queue_range(slot)
+        return low
+
+    def _queue_range(self, slot: int) -> None:
+        """Put a slot that has a range at the end of the queue of ranges, unless it is in it."""
+        header, slots = self.header, self.slots
+        header[NO_RANGES] = 0
+        if slots[slot * SLOT + NEXT_RANGE]:
+            return
+        slots[slot * SLOT + NEXT_RANGE] = NOBODY
+        if header[RANGES_HEAD]:
+            slots[header[RANGES_TAIL] * SLOT + NEXT_RANGE] = slot
+        else:
+            header[RANGES_HEAD] = slot
+        header[RANGES_TAIL] = slot
+
+    def _long_range(self) -> int:
+        """The slot with the longest of the first ranges in the queue; 0 where nobody has one.
+
+        Not of all: with hundreds of workers every claim would hold the lock for longer than a short body runs.
+        """
+        header, slots = self.header, self.slots
+        longest = most = seen = before = 0
+        at = header[RANGES_HEAD]
+        while at > 0 and seen < COMPARED:
+            left = slots[at * SLOT + HIGH] - slots[at * SLOT + LOW]
+            after = slots[at * SLOT + NEXT_RANGE]
+            if left <= 0:  # used up: out of the queue with it
+                slots[at * SLOT + NEXT_RANGE] = 0
+                if before:
+                    slots[before * SLOT + NEXT_RANGE] = after
+                else:
+                    header[RANGES_HEAD] = max(0, after)
+                if after < 0:
+                    header[RANGES_TAIL] = before
+            else:
+                seen, before = seen + 1, at
+                if left > most:
+                    longest, most = at, left
+            at = after
+        if not longest and not header[NO_RANGES]:
+            self._find_ranges()
+            return header[RANGES_HEAD] and self._long_range()
+        return longest
+
+    def _find_ranges(self) -> None:
+        """Make the queue of ranges anew. Lock held."""
+        header, slots = self.header, self.slots
+        header[RANGES_HEAD] = header[RANGES_TAIL] = 0
+        for base in range(SLOT, self.slot_count * SLOT, SLOT):
+            slots[base + NEXT_RANGE] = 0
+        for slot in range(1, self.slot_count):
+            if slots[slot * SLOT + LOW] < slots[slot * SLOT + HIGH]:
+                self._queue_range(slot)
+        header[NO_RANGES] = 1
+
+    # Looking -------------------------------------------------------------------------------------------------
+
+    def leaves_left(self) -> int:
+        """How many leaves no worker has taken yet."""
+        slots = self.slots
+        return sum(max(0, slots[base + HIGH] - slots[base + LOW]) for base in range(0, self.slot_count * SLOT, SLOT))
+
+    def waiting_for_worker(self) -> int:
+        """How many nodes a worker process could take now."""
+        ready: int = self.header[READY_COUNT + PROCESS]
+        return ready + self.leaves_left()
+
+    def done(self) -> int:
+        """How many nodes are done."""
+        slots = self.slots
+        return sum(slots[base + COUNT] for base in range(0, self.slot_count * SLOT, SLOT))
+
+    def record(self, node: int) -> tuple[int, int, int, int, int, int, int, int]:
+        """started, ended, offset, size, where, pid, cpu, slot of a node."""
+        found: tuple[int, int, int, int, int, int, int, int] = RECORD.unpack_from(self.records, node * RECORD.size)
+        return found
+
+    def close(self) -> None:
+        """Unmap the table and let go of its file."""
+        columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts", "habits", "learned", "spans")
+        for name in ("header", "slots", *columns, "_whole"):
+            getattr(self, name).release()
+        self.memory.close()
+        for fd in (self.fd, self.nameless):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.nameless = -1
+
+    def show(self, path: str) -> None:
+        """Let others see a table that is for this process alone. Raises OSError where it cannot be."""
+        if self.nameless < 0:
+            raise FileNotFoundError(path)
+        # Python follows a link only where it is told in which directory that lies.
+        links = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(str(self.nameless), path, src_dir_fd=links, follow_symlinks=True)
+        finally:
+            os.close(links)
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Make sure that the file has room for these bytes; raises OSError (ENOSPC) where it has not."""
+    try:
+        os.posix_fallocate(fd, offset, size)
+    except AttributeError:  # macOS has no such call
+        if os.fstat(fd).st_size < offset + size:
+            os.ftruncate(fd, offset + size)

@@ -1,0 +1,119 @@
+"""The outline of a run: names and edges, written beside its table once it has lasted a while.
+
+The table holds numbers alone, and the names are in the memory of the process that runs. Who watches from outside
+(`entangle top`, the page) needs both. A run that is over before anybody could look writes nothing.
+
+::
+
+    one line of JSON       when it began, who runs it, the names of its bodies, how many nodes and inputs there are
+    body_of                4 bytes a node
+    starts                 8 bytes a node, and one more
+    inputs                 8 bytes each: a node, or a constant where negative
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from array import array
+from typing import Any, NamedTuple
+
+from entangle._shared.masks import cleaned
+from entangle.flow import Flow
+
+#: Seconds that a run lasts before it is written down.
+LASTING = 0.15
+NAME = "outline"
+_FORM = 1
+#: Bytes of the line of JSON. A flow of a million different tasks would need more, and go without names.
+_LONGEST_HEAD = 1 << 26
+
+
+class Outline(NamedTuple):
+    """What is known of a run from outside, besides its table. `began` is in seconds since 1970; `sources` are edges."""
+
+    about: dict[str, Any]
+    names: list[str]
+    body_of: array[int]
+    starts: array[int]
+    inputs: array[int]
+
+    def name(self, node: int) -> str:
+        """The name of the task of a node."""
+        body = self.body_of[node]
+        return self.names[body] if 0 <= body < len(self.names) else ""
+
+    def sources(self, node: int) -> list[int]:
+        """The nodes whose values a node takes, each once, in the order of its parameters."""
+        return list(dict.fromkeys(x for x in self.inputs[self.starts[node] : self.starts[node + 1]] if x >= 0))
+
+
+def write_outline(directory: str, flow: Flow, **about: Any) -> None:
+    """Write the outline of a flow that runs in `directory`. Where there is no room, there is none: nothing depends on it."""
+    import json
+
+    head = {
+        "form": _FORM,
+        "began": time.time() - LASTING,
+        "pid": os.getpid(),
+        "command": cleaned(sys.argv[:20]),
+        "nodes": flow.count,
+        "inputs": len(flow.inputs),
+        "names": [body.name for body in flow.bodies],
+        **about,
+    }
+    path = os.path.join(directory, NAME)
+    try:
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(json.dumps(head, default=str).encode("ascii") + b"\n")
+            for column in (flow.body_of, flow.starts, flow.inputs):
+                file.write(memoryview(column))
+        os.rename(f"{path}.new", path)  # whole, or not there
+    except OSError:
+        pass
+
+
+def open_file(path: str) -> int:
+    """Open a file of a run for reading, and nothing else: no link, and no FIFO, which would keep us until somebody writes to it.
+
+    Raises OSError where it is gone, ValueError where it is no file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{path} is no file")
+    return fd
+
+
+def read_outline(directory: str) -> Outline | None:
+    """The outline of the run in `directory`; None where it has not been written, or by another version, or is none."""
+    import json
+
+    try:
+        fd = open_file(os.path.join(directory, NAME))
+    except (OSError, ValueError):
+        return None
+    with open(fd, "rb") as file:
+        try:
+            about = json.loads(file.readline(_LONGEST_HEAD))
+            names, parent = about["names"], about["parent"]
+            if about["form"] != _FORM or not all(isinstance(name, str) for name in names):
+                return None
+            if not (isinstance(about["pid"], int) and isinstance(about["began"], float)):
+                return None
+            if parent is not None and not (isinstance(parent[0], str) and isinstance(parent[1], int)):
+                return None
+            about["command"] = [str(word) for word in about["command"]]
+            columns = array("i"), array("q"), array("q")
+            counts = about["nodes"], about["nodes"] + 1, about["inputs"]
+            # What it says of itself is compared with what is there before memory is taken for it.
+            if file.tell() + sum(column.itemsize * count for column, count in zip(columns, counts, strict=True)) != os.fstat(fd).st_size:
+                return None
+            for column, count in zip(columns, counts, strict=True):
+                column.fromfile(file, count)
+        except (ValueError, LookupError, TypeError, EOFError, RecursionError, MemoryError, OverflowError):
+            return None
+    return Outline(about, about.pop("names"), *columns)

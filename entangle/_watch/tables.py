@@ -1,0 +1,321 @@
+"""Watching runs of other processes: their homes are found, their tables mapped for reading alone.
+
+Nothing is asked of the runs that are watched, and nothing that is done here shows in them. What is read may be a few microseconds
+apart, so numbers need not add up to the last one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from entangle._shared import home as homes
+from entangle._shared import removal
+from entangle._shared.table import (
+    BEGUN,
+    BODIES,
+    BUSY,
+    COOKIE,
+    COUNT,
+    DONE,
+    FAILED,
+    FREE,
+    HEADER,
+    LANE,
+    MAGIC,
+    NESTED,
+    NODE,
+    PID,
+    READY,
+    RESTING,
+    RUNNING,
+    SINCE,
+    SLOT,
+    STARTED_AT,
+    STARTING,
+    STATE,
+    WAITING,
+    WAITING_POOL,
+    Table,
+)
+from entangle._watch.outline import Outline, open_file, read_outline
+
+_LANES = ("process", "thread", "fresh", "caller")
+_NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
+#: The names of runs and of queues of cookies in a home.
+_RUN = re.compile(r"r[0-9a-f]+")
+_QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
+#: Nodes, workers and nested runs of a table that is looked at. More is no table, or one that nobody could look at.
+MOST_NODES, MOST_SLOTS, MOST_DEPTH = 1 << 26, 1 << 16, 200
+_STATES = {FREE: "free", STARTING: "starting", BUSY: "busy", RESTING: "idle"}
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """What a worker does now. `seconds` is how long it has been at its node; `task` is '' where that cannot be told yet."""
+
+    slot: int
+    pid: int
+    kind: str
+    state: str
+    node: int
+    task: str
+    seconds: float
+    done: int
+    cookie: bool
+    waits_for: str
+
+
+class LiveRun:
+    """A run of another process, its table mapped. Close it, or use it in a `with`.
+
+    `id` is the id under which it will be remembered.
+    """
+
+    def __init__(self, directory: str, home: str, outer: str | None) -> None:
+        self.directory = directory
+        self.home = home
+        self.id = os.path.basename(directory)[1:]
+        self._around = outer
+        self._outline: Outline | None = None
+        self.table = _map(os.path.join(directory, "table"))
+
+    def __enter__(self) -> LiveRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the table."""
+        self.table.close()
+
+    @property
+    def outline(self) -> Outline | None:
+        """Names and edges; None in the first moments of a run."""
+        if self._outline is None:
+            self._outline = read_outline(self.directory)
+        return self._outline
+
+    @property
+    def parent(self) -> tuple[str, int] | None:
+        """The run and the node in whose body this run was called; None where there is none, or in the first moments of a run."""
+        outline = self.outline
+        parent = outline.about["parent"] if outline is not None else None
+        return (parent[0], parent[1]) if parent else None
+
+    @property
+    def outer(self) -> str | None:
+        """The run in whose body this run was called. In its first moments that is known by its place, if a worker process called it."""
+        parent = self.parent
+        return parent[0] if parent is not None else self._around
+
+    @property
+    def pid(self) -> int:
+        """The process that supervises the run."""
+        outline = self.outline
+        if outline is not None:
+            return int(outline.about["pid"])
+        return pid_of_home(self.home) if self._around is None else 0
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has lasted."""
+        return max(0.0, (time.monotonic_ns() - self.table.header[STARTED_AT]) / 1e9)
+
+    @property
+    def began_ns(self) -> int:
+        """When the run began, by CLOCK_MONOTONIC."""
+        return int(self.table.header[STARTED_AT])
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run still has its table: it goes with the run."""
+        return os.path.exists(os.path.join(self.directory, "table"))
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """done, running, waiting and failed nodes."""
+        states = bytes(self.table.states)
+        done, running, failed = states.count(DONE), states.count(RUNNING), states.count(FAILED)
+        return done, running, len(states) - done - running - failed, failed
+
+    def states(self) -> list[str]:
+        """What each node is now: waiting, ready, running, done or failed."""
+        return [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
+
+    def name(self, node: int) -> str:
+        """The task of a node, '' where there is none or no outline yet."""
+        outline = self.outline
+        if outline is None or not 0 <= node < self.table.nodes:
+            return ""
+        return outline.name(node)
+
+    def workers(self) -> list[WorkerView]:
+        """Who works for the run now."""
+        slots, now = self.table.slots, time.monotonic_ns()
+        found = []
+        for slot in range(1, self.table.slot_count):
+            base = slot * SLOT
+            state = slots[base + STATE]
+            if state not in (STARTING, BUSY, RESTING):
+                continue
+            busy = state == BUSY and bool(slots[base + BEGUN])
+            node = slots[base + NODE] if busy else -1
+            waits = ""
+            if slots[base + NESTED] >= 0 and busy:
+                waits = "run"
+            elif slots[base + WAITING_POOL]:
+                waits = "cookie"
+            found.append(
+                WorkerView(
+                    slot,
+                    slots[base + PID],
+                    _LANES[slots[base + LANE] % len(_LANES)],
+                    _STATES[state],
+                    node,
+                    self.name(node),
+                    max(0.0, (now - slots[base + SINCE]) / 1e9) if busy and slots[base + SINCE] else 0.0,
+                    slots[base + COUNT],
+                    slots[base + COOKIE] != 0,
+                    waits,
+                )
+            )
+        return found
+
+
+def _map(path: str) -> Table:
+    """Map a table for reading. Raises OSError where it is gone, ValueError where it is none: another version's, or no file of its size."""
+    fd = open_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size < HEADER * 8:
+            raise ValueError(f"{path} is not made yet")
+        # Read before it is mapped: whatever else lies here under that name, and however large, is left alone.
+        header = os.pread(fd, HEADER * 8, 0)
+        magic, nodes, slots = struct.unpack_from("<qqq", header)
+        (bodies,) = struct.unpack_from("<q", header, 8 * BODIES)
+        right = 0 <= nodes <= MOST_NODES and 0 <= slots <= MOST_SLOTS and 0 <= bodies <= MOST_NODES
+        if magic != MAGIC or not right or Table.size(nodes, slots, bodies) > size:
+            raise ValueError(f"{path} is no table of this version of entangle")
+        memory = mmap.mmap(fd, Table.size(nodes, slots, bodies), prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    return Table(memory, -1, nodes, slots)
+
+
+def pid_of_home(path: str) -> int:
+    """The process whose home this is."""
+    return int(os.path.basename(path)[1:].partition("-")[0])
+
+
+def live_homes() -> list[str]:
+    """The homes of processes that live, of this user, except our own."""
+    found: list[str] = []
+    ours = {home.path for home in homes._homes.values()}
+    path = homes.base_in(homes._parent())
+    try:
+        base = removal.open_ours(path)
+    except OSError:
+        return found
+    try:
+        for name in sorted(os.listdir(base)):
+            inside = os.path.join(path, name)
+            # Not our own: to close a file is to let go of this process's lock on it, whoever of its threads has taken that.
+            if inside not in ours and homes.is_home(name) and _held(name, base):
+                found.append(inside)
+    finally:
+        os.close(base)
+    return found
+
+
+def _held(home: str, base: int) -> bool:
+    """Whether a process holds the home locked."""
+    try:
+        fd = removal.open_ours(home, base)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def live_runs() -> list[LiveRun]:
+    """The runs of other processes that are under way, nested ones after the run around them. Close each."""
+    found = [run for home in live_homes() for run in _runs_in(home, home, None)]
+    # One that was called by a thread lies beside the run around it and not in it, so it may come first.
+    depths: dict[str, int] = {}
+    outer = {run.id: run.outer for run in found}
+    for run in found:
+        depth, around = 0, run.outer
+        while around is not None and depth < len(found):
+            depth, around = depth + 1, outer.get(around)
+        depths[run.id] = depth
+    return sorted(found, key=lambda run: depths[run.id])
+
+
+def _runs_in(directory: str, home: str, outer: str | None, depth: int = 0) -> Iterator[LiveRun]:
+    for name in _folders_in(directory):
+        if _RUN.fullmatch(name):
+            path = os.path.join(directory, name)
+            try:
+                run = LiveRun(path, home, outer)
+            except (OSError, ValueError):  # over meanwhile, or not begun
+                continue
+            yield run
+            if depth < MOST_DEPTH:
+                yield from _runs_in(path, home, run.id, depth + 1)
+
+
+def _folders_in(directory: str) -> list[str]:
+    """The names of the directories in a directory, in order; none of what lies behind a link."""
+    try:
+        fd = os.open(directory, removal.DIRECTORY)
+    except OSError:
+        return []
+    try:
+        with os.scandir(fd) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+def cookies(home: str) -> dict[str, int]:
+    """The cookies that lie free in a home now: of its budget, and of each `@scheduler(cpus=n)` as 'cpus=n'."""
+    import array
+    import stat
+    import termios
+
+    found: dict[str, int] = {}
+    try:
+        base = os.open(home, removal.DIRECTORY)
+    except OSError:
+        return found
+    try:
+        for name in sorted(os.listdir(base)):
+            if not _QUEUE.fullmatch(name) or not stat.S_ISFIFO(os.stat(name, dir_fd=base, follow_symlinks=False).st_mode):
+                continue
+            # For reading alone and without waiting: nothing is taken.
+            fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=base)
+            try:
+                held = array.array("i", [0])
+                fcntl.ioctl(fd, termios.FIONREAD, held)
+            finally:
+                os.close(fd)
+            found["budget" if name == "budget" else f"cpus={name.partition('-')[2]}"] = held[0]
+    except OSError:
+        pass  # over meanwhile
+    finally:
+        os.close(base)
+    return found

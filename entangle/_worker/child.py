@@ -1,0 +1,107 @@
+"""How a child ends that a body has forked: as a Python program does, and never as a second worker.
+
+It has come back from the body, by a value or by an error, and what called the body is the worker's. So the child ends here, in
+the order of Python's own end: the error is told, its threads are waited for, `atexit` calls what was registered, streams are
+flushed, and the exit code is that of a program. What was registered before the worker began is the caller's and not called: a
+directory that the caller removes at its end would go while the caller still uses it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from typing import Any, NoReturn
+
+from entangle._shared.frames import hide
+
+#: The exit code of a child on its way out.
+_code: int | None = None
+#: Finalizers with a higher number were made since the worker began.
+_first_finalizer = -1
+
+
+def begin() -> None:
+    """In a process that begins as a worker, or was forked by a thread's body: what is registered from now on is called when a
+    child ends."""
+    global _first_finalizer
+    numbers = getattr(weakref.finalize, "_index_iter", None)
+    _first_finalizer = next(numbers) if numbers is not None else -1
+    atexit.register(_end_of_ours)  # the last registered is the first called
+
+
+def _end_of_ours() -> None:
+    """Called when what was registered since has been called: the rest is not for this process."""
+    if _code is not None:
+        _leave(_code)
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """End this process as Python ends a program that has raised `error`, or nothing."""
+    global _code
+    _code = 1
+    with contextlib.suppress(BaseException):
+        _code = _told(error)
+    if error is not None:
+        # A file that is open in a body's frame is written and closed when the frame goes.
+        with contextlib.suppress(BaseException):
+            traceback.clear_frames(error.__traceback__)
+        error = None
+    with contextlib.suppress(BaseException):
+        getattr(threading, "_shutdown", lambda: None)()
+    with contextlib.suppress(BaseException):
+        _finalize()
+        run = getattr(atexit, "_run_exitfuncs", None)
+        if run is not None:
+            run()
+    _leave(_code)
+
+
+def _told(error: BaseException | None) -> int:
+    """Tell an error as Python does, and give the exit code."""
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        if error.code is None:
+            return 0
+        if isinstance(error.code, int):
+            return error.code & 0xFF
+        print(error.code, file=sys.stderr)
+        return 1
+    with contextlib.suppress(Exception):
+        hide(error, passed_on=True)
+    sys.excepthook(type(error), error, error.__traceback__)
+    return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _finalize() -> None:
+    """What `weakref.finalize` calls at the end of a program, of what was made since the worker began. Where the caller had used
+    it before, its own call of `atexit` lies behind ours."""
+    known: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
+    if _first_finalizer < 0:
+        return
+    fresh = [(info.index, call) for call, info in list(known.items()) if info.atexit and info.index > _first_finalizer]
+    for _, call in sorted(fresh, key=lambda found: found[0], reverse=True):
+        try:
+            call()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except Exception:
+            if stream is sys.stdout:
+                code = 120  # as Python's own end
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)

@@ -1,0 +1,120 @@
+"""No run begins while one of our processes imports what it needs: it would start processes that import the same, without end.
+
+Where a worker was not forked, and where a value comes to it, modules are imported by their names. A module that runs a graph at
+that moment has no `if __name__ == "__main__":` around it. Whoever begins a run asks here first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+from entangle._shared import findable
+from entangle.errors import RunAtImportError
+
+#: What an interpreter that we start says first. What it imports by name before it has joined a run may be anybody's: a script
+#: called `queue.py`, in the folder that is searched first, is imported in the place of Python's own.
+prelude = "entangle_joins = True; "
+
+_joining = hasattr(sys.modules.get("__main__"), "entangle_joins")
+
+#: Set in an agent, whose modules are the caller's.
+agent = False
+
+_bodies: set[CodeType] = set()
+_unpickling: set[CodeType] = set()
+_started_by_imports: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def runs_bodies(function: Callable[..., Any]) -> None:
+    """Say that what this function calls is a body, which may begin runs."""
+    _bodies.add(function.__code__)
+
+
+def unpickles(function: Callable[..., Any]) -> None:
+    """Say that this function makes again what has come from elsewhere, and imports what that needs."""
+    _unpickling.add(function.__code__)
+
+
+@contextlib.contextmanager
+def joining() -> Iterator[None]:
+    """While this process joins a run."""
+    global _joining
+    _joining = True
+    try:
+        yield
+    finally:
+        _joining = False
+        _started_by_imports.update(thread for thread in threading.enumerate() if thread is not threading.current_thread())
+
+
+def refuse_run(in_worker: bool) -> None:
+    """Raise RunAtImportError where a run must not begin here. `in_worker` says that this process is a worker."""
+    if not (_joining or in_worker or agent):
+        return
+    here = sys._getframe(1)
+    main = threading.main_thread()
+    threads = [here]
+    if threading.current_thread() is not main and main.ident in (frames := sys._current_frames()):
+        threads.append(frames[main.ident])  # it may wait, in a module, for the thread that begins the run
+    if _joining:
+        raise _error(next(filter(None, map(_module_of, threads)), None) or _user_of(here))
+    for frame in threads:
+        at = _at_import(frame)
+        if at is not None:
+            raise _error(at)
+    if again := _not_again(here):
+        raise _error(again)
+    if threading.current_thread() in _started_by_imports:
+        raise _error(_user_of(here))
+
+
+def _at_import(frame: FrameType | None) -> FrameType | None:
+    """The frame of a module that is imported because something was unpickled, and not by a body."""
+    module = None
+    while frame is not None and frame.f_code not in _bodies:
+        if frame.f_code in _unpickling and module is not None:
+            return module
+        if module is None and frame.f_code.co_name == "<module>":
+            module = frame
+        frame = frame.f_back
+    return None
+
+
+def _not_again(frame: FrameType | None) -> FrameType | None:
+    """The frame of a module that a body imports here, where its content has come along: with the body of a run that this module has
+    begun, or it was no module that is imported by name."""
+    while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") not in findable.arrived):
+        frame = frame.f_back
+    return frame
+
+
+def _module_of(frame: FrameType | None) -> FrameType | None:
+    """The innermost module that is imported in a thread."""
+    while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") == "__main__"):
+        frame = frame.f_back
+    return frame
+
+
+def _user_of(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame that is not ours."""
+    ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    while frame is not None and frame.f_code.co_filename.startswith(ours):
+        frame = frame.f_back
+    return frame
+
+
+def _error(frame: FrameType | None) -> RunAtImportError:
+    where = "a module"
+    if frame is not None:
+        where = f"module {frame.f_globals.get('__name__')!r} ({frame.f_code.co_filename}, line {frame.f_lineno})"
+    return RunAtImportError(
+        f"{where} runs a graph while it is imported, and a worker imports it: each worker of that run would import it in turn, and so on. "
+        'Put what runs the graph below `if __name__ == "__main__":`, or into a function'
+    )

@@ -1,0 +1,386 @@
+"""What a worker has of its caller's state, however it was started: the one list, which `docs/state.md` tells users.
+
+A forked worker has it by the fork and pays nothing. Any other gets it here, as it is in the caller when the run first starts such a
+worker; a thread has the process's own, and the context variables of whoever has begun the run.
+
+- environment variables, `sys.argv`, `sys.path`, working directory, umask
+- warning filters, and whether warnings are logged (`logging.captureWarnings`)
+- recursion limit, the limit of digits of numbers as text, switch interval, `sys.dont_write_bytecode`, `sys.tracebacklimit`, faulthandler,
+  whether the collector runs and its thresholds
+- the decimal context, the locale, the timeout of new sockets
+- levels of loggers, whether they are disabled and pass messages on; handlers of stderr, stdout and of files that are appended to
+- context variables that a module has under their own name, where their values can be pickled
+- the start method of multiprocessing
+- signals that are ignored or left to the system, but for those that end a program; the signal mask
+- CPU affinity, niceness, limits of resources
+
+Random generators are seeded anew in each worker. What is not on the list, module globals above all, is promised by no way of starting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import gc
+import importlib
+import os
+import pickle
+import resource
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from entangle._shared.interrupts import plain
+from entangle._shared.pickling import MAIN, dumps_for_others
+from entangle._shared.variables import module_of, variable_of
+
+#: Signals for which a worker has its own answer (`start.settle_in`), or none can be given.
+_OWN = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP))
+_SIGNALS = [int(number) for number in signal.valid_signals() if number not in _OWN]
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
+
+
+def take() -> dict[str, Any]:
+    """The state of this process, and of this thread, as what can be pickled plainly."""
+    return {name: taken() for name, (taken, _) in _ITEMS.items()}
+
+
+def take_on(state: dict[str, Any], when: str) -> None:
+    """Make this process's state that of the caller: what must be there `before` anything of the caller is imported, or what may need
+    its modules, `after` that."""
+    for name, value in state.items():
+        if (name in _AFTER) == (when == "after"):
+            _ITEMS[name][1](value)
+
+
+# Each item: how it is taken in the caller, and put in a worker ------------------------------------------------------------------
+
+
+def _put_environment(known: dict[str, str]) -> None:
+    now = dict(os.environ)
+    for name in now.keys() - known.keys():
+        del os.environ[name]
+    for name, value in known.items():
+        if now.get(name) != value:
+            os.environ[name] = value
+
+
+def _put_list(known: list[Any], which: list[Any]) -> None:
+    if which != known:
+        which[:] = known
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it has been removed; a worker is then wherever its parent is
+        return None
+
+
+def _put_directory(known: str | None) -> None:
+    if known is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(known)
+
+
+def _umask() -> int | None:
+    """The mask of the files that this process makes, where it can be read: to set it and back would change it for other threads."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    return None
+
+
+def _put_umask(known: int | None) -> None:
+    if known is not None:
+        os.umask(known)
+
+
+def _pickled(value: Any) -> bytes | None:
+    try:
+        return dumps_for_others(value)
+    except Exception:  # what cannot travel stays here
+        return None
+
+
+def _filters() -> tuple[bytes | None, list[bytes | None], bool]:
+    whole = _pickled(warnings.filters)
+    logging = sys.modules.get("logging")
+    logged = logging is not None and warnings.showwarning is getattr(logging, "_showwarning", None)
+    return whole, [] if whole is not None else [_pickled(entry) for entry in warnings.filters], logged
+
+
+def _put_filters(known: tuple[bytes | None, list[bytes | None], bool]) -> None:
+    whole, each, logged = known
+    filters: list[Any] = pickle.loads(whole) if whole is not None else [pickle.loads(entry) for entry in each if entry is not None]
+    if list(warnings.filters) != filters:
+        warnings.resetwarnings()  # which also has Python forget what it has decided by the old ones
+        list.extend(warnings.filters, filters)  # type: ignore[arg-type]
+    if logged:
+        import logging
+
+        logging.captureWarnings(True)
+
+
+def _interpreter() -> tuple[Any, ...]:
+    handler = sys.modules.get("faulthandler")
+    digits = sys.get_int_max_str_digits() if hasattr(sys, "get_int_max_str_digits") else None
+    enabled = handler is not None and handler.is_enabled()
+    limit = getattr(sys, "tracebacklimit", None)
+    return (
+        sys.getrecursionlimit(),
+        digits,
+        sys.getswitchinterval(),
+        sys.dont_write_bytecode,
+        limit,
+        enabled,
+        gc.isenabled(),
+        gc.get_threshold(),
+    )
+
+
+def _put_interpreter(known: tuple[Any, ...]) -> None:
+    recursion, digits, interval, bytecode, limit, faults, collects, thresholds = known
+    sys.setrecursionlimit(recursion)
+    if digits is not None and hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(digits)
+    sys.setswitchinterval(interval)
+    sys.dont_write_bytecode = bytecode
+    if limit is not None:
+        sys.tracebacklimit = limit
+    if faults:
+        import faulthandler
+
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            faulthandler.enable()
+    if gc.isenabled() != collects:
+        (gc.enable if collects else gc.disable)()
+    gc.set_threshold(*thresholds)
+
+
+def _decimal() -> bytes | None:
+    decimal = sys.modules.get("decimal")
+    if decimal is None:
+        return None
+    context = decimal.getcontext()
+    # Every worker begins with Python's own, and loading the module takes it milliseconds.
+    traps = {decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow}
+    usual = (context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp) == _USUAL_DECIMAL
+    if usual and {trap for trap, on in context.traps.items() if on} == traps:
+        return None
+    return pickle.dumps(context, 5)
+
+
+#: Precision, rounding, exponents, capitals and clamping of Python's own decimal context (the decimal module's documentation).
+_USUAL_DECIMAL = (28, "ROUND_HALF_EVEN", -999999, 999999, 1, 0)
+
+
+def _put_decimal(known: bytes | None) -> None:
+    if known is not None:
+        import decimal
+
+        decimal.setcontext(pickle.loads(known))
+
+
+def _locale() -> str | None:
+    if "locale" not in sys.modules:
+        return None  # it is as the environment says
+    import locale
+
+    return locale.setlocale(locale.LC_ALL)
+
+
+def _put_locale(known: str | None) -> None:
+    if known is not None:
+        import _locale
+
+        with contextlib.suppress(Exception):  # a locale that has been removed
+            if _locale.setlocale(_locale.LC_ALL, None) != known:
+                _locale.setlocale(_locale.LC_ALL, known)
+
+
+def _socket_timeout() -> float | None:
+    socket = sys.modules.get("socket")
+    return socket.getdefaulttimeout() if socket is not None else None
+
+
+def _put_socket_timeout(known: float | None) -> None:
+    if known is not None:
+        import socket
+
+        socket.setdefaulttimeout(known)
+
+
+def _loggers() -> tuple[Any, ...] | None:
+    logging = sys.modules.get("logging")
+    if logging is None or not hasattr(logging, "root"):
+        return None
+    root = logging.root
+    found = []
+    for name, logger in [("", root), *root.manager.loggerDict.items()]:
+        if isinstance(logger, logging.Logger) and (logger.level or logger.disabled or not logger.propagate or logger.handlers):
+            handlers = [_handler(logging, handler) for handler in logger.handlers]
+            found.append((name, logger.level, logger.disabled, logger.propagate, handlers))
+    configured = [name for name in sys.modules if name.startswith("entangle.logging.")]
+    return root.manager.disable, found, configured
+
+
+def _handler(logging: Any, handler: Any) -> tuple[Any, ...] | None:
+    """A handler as what can be sent: one of a standard stream, or of a file that is appended to."""
+    kind: tuple[Any, ...]
+    if type(handler) is logging.StreamHandler:
+        kind = ("stdout",) if handler.stream in (sys.stdout, sys.__stdout__) else ("stderr",)
+        if kind == ("stderr",) and handler.stream not in (sys.stderr, sys.__stderr__):
+            return None
+    elif type(handler) is logging.FileHandler and handler.mode == "a":
+        kind = ("file", handler.baseFilename, handler.encoding)
+    elif type(handler) is logging.NullHandler:
+        kind = ("null",)
+    else:
+        return None
+    return (*kind, handler.level, _pickled((handler.formatter, handler.filters)))
+
+
+def _put_loggers(known: tuple[Any, ...] | None) -> None:
+    if known is None:
+        return
+    import logging
+
+    disable, found, configured = known
+    for name in configured:
+        importlib.import_module(name)  # so that the caller's own import of it finds what it does done
+    logging.disable(disable)
+    for name, level, disabled, propagate, handlers in found:
+        logger = logging.getLogger(name or None)
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        for handler in filter(None, handlers):
+            logger.addHandler(_made_handler(logging, handler))
+
+
+def _made_handler(logging: Any, known: tuple[Any, ...]) -> Any:
+    *kind, level, pickled = known
+    if kind[0] == "file":
+        made = logging.FileHandler(kind[1], "a", kind[2], delay=True)
+    elif kind[0] == "null":
+        made = logging.NullHandler()
+    else:
+        made = logging.StreamHandler(getattr(sys, kind[0]))
+    made.setLevel(level)
+    if pickled is not None:
+        formatter, made.filters = pickle.loads(pickled)
+        made.setFormatter(formatter)
+    return made
+
+
+def _variables() -> list[tuple[str, str, bytes]]:
+    found = []
+    for variable, value in contextvars.copy_context().items():
+        module = module_of(variable)
+        pickled = _pickled(value) if module else None
+        if module and pickled is not None:
+            found.append((module, variable.name, pickled))
+    return found
+
+
+def _put_variables(known: list[tuple[str, str, bytes]]) -> None:
+    for module, name, pickled in known:
+        if module not in MAIN:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+        with contextlib.suppress(Exception):  # what cannot be made again here is not set
+            variable_of(module, name, ()).set(pickle.loads(pickled))
+
+
+def _start_method() -> str | None:
+    context = sys.modules.get("multiprocessing.context")
+    found: str | None = context._default_context.get_start_method(allow_none=True) if context is not None else None
+    return found
+
+
+def _put_start_method(known: str | None) -> None:
+    if known is not None:
+        import multiprocessing
+
+        multiprocessing.set_start_method(known, force=True)
+
+
+def _signals() -> tuple[dict[int, bool], list[int]]:
+    answers = {int(number): answer == signal.SIG_IGN for number in _SIGNALS if not callable(answer := plain.getsignal(number))}
+    # Those that a worker answers in its own way may be blocked here for a moment, while it is started.
+    return answers, [int(number) for number in plain.pthread_sigmask(signal.SIG_BLOCK, []) if number not in _OWN]
+
+
+def _put_signals(known: tuple[dict[int, bool], list[int]]) -> None:
+    answers, mask = known
+    for number, ignored in answers.items():
+        wanted = signal.SIG_IGN if ignored else signal.SIG_DFL
+        if plain.getsignal(number) != wanted:
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, wanted)
+    plain.pthread_sigmask(signal.SIG_BLOCK, mask)
+    plain.pthread_sigmask(signal.SIG_UNBLOCK, [number for number in _SIGNALS if number not in mask])
+
+
+def _limits() -> tuple[Any, ...]:
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return cpus, os.getpriority(os.PRIO_PROCESS, 0), [resource.getrlimit(which) for which in _LIMITS]
+
+
+def _put_limits(known: tuple[Any, ...]) -> None:
+    cpus, niceness, limits = known
+    with contextlib.suppress(OSError):
+        if cpus is not None and set(cpus) != os.sched_getaffinity(0):
+            os.sched_setaffinity(0, cpus)
+    with contextlib.suppress(OSError):
+        if niceness != os.getpriority(os.PRIO_PROCESS, 0):
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    for which, wanted in zip(_LIMITS, limits, strict=True):
+        with contextlib.suppress(OSError, ValueError):
+            if resource.getrlimit(which) != wanted:
+                resource.setrlimit(which, wanted)
+
+
+_ITEMS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "path": (lambda: list(sys.path), lambda known: _put_list(known, sys.path)),
+    "argv": (lambda: list(sys.argv), lambda known: _put_list(known, sys.argv)),
+    "environment": (lambda: dict(os.environ), _put_environment),
+    "directory": (_directory, _put_directory),
+    "umask": (_umask, _put_umask),
+    "interpreter": (_interpreter, _put_interpreter),
+    "locale": (_locale, _put_locale),
+    "socket timeout": (_socket_timeout, _put_socket_timeout),
+    "start method": (_start_method, _put_start_method),
+    "signals": (_signals, _put_signals),
+    "limits": (_limits, _put_limits),
+    "loggers": (_loggers, _put_loggers),
+    "filters": (_filters, _put_filters),
+    "decimal": (_decimal, _put_decimal),
+    "variables": (_variables, _put_variables),
+}
+#: What may be of the caller's own modules, or be changed by their import.
+_AFTER = frozenset(("loggers", "filters", "decimal", "variables"))
+
+
+# Threads ------------------------------------------------------------------------------------------------------------------------
+
+
+def in_context_of(context: contextvars.Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called in a copy of that context each time: what it sets, nobody else sees, as with `asyncio.to_thread`."""
+
+    def within(*args: Any, **named: Any) -> Any:
+        decimal = sys.modules.get("decimal")
+        if decimal is not None:
+            # The context of decimals is one of the variables, and an object that is changed where it lies.
+            decimal.setcontext(decimal.getcontext().copy())
+        return function(*args, **named)
+
+    def body(*args: Any, **named: Any) -> Any:
+        return context.copy().run(within, *args, **named)
+
+    return body

@@ -1,0 +1,199 @@
+"""How a worker that was not forked comes to its run: the flow is written down once, the worker finds the run by its directory."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import os
+import pickle
+from typing import Any, NoReturn
+
+from entangle._shared import findable
+from entangle._shared.home import Home, private
+from entangle._shared.pickling import dumps_for_others, why_not
+from entangle._shared.remaking import Part, failing_part, not_remade
+from entangle._shared.short import argument_at, call_in_short
+from entangle._shared.site import Site
+from entangle._shared.table import Table, reserve
+from entangle._worker import importing, inheritance
+from entangle._worker.failures import describe, note_call
+from entangle._worker.worker import Worker
+from entangle.cookies import jobserver_flags, jobserver_style
+from entangle.errors import EntangleError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
+from entangle.flow import HERE, THREAD, Body, Flow, Shape
+
+#: The exit status of a worker whose own code failed, not a body: it could not join its run, or has a bug of ours.
+BROKEN = 70
+
+
+def write_flow(site: Site) -> None:
+    """Write down what a worker that was not forked needs, once in a run. Raises UnpicklableError naming what cannot travel."""
+    if site.flow_path:
+        return
+    flow = _without_what_stays(site.flow)
+    try:
+        pickled = dumps_for_others(flow)
+    except Exception as error:
+        raise _what_cannot_travel(flow, error) from None
+    known = {
+        "flow": pickled,
+        "home": site.home,
+        "spill": site.spill,
+        "home_spill": os.path.dirname(site.spill),
+        "state": inheritance.take(),
+        "jobserver": jobserver_style(),
+    }
+    known["travelled"] = sorted(findable.travelled)
+    body = pickle.dumps(known, 5)
+    for directory in (site.directory, site.spill):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        path = os.path.join(directory, "flow")
+        try:
+            with open(path, "xb", opener=private) as file:
+                reserve(file.fileno(), 0, len(body))
+                file.write(body)
+        except OSError as error:
+            os.unlink(path)
+            if directory == site.spill:
+                raise StoreFullError(
+                    error.errno, f"no room for a flow of {len(body):,} bytes, neither in memory nor in {directory}"
+                ) from None
+        else:
+            site.flow_path = path
+            return
+
+
+def _without_what_stays(flow: Flow) -> Flow:
+    """The flow without what only the invoking process calls and takes, which may be large, or such that it cannot travel.
+
+    Nodes, terms and names are all there, for whoever decides what is next and tells what has failed.
+    """
+    stays = [body.carrier in (THREAD, HERE) for body in flow.bodies]
+    if not any(stays):
+        return flow
+    others = copy.copy(flow)
+    others.bodies = [
+        Body(*body)._replace(function=_elsewhere, on=(Exception,), rescue=None) if here else body
+        for body, here in zip(flow.bodies, stays, strict=True)
+    ]
+    others.constants = [None] * len(flow.constants)
+    others.shapes = [Shape(0)] * len(flow.shapes)
+    for node, which in enumerate(flow.body_of):
+        if not stays[which]:
+            others.shapes[flow.shape_of[node]] = flow.shapes[flow.shape_of[node]]
+            for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]]:
+                if taken < 0:
+                    others.constants[~taken] = flow.constants[~taken]
+    return others
+
+
+def _elsewhere(*_: Any, **__: Any) -> NoReturn:
+    raise EntangleError("this runs in the process that has started the run")
+
+
+def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
+    for node in range(flow.count):
+        first = flow.starts[node]
+        for position, taken in enumerate(flow.inputs[first : flow.starts[node + 1]]):
+            if taken < 0:
+                try:
+                    dumps_for_others(flow.constants[~taken])
+                except Exception:
+                    what = f"argument {argument_at(flow, node, first + position)} of task {flow.body(node).name!r}"
+                    refused = why_not(flow.constants[~taken], what, dumps_for_others)
+                    note_call(refused, flow, node, call_in_short(flow, node))
+                    return refused
+    for body in flow.bodies:
+        for what, part in body.made_of():
+            try:
+                dumps_for_others(part)
+            except Exception:
+                return why_not(part, f"{what} of task {body.name!r}", dumps_for_others)
+    return EntangleError(f"the flow cannot be sent to a worker: {type(error).__name__}: {error}")
+
+
+def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
+    """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
+    with importing.joining():
+        return _join_run(directory, flow_path, slot, lane, serial, fds)
+
+
+def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
+    try:
+        with open(flow_path, "rb") as file:
+            known = pickle.load(file)
+        table = Table.attach(os.path.join(directory, "table"))
+    except FileNotFoundError:
+        os._exit(0)  # the run was over before we came
+    inheritance.take_on(known["state"], "before")
+    os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
+    Home.adopt(known["home"], known["home_spill"])
+    findable.arrive(known["travelled"])
+    try:
+        flow: Flow = pickle.loads(known["flow"])
+        inheritance.take_on(known["state"], "after")
+    except BaseException as error:
+        if _refuse(directory, error, known["flow"]):
+            os._exit(BROKEN)
+        raise
+    wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
+    site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
+    site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
+    return Worker(site, slot, lane, serial)
+
+
+#: What cannot be made again, as long as nobody has said what of it; whoever has the flow knows better.
+_RUN = "what the run is made of cannot be made again in a worker"
+
+
+def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
+    """Write down why a worker cannot join its run, for its supervisor; whether that is written."""
+    told: BaseException | None = error
+    while told is not None and not isinstance(told, RunAtImportError):
+        told = told.__cause__ or told.__context__
+    part: Part | None = None
+    if told is None:
+        part = failing_part(pickled) if isinstance(error, Exception) else None
+        told = not_remade(error, _RUN, part)
+        told.__cause__ = error
+    try:
+        body = pickle.dumps({**describe(told, "", 1), "part": part}, 5)
+        draft = os.path.join(directory, f"refused-{os.getpid()}")
+        with open(draft, "xb", opener=private) as file:
+            file.write(body)
+        os.rename(draft, os.path.join(directory, "refused"))  # the last one is as good as the first
+    except OSError:
+        return False
+    return True
+
+
+def refusal(directory: str, flow: Flow) -> BaseException | None:
+    """Why a worker could not join the run in that directory; None where none has said so."""
+    try:
+        with open(os.path.join(directory, "refused"), "rb") as file:
+            report = pickle.load(file)
+    except (OSError, EOFError):
+        return None
+    error: BaseException = pickle.loads(report["error"])
+    part: Part | None = report["part"]
+    whose = _whose(flow, part.steps) if part is not None else ""
+    if part is not None and whose:
+        why = str(error).partition(" raises ")[2]
+        below = "".join(part.steps[2:])
+        error = type(error)(f"{whose} cannot be made again in a worker: {part.kind}{f' at {below}' if below else ''} raises {why}")
+    set_cause(error, RemoteTraceback(report["text"]))
+    add_note(error, report["where"])
+    return error
+
+
+def _whose(flow: Flow, steps: tuple[str, ...]) -> str:
+    """What the steps into the pickle of a flow lead to, as its author knows it: an argument of a task, or a task's function."""
+    if len(steps) < 2 or not (steps[1].startswith("[") and steps[1][1:-1].isdigit()):
+        return ""
+    number = int(steps[1][1:-1])
+    if steps[0] == ".bodies" and number < len(flow.bodies):
+        return f"the function of task {flow.bodies[number].name!r}"
+    if steps[0] == ".constants" and ~number in flow.inputs:
+        node = bisect.bisect_right(flow.starts, flow.inputs.index(~number)) - 1
+        return f"argument {argument_at(flow, node, flow.inputs.index(~number))} of {call_in_short(flow, node)}"
+    return ""

@@ -1,0 +1,267 @@
+"""`entangle run FILE[:NAME] [ARGUMENTS]`: run a program, or one task, call or function of it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from entangle.cli.status import ABSENT, DONE, FAILED, USAGE, Refused
+from entangle.cli.streams import plain, stdout
+from entangle.cli.tables import console, duration, print_json, text
+
+
+def run(target: str, arguments: list[str], as_json: bool, progress: bool, start: str | None) -> int:
+    """Run it; gives the exit status: that of the program, or 0 and 1 for a task that succeeds or fails.
+
+    Raises Refused where there is no such file or name, or where arguments do not fit.
+    """
+    if start is not None:
+        if start not in ("auto", "fork", "forkserver", "spawn"):
+            raise Refused(f"--start is auto, fork, forkserver or spawn, not {start!r}", USAGE)
+        os.environ["ENTANGLE_START"] = start
+    if progress:
+        os.environ["ENTANGLE_PROGRESS"] = "1"
+    path, name = _parse(target)
+    began = time.time()
+    if not name:
+        status, value = _run_program(path, arguments), None
+    else:
+        status, value = _run_name(path, name, arguments, as_json)
+    # Looked for where somebody reads it: what has run has run, whatever the state of the records.
+    run_id = _last_run(began) if as_json or sys.stderr.isatty() else None
+    if as_json:
+        print_json({"status": status, "value": value, "run": run_id, "seconds": round(time.time() - began, 6)})
+    elif run_id is not None:
+        console(stderr=True).print(text((f"run {run_id}, {duration(time.time() - began)}; ", "dim"), f"entangle show {run_id}"))
+    return status
+
+
+def names_a_task(target: str) -> bool:
+    """Whether this is FILE:NAME, and not a program, whose own affair the words behind it are."""
+    return ":" in target and not os.path.exists(target)
+
+
+def _parse(target: str) -> tuple[str, str]:
+    """The file, and the name in it or ''. A file whose own name has a colon is still a file."""
+    path, colon, name = target.rpartition(":")
+    if not colon or os.path.exists(target):
+        path, name = target, ""
+    elif not name or not all(part.isidentifier() for part in name.split(".")):
+        raise Refused(f"{name!r} is not a name; write FILE:NAME, as work.py:simulate", USAGE)
+    if os.path.isdir(path):
+        raise Refused(f"{path} is a directory; name a Python file in it", ABSENT)
+    if not os.path.exists(path):
+        raise Refused(f"there is no file {path}", ABSENT)
+    return path, name
+
+
+def _run_program(path: str, arguments: list[str]) -> int:
+    """Run a file as `python FILE ARGUMENTS` would; what it raises is shown as Python shows it."""
+    import runpy
+
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as left:
+        return _status_of(left)
+    except Exception as error:
+        _show_error(error, path)
+        return FAILED
+    return DONE
+
+
+def _status_of(left: SystemExit) -> int:
+    """The status with which a program has left; where that is a text, it is shown, as Python does."""
+    if left.code is None:
+        return DONE
+    if isinstance(left.code, int):
+        return left.code
+    print(left.code, file=sys.stderr)
+    return FAILED
+
+
+def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tuple[int, Any]:
+    """Run what a file calls `name`; gives the status and the value."""
+    from entangle.task import Call
+
+    found = _find(_load(path), path, name)
+    try:
+        if isinstance(found, Call):
+            args, kwargs = _arguments(arguments, name, found)
+            value = found(*args, **kwargs) if args or kwargs else found()
+        elif callable(found):
+            args, kwargs = _arguments(arguments, name, found)
+            value = found(*args, **kwargs)
+            if isinstance(value, Call):
+                value = value()
+        elif arguments:
+            raise Refused(f"{name} in {path} is a {type(found).__name__}, which takes no arguments", USAGE)
+        else:
+            raise Refused(f"{name} in {path} is a {type(found).__name__}; run a task, a call or a function", USAGE)
+    except Refused:
+        raise
+    except SystemExit as left:
+        return _status_of(left), None
+    except Exception as error:
+        _show_error(error, path)
+        return FAILED, None
+    if as_json:
+        return DONE, _jsonable(value)
+    if value is not None:
+        print(_text(value), file=stdout())
+    return DONE, None
+
+
+def _load(path: str) -> Any:
+    """Import a file under its own name, so that workers which are not forked can import it too. Where that name is another module's,
+    or has dots, which would be packages, it gets another, and what is defined in it travels by value."""
+    import importlib.util
+
+    from entangle._shared.pickling import travel_by_value
+
+    folder, file = os.path.split(os.path.abspath(path))
+    own_name = os.path.splitext(file)[0]
+    importable = "." not in own_name and own_name not in sys.modules
+    # Not first where the file would hide the other module from workers that import that.
+    sys.path.insert(0 if importable else len(sys.path), folder)
+    module_name = own_name if importable else own_name.replace(".", "-") + "-run"
+    while module_name in sys.modules:
+        module_name += "-"
+    spec = importlib.util.spec_from_file_location(module_name, os.path.join(folder, file))
+    if spec is None or spec.loader is None:
+        raise Refused(f"{path} is not a Python file: its name does not end in .py", USAGE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    if not importable:
+        travel_by_value(module)
+    sys.argv = [path]
+    try:
+        spec.loader.exec_module(module)
+    except SystemExit as left:
+        _status_of(left)
+        raise Refused(f"{path} cannot be imported: it leaves by sys.exit", FAILED) from None
+    except Exception as error:
+        _show_error(error, path)
+        raise Refused(f"{path} cannot be imported", FAILED) from None
+    return module
+
+
+def _find(module: Any, path: str, name: str) -> Any:
+    from entangle.task import Call, Task
+
+    found = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            runnable = [key for key, value in vars(module).items() if isinstance(value, (Task, Call)) and not key.startswith("_")]
+            there = f"; there are: {', '.join(runnable)}" if runnable else ""
+            raise Refused(f"there is no {name!r} in {path}{there}", ABSENT) from None
+    return found
+
+
+def _arguments(words: list[str], name: str, found: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Words as arguments: Python literals where they are, else text; KEYWORD=VALUE where the function has that parameter. Raises
+    Refused where it takes no such arguments."""
+    from entangle.task import Call
+
+    signature = _signature(found)
+    parameters: Mapping[str, inspect.Parameter] = signature.parameters if signature is not None else {}
+    kinds = {parameter.kind for parameter in parameters.values()}
+    any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
+    by_name = any_keyword or not kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (equals and key.isidentifier() and by_name):
+            args.append(_literal(word))
+        elif key in parameters or any_keyword:
+            kwargs[key] = _literal(text)
+        else:
+            raise Refused(f"{name} has no parameter {key!r}; {_described(parameters)}. A text is put in quotes: '\"{word}\"'", USAGE)
+    before = (found.args, found.kwargs) if isinstance(found, Call) else ((), {})
+    try:
+        if signature is not None:
+            signature.bind(*before[0], *args, **{**before[1], **kwargs})
+    except TypeError as error:
+        raise Refused(f"{name} cannot be called so: {error}; {_described(parameters)}", USAGE) from None
+    return args, kwargs
+
+
+def _signature(found: Any) -> inspect.Signature | None:
+    """What may be given to a task, a call or a function; None where that is not told."""
+    from entangle._tasks.parameters import without_injected
+    from entangle.task import Call, Task
+
+    task = found.task if isinstance(found, Call) else found
+    try:
+        if not isinstance(task, Task):
+            return inspect.signature(task)
+        if any(layer.takes_arguments for layer in task.layers):
+            return inspect.signature(_anything)
+        return without_injected(inspect.signature(task.function), task.layers)
+    except (TypeError, ValueError):  # a builtin
+        return None
+
+
+def _anything(*args: Any, **kwargs: Any) -> None:
+    """As a task takes it whose arguments are a layer's business: the fields of a request."""
+
+
+def _described(parameters: Mapping[str, inspect.Parameter]) -> str:
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    names = ", ".join(marks.get(parameter.kind, "") + name for name, parameter in parameters.items())
+    return f"it takes {names}" if names else "it takes no arguments"
+
+
+def _literal(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return word
+
+
+def _jsonable(value: Any) -> Any:
+    import json
+
+    try:
+        json.dumps(value, allow_nan=False)
+    except Exception:  # a value of a class that does as it likes
+        return _text(value)
+    return value
+
+
+def _text(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__qualname__}: its text raises {type(error).__name__}>"
+
+
+def _show_error(error: BaseException, path: str) -> None:
+    """Show an error as Python does, from the user's own file on: the frames above are ours."""
+    import traceback
+
+    at = error.__traceback__
+    ours = os.path.abspath(path)
+    while at is not None and os.path.abspath(at.tb_frame.f_code.co_filename) != ours:
+        at = at.tb_next
+    traceback.print_exception(type(error), error, at)
+
+
+def _last_run(began: float) -> str | None:
+    """The id of the last run that this process has recorded since then; None where nothing is recorded, or can be read."""
+    from entangle.cli.runs import last_of_process
+
+    try:
+        return last_of_process(os.getpid(), began)
+    except Exception as error:
+        print(f"entangle: the record of this run cannot be read: {plain(str(error))}", file=sys.stderr)
+        return None
