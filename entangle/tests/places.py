@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entangle._remote.transport.docker import Docker
-from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 
 from .ways import missing
 
@@ -21,7 +21,7 @@ class Kept(Docker):
 
     ends_with_run = False
 
-    def open(self, arguments: Sequence[str]) -> Stream:
+    def open(self, arguments: Sequence[str]) -> ByteStream:
         """Start the agent."""
         if os.path.exists("/.dockerenv"):
             return ProcessStream([sys.executable, *arguments])

@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 from entangle._remote.agent import imports
 from entangle._remote.caller import channel, modules
 from entangle._remote.transport import Transport
-from entangle._remote.wire import frames as wire
-from entangle._remote.wire.byte_stream import Stream
+from entangle._remote.wire import frames
+from entangle._remote.wire.byte_stream import ByteStream
 from entangle._remote.wire.controls import escaped
 from entangle.errors import EntangleError, FarError, ProtocolError
 from entangle.interpreter import interpreter
@@ -195,7 +195,7 @@ def test_what_is_escaped(text: str, shown: str) -> None:
 # --- messages that are none ----------------------------------------------------------------------------------------------------
 
 
-class Given(Stream):
+class Given(ByteStream):
     """A stream to what a test says."""
 
     def __init__(self, speaks: Callable[[socket.socket], None]) -> None:
@@ -235,12 +235,12 @@ class Somewhere(Transport):
     def key(self) -> Any:
         return id(self)
 
-    def open(self, arguments: Sequence[str]) -> Stream:
+    def open(self, arguments: Sequence[str]) -> ByteStream:
         return Given(self.speaks)
 
 
 ABOUT = {
-    "protocol": wire.VERSION,
+    "protocol": frames.VERSION,
     "python": list(sys.version_info[:3]),
     "implementation": sys.implementation.name,
     "magic": importlib.util.MAGIC_NUMBER.hex(),
@@ -252,10 +252,10 @@ GREETING = b"\nentangle-agent 1 3.12.0\n"
 
 
 def message(kind: int, number: int, *parts: bytes) -> bytes:
-    return b"".join(bytes(piece) for frame in wire.frames(kind, number, [[part] for part in parts]) for piece in frame)
+    return b"".join(bytes(piece) for frame in frames.encode(kind, number, [[part] for part in parts]) for piece in frame)
 
 
-HELLO = message(wire.HELLO, 0, json.dumps(ABOUT).encode())
+HELLO = message(frames.HELLO, 0, json.dumps(ABOUT).encode())
 
 
 def call_of(said: bytes, hello: bytes = HELLO, more: Callable[[socket.socket], None] = lambda line: None) -> Any:
@@ -263,10 +263,10 @@ def call_of(said: bytes, hello: bytes = HELLO, more: Callable[[socket.socket], N
 
     def speaks(line: socket.socket) -> None:
         line.sendall(GREETING + hello)
-        found = wire.Decoder()
+        found = frames.Decoder()
         line.recv(int(line.recv(8, socket.MSG_WAITALL)), socket.MSG_WAITALL)
         while size := line.recv_into(found.room()):
-            if any(got.kind == wire.CALL for got in found.received(size)):
+            if any(got.kind == frames.CALL for got in found.received(size)):
                 break
         line.sendall(said)
         more(line)
@@ -281,28 +281,28 @@ def call_of(said: bytes, hello: bytes = HELLO, more: Callable[[socket.socket], N
 DEEP = b"[" * 200_000
 #: The first call of a channel has the number 1.
 MALFORMED = {
-    "no parts in a value": message(wire.VALUE, 1),
-    "half a pickle": message(wire.VALUE, 1, b"\x80\x05\x95\xff\x00\x00\x00\x00\x00\x00\x00"),
-    "no pickle": message(wire.VALUE, 1, b"hello"),
-    "an empty value": message(wire.VALUE, 1, b""),
-    "no parts in an error": message(wire.ERROR, 1),
-    "an error that is no JSON": message(wire.ERROR, 1, b"{"),
-    "an error that is a list": message(wire.ERROR, 1, b"[]"),
-    "an error of other types": message(wire.ERROR, 1, b'{"text": 5, "where": [], "short": null}'),
-    "an error that is too deep": message(wire.ERROR, 1, DEEP),
-    "a print of nothing": message(wire.PRINT, 1),
-    "an empty print": message(wire.PRINT, 1, b""),
-    "a print of no stream": message(wire.PRINT, 1, b"\x09hello"),
-    "a question of nothing": message(wire.FIND, 1),
-    "a question that is long": message(wire.FIND, 1, b"x" * 100_000),
-    "one question for ever": message(wire.FIND, 1, b"entangle") * 30_000,
-    "questions for ever": b"".join(message(wire.FIND, 1, b"nobody_has_%d" % number) for number in range(30_000)),
+    "no parts in a value": message(frames.VALUE, 1),
+    "half a pickle": message(frames.VALUE, 1, b"\x80\x05\x95\xff\x00\x00\x00\x00\x00\x00\x00"),
+    "no pickle": message(frames.VALUE, 1, b"hello"),
+    "an empty value": message(frames.VALUE, 1, b""),
+    "no parts in an error": message(frames.ERROR, 1),
+    "an error that is no JSON": message(frames.ERROR, 1, b"{"),
+    "an error that is a list": message(frames.ERROR, 1, b"[]"),
+    "an error of other types": message(frames.ERROR, 1, b'{"text": 5, "where": [], "short": null}'),
+    "an error that is too deep": message(frames.ERROR, 1, DEEP),
+    "a print of nothing": message(frames.PRINT, 1),
+    "an empty print": message(frames.PRINT, 1, b""),
+    "a print of no stream": message(frames.PRINT, 1, b"\x09hello"),
+    "a question of nothing": message(frames.FIND, 1),
+    "a question that is long": message(frames.FIND, 1, b"x" * 100_000),
+    "one question for ever": message(frames.FIND, 1, b"entangle") * 30_000,
+    "questions for ever": b"".join(message(frames.FIND, 1, b"nobody_has_%d" % number) for number in range(30_000)),
     "a second hello": HELLO,
-    "a call": message(wire.CALL, 1, b"{}"),
-    "a module": message(wire.MODULE, 0, b"x"),
-    "data of nobody": struct.pack("!IBBHQ", 3, wire.DATA, 0, 0, 9) + b"abc",
-    "a frame of four gigabytes": struct.pack("!IBBHQ", 2**32 - 1, wire.VALUE, 0, 0, 1),
-    "a part of more than there is": struct.pack("!IBBHQIQ", 12, wire.VALUE, 0, 0, 1, 1, 2**64 - 1),
+    "a call": message(frames.CALL, 1, b"{}"),
+    "a module": message(frames.MODULE, 0, b"x"),
+    "data of nobody": struct.pack("!IBBHQ", 3, frames.DATA, 0, 0, 9) + b"abc",
+    "a frame of four gigabytes": struct.pack("!IBBHQ", 2**32 - 1, frames.VALUE, 0, 0, 1),
+    "a part of more than there is": struct.pack("!IBBHQIQ", 12, frames.VALUE, 0, 0, 1, 1, 2**64 - 1),
     "a kind that is none": struct.pack("!IBBHQ", 0, 99, 0, 0, 1),
 }
 
@@ -318,14 +318,14 @@ def test_a_malformed_message_is_an_error_that_names_the_place(what: str) -> None
 @pytest.mark.parametrize(
     "hello",
     [
-        message(wire.HELLO, 0),
-        message(wire.HELLO, 0, b"null"),
-        message(wire.HELLO, 0, DEEP),
-        message(wire.HELLO, 0, json.dumps({**ABOUT, "python": "3"}).encode()),
-        message(wire.HELLO, 0, json.dumps({**ABOUT, "magic": {}}).encode()),
-        message(wire.HELLO, 0, json.dumps({**ABOUT, "press": 5}).encode()),
-        message(wire.HELLO, 0, json.dumps({**ABOUT, "protocol": 99}).encode()),
-        message(wire.FIND, 1, b"this"),
+        message(frames.HELLO, 0),
+        message(frames.HELLO, 0, b"null"),
+        message(frames.HELLO, 0, DEEP),
+        message(frames.HELLO, 0, json.dumps({**ABOUT, "python": "3"}).encode()),
+        message(frames.HELLO, 0, json.dumps({**ABOUT, "magic": {}}).encode()),
+        message(frames.HELLO, 0, json.dumps({**ABOUT, "press": 5}).encode()),
+        message(frames.HELLO, 0, json.dumps({**ABOUT, "protocol": 99}).encode()),
+        message(frames.FIND, 1, b"this"),
     ],
 )
 def test_a_hello_that_is_none(hello: bytes) -> None:
@@ -347,12 +347,12 @@ def test_one_byte_at_a_time_is_no_way_to_begin(monkeypatch: pytest.MonkeyPatch) 
 
 def test_who_asks_and_does_not_listen_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "MOST_OWED", 4 << 20)
-    many = b"".join(message(wire.FIND, 1 << 62 | number, b"*source") for number in range(100))
+    many = b"".join(message(frames.FIND, 1 << 62 | number, b"*source") for number in range(100))
     with pytest.raises(ProtocolError, match=r"somewhere.*asks for more than it takes"):
         call_of(many, more=lambda line: time.sleep(1.0))
 
 
-kinds = st.sampled_from([kind for kind in range(1, 13) if kind != wire.DATA])
+kinds = st.sampled_from([kind for kind in range(1, 13) if kind != frames.DATA])
 texts = st.one_of(
     st.binary(max_size=40),
     st.sampled_from([b"this", b"antigravity", b"*source", b"=os", b"!pip x", b"..", b"/etc/passwd", b"{}", b"[]", b"\x80\x05N."]),
@@ -430,14 +430,14 @@ def test_a_traceback_names_no_file_that_is_read_for_ever(tmp_path: Path) -> None
     for path in ("/dev/zero", "/dev/stdin", str(tmp_path / "pipe.py"), "/proc/kmsg"):
         told = {"text": f'Traceback:\n  File "{path}", line 1, in body\nValueError', "where": "", "short": "x"}
         with pytest.raises(EntangleError, match="failed at somewhere"):
-            call_of(message(wire.ERROR, 1, json.dumps(told).encode()))
+            call_of(message(frames.ERROR, 1, json.dumps(told).encode()))
 
 
 def test_a_message_that_is_broken_off_makes_room() -> None:
     """CANCEL takes back what has come of a message, so that the next one of that number is no second announcement."""
-    decoder = wire.Decoder(limit=3 << 20)
-    frames = [b"".join(map(bytes, frame)) for frame in wire.frames(wire.CALL, 5, [[bytes(2 << 20)]])]
+    decoder = frames.Decoder(limit=3 << 20)
+    sent = [b"".join(map(bytes, frame)) for frame in frames.encode(frames.CALL, 5, [[bytes(2 << 20)]])]
     for _ in range(3):
-        assert list(decoder.feed(b"".join(frames[:2]))) == []
-        assert [got.kind for got in decoder.feed(wire.control(wire.CANCEL, 5))] == [wire.CANCEL]
-    assert [len(got.parts[0]) for got in decoder.feed(b"".join(frames))] == [2 << 20]
+        assert list(decoder.feed(b"".join(sent[:2]))) == []
+        assert [got.kind for got in decoder.feed(frames.control(frames.CANCEL, 5))] == [frames.CANCEL]
+    assert [len(got.parts[0]) for got in decoder.feed(b"".join(sent))] == [2 << 20]

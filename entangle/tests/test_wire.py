@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entangle._remote.wire import frames as wire
+from entangle._remote.wire import frames
 from entangle._remote.wire.frames import (
     CALL,
     COUNT,
@@ -36,8 +36,8 @@ from entangle.errors import ProtocolError
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def encoded(kind: int, number: int, parts: Sequence[wire.Segments], press: Press | None = None) -> bytes:
-    return b"".join(bytes(piece) for frame in wire.frames(kind, number, parts, press) for piece in frame)
+def encoded(kind: int, number: int, parts: Sequence[frames.Segments], press: Press | None = None) -> bytes:
+    return b"".join(bytes(piece) for frame in frames.encode(kind, number, parts, press) for piece in frame)
 
 
 def plain(message: Message) -> tuple[int, int, list[bytes]]:
@@ -72,8 +72,8 @@ def test_large_parts_arrive_in_memory_of_their_own() -> None:
 
 
 def test_messages_may_take_turns() -> None:
-    first = list(wire.frames(CALL, 1, [[os.urandom(2 * FRAME_LIMIT)]]))
-    second = list(wire.frames(CALL, 2, [[os.urandom(2 * FRAME_LIMIT)]]))
+    first = list(frames.encode(CALL, 1, [[os.urandom(2 * FRAME_LIMIT)]]))
+    second = list(frames.encode(CALL, 2, [[os.urandom(2 * FRAME_LIMIT)]]))
     mixed = [frame for pair in zip(first, second, strict=True) for frame in pair]
     decoder = Decoder()
     got = [m.number for frame in mixed for piece in frame for m in decoder.feed(piece)]
@@ -82,7 +82,7 @@ def test_messages_may_take_turns() -> None:
 
 @pytest.mark.parametrize("flag", [ZLIB, ZSTD])
 def test_a_slow_line_gets_compressed_frames(flag: int) -> None:
-    if flag == ZSTD and wire.zstd_module() is None:
+    if flag == ZSTD and frames.zstd_module() is None:
         pytest.skip("no zstd in this Python: pip install zstandard")
     text = b"the same words again and again, " * 100_000
     press = Press(["zstd"] if flag == ZSTD else ["zlib"])
@@ -188,6 +188,6 @@ def test_many_announcements_take_no_memory() -> None:
     tracemalloc.stop()
     assert most < 64 << 20
     one = COUNT.pack(1) + SIZE.pack(1)
-    frames = b"".join(HEAD.pack(len(one), CALL, 0, 0, number) + one for number in range(80, 81 + wire.MOST_OPEN))
+    announced = b"".join(HEAD.pack(len(one), CALL, 0, 0, number) + one for number in range(80, 81 + frames.MOST_OPEN))
     with pytest.raises(ProtocolError):
-        list(decoder.feed(frames))
+        list(decoder.feed(announced))

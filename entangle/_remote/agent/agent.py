@@ -26,7 +26,6 @@ from typing import Any
 
 from entangle import _run
 from entangle._remote.agent import imports
-from entangle._remote.wire import frames as wire
 from entangle._remote.wire.frames import (
     CALL,
     CANCEL,
@@ -39,10 +38,15 @@ from entangle._remote.wire.frames import (
     PRINT,
     RECORD,
     VALUE,
+    VERSION,
+    Bytes,
     Decoder,
     Message,
     Press,
     Segments,
+    compressions,
+    control,
+    encode,
 )
 from entangle.errors import ProtocolError
 
@@ -72,7 +76,7 @@ class Agent:
         os.set_blocking(self._printed, False)
         self._sending = threading.Lock()
         self._posted: deque[bytes] = deque()
-        self._press = Press([method for method in config["press"] if method in wire.methods()])
+        self._press = Press([method for method in config["press"] if method in compressions()])
         self._jobs: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._idle = 0
         self._threads = 0
@@ -119,7 +123,7 @@ class Agent:
                 if not poll.poll(1000 * min(IDLE, patience / 3)):
                     if self._calls and time.monotonic() - heard > patience:
                         return  # whoever wants those values would have said a word
-                    self._post(wire.control(PING))
+                    self._post(control(PING))
                     continue
                 size = os.readv(self._reads, [decoder.room()])
                 if not size:
@@ -162,7 +166,7 @@ class Agent:
                 imports.finders[0].known.update(answer)
                 self._ready.set()
         elif kind == PING:
-            self._post(wire.control(PONG, number))
+            self._post(control(PONG, number))
 
     # Calls ------------------------------------------------------------------------------------------------
 
@@ -227,9 +231,9 @@ class Agent:
         with self._guard:
             self._urgent += 1
         try:
-            for pieces in wire.frames(kind, number, parts, self._press):
+            for pieces in encode(kind, number, parts, self._press):
                 if kind != CANCEL and number in self._cancelled:
-                    pieces = [wire.control(CANCEL, number)]
+                    pieces = [control(CANCEL, number)]
                 began = time.perf_counter()
                 with self._sending:
                     self._write(pieces)
@@ -260,7 +264,7 @@ class Agent:
             finally:
                 self._sending.release()
 
-    def _write(self, pieces: list[wire.Bytes]) -> None:
+    def _write(self, pieces: list[Bytes]) -> None:
         pieces = list(pieces)
         while pieces:
             try:
@@ -321,7 +325,7 @@ class Agent:
                 until = data.rfind(b"\n", at, until) + 1 or until
             while self._urgent:  # one that prints for ever must not keep the answers of others from being sent
                 time.sleep(0.0002)
-            frame = wire.control(PRINT, call, stream + data[at:until])
+            frame = control(PRINT, call, stream + data[at:until])
             with self._sending:
                 self._write([frame])
             at = until
@@ -548,7 +552,7 @@ def _about_here() -> dict[str, Any]:
     from importlib.util import MAGIC_NUMBER
 
     return {
-        "protocol": wire.VERSION,
+        "protocol": VERSION,
         "python": list(sys.version_info[:3]),
         "implementation": sys.implementation.name,
         "magic": MAGIC_NUMBER.hex(),
@@ -560,7 +564,7 @@ def _about_here() -> dict[str, Any]:
         "pid": os.getpid(),
         "cpus": cpus,
         "memory": memory,
-        "press": wire.methods(),
+        "press": compressions(),
     }
 
 

@@ -26,8 +26,7 @@ from entangle._remote.agent.imports import MODULES_ALONE
 from entangle._remote.caller import bootstrap, job, modules
 from entangle._remote.caller.shown import Shown
 from entangle._remote.transport import Transport
-from entangle._remote.wire import frames as wire
-from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle._remote.wire.controls import escaped, escaped_within
 from entangle._remote.wire.frames import (
     CALL,
@@ -35,15 +34,22 @@ from entangle._remote.wire.frames import (
     ERROR,
     FIND,
     HELLO,
+    LIMIT,
     MODULE,
     PING,
     PONG,
     PRINT,
     RECORD,
     VALUE,
+    VERSION,
+    Bytes,
     Decoder,
     Message,
     Press,
+    Segments,
+    compressions,
+    control,
+    encode,
 )
 from entangle._shared.home import branch
 from entangle._shared.interrupts import whole
@@ -138,7 +144,7 @@ class Channel:
         #: Held by whoever writes. What is written stays here until the line has taken it: who is interrupted leaves it to the next.
         self._sending = threading.Lock()
         self._frame: list[memoryview] = []
-        self._outbox: deque[list[wire.Bytes]] = deque()
+        self._outbox: deque[list[Bytes]] = deque()
         #: Bytes in the outbox.
         self._owed = 0
         self._decoder = Decoder(_limit())
@@ -162,7 +168,7 @@ class Channel:
         for fd in (self._wake, self._waker):
             os.set_blocking(fd, False)
         try:
-            self._stream: Stream = transport.open(bootstrap.ARGUMENTS)
+            self._stream: ByteStream = transport.open(bootstrap.ARGUMENTS)
         except BaseException as error:
             os.close(self._wake)
             os.close(self._waker)
@@ -186,7 +192,7 @@ class Channel:
     def _greet(self) -> None:
         """Start the agent, and learn where it is."""
         until = time.monotonic() + self.transport.timeout
-        words = memoryview(bootstrap.first_words({"silence": self._silence, "press": wire.methods(), "branch": branch()}))
+        words = memoryview(bootstrap.first_words({"silence": self._silence, "press": compressions(), "branch": branch()}))
         heard = bytearray()
         stream = self._stream
         seen = 0
@@ -232,10 +238,10 @@ class Channel:
             raise self.lost
         if self.lost is not None:
             raise self._diagnosis(bytearray())
-        if self.about.get("protocol") != wire.VERSION:
-            raise ProtocolError(f"{self.place}: its agent speaks version {self.about.get('protocol')} of the protocol, not {wire.VERSION}")
+        if self.about.get("protocol") != VERSION:
+            raise ProtocolError(f"{self.place}: its agent speaks version {self.about.get('protocol')} of the protocol, not {VERSION}")
         self._greeted = True
-        self._press = Press([method for method in wire.methods() if method in self.about["press"]])
+        self._press = Press([method for method in compressions() if method in self.about["press"]])
         with contextlib.suppress(LinkLostError):  # the first call will find out
             self._send(MODULE, 0, [[modules.bundle(self.about["magic"])]])
 
@@ -304,7 +310,7 @@ class Channel:
                 try:
                     self._send(MODULE, 0, [[renewed]], entry)
                 except BaseException:
-                    self._post(wire.control(CANCEL))
+                    self._post(control(CANCEL))
                     raise
                 self._modules.sent()
 
@@ -319,9 +325,9 @@ class Channel:
                 known = self._entries.pop(entry.number, None)
             self._hand_over(entry)  # where it was interrupted before it could
             if known is not None and self.lost is None and entry.answer is None:
-                self._outbox.append([wire.control(CANCEL, entry.number)])
+                self._outbox.append([control(CANCEL, entry.number)])
                 self._doubt = entry.number
-                self._outbox.append([wire.control(PING, entry.number)])
+                self._outbox.append([control(PING, entry.number)])
         self._shown.finish(entry.number)
         self._flush_if_free()
 
@@ -479,7 +485,7 @@ class Channel:
         elif kind == HELLO:
             self._take_hello(bytes(parts[0]))
         elif kind == PING:
-            self._owe([[wire.control(PONG, number)]])
+            self._owe([[control(PONG, number)]])
         elif kind == PONG:
             if number and number == self._doubt:
                 self._doubt = 0
@@ -506,16 +512,16 @@ class Channel:
         self._questions.take(name)
         body = modules.answer(name, self.about["magic"])
         self._modules.note(name)
-        self._owe(list(wire.frames(MODULE, number, [[body]])))
+        self._owe(list(encode(MODULE, number, [[body]])))
 
-    def _owe(self, frames: list[list[wire.Bytes]]) -> None:
+    def _owe(self, found: list[list[Bytes]]) -> None:
         """Have whoever writes next send this. An agent that asks and does not read what it is told must not fill our memory."""
-        size = sum(sum(map(len, frame)) for frame in frames)
+        size = sum(sum(map(len, frame)) for frame in found)
         if self._owed + size > MOST_OWED:
             raise ProtocolError("it asks for more than it takes")
         with self._step:
             self._owed += size
-            self._outbox.extend(frames)
+            self._outbox.extend(found)
 
     def _check_silence(self, waited: float) -> None:
         """Nothing came while we waited: ask whether somebody is there, and in the end believe that nobody is. Only the time
@@ -526,7 +532,7 @@ class Channel:
             self._lose(LinkLostError(f"{self.place}: not a word for {self._silence:g} s; the line seems to be cut"))
         elif self._quiet > self._silence / 4 and not self._pinged:
             self._pinged = True
-            self._outbox.append([wire.control(PING)])  # its PONG says no more than any other word
+            self._outbox.append([control(PING)])  # its PONG says no more than any other word
 
     def _lose(self, error: FarError | None) -> None:
         """The stream cannot be used any more: every call under way gets to know."""
@@ -590,15 +596,15 @@ class Channel:
 
     # Writing ------------------------------------------------------------------------------------------------
 
-    def _send(self, kind: int, number: int, parts: Sequence[wire.Segments], entry: _Entry | None = None) -> None:
+    def _send(self, kind: int, number: int, parts: Sequence[Segments], entry: _Entry | None = None) -> None:
         """Send a message. Raises LinkLostError, or _Stopped where its call is settled before it is sent."""
-        for pieces in wire.frames(kind, number, parts, self._press):
+        for pieces in encode(kind, number, parts, self._press):
             began = time.perf_counter()
             self._write(pieces, entry)
             self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
         self._flush_if_free()
 
-    def _write(self, pieces: Sequence[wire.Bytes], entry: _Entry | None = None) -> None:
+    def _write(self, pieces: Sequence[Bytes], entry: _Entry | None = None) -> None:
         """Write a frame, after what others have begun or owe. Raises as `_send` does; then the rest of a frame that has begun stays
         for whoever writes next, and the far side never sees half of one."""
         turn = False
@@ -817,7 +823,7 @@ def _read(fd: int, size: int) -> bytes | None:
 
 
 def _limit() -> int:
-    given = os.environ.get("ENTANGLE_WIRE_LIMIT", wire.LIMIT)
+    given = os.environ.get("ENTANGLE_WIRE_LIMIT", LIMIT)
     try:
         return int(given)
     except ValueError:

@@ -10,13 +10,13 @@ or agents. The rest is shared: `channel.py` speaks over the stream, `far.py` is 
 The path of one call::
 
     Far.run ─▶ channel_to(transport)              one channel for each `key` and process, dialled when first wanted
-                 │ transport.open(arguments)       ─▶ Stream      start `PYTHON *arguments` there; raise what went wrong
+                 │ transport.open(arguments)       ─▶ ByteStream      start `PYTHON *arguments` there; raise what went wrong
                  │ agent's first line, then frames             (channel.py)
                  │   nothing came?  transport.diagnose(status, words) ─▶ the error to raise
                  ▼
                value, or error
     after a loss  the channel is forgotten; the next call (a retry, if one is allowed) opens a new stream
-    at the end    Stream.close(), when the process ends, or with its run where `ends_with_run`
+    at the end    ByteStream.close(), when the process ends, or with its run where `ends_with_run`
 
 What each side may rely on:
 
@@ -25,7 +25,7 @@ What each side may rely on:
 - stdout carries frames and nothing else. What comes before the agent's first line (a banner, a shell's greeting) is skipped.
 - stderr of the program is the transport's as long as the agent has not said hello: it is kept for `diagnose`. Afterwards
   each line is shown to the caller. The agent sends the prints of bodies as frames, not here.
-- A stream dies with its process: a forked child never uses one that it has inherited (`Stream.abandon` is called there).
+- A stream dies with its process: a forked child never uses one that it has inherited (`ByteStream.abandon` is called there).
 - The agent ends itself, with all it has started, when its stdin ends. `close` needs to see only to the near side.
 """
 
@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
-from entangle._remote.wire.byte_stream import Stream
+from entangle._remote.wire.byte_stream import ByteStream
 from entangle.errors import FarError, UnfitPythonError, UnreachableError
 
 
@@ -64,8 +64,8 @@ class Transport:
         """Seconds from `open`'s return until the agent must have said hello."""
         return 30.0
 
-    def open(self, arguments: Sequence[str]) -> Stream:
-        """Start this place's Python with these arguments (`-c` and a line of code), its stdin and stdout on a `Stream`."""
+    def open(self, arguments: Sequence[str]) -> ByteStream:
+        """Start this place's Python with these arguments (`-c` and a line of code), its stdin and stdout on a `ByteStream`."""
         raise NotImplementedError
 
     def diagnose(self, status: int | None, words: str) -> FarError:
@@ -81,4 +81,4 @@ class Transport:
         return UnreachableError(f"{self.place}: its Python did not start ({how}){said}")
 
 
-__all__ = ["Stream", "Transport"]
+__all__ = ["ByteStream", "Transport"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from entangle._remote.transport import Transport
-from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle._shared.masks import masked
 from entangle._worker import janitor
 from entangle.errors import FarError, ImageError, UnfitPythonError, UnreachableError
@@ -74,7 +74,7 @@ class Apptainer(Transport):
             words += ["--env", f"{name}={value}"]
         return [*words, self.image, self.python, *arguments]
 
-    def open(self, arguments: Sequence[str]) -> Stream:
+    def open(self, arguments: Sequence[str]) -> ByteStream:
         """Start the container with the agent in it."""
         program = self._program()
         if "://" not in self.image and not os.path.exists(self.image):

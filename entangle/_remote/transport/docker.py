@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from entangle._remote.transport import Transport
-from entangle._remote.wire.byte_stream import ProcessStream, PumpedStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, ProcessStream, PumpedStream
 from entangle._shared.home import home, sweep
 from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError, UnreachableError
 
@@ -52,7 +52,7 @@ class Docker(Transport):
         """The image."""
         return self.image
 
-    def open(self, arguments: Sequence[str]) -> Stream:
+    def open(self, arguments: Sequence[str]) -> ByteStream:
         """Start a container with the agent in it. Raises UnreachableError without a daemon, ImageError without the image."""
         with connected() as client:
             from docker import errors
@@ -255,7 +255,7 @@ def remove(client: Any, identity: str) -> None:
         client.remove_container(identity, force=True, v=True)
 
 
-def _attach(client: Any, identity: str) -> Stream:
+def _attach(client: Any, identity: str) -> ByteStream:
     """A container by way of docker's library, where there is no docker program. Its stdout and stderr come mixed, in frames."""
     held = client.attach_socket(identity, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
     link = getattr(held, "_sock", held)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from entangle._remote.transport import Transport
-from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle.errors import UnfitPythonError
 
 
@@ -25,7 +25,7 @@ class Interpreter(Transport):
         """The interpreter's path."""
         return self.python
 
-    def open(self, arguments: Sequence[str]) -> Stream:
+    def open(self, arguments: Sequence[str]) -> ByteStream:
         """Start it, in this process's working directory and environment, less what would make it look for our packages."""
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")}
         try:

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from entangle._remote.transport.dialling import turn
 from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, no_answer, was_turned_away
-from entangle._remote.wire.byte_stream import ProcessStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle._remote.wire.controls import escaped
 from entangle._shared.home import home
 from entangle._shared.readable import readable
@@ -75,7 +75,7 @@ def _quoted(path: str) -> str:
     return '"' + path.replace("%", "%%").replace('"', '\\"') + '"'
 
 
-def open_stream(ssh: SSH, command: str) -> Stream:
+def open_stream(ssh: SSH, command: str) -> ByteStream:
     """Log in, if nobody of ours has, and start a command there."""
     program = client()
     assert program is not None
@@ -133,7 +133,7 @@ def _settings(program: list[str], ssh: SSH) -> dict[str, str]:
 # --- a login -------------------------------------------------------------------------------------------------------------
 
 
-def _log_in_for(ssh: SSH, command: Sequence[str]) -> Stream:
+def _log_in_for(ssh: SSH, command: Sequence[str]) -> ByteStream:
     """Start a program that logs in by itself, and wait until it is in."""
     end = time.monotonic() + LOGIN
     while True:

@@ -16,14 +16,14 @@ from typing import Any
 
 from entangle._remote.transport.dialling import turn
 from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, was_turned_away
-from entangle._remote.wire.byte_stream import PumpedStream, Stream
+from entangle._remote.wire.byte_stream import ByteStream, PumpedStream
 from entangle._remote.wire.controls import escaped
 
 #: Bytes that may be on their way before the far side must wait: paramiko's own 2 MB are used up within a round trip.
 _WINDOW = 1 << 27
 
 
-def open_stream(ssh: SSH, command: str) -> Stream:
+def open_stream(ssh: SSH, command: str) -> ByteStream:
     """Log in and start a command there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ciphers that cryptography means to drop
@@ -152,7 +152,7 @@ def _trust(ssh: SSH, client: Any) -> None:
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
 
 
-def _start(client: Any, clients: list[Any], command: str) -> Stream:
+def _start(client: Any, clients: list[Any], command: str) -> ByteStream:
     transport = client.get_transport()
     channel = transport.open_session(window_size=_WINDOW, timeout=CONNECT)
     channel.exec_command(command)

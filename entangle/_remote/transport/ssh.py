@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from entangle._remote.transport import Transport, environment
-from entangle._remote.wire.byte_stream import Stream
+from entangle._remote.wire.byte_stream import ByteStream
 from entangle._shared.short import value_in_short
 from entangle.errors import FarError, HostKeyError, LoginRefusedError, OptionError, UnfitPythonError, UnreachableError
 
@@ -95,7 +95,7 @@ class SSH(Transport):
         words = [_for_shell(self.python), *environment.words(self.env), *map(shlex.quote, arguments)]
         return f"echo; exec {' '.join(words)}"
 
-    def open(self, arguments: Sequence[str]) -> Stream:
+    def open(self, arguments: Sequence[str]) -> ByteStream:
         """Log in and start the Python. Raises UnreachableError, HostKeyError, LoginRefusedError, OptionError."""
         if self._by_paramiko():
             from entangle._remote.transport import paramiko

@@ -18,7 +18,7 @@ PIPE_SIZE = 1 << 20
 GRACE = 2.0
 
 
-class Stream:
+class ByteStream:
     """A stream as a channel uses it: descriptors to read from and to write to, and how to know and bring about its end.
 
     `reads` gives what the program writes to stdout, `writes` takes what it reads from stdin, `errors` gives its stderr
@@ -51,7 +51,7 @@ class Stream:
                     os.close(fd)
 
 
-class ProcessStream(Stream):
+class ProcessStream(ByteStream):
     """A program of this machine (a Python, the ssh client, `docker exec`) with pipes. Raises OSError where it cannot be started.
 
     It leads a session of its own, so that Ctrl-C in the terminal is ours to handle, and is killed with its group.
@@ -128,11 +128,11 @@ class ProcessStream(Stream):
         self.process.returncode = 0
 
 
-class PumpedStream(Stream):
+class PumpedStream(ByteStream):
     """Any object that can be read and written, behind a socket: two threads carry bytes to and fro.
 
     Takes `read(n)`, which gives up to n bytes and b"" at the end, `write(data)`, which takes all of it, `shut`, which ends the
-    direction to the program, `end`, which closes it all and makes a waiting `read` return; `status` as in `Stream`.
+    direction to the program, `end`, which closes it all and makes a waiting `read` return; `status` as in `ByteStream`.
     """
 
     def __init__(

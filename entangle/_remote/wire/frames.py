@@ -296,7 +296,7 @@ def control(kind: int, number: int = 0, text: bytes = b"") -> bytes:
     return HEAD.pack(COUNT.size + SIZE.size + len(text), kind, INLINE, 0, number) + COUNT.pack(1) + SIZE.pack(len(text)) + text
 
 
-def frames(kind: int, number: int, parts: Sequence[Segments], press: Press | None = None) -> Iterator[list[Bytes]]:
+def encode(kind: int, number: int, parts: Sequence[Segments], press: Press | None = None) -> Iterator[list[Bytes]]:
     """The frames of a message, each as the pieces to be written. A part is a sequence of segments that belong together."""
     sizes = [sum(map(len, part)) for part in parts]
     total = sum(sizes)
@@ -390,7 +390,7 @@ def _zlib_pack(data: bytes) -> bytes:
     return zlib.compress(data, 1)
 
 
-def methods() -> list[str]:
+def compressions() -> list[str]:
     """The ways to compress that this Python has."""
     return ["zlib", "zstd"] if zstd_module() is not None else ["zlib"]
 
