@@ -86,6 +86,7 @@ bench: $(BENCH_VENV)/.installed
 	$(BENCH_BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/floors.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'open build/docs/index.html'
 

@@ -1,0 +1,143 @@
+"""The house: its floors, and what each of its modules imports.
+
+`test_floors.py` checks the imports against the floors. `docs/floors.py` draws them.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import entangle
+
+HOUSE = Path(entangle.__file__).resolve().parent
+
+#: The floors from the ground up, and the rooms of each. Rooms of one floor stand side by side: neither imports the other.
+#: A name that ends in a dot is a whole package.
+FLOORS: list[dict[str, tuple[str, ...]]] = [
+    {"the ground": ("errors",)},
+    {"what can be run, and with what": ("flow", "cookies")},
+    {"what all processes of a run share": ("_shared.",)},
+    {"what happens in a worker": ("_worker.",), "looking on from outside": ("_watch.",)},
+    {"what happens in the caller": ("_run.",)},
+    {"what users hold": ("_tasks.", "task", "_terms", "_cache")},
+    {"both sides of a byte stream": ("_remote", "_remote.wire.")},
+    {"the far side": ("_remote.agent.",), "how a far Python is started": ("_remote.transport.",)},
+    {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",)},
+    {"doors": ("process", "thread", "workflow", "scheduler", "local", "http", "logging.")},
+    {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "dataflow", "sources")},
+    {"records of runs": ("_records.", "records")},
+    {"people": ("", "__main__", "cli.", "web.", "examples.")},
+]
+
+
+def _modules() -> dict[str, Path]:
+    """Every module of the house by its name within it; '' is the package itself. Tests are left out."""
+    found = {}
+    for path in sorted(HOUSE.rglob("*.py")):
+        parts = path.relative_to(HOUSE).with_suffix("").parts
+        if parts[0] == "tests":
+            continue
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        found[".".join(parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def place(module: str) -> tuple[int, str] | None:
+    """The floor and the room of a module; None where it has none."""
+    for number, floor in enumerate(FLOORS):
+        for room, members in floor.items():
+            for member in members:
+                if module == member or (member.endswith(".") and (module + ".").startswith(member)):
+                    return number, room
+    return None
+
+
+@functools.cache
+def imports(module: str) -> list[tuple[str, int, bool]]:
+    """What a module imports, wherever in it: the absolute name, the line, and whether importing the module does it.
+
+    A name given to `import_module` as a plain text counts as well.
+    """
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lazy: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
+            lazy.update(ast.walk(node))
+    found = []
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found.append((alias.name, node.lineno, node not in lazy))
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                around = ["entangle", *filter(None, package)]
+                base = ".".join(around[: len(around) - node.level + 1] + ([node.module] if node.module else []))
+            else:
+                base = node.module or ""
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                is_module = whole.removeprefix("entangle.") in MODULES and whole.startswith("entangle.")
+                found.append((whole if is_module else base, node.lineno, node not in lazy))
+        elif isinstance(node, ast.Call) and node.args and _called(node) == "import_module":
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                found.append((name.value, node.lineno, node not in lazy))
+    return found
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+
+
+def inner(name: str) -> str | None:
+    """The name of one of our modules within the house; None for what is not ours."""
+    if name == "entangle":
+        return ""
+    return name.removeprefix("entangle.") if name.startswith("entangle.") else None
+
+
+def arrows() -> dict[str, set[str]]:
+    """Each module, and those of the house that it imports: early, late, or for the type checker alone.
+
+    The package itself is no arrow: every import of a module enters it first.
+    """
+    return {module: {found for name, _, _ in imports(module) if (found := inner(name)) and found != module} for module in MODULES}
+
+
+def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
+    """The circles of a graph: sets of more than one node of which each reaches all others (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    path: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        path.append(node)
+        for below in graph.get(node, ()):
+            if below not in index:
+                visit(below)
+                low[node] = min(low[node], low[below])
+            elif below in path:
+                low[node] = min(low[node], index[below])
+        if low[node] == index[node]:
+            circle = set(path[path.index(node) :])
+            del path[path.index(node) :]
+            if len(circle) > 1:
+                found.append(circle)
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
