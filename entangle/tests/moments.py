@@ -33,7 +33,8 @@ from entangle.thread import thread
 
 from .evidence import note, notes, wait_until
 
-_ENGINE = os.path.dirname(start.__file__) + os.sep
+#: The engine: what processes share, what happens in a worker and in the caller, and the cookies.
+_ENGINE = tuple(os.path.join(os.path.dirname(entangle.cookies.__file__), name) for name in ("_shared/", "_worker/", "_run/", "cookies.py"))
 _ALIKE = 2
 _TOOL = 4
 
@@ -90,8 +91,7 @@ class Watch:
         return None if more else sys.monitoring.DISABLE  # type: ignore[attr-defined,unused-ignore]
 
     def _enter(self, frame: FrameType, event: str, _: Any) -> Any:
-        name = frame.f_code.co_filename
-        if not name.startswith(_ENGINE) and name != entangle.cookies.__file__:
+        if not frame.f_code.co_filename.startswith(_ENGINE):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._inside
@@ -119,10 +119,15 @@ def _codes(modules: int) -> list[CodeType]:
         waiting = [function.__code__]
         while waiting:
             code = waiting.pop()
-            if code not in found and (code.co_filename.startswith(_ENGINE) or code.co_filename == entangle.cookies.__file__):
+            if code not in found and code.co_filename.startswith(_ENGINE):
                 found.add(code)
                 waiting += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     return list(found)
+
+
+def rooms_of_moments() -> set[str]:
+    """The directories in which the moments lie."""
+    return {os.path.basename(os.path.dirname(code.co_filename)) for code in _codes(len(sys.modules))}
 
 
 class Killing:
