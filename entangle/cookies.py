@@ -24,10 +24,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from typing import ParamSpec, TypeVar
 
 from entangle.errors import StoreFullError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 #: A pipe of one page holds as many without blocking the one who fills it.
 MOST_COOKIES = 4096
@@ -195,8 +199,16 @@ class CookieQueue:
             if cookie is not None:
                 return cookie
             # Not for ever: nobody tells us of a holder's death.
-            if poll.poll(_PATIENCE * 1000) and self.held() == self.size:
-                time.sleep(_PATIENCE)  # somebody has put in what is not ours
+            if poll.poll(_PATIENCE * 1000):
+                cookie = self._contend()
+                if cookie is not None:
+                    return cookie
+
+    def _contend(self) -> int | None:
+        """What to do where the pipe holds a byte and yet there is no cookie for us."""
+        if self.held() == self.size:
+            time.sleep(_PATIENCE)  # somebody has put in what is not ours
+        return None
 
     def give(self, cookie: int) -> None:
         """Put a cookie back that this process has taken. One that it has not is left where it is."""
@@ -208,12 +220,7 @@ class CookieQueue:
                 if self._threads[cell] == thread:
                     break
         if found >= 0:
-            with _guard:
-                try:
-                    self._lock()
-                    self._give(found)
-                finally:
-                    self._unlock()
+            self._locked(self._give, found)
 
     def held_here(self) -> set[int]:
         """The cells of the cookies that this thread has taken."""
@@ -222,23 +229,12 @@ class CookieQueue:
 
     def give_back(self, but: Collection[int] = ()) -> None:
         """Put back all that this thread has taken, but for these cells: also what it had not noted yet when it was interrupted."""
-        with _guard:
-            try:
-                self._lock()
-                for cell in self.held_here() - set(but):
-                    self._give(cell)
-            finally:
-                self._unlock()
+        self._locked(self._give_all, but)
 
     def reclaim(self) -> bool:
         """Put back what processes have held that are dead. Whether there was any."""
         self._looked = time.monotonic()
-        with _guard:
-            try:
-                self._lock()
-                return self._reclaim()
-            finally:
-                self._unlock()
+        return self._locked(self._reclaim)
 
     def count(self) -> int:
         """How many cookies are in the queue now."""
@@ -252,17 +248,7 @@ class CookieQueue:
         """Make the queue whole: for its owner, when nobody uses it but those who are known to hold a cookie."""
         if self.count() == self.size and not self._moving[0]:
             return
-        with _guard:
-            try:
-                self._lock()
-                self._reclaim()
-                missing = self.size - self.held() - self.count()
-                if missing > 0:
-                    os.write(self._fd, _BYTE * missing)
-                elif missing < 0:
-                    posix.read(self._fd, -missing)
-            finally:
-                self._unlock()
+        self._locked(self._refill)
 
     def held_by_others(self) -> bool:
         """Whether another process, which lives, holds a cookie."""
@@ -283,6 +269,15 @@ class CookieQueue:
 
     # Under the lock --------------------------------------------------------------------------------------------
 
+    def _locked(self, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Do something under the lock. An interrupt on the way to it must not leave it taken, hence no context manager."""
+        with _guard:
+            try:
+                self._lock()
+                return action(*args, **kwargs)
+            finally:
+                self._unlock()
+
     def _lock(self) -> None:
         """Take the record lock, and complete what its last holder may have left when it died or was interrupted."""
         fcntl.lockf(self._hand, fcntl.LOCK_EX)
@@ -299,21 +294,19 @@ class CookieQueue:
         """Take a cookie into a cell; gives that, or -1 where there is none."""
         if self._is_empty():
             return -1
-        with _guard:
-            try:
-                self._lock()
-                cell = self._free_cell()
-                if cell >= 0 and not self._fill(cell):
-                    self._let_go_of(cell)
-                    return -1
-                return cell
-            finally:
-                self._unlock()
+        return self._locked(self._fill_free)
 
     def _is_empty(self) -> bool:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         return not poll.poll(0)
+
+    def _fill_free(self) -> int:
+        cell = self._free_cell()
+        if cell >= 0 and not self._fill(cell):
+            self._let_go_of(cell)
+            return -1
+        return cell
 
     def _free_cell(self) -> int:
         return bytes(self._held).find(0)
@@ -337,6 +330,10 @@ class CookieQueue:
         self._put_in()
         self._moving[0] = 0
 
+    def _give_all(self, but: Collection[int]) -> None:
+        for cell in self.held_here() - set(but):
+            self._give(cell)
+
     def _put_in(self) -> None:
         """Move the byte of the second pipe into the queue."""
         try:
@@ -356,6 +353,14 @@ class CookieQueue:
                 found = True
         return found
 
+    def _refill(self) -> None:
+        self._reclaim()
+        missing = self.size - self.held() - self.count()
+        if missing > 0:
+            os.write(self._fd, _BYTE * missing)
+        elif missing < 0:
+            posix.read(self._fd, -missing)
+
     def _cells_of(self, holder: int) -> list[int]:
         held = bytes(self._held)
         return [cell for cell, of in enumerate(self._holders) if of == holder and held[cell]] if any(held) else []
@@ -373,34 +378,22 @@ class SharedQueue(CookieQueue):
         self._lock_path = os.path.join(directory, os.path.basename(path))
         self._locks: dict[int, int] = {}
 
-    def wait(self) -> int:
-        """Take a cookie, and sleep until there is one."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        while True:
-            cookie = self.take()
-            if cookie is not None:
-                return cookie
-            if poll.poll(_PATIENCE * 1000):
-                # Others have all CPUs: whoever has that of the first free cell will give it to us.
-                before = self.held_here()
-                try:
-                    cell = self._take_any()
-                    if cell >= 0:
-                        self._claim(cell, wait=True)
-                        return self._numbers[cell]
-                except BaseException:
-                    self.give_back(but=before)
-                    raise
+    def _contend(self) -> int | None:
+        """Others have all CPUs: whoever has that of the first free cell will give it to us."""
+        before = self.held_here()
+        try:
+            cell = self._locked(self._fill_any)
+            if cell < 0:
+                return None
+            self._claim(cell, wait=True)
+            return self._numbers[cell]
+        except BaseException:
+            self.give_back(but=before)
+            raise
 
-    def _take_any(self) -> int:
-        with _guard:
-            try:
-                self._lock()
-                cell = super()._free_cell()
-                return cell if cell >= 0 and self._fill(cell) else -1
-            finally:
-                self._unlock()
+    def _fill_any(self) -> int:
+        cell = super()._free_cell()
+        return cell if cell >= 0 and self._fill(cell) else -1
 
     def _free_cell(self) -> int:
         """A cell whose CPU nobody else has."""
