@@ -247,8 +247,8 @@ class StreamSupervisor(Supervisor):
                     table.ready_at[first + at] = now
                     # At the end: what was fed first goes first.
                     table.append(site.lanes[site.flow.body_of[first + at]], first + at)
-                woken, woken_threads, tell = self._hand._count_wakes()
-            self._hand._wake(woken, woken_threads)
+                woken, woken_threads, tell = self._hand.count_wakes()
+            self._hand.wake(woken, woken_threads)
             if tell:
                 site.notify()
         return True
@@ -396,8 +396,8 @@ class StreamSupervisor(Supervisor):
     def _put_back(self) -> None:
         super()._put_back()
         with self.table.locked(UNCLAIMED):
-            woken, woken_threads, _ = self._hand._count_wakes()
-        self._hand._wake(woken, woken_threads)
+            woken, woken_threads, _ = self._hand.count_wakes()
+        self._hand.wake(woken, woken_threads)
 
     def clear_up(self, worker: WorkerProcess) -> None:
         """Free what a worker held, and the place in the store that it was filling."""

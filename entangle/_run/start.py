@@ -25,7 +25,8 @@ from entangle._shared.store import Store
 from entangle._shared.table import PID, SLOT, STARTING, STATE
 from entangle._worker import child, janitor
 from entangle._worker.joining import BROKEN, join_run, write_flow
-from entangle._worker.worker import Worker, flush, here, run_as
+from entangle._worker.taking import flush
+from entangle._worker.worker import Worker, here, run_as
 from entangle.errors import OptionError
 
 WAYS = ("auto", "fork", "forkserver", "spawn")

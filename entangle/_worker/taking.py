@@ -1,0 +1,263 @@
+"""How a worker finds its next node, and how it wakes others for what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+from entangle._shared import greenlets
+from entangle._shared.notes import SHORT, WHOLE, Notes
+from entangle._shared.site import Site
+from entangle._shared.store import NOWHERE, Place, Store
+from entangle._shared.table import (
+    BEGUN,
+    BUSY,
+    CROWDED,
+    FINISHED,
+    HELD_BACK,
+    HIGH,
+    HUNGRY,
+    HUNGRY_FOR_ALL,
+    IDLE,
+    LANE,
+    LIMIT_RUNNING,
+    LOW,
+    NOBODY,
+    NODE,
+    NOTING,
+    POOL_WAITING,
+    READY_COUNT,
+    RECORD,
+    RESTING,
+    RUNNING,
+    SHARE,
+    SLOT,
+    STATE,
+    STOP,
+    WAITING_POOL,
+)
+from entangle._worker.admission import MOST_TRIED, Meter, admits, commit, release, room, take
+from entangle.flow import FRESH, HERE, PROCESS, THREAD
+
+
+class Taking:
+    """A worker of a run, as far as it finds its next node: its own range of leaves, the ready list, another's range."""
+
+    def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
+        self.site = site
+        self.slot = slot
+        self.serial = serial
+        self._store = store
+        self.base = slot * SLOT
+        self.lane = lane
+        self.in_process = lane in (PROCESS, FRESH)
+        self.recent: dict[int, Any] = {}
+        self.spent: list[int] = []
+        #: How much CPU the body uses, where the run is crowded.
+        self.meter: Meter | None = None
+        noting = site.table.header[NOTING]
+        self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
+        bodies = site.flow.bodies
+        self.pooled = [body.pool for body in bodies]
+        self.limited = [body.limits for body in bodies]
+
+    @property
+    def store(self) -> Store:
+        """The way to the store, opened when first used: a run of threads alone needs none."""
+        if self._store is None:
+            self._store = Store(self.site.directory, self.site.table, self.slot, self.serial, self.site.spill)
+            self._store.elsewhere = self.site.elsewhere
+            self.site.stores.append(self._store)
+        return self._store
+
+    def node(self) -> int:
+        """The node that this worker runs."""
+        running: int = self.site.table.slots[self.base + NODE]
+        return running
+
+    def _take(self) -> int:
+        """The next node to run; sleeps while there is none. NOBODY where the run is over."""
+        site = self.site
+        table = site.table
+        header, slots, base = table.header, table.slots, self.base
+        lane = self.lane
+        wake = site.wake if lane == PROCESS else site.wake_threads
+        removed: list[Place] = []
+        self.meter = None
+        if self.notes is not None:
+            self.notes.flush()
+        while True:
+            table.lock(self.slot)
+            try:
+                slots[base + NODE] = NOBODY
+                if self.spent:
+                    self._let_go(removed)
+                over = header[STOP] or header[FINISHED] or slots[base + STATE] != BUSY
+                node = NOBODY if over else self._next_ready()
+                woken, woken_threads, tell = (0, 0, False) if over else self.count_wakes()
+                over = over or slots[base + STATE] != BUSY
+                if node < 0 and not over and lane in (PROCESS, THREAD):
+                    header[IDLE + lane] += 1
+                    slots[base + STATE] = RESTING
+                    tell = tell or bool(header[HELD_BACK])
+            finally:
+                table.unlock()
+            if tell:
+                site.notify()
+            self.wake(woken, woken_threads)
+            for gone in removed:
+                self.store.remove(gone)
+            removed.clear()
+            if node >= 0 or over or lane not in (PROCESS, THREAD):
+                self._measure(node)
+                return node
+            self.recent.clear()
+            if lane == PROCESS:
+                flush()
+            if (os.read(wake[0], 1) if lane == PROCESS else greenlets.read_byte(wake[0])) == b".":
+                # Sent home by the supervisor, who has counted us out already.
+                return NOBODY
+            slots[base + STATE] = BUSY
+
+    def _next_ready(self) -> int:
+        """Take a node from the ready list or from a range, and put our name to it. Lock held. NOBODY where there is none."""
+        table = self.site.table
+        slots, base = table.slots, self.base
+        crowded = table.header[CROWDED] and self.lane != HERE
+        if crowded:
+            release(table, base)
+        while True:
+            node = self._pop_admitted() if crowded else table.pop(self.lane)
+            if node < 0:
+                if crowded:
+                    return NOBODY
+                if self.lane != PROCESS:
+                    return NOBODY
+                low: int = slots[base + LOW]
+                if low < slots[base + HIGH]:
+                    slots[base + LOW] = low + 1
+                    node = low
+                else:
+                    node = table.claim_leaves(self.slot)
+                    if node < 0:
+                        return NOBODY
+            which = self.site.flow.body_of[node]
+            groups = self.limited[which]
+            if groups:
+                full = table.full(groups, self.site.flow.limits)
+                if full >= 0:
+                    table.hold_back(full, node)
+                    continue
+            if self.pooled[which]:
+                pool = self.pooled[which]
+                index = self.site.pool_sizes.index(pool)
+                if table.header[POOL_WAITING + index]:
+                    # One of us sleeps until a cookie of this pool is free; a second sleeper would help nobody.
+                    table.defer(index, node)
+                    continue
+                table.header[POOL_WAITING + index] = 1
+                slots[base + WAITING_POOL] = index + 1
+            for group in groups:
+                table.header[LIMIT_RUNNING + group] += 1
+            if crowded:
+                commit(table, base, which)
+            slots[base + BEGUN] = 0
+            slots[base + NODE] = node
+            table.states[node] = RUNNING
+            return node
+
+    def _pop_admitted(self) -> int:
+        """Take a node whose body may begin now, from the ready list or from a range; NOBODY where there is none. Lock held."""
+        table, body_of = self.site.table, self.site.flow.body_of
+        slots, base = table.slots, self.base
+        node = table.pop(self.lane) if self.lane == FRESH else take(table, self.lane, body_of)
+        if node >= 0 or self.lane != PROCESS:
+            table.header[HELD_BACK] |= node < 0 and table.header[READY_COUNT + self.lane] > 0
+            return node
+        for _ in range(MOST_TRIED):
+            low: int = slots[base + LOW]
+            if low < slots[base + HIGH]:
+                slots[base + LOW] = low + 1
+            else:
+                low = table.claim_leaves(self.slot)
+                if low < 0:
+                    break
+            if admits(table, body_of[low]):
+                return low
+            table.push(PROCESS, low)
+        if table.header[READY_COUNT + PROCESS]:
+            table.header[HELD_BACK] = 1
+        return NOBODY
+
+    def _let_go(self, removed: list[Place]) -> None:
+        """Count what this worker has read. Lock held; files that nobody needs any more are added to `removed`."""
+        table = self.site.table
+        readers = table.readers
+        for taken in self.spent:
+            left = readers[taken] - 1
+            readers[taken] = left
+            if left == 0:
+                _, _, offset, size, where, _, _, _ = RECORD.unpack_from(table.records, taken * RECORD.size)
+                if where != NOWHERE:
+                    file = self.store.release((where, offset, size))
+                    if file is not None:
+                        removed.append(file)
+                self.recent.pop(taken, None)
+                self.site.local.pop(taken, None)
+        self.spent.clear()
+
+    # Waking ------------------------------------------------------------------------------------------------
+
+    def count_wakes(self) -> tuple[int, int, bool]:
+        """How many sleeping processes and threads to wake for what is ready, and whether the supervisor is wanted. Lock held."""
+        header = self.site.table.header
+        woken: int = header[READY_COUNT + PROCESS]
+        woken_threads: int = header[READY_COUNT + THREAD]
+        others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE]
+        if not (woken or woken_threads or others):
+            return 0, 0, False
+        if header[HELD_BACK]:
+            most = room(self.site.table)
+            woken, woken_threads = min(woken, most), min(woken_threads, most)
+        idle, idle_threads = max(0, header[IDLE + PROCESS]), max(0, header[IDLE + THREAD])
+        hungry = header[HUNGRY]
+        tell = (hungry == HUNGRY_FOR_ALL and woken > idle) or (hungry and (woken_threads > idle_threads or others))
+        if tell:
+            header[HUNGRY] = 0
+        woken = min(woken, idle)
+        woken_threads = min(woken_threads, idle_threads)
+        header[IDLE + PROCESS] -= woken
+        header[IDLE + THREAD] -= woken_threads
+        return woken, woken_threads, bool(tell)
+
+    def wake(self, processes: int, threads: int) -> None:
+        """Wake so many workers that sleep."""
+        if processes:
+            os.write(self.site.wake[1], b"!" * processes)
+        if threads:
+            os.write(self.site.wake_threads[1], b"!" * threads)
+
+    # Measuring ---------------------------------------------------------------------------------------------
+
+    def _measure(self, node: int) -> None:
+        """Measure the CPU time of the body of this node, which is about to begin, where the run is crowded."""
+        if node >= 0 and self.site.table.header[CROWDED]:
+            self.meter = Meter(self.site.table, self.in_process)
+
+    def _used(self) -> tuple[int, int] | None:
+        """CPU time that the body has wanted, and the time that it took (ns); None where that was not measured."""
+        meter, self.meter = self.meter, None
+        return meter.read(self._threads_at_work, self.site.table.slots[self.base + SHARE]) if meter is not None else None
+
+    def _threads_at_work(self) -> int:
+        slots = self.site.table.slots
+        return sum(slots[base + STATE] == BUSY and slots[base + LANE] == THREAD for base in range(SLOT, len(slots), SLOT))
+
+
+def flush() -> None:
+    """Write out what bodies have printed: a worker process ends without Python's own farewell."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
