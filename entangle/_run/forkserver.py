@@ -27,13 +27,13 @@ import time
 from array import array
 from typing import Any
 
-from entangle._run import start
+from entangle._run import life, python_command
 from entangle._shared import measuring
 from entangle._shared.home import home
 from entangle._shared.readable import readable
 from entangle._shared.site import Site
 from entangle._shared.table import Table
-from entangle._worker import importing, janitor
+from entangle._worker import janitor
 from entangle._worker.joining import BROKEN, join_run, write_flow
 from entangle._worker.worker import run_as
 from entangle.cookies import available_cpus, jobserver_style
@@ -47,30 +47,6 @@ _QUIET = 0.002  # seconds without a request before a spare is forked: runs one a
 # The caller's side -----------------------------------------------------------------------------------------------
 
 
-#: What an interpreter that we start runs before anything else, where it could not find our modules by itself: an agent's hook.
-prelude = ""
-
-
-def environment_of_interpreter() -> dict[str, str]:
-    """The environment for an interpreter that is to find the modules that this one finds, whatever its working directory."""
-    environment = dict(os.environ)
-    found = []
-    for entry in sys.path:
-        with contextlib.suppress(FileNotFoundError):  # our own working directory has been removed
-            found.append(os.path.abspath(entry))
-    environment["PYTHONPATH"] = os.pathsep.join(found)
-    return environment
-
-
-def command_of_interpreter(code: str) -> list[str]:
-    """The command that starts an interpreter which reads code as this one does: assertions and the encoding of text are as here."""
-    flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-    flags += ["-X", f"utf8={sys.flags.utf8_mode}"]
-    flags += ["-X", "dev"] if sys.flags.dev_mode else []
-    flags += ["-b"] * sys.flags.bytes_warning
-    return [sys.executable, *flags, "-c", code]
-
-
 class _Server:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -78,12 +54,12 @@ class _Server:
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
         where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {jobserver_style()!r}, {loaded!r}"
-        code = f"{importing.prelude}{prelude}from entangle._run.forkserver import serve; serve({where})"
+        code = f"from entangle._run.forkserver import serve; serve({where})"
         with theirs, janitor.off_duty():
             self.process = subprocess.Popen(
-                command_of_interpreter(code),
+                python_command.command(code),
                 pass_fds=[theirs.fileno()],
-                env=environment_of_interpreter(),
+                env=python_command.environment(),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -310,7 +286,7 @@ def _fork_spare(
             os.close(fd)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        start.die_with(server)
+        life.die_with(server)
         if home_path:
             with contextlib.suppress(OSError):  # a full disk is no reason not to wait
                 _rehearse(home_path, server)
@@ -321,10 +297,10 @@ def _fork_spare(
         order, fds = received
         present = iter(fds)
         err, out, *others = [next(present) if mark == 0 else -1 for mark in order["fds"]]
-        start.settle_in(server, err, out)
-        code = start.live(join_run(order["directory"], order["flow_path"], order["slot"], order["lane"], order["serial"], others))
+        life.settle_in(server, err, out)
+        code = life.live(join_run(order["directory"], order["flow_path"], order["slot"], order["lane"], order["serial"], others))
     except BaseException:
-        start.report_bug()
+        life.report_bug()
     finally:
         os._exit(code)
 
@@ -337,7 +313,7 @@ def _rehearse(home: str, server: int) -> None:
     import cloudpickle
 
     null = os.open(os.devnull, os.O_RDWR)
-    start.settle_in(server, null, -1)
+    life.settle_in(server, null, -1)
     directory = os.path.join(home, f"w{os.urandom(8).hex()}")
     os.mkdir(directory, 0o700)
     try:

@@ -36,7 +36,7 @@ from entangle._shared.interrupts import plain
 from entangle._shared.pickling import MAIN, dumps_for_others
 from entangle._shared.variables import module_of, variable_of
 
-#: Signals for which a worker has its own answer (`start.settle_in`), or none can be given.
+#: Signals for which a worker has its own answer (`life.settle_in`), or none can be given.
 _OWN = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP))
 _SIGNALS = [int(number) for number in signal.valid_signals() if number not in _OWN]
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]

@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import entangle.cookies
-from entangle._run import start
+from entangle._run import life
 from entangle._shared.home import home
 from entangle.cookies import CookieQueue
 from entangle.errors import ProcessTerminatedException
@@ -138,18 +138,18 @@ class Killing:
         self.number, self.depth, self.serial = number, depth, serial
         self._here = 0
         self._hit = mmap.mmap(-1, mmap.PAGESIZE)
-        self._live = start.live
+        self._live = life.live
         self._watch = Watch(number, self._kill, stores=True)
 
     def __enter__(self) -> Killing:
         self._most = os.environ.get("ENTANGLE_MAX_WORKERS")
         if self.serial == 1:
             os.environ["ENTANGLE_MAX_WORKERS"] = "1"
-        start.live = self._begin
+        life.live = self._begin
         return self
 
     def __exit__(self, *_: object) -> None:
-        start.live = self._live
+        life.live = self._live
         os.environ.pop("ENTANGLE_MAX_WORKERS", None)
         if self._most is not None:
             os.environ["ENTANGLE_MAX_WORKERS"] = self._most

@@ -296,7 +296,7 @@ class Agent:
 
     def _open_counter(self) -> None:
         """Have the workers of our runs, who are no children of this interpreter, ask us for modules."""
-        from entangle._run import forkserver
+        from entangle._run import python_command
         from entangle._shared import home
         from entangle._worker import janitor
 
@@ -305,7 +305,7 @@ class Agent:
                 home.join(self.config.get("branch", ""))
                 self._counter = imports.Counter(self.ask)
                 janitor.watch_for_children()
-                forkserver.prelude = imports.prelude(self._counter.address)
+                python_command.prelude = imports.prelude(self._counter.address)
 
     # What is printed --------------------------------------------------------------------------------------
 

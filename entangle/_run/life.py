@@ -1,0 +1,187 @@
+"""What every new process does first, however it was started: it settles in, joins its run if it must, and works.
+
+::
+
+    fork         the memory of the caller                  free_locks, settle_in, listen, live
+    forkserver   a spare forked ahead, told of its run     die_with, settle_in, join_run, live
+    spawn        a new interpreter, told of its run        settle_in, listen, join_run, live
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from entangle._shared import measuring
+from entangle._shared.interrupts import handler_of, plain
+from entangle._shared.table import PID
+from entangle._worker import child, janitor
+from entangle._worker.joining import BROKEN, join_run
+from entangle._worker.taking import flush
+from entangle._worker.worker import Worker, here, run_as
+
+_PR_SET_PDEATHSIG = 1
+
+try:
+    _prctl: Any = ctypes.CDLL(None).prctl
+except AttributeError:  # macOS: a worker there outlives a killed caller by the body that it runs
+    _prctl = None
+
+_sigmask = plain.pthread_sigmask
+
+
+# Settling in -------------------------------------------------------------------------------------------------------
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we could ask to be told
+            os._exit(1)
+
+
+#: Signals whose handlers a worker does not keep.
+RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+
+
+def handlers_to_reset() -> list[int]:
+    """The signals among them that this process handles in a way of its own; asked before the fork, since in the child,
+    whose pages are all copied when first touched, everything takes several times as long."""
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    return [number for number in RESET if handler_of(number) not in usual]
+
+
+def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = RESET) -> None:
+    """Make this process a worker: it dies with its parent, is deaf to the terminal, and its stderr goes to the supervisor."""
+    die_with(parent)
+    os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    for number in own_handlers:
+        signal.signal(number, signal.SIG_DFL)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    if null > 2:
+        os.close(null)
+    os.dup2(err, 2)
+    if out >= 0:
+        os.dup2(out, 1)
+    for fd in (err, out):
+        if fd > 2:
+            os.close(fd)
+    _open_streams(replaced=out >= 0)
+    loop = sys.modules.get("asyncio.events")
+    if loop is not None:
+        loop._set_running_loop(None)  # the caller's loop does not run here
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()  # else every worker would draw the same numbers
+    janitor.watch_for_children()
+
+
+def listen(mask: Iterable[int] | None = None) -> None:
+    """Let signals come again that were blocked while this process was born: those that the caller lets come, or Ctrl-C alone.
+    One from the terminal was the caller's."""
+    if hasattr(signal, "sigtimedwait"):
+        signal.sigtimedwait((signal.SIGINT,), 0)
+    if mask is None:
+        _sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    else:
+        _sigmask(signal.SIG_SETMASK, mask)
+
+
+def _open_streams(replaced: bool) -> None:
+    """Text streams on descriptors 1 and 2: line by line, so that what is printed is out before a worker is killed."""
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        try:
+            usable = stream.fileno() == fd and not (replaced and fd == 1)
+            if usable and (stream.write_through or not stream.line_buffering):
+                # Written through (python -u), a line would leave in pieces, and mix with what others print.
+                stream.reconfigure(line_buffering=True, write_through=False)
+        except Exception:
+            usable = False
+        if not usable:
+            fresh = open(fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+            setattr(sys, name, fresh)
+
+
+def free_locks() -> None:
+    """In a worker that was forked beside other threads: free what they may have locked, since they did not come along.
+
+    Python does so for its own modules, and the modules of ours for theirs, but not for text streams, numpy's random numbers and
+    cloudpickle.
+    """
+    fresh: dict[int, Any] = {}
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        for stream in (getattr(sys, name), getattr(sys, f"__{name}__")):
+            with contextlib.suppress(Exception):
+                if stream.fileno() == fd and id(stream) not in fresh:
+                    fresh[id(stream)] = open(fd, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False)
+                    _locked.append(stream)
+        for place in (name, f"__{name}__"):
+            setattr(sys, place, fresh.get(id(getattr(sys, place)), getattr(sys, place)))
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+        for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
+            if id(getattr(handler, "stream", None)) in fresh:
+                handler.stream = fresh[id(handler.stream)]
+    numpy_random: Any = sys.modules.get("numpy.random")
+    if hasattr(numpy_random, "set_bit_generator"):
+        numpy_random.set_bit_generator(type(numpy_random.get_bit_generator())())
+    pickling: Any = sys.modules.get("cloudpickle.cloudpickle")
+    if hasattr(pickling, "_DYNAMIC_CLASS_TRACKER_LOCK"):
+        pickling._DYNAMIC_CLASS_TRACKER_LOCK = threading.Lock()
+
+
+#: Streams that nobody flushes any more; freed, they would flush themselves.
+_locked: list[Any] = []
+
+
+# Working ---------------------------------------------------------------------------------------------------------
+
+
+def live(worker: Worker) -> int:
+    """A worker process's life; gives its exit status."""
+    slots = worker.site.table.slots
+    slots[worker.base + PID] = os.getpid()
+    here.worker = type(here).worker = worker
+    child.begin()
+    if worker.site.makeflags is not None:
+        os.environ["MAKEFLAGS"] = worker.site.makeflags
+    try:
+        run_as(worker)
+    finally:
+        flush()
+        measuring.save()
+        janitor.dismiss()
+    return 0
+
+
+def report_bug() -> None:
+    """Say on stderr what went wrong in a worker outside of any body."""
+    import traceback
+
+    with contextlib.suppress(Exception):
+        os.write(2, ("entangle: a worker failed outside of any task\n" + traceback.format_exc()).encode())
+
+
+def spawned(parent: int, directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> None:
+    """What a spawned interpreter runs."""
+    code = BROKEN
+    try:
+        err, out, *others = fds
+        settle_in(parent, err, out)
+        listen()
+        code = live(join_run(directory, flow_path, slot, lane, serial, others))
+    except BaseException:
+        report_bug()
+    finally:
+        os._exit(code)
