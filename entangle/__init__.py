@@ -28,9 +28,12 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from entangle import _run
+from entangle import _remote, _run
+
+if TYPE_CHECKING:
+    from entangle._remote import Travels
 
 __version__ = "0.3.0"
 
@@ -68,17 +71,14 @@ def _to_be_remembered(run: Any) -> bool:
     return here.worker is not None and here.worker.site.table.header[NOTING] != 0
 
 
-class _Travels:
-    """How records come home from other places. Entered when the first one does."""
+def _travels() -> Travels:
+    from entangle._records import travels
 
-    def __getattr__(self, name: str) -> Any:
-        from entangle._records import travels
-
-        return getattr(travels, name)
+    return travels
 
 
 _run.observers.append(_Memory())
-_run.travels = _Travels()
+_remote.travels = _travels
 
 
 def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:

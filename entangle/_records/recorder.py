@@ -11,12 +11,13 @@ import json
 import os
 import time
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entangle._records import commit, surroundings, tags
 from entangle._records import directory as shelf
 from entangle._records import task_versions as tasks
 from entangle._records.log_segment import FORM, Writer
+from entangle._run import ObservedRun
 from entangle._shared import notes
 from entangle._shared.frames import hide
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
@@ -26,9 +27,6 @@ from entangle._tasks import address
 from entangle._tasks.parameters import code_of
 from entangle.errors import GraphError
 from entangle.flow import Body, Flow
-
-if TYPE_CHECKING:
-    from entangle._run.run import Run
 
 #: In the directory of a run: where its nested runs find the shelf.
 LINK = "record"
@@ -56,17 +54,17 @@ class Recorder:
     def __init__(self) -> None:
         self._sheets: dict[str, tuple[Writer, str | None]] = {}
 
-    def started(self, run: Run) -> None:
+    def started(self, run: ObservedRun) -> None:
         """Write the head of the run's sheet."""
         try:
             self._begin(run)
         except Exception as error:
             complain(error)
 
-    def looked(self, run: Run) -> None:
+    def looked(self, run: ObservedRun) -> None:
         """Nothing: the table is read when the run has ended."""
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
         writer, root = self._sheets.pop(run.id, (None, None))
         if writer is None:
@@ -84,18 +82,18 @@ class Recorder:
             except Exception as error:
                 complain(error)
 
-    def shelf_of(self, run: Run) -> tuple[str, bool] | None:
+    def shelf_of(self, run: ObservedRun) -> tuple[str, bool] | None:
         """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
         return shelf_of(run)
 
-    def _begin(self, run: Run) -> None:
+    def _begin(self, run: ObservedRun) -> None:
         assert run.table is not None
-        assert run.supervisor is not None
+        assert run.site is not None
         found = self.shelf_of(run)
         if found is None:
             return
         sheets, whole = found
-        site = run.supervisor.site
+        site = run.site
         if site.directory:
             _say_where(site.directory, sheets)
         writer = Writer(sheets, run.id)
@@ -132,7 +130,7 @@ class Recorder:
         writer.write(line, (flow.body_of, flow.shape_of, flow.starts, flow.inputs))
 
 
-def _follow_up(run: Run, place: str) -> None:
+def _follow_up(run: ObservedRun, place: str) -> None:
     """Have the run sent where it is wanted, and bind what lies about where that costs next to nothing."""
     graph = _graph_of(run.flow.bodies)
     if graph is not None:
@@ -156,7 +154,7 @@ def _labels(flow: Flow) -> dict[str, list[str]]:
     return {f"{body} {shape}": tasks.arguments_of(tasks.parameters_of(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
 
 
-def shelf_of(run: Run) -> tuple[str, bool] | None:
+def shelf_of(run: ObservedRun) -> tuple[str, bool] | None:
     """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
     if run.nested:
         from entangle._worker.worker import here
@@ -225,11 +223,10 @@ def _server_of(bodies: list[Body]) -> str | None:
         return None
 
 
-def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
-    table, supervisor = run.table, run.supervisor
+def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
+    table, site = run.table, run.site
     assert table is not None
-    assert supervisor is not None
-    site = supervisor.site
+    assert site is not None
     ended = time.monotonic_ns()
     _await_notes(table)
     nodes, values, extras = notes.gather(site.directory, site.noted)
@@ -238,7 +235,7 @@ def _write_tail(run: Run, writer: Writer, root: str | None) -> None:
     secrets = [constant for constant in (run.flow.constants[index] for index in constants) if type(constant) is str]
     tail: dict[str, Any] = {
         "ended": ended,
-        "workers": supervisor.serial,
+        "workers": run.workers_started,
         "error": _unquoted(_error_of(run, table), secrets),
         "tries": _unquoted(_tries(site.directory, table), secrets),
         "dirty": commit.hear(root) if root is not None else None,
@@ -295,7 +292,7 @@ def _hidden(value: Any) -> notes.Described:
     return kind, None, None, MASK, None
 
 
-def _hide_outputs(run: Run, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
+def _hide_outputs(run: ObservedRun, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
     """A task that is called after a secret gives one, and so does one whose value another takes by the name of a secret."""
     secret = {index for index, body in enumerate(run.flow.bodies) if is_secret(body.name)}
     if secret or outputs:
@@ -304,7 +301,7 @@ def _hide_outputs(run: Run, nodes: list[int], values: list[Any], outputs: set[in
                 values[index] = _hidden(values[index])
 
 
-def _constants(run: Run, hidden: set[int]) -> list[Any]:
+def _constants(run: ObservedRun, hidden: set[int]) -> list[Any]:
     """The constants of the flow, as values are noted; those of `hidden` masked."""
     flow = run.flow
     if not hidden and _all_small(flow.constants):
@@ -359,7 +356,7 @@ def _pickle_of(value: Any) -> bytes | None:
     return pickle.dumps(value, 5)
 
 
-def _secret_inputs(run: Run) -> tuple[set[int], set[int]]:
+def _secret_inputs(run: ObservedRun) -> tuple[set[int], set[int]]:
     """Which constants, and the values of which nodes, are arguments that go by the name of a secret: of a parameter, or of the key
     beside them where the argument is a dict."""
     flow = run.flow
@@ -427,7 +424,7 @@ def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
     return [{**one, "error": masked(one["error"])} for one in told]
 
 
-def _error_of(run: Run, table: Table) -> dict[str, Any] | None:
+def _error_of(run: ObservedRun, table: Table) -> dict[str, Any] | None:
     """What ended the run, if not its value."""
     error = run.reason()
     if error is None:

@@ -14,6 +14,7 @@ from entangle import _run
 from entangle._records import directory as shelf
 from entangle._records.log_segment import SUFFIX, parse, read
 from entangle._records.recorder import LINK, Recorder, complain, shelf_of
+from entangle._run import ObservedRun
 from entangle._shared.home import home
 
 if TYPE_CHECKING:
@@ -68,11 +69,11 @@ class Guest(Recorder):
         self.place = os.path.join(home().path, "kept")
         self.sheets = shelf.make_shelf(self.place)
 
-    def expect(self, run: Run, whole: bool) -> None:
+    def expect(self, run: ObservedRun, whole: bool) -> None:
         """This run is to be remembered."""
         self._whole[run.id] = whole
 
-    def shelf_of(self, run: Run) -> tuple[str, bool] | None:
+    def shelf_of(self, run: ObservedRun) -> tuple[str, bool] | None:
         """The agent's own shelf, for runs that are wanted."""
         if run.nested:
             return shelf_of(run)
@@ -81,7 +82,7 @@ class Guest(Recorder):
         whole = self._whole.get(run.id)
         return None if whole is None else (self.sheets, whole)
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
         super().ended(run)
         self._whole.pop(run.id, None)

@@ -1,1 +1,30 @@
 """Other places: one agent over any byte stream. Private; the doors are ssh, docker, containers and interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from entangle._run.run import Run
+    from entangle._worker.worker import Worker
+
+
+class Travels(Protocol):
+    """Brings records of what ran elsewhere to the caller (`_records/travels.py`)."""
+
+    def destination(self, worker: Worker, /) -> str:
+        """Here: the directory for records of calls that this worker makes; "" where none are wanted."""
+
+    def keep(self, destination: str, records: list[bytes], /) -> None:
+        """Here: write records that have arrived. Never raises."""
+
+    def host(self, run: Run, wanted_by: str, node: int, whole: bool, /) -> None:
+        """There: have a run recorded for a node of another run elsewhere. Never raises."""
+
+    def collect(self) -> list[bytes]:
+        """There: take the records of all runs that are over. Never raises."""
+
+
+#: `entangle/__init__.py` says who brings them. A function, so that the records are imported with the first call alone.
+travels: Callable[[], Travels]

@@ -1,16 +1,64 @@
-"""Running flows: private. Knows flows, not calls. Start at `run.py`, or at the drawing at the top of `worker.py`."""
+"""Running flows, in the process that calls: private. Knows flows, not calls. Start at `run.py`, or at `_worker/worker.py`.
+
+What is above tells this room what it wants by the hooks below. They lie here because entering this room costs nothing, so that
+`entangle/__init__.py` can fill them in before the engine is imported.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-#: The one hook for who wants to know of runs: each is an `entangle._run.run.Observer`. It lies here, in a room that costs
-#: nothing to enter, so that the recorder can be wired to it before the engine is imported.
-observers: list[Any] = []
+if TYPE_CHECKING:
+    from contextvars import Context
 
-#: How records of runs in other places come home (`entangle._records.travels`), wired in the same way.
-travels: Any = None
+    from entangle._shared.site import Site
+    from entangle._shared.table import Table
+    from entangle.flow import Flow
 
-#: What is called when SIGTERM ends the process in a run: what it has in other places ends too. Wired in the same way.
+
+class ObservedRun(Protocol):
+    """What an observer may know of a run (`_run/run.py`)."""
+
+    id: str
+    way: str
+    flow: Flow
+    context: Context
+    nested: bool
+    parent: tuple[str, int] | None
+    table: Table | None
+
+    @property
+    def name(self) -> str:
+        """The task whose value the run gives."""
+
+    @property
+    def site(self) -> Site | None:
+        """What the workers of the run share; None when it is over."""
+
+    @property
+    def workers_started(self) -> int:
+        """How many workers it has had so far."""
+
+    def reason(self) -> BaseException | None:
+        """What ended the run, if not its value; when it has ended."""
+
+
+class Observer(Protocol):
+    """Is told of runs, in the thread that supervises the run. It may read the table at any time."""
+
+    def started(self, run: ObservedRun, /) -> None:
+        """The run is about to start."""
+
+    def looked(self, run: ObservedRun, /) -> None:
+        """Some milliseconds have passed."""
+
+    def ended(self, run: ObservedRun, /) -> None:
+        """The run is over; its table is still there."""
+
+
+#: Who wants to know of runs.
+observers: list[Observer] = []
+
+#: What is called when SIGTERM ends this process during a run, to end what it has started in other places.
 at_termination: list[Callable[[], None]] = []

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from entangle._run import observers
-from entangle._run.run import Run
+from entangle._run import ObservedRun, observers
 from entangle._shared.table import BEGUN, DONE, FAILED, FAILED_NODE, RUNNING, SLOT, Table
 from entangle.errors import EntangleError
 
@@ -28,7 +27,7 @@ def counts(table: Table) -> tuple[int, int, int, int]:
     return done, running, max(0, table.nodes - done - running - failed), failed
 
 
-def final_counts(run: Run, table: Table) -> tuple[int, dict[str, int]]:
+def final_counts(run: ObservedRun, table: Table) -> tuple[int, dict[str, int]]:
     """How many nodes of a run that is over are done, and how many of the others came to which end. Taken from the states alone: slots
     tell of workers that may have been killed where they were."""
     if run.flow.rearmed:  # nodes of a stream are done over and over, and their states are those of the last round
@@ -47,11 +46,11 @@ class Bar:
         self._live: Any = None
         self._task: Any = None
 
-    def started(self, run: Run) -> None:
+    def started(self, run: ObservedRun) -> None:
         """Note the time; nothing is shown yet."""
         self._began = time.monotonic()
 
-    def looked(self, run: Run) -> None:
+    def looked(self, run: ObservedRun) -> None:
         """Draw, where it is time to and where there is a terminal."""
         now = time.monotonic()
         if now - self._began < SILENT or now - self._last < EVERY or run.table is None:
@@ -63,7 +62,7 @@ class Bar:
             self._open(run.table.nodes)
         self._draw(run.table)
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: ObservedRun) -> None:
         """Draw how it has ended, and leave the line standing."""
         live, table = self._live, run.table
         self._live = None
@@ -111,20 +110,20 @@ class _EveryRun:
     """An observer for all runs of a block: one bar for each that is not inside another."""
 
     def __init__(self) -> None:
-        self._bars: dict[Run, Bar] = {}
+        self._bars: dict[str, Bar] = {}
 
-    def started(self, run: Run) -> None:
+    def started(self, run: ObservedRun) -> None:
         if run.nested:
             return
-        bar = self._bars[run] = Bar()
+        bar = self._bars[run.id] = Bar()
         bar.started(run)
 
-    def looked(self, run: Run) -> None:
-        if run in self._bars:
-            self._bars[run].looked(run)
+    def looked(self, run: ObservedRun) -> None:
+        if run.id in self._bars:
+            self._bars[run.id].looked(run)
 
-    def ended(self, run: Run) -> None:
-        bar = self._bars.pop(run, None)
+    def ended(self, run: ObservedRun) -> None:
+        bar = self._bars.pop(run.id, None)
         if bar is not None:
             bar.ended(run)
 

@@ -25,7 +25,8 @@ import time
 from array import array
 from typing import Any, NamedTuple, Protocol
 
-from entangle._run.run import Observer, Run
+from entangle._run import Observer
+from entangle._run.run import Run
 from entangle._run.supervisor import PATIENCE, Supervisor
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared.frames import passes_on

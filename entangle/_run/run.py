@@ -10,9 +10,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
-from entangle._run import at_termination, observers, reaper
+from entangle._run import Observer, at_termination, observers, reaper
 from entangle._run.start import chosen_way
 from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers
 from entangle._run.worker_process import WorkerProcess
@@ -35,19 +35,6 @@ from entangle.flow import FRESH, PROCESS, THREAD, Flow
 
 importing.runs_bodies(Worker.work)
 importing.unpickles(Store.get)
-
-
-class Observer(Protocol):
-    """Who wants to know of runs. Called in the thread that supervises the run; the table may be read at any time."""
-
-    def started(self, run: Run) -> None:
-        """The run is about to start."""
-
-    def looked(self, run: Run) -> None:
-        """Some milliseconds have passed."""
-
-    def ended(self, run: Run) -> None:
-        """The run is over; its table is still there."""
 
 
 class Run:
@@ -81,6 +68,16 @@ class Run:
     def name(self) -> str:
         """What the run is known by: the task whose value it gives."""
         return self.flow.body(self.flow.sinks[0]).name
+
+    @property
+    def site(self) -> Site | None:
+        """What the workers of the run share; None before and after."""
+        return self.supervisor.site if self.supervisor is not None else None
+
+    @property
+    def workers_started(self) -> int:
+        """How many workers it has had so far; 0 when it is over."""
+        return self.supervisor.serial if self.supervisor is not None else 0
 
     def reason(self) -> BaseException | None:
         """What ended the run, if not its value; for observers, when it has ended."""

@@ -7,7 +7,8 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
-from entangle._run.run import Observer, Run
+from entangle._run import Observer
+from entangle._run.run import Run
 from entangle._shared.frames import edge, hide, passes_on
 from entangle._shared.masks import MASK, is_secret
 from entangle._shared.short import value_in_short

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from entangle import _run
+from entangle import _remote
 from entangle._remote.agent import imports
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import SOURCE, dump, dump_plain, load
@@ -38,7 +38,7 @@ def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -
     findable.arrive(head["travelled"])
     os.environ.update(head["telling"])
     given, answer = _perform(parts, head, began)
-    return given, answer, _run.travels.collect() if head["record"] else []
+    return given, answer, _remote.travels().collect() if head["record"] else []
 
 
 def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callable[[], None]], None]) -> tuple[bool, list[Segments]]:
@@ -55,7 +55,7 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
         parts = ()
         run = Call(task, args, kwargs)._run()
         if head["record"]:
-            _run.travels.host(run, *head["record"])
+            _remote.travels().host(run, *head["record"])
         args, kwargs = (), {}
         began(run.cancel)
         value = run.value()

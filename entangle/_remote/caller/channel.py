@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from entangle import _run
+from entangle import _remote, _run
 from entangle._remote.agent.imports import MODULES_ALONE
 from entangle._remote.caller import bootstrap, job, modules
 from entangle._remote.caller.shown import Shown
@@ -265,7 +265,7 @@ class Channel:
         entry = _Entry(next(self._numbers), name, worker)
         record = None
         if worker is not None and (mode := worker.site.table.header[NOTING]) in (SHORT, WHOLE):
-            entry.shelf = _run.travels.destination(worker)
+            entry.shelf = _remote.travels().destination(worker)
             if entry.shelf:
                 record = worker.site.run_id, entry.node, mode == WHOLE
         parts, given = job.pack(rest, args, kwargs, self.about, self.place, record)
@@ -473,7 +473,7 @@ class Channel:
             self._seen(message)
             entry = self._entries.get(number) if kind == RECORD else None
             if entry is not None and entry.shelf:
-                _run.travels.keep(entry.shelf, [bytes(part) for part in parts])
+                _remote.travels().keep(entry.shelf, [bytes(part) for part in parts])
         if kind == RECORD:
             pass
         elif kind == PRINT:

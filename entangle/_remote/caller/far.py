@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._remote.transport import Transport
-from entangle._run import observers
-from entangle._run.run import Run
+from entangle._run import ObservedRun, observers
 from entangle._shared.table import NOBODY
 from entangle._worker.worker import here
 from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
@@ -89,15 +88,15 @@ class _Ending:
         self._runs = 0
         self._guard = threading.Lock()
 
-    def started(self, run: Run) -> None:
+    def started(self, run: ObservedRun) -> None:
         """One more."""
         with self._guard:
             self._runs += 1
 
-    def looked(self, run: Run) -> None:
+    def looked(self, run: ObservedRun) -> None:
         """Nothing to see to."""
 
-    def ended(self, run: Run) -> None:
+    def ended(self, run: ObservedRun) -> None:
         """One less. A run that was under way when we began to count was not counted."""
         with self._guard:
             self._runs = max(0, self._runs - 1)
