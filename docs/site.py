@@ -1,11 +1,17 @@
-"""What mkdocs has to know of a repository: the pictures lie beside `docs/`, so that the README shows the same ones."""
+"""What mkdocs has to know of a repository.
+
+The pictures lie beside `docs/`, so that the README shows the same ones. The list of all files is read from the files.
+"""
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+from entangle.tests.house import FLOORS, HOUSE, MODULES, place
 
 _IMAGES = Path(__file__).resolve().parent.parent / "images"
 
@@ -18,5 +24,19 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links to pictures at the place where the site has them."""
-    return markdown.replace("](../images/", "](images/")
+    """Point links to pictures at the place where the site has them, and put in the list of files where it is asked for."""
+    return markdown.replace("](../images/", "](images/").replace("<!-- files -->", files())
+
+
+def files() -> str:
+    """Every room with its files, each with the first sentence of its docstring, as Markdown."""
+    out = []
+    for number, floor in enumerate(FLOORS):
+        for room in floor:
+            out.append(f"\n## {room[0].upper()}{room[1:]}\n")
+            for module, path in MODULES.items():
+                if place(module) == (number, room) and path.name not in ("__init__.py", "__main__.py"):
+                    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+                    first = " ".join(said.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".:")
+                    out.append(f"- `{path.relative_to(HOUSE)}`: {first}")
+    return "\n".join(out)

@@ -1,0 +1,40 @@
+"""What the documentation says of files is true, and its lines can be read without scrolling."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from entangle.tests.house import HOUSE
+
+ROOT = HOUSE.parent
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="only a checkout has the documentation")
+
+
+def test_files_that_are_named_exist() -> None:
+    """A file is named by its path in the package or in the checkout, or by the end of that."""
+    there = [str(path.relative_to(ROOT)) for folder in ("entangle", "docs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    missing = []
+    for page in PAGES:
+        for name in re.findall(r"`([\w/.-]+\.py)`", page.read_text(encoding="utf-8")):
+            if not any(f"/{path}".endswith(f"/{name}") for path in [*there, "setup.py"]):
+                missing.append(f"{page.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+def test_folders_that_are_named_exist() -> None:
+    missing = []
+    for page in PAGES:
+        for name in re.findall(r"`((?:entangle/)?_[\w/]+/|cli/|web/[\w/]*)`", page.read_text(encoding="utf-8")):
+            if not (HOUSE / name.removeprefix("entangle/")).is_dir():
+                missing.append(f"{page.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "architecture").glob("*.md")), ids=lambda page: str(page.name))
+def test_lines_are_short(page: Path) -> None:
+    assert [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 100] == []
