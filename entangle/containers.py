@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.caller.container_options import check_common
 from entangle._remote.caller.far import Far
-from entangle._remote.transport.apptainer import Apptainer as Transport
+from entangle._remote.transport.apptainer import ApptainerTransport
 from entangle._shared.frames import edge
 from entangle.docker import Volumes, docker
 from entangle.errors import OptionError
@@ -95,7 +95,7 @@ def _contained(decorator: str, layer: type[Far], function: Any, image: str | Non
         raise OptionError(f"@{decorator}: gpus={gpus!r}; it is True or False")
     defaults: dict[str, Any] = {"packages": (), "env": None, "volumes": (), "memory": None, "cpus": None, "python": "python3"}
     given = check_common(decorator, image, **{**defaults, **options})
-    made = layer(Transport(gpus=gpus, program=decorator, **given))
+    made = layer(ApptainerTransport(gpus=gpus, program=decorator, **given))
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.caller.container_options import check_common, pairs, words
 from entangle._remote.caller.far import Far
-from entangle._remote.transport.docker import Docker as Transport
+from entangle._remote.transport.docker import DockerTransport
 from entangle._shared.frames import edge
 from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
@@ -91,7 +91,7 @@ def docker(
         raise OptionError(f"@docker: consume_gpu={value_in_short(consume_gpu)}; it is True or False")
     if not consume_gpu:
         given["environment"] = pairs({"TF_FORCE_GPU_ALLOW_GROWTH": "true", **dict(given["environment"])})
-    layer = Docker(Transport(gpus=chosen, network=network, **given))
+    layer = Docker(DockerTransport(gpus=chosen, network=network, **given))
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:

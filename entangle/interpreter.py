@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.agent import imports
 from entangle._remote.caller.far import Far
-from entangle._remote.transport.interpreter import Interpreter
+from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle._shared.frames import edge
 from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
@@ -20,15 +20,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class InterpreterLayer(Far):
+class Interpreter(Far):
     """The layer of @interpreter."""
 
-    transport: Interpreter
+    transport: InterpreterTransport
 
     def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
         """What runs here. The interpreter is looked for now, where the call is about to run: it need not be there where an agent
         has imported the module of the task."""
-        return Far(Interpreter(_found(self.transport.python))).ship(rest)
+        return Far(InterpreterTransport(_found(self.transport.python))).ship(rest)
 
 
 @overload
@@ -60,7 +60,7 @@ def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | Non
         if not imports.finders or not isinstance(python, (str, os.PathLike)) or not os.fspath(python):
             raise
         program = os.fspath(python)
-    layer = InterpreterLayer(Interpreter(program))
+    layer = Interpreter(InterpreterTransport(program))
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.caller.far import Far
-from entangle._remote.transport.ssh import LEARN, SSH, check_word
+from entangle._remote.transport.ssh import SSHTransport
+from entangle._remote.transport.ssh_options import LEARN, check_word
 from entangle._shared.frames import edge
 from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
@@ -19,10 +20,10 @@ R = TypeVar("R")
 _OPTIONS = ("host", "user", "key", "python", "port", "env", "known_hosts", "transport")
 
 
-class Ssh(Far):
+class SSH(Far):
     """The layer of @ssh."""
 
-    transport: SSH
+    transport: SSHTransport
 
     def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
         """What runs here. The key is looked for now, where the call is about to run: it need not be there where it was written."""
@@ -98,7 +99,7 @@ def ssh(
         )
     if transport not in (None, "openssh", "paramiko"):
         raise OptionError(f"@ssh: transport={value_in_short(transport)}; it is 'openssh' or 'paramiko'")
-    layer = Ssh(SSH(host, user, key, python, port, env, known_hosts, transport))
+    layer = SSH(SSHTransport(host, user, key, python, port, env, known_hosts, transport))
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:

@@ -14,7 +14,7 @@ from entangle.cli.streams import plain, stdout
 #: Rooms that leave something outside the run directory, and the function of each that sweeps it, gives the names of what went and
 #: adds to two lists what is left, with the reason,
 #: and what it cannot look at.
-ELSEWHERE = {"entangle._remote.transport.docker": "sweep_containers"}
+ELSEWHERE = {"entangle._remote.transport.docker_leftovers": "sweep_containers"}
 
 
 def clean(as_json: bool) -> int:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from entangle._remote.transport.docker import Docker
+from entangle._remote.transport.docker import DockerTransport
 from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 
 from .ways import missing
 
 
-class Kept(Docker):
+class Kept(DockerTransport):
     """A container that stays for the runs of a process. From inside, where there is no docker, it is another Python there."""
 
     ends_with_run = False

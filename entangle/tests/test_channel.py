@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from entangle._remote.caller import channel
-from entangle._remote.transport.interpreter import Interpreter
+from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle.errors import (
     LinkLostError,
     MissingModuleError,
@@ -731,7 +731,7 @@ def test_a_banner_before_the_first_word_is_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_program_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Interpreter, "timeout", 0.5)
+    monkeypatch.setattr(InterpreterTransport, "timeout", 0.5)
     program = _program(tmp_path, "exec sleep 60")
     with pytest.raises(UnreachableError, match="no answer"):
         interpreter(python=program)(bodies.one)()()
@@ -792,7 +792,7 @@ def test_closing_is_final_and_quiet() -> None:
 
 def test_agents_of_some_places_go_with_the_last_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """As containers do."""
-    monkeypatch.setattr(Interpreter, "ends_with_run", True)
+    monkeypatch.setattr(InterpreterTransport, "ends_with_run", True)
     pid = interpreter(bodies.pid)
     first, again, _ = together(pid(), pid(), process(bodies.one)())()
     assert first == again

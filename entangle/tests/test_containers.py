@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from entangle import containers
-from entangle._remote.transport.apptainer import Apptainer
+from entangle._remote.transport.apptainer import ApptainerTransport
 from entangle.containers import apptainer, singularity
 from entangle.docker import docker
 from entangle.errors import ImageError, LinkLostError, OptionError, UnfitPythonError, UnreachableError
@@ -108,7 +108,7 @@ def test_processes_in_there(command: str, image: str) -> None:
 
 
 def test_gpus_are_asked_for(image: str) -> None:
-    assert "--nv" in Apptainer(image, gpus=True).command("apptainer", [])
+    assert "--nv" in ApptainerTransport(image, gpus=True).command("apptainer", [])
 
 
 def test_packages_are_installed_once(command: str, image: str, tmp_path: Path) -> None:

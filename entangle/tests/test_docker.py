@@ -256,7 +256,7 @@ def test_what_is_no_name_of_an_image_is_told(image: str, name: str) -> None:
 
 
 def test_an_answer_of_the_daemon_is_not_taken_for_its_absence(image: str) -> None:
-    from entangle._remote.transport.docker import connected
+    from entangle._remote.transport.docker_daemon import connected
 
     with pytest.raises(UnreachableError, match=r"(?s)answers, but .*No such container") as caught, connected() as client:
         client.inspect_container("no-such-container")
@@ -367,7 +367,8 @@ wait()()
 
 
 def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
-    from entangle._remote.transport.docker import labels, sweep_containers
+    from entangle._remote.transport.docker_daemon import labels
+    from entangle._remote.transport.docker_leftovers import sweep_containers
 
     before = set(given.containers())
     mine = [word for name, value in labels().items() for word in ("--label", f"{name}={value}")]
@@ -385,7 +386,7 @@ def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
 
 def made(image: str, **changed: str) -> str:
     """A container with our labels, but for these changes, made and not started; its id. Its home is gone unless one is named."""
-    from entangle._remote.transport.docker import labels
+    from entangle._remote.transport.docker_daemon import labels
 
     words = [f"--label={name}={value}" for name, value in {**labels(), **changed}.items() if value]
     return subprocess.run(["docker", "create", *words, image], capture_output=True, text=True, check=True).stdout.strip()
@@ -400,7 +401,8 @@ def removed() -> Iterator[list[str]]:
 
 
 def test_containers_of_others_stay_though_their_home_is_not_to_be_seen(image: str, removed: list[str], tmp_path: Path) -> None:
-    from entangle._remote.transport.docker import labels, sweep_containers
+    from entangle._remote.transport.docker_daemon import labels
+    from entangle._remote.transport.docker_leftovers import sweep_containers
 
     gone = str(tmp_path / "gone")
     theirs = {
@@ -426,7 +428,8 @@ def test_another_user_of_the_same_daemon_sweeps_nothing_of_ours(image: str, remo
     # All is imported before, since another user may be unable to read this Python.
     program = """
         import os, docker, requests
-        from entangle._remote.transport.docker import connected, sweep_containers
+        from entangle._remote.transport.docker_daemon import connected
+        from entangle._remote.transport.docker_leftovers import sweep_containers
 
         with connected() as client:
             client.containers()
@@ -448,7 +451,7 @@ def test_another_user_of_the_same_daemon_sweeps_nothing_of_ours(image: str, remo
 
 
 def test_a_daemon_that_cannot_be_asked_is_said_and_removes_nothing(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from entangle._remote.transport.docker import sweep_containers
+    from entangle._remote.transport.docker_leftovers import sweep_containers
 
     left: list[str] = []
     told: dict[str, list[str]] = {}

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from entangle._remote.caller import channel
-from entangle._remote.transport.interpreter import Interpreter
+from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle._shared.interrupts import whole
 from entangle.errors import RunCancelledError
 from entangle.interpreter import interpreter
@@ -184,7 +184,7 @@ def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
         except BaseException as error:
             wrong.append(error)
 
-    there = channel.channel_to(Interpreter(sys.executable))
+    there = channel.channel_to(InterpreterTransport(sys.executable))
     others = [threading.Thread(target=calls, args=(number,)) for number in range(2)]
     for other in others:
         other.start()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from entangle._remote.transport.openssh import arguments
-from entangle._remote.transport.ssh import SSH
+from entangle._remote.transport.ssh import SSHTransport
 from entangle.errors import (
     EntangleError,
     HostKeyError,
@@ -458,19 +458,19 @@ def test_bare_it_lacks_a_host() -> None:
 def test_options_become_words_for_the_ssh_program(tmp_path: Path) -> None:
     key = tmp_path / "my key"
     key.touch()
-    words = arguments(SSH("h", user="me", key_file=f"{key}", port=2222, known_hosts=f"{tmp_path}/50% known"), {})
+    words = arguments(SSHTransport("h", user="me", key_file=f"{key}", port=2222, known_hosts=f"{tmp_path}/50% known"), {})
     assert words[-8:] == ["-i", f"{key}", "-o", "IdentitiesOnly=yes", "-l", "me", "-p", "2222"]
     assert f'UserKnownHostsFile="{tmp_path}/50%% known"' in words
     assert "StrictHostKeyChecking=yes" in words
     assert "BatchMode=yes" in words
-    assert "StrictHostKeyChecking=accept-new" in arguments(SSH("h", known_hosts="accept-new"), {})
-    assert not [word for word in arguments(SSH("h"), {}) if "HostKey" in word or "KnownHosts" in word]
-    given = arguments(SSH("h"), {"connecttimeout": "3", "serveraliveinterval": "60"})
+    assert "StrictHostKeyChecking=accept-new" in arguments(SSHTransport("h", known_hosts="accept-new"), {})
+    assert not [word for word in arguments(SSHTransport("h"), {}) if "HostKey" in word or "KnownHosts" in word]
+    given = arguments(SSHTransport("h"), {"connecttimeout": "3", "serveraliveinterval": "60"})
     assert not [word for word in given if "ConnectTimeout" in word or "ServerAlive" in word]
 
 
 def test_the_far_shell_gets_each_word_whole() -> None:
-    told = SSH("h", python="~/my env/bin/python").command(["-c", "print('a b')"])
+    told = SSHTransport("h", python="~/my env/bin/python").command(["-c", "print('a b')"])
     assert told.startswith("echo; exec ~/'my env/bin/python' -c ")
     home = subprocess.run(["sh", "-c", told.replace("~/'my env/bin/python'", sys.executable)], capture_output=True, text=True, check=True)
     assert home.stdout == "\na b\n"
@@ -479,10 +479,10 @@ def test_the_far_shell_gets_each_word_whole() -> None:
 def test_options_travel() -> None:
     import pickle
 
-    transport = SSH("h", user="me", key_file="/k")
+    transport = SSHTransport("h", user="me", key_file="/k")
     assert pickle.loads(pickle.dumps(transport)) == transport
-    assert transport.key == SSH("h", user="me", key_file="/k").key
-    assert transport.key != SSH("h", user="you", key_file="/k").key
+    assert transport.key == SSHTransport("h", user="me", key_file="/k").key
+    assert transport.key != SSHTransport("h", user="you", key_file="/k").key
 
 
 def test_without_any_client_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

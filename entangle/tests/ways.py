@@ -62,11 +62,11 @@ def other_python(same: bool) -> Callable[[Any], Any]:
 def warm_python(same: bool) -> Any:
     """Have the agent there, and give the key under which it is kept."""
     from entangle._remote.caller.channel import channel_to
-    from entangle._remote.transport.interpreter import Interpreter
+    from entangle._remote.transport.interpreter import InterpreterTransport
 
     from .places import far_pythons
 
-    transport = Interpreter(os.path.abspath(far_pythons(same)))
+    transport = InterpreterTransport(os.path.abspath(far_pythons(same)))
     other_python(same)(process(abs))(-1)()
     channel_to(transport)
     return transport.key

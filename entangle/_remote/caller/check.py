@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from entangle._remote.caller.channel import channel_to, close_all
-from entangle._remote.transport.ssh import SSH, check_word
+from entangle._remote.transport.ssh import SSHTransport
+from entangle._remote.transport.ssh_options import check_word
 from entangle.errors import EntangleError, OptionError
 from entangle.task import task
 
@@ -77,7 +78,7 @@ def _nothing() -> None:
     """A call that does nothing."""
 
 
-def look_at(transport: SSH) -> Report:
+def look_at(transport: SSHTransport) -> Report:
     """Connect to a host, and see."""
     report = Report(transport.place)
     began = time.perf_counter()
@@ -115,7 +116,7 @@ def _missing(about: dict[str, Any]) -> list[str]:
     return [f"missing: {line}" for line in told]
 
 
-def transport_to(word: str, **options: Any) -> SSH:
+def transport_to(word: str, **options: Any) -> SSHTransport:
     """The transport for `[user@]host[:port]`; an address with colons stands in brackets where a port follows. Raises OptionError."""
     user, at, rest = word.rpartition("@")
     bracketed = re.fullmatch(r"\[([^]]*)\](?::([0-9]+))?", rest)
@@ -130,7 +131,7 @@ def transport_to(word: str, **options: Any) -> SSH:
         check_word("user", user)
     if port and not 0 < int(port) < 65536:
         raise OptionError(f"{word}: a port is a whole number from 1 to 65535")
-    return SSH(host=host, user=user if at else None, port=int(port) if port else None, **options)
+    return SSHTransport(host=host, user=user if at else None, port=int(port) if port else None, **options)
 
 
 def check_hosts(hosts: Sequence[str], **options: Any) -> int:

@@ -5,12 +5,12 @@ or agents. The rest is shared: `channel.py` speaks over the stream, `far.py` is 
 
     def interpreter(function=None, /, *, python=None):
         ...check the options, OptionError...
-        return decorate("interpreter", function, Far(Interpreter(python=python)))
+        return decorate("interpreter", function, Far(InterpreterTransport(python=python)))
 
 The path of one call::
 
     Far.run ─▶ channel_to(transport)              one channel for each `key` and process, dialled when first wanted
-                 │ transport.open(arguments)       ─▶ ByteStream      start `PYTHON *arguments` there; raise what went wrong
+                 │ transport.open(arguments) ─▶ ByteStream     start `PYTHON *arguments` there; raise what went wrong
                  │ agent's first line, then frames             (channel.py)
                  │   nothing came?  transport.diagnose(status, words) ─▶ the error to raise
                  ▼
@@ -74,11 +74,13 @@ class Transport:
         `status` is the program's exit status (minus the signal), None where it still runs or cannot be known; `words` is
         what it wrote to stderr (and to stdout, before anything of ours).
         """
-        said = f": {words.strip()[-600:]}" if words.strip() else ""
-        if status == 127 or status == 126:
-            return UnfitPythonError(f"{self.place}: there is no such Python (exit status {status}){said}")
-        how = "no answer" if status is None else f"ended with exit status {status}" if status >= 0 else f"killed by signal {-status}"
-        return UnreachableError(f"{self.place}: its Python did not start ({how}){said}")
+        return did_not_start(self.place, status, words)
 
 
-__all__ = ["ByteStream", "Transport"]
+def did_not_start(place: str, status: int | None, words: str) -> FarError:
+    """What `diagnose` says where nothing is known of the place but how its program ended."""
+    said = f": {words.strip()[-600:]}" if words.strip() else ""
+    if status == 127 or status == 126:
+        return UnfitPythonError(f"{place}: there is no such Python (exit status {status}){said}")
+    how = "no answer" if status is None else f"ended with exit status {status}" if status >= 0 else f"killed by signal {-status}"
+    return UnreachableError(f"{place}: its Python did not start ({how}){said}")

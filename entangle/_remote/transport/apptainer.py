@@ -29,7 +29,7 @@ _INSTALLING = 1800
 
 
 @dataclass(frozen=True)
-class Apptainer(Transport):
+class ApptainerTransport(Transport):
     """The options of @apptainer and @singularity; `program` is which of the two."""
 
     image: str

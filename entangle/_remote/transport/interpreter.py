@@ -13,7 +13,7 @@ from entangle.errors import UnfitPythonError
 
 
 @dataclass(frozen=True)
-class Interpreter(Transport):
+class InterpreterTransport(Transport):
     """`python` is the path of an interpreter, or a name to be found on PATH."""
 
     python: str

@@ -14,8 +14,9 @@ import time
 import warnings
 from typing import Any
 
-from entangle._remote.transport.dialling import turn
-from entangle._remote.transport.ssh import CONNECT, LEARN, LOGIN, SSH, was_turned_away
+from entangle._remote.transport.login_limit import turn
+from entangle._remote.transport.ssh_diagnosis import diagnose, was_turned_away
+from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions
 from entangle._remote.wire.byte_stream import ByteStream, PumpedStream
 from entangle._remote.wire.controls import escaped
 
@@ -23,7 +24,7 @@ from entangle._remote.wire.controls import escaped
 _WINDOW = 1 << 27
 
 
-def open_stream(ssh: SSH, command: str) -> ByteStream:
+def open_stream(ssh: SSHOptions, command: str) -> ByteStream:
     """Log in and start a command there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of ciphers that cryptography means to drop
@@ -41,7 +42,7 @@ def open_stream(ssh: SSH, command: str) -> ByteStream:
             _hang_up(clients)
             words = escaped(_words(error))
             if not (was_turned_away(words) and time.monotonic() < end):
-                raise ssh.diagnose(255, words) from None
+                raise diagnose(ssh, 255, words) from None
         except BaseException:
             _hang_up(clients)
             raise
@@ -73,7 +74,7 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _log_in(ssh: SSH, identity: str | None, clients: list[Any]) -> Any:
+def _log_in(ssh: SSHOptions, identity: str | None, clients: list[Any]) -> Any:
     """A client that is in; it and those it goes through are added to `clients`."""
     import paramiko
 
@@ -98,7 +99,7 @@ def _log_in(ssh: SSH, identity: str | None, clients: list[Any]) -> Any:
 
 
 def _connect(
-    ssh: SSH, where: tuple[str, int], user: str | None, files: list[str], identity: str | None, carrier: Any, clients: list[Any]
+    ssh: SSHOptions, where: tuple[str, int], user: str | None, files: list[str], identity: str | None, carrier: Any, clients: list[Any]
 ) -> Any:
     import paramiko
 
@@ -126,7 +127,7 @@ def _connect(
     return client
 
 
-def _trust(ssh: SSH, client: Any) -> None:
+def _trust(ssh: SSHOptions, client: Any) -> None:
     """Which host keys are believed."""
     import paramiko
 

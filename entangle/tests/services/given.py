@@ -62,9 +62,9 @@ def image() -> str:
 @functools.lru_cache(maxsize=1)
 def _trouble_with_packages() -> str:
     """Why a container cannot install packages here, '' where it can: it asks the index, or the proxy, that pip is told of."""
-    from entangle._remote.transport.derived import _settings_of_pip
+    from entangle._remote.transport.derived_images import settings_of_pip
 
-    settings, _ = _settings_of_pip()
+    settings, _ = settings_of_pip()
     proxy = next((value for name, value in settings.items() if name.lower() in ("https_proxy", "pip_proxy") and value), "")
     asked = urllib.parse.urlsplit(proxy or settings.get("PIP_INDEX_URL") or "https://pypi.org/simple")
     host, port = asked.hostname or "pypi.org", asked.port or (443 if asked.scheme == "https" else 80)

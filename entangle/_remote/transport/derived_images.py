@@ -16,14 +16,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from entangle._remote.transport.docker_daemon import MARK, labels, remove
 from entangle._shared.home import private_folder
 from entangle._shared.masks import masked
 from entangle.errors import ImageError
-
-if TYPE_CHECKING:
-    from entangle._remote.transport.docker import Docker
 
 #: The repository of derived images; the tag is made of the image below and of the packages.
 REPOSITORY = "entangle-derived"
@@ -45,6 +44,16 @@ _QUIETLY = {
     "PIP_ROOT_USER_ACTION": "ignore",
     "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the system is the container's, and this is what it is for
 }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes into a derived image: packages, as names or as files of this machine, installed by the image's own Python."""
+
+    image: str
+    packages: tuple[str, ...]
+    python: str
+    network: str | None = None
 
 
 def base_image(client: Any, image: str) -> dict[str, Any]:
@@ -80,24 +89,24 @@ def _parted(image: str) -> tuple[str, str | None]:
     return (name, tag) if colon and "/" not in tag else (image, "latest")
 
 
-def with_packages(client: Any, base: dict[str, Any], options: Docker) -> str:
+def with_packages(client: Any, base: dict[str, Any], recipe: Recipe) -> str:
     """The id of the image with these packages; made if nobody has made it yet. Raises ImageError with what pip says."""
     from docker import errors
 
-    files = {package: os.path.abspath(package) for package in options.packages if os.path.isfile(package)}
-    recipe = hashlib.sha256(base["Id"].encode())
-    for package in sorted(options.packages):
-        recipe.update(b"\0" + package.encode())
+    files = {package: os.path.abspath(package) for package in recipe.packages if os.path.isfile(package)}
+    key = hashlib.sha256(base["Id"].encode())
+    for package in sorted(recipe.packages):
+        key.update(b"\0" + package.encode())
         if package in files:
             with open(files[package], "rb") as file:
-                recipe.update(file.read())
-    recipe.update(b"\0" + options.python.encode())
-    tag = recipe.hexdigest()[:24]
+                key.update(file.read())
+    key.update(b"\0" + recipe.python.encode())
+    tag = key.hexdigest()[:24]
     with _alone(tag):
         try:
             found: str = client.inspect_image(f"{REPOSITORY}:{tag}")["Id"]
         except errors.ImageNotFound:
-            found = _make(client, base, options, files, tag)
+            found = _make(client, base, recipe, files, tag)
     return found
 
 
@@ -120,25 +129,23 @@ def _alone(tag: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _make(client: Any, base: dict[str, Any], options: Docker, files: dict[str, str], tag: str) -> str:
+def _make(client: Any, base: dict[str, Any], recipe: Recipe, files: dict[str, str], tag: str) -> str:
     from docker import errors
-
-    from entangle._remote.transport.docker import MARK, labels, remove
 
     try:
         identity = client.create_container(
             base["Id"],
             ["-c", "import time; time.sleep(3600)"],
-            entrypoint=[options.python],
+            entrypoint=[recipe.python],
             user="0:0",
             labels=labels(),
-            host_config=client.create_host_config(network_mode=options.network if options.network == "host" else None),
+            host_config=client.create_host_config(network_mode=recipe.network if recipe.network == "host" else None),
         )["Id"]
         try:
             client.start(identity)
-            _install(client, identity, options, files)
+            _install(client, identity, recipe, files)
             made: str = client.commit(
-                identity, REPOSITORY, tag, changes=[f"LABEL {MARK}=derived", *_as_it_was(base)], message=" ".join(options.packages)
+                identity, REPOSITORY, tag, changes=[f"LABEL {MARK}=derived", *_as_it_was(base)], message=" ".join(recipe.packages)
             )["Id"]
             return made
         finally:
@@ -146,8 +153,8 @@ def _make(client: Any, base: dict[str, Any], options: Docker, files: dict[str, s
     except errors.APIError as error:
         told = str(error.explanation or error)
         if "executable file not found" in told or "no such file" in told:
-            raise ImageError(f"the image {options.image!r} has no Python at {options.python!r} to install packages with") from None
-        raise ImageError(f"packages cannot be added to the image {options.image!r}: {told}") from None
+            raise ImageError(f"the image {recipe.image!r} has no Python at {recipe.python!r} to install packages with") from None
+        raise ImageError(f"packages cannot be added to the image {recipe.image!r}: {told}") from None
 
 
 def _as_it_was(base: dict[str, Any]) -> list[str]:
@@ -162,25 +169,25 @@ def _as_it_was(base: dict[str, Any]) -> list[str]:
     ]
 
 
-def _install(client: Any, identity: str, options: Docker, files: dict[str, str]) -> None:
-    environment, certificate = _settings_of_pip()
+def _install(client: Any, identity: str, recipe: Recipe, files: dict[str, str]) -> None:
+    environment, certificate = settings_of_pip()
     sent = {os.path.basename(path): path for path in files.values()}
     if certificate is not None:
         sent["certificate.pem"] = certificate
         environment["PIP_CERT"] = f"{_PLACE}/certificate.pem"
-    pip = [options.python, "-m", "pip"]
+    pip = [recipe.python, "-m", "pip"]
     if _run(client, identity, [*pip, "--version"], {})[0]:
         wheel = _pip_of_our_own()
         if wheel is None:
-            raise ImageError(f"the image {options.image!r} has no pip to install {masked(' '.join(options.packages))} with")
+            raise ImageError(f"the image {recipe.image!r} has no pip to install {masked(' '.join(recipe.packages))} with")
         sent[os.path.basename(wheel)] = wheel
-        pip = [options.python, f"{_PLACE}/{os.path.basename(wheel)}/pip"]
+        pip = [recipe.python, f"{_PLACE}/{os.path.basename(wheel)}/pip"]
     _send(client, identity, sent)
-    named = [f"{_PLACE}/{os.path.basename(files[package])}" if package in files else package for package in options.packages]
+    named = [f"{_PLACE}/{os.path.basename(files[package])}" if package in files else package for package in recipe.packages]
     status, said = _run(client, identity, [*pip, "install", "--no-cache-dir", "--", *named], environment)
     if status:
         end = "\n".join(f"  {line}" for line in said.strip().splitlines()[-8:])
-        raise ImageError(f"{masked(' '.join(options.packages))} cannot be installed in the image {options.image!r}\n{end}")
+        raise ImageError(f"{masked(' '.join(recipe.packages))} cannot be installed in the image {recipe.image!r}\n{end}")
     _run(client, identity, ["rm", "-rf", _PLACE], {})
 
 
@@ -210,7 +217,7 @@ def _pip_of_our_own() -> str | None:
     return found[-1] if found else None
 
 
-def _settings_of_pip() -> tuple[dict[str, str], str | None]:
+def settings_of_pip() -> tuple[dict[str, str], str | None]:
     """What pip is told on this machine about where packages come from, and the certificate that it is told to trust."""
     found = {}
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""How many logins to one host are under way at once, in all processes of the tree.
+"""The limit on logins to one host that are under way at once, in all processes of the tree.
 
 An sshd turns callers away at random once ten logins are unfinished (MaxStartups). So at most AT_ONCE of ours are under way
 for each host; the others wait for their turn.

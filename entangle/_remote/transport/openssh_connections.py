@@ -1,0 +1,183 @@
+"""Connections of the OpenSSH client that are shared: a login that is kept as long as anybody in this process uses it."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+
+from entangle._remote.transport.login_limit import turn
+from entangle._remote.transport.ssh_diagnosis import diagnose, no_answer, was_turned_away
+from entangle._remote.transport.ssh_options import LOGIN, SSHOptions
+from entangle._remote.wire.controls import escaped
+from entangle._shared.home import home
+from entangle._shared.readable import readable
+from entangle._worker import janitor
+from entangle.errors import FarError
+
+
+class SharedConnection:
+    """A login that is kept, and how many streams use it. It ends with the last of them.
+
+    Its socket has a name of its own: an ssh that ends removes its socket by name, and must not find that of its successor.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = os.path.join(home().path, f"{name}-{os.urandom(2).hex()}")
+        self.users = 0
+        self.doubtful = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.login_lock = threading.Lock()
+
+    def log_in(self, ssh: SSHOptions, options: Sequence[str]) -> None:
+        """Log in. Raises what `SSHTransport.open` does."""
+        end = time.monotonic() + LOGIN
+        command = [*options, "-M", "-o", "ControlPersist=no", "-S", self.path.replace("%", "%%"), "--", ssh.host, "exec cat >/dev/null"]
+        while True:
+            with turn(ssh.host, LOGIN):
+                with janitor.off_duty():
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
+                        bufsize=0,
+                        start_new_session=True,
+                    )
+                self.process = process
+                try:
+                    # ssh makes the socket when it is in. It does not say so otherwise.
+                    while not os.path.exists(self.path) and process.poll() is None and time.monotonic() < end:
+                        assert process.stderr is not None
+                        readable([process.stderr.fileno()], 0.002)
+                        time.sleep(0.002)
+                    if os.path.exists(self.path):
+                        return
+                    trouble = login_error(ssh, process, end)
+                except BaseException:
+                    self.end()
+                    raise
+            self.end()
+            if trouble is not None:
+                raise trouble
+            time.sleep(random.uniform(0.1, 0.6))
+
+    def alive(self) -> bool:
+        """Whether its program still runs and nobody has found it dead."""
+        return self.process is not None and self.process.poll() is None and not self.doubtful and os.path.exists(self.path)
+
+    def end(self) -> None:
+        """Hang up."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        # It has nothing to say goodbye for: what used it has ended, and a server notices that a client is gone.
+        process.terminate()
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stderr.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies of the descriptors; the connection is its parent's."""
+        process, self.process = self.process, None
+        if process is not None:
+            for file in (process.stdin, process.stderr):
+                if file is not None:
+                    with contextlib.suppress(OSError):
+                        file.close()
+            process.returncode = 0
+
+
+_connections: dict[str, SharedConnection] = {}
+_guard = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _guard
+    _guard = threading.Lock()  # whoever held it did not come along
+    for connection in _connections.values():
+        connection.abandon()
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def take(ssh: SSHOptions, options: Sequence[str], name: str) -> tuple[SharedConnection, bool]:
+    """The connection to a host, with one more user, and whether it was made just now."""
+    while True:
+        with _guard:
+            connection = _connections.get(name)
+            if connection is None:
+                connection = _connections[name] = SharedConnection(name)
+            connection.users += 1
+        fresh = False
+        try:
+            with connection.login_lock:
+                if connection.process is None and not connection.doubtful:
+                    connection.log_in(ssh, options)
+                    fresh = True
+        except BaseException:
+            connection.doubtful = True
+            give_back(connection)
+            raise
+        if connection.alive():
+            return connection, fresh
+        connection.doubtful = True
+        give_back(connection)
+
+
+def give_back(connection: SharedConnection) -> None:
+    """Drop a user; the last one ends the connection. One that is in doubt is given to nobody any more."""
+    with _guard:
+        connection.users -= 1
+        last = not connection.users
+        if (connection.doubtful or last) and _connections.get(connection.name) is connection:
+            del _connections[connection.name]
+    if last:
+        connection.end()
+
+
+def connection_of_the_tree(name: str) -> str | None:
+    """The path of a connection that is kept by the process which owns the home of our tree."""
+    found = glob.glob(os.path.join(glob.escape(home().path), f"{name}-????"))
+    return max(found, default=None, key=lambda path: os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
+
+
+def login_error(ssh: SSHOptions, process: subprocess.Popen[bytes], end: float) -> FarError | None:
+    """Why a login failed; None where it was turned away and may be tried again."""
+    try:
+        status = process.wait(max(0.0, min(2.0, end - time.monotonic())))
+    except subprocess.TimeoutExpired:
+        return no_answer(ssh, LOGIN, _words(process))
+    words = _words(process)
+    if status == 255 and was_turned_away(words) and time.monotonic() < end:
+        return None
+    return diagnose(ssh, status, words)
+
+
+def _words(process: subprocess.Popen[bytes]) -> str:
+    """What a program has written to stderr so far."""
+    assert process.stderr is not None
+    said = b""
+    while len(said) < 1 << 16 and readable([process.stderr.fileno()], 0.0):
+        more = os.read(process.stderr.fileno(), 1 << 14)
+        if not more:
+            break
+        said += more
+    return escaped(said.decode(errors="replace"))

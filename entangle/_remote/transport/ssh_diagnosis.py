@@ -1,0 +1,114 @@
+"""What it means when no Python answers over ssh: the words of the client, or of the shell over there, as an error."""
+
+from __future__ import annotations
+
+import re
+
+from entangle._remote.transport import did_not_start, virtual_environment
+from entangle._remote.transport.ssh_options import LEARN, SSHOptions
+from entangle.errors import FarError, HostKeyError, LoginRefusedError, UnfitPythonError, UnreachableError
+
+
+def diagnose(ssh: SSHOptions, status: int | None, words: str) -> FarError:
+    """The error for what the ssh client or the shell over there has said."""
+    found = _login_trouble(ssh, words) if status in (255, None) else None
+    if found is not None:
+        return found
+    made = virtual_environment.trouble(ssh.place, ssh.env, status, words)
+    if made is not None:
+        return made
+    if status in (126, 127) or re.search(r"(?i)not found|no such file", words):
+        return UnfitPythonError(
+            f"{ssh.place}: there is no Python at {ssh.python!r} there; say where it is, @ssh(python='/path/to/python3')\n{_end_of(words)}"
+        )
+    return did_not_start(ssh.place, status, words)
+
+
+#: What the words of an ssh client mean. The first that is found counts.
+_TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .{0,300} (has changed|does not match)",
+        HostKeyError,
+        "its host key is not the one in known_hosts. Either the host was set up anew, or somebody poses as it. Ask whoever runs "
+        "it; if the new key is right, remove the old one: ssh-keygen {file}-R {entry}",
+    ),
+    (
+        r"Host key verification failed|host key is known for|not found in known_hosts",
+        HostKeyError,
+        "its host key is not known here. Compare it with what whoever runs the host says, and write it down: "
+        "ssh-keyscan {port}{host} >> {known_hosts} , or trust hosts at the first sight: @ssh(known_hosts='accept-new')",
+    ),
+    (r"UNPROTECTED PRIVATE KEY FILE|bad permissions", LoginRefusedError, "others can read the key file {key}: chmod 600 {key}"),
+    (
+        r"Load key .*(invalid format|error in libcrypto)|not a valid \w+ private key",
+        LoginRefusedError,
+        "{key} is not a private key, or needs a passphrase, which an ssh-agent must know: ssh-add {key}",
+    ),
+    (
+        r"Permission denied|Too many authentication failures|Authentication failed|No authentication methods",
+        LoginRefusedError,
+        "it does not let {user} in with {key}. Is the public key in ~/.ssh/authorized_keys there? A key with a passphrase needs an "
+        "ssh-agent; passwords are never asked for",
+    ),
+    (r"Could not resolve hostname|Name or service not known|getaddrinfo", UnreachableError, "there is no host of this name{hint}"),
+    (r"Connection refused", UnreachableError, "no ssh server answers at this port"),
+    (
+        r"(?i)timed out|No route to host|Network is unreachable|Host is down",
+        UnreachableError,
+        "the host does not answer; is it up, and is there a way to it?",
+    ),
+    (
+        r"Connection (closed|reset)|kex_exchange_identification|banner exchange",
+        UnreachableError,
+        "the host closed the connection before the login; too many logins at once (MaxStartups of its sshd), or a firewall",
+    ),
+    (r"Bad configuration option|terminating, \d+ bad", UnreachableError, "ssh cannot read its configuration"),
+]
+
+
+def _login_trouble(ssh: SSHOptions, words: str) -> UnreachableError | None:
+    for pattern, kind, advice in _TROUBLE:
+        if re.search(pattern, words):
+            known = ssh.known_hosts if isinstance(ssh.known_hosts, str) and ssh.known_hosts != LEARN else None
+            entry = f"'[{ssh.host}]:{ssh.port}'" if ssh.port not in (None, 22) else ssh.host
+            told = advice.format(
+                host=ssh.host,
+                entry=entry,
+                port=f"-p {ssh.port} " if ssh.port not in (None, 22) else "",
+                user=ssh.user or "this user",
+                key=ssh.key_file or "the keys that it was offered",
+                file=f"-f {known} " if known else "",
+                known_hosts=known or "~/.ssh/known_hosts",
+                hint=_port_inside(ssh.host),
+            )
+            return kind(f"{ssh.place}: {told}\n{_end_of(words)}")
+    return None
+
+
+def _port_inside(host: str) -> str:
+    """What to write for a host that has its port, or the brackets of an address, in its name."""
+    found = re.fullmatch(r"\[([^]]*)\](?::(\d+))?|([^:]+):(\d+)", host)
+    if found is None:
+        return ""
+    port = found[2] or found[4]
+    return f"; write it as @ssh(host={found[1] or found[3]!r}{f', port={port}' if port else ''})"
+
+
+def no_answer(ssh: SSHOptions, seconds: float, words: str) -> UnreachableError:
+    """The error for a login that takes too long."""
+    return _login_trouble(ssh, words) or UnreachableError(f"{ssh.place}: no login within {seconds:g} s\n{_end_of(words)}".rstrip())
+
+
+def was_turned_away(words: str) -> bool:
+    """Whether the server broke off before it looked at anything, as one does that has too many logins under way."""
+    return (
+        re.search(
+            r"kex_exchange_identification|banner exchange|Connection (closed|reset) by .{0,300} port|reading SSH protocol banner", words
+        )
+        is not None
+    )
+
+
+def _end_of(words: str) -> str:
+    lines = [line.rstrip() for line in words.splitlines() if line.strip() and not set(line.strip()) <= {"@"}]
+    return "\n".join(f"  {line}" for line in lines[-6:])

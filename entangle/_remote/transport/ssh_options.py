@@ -1,0 +1,94 @@
+"""What the options of @ssh mean, whichever client carries the bytes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from entangle._remote.transport import virtual_environment
+from entangle._shared.short import value_in_short
+from entangle.errors import OptionError
+
+#: Seconds for the network to answer and for the login; ssh's own settings, where there are any, go first.
+CONNECT = 15
+#: Seconds until a login is given up, with all further attempts.
+LOGIN = 60.0
+#: The value of `known_hosts` that learns keys of hosts not known yet; the word is OpenSSH's.
+LEARN = "accept-new"
+
+
+def check_word(option: str, value: object) -> None:
+    """Refuse what would be another word to the ssh program or to the shell over there. Raises OptionError."""
+    # A leading dash would be an option of ssh, a line's end the end of a command over there.
+    if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
+        raise OptionError(f"@ssh: {option}={value_in_short(value)}; it is a {'name' if option in ('host', 'user') else 'path'}")
+
+
+@dataclass(frozen=True)
+class SSHOptions:
+    """The options of @ssh. `known_hosts` is a path, LEARN, False for no check at all, or None for what ssh does anyway."""
+
+    host: str
+    user: str | None = None
+    key_file: str | None = None
+    python: str = "python3"
+    port: int | None = None
+    env: str | None = None
+    known_hosts: str | bool | None = None
+    transport: str | None = None
+
+    @property
+    def login(self) -> tuple[Hashable, ...]:
+        """What a connection depends on: options with the same login share one."""
+        return (self.host, self.user, self.key_file, self.port, self.known_hosts)
+
+    @property
+    def place(self) -> str:
+        """`user@host:port`, as far as given."""
+        user = f"{self.user}@" if self.user else ""
+        port = f":{self.port}" if self.port else ""
+        return f"{user}{self.host}{port}"
+
+    @property
+    def timeout(self) -> float:
+        """Longer where a virtual environment may have to be made first."""
+        return 300.0 if self.env else 30.0
+
+    @property
+    def identity(self) -> str | None:
+        """The file that says which key: of a path that ends in `.pub`, the private key beside it.
+
+        Where only the public one is there, an agent may hold the private one, which ssh finds by the public. Raises OptionError
+        where neither is there.
+        """
+        if self.key_file is None:
+            return None
+        path = os.path.expanduser(self.key_file)
+        private = path.removesuffix(".pub")
+        if os.path.isfile(private):
+            return private
+        if path != private and os.path.isfile(path):
+            if os.environ.get("SSH_AUTH_SOCK"):
+                return path
+            raise OptionError(
+                f"@ssh(host={self.host!r}): key={self.key_file!r} is a public key; the private one, {private}, is not beside it, "
+                f"and no ssh-agent runs here"
+            )
+        raise OptionError(
+            f"@ssh(host={self.host!r}): key={self.key_file!r}: there is no such file on {os.uname().nodename}; name a private key, "
+            f"or leave `key` away"
+        )
+
+    def command(self, arguments: Sequence[str]) -> str:
+        """What the shell over there is told: first of all an empty line, which says that it has let us in."""
+        words = [_for_shell(self.python), *virtual_environment.words(self.env), *map(shlex.quote, arguments)]
+        return f"echo; exec {' '.join(words)}"
+
+
+def _for_shell(path: str) -> str:
+    """A path as one word for a shell; a leading ~/ stays what it means."""
+    if path.startswith("~/"):
+        return f"~/{shlex.quote(path[2:])}"
+    return shlex.quote(path)
