@@ -54,7 +54,7 @@ class _Seen:
         self.used = 0
 
 
-class Thread(NamedTuple):
+class WorkerThread(NamedTuple):
     """A thread of the invoking process that works for a run."""
 
     slot: int
@@ -123,7 +123,7 @@ class Admission:
         with self.table.locked(UNCLAIMED):
             self.table.header[CROWDED] = self.table.header[HELD_BACK] = 0
 
-    def look(self, now: int, processes: Iterable[WorkerProcess], threads: Collection[Thread]) -> float:
+    def look(self, now: int, processes: Iterable[WorkerProcess], threads: Collection[WorkerThread]) -> float:
         """See what running bodies use, and correct what they are taken to use; `now` in ns, of the monotonic clock. Gives how many
         CPUs the threads use."""
         table = self.table
@@ -147,7 +147,7 @@ class Admission:
                 self._take_stock(live)
         return together
 
-    def _look_at_threads(self, threads: Collection[Thread], elapsed: int, now: int) -> float:
+    def _look_at_threads(self, threads: Collection[WorkerThread], elapsed: int, now: int) -> float:
         shares = {}
         for thread in threads:
             seen = self._seen.setdefault(thread.slot, _Seen())

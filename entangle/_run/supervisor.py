@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from entangle._run.crowding import Admission, Thread
+from entangle._run.crowding import Admission, WorkerThread
 from entangle._run.deadlines import Deadlines
 from entangle._run.forking import fork_is_safe
 from entangle._run.forwarding import forward, quote, stdout_is_plain
@@ -559,7 +559,7 @@ class Supervisor:
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
         used = self._cpu_use(now)
-        threads = [Thread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
+        threads = [WorkerThread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
         used += self.admission.look(now, self.processes.values(), threads)
         if self.admission.crowded and self.base and count + len(threads) <= self.right:
             self.admission.thin_out()

@@ -125,7 +125,7 @@ def _states_now(run: Run) -> dict[int, str]:
     """The states of the nodes of a run that lasts, from its table; nothing for one that is over, or runs on another machine."""
     if run.state != "running":
         return {}
-    from entangle._watch.tables import live_runs
+    from entangle._watch.live_runs import live_runs
 
     found: dict[int, str] = {}
     for live in live_runs():

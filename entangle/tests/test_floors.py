@@ -24,7 +24,6 @@ OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}, "cli.": {"typer", "rich"}}
 
 #: Circles that are still to be cut. Nothing is added to them.
 KNOWN_CIRCLES: list[set[str]] = [
-    {"_run.forkserver", "_run.start"},
     {"_run.deadlines", "_run.supervisor"},
     {"_tasks.tree", "task", "_tasks.call", "_tasks.layer", "_tasks.parameters"},
     {f"_records.{name}" for name in ("views", "reading", "retention", "ingest")}
@@ -39,13 +38,13 @@ KNOWN_CIRCLES: list[set[str]] = [
 PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter", "ssh")]
 
 #: Files of one name that are still to be told apart. Nothing is added to them.
-KNOWN_PAIRS = [{"_shared.frames", "_remote.wire.frames"}, {"_watch.tables", "cli.tables"}]
+KNOWN_PAIRS = [{"_shared.frames", "_remote.wire.frames"}]
 
 #: Classes of one name that nobody mistakes for each other: the layer of a door and its transport.
 CLASSES = {"Apptainer", "Docker"}
 
 #: Classes of one name that are still to be told apart. Nothing is added to them.
-KNOWN_CLASSES = {"Edge", "Node", "Part", "Run", "Stream", "Task", "Thread"}
+KNOWN_CLASSES = {"Edge", "Node", "Part", "Run", "Stream", "Task"}
 
 
 def test_every_module_has_a_floor() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from entangle._watch.live_runs import LiveRun, cookies, live_homes, live_runs, pid_of_home
 from entangle._watch.outline import read_outline
-from entangle._watch.tables import LiveRun, cookies, live_homes, live_runs, pid_of_home
 
 from .callers import Caller, output_of
 from .evidence import wait_until

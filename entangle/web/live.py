@@ -9,8 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
+from entangle._watch.live_runs import LiveRun, live_runs
 from entangle._watch.outline import Outline, read_outline
-from entangle._watch.tables import LiveRun, live_runs
 from entangle.web.condensed import Part, condensed, drawn, name_of
 from entangle.web.lanes import Stretch
 from entangle.web.remembered import Absent, lane_of
