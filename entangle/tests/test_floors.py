@@ -30,8 +30,6 @@ KNOWN_CIRCLES: list[set[str]] = [
     | {f"_records.drawing.{name}" for name in ["provenance", "trace", "picture", "boxes", "diagrams", "networks", "plain"]},
     {f"_dataflow.{name}" for name in ["windows", "pump", "stream", "push", "plan", "node", "stage", "lost"]},
     {"_remote.agent.performing", "_remote.agent.imports", "_remote.agent.agent"},
-    {"_remote.transport.paramiko", "_remote.transport.openssh", "_remote.transport.ssh"},
-    {"_remote.transport.docker", "_remote.transport.derived"},
 ]
 
 #: Files of one name that nobody mistakes for each other: a door and its transport.
@@ -39,9 +37,6 @@ PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter
 
 #: Files of one name that are still to be told apart. Nothing is added to them.
 KNOWN_PAIRS = [{"_shared.frames", "_remote.wire.frames"}]
-
-#: Classes of one name that nobody mistakes for each other: the layer of a door and its transport.
-CLASSES = {"Apptainer", "Docker"}
 
 #: Classes of one name that are still to be told apart. Nothing is added to them.
 KNOWN_CLASSES = {"Edge", "Node", "Part", "Run", "Stream", "Task"}
@@ -92,7 +87,7 @@ def test_no_two_classes_have_one_name() -> None:
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     named[node.name].append(module)
-    assert {name: places for name, places in named.items() if len(places) > 1 and name not in CLASSES | KNOWN_CLASSES} == {}
+    assert {name: places for name, places in named.items() if len(places) > 1 and name not in KNOWN_CLASSES} == {}
 
 
 def test_other_libraries_are_imported_where_they_are_used() -> None:
