@@ -54,7 +54,7 @@ class EntangleSsh(Entangle, WithServer):
 
     def hang_up(self) -> None:
         """End the agent, and the login with it."""
-        import_module("entangle._remote.caller.channel").close_all()
+        import_module("entangle._remote.caller.open_channels").close_all()
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
         decorated: Callable[..., Any] = self.ssh.ssh(**self.options)(function)

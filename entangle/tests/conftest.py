@@ -267,7 +267,7 @@ _kept_warm: set[object] = set()
 def _no_agent_stays() -> Iterator[None]:
     """Agents that are kept warm for the tests of one file do not stay for the next."""
     yield
-    channels = sys.modules.get("entangle._remote.caller.channel")
+    channels = sys.modules.get("entangle._remote.caller.open_channels")
     if channels is not None:
         channels.close_all()
     _kept_warm.clear()
@@ -296,7 +296,7 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
         _kept_warm.add(way.warm())
     before = _Before.look()
     yield
-    channels = sys.modules.get("entangle._remote.caller.channel")
+    channels = sys.modules.get("entangle._remote.caller.open_channels")
     if channels is not None:
         channels.close_all(lambda transport: transport.key not in _kept_warm)  # else they are there as long as their process
     if request.node.stash.get(_FAILED, False):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from entangle._remote.caller import channel
+from entangle._remote.caller.open_channels import close_all
 from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle.errors import (
     LinkLostError,
@@ -785,7 +785,7 @@ def test_a_place_that_fails_fails_once_for_all_who_wait(tmp_path: Path) -> None:
 def test_closing_is_final_and_quiet() -> None:
     pid = interpreter(bodies.pid)
     first = pid()()
-    channel.close_all()
+    close_all()
     wait_until(lambda: not alive(first))
     assert pid()() != first
 

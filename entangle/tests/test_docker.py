@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from entangle._remote.caller.channel import close_all
+from entangle._remote.caller.open_channels import close_all
 from entangle.docker import docker
 from entangle.errors import ImageError, LinkLostError, OptionError, UnfitPythonError, UnreachableError
 from entangle.process import process

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from entangle._remote.caller import channel
+from entangle._remote.caller.open_channels import channel_to, close_all
 from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle._shared.interrupts import whole
 from entangle.errors import RunCancelledError
@@ -184,7 +184,7 @@ def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
         except BaseException as error:
             wrong.append(error)
 
-    there = channel.channel_to(InterpreterTransport(sys.executable))
+    there = channel_to(InterpreterTransport(sys.executable))
     others = [threading.Thread(target=calls, args=(number,)) for number in range(2)]
     for other in others:
         other.start()
@@ -493,5 +493,5 @@ def test_a_body_that_prints_for_ever_is_given_up(door: Callable[..., Any], how: 
         with pytest.raises(ThreadTimeoutException):
             thread(timeout=0.5)(door(print_for_ever))()()
     works_at_once(one(2), 2)
-    channel.close_all()
+    close_all()
     capfd.readouterr()

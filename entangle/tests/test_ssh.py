@@ -501,6 +501,6 @@ def test_hosts_on_loopback_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with three_hosts(tmp_path) as simple:
         assert not simple.namespaces
         assert ssh(**simple.options("bravo"))(where)()() == simple["bravo"].address
-        from entangle._remote.caller.channel import close_all
+        from entangle._remote.caller.open_channels import close_all
 
         close_all()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from entangle._remote.caller.channel import close_all
+from entangle._remote.caller.open_channels import close_all
 from entangle.errors import FarError, LinkLostError, ProcessTerminatedException, ProcessTimeoutException, StoreFullError
 from entangle.process import process
 from entangle.ssh import ssh

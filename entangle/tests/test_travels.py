@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from entangle import records
-from entangle._remote.caller.channel import close_all
+from entangle._remote.caller.open_channels import close_all
 from entangle.interpreter import interpreter
 from entangle.process import process
 from entangle.thread import thread

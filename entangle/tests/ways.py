@@ -61,7 +61,7 @@ def other_python(same: bool) -> Callable[[Any], Any]:
 
 def warm_python(same: bool) -> Any:
     """Have the agent there, and give the key under which it is kept."""
-    from entangle._remote.caller.channel import channel_to
+    from entangle._remote.caller.open_channels import channel_to
     from entangle._remote.transport.interpreter import InterpreterTransport
 
     from .places import far_pythons
@@ -83,7 +83,7 @@ def by_ssh(task: Any) -> Any:
 
 def warm_ssh() -> Any:
     """Have the agent there, and give the key under which it is kept."""
-    from entangle._remote.caller.channel import channel_to
+    from entangle._remote.caller.open_channels import channel_to
 
     task = by_ssh(process(abs))
     task(-1)()
@@ -113,7 +113,7 @@ def _container() -> Any:
 
 def warm_container() -> Any:
     """Have the container there, and give the key under which its agent is kept."""
-    from entangle._remote.caller.channel import channel_to
+    from entangle._remote.caller.open_channels import channel_to
 
     in_a_container(process(abs))(-1)()
     channel_to(_container())

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from entangle._remote.caller.channel import channel_to, close_all
+from entangle._remote.caller.open_channels import channel_to, close_all
 from entangle._remote.transport.ssh import SSHTransport
 from entangle._remote.transport.ssh_options import check_word
 from entangle.errors import EntangleError, OptionError

@@ -50,7 +50,7 @@ class Far(Layer):
         again = body.retry > 0 and any(issubclass(kind, body.on) for kind in (LinkLostError, ProcessTerminatedException))
 
         def far(*args: Any, **kwargs: Any) -> Any:
-            from entangle._remote.caller.channel import channel_to
+            from entangle._remote.caller.open_channels import channel_to
 
             if not again:
                 return channel_to(transport).call(rest, args, kwargs)
@@ -102,7 +102,7 @@ class _Ending:
             self._runs = max(0, self._runs - 1)
             if self._runs:
                 return
-        channels = sys.modules.get("entangle._remote.caller.channel")
+        channels = sys.modules.get("entangle._remote.caller.open_channels")
         if channels is not None:
             channels.close_all(lambda transport: transport.ends_with_run)
 

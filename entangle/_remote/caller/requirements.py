@@ -17,8 +17,9 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from entangle._remote.caller.channel import Channel, channel_to
+from entangle._remote.caller.channel import Channel
 from entangle._remote.caller.modules import is_project
+from entangle._remote.caller.open_channels import channel_to
 from entangle._remote.transport import Transport
 from entangle._shared.masks import masked
 from entangle._shared.pickling import MAIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -201,6 +202,28 @@ class PumpedStream(ByteStream):
         """The sockets go; the pumps did not come along."""
         self._ours.close()
         self._theirs.close()
+
+
+def wait_ready(reads: Sequence[int], writes: Sequence[int], seconds: float) -> set[int]:
+    """Which of these descriptors can be read, or written to, within so long."""
+    poll = select.poll()
+    for fd in reads:
+        if fd >= 0:
+            poll.register(fd, select.POLLIN)
+    for fd in writes:
+        if fd >= 0:
+            poll.register(fd, select.POLLOUT | (select.POLLIN if fd in reads else 0))
+    return {fd for fd, _ in poll.poll(max(0.0, seconds) * 1000)}
+
+
+def read_now(fd: int, size: int) -> bytes | None:
+    """What can be read now; None where nothing can, b"" at the end."""
+    try:
+        return os.read(fd, size)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _enlarge(fd: int) -> None:

@@ -1,0 +1,117 @@
+"""The open channels of this process, one for each place: dialled when first wanted, closed when the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+
+from entangle import _run
+from entangle._remote.caller.channel import LAST_WORDS, Channel
+from entangle._remote.transport import Transport
+from entangle.errors import FarError
+
+_channels: dict[Hashable, Future[Channel]] = {}
+_guard = threading.Lock()
+_registered = False
+
+
+def channel_to(transport: Transport) -> Channel:
+    """The channel of this process to that place; dialled if there is none, or the one there was is lost.
+
+    Threads that come while another one dials get what that gets: the channel, or the error.
+    """
+    global _registered
+    key = transport.key
+    while True:
+        mine: Future[Channel] | None = None
+        channel: Channel | None = None
+        try:
+            with _guard:
+                found = _channels.get(key)
+                if found is None:
+                    mine = Future()
+                    found = _channels[key] = mine
+                if not _registered:
+                    _registered = True
+                    atexit.register(close_all)
+                    _run.at_termination.append(let_go)
+            if mine is not None:
+                channel = Channel(transport)
+                mine.set_result(channel)
+                return channel
+        except BaseException as error:
+            if mine is not None and not mine.done():
+                with _guard:
+                    if _channels.get(key) is mine:
+                        del _channels[key]
+                mine.set_exception(error)
+                if channel is not None:
+                    channel.close()
+            raise
+        error_there = found.exception()  # waits
+        if isinstance(error_there, FarError):
+            raise type(error_there)(*error_there.args) from error_there
+        if error_there is not None:
+            continue  # who dialled was interrupted; that is nothing to us
+        channel = found.result()
+        if channel.alive():
+            return channel
+        with _guard:
+            closes = _channels.get(key) is found
+            if closes:
+                del _channels[key]
+        if closes:
+            channel.close()
+
+
+def close_all(chosen: Callable[[Transport], bool] = lambda transport: True) -> None:
+    """Close the channels of this process, those whose transport is `chosen`. All are told at once, and then waited for; who is interrupted
+    meanwhile waits no longer."""
+    with _guard:
+        ending = {key: future for key, future in _channels.items() if future.done() and not future.exception()}
+        ending = {key: future for key, future in ending.items() if chosen(future.result().transport)}
+        for key in ending:
+            del _channels[key]
+    channels = [future.result() for future in ending.values()]
+    until = time.monotonic() + LAST_WORDS
+    try:
+        for channel in channels:
+            channel.hang_up(until)
+        for channel in channels:
+            channel.close()
+    except BaseException:
+        for channel in channels:
+            channel.kill()
+        raise
+
+
+def let_go() -> None:
+    """End the agents of this process, which is about to be ended by a signal. The end of its stream is enough for one that is well."""
+    channels = [future.result() for future in _channels.values() if future.done() and not future.exception()]
+    until = time.monotonic() + 1.0
+    for channel in channels:
+        channel.hang_up(0.0)
+    while any(channel.runs() for channel in channels) and time.monotonic() < until:
+        time.sleep(0.005)
+    for channel in channels:
+        channel.kill()
+
+
+def _after_fork() -> None:
+    """A forked child has its parent's channels by name only; it dials its own."""
+    global _guard, _registered
+    for future in _channels.values():
+        if future.done() and not future.exception():
+            future.result().abandon()
+    _channels.clear()
+    with contextlib.suppress(ValueError):
+        _run.at_termination.remove(let_go)
+    _guard, _registered = threading.Lock(), False
+
+
+os.register_at_fork(after_in_child=_after_fork)

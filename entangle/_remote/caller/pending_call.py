@@ -1,0 +1,39 @@
+"""A call that was sent and has no answer yet."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from entangle._remote.wire.frames import Message
+from entangle._shared.table import NOBODY, NODE
+from entangle._worker.worker import Worker
+
+
+class PendingCall:
+    """A call under way: what its thread waits for."""
+
+    __slots__ = ("answer", "error", "flow", "name", "node", "number", "records", "settled", "wake")
+
+    def __init__(self, number: int, name: str, worker: Worker | None) -> None:
+        self.number = number
+        self.name = name
+        self.flow = worker.site.flow if worker is not None else None
+        self.node: int = worker.site.table.slots[worker.base + NODE] if worker is not None else NOBODY
+        self.answer: Message | None = None
+        self.error: BaseException | None = None
+        self.settled = False
+        #: Where the records of what ran there go; "" where there is nothing to be remembered.
+        self.records = ""
+        #: Held while there is nothing to wake up for.
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def path(self) -> str:
+        """The call path, for what is printed there."""
+        return self.flow.path(self.node) if self.flow is not None and self.node >= 0 else self.name
+
+    def rouse(self) -> None:
+        """Have its thread look again, now or when it is about to wait."""
+        with contextlib.suppress(RuntimeError):  # it was told already
+            self.wake.release()
