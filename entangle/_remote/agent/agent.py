@@ -10,8 +10,6 @@ the stream before the first call.
 
 from __future__ import annotations
 
-import codecs
-import io
 import json
 import os
 import queue
@@ -25,7 +23,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entangle import _run
-from entangle._remote.agent import imports
+from entangle._remote.agent import family, imports
+from entangle._remote.agent.prints import Prints
 from entangle._remote.wire.frames import (
     CALL,
     CANCEL,
@@ -56,8 +55,6 @@ MOST_THREADS = 1024
 PRINTED = 24 << 10
 #: Seconds without a word after which an idle agent sends one, so that the network finds out that the line is cut.
 IDLE = 30.0
-#: Between SIGTERM and SIGKILL for what bodies have started (seconds).
-GRACE = 0.3
 
 
 class Agent:
@@ -93,7 +90,7 @@ class Agent:
         self._asked = 1 << 62
         self._ready = threading.Event()
         self.prints = (Prints(self, 1), Prints(self, 2))
-        self._counter: imports.Counter | None = None
+        self._serves_modules = False
         self._drained = threading.Lock()
         self._pid = os.getpid()
         self._ending = False
@@ -102,7 +99,7 @@ class Agent:
         """Say hello, then do what comes, until nothing comes any more."""
         # What runs here is remembered where it was called, if at all (entangle._records.travels).
         _run.observers.clear()
-        _lead_family()
+        family.lead_family()
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: self.end())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -207,8 +204,8 @@ class Agent:
         self._ready.wait(60.0)
         from entangle._remote.agent import performing
 
-        if self._counter is None:
-            self._open_counter()
+        if not self._serves_modules:
+            self._serve_modules()
         imports.load_renewed()
 
         def began(cancel: Callable[[], None]) -> None:
@@ -294,18 +291,19 @@ class Agent:
         self.send(FIND, number, [[name.encode()]])
         return answer.get()
 
-    def _open_counter(self) -> None:
+    def _serve_modules(self) -> None:
         """Have the workers of our runs, who are no children of this interpreter, ask us for modules."""
+        from entangle._remote.agent.module_server import ModuleServer
         from entangle._run import python_command
         from entangle._shared import home
         from entangle._worker import janitor
 
         with self._guard:
-            if self._counter is None:
+            if not self._serves_modules:
                 home.join(self.config.get("branch", ""))
-                self._counter = imports.Counter(self.ask)
                 janitor.watch_for_children()
-                python_command.prelude = imports.prelude(self._counter.address)
+                python_command.prelude = ModuleServer(self.ask).prelude()
+                self._serves_modules = True
 
     # What is printed --------------------------------------------------------------------------------------
 
@@ -385,7 +383,7 @@ class Agent:
                 if cancel is not None:
                     threading.Thread(target=cancel, daemon=True).start()
             janitor = sys.modules.get("entangle._worker.janitor")
-            kill_family(janitor.hired() if janitor is not None else 0)
+            family.kill_family(janitor.hired() if janitor is not None else 0)
             if janitor is not None:
                 janitor.kill_marked()  # daemons, who have left the family
                 janitor.dismiss()
@@ -394,137 +392,6 @@ class Agent:
                 homes.leave()
         finally:
             os._exit(0)
-
-
-class _Line:
-    """What one thread has written of a line that has no end yet."""
-
-    __slots__ = ("call", "text", "thread")
-
-    def __init__(self) -> None:
-        self.text = b""
-        self.call = 0
-        self.thread = threading.current_thread()
-
-
-class Prints(io.TextIOBase):
-    """What a body's `print` writes to: sent line by line, with the call that the printing thread belongs to.
-
-    It is not the stream of its descriptor, but a program to which that is given, and whatever writes to it by number, is heard too.
-    """
-
-    encoding = "utf-8"
-    errors = "backslashreplace"
-    line_buffering = True
-    #: What is written here does not go to the descriptor of `fileno`, which knows of no call (entangle._run.forwarding).
-    apart = True
-
-    def __init__(self, agent: Agent, stream: int) -> None:
-        self._agent = agent
-        self._stream = stream
-        self.name = "<stdout>" if stream == 1 else "<stderr>"
-        self._here = threading.local()
-        self._guard = threading.RLock()  # a signal's handler prints where its thread was printing
-        self._begun: set[_Line] = set()
-        self.buffer = _Raw(self)
-
-    @property
-    def call(self) -> int:
-        """The call that this thread runs; of threads that a body has started, the only one under way; 0 for none that we know of."""
-        number: int = getattr(self._here, "call", 0)
-        return number or self._agent.only_call()
-
-    @call.setter
-    def call(self, number: int) -> None:
-        self._here.call = number
-
-    def write(self, text: str) -> int:
-        """Send whole lines; keep the rest."""
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        self.write_bytes(text.encode("utf-8", self.errors))
-        return len(text)
-
-    def write_bytes(self, data: bytes) -> None:
-        """Send whole lines; keep the rest, which may end within a character."""
-        line: _Line | None = getattr(self._here, "line", None)
-        if line is None:
-            line = self._here.line = _Line()
-        call = self.call
-        with self._guard:
-            lines, end, rest = (line.text + data).rpartition(b"\n")
-            if len(rest) > 1 << 16:
-                lines, end, rest = lines + end, rest, b""
-            line.text, line.call = rest, call
-            (self._begun.add if rest else self._begun.discard)(line)
-        if end:
-            self._agent.print(self._stream, call, lines + end)
-
-    def flush(self) -> None:
-        """Send what this thread has written of a line; it is shown with the rest of it."""
-        line: _Line | None = getattr(self._here, "line", None)
-        if line is not None:
-            self._send([line], b"")
-
-    def finish(self, call: int) -> None:
-        """A call is over: send the lines that will get no end, those of its threads and of threads that have ended."""
-        with self._guard:
-            last = not self._agent.under_way()
-            lines = [line for line in self._begun if last or line.call == call or not line.thread.is_alive()]
-        self._send(lines, b"\n")
-
-    def _send(self, lines: list[_Line], end: bytes) -> None:
-        for line in lines:
-            with self._guard:
-                text, line.text = line.text, b""
-                self._begun.discard(line)
-            if text:
-                self._agent.print(self._stream, line.call, text + end)
-
-    def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **settings: Any) -> None:
-        """As that of a file; but what is printed travels as UTF-8, and by lines, in any case."""
-        unknown = sorted(settings.keys() - {"newline", "line_buffering", "write_through"})
-        if unknown:
-            raise TypeError(f"reconfigure() got an unexpected keyword argument {unknown[0]!r}")
-        if encoding is not None:
-            codecs.lookup(encoding)
-        if errors is not None:
-            codecs.lookup_error(errors)
-            self.errors = errors
-
-    def fileno(self) -> int:
-        """The descriptor for a program's own prints: 1 is a pipe to the agent, 2 is where the agent's last words would come out."""
-        return self._stream
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def unlock(self) -> None:
-        """In a forked child: whoever held the lock is not there."""
-        self._guard = threading.RLock()
-        self._begun.clear()
-
-
-class _Raw(io.RawIOBase):
-    """`sys.stdout.buffer`, for those who print bytes."""
-
-    def __init__(self, prints: Prints) -> None:
-        self._prints = prints
-
-    def write(self, data: Any) -> int:
-        data = memoryview(data).tobytes()
-        self._prints.write_bytes(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._prints.flush()
-
-    def fileno(self) -> int:
-        return self._prints.fileno()
-
-    def writable(self) -> bool:
-        return True
 
 
 def _plain(error: BaseException) -> bytes:
@@ -566,68 +433,6 @@ def _about_here() -> dict[str, Any]:
         "memory": memory,
         "press": compressions(),
     }
-
-
-# The family: what bodies start ---------------------------------------------------------------------------------------
-
-
-def _lead_family() -> None:
-    """Lead a process group, so that what is killed with us can be told from what is not ours."""
-    try:
-        os.setsid()
-    except OSError:
-        pass  # a session's leader already
-
-
-def family() -> list[int]:
-    """The processes that this one has started, and they in turn; none where there is no /proc."""
-    below: dict[int, list[int]] = {}
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return []
-    for name in names:
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            below.setdefault(parent, []).append(int(name))
-    found: list[int] = []
-    waiting = [os.getpid()]
-    while waiting:
-        children = below.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
-
-
-def kill_family(spared: int = 0) -> None:
-    """End what we and our bodies have started: SIGTERM, a grace, SIGKILL; again for what was started meanwhile. All but one,
-    who is deaf to SIGTERM since he is there to end what we leave."""
-    for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE), (signal.SIGKILL, 0.0)):
-        found = [pid for pid in family() if pid != spared]
-        if not found:
-            return
-        for pid in found:
-            try:
-                os.kill(pid, number)
-            except OSError:
-                pass
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and any(pid != spared for pid in family()):
-            _reap()
-            time.sleep(0.005)
-
-
-def _reap() -> None:
-    """Bury children that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 #: The agent that this process is, if it is one.

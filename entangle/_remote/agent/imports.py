@@ -250,68 +250,6 @@ def decode_answer(parts: Sequence[Any]) -> Any:
 # In the workers of an agent ----------------------------------------------------------------------------------------
 
 
-class Counter:
-    """Where the workers of an agent ask for modules: a socket that only this user's processes may talk to."""
-
-    def __init__(self, ask: Ask) -> None:
-        import socket
-
-        self._ask = ask
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        name = f"entangle-modules-{os.getpid()}-{os.urandom(8).hex()}"
-        if sys.platform == "linux":
-            self._socket.bind("\0" + name)  # no file; the kernel forgets the name with us
-            self.address = "@" + name
-        else:
-            import tempfile
-
-            self.address = os.path.join(tempfile.mkdtemp(prefix="entangle-"), "modules")
-            self._socket.bind(self.address)
-        self._socket.listen(64)
-        threading.Thread(target=self._serve, name="entangle-modules", daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            asker, _ = self._socket.accept()
-            threading.Thread(target=self._answer, args=(asker,), name="entangle-modules", daemon=True).start()
-
-    def _answer(self, asker: Any) -> None:
-        import socket
-        import struct
-
-        with asker:
-            try:
-                if hasattr(socket, "SO_PEERCRED"):
-                    _, user, _ = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                    if user != os.getuid():
-                        return
-                with asker.makefile("rb") as lines:
-                    name = lines.readline(1024).decode().strip()
-                asker.sendall(marshal.dumps(self.lookup(name), 2))
-            except (OSError, ValueError):
-                return  # it has gone; it is its own affair
-
-    def lookup(self, name: str) -> Any:
-        """What we know ourselves, else what the caller knows."""
-        if name == ALL:
-            return dict(finders[0].known)
-        if name == SOURCES or name.startswith((SOURCE_OF, MODULES_ALONE)):
-            return self._ask(name)
-        for finder in finders:
-            if name in finder.known:
-                return {name: finder.known[name]}
-            if name in finder.refused:
-                return finder.refused[name]
-        answer = self._ask(name)
-        for finder in finders:
-            if finder._ours == (name.partition(".")[0] in OURS):
-                if isinstance(answer, dict):
-                    finder.known.update(answer)
-                else:
-                    finder.refused[name] = answer or ""
-        return answer
-
-
 def ask_at(address: str, name: str) -> Any:
     """Ask the agent that this worker belongs to."""
     import socket
@@ -324,17 +262,6 @@ def ask_at(address: str, name: str) -> Any:
             return marshal.loads(answer.read())
 
 
-def prelude(address: str) -> str:
-    """What a worker that is not forked from its agent runs first: it has the agent's modules, and asks there for others."""
-    where = "\0" + address[1:] if address.startswith("@") else address
-    return (
-        f"import socket,marshal,sys,types;s=socket.socket(socket.AF_UNIX);s.connect({where!r});s.sendall(b'*\\n');"
-        "k=marshal.loads(s.makefile('rb').read());s.close();m=types.ModuleType('entangle._remote.agent.imports');sys.modules[m.__name__]=m;"
-        "_,m.__file__,t=k[m.__name__];exec(compile(t,m.__file__,'exec') if isinstance(t,str) else marshal.loads(t),m.__dict__);"
-        f"m.join({address!r},k);del s,k,m,t,_;"
-    )
-
-
 def join(address: str, known: dict[str, Known]) -> None:
     """Import as the agent at that address does."""
     import functools
@@ -343,11 +270,8 @@ def join(address: str, known: dict[str, Known]) -> None:
     install(functools.partial(ask_at, address), known)
 
 
-def begin(known: dict[str, Known], config: dict[str, Any]) -> None:
+def begin(known: dict[str, Known]) -> None:
     """The first thing an agent does, when it has read its sources."""
     # The working directory is no place of modules: what happens to lie there is not what the caller means.
     sys.path[:] = [entry for entry in sys.path if entry]
     install(None, known)
-    from entangle._remote.agent.agent import serve
-
-    serve(config)

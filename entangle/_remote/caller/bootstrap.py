@@ -36,7 +36,8 @@ known, config = {known!r}, {config!r}
 m = sys.modules["entangle._remote.agent.imports"] = types.ModuleType("entangle._remote.agent.imports")
 m.__file__ = known[m.__name__][1]
 exec(compile(known[m.__name__][2], m.__file__, "exec"), m.__dict__)
-m.begin(known, config)
+m.begin(known)
+m.importlib.import_module("entangle._remote.agent.agent").serve(config)
 """
 
 

@@ -44,6 +44,8 @@ FIRST = (
     "entangle._remote.wire.frames",
     "entangle._remote.agent",
     "entangle._remote.agent.imports",
+    "entangle._remote.agent.prints",
+    "entangle._remote.agent.family",
     "entangle._remote.agent.agent",
 )
 #: … and to run calls, whether or not it has been loaded here.
@@ -51,6 +53,7 @@ _ENGINE = (
     "cloudpickle",
     "cloudpickle.cloudpickle",
     "entangle._remote.wire.parts",
+    "entangle._remote.agent.module_server",
     "entangle._remote.agent.performing",
     "entangle._remote.wire.lines",
     "entangle._remote.wire.revive",
