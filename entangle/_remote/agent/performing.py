@@ -46,9 +46,9 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
     reader: Any = None
     try:
         if plain:
-            from entangle._remote.wire.revive import Reader
+            from entangle._remote.agent.source_reader import SourceReader
 
-            reader = Reader(parts[1], parts[2:])
+            reader = SourceReader(parts[1], parts[2:])
             (task, args, kwargs), reader.call = reader.call, None
         else:
             task, args, kwargs = _load_call(parts[1:], name)

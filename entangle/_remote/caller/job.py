@@ -47,10 +47,10 @@ def pack(
     findable.look_afresh()
     given: Given = None
     if not same:
-        from entangle._remote.caller.source import Book
+        from entangle._remote.caller.source_writer import SourceWriter
 
-        book = Book(rest, args, kwargs, f"{place} has Python {there[0]}.{there[1]}")
-        parts, given = dump_plain([book.head, *book.steps], book.reduced), book.given
+        writer = SourceWriter(rest, args, kwargs, f"{place} has Python {there[0]}.{there[1]}")
+        parts, given = dump_plain([writer.head, *writer.steps], writer.reduced), writer.given
     else:
         try:
             parts = dump((rest, args, kwargs), ours=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from entangle._remote.wire.frames import MOST_PARTS, Bytes, Segments
+from entangle._remote.wire.source_format import Pickler, Unpickler
 from entangle._shared import findable
 from entangle._shared.pickling import OF_MAIN, PicklerByName, pickler_by_value
 
@@ -68,8 +69,6 @@ def dump(value: Any, ours: bool = False) -> list[Segments]:
 
 def dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Segments]:
     """Values as parts that any version of Python can read, one pickle after the other. `reduced` is the part of what both sides have."""
-    from entangle._remote.wire.revive import Pickler
-
     buffers = _Buffers()
     written = _Segments()
     pickler = Pickler(written, reduced, buffers.aside)
@@ -80,7 +79,5 @@ def dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Seg
 
 def load(parts: Sequence[Any], given: Given = None) -> Any:
     if given is not None:
-        from entangle._remote.wire.revive import Unpickler
-
         return Unpickler(parts[0], given, parts[1:]).load()
     return pickle.loads(parts[0], buffers=parts[1:])

@@ -19,6 +19,8 @@ import zipimport
 from collections.abc import Iterator
 from typing import Any
 
+from entangle._remote.wire.source_format import functions_of
+
 
 class NotWrittenError(Exception):
     """The lines are not to be had; the text goes on from "the source of …"."""
@@ -181,24 +183,6 @@ def _fields(node: ast.ClassDef) -> list[str]:
 
     look(node.body)
     return list(dict.fromkeys(found))
-
-
-def functions_of(attribute: Any) -> Iterator[types.FunctionType]:
-    """The functions in an attribute of a class: itself, what a descriptor or a task holds, what a decorator has wrapped."""
-    for _ in range(32):
-        if isinstance(attribute, types.FunctionType):
-            yield attribute
-        if isinstance(attribute, property):
-            for part in (attribute.fget, attribute.fset, attribute.fdel):
-                if isinstance(part, types.FunctionType):
-                    yield part
-            return
-        if isinstance(attribute, (staticmethod, classmethod)):
-            attribute = attribute.__func__
-        else:
-            attribute = getattr(attribute, "__dict__", {}).get("__wrapped__")
-        if attribute is None:
-            return
 
 
 @functools.lru_cache(maxsize=16)

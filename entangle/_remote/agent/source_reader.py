@@ -5,77 +5,19 @@ import __future__
 
 import ast
 import collections
-import functools
-import io
 import linecache
 import os
-import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
-from entangle._remote.wire.lines import functions_of
-from entangle._shared import raised
+from entangle._remote.wire.source_format import CALL, FUNCTION, Unpickler, functions_of, given
 from entangle.errors import UnfitPythonError, UnpicklableError
 from entangle.task import Task
 
-#: The steps in which a task comes, in an order in which each finds what it needs: the last is its call.
-GLOBAL, CELL, CLASS, FUNCTION, ATTRIBUTE, CALL = "global", "cell", "class", "function", "attribute", "call"
-#: A function or a class that is had from the class that it is a part of.
-MEMBER = "member"
 
-
-def given(number: int) -> NoReturn:
-    """Stands in a pickle for what was sent as source and has this number in its book."""
-    raise LookupError(f"number {number} of a book that is not open")
-
-
-def given_function(module: str, name: str) -> Any:
-    """The function of the task that a module has under this name."""
-    found: Any = sys.modules.get(module) or __import__(module, fromlist=["_"])
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found.function
-
-
-def cached(function: Any, parameters: dict[str, Any]) -> Any:
-    """A function that remembers its values, as `functools.lru_cache` makes it."""
-    return functools.lru_cache(**parameters)(function)
-
-
-def bound(function: Any, itself: Any) -> types.MethodType:
-    """A method of an object whose class does not have it."""
-    return types.MethodType(function, itself)
-
-
-class Unpickler(pickle.Unpickler):
-    """Reads pickles in which `given` stands for what both sides have."""
-
-    def __init__(self, data: Any, have: Any, buffers: Iterable[Any] | None = None) -> None:
-        super().__init__(io.BytesIO(data), buffers=buffers)
-        self._have = have
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What a pickle names."""
-        return self._have if (module, name) == (__name__, "given") else super().find_class(module, name)
-
-
-class Pickler(pickle.Pickler):
-    """Writes pickles in which `given` stands for what both sides have; `reduced` says how, or NotImplemented."""
-
-    def __init__(self, file: Any, reduced: Callable[[Any], Any], aside: Any = None) -> None:
-        super().__init__(file, 5, buffer_callback=aside)
-        self._reduced = reduced
-
-    def reducer_override(self, value: Any) -> Any:
-        """How a function, a class or an instance is written."""
-        if isinstance(value, BaseException):
-            return raised.reduced(value) or self._reduced(value)
-        return self._reduced(value)
-
-
-class Reader:
+class SourceReader:
     """Makes again what a book describes. `call` is the task with its arguments."""
 
     def __init__(self, data: Any, buffers: Iterable[Any] | None = None) -> None:

@@ -26,8 +26,8 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from entangle._remote.wire.lines import NotWrittenError, functions_of, lines_of
-from entangle._remote.wire.revive import (
+from entangle._remote.caller.source_lines import NotWrittenError, lines_of
+from entangle._remote.wire.source_format import (
     ATTRIBUTE,
     CALL,
     CELL,
@@ -38,6 +38,7 @@ from entangle._remote.wire.revive import (
     Pickler,
     bound,
     cached,
+    functions_of,
     given,
     given_function,
 )
@@ -54,7 +55,7 @@ _OF_ANNOTATIONS = {"__annotate__", "__annotate_func__"}
 _COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 
 
-class Book:
+class SourceWriter:
     """A task and its arguments, as steps that make them again: `steps`, whose values are written as `reduced` says, after `head`.
 
     Raises UnpicklableError, which names what cannot travel. `where` says, for errors, which version is there.
