@@ -11,7 +11,7 @@ import threading
 from typing import Any, Protocol
 
 
-class Host(Protocol):
+class PrintSender(Protocol):
     """What prints need of the agent that they belong to."""
 
     def print(self, stream: int, call: int, data: bytes) -> None:
@@ -47,7 +47,7 @@ class Prints(io.TextIOBase):
     #: What is written here does not go to the descriptor of `fileno`, which knows of no call (entangle._run.forwarding).
     apart = True
 
-    def __init__(self, agent: Host, stream: int) -> None:
+    def __init__(self, agent: PrintSender, stream: int) -> None:
         self._agent = agent
         self._stream = stream
         self.name = "<stdout>" if stream == 1 else "<stderr>"

@@ -25,7 +25,7 @@ NOBODYS, PROGRAMS = 0, -1
 STREAMS = (b"\1", b"\2", b"\3")
 
 
-class Call(Protocol):
+class PrintingCall(Protocol):
     """A call under way, as far as what it prints is concerned."""
 
     def path(self) -> str:
@@ -35,7 +35,7 @@ class Call(Protocol):
 class Shown:
     """Shows what comes of several streams and calls of one place. `calls` are those under way, by number."""
 
-    def __init__(self, place: str, calls: Mapping[int, Call]) -> None:
+    def __init__(self, place: str, calls: Mapping[int, PrintingCall]) -> None:
         self._place = place
         self._calls = calls
         #: What was printed of lines that have no end yet, by stream and call.
