@@ -98,7 +98,7 @@ class Channel:
         #: What the agent says of its place.
         self.about: dict[str, Any] = {}
         self._numbers = itertools.count(1)
-        self._entries: dict[int, PendingCall] = {}
+        self._calls: dict[int, PendingCall] = {}
         self._guard = threading.Lock()
         self._leader: object | None = None
         #: Held by whoever writes. What is written stays here until the line has taken it: who is interrupted leaves it to the next.
@@ -112,7 +112,7 @@ class Channel:
         self._modules = modules.Sent()
         self._questions = Questions(self._modules)
         self._renewing = threading.Lock()
-        self._shown = Shown(self.place, self._entries)
+        self._shown = Shown(self.place, self._calls)
         self._greeted = False
         self._pid = os.getpid()
         self._silence = _silence(transport)
@@ -158,12 +158,12 @@ class Channel:
                 self._refuse(error)
             while not self.about and self.lost is None:
                 if time.monotonic() >= until:
-                    raise diagnosis(self.transport, self._stream, self._stderr, ended=self.lost is not None)
+                    raise diagnosis(self.transport, self._stream, self._stderr)
                 self._pump(until - time.monotonic())
         if isinstance(self.lost, ProtocolError):
             raise self.lost
         if self.lost is not None:
-            raise diagnosis(self.transport, self._stream, self._stderr, ended=self.lost is not None)
+            raise diagnosis(self.transport, self._stream, self._stderr, ended=True)
         if self.about.get("protocol") != VERSION:
             raise ProtocolError(f"{self.place}: its agent speaks version {self.about.get('protocol')} of the protocol, not {VERSION}")
         self._greeted = self._stderr.visible = True
@@ -177,16 +177,16 @@ class Channel:
         """Run a task there, and give its value. Raises what it raises, LinkLostError, and UnpicklableError for what cannot travel."""
         name = rest.__name__
         worker = here.worker
-        entry = PendingCall(next(self._numbers), name, worker)
+        call = PendingCall(next(self._numbers), name, worker)
         record = None
         if worker is not None and (mode := worker.site.table.header[NOTING]) in (SHORT, WHOLE):
-            entry.records = _remote.travels().destination(worker)
-            if entry.records:
-                record = worker.site.run_id, entry.node, mode == WHOLE
+            call.records = _remote.travels().destination(worker)
+            if call.records:
+                record = worker.site.run_id, call.node, mode == WHOLE
         parts, given = job.pack(rest, args, kwargs, self.about, self.place, record)
 
         def cancel() -> None:
-            self._settle(entry)
+            self._settle(call)
             with contextlib.suppress(OSError):
                 os.write(self._waker, b"!")
 
@@ -195,35 +195,35 @@ class Channel:
             with self._guard:
                 if self.lost is not None:
                     raise self._again(self.lost)
-                self._entries[entry.number] = entry
+                self._calls[call.number] = call
             with worker.ending_with(cancel) if worker is not None else contextlib.nullcontext(), contextlib.suppress(_Stopped):
-                self._send_renewed(entry)
-                self._send(CALL, entry.number, parts, entry)
+                self._send_renewed(call)
+                self._send(CALL, call.number, parts, call)
                 del parts, args, kwargs
-                self._wait(entry)
+                self._wait(call)
         except BaseException:
-            self._forget(entry)
+            self._forget(call)
             raise
         finally:
             whole.end()
-        message = entry.answer
+        message = call.answer
         if message is None:
-            self._forget(entry)
-            if entry.error is not None:
-                raise self._again(entry.error)
+            self._forget(call)
+            if call.error is not None:
+                raise self._again(call.error)
             raise RunCancelledError(f"the call of {name!r} at {self.place} was cancelled")
-        entry.answer = None
+        call.answer = None
         if message.kind == VALUE:
             return job.value_of(message.parts, name, self.place, given)
         raise job.error_of(message.parts, name, self.place, given)
 
-    def _send_renewed(self, entry: PendingCall) -> None:
+    def _send_renewed(self, call: PendingCall) -> None:
         """Send the modules that were loaded anew here: no call goes before those that it needs."""
         with self._renewing:
             renewed = self._modules.renewed()
             if renewed is not None:
                 try:
-                    self._send(MODULE, 0, [[renewed]], entry)
+                    self._send(MODULE, 0, [[renewed]], call)
                 except BaseException:
                     self._post(control(CANCEL))
                     raise
@@ -233,34 +233,34 @@ class Channel:
         """An error that several threads get: each its own."""
         return type(error)(*error.args)
 
-    def _forget(self, entry: PendingCall) -> None:
+    def _forget(self, call: PendingCall) -> None:
         """Nobody waits for this call any more: say so there."""
         with self._step:
             with self._guard:
-                known = self._entries.pop(entry.number, None)
-            self._hand_over(entry)  # where it was interrupted before it could
-            if known is not None and self.lost is None and entry.answer is None:
-                self._outbox.post(control(CANCEL, entry.number))
-                self._doubt = entry.number
-                self._outbox.post(control(PING, entry.number))
-        self._shown.finish(entry.number)
+                known = self._calls.pop(call.number, None)
+            self._hand_over(call)  # where it was interrupted before it could
+            if known is not None and self.lost is None and call.answer is None:
+                self._outbox.post(control(CANCEL, call.number))
+                self._doubt = call.number
+                self._outbox.post(control(PING, call.number))
+        self._shown.finish(call.number)
         self._flush_if_free()
 
-    def _settle(self, entry: PendingCall) -> None:
-        entry.settled = True
-        entry.rouse()
+    def _settle(self, call: PendingCall) -> None:
+        call.settled = True
+        call.rouse()
 
-    def _wait(self, entry: PendingCall) -> None:
+    def _wait(self, call: PendingCall) -> None:
         """Wait for an answer: lead, or be told."""
-        while not entry.settled:
+        while not call.settled:
             try:
-                if self._lead(entry):
-                    while not entry.settled:
+                if self._lead(call):
+                    while not call.settled:
                         self._pump(self._silence)
                 else:
-                    entry.wake.acquire()
+                    call.wake.acquire()
             finally:
-                self._hand_over(entry)
+                self._hand_over(call)
 
     def _lead(self, who: object) -> bool:
         """Lead from now on, unless somebody does; `_hand_over` ends that, and does no harm where it is not so."""
@@ -285,7 +285,7 @@ class Channel:
                 if self._leader is not None and self._leader is not who:
                     return
                 self._leader = None
-                heir = next((entry for entry in self._entries.values() if not entry.settled), None)
+                heir = next((call for call in self._calls.values() if not call.settled), None)
             if heir is not None:
                 heir.rouse()
 
@@ -371,24 +371,24 @@ class Channel:
     def _take(self, message: Message) -> None:
         kind, number, parts = message
         if kind in (VALUE, ERROR):
-            if number in self._entries:
+            if number in self._calls:
                 self._stderr.read()  # what was written before the call was over is shown before it
                 self._shown.finish_call(number)
             with self._step:
                 with self._guard:
-                    entry = self._entries.pop(number, None)
-                if entry is not None:
-                    entry.answer = message
-                    self._settle(entry)
+                    call = self._calls.pop(number, None)
+                if call is not None:
+                    call.answer = message
+                    self._settle(call)
                 self._seen(message)
             return
         if kind == FIND:
             self._answer_question(number, bytes(parts[0]))
         with self._step:
             self._seen(message)
-            entry = self._entries.get(number) if kind == RECORD else None
-            if entry is not None and entry.records:
-                _remote.travels().keep(entry.records, [bytes(part) for part in parts])
+            call = self._calls.get(number) if kind == RECORD else None
+            if call is not None and call.records:
+                _remote.travels().keep(call.records, [bytes(part) for part in parts])
         if kind == RECORD:
             pass
         elif kind == PRINT:
@@ -447,11 +447,11 @@ class Channel:
             if self.lost is not None:
                 return
             self.lost = error
-            entries = list(self._entries.values())
-            self._entries.clear()
-            for entry in entries:
-                entry.error = error
-                self._settle(entry)
+            calls = list(self._calls.values())
+            self._calls.clear()
+            for call in calls:
+                call.error = error
+                self._settle(call)
             with contextlib.suppress(OSError):
                 os.write(self._waker, b"!")
         self._shown.finish()
@@ -468,30 +468,30 @@ class Channel:
 
     # Writing ------------------------------------------------------------------------------------------------
 
-    def _send(self, kind: int, number: int, parts: Sequence[Segments], entry: PendingCall | None = None) -> None:
+    def _send(self, kind: int, number: int, parts: Sequence[Segments], call: PendingCall | None = None) -> None:
         """Send a message. Raises LinkLostError, or _Stopped where its call is settled before it is sent."""
         for pieces in encode(kind, number, parts, self._press):
             began = time.perf_counter()
-            self._write(pieces, entry)
+            self._write(pieces, call)
             self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
         self._flush_if_free()
 
-    def _write(self, pieces: Sequence[Bytes], entry: PendingCall | None = None) -> None:
+    def _write(self, pieces: Sequence[Bytes], call: PendingCall | None = None) -> None:
         """Write a frame, after what others have begun or owe. Raises as `_send` does; then the rest of a frame that has begun stays
         for whoever writes next, and the far side never sees half of one."""
         turn = False
         try:
             while not turn:
-                if entry is not None and entry.settled:
+                if call is not None and call.settled:
                     raise _Stopped
                 with self._step:  # who has it must know that he has it
                     turn = self._sending.acquire(timeout=0.05)
             while not self._push():
-                self._wait_to_write(entry)
+                self._wait_to_write(call)
             with self._step:
                 self._outbox.begin(pieces)
             while not self._push():
-                self._wait_to_write(entry)
+                self._wait_to_write(call)
         except BaseException:
             if turn:
                 with self._step:
@@ -521,9 +521,9 @@ class Channel:
         self._lose(None)
         raise self._again(self.lost) if self.lost is not None else AssertionError
 
-    def _wait_to_write(self, entry: PendingCall | None = None) -> None:
+    def _wait_to_write(self, call: PendingCall | None = None) -> None:
         """The line is full. Whoever reads on the other side may be waiting to be read himself."""
-        if entry is not None and entry.settled:
+        if call is not None and call.settled:
             raise _Stopped
         with self._leading() as leads:
             if leads:
@@ -561,7 +561,7 @@ class Channel:
         up a call and nobody else has one, it is asked: it may be what the call was given up for."""
         if self.lost is not None or self._pid != os.getpid():
             return False
-        if self._doubt and not self._entries:
+        if self._doubt and not self._calls:
             with whole.held():
                 self._ask_again()
         self._hear(0.05)
@@ -581,7 +581,7 @@ class Channel:
     def _ask_again(self) -> None:
         """Wait a moment for the answer to a PING: one that is stopped, or has megabytes of an old call before it, is given up."""
         until = time.monotonic() + DOUBT
-        while self._doubt and self.lost is None and not self._entries:
+        while self._doubt and self.lost is None and not self._calls:
             if time.monotonic() > until:
                 self._lose(LinkLostError(f"{self.place}: the agent does not answer any more"))
                 self._stream.kill()
