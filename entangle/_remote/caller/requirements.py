@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from entangle._remote.agent.installation import install
 from entangle._remote.caller.channel import Channel
 from entangle._remote.caller.modules import is_project
 from entangle._remote.caller.open_channels import channel_to
@@ -24,7 +25,7 @@ from entangle._remote.transport import Transport
 from entangle._shared.masks import masked
 from entangle._shared.pickling import MAIN
 from entangle.errors import UnfitPythonError
-from entangle.task import Task, task
+from entangle.task import Task
 
 #: What needs no installing: it comes over the stream.
 _COMES_BY_ITSELF = {"entangle", "cloudpickle", *MAIN}
@@ -43,7 +44,7 @@ def furnished(transport: Transport, function: Callable[..., Any], shipped: Calla
         if channel not in seen:
             with guards.setdefault(os.getpid(), threading.Lock()):
                 if channel not in seen:
-                    trouble = channel.call(_install, (wanted,), {})
+                    trouble = channel.call(install, (wanted,), {})
                     if trouble:
                         raise UnfitPythonError(f"{transport.place}: {masked(' '.join(wanted))} cannot be installed there\n{trouble}")
                     seen[:] = [channel]
@@ -174,37 +175,3 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _codes(constant)
-
-
-@task
-def _install(wanted: list[str]) -> str:
-    """Over there: install what is not installed yet, one of us at a time. Gives what pip complained of, or nothing."""
-    import fcntl
-    import subprocess
-    from importlib import metadata
-
-    def missing() -> list[str]:
-        found = []
-        for requirement in wanted:
-            name, _, version = requirement.partition("==")
-            try:
-                here = metadata.version(name) == version
-            except metadata.PackageNotFoundError:
-                here = False
-            if not here:
-                found.append(requirement)
-        return found
-
-    if not missing():
-        return ""
-    with open(sys.prefix + ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        needed = missing()
-        if not needed:
-            return ""
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *needed]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    import importlib
-
-    importlib.invalidate_caches()
-    return (done.stderr.strip() or "pip failed")[-2000:] if done.returncode else ""
