@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entangle._remote.agent import imports
-from entangle._remote.caller import channel, modules
+from entangle._remote.caller import channel, modules, outbox
 from entangle._remote.transport import Transport
 from entangle._remote.wire import frames
 from entangle._remote.wire.byte_stream import ByteStream
@@ -346,7 +346,7 @@ def test_one_byte_at_a_time_is_no_way_to_begin(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_who_asks_and_does_not_listen_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "MOST_OWED", 4 << 20)
+    monkeypatch.setattr(outbox, "MOST_OWED", 4 << 20)
     many = b"".join(message(frames.FIND, 1 << 62 | number, b"*source") for number in range(100))
     with pytest.raises(ProtocolError, match=r"somewhere.*asks for more than it takes"):
         call_of(many, more=lambda line: time.sleep(1.0))
