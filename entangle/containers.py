@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote.caller.container_options import check_common
 from entangle._remote.caller.far import Far
 from entangle._remote.transport.apptainer import ApptainerTransport
+from entangle._remote.transport.container_options import check_common
 from entangle._shared.frames import edge
 from entangle.docker import Volumes, docker
 from entangle.errors import OptionError

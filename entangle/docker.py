@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote.caller.container_options import check_common, pairs, words
 from entangle._remote.caller.far import Far
+from entangle._remote.transport.container_options import check_common, pairs, words
 from entangle._remote.transport.docker import DockerTransport
 from entangle._shared.frames import edge
 from entangle._shared.short import value_in_short
