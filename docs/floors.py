@@ -3,7 +3,8 @@
     python docs/floors.py        writes it; `make docs` does so, and the tests see that it is fresh
 
 A box is a room, an arrow says that modules of the one room import modules of the other. An arrow that follows from others
-(a room imports what it imports also through a room between) is left out, else most boxes would be joined. Tools that draw
+(a room imports what it imports also through a room between) is left out, else most boxes would be joined; the documentation
+lists them all beside the files of a room. Tools that draw
 imports (pydeps, import-linter) need the `dot` program and know no floors; here the floors are given, so a layout is short.
 """
 
@@ -82,8 +83,7 @@ def layers(graph: dict[str, list[str]]) -> tuple[list[list[Spot]], list[tuple[in
 
 def draw() -> str:
     """The picture, as SVG."""
-    graph = needed()
-    spots, pieces = layers(reduced(graph))
+    spots, pieces = layers(reduced(needed()))
     height = STEP * len(FLOORS) + 2 * MARGIN - (STEP - BOX)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" role="img" '
@@ -130,11 +130,10 @@ def draw() -> str:
         names = [name for name in names if name not in (".py", "_remote.py")]
         text, most = "  ".join(names), int((right - left - 12) / 7.3)
         out.append(
-            f"  <g><title>{escape(room)} imports: {escape(', '.join(sorted(graph[room]))) or 'nothing of ours'}</title>"
-            f'<rect x="{left:.0f}" y="{top}" width="{right - left:.0f}" height="{BOX}" rx="6" '
+            f'  <rect x="{left:.0f}" y="{top}" width="{right - left:.0f}" height="{BOX}" rx="6" '
             f'fill="{COLOURS[number * len(COLOURS) // len(FLOORS)]}"/>'
             f'<text class="head" x="{middle:.0f}" y="{top + 19}">{escape(room)}</text>'
-            f'<text class="code" x="{middle:.0f}" y="{top + 37}">{escape(text if len(text) <= most else text[: most - 1] + "…")}</text></g>'
+            f'<text class="code" x="{middle:.0f}" y="{top + 37}">{escape(text if len(text) <= most else text[: most - 1] + "…")}</text>'
         )
     return "\n".join([*out, "</svg>", ""])
 

@@ -6,10 +6,14 @@ The pictures lie beside `docs/`, so that the README shows the same ones. The lis
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from floors import needed
 
 from entangle.tests.house import FLOORS, HOUSE, MODULES, place
 
@@ -30,7 +34,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def files() -> str:
     """Every room with its files, each with the first sentence of its docstring, as Markdown."""
-    out = []
+    out, below = [], needed()
     for number, floor in enumerate(FLOORS):
         for room in floor:
             out.append(f"\n## {room[0].upper()}{room[1:]}\n")
@@ -39,4 +43,7 @@ def files() -> str:
                     said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
                     first = " ".join(said.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".:")
                     out.append(f"- `{path.relative_to(HOUSE)}`: {first}")
+            out.append(
+                f"\nImports from: {'; '.join(other for lower in FLOORS for other in lower if other in below[room]) or 'no other room'}."
+            )
     return "\n".join(out)
