@@ -13,6 +13,7 @@ from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle._shared.frames import edge
 from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
+from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
@@ -25,7 +26,7 @@ class Interpreter(Far):
 
     transport: InterpreterTransport
 
-    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> Callable[..., Any]:
         """What runs here. The interpreter is looked for now, where the call is about to run: it need not be there where an agent
         has imported the module of the task."""
         return Far(InterpreterTransport(_found(self.transport.python))).ship(rest)

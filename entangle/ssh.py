@@ -11,6 +11,7 @@ from entangle._remote.transport.ssh_options import LEARN, check_word
 from entangle._shared.frames import edge
 from entangle._shared.short import value_in_short
 from entangle._tasks.door import named_as_its_decorator
+from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
@@ -25,7 +26,7 @@ class SSH(Far):
 
     transport: SSHTransport
 
-    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> Callable[..., Any]:
         """What runs here. The key is looked for now, where the call is about to run: it need not be there where it was written."""
         _ = self.transport.identity
         shipped = super().ship(rest)

@@ -27,9 +27,11 @@ from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overloa
 
 from entangle._shared.frames import edge, hide, passes_on
 from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_value
+from entangle._tasks import tree
+from entangle._tasks.attributes import Attributes
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
-from entangle._tasks.layer import Attributes, Layer
+from entangle._tasks.layer import Layer
 from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
@@ -37,6 +39,8 @@ from entangle.flow import HERE, Body
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Call._compiler = tree
 
 
 class TaskBody(Body):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
 from entangle._run import Observer
 from entangle._run.run import Run
 from entangle._shared.frames import edge, hide, passes_on
 from entangle._shared.masks import MASK, is_secret
 from entangle._shared.short import value_in_short
+from entangle._tasks.layer import Decorated
 from entangle._tasks.parameters import named_parameters, positional_names
 from entangle.errors import OptionError
+from entangle.flow import Flow
 
 if TYPE_CHECKING:
     from entangle._run.future import RunFuture
-    from entangle.task import Task
 
 V = TypeVar("V")
 #: What a call gives. A call cannot be changed, so one of a narrower type serves as one of a wider.
@@ -27,16 +28,28 @@ R_co = TypeVar("R_co", covariant=True)
 RUN_KEYWORDS = ("proc", "progress", "start")
 
 
+class Compiler(Protocol):
+    """What a tree of calls becomes. It has to know calls, so it lies above them."""
+
+    def compile_call(self, root: Call[Any], /) -> Flow:
+        """The flow of the graph below a call."""
+
+    def as_dict(self, root: Call[Any], /) -> dict[str, Any]:
+        """The graph below a call as nested dicts."""
+
+
 class Call(Generic[R_co]):
     """A task applied to arguments, not yet run. Immutable, hashable by identity. Calling it runs the graph below it."""
 
     __slots__ = ("__weakref__", "args", "kwargs", "task")
 
-    task: Task[..., Any]
+    task: Decorated
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    #: Filled in by `entangle.task`, without which there are no calls.
+    _compiler: ClassVar[Compiler]
 
-    def __init__(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _set_task(self, task)
         _set_args(self, args)
         _set_kwargs(self, kwargs)
@@ -130,8 +143,6 @@ class Call(Generic[R_co]):
 
     def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
         """The next execution of this graph."""
-        from entangle._tasks.tree import compile_call  # which knows calls
-
         if progress is None:
             progress = os.environ.get("ENTANGLE_PROGRESS", "") not in ("", "0")
         observer: Observer | None = None
@@ -139,7 +150,7 @@ class Call(Generic[R_co]):
             from entangle._run.progress import Bar
 
             observer = Bar()
-        return Run(compile_call(self), start, observer)
+        return Run(self._compiler.compile_call(self), start, observer)
 
     @edge
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
@@ -174,13 +185,11 @@ class Call(Generic[R_co]):
 
         The outermost level is a list, and so is one where two siblings have one name. `wait=False` gives a future of it.
         """
-        from entangle._tasks.tree import as_dict
-
         if wait:
-            return as_dict(self)
+            return self._compiler.as_dict(self)
         from entangle._run.future import RunFuture
 
-        return RunFuture(lambda: as_dict(self), lambda: None)
+        return RunFuture(lambda: self._compiler.as_dict(self), lambda: None)
 
 
 # The slots' own descriptors, which go around `__setattr__`: a third of the time of `object.__setattr__`.

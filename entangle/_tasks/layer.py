@@ -1,17 +1,37 @@
-"""Layers: what each decorator adds to a function."""
+"""Layers: what each decorator adds to a function; and a task, as layers and calls know it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from entangle._shared.frames import passes_on
-from entangle._tasks.call import in_short
-from entangle.errors import OptionError
+from entangle.flow import Body
 
-if TYPE_CHECKING:
-    from entangle.task import Task
+
+class Decorated(Protocol):
+    """A decorated function, as far as layers and calls need to know it: `entangle.task.Task` above is what there is."""
+
+    __name__: str
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function as it was written."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Its layers, outermost first."""
+
+    @property
+    def body(self) -> Body:
+        """What the engine runs."""
+
+    def made_of(self) -> list[tuple[str, Any]]:
+        """What travels with it, each part with what errors call it."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """A call of it."""
 
 
 class Layer:
@@ -47,11 +67,11 @@ class Layer:
         functools.update_wrapper(outer, inner)  # the next layer, or a scheduler of the user's own, sees what the user has written
         return outer
 
-    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> Callable[..., Any]:
         """Where the layer `ships`: what runs here for `rest`, the function with the layers below this one."""
         raise NotImplementedError
 
-    def lift(self, rest: Task[..., Any]) -> dict[str, Any]:
+    def lift(self, rest: Decorated) -> dict[str, Any]:
         """Where the layer `ships`: the terms of the layers below that are seen to here all the same."""
         return {}
 
@@ -65,28 +85,3 @@ class Layer:
 def peel(layer: Layer, inner: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """What `around` gives: the layer, with all below it as `inner`."""
     return layer.run(inner, args, kwargs)
-
-
-class Attributes(Layer):
-    """What the author says of a task, for those who look at its records."""
-
-    def __init__(self, attributes: dict[str, Any]) -> None:
-        if not isinstance(attributes, dict) or not all(isinstance(name, str) for name in attributes):
-            raise OptionError(f"@task: attributes={in_short(attributes)}; it is a dict whose keys are names")
-        for name, value in attributes.items():
-            if not _is_plain_data(value):
-                raise OptionError(
-                    f"@task: attributes[{name!r}] is of type {type(value).__name__}; it can be text, a number, True, False, None, "
-                    "and lists and dicts of these"
-                )
-        self.attributes = dict(attributes)
-
-
-def _is_plain_data(value: Any, depth: int = 0) -> bool:
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return True
-    if depth > 20:
-        return False
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain_data(part, depth + 1) for part in value)
-    return isinstance(value, dict) and all(isinstance(key, str) and _is_plain_data(part, depth + 1) for key, part in value.items())

@@ -8,11 +8,10 @@ import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from entangle._tasks.layer import Decorated, Layer
+
 if TYPE_CHECKING:
     import inspect
-
-    from entangle._tasks.layer import Layer
-    from entangle.task import Task
 
 
 def without_injected(signature: inspect.Signature, layers: Sequence[Layer]) -> inspect.Signature:
@@ -58,7 +57,7 @@ def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Calla
     return ordered
 
 
-def fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
+def fitting(task: Decorated) -> Callable[[int, dict[str, Any]], bool]:
     """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
     if any(layer.takes_arguments for layer in task.layers):
         return lambda count, kwargs: True
@@ -78,7 +77,7 @@ def fitting(task: Task[..., Any]) -> Callable[[int, dict[str, Any]], bool]:
 _VARARGS = 0x04  # inspect.CO_VARARGS
 
 
-def _slow_fit(task: Task[..., Any], count: int, kwargs: dict[str, Any]) -> bool:
+def _slow_fit(task: Decorated, count: int, kwargs: dict[str, Any]) -> bool:
     """Whether arguments fit, for parameters of every kind."""
     known = task.__dict__
     if "_signature" not in known:
@@ -98,7 +97,7 @@ def _slow_fit(task: Task[..., Any], count: int, kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def named_parameters(task: Task[..., Any]) -> frozenset[str]:
+def named_parameters(task: Decorated) -> frozenset[str]:
     import inspect
 
     try:

@@ -6,14 +6,12 @@ import contextlib
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entangle._tasks.call import Call
+from entangle._tasks.layer import Decorated
 from entangle.errors import ArgumentError, CycleError
 from entangle.flow import COPY, PROCESS, UNCHANGING, Body, Flow, Like, Shape, Template, is_copied
-
-if TYPE_CHECKING:
-    from entangle.task import Task
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 #: Containers in containers, so many: far below what Python's recursion allows, and above what anybody writes.
@@ -106,7 +104,7 @@ def compile_call(root: Call[Any]) -> Flow:
     leaves: list[tuple[int, int, Sequence[Any]]] = []  # body, shape, flat inputs
     others: list[tuple[int, int, Sequence[Any]]] = []
     bodies: list[Body] = []
-    body_numbers: dict[Task[..., Any], int] = {}
+    body_numbers: dict[Decorated, int] = {}
     shapes: dict[Any, int] = {}
     stack: list[Any] = [root]
     while stack:

@@ -56,9 +56,9 @@ from entangle._shared.home import branch
 from entangle._shared.interrupts import whole
 from entangle._shared.notes import SHORT, WHOLE
 from entangle._shared.table import NOTING
+from entangle._tasks.layer import Decorated
 from entangle._worker.worker import here
 from entangle.errors import EntangleError, FarError, LinkLostError, ProtocolError, RunCancelledError, UnreachableError
-from entangle.task import Task
 
 #: Seconds for an agent to show that it is there, after a call to it was given up.
 DOUBT = 2.0
@@ -173,7 +173,7 @@ class Channel:
 
     # Calls --------------------------------------------------------------------------------------------------
 
-    def call(self, rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a task there, and give its value. Raises what it raises, LinkLostError, and UnpicklableError for what cannot travel."""
         name = rest.__name__
         worker = here.worker

@@ -12,10 +12,10 @@ from typing import Any
 from entangle._remote.transport import Transport
 from entangle._run import ObservedRun, observers
 from entangle._shared.table import NOBODY
+from entangle._tasks.layer import Decorated, Layer
 from entangle._worker.worker import here
 from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
 from entangle.flow import HERE, Body
-from entangle.task import Layer, Task
 
 
 class Far(Layer):
@@ -37,12 +37,12 @@ class Far(Layer):
         self.__dict__.update(state)
         _watch_runs(self.transport)
 
-    def lift(self, rest: Task[..., Any]) -> dict[str, Any]:
+    def lift(self, rest: Decorated) -> dict[str, Any]:
         """`wait` of a layer below: the arguments arrive here, whoever carries the body."""
         waits = [wait for layer in rest.layers if (wait := layer.terms().get("wait")) is not None]
         return {"wait": min(waits)} if waits else {}
 
-    def ship(self, rest: Task[..., Any]) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> Callable[..., Any]:
         """What runs here for a task that runs there."""
         transport = self.transport
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}

@@ -17,6 +17,7 @@ from entangle._remote.wire.parts import PICKLE, SOURCE, Given, dump, dump_plain,
 from entangle._shared import findable
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.remaking import failing_part, not_remade
+from entangle._tasks.layer import Decorated
 from entangle.errors import (
     EntangleError,
     ProtocolError,
@@ -25,7 +26,6 @@ from entangle.errors import (
     add_note,
     set_cause,
 )
-from entangle.task import Task
 
 #: Variables of the caller's environment that say how an error is told, and what of it is not: they hold there, too.
 _TELLING = ("ENTANGLE_SECRETS", "ENTANGLE_TRACEBACK")
@@ -34,7 +34,7 @@ LONGEST_TEXT = 1 << 20
 
 
 def pack(
-    rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], about: dict[str, Any], place: str, record: Any = None
+    rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], about: dict[str, Any], place: str, record: Any = None
 ) -> tuple[list[Segments], Given]:
     """A call as the parts of a message, and what reads in its answer what both sides have. `about` is what the agent has said of its
     place; `record`, where the run is to be remembered, the run and the node that want it and whether values are kept whole.
@@ -67,7 +67,7 @@ def pack(
     return [[json.dumps(head).encode()], *parts], given
 
 
-def _cannot_travel(rest: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], place: str, error: Exception) -> Exception:
+def _cannot_travel(rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], place: str, error: Exception) -> Exception:
     """The error that names what cannot be sent."""
     if isinstance(error, EntangleError):
         return error

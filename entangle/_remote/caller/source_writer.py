@@ -43,6 +43,7 @@ from entangle._remote.wire.source_format import (
     given_function,
 )
 from entangle._shared.pickling import offending_part, travels_by_value
+from entangle._tasks.layer import Decorated
 from entangle.errors import EntangleError, UnpicklableError
 from entangle.task import Task
 
@@ -61,7 +62,7 @@ class SourceWriter:
     Raises UnpicklableError, which names what cannot travel. `where` says, for errors, which version is there.
     """
 
-    def __init__(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> None:
+    def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> None:
         self.steps: list[tuple[Any, ...]] = []
         #: What has been defined, by its number. What is told by its identity must live as long as we look at it.
         self.objects: list[Any] = []
