@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._shared.frames import edge
 from entangle._tasks.door import named_as_its_decorator
-from entangle._terms import On, Terms
+from entangle._tasks.terms import On, Terms
 from entangle.errors import ThreadTerminatedException, ThreadTimeoutException
 from entangle.flow import THREAD
 from entangle.task import Decorator, Task, decorate, refuse_unknown

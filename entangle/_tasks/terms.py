@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._shared.short import value_in_short
+from entangle._tasks.layer import Layer
 from entangle.errors import OptionError
-from entangle.task import Layer
 
 On = type[BaseException] | tuple[type[BaseException], ...] | None
 
@@ -58,7 +58,7 @@ class Terms(Layer):
         self.stated = tuple(f"{name}={self._terms[name]}" for name, default in defaults.items() if self._terms[name] != default)
         self._cache: Layer | None = None
         if cache:
-            from entangle._cache import Cache
+            from entangle._tasks.cache import Cache
 
             self._cache = Cache()
         if shared_memory:

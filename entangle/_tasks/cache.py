@@ -15,7 +15,7 @@ from typing import Any
 from entangle._shared import home as homes
 from entangle._shared.pickling import dumps
 from entangle._tasks.fingerprint import fingerprint
-from entangle.task import Layer
+from entangle._tasks.layer import Layer
 
 
 class Cache(Layer):
