@@ -1,4 +1,4 @@
-"""entangle: run ordinary Python functions in parallel, on one machine or many, without a server in the middle.
+"""entangle: run ordinary Python functions in parallel, on one machine or many, with no server between.
 
 A decorator makes a function a task, calling it builds a graph, calling the graph runs it::
 
@@ -10,18 +10,28 @@ A decorator makes a function a task, calling it builds a graph, calling the grap
 
     print(add(add(1, 2), add(3, 4))())
 
-The floors of the house; imports point down only, and `tests/test_floors.py` sees to it:
+The floors of the house from the ground up, and their rooms. Imports point down only;
+`tests/test_floors.py` checks it, and `docs/architecture.md` shows who imports whom::
 
-    0  errors                                        every error, as one tree
-    1  flow, cookies                                 what can be run; the right to a CPU
-    2  _run/                                         running: table, store, worker, start, supervisor, run
-    3  task                                          tasks, layers, calls; a call tree as a flow
-       _remote/                                      other places: the wire, the agent, channels, transports
-    4  process thread workflow scheduler local http  doors: a signature, a docstring, a layer
-       interpreter ssh docker containers             doors to other places
-       logging/
-    5  records, _records/                            memory: what runs leave
-    6  cli/ web/ examples/                           people
+    errors                            every error, as one tree
+    flow  cookies                     what can be run, and with what
+    _shared/                          what all processes of a run share: table, store, home, pickling
+    _worker/                          what happens in a worker: the loop, delivery, joining a run
+    _watch/                           looking on from outside
+    _run/                             what happens in the caller: start, supervise, deadlines, run
+    _tasks/  task                     what users hold: tasks, layers, calls; a call tree as a flow
+    _remote/wire/                     both sides of a byte stream
+    _remote/agent/                    the far side: a Python that runs calls for somebody else
+    _remote/transport/                how a far Python is started: ssh, docker, interpreter …
+    _remote/caller/                   the near side: channels, what is sent, what is printed
+    _dataflow/                        dataflows and streams
+    process  thread  workflow …       doors: a signature, a docstring, a layer
+    ssh  docker  dataflow …           doors to other places, and of dataflows
+    records  _records/                what is remembered of runs
+    cli/  web/  examples/             people
+
+A lower floor that must tell a higher one declares a hook where it is called. This module fills in
+those that no door does.
 """
 
 from __future__ import annotations
