@@ -14,7 +14,7 @@ from typing import Any, overload
 
 from entangle._dataflow.node import Callback, Dataflow, DataflowTask, Node, Window, _checked
 from entangle._shared.frames import edge
-from entangle._shared.short import value_in_short
+from entangle._shared.summaries import value_in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.process import process

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from entangle._shared.frames import edge, passes_on
-from entangle._shared.short import value_in_short
+from entangle._shared.summaries import value_in_short
 from entangle._tasks.call import check_callback
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import PROCESS, THREAD

@@ -27,7 +27,7 @@ from entangle._dataflow.plan import Plan
 from entangle._dataflow.windows import Gathering
 from entangle._run.rearming import StreamRun, StreamSupervisor, unroll
 from entangle._shared.pickling import dumps, why_not
-from entangle._shared.short import item_in_short
+from entangle._shared.summaries import item_in_short
 from entangle.cookies import available_cpus, budget_of
 from entangle.errors import RunCancelledError
 

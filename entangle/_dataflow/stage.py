@@ -22,7 +22,7 @@ from entangle._run.rearming import progress_of
 from entangle._shared.frames import hide, passes_on
 from entangle._shared.journal import Journal
 from entangle._shared.pickling import dumps, why_not
-from entangle._shared.short import item_in_short
+from entangle._shared.summaries import item_in_short
 from entangle._shared.table import BEGUN, NODE, RUNS, SINCE, STOP
 from entangle._tasks.parameters import positional_names
 from entangle._worker.child import end_child

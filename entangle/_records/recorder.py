@@ -21,7 +21,7 @@ from entangle._run import ObservedRun
 from entangle._shared import notes
 from entangle._shared.frames import hide
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
-from entangle._shared.short import home_of
+from entangle._shared.summaries import home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._tasks import address
 from entangle._tasks.parameters import code_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entangle._records import reading as graphs
 from entangle._records.database import opened
+from entangle._shared.pickling import loads_kept
 from entangle.errors import RecordsError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Value:
         Raises RecordsError where it was not kept."""
         if self._whole is None:
             raise RecordsError("this value was not kept; runs that are made with ENTANGLE_RECORD=values keep theirs, up to 1 MiB each")
-        return pickle.loads(self._whole)
+        return loads_kept(self._whole)
 
 
 @dataclass(frozen=True)

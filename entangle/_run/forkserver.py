@@ -28,12 +28,11 @@ from array import array
 from typing import Any
 
 from entangle._run import life, python_command
-from entangle._shared import measuring
 from entangle._shared.home import home
-from entangle._shared.readable import readable
+from entangle._shared.polling import readable
 from entangle._shared.site import Site
 from entangle._shared.table import Table
-from entangle._worker import janitor
+from entangle._worker import coverage, janitor
 from entangle._worker.joining import BROKEN, join_run, write_flow
 from entangle._worker.worker import run_as
 from entangle.cookies import available_cpus, jobserver_style
@@ -146,7 +145,7 @@ def stop() -> None:
     if server is not None and server.pid == os.getpid():
         server.socket.close()
         try:
-            server.process.wait(2 + (measuring.PATIENCE if measuring.measured() else 0.0))
+            server.process.wait(2 + (coverage.PATIENCE if coverage.measured() else 0.0))
         except subprocess.TimeoutExpired:
             server.process.kill()
             server.process.wait()
@@ -230,7 +229,7 @@ def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: 
             elif not ready and len(spares) < wanted:
                 spares.append(_fork_spare(channel, spares, status, home_path))
     finally:
-        until = time.monotonic() + (measuring.PATIENCE if measuring.measured() else 0.0)
+        until = time.monotonic() + (coverage.PATIENCE if coverage.measured() else 0.0)
         while status and time.monotonic() < until:
             _reap(status, spares)
             time.sleep(0.01)

@@ -18,10 +18,9 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._shared import measuring
 from entangle._shared.interrupts import handler_of, plain
 from entangle._shared.table import PID
-from entangle._worker import child, janitor
+from entangle._worker import child, coverage, janitor
 from entangle._worker.joining import BROKEN, join_run
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here, run_as
@@ -160,7 +159,7 @@ def live(worker: Worker) -> int:
         run_as(worker)
     finally:
         flush()
-        measuring.save()
+        coverage.save()
         janitor.dismiss()
     return 0
 

@@ -15,9 +15,8 @@ import time
 
 from entangle._run.forwarding import forward
 from entangle._run.worker_process import GRACE, WorkerProcess
-from entangle._shared import measuring
-from entangle._shared.readable import readable
-from entangle._worker import janitor
+from entangle._shared.polling import readable
+from entangle._worker import coverage, janitor
 
 #: Bytes of values that a run may leave for its caller to remove.
 MUCH = 8 << 20
@@ -55,7 +54,7 @@ def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
     _forget_the_dead()
     janitor.reap_adopted()
     # One that is killed while it saves what coverage.py has seen of it would leave nothing.
-    left = _see_off(workers, measuring.PATIENCE if measuring.measured() else 0.0)
+    left = _see_off(workers, coverage.PATIENCE if coverage.measured() else 0.0)
     if not left and not directories:
         return
     if directories:

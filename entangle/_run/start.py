@@ -12,7 +12,7 @@ import warnings
 from entangle._run import life, python_command, reaper
 from entangle._run.forking import fork_is_safe
 from entangle._run.worker_process import WorkerProcess
-from entangle._shared import classes, greenlets
+from entangle._shared import greenlets, pickled_classes
 from entangle._shared.interrupts import plain
 from entangle._shared.site import Site
 from entangle._shared.store import Store
@@ -119,7 +119,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
             life.free_locks()
         life.settle_in(parent, err, out, own_handlers)
         life.listen(masked)
-        classes.inherit()
+        pickled_classes.inherit()
         store.become(slot, serial)
         code = life.live(Worker(site, slot, lane, serial, store))
     except BaseException:

@@ -31,7 +31,7 @@ from entangle._run.start import start_worker
 from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all, signal_name
 from entangle._shared.interrupts import Deferred
 from entangle._shared.limits import explained, no_thread
-from entangle._shared.readable import new_poll
+from entangle._shared.polling import new_poll
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Store
 from entangle._shared.table import (

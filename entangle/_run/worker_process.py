@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-from entangle._shared.readable import readable
+from entangle._shared.polling import readable
 
 #: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
 GRACE = 0.5

@@ -10,7 +10,7 @@ import os
 import posix
 import sys
 
-from entangle._shared.readable import readable
+from entangle._shared.polling import readable
 
 
 def patched() -> bool:

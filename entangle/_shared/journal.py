@@ -12,14 +12,14 @@ import pickle
 from typing import Any
 
 from entangle._shared.pickling import dumps
-from entangle._shared.store import _open
+from entangle._shared.store import open_file
 
 
 class Journal:
     """The journal of the worker in a slot, as that worker sees it."""
 
     def __init__(self, directory: str, slot: int) -> None:
-        self._fd = _open(_path(directory, slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
+        self._fd = open_file(_path(directory, slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
 
     def begin(self, label: object) -> None:
         """Forget what was noted, and begin anew under a label that is used once."""

@@ -11,8 +11,9 @@ import sys
 from typing import Any
 
 from entangle._shared import secret_looks, secret_names, secret_values
-from entangle._shared.escaped import strings
+from entangle._shared.quoted_text import strings
 from entangle._shared.secret_names import is_secret
+from entangle._shared.spans import Span, lowered, merged, places
 
 __all__ = [
     "MASK",
@@ -62,7 +63,7 @@ def masked(text: str) -> str:
     """The text without what looks like a secret."""
     if not suspicious(text):
         return text
-    spans = secret_values.merged(_spans(text, _DEPTH))
+    spans = merged(_spans(text, _DEPTH))
     if not spans:
         return text
     left: list[str] = []
@@ -73,9 +74,9 @@ def masked(text: str) -> str:
     return "".join((*left, text[done:]))
 
 
-def _spans(text: str, depth: int) -> list[secret_values.Span]:
+def _spans(text: str, depth: int) -> list[Span]:
     """Where secrets lie in a text, and in the strings that it quotes."""
-    low = secret_values.lowered(text)
+    low = lowered(text)
     found = secret_looks.spans(text, low) + secret_values.spans(text, low)
     if depth:
         for string in strings(text):
@@ -180,7 +181,7 @@ def _read_pickle(text: str) -> tuple[str, list[str]]:
     names: list[str] = []
     pieces: list[str] = []
     done = 0
-    for opcode in sorted(at for letter in _SHORT_STRINGS for at in secret_values.places(text, letter)):
+    for opcode in sorted(at for letter in _SHORT_STRINGS for at in places(text, letter)):
         start = opcode + 2
         length = ord(text[opcode + 1]) if start <= len(text) else 0
         if 0 < length <= _LONGEST_NAME:

@@ -20,7 +20,7 @@ import time
 from typing import Any
 
 from entangle._shared.masks import beginning, hides_one, masked, suspicious
-from entangle._shared.short import LONG, home_of, short
+from entangle._shared.summaries import LONG, home_of, short
 
 #: The file in the run's directory.
 NAME = "notes"

@@ -15,7 +15,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-from entangle._shared import classes, findable, raised, variables
+from entangle._shared import context_variables, module_lookup, pickled_classes, pickled_errors
 from entangle.errors import UnpicklableError
 
 _Aside = Callable[[pickle.PickleBuffer], Any]
@@ -37,7 +37,7 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
     refuses the value too.
     """
     try:
-        if findable.travelled or isinstance(value, BaseException):
+        if module_lookup.travelled or isinstance(value, BaseException):
             body = by_name(value, buffer_callback)
         else:
             body = pickle.dumps(value, 5, buffer_callback=buffer_callback)
@@ -48,6 +48,28 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
     if again is not None:
         again()
     return by_value(value, buffer_callback)
+
+
+#: Where version 0.3.0 has what its pickles name.
+_MOVED = {
+    f"entangle._run.{before}": f"entangle._shared.{now}"
+    for before, now in (
+        ("classes", "pickled_classes"),
+        ("pickling", "pickling"),
+        ("raised", "pickled_errors"),
+        ("variables", "context_variables"),
+    )
+}
+
+
+class _OfAnyVersion(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(_MOVED.get(module, module), name)
+
+
+def loads_kept(pickled: bytes) -> Any:
+    """The value of a pickle that was kept, perhaps by an earlier version."""
+    return _OfAnyVersion(io.BytesIO(pickled)).load()
 
 
 def travel_by_value(module: types.ModuleType) -> None:
@@ -62,16 +84,16 @@ def travels_by_value(module: str) -> bool:
     """Whether what is defined in the module of this name goes along."""
     if module in _by_value:
         return True
-    if findable.is_found(module):
+    if module_lookup.is_found(module):
         return False
-    findable.travelled.add(module)
+    module_lookup.travelled.add(module)
     return True
 
 
 def dumps_for_others(value: Any) -> bytes:
     """Pickle a value for a process that does not have our `__main__`: what is defined there goes along, as does what is defined in
     modules that it would not find."""
-    findable.look_afresh()
+    module_lookup.look_afresh()
     try:
         body = by_name(value)
     except Exception:  # what a __reduce__ raises is anybody's guess
@@ -94,7 +116,7 @@ class PicklerByName(pickle.Pickler):
         if isinstance(module, str) and module not in MAIN and travels_by_value(module):
             raise _Along(module)
         if isinstance(value, BaseException):
-            return raised.reduced(value) or NotImplemented
+            return pickled_errors.reduced(value) or NotImplemented
         return _for_others(value)
 
 
@@ -147,13 +169,13 @@ def _kind_by_value() -> Any:
         if isinstance(value, (types.FunctionType, type)):
             _take_along(value.__module__)
         elif isinstance(value, BaseException):
-            return raised.reduced(value) or NotImplemented
+            return pickled_errors.reduced(value) or NotImplemented
         elif (reduced := _for_others(value)) is not NotImplemented:
             return reduced
         reduced = usual(self, value)
         # Of a class that is taken from nowhere by its name, cloudpickle says what it consists of, in six parts.
         if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
-            return classes.reduced(value, reduced, not travels_by_value(value.__module__))
+            return pickled_classes.reduced(value, reduced, not travels_by_value(value.__module__))
         return reduced
 
     return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table, "reducer_override": reducer_override})
@@ -184,7 +206,7 @@ def _take_along(module: str | None) -> None:
     import cloudpickle
 
     for name in list(_for_now):
-        if findable.is_found(name):
+        if module_lookup.is_found(name):
             _for_now.discard(name)
             cloudpickle.unregister_pickle_by_value(sys.modules[name])
     if not isinstance(module, str) or module in _by_value or module in _for_now or module not in sys.modules:
@@ -218,14 +240,14 @@ def _code_again(marshalled: bytes, constants: tuple[Any, ...]) -> types.CodeType
 
 def _reduce_variable(variable: Any) -> Any:
     """A context variable is found by its name in the module that has it under that, or one is made in its place."""
-    module = variables.module_of(variable)
+    module = context_variables.module_of(variable)
     if not module:
         raise TypeError(f"cannot pickle {variable!r}, which no module has under its own name")
     try:
         default: tuple[Any, ...] = (contextvars.Context().run(variable.get),)
     except LookupError:
         default = ()
-    return variables.variable_of, (module, variable.name, default)
+    return context_variables.variable_of, (module, variable.name, default)
 
 
 def _reduce_cached(function: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-Span = tuple[int, int]
+from entangle._shared.spans import Span, places
 
 #: How keys begin, and how many letters, digits, _ and - follow at least.
 _BEGINNINGS = {
@@ -77,7 +77,7 @@ def possible(text: str, low: str) -> bool:
 
 def spans(text: str, low: str) -> list[Span]:
     """Where in the text something looks like a secret, from left to right. `low` is the text in small letters, of the same length."""
-    hits = [(at, needle) for needle in [needle for needle in NEEDLES if needle in low] for at in _places(low, needle)]
+    hits = [(at, needle) for needle in [needle for needle in NEEDLES if needle in low] for at in places(low, needle)]
     if not hits:
         return []
     found: list[Span] = []
@@ -90,15 +90,6 @@ def spans(text: str, low: str) -> list[Span]:
         if span is not None and span[0] >= done:
             found.append(span)
             done = span[1]
-    return found
-
-
-def _places(low: str, needle: str) -> list[int]:
-    found = []
-    at = low.find(needle)
-    while at >= 0:
-        found.append(at)
-        at = low.find(needle, at + 1)
     return found
 
 

@@ -14,8 +14,7 @@ import re
 from functools import lru_cache
 
 from entangle._shared import secret_names
-
-Span = tuple[int, int]
+from entangle._shared.spans import Span, places
 
 #: How far a bracket may reach: what is not closed by then is taken up to there.
 _BRACKETED = 16_384
@@ -510,30 +509,3 @@ def _program(pattern: str) -> re.Pattern[str]:
 
 def _any_space(text: str) -> bool:
     return len(text.split(None, 1)) > 1 or text != text.strip()
-
-
-def places(low: str, needle: str) -> list[int]:
-    """Where the needle lies."""
-    found = []
-    at = low.find(needle)
-    while at >= 0:
-        found.append(at)
-        at = low.find(needle, at + 1)
-    return found
-
-
-def merged(spans: list[Span]) -> list[Span]:
-    """The spans from left to right, those that touch as one."""
-    found: list[Span] = []
-    for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(end, found[-1][1])
-        else:
-            found.append((start, end))
-    return found
-
-
-def lowered(text: str) -> str:
-    """The text in small letters, each where it was: one letter becomes two by it."""
-    low = text.lower()
-    return low if len(low) == len(text) else text.replace("\u0130", "i").lower()

@@ -28,8 +28,8 @@ from typing import Any
 
 from entangle._shared.limits import file_size
 from entangle._shared.pickling import dumps
-from entangle._shared.remaking import failing_part, not_remade
 from entangle._shared.table import FREE_SEGMENT, SEGMENTS, Table, reserve
+from entangle._shared.unpickling import failing_part, not_remade
 from entangle.errors import EntangleError, StoreFullError
 
 #: A buffer of this many bytes and up has a file of its own; so has a pickle that would take much of a segment.
@@ -149,7 +149,7 @@ class Store:
         self.table = table
         self.slot = slot
         self.serial = serial
-        self._fd = _open(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
+        self._fd = open_file(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
         self._windows: dict[int, memoryview] = {}
         self._segment = -1
         self._position = self._reserved = SEGMENT_SIZE
@@ -349,7 +349,7 @@ class Store:
 
     @staticmethod
     def _write(path: str, head: bytes, buffers: list[memoryview], size: int) -> None:
-        fd = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             # Reserved at once, so that a file system that is full says so before anything is half written.
             reserve(fd, 0, size)
@@ -480,7 +480,7 @@ class Store:
         os.close(self._fd)
 
 
-def _open(path: str, flags: int) -> int:
+def open_file(path: str, flags: int) -> int:
     """Open a file of ours, never as one of the standard streams, which a body may have closed and others may write to."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     if fd > 2:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from entangle._shared.short import value_in_short
+from entangle._shared.summaries import value_in_short
 from entangle._tasks.layer import Layer
 from entangle.errors import OptionError
 

@@ -12,9 +12,9 @@ from typing import Any
 from entangle._shared.interrupts import Terminated
 from entangle._shared.notes import MOVED
 from entangle._shared.pickling import why_not
-from entangle._shared.short import call_in_short
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, NOWHERE, Place, Store
+from entangle._shared.summaries import call_in_short
 from entangle._shared.table import (
     BEGUN,
     COUNT,

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from entangle._shared import raised
+from entangle._shared import pickled_errors
 from entangle._shared.frames import hide
 from entangle._shared.pickling import dumps, why_not
-from entangle._shared.short import call_in_short, cut, plain_value
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
+from entangle._shared.summaries import call_in_short, cut, plain_value
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
 from entangle.flow import Body, Flow
 
@@ -104,7 +104,7 @@ def as_it_is(error: BaseException, dump: Callable[[Any], bytes], load: Callable[
         pickled = dump(error)
         load(pickled)
     except Exception:
-        found = raised.lighter(error, fits)
+        found = pickled_errors.lighter(error, fits)
         if found is None:
             raise
         pickled = dump(found)

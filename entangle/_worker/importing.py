@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
-from entangle._shared import findable
+from entangle._shared import module_lookup
 from entangle.errors import RunAtImportError
 
 #: What an interpreter that we start says first. What it imports by name before it has joined a run may be anybody's: a script
@@ -90,7 +90,7 @@ def _at_import(frame: FrameType | None) -> FrameType | None:
 def _not_again(frame: FrameType | None) -> FrameType | None:
     """The frame of a module that a body imports here, where its content has come along: with the body of a run that this module has
     begun, or it was no module that is imported by name."""
-    while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") not in findable.arrived):
+    while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") not in module_lookup.arrived):
         frame = frame.f_back
     return frame
 

@@ -32,9 +32,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from entangle._shared.context_variables import module_of, variable_of
 from entangle._shared.interrupts import plain
 from entangle._shared.pickling import MAIN, dumps_for_others
-from entangle._shared.variables import module_of, variable_of
 
 #: Signals for which a worker has its own answer (`life.settle_in`), or none can be given.
 _OWN = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP))

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from entangle._shared.readable import readable
+from entangle._shared.polling import readable
 
 _STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 

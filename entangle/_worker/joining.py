@@ -8,13 +8,13 @@ import os
 import pickle
 from typing import Any, NoReturn
 
-from entangle._shared import findable
+from entangle._shared import module_lookup
 from entangle._shared.home import Home, private
 from entangle._shared.pickling import dumps_for_others, why_not
-from entangle._shared.remaking import Part, failing_part, not_remade
-from entangle._shared.short import argument_at, call_in_short
 from entangle._shared.site import Site
+from entangle._shared.summaries import argument_at, call_in_short
 from entangle._shared.table import Table, reserve
+from entangle._shared.unpickling import Part, failing_part, not_remade
 from entangle._worker import importing, inheritance
 from entangle._worker.failures import describe, note_call
 from entangle._worker.worker import Worker
@@ -43,7 +43,7 @@ def write_flow(site: Site) -> None:
         "state": inheritance.take(),
         "jobserver": jobserver_style(),
     }
-    known["travelled"] = sorted(findable.travelled)
+    known["travelled"] = sorted(module_lookup.travelled)
     body = pickle.dumps(known, 5)
     for directory in (site.directory, site.spill):
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -128,7 +128,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
     inheritance.take_on(known["state"], "before")
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
-    findable.arrive(known["travelled"])
+    module_lookup.arrive(known["travelled"])
     try:
         flow: Flow = pickle.loads(known["flow"])
         inheritance.take_on(known["state"], "after")

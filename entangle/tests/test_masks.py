@@ -20,7 +20,7 @@ import entangle
 from entangle import records
 from entangle._shared.masks import is_secret, masked
 from entangle._shared.notes import describe
-from entangle._shared.short import short
+from entangle._shared.summaries import short
 from entangle.process import process
 from entangle.task import task
 from entangle.thread import thread

@@ -679,7 +679,7 @@ def test_the_part_of_any_pickle_is_found() -> None:
     import collections
     import pickle
 
-    from entangle._shared.remaking import failing_part
+    from entangle._shared.unpickling import failing_part
 
     class_like = collections.namedtuple("class_like", "a b")
     globals()["class_like"] = class_like

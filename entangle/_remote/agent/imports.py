@@ -37,6 +37,9 @@ OURS = ("entangle", "cloudpickle")
 class Finder:
     """Finds modules among those that have come, and asks for those that have not."""
 
+    #: Workers of an agent have it too; `_shared/module_lookup.py` asks.
+    entangle_is_everywhere = True
+
     def __init__(self, ask: Ask | None, ours: bool, known: dict[str, Known] | None = None) -> None:
         self._ask = ask
         #: Whether this one looks first, for our own modules alone, or last, for all others.

@@ -14,9 +14,9 @@ from entangle import _remote
 from entangle._remote.agent import imports
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import SOURCE, dump, dump_plain, load
-from entangle._shared import findable
+from entangle._shared import module_lookup
 from entangle._shared.pickling import why_not
-from entangle._shared.remaking import Part, failing_part, not_remade
+from entangle._shared.unpickling import Part, failing_part, not_remade
 from entangle._worker import importing
 from entangle._worker.failures import as_it_is, describe, pickled_error
 from entangle.errors import (
@@ -35,7 +35,7 @@ def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -
     that cancels it."""
     importing.agent = True
     head = json.loads(bytes(parts[0]))
-    findable.arrive(head["travelled"])
+    module_lookup.arrive(head["travelled"])
     os.environ.update(head["telling"])
     given, answer = _perform(parts, head, began)
     return given, answer, _remote.travels().collect() if head["record"] else []

@@ -14,9 +14,9 @@ from typing import Any
 from entangle._remote.wire.controls import escape_error, escaped
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import PICKLE, SOURCE, Given, dump, dump_plain, load
-from entangle._shared import findable
+from entangle._shared import module_lookup
 from entangle._shared.pickling import dumps_for_others, why_not
-from entangle._shared.remaking import failing_part, not_remade
+from entangle._shared.unpickling import failing_part, not_remade
 from entangle._tasks.layer import Decorated
 from entangle.errors import (
     EntangleError,
@@ -44,7 +44,7 @@ def pack(
     there = about["python"]
     same = there[:2] == list(sys.version_info[:2]) and about["implementation"] == sys.implementation.name
     mode = PICKLE if same else SOURCE
-    findable.look_afresh()
+    module_lookup.look_afresh()
     given: Given = None
     if not same:
         from entangle._remote.caller.source_writer import SourceWriter
@@ -61,7 +61,7 @@ def pack(
         "name": rest.__name__,
         "here": list(sys.version_info[:2]),
         "record": record,
-        "travelled": sorted(findable.travelled),
+        "travelled": sorted(module_lookup.travelled),
         "telling": {name: os.environ[name] for name in _TELLING if name in os.environ},
     }
     return [[json.dumps(head).encode()], *parts], given

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entangle._shared.short import value_in_short
+from entangle._shared.summaries import value_in_short
 from entangle.errors import OptionError
 
 

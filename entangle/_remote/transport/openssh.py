@@ -28,7 +28,7 @@ from entangle._remote.transport.ssh_diagnosis import diagnose
 from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions
 from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle._shared.home import home
-from entangle._shared.readable import readable
+from entangle._shared.polling import readable
 from entangle._worker import janitor
 
 #: The longest name that a socket may have, less what ssh adds to it while it makes one.

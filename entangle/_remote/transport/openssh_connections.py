@@ -16,7 +16,7 @@ from entangle._remote.transport.ssh_diagnosis import diagnose, no_answer, was_tu
 from entangle._remote.transport.ssh_options import LOGIN, SSHOptions
 from entangle._remote.wire.controls import escaped
 from entangle._shared.home import home
-from entangle._shared.readable import readable
+from entangle._shared.polling import readable
 from entangle._worker import janitor
 from entangle.errors import FarError
 

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from entangle._remote.transport import virtual_environment
-from entangle._shared.short import value_in_short
+from entangle._shared.summaries import value_in_short
 from entangle.errors import OptionError
 
 #: Seconds for the network to answer and for the login; ssh's own settings, where there are any, go first.

@@ -12,7 +12,7 @@ from typing import Any
 
 from entangle._remote.wire.frames import MOST_PARTS, Bytes, Segments
 from entangle._remote.wire.source_format import Pickler, Unpickler
-from entangle._shared import findable
+from entangle._shared import module_lookup
 from entangle._shared.pickling import OF_MAIN, PicklerByName, pickler_by_value
 
 #: A buffer of so many bytes is a part of its own.
@@ -55,7 +55,7 @@ def dump(value: Any, ours: bool = False) -> list[Segments]:
     buffers = _Buffers()
     written = _Segments()
     try:
-        kind = PicklerByName if ours or findable.travelled else pickle.Pickler
+        kind = PicklerByName if ours or module_lookup.travelled else pickle.Pickler
         kind(written, 5, buffer_callback=buffers.aside).dump(value)
         if not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
             return [written, *([buffer] for buffer in buffers)]

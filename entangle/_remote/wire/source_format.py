@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
-from entangle._shared import raised
+from entangle._shared import pickled_errors
 
 #: The steps in which a task comes, in an order in which each finds what it needs: the last is its call.
 GLOBAL, CELL, CLASS, FUNCTION, ATTRIBUTE, CALL = "global", "cell", "class", "function", "attribute", "call"
@@ -66,7 +66,7 @@ class Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         """How a function, a class or an instance is written."""
         if isinstance(value, BaseException):
-            return raised.reduced(value) or self._reduced(value)
+            return pickled_errors.reduced(value) or self._reduced(value)
         return self._reduced(value)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from entangle._shared import escaped, secret_looks, secret_values
+from entangle._shared import quoted_text, secret_looks, secret_values
 from entangle._shared.masks import masked
 from entangle.tests.test_masks_fuzz import FRAGMENTS
 
@@ -20,7 +20,7 @@ def test_no_pattern_tries_again_at_length() -> None:
     patterns = [
         *secret_values._patterns().values(),
         *secret_looks._patterns().values(),
-        *escaped._patterns(),
+        *quoted_text._patterns(),
         *(secret_values._program(pattern) for _, pattern in secret_values._PROGRAMS),
     ]
     pairs = [one + other for one in FRAGMENTS for other in ("", " ", "\\", "=", "a", "[", '"')]

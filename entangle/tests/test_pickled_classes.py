@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from entangle._shared.pickling import loads_kept
 from entangle.errors import UnpicklableError
 from entangle.interpreter import interpreter
 from entangle.process import process
@@ -172,3 +173,21 @@ def test_the_standard_streams_are_each_process_s_own(start: str, tmp_path: Path)
     ran = subprocess.run([sys.executable, script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100)
     told = "UnpicklableError" if start != "fork" else "UnsupportedOperation"
     assert (ran.stdout, ran.stderr) == (f"said\n{told}\n", "")
+
+
+#: `class Point: x = 1` and a context variable of a script, as version 0.3.0 has pickled them.
+OF_0_3_0 = (
+    b"\x80\x05\x95\xf0\x01\x00\x00\x00\x00\x00\x00]\x94(\x8c\x15entangle._run.classes\x94\x8c\x06_class\x94\x93\x94(\x8c\x12"
+    b"22afc988b03a2bb9.0\x94\x8c\x1022afc988b03a2bb9\x94\x8a\x060\x85s:\x07V\x8a\x06\xc0i2~F\x7f\x87\x94N\x87\x94\x8c\x05Point\x94"
+    b"\x8c\x08builtins\x94\x8c\x06object\x94\x93\x94\x85\x94h\t\x8c\x04type\x94\x93\x94h\x08}\x94(\x8c\n__module__\x94\x8c\x08"
+    b"__main__\x94\x8c\x0c__qualname__\x94h\x08u\x87\x94\x8c\x17cloudpickle.cloudpickle\x94\x8c\x14_make_skeleton_class\x94\x93\x94"
+    b"(h\x0eh\x08h\x0c}\x94h\x10h\x11s\x8c db332242a4b74437b6f4d8d01bbb7ea8\x94Nt\x94t\x94R\x94\x8c\tfunctools\x94\x8c\x07partial"
+    b"\x94\x93\x94h\x01\x8c\x05_fill\x94\x93\x94\x85\x94R\x94(h h\x14\x8c\x0f_class_setstate\x94\x93\x94\x85\x94}\x94Nt\x94bh\x1b}"
+    b"\x94(\x8c\x07__doc__\x94N\x8c\n__module__\x94h\x11\x8c\r__slotnames__\x94]\x94\x8c\x01x\x94K\x01u}\x94\x86\x94\x86R0)\x81\x94"
+    b"\x8c\x17entangle._run.variables\x94\x8c\x0bvariable_of\x94\x93\x94h\x11\x8c\x01v\x94K\x01\x85\x94\x87\x94R\x94e."
+)
+
+
+def test_values_that_an_earlier_version_has_kept_are_read() -> None:
+    point, variable = loads_kept(OF_0_3_0)
+    assert (type(point).__qualname__, point.x, variable.name, variable.get()) == ("Point", 1, "v", 1)

@@ -107,7 +107,7 @@ def _finds(name: str, file: str | None) -> bool:
 def _is_everywhere(finder: Any) -> bool:
     """Whether the processes that we start have this finder too: one of an editable installation, or an agent's."""
     kind = finder if isinstance(finder, type) else type(finder)
-    return "editable" in kind.__module__ or kind.__module__ == "entangle._remote.agent.imports"
+    return "editable" in kind.__module__ or getattr(kind, "entangle_is_everywhere", False) is True
 
 
 def _same(one: str, other: str) -> bool:

@@ -12,7 +12,7 @@ import pickletools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from entangle._shared.short import cut, value_in_short
+from entangle._shared.summaries import cut, value_in_short
 from entangle.errors import EntangleError, UnpicklableError
 
 #: Bytes of a pickle up to which the part is looked for: this is some hundred times slower than to unpickle it.
