@@ -25,11 +25,9 @@ OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}, "cli.": {"typer", "rich"}}
 #: Circles that are still to be cut. Nothing is added to them.
 KNOWN_CIRCLES: list[set[str]] = [
     {"_run.deadlines", "_run.supervisor"},
-    {"_tasks.tree", "task", "_tasks.call", "_tasks.layer", "_tasks.parameters"},
     {f"_records.{name}" for name in ("views", "reading", "retention", "ingest")}
     | {f"_records.drawing.{name}" for name in ["provenance", "trace", "picture", "boxes", "diagrams", "networks", "plain"]},
     {f"_dataflow.{name}" for name in ["windows", "pump", "stream", "push", "plan", "node", "stage", "lost"]},
-    {"_remote.agent.performing", "_remote.agent.imports", "_remote.agent.agent"},
 ]
 
 #: Files of one name that nobody mistakes for each other: a door and its transport.
@@ -39,7 +37,7 @@ PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter
 KNOWN_PAIRS = [{"_shared.frames", "_remote.wire.frames"}]
 
 #: Classes of one name that are still to be told apart. Nothing is added to them.
-KNOWN_CLASSES = {"Edge", "Node", "Part", "Run", "Stream", "Task"}
+KNOWN_CLASSES = {"Edge", "Node", "Part", "Run", "Task"}
 
 
 def test_every_module_has_a_floor() -> None:
