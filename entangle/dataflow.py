@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
-from entangle._dataflow.node import Callback, Dataflow, DataflowTask, Node, Window, _checked
+from entangle._dataflow.flow_graph import Callback, Dataflow, check_children
+from entangle._dataflow.node import DataflowTask, Node
+from entangle._dataflow.windows import Window
 from entangle._shared.frames import edge
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.door import named_as_its_decorator
@@ -77,7 +79,7 @@ def window(*children: Any, count: int | None = None, seconds: float | None = Non
         raise OptionError(f"window: count={value_in_short(count)}; it is a whole number, 1 or above")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
         raise OptionError(f"window: seconds={value_in_short(seconds)}; it is a number above 0")
-    return Window(_checked("window", children), count, seconds)
+    return Window(check_children("window", children), count, seconds)
 
 
 named_as_its_decorator(__name__)

@@ -4,47 +4,18 @@ from __future__ import annotations
 
 import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from entangle._shared.frames import edge, passes_on
-from entangle._shared.summaries import value_in_short
+from entangle._dataflow.flow_graph import FunctionNode, as_dict, check_children
+from entangle._shared.frames import edge
 from entangle._tasks.call import check_callback
-from entangle.errors import ArgumentError, OptionError
-from entangle.flow import PROCESS, THREAD
-from entangle.task import Call, Layer, Task
+from entangle.errors import ArgumentError
+from entangle.task import Task
 
 if TYPE_CHECKING:
     from entangle._dataflow.plan import Plan
     from entangle._dataflow.stream import OnError, Stream
     from entangle._run.future import RunFuture
-
-_CARRIERS = {"thread": THREAD, "process": PROCESS}
-
-#: Called in the invoking process with a node's function and a value of it.
-Callback = Callable[[Any, Any], object]
-
-
-class Dataflow(Layer):
-    """The layer of @dataflow: which way values flow, and who is told of them."""
-
-    def __init__(self, callback: Callback | None, executor: str | None, maxworkers: int | None) -> None:
-        if callback is not None and not callable(callback):
-            raise OptionError(f"@dataflow: callback={value_in_short(callback)}; it is a function of a node's function and its value")
-        if executor is not None and executor not in _CARRIERS:
-            raise OptionError(f"@dataflow: executor={value_in_short(executor)}; choose 'thread' or 'process'")
-        if maxworkers is not None and (isinstance(maxworkers, bool) or not isinstance(maxworkers, int) or maxworkers < 1):
-            raise OptionError(f"@dataflow: maxworkers={value_in_short(maxworkers)}; it is a whole number, 1 or above, or None for no limit")
-        self.callback = callback
-        self.executor = executor
-        self.maxworkers = maxworkers
-
-    def __reduce__(self) -> Any:
-        # A worker process runs the function and nothing else of this layer; a callback need not be able to travel.
-        return Dataflow, (None, self.executor, self.maxworkers)
-
-    def terms(self) -> dict[str, Any]:
-        """Who carries the function, where that was said."""
-        return {} if self.executor is None else {"carrier": _CARRIERS[self.executor]}
 
 
 class DataflowTask(Task[..., Any]):
@@ -58,96 +29,22 @@ class DataflowTask(Task[..., Any]):
         fits = self._fits or self._learn_parameters()
         if not fits(1, {}):
             raise ArgumentError(f"{self.__name__} cannot be a node of a dataflow: it must take one value")
-        return Node(self, _checked(self.__name__, children))
+        return Node(self, check_children(self.__name__, children))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A task in a class is a method: what it is given comes after the instance."""
         return self if instance is None else DataflowTask(types.MethodType(self.function, instance), self.layers)
 
-    @property
-    def dataflow(self) -> Dataflow:
-        """The layer of @dataflow, the outermost if there are several."""
-        return next(layer for layer in self.layers if isinstance(layer, Dataflow))
 
-    @property
-    def carrier(self) -> int:
-        """Who runs the function."""
-        carrier = self.body.carrier
-        return carrier if carrier in (PROCESS, THREAD) or self.body.carrier == 2 else THREAD
-
-
-def _checked(name: str, children: Iterable[Any]) -> tuple[Any, ...]:
-    """Nodes, windows and lambdas, each checked; lists of them are taken apart."""
-    found: list[Any] = []
-    for child in children:
-        if isinstance(child, (list, tuple)):
-            found += _checked(name, child)
-        elif isinstance(child, (Node, Window)):
-            found.append(child)
-        elif isinstance(child, Task):
-            raise ArgumentError(f"{child.__name__} in {name}(…) is a task and no node of it: write {child.__name__}()")
-        elif isinstance(child, Call):
-            raise ArgumentError(
-                f"{child.task.__name__}(…) in {name}(…) is a call of a workflow; decorate {child.task.__name__} with @dataflow as well"
-            )
-        elif callable(child):
-            found.append(child)
-        else:
-            raise ArgumentError(f"{name}(…) takes nodes and lambdas that choose nodes, not {type(child).__name__}: {value_in_short(child)}")
-    return tuple(found)
-
-
-class _Built:
-    """What can stand in the parentheses of a node. It cannot be changed, so there are no cycles."""
-
-    __slots__ = ("__weakref__", "children")
-
-    children: tuple[Any, ...]
-
-    @edge
-    @passes_on
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"a node cannot be changed ({name!r}); build another one")
-
-    __name__: str
-
-
-class Window(_Built):
-    """Gathers values and passes lists of them on: `count` values, or those of `seconds`; what is left when a stream ends comes last."""
-
-    __slots__ = ("count", "seconds")
-
-    count: int | None
-    seconds: float | None
-    __name__ = "window"
-
-    def __init__(self, children: tuple[Any, ...], count: int | None, seconds: float | None) -> None:
-        for name, value in (("children", children), ("count", count), ("seconds", seconds)):
-            object.__setattr__(self, name, value)
-
-
-class Node(_Built):
+class Node(FunctionNode):
     """A task of a dataflow with what stands in its parentheses. Immutable. `node(value)` pushes a value in."""
 
-    __slots__ = ("_plan", "task")
+    __slots__ = ()
 
     task: DataflowTask
-    _plan: Plan | None
-
-    def __init__(self, task: DataflowTask, children: tuple[Any, ...]) -> None:
-        for name, value in (("task", task), ("children", children), ("_plan", None)):
-            object.__setattr__(self, name, value)
 
     def __reduce__(self) -> Any:
         return Node, (self.task, self.children)
-
-    @property
-    def __name__(self) -> str:  # type: ignore[override]
-        name: str = self.task.__name__
-        return name
-
-    def __repr__(self) -> str:
-        return f"<node {self.task.__name__}({', '.join(_name(child) for child in self.children)})>"
 
     @edge
     def __call__(self, *values: Any, start: str | None = None) -> tuple[Any, ...]:
@@ -209,41 +106,16 @@ class Node(_Built):
 
     def graph(self) -> list[dict[str, Any]]:
         """The graph as nested dicts: each node's name with what stands in its parentheses; a list where two siblings have one name."""
-        return [_as_dict(self)]
+        return [as_dict(self)]
 
     @property
     def plan(self) -> Plan:
         """What is compiled of this node, once."""
-        if self._plan is None:
-            from entangle._dataflow.plan import Plan
+        from entangle._dataflow.push import plan_of
 
-            object.__setattr__(self, "_plan", Plan((self,)))
-        assert self._plan is not None
-        return self._plan
+        return plan_of(self)
 
     def _one(self, values: tuple[Any, ...]) -> Any:
         if len(values) != 1:
             raise ArgumentError(f"{self.task.__name__}: one value is pushed into a flow at a time, not {len(values)}; a tuple is one value")
         return values[0]
-
-
-def _name(child: Any) -> str:
-    return str(getattr(child, "__name__", type(child).__name__))
-
-
-def _as_dict(root: Any) -> dict[str, Any]:
-    """The graph of a node, built from the leaves up, since nesting may be deep."""
-    built: dict[int, dict[str, Any]] = {}
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        children = node.children if isinstance(node, _Built) else ()
-        missing = [child for child in children if id(child) not in built]
-        if missing:
-            stack += reversed(missing)
-            continue
-        stack.pop()
-        parts = [built[id(child)] for child in children]
-        merged = {name: below for part in parts for name, below in part.items()}
-        built[id(node)] = {_name(node): [] if not parts else merged if len(merged) == len(parts) else parts}
-    return built[id(root)]

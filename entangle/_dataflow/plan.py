@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from entangle._dataflow.node import Node, Window
-from entangle._dataflow.stage import Branch, Stage, Tell
+from entangle._dataflow.flow_graph import FunctionNode, GraphNode
+from entangle._dataflow.outcome import PASSED
+from entangle._dataflow.stages import CallbackStage, LambdaStage, NodeStage, Pusher
+from entangle._dataflow.windows import Window
 from entangle._run.rearming import GATHER, SOURCE, Row
 from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
-from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body
+from entangle.flow import FRESH, PROCESS, THREAD, Body
 
 #: Groups for nodes that stand under several parents.
 MOST_SHARED = 24
@@ -31,9 +33,12 @@ class Leaf(NamedTuple):
 
 
 class Plan:
-    """The rows of a dataflow, by port; `leaves` are the results of each port in order."""
+    """The rows of a dataflow, by port; `leaves` are the results of each port in order.
 
-    def __init__(self, roots: tuple[Any, ...], windows: bool = False, limit: int | None = None) -> None:
+    `push` is how a lambda pushes into what it has chosen. `windows` says whether they gather; `limit`, how many nodes may run at once.
+    """
+
+    def __init__(self, roots: tuple[Any, ...], push: Pusher, windows: bool = False, limit: int | None = None) -> None:
         #: The node of each stage, by the stage's number.
         self.nodes: list[Any] = []
         self.ports: list[list[Row]] = []
@@ -43,6 +48,7 @@ class Plan:
         #: How many nodes of a group may run at once, and the groups.
         self.limits: list[int] = []
         self._shared: dict[int, int] = {}
+        self._push = push
         self._windows = windows
         self._limit = limit
         self._count(roots)
@@ -61,10 +67,10 @@ class Plan:
         stack = list(roots)
         while stack:
             node = stack.pop()
-            if not isinstance(node, (Node, Window)):
+            if not isinstance(node, GraphNode):
                 continue
             if id(node) in seen:
-                if id(node) not in self._shared and isinstance(node, Node):
+                if id(node) not in self._shared and isinstance(node, FunctionNode):
                     # Where there are very many, some share a group: they wait for each other too, which does no harm.
                     self._shared[id(node)] = len(self._shared) % MOST_SHARED
                     if len(self._shared) <= MOST_SHARED:
@@ -104,10 +110,10 @@ class Plan:
                 leaf(above, child, number + len(waiting))
                 continue
             below: tuple[int, ...] = ()
-            if isinstance(child, Node):
+            if isinstance(child, FunctionNode):
                 child_limits = limits
-                if child.task.dataflow.maxworkers is not None:
-                    child_limits = limits = (*limits, self._group(child.task.dataflow.maxworkers))
+                if child.dataflow.maxworkers is not None:
+                    child_limits = limits = (*limits, self._group(child.dataflow.maxworkers))
                 if id(child) in self._shared:
                     child_limits = (*child_limits, self._shared[id(child)])
                 row, below = self._add_node(add, child, (above, *after), path, child_limits)
@@ -116,7 +122,8 @@ class Plan:
                 body = Body(_in_list, "window", THREAD)
                 row = add(body, (above, *after))
             else:
-                stage = Branch(child, self._number(child), path, _pusher(limits))
+                # One node at a time, where the lambda itself stands for one of a bounded number.
+                stage = LambdaStage(child, self._number(child), path, self._push, 1 if limits else None)
                 row = add(Body(stage, name, THREAD, limits=limits), (pushed, above, *after))
                 self.in_chunks = False
                 leaf(row)
@@ -145,14 +152,13 @@ class Plan:
         return len(self.nodes) - 1
 
     def _add_node(
-        self, add: Callable[[Body, tuple[int, ...]], int], node: Node, inputs: tuple[int, ...], path: str, limits: tuple[int, ...]
+        self, add: Callable[[Body, tuple[int, ...]], int], node: FunctionNode, inputs: tuple[int, ...], path: str, limits: tuple[int, ...]
     ) -> tuple[int, tuple[int, ...]]:
         """The row of a node, and that of its callback where it has one of its own."""
         task = node.task
-        known, callback = task.body, task.dataflow.callback
-        carrier = THREAD if known.carrier == HERE else known.carrier
+        known, callback, carrier = task.body, node.dataflow.callback, node.carrier
         stays = carrier == THREAD
-        stage = Stage(task, self._number(node), path, callback if stays else None)
+        stage = NodeStage(task, self._number(node), path, callback if stays else None)
         body = Body(
             stage,
             known.name,
@@ -168,7 +174,7 @@ class Plan:
         row = add(body, inputs)
         if callback is None or stays:
             return row, ()
-        return row, (add(Body(Tell(task, callback), known.name, THREAD), (row, *inputs[1:])),)
+        return row, (add(Body(CallbackStage(task, callback), known.name, THREAD), (row, *inputs[1:])),)
 
     @property
     def uses_processes(self) -> bool:
@@ -178,19 +184,5 @@ class Plan:
 
 def _in_list(chunk: Any, *_: Any) -> Any:
     """What a window is where one value is pushed: a list of that value."""
-    from entangle._dataflow.outcome import PASSED
-
     label, clean, items = chunk
     return label, clean, [item if type(item) in PASSED else [item] for item in items]
-
-
-def _pusher(limits: tuple[int, ...]) -> Callable[[list[Any], Any], list[Any]]:
-    """How a lambda pushes into what it has chosen: a run of its own, which keeps to one node at a time where the lambda
-    itself stands for one of a bounded number."""
-
-    def push(chosen: list[Any], value: Any) -> list[Any]:
-        from entangle._dataflow.push import push_into
-
-        return push_into(chosen, value, 1 if limits else None)
-
-    return push

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from entangle._dataflow.lost import Progress
 from entangle._dataflow.outcome import PASSED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
-from entangle._dataflow.windows import Gathering
+from entangle._dataflow.recovery import Recovery
+from entangle._dataflow.windows import WindowBuffer
 from entangle._run.rearming import StreamRun, StreamSupervisor, unroll
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.summaries import item_in_short
@@ -63,7 +63,7 @@ class Pump:
         self._inflight = inflight
         self._sets = sets
         self._most = min(MOST_ITEMS, max(1, inflight // (4 * cpus))) if inflight is not None else MOST_ITEMS
-        self._progress = Progress(flow)
+        self._recovery = Recovery(flow)
         self._supervisor: StreamSupervisor | None = None
         # The feeder's side. Items pulled from the source; those that have left: with the consumer, or dropped.
         self._room = threading.Condition()
@@ -83,7 +83,7 @@ class Pump:
         self._early: list[dict[int, Any]] = [{} for _ in ports]
         self._labels = [0] * len(ports)
         self._windows = [
-            (number, at, leaf.port, Gathering(leaf.window))
+            (number, at, leaf.port, WindowBuffer(leaf.window))
             for number, leaves in enumerate(plan.leaves)
             for at, leaf in enumerate(leaves)
             if leaf.window is not None
@@ -150,7 +150,7 @@ class Pump:
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
         """What to do with a node whose worker is gone."""
-        return self._progress.lost(node, slot, value, error, directory)
+        return self._recovery.lost(node, slot, value, error, directory)
 
     def tick(self) -> float:
         """Send chunks on their way that have waited long enough, and windows whose time is up; end what is at an end."""
@@ -162,10 +162,10 @@ class Pump:
                     # The source is slow, so its values are not to wait for each other.
                     self._size = max(1, min(self._size, len(self._chunk)))
                     due = 0.02 if not self._ship() else 60.0
-        for _, _, port, gathering in self._windows:
-            left = gathering.due()
+        for _, _, port, buffer in self._windows:
+            left = buffer.due()
             if left <= 0:
-                self._backlog.append((port, gathering.take()))
+                self._backlog.append((port, buffer.take()))
             else:
                 due = min(due, left)
         self._pass_on()
@@ -178,8 +178,8 @@ class Pump:
 
     def _flush_a_window(self) -> bool:
         """The stream is at its end: pass on what a window still holds. False where none holds anything."""
-        for _, _, port, gathering in self._windows:
-            values = gathering.take()
+        for _, _, port, buffer in self._windows:
+            values = buffer.take()
             if values:
                 self._backlog.append((port, values))
                 return True
@@ -209,7 +209,7 @@ class Pump:
 
     def _emit(self, port: int, chunks: list[Any]) -> None:
         """The outcomes of a chunk, whose turn it is, to windows and to the consumer."""
-        windows = [(at, below, gathering) for number, at, below, gathering in self._windows if number == port]
+        windows = [(at, below, buffer) for number, at, below, buffer in self._windows if number == port]
         outs: list[Any] = []
         columns = [chunk[2] for chunk in chunks]
         if not windows and all(chunk[1] for chunk in chunks):
@@ -229,9 +229,9 @@ class Pump:
                     if failures or any(type(outcome) is Failure for outcome in outcomes):
                         self.dropped += port == 0
                         continue
-                    for at, below, gathering in windows:
+                    for at, below, buffer in windows:
                         if type(outcomes[at]) not in PASSED:
-                            full = gathering.add(outcomes[at])
+                            full = buffer.add(outcomes[at])
                             if full is not None:
                                 self._backlog.append((below, full))
                     if values or not windows:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from entangle._dataflow.lost import Progress
-from entangle._dataflow.node import Node, Window, _checked
+from entangle._dataflow.flow_graph import FunctionNode, GraphNode, check_children
 from entangle._dataflow.outcome import ENDED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
+from entangle._dataflow.recovery import Recovery
 from entangle._run.rearming import StreamRun, StreamSupervisor, unroll
 from entangle._shared.frames import passes_on
 from entangle._shared.pickling import why_not
@@ -23,7 +23,7 @@ class Push:
         self.name = plan.name
         self._pushed = value
         flow, ports = unroll([(plan.ports[0], 1)], plan.limits)
-        self._progress = Progress(flow)
+        self._recovery = Recovery(flow)
         self._run = StreamRun(flow, ports, self, way)
         self._chunks: list[Any] = []
         self._supervisor: StreamSupervisor | None = None
@@ -84,7 +84,7 @@ class Push:
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
         """What to do with a node whose worker is gone."""
-        return self._progress.lost(node, slot, value, error, directory)
+        return self._recovery.lost(node, slot, value, error, directory)
 
     def tick(self) -> float:
         """Nothing is due."""
@@ -105,36 +105,44 @@ def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]
             continue
         if isinstance(child, (list, tuple)):
             waiting[:0] = child
-        elif not isinstance(child, (Node, Window)) and callable(child) and not hasattr(child, "layers"):
+        elif not isinstance(child, GraphNode) and callable(child) and not hasattr(child, "layers"):
             waiting.insert(0, child(value))
         else:
-            nodes += _checked("lambda", (child,))
+            nodes += check_children("lambda", (child,))
     if not nodes:
         return [ENDED]
     chain = _chain(nodes)
     if chain is not None:
         return _run_chain(chain, value)
-    plan = Plan(tuple(nodes), limit=limit)
+    plan = Plan(tuple(nodes), push_into, limit=limit)
     return Push(plan, value).outcomes()
 
 
-def _chain(nodes: list[Any]) -> list[Node] | None:
+def plan_of(node: FunctionNode) -> Plan:
+    """What is compiled of a node, once."""
+    if node.compiled is None:
+        object.__setattr__(node, "compiled", Plan((node,), push_into))
+    plan: Plan = node.compiled
+    return plan
+
+
+def _chain(nodes: list[Any]) -> list[FunctionNode] | None:
     """The nodes of a chain that this thread can run itself, one after the other, as well as any other; None where they are not."""
-    found: list[Node] = []
+    found: list[FunctionNode] = []
     while nodes:
         (node, *others) = nodes
-        if others or not isinstance(node, Node):
+        if others or not isinstance(node, FunctionNode):
             return None
         body = node.task.body
-        if node.task.carrier != THREAD or body.timed or body.pool or body.shared_memory:
+        if node.carrier != THREAD or body.timed or body.pool or body.shared_memory:
             return None
         found.append(node)
         nodes = list(node.children)
     return found
 
 
-def _run_chain(chain: list[Node], value: Any) -> list[Any]:
-    plan = chain[0].plan
+def _run_chain(chain: list[FunctionNode], value: Any) -> list[Any]:
+    plan = plan_of(chain[0])
     outcome: Any = value
     for row, node in zip(plan.ports[0][1:], chain, strict=False):
         stage: Any = row.body.function

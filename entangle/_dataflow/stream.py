@@ -13,10 +13,11 @@ import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Literal
 
-from entangle._dataflow.node import Node
+from entangle._dataflow.flow_graph import FunctionNode
 from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
+from entangle._dataflow.push import push_into
 from entangle._shared.frames import hide, passes_on
 from entangle._shared.summaries import value_in_short
 from entangle._worker.worker import here
@@ -41,7 +42,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 
     def __init__(
         self,
-        node: Node,
+        node: FunctionNode,
         source: Iterable[Any] | AsyncIterable[Any],
         inflight: int | None,
         ordered: bool,
@@ -59,7 +60,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         # Of a source that others iterate over as well, this iteration alone ends with us.
         self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
         self._failures = failures = _Failures(on_error)
-        self._pump = Pump(Plan((node,), windows=True), inflight, ordered, failures.drop, way)
+        self._pump = Pump(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
         self._counted = False
         #: How many values the consumer has of those that are counted: those it has been given, until it asks for the next.

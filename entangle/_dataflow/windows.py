@@ -1,14 +1,28 @@
-"""What the windows of a stream hold at a time."""
+"""Windows: nodes that gather values and pass lists of them on; and what each of them holds at a time in a stream."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from entangle._dataflow.node import Window
+from entangle._dataflow.flow_graph import GraphNode
 
 
-class Gathering:
+class Window(GraphNode):
+    """Gathers values and passes lists of them on: `count` values, or those of `seconds`; what is left when a stream ends comes last."""
+
+    __slots__ = ("count", "seconds")
+
+    count: int | None
+    seconds: float | None
+    __name__ = "window"
+
+    def __init__(self, children: tuple[Any, ...], count: int | None, seconds: float | None) -> None:
+        for name, value in (("children", children), ("count", count), ("seconds", seconds)):
+            object.__setattr__(self, name, value)
+
+
+class WindowBuffer:
     """The values that one window has gathered so far. A window of seconds opens with its first value."""
 
     def __init__(self, window: Window) -> None:

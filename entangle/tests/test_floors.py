@@ -27,7 +27,6 @@ KNOWN_CIRCLES: list[set[str]] = [
     {"_run.deadlines", "_run.supervisor"},
     {f"_records.{name}" for name in ("views", "reading", "retention", "ingest")}
     | {f"_records.drawing.{name}" for name in ["provenance", "trace", "picture", "boxes", "diagrams", "networks", "plain"]},
-    {f"_dataflow.{name}" for name in ["windows", "pump", "stream", "push", "plan", "node", "stage", "lost"]},
 ]
 
 #: Files of one name that nobody mistakes for each other: a door and its transport.

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
 from entangle._run.rearming import progress_of
@@ -29,13 +29,14 @@ from entangle._worker.child import end_child
 from entangle._worker.failures import pause
 from entangle._worker.worker import Worker, here
 from entangle.errors import RunCancelledError, StoreFullError
-
-if TYPE_CHECKING:
-    from entangle._dataflow.node import DataflowTask
+from entangle.task import Task
 
 log = logging.getLogger("entangle.dataflow")
 
 Chunk = tuple[Any, bool, list[Any]]
+
+#: Pushes a value into nodes that a lambda has chosen, of which so many may run at once; gives what comes out at their leaves.
+Pusher = Callable[[Sequence[Any], Any, int | None], list[Any]]
 
 
 class _Held(threading.local):
@@ -69,7 +70,7 @@ def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> N
             log.exception("the callback of %r has raised an exception; the flow goes on", getattr(function, "__name__", function))
 
 
-def text_of(error: BaseException) -> str:
+def summary_of(error: BaseException) -> str:
     """An error in a line or two."""
     return "".join(traceback.format_exception_only(type(error), error)).strip()[:1500]
 
@@ -84,10 +85,10 @@ def _kept(item: Any) -> bytes | None:
         return None
 
 
-class Stage:
+class NodeStage:
     """Runs the function of a node for each item of a chunk, and calls back where it runs in the invoking process."""
 
-    def __init__(self, task: DataflowTask, number: int, path: str, callback: Callable[[Any, Any], object] | None = None) -> None:
+    def __init__(self, task: Task[..., Any], number: int, path: str, callback: Callable[[Any, Any], object] | None = None) -> None:
         self.task = task
         self.number = number
         self.path = path
@@ -102,7 +103,7 @@ class Stage:
         self.timed = body.timeout is not None
 
     def __reduce__(self) -> Any:
-        return Stage, (self.task, self.number, self.path)
+        return NodeStage, (self.task, self.number, self.path)
 
     @passes_on
     def __call__(self, chunk: Chunk, *_: Any, **named: Any) -> Chunk:
@@ -199,7 +200,7 @@ class Stage:
             if worker.forked:
                 end_child(raised)
             error = worker.as_error(self.name, raised)
-            told.append(text_of(error))
+            told.append(summary_of(error))
             allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)
             if len(told) > self.terms.retry or not allowed or worker.is_over(node):
                 return self.failure(item, error, told, self.terms.retry > 0 and allowed)
@@ -242,10 +243,10 @@ class Stage:
         return label, False, kept
 
 
-class Tell:
+class CallbackStage:
     """Calls back for the items of a node that a process has run."""
 
-    def __init__(self, task: DataflowTask, callback: Callable[[Any, Any], object]) -> None:
+    def __init__(self, task: Task[..., Any], callback: Callable[[Any, Any], object]) -> None:
         self.task = task
         self.callback = callback
 
@@ -256,15 +257,16 @@ class Tell:
                 tell(self.callback, self.task.function, value)
 
 
-class Branch:
+class LambdaStage:
     """Has a lambda choose for each item, and pushes the item into what it has chosen."""
 
-    def __init__(self, choose: Callable[[Any], Any], number: int, path: str, push: Callable[[list[Any], Any], list[Any]]) -> None:
+    def __init__(self, choose: Callable[[Any], Any], number: int, path: str, push: Pusher, limit: int | None) -> None:
         self.choose = choose
         self.number = number
         self.path = path
         self.name = getattr(choose, "__name__", type(choose).__name__)
         self._push = push
+        self._limit = limit
 
     def __call__(self, pushed: Chunk, parent: Chunk, *_: Any) -> Chunk:
         """What the chosen nodes give for the values that were pushed into the node in whose parentheses the lambda stands."""
@@ -275,7 +277,7 @@ class Branch:
     @passes_on
     def _follow(self, item: Any) -> Any:
         try:
-            outcomes = self._push([self.choose], item)
+            outcomes = self._push([self.choose], item, self._limit)
         except (Exception, SystemExit) as raised:
             worker = here.worker
             assert worker is not None

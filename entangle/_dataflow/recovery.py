@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from entangle._dataflow.outcome import Attempt
-from entangle._dataflow.stage import text_of
+from entangle._dataflow.stages import summary_of
 from entangle._shared.journal import read_journal
 from entangle._worker.failures import pause
 from entangle.errors import add_note
 from entangle.flow import Flow
 
 
-class Progress:
+class Recovery:
     """How far nodes of a flow had come that have been interrupted."""
 
     def __init__(self, flow: Flow) -> None:
@@ -36,7 +36,7 @@ class Progress:
                 told = []
         wait = 0.0
         if len(done) < len(value[2]):
-            told.append(text_of(error))
+            told.append(summary_of(error))
             allowed = _matches(error, stage.terms.on)
             if len(told) <= stage.terms.retry and allowed:
                 wait = pause(stage.terms, len(told))

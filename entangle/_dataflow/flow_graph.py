@@ -1,0 +1,134 @@
+"""The graph of a dataflow as data: nodes, and what stands in their parentheses. Nothing here runs anything.
+
+What is compiled of a graph is in `plan.py`; `Node`, which users hold and values are pushed into, is in `node.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from entangle._shared.frames import edge, passes_on
+from entangle._shared.summaries import value_in_short
+from entangle.errors import ArgumentError, OptionError
+from entangle.flow import HERE, PROCESS, THREAD
+from entangle.task import Call, Layer, Task
+
+_CARRIERS = {"thread": THREAD, "process": PROCESS}
+
+#: Called in the invoking process with a node's function and a value of it.
+Callback = Callable[[Any, Any], object]
+
+
+class Dataflow(Layer):
+    """The layer of @dataflow: which way values flow, and who is told of them."""
+
+    def __init__(self, callback: Callback | None, executor: str | None, maxworkers: int | None) -> None:
+        if callback is not None and not callable(callback):
+            raise OptionError(f"@dataflow: callback={value_in_short(callback)}; it is a function of a node's function and its value")
+        if executor is not None and executor not in _CARRIERS:
+            raise OptionError(f"@dataflow: executor={value_in_short(executor)}; choose 'thread' or 'process'")
+        if maxworkers is not None and (isinstance(maxworkers, bool) or not isinstance(maxworkers, int) or maxworkers < 1):
+            raise OptionError(f"@dataflow: maxworkers={value_in_short(maxworkers)}; it is a whole number, 1 or above, or None for no limit")
+        self.callback = callback
+        self.executor = executor
+        self.maxworkers = maxworkers
+
+    def __reduce__(self) -> Any:
+        # A worker process runs the function and nothing else of this layer; a callback need not be able to travel.
+        return Dataflow, (None, self.executor, self.maxworkers)
+
+    def terms(self) -> dict[str, Any]:
+        """Who carries the function, where that was said."""
+        return {} if self.executor is None else {"carrier": _CARRIERS[self.executor]}
+
+
+class GraphNode:
+    """What can stand in the parentheses of a node. It cannot be changed, so there are no cycles."""
+
+    __slots__ = ("__weakref__", "children")
+
+    children: tuple[Any, ...]
+
+    @edge
+    @passes_on
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a node cannot be changed ({name!r}); build another one")
+
+    __name__: str
+
+
+class FunctionNode(GraphNode):
+    """A task of a dataflow with what stands in its parentheses."""
+
+    __slots__ = ("compiled", "task")
+
+    task: Task[..., Any]
+    #: What has been compiled of it, once: a `Plan`.
+    compiled: Any
+
+    def __init__(self, task: Task[..., Any], children: tuple[Any, ...]) -> None:
+        for name, value in (("task", task), ("children", children), ("compiled", None)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def __name__(self) -> str:  # type: ignore[override]
+        name: str = self.task.__name__
+        return name
+
+    def __repr__(self) -> str:
+        return f"<node {self.task.__name__}({', '.join(_name(child) for child in self.children)})>"
+
+    @property
+    def dataflow(self) -> Dataflow:
+        """The layer of @dataflow, the outermost if there are several."""
+        return next(layer for layer in self.task.layers if isinstance(layer, Dataflow))
+
+    @property
+    def carrier(self) -> int:
+        """Who runs the function."""
+        carrier = self.task.body.carrier
+        return THREAD if carrier == HERE else carrier
+
+
+def check_children(name: str, children: Iterable[Any]) -> tuple[Any, ...]:
+    """Nodes, windows and lambdas, each checked; lists of them are taken apart."""
+    found: list[Any] = []
+    for child in children:
+        if isinstance(child, (list, tuple)):
+            found += check_children(name, child)
+        elif isinstance(child, GraphNode):
+            found.append(child)
+        elif isinstance(child, Task):
+            raise ArgumentError(f"{child.__name__} in {name}(…) is a task and no node of it: write {child.__name__}()")
+        elif isinstance(child, Call):
+            raise ArgumentError(
+                f"{child.task.__name__}(…) in {name}(…) is a call of a workflow; decorate {child.task.__name__} with @dataflow as well"
+            )
+        elif callable(child):
+            found.append(child)
+        else:
+            raise ArgumentError(f"{name}(…) takes nodes and lambdas that choose nodes, not {type(child).__name__}: {value_in_short(child)}")
+    return tuple(found)
+
+
+def _name(child: Any) -> str:
+    return str(getattr(child, "__name__", type(child).__name__))
+
+
+def as_dict(root: Any) -> dict[str, Any]:
+    """The graph of a node, built from the leaves up, since nesting may be deep."""
+    built: dict[int, dict[str, Any]] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        children = node.children if isinstance(node, GraphNode) else ()
+        missing = [child for child in children if id(child) not in built]
+        if missing:
+            stack += reversed(missing)
+            continue
+        stack.pop()
+        parts = [built[id(child)] for child in children]
+        merged = {name: below for part in parts for name, below in part.items()}
+        built[id(node)] = {_name(node): [] if not parts else merged if len(merged) == len(parts) else parts}
+    return built[id(root)]
