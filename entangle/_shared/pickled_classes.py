@@ -118,7 +118,7 @@ def _in_module(place: tuple[str, str] | None, qualname: str) -> type | None:
     return found if isinstance(found, type) and found.__qualname__ == qualname else None
 
 
-# Writing and making classes ------------------------------------------------------------------------------------------------
+# Writing and making classes ---------------------------------------------------------------------
 
 #: As `__reduce__` says it: what makes it, of what; its state; two that are nothing; what gives it the state.
 _Reduced = tuple[Any, ...]

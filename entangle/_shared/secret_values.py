@@ -163,7 +163,7 @@ class _Reader:
             at -= 1
         return at
 
-    # The name and what stands around it --------------------------------------------------------------------------
+    # The name and what stands around it ----------------------------------------------------------
 
     def _of_name(self, start: int, end: int) -> Span | None:
         """The value of what stands between, if it is the name of a secret."""
@@ -340,7 +340,7 @@ class _Reader:
             end -= 1
         return (began, end) if end > began else None
 
-    # The value ------------------------------------------------------------------------------------------------------
+    # The value -----------------------------------------------------------------------------------
 
     def _value(self, at: int, first: bool, colon: bool, operators: bool) -> Span | None:
         """The expression that begins there. `first`: the name begins its line, and the value may be several words."""
@@ -485,7 +485,7 @@ class _Reader:
             at += 1
         return at
 
-    # Programs -------------------------------------------------------------------------------------------------------
+    # Programs ------------------------------------------------------------------------------------
 
     def _of_programs(self) -> list[Span]:
         found: list[Span] = []

@@ -175,7 +175,7 @@ class Store:
         with contextlib.suppress(OSError):
             self._window_of(0)
 
-    # Values in ---------------------------------------------------------------------------------------------
+    # Values in -----------------------------------------------------------------------------------
 
     def put(self, value: Any) -> Place:
         """Store a value and say where it lies.
@@ -376,7 +376,7 @@ class Store:
                 return None
         return None
 
-    # Values out --------------------------------------------------------------------------------------------
+    # Values out ----------------------------------------------------------------------------------
 
     def get(self, place: Place) -> Any:
         """The value that lies at a place. Large buffers are mapped, not copied."""
@@ -418,7 +418,7 @@ class Store:
             part = part._replace(steps=part.steps[around:])
         return not_remade(problem, what, part)
 
-    # Counting readers, lock held ---------------------------------------------------------------------------
+    # Counting readers, lock held -----------------------------------------------------------------
 
     def seal_for(self, slot: int, unread: Callable[[int], int]) -> None:
         """Seal what a worker was filling when it ended; `unread` counts the values of a segment that somebody still needs. Lock held."""
@@ -459,7 +459,7 @@ class Store:
                     os.unlink(self._link_path(number, index))
                     index += 1
 
-    # Names -------------------------------------------------------------------------------------------------
+    # Names ---------------------------------------------------------------------------------------
 
     def _path(self, number: int, where: int) -> str:
         return os.path.join(self.spill if where == IN_SPILL else self.directory, f"v{number:x}")

@@ -162,7 +162,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     return found if type(found) is dict else {}
 
 
-# Calls ----------------------------------------------------------------------------------------------------------------
+# Calls ------------------------------------------------------------------------------------------
 
 
 def call_in_short(flow: Flow, node: int, given: Sequence[Any] | None = None, known: Mapping[int, Any] | None = None) -> str:
@@ -280,7 +280,7 @@ def _width(template: Template) -> int:
     return sum(_width(part) for part in template[1]) if isinstance(template, tuple) else 1
 
 
-# Values that a process which is gone was given -----------------------------------------------------------------------
+# Values that a process which is gone was given --------------------------------------------------
 
 
 class _Plain(pickle.Unpickler):

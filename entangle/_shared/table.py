@@ -215,7 +215,7 @@ class Table:
             raise ValueError(f"{path} is no table of this version of entangle")
         return cls(memory, fd, nodes, slots)
 
-    # The lock ------------------------------------------------------------------------------------------------
+    # The lock ------------------------------------------------------------------------------------
 
     def lock(self, owner: int) -> None:
         """Take the lock as slot `owner`, and mend the counts where its last holder died with it."""
@@ -314,7 +314,7 @@ class Table:
                 for base in range(SLOT, self.slot_count * SLOT, SLOT)
             )
 
-    # Lists, lock held ----------------------------------------------------------------------------------------
+    # Lists, lock held ----------------------------------------------------------------------------
 
     def push(self, lane: int, node: int) -> None:
         """Put a node at the head of a ready list."""
@@ -469,7 +469,7 @@ class Table:
                 self._queue_range(slot)
         header[NO_RANGES] = 1
 
-    # Looking -------------------------------------------------------------------------------------------------
+    # Looking -------------------------------------------------------------------------------------
 
     def leaves_left(self) -> int:
         """How many leaves no worker has taken yet."""

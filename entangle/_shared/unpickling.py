@@ -53,7 +53,7 @@ def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> Part | None:
         return None
 
 
-# The step that fails ----------------------------------------------------------------------------------------------------
+# The step that fails ----------------------------------------------------------------------------
 
 
 class _Counting(dict[int, Any]):
@@ -81,7 +81,7 @@ def _failing_step(body: bytes, buffers: Iterable[Any]) -> int | None:
     return None
 
 
-# How parts hang together ------------------------------------------------------------------------------------------------
+# How parts hang together ------------------------------------------------------------------------
 
 
 class _Piece:

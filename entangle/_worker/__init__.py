@@ -1,1 +1,4 @@
-"""What happens in a worker: the loop, what a death or an error means there, joining a run. Private."""
+"""What happens in a worker: the loop, what a death or an error means there, joining a run.
+
+Private.
+"""

@@ -1,9 +1,10 @@
-"""How a child ends that a body has forked: as a Python program does, and never as a second worker.
+"""How a child that a body has forked ends: as a Python program does, never as a second worker.
 
-It has come back from the body, by a value or by an error, and what called the body is the worker's. So the child ends here, in
-the order of Python's own end: the error is told, its threads are waited for, `atexit` calls what was registered, streams are
-flushed, and the exit code is that of a program. What was registered before the worker began is the caller's and not called: a
-directory that the caller removes at its end would go while the caller still uses it.
+The child has returned from the body, by a value or an error, and the caller of the body is the
+worker's code. So it ends here, in the order of Python's own exit: print the error, wait for
+threads, run `atexit`, flush the streams, exit with a program's code. What was registered before the
+worker began belongs to the caller and is not run: it might remove a directory that the caller still
+uses.
 """
 
 from __future__ import annotations
@@ -20,35 +21,37 @@ from typing import Any, NoReturn
 
 from entangle._shared.frames import hide
 
-#: The exit code of a child on its way out.
+#: The exit code of a child that is ending.
 _code: int | None = None
 #: Finalizers with a higher number were made since the worker began.
 _first_finalizer = -1
 
 
 def begin() -> None:
-    """In a process that begins as a worker, or was forked by a thread's body: what is registered from now on is called when a
-    child ends."""
+    """Note that this process begins as a worker, or was forked by a thread's body.
+
+    A child runs what is registered from now on when it ends.
+    """
     global _first_finalizer
     numbers = getattr(weakref.finalize, "_index_iter", None)
     _first_finalizer = next(numbers) if numbers is not None else -1
-    atexit.register(_end_of_ours)  # the last registered is the first called
+    atexit.register(_end_of_ours)  # atexit runs the last registered first
 
 
 def _end_of_ours() -> None:
-    """Called when what was registered since has been called: the rest is not for this process."""
+    """End here: what was registered since has run, and the rest is not for this process."""
     if _code is not None:
         _leave(_code)
 
 
 def end_child(error: BaseException | None) -> NoReturn:
-    """End this process as Python ends a program that has raised `error`, or nothing."""
+    """End this process as Python ends a program that raised `error`, or nothing."""
     global _code
     _code = 1
     with contextlib.suppress(BaseException):
         _code = _told(error)
     if error is not None:
-        # A file that is open in a body's frame is written and closed when the frame goes.
+        # Clearing the frames closes, and so writes, files that the body left open.
         with contextlib.suppress(BaseException):
             traceback.clear_frames(error.__traceback__)
         error = None
@@ -63,7 +66,7 @@ def end_child(error: BaseException | None) -> NoReturn:
 
 
 def _told(error: BaseException | None) -> int:
-    """Tell an error as Python does, and give the exit code."""
+    """Print an error as Python does, and give the exit code."""
     if error is None:
         return 0
     if isinstance(error, SystemExit):
@@ -80,8 +83,10 @@ def _told(error: BaseException | None) -> int:
 
 
 def _finalize() -> None:
-    """What `weakref.finalize` calls at the end of a program, of what was made since the worker began. Where the caller had used
-    it before, its own call of `atexit` lies behind ours."""
+    """Run what `weakref.finalize` runs at exit, for objects made since the worker began.
+
+    If the caller has used it before, its own `atexit` entry lies below ours and does not run.
+    """
     known: dict[Any, Any] = getattr(weakref.finalize, "_registry", {})
     if _first_finalizer < 0:
         return

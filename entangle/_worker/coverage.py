@@ -1,4 +1,4 @@
-"""coverage.py in workers: it saves what it has seen when an interpreter ends, and a worker ends without that."""
+"""coverage.py in workers: it saves its data at interpreter exit, which a worker does not reach."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import sys
 from typing import Any
 
-#: Seconds that workers get to save, where somebody measures them.
+#: Seconds that workers get to save their data, if they are measured.
 PATIENCE = 5.0
 
 
 def _measurement() -> Any:
-    """What measures this process, if it is to be measured as one of several."""
+    """The coverage measurement of this process, if it is one of several (`parallel`)."""
     coverage = sys.modules.get("coverage")
     if coverage is None or not hasattr(coverage, "Coverage"):
         return None
@@ -20,12 +20,12 @@ def _measurement() -> Any:
 
 
 def measured() -> bool:
-    """Whether workers save something when they end."""
+    """Whether workers save coverage data when they end."""
     return _measurement() is not None
 
 
 def save() -> None:
-    """Save what was seen in this worker, which is about to end."""
+    """Save the coverage data of this worker, which is about to end."""
     with contextlib.suppress(Exception):
         measurement = _measurement()
         if measurement is not None:

@@ -1,4 +1,4 @@
-"""Delivery: a worker publishes what a node has given, and goes on with a consumer that has become ready by it."""
+"""Delivery: a worker publishes a node's value, and goes on with a consumer that this made ready."""
 
 from __future__ import annotations
 
@@ -41,37 +41,39 @@ from entangle._worker.taking import Taking, flush
 from entangle.errors import ProcessTerminatedException, RunAtImportError, ThreadTerminatedException
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
-#: Values in hand that were published too: a consumer that this worker runs itself need not read them back.
+#: How many published values a worker keeps at hand, for consumers that it runs itself.
 RECENT = 1024
-#: … if they are smaller than this (bytes, pickled): a large one is mapped in no time, and kept it would be there twice.
+#: Only smaller ones are kept (bytes, pickled): a large one is mapped at no cost, and keeping it
+#: would hold it twice.
 SMALL = 4096
 
-#: The number of this process; `_worker/worker.py` sets it anew in a forked child.
+#: The id of this process. `_worker/worker.py` sets it anew in a forked child.
 pid = os.getpid()
 
 
 class Delivery(Taking):
-    """A worker of a run, as far as it gathers what a node takes and delivers what it gives."""
+    """The part of a worker that gathers a node's arguments and delivers its value."""
 
     def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
         super().__init__(site, slot, lane, serial, store)
         self.kept_node = NOBODY
         self.kept: Any = None
-        #: What the body takes, each node once: it is one reader, however often it names a value.
+        #: The nodes whose values the body takes, once each: naming a value twice counts as one
+        #: reader.
         self.using: dict[int, None] = {}
-        #: The call that has failed for good, in short, where its arguments are no longer there to be told.
+        #: The call that has failed for good, in short. Set where its arguments will be gone later.
         self.failed = ""
-        # What such a body takes must be in the store before it runs, so that a second attempt finds it wherever it runs.
-        # Where rows are used again, a value in hand could be one of their last use.
+        # Arguments of these bodies are in the store before they run. With `retry`, a second attempt
+        # may run in any worker. Where rows are used again, a value in hand may be an earlier use's.
         self.durable = [body.retry > 0 or site.flow.rearmed for body in site.flow.bodies]
 
     def _value_of(self, node: int) -> Any:
-        """The value of a node that the next body takes."""
+        """The value of a node, for the body that runs next."""
         if node == self.kept_node:
             return self.kept
         self.using[node] = None
         if node in self.recent:
-            # A body with `retry` takes it from the store, fresh for every attempt.
+            # A body with `retry` reads from the store instead: fresh arguments for every attempt.
             return self.recent[node]
         if not self.in_process and node in self.site.local:
             return self.site.local[node]
@@ -93,7 +95,7 @@ class Delivery(Taking):
             ) from problem
 
     def _deliver(self, node: int, value: Any, started: int, ended: int) -> int:
-        """Publish a value and give the node to go on with, or NOBODY."""
+        """Publish a value. Gives the node to go on with, or NOBODY."""
         site = self.site
         flow, table = site.flow, site.table
         starts, consumers = flow.consumer_starts, flow.consumers
@@ -112,8 +114,8 @@ class Delivery(Taking):
                 and not table.header[STOP]
                 and not table.header[CROWDED]
             ):
-                # Everybody else has delivered, so nobody but us will touch the consumer: no lock. The order of the
-                # writes is what `recount` relies on.
+                # All others have delivered, so nobody else touches the consumer: no lock needed.
+                # `recount` relies on the order of these writes.
                 slots, base = table.slots, self.base
                 if self.notes is not None:
                     self.notes.value(node, value, ended - started)
@@ -141,7 +143,8 @@ class Delivery(Taking):
         in_process = self.in_process
         slots[self.base + BEGUN] = OVER
         if in_process and (first == last or flow.rearmed):
-            flush()  # the caller goes on when it has this value: half a line printed by a body comes before that
+            # The caller goes on as soon as it has this value: print what is buffered before that.
+            flush()
         if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
             try:
                 value, place = self._stored(node, value)
@@ -170,7 +173,7 @@ class Delivery(Taking):
         table.lock(self.slot)
         try:
             if slots[self.base + NODE] != node or table.states[node] != RUNNING:
-                # Past its deadline, and given up: the value is dropped.
+                # The node was past its deadline and was given up: drop the value.
                 return NOBODY
             if not in_process:
                 RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], pid, cpu(), self.slot)
@@ -203,7 +206,8 @@ class Delivery(Taking):
             else:
                 if self.lane in (PROCESS, THREAD) and not header[STOP]:
                     chosen = self._next_ready()
-                # Nobody sleeps while something is ready, so only what is ready now for the first time wakes anybody.
+                # Nobody sleeps while something is ready, so only what has become ready now wakes
+                # anybody.
                 if pushed > 1 or (pushed and chosen not in takers):
                     woken, woken_threads, tell = self.count_wakes()
             if chosen < 0:
@@ -220,12 +224,12 @@ class Delivery(Taking):
         if pushed and in_process and chosen in takers and not self.durable[body_of[chosen]]:
             self.kept_node, self.kept = node, value
             self.recent.pop(node, None)
-            # It was published, so it has a reader to count.
+            # It was published, so this reader is counted.
             self.spent.append(node)
         return chosen
 
     def _stored(self, node: int, value: Any) -> tuple[Any, Place]:
-        """Store the value of a node, or what its body gives in place of one that cannot be stored."""
+        """Store a node's value, or what its body's `rescue` gives if the value cannot be stored."""
         try:
             return value, self.store.put(value)
         except Exception as error:
@@ -236,17 +240,17 @@ class Delivery(Taking):
         return value, self.store.put(value)
 
     def _note(self, node: int, value: Any, started: int, ended: int, place: Place, last: bool) -> None:
-        """Note a value that has been published, with what it took to put it where others find it."""
+        """Note a published value, and the time that it took to move it into the store."""
         assert self.notes is not None
         pickled = self.store.pickle_at(place) if place[0] == IN_SEGMENT else None
         self.notes.value(node, value, ended - started, pickled, last)
         if place[0] not in (NOWHERE, IN_SEGMENT):
             self.notes.extra(node, MOVED, time.monotonic_ns() - ended)
 
-    # Failing -----------------------------------------------------------------------------------------------
+    # Failing -------------------------------------------------------------------------------------
 
     def _fail(self, node: int, error: BaseException, given: Any = None) -> None:
-        """Publish an error and end the run. `given` are the arguments that the body had."""
+        """Publish an error and end the run. `given` are the arguments of the body."""
         site = self.site
         table = site.table
         place: Place = (NOWHERE, 0, 0)
@@ -286,8 +290,10 @@ class Delivery(Taking):
         site.notify()
 
     def _is_the_callers(self, error: BaseException) -> bool:
-        """Whether a body in the caller's main thread was ended by a signal: by Ctrl-C, or by what a handler has raised. That is
-        nothing that the body did, and it ends the caller as it would anywhere in his program."""
+        """Whether a signal has ended a body in the main thread: Ctrl-C, or an error of a handler.
+
+        The body is not at fault then. The error ends the caller, as anywhere in its program.
+        """
         if isinstance(error, Exception) or self.lane != HERE or threading.current_thread() is not threading.main_thread():
             return False
         if isinstance(error, (KeyboardInterrupt, Terminated)):
@@ -302,7 +308,10 @@ class Delivery(Taking):
         return self.as_error(self.site.flow.body(node).name, error)
 
     def as_error(self, name: str, error: BaseException) -> Exception:
-        """What a body raised, as an error: one that means to end the interpreter would else end the caller's."""
+        """The error of a body.
+
+        One that would end the interpreter is wrapped: it must not end ours.
+        """
         if isinstance(error, Exception):
             return error
         kind = ProcessTerminatedException if self.in_process else ThreadTerminatedException
@@ -312,6 +321,6 @@ class Delivery(Taking):
         return ended
 
     def _call_in_short(self, node: int, given: Any) -> str:
-        """The call that a node stands for, as an error tells it. What a row that is used again is given is no argument of a call."""
+        """A node's call, as errors show it; empty for a row that is used again: that is no call."""
         flow = self.site.flow
         return "" if flow.rearmed else call_in_short(flow, node, given)

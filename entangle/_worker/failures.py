@@ -1,4 +1,5 @@
-"""How a node's failure is told: a worker describes it, the supervisor makes of that the error that the caller gets."""
+"""How a failure is reported: a worker describes it, the supervisor makes the caller's error of
+that."""
 
 from __future__ import annotations
 
@@ -32,21 +33,21 @@ def pause(body: Body, attempt: int) -> float:
     return min(seconds, _LONGEST_PAUSE)
 
 
-#: Seconds; a pause that grows with each attempt is sooner or later longer than any clock counts.
+#: Seconds. A pause that grows with each attempt would soon exceed what a clock can count.
 _LONGEST_PAUSE = 1e8
 
 
 def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:
-    """Write down why an attempt failed, where the next one, which may run elsewhere, and the supervisor can read it.
+    """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker.
 
-    One line by one write to a file opened for appending: lines of several processes do not mix.
+    Each line is one write to a file opened for appending: lines of several processes do not mix.
     """
     import json
     import traceback
 
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
     line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
-    with contextlib.suppress(OSError):  # on a full disk the attempt goes untold, and is made all the same
+    with contextlib.suppress(OSError):  # on a full disk the line is lost
         fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, line.encode())
@@ -55,13 +56,13 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
 
 
 def describe(error: BaseException, name: str, attempt: int, call: str = "") -> dict[str, Any]:
-    """An error as what can be sent: pickled where that is possible, and as text in any case. `call` is the call that failed, in short."""
+    """An error in a form that can be sent: as text, and pickled if possible. `call` is in short."""
     import traceback
 
     hide(error)
     try:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception:  # an error of a class that does as it likes
+    except Exception:  # a class of the user's may raise anything
         text = f"{type(error).__qualname__}: {text_of(error)}"
     return {
         "error": pickled_error(error, name),
@@ -72,7 +73,7 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
 
 
 def pickled_error(error: BaseException, name: str) -> bytes:
-    """An error of task `name` such that it can be made again. Where nothing of it travels, an UnpicklableError that says what it said."""
+    """The pickle of a task's error; an UnpicklableError with its text if nothing of it travels."""
     try:
         return as_it_is(error, dumps, pickle.loads)
     except Exception as problem:
@@ -88,9 +89,9 @@ def pickled_error(error: BaseException, name: str) -> bytes:
 
 
 def as_it_is(error: BaseException, dump: Callable[[Any], bytes], load: Callable[[bytes], Any]) -> bytes:
-    """The pickle of an error that can be made again, without what does not travel of it, which a note then names.
+    """The pickle of an error that can be loaded again. A note names parts that had to be left out.
 
-    Raises what `dump` or `load` raise where not even its class does.
+    Raises what `dump` or `load` raise if not even its class travels.
     """
 
     def fits(part: Any) -> bool:
@@ -113,7 +114,7 @@ def as_it_is(error: BaseException, dump: Callable[[Any], bytes], load: Callable[
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, if it can say it."""
+    """The text of an error, if its class can give it."""
     try:
         return str(error)
     except Exception as problem:
@@ -121,9 +122,10 @@ def text_of(error: BaseException) -> str:
 
 
 def call_of(site: Site, store: Store | None, node: int) -> str:
-    """The call of a node whose worker is gone, in short, with the values that it took as far as this process can see them.
+    """The call of a node whose worker is gone, in short, with those arguments that are visible
+    here.
 
-    Of the store only what is small and plain is read: a value of any other class would have to be made, by code of that class.
+    Only small plain values are read from the store: any other would run code of its class.
     """
     known: dict[int, Any] = {}
     for taken in site.flow.sources(node)[:_SEEN]:
@@ -138,7 +140,7 @@ def call_of(site: Site, store: Store | None, node: int) -> str:
 
 
 def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
-    """Add notes to an error that say which call has failed: the path to it, and the call with its arguments."""
+    """Add notes that say which call has failed: its path, and the call with its arguments."""
     add_note(error, f"call path: {flow.path(node)}")
     if call:
         add_note(error, f"call: {call}")
@@ -146,7 +148,7 @@ def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
 
 
 def _bound_notes(error: BaseException) -> None:
-    """Where an error has come through many runs, one in the other, keep what the innermost and the outermost of them have noted."""
+    """Of the notes of many nested runs, keep those of the innermost and the outermost."""
     notes = getattr(error, "__notes__", None)
     if not isinstance(notes, list):
         return
@@ -161,16 +163,16 @@ def _bound_notes(error: BaseException) -> None:
         notes.insert(between[0], f"{_LEFT_OUT} the notes of runs in between are left out)")
 
 
-#: How notes of ours begin; characters that they may have together.
+#: How our notes begin; how many characters they may have together.
 _OURS = re.compile(r"call path: |call: |host \S+, pid \d+, cpu ")
 _NOTES = 900
 _LEFT_OUT = "(…"
-#: Inputs of a node that are looked at, and bytes of a pickle that is read, to show the call of a worker that is gone.
+#: How many inputs of a lost node are looked at, and how many bytes of a pickle are read for that.
 _SEEN, _SMALL = 16, 512
 
 
 def error_of(site: Site, store: Store | None, node: int) -> BaseException:
-    """The error of the node that has ended a run, with the traceback of the worker as its cause and notes that say where."""
+    """The error that has ended a run: the worker's traceback is its cause, notes say where."""
     flow = site.flow
     error: BaseException
     if node in site.errors:
@@ -195,7 +197,8 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
 
 
 def set_traceback(error: BaseException, text: str) -> None:
-    """Make the traceback of the worker the cause of an error; of attempts that are used up, that of the last one, which is theirs."""
+    """Make the worker's traceback the cause of an error; after retries, of the last attempt's
+    error."""
     last = error
     while isinstance(last, ProcessRetryException) and last.__cause__ is not None:
         last = last.__cause__
@@ -203,7 +206,7 @@ def set_traceback(error: BaseException, text: str) -> None:
 
 
 def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseException:
-    """The error of a node whose attempts are used up. An error that was not to be tried again stays what it is."""
+    """The error of a node whose attempts are used up; `last` itself if it was not to be retried."""
     import json
 
     flow = site.flow
@@ -226,7 +229,7 @@ def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseExcept
 
 
 def few_of(attempts: list[str]) -> list[str]:
-    """What is told of earlier attempts: where there are many, the first and the last of them, each in short."""
+    """What the notes tell of earlier attempts: of many, the first and the last, each in short."""
     if len(attempts) > _ATTEMPTS:
         half = _ATTEMPTS // 2
         attempts = [*attempts[:half], f"… {len(attempts) - 2 * half} more attempts …", *attempts[-half:]]
@@ -234,5 +237,5 @@ def few_of(attempts: list[str]) -> list[str]:
     return [cut(text, most) for text in attempts]
 
 
-#: Earlier attempts that the notes of an error tell of, and characters that these notes may have together.
+#: How many earlier attempts an error's notes tell of, and how many characters they may take.
 _ATTEMPTS, _TOLD = 8, 640

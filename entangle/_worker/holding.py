@@ -1,4 +1,4 @@
-"""What a worker holds for bodies with terms: their cookies, which it lends while they wait, and their attempts."""
+"""What a worker holds for bodies with terms: cookies, which it lends while they wait; attempts."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from entangle.flow import Body
 
 
 class Holding(Delivery):
-    """A worker of a run, as far as it runs bodies that need a cookie, wait for others, or may be tried again."""
+    """The part of a worker that runs bodies which need a cookie, wait for others or are retried."""
 
     def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
         super().__init__(site, slot, lane, serial, store)
-        #: Set in a child that a body has forked: it must not go on as a second one of us.
+        #: Set in a child that a body has forked: it must not go on as a second copy of this worker.
         self.forked = False
         self.cookie: tuple[int, int] | None = None
         self.roaming: set[int] = set()
         self.nested: list[Callable[[], None]] = []
-        #: How many threads of the body wait for nested runs, and the size of the pool whose cookie is lent meanwhile.
+        #: How many threads of the body wait for nested runs; the pool size of the cookie lent out.
         self.waiting = self.lent = 0
         self.lending_guard = threading.Lock()
-        #: Our place on a CPU, for the runs that our body waits for.
+        #: Our place on a CPU. The runs that our body waits for share it.
         self.seat = Seat()
         self.token: object = None
         self.stopped = False
@@ -45,18 +45,18 @@ class Holding(Delivery):
 
     @passes_on
     def _run_special(self, node: int, body: Body) -> tuple[Any, int, int]:
-        """Run a body that needs a cookie, has a deadline, may be tried again, or wants shared memory."""
+        """Run a body that needs a cookie, has a deadline, is retried, or wants shared memory."""
         table = self.site.table
         slots, base = table.slots, self.base
         while True:
             if self.durable[self.site.flow.body_of[node]]:
-                # Taken from the store, not from our hands: what an attempt does to its arguments is lost with it.
+                # Read from the store, not from memory: an attempt may change its arguments.
                 self.recent.clear()
             args, named = None, {}  # type: ignore[var-annotated]
             try:
                 if body.pool:
                     self._take_cookie(body.pool)
-                if body.pool and self.is_over(node):  # a thread that slept for its cookie
+                if body.pool and self.is_over(node):  # a thread slept until it had its cookie
                     raise RunCancelledError("the run is over")
                 args, named = self.site.flow.arguments(node, self._value_of)
                 self.kept_node, self.kept = NOBODY, None
@@ -65,14 +65,14 @@ class Holding(Delivery):
 
                     named["smm"] = Segments(self.site.directory)
                     named["sm"] = SegmentOpener(self.site.directory)
-                if self.stopped:  # while it waited for a cookie or its arguments were made
+                if self.stopped:  # while it waited for a cookie or gathered its arguments
                     raise RunCancelledError("the run was cancelled before the body began")
                 slots[base + BEGUN] = RUNS
                 started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
                 if self.forked:
-                    end_child(None)  # the cookie is its parent's, and so is the slot
+                    end_child(None)  # the cookie and the slot are its parent's
                 self.end_body()
                 return value, started, ended
             except BaseException as raised:
@@ -83,7 +83,8 @@ class Holding(Delivery):
                 error = self._failure(node, raised)
                 self.end_body()
                 attempt = table.attempts[node] + 1
-                wanted = isinstance(error, body.on) or isinstance(raised, body.on)  # SystemExit is told as another error
+                # `error` differs from what was raised where that was no Exception, as SystemExit.
+                wanted = isinstance(error, body.on) or isinstance(raised, body.on)
                 if attempt > body.retry or not wanted or self.is_over(node):
                     self.failed = self._call_in_short(node, args and [*args, *named.values()])
                     raise error from error.__cause__
@@ -99,13 +100,16 @@ class Holding(Delivery):
             del failed
 
     def is_over(self, node: int) -> bool:
-        """Whether nobody waits for a node any more: the run has ended, or the node was given to another after its deadline.
-        Of NOBODY, whether the run has ended."""
+        """Whether nobody waits for this node any more: the run has ended, or the node has been
+        given up.
+
+        For NOBODY: whether the run has ended.
+        """
         table = self.site.table
         return bool(self.stopped or table.header[STOP] or (node >= 0 and table.slots[self.base + NODE] != node))
 
     def rest(self, seconds: float) -> bool:
-        """Sleep between two attempts; False where the run has ended meanwhile."""
+        """Sleep between two attempts. False if the run has ended meanwhile."""
         if self.in_process:
             time.sleep(seconds)
         else:
@@ -115,16 +119,19 @@ class Holding(Delivery):
         return not self.stopped
 
     def end_body(self) -> None:
-        """Say that a body with a deadline is over; past it by a hair, wait until whoever found that out has decided."""
+        """Mark the body as over.
+
+        If its deadline has just passed, wait for the supervisor's verdict.
+        """
         slots, base = self.site.table.slots, self.base
         slots[base + BEGUN] = OVER
         while slots[base + DOOMED]:
             time.sleep(0.001)
 
-    # Cookies -----------------------------------------------------------------------------------------------
+    # Cookies -------------------------------------------------------------------------------------
 
     def _take_cookie(self, size: int) -> None:
-        """Take a cookie of a pool, sleeping until there is one, and bind this worker to its CPU."""
+        """Take a cookie of a pool and bind this worker to its CPU. Sleeps until there is one."""
         site, table = self.site, self.site.table
         queue = site.pool(size)
         before = queue.held_here()
@@ -132,7 +139,7 @@ class Holding(Delivery):
         try:
             self.cookie = size, queue.wait()
         except BaseException:
-            queue.give_back(but=before)  # the caller's thread may be interrupted after it has taken one
+            queue.give_back(but=before)  # a signal may interrupt the caller after it took one
             raise
         if self.notes is not None:
             self.notes.extra(table.slots[self.base + NODE], COOKIE_WAIT, time.monotonic_ns() - began)
@@ -154,14 +161,14 @@ class Holding(Delivery):
             self.wake(woken, woken_threads)
         self.roaming = bind(self.cookie[1])
         if self.in_process:
-            # What the body starts is to keep to the pool, not to the whole budget.
+            # Programs that the body starts keep to the pool, not to the whole budget.
             self.makeflags = os.environ.get("MAKEFLAGS")
             flags = jobserver_flags(queue.path, serial=size == 1)
             if flags is not None:
                 os.environ["MAKEFLAGS"] = flags
 
     def give_cookie(self) -> None:
-        """Give the cookie back, if we hold one, and roam all CPUs again. Where that is interrupted, it may be done again."""
+        """Give back the cookie, if any, and use all CPUs again. Repeatable, if interrupted."""
         if self.cookie is None:
             return
         size, cookie = self.cookie
@@ -174,7 +181,7 @@ class Holding(Delivery):
 
     @block
     def holding(self, size: int) -> Iterator[None]:
-        """A cookie of that pool for as long as the block lasts; the one we hold already, if there is one."""
+        """Hold a cookie of that pool during the block; the one we have, if there is one."""
         if self.cookie is not None:
             yield
             return
@@ -184,17 +191,20 @@ class Holding(Delivery):
         finally:
             self.give_cookie()
 
-    # Waiting for nested runs -------------------------------------------------------------------------------
+    # Waiting for nested runs ---------------------------------------------------------------------
 
     @block
     def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Wait for a nested run, which `cancel` ends: others may have our cookie meanwhile, and who stops us stops it too."""
+        """Wait for a nested run.
+
+        Others may use our cookie; whoever stops us ends it by `cancel`.
+        """
         with self.ending_with(cancel), self.lending():
             yield
 
     @block
     def ending_with(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Wait for something that `cancel` ends: who stops us stops it too."""
+        """Wait for something that `cancel` ends: stopping this worker calls it."""
         self.nested.append(cancel)
         try:
             if self.stopped:
@@ -204,7 +214,10 @@ class Holding(Delivery):
             self.nested.remove(cancel)
 
     def stop(self) -> bool:
-        """End what the body in this thread waits for, and let it begin nothing more. Whether there was something to end."""
+        """End what the body in this thread waits for, and begin nothing more.
+
+        Gives whether there was something to end.
+        """
         self.stopped = True
         nested = list(self.nested)
         for cancel in nested:
@@ -213,7 +226,7 @@ class Holding(Delivery):
 
     @block
     def lending(self) -> Iterator[None]:
-        """While a body waits for a nested run, others may have its cookie. It may wait for several in as many threads."""
+        """Lend the cookie while the body waits for nested runs, in however many threads."""
         with self.lending_guard:
             self.waiting += 1
             if self.waiting == 1 and self.cookie is not None:

@@ -1,7 +1,8 @@
-"""No run begins while one of our processes imports what it needs: it would start processes that import the same, without end.
+"""A run must not begin while one of our processes imports modules that it needs.
 
-Where a worker was not forked, and where a value comes to it, modules are imported by their names. A module that runs a graph at
-that moment has no `if __name__ == "__main__":` around it. Whoever begins a run asks here first.
+A worker that was not forked, or that receives a value, imports modules by name. A module that runs
+a graph at that moment lacks an `if __name__ == "__main__":`. Its run would start processes that
+import the same module, without end. So whoever begins a run calls `refuse_run` first.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 from entangle._shared import module_lookup
 from entangle.errors import RunAtImportError
 
-#: What an interpreter that we start says first. What it imports by name before it has joined a run may be anybody's: a script
-#: called `queue.py`, in the folder that is searched first, is imported in the place of Python's own.
+#: The first statement of an interpreter that we start. Its imports before it has joined a run may
+#: hit any code: a script called `queue.py` in the first folder of `sys.path` shadows Python's own.
 prelude = "entangle_joins = True; "
 
 _joining = hasattr(sys.modules.get("__main__"), "entangle_joins")
 
-#: Set in an agent, whose modules are the caller's.
+#: True in an agent, whose modules are the caller's.
 agent = False
 
 _bodies: set[CodeType] = set()
@@ -33,18 +34,18 @@ _started_by_imports: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def runs_bodies(function: Callable[..., Any]) -> None:
-    """Say that what this function calls is a body, which may begin runs."""
+    """Declare that this function calls bodies, which may begin runs."""
     _bodies.add(function.__code__)
 
 
 def unpickles(function: Callable[..., Any]) -> None:
-    """Say that this function makes again what has come from elsewhere, and imports what that needs."""
+    """Declare that this function unpickles what comes from elsewhere, and so may import modules."""
     _unpickling.add(function.__code__)
 
 
 @contextlib.contextmanager
 def joining() -> Iterator[None]:
-    """While this process joins a run."""
+    """Mark this process as joining a run during the block."""
     global _joining
     _joining = True
     try:
@@ -55,14 +56,15 @@ def joining() -> Iterator[None]:
 
 
 def refuse_run(in_worker: bool) -> None:
-    """Raise RunAtImportError where a run must not begin here. `in_worker` says that this process is a worker."""
+    """Raise RunAtImportError if no run may begin here; `in_worker`: this process is a worker."""
     if not (_joining or in_worker or agent):
         return
     here = sys._getframe(1)
     main = threading.main_thread()
     threads = [here]
     if threading.current_thread() is not main and main.ident in (frames := sys._current_frames()):
-        threads.append(frames[main.ident])  # it may wait, in a module, for the thread that begins the run
+        # The main thread may import a module that waits for the thread that begins the run.
+        threads.append(frames[main.ident])
     if _joining:
         raise _error(next(filter(None, map(_module_of, threads)), None) or _user_of(here))
     for frame in threads:
@@ -76,7 +78,7 @@ def refuse_run(in_worker: bool) -> None:
 
 
 def _at_import(frame: FrameType | None) -> FrameType | None:
-    """The frame of a module that is imported because something was unpickled, and not by a body."""
+    """The frame of a module that is imported for unpickling, and not by a body."""
     module = None
     while frame is not None and frame.f_code not in _bodies:
         if frame.f_code in _unpickling and module is not None:
@@ -88,22 +90,24 @@ def _at_import(frame: FrameType | None) -> FrameType | None:
 
 
 def _not_again(frame: FrameType | None) -> FrameType | None:
-    """The frame of a module that a body imports here, where its content has come along: with the body of a run that this module has
-    begun, or it was no module that is imported by name."""
+    """The frame of a module that a body imports here although its content has travelled along.
+
+    This module began the run of that body, or it was never imported by name.
+    """
     while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") not in module_lookup.arrived):
         frame = frame.f_back
     return frame
 
 
 def _module_of(frame: FrameType | None) -> FrameType | None:
-    """The innermost module that is imported in a thread."""
+    """The frame of the innermost module that a thread imports."""
     while frame is not None and (frame.f_code.co_name != "<module>" or frame.f_globals.get("__name__") == "__main__"):
         frame = frame.f_back
     return frame
 
 
 def _user_of(frame: FrameType | None) -> FrameType | None:
-    """The innermost frame that is not ours."""
+    """The innermost frame that is not entangle's."""
     ours = os.path.dirname(os.path.dirname(__file__)) + os.sep
     while frame is not None and frame.f_code.co_filename.startswith(ours):
         frame = frame.f_back

@@ -1,20 +1,24 @@
-"""What a worker has of its caller's state, however it was started: the one list, which `docs/state.md` tells users.
+"""What a worker has of its caller's state, however it was started: the one list.
 
-A forked worker has it by the fork and pays nothing. Any other gets it here, as it is in the caller when the run first starts such a
-worker; a thread has the process's own, and the context variables of whoever has begun the run.
+`docs/state.md` tells users. A forked worker has it by the fork, at no cost. Any other gets it here,
+as it is in the caller when the run first starts such a worker. A thread has the process's own, and
+the context variables of the thread that has begun the run.
 
 - environment variables, `sys.argv`, `sys.path`, working directory, umask
 - warning filters, and whether warnings are logged (`logging.captureWarnings`)
-- recursion limit, the limit of digits of numbers as text, switch interval, `sys.dont_write_bytecode`, `sys.tracebacklimit`, faulthandler,
-  whether the collector runs and its thresholds
+- recursion limit, the limit of digits of numbers as text, switch interval,
+  `sys.dont_write_bytecode`, `sys.tracebacklimit`, faulthandler, whether the collector runs and its
+  thresholds
 - the decimal context, the locale, the timeout of new sockets
-- levels of loggers, whether they are disabled and pass messages on; handlers of stderr, stdout and of files that are appended to
+- levels of loggers, whether they are disabled and pass messages on; handlers of stderr, stdout and
+  of files that are appended to
 - context variables that a module has under their own name, where their values can be pickled
 - the start method of multiprocessing
 - signals that are ignored or left to the system, but for those that end a program; the signal mask
 - CPU affinity, niceness, limits of resources
 
-Random generators are seeded anew in each worker. What is not on the list, module globals above all, is promised by no way of starting.
+Random generators are seeded anew in each worker. What is not on the list, module globals above all,
+is not promised, whatever the way of starting.
 """
 
 from __future__ import annotations
@@ -36,26 +40,29 @@ from entangle._shared.context_variables import module_of, variable_of
 from entangle._shared.interrupts import plain
 from entangle._shared.pickling import MAIN, dumps_for_others
 
-#: Signals for which a worker has its own answer (`life.settle_in`), or none can be given.
+#: Signals that a worker answers in its own way (`life.settle_in`), or that cannot be answered.
 _OWN = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP))
 _SIGNALS = [int(number) for number in signal.valid_signals() if number not in _OWN]
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"]
 
 
 def take() -> dict[str, Any]:
-    """The state of this process, and of this thread, as what can be pickled plainly."""
+    """The state of this process and of this thread, in plainly picklable form."""
     return {name: taken() for name, (taken, _) in _ITEMS.items()}
 
 
 def take_on(state: dict[str, Any], when: str) -> None:
-    """Make this process's state that of the caller: what must be there `before` anything of the caller is imported, or what may need
-    its modules, `after` that."""
+    """Take over the caller's state, in two steps.
+
+    What imports of the caller's modules rely on comes `before` them; what may need these modules
+    comes `after`.
+    """
     for name, value in state.items():
         if (name in _AFTER) == (when == "after"):
             _ITEMS[name][1](value)
 
 
-# Each item: how it is taken in the caller, and put in a worker ------------------------------------------------------------------
+# Each item: how it is taken in the caller, and put in a worker ----------------------------------
 
 
 def _put_environment(known: dict[str, str]) -> None:
@@ -75,7 +82,7 @@ def _put_list(known: list[Any], which: list[Any]) -> None:
 def _directory() -> str | None:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it has been removed; a worker is then wherever its parent is
+    except FileNotFoundError:  # it was removed: a worker then starts wherever its parent is
         return None
 
 
@@ -86,7 +93,7 @@ def _put_directory(known: str | None) -> None:
 
 
 def _umask() -> int | None:
-    """The mask of the files that this process makes, where it can be read: to set it and back would change it for other threads."""
+    """The umask, if it can be read without setting it, which would change it for other threads."""
     with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
         for line in status:
             if line.startswith(b"Umask:"):
@@ -102,7 +109,7 @@ def _put_umask(known: int | None) -> None:
 def _pickled(value: Any) -> bytes | None:
     try:
         return dumps_for_others(value)
-    except Exception:  # what cannot travel stays here
+    except Exception:  # what cannot travel is left out
         return None
 
 
@@ -117,7 +124,7 @@ def _put_filters(known: tuple[bytes | None, list[bytes | None], bool]) -> None:
     whole, each, logged = known
     filters: list[Any] = pickle.loads(whole) if whole is not None else [pickle.loads(entry) for entry in each if entry is not None]
     if list(warnings.filters) != filters:
-        warnings.resetwarnings()  # which also has Python forget what it has decided by the old ones
+        warnings.resetwarnings()  # also clears what Python has decided by the old filters
         list.extend(warnings.filters, filters)  # type: ignore[arg-type]
     if logged:
         import logging
@@ -166,7 +173,7 @@ def _decimal() -> bytes | None:
     if decimal is None:
         return None
     context = decimal.getcontext()
-    # Every worker begins with Python's own, and loading the module takes it milliseconds.
+    # Loading the module takes a worker milliseconds, so Python's own context is not sent.
     traps = {decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow}
     usual = (context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp) == _USUAL_DECIMAL
     if usual and {trap for trap, on in context.traps.items() if on} == traps:
@@ -174,7 +181,8 @@ def _decimal() -> bytes | None:
     return pickle.dumps(context, 5)
 
 
-#: Precision, rounding, exponents, capitals and clamping of Python's own decimal context (the decimal module's documentation).
+#: Precision, rounding, exponents, capitals and clamping of Python's default decimal context (see
+#: the documentation of the decimal module).
 _USUAL_DECIMAL = (28, "ROUND_HALF_EVEN", -999999, 999999, 1, 0)
 
 
@@ -187,7 +195,7 @@ def _put_decimal(known: bytes | None) -> None:
 
 def _locale() -> str | None:
     if "locale" not in sys.modules:
-        return None  # it is as the environment says
+        return None  # it follows the environment
     import locale
 
     return locale.setlocale(locale.LC_ALL)
@@ -197,7 +205,7 @@ def _put_locale(known: str | None) -> None:
     if known is not None:
         import _locale
 
-        with contextlib.suppress(Exception):  # a locale that has been removed
+        with contextlib.suppress(Exception):  # the locale may have been removed
             if _locale.setlocale(_locale.LC_ALL, None) != known:
                 _locale.setlocale(_locale.LC_ALL, known)
 
@@ -229,7 +237,7 @@ def _loggers() -> tuple[Any, ...] | None:
 
 
 def _handler(logging: Any, handler: Any) -> tuple[Any, ...] | None:
-    """A handler as what can be sent: one of a standard stream, or of a file that is appended to."""
+    """A handler in a form that can be sent: of a standard stream, or of a file appended to."""
     kind: tuple[Any, ...]
     if type(handler) is logging.StreamHandler:
         kind = ("stdout",) if handler.stream in (sys.stdout, sys.__stdout__) else ("stderr",)
@@ -251,7 +259,7 @@ def _put_loggers(known: tuple[Any, ...] | None) -> None:
 
     disable, found, configured = known
     for name in configured:
-        importlib.import_module(name)  # so that the caller's own import of it finds what it does done
+        importlib.import_module(name)  # the caller's own import of it then does nothing
     logging.disable(disable)
     for name, level, disabled, propagate, handlers in found:
         logger = logging.getLogger(name or None)
@@ -293,7 +301,7 @@ def _put_variables(known: list[tuple[str, str, bytes]]) -> None:
         if module not in MAIN:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
-        with contextlib.suppress(Exception):  # what cannot be made again here is not set
+        with contextlib.suppress(Exception):  # what cannot be unpickled here is not set
             variable_of(module, name, ()).set(pickle.loads(pickled))
 
 
@@ -312,7 +320,7 @@ def _put_start_method(known: str | None) -> None:
 
 def _signals() -> tuple[dict[int, bool], list[int]]:
     answers = {int(number): answer == signal.SIG_IGN for number in _SIGNALS if not callable(answer := plain.getsignal(number))}
-    # Those that a worker answers in its own way may be blocked here for a moment, while it is started.
+    # Signals with an answer of the worker's own may be blocked here while a worker is started.
     return answers, [int(number) for number in plain.pthread_sigmask(signal.SIG_BLOCK, []) if number not in _OWN]
 
 
@@ -363,20 +371,20 @@ _ITEMS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "decimal": (_decimal, _put_decimal),
     "variables": (_variables, _put_variables),
 }
-#: What may be of the caller's own modules, or be changed by their import.
+#: What may consist of the caller's own classes, or be changed by importing its modules.
 _AFTER = frozenset(("loggers", "filters", "decimal", "variables"))
 
 
-# Threads ------------------------------------------------------------------------------------------------------------------------
+# Threads ----------------------------------------------------------------------------------------
 
 
 def in_context_of(context: contextvars.Context, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called in a copy of that context each time: what it sets, nobody else sees, as with `asyncio.to_thread`."""
+    """The function, called in a fresh copy of that context each time, as by `asyncio.to_thread`."""
 
     def within(*args: Any, **named: Any) -> Any:
         decimal = sys.modules.get("decimal")
         if decimal is not None:
-            # The context of decimals is one of the variables, and an object that is changed where it lies.
+            # The decimal context is a context variable, and an object that is changed in place.
             decimal.setcontext(decimal.getcontext().copy())
         return function(*args, **named)
 

@@ -1,16 +1,19 @@
-"""What a body starts, a worker must not leave behind, however it ends.
+"""A janitor kills what a body has started, once the worker of that body is gone.
 
-The supervisor kills the process group of every worker that ends. Where the supervisor itself is killed, the kernel kills the
-worker (PR_SET_PDEATHSIG) but not what the worker has started. So the first time a body starts a process, its worker starts a
-janitor, which sleeps until the worker is gone and then kills what is left of the group, and what has left the group but
-carries the worker's mark. Bodies that start nothing cost nothing: Python's audit events tell.
+The supervisor kills the process group of every worker that ends. If the supervisor itself is
+killed, the kernel kills the worker (PR_SET_PDEATHSIG), but not what the worker has started. So when
+a body first starts a process, its worker starts a janitor. The janitor sleeps until the worker is
+gone, then kills the rest of the group, and every process that has left the group and carries the
+worker's mark. Bodies that start nothing pay nothing: Python's audit events say when one does.
 
-A body may wait for all its children, so the janitor is none of them: the process that forks it ends at once, and the system's
-first process takes it over. For the same reason a worker adopts nobody: daemons are found by their mark.
+A body may wait for all its children, so the janitor must not be one: the process that forks it ends
+at once, and init adopts it. For the same reason a worker is no subreaper: its daemons are found by
+mark.
 
-The mark is a limit that limits nothing here: on the CPU time of real-time threads between two sleeps (RLIMIT_RTTIME), set to a
-number of thousands of years that is the worker's alone. Whatever a process does, fork, exec, become a daemon, clear its
-environment, it keeps its limits. An entry of the environment says the same to people, and where that limit is in use already.
+The mark is a resource limit that limits nothing: RLIMIT_RTTIME, the CPU time of real-time threads
+between two sleeps, set to some thousands of years, a number unique to the worker. A process keeps
+its limits whatever it does: fork, exec, become a daemon, clear its environment. A variable in the
+environment says the same to people, and serves where that limit is in use already.
 """
 
 from __future__ import annotations
@@ -29,19 +32,19 @@ from entangle._shared.polling import readable
 
 _STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 
-#: Those after which a child goes on with a copy of our buffers.
+#: After these events a child goes on with a copy of our buffers.
 _FORKING = frozenset(("os.fork", "os.forkpty"))
 
-#: The least number that is a mark, in microseconds: thirty thousand years.
+#: The smallest number that is a mark, in microseconds: thirty thousand years.
 _LIMITLESS = 1 << 60
 
-#: The environment variable that marks what a worker has started, with a value that is the worker's alone.
+#: The environment variable that marks what a worker has started; its value is unique to the worker.
 MARK = "ENTANGLE_WORKER"
 
 _listening = False
-_wanted_by = 0  # the pid of the worker whose children are watched for
+_wanted_by = 0  # the pid of the worker whose children are watched
 _janitor = 0
-_watch = -1  # the janitor's pidfd: its number may be another process's by the time it is dismissed
+_watch = -1  # the janitor's pidfd: its pid may be reused by the time it is dismissed
 _hiring = threading.Lock()
 _mark = ("", 0)
 _off = threading.local()
@@ -49,7 +52,7 @@ _off = threading.local()
 
 @contextlib.contextmanager
 def off_duty() -> Iterator[None]:
-    """For what we start ourselves: workers of nested runs look after themselves."""
+    """Ignore what we start ourselves: workers of nested runs have janitors of their own."""
     before = getattr(_off, "duty", False)
     _off.duty = True
     try:
@@ -59,9 +62,9 @@ def off_duty() -> Iterator[None]:
 
 
 def watch_for_children() -> None:
-    """Have this worker process hire a janitor when a body first starts a process."""
+    """Have this worker process start a janitor when a body first starts a process."""
     global _listening, _wanted_by, _janitor, _watch, _hiring
-    if _watch >= 0:  # of the worker that this one was forked from
+    if _watch >= 0:  # inherited from the worker that forked this one
         os.close(_watch)
     _wanted_by, _janitor, _watch, _hiring = os.getpid(), 0, -1, threading.Lock()
     _off.duty = False
@@ -74,7 +77,7 @@ def _hear(event: str, _: Any) -> None:
     if event not in _STARTING or _wanted_by != os.getpid() or getattr(_off, "duty", False):
         return
     if event in _FORKING:
-        # What a body has printed of a line would be in the child's buffer as well, and come out twice.
+        # Half a line in our buffers would be copied into the child, and printed twice.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -90,7 +93,7 @@ def _hire() -> None:
     _mark = _marked_by(worker)
     told, tells = os.pipe()
     try:
-        # The end of the process in between is nothing to a body that listens for the ends of its children.
+        # A body that handles SIGCHLD must not hear of the process in between.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
         try:
             between = _fork()
@@ -121,7 +124,7 @@ def _fork() -> int:
 
 
 def _start_janitor(worker: int, tells: int) -> NoReturn:
-    """In the process in between: fork the janitor, tell its number, and end."""
+    """In the process in between: fork the janitor, send its pid, and exit."""
     try:
         os.setpgid(0, 0)
         pid = _fork()
@@ -130,11 +133,12 @@ def _start_janitor(worker: int, tells: int) -> NoReturn:
             os._exit(0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        # Nobody's pipe may stay open because of us, no home locked, and no file system busy. Before the worker is looked for:
-        # what a program does after a fork, done twice by now, may close what it takes for its own.
+        # The janitor must keep no pipe open, no home locked and no file system busy. Close before
+        # opening the worker's pidfd: a program's own fork hooks, run twice by now, may have closed
+        # descriptors that we would take for ours.
         os.closerange(0, 1 << 20)
         os.chdir("/")
-        with contextlib.suppress(ProcessLookupError):  # it is gone already
+        with contextlib.suppress(ProcessLookupError):  # the worker is gone already
             readable([os.pidfd_open(worker)], None)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(worker, signal.SIGKILL)
@@ -144,7 +148,7 @@ def _start_janitor(worker: int, tells: int) -> NoReturn:
 
 
 def _marked_by(worker: int) -> tuple[str, int]:
-    """Mark this process, and with it all that it starts from now on."""
+    """Mark this process, and so all that it starts from now on."""
     name = f"{worker}-{os.urandom(8).hex()}"
     os.environ[MARK] = name
     number = 0
@@ -157,18 +161,21 @@ def _marked_by(worker: int) -> tuple[str, int]:
 
 
 def hired() -> int:
-    """The process id of this process's janitor; 0 where it has none."""
+    """The pid of this process's janitor; 0 if it has none."""
     return _janitor if _wanted_by == os.getpid() else 0
 
 
 def kill_marked() -> None:
-    """Kill what bodies of this process have started, wherever it has put itself; for a process that ends."""
+    """Kill what bodies of this process have started, in any group; for a process that ends."""
     if hired():
         _kill_marked(_mark, spared=hired())
 
 
 def _kill_marked(mark: tuple[str, int], spared: int = 0) -> None:
-    """Kill every process that carries this mark. Those who have come to look again while we did are found as well."""
+    """Kill every process that carries this mark.
+
+    Three passes: a process may be forked while we look.
+    """
     name, number = mark
     entry = f"{MARK}={name}".encode()
     for _ in range(3):
@@ -189,7 +196,7 @@ def _carries(pid: int, number: int, entry: bytes) -> bool:
 
 
 def dismiss() -> None:
-    """End the janitor: this process ends in good order, and who has started it kills what is left of the group."""
+    """End the janitor: this process exits normally, and its parent kills the rest of the group."""
     global _janitor, _watch
     if hired():
         with contextlib.suppress(OSError):
@@ -199,8 +206,10 @@ def dismiss() -> None:
 
 
 def reap_adopted() -> None:
-    """In the first process of a container, which is our caller then and reaps nobody: let go of janitors that have ended, and of
-    what bodies had started and left."""
+    """In a container's first process, which is our caller and reaps nobody, reap adopted processes.
+
+    They are janitors that have ended, and what bodies had started and left.
+    """
     if os.getpid() != 1:
         return
     for found in os.listdir("/proc"):
@@ -209,6 +218,6 @@ def reap_adopted() -> None:
         with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{found}/stat", "rb") as stat:
                 state, parent = stat.read().rpartition(b")")[2].split()[:2]
-            # Our own children, of which somebody may want to hear, have no such limit.
+            # Our own children do not have that limit; somebody may wait for them.
             if (state, parent) == (b"Z", b"1") and resource.prlimit(int(found), resource.RLIMIT_RTTIME)[0] >= _LIMITLESS:
                 os.waitpid(int(found), os.WNOHANG)

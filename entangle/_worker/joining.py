@@ -1,4 +1,4 @@
-"""How a worker that was not forked comes to its run: the flow is written down once, the worker finds the run by its directory."""
+"""How a worker that was not forked joins its run: it reads the flow from the run's directory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
 from entangle.flow import HERE, THREAD, Body, Flow, Shape
 
-#: The exit status of a worker whose own code failed, not a body: it could not join its run, or has a bug of ours.
+#: The exit status of a worker that failed outside any body: it could not join its run, or hit a bug
+#: of ours.
 BROKEN = 70
 
 
 def write_flow(site: Site) -> None:
-    """Write down what a worker that was not forked needs, once in a run. Raises UnpicklableError naming what cannot travel."""
+    """Write down, once a run, what a worker that was not forked needs.
+
+    Raises UnpicklableError naming what cannot travel.
+    """
     if site.flow_path:
         return
     flow = _without_what_stays(site.flow)
@@ -56,7 +60,9 @@ def write_flow(site: Site) -> None:
             os.unlink(path)
             if directory == site.spill:
                 raise StoreFullError(
-                    error.errno, f"no room for a flow of {len(body):,} bytes, neither in memory nor in {directory}"
+                    error.errno,
+                    f"no room for a flow of {len(body):,} bytes, neither in {site.directory} nor in {site.spill}; "
+                    "free some, or point ENTANGLE_RUN_DIR or TMPDIR at a larger place",
                 ) from None
         else:
             site.flow_path = path
@@ -64,9 +70,9 @@ def write_flow(site: Site) -> None:
 
 
 def _without_what_stays(flow: Flow) -> Flow:
-    """The flow without what only the invoking process calls and takes, which may be large, or such that it cannot travel.
+    """The flow without what only the invoking process uses, which may be large or unpicklable.
 
-    Nodes, terms and names are all there, for whoever decides what is next and tells what has failed.
+    Nodes, terms and names stay, to decide what is next and to report what has failed.
     """
     stays = [body.carrier in (THREAD, HERE) for body in flow.bodies]
     if not any(stays):
@@ -113,7 +119,7 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
 
 
 def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
-    """Become a worker of the run in that directory, in a process that was not forked from its supervisor."""
+    """Become a worker of the run in that directory, in a process not forked from its supervisor."""
     with importing.joining():
         return _join_run(directory, flow_path, slot, lane, serial, fds)
 
@@ -124,7 +130,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
             known = pickle.load(file)
         table = Table.attach(os.path.join(directory, "table"))
     except FileNotFoundError:
-        os._exit(0)  # the run was over before we came
+        os._exit(0)  # the run has ended before we joined
     inheritance.take_on(known["state"], "before")
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     Home.adopt(known["home"], known["home_spill"])
@@ -142,12 +148,12 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
     return Worker(site, slot, lane, serial)
 
 
-#: What cannot be made again, as long as nobody has said what of it; whoever has the flow knows better.
+#: The error's text while the part that cannot be unpickled is unknown; the supervisor names it.
 _RUN = "what the run is made of cannot be made again in a worker"
 
 
 def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
-    """Write down why a worker cannot join its run, for its supervisor; whether that is written."""
+    """Write down, for the supervisor, why a worker cannot join its run. Gives whether it did."""
     told: BaseException | None = error
     while told is not None and not isinstance(told, RunAtImportError):
         told = told.__cause__ or told.__context__
@@ -161,14 +167,14 @@ def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
         draft = os.path.join(directory, f"refused-{os.getpid()}")
         with open(draft, "xb", opener=private) as file:
             file.write(body)
-        os.rename(draft, os.path.join(directory, "refused"))  # the last one is as good as the first
+        os.rename(draft, os.path.join(directory, "refused"))  # one report is as good as another
     except OSError:
         return False
     return True
 
 
 def refusal(directory: str, flow: Flow) -> BaseException | None:
-    """Why a worker could not join the run in that directory; None where none has said so."""
+    """Why a worker could not join the run in that directory; None if none has said so."""
     try:
         with open(os.path.join(directory, "refused"), "rb") as file:
             report = pickle.load(file)
@@ -187,7 +193,7 @@ def refusal(directory: str, flow: Flow) -> BaseException | None:
 
 
 def _whose(flow: Flow, steps: tuple[str, ...]) -> str:
-    """What the steps into the pickle of a flow lead to, as its author knows it: an argument of a task, or a task's function."""
+    """What the steps into a flow's pickle lead to, in its author's terms."""
     if len(steps) < 2 or not (steps[1].startswith("[") and steps[1][1:-1].isdigit()):
         return ""
     number = int(steps[1][1:-1])

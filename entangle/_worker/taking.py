@@ -1,4 +1,4 @@
-"""How a worker finds its next node, and how it wakes others for what it leaves."""
+"""How a worker finds its next node, and how it wakes others for the nodes that it leaves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
 
 class Taking:
-    """A worker of a run, as far as it finds its next node: its own range of leaves, the ready list, another's range."""
+    """The part of a worker that finds its next node.
+
+    It looks in its own range of leaves, on the ready list, and in another worker's range.
+    """
 
     def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
         self.site = site
@@ -55,7 +58,7 @@ class Taking:
         self.in_process = lane in (PROCESS, FRESH)
         self.recent: dict[int, Any] = {}
         self.spent: list[int] = []
-        #: How much CPU the body uses, where the run is crowded.
+        #: Measures the CPU time of the body, if the run is crowded.
         self.meter: Meter | None = None
         noting = site.table.header[NOTING]
         self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
@@ -65,7 +68,7 @@ class Taking:
 
     @property
     def store(self) -> Store:
-        """The way to the store, opened when first used: a run of threads alone needs none."""
+        """This worker's access to the store, opened on first use: a run of threads needs none."""
         if self._store is None:
             self._store = Store(self.site.directory, self.site.table, self.slot, self.serial, self.site.spill)
             self._store.elsewhere = self.site.elsewhere
@@ -73,12 +76,12 @@ class Taking:
         return self._store
 
     def node(self) -> int:
-        """The node that this worker runs."""
+        """The node that this worker runs now."""
         running: int = self.site.table.slots[self.base + NODE]
         return running
 
     def _take(self) -> int:
-        """The next node to run; sleeps while there is none. NOBODY where the run is over."""
+        """The next node to run, or NOBODY when the run is over. Sleeps while there is none."""
         site = self.site
         table = site.table
         header, slots, base = table.header, table.slots, self.base
@@ -117,12 +120,15 @@ class Taking:
             if lane == PROCESS:
                 flush()
             if (os.read(wake[0], 1) if lane == PROCESS else greenlets.read_byte(wake[0])) == b".":
-                # Sent home by the supervisor, who has counted us out already.
+                # The supervisor has retired this worker, and does not count it as idle any more.
                 return NOBODY
             slots[base + STATE] = BUSY
 
     def _next_ready(self) -> int:
-        """Take a node from the ready list or from a range, and put our name to it. Lock held. NOBODY where there is none."""
+        """Take a node from the ready list or from a range, and mark it as ours. Lock held.
+
+        NOBODY if there is none.
+        """
         table = self.site.table
         slots, base = table.slots, self.base
         crowded = table.header[CROWDED] and self.lane != HERE
@@ -154,7 +160,8 @@ class Taking:
                 pool = self.pooled[which]
                 index = self.site.pool_sizes.index(pool)
                 if table.header[POOL_WAITING + index]:
-                    # One of us sleeps until a cookie of this pool is free; a second sleeper would help nobody.
+                    # One worker sleeps already until a cookie of this pool is free. A second would
+                    # help nobody.
                     table.defer(index, node)
                     continue
                 table.header[POOL_WAITING + index] = 1
@@ -169,7 +176,10 @@ class Taking:
             return node
 
     def _pop_admitted(self) -> int:
-        """Take a node whose body may begin now, from the ready list or from a range; NOBODY where there is none. Lock held."""
+        """Take a node whose body may begin now, from the ready list or a range. Lock held.
+
+        NOBODY if there is none.
+        """
         table, body_of = self.site.table, self.site.flow.body_of
         slots, base = table.slots, self.base
         node = table.pop(self.lane) if self.lane == FRESH else take(table, self.lane, body_of)
@@ -192,7 +202,10 @@ class Taking:
         return NOBODY
 
     def _let_go(self, removed: list[Place]) -> None:
-        """Count what this worker has read. Lock held; files that nobody needs any more are added to `removed`."""
+        """Count the values that this worker has read. Lock held.
+
+        Files that nobody needs any more are added to `removed`.
+        """
         table = self.site.table
         readers = table.readers
         for taken in self.spent:
@@ -208,10 +221,13 @@ class Taking:
                 self.site.local.pop(taken, None)
         self.spent.clear()
 
-    # Waking ------------------------------------------------------------------------------------------------
+    # Waking --------------------------------------------------------------------------------------
 
     def count_wakes(self) -> tuple[int, int, bool]:
-        """How many sleeping processes and threads to wake for what is ready, and whether the supervisor is wanted. Lock held."""
+        """How many sleeping processes and threads to wake for what is ready. Lock held.
+
+        The third item says whether the supervisor is needed.
+        """
         header = self.site.table.header
         woken: int = header[READY_COUNT + PROCESS]
         woken_threads: int = header[READY_COUNT + THREAD]
@@ -233,21 +249,21 @@ class Taking:
         return woken, woken_threads, bool(tell)
 
     def wake(self, processes: int, threads: int) -> None:
-        """Wake so many workers that sleep."""
+        """Wake that many sleeping processes and threads."""
         if processes:
             os.write(self.site.wake[1], b"!" * processes)
         if threads:
             os.write(self.site.wake_threads[1], b"!" * threads)
 
-    # Measuring ---------------------------------------------------------------------------------------------
+    # Measuring -----------------------------------------------------------------------------------
 
     def _measure(self, node: int) -> None:
-        """Measure the CPU time of the body of this node, which is about to begin, where the run is crowded."""
+        """If the run is crowded, measure the CPU time of this node's body, which begins next."""
         if node >= 0 and self.site.table.header[CROWDED]:
             self.meter = Meter(self.site.table, self.in_process)
 
     def _used(self) -> tuple[int, int] | None:
-        """CPU time that the body has wanted, and the time that it took (ns); None where that was not measured."""
+        """The CPU time that the body wanted and the time it took (ns); None if not measured."""
         meter, self.meter = self.meter, None
         return meter.read(self._threads_at_work, self.site.table.slots[self.base + SHARE]) if meter is not None else None
 
@@ -257,7 +273,7 @@ class Taking:
 
 
 def flush() -> None:
-    """Write out what bodies have printed: a worker process ends without Python's own farewell."""
+    """Flush what bodies have printed: a worker process ends by `os._exit`, which does not."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -1,27 +1,27 @@
-"""The worker loop, which every worker of a run goes through with nobody telling it what to do.
+"""The worker loop. Every worker of a run goes through it, and nobody tells it what to do.
 
 The path of one call::
 
-    call()                                   the invoking process
+    call()                           the invoking process
       │ compile the tree into a Flow
       │ make the run directory, the table, the store
-      ├── start worker ──────────────┐
-      │                              ▼
-      │ supervise:           ┌─▶ take     own range of leaves, ready list, another's range
-      │  deadlines           │   gather   values in hand, else from the store
-      │  deaths              │   run      the layers, then the function
-      │  more workers        │   deliver  ── one consumer, we bring its last argument: go on with it, value in hand,
-      │  while others wait   │   │           no lock and no pickle
-      │                      │   └────────── else: value into the store; under the lock one pending input fewer for
-      │                      │               each consumer; go on with one that became ready, leave the others
-      │                      └───────────── on the ready list
+      ├── start worker ──────┐
+      │                      ▼
+      │ supervise:     ┌─▶ take     own range of leaves, ready list, another's range
+      │  deadlines     │   gather   values in hand, else from the store
+      │  deaths        │   run      the layers, then the function
+      │  more workers  │   deliver  ── one consumer, and this is its last argument: go on with it,
+      │  while others  │   │           value in hand, no lock, no pickle
+      │  wait          │   └────────── else: value into the store; under the lock one pending input
+      │                │               fewer for each consumer; go on with one that became ready,
+      │                └────────────── leave the others on the ready list
       ▼
     value of the root, from the store
 
-A worker that finds nothing sleeps on a pipe until whoever makes a node ready writes a byte.
+A worker that finds nothing sleeps on a pipe, until a byte says that a node has become ready.
 
-`Taking`, `Delivery` and `Holding` are the parts of `Worker`, each in a file: what a worker takes, what it delivers, and
-what it holds for bodies with terms. Each builds on the one before.
+`Taking`, `Delivery` and `Holding` are the parts of `Worker`, each in a file: what a worker takes,
+what it delivers, and what it holds for bodies with terms. Each builds on the one before.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from entangle.flow import FRESH, THREAD, Body
 
 
 class Worker(Holding):
-    """One worker of a run: a process, a thread of the invoking process, or the calling thread itself."""
+    """One worker of a run: a process, a thread of the invoking process, or the calling thread."""
 
     def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
         super().__init__(site, slot, lane, serial, store)
@@ -117,7 +117,10 @@ class Worker(Holding):
 
 
 class _Here(threading.local):
-    """The worker that this thread is, if it is one. Of the class: the one that this process is, for threads that bodies start."""
+    """The worker that this thread is, if it is one.
+
+    The class attribute is the worker that this process is: threads that bodies start see it.
+    """
 
     worker: Worker | None = None
 
@@ -139,7 +142,7 @@ os.register_at_fork(after_in_child=_begin_child)
 
 
 def become(worker: Worker) -> None:
-    """Say that this process, or this thread, is that worker from now on."""
+    """Make this process, or this thread, that worker from now on."""
     here.worker = worker
     worker.forked = False
 
