@@ -22,7 +22,6 @@ import pickle
 import sys
 import types
 from collections.abc import Callable, Sequence
-from types import CoroutineType
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._shared.frames import edge, hide, passes_on
@@ -33,6 +32,7 @@ from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Layer
 from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
+from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, Body
@@ -220,7 +220,7 @@ def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     if (module := getattr(function, "__module__", None)) and module not in sys.modules:
         travels_by_value(module)  # what `runpy` runs: a forked worker is not to import it either, to pickle something
-    inner = _as_written(_resolving(in_its_order(function, task.layers)), task)
+    inner = _as_written(resolving(in_its_order(function, task.layers)), task)
     outer = inner
     # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.
     near = task.layers
@@ -235,7 +235,7 @@ def _make_body(task: Task[..., Any]) -> Body:
     for layer in reversed(near):
         outer = layer.around(outer)
     if outer is not inner:
-        outer = _resolving(outer)
+        outer = resolving(outer)
     carrier = next((layer.carrier for layer in near if layer.carrier is not None), HERE)
     carried = False
     for layer in near:
@@ -257,49 +257,6 @@ def _as_written(function: Callable[..., Any], task: Task[..., Any]) -> Callable[
     # A partial, or an object that can be called, has no name; its task has one.
     function.__name__, function.__qualname__ = task.__name__, task.__qualname__
     return function
-
-
-def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, and where its value is a call or a coroutine, the value of that: it is run where it was made.
-
-    The value is asked, not the function: a partial, a wrapper or an object with an `async` `__call__` give coroutines as well.
-    """
-
-    @passes_on
-    def body(*args: Any, **kwargs: Any) -> Any:
-        value = function(*args, **kwargs)
-        kind = type(value)
-        if kind is Call or kind is CoroutineType:
-            return _resolved(value)
-        return value
-
-    return body
-
-
-@passes_on
-def _resolved(value: Any) -> Any:
-    while True:
-        if type(value) is Call:
-            value = value()
-        elif type(value) is CoroutineType:
-            value = _awaited(value)
-        else:
-            return value
-
-
-@passes_on
-def _awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    coroutine.close()  # it has not begun, and Python would warn that nobody awaits it
-    raise EntangleError(
-        f"{coroutine.__qualname__} is an async function, and the event loop of the thread that would run it is running already: "
-        "inside a loop, write `await call` instead of `call()`"
-    )
 
 
 # Making decorators --------------------------------------------------------------------------------------------------

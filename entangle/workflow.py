@@ -23,7 +23,7 @@ class Workflow(Layer):
 
     def __init__(self, graph: str | None = None) -> None:
         if graph is not None:
-            from entangle._tasks.address import check_address
+            from entangle._tasks.gremlin_address import check_address
 
             if not isinstance(graph, str):
                 raise OptionError(

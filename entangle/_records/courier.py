@@ -13,7 +13,7 @@ import time
 from urllib.parse import urlsplit
 
 from entangle._records.gremlin import send
-from entangle._tasks.address import check_address, name_of
+from entangle._tasks.gremlin_address import check_address, name_of
 from entangle.errors import EntangleError
 
 #: Seconds that a process which ends waits for what is being sent.

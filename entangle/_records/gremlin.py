@@ -22,7 +22,7 @@ from entangle._records.database import opened
 from entangle._records.ingest import bind
 from entangle._records.reading import run_of
 from entangle._records.vertices import LABELS, Edge, Vertex, edges_of, stubs_of, vertices_of
-from entangle._tasks.address import check_address, name_of
+from entangle._tasks.gremlin_address import check_address, name_of
 from entangle.errors import GraphError
 
 BATCH = 200

@@ -23,7 +23,7 @@ from entangle._shared.frames import hide
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.summaries import home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
-from entangle._tasks import address
+from entangle._tasks import gremlin_address
 from entangle._tasks.parameters import code_of
 from entangle.errors import GraphError
 from entangle.flow import Body, Flow
@@ -218,7 +218,7 @@ def _server_of(bodies: list[Body]) -> str | None:
     """How that server is called in records; what is no address is told of when the run is to be sent."""
     graph = _graph_of(bodies)
     try:
-        return address.name_of(graph) if graph is not None else None
+        return gremlin_address.name_of(graph) if graph is not None else None
     except GraphError:
         return None
 

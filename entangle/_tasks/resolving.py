@@ -1,0 +1,54 @@
+"""A function whose value is a call or a coroutine has the value of that: it is run where it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any
+
+from entangle._shared.frames import passes_on
+from entangle._tasks.call import Call
+from entangle.errors import EntangleError
+
+
+def resolving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, and where its value is a call or a coroutine, the value of that: it is run where it was made.
+
+    The value is asked, not the function: a partial, a wrapper or an object with an `async` `__call__` give coroutines as well.
+    """
+
+    @passes_on
+    def body(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        kind = type(value)
+        if kind is Call or kind is CoroutineType:
+            return _resolved(value)
+        return value
+
+    return body
+
+
+@passes_on
+def _resolved(value: Any) -> Any:
+    while True:
+        if type(value) is Call:
+            value = value()
+        elif type(value) is CoroutineType:
+            value = _awaited(value)
+        else:
+            return value
+
+
+@passes_on
+def _awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    coroutine.close()  # it has not begun, and Python would warn that nobody awaits it
+    raise EntangleError(
+        f"{coroutine.__qualname__} is an async function, and the event loop of the thread that would run it is running already: "
+        "inside a loop, write `await call` instead of `call()`"
+    )
