@@ -16,8 +16,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from entangle._records.directory import find_shelf
-from entangle._records.views import Edge, Error, Git, Input, Node, Run, Task, Times, Value
+from entangle._records.directory import find_directory
+from entangle._records.rows import Edge, Error, Git, Input, Times, Value
+from entangle._records.rows import TaskRecord as Task
+from entangle._records.views import NodeRecord as Node
+from entangle._records.views import RunRecord as Run
+from entangle._records.views import record_of
 from entangle._shared.frames import edge
 from entangle.errors import GraphError, RecordsError
 
@@ -53,7 +57,7 @@ def place() -> str:
 
     print(records.place())
     """
-    return find_shelf()
+    return find_directory()
 
 
 @edge
@@ -78,7 +82,8 @@ def runs(
     from entangle._records.reading import find_runs
 
     when = since.timestamp() if isinstance(since, datetime) else since
-    return find_runs(find_shelf(), limit=limit, name=name, state=state, tags=tags, since=when, nested=nested)
+    found = find_runs(find_directory(), limit=limit, name=name, state=state, tags=tags, since=when, nested=nested)
+    return [record_of(row) for row in found]
 
 
 @edge
@@ -89,7 +94,7 @@ def run(run_id: str = "last") -> Run:
     """
     from entangle._records.reading import find_run
 
-    return find_run(find_shelf(), run_id)
+    return record_of(find_run(find_directory(), run_id))
 
 
 @edge
@@ -113,7 +118,7 @@ def made(value_hash: str) -> list[Node]:
         print(node.run.id, node.name, [input.argument for input in node.inputs])
     """
     from entangle._records.database import is_there
-    from entangle._records.ingest import bind
+    from entangle._records.ingest import ingest
     from entangle._records.views import made as made_by
 
     try:
@@ -122,11 +127,11 @@ def made(value_hash: str) -> list[Node]:
         digest = b""
     if len(digest) != 32:
         raise RecordsError(f"{value_hash!r} is no SHA-256 in hex; records.hash_of(value) gives that of a value")
-    shelf = find_shelf()
-    bind(shelf)
-    if not is_there(shelf):
+    directory = find_directory()
+    ingest(directory)
+    if not is_there(directory):
         return []
-    return made_by(shelf, digest)
+    return made_by(directory, digest)
 
 
 @edge
@@ -135,9 +140,11 @@ def forget(run_id: str) -> None:
 
     records.forget(records.run("last").id)
     """
+    from entangle._records.reading import to_be_forgotten
     from entangle._records.retention import forget_run
 
-    forget_run(find_shelf(), run_id)
+    directory = find_directory()
+    forget_run(directory, to_be_forgotten(directory, run_id))
 
 
 @edge
@@ -150,7 +157,7 @@ def retain(days: float | None = None, size: int | None = None) -> int:
     """
     from entangle._records.retention import retain as retain_in
 
-    return retain_in(find_shelf(), days, size)
+    return retain_in(find_directory(), days, size)
 
 
 @edge
@@ -166,7 +173,7 @@ def send(address: str | None = None, run_ids: list[str] | None = None, everythin
 
     from entangle._records.gremlin import send as send_to
 
-    return send_to(find_shelf(), address or os.environ.get("ENTANGLE_GRAPH", ""), run_ids, everything)
+    return send_to(find_directory(), address or os.environ.get("ENTANGLE_GRAPH", ""), run_ids, everything)
 
 
 @edge
@@ -186,9 +193,9 @@ def take_home(run_ids: list[str]) -> list[bytes]:
 
     channel.send(records.take_home([run.id]))
     """
-    from entangle._records.ingest import take_sheets
+    from entangle._records.ingest import take_segments
 
-    return take_sheets(find_shelf(), run_ids)
+    return take_segments(find_directory(), run_ids)
 
 
 @edge
@@ -198,6 +205,6 @@ def absorb(sheets: list[bytes], parent: tuple[str, int] | None = None) -> list[s
 
         records.absorb(channel.receive(), parent=(run_id, node))
     """
-    from entangle._records.ingest import absorb_sheets
+    from entangle._records.ingest import absorb_segments
 
-    return absorb_sheets(find_shelf(), sheets, parent)
+    return absorb_segments(find_directory(), sheets, parent)

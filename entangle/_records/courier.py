@@ -27,9 +27,9 @@ _waits_at_exit = False
 
 
 class _Courier(threading.Thread):
-    def __init__(self, shelf: str, address: str) -> None:
+    def __init__(self, directory: str, address: str) -> None:
         super().__init__(name="entangle-courier", daemon=True)
-        self.shelf, self.address = shelf, address
+        self.directory, self.address = directory, address
         self.again = False
 
     def run(self) -> None:
@@ -38,14 +38,14 @@ class _Courier(threading.Thread):
             self.again = False
             try:
                 _reach(self.address)
-                send(self.shelf, self.address)
+                send(self.directory, self.address)
             except Exception as error:
                 _tell(self.address, error)
                 _failed[self.address] = time.monotonic()
                 self.again = False
             with _guard:
                 if not self.again:
-                    _couriers.pop((self.shelf, self.address), None)
+                    _couriers.pop((self.directory, self.address), None)
                     return
 
 
@@ -71,9 +71,9 @@ def _tell(address: str, error: Exception) -> None:
     logging.getLogger("entangle").warning("%s; what it misses is sent later, or by `entangle graph send`", reason)
 
 
-def deliver(shelf: str, address: str) -> None:
+def deliver(directory: str, address: str) -> None:
     """Have everything sent that is to go to that server and has not, by a thread; returns at once."""
-    key = (shelf, address)
+    key = (directory, address)
     with _guard:
         courier = _couriers.get(key)
         if courier is not None:
@@ -81,7 +81,7 @@ def deliver(shelf: str, address: str) -> None:
             return
         if time.monotonic() - _failed.get(address, -LEFT_ALONE) < LEFT_ALONE:
             return
-        courier = _couriers[key] = _Courier(shelf, address)
+        courier = _couriers[key] = _Courier(directory, address)
         _wait_at_exit()
         courier.start()
 

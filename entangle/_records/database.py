@@ -91,17 +91,17 @@ MIGRATIONS = (
 VERSION = len(MIGRATIONS)
 
 
-def is_there(shelf: str) -> bool:
+def is_there(directory: str) -> bool:
     """Whether anything has been bound yet. Who only looks makes nothing."""
-    return os.path.exists(os.path.join(shelf, NAME))
+    return os.path.exists(os.path.join(directory, NAME))
 
 
 @contextlib.contextmanager
-def opened(shelf: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float | None = None) -> Iterator[sqlite3.Connection]:
-    """The file of a shelf, made if missing and brought to the present version. Raises RecordsError where it cannot be used."""
-    path = os.path.join(shelf, NAME)
+def opened(directory: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float | None = None) -> Iterator[sqlite3.Connection]:
+    """The file of a directory, made if missing and brought to the present version. Raises RecordsError where it cannot be used."""
+    path = os.path.join(directory, NAME)
     try:
-        os.makedirs(shelf, mode=0o700, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         if not os.path.exists(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         elif not os.path.isfile(path):
@@ -110,7 +110,7 @@ def opened(shelf: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float
         connection = sqlite3.connect(path, timeout=_patience if patience is None else patience, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         told = error.strerror if isinstance(error, OSError) and error.errno == errno.EINVAL else f"{NAME}: {error}"
-        raise RecordsError(f"records cannot be kept in {shelf}: {told}; ENTANGLE_RECORD_DIR names another place") from error
+        raise RecordsError(f"records cannot be kept in {directory}: {told}; ENTANGLE_RECORD_DIR names another place") from error
     try:
         _prepare(connection, path, migrations)
         yield connection

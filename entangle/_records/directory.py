@@ -1,13 +1,13 @@
-"""The shelf: the directory in which runs are remembered.
+"""The directory of records: where it is, and what lies in it.
 
 ::
 
-    records.sqlite     what has been bound: runs, tasks, nodes, inputs
-    sheets/<id>.run    what has not: one file for each run that lasts, or that nobody has looked for yet
+    records.sqlite     what has been ingested: runs, tasks, nodes, inputs
+    sheets/<id>.run    log segments that have not been: one file for each run that lasts, or that nobody has looked for yet
 
-It is ENTANGLE_RECORD_DIR where that is set; else the nearest `.entangle` upward from the working directory, as git finds its
-`.git`; else `entangle` in the user's state directory ($XDG_STATE_HOME, ~/.local/state). No `.entangle` is made unasked: `mkdir
-.entangle` is how a project says that it keeps its own records. One that belongs to somebody else is not trusted.
+ENTANGLE_RECORD_DIR names it. Without that, it is the nearest `.entangle` upward from the working directory, as git finds its `.git`;
+without one of those, `entangle` in the user's state directory ($XDG_STATE_HOME, ~/.local/state). No `.entangle` is made unasked:
+with `mkdir .entangle` a project says that it keeps its own records. One that belongs to another user is not trusted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import os
 import stat
 
 PROJECT = ".entangle"
+#: Where the log segments lie, in the directory of records. An old name, kept: under another one, records of older versions are lost.
+SEGMENTS = "sheets"
 _OFF = ("0", "off", "no", "false", "never")
 
 
@@ -29,8 +31,8 @@ def whole_values() -> bool:
     return os.environ.get("ENTANGLE_RECORD", "").lower() == "values"
 
 
-def find_shelf() -> str:
-    """The path of the shelf as things are now; it need not exist yet."""
+def find_directory() -> str:
+    """The path of the directory of records as things are now; it need not exist yet."""
     chosen = os.environ.get("ENTANGLE_RECORD_DIR")
     if chosen:
         return os.path.abspath(os.path.expanduser(chosen))
@@ -54,18 +56,18 @@ def find_shelf() -> str:
     return os.path.join(state, "entangle")
 
 
-def sheets_of(shelf: str) -> str:
-    """Where the sheets of a shelf lie."""
-    return os.path.join(shelf, "sheets")
+def segments_of(directory: str) -> str:
+    """The path of the log segments in a directory of records."""
+    return os.path.join(directory, SEGMENTS)
 
 
-def make_shelf(shelf: str) -> str:
-    """Make the shelf for this user alone, unless it is there, and give the directory of its sheets. Raises OSError."""
-    sheets = sheets_of(shelf)
-    if not os.path.isdir(sheets):
-        os.makedirs(shelf, mode=0o700, exist_ok=True)
-        os.makedirs(sheets, mode=0o700, exist_ok=True)
-        if os.path.basename(shelf) == PROJECT and not os.path.exists(os.path.join(shelf, ".gitignore")):
-            with open(os.path.join(shelf, ".gitignore"), "w", encoding="ascii") as file:
+def make_directory(directory: str) -> str:
+    """Make the directory of records for this user alone, unless it exists; gives the path of its log segments. Raises OSError."""
+    folder = segments_of(directory)
+    if not os.path.isdir(folder):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.path.basename(directory) == PROJECT and not os.path.exists(os.path.join(directory, ".gitignore")):
+            with open(os.path.join(directory, ".gitignore"), "w", encoding="ascii") as file:
                 file.write("*\n")  # records are nobody's source code
-    return sheets
+    return folder

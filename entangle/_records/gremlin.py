@@ -10,34 +10,24 @@ says it for any other.
 from __future__ import annotations
 
 import os
-import sqlite3
-import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 from urllib.parse import urlsplit
 
+from entangle._records import queries
 from entangle._records.database import opened
-from entangle._records.ingest import bind
+from entangle._records.ingest import ingest, note_sent
+from entangle._records.property_graph import LABELS, GraphEdge, Vertex, edges_of, stubs_of, vertices_of
 from entangle._records.reading import run_of
-from entangle._records.vertices import LABELS, Edge, Vertex, edges_of, stubs_of, vertices_of
+from entangle._records.views import record_of
 from entangle._tasks.gremlin_address import check_address, name_of
 from entangle.errors import GraphError
 
 BATCH = 200
 #: Seconds that a server may take for a batch.
 PATIENCE = 60.0
-
-_UNSENT = """
-WITH RECURSIVE wanted (id) AS (
-    SELECT id FROM runs WHERE graph = :graph OR :all
-    UNION SELECT runs.id FROM runs JOIN wanted ON runs.parent = wanted.id
-)
-SELECT runs.key, runs.id FROM runs JOIN wanted USING (id)
-WHERE NOT EXISTS (SELECT 1 FROM sent WHERE sent.run = runs.key AND sent.graph = :graph)
-ORDER BY runs.started
-"""
 
 
 class Connection:
@@ -102,7 +92,7 @@ class Connection:
         for batch in _batches(vertices):
             self.ask(partial(put, batch))
 
-    def put_edges(self, edges: Iterable[Edge]) -> None:
+    def put_edges(self, edges: Iterable[GraphEdge]) -> None:
         """Make edges that are not there. Both ends must be there."""
         from gremlin_python.process.graph_traversal import __
         from gremlin_python.process.traversal import Direction, Merge, T
@@ -129,19 +119,18 @@ def _batches(things: Iterable[Any]) -> Iterator[list[Any]]:
         yield batch
 
 
-def unsent(shelf: str, address: str, everything: bool = False) -> list[tuple[int, str]]:
+def unsent(directory: str, address: str, everything: bool = False) -> list[tuple[int, str]]:
     """Keys and ids of runs that were to be sent there and have not been, the oldest first; of all that have not, if `everything`."""
-    bind(shelf)
-    with opened(shelf) as connection:
-        found: list[tuple[int, str]] = connection.execute(_UNSENT, {"graph": name_of(address), "all": everything}).fetchall()
-    return found
+    ingest(directory)
+    with opened(directory) as connection:
+        return queries.unsent(connection, name_of(address), everything)
 
 
-def send(shelf: str, address: str, run_ids: list[str] | None = None, everything: bool = False) -> int:
+def send(directory: str, address: str, run_ids: list[str] | None = None, everything: bool = False) -> int:
     """Send runs to a server: these, whether they have been sent or not; else those that have not. Gives how many were sent.
     Raises GraphError where the server fails; those that were sent until then stay sent."""
     check_address(address)
-    sent: int = _outside_of_a_loop(lambda: _send(shelf, address, run_ids, everything))
+    sent: int = _outside_of_a_loop(lambda: _send(directory, address, run_ids, everything))
     return sent
 
 
@@ -159,28 +148,20 @@ def _outside_of_a_loop(work: Callable[[], Any]) -> Any:
         return executor.submit(work).result()
 
 
-def _send(shelf: str, address: str, run_ids: list[str] | None, everything: bool) -> int:
+def _send(directory: str, address: str, run_ids: list[str] | None, everything: bool) -> int:
     if run_ids is not None:
-        wanted = [(run._key, run.id) for run in (run_of(shelf, run_id) for run_id in run_ids) if run._key is not None]
+        wanted = [(run._key, run.id) for run in (run_of(directory, run_id) for run_id in run_ids) if run._key is not None]
     else:
-        wanted = list(unsent(shelf, address, everything))
+        wanted = list(unsent(directory, address, everything))
     if not wanted:
         return 0
     with Connection(address) as connection:
         for key, run_id in wanted:
-            run = run_of(shelf, run_id)
+            run = record_of(run_of(directory, run_id))
             connection.put_vertices(chain(vertices_of(run), stubs_of(run)))
             connection.put_edges(edges_of(run))
-            _note_sent(shelf, key, address)
+            note_sent(directory, key, name_of(address))
     return len(wanted)
-
-
-def _note_sent(shelf: str, key: int, address: str) -> None:
-    with opened(shelf) as connection:
-        try:
-            connection.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?)", (key, name_of(address), time.time_ns()))
-        except sqlite3.IntegrityError:  # forgotten meanwhile
-            pass
 
 
 def clear(address: str) -> None:

@@ -1,6 +1,6 @@
-"""Binding: sheets become rows of the file, one transaction each. Done by whoever looks, and by long runs when they end.
+"""Binding: segments become rows of the file, one transaction each. Done by whoever looks, and by long runs when they end.
 
-Twice at once, or killed in the middle, it does no harm: a run is in the file whole or not at all, and its sheet goes only
+Twice at once, or killed in the middle, it does no harm: a run is in the file whole or not at all, and its segment goes only
 when it is.
 """
 
@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from entangle._records.database import NAME, how_to_go_on, is_there, opened, patience, transaction
-from entangle._records.directory import sheets_of
-from entangle._records.log_segment import OURS, SUFFIX, Newer, NoSheet, Sheet, Unfinished, parse, read
+from entangle._records.directory import segments_of
+from entangle._records.log_segment import OURS, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
+from entangle._records.retention import retain_now_and_then
 from entangle._shared.notes import COOKIE_WAIT, MEMORY, MOVED
 from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
 from entangle.errors import RecordsError
@@ -33,67 +34,67 @@ _NOTHING: _Told = (None, None, None, None, None)
 
 #: What has been left out so far: paths of files, and why. Said once in a process.
 left_out: dict[str, str] = {}
-#: What comes of a sheet that lacks something, or has something else in its place.
+#: What comes of a segment that lacks something, or has something else in its place.
 _UNFIT = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
     *(RecursionError, MemoryError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError),
 )
 
 
-def bind(shelf: str, seconds: float | None = None) -> list[Sheet]:
-    """Bind every sheet whose run is over, and give the sheets of runs that last. With `seconds`, stop after so many, and wait no longer
+def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
+    """Bind every segment whose run is over, and give the segments of runs that last. With `seconds`, stop after so many, and wait no longer
     for others who write."""
-    from entangle._records.retention import retain_now_and_then
-
-    folder = sheets_of(shelf)
+    folder = segments_of(directory)
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
     except FileNotFoundError:
         return []
     except OSError as error:
-        if not is_there(shelf):
-            raise RecordsError(f"records cannot be read in {shelf}: {error.strerror}; ENTANGLE_RECORD_DIR names another place") from error
+        if not is_there(directory):
+            raise RecordsError(
+                f"records cannot be read in {directory}: {error.strerror}; ENTANGLE_RECORD_DIR names another place"
+            ) from error
         leave_out(folder, f"{folder} cannot be read, so runs that have just ended are left out: {error.strerror}")
         return []
     for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
         del left_out[path]  # it has been removed
-    lasting: list[Sheet] = []
+    lasting: list[LogSegment] = []
     if not names:
         return lasting
     until = time.monotonic() + seconds if seconds is not None else None
-    with opened(shelf, patience=patience() if seconds is None else seconds) as connection:
+    with opened(directory, patience=patience() if seconds is None else seconds) as connection:
         closed = False
         for name in names:
             if until is not None and time.monotonic() > until:
                 break
             path = os.path.join(folder, name)
-            sheet = _read(path)
-            if sheet is None:
+            segment = _read(path)
+            if segment is None:
                 continue
-            if sheet.lasts:
-                lasting.append(sheet)
+            if segment.lasts:
+                lasting.append(segment)
                 continue
             if closed:
                 continue
             try:
-                bind_sheet(connection, sheet)
-            except NoSheet as error:
+                ingest_segment(connection, segment)
+            except NotASegment as error:
                 leave_out(path, _no_record(path, error))
             except sqlite3.OperationalError as error:
                 # It cannot be written to now. What is in it can be read all the same, and so can the runs that last.
                 closed = True
-                file = os.path.join(shelf, NAME)
+                file = os.path.join(directory, NAME)
                 leave_out(file, f"runs that have ended lately are left out: {file} cannot be written: {error}; {how_to_go_on(error)}")
             else:
-                left_out.pop(os.path.join(shelf, NAME), None)
+                left_out.pop(os.path.join(directory, NAME), None)
                 _remove(path)
     if not closed:
-        retain_now_and_then(shelf)
+        retain_now_and_then(directory)
     return lasting
 
 
-def _read(path: str) -> Sheet | None:
-    """A sheet that can be read; None where there is none, which is then said."""
+def _read(path: str) -> LogSegment | None:
+    """A segment that can be read; None where there is none, which is then said."""
     try:
         return read(path)
     except FileNotFoundError:  # bound by somebody else meanwhile
@@ -102,7 +103,7 @@ def _read(path: str) -> Sheet | None:
         _clear_away(path)
     except Newer as error:
         leave_out(path, f"{path} is left out: {error}")
-    except NoSheet as error:
+    except NotASegment as error:
         leave_out(path, _no_record(path, error))
     except OSError as error:
         leave_out(path, f"{path} cannot be read, and is left out: {error.strerror or error}")
@@ -119,7 +120,7 @@ def _remove(path: str) -> None:
 
 
 def _clear_away(path: str) -> None:
-    """Remove the empty sheet of a writer that was killed before its first line."""
+    """Remove the empty segment of a writer that was killed before its first line."""
     if not OURS.fullmatch(os.path.basename(path)):
         leave_out(path, _no_record(path, "it is empty"))
         return
@@ -144,11 +145,11 @@ def leave_out(path: str, text: str) -> None:
         logging.getLogger("entangle").warning("%s", text)
 
 
-def take_sheets(shelf: str, run_ids: list[str]) -> list[bytes]:
-    """Take the sheets of runs that are over off the shelf."""
+def take_segments(directory: str, run_ids: list[str]) -> list[bytes]:
+    """Take the segments of runs that are over off the directory."""
     taken = []
     for run_id in run_ids:
-        path = os.path.join(sheets_of(shelf), run_id + SUFFIX)
+        path = os.path.join(segments_of(directory), run_id + SUFFIX)
         try:
             if read(path).lasts:
                 continue
@@ -160,43 +161,43 @@ def take_sheets(shelf: str, run_ids: list[str]) -> list[bytes]:
     return taken
 
 
-def absorb_sheets(shelf: str, bodies: list[bytes], parent: tuple[str, int] | None) -> list[str]:
-    """Bind the sheets of runs that took place elsewhere; `parent` is the run and the node here that wanted them."""
+def absorb_segments(directory: str, bodies: list[bytes], parent: tuple[str, int] | None) -> list[str]:
+    """Bind the segments of runs that took place elsewhere; `parent` is the run and the node here that wanted them."""
     try:
-        sheets = [parse(body) for body in bodies]
+        segments = [parse(body) for body in bodies]
     except ValueError as error:
         raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
-    known = {sheet.id for sheet in sheets}
-    with opened(shelf) as connection:
-        for sheet in sheets:
-            if parent is not None and (sheet.head.get("parent") or [None])[0] not in known:
-                sheet.head["parent"] = list(parent)
+    known = {segment.id for segment in segments}
+    with opened(directory) as connection:
+        for segment in segments:
+            if parent is not None and (segment.head.get("parent") or [None])[0] not in known:
+                segment.head["parent"] = list(parent)
             try:
-                bind_sheet(connection, sheet)
-            except NoSheet as error:
+                ingest_segment(connection, segment)
+            except NotASegment as error:
                 raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
-    return [sheet.id for sheet in sheets]
+    return [segment.id for segment in segments]
 
 
-def bind_sheet(connection: sqlite3.Connection, sheet: Sheet) -> None:
-    """Write the rows of a run that is over, unless they are there. Raises NoSheet where it does not say what a sheet says."""
+def ingest_segment(connection: sqlite3.Connection, segment: LogSegment) -> None:
+    """Write the rows of a run that is over, unless they are there. Raises NotASegment where it does not say what a segment says."""
     try:
         with transaction(connection):
-            key = _insert_run(connection, sheet)
+            key = _insert_run(connection, segment)
             if key is None:
                 return
-            tasks = [_task_key(connection, body) for body in sheet.head["bodies"]]
+            tasks = [_task_key(connection, body) for body in segment.head["bodies"]]
             connection.executemany(
                 "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                _node_rows(key, sheet, tasks),
+                _node_rows(key, segment, tasks),
             )
-            connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, sheet))
+            connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, segment))
     except _UNFIT as error:
-        raise NoSheet(f"{type(error).__name__}: {error}") from error
+        raise NotASegment(f"{type(error).__name__}: {error}") from error
 
 
-def _insert_run(connection: sqlite3.Connection, sheet: Sheet) -> int | None:
-    head, tail = sheet.head, sheet.tail
+def _insert_run(connection: sqlite3.Connection, segment: LogSegment) -> int | None:
+    head, tail = segment.head, segment.tail
     place, git = head["place"], head.get("git") or {}
     parent, parent_node = head.get("parent") or (None, None)
     error = (tail or {}).get("error") or {}
@@ -209,8 +210,8 @@ def _insert_run(connection: sqlite3.Connection, sheet: Sheet) -> int | None:
         "state": state_of(tail),
         "started": head["began"],
         "ended": tail["ended"] - head["clock"] + head["began"] if tail else None,
-        "node_count": len(sheet.body_of),
-        "done_count": sheet.states.count(DONE) if tail else None,
+        "node_count": len(segment.body_of),
+        "done_count": segment.states.count(DONE) if tail else None,
         "workers": (tail or {}).get("workers"),
         "host": place["host"],
         "pid": head["pid"],
@@ -308,15 +309,15 @@ class _Values:
         return known
 
 
-def _node_rows(key: int, sheet: Sheet, tasks: list[int]) -> Iterator[tuple[Any, ...]]:
-    tail = sheet.tail
+def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tuple[Any, ...]]:
+    tail = segment.tail
     if tail is None:
-        for node, body in enumerate(sheet.body_of):
+        for node, body in enumerate(segment.body_of):
             yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING)
         return
-    assert sheet.ready_at is not None
-    began = sheet.head["began"]
-    shift = began - sheet.head["clock"]
+    assert segment.ready_at is not None
+    began = segment.head["began"]
+    shift = began - segment.head["clock"]
     values = dict(zip(tail["nodes"], tail["values"], strict=True))
     extras: tuple[dict[int, int], ...] = ({}, {}, {})
     triples = tail["extras"]
@@ -326,7 +327,7 @@ def _node_rows(key: int, sheet: Sheet, tasks: list[int]) -> Iterator[tuple[Any, 
     memory, cookies, moved = extras[MEMORY].get, extras[COOKIE_WAIT].get, extras[MOVED].get
     told = _Values().told
     missing = object()
-    rows = zip(sheet.body_of, sheet.states, sheet.attempts, sheet.ready_at, RECORD.iter_unpack(sheet.records), strict=True)
+    rows = zip(segment.body_of, segment.states, segment.attempts, segment.ready_at, RECORD.iter_unpack(segment.records), strict=True)
     for node, (body, state, attempts, ready, (started, ended, _, _, _, pid, cpu, slot)) in enumerate(rows):
         ran = bool(pid)
         value = values.get(node, missing)
@@ -349,14 +350,14 @@ def _node_rows(key: int, sheet: Sheet, tasks: list[int]) -> Iterator[tuple[Any, 
         )
 
 
-def input_rows(key: int, sheet: Sheet) -> Iterator[tuple[Any, ...]]:
+def input_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:
     """The rows of `inputs` for a run."""
-    constants = sheet.tail["constants"] if sheet.tail else None
-    labels = {tuple(map(int, pair.split())): names for pair, names in sheet.head["labels"].items()}
+    constants = segment.tail["constants"] if segment.tail else None
+    labels = {tuple(map(int, pair.split())): names for pair, names in segment.head["labels"].items()}
     told = _Values().told
-    starts = sheet.starts
-    inputs = sheet.inputs.tolist()
-    for node, (body, shape, first, last) in enumerate(zip(sheet.body_of, sheet.shape_of, starts, starts[1:], strict=False)):
+    starts = segment.starts
+    inputs = segment.inputs.tolist()
+    for node, (body, shape, first, last) in enumerate(zip(segment.body_of, segment.shape_of, starts, starts[1:], strict=False)):
         if first == last:
             continue
         names = labels[body, shape]
@@ -368,3 +369,12 @@ def input_rows(key: int, sheet: Sheet) -> Iterator[tuple[Any, ...]]:
                 yield key, node, position, names[position], None, None, None, None, None
             else:
                 yield key, node, position, names[position], None, *told(constants[~taken])[:4]
+
+
+def note_sent(directory: str, run_key: int, graph: str) -> None:
+    """Note that a run is on that Gremlin server."""
+    with opened(directory) as connection:
+        try:
+            connection.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?)", (run_key, graph, time.time_ns()))
+        except sqlite3.IntegrityError:  # forgotten meanwhile
+            pass

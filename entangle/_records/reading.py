@@ -1,4 +1,4 @@
-"""Reading: rows of the file, and sheets of runs that go on, as what `views` shows."""
+"""Reading: runs and nodes from the file, and from the log segments of runs that go on."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from entangle._records import queries
 from entangle._records.database import NAME, how_to_go_on, is_there, opened
-from entangle._records.ingest import bind, leave_out, left_out
-from entangle._records.log_segment import Sheet
+from entangle._records.ingest import ingest, input_rows, leave_out, left_out
+from entangle._records.log_segment import LogSegment
+from entangle._records.rows import Error, Git, RunRow, TaskRecord
 from entangle.errors import RecordsError
-
-if TYPE_CHECKING:
-    from entangle._records.views import Node, Run, Task, Value
 
 
 def find_runs(
-    shelf: str,
+    directory: str,
     *,
     limit: int | None = None,
     name: str | None = None,
@@ -26,32 +25,19 @@ def find_runs(
     tags: dict[str, Any] | None = None,
     since: float | None = None,
     nested: bool = False,
-) -> list[Run]:
+) -> list[RunRow]:
     """Runs that fit, the latest first. Those that go on are among them."""
-    lasting = bind(shelf)
+    lasting = ingest(directory)
     if name is not None and not _is_text(name):
         return []
-    going = _going_runs(shelf, lasting)
-    if not is_there(shelf):
+    going = _going_runs(directory, lasting)
+    if not is_there(directory):
         return [run for run in going if _fits(run, name, state, tags, since, nested)]
-    where, values = ["1"], list[Any]()
-    if name is not None:
-        where.append("name = ?")
-        values.append(name)
-    if state is not None:
-        where.append("state = ?")
-        values.append(state)
-    if since is not None:
-        where.append("started >= ?")
-        values.append(int(since * 1e9))
-    if not nested:
-        where.append("parent IS NULL")
-    found: list[Run] = []
-    with opened(shelf) as connection:
-        connection.row_factory = sqlite3.Row
-        query = f"SELECT * FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC"
-        for row in _as_far_as_they_go(shelf, connection.execute(query, values)):
-            run = readable_run(shelf, row)
+    found: list[RunRow] = []
+    with opened(directory) as connection:
+        rows = queries.runs(connection, name, state, int(since * 1e9) if since is not None else None, nested)
+        for row in _as_far_as_they_go(directory, rows):
+            run = readable_run(directory, row)
             if run is not None and (tags is None or all(run.tags.get(key) == value for key, value in tags.items())):
                 found.append(run)
                 if limit is not None and len(found) >= limit:
@@ -61,7 +47,7 @@ def find_runs(
     return found[:limit]
 
 
-def _fits(run: Run, name: str | None, state: str | None, tags: dict[str, Any] | None, since: float | None, nested: bool) -> bool:
+def _fits(run: RunRow, name: str | None, state: str | None, tags: dict[str, Any] | None, since: float | None, nested: bool) -> bool:
     return (
         (name is None or run.name == name)
         and (state is None or run.state == state)
@@ -71,28 +57,26 @@ def _fits(run: Run, name: str | None, state: str | None, tags: dict[str, Any] | 
     )
 
 
-def find_run(shelf: str, wanted: str) -> Run:
+def find_run(directory: str, wanted: str) -> RunRow:
     """The run of this id, or of the one id that begins so; `last` is the latest. Raises RecordsError."""
     if wanted == "last":
-        latest = find_runs(shelf, limit=1)
+        latest = find_runs(directory, limit=1)
         if not latest:
-            raise RecordsError(f"no run is remembered in {shelf}")
+            raise RecordsError(f"no run is remembered in {directory}")
         return latest[0]
     if not _is_text(wanted):
-        raise RecordsError(f"no run {wanted!r} is remembered in {shelf}")
-    going = [sheet for sheet in bind(shelf) if sheet.id.startswith(wanted)]
-    if not is_there(shelf) and not going:
-        raise RecordsError(f"no run is remembered in {shelf}")
-    with opened(shelf) as connection:
-        connection.row_factory = sqlite3.Row
-        low, high = wanted, wanted + "\U0010ffff"
-        rows = connection.execute("SELECT * FROM runs WHERE id >= ? AND id < ? LIMIT 3", (low, high)).fetchall()
-    found = [run for row in rows if (run := readable_run(shelf, row)) is not None] + _going_runs(shelf, going)
+        raise RecordsError(f"no run {wanted!r} is remembered in {directory}")
+    going = [segment for segment in ingest(directory) if segment.id.startswith(wanted)]
+    if not is_there(directory) and not going:
+        raise RecordsError(f"no run is remembered in {directory}")
+    with opened(directory) as connection:
+        rows = queries.runs_beginning(connection, wanted, 3)
+    found = [run for row in rows if (run := readable_run(directory, row)) is not None] + _going_runs(directory, going)
     exact = [run for run in found if run.id == wanted]
     if wanted and (exact or len(found) == 1):
         return (exact or found)[0]
     if not wanted or not found:
-        raise RecordsError(f"no run {wanted!r} is remembered in {shelf}")
+        raise RecordsError(f"no run {wanted!r} is remembered in {directory}")
     raise RecordsError(f"several runs begin with {wanted!r}: {', '.join(run.id for run in found)}")
 
 
@@ -105,41 +89,53 @@ def _is_text(word: str) -> bool:
     return True
 
 
-def run_of(shelf: str, run_id: str) -> Run:
+def run_of(directory: str, run_id: str) -> RunRow:
     """The run of exactly this id, where it is in the file already. Raises RecordsError."""
-    with opened(shelf) as connection:
-        connection.row_factory = sqlite3.Row
-        row = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+    with opened(directory) as connection:
+        row = queries.run(connection, run_id)
     if row is None:
-        return find_run(shelf, run_id)
-    run = readable_run(shelf, row)
+        return find_run(directory, run_id)
+    run = readable_run(directory, row)
     if run is None:
-        raise RecordsError(left_out[_row_name(shelf, row)])
+        raise RecordsError(left_out[_row_name(directory, row)])
     return run
 
 
-def children_of(run: Run) -> list[Run]:
+def to_be_forgotten(directory: str, wanted: str) -> str:
+    """The id of a run that is over, found as `find_run` finds it. Raises RecordsError."""
+    try:
+        run = find_run(directory, wanted)
+    except RecordsError:
+        with opened(directory) as connection:
+            if queries.run(connection, wanted) is None:
+                raise
+        return wanted  # its row is damaged: it shows no run, and can be removed all the same
+    if run.state == "running":
+        raise RecordsError(f"run {run.id} goes on; it can be forgotten when it is over")
+    return run.id
+
+
+def children_of(run: RunRow) -> list[RunRow]:
     """The runs that were called in a run, the oldest first."""
-    going = [child for child in _going_runs(run._shelf, bind(run._shelf)) if child.parent_id == run.id]
-    with opened(run._shelf) as connection:
-        connection.row_factory = sqlite3.Row
-        rows = connection.execute("SELECT * FROM runs WHERE parent = ? ORDER BY started", (run.id,)).fetchall()
-    return [child for row in rows if (child := readable_run(run._shelf, row)) is not None] + going
+    going = [child for child in _going_runs(run._directory, ingest(run._directory)) if child.parent_id == run.id]
+    with opened(run._directory) as connection:
+        rows = queries.children(connection, run.id)
+    return [child for row in rows if (child := readable_run(run._directory, row)) is not None] + going
 
 
-def _row_name(shelf: str, row: sqlite3.Row) -> str:
-    return f"run {row['id']!s:.40} in {os.path.join(shelf, NAME)}"
+def _row_name(directory: str, row: sqlite3.Row) -> str:
+    return f"run {row['id']!s:.40} in {os.path.join(directory, NAME)}"
 
 
-def readable_run(shelf: str, row: sqlite3.Row) -> Run | None:
+def readable_run(directory: str, row: sqlite3.Row) -> RunRow | None:
     """The run of a row; None where the row has been damaged, which is said once."""
     try:
         for column, kinds in _KINDS.items():
             if not isinstance(row[column], kinds):
                 raise TypeError(f"its {column} is {row[column]!r:.40}")
-        return _run(shelf, row)
+        return _run(directory, row)
     except (LookupError, TypeError, ValueError, RecursionError) as error:
-        name, found = _row_name(shelf, row), str(row["id"])[:40]
+        name, found = _row_name(directory, row), str(row["id"])[:40]
         leave_out(name, f"{name} is damaged, and is left out ({type(error).__name__}: {error}); records.forget({found!r}) removes it")
         return None
 
@@ -153,9 +149,7 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _run(shelf: str, row: sqlite3.Row) -> Run:
-    from entangle._records.views import Error, Git, Run
-
+def _run(directory: str, row: sqlite3.Row) -> RunRow:
     error = None
     if row["error_type"] is not None:
         error = Error(row["error_type"], row["error"], row["traceback"], tuple(json.loads(row["notes"])), row["error_node"])
@@ -163,7 +157,7 @@ def _run(shelf: str, row: sqlite3.Row) -> Run:
     if row["git_root"] is not None:
         dirty = row["git_dirty"]
         git = Git(row["git_root"], row["git_commit"], row["git_branch"], None if dirty is None else bool(dirty))
-    return Run(
+    return RunRow(
         row["id"],
         row["name"],
         row["state"],
@@ -188,13 +182,13 @@ def _run(shelf: str, row: sqlite3.Row) -> Run:
         row["parent_node"],
         error,
         row["graph"],
-        shelf,
+        directory,
         row["key"],
         json.loads(row["tries"]) if row["tries"] else [],
     )
 
 
-def _as_far_as_they_go(shelf: str, rows: Iterable[sqlite3.Row]) -> Iterator[sqlite3.Row]:
+def _as_far_as_they_go(directory: str, rows: Iterable[sqlite3.Row]) -> Iterator[sqlite3.Row]:
     """Rows, up to where the file is damaged: what comes before is worth something."""
     count = 0
     try:
@@ -204,35 +198,33 @@ def _as_far_as_they_go(shelf: str, rows: Iterable[sqlite3.Row]) -> Iterator[sqli
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if not count or isinstance(error, sqlite3.ProgrammingError):
             raise
-        path = os.path.join(shelf, NAME)
+        path = os.path.join(directory, NAME)
         broken = error if isinstance(error, sqlite3.DatabaseError) else sqlite3.DatabaseError("it is damaged")
         leave_out(path, f"{path} cannot be read to its end, and what comes there is left out: {broken}; {how_to_go_on(broken)}")
 
 
-def _going_runs(shelf: str, sheets: list[Sheet]) -> list[Run]:
-    """The runs of sheets of runs that last; one that is damaged hides no other."""
+def _going_runs(directory: str, segments: list[LogSegment]) -> list[RunRow]:
+    """The runs of segments of runs that last; one that is damaged hides no other."""
     found = []
-    for sheet in sheets:
+    for segment in segments:
         try:
-            found.append(_going(shelf, sheet))
+            found.append(_going(directory, segment))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            name = f"the record of run {sheet.id:.40}, which lasts,"
+            name = f"the record of run {segment.id:.40}, which lasts,"
             leave_out(name, f"{name} is damaged, and is left out ({type(error).__name__}: {error})")
     return found
 
 
-def _going(shelf: str, sheet: Sheet) -> Run:
-    from entangle._records.views import Git, Run
-
-    head, place, git = sheet.head, sheet.head["place"], sheet.head.get("git")
+def _going(directory: str, segment: LogSegment) -> RunRow:
+    head, place, git = segment.head, segment.head["place"], segment.head.get("git")
     parent, parent_node = head.get("parent") or (None, None)
-    return Run(
+    return RunRow(
         head["id"],
         head["name"],
         "running",
         head["began"],
         None,
-        len(sheet.body_of),
+        len(segment.body_of),
         None,
         None,
         head["host"],
@@ -251,47 +243,30 @@ def _going(shelf: str, sheet: Sheet) -> Run:
         parent_node,
         None,
         head["graph"],
-        shelf,
+        directory,
         None,
         [],
-        sheet,
+        segment,
     )
 
 
-def value_of(kind: str | None, size: int | None, digest: bytes | None, text: str | None, whole: bytes | None = None) -> Value | None:
-    """A value as the file has it."""
-    from entangle._records.views import Value
-
-    return Value(kind, size, digest.hex() if digest else None, text or "", whole) if kind is not None else None
-
-
-def nodes_of(run: Run) -> list[Node]:
-    """The nodes of a run."""
-    from entangle._records.views import Node
-
+def nodes_of(run: RunRow) -> Iterator[tuple[int, TaskRecord, tuple[Any, ...]]]:
+    """The nodes of a run: number, task, and the columns of the file from `state` on."""
     if run._key is None:
-        tasks = [_task_of_sheet(body) for body in run._sheet.head["bodies"]]
+        assert run._segment is not None
+        tasks = [_task_of_segment(body) for body in run._segment.head["bodies"]]
         nothing = ("unknown", *(None,) * 15)
-        return [Node(run, number, tasks[body], nothing) for number, body in enumerate(run._sheet.body_of)]
-    with opened(run._shelf) as connection:
-        known = {
-            row[0]: _task(row[1:])
-            for row in connection.execute(
-                "SELECT key, name, qualified, module, version, source, file, line, layers, terms, attributes FROM tasks "
-                "WHERE key IN (SELECT DISTINCT task FROM nodes WHERE run = ?)",
-                (run._key,),
-            )
-        }
-        rows = connection.execute("SELECT * FROM nodes WHERE run = ? ORDER BY node", (run._key,)).fetchall()
+        return ((number, tasks[body], nothing) for number, body in enumerate(run._segment.body_of))
+    with opened(run._directory) as connection:
+        known = {row[0]: _task(row[1:]) for row in queries.tasks(connection, run._key)}
+        rows = queries.nodes(connection, run._key)
     lost = _task(("?", *(None,) * 9))
-    return [Node(run, row[1], known.get(row[2], lost), row[3:]) for row in rows]
+    return ((row[1], known.get(row[2], lost), row[3:]) for row in rows)
 
 
-def _task(row: tuple[Any, ...]) -> Task:
-    from entangle._records.views import Task
-
+def _task(row: tuple[Any, ...]) -> TaskRecord:
     name, qualified, module, version, source, file, line, layers, terms, attributes = row
-    return Task(
+    return TaskRecord(
         name,
         qualified or name,
         module or "",
@@ -314,21 +289,20 @@ def _loaded(text: Any, usual: Any) -> Any:
     return found if isinstance(found, type(usual)) else usual
 
 
-def _task_of_sheet(body: dict[str, Any]) -> Task:
+def _task_of_segment(body: dict[str, Any]) -> TaskRecord:
     told = {name: json.dumps(body.get(name) or default) for name, default in (("layers", []), ("terms", {}), ("attributes", {}))}
     plain = [body.get(name) for name in ("name", "qualified", "module", "version", "source", "file", "line")]
     return _task((*plain, told["layers"], told["terms"], told["attributes"]))
 
 
-def inputs_of(run: Run) -> list[list[tuple[Any, ...]]]:
+def inputs_of(run: RunRow) -> list[list[tuple[Any, ...]]]:
     """For each node of a run, the rows of its arguments."""
-    from entangle._records.ingest import input_rows
-
     if run._key is None:
-        rows = list(input_rows(0, run._sheet))
+        assert run._segment is not None
+        rows = list(input_rows(0, run._segment))
     else:
-        with opened(run._shelf) as connection:
-            rows = connection.execute("SELECT * FROM inputs WHERE run = ? ORDER BY node, position", (run._key,)).fetchall()
+        with opened(run._directory) as connection:
+            rows = queries.inputs(connection, run._key)
     taken: list[list[tuple[Any, ...]]] = [[] for _ in range(run.node_count)]
     for row in rows:
         taken[row[1]].append(row)

@@ -1,8 +1,7 @@
-"""The recorder: an observer that writes a sheet for every run.
+"""The recorder: an observer that writes a log segment for every run.
 
-It costs a run some writes to a file: a head when it begins, a tail when it ends, both mostly columns that are copied as they
-are. What takes long waits until somebody looks. Nothing that goes wrong here reaches a run: it is said once, and the run
-goes unremembered.
+It costs a run some writes to a file: a head when the run begins, a tail when it ends. Both are mostly columns, copied as they are.
+What takes longer waits until somebody looks. No failure in here reaches a run: it is logged once, and the run has no record.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from array import array
 from typing import Any
 
 from entangle._records import commit, surroundings, tags
-from entangle._records import directory as shelf
 from entangle._records import task_versions as tasks
+from entangle._records.directory import find_directory, make_directory, recording, segments_of, whole_values
 from entangle._records.log_segment import FORM, Writer
 from entangle._run import ObservedRun
 from entangle._shared import notes
@@ -28,11 +27,11 @@ from entangle._tasks.parameters import code_of
 from entangle.errors import GraphError
 from entangle.flow import Body, Flow
 
-#: In the directory of a run: where its nested runs find the shelf.
+#: A file in the directory of a run. It tells nested runs where log segments go.
 LINK = "record"
-#: How much of a long run's time may go into binding when it has ended.
+#: The share of a long run's time that ingesting may take when the run has ended.
 SHARE = 0.02
-#: How many sheets may lie about.
+#: How many log segments may wait to be ingested before a short run, now and then, does it.
 MANY = 500
 
 _warned = False
@@ -49,13 +48,13 @@ def complain(error: Exception) -> None:
 
 
 class Recorder:
-    """Writes a sheet for every run of this process."""
+    """Writes a log segment for every run of this process."""
 
     def __init__(self) -> None:
-        self._sheets: dict[str, tuple[Writer, str | None]] = {}
+        self._segments: dict[str, tuple[Writer, str | None]] = {}
 
     def started(self, run: ObservedRun) -> None:
-        """Write the head of the run's sheet."""
+        """Write the head of the run's log segment."""
         try:
             self._begin(run)
         except Exception as error:
@@ -66,7 +65,7 @@ class Recorder:
 
     def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
-        writer, root = self._sheets.pop(run.id, (None, None))
+        writer, root = self._segments.pop(run.id, (None, None))
         if writer is None:
             return
         try:
@@ -82,22 +81,22 @@ class Recorder:
             except Exception as error:
                 complain(error)
 
-    def shelf_of(self, run: ObservedRun) -> tuple[str, bool] | None:
-        """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
-        return shelf_of(run)
+    def destination_of(self, run: ObservedRun) -> tuple[str, bool] | None:
+        """Where the log segment of a run goes, and whether values are kept whole; None for no record."""
+        return destination_of(run)
 
     def _begin(self, run: ObservedRun) -> None:
         assert run.table is not None
         assert run.site is not None
-        found = self.shelf_of(run)
+        found = self.destination_of(run)
         if found is None:
             return
-        sheets, whole = found
+        folder, whole = found
         site = run.site
         if site.directory:
-            _say_where(site.directory, sheets)
-        writer = Writer(sheets, run.id)
-        self._sheets[run.id] = writer, None
+            _say_where(site.directory, folder)
+        writer = Writer(folder, run.id)
+        self._segments[run.id] = writer, None
         flow = run.flow
         # A stream may be endless: what it noted of its values would be, too.
         run.table.header[NOTING] = notes.QUIET if flow.rearmed else notes.WHOLE if whole else notes.SHORT
@@ -107,7 +106,7 @@ class Recorder:
             root = _repository(flow.bodies)
             if root is not None:
                 commit.ask(root)
-                self._sheets[run.id] = writer, root
+                self._segments[run.id] = writer, root
         head = {
             "form": FORM,
             "id": run.id,
@@ -131,7 +130,7 @@ class Recorder:
 
 
 def _follow_up(run: ObservedRun, place: str) -> None:
-    """Have the run sent where it is wanted, and bind what lies about where that costs next to nothing."""
+    """Have the run sent to its Gremlin server, if it has one; else ingest log segments, where that costs next to nothing."""
     graph = _graph_of(run.flow.bodies)
     if graph is not None:
         from entangle._records.courier import deliver
@@ -141,11 +140,11 @@ def _follow_up(run: ObservedRun, place: str) -> None:
     assert run.table is not None
     lasted = (time.monotonic_ns() - run.table.header[STARTED_AT]) / 1e9
     worth_it = lasted * SHARE > 0.05 + run.flow.count * 20e-6
-    # Of those that are not, one in 256 sees to who only ever calls short ones, and never looks.
-    if worth_it or (run.id.endswith("00") and len(os.listdir(shelf.sheets_of(place))) > MANY):
-        from entangle._records.ingest import bind
+    # A program that calls only short runs, and never looks, would pile up segments: one run in 256 checks.
+    if worth_it or (run.id.endswith("00") and len(os.listdir(segments_of(place))) > MANY):
+        from entangle._records.ingest import ingest
 
-        bind(place, max(0.5, lasted * SHARE))
+        ingest(place, max(0.5, lasted * SHARE))
 
 
 def _labels(flow: Flow) -> dict[str, list[str]]:
@@ -154,8 +153,8 @@ def _labels(flow: Flow) -> dict[str, list[str]]:
     return {f"{body} {shape}": tasks.arguments_of(tasks.parameters_of(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
 
 
-def shelf_of(run: ObservedRun) -> tuple[str, bool] | None:
-    """Where the sheet of a run goes and whether values are kept whole; None where it is not to be remembered."""
+def destination_of(run: ObservedRun) -> tuple[str, bool] | None:
+    """Where the log segment of a run goes, and whether values are kept whole; None for no record."""
     if run.nested:
         from entangle._worker.worker import here
 
@@ -169,16 +168,16 @@ def shelf_of(run: ObservedRun) -> tuple[str, bool] | None:
                 return os.fsdecode(file.read()), mode == notes.WHOLE
         except OSError:
             return None
-    if not shelf.recording():
+    if not recording():
         return None
-    return shelf.make_shelf(shelf.find_shelf()), shelf.whole_values()
+    return make_directory(find_directory()), whole_values()
 
 
-def _say_where(directory: str, sheets: str) -> None:
-    """Leave word for nested runs: their processes may have gone to another directory, or know another environment."""
+def _say_where(directory: str, folder: str) -> None:
+    """Tell nested runs where log segments go: their processes may have another working directory or environment."""
     fd = os.open(os.path.join(directory, LINK), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(fd, os.fsencode(sheets))
+        os.write(fd, os.fsencode(folder))
     finally:
         os.close(fd)
 

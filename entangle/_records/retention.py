@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import time
 
+from entangle._records import queries
 from entangle._records.database import opened, transaction
-from entangle._records.reading import find_run
 from entangle.errors import RecordsError
 
 DAYS, BYTES = 90.0, 1 << 30
@@ -44,37 +43,22 @@ def _limit(variable: str, usual: float) -> float:
     return limit
 
 
-def forget_run(shelf: str, run_id: str) -> None:
-    """Remove a run and those called in it."""
-    try:
-        run = find_run(shelf, run_id)
-    except RecordsError:
-        if not _is_there(shelf, run_id):  # a row that is damaged shows no run, and can be removed all the same
-            raise
-        found = run_id
-    else:
-        if run.state == "running":
-            raise RecordsError(f"run {run.id} goes on; it can be forgotten when it is over")
-        found = run.id
-    with opened(shelf) as connection:
+def forget_run(directory: str, run_id: str) -> None:
+    """Remove the run of exactly this id, and those called in it."""
+    with opened(directory) as connection:
         with transaction(connection):
-            connection.execute(_FAMILY, (found,))
+            connection.execute(_FAMILY, (run_id,))
             _drop_tasks(connection)
         connection.execute("PRAGMA incremental_vacuum").fetchall()
 
 
-def _is_there(shelf: str, run_id: str) -> bool:
-    with opened(shelf) as connection:
-        return connection.execute("SELECT 1 FROM runs WHERE id = ?", (run_id,)).fetchone() is not None
-
-
-def retain(shelf: str, days: float | None = None, size: float | None = None) -> int:
+def retain(directory: str, days: float | None = None, size: float | None = None) -> int:
     """Forget what is older than so many days, then the oldest until the file is small enough; gives how many runs went."""
     since = time.time() - (usual_days() if days is None else days) * 86_400
     most = usual_size() if size is None else size
-    with opened(shelf) as connection:
+    with opened(directory) as connection:
         before = connection.total_changes
-        (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+        count = queries.count_runs(connection)
         if since > 0:
             with transaction(connection):
                 connection.execute("DELETE FROM runs WHERE started < ?", (int(since * 1e9),))
@@ -89,8 +73,8 @@ def retain(shelf: str, days: float | None = None, size: float | None = None) -> 
             with transaction(connection):
                 _drop_tasks(connection)
             connection.execute("PRAGMA incremental_vacuum").fetchall()
-        (left,) = connection.execute("SELECT count(*) FROM runs").fetchone()
-    return int(count - left)
+        left = queries.count_runs(connection)
+    return count - left
 
 
 def _used(connection: sqlite3.Connection) -> int:
@@ -105,9 +89,9 @@ def _drop_tasks(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM tasks WHERE key NOT IN (SELECT DISTINCT task FROM nodes)")
 
 
-def retain_now_and_then(shelf: str) -> None:
+def retain_now_and_then(directory: str) -> None:
     """Do what is usual, unless it has been done within the hour."""
-    mark = os.path.join(shelf, _MARK)
+    mark = os.path.join(directory, _MARK)
     try:
         if time.time() - os.stat(mark).st_mtime < EVERY:
             return
@@ -117,6 +101,8 @@ def retain_now_and_then(shelf: str) -> None:
         days, size = usual_days(), usual_size()  # before the mark is made: what is wrong is said until it is set right
         with open(mark, "a", encoding="ascii"):
             os.utime(mark)
-        retain(shelf, days, size)
+        retain(directory, days, size)
     except (RecordsError, OSError) as error:  # no reason to show nothing
+        import logging
+
         logging.getLogger("entangle").warning("old records are not removed: %s", error)

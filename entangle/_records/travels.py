@@ -1,7 +1,7 @@
 """Records of runs in other places: kept there for the length of a call, and sent home before its answer.
 
-On the far side a guest of the agent's runs writes their sheets into the home of the agent, which goes with it: no file stays there.
-On this side the sheets are laid on the shelf of the run that wanted them, where whoever looks next binds them with the others.
+On the far side, a guest recorder writes the log segments of the agent's runs into the home of the agent, which is removed with it: no
+file stays there. On this side, they join the log segments of the run that wanted them, and are ingested with those.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 from typing import TYPE_CHECKING
 
 from entangle import _run
-from entangle._records import directory as shelf
+from entangle._records.directory import find_directory, make_directory
 from entangle._records.log_segment import SUFFIX, parse, read
-from entangle._records.recorder import LINK, Recorder, complain, shelf_of
+from entangle._records.recorder import LINK, Recorder, complain, destination_of
 from entangle._run import ObservedRun
 from entangle._shared.home import home
 
@@ -25,29 +25,29 @@ if TYPE_CHECKING:
 
 
 def destination(worker: Worker) -> str:
-    """The directory for sheets of the run that this worker works for; "" where there is none."""
+    """Where log segments go that belong to the run of this worker; "" where it has no record."""
     try:
         if worker.site.directory:
             with open(os.path.join(worker.site.directory, LINK), "rb", buffering=0) as file:
                 return os.fsdecode(file.read())
-        return shelf.make_shelf(shelf.find_shelf())
+        return make_directory(find_directory())
     except OSError:
         return ""
 
 
-def keep(sheets: str, bodies: list[bytes]) -> None:
-    """Lay sheets that have come home with the others. Never raises: no call fails for what is remembered of it."""
+def keep(folder: str, bodies: list[bytes]) -> None:
+    """Write log segments that have come home. Never raises: no call fails for the sake of its record."""
     for body in bodies:
         try:
             name = parse(body).id
             if not name.isalnum():
                 raise ValueError(f"{name!r} is not the name of a run")
-            path = os.path.join(sheets, name)
+            path = os.path.join(folder, name)
             fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 with open(fd, "wb") as file:
                     file.write(body)
-                # Whoever binds sheets meanwhile must not find half of one.
+                # Only now under its own name: a process that ingests meanwhile must not find half of it.
                 os.rename(path + ".part", path + SUFFIX)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -61,26 +61,26 @@ def keep(sheets: str, bodies: list[bytes]) -> None:
 
 
 class Guest(Recorder):
-    """Writes the sheets of runs that somebody elsewhere wants remembered, and of those that their bodies call."""
+    """Writes the log segments of runs whose caller, elsewhere, wants them, and of the runs that their bodies call."""
 
     def __init__(self) -> None:
         super().__init__()
         self._whole: dict[str, bool] = {}
         self.place = os.path.join(home().path, "kept")
-        self.sheets = shelf.make_shelf(self.place)
+        self.folder = make_directory(self.place)
 
     def expect(self, run: ObservedRun, whole: bool) -> None:
         """This run is to be remembered."""
         self._whole[run.id] = whole
 
-    def shelf_of(self, run: ObservedRun) -> tuple[str, bool] | None:
-        """The agent's own shelf, for runs that are wanted."""
+    def destination_of(self, run: ObservedRun) -> tuple[str, bool] | None:
+        """The agent's own directory, for runs that are wanted."""
         if run.nested:
-            return shelf_of(run)
+            return destination_of(run)
         if run.id not in self._whole and run.parent is not None and run.parent[0] in self._whole:
             self._whole[run.id] = self._whole[run.parent[0]]
         whole = self._whole.get(run.id)
-        return None if whole is None else (self.sheets, whole)
+        return None if whole is None else (self.folder, whole)
 
     def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
@@ -97,7 +97,7 @@ def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
     try:
         if _guest is None:
             _guest = Guest()
-            # Of all other runs of this process nothing is to be remembered: they have no shelf here.
+            # No other run of this process is recorded: this machine has no directory of records for them.
             _run.observers[:] = [_guest]
     except OSError as error:
         complain(error)
@@ -108,13 +108,13 @@ def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
 
 
 def collect() -> list[bytes]:
-    """Take the sheets of all runs that are over. Never raises."""
+    """Take the log segments of all runs that are over. Never raises."""
     found: list[bytes] = []
     if _guest is None:
         return found
     try:
-        for name in os.listdir(_guest.sheets):
-            path = os.path.join(_guest.sheets, name)
+        for name in os.listdir(_guest.folder):
+            path = os.path.join(_guest.folder, name)
             with contextlib.suppress(OSError, ValueError):  # another call has taken it
                 if not name.endswith(SUFFIX) or read(path).lasts:
                     continue

@@ -41,7 +41,7 @@ def gremlin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gremlin]:
 
 
 @pytest.fixture(autouse=True)
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place of its own for the records of a test, and no grudge of a courier against a server."""
     from entangle._records import courier
 

@@ -462,8 +462,8 @@ def attributed(x: int) -> int:
 
 def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
     """Among arguments that calls stand in, too, and in what is said of runs and tasks."""
-    shelf = tmp_path / "records"
-    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
+    directory = tmp_path / "records"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
     login: Any = Login("me", HIDDEN)  # no tag as they are meant to be; what is written of it is its text
     with entangle.tags(password=HIDDEN, x=f"password={HIDDEN}", project="p", login=login):
@@ -473,7 +473,7 @@ def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: py
     assert process(attributed)(1)() == 1
     runs = records.runs()
     assert [run.tags.get("project") for run in runs] == [None, None, "p"]
-    assert HIDDEN not in "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
+    assert HIDDEN not in "".join(path.read_bytes().decode("latin-1") for path in directory.rglob("*") if path.is_file())
 
 
 class Connector:
@@ -493,8 +493,8 @@ def anything(value: Any, *values: Any, **named: Any) -> str:
 
 def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To functions with parameters that are filled already, to objects, by pairs and named tuples that calls stand in."""
-    shelf = tmp_path / "records"
-    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
+    directory = tmp_path / "records"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
     any_of = process(anything)
 
@@ -527,7 +527,7 @@ def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, 
     with pytest.raises(RuntimeError):
         process(raises)(1)()
     assert len(records.runs()) == len(calls) + 1
-    written = "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
+    written = "".join(path.read_bytes().decode("latin-1") for path in directory.rglob("*") if path.is_file())
     assert HIDDEN not in written
     assert "connected me" in written
 
@@ -568,13 +568,13 @@ def raises(x: int) -> None:
 
 
 def test_no_secret_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
-    shelf = tmp_path / "records"
-    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(shelf))
+    directory = tmp_path / "records"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
     hidden_here = {"nested": [{"secret": HIDDEN}]}
 
     def seen() -> str:
-        return "".join(path.read_bytes().decode("latin-1") for path in shelf.rglob("*") if path.is_file())
+        return "".join(path.read_bytes().decode("latin-1") for path in directory.rglob("*") if path.is_file())
 
     assert process(connect)("me", HIDDEN, options=hidden_here)() == "connected me"
     assert process(connect)("me", password=HIDDEN)() == "connected me"

@@ -20,7 +20,7 @@ from . import bodies
 
 
 @pytest.fixture(autouse=True)
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
     close_all()
     yield tmp_path / "records"
@@ -77,16 +77,16 @@ def test_a_far_failure_is_remembered_too() -> None:
     assert [(run.name, run.state) for run in records.runs(nested=True)] == [("divide", "failed")] * 2
 
 
-def test_nothing_is_remembered_where_nothing_is_to_be(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_remembered_where_nothing_is_to_be(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTANGLE_RECORD", "0")
     assert there(process(nesting))(5)() == 11
-    assert not shelf.exists()
+    assert not directory.exists()
 
 
-def test_nothing_stays_there(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_stays_there(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "home" / "state"))
     assert there(process(nesting))(5)() == 11
     assert len(records.runs(nested=True)) == 3
     assert not (tmp_path / "home").exists()
-    assert sorted(os.listdir(shelf / "sheets")) == []
+    assert sorted(os.listdir(directory / "sheets")) == []

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from entangle.web.condensed import OPENED, Part, drawn
 from entangle.web.guard import Codes, Guard
 from entangle.web.lanes import Stretch, timeline
+from entangle.web.page_graph import OPENED, Part, drawn
 
 from .callers import ROOT
 from .evidence import wait_until

@@ -21,6 +21,13 @@ class Stretch(NamedTuple):
     failed: bool
 
 
+def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None) -> tuple[tuple[int, ...], str]:
+    """The lane of a node, and what is written beside it."""
+    if by == "cpu":
+        return (cpu if cpu is not None else -1,), f"cpu {cpu}" if cpu is not None and cpu >= 0 else "cpu ?"
+    return (pid or 0, worker or 0), f"{pid or '?'}·{worker or 0}"
+
+
 def timeline(
     stretches: Iterable[Stretch], total: float, width: int, start: float | None = None, end: float | None = None
 ) -> dict[str, Any]:

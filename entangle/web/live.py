@@ -11,9 +11,9 @@ from typing import Any
 from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
 from entangle._watch.live_runs import LiveRun, live_runs
 from entangle._watch.outline import Outline, read_outline
-from entangle.web.condensed import Part, condensed, drawn, name_of
-from entangle.web.lanes import Stretch
-from entangle.web.remembered import Absent, lane_of
+from entangle.web.lanes import Stretch, lane_of
+from entangle.web.page_graph import Part, condensed, drawn, name_of, reached
+from entangle.web.recorded import Absent
 
 _STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
 
@@ -268,18 +268,8 @@ def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
         outline = run.outline
         if outline is None:
             return {"total": 0, "nodes": [], "tasks": [], "list": []}
-        further: dict[int, list[int]] = {}
-        for taker in range(run.table.nodes):
-            for taken in outline.inputs[outline.starts[taker] : outline.starts[taker + 1]]:
-                if taken >= 0:
-                    at, to = (taker, taken) if back else (taken, taker)
-                    further.setdefault(at, []).append(to)
-        seen, waiting = set[int](), [number]
-        while waiting:
-            for one in further.get(waiting.pop(), ()):
-                if one not in seen:
-                    seen.add(one)
-                    waiting.append(one)
+        edges = _Edges(outline)
+        seen = reached(number, ((node, source) for source, node in edges) if back else edges)
         shown = sorted(seen, reverse=back)[:200]
         return {
             "total": len(seen),

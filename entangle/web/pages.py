@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entangle.errors import EntangleError, RecordsError
-from entangle.web import live
-from entangle.web import remembered as memory
-from entangle.web.condensed import Part, drawn
+from entangle.web import live, recorded
 from entangle.web.lanes import timeline
-from entangle.web.remembered import Absent
+from entangle.web.page_graph import Part, drawn
+from entangle.web.recorded import Absent
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -115,29 +114,29 @@ def _number(request: Request, name: str, usual: float | None, least: float, most
     return value
 
 
-def _either(lasting: Callable[[], Any], remembered: Callable[[], Any]) -> Any:
+def _either(lasting: Callable[[], Any], over: Callable[[], Any]) -> Any:
     """Asked of a run that lasts, else of memory; and again of memory where it ended in between."""
     try:
         return lasting()
     except Absent:
-        return remembered()
+        return over()
 
 
 def _runs(request: Request) -> Any:
     limit = int(_number(request, "limit", 100, 1, 10_000))
-    found, more = memory.runs(limit, request.query_params.get("query", ""))
-    return {"runs": found, "more": more, "left_out": memory.left_out()}
+    found, more = recorded.runs(limit, request.query_params.get("query", ""))
+    return {"runs": found, "more": more, "left_out": recorded.left_out()}
 
 
 def _run(request: Request) -> Any:
     run = request.path_params["run"]
-    return _either(lambda: live.info(run), lambda: memory.info(run))
+    return _either(lambda: live.info(run), lambda: recorded.info(run))
 
 
 def _graph(request: Request) -> Any:
     run = request.path_params["run"]
     opened = [name for name in request.query_params.get("open", "").split(",") if name]
-    return _either(lambda: live.graph(run, opened), lambda: drawn(memory.parts(run), opened))
+    return _either(lambda: live.graph(run, opened), lambda: drawn(recorded.parts(run), opened))
 
 
 def _timeline(request: Request) -> Any:
@@ -147,20 +146,20 @@ def _timeline(request: Request) -> Any:
         raise _Bad("by is worker or cpu")
     width = int(_number(request, "width", 1200, 100, 10_000))
     start, end = _number(request, "start", None, 0, 1e12), _number(request, "end", None, 0, 1e12)
-    stretches, total = _either(lambda: live.stretches(run, by), lambda: memory.stretches(run, by))
+    stretches, total = _either(lambda: live.stretches(run, by), lambda: recorded.stretches(run, by))
     return timeline(stretches, total, width, start, end)
 
 
 def _tasks(request: Request) -> Any:
     run = request.path_params["run"]
-    return {"tasks": _either(lambda: live.tasks(run), lambda: memory.tasks(run))}
+    return {"tasks": _either(lambda: live.tasks(run), lambda: recorded.tasks(run))}
 
 
 def _nodes(request: Request) -> Any:
     run = request.path_params["run"]
     limit = int(_number(request, "limit", 100, 1, 10_000))
     terms = [request.query_params.get(name, "") for name in ("order", "state", "query")]
-    return _either(lambda: live.nodes(run, limit, *terms), lambda: memory.nodes(run, limit, *terms))
+    return _either(lambda: live.nodes(run, limit, *terms), lambda: recorded.nodes(run, limit, *terms))
 
 
 def _place(request: Request) -> tuple[str, str, int]:
@@ -174,17 +173,17 @@ def _place(request: Request) -> tuple[str, str, int]:
 
 def _node(request: Request) -> Any:
     place = _place(request)
-    return _either(lambda: live.node(*place), lambda: memory.node(*place))
+    return _either(lambda: live.node(*place), lambda: recorded.node(*place))
 
 
 def _ancestors(request: Request) -> Any:
     place = _place(request)
-    return _either(lambda: live.way(*place, True), lambda: memory.way(*place, True))
+    return _either(lambda: live.way(*place, True), lambda: recorded.way(*place, True))
 
 
 def _descendants(request: Request) -> Any:
     place = _place(request)
-    return _either(lambda: live.way(*place, False), lambda: memory.way(*place, False))
+    return _either(lambda: live.way(*place, False), lambda: recorded.way(*place, False))
 
 
 def _export(request: Request) -> Any:
@@ -211,11 +210,11 @@ def _compare(request: Request) -> Any:
     a, b = request.query_params.get("a"), request.query_params.get("b")
     if not a or not b:
         raise _Bad("a and b are the runs to compare")
-    return memory.compare(a, b)
+    return recorded.compare(a, b)
 
 
 def _value(request: Request) -> Any:
-    return memory.makers(request.path_params["digest"])
+    return recorded.makers(request.path_params["digest"])
 
 
 def _nothing(request: Request) -> Any:
@@ -242,7 +241,7 @@ async def _all_runs(stopping: Callable[[], bool]) -> AsyncIterator[str]:
     before, sent = None, 0.0
     while not stopping():
         cards = await run_in_threadpool(live.cards)
-        version = await run_in_threadpool(memory.version)
+        version = await run_in_threadpool(recorded.version)
         state = ([(card["id"], card["done"], card["running"], int(card["seconds"])) for card in cards], version)
         if state != before or time.monotonic() - sent > STILL_HERE:
             before, sent = state, time.monotonic()

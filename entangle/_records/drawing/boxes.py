@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from entangle._records.views import Node, Run
+from entangle._records.rows import NodeRow, RunGraph
 
 #: Nodes up to which each has a box of its own.
 MOST = 150
@@ -56,18 +54,18 @@ def lasted(seconds: float | None) -> str:
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
 
 
-def drawing_of(run: Run, most: int = MOST) -> Drawing:
+def drawing_of(run: RunGraph, most: int = MOST) -> Drawing:
     """What is drawn of a run whose nodes have boxes of their own up to `most` of them."""
     if run.node_count <= most:
         return _one_by_one(run)
     return _by_task(run)
 
 
-def _state(node: Node) -> str:
+def _state(node: NodeRow) -> str:
     return "failed" if node.error is not None else node.state
 
 
-def _one_by_one(run: Run) -> Drawing:
+def _one_by_one(run: RunGraph) -> Drawing:
     boxes = []
     for node in run.nodes:
         shown = node.value.text if node.value is not None else ""
@@ -82,8 +80,8 @@ def _one_by_one(run: Run) -> Drawing:
     return Drawing(boxes, links, grouped=False)
 
 
-def _by_task(run: Run) -> Drawing:
-    groups: dict[int, list[Node]] = {}
+def _by_task(run: RunGraph) -> Drawing:
+    groups: dict[int, list[NodeRow]] = {}
     for node in run.nodes:
         groups.setdefault(id(node.task), []).append(node)
     numbers = {key: number for number, key in enumerate(groups)}

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from entangle._records.drawing.boxes import drawing_of
-
-if TYPE_CHECKING:
-    from entangle._records.views import Run
+from entangle._records.rows import RunGraph
 
 #: Fill, frame and text of a box, by state.
 COLOURS = {
@@ -28,7 +25,7 @@ def _mermaid(text: str) -> str:
     return text
 
 
-def to_mermaid(run: Run) -> str:
+def to_mermaid(run: RunGraph) -> str:
     """A flowchart."""
     drawing = drawing_of(run)
     lines = ["flowchart LR"]
@@ -44,7 +41,7 @@ def to_mermaid(run: Run) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_dot(run: Run) -> str:
+def to_dot(run: RunGraph) -> str:
     """A digraph."""
     drawing = drawing_of(run)
     lines = [f"digraph {_dot(run.name)} {{", '    rankdir=LR; node [shape=box, style="rounded,filled", fontname="sans-serif"];']

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from entangle._records.rows import RunGraph
 from entangle.errors import RecordsError
 
-if TYPE_CHECKING:
-    from entangle._records.views import Run
 
-
-def to_networkx(run: Run) -> Any:
+def to_networkx(run: RunGraph) -> Any:
     """A MultiDiGraph: two arguments of a node may be one value."""
     try:
         import networkx

@@ -5,14 +5,11 @@ The order within a layer follows from the neighbours' (Sugiyama, Tagawa, Toda, 1
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from entangle._records.drawing.boxes import Box, Drawing, drawing_of, lasted
 from entangle._records.drawing.diagrams import COLOURS
-
-if TYPE_CHECKING:
-    from entangle._records.views import Run
+from entangle._records.rows import RunGraph
 
 _HEIGHT, _GAP, _BETWEEN, _MARGIN = 44, 14, 64, 20
 _SWEEPS = 6
@@ -89,7 +86,7 @@ def _width(box: Box) -> int:
     return int(max(len(box.name) * 8.2, len(box.below) * 6.4)) + 26
 
 
-def to_svg(run: Run) -> str:
+def to_svg(run: RunGraph) -> str:
     """The picture."""
     drawing = drawing_of(run)
     boxes = {box.number: box for box in drawing.boxes}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from entangle._records.views import Node, Run, Value
+from entangle._records.rows import Input, NodeRow, RunGraph, RunRow, Value
 
 
 def value_as_dict(value: Value | None) -> dict[str, Any] | None:
@@ -16,7 +16,7 @@ def value_as_dict(value: Value | None) -> dict[str, Any] | None:
     return {"type": value.type, "size": value.size, "hash": value.hash, "text": value.text, "kept": value.kept}
 
 
-def node_as_dict(node: Node, tasks: dict[int, int]) -> dict[str, Any]:
+def node_as_dict(node: NodeRow, inputs: Iterable[Input], tasks: dict[int, int]) -> dict[str, Any]:
     """A node; `tasks` has the place of its task in the list of the run's, by identity."""
     return {
         "number": node.number,
@@ -34,12 +34,12 @@ def node_as_dict(node: Node, tasks: dict[int, int]) -> dict[str, Any]:
         "worker": node.worker,
         "peak_memory": node.peak_memory,
         "value": value_as_dict(node.value),
-        "inputs": [{"argument": one.argument, "source": one.source, "value": value_as_dict(one.value)} for one in node.inputs],
+        "inputs": [{"argument": one.argument, "source": one.source, "value": value_as_dict(one.value)} for one in inputs],
         "tries": list(node.tries),
     }
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: RunRow) -> dict[str, Any]:
     """A run without its nodes."""
     return {
         "id": run.id,
@@ -70,13 +70,13 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def run_as_dict(run: Run) -> dict[str, Any]:
+def run_as_dict(run: RunGraph) -> dict[str, Any]:
     """A run with its tasks, its nodes, and the ids of the runs that were called in it."""
     tasks = run.tasks
     places = {id(task): place for place, task in enumerate(tasks)}
     return {
         **summary(run),
         "tasks": [asdict(task) for task in tasks],
-        "node_list": [node_as_dict(node, places) for node in run.nodes],
+        "node_list": [node_as_dict(node, run.inputs_of(node.number), places) for node in run.nodes],
         "children": [child.id for child in run.children],
     }

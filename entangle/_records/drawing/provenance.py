@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from entangle._records.views import Run, Value
+from entangle._records.rows import RunGraph, Value
 
 NAMESPACE = "urn:entangle:"
 
 
-def to_prov(run: Run) -> str:
+def to_prov(run: RunGraph) -> str:
     """The document."""
     name = f"run:{run.id}"
     activities: dict[str, Any] = {
@@ -64,7 +63,7 @@ def to_prov(run: Run) -> str:
             entity = f"value:{run.id}-{node.number}"
             entities[entity] = _value(node.value)
             generated[f"_:g{node.number}"] = {"prov:entity": entity, "prov:activity": activity, **_at(node.ended_ns)}
-        for position, taken in enumerate(node.inputs):
+        for position, taken in enumerate(run.inputs_of(node.number)):
             if taken.source is not None:
                 entity = f"value:{run.id}-{taken.source}"
                 if run.nodes[taken.source].state != "done":

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from entangle._records.views import Run
+from entangle._records.rows import RunGraph
 
 #: Arrows are drawn up to so many edges; a browser shows no more.
 MOST_ARROWS = 20_000
 
 
-def to_trace(run: Run) -> str:
+def to_trace(run: RunGraph) -> str:
     """The trace."""
     events: list[dict[str, Any]] = []
     for number, one in enumerate(_family(run), 1):
@@ -22,13 +21,13 @@ def to_trace(run: Run) -> str:
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"run": run.id, "name": run.name, "host": run.host}})
 
 
-def _family(run: Run) -> Iterator[Run]:
+def _family(run: RunGraph) -> Iterator[RunGraph]:
     yield run
     for child in run.children:
         yield from _family(child)
 
 
-def _events(run: Run, number: int, zero: int) -> Iterator[dict[str, Any]]:
+def _events(run: RunGraph, number: int, zero: int) -> Iterator[dict[str, Any]]:
     yield {"ph": "M", "pid": number, "tid": 0, "name": "process_name", "args": {"name": f"run {run.id} {run.name} on {run.host}"}}
     tracks: dict[tuple[int, int], int] = {}
     nodes = run.nodes

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from entangle._records.views import Run, Value
+from entangle._records.rows import RunGraph, TaskRecord, Value
 
 LABELS = ("run", "call", "task", "value")
 
@@ -31,7 +30,7 @@ class Vertex:
 
 
 @dataclass(frozen=True)
-class Edge:
+class GraphEdge:
     """An edge from one vertex to another, by their ids."""
 
     id: str
@@ -41,7 +40,7 @@ class Edge:
     properties: dict[str, Any]
 
 
-def vertices_of(run: Run) -> Iterator[Vertex]:
+def vertices_of(run: RunGraph) -> Iterator[Vertex]:
     """The vertices of a run."""
     git = {"git_commit": run.git.commit, "git_branch": run.git.branch, "git_dirty": run.git.dirty} if run.git else {}
     error = {"error": f"{run.error.type}: {run.error.message}"} if run.error else {}
@@ -84,41 +83,41 @@ def vertices_of(run: Run) -> Iterator[Vertex]:
         yield Vertex(f"call:{run.id}:{node.number}", "call", _said(about))
         if node.state == "done":
             yield _value(f"value:{run.id}:{node.number}", node.value)
-        for position, taken in enumerate(node.inputs):
+        for position, taken in enumerate(run.inputs_of(node.number)):
             if taken.source is None:
                 yield _value(f"value:{run.id}:{node.number}:{position}", taken.value)
 
 
-def edges_of(run: Run) -> Iterator[Edge]:
+def edges_of(run: RunGraph) -> Iterator[GraphEdge]:
     """The edges of a run. Those to the run around it come with that one, which may not be there yet."""
     mine = f"run:{run.id}"
     for child in run.children:
         around = f"call:{run.id}:{child.parent_node}"
-        yield Edge(f"part_of:run:{child.id}", "part_of", f"run:{child.id}", around, {})
+        yield GraphEdge(f"part_of:run:{child.id}", "part_of", f"run:{child.id}", around, {})
     for node in run.nodes:
         serial = f"{run.id}:{node.number}"
         call = f"call:{serial}"
-        yield Edge(f"part_of:{serial}", "part_of", call, mine, {})
-        yield Edge(f"ran:{serial}", "ran", call, _task_id(node.task), {})
+        yield GraphEdge(f"part_of:{serial}", "part_of", call, mine, {})
+        yield GraphEdge(f"ran:{serial}", "ran", call, _task_id(node.task), {})
         if node.state == "done":
-            yield Edge(f"made:{serial}", "made", call, f"value:{serial}", {})
-        for position, taken in enumerate(node.inputs):
+            yield GraphEdge(f"made:{serial}", "made", call, f"value:{serial}", {})
+        for position, taken in enumerate(run.inputs_of(node.number)):
             if taken.source is None:
                 value = f"value:{serial}:{position}"
             elif run.nodes[taken.source].state == "done":
                 value = f"value:{run.id}:{taken.source}"
             else:
                 continue
-            yield Edge(f"takes:{serial}:{position}", "takes", call, value, {"argument": taken.argument})
+            yield GraphEdge(f"takes:{serial}:{position}", "takes", call, value, {"argument": taken.argument})
 
 
-def stubs_of(run: Run) -> Iterator[Vertex]:
+def stubs_of(run: RunGraph) -> Iterator[Vertex]:
     """The runs that were called in this one, as far as an edge needs them: sent on their own, they say the rest."""
     for child in run.children:
         yield Vertex(f"run:{child.id}", "run", {"name": child.name})
 
 
-def _task_id(task: Any) -> str:
+def _task_id(task: TaskRecord) -> str:
     return f"task:{task.version}"
 
 

@@ -9,15 +9,14 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from entangle._records import ingest as binding
-from entangle._records.database import opened
-from entangle._records.directory import find_shelf
-from entangle._records.ingest import bind
-from entangle._records.log_segment import Sheet
+from entangle._records import ingest, queries
+from entangle._records.database import NAME, opened
+from entangle._records.directory import find_directory
+from entangle._records.log_segment import LogSegment
 from entangle._records.reading import readable_run
 from entangle.errors import RecordsError
-from entangle.web.condensed import Part, name_of
-from entangle.web.lanes import Stretch
+from entangle.web.lanes import Stretch, lane_of
+from entangle.web.page_graph import Part, name_of, reached
 
 #: Runs nested in one that are drawn with it.
 NESTED = 300
@@ -27,75 +26,51 @@ LISTED = 200
 LABELLED = 400
 
 
-#: Words of a question that SQLite looks for itself. It takes only so many terms and so long a pattern, and ends a text at a zero byte.
-MOST_WORDS, LONGEST_WORD = 20, 1000
-
-
-def _having_words(connection: sqlite3.Connection, text: str, query: str) -> tuple[list[str], list[str]]:
-    """The conditions, and their parameters, that hold where every word of `query` is in `text`, an expression of SQL."""
-    words = list(dict.fromkeys(query.split()))
-    if len(words) <= MOST_WORDS and len(query) <= LONGEST_WORD and "\0" not in query:
-        return [f"({text}) LIKE ? ESCAPE '\\'"] * len(words), [_containing(word) for word in words]
-    wanted = [word.lower() for word in words]
-    connection.create_function("has_words", 1, lambda found: all(word in found.lower() for word in wanted))
-    return [f"has_words({text})"], []
-
-
-def _containing(word: str) -> str:
-    """The pattern of what has this word in it."""
-    return "%" + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-
-
 class Absent(Exception):
     """There is no such run, node or value."""
 
 
 @contextlib.contextmanager
-def shelf(fresh: bool = True) -> Iterator[sqlite3.Connection]:
+def records_file(fresh: bool = True) -> Iterator[sqlite3.Connection]:
     """The file of records. `fresh`: with the runs in it that have ended since anybody looked."""
-    path = find_shelf()
+    directory = find_directory()
     if fresh:
-        bind(path)
-    with opened(path) as connection:
-        connection.row_factory = sqlite3.Row
+        ingest.ingest(directory)
+    with opened(directory) as connection:
         yield connection
 
 
 def version() -> str:
     """Changes whenever a run is added to the records or taken from them."""
-    path = find_shelf()
+    directory = find_directory()
     with contextlib.suppress(RecordsError, OSError):
-        bind(path)
+        ingest.ingest(directory)
     found = []
-    for name in ("records.sqlite", "records.sqlite-wal"):
+    for name in (NAME, f"{NAME}-wal"):
         with contextlib.suppress(OSError):
-            status = os.stat(os.path.join(path, name))
+            status = os.stat(os.path.join(directory, name))
             found.append(f"{status.st_mtime_ns}-{status.st_size}")
     return " ".join(found)
 
 
-def lasting() -> list[Sheet]:
-    """The sheets of runs that last."""
-    return bind(find_shelf())
+def lasting() -> list[LogSegment]:
+    """The segments of runs that last."""
+    return ingest.ingest(find_directory())
 
 
 def runs(limit: int, query: str) -> tuple[list[dict[str, Any]], bool]:
     """The runs that are remembered and not nested in others, the latest first, and whether there are more. Every word of `query`
     must be in its task, id, state, tags, program or commit."""
-    text = " || ' ' || ".join(("name", "id", "state", "tags", "coalesce(program, '')", "coalesce(git_commit, '')"))
-    with shelf() as connection:
-        where, values = _having_words(connection, text, query)
-        rows = connection.execute(
-            f"SELECT * FROM runs WHERE {' AND '.join(['parent IS NULL', *where])} ORDER BY started DESC LIMIT ?", (*values, limit + 1)
-        ).fetchall()
-    path = find_shelf()
-    readable = [row for row in rows[:limit] if readable_run(path, row) is not None]
+    with records_file() as connection:
+        rows = queries.runs_with_words(connection, query, limit + 1)
+    directory = find_directory()
+    readable = [row for row in rows[:limit] if readable_run(directory, row) is not None]
     return [_summary(row) for row in readable], len(rows) > limit
 
 
 def left_out() -> list[str]:
     """What of the records cannot be read, in a line each: files that are there, and rows."""
-    return [line for path, line in binding.left_out.items() if os.path.lexists(path) or not os.path.isabs(path)]
+    return [line for path, line in ingest.left_out.items() if os.path.lexists(path) or not os.path.isabs(path)]
 
 
 def _summary(row: sqlite3.Row) -> dict[str, Any]:
@@ -117,7 +92,7 @@ def _summary(row: sqlite3.Row) -> dict[str, Any]:
 
 def find(connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
     """The row of a run. Raises Absent."""
-    row: sqlite3.Row | None = connection.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+    row = queries.run(connection, run_id)
     if row is None:
         raise Absent(f"No run {run_id} is remembered.")
     return row
@@ -125,7 +100,7 @@ def find(connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
 
 def info(run_id: str) -> dict[str, Any]:
     """What is known of a run as a whole."""
-    with shelf() as connection:
+    with records_file() as connection:
         row = find(connection, run_id)
     error = None
     if row["error_type"] is not None:
@@ -153,7 +128,7 @@ def _critical(run_id: str) -> list[dict[str, Any]]:
 
 def parts(run_id: str) -> list[Part]:
     """The graph of a run, and those of the runs nested in it."""
-    with shelf() as connection:
+    with records_file() as connection:
         family = _family(connection, find(connection, run_id))
         total = sum(row["node_count"] for row in family)
         return [_part(connection, row, total <= LABELLED) for row in family]
@@ -165,15 +140,13 @@ def _family(connection: sqlite3.Connection, root: sqlite3.Row) -> list[sqlite3.R
     for row in family:
         if len(family) >= NESTED:
             break
-        family += connection.execute(
-            "SELECT * FROM runs WHERE parent = ? ORDER BY started LIMIT ?", (row["id"], NESTED - len(family))
-        ).fetchall()
+        family += queries.children(connection, row["id"], limit=NESTED - len(family))
     return family
 
 
 def _tasks(connection: sqlite3.Connection, key: int) -> tuple[list[str], dict[int, int]]:
     """The names of a run's tasks, and the place of each task's key among them."""
-    rows = connection.execute("SELECT key, name FROM tasks WHERE key IN (SELECT DISTINCT task FROM nodes WHERE run = ?)", (key,)).fetchall()
+    rows = queries.task_names(connection, key)
     names = list(dict.fromkeys(name for _, name in rows))
     places = {name: place for place, name in enumerate(names)}
     return names, {key: places[name] for key, name in rows}
@@ -182,17 +155,13 @@ def _tasks(connection: sqlite3.Connection, key: int) -> tuple[list[str], dict[in
 def _part(connection: sqlite3.Connection, row: sqlite3.Row, labelled: bool) -> Part:
     key = row["key"]
     names, place = _tasks(connection, key)
-    plain = connection.cursor()
-    plain.row_factory = None
-    columns = "task, state, started, ended" + (", text" if labelled else "")
-    nodes = plain.execute(f"SELECT {columns} FROM nodes WHERE run = ? ORDER BY node", (key,)).fetchall()
-    edges = plain.execute("SELECT source, node FROM inputs WHERE run = ? AND source IS NOT NULL", (key,)).fetchall()
+    nodes = queries.nodes(connection, key, "task, state, started, ended" + (", text" if labelled else ""))
     return Part(
         row["id"],
         names,
         [place[node[0]] for node in nodes],
         [_STATES.get(node[1], node[1]) for node in nodes],
-        edges,
+        queries.edges(connection, key),
         [(node[3] - node[2]) / 1e9 if node[3] is not None and node[2] is not None else None for node in nodes],
         [node[4] for node in nodes] if labelled else (),
         (row["parent"], row["parent_node"]) if row["parent"] else None,
@@ -206,20 +175,14 @@ _STATES = {"stopped": "cancelled", "unknown": "waiting"}
 def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
     """Who ran what when, in seconds since the run began, and how long it took."""
     found: list[Stretch] = []
-    with shelf() as connection:
+    with records_file() as connection:
         root = find(connection, run_id)
         began = root["started"]
         last = root["ended"] or began
         for row in _family(connection, root):
             names, place = _tasks(connection, row["key"])
-            plain = connection.cursor()
-            plain.row_factory = None
             mine = row["id"]
-            for node, task, state, started, ended, pid, cpu, worker in plain.execute(
-                "SELECT node, task, state, started, ended, pid, cpu, worker FROM nodes "
-                "WHERE run = ? AND started IS NOT NULL AND ended IS NOT NULL",
-                (row["key"],),
-            ):
+            for node, task, state, started, ended, pid, cpu, worker in queries.finished_nodes(connection, row["key"]):
                 lane, label = lane_of(by, pid, cpu, worker)
                 found.append(
                     Stretch(
@@ -237,32 +200,12 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
     return found, (last - began) / 1e9
 
 
-def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None) -> tuple[tuple[int, ...], str]:
-    """The lane of a node, and what is written beside it."""
-    if by == "cpu":
-        return (cpu if cpu is not None else -1,), f"cpu {cpu}" if cpu is not None and cpu >= 0 else "cpu ?"
-    return (pid or 0, worker or 0), f"{pid or '?'}·{worker or 0}"
-
-
-_ORDERS = {"node": "node", "seconds": "ended - started DESC", "started": "started IS NULL, started", "memory": "memory DESC"}
-
-
 def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[str, Any]:
     """Nodes of a run that fit, in that order, at most `limit`, and how many there are."""
-    where, values = ["run = ?"], list[Any]()
-    if state:
-        where.append("state = ?")
-        values.append({"cancelled": "stopped"}.get(state, state))
-    with shelf() as connection:
-        fitting, words = _having_words(connection, "tasks.name || ' ' || coalesce(text, '')", query)
-        condition = " AND ".join([*where, *fitting])
-        values += words
+    state = {"cancelled": "stopped"}.get(state, state)
+    with records_file() as connection:
         key = find(connection, run_id)["key"]
-        joined = f"nodes JOIN tasks ON tasks.key = nodes.task WHERE {condition}"
-        (total,) = connection.execute(f"SELECT count(*) FROM {joined}", (key, *values)).fetchone()
-        rows = connection.execute(
-            f"SELECT nodes.*, tasks.name FROM {joined} ORDER BY {_ORDERS.get(order, 'node')}, node LIMIT ?", (key, *values, limit)
-        ).fetchall()
+        rows, total = queries.nodes_with_words(connection, key, state, query, order, limit)
     return {
         "total": total,
         "nodes": [
@@ -291,30 +234,19 @@ def _value(row: sqlite3.Row) -> dict[str, Any] | None:
     return {"type": row["type"], "size": row["size"], "hash": row["hash"].hex() if row["hash"] else None, "text": row["text"]}
 
 
-#: The value of an input: its own where it is a constant, else that of the node which gives it.
-_GIVEN = ", ".join(
-    f"CASE WHEN inputs.source IS NULL THEN inputs.{name} ELSE nodes.{name} END AS {name}" for name in ("type", "size", "hash", "text")
-)
-_GIVER = "LEFT JOIN nodes ON nodes.run = inputs.run AND nodes.node = inputs.source"
-
-
 def node(root: str, run_id: str, number: int) -> dict[str, Any]:
     """All that is known of a node; nodes are named as the page of `root` names them."""
-    with shelf(fresh=False) as connection:
+    with records_file(fresh=False) as connection:
         run = find(connection, run_id)
         key = run["key"]
-        row = connection.execute("SELECT * FROM nodes WHERE run = ? AND node = ?", (key, number)).fetchone()
+        row = queries.node(connection, key, number)
         if row is None:
             raise Absent(f"Run {run_id} has no node {number}.")
-        task = connection.execute("SELECT * FROM tasks WHERE key = ?", (row["task"],)).fetchone()
-        inputs = connection.execute(
-            f"SELECT inputs.argument, inputs.source, tasks.name, {_GIVEN} FROM inputs {_GIVER} "
-            "LEFT JOIN tasks ON tasks.key = nodes.task WHERE inputs.run = ? AND inputs.node = ? ORDER BY position LIMIT 1000",
-            (key, number),
-        ).fetchall()
-        nested = connection.execute(
-            "SELECT * FROM runs WHERE parent = ? AND parent_node = ? ORDER BY started LIMIT 50", (run_id, number)
-        ).fetchall()
+        task = queries.task(connection, row["task"])
+        if task is None:
+            raise Absent(f"The task of node {number} of run {run_id} is not in the records.")
+        inputs = queries.inputs_of(connection, key, number, 1000)
+        nested = queries.children(connection, run_id, number, 50)
     error = None
     if run["error_type"] is not None and run["error_node"] == number:
         error = {"type": run["error_type"], "message": run["error"], "traceback": run["traceback"]}
@@ -365,50 +297,27 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row) -> dict[str, float]:
 
 def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
     """All nodes that a node's value was made of, or that it has gone into."""
-    here, there = ("node", "source") if back else ("source", "node")
     # One direction has no index of its own, so the edges of the run are read once.
-    with shelf(fresh=False) as connection:
+    with records_file(fresh=False) as connection:
         key = find(connection, run_id)["key"]
-        plain = connection.cursor()
-        plain.row_factory = None
-        further: dict[int, list[int]] = {}
-        for at, to in plain.execute(f"SELECT {here}, {there} FROM inputs WHERE run = ? AND source IS NOT NULL", (key,)):
-            further.setdefault(at, []).append(to)
-        seen, waiting = set[int](), [number]
-        while waiting:
-            for one in further.get(waiting.pop(), ()):
-                if one not in seen:
-                    seen.add(one)
-                    waiting.append(one)
+        edges = queries.edges(connection, key)
+        seen = reached(number, ((node, source) for source, node in edges) if back else edges)
         shown = sorted(seen, reverse=back)[:LISTED]
-        marks = ",".join("?" * len(shown))
-        rows = connection.execute(
-            f"SELECT node, name, text FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? AND node IN ({marks})", (key, *shown)
-        ).fetchall()
-        told = {row["node"]: row for row in rows}
-        taken_part = connection.execute(
-            "SELECT DISTINCT tasks.name FROM nodes JOIN tasks ON tasks.key = nodes.task "
-            "WHERE run = ? AND node IN (SELECT value FROM json_each(?))",
-            (key, json.dumps([number, *seen])),
-        ).fetchall()
+        told = {node: (name, text) for node, name, text in queries.nodes_numbered(connection, key, shown)}
+        taken_part = queries.task_names_of(connection, key, [number, *seen])
     return {
         "total": len(seen),
         "nodes": [name_of(root, run_id, one) for one in (number, *sorted(seen)[:20_000])],
-        "tasks": sorted(row[0] for row in taken_part),
-        "list": [{"id": name_of(root, run_id, one), "task": told[one]["name"], "value": told[one]["text"]} for one in shown if one in told],
+        "tasks": sorted(taken_part),
+        "list": [{"id": name_of(root, run_id, one), "task": told[one][0], "value": told[one][1]} for one in shown if one in told],
     }
 
 
 def tasks(run_id: str) -> list[dict[str, Any]]:
     """The tasks of a run: how many calls, how long they took."""
-    with shelf() as connection:
+    with records_file() as connection:
         key = find(connection, run_id)["key"]
-        rows = connection.execute(
-            "SELECT tasks.name, tasks.version, count(*) AS count, sum(nodes.state = 'failed') AS failed, "
-            "sum(ended - started) / 1e9 AS total, avg(ended - started) / 1e9 AS mean, max(ended - started) / 1e9 AS longest "
-            "FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? GROUP BY nodes.task ORDER BY total DESC",
-            (key,),
-        ).fetchall()
+        rows = queries.task_totals(connection, key)
     return [
         {
             "task": row["name"],
@@ -429,20 +338,13 @@ def makers(digest: str) -> dict[str, Any]:
         wanted = bytes.fromhex(digest)
     except ValueError:
         raise Absent("That is no SHA-256 in hex.") from None
-    with shelf() as connection:
-        rows = connection.execute(
-            "SELECT nodes.*, runs.id, runs.key AS run_key, tasks.name, tasks.version FROM nodes JOIN runs ON runs.key = nodes.run "
-            "JOIN tasks ON tasks.key = nodes.task WHERE nodes.hash = ? ORDER BY nodes.ended DESC LIMIT 100",
-            (wanted,),
-        ).fetchall()
+    with records_file() as connection:
+        rows = queries.makers(connection, wanted, 100)
         if not rows:
             raise Absent("No call that is remembered has made this value; it was a constant.")
         found = []
         for row in rows:
-            given = connection.execute(
-                f"SELECT inputs.argument, {_GIVEN} FROM inputs {_GIVER} WHERE inputs.run = ? AND inputs.node = ? ORDER BY position LIMIT 8",
-                (row["run_key"], row["node"]),
-            ).fetchall()
+            given = queries.inputs_of(connection, row["run"], row["node"], 8)
             found.append(
                 {
                     "task": row["name"],
@@ -478,7 +380,7 @@ _COMPARED = (
 
 def compare(first: str, second: str) -> dict[str, Any]:
     """Two runs side by side: what differs in code, place, values and time."""
-    with shelf() as connection:
+    with records_file() as connection:
         a, b = find(connection, first), find(connection, second)
         differences = [{"what": what, "a": _text(a[column]), "b": _text(b[column])} for what, column in _COMPARED if a[column] != b[column]]
         if a["git_dirty"] != b["git_dirty"]:
@@ -489,13 +391,9 @@ def compare(first: str, second: str) -> dict[str, Any]:
             for name in sorted({*one, *other}):
                 if one.get(name) != other.get(name):
                     differences.append({"what": f"{what} {name}", "a": _text(one.get(name)), "b": _text(other.get(name))})
-        plain = connection.cursor()
-        plain.row_factory = None
-        query = "SELECT tasks.name, text, hash FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? ORDER BY node"
-        ones, others = (plain.execute(query, (row["key"],)).fetchall() for row in (a, b))
-        edge_query = "SELECT node, position, source FROM inputs WHERE run = ? AND source IS NOT NULL ORDER BY node, position"
+        ones, others = (queries.values(connection, row["key"]) for row in (a, b))
         same = [one[0] for one in ones] == [other[0] for other in others] and (
-            plain.execute(edge_query, (a["key"],)).fetchall() == plain.execute(edge_query, (b["key"],)).fetchall()
+            queries.edges_by_place(connection, a["key"]) == queries.edges_by_place(connection, b["key"])
         )
     values: list[dict[str, Any]] = []
     if same:

@@ -52,6 +52,20 @@ def condensed(task_of: Sequence[int], edges: Iterable[tuple[int, int]]) -> tuple
     return links, [node for node, was in enumerate(taken) if not was]
 
 
+def reached(start: int, links: Iterable[tuple[int, int]]) -> set[int]:
+    """The nodes that can be reached from one along links, each of which leads from its first node to its second."""
+    further: dict[int, list[int]] = {}
+    for at, to in links:
+        further.setdefault(at, []).append(to)
+    seen, waiting = set[int](), [start]
+    while waiting:
+        for one in further.get(waiting.pop(), ()):
+            if one not in seen:
+                seen.add(one)
+                waiting.append(one)
+    return seen
+
+
 @dataclass
 class _Drawn:
     id: str

@@ -1,0 +1,269 @@
+"""Queries: all SQL that reads the file of records. Each function takes a connection, asks one thing, and gives rows.
+
+Rows with many columns have names (`sqlite3.Row`). Where there is a row for each node or edge of a run, which may be a million, they
+are plain tuples. What the rows mean is told beside the tables, in `database.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+#: Words that SQLite looks for itself. It takes only so many terms and so long a pattern, and a text ends at a zero byte for it.
+MOST_WORDS, LONGEST_WORD = 20, 1000
+
+
+def _named(connection: sqlite3.Connection, query: str, values: Sequence[Any]) -> sqlite3.Cursor:
+    """Ask, for rows whose columns have names."""
+    cursor = connection.cursor()
+    cursor.row_factory = sqlite3.Row
+    return cursor.execute(query, values)
+
+
+# Runs ------------------------------------------------------------------------------------------------------------
+
+
+def runs(
+    connection: sqlite3.Connection, name: str | None = None, state: str | None = None, since: int | None = None, nested: bool = True
+) -> Iterable[sqlite3.Row]:
+    """The runs of that task, in that state, begun since then (nanoseconds since 1970), the latest first. Without `nested`, only those
+    that no other run has called. The rows come as they are asked for."""
+    where, values = ["1"], list[Any]()
+    if name is not None:
+        where.append("name = ?")
+        values.append(name)
+    if state is not None:
+        where.append("state = ?")
+        values.append(state)
+    if since is not None:
+        where.append("started >= ?")
+        values.append(since)
+    if not nested:
+        where.append("parent IS NULL")
+    return _named(connection, f"SELECT * FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC", values)
+
+
+def runs_with_words(connection: sqlite3.Connection, query: str, limit: int) -> list[sqlite3.Row]:
+    """The runs that no other run has called, the latest first. Every word of `query` is in their task, id, state, tags, program or
+    commit."""
+    text = " || ' ' || ".join(("name", "id", "state", "tags", "coalesce(program, '')", "coalesce(git_commit, '')"))
+    fitting, words = _having_words(connection, text, query)
+    where = " AND ".join(["parent IS NULL", *fitting])
+    return _named(connection, f"SELECT * FROM runs WHERE {where} ORDER BY started DESC LIMIT ?", (*words, limit)).fetchall()
+
+
+def run(connection: sqlite3.Connection, run_id: str) -> sqlite3.Row | None:
+    """The run of exactly this id."""
+    found: sqlite3.Row | None = _named(connection, "SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+    return found
+
+
+def runs_beginning(connection: sqlite3.Connection, start: str, limit: int) -> list[sqlite3.Row]:
+    """The runs whose ids begin so."""
+    return _named(connection, "SELECT * FROM runs WHERE id >= ? AND id < ? LIMIT ?", (start, start + "\U0010ffff", limit)).fetchall()
+
+
+def count_runs(connection: sqlite3.Connection) -> int:
+    """How many runs there are."""
+    (count,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+    return int(count)
+
+
+def children(connection: sqlite3.Connection, run_id: str, node: int | None = None, limit: int = -1) -> list[sqlite3.Row]:
+    """The runs that were called in a run, or in one node of it, the oldest first."""
+    of_node, values = ("AND parent_node = ? ", (run_id, node)) if node is not None else ("", (run_id,))
+    return _named(connection, f"SELECT * FROM runs WHERE parent = ? {of_node}ORDER BY started LIMIT ?", (*values, limit)).fetchall()
+
+
+def unsent(connection: sqlite3.Connection, graph: str, everything: bool) -> list[tuple[int, str]]:
+    """Keys and ids of the runs that were to be sent to that Gremlin server, with those called in them, and have not been, the oldest
+    first; of all that have not, if `everything`."""
+    found: list[tuple[int, str]] = connection.execute(
+        """
+        WITH RECURSIVE wanted (id) AS (
+            SELECT id FROM runs WHERE graph = :graph OR :all
+            UNION SELECT runs.id FROM runs JOIN wanted ON runs.parent = wanted.id
+        )
+        SELECT runs.key, runs.id FROM runs JOIN wanted USING (id)
+        WHERE NOT EXISTS (SELECT 1 FROM sent WHERE sent.run = runs.key AND sent.graph = :graph)
+        ORDER BY runs.started
+        """,
+        {"graph": graph, "all": everything},
+    ).fetchall()
+    return found
+
+
+# Tasks -----------------------------------------------------------------------------------------------------------
+
+
+def task(connection: sqlite3.Connection, key: int) -> sqlite3.Row | None:
+    """The task with this key."""
+    found: sqlite3.Row | None = _named(connection, "SELECT * FROM tasks WHERE key = ?", (key,)).fetchone()
+    return found
+
+
+def tasks(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]]:
+    """The tasks of a run: key, name, qualified, module, version, source, file, line, layers, terms, attributes."""
+    return connection.execute(
+        "SELECT key, name, qualified, module, version, source, file, line, layers, terms, attributes FROM tasks "
+        "WHERE key IN (SELECT DISTINCT task FROM nodes WHERE run = ?)",
+        (run_key,),
+    ).fetchall()
+
+
+def task_names(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, str]]:
+    """The tasks of a run: key, name."""
+    return connection.execute(
+        "SELECT key, name FROM tasks WHERE key IN (SELECT DISTINCT task FROM nodes WHERE run = ?)", (run_key,)
+    ).fetchall()
+
+
+def task_totals(connection: sqlite3.Connection, run_key: int) -> list[sqlite3.Row]:
+    """The tasks of a run: name, version, count of its nodes, failed among them, total, mean and longest seconds of their bodies."""
+    return _named(
+        connection,
+        "SELECT tasks.name, tasks.version, count(*) AS count, sum(nodes.state = 'failed') AS failed, "
+        "sum(ended - started) / 1e9 AS total, avg(ended - started) / 1e9 AS mean, max(ended - started) / 1e9 AS longest "
+        "FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? GROUP BY nodes.task ORDER BY total DESC",
+        (run_key,),
+    ).fetchall()
+
+
+# Nodes -----------------------------------------------------------------------------------------------------------
+
+
+def nodes(connection: sqlite3.Connection, run_key: int, columns: str = "*") -> list[tuple[Any, ...]]:
+    """The nodes of a run, by number."""
+    return connection.execute(f"SELECT {columns} FROM nodes WHERE run = ? ORDER BY node", (run_key,)).fetchall()
+
+
+def node(connection: sqlite3.Connection, run_key: int, number: int) -> sqlite3.Row | None:
+    """One node of a run."""
+    found: sqlite3.Row | None = _named(connection, "SELECT * FROM nodes WHERE run = ? AND node = ?", (run_key, number)).fetchone()
+    return found
+
+
+def finished_nodes(connection: sqlite3.Connection, run_key: int) -> Iterable[tuple[Any, ...]]:
+    """The nodes of a run whose bodies have ended: node, task, state, started, ended, pid, cpu, worker. They come as they are asked
+    for."""
+    return connection.execute(
+        "SELECT node, task, state, started, ended, pid, cpu, worker FROM nodes WHERE run = ? AND started IS NOT NULL AND ended IS NOT NULL",
+        (run_key,),
+    )
+
+
+#: The orders in which `nodes_with_words` gives nodes, by name.
+ORDERS = {"node": "node", "seconds": "ended - started DESC", "started": "started IS NULL, started", "memory": "memory DESC"}
+
+
+def nodes_with_words(
+    connection: sqlite3.Connection, run_key: int, state: str, query: str, order: str, limit: int
+) -> tuple[list[sqlite3.Row], int]:
+    """The nodes of a run in that state ("": any) with every word of `query` in the name of their task or the text of their value, at
+    most `limit` of them, with the name of their task; and how many there are."""
+    where, values = ["run = ?"], list[Any]([run_key])
+    if state:
+        where.append("state = ?")
+        values.append(state)
+    fitting, words = _having_words(connection, "tasks.name || ' ' || coalesce(text, '')", query)
+    values += words
+    joined = f"nodes JOIN tasks ON tasks.key = nodes.task WHERE {' AND '.join([*where, *fitting])}"
+    (total,) = connection.execute(f"SELECT count(*) FROM {joined}", values).fetchone()
+    rows = _named(
+        connection, f"SELECT nodes.*, tasks.name FROM {joined} ORDER BY {ORDERS.get(order, 'node')}, node LIMIT ?", (*values, limit)
+    ).fetchall()
+    return rows, total
+
+
+def nodes_numbered(connection: sqlite3.Connection, run_key: int, numbers: Sequence[int]) -> list[tuple[int, str, str | None]]:
+    """These nodes of a run: node, name of the task, text of the value."""
+    return connection.execute(
+        "SELECT node, name, text FROM nodes JOIN tasks ON tasks.key = nodes.task "
+        "WHERE run = ? AND node IN (SELECT value FROM json_each(?))",
+        (run_key, json.dumps(numbers)),
+    ).fetchall()
+
+
+def task_names_of(connection: sqlite3.Connection, run_key: int, numbers: Sequence[int]) -> list[str]:
+    """The names of the tasks of these nodes of a run, each once."""
+    found = connection.execute(
+        "SELECT DISTINCT tasks.name FROM nodes JOIN tasks ON tasks.key = nodes.task "
+        "WHERE run = ? AND node IN (SELECT value FROM json_each(?))",
+        (run_key, json.dumps(numbers)),
+    ).fetchall()
+    return [name for (name,) in found]
+
+
+def values(connection: sqlite3.Connection, run_key: int) -> list[tuple[str, str | None, bytes | None]]:
+    """The nodes of a run by number: name of the task, text and hash of the value."""
+    return connection.execute(
+        "SELECT tasks.name, text, hash FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? ORDER BY node", (run_key,)
+    ).fetchall()
+
+
+def makers(connection: sqlite3.Connection, digest: bytes, limit: int) -> list[sqlite3.Row]:
+    """The nodes, of whatever run, that made a value of this hash, the latest first; with the id of their run, and the name and version
+    of their task."""
+    return _named(
+        connection,
+        "SELECT nodes.*, runs.id, tasks.name, tasks.version FROM nodes JOIN runs ON runs.key = nodes.run "
+        "JOIN tasks ON tasks.key = nodes.task WHERE nodes.hash = ? ORDER BY nodes.ended DESC LIMIT ?",
+        (digest, limit),
+    ).fetchall()
+
+
+# Inputs ----------------------------------------------------------------------------------------------------------
+
+
+def inputs(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]]:
+    """The arguments of all nodes of a run, in their order."""
+    return connection.execute("SELECT * FROM inputs WHERE run = ? ORDER BY node, position", (run_key,)).fetchall()
+
+
+#: The value of an input: its own where it is a constant, else that of the node which gives it.
+_GIVEN = ", ".join(
+    f"CASE WHEN inputs.source IS NULL THEN inputs.{name} ELSE nodes.{name} END AS {name}" for name in ("type", "size", "hash", "text")
+)
+
+
+def inputs_of(connection: sqlite3.Connection, run_key: int, node: int, limit: int) -> list[sqlite3.Row]:
+    """The arguments of one node with their values: argument, source, name of the task of the source, type, size, hash, text."""
+    return _named(
+        connection,
+        f"SELECT inputs.argument, inputs.source, tasks.name, {_GIVEN} FROM inputs "
+        "LEFT JOIN nodes ON nodes.run = inputs.run AND nodes.node = inputs.source "
+        "LEFT JOIN tasks ON tasks.key = nodes.task WHERE inputs.run = ? AND inputs.node = ? ORDER BY position LIMIT ?",
+        (run_key, node, limit),
+    ).fetchall()
+
+
+def edges(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int]]:
+    """Which node takes whose value: source, node. In no order, which is much quicker."""
+    return connection.execute("SELECT source, node FROM inputs WHERE run = ? AND source IS NOT NULL", (run_key,)).fetchall()
+
+
+def edges_by_place(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int, int]]:
+    """Which node takes whose value, and as which of its arguments: node, position, source, ordered by the first two."""
+    return connection.execute(
+        "SELECT node, position, source FROM inputs WHERE run = ? AND source IS NOT NULL ORDER BY node, position", (run_key,)
+    ).fetchall()
+
+
+# Words -----------------------------------------------------------------------------------------------------------
+
+
+def _having_words(connection: sqlite3.Connection, text: str, query: str) -> tuple[list[str], list[str]]:
+    """The conditions, and their parameters, that hold where every word of `query` is in `text`, an expression of SQL."""
+    words = list(dict.fromkeys(query.split()))
+    if len(words) <= MOST_WORDS and len(query) <= LONGEST_WORD and "\0" not in query:
+        return [f"({text}) LIKE ? ESCAPE '\\'"] * len(words), [_containing(word) for word in words]
+    wanted = [word.lower() for word in words]
+    connection.create_function("has_words", 1, lambda found: all(word in found.lower() for word in wanted))
+    return [f"has_words({text})"], []
+
+
+def _containing(word: str) -> str:
+    """The pattern of what has this word in it."""
+    return "%" + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"

@@ -1,0 +1,320 @@
+"""Rows: what the records say of runs, tasks, nodes and values, as frozen values.
+
+They know neither where they are read from (`reading.py`) nor how they are drawn (`drawing/`). `views.py` builds on them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from entangle._records.log_segment import LogSegment
+from entangle._shared.pickling import loads_kept
+from entangle.errors import RecordsError
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value, in short: its type, its size in bytes, the SHA-256 of its pickle (hex; None where it
+    was large, never pickled or secret), and a text of at most some hundred characters."""
+
+    type: str
+    size: int | None
+    hash: str | None
+    text: str
+    _whole: bytes | None = field(default=None, repr=False)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the value itself was kept (ENTANGLE_RECORD=values)."""
+        return self._whole is not None
+
+    def load(self) -> Any:
+        """The value itself, where it was kept. Unpickling runs what the pickle says: do it only with
+        records that you trust. Raises RecordsError where it was not kept."""
+        if self._whole is None:
+            raise RecordsError("this value was not kept; runs that are made with ENTANGLE_RECORD=values keep theirs, up to 1 MiB each")
+        return loads_kept(self._whole)
+
+
+def value_of(kind: str | None, size: int | None, digest: bytes | None, text: str | None, whole: bytes | None = None) -> Value | None:
+    """A value as the file has it."""
+    return Value(kind, size, digest.hex() if digest else None, text or "", whole) if kind is not None else None
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One version of a task: the SHA-256 of its code and layers, the code, and what its author says
+    of it. `entangle.records.Task` is the same class."""
+
+    name: str
+    qualified: str
+    module: str
+    version: str
+    source: str
+    file: str
+    line: int
+    layers: tuple[str, ...]
+    terms: dict[str, Any]
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Error:
+    """What ended a run: the type of the error, its text, the traceback as the worker saw it, its
+    notes, and the node."""
+
+    type: str
+    message: str
+    traceback: str
+    notes: tuple[str, ...]
+    node: int | None
+
+
+@dataclass(frozen=True)
+class Input:
+    """An argument of a node, or a part of one (`items[0]`): the value of node `source`, or a constant."""
+
+    argument: str
+    source: int | None
+    value: Value | None
+
+
+class Edge(NamedTuple):
+    """The value of node `source` is the argument `argument` (or the part of one) of node `target`."""
+
+    source: int
+    target: int
+    argument: str
+
+
+@dataclass(frozen=True)
+class Git:
+    """The commit that the code came from; `dirty` is None where git did not tell in time."""
+
+    root: str
+    commit: str | None
+    branch: str | None
+    dirty: bool | None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the time of a node went, in seconds: until its arguments arrived, until a worker took it,
+    until it had a cookie, in its body, and in moving large values from and to the store."""
+
+    arguments: float = 0.0
+    worker: float = 0.0
+    cookie: float = 0.0
+    running: float = 0.0
+    moving: float = 0.0
+
+    def __add__(self, other: Times) -> Times:
+        return Times(
+            self.arguments + other.arguments,
+            self.worker + other.worker,
+            self.cookie + other.cookie,
+            self.running + other.running,
+            self.moving + other.moving,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RunRow:
+    """One run. `state` is done, failed, cancelled, killed (it ended abruptly) or running."""
+
+    id: str
+    name: str
+    state: str
+    #: Nanoseconds since 1970; `ended_ns` is None where the end is not known.
+    started_ns: int = field(repr=False)
+    ended_ns: int | None = field(repr=False)
+    node_count: int
+    done_count: int | None
+    workers: int | None
+    host: str
+    pid: int
+    user: str
+    cwd: str
+    program: str
+    python: str
+    platform: str
+    entangle: str
+    way: str
+    git: Git | None
+    packages: dict[str, str]
+    tags: dict[str, Any]
+    parent_id: str | None
+    parent_node: int | None
+    error: Error | None
+    graph: str | None
+    #: The directory of records that it is from.
+    _directory: str = field(repr=False)
+    #: Its key in the file; None where it lasts, and is known from its log segment alone.
+    _key: int | None = field(repr=False)
+    _tries: list[dict[str, Any]] = field(repr=False, default_factory=list)
+    _segment: LogSegment | None = field(repr=False, default=None)
+
+    @property
+    def started(self) -> float:
+        """When it began, in seconds since 1970."""
+        return self.started_ns / 1e9
+
+    @property
+    def ended(self) -> float | None:
+        """When it ended, in seconds since 1970; None where that is not known."""
+        return self.ended_ns / 1e9 if self.ended_ns is not None else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; None where its end is not known."""
+        return (self.ended_ns - self.started_ns) / 1e9 if self.ended_ns is not None else None
+
+
+class NodeRow:
+    """One node of a run."""
+
+    __slots__ = ("_row", "number", "run", "task")
+
+    def __init__(self, run: RunRow, number: int, task: TaskRecord, row: tuple[Any, ...]) -> None:
+        self.run = run
+        self.number = number
+        self.task = task
+        #: What the file says of it. It is taken apart when asked for: a run may have a hundred
+        #: thousand nodes, and few are looked at closely.
+        self._row = row
+
+    def __repr__(self) -> str:
+        return f"<node {self.number} of run {self.run.id}: {self.name}, {self.state}>"
+
+    @property
+    def state(self) -> str:
+        """done, failed, stopped (its run ended while it ran), waiting (it never began), unknown (its run was killed, or goes on)."""
+        return str(self._row[0])
+
+    @property
+    def attempts(self) -> int | None:
+        """How often its body was tried."""
+        return _number(self._row[1])
+
+    @property
+    def ready_ns(self) -> int | None:
+        """When its last argument had arrived, in nanoseconds since 1970; None where it never had."""
+        return _number(self._row[2])
+
+    @property
+    def started_ns(self) -> int | None:
+        """When its body began, in nanoseconds since 1970; None where it never did."""
+        return _number(self._row[3])
+
+    @property
+    def ended_ns(self) -> int | None:
+        """When its body ended, in nanoseconds since 1970; None where it never did."""
+        return _number(self._row[4])
+
+    @property
+    def pid(self) -> int | None:
+        """The process that ran it."""
+        return _number(self._row[5])
+
+    @property
+    def cpu(self) -> int | None:
+        """The CPU on which its body ended."""
+        return _number(self._row[6])
+
+    @property
+    def worker(self) -> int | None:
+        """The number of the worker that ran it, among those of the run."""
+        return _number(self._row[7])
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes: the peak of its process until then; known of bodies that took a millisecond or more."""
+        return _number(self._row[8])
+
+    @property
+    def value(self) -> Value | None:
+        """Its value, in short."""
+        return value_of(*self._row[11:])
+
+    @property
+    def name(self) -> str:
+        """The name of its task."""
+        return self.task.name
+
+    @property
+    def ready(self) -> float | None:
+        """When its last argument had arrived, in seconds since 1970; None where it never had."""
+        return self.ready_ns / 1e9 if self.ready_ns is not None else None
+
+    @property
+    def started(self) -> float | None:
+        """When its body began, in seconds since 1970; None where it never did."""
+        return self.started_ns / 1e9 if self.started_ns is not None else None
+
+    @property
+    def ended(self) -> float | None:
+        """When its body ended, in seconds since 1970; None where it never did."""
+        return self.ended_ns / 1e9 if self.ended_ns is not None else None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long its body ran."""
+        return (self.ended_ns - self.started_ns) / 1e9 if self.ended_ns is not None and self.started_ns is not None else None
+
+    @property
+    def times(self) -> Times:
+        """Where its time went."""
+        if self.ready_ns is None:
+            return Times()
+        arguments = max(0, self.ready_ns - self.run.started_ns)
+        if self.started_ns is None:
+            return Times(arguments / 1e9)
+        cookie, moved = self._row[9] or 0, self._row[10] or 0
+        queue = max(0, self.started_ns - self.ready_ns - cookie)
+        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, self.seconds or 0.0, moved / 1e9)
+
+    @property
+    def error(self) -> Error | None:
+        """The error with which it ended the run."""
+        error = self.run.error
+        return error if error is not None and error.node == self.number else None
+
+    @property
+    def tries(self) -> tuple[str, ...]:
+        """Why attempts failed that were followed by others."""
+        return tuple(one["error"] for one in self.run._tries if one["node"] == self.number)
+
+
+class RunGraph(RunRow, ABC):
+    """A run with the ways through its graph: what drawings take. `views.RunRecord` has them."""
+
+    @property
+    @abstractmethod
+    def nodes(self) -> Sequence[NodeRow]:
+        """Its nodes, by number."""
+
+    @property
+    @abstractmethod
+    def edges(self) -> Sequence[Edge]:
+        """Which node takes whose value."""
+
+    @property
+    @abstractmethod
+    def tasks(self) -> Sequence[TaskRecord]:
+        """The versions of tasks that took part, each once."""
+
+    @property
+    @abstractmethod
+    def children(self) -> Sequence[RunGraph]:
+        """The runs that were called in the bodies of its nodes, oldest first."""
+
+    @abstractmethod
+    def inputs_of(self, node: int) -> tuple[Input, ...]:
+        """The arguments of a node."""
+
+
+def _number(value: Any) -> int | None:
+    return value if value is None else int(value)
