@@ -1,4 +1,6 @@
-"""Containers: @docker, and @apptainer and @singularity, which start a container by their command."""
+"""@apptainer and @singularity, which start a container by their command; and @docker beside
+them.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,15 @@ def apptainer(
 ) -> Decorator: ...
 @edge
 def apptainer(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
-    """Run the function in a container of Apptainer, with the layers that stand below; its value comes back.
+    """Run the function in a container of Apptainer, with the layers below; its value comes back.
 
-    `image` is a .sif file, a sandbox directory or a URL (docker://python:3.13-slim) with Python 3.10 or newer in it, which `python`
-    names. `packages` are installed by the image's pip, once, into a directory of the user's cache. `gpus=True` gives it the GPUs
-    (--nv). `env`, `volumes`, `memory` and `cpus` are as those of @docker. The user's home is not in the container.
+    `image` is a .sif file, a sandbox directory or a URL (docker://python:3.13-slim), with a Python
+    3.10 or newer at `python`. The image's pip installs `packages` once, into a directory of the
+    user's cache. `gpus=True` gives it the GPUs (--nv). `env`, `volumes`, `memory` and `cpus` are as
+    those of @docker. The user's home is not in the container.
 
-    Raises OptionError here for bad options; a run raises UnreachableError where apptainer is not installed, ImageError,
-    UnfitPythonError and LinkLostError.
+    Raises OptionError here for bad options. Running a call raises UnreachableError where apptainer
+    is not installed, ImageError, UnfitPythonError and LinkLostError.
 
         @apptainer(image="analysis.sif")
         def solve(a, b): ...
@@ -80,10 +83,12 @@ def singularity(
 ) -> Decorator: ...
 @edge
 def singularity(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
-    """Run the function in a container of Singularity: as @apptainer does, which is its newer name; whichever is installed is used.
+    """Run the function in a container of Singularity, with the options of @apptainer.
 
-    @singularity(image="analysis.sif")
-    def solve(a, b): ...
+    Apptainer is Singularity's newer name: whichever of the two is installed is used.
+
+        @singularity(image="analysis.sif")
+        def solve(a, b): ...
     """
     return _contained("singularity", Singularity, function, image, options)
 
@@ -92,7 +97,7 @@ def _contained(decorator: str, layer: type[Far], function: Any, image: str | Non
     refuse_unknown(decorator, _OPTIONS, {name: None for name in options if name not in _OPTIONS})
     gpus = options.pop("gpus", False)
     if not isinstance(gpus, bool):
-        raise OptionError(f"@{decorator}: gpus={gpus!r}; it is True or False")
+        raise OptionError(f"@{decorator}: gpus={gpus!r}; it must be True or False")
     defaults: dict[str, Any] = {"packages": (), "env": None, "volumes": (), "memory": None, "cpus": None, "python": "python3"}
     given = check_common(decorator, image, **{**defaults, **options})
     made = layer(ApptainerTransport(gpus=gpus, program=decorator, **given))

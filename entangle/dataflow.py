@@ -1,10 +1,11 @@
-"""@dataflow: values are pushed through functions, from each to those written inside its parentheses.
+"""@dataflow: a value is pushed through functions, from each to those written inside its
+parentheses.
 
 ::
 
     flow = emit(printx(printz(echo())), printy(printz()), printy())    # builds; nothing runs
-    flow("emit")                                                        # pushes one value in, gives the values of the leaves
-    for leaves in flow.stream(values): ...                              # pushes many, several at a time
+    flow("emit")                               # pushes one value in, gives the values of the leaves
+    for leaves in flow.stream(values): ...     # pushes many, several at a time
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ def dataflow(
     maxworkers: int | None = None,
     **unknown: Any,
 ) -> Any:
-    """Make a function a node of dataflows: it takes the value of the node in whose parentheses it stands.
+    """Make a function a node of dataflows: it takes the value of the node in whose parentheses it
+    stands.
 
-    `callback(func, value)` is called in the invoking process when the node is done, before what stands in its parentheses
-    runs; `executor` is "thread" or "process", where no decorator below says it ("thread" if none does); `maxworkers` is
-    how many nodes of a flow that is built on this one may run at once. Raises OptionError for options that do not fit.
+    `callback(func, value)` is called in the calling process when the node is done, before what
+    stands in its parentheses runs. `executor` is "thread" or "process", where no decorator below
+    says it; the default is "thread". `maxworkers` is how many nodes may run at once in a flow built
+    on this one.
+
+    Raises OptionError here for options that do not fit.
 
         @dataflow
         def emit(x): return x + "!"
@@ -66,19 +71,21 @@ def dataflow(
 
 @edge
 def window(*children: Any, count: int | None = None, seconds: float | None = None) -> Window:
-    """A node that gathers the values of a stream and passes lists of them on: `count` values, or those of `seconds`.
+    """A node that gathers the values of a stream into lists: of `count` values, or of `seconds`.
 
-    What is left when the stream ends comes last. Takes nodes and lambdas, as any node. Raises OptionError where neither
-    or both are given. With `flow(x)`, which pushes a single value, the list holds that value.
+    What is left when the stream ends comes last. Takes nodes and lambdas, as any node does. With
+    `flow(x)`, which pushes a single value, the list holds that value.
+
+    Raises OptionError where neither or both are given.
 
         flow = parse(window(total(), count=100))
     """
     if (count is None) == (seconds is None):
-        raise OptionError("window: say either count= (values) or seconds= (a time)")
+        raise OptionError("window: give either count= (values) or seconds= (a time), not both")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise OptionError(f"window: count={value_in_short(count)}; it is a whole number, 1 or above")
+        raise OptionError(f"window: count={value_in_short(count)}; it must be a whole number, 1 or above")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
-        raise OptionError(f"window: seconds={value_in_short(seconds)}; it is a number above 0")
+        raise OptionError(f"window: seconds={value_in_short(seconds)}; it must be a number above 0")
     return Window(check_children("window", children), count, seconds)
 
 

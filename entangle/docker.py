@@ -61,19 +61,28 @@ def docker(
     python: str = "python3",
     **unknown: Any,
 ) -> Any:
-    """Run the function in a docker container, with the layers that stand below; its value comes back.
+    """Run the function in a docker container, with the layers below; its value comes back.
 
-    `image` needs a Python (3.10 or newer, `python` says which) and nothing else; one that is not here is pulled. `packages` are
-    what pip installs, as names or as wheel files of this machine, into an image of its own that is built once. `env` are environment
-    variables; `volumes` maps paths here, or names of docker's volumes, to paths there ("/there:ro" to read only); `network` is a
-    docker network, "none" or "host"; `memory` is in bytes or as "2g"; `cpus` is how many at most. `gpus` is how many, "all", or a list
-    of their ids; by default all, where docker's runtime has any. `consume_gpu=False` has TensorFlow take GPU memory as it needs it
-    (TF_FORCE_GPU_ALLOW_GROWTH).
-    The container is kept for the calls of a run and removed at its end. It runs as the calling user, unless the image names one.
+    - `image`: needs a Python 3.10 or newer, at `python`, and nothing else. Pulled if it is not
+      here.
+    - `packages`: what pip installs, names or wheel files of this machine, into an image that is
+      built once.
+    - `env`: environment variables.
+    - `volumes`: maps paths here, or names of docker volumes, to paths there ("/there:ro" to read
+      only).
+    - `network`: a docker network, "none" or "host".
+    - `memory`: bytes, or a text such as "2g".
+    - `cpus`: how many it may use at most.
+    - `gpus`: a number, "all", or a list of ids; by default all, where docker's runtime has any.
+    - `consume_gpu`: False has TensorFlow take GPU memory as it needs it
+      (TF_FORCE_GPU_ALLOW_GROWTH).
 
-    Raises OptionError here for bad options, and in a run for a path of `volumes` that is not there; a run raises UnreachableError
-    without a docker daemon, ImageError for an image or packages that cannot be had, UnfitPythonError, and LinkLostError where the
-    container dies. Needs the extra `docker`.
+    The container serves the calls of a run and is removed at its end. It runs as the calling user,
+    unless the image names one. Needs the extra `docker`.
+
+    Raises OptionError here for bad options, and in a run for a path of `volumes` that is missing.
+    Running a call raises UnreachableError without a docker daemon, ImageError for an image or
+    packages that cannot be had, UnfitPythonError, and LinkLostError where the container dies.
 
         @docker(image="python:3.13-slim", packages=["numpy"])
         def solve(a, b): ...
@@ -81,14 +90,14 @@ def docker(
     refuse_unknown("docker", _OPTIONS, unknown)
     given = check_common("docker", image, packages, env, volumes, memory, cpus, python)
     if network is not None and (not isinstance(network, str) or not network):
-        raise OptionError(f"@docker: network={value_in_short(network)}; it is the name of a docker network, 'none' or 'host'")
+        raise OptionError(f"@docker: network={value_in_short(network)}; it must be the name of a docker network, 'none' or 'host'")
     chosen: Any = gpus
     if isinstance(gpus, (list, tuple)):
         chosen = words("docker", "gpus", gpus)
     elif gpus is not None and gpus != "all" and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
-        raise OptionError(f"@docker: gpus={value_in_short(gpus)}; it is a number, 'all', or a list of device ids")
+        raise OptionError(f"@docker: gpus={value_in_short(gpus)}; it must be a number, 'all', or a list of device ids")
     if not isinstance(consume_gpu, bool):
-        raise OptionError(f"@docker: consume_gpu={value_in_short(consume_gpu)}; it is True or False")
+        raise OptionError(f"@docker: consume_gpu={value_in_short(consume_gpu)}; it must be True or False")
     if not consume_gpu:
         given["environment"] = pairs({"TF_FORCE_GPU_ALLOW_GROWTH": "true", **dict(given["environment"])})
     layer = Docker(DockerTransport(gpus=chosen, network=network, **given))

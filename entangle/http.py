@@ -37,11 +37,15 @@ def request(
     headers: Mapping[str, str] | None = None,
     **unknown: Any,
 ) -> Any:
-    """Ask a web server, and give the answer's content (bytes) to the function as its first argument.
+    """Ask a web server, and give the answer's content (bytes) to the function as its first
+    argument.
 
-    Keyword arguments of the call become the query (GET, HEAD, DELETE, OPTIONS), or with other methods the form; where
-    `headers` say `Content-Type: application/json`, the JSON body. `timeout` is in seconds. Needs httpx (the extra
-    `http`). Raises OptionError here for bad options; a run raises RequestError for a status of 400 and above, and where there is no answer.
+    Keyword arguments of the call become the query (GET, HEAD, DELETE, OPTIONS), or with other
+    methods the form; where `headers` say `Content-Type: application/json`, the JSON body. `timeout`
+    is in seconds. Needs httpx (the extra `http`).
+
+    Raises OptionError here for bad options. Running a call raises RequestError for a status of 400
+    and above, and where there is no answer.
 
         @process
         @request(url="http://127.0.0.1:8000/data", method="GET")
@@ -54,12 +58,12 @@ def request(
     if chosen not in _METHODS:
         raise OptionError(f"@request: method={value_in_short(method)}; choose one of {', '.join(_METHODS)}")
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-        raise OptionError(f"@request: timeout={value_in_short(timeout)}; it is a number of seconds above 0")
+        raise OptionError(f"@request: timeout={value_in_short(timeout)}; it must be a number of seconds above 0")
     said: dict[Any, Any] = {"": ""}
     with contextlib.suppress(TypeError, ValueError):
         said = {} if headers is None else dict(headers)
     if not all(isinstance(name, str) and name and isinstance(value, str) for name, value in said.items()):
-        raise OptionError("@request: headers: they are a dict of names and values, all of them texts")
+        raise OptionError("@request: headers must be a dict of names and values, all of them texts")
     layer = Request(url, chosen, float(timeout), said)
 
     @edge

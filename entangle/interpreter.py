@@ -27,8 +27,11 @@ class Interpreter(Far):
     transport: InterpreterTransport
 
     def ship(self, rest: Decorated) -> Callable[..., Any]:
-        """What runs here. The interpreter is looked for now, where the call is about to run: it need not be there where an agent
-        has imported the module of the task."""
+        """What runs here.
+
+        The interpreter is looked for now, where the call is about to run. Where an agent has only
+        imported the module of the task, the interpreter may be missing.
+        """
         return Far(InterpreterTransport(_found(self.transport.python))).ship(rest)
 
 
@@ -40,15 +43,18 @@ def interpreter(function: Callable[P, R], /) -> Task[P, R]: ...
 def interpreter(*, python: str | os.PathLike[str] | None = None) -> Decorator: ...
 @edge
 def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | None = None, **unknown: Any) -> Any:
-    """Run the function in another Python of this machine: another version, or a virtual environment with its own packages.
+    """Run the function in another Python of this machine: another version, or a virtual
+    environment.
 
-    `python` is the path of an interpreter, the directory of a virtual environment, or a name to be found on PATH; by default
-    it is the Python that runs the caller. Nothing needs to be installed there. One such process is started when it is first
-    needed, serves all calls of this process, and ends with it; the layers below run in it as they are.
+    `python` is the path of an interpreter, the directory of a virtual environment, or a name to be
+    found on PATH; by default it is the Python that runs the caller. Nothing needs to be installed
+    there. One such process starts on first use, serves all calls of this process, and ends with it.
+    The layers below run in it as they are.
 
-    Raises OptionError here where there is no such file; where another place has imported the task's module, when a call is about to
-    run there. A run raises UnfitPythonError for a Python older than 3.10, LinkLostError where it dies in the middle of a call,
-    UnpicklableError for what cannot travel to another version, and what the function raises.
+    Raises OptionError here where there is no such file; where another place has imported the task's
+    module, only when a call is about to run there. Running a call raises UnfitPythonError for a
+    Python older than 3.10, LinkLostError where it dies during a call, UnpicklableError for what
+    cannot travel to another version, and what the function raises.
 
         @interpreter(python="/opt/venv/bin/python")
         def summary(path): import pandas; return pandas.read_csv(path).describe()
@@ -57,7 +63,8 @@ def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | Non
     try:
         program = _found(python)
     except OptionError:
-        # An agent imports the module for another of its tasks, maybe; this one's program lies where that is called.
+        # An agent may import the module for another of its tasks. This program is needed only
+        # where this task is called.
         if not imports.finders or not isinstance(python, (str, os.PathLike)) or not os.fspath(python):
             raise
         program = os.fspath(python)
@@ -75,12 +82,14 @@ def _found(python: Any) -> str:
     if python is None:
         return sys.executable
     if not isinstance(python, (str, os.PathLike)) or not os.fspath(python):
-        raise OptionError(f"@interpreter: python={value_in_short(python)}; it is the path of an interpreter, or a name to be found on PATH")
+        raise OptionError(
+            f"@interpreter: python={value_in_short(python)}; it must be the path of an interpreter, or a name to be found on PATH"
+        )
     name = os.path.expanduser(os.fspath(python))
     if os.path.isdir(name):
         inside = os.path.join(name, "bin", "python")
         if not os.access(inside, os.X_OK):
-            raise OptionError(f"@interpreter: python={str(python)!r} is a directory without bin/python, so no virtual environment")
+            raise OptionError(f"@interpreter: python={str(python)!r} is a directory without bin/python; name a virtual environment")
         return os.path.abspath(inside)
     import shutil
 

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Local(Layer):
-    """The layer of @local: where is here; with `cpus`, no more than so many at a time."""
+    """The layer of @local: the place is here; with `cpus`, a limit on how many run at a time."""
 
     def __init__(self, cpus: int | None) -> None:
         self.cpus = cpus
@@ -37,11 +37,13 @@ def local(function: Callable[P, R], /) -> Task[P, R]: ...
 def local(*, cpus: int | None = None) -> Decorator: ...
 @edge
 def local(function: Any = None, /, *, cpus: int | None = None, **unknown: Any) -> Any:
-    """Say that the function runs on this machine; with `cpus`, as under @scheduler(cpus=…). Raises OptionError.
+    """Say that the function runs on this machine; with `cpus`, as under @scheduler(cpus=…).
 
-    @process
-    @local(cpus=4)
-    def work(n): ...
+    Raises OptionError here for bad options.
+
+        @process
+        @local(cpus=4)
+        def work(n): ...
     """
     refuse_unknown("local", ("cpus",), unknown)
     layer = Local(cpus)

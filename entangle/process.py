@@ -70,16 +70,20 @@ def process(
 ) -> Any:
     """Run the function in a worker process.
 
-    `timeout`: the body may run so many seconds; then its process and all that it has started are killed.
-    `wait`: its arguments may take so many seconds to arrive, from the start of the first of them.
-    `retry`: so many further attempts, `sleep` seconds apart, the pause times `backoff` each time plus up to `jitter`
-    seconds; `on` says for which exceptions (a killed process counts as ProcessTerminatedException).
-    `cache`: the value is remembered by the function's code and arguments. `fresh`: a process of its own, gone after it.
-    `shared_memory`: the function is given `smm`, which has `SharedMemory(size)` and `ShareableList(items)`, and `sm`, which
-    opens one by name.
+    - `timeout`: seconds that the body may run. Then its process is killed, and all that it has
+      started.
+    - `wait`: seconds from the start of the first argument until all arguments are there.
+    - `retry`: the number of further attempts, `sleep` seconds apart. Each pause is `backoff` times
+      the last, plus up to `jitter` seconds.
+    - `on`: the exceptions that are tried again; a killed process is a ProcessTerminatedException.
+    - `cache`: remember the value by the function's code and arguments.
+    - `fresh`: run in a new process, which ends with the body.
+    - `shared_memory`: give the function `smm`, with `SharedMemory(size)` and
+      `ShareableList(items)`, and `sm`, which opens one by name.
 
-    Raises OptionError here for bad options; calling a call raises ProcessTimeoutException, ProcessTerminatedException (the
-    body's or a killer's doing), ProcessRetryException when every attempt has failed, and what the function raises.
+    Raises OptionError here for bad options. Running a call raises what the function raises,
+    ProcessTimeoutException, ProcessTerminatedException (the body's doing, or a killer's), and
+    ProcessRetryException when every attempt has failed.
 
         @process(timeout=60, retry=2)
         def fetch(name): return load(name)

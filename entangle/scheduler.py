@@ -24,10 +24,13 @@ _DEFAULT = "entangle.scheduler.DefaultScheduler"
 
 
 class DefaultScheduler:
-    """Hands out the cookies of a queue that the whole process tree shares, one for each of the first `cpus` CPUs."""
+    """Hands out the cookies of a queue that the whole process tree shares.
+
+    There is one cookie for each of the first `cpus` CPUs.
+    """
 
     def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
-        """`f` as a function that takes a cookie first, binds itself to that CPU, and gives the cookie back after."""
+        """`f`, taking a cookie first, bound to its CPU meanwhile, giving the cookie back after."""
         check_cpus("scheduler", cpus)
         registered_pools.add(cpus)
 
@@ -52,7 +55,7 @@ class DefaultScheduler:
 
 
 class Scheduler(Layer):
-    """The layer of @scheduler: the engine's own cookies, or another scheduler around the function."""
+    """The layer of @scheduler: cookies of the engine, or another scheduler around the function."""
 
     def __init__(self, cpus: int, impl: str) -> None:
         self.cpus = cpus
@@ -64,11 +67,11 @@ class Scheduler(Layer):
             registered_pools.add(cpus)
 
     def terms(self) -> dict[str, Any]:
-        """How many cookies the pool has that this function takes from."""
+        """The number of cookies in the pool that this function takes from."""
         return {} if self.other is not None else {"pool": self.cpus}
 
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        """What the other scheduler makes of the function, where there is one."""
+        """The function as the other scheduler wraps it, where there is one."""
         if self.other is None:
             return inner
         wrapped = self.other.register(inner, cpus=self.cpus)
@@ -79,7 +82,7 @@ class Scheduler(Layer):
 
 
 def load_scheduler(impl: str) -> Any:
-    """An instance of the class that a dotted name says. Raises SchedulerImportError."""
+    """An instance of the class with this dotted name. Raises SchedulerImportError."""
     module_name, _, class_name = impl.rpartition(".")
     if not module_name:
         raise SchedulerImportError(f"impl={impl!r}: write the scheduler's class with its module, as 'package.module.Class'")
@@ -89,17 +92,17 @@ def load_scheduler(impl: str) -> Any:
         raise SchedulerImportError(f"impl={impl!r}: cannot import {module_name} ({error}); is it installed, and on sys.path?") from error
     found = getattr(module, class_name, None)
     if found is None:
-        raise SchedulerImportError(f"impl={impl!r}: module {module_name} has no {class_name}")
+        raise SchedulerImportError(f"impl={impl!r}: module {module_name} has no {class_name}; name a class that it has")
     made = found() if isinstance(found, type) else found
     if not callable(getattr(made, "register", None)):
-        raise SchedulerImportError(f"impl={impl!r}: a scheduler has a method `register(self, f, cpus=12)`; {class_name} has none")
+        raise SchedulerImportError(f"impl={impl!r}: {class_name} has no method `register`; write `def register(self, f, cpus=12)`")
     return made
 
 
 def check_cpus(decorator: str, cpus: object) -> None:
     """Raise OptionError unless `cpus` is a whole number of at least 1."""
     if isinstance(cpus, bool) or not isinstance(cpus, int) or cpus < 1:
-        raise OptionError(f"@{decorator}: cpus={value_in_short(cpus)}; it is a whole number, at least 1")
+        raise OptionError(f"@{decorator}: cpus={value_in_short(cpus)}; it must be a whole number, at least 1")
 
 
 @overload
@@ -110,12 +113,16 @@ def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
 def scheduler(*, cpus: int = ..., impl: str = ...) -> Decorator: ...
 @edge
 def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _DEFAULT, **unknown: Any) -> Any:
-    """Run the function only with a cookie, bound to that cookie's CPU; never more than `cpus` such functions at a time.
+    """Run the function only with a cookie, bound to its CPU; at most `cpus` such functions run at
+    once.
 
-    Cookies are counted among the CPUs that this process may use, and shared by the whole process tree of the run. A
-    function that waits for a nested run lends its cookie meanwhile. `cpus` is by default as many as there are. `impl`
-    names another scheduler's class, imported here: it has `register(self, f, cpus=12)` and gives a callable around `f`.
-    It sits above or below @process, @thread and @workflow. Raises OptionError and SchedulerImportError.
+    The cookies stand for the CPUs that this process may use; the whole process tree of the run
+    shares them. A function that waits for a nested run lends its cookie meanwhile. `cpus` is by
+    default the number of those CPUs. `impl` is the dotted name of another scheduler's class,
+    imported here: its `register(self, f, cpus=12)` gives a callable around `f`. Stands above or
+    below @process, @thread and @workflow.
+
+    Raises OptionError and SchedulerImportError here.
 
         @scheduler(cpus=4)
         @process
@@ -126,7 +133,7 @@ def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _
         cpus = len(available_cpus())
     check_cpus("scheduler", cpus)
     if not isinstance(impl, str):
-        raise OptionError(f"@scheduler: impl={value_in_short(impl)}; it is the dotted name of a class, as 'package.module.Class'")
+        raise OptionError(f"@scheduler: impl={value_in_short(impl)}; it must be the dotted name of a class, as 'package.module.Class'")
     layer = Scheduler(cpus, impl)
 
     @edge

@@ -1,4 +1,4 @@
-"""Sources that people expect of a stream: iterables that wait for what is to come, and return at once when they are stopped.
+"""Sources of a stream: iterables that wait for values to come, and end at once when stopped.
 
 ::
 
@@ -29,14 +29,14 @@ __all__ = ["Source", "directory", "every", "lines", "merge", "queue"]
 
 T = TypeVar("T")
 
-#: How often a file that is followed is looked at (seconds).
+#: Seconds between two looks at a file that is followed.
 _LOOK = 0.05
 
 
 class Iteration(Iterator[T]):
-    """One time through a source, which can be stopped from another thread."""
+    """One pass through a source; another thread can stop it."""
 
-    #: A stream that ends tells it.
+    #: A stream that ends calls `stop`, and does not wait for the next value.
     stops_at_once = True
 
     def __init__(self, values: Callable[[threading.Event], Iterator[T]]) -> None:
@@ -53,18 +53,18 @@ class Iteration(Iterator[T]):
             raise
 
     def stop(self) -> None:
-        """End it: whoever waits for its next value comes to its end at once."""
+        """End it: a thread that waits for its next value gets StopIteration at once."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Let go of what it has open."""
+        """Close what it has open."""
         close = getattr(self._values, "close", None)
         if close is not None:
             close()
 
 
 class Source(Generic[T]):
-    """An iterable that can be stopped from another thread; whoever iterates over it then comes to its end."""
+    """An iterable that another thread can stop; all iterations over it then end."""
 
     stops_at_once = True
 
@@ -78,19 +78,21 @@ class Source(Generic[T]):
         return going
 
     def stop(self) -> None:
-        """End it: the iterations that are going on end at once."""
+        """End it: all iterations under way end at once."""
         for going in list(self._going):
             going.stop()
 
 
 @edge
 def every(seconds: float) -> Source[int]:
-    """The number of the tick (0, 1, 2 …), each so many seconds, without drift. Ticks for which nobody was ready are left out.
+    """The number of the tick (0, 1, 2 …), one every so many seconds, without drift.
 
-    for tick in every(0.5): print(tick)
+    Ticks that nobody was ready to take are skipped. Raises OptionError unless `seconds` is above 0.
+
+        for tick in every(0.5): print(tick)
     """
     if not seconds > 0:
-        raise OptionError(f"every({seconds!r}): the time between two ticks is a number of seconds above 0")
+        raise OptionError(f"every({seconds!r}): the time between two ticks must be a number of seconds above 0")
 
     @passes_on
     def values(stopped: threading.Event) -> Iterator[int]:
@@ -105,10 +107,12 @@ def every(seconds: float) -> Source[int]:
 
 @edge
 def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "utf-8") -> Source[str]:
-    """The lines of a text file without their ends; with `follow`, then those that are appended, for ever.
+    """The lines of a text file, without their ends; with `follow`, also those that are appended
+    later.
 
-    A file that is not there yet is waited for, one that is replaced or cut short is read anew from its start. A line is given
-    when its end has been written. Raises FileNotFoundError without `follow`.
+    A file that is not there yet is waited for. One that is replaced or cut short is read anew from
+    its start. A line is given when its end has been written. Raises FileNotFoundError without
+    `follow`.
 
         for line in lines("access.log"): print(line)
     """
@@ -136,7 +140,7 @@ def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "ut
 
 @passes_on
 def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> Iterator[str]:
-    """The lines of an open file until another stands under its name, or it is shorter than what was read of it."""
+    """The lines of an open file, until its name stands for another file or it has shrunk."""
     begun = b""
     replaced = False
     while True:
@@ -148,7 +152,7 @@ def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> 
                     return
                 yield line.removesuffix(b"\r").decode(encoding, "replace")
             continue
-        if replaced:  # and what was written before that has been read
+        if replaced:  # what was written before that has been read by now
             return
         if stopped.wait(_LOOK):
             return
@@ -156,7 +160,7 @@ def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> 
         try:
             there = os.stat(path)
         except FileNotFoundError:
-            continue  # moved away; its writer may not be done with it
+            continue  # moved away; its writer may still append to it
         replaced = (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
         if here.st_size < file.tell():
             file.seek(0)
@@ -165,10 +169,14 @@ def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> 
 
 @edge
 def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool = True) -> Source[Path]:
-    """The paths of the files in a directory whose names match the pattern, then those of new ones, for ever, each once.
+    """The paths of the files in a directory whose names match the pattern, then of new ones, each
+    once.
 
-    A file is new when its name is: write it under another name and rename it, so that nobody reads half of it.
-    `existing=False` leaves out those that are there at the start. Needs `pip install "py-entangle[dataflow]"`.
+    A file is new when its name is. Write it under another name and rename it, so that nobody reads
+    half of it. `existing=False` leaves out those that are there at the start. Needs the extra
+    `dataflow`.
+
+    Raises OptionError where there is no such directory, or watchfiles is not installed.
 
         for path in directory("incoming", "*.csv"): print(path)
     """
@@ -178,7 +186,7 @@ def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool =
         raise OptionError('directory(…) needs watchfiles: pip install "py-entangle[dataflow]"') from None
     folder = Path(path)
     if not folder.is_dir():
-        raise OptionError(f"directory({os.fspath(path)!r}): there is no such directory")
+        raise OptionError(f"directory({os.fspath(path)!r}): there is no such directory; make it first, or correct the path")
 
     def there() -> set[str]:
         with os.scandir(folder) as entries:
@@ -187,7 +195,8 @@ def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool =
     @passes_on
     def values(stopped: threading.Event) -> Iterator[Path]:
         seen: set[str] = set() if existing else there()
-        # The listing is what counts; the watcher says when to look at it, and so does the time now and then.
+        # The listing decides. The watcher says when to read it, and so does a timeout: an event may
+        # get lost.
         watcher = watchfiles.watch(
             folder,
             recursive=False,
@@ -223,9 +232,11 @@ _NEVER = object()
 
 @edge
 def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
-    """What is put into a queue (`queue.Queue`, `multiprocessing.Queue` …), until it is shut down, or `end` comes.
+    """What is put into a queue (`queue.Queue`, `multiprocessing.Queue` …).
 
-    for value in queue(q, end="that was all"): print(value)
+    Ends when `end` comes, or the queue is shut down.
+
+        for value in queue(q, end="that was all"): print(value)
     """
 
     @passes_on
@@ -248,16 +259,18 @@ def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
 
 @edge
 def merge(*sources: Iterable[T]) -> Source[T]:
-    """The values of several sources, or streams, as they come; it ends when all have ended. An error of one ends it.
+    """The values of several sources or streams, as they come.
 
-    for value in merge(lines("a.log"), lines("b.log")): print(value)
+    Ends when all have ended, or with the first error of one.
+
+        for value in merge(lines("a.log"), lines("b.log")): print(value)
     """
 
     @passes_on
     def values(stopped: threading.Event) -> Iterator[T]:
         changed = threading.Condition()
         come: collections.deque[tuple[bool, Any]] = collections.deque()
-        going = [iter(source) for source in sources]  # these are to end with us, and not whoever else iterates over a source
+        going = [iter(source) for source in sources]  # stopping these leaves other iterations alone
         left = len(going)
 
         def pull(source: Iterator[T]) -> None:
@@ -301,7 +314,8 @@ def merge(*sources: Iterable[T]) -> Source[T]:
                 for name in ("stop", "close"):
                     end = getattr(source, name, None)
                     if end is not None:
-                        with contextlib.suppress(Exception):  # a generator that is at work says so, and ends by itself
+                        # A generator that is running refuses to close, and ends by itself.
+                        with contextlib.suppress(Exception):
                             end()
             for thread in threads:
                 thread.join(0.5)

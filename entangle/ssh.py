@@ -27,7 +27,11 @@ class SSH(Far):
     transport: SSHTransport
 
     def ship(self, rest: Decorated) -> Callable[..., Any]:
-        """What runs here. The key is looked for now, where the call is about to run: it need not be there where it was written."""
+        """What runs here.
+
+        The key is looked for now, where the call is about to run. Where the task was decorated, it
+        may be missing.
+        """
         _ = self.transport.identity
         shipped = super().ship(rest)
         if self.transport.env is None:
@@ -68,17 +72,22 @@ def ssh(
     transport: str | None = None,
     **unknown: Any,
 ) -> Any:
-    """Run the function on another host, with the layers that stand below: their processes and cookies are that host's.
+    """Run the function on another host, with the layers below: their processes and cookies are
+    there.
 
-    `host` is a name, an address, or what `~/.ssh/config` calls it; `user`, `port` and `key` where that does not say. `key` is a
-    private key, or a path that ends in `.pub`, which means the private key beside it. `python` is the interpreter there, 3.10 or
-    newer; nothing else needs to be installed. `env` names a virtual environment there, or is its path: it is made if missing, and
-    gets the packages that the function imports, in the versions that are here.
-    The host's key is checked: `known_hosts` is a file, or "accept-new" to learn the keys of hosts that are not known yet, or False
-    for no check. `transport` is "openssh" (the ssh program; used where there is one) or "paramiko".
+    - `host`: a name, an address, or what `~/.ssh/config` calls it.
+    - `user`, `port`, `key`: where that file does not say. `key` is a private key, or a path that
+      ends in `.pub`, which means the private key beside it.
+    - `python`: the interpreter there, 3.10 or newer. Nothing else needs to be installed.
+    - `env`: the name or path of a virtual environment there. It is made if missing, and gets the
+      packages that the function imports, in the versions that are here.
+    - `known_hosts`: the file that host keys are checked with, "accept-new" to accept keys of new
+      hosts, or False for no check.
+    - `transport`: "openssh" (the ssh program; the default where there is one) or "paramiko".
 
-    Raises OptionError here for bad options, and when a call is run for a key that is not there; a run raises UnreachableError,
-    HostKeyError, LoginRefusedError, UnfitPythonError and LinkLostError, each with what to do.
+    Raises OptionError here for bad options, and when a call is run for a key that is missing.
+    Running a call raises UnreachableError, HostKeyError, LoginRefusedError, UnfitPythonError and
+    LinkLostError; each says what to do.
 
         @ssh(host="miko", user="me")
         @process
@@ -93,13 +102,14 @@ def ssh(
         if value is not None:
             check_word(option, value)
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536):
-        raise OptionError(f"@ssh: port={value_in_short(port)}; it is a whole number from 1 to 65535")
+        raise OptionError(f"@ssh: port={value_in_short(port)}; it must be a whole number from 1 to 65535")
     if known_hosts is True or not isinstance(known_hosts, (str, bool, type(None))):
         raise OptionError(
-            f"@ssh: known_hosts={value_in_short(known_hosts)}; it is the path of a file, {LEARN!r} to learn new keys, or False for no check"
+            f"@ssh: known_hosts={value_in_short(known_hosts)}; it must be the path of a file, {LEARN!r} to accept keys of new hosts, "
+            f"or False for no check"
         )
     if transport not in (None, "openssh", "paramiko"):
-        raise OptionError(f"@ssh: transport={value_in_short(transport)}; it is 'openssh' or 'paramiko'")
+        raise OptionError(f"@ssh: transport={value_in_short(transport)}; it must be 'openssh' or 'paramiko'")
     layer = SSH(SSHTransport(host, user, key, python, port, env, known_hosts, transport))
 
     @edge

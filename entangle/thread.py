@@ -59,12 +59,17 @@ def thread(
     shared_memory: bool = False,
     **unknown: Any,
 ) -> Any:
-    """Run the function in a worker thread of the process that runs the call: for what waits rather than computes.
+    """Run the function in a worker thread of the calling process: for what waits rather than
+    computes.
 
-    The options are those of @process, without `fresh`. A thread cannot be killed: at the end of its `timeout` (seconds)
-    the caller gets ThreadTimeoutException, the body goes on to its own end, and its value is dropped. A program that it
-    has started is its own to end: no worker process stands between the two, which could be killed with all it started.
-    Raises OptionError here for bad options, ThreadTerminatedException where a body means to end the interpreter.
+    The options are those of @process, without `fresh`. A thread cannot be killed: after `timeout`
+    seconds the caller gets ThreadTimeoutException, the body runs on, and its value is dropped. Nor
+    are the programs killed that the body has started: only a worker process could take them with
+    it.
+
+    Raises OptionError here for bad options. Running a call raises what the function raises,
+    ThreadTimeoutException, and ThreadTerminatedException where the body tries to end the
+    interpreter.
 
         @thread(timeout=5)
         def page(url): return urlopen(url).read()

@@ -27,7 +27,7 @@ class Workflow(Layer):
 
             if not isinstance(graph, str):
                 raise OptionError(
-                    f"@workflow: graph={value_in_short(graph)}; it is the address of a Gremlin server, such as ws://localhost:8182/gremlin"
+                    f"@workflow: graph={value_in_short(graph)}; it must be the address of a Gremlin server, such as ws://localhost:8182/gremlin"
                 )
             try:
                 check_address(graph)
@@ -44,10 +44,14 @@ def workflow(function: Callable[P, R], /) -> Task[P, R]: ...
 def workflow(*, graph: str | None = None) -> Decorator: ...
 @edge
 def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: Any) -> Any:
-    """Make a function a workflow: its body runs where the call is run and returns a call, whose value is the workflow's.
+    """Make a function a workflow: its body returns a call, and the value of that call is the
+    workflow's.
 
-    A body may also return a plain value. Arguments that are calls are run first, in parallel. `graph` is the address of a
-    Gremlin server (`ws://…`, `wss://…`) to which the records of its runs are sent. Raises OptionError for other options.
+    The body runs where the workflow's call is run. It may also return a plain value. Arguments that
+    are calls are run first, in parallel. `graph` is the address of a Gremlin server (`ws://…`,
+    `wss://…`) that gets the records of its runs.
+
+    Raises OptionError here for bad options.
 
         @workflow
         def total(names): return add(*[size(name) for name in names])

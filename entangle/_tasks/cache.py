@@ -1,7 +1,8 @@
-"""`cache=True`: a value is remembered by the function's code, by what that uses, and by its arguments.
+"""`cache=True`: a value is remembered by the function's code, by what that uses, and by its
+arguments.
 
-The memory is a directory in the home of the process, one file a value, so that every worker of the process tree finds
-what another has computed. It goes with the process.
+The values are in a directory in the home of the process, one file each, so that every worker of the
+process tree finds what another has computed. The directory goes with the process.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from entangle._tasks.layer import Layer
 
 
 class Cache(Layer):
-    """Looks a value up before the function runs, and writes it down after."""
+    """Looks a value up before the function runs, and stores it after."""
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The remembered value, else the function's. Raises CacheKeyError where something has no fixed form to be remembered by."""
+        """The remembered value, else the function's.
+
+        Raises CacheKeyError where the function or an argument has no fixed form to be the key.
+        """
         key = fingerprint(getattr(inner, "__name__", "?"), inner, args, kwargs)
         directory = os.path.join(homes.home().path, "cache")
         path = os.path.join(directory, key)
@@ -32,7 +36,7 @@ class Cache(Layer):
         except FileNotFoundError:
             pass
         value = inner(*args, **kwargs)
-        # A value that cannot be written down is not remembered; whether it can travel is for others to say.
+        # A value that cannot be pickled is not remembered. If it must travel, the engine raises.
         with contextlib.suppress(Exception):
             body = dumps(value)
             os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -40,7 +44,7 @@ class Cache(Layer):
             try:
                 with open(draft, "xb", opener=homes.private) as file:
                     file.write(body)
-                os.rename(draft, path)  # whoever reads sees all of it or nothing
+                os.rename(draft, path)  # readers see all of it or nothing
             except OSError:
                 with contextlib.suppress(OSError):
                     os.unlink(draft)

@@ -14,7 +14,9 @@ On = type[BaseException] | tuple[type[BaseException], ...] | None
 
 
 class Terms(Layer):
-    """How a body is carried: by whom, for how long, how often it is tried, whether its value is remembered."""
+    """How a body runs: who carries it, how long, how often it is tried, whether its value is
+    kept.
+    """
 
     def __init__(
         self,
@@ -32,16 +34,18 @@ class Terms(Layer):
     ) -> None:
         for name, value in (("timeout", timeout), ("wait", wait)):
             if value is not None and not (_is_number(value) and value > 0):
-                raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it is a number of seconds above 0, or None for no limit")
+                raise OptionError(
+                    f"@{decorator}: {name}={value_in_short(value)}; it must be a number of seconds above 0, or None for no limit"
+                )
         for name, value in (("sleep", sleep), ("backoff", backoff), ("jitter", jitter)):
             if not _is_number(value) or value < 0:
-                raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it is a number, 0 or above")
+                raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it must be a number, 0 or above")
         if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= 250:
-            raise OptionError(f"@{decorator}: retry={value_in_short(retry)}; it is a whole number of further attempts, 0 to 250")
+            raise OptionError(f"@{decorator}: retry={value_in_short(retry)}; it must be a whole number of further attempts, 0 to 250")
         types = (Exception,) if on is None else on if isinstance(on, tuple) else (on,)
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise OptionError(f"@{decorator}: on={value_in_short(on)}; it is an exception type, or a tuple of them")
+                raise OptionError(f"@{decorator}: on={value_in_short(on)}; it must be an exception type, or a tuple of them")
         check_whether(decorator, cache=cache, shared_memory=shared_memory)
         self._decorator = decorator
         self._terms: dict[str, Any] = {
@@ -65,11 +69,11 @@ class Terms(Layer):
             self.injected = ("smm", "sm")
 
     def terms(self) -> dict[str, Any]:
-        """What the engine sees to."""
+        """What the engine enforces."""
         return self._terms
 
     def accept(self, function: Callable[..., Any]) -> None:
-        """With `shared_memory`, the function must take what it is given."""
+        """With `shared_memory`, refuse a function that does not take `smm` and `sm`."""
         if not self._terms["shared_memory"]:
             return
         import inspect
@@ -80,7 +84,7 @@ class Terms(Layer):
         if missing:
             name = getattr(function, "__name__", repr(function))
             raise OptionError(
-                f"@{self._decorator}(shared_memory=True): {name} must declare the keyword arguments smm and sm; "
+                f"@{self._decorator}(shared_memory=True): {name} must take the keyword arguments smm and sm; "
                 f"it lacks {' and '.join(missing)}. Write `def {name}(..., smm=None, sm=None)`"
             )
 
@@ -90,14 +94,17 @@ class Terms(Layer):
 
 
 def check_whether(decorator: str, **options: object) -> None:
-    """Raise OptionError for what is neither true nor false: a text that says "no" would count as true."""
+    """Refuse an option that is neither true nor false: a text that says "no" would count as true.
+
+    Raises OptionError.
+    """
     for name, value in options.items():
         if value is not None and not isinstance(value, int) and type(value).__name__ not in ("bool_", "bool"):
-            raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it is True or False")
+            raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it must be True or False")
 
 
 def _is_number(value: object) -> bool:
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number beyond all others
+    except OverflowError:  # an int that no float can hold
         return False

@@ -1,4 +1,4 @@
-"""The layer of @request: a web server is asked first, and the function is called with the answer's content."""
+"""The layer of @request: ask a web server, then call the function with the answer's content."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from entangle._shared.masks import beginning, masked
 from entangle._tasks.layer import Layer
 from entangle.errors import RequestError
 
-#: Methods whose fields go into the query, and that may be redirected.
+#: Methods whose fields go into the query, and whose redirects are followed.
 _QUERY = ("GET", "HEAD", "DELETE", "OPTIONS")
-#: Characters of an error's body that its message shows.
+#: Characters of an error page that the message shows.
 _START = 300
 
 
 class Request(Layer):
-    """The layer of @request: asks first, then runs the function with the answer's content."""
+    """The layer of @request."""
 
     takes_arguments = True
 
@@ -28,7 +28,9 @@ class Request(Layer):
         self.headers = dict(headers)
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Send the keyword arguments, and call the function with the content, followed by the positional arguments."""
+        """Send the keyword arguments; call the function with the content, then the positional
+        arguments.
+        """
         return inner(self._ask(kwargs), *args)
 
     def _ask(self, fields: dict[str, Any]) -> bytes:
@@ -46,7 +48,8 @@ class Request(Layer):
             sent["json" if "json" in said else "data"] = fields
         shown = _without_secrets(self.url)
         try:
-            # Redirects of GET are followed, as browsers do; a body is not sent to where its author did not mean it to go.
+            # Redirects of GET are followed, as by browsers. A body is not sent on: its author named
+            # this URL, and no other.
             response = httpx.request(
                 self.method,
                 url,

@@ -1,12 +1,14 @@
-"""Logging set up in one line, for programs that have no wishes of their own.
+"""Logging set up in one line, for programs with no wishes of their own.
 
-Importing one of these modules configures the root logger, and gives the standard library's `logging` module to work with:
+Importing one of these modules configures the root logger, and gives the standard library's
+`logging`:
 
     from entangle.logging.info import logging     # INFO and above, to stderr
     from entangle.logging.debug import logging    # everything, to stderr
-    from entangle.logging.file import logging     # everything, to entangle.log in the working directory
+    from entangle.logging.file import logging     # everything, to entangle.log here
 
-These are the only modules of the package whose import has an effect. They use `logging.basicConfig`, which leaves a root
-logger that already has handlers as it is: a program that configures logging first keeps its own configuration, and of
-several of these imports the first one counts.
+These are the only modules of the package whose import has an effect. They use
+`logging.basicConfig`, which changes nothing where the root logger has handlers. So a program that
+has configured logging keeps its configuration, and of several of these imports the first one
+counts.
 """

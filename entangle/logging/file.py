@@ -1,7 +1,7 @@
-"""`from entangle.logging.file import logging`: messages of every level are appended to `entangle.log`.
+"""`from entangle.logging.file import logging`: messages of every level go to `entangle.log`.
 
-The file is made in the directory in which the program runs when the import happens. Processes that a run starts append
-to the same file.
+The file is in the working directory of the program at the time of the import. Messages are appended
+to it, also by the processes that a run starts.
 
 Example:
     from entangle.logging.file import logging
@@ -14,7 +14,7 @@ __all__ = ["logging"]
 
 logging.basicConfig(
     filename="entangle.log",
-    # Without it the encoding would be the locale's, and a message might fail to be written for a letter it holds.
+    # The locale's encoding may lack a character of a message, which would then not be written.
     encoding="utf-8",
     format="%(asctime)s : %(levelname)s : %(message)s",
     level=logging.DEBUG,

@@ -64,7 +64,7 @@ def test_what_is_no_host_is_refused(wrong: str, options: list[str], capsys: pyte
     assert main(["hosts", "check", *options, "--", wrong]) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert re.search("it is a name|a port is", told.err)
+    assert re.search("it must be a name|a port is", told.err)
 
 
 def test_what_would_be_missing_is_said() -> None:

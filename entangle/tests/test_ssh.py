@@ -370,7 +370,7 @@ def test_what_the_modules_of_a_project_import_is_installed_too(hosts: Hosts, tmp
 def test_no_environment_is_made_among_files_of_the_users(hosts: Hosts, tmp_path: Path) -> None:
     """Where the making of it is broken off, all that is there is removed."""
     (tmp_path / "thesis").write_text("mine", encoding="utf-8")
-    with pytest.raises(UnfitPythonError, match="there are files in it, and it is no environment"):
+    with pytest.raises(UnfitPythonError, match="there are files in it, and it is no virtual environment"):
         ssh(**hosts.options("alpha", env=str(tmp_path)))(where)()()
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
 

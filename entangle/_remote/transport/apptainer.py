@@ -1,6 +1,7 @@
-"""A container by the command of Apptainer, or of Singularity, which takes the same words: an image file or a URL in, a Python out.
+"""A container by the command of Apptainer or of Singularity, which take the same words.
 
-Nothing of this machine is in there but what `volumes` name: no home, no `/tmp`, no environment.
+The image is a file or a URL. The container sees nothing of this machine but what `volumes` name: no
+home, no `/tmp`, no environment.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ class ApptainerTransport(Transport):
 
     @property
     def place(self) -> str:
-        """The image, without the way to it."""
+        """The image, without its directory."""
         return os.path.basename(self.image)
 
     @property
     def timeout(self) -> float:
-        """A URL is fetched and converted first."""
+        """Longer for a URL, which is fetched and converted first."""
         return 1800.0 if "://" in self.image else 60.0
 
     def command(self, program: str, arguments: Sequence[str], packages: str | None = None, *, writable: bool = False) -> list[str]:
-        """The words of the command: options in, argv out."""
+        """The command that runs the image's Python: options in, argv out."""
         words = [program, "exec", "--containall", "--no-home", "--cleanenv", "--pwd", "/tmp", "--writable-tmpfs"]
         if self.gpus:
             words.append("--nv")
@@ -83,7 +84,7 @@ class ApptainerTransport(Transport):
         return ProcessStream(self.command(program, arguments, packages))
 
     def _program(self) -> str:
-        """The program of that name, else the other, which is the same under an older or a newer name."""
+        """The path of `program`, else of the other one: both are the same under two names."""
         other = "singularity" if self.program == "apptainer" else "apptainer"
         found = shutil.which(self.program) or shutil.which(other)
         if found is None:
@@ -93,7 +94,10 @@ class ApptainerTransport(Transport):
         return found
 
     def _installed(self, program: str) -> str:
-        """The directory with the packages for this image: filled by the image's own pip, once, and kept in the user's cache."""
+        """The directory with the packages for this image.
+
+        The image's own pip fills it, once; it is kept in the user's cache.
+        """
         recipe = hashlib.sha256(repr((self.image, _age(self.image), self.packages, self.python)).encode()).hexdigest()[:24]
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         place = os.path.join(cache, "entangle", "packages", recipe)

@@ -1,7 +1,8 @@
-"""Images with packages added: made from a given image by pip, once, and found again by what went into them.
+"""Images with packages added: pip makes one from a given image, once. The tag is a hash of its
+recipe.
 
-A container of the image runs pip as root, and is then kept as an image. What pip must know of this machine (an index of its own,
-a certificate) is given to that one command and stays out of the image.
+A container of the image runs pip as root, and is then committed as an image. What pip must know of
+this machine (a package index, a certificate) goes to that one command and stays out of the image.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from entangle.errors import ImageError
 #: The repository of derived images; the tag is made of the image below and of the packages.
 REPOSITORY = "entangle-derived"
 _PLACE = "/tmp/entangle-packages"
-#: What pip is told of the machine that it runs on, and what everybody is.
+#: Settings of pip that depend on this machine.
 _OF_THIS_MACHINE = (
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",
@@ -42,13 +43,13 @@ _QUIETLY = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "PIP_NO_INPUT": "1",
     "PIP_ROOT_USER_ACTION": "ignore",
-    "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the system is the container's, and this is what it is for
+    "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the container has no other use for it
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes into a derived image: packages, as names or as files of this machine, installed by the image's own Python."""
+    """What goes into a derived image: packages, as names or as files of this machine."""
 
     image: str
     packages: tuple[str, ...]
@@ -57,7 +58,7 @@ class Recipe:
 
 
 def base_image(client: Any, image: str) -> dict[str, Any]:
-    """What the daemon knows of an image; it is pulled where it is not there. Raises ImageError."""
+    """What the daemon knows of an image; pulled where it is not there. Raises ImageError."""
     from docker import errors
 
     try:
@@ -69,7 +70,7 @@ def base_image(client: Any, image: str) -> dict[str, Any]:
         if not error.is_client_error():
             raise
         told = error.explanation or error
-        raise ImageError(f"image={image!r} is no name that docker takes: {told}; write it as 'python:3.13-slim'") from None
+        raise ImageError(f"image={image!r} is not a valid name: {told}; write it as 'python:3.13-slim'") from None
     try:
         name, tag = _parted(image)
         for event in client.pull(name, tag=tag, stream=True, decode=True):
@@ -82,7 +83,7 @@ def base_image(client: Any, image: str) -> dict[str, Any]:
 
 
 def _parted(image: str) -> tuple[str, str | None]:
-    """The name and the tag; a digest stays with the name, a port is no tag."""
+    """The name and the tag. A digest stays with the name; a port is no tag."""
     if "@" in image:
         return image, None
     name, colon, tag = image.rpartition(":")
@@ -90,7 +91,10 @@ def _parted(image: str) -> tuple[str, str | None]:
 
 
 def with_packages(client: Any, base: dict[str, Any], recipe: Recipe) -> str:
-    """The id of the image with these packages; made if nobody has made it yet. Raises ImageError with what pip says."""
+    """The id of the image with these packages; it is made where there is none yet.
+
+    Raises ImageError with pip's own words.
+    """
     from docker import errors
 
     files = {package: os.path.abspath(package) for package in recipe.packages if os.path.isfile(package)}
@@ -112,15 +116,17 @@ def with_packages(client: Any, base: dict[str, Any], recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def _alone(tag: str) -> Iterator[None]:
-    """One of us at a time makes an image: in all processes of this user."""
-    path = os.path.join(private_folder(), f"{tag}.lock")  # where nobody else can put anything of this name
+    """Hold a lock: one process of this user at a time makes an image."""
+    # A folder of this user alone: nobody else can plant a link there.
+    path = os.path.join(private_folder(), f"{tag}.lock")
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 break
-        os.close(fd)  # whoever had it has removed it
+        # Its last holder has removed the file: lock the new one.
+        os.close(fd)
     try:
         yield
     finally:
@@ -153,12 +159,15 @@ def _make(client: Any, base: dict[str, Any], recipe: Recipe, files: dict[str, st
     except errors.APIError as error:
         told = str(error.explanation or error)
         if "executable file not found" in told or "no such file" in told:
-            raise ImageError(f"the image {recipe.image!r} has no Python at {recipe.python!r} to install packages with") from None
+            raise ImageError(
+                f"the image {recipe.image!r} has no Python at {recipe.python!r} to install packages with; "
+                f"say where it is: python='/path/to/python3'"
+            ) from None
         raise ImageError(f"packages cannot be added to the image {recipe.image!r}: {told}") from None
 
 
 def _as_it_was(base: dict[str, Any]) -> list[str]:
-    """What the container was given for this one occasion, as the image had it."""
+    """Dockerfile instructions that restore the image's own entry point, command and user."""
     import json
 
     config = base.get("Config") or {}
@@ -179,7 +188,10 @@ def _install(client: Any, identity: str, recipe: Recipe, files: dict[str, str]) 
     if _run(client, identity, [*pip, "--version"], {})[0]:
         wheel = _pip_of_our_own()
         if wheel is None:
-            raise ImageError(f"the image {recipe.image!r} has no pip to install {masked(' '.join(recipe.packages))} with")
+            raise ImageError(
+                f"the image {recipe.image!r} has no pip, and the Python here bundles none; "
+                f"name an image with pip to install {masked(' '.join(recipe.packages))}"
+            )
         sent[os.path.basename(wheel)] = wheel
         pip = [recipe.python, f"{_PLACE}/{os.path.basename(wheel)}/pip"]
     _send(client, identity, sent)
@@ -192,7 +204,7 @@ def _install(client: Any, identity: str, recipe: Recipe, files: dict[str, str]) 
 
 
 def _run(client: Any, identity: str, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command in a container; its exit status, and what it said."""
+    """Run a command in a container; its exit status and its output."""
     started = client.exec_create(identity, command, environment=environment, user="0:0")
     said: bytes = client.exec_start(started["Id"])
     return client.exec_inspect(started["Id"])["ExitCode"] or 0, said.decode(errors="replace")
@@ -210,7 +222,7 @@ def _send(client: Any, identity: str, files: dict[str, str]) -> None:
 
 
 def _pip_of_our_own() -> str | None:
-    """The pip that Python brings along for its environments: a wheel can be run as it is."""
+    """The wheel of pip that Python bundles for ensurepip. A wheel runs as it is."""
     import ensurepip
 
     found = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(ensurepip.__file__)), "_bundled", "pip-*.whl")))
@@ -218,7 +230,7 @@ def _pip_of_our_own() -> str | None:
 
 
 def settings_of_pip() -> tuple[dict[str, str], str | None]:
-    """What pip is told on this machine about where packages come from, and the certificate that it is told to trust."""
+    """What pip is told here about package indexes, and the certificate file that it trusts."""
     found = {}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, timeout=20, check=True)

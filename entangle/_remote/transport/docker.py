@@ -1,7 +1,8 @@
-"""A docker container: the agent is its first process, so that with the agent everything in it ends, and docker removes it.
+"""A docker container. Its first process is the agent: when the agent ends, docker removes it.
 
-The container's stdin is open for one client only (StdinOnce). When that client goes away, however we end, the agent reads the end
-of its stdin, and ends. What remains for `docker_leftovers.py` are containers that were made and never started.
+The container's stdin is open for one client only (StdinOnce). When that client goes away, however
+we end, the agent reads the end of its stdin, and ends. `docker_leftovers.py` removes the rest:
+containers that were made and never started.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from entangle.errors import FarError, ImageError, OptionError, UnfitPythonError,
 
 @dataclass(frozen=True)
 class DockerTransport(Transport):
-    """The options of @docker, as what can be compared: pairs instead of dicts."""
+    """The options of @docker. Pairs instead of dicts, so that they can be compared and hashed."""
 
     image: str
     packages: tuple[str, ...] = ()
@@ -43,7 +44,10 @@ class DockerTransport(Transport):
         return self.image
 
     def open(self, arguments: Sequence[str]) -> ByteStream:
-        """Start a container with the agent in it. Raises UnreachableError without a daemon, ImageError without the image."""
+        """Start a container with the agent in it.
+
+        Raises UnreachableError without a daemon, ImageError without the image.
+        """
         with connected() as client:
             from docker import errors
 
@@ -71,10 +75,10 @@ class DockerTransport(Transport):
                 absent = re.search(r"bind source path does not exist: (.*)", told)
                 if absent:
                     raise OptionError(
-                        f"@docker: volumes: there is no {absent[1]!r} on the machine of the docker daemon; make it first, or name a "
-                        f"volume of docker's, which has no slash in its name"
+                        f"@docker: volumes: there is no {absent[1]!r} on the machine of the docker daemon; make it first, or write "
+                        f"the name of a docker volume, without a slash"
                     ) from None
-                raise ImageError(f"@docker(image={self.image!r}): {told}") from None
+                raise ImageError(f"@docker(image={self.image!r}): docker cannot make a container of it: {told}") from None
             try:
                 return start(client, identity)
             except BaseException:
@@ -83,14 +87,14 @@ class DockerTransport(Transport):
 
     def _environment(self) -> dict[str, str]:
         given = dict(self.environment)
-        # A user whom the image does not know has no home of his own there.
+        # A user that the image does not know has no home there.
         return given if os.geteuid() == 0 else {"HOME": "/tmp", **given}
 
     def _host_config(self, client: Any) -> Any:
         from docker import errors, types
 
         requests = None
-        # What the runtime has is asked for only where somebody might want it.
+        # Asking for the runtimes takes a round trip: only where GPUs may be wanted.
         has_gpus = self.gpus not in (0, ()) and "nvidia" in client.info().get("Runtimes", {})
         if has_gpus:
             chosen: dict[str, Any] = {"count": -1}
@@ -101,7 +105,7 @@ class DockerTransport(Transport):
             requests = [types.DeviceRequest(driver="nvidia", capabilities=[["gpu"]], **chosen)]
         elif self.gpus not in (None, 0, ()):
             raise UnreachableError(
-                f"@docker(gpus={self.gpus!r}): docker has no GPU runtime here; install the NVIDIA container toolkit, or leave gpus away"
+                f"@docker(gpus={self.gpus!r}): docker has no GPU runtime here; install the NVIDIA container toolkit, or leave out gpus"
             )
         binds, mounts = self._mounted()
         try:
@@ -113,17 +117,20 @@ class DockerTransport(Transport):
                 mem_limit=self.memory,
                 nano_cpus=None if self.cpus is None else round(self.cpus * 1e9),
                 device_requests=requests,
-                # What it writes are frames, for us alone; docker would keep a copy of all of them on its disk.
+                # Its output is frames, for us alone; docker would log all of them on its disk.
                 log_config=types.LogConfig(type="none"),
                 security_opt=["no-new-privileges:true"],
-                # Values travel through it; docker's own 64 MB would send everything large over a disk.
+                # The store needs it; with docker's default, 64 MB, large values would go to a disk.
                 shm_size=max(1 << 26, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2),
             )
         except (errors.DockerException, TypeError, ValueError) as error:
             raise ImageError(f"@docker(image={self.image!r}): {error}") from None
 
     def _mounted(self) -> tuple[list[str], list[Any]]:
-        """Volumes, as binds and as mounts. Of a path that is not there a bind makes a directory of root's; a mount refuses it."""
+        """Volumes, as binds and as mounts.
+
+        Where the path is missing, a bind would make a directory of root's; a mount refuses.
+        """
         from docker import types
 
         binds, mounts = [], []
@@ -131,7 +138,7 @@ class DockerTransport(Transport):
             here, there, *words = volume.split(":", 2)
             if here.startswith("/") and not set(words) - {"ro", "rw"}:
                 mounts.append(types.Mount(there, here, type="bind", read_only="ro" in words))
-            else:  # a volume of docker's, or what mounts cannot say, as labels of SELinux
+            else:  # a volume of docker's, or options that mounts lack, as SELinux labels
                 binds.append(volume)
         return binds, mounts
 
@@ -146,7 +153,7 @@ class DockerTransport(Transport):
 
 
 def _user(base: dict[str, Any]) -> str | None:
-    """The caller, so that files he shares stay his; where the image says who runs in it, that one."""
+    """The caller's ids, so that files stay the caller's; None where the image names a user."""
     if (base.get("Config") or {}).get("User"):
         return None
     return f"{os.geteuid()}:{os.getegid()}"

@@ -1,4 +1,4 @@
-"""The docker daemon: how it is reached, and what marks a container there as ours."""
+"""The docker daemon: how to reach it, and the labels that mark a container as ours."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from typing import Any
 from entangle._shared.home import home
 from entangle.errors import UnreachableError
 
-#: Labels of our containers and images: what made them, for which user, for which home, and where its path is valid.
+#: Labels of our containers and images: what it is, the user, the home of the process that made it,
+#: and where the path of that home is valid.
 MARK, USER, HOME, MACHINE = "entangle", "entangle.user", "entangle.home", "entangle.machine"
 SOCKET = "/var/run/docker.sock"
-#: Seconds for the daemon to answer.
+#: Seconds that an answer of the daemon may take.
 _ANSWER = 60
 
 
 @contextlib.contextmanager
 def connected(seconds: int = _ANSWER) -> Iterator[Any]:
-    """The daemon, as docker's own library speaks to it, with so long for each answer. Raises UnreachableError where there is none."""
+    """A client of the daemon, from docker's own library; each answer may take `seconds`.
+
+    Raises UnreachableError where no daemon answers.
+    """
     try:
         import docker
         import docker.utils
     except ImportError:
         raise UnreachableError("@docker needs docker's library: pip install 'py-entangle[docker]'") from None
     _knock()
-    client = docker.APIClient.__new__(docker.APIClient)  # so that there is something to close when the rest fails
+    # In two steps: an __init__ that fails leaves sockets open, and must leave a client to close.
+    client = docker.APIClient.__new__(docker.APIClient)
     try:
         docker.APIClient.__init__(client, **docker.utils.kwargs_from_env(), version="auto", timeout=seconds)
     except docker.errors.DockerException as error:
@@ -45,7 +50,7 @@ def connected(seconds: int = _ANSWER) -> Iterator[Any]:
 
 
 def _knock() -> None:
-    """See whether somebody listens at the usual socket: docker's library leaves a socket open where nobody does."""
+    """Fail early where nobody listens: docker's library would leave a socket open."""
     where = os.environ.get("DOCKER_HOST") or f"unix://{SOCKET}"
     if not where.startswith("unix://"):
         return
@@ -61,7 +66,7 @@ def _knock() -> None:
 def _no_daemon(error: Exception) -> str:
     where = os.environ.get("DOCKER_HOST") or SOCKET
     told = str(error)
-    # requests has one tree for both: what an answer says, and that there is none.
+    # An exception of requests with a response: the daemon answered, with an error.
     if any(getattr(one, "response", None) is not None for one in (error, error.__cause__)):
         return f"the docker daemon at {where} answers, but not with what @docker needs of it. It said: {told[-300:]}"
     if "Permission denied" in told or "PermissionError" in told:
@@ -70,12 +75,12 @@ def _no_daemon(error: Exception) -> str:
 
 
 def labels() -> dict[str, str]:
-    """Whose container it is."""
+    """The labels of a container that this process makes."""
     return {MARK: "container", USER: str(os.getuid()), HOME: home().path, MACHINE: machine()}
 
 
 def machine() -> str:
-    """What a path means the same in: this machine, until it is started anew, and the mounts that this process sees."""
+    """Where a path means the same file: this boot of this machine, and this mount namespace."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/mnt')}"

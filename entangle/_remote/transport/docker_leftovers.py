@@ -1,4 +1,6 @@
-"""Docker containers that a crash has left: which of them are ours and have nobody any more, and their removal."""
+"""Docker containers that a crash has left: how to tell them from containers in use, and their
+removal.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ from entangle.errors import UnreachableError
 
 
 def sweep_containers(left: list[str] | None = None, unseen: list[str] | None = None) -> list[str]:
-    """Remove this user's containers whose process is gone; gives what was removed. A container that cannot be removed is a line of
-    `left`; that docker cannot be asked, one of `unseen`."""
+    """Remove this user's containers whose process is gone; gives the names of those removed.
+
+    Appends a line to `left` for each container that cannot be removed, and to `unseen` where docker
+    cannot be asked.
+    """
     import importlib.util
 
     unasked: list[str] = []
@@ -23,7 +28,8 @@ def sweep_containers(left: list[str] | None = None, unseen: list[str] | None = N
             with connected() as client:
                 removed = _sweep(client, told, unasked)
         except UnreachableError as error:
-            if not isinstance(error.__cause__, PermissionError):  # who is not let in has no container there
+            # A user who may not ask the daemon has no container there.
+            if not isinstance(error.__cause__, PermissionError):
                 unasked.append(f"containers, if there are any: {error}")
     if left is not None:
         left += told
@@ -33,11 +39,11 @@ def sweep_containers(left: list[str] | None = None, unseen: list[str] | None = N
 
 
 def _sweep(client: Any, left: list[str], unseen: list[str]) -> list[str]:
-    """Remove containers of ours whose home is gone. What the daemon does not tell is not gone, nor is what cannot be seen from here."""
+    """Remove containers of ours whose home is gone. What cannot be seen from here is not gone."""
     from docker import errors
     from requests.exceptions import RequestException
 
-    sweep()  # a home that is there afterwards is somebody's
+    sweep()  # removes homes of dead processes: those that remain are in use
     removed: list[str] = []
     try:
         wanted = [f"{MARK}=container", f"{USER}={os.getuid()}"]
@@ -47,7 +53,7 @@ def _sweep(client: Any, left: list[str], unseen: list[str]) -> list[str]:
                 try:
                     client.remove_container(found["Id"], force=True, v=True)
                 except errors.NotFound:
-                    continue  # somebody else was quicker
+                    continue  # another sweep was quicker
                 except errors.APIError as error:
                     if error.status_code != 409:  # 409: its removal is under way
                         left.append(f"{name}: {error.explanation or error}")
@@ -61,8 +67,9 @@ def _sweep(client: Any, left: list[str], unseen: list[str]) -> list[str]:
 def _is_gone(told: dict[str, str]) -> bool:
     """Whether the process that made a container is gone, by the labels of the container.
 
-    It was this user's, and saw the files that we see: then it is gone if its home is. A home of another user cannot be looked into, and
-    in another container or on another machine the same path is another place; there a home that is not found tells nothing.
+    It is gone if its home is, provided that it was this user's and saw the files that we see. The
+    home of another user cannot be looked into. In another container or on another machine the same
+    path is another place, so a home that is not found there proves nothing.
     """
     path = told.get(HOME, "")
     if not path or told.get(USER) != str(os.getuid()) or told.get(MACHINE) != machine():
@@ -80,7 +87,7 @@ _swept = False
 
 
 def sweep_once(client: Any) -> None:
-    """Whoever uses docker anyway removes what others could not. What goes wrong with it is no affair of his call."""
+    """Sweep at this process's first use of docker. A failure is no concern of the call at hand."""
     global _swept
     if not _swept:
         _swept = True

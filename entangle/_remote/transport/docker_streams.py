@@ -1,4 +1,4 @@
-"""The stdin and stdout of a docker container as a stream: by docker's own program, or by its library."""
+"""A docker container's stdin and stdout as a stream: by docker's program or by its library."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from entangle._remote.transport.docker_daemon import connected, remove
 from entangle._remote.wire.byte_stream import ByteStream, ProcessStream, PumpedStream
 
-#: Seconds for a container to be gone once its agent has ended.
+#: Seconds until a container whose agent has ended is removed by force.
 _GONE = 3.0
 
 
 def start(client: Any, identity: str) -> ByteStream:
-    """Start a container that has been made; its stdin and stdout."""
+    """Start a container that has been made; gives its stdin and stdout."""
     program = shutil.which("docker")
     if program is not None:
         return _Attached([program, "--context", "default", "start", "--attach", "--interactive", identity], identity)
@@ -26,26 +26,30 @@ def start(client: Any, identity: str) -> ByteStream:
 
 
 class _Attached(ProcessStream):
-    """A container by way of docker's own program, which carries the bytes without a thread of ours."""
+    """A container by docker's own program, which carries the bytes without a thread of ours."""
 
     def __init__(self, command: Sequence[str], identity: str) -> None:
         super().__init__(command)
         self._identity = identity
 
     def close(self) -> None:
-        """End the agent; the container goes with it, or is made to."""
+        """End the agent. The container ends with it, or is removed."""
         super().close()
         _see_off(self._identity)
 
 
 def _attach(client: Any, identity: str) -> ByteStream:
-    """A container by way of docker's library, where there is no docker program. Its stdout and stderr come mixed, in frames."""
+    """A container by docker's library, where there is no docker program.
+
+    Its stdout and stderr come mixed, in frames of docker's: eight bytes of header (kind, length),
+    then the data.
+    """
     held = client.attach_socket(identity, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
     link = getattr(held, "_sock", held)
     link.settimeout(None)
     client.start(identity)
     errors, into = os.pipe()
-    left = 0  # bytes of the frame that is being read
+    left = 0  # bytes of the current frame that are still to come
 
     def exactly(size: int) -> bytes:
         data = b""

@@ -1,4 +1,4 @@
-"""Another Python of this machine: its own version, or a virtual environment with its own packages."""
+"""Another Python of this machine: another version, or a virtual environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class InterpreterTransport(Transport):
         return self.python
 
     def open(self, arguments: Sequence[str]) -> ByteStream:
-        """Start it, in this process's working directory and environment, less what would make it look for our packages."""
+        """Start it in this process's working directory and environment, without the variables that
+        would make it find this Python's packages.
+        """
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")}
         try:
             return ProcessStream([self.python, *arguments], environment)

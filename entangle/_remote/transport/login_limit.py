@@ -1,7 +1,7 @@
 """The limit on logins to one host that are under way at once, in all processes of the tree.
 
-An sshd turns callers away at random once ten logins are unfinished (MaxStartups). So at most AT_ONCE of ours are under way
-for each host; the others wait for their turn.
+An sshd drops connections at random once ten logins are unfinished (MaxStartups). So at most AT_ONCE
+of ours are under way for each host; others wait for their turn.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ AT_ONCE = 6
 
 @contextlib.contextmanager
 def turn(host: Hashable, seconds: float) -> Iterator[None]:
-    """Wait for a turn to log in to a host; goes on without one when `seconds` have passed."""
+    """Wait for a turn to log in to a host; go on without one when `seconds` have passed."""
     name = hashlib.sha256(repr(host).encode()).hexdigest()[:12]
     end = time.monotonic() + seconds
     fd = _take(os.path.join(home().path, f"login-{name}"))
     while fd < 0 and time.monotonic() < end:
-        time.sleep(random.uniform(0.005, 0.03))  # a lock cannot be waited for in several files at once
+        # Poll: flock can wait for one file, and any of several will do.
+        time.sleep(random.uniform(0.005, 0.03))
         fd = _take(os.path.join(home().path, f"login-{name}"))
     try:
         yield
@@ -36,7 +37,7 @@ def turn(host: Hashable, seconds: float) -> Iterator[None]:
 
 
 def _take(path: str) -> int:
-    """The descriptor that holds one of the turns, -1 if all are taken. The kernel gives it back if we die."""
+    """The descriptor that holds a turn, -1 if all are taken. The kernel frees it if we die."""
     for number in random.sample(range(AT_ONCE), AT_ONCE):
         fd = os.open(f"{path}-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

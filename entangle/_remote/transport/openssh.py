@@ -1,13 +1,17 @@
-"""The OpenSSH client as the carrier of @ssh: one login a host, shared by all that this process tree does there.
+"""The OpenSSH client as the carrier of @ssh: one login a host, shared by all of this process tree.
 
 ::
 
-    ssh -M -S <home>/s-… host 'exec cat >/dev/null'    the connection: logs in, lives as long as anybody here uses it
-    ssh    -S <home>/s-… host 'echo; exec python3 …'   an agent: no login of its own, 1 to 2 ms to open
+    ssh -M -S <home>/s-… host 'exec cat >/dev/null'    the shared connection: logs in, and stays
+    ssh    -S <home>/s-… host 'echo; exec python3 …'   an agent: no login, 1 to 2 ms to open
 
-The connection's stdin is a pipe that only we hold. When we die, however that is, `cat` over there ends, and with it the
-connection. Only the process that owns the home of the tree keeps connections: a worker may be killed at a deadline, and the
-connection would go with it for everybody else. Workers use a connection if there is one, else they log in by themselves.
+The stdin of the shared connection is a pipe that only we hold. When we die, however that is, `cat`
+over there ends, and with it the connection.
+
+Only the process that owns the home of the tree keeps connections: a worker may be killed at a
+deadline, and would take the connection of all others with it. Workers use a connection if there is
+one, else they log in by themselves.
+
 A ControlPath in the user's own configuration is kept: that connection may be the only way in.
 """
 
@@ -31,20 +35,21 @@ from entangle._shared.home import home
 from entangle._shared.polling import readable
 from entangle._worker import janitor
 
-#: The longest name that a socket may have, less what ssh adds to it while it makes one.
+#: Bytes that a socket's path may have: the system's limit, less what ssh appends while it binds,
+#: and less our random suffix.
 _LONGEST = 104 - 18 - 5
-#: Seconds within which a command starts on a connection that is alive.
+#: Seconds within which a live connection starts a command.
 _LIVELY = 10.0
 
 
 def client() -> list[str] | None:
-    """The ssh program, with the options that ENTANGLE_SSH_COMMAND gives it; None where there is none."""
+    """The ssh program with the options of ENTANGLE_SSH_COMMAND; None where there is none."""
     words = shlex.split(os.environ.get("ENTANGLE_SSH_COMMAND", "")) or ["ssh"]
     return words if shutil.which(words[0]) else None
 
 
 def arguments(ssh: SSHOptions, settings: dict[str, str]) -> list[str]:
-    """What the options of @ssh are to the ssh client; `settings` is what its configuration says for the host already."""
+    """The options of @ssh as arguments of ssh; `settings` are those of its configuration."""
     found = ["-T", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes", "-o", "LogLevel=ERROR", "-o", "EscapeChar=none"]
     if settings.get("connecttimeout", "none") == "none":
         found += ["-o", f"ConnectTimeout={CONNECT}"]
@@ -68,12 +73,12 @@ def arguments(ssh: SSHOptions, settings: dict[str, str]) -> list[str]:
 
 
 def _quoted(path: str) -> str:
-    """A path in an option of ssh, where % and blanks mean something."""
+    """A path as the value of an ssh option, where % and blanks have a meaning."""
     return '"' + path.replace("%", "%%").replace('"', '\\"') + '"'
 
 
 def open_stream(ssh: SSHOptions, command: str) -> ByteStream:
-    """Log in, if nobody of ours has, and start a command there."""
+    """Start a command on the host; log in first, unless a shared connection is there."""
     program = client()
     assert program is not None
     settings = _settings(program, ssh)
@@ -98,18 +103,18 @@ def open_stream(ssh: SSHOptions, command: str) -> ByteStream:
         except BaseException:
             stream.close()
             raise
-        # The socket is there and nothing comes through: the network has gone away. Log in anew.
+        # The socket is there and nothing comes through: the network is gone. Log in anew.
         connection.doubtful = True
         stream.close()
 
 
 def _using(path: str | None) -> list[str]:
-    """The options that have an ssh client use a connection, if it is there. None: it logs in by itself."""
+    """Arguments for a shared connection at `path`, used if it is there; None: log in alone."""
     return ["-o", "ControlMaster=no", "-S", "none" if path is None else path.replace("%", "%%")]
 
 
 def _settings(program: list[str], ssh: SSHOptions) -> dict[str, str]:
-    """What the configuration of the ssh client says for this host; nothing where that client does not tell."""
+    """The ssh client's configuration for this host; empty where the client does not tell."""
     command = [*program, "-G", *(["-l", ssh.user] if ssh.user else []), *(["-p", str(ssh.port)] if ssh.port else []), "--", ssh.host]
     with janitor.off_duty():
         try:
@@ -119,9 +124,6 @@ def _settings(program: list[str], ssh: SSHOptions) -> dict[str, str]:
     if done.returncode and "onfiguration" in done.stderr:
         raise diagnose(ssh, 255, done.stderr)
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
-
-
-# --- a login -------------------------------------------------------------------------------------------------------------
 
 
 def _log_in_for(ssh: SSHOptions, command: Sequence[str]) -> ByteStream:
@@ -144,7 +146,7 @@ def _log_in_for(ssh: SSHOptions, command: Sequence[str]) -> ByteStream:
 
 
 def _let_in(stream: SSHStream, seconds: float) -> bool:
-    """Wait for the shell over there to say something."""
+    """Wait for the first output of the shell over there; False if none came."""
     if not readable([stream.reads], max(0.0, seconds)):
         return False
     import select
@@ -155,14 +157,14 @@ def _let_in(stream: SSHStream, seconds: float) -> bool:
 
 
 class SSHStream(ProcessStream):
-    """A program of the far side by an ssh client, and the connection that it uses."""
+    """A program of the far side by an ssh client, and the shared connection that it uses."""
 
     def __init__(self, command: Sequence[str], connection: SharedConnection | None) -> None:
         super().__init__(command)
         self._connection = connection
 
     def close(self) -> None:
-        """End it. A connection through which not even that goes is in doubt."""
+        """End it. A connection through which even that does not go is in doubt."""
         connection, self._connection = self._connection, None
         super().close()
         if connection is not None:
@@ -171,6 +173,6 @@ class SSHStream(ProcessStream):
             give_back(connection)
 
     def abandon(self) -> None:
-        """The connection is its parent's too."""
+        """In a forked child: the shared connection is the parent's."""
         self._connection = None
         super().abandon()

@@ -1,4 +1,4 @@
-"""Connections of the OpenSSH client that are shared: a login that is kept as long as anybody in this process uses it."""
+"""Shared connections of the OpenSSH client: a login, kept as long as a stream here uses it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from entangle.errors import FarError
 
 
 class SharedConnection:
-    """A login that is kept, and how many streams use it. It ends with the last of them.
+    """A login that is kept, and the number of streams that use it. It ends with the last of them.
 
-    Its socket has a name of its own: an ssh that ends removes its socket by name, and must not find that of its successor.
+    Each login has a socket name of its own: an ssh that ends removes its socket by name, and must
+    not remove that of its successor.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,7 +53,7 @@ class SharedConnection:
                     )
                 self.process = process
                 try:
-                    # ssh makes the socket when it is in. It does not say so otherwise.
+                    # The socket appears when ssh is in. It does not say so otherwise.
                     while not os.path.exists(self.path) and process.poll() is None and time.monotonic() < end:
                         assert process.stderr is not None
                         readable([process.stderr.fileno()], 0.002)
@@ -69,11 +70,11 @@ class SharedConnection:
             time.sleep(random.uniform(0.1, 0.6))
 
     def alive(self) -> bool:
-        """Whether its program still runs and nobody has found it dead."""
+        """Whether its program runs and nobody has put it in doubt."""
         return self.process is not None and self.process.poll() is None and not self.doubtful and os.path.exists(self.path)
 
     def end(self) -> None:
-        """Hang up."""
+        """Close it, and reap its program."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -81,7 +82,7 @@ class SharedConnection:
         assert process.stderr is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
-        # It has nothing to say goodbye for: what used it has ended, and a server notices that a client is gone.
+        # No orderly logout: nothing uses it any more, and the server notices the closed socket.
         process.terminate()
         try:
             process.wait(1.0)
@@ -93,7 +94,7 @@ class SharedConnection:
             os.unlink(self.path)
 
     def abandon(self) -> None:
-        """In a forked child: close its copies of the descriptors; the connection is its parent's."""
+        """In a forked child: close the copies of its descriptors; it is the parent's."""
         process, self.process = self.process, None
         if process is not None:
             for file in (process.stdin, process.stderr):
@@ -109,7 +110,7 @@ _guard = threading.Lock()
 
 def _after_fork() -> None:
     global _guard
-    _guard = threading.Lock()  # whoever held it did not come along
+    _guard = threading.Lock()  # a thread that held it was not forked along
     for connection in _connections.values():
         connection.abandon()
     _connections.clear()
@@ -143,7 +144,7 @@ def take(ssh: SSHOptions, options: Sequence[str], name: str) -> tuple[SharedConn
 
 
 def give_back(connection: SharedConnection) -> None:
-    """Drop a user; the last one ends the connection. One that is in doubt is given to nobody any more."""
+    """Drop a user; the last one ends the connection. One in doubt is given to nobody any more."""
     with _guard:
         connection.users -= 1
         last = not connection.users
@@ -154,13 +155,13 @@ def give_back(connection: SharedConnection) -> None:
 
 
 def connection_of_the_tree(name: str) -> str | None:
-    """The path of a connection that is kept by the process which owns the home of our tree."""
+    """The socket of a connection that the owner of the home of our tree keeps, if there is one."""
     found = glob.glob(os.path.join(glob.escape(home().path), f"{name}-????"))
     return max(found, default=None, key=lambda path: os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
 
 
 def login_error(ssh: SSHOptions, process: subprocess.Popen[bytes], end: float) -> FarError | None:
-    """Why a login failed; None where it was turned away and may be tried again."""
+    """Why a login failed; None where the server turned it away and it may be tried again."""
     try:
         status = process.wait(max(0.0, min(2.0, end - time.monotonic())))
     except subprocess.TimeoutExpired:

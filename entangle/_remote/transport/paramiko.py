@@ -1,6 +1,7 @@
-"""paramiko as the carrier of @ssh: where there is no OpenSSH client, or where it is asked for. One login an agent.
+"""paramiko as the carrier of @ssh: where there is no OpenSSH client, or on request.
 
-Of `~/.ssh/config` it understands what paramiko does: HostName, User, Port, IdentityFile, ProxyCommand and ProxyJump.
+Each agent has a login of its own. Of `~/.ssh/config` paramiko understands HostName, User, Port,
+IdentityFile, ProxyCommand and ProxyJump.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOpt
 from entangle._remote.wire.byte_stream import ByteStream, PumpedStream
 from entangle._remote.wire.controls import escaped
 
-#: Bytes that may be on their way before the far side must wait: paramiko's own 2 MB are used up within a round trip.
+#: Bytes in flight before the far side must wait. Over a long way paramiko's default, 2 MB, is used
+#: up within a round trip.
 _WINDOW = 1 << 27
 
 
 def open_stream(ssh: SSHOptions, command: str) -> ByteStream:
     """Log in and start a command there."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ciphers that cryptography means to drop
+        warnings.simplefilter("ignore")  # about ciphers that cryptography is going to drop
         import paramiko
 
     identity = ssh.identity
@@ -75,7 +77,7 @@ def _words(error: BaseException) -> str:
 
 
 def _log_in(ssh: SSHOptions, identity: str | None, clients: list[Any]) -> Any:
-    """A client that is in; it and those it goes through are added to `clients`."""
+    """A client that is logged in. It and the jump hosts before it are added to `clients`."""
     import paramiko
 
     configuration = paramiko.SSHConfig()
@@ -103,7 +105,7 @@ def _connect(
 ) -> Any:
     import paramiko
 
-    if isinstance(carrier, tuple):  # the client that we go through
+    if isinstance(carrier, tuple):  # the client of the jump host
         carrier = carrier[1].get_transport().open_channel("direct-tcpip", where, ("127.0.0.1", 0), timeout=CONNECT)
     client: Any = paramiko.SSHClient()
     clients.append(client)
@@ -128,7 +130,7 @@ def _connect(
 
 
 def _trust(ssh: SSHOptions, client: Any) -> None:
-    """Which host keys are believed."""
+    """Tell a client which host keys to accept."""
     import paramiko
 
     if ssh.known_hosts is False:
@@ -147,7 +149,7 @@ def _trust(ssh: SSHOptions, client: Any) -> None:
         os.makedirs(os.path.dirname(own), mode=0o700, exist_ok=True)
         with open(own, "a", encoding="utf-8"):
             pass
-        client.load_host_keys(own)  # those that are learnt are written there
+        client.load_host_keys(own)  # new keys are written there
         client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
     else:
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
@@ -179,6 +181,6 @@ def _start(client: Any, clients: list[Any], command: str) -> ByteStream:
 
     def status() -> int | None:
         ended = channel.recv_exit_status() if channel.exit_status_ready() else -1
-        return None if ended < 0 else int(ended)  # -1: it ended, and the server did not say how
+        return None if ended < 0 else int(ended)  # -1: the server did not say how it ended
 
     return PumpedStream(channel.recv, channel.sendall, channel.shutdown_write, end, status, reads)

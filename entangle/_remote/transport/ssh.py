@@ -1,7 +1,7 @@
 """A host by ssh: which client carries the bytes.
 
-`openssh.py` carries them by the OpenSSH client, so that everything in `~/.ssh/config` works; `paramiko.py` where there is no such
-program, or where that is asked for.
+`openssh.py` uses the OpenSSH client, so that everything in `~/.ssh/config` works. `paramiko.py` is
+for machines without that program, or on request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class SSHTransport(SSHOptions, Transport):
     name: ClassVar[str] = "ssh"
 
     def open(self, arguments: Sequence[str]) -> ByteStream:
-        """Log in and start the Python. Raises UnreachableError, HostKeyError, LoginRefusedError, OptionError."""
+        """Log in and start the Python.
+
+        Raises UnreachableError, HostKeyError, LoginRefusedError, OptionError.
+        """
         if self._by_paramiko():
             from entangle._remote.transport import paramiko
 
@@ -48,5 +51,5 @@ class SSHTransport(SSHOptions, Transport):
         return True
 
     def diagnose(self, status: int | None, words: str) -> FarError:
-        """The error for what the ssh client or the shell over there has said."""
+        """The error for what the ssh client, or the shell over there, has said."""
         return ssh_diagnosis.diagnose(self, status, words)

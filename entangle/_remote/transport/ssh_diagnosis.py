@@ -1,4 +1,6 @@
-"""What it means when no Python answers over ssh: the words of the client, or of the shell over there, as an error."""
+"""Why no Python answered over ssh: the messages of the client, or of the shell there, as an
+error.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from entangle.errors import FarError, HostKeyError, LoginRefusedError, UnfitPyth
 
 
 def diagnose(ssh: SSHOptions, status: int | None, words: str) -> FarError:
-    """The error for what the ssh client or the shell over there has said."""
+    """The error for what the ssh client, or the shell over there, has said."""
     found = _login_trouble(ssh, words) if status in (255, None) else None
     if found is not None:
         return found
@@ -24,19 +26,19 @@ def diagnose(ssh: SSHOptions, status: int | None, words: str) -> FarError:
     return did_not_start(ssh.place, status, words)
 
 
-#: What the words of an ssh client mean. The first that is found counts.
+#: What an ssh client's messages mean: a pattern, the error, the advice. The first match counts.
 _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .{0,300} (has changed|does not match)",
         HostKeyError,
-        "its host key is not the one in known_hosts. Either the host was set up anew, or somebody poses as it. Ask whoever runs "
-        "it; if the new key is right, remove the old one: ssh-keygen {file}-R {entry}",
+        "its host key is not the one in known_hosts: the host was reinstalled, or another machine poses as it. Ask its "
+        "administrator; if the new key is right, remove the old one: ssh-keygen {file}-R {entry}",
     ),
     (
         r"Host key verification failed|host key is known for|not found in known_hosts",
         HostKeyError,
-        "its host key is not known here. Compare it with what whoever runs the host says, and write it down: "
-        "ssh-keyscan {port}{host} >> {known_hosts} , or trust hosts at the first sight: @ssh(known_hosts='accept-new')",
+        "its host key is not known here. Compare it with the one that its administrator names, and add it: "
+        "ssh-keyscan {port}{host} >> {known_hosts} , or accept keys of new hosts: @ssh(known_hosts='accept-new')",
     ),
     (r"UNPROTECTED PRIVATE KEY FILE|bad permissions", LoginRefusedError, "others can read the key file {key}: chmod 600 {key}"),
     (
@@ -48,10 +50,10 @@ _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
         r"Permission denied|Too many authentication failures|Authentication failed|No authentication methods",
         LoginRefusedError,
         "it does not let {user} in with {key}. Is the public key in ~/.ssh/authorized_keys there? A key with a passphrase needs an "
-        "ssh-agent; passwords are never asked for",
+        "ssh-agent; entangle never asks for passwords",
     ),
-    (r"Could not resolve hostname|Name or service not known|getaddrinfo", UnreachableError, "there is no host of this name{hint}"),
-    (r"Connection refused", UnreachableError, "no ssh server answers at this port"),
+    (r"Could not resolve hostname|Name or service not known|getaddrinfo", UnreachableError, "no host has this name{hint}"),
+    (r"Connection refused", UnreachableError, "no ssh server answers at this port; does it run, and is the port right? @ssh(port=…)"),
     (
         r"(?i)timed out|No route to host|Network is unreachable|Host is down",
         UnreachableError,
@@ -60,9 +62,13 @@ _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
     (
         r"Connection (closed|reset)|kex_exchange_identification|banner exchange",
         UnreachableError,
-        "the host closed the connection before the login; too many logins at once (MaxStartups of its sshd), or a firewall",
+        "the host closed the connection before the login: too many logins at once (MaxStartups of its sshd), or a firewall",
     ),
-    (r"Bad configuration option|terminating, \d+ bad", UnreachableError, "ssh cannot read its configuration"),
+    (
+        r"Bad configuration option|terminating, \d+ bad",
+        UnreachableError,
+        "ssh cannot read its configuration; correct the line that it names",
+    ),
 ]
 
 
@@ -86,7 +92,7 @@ def _login_trouble(ssh: SSHOptions, words: str) -> UnreachableError | None:
 
 
 def _port_inside(host: str) -> str:
-    """What to write for a host that has its port, or the brackets of an address, in its name."""
+    """How to write a host that has its port, or the brackets of an address, in its name."""
     found = re.fullmatch(r"\[([^]]*)\](?::(\d+))?|([^:]+):(\d+)", host)
     if found is None:
         return ""
@@ -100,7 +106,7 @@ def no_answer(ssh: SSHOptions, seconds: float, words: str) -> UnreachableError:
 
 
 def was_turned_away(words: str) -> bool:
-    """Whether the server broke off before it looked at anything, as one does that has too many logins under way."""
+    """Whether the server hung up before it looked at anything: too many logins are under way."""
     return (
         re.search(
             r"kex_exchange_identification|banner exchange|Connection (closed|reset) by .{0,300} port|reading SSH protocol banner", words

@@ -11,24 +11,28 @@ from entangle._remote.transport import virtual_environment
 from entangle._shared.summaries import value_in_short
 from entangle.errors import OptionError
 
-#: Seconds for the network to answer and for the login; ssh's own settings, where there are any, go first.
+#: Seconds for the network to answer, and for the login. The user's own settings of ssh go first.
 CONNECT = 15
-#: Seconds until a login is given up, with all further attempts.
+#: Seconds after which a login, with all its further attempts, is given up.
 LOGIN = 60.0
-#: The value of `known_hosts` that learns keys of hosts not known yet; the word is OpenSSH's.
+#: The `known_hosts` that accepts and stores keys of new hosts; the word is OpenSSH's.
 LEARN = "accept-new"
 
 
 def check_word(option: str, value: object) -> None:
-    """Refuse what would be another word to the ssh program or to the shell over there. Raises OptionError."""
-    # A leading dash would be an option of ssh, a line's end the end of a command over there.
+    """Refuse what ssh or the shell over there would take for something else. Raises OptionError."""
+    # A leading dash is an option to ssh; a line break ends a command over there.
     if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
-        raise OptionError(f"@ssh: {option}={value_in_short(value)}; it is a {'name' if option in ('host', 'user') else 'path'}")
+        kind = "name" if option in ("host", "user") else "path"
+        raise OptionError(f"@ssh: {option}={value_in_short(value)}; it must be a {kind}: not empty, no dash first, no line break")
 
 
 @dataclass(frozen=True)
 class SSHOptions:
-    """The options of @ssh. `known_hosts` is a path, LEARN, False for no check at all, or None for what ssh does anyway."""
+    """The options of @ssh.
+
+    `known_hosts` is a path, LEARN, False for no check, or None for what ssh does by default.
+    """
 
     host: str
     user: str | None = None
@@ -58,10 +62,10 @@ class SSHOptions:
 
     @property
     def identity(self) -> str | None:
-        """The file that says which key: of a path that ends in `.pub`, the private key beside it.
+        """The key file for the client: of a path that ends in `.pub`, the private key beside it.
 
-        Where only the public one is there, an agent may hold the private one, which ssh finds by the public. Raises OptionError
-        where neither is there.
+        Where only the public key is there, an ssh-agent may hold the private one; ssh finds it by
+        the public one. Raises OptionError where neither is there.
         """
         if self.key_file is None:
             return None
@@ -74,21 +78,21 @@ class SSHOptions:
                 return path
             raise OptionError(
                 f"@ssh(host={self.host!r}): key={self.key_file!r} is a public key; the private one, {private}, is not beside it, "
-                f"and no ssh-agent runs here"
+                f"and no ssh-agent runs here; name the private key, or add it to an agent: ssh-add"
             )
         raise OptionError(
             f"@ssh(host={self.host!r}): key={self.key_file!r}: there is no such file on {os.uname().nodename}; name a private key, "
-            f"or leave `key` away"
+            f"or leave out key"
         )
 
     def command(self, arguments: Sequence[str]) -> str:
-        """What the shell over there is told: first of all an empty line, which says that it has let us in."""
+        """The command for the shell over there. It prints an empty line first: we are in."""
         words = [_for_shell(self.python), *virtual_environment.words(self.env), *map(shlex.quote, arguments)]
         return f"echo; exec {' '.join(words)}"
 
 
 def _for_shell(path: str) -> str:
-    """A path as one word for a shell; a leading ~/ stays what it means."""
+    """A path as one word for a shell; a leading ~/ keeps its meaning."""
     if path.startswith("~/"):
         return f"~/{shlex.quote(path[2:])}"
     return shlex.quote(path)

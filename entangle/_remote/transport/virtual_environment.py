@@ -1,7 +1,8 @@
-"""A virtual environment in another place: made when it is first wanted, once, whoever else wants it at the same moment.
+"""A virtual environment in another place: made on first use, once, whoever else wants it then.
 
-The Python over there is started with a short program first, which makes the environment if it is missing and then becomes its
-Python. The program runs on any Python 3 and knows nothing of entangle.
+The Python over there first runs a short program. It makes the environment if that is missing, and
+then becomes the environment's Python. The program runs on any Python 3 and knows nothing of
+entangle.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import shlex
 
 from entangle.errors import FarError, UnfitPythonError
 
-#: The exit status of the program where it cannot make the environment.
+#: The program's exit status when it cannot make the environment.
 FAILED = 71
 
-# A marker inside tells a half-made one, of a program that was killed, from one that is whole, or somebody's own. It is made in an empty
-# directory alone: what has it is removed, and would else be removed with files of the user's.
+# A marker file tells an environment that was left half-made from a whole one. It is made only in an
+# empty directory: a directory with the marker is removed, and must hold no files of the user's.
 _PROGRAM = """
 import errno, fcntl, os, shutil, subprocess, sys
 name, rest = sys.argv[1], sys.argv[2:]
@@ -32,7 +33,7 @@ try:
         shutil.rmtree(place)
     if not os.path.exists(python):
         if os.path.isdir(place) and os.listdir(place):
-            raise OSError(errno.ENOTEMPTY, 'there are files in it, and it is no environment; name an empty directory')
+            raise OSError(errno.ENOTEMPTY, 'there are files in it, and it is no virtual environment; name an empty directory')
         os.makedirs(place, exist_ok=True)
         open(unfinished, 'w').close()
         subprocess.check_call([sys.executable, '-m', 'venv', place], stdin=subprocess.DEVNULL, stdout=2)
@@ -46,12 +47,14 @@ except (OSError, subprocess.CalledProcessError) as error:
 
 
 def words(env: str | None) -> list[str]:
-    """What comes between a Python and its arguments so that it becomes the environment's Python; quoted for a shell."""
+    """What goes between a Python and its arguments to make it the environment's, quoted for a
+    shell.
+    """
     return [] if env is None else ["-c", shlex.quote(_PROGRAM), shlex.quote(env)]
 
 
 def trouble(place: str, env: str | None, status: int | None, said: str) -> FarError | None:
-    """The error where the environment could not be made."""
+    """The error where the environment could not be made, else None."""
     if env is None or status != FAILED:
         return None
     end = "\n".join(f"  {line}" for line in said.strip().splitlines()[-6:])
