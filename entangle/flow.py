@@ -186,7 +186,7 @@ class Flow:
         self.constants = constants
         self.leaves = leaves
         self.count = len(body_of)
-        #: Whether its nodes are sets of rows that are armed, run and armed again (`_run/rearming.py`), rather than run once.
+        #: Whether its nodes are sets of rows that are armed, run and armed again (`_run/rearmed.py`), rather than run once.
         self.rearmed = False
         #: How many nodes of each group may run at once.
         self.limits: list[int] = []

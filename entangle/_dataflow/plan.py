@@ -16,7 +16,7 @@ from entangle._dataflow.flow_graph import FunctionNode, GraphNode
 from entangle._dataflow.outcome import PASSED
 from entangle._dataflow.stages import CallbackStage, LambdaStage, NodeStage, Pusher
 from entangle._dataflow.windows import Window
-from entangle._run.rearming import GATHER, SOURCE, Row
+from entangle._run.rearmed import GATHER, SOURCE, Row
 from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
 from entangle.flow import FRESH, PROCESS, THREAD, Body

@@ -25,7 +25,7 @@ from entangle._dataflow.outcome import PASSED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.recovery import Recovery
 from entangle._dataflow.windows import WindowBuffer
-from entangle._run.rearming import StreamRun, StreamSupervisor, unroll
+from entangle._run.rearmed import RearmedRun, RearmedSupervisor, unroll
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.summaries import item_in_short
 from entangle.cookies import available_cpus, budget_of
@@ -56,7 +56,7 @@ class Pump:
         self.name = plan.name
         #: The failure that ends the stream.
         self.failed: Failure | None = None
-        self.run = StreamRun(flow, ports, self, way)
+        self.run = RearmedRun(flow, ports, self, way)
         self.ordered = ordered
         #: Asked what becomes of a failure: False ends the stream with it.
         self.drop = drop
@@ -64,7 +64,7 @@ class Pump:
         self._sets = sets
         self._most = min(MOST_ITEMS, max(1, inflight // (4 * cpus))) if inflight is not None else MOST_ITEMS
         self._recovery = Recovery(flow)
-        self._supervisor: StreamSupervisor | None = None
+        self._supervisor: RearmedSupervisor | None = None
         # The feeder's side. Items pulled from the source; those that have left: with the consumer, or dropped.
         self._room = threading.Condition()
         self.begun = threading.Event()
@@ -116,7 +116,7 @@ class Pump:
                 self.ended = True
                 self._announce()
 
-    def begin(self, supervisor: StreamSupervisor) -> None:
+    def begin(self, supervisor: RearmedSupervisor) -> None:
         """Values may be fed."""
         self._supervisor = supervisor
         self.begun.set()

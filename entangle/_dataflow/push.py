@@ -9,7 +9,7 @@ from entangle._dataflow.flow_graph import FunctionNode, GraphNode, check_childre
 from entangle._dataflow.outcome import ENDED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.recovery import Recovery
-from entangle._run.rearming import StreamRun, StreamSupervisor, unroll
+from entangle._run.rearmed import RearmedRun, RearmedSupervisor, unroll
 from entangle._shared.frames import passes_on
 from entangle._shared.pickling import why_not
 from entangle.flow import THREAD
@@ -24,9 +24,9 @@ class Push:
         self._pushed = value
         flow, ports = unroll([(plan.ports[0], 1)], plan.limits)
         self._recovery = Recovery(flow)
-        self._run = StreamRun(flow, ports, self, way)
+        self._run = RearmedRun(flow, ports, self, way)
         self._chunks: list[Any] = []
-        self._supervisor: StreamSupervisor | None = None
+        self._supervisor: RearmedSupervisor | None = None
 
     @passes_on
     def value(self) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ class Push:
 
     # The client of the run ------------------------------------------------------------------------------------
 
-    def begin(self, supervisor: StreamSupervisor) -> None:
+    def begin(self, supervisor: RearmedSupervisor) -> None:
         """Feed the value."""
         self._supervisor = supervisor
         value = self._pushed

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
-from entangle._run.rearming import progress_of
+from entangle._run.rearmed import progress_of
 from entangle._shared.frames import hide, passes_on
 from entangle._shared.journal import Journal
 from entangle._shared.pickling import dumps, why_not

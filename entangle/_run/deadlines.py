@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from entangle._run.roster import Roster
 from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all
+from entangle._shared.site import Site
+from entangle._shared.store import Store
 from entangle._shared.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
 from entangle._worker.failures import call_of, note_call
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import THREAD
 
-if TYPE_CHECKING:
-    from entangle._run.supervisor import Supervisor
+#: When nothing is due (seconds).
+_NEVER = float("inf")
+
+
+class Losses(Protocol):
+    """Says what the loss of a node means (`deaths.py`)."""
+
+    error: BaseException | None
+
+    def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
+        """A node's worker is gone, or given up."""
+
+    def goes_on_after(self, node: int, error: Exception) -> bool:
+        """Whether the run goes on after a node whose body has begun was lost to that error."""
 
 
 class _Late:
@@ -28,12 +43,15 @@ class _Late:
 
 
 class Deadlines:
-    """Keeps the deadlines of the run that a supervisor supervises."""
+    """Keeps the deadlines of a run."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
-        self.table = supervisor.table
-        self.flow = flow = supervisor.site.flow
+    def __init__(self, site: Site, store: Store | None, roster: Roster, losses: Losses) -> None:
+        self.site = site
+        self.table = site.table
+        self.store = store
+        self.roster = roster
+        self.losses = losses
+        self.flow = flow = site.flow
         #: Workers that were told to end, by their slots.
         self.late: dict[int, _Late] = {}
         #: Whether there is any.
@@ -45,12 +63,12 @@ class Deadlines:
             else {}
         )
 
-    def check(self, now: int) -> None:
-        """Stop whoever is past a deadline now (ns, of the monotonic clock)."""
-        supervisor = self.supervisor
+    def check(self, now: int) -> float:
+        """Stop whoever is past a deadline now (ns, of the monotonic clock). Gives the seconds until it is to be called again."""
+        roster, next_check = self.roster, _NEVER
         flow, slots = self.flow, self.table.slots
         found: list[_Late] = []
-        for slot in (*supervisor.processes, *supervisor.threads):
+        for slot in (*roster.processes, *roster.threads):
             base = slot * SLOT
             node, since = slots[base + NODE], slots[base + SINCE]
             if node < 0 or slots[base + BEGUN] != RUNS or slot in self.late:
@@ -58,7 +76,7 @@ class Deadlines:
             timeout = flow.body(node).timeout
             if timeout is None or now - since < timeout * 1e9:
                 if timeout is not None:
-                    supervisor.pause = min(supervisor.pause, max(0.001, timeout - (now - since) / 1e9))
+                    next_check = min(next_check, max(0.001, timeout - (now - since) / 1e9))
                 continue
             # A worker that comes back from the body right now sees the mark and waits until we have decided.
             slots[base + DOOMED] = 1
@@ -67,43 +85,44 @@ class Deadlines:
                 continue
             seconds = (now - since) / 1e9
             text = f"task {flow.body(node).name!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
-            if slot in supervisor.processes:
-                found.append(_Late(supervisor.processes[slot], node, ProcessTimeoutException(text)))
+            if slot in roster.processes:
+                found.append(_Late(roster.processes[slot], node, ProcessTimeoutException(text)))
             else:
                 with self.table.locked(UNCLAIMED):
                     slots[base + NODE] = NOBODY
                     slots[base + STATE] = ABANDONED
                     slots[base + DOOMED] = 0
-                supervisor.threads.pop(slot)[1].stop()
-                supervisor.lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
+                roster.threads.pop(slot)[1].stop()
+                self.losses.lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
         if found:
             self._end_late(found)
         if self.late:
-            self._kill_deaf()
+            next_check = min(next_check, self._kill_deaf())
         for node in list(self.waits):
-            self._check_wait(node, now)
+            next_check = min(next_check, self._check_wait(node, now))
+        return next_check
 
-    def _check_wait(self, node: int, now: int) -> None:
+    def _check_wait(self, node: int, now: int) -> float:
         flow, table = self.flow, self.table
         if table.states[node] not in (WAITING, READY) or not table.pending[node]:
             del self.waits[node]
-            return
+            return _NEVER
         if not self.waits[node]:
             self.waits[node] = self._first_start(node)
         first = self.waits[node]
         wait = flow.body(node).wait
         assert wait is not None
         if not first:
-            return
+            return _NEVER
         if now - first < wait * 1e9:
-            self.supervisor.pause = min(self.supervisor.pause, max(0.001, wait - (now - first) / 1e9))
-            return
+            return max(0.001, wait - (now - first) / 1e9)
         late = [flow.body(taken).name for taken in flow.sources(node) if table.states[taken] != DONE]
         names = ", ".join(repr(name) for name in dict.fromkeys(late))
         kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
         error = kind(f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived")
-        note_call(error, flow, node, call_of(self.supervisor.site, self.supervisor.store, node))
-        self.supervisor.error = error
+        note_call(error, flow, node, call_of(self.site, self.store, node))
+        self.losses.error = error
+        return _NEVER
 
     def _first_start(self, node: int) -> int:
         """When the first of all the nodes that `node` waits for started (ns), 0 where none has."""
@@ -117,7 +136,7 @@ class Deadlines:
                 waiting += flow.sources(taken)
         starts = [table.record(taken)[0] for taken in seen if table.states[taken] == DONE]
         slots = table.slots
-        for slot in (*self.supervisor.processes, *self.supervisor.threads):
+        for slot in (*self.roster.processes, *self.roster.threads):
             base = slot * SLOT
             if slots[base + NODE] in seen and slots[base + BEGUN]:
                 starts.append(slots[base + SINCE])
@@ -128,10 +147,9 @@ class Deadlines:
 
         Where one of them ends the run, that ends all workers at once, and gives each its time to react.
         """
-        supervisor = self.supervisor
         for late in found:
-            if not supervisor.goes_on_after(late.node, late.error):
-                supervisor.lost(late.node, late.worker.slot, late.error, begun=True)
+            if not self.losses.goes_on_after(late.node, late.error):
+                self.losses.lost(late.node, late.worker.slot, late.error, begun=True)
                 return
         kill_at = time.monotonic() + GRACE
         for late in found:
@@ -140,15 +158,15 @@ class Deadlines:
         for late in found:
             late.worker.kill(signal.SIGTERM)
 
-    def _kill_deaf(self) -> None:
-        """Kill the workers that have had their time."""
+    def _kill_deaf(self) -> float:
+        """Kill the workers that have had their time. Gives the seconds until the next ones have."""
         left = min(late.kill_at for late in self.late.values()) - time.monotonic()
         if left <= 0:
             for late in self.late.values():
                 if late.kill_at <= time.monotonic():
                     late.worker.kill(signal.SIGKILL)
                     late.kill_at = time.monotonic() + GRACE
-        self.supervisor.pause = min(self.supervisor.pause, max(0.001, left))
+        return max(0.001, left)
 
     def ended(self, worker: WorkerProcess) -> _Late | None:
         """A worker has ended: how late it was, None where it was not, or was told by nobody."""

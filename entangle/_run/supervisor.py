@@ -23,69 +23,59 @@ import threading
 import time
 from collections.abc import Callable
 
+from entangle._run import staffing
 from entangle._run.crowding import Admission, WorkerThread
-from entangle._run.deadlines import Deadlines
+from entangle._run.deaths import Deaths
 from entangle._run.forking import fork_is_safe
-from entangle._run.forwarding import forward, quote, stdout_is_plain
+from entangle._run.forwarding import stdout_is_plain
+from entangle._run.roster import Roster
 from entangle._run.start import start_worker
-from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all, signal_name
+from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all
 from entangle._shared.interrupts import Deferred
 from entangle._shared.limits import explained, no_thread
-from entangle._shared.polling import new_poll
 from entangle._shared.site import Site
-from entangle._shared.store import NOWHERE, Store
+from entangle._shared.store import Store
 from entangle._shared.table import (
     BEGUN,
     BUSY,
     COMMITTED,
     COOKIE,
     CROWDED,
-    DONE,
     DOOMED,
-    FAILED,
     FAILED_NODE,
     FINISHED,
     FREE,
     GONE,
     HELD_BACK,
-    HIGH,
     HUNGRY,
     HUNGRY_FOR_ALL,
     HUNGRY_FOR_OTHERS,
     IDLE,
     LANE,
-    LOW,
     NESTED,
     NEXT_NODE,
     NOBODY,
     NODE,
     PLANNED,
-    POOL_WAITING,
     READY_COUNT,
     READY_HEAD,
     RESTING,
-    RUNNING,
     SHARE,
     SINCE,
     SLOT,
     STARTING,
     STATE,
     STOP,
-    UNARMED,
     UNCLAIMED,
-    WAITING,
     WAITING_POOL,
 )
 from entangle._worker.admission import CPU, SLACK, Seat, admits, claim, room, seat_of_callers
-from entangle._worker.failures import call_of, error_of, note_attempt, note_call, pause, used_up
-from entangle._worker.joining import BROKEN, refusal
+from entangle._worker.failures import error_of
 from entangle._worker.worker import Worker, here, run_as
-from entangle.cookies import ANY_CPU, CookieQueue, reclaim_all
+from entangle.cookies import ANY_CPU, CookieQueue
 from entangle.errors import (
     EntangleError,
-    ProcessTerminatedException,
     UnpicklableError,
-    add_note,
 )
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
@@ -139,29 +129,24 @@ class Supervisor:
         self.listen = listen
         self.looked = looked
         self.cookies = 0
-        self.processes: dict[int, WorkerProcess] = {}
-        self.threads: dict[int, tuple[threading.Thread, Worker]] = {}
+        self.roster = Roster(slots)
+        self.processes, self.threads, self.free = self.roster.processes, self.roster.threads, self.roster.free
         self.leaving: list[WorkerProcess] = []
-        self.free = list(range(slots - 1, 0, -1))
         self.cap = cap
         self.serial = 0
-        self.poll = new_poll()
-        self.poll.register(listen, select.POLLIN)
-        self.by_fd: dict[int, WorkerProcess] = {}
+        self.roster.poll.register(listen, select.POLLIN)
         self.cancelled = False
         #: The calling thread as a worker, while it runs a body: who cancels the run ends what that waits for.
         self.calling: Worker | None = None
-        self.error: BaseException | None = None
         self.looked_at = time.monotonic_ns()
         self.idle_since = self.threads_idle_since = 0
-        self.stillborn = 0
         self.low_looks = 0
         self.admission = Admission(site.table, site.flow)
         #: Whether the flow turned out not to travel: workers that were forked have it, and more can only come by another fork.
         self.rooted = False
-        self.retries: list[tuple[float, int]] = []
         self.capture = not stdout_is_plain()
-        self.deadlines = Deadlines(self)
+        self.deaths = self._make_deaths()
+        self.deadlines = self.deaths.deadlines
         #: The slot that we are in, where this is a nested run: whoever supervises us looks there.
         outer = here.worker
         if outer is not None and outer.forked:
@@ -183,6 +168,9 @@ class Supervisor:
         self.extra = 0
         self.held_since, self.held_done = 0, -1
 
+    def _make_deaths(self) -> Deaths:
+        return Deaths(self.site, self.store, self.roster)
+
     # The run -----------------------------------------------------------------------------------------------
 
     def supervise(self) -> None:
@@ -196,7 +184,7 @@ class Supervisor:
             if not self.cancelled:
                 self._start_first()
             while not header[FINISHED]:
-                if header[FAILED_NODE] >= 0 or self.error is not None or self.cancelled:
+                if header[FAILED_NODE] >= 0 or self.deaths.error is not None or self.cancelled:
                     break
                 if header[READY_COUNT + HERE] and self._run_here():
                     continue
@@ -216,7 +204,7 @@ class Supervisor:
         if not in_order:
             self._end(in_order=False)
         else:
-            self._send_all_home()
+            self._retire_all()
 
     def cancel(self) -> None:
         """End the run from another thread: `supervise` returns soon after."""
@@ -229,6 +217,13 @@ class Supervisor:
         """After the value has been taken: wait for the workers of a run that ended in order."""
         self._end(in_order=True)
         self._report(NOBODY)
+
+    def failure(self) -> BaseException | None:
+        """The error that ended the run, as the caller gets it; None where none did."""
+        if self.deaths.error is not None:
+            return self.deaths.error
+        node: int = self.table.header[FAILED_NODE]
+        return error_of(self.site, self.store, node) if node >= 0 else None
 
     # The caller's place ------------------------------------------------------------------------------------
 
@@ -347,9 +342,8 @@ class Supervisor:
         wanted = self.table.waiting_for_worker()
         if not wanted:
             return
-        width = min(wanted, self.cap)
-        self._take_cookies(width - self.base)
-        header[PLANNED] = max(1, min(width, self.right))
+        self._take_cookies(min(wanted, self.cap) - self.base)
+        header[PLANNED] = staffing.first(wanted, self.cap, self.right)
         for _ in range(header[PLANNED]):
             self._start_process(PROCESS)
             if header[FINISHED] or header[STOP]:
@@ -358,33 +352,28 @@ class Supervisor:
     def _start_wanted(self) -> None:
         """Start workers for what is ready and that nobody else will take."""
         header = self.table.header
-        while header[READY_COUNT + FRESH] and self.free:
-            starting = sum(worker.lane == FRESH for worker in self.processes.values())
-            if starting >= header[READY_COUNT + FRESH] + self._running_fresh() or starting > max(1, self.right):
-                break
-            self._start_process(FRESH)
+        if header[READY_COUNT + FRESH] and self.free:
+            there, running = self._count(FRESH), self._running_fresh()
+            for _ in range(staffing.for_fresh(header[READY_COUNT + FRESH], running, there, self.right)):
+                self._start_process(FRESH)
         ready = 0 if header[HELD_BACK] and self.processes else header[READY_COUNT + PROCESS]
         if not self.processes and not ready:
             ready = self.table.leaves_left()  # the workers who were to take them have died
-        if ready > max(0, header[IDLE + PROCESS]):
-            active = sum(worker.lane == PROCESS for worker in self.processes.values())
-            if active == 0:
-                self._start_process(PROCESS)
-                active, ready = 1, ready - 1
-            while ready > 0 and active < self.cap and not self._must_not_grow():
-                if active >= self.right and not self._take_cookies(1):
+        if ready > 0:
+            at_once, with_cookies = staffing.for_ready(ready, header[IDLE + PROCESS], self._count(PROCESS), self.cap, self.right)
+            for number in range(at_once + with_cookies):
+                if self._must_not_grow() or (number >= at_once and not self._take_cookies(1)):
                     break
                 self._start_process(PROCESS)
-                active, ready = active + 1, ready - 1
         if header[READY_COUNT + THREAD] and not self.threads:
             self._start_thread()
 
-    def _has_mates(self) -> bool:
-        return any(worker.lane == PROCESS for worker in self.processes.values())
+    def _count(self, lane: int) -> int:
+        return sum(worker.lane == lane for worker in self.processes.values())
 
     def _must_not_grow(self) -> bool:
         """Whether those who are there must do with each other, as long as there are threads beside which nobody forks."""
-        return self.rooted and self._has_mates() and not fork_is_safe()
+        return self.rooted and self._count(PROCESS) > 0 and not fork_is_safe()
 
     def _could_start(self) -> bool:
         """Whether one more worker process is ours to start."""
@@ -437,18 +426,14 @@ class Supervisor:
             self.free.append(slot)
             if isinstance(error, OSError) and self.processes:
                 return  # no room for one more process: those who are there go on
-            if isinstance(error, UnpicklableError) and lane == PROCESS and self._has_mates():
+            if isinstance(error, UnpicklableError) and lane == PROCESS and self._count(PROCESS):
                 self.rooted = True  # those who are there were forked, and go on
                 return
             told = explained("no worker process can be started", error) if isinstance(error, OSError) else None
             if told is not None:
                 raise told from None
             raise
-        self.processes[slot] = worker
-        for fd in (worker.watch, worker.err, worker.out):
-            if fd >= 0:
-                self.by_fd[fd] = worker
-                self.poll.register(fd, select.POLLIN)
+        self.roster.add(worker)
         self.pause = self.first_pause
 
     def _start_thread(self) -> None:
@@ -489,7 +474,7 @@ class Supervisor:
 
     def _run_here(self) -> bool:
         """Nothing is left but a body that runs where the call is run: run it in this thread. Gives whether there may be more."""
-        self._send_all_home()
+        self._retire_all()
         self._end_processes(time.monotonic() + 30.0, kill=False)
         self._give_cookies(0)
         while not self.free and self.threads:
@@ -518,30 +503,30 @@ class Supervisor:
     def _sleep(self) -> None:
         """Sleep until somebody wants us or it is time to look, then see to what has come."""
         until = self.pause
-        if self.retries:
-            until = min(until, max(0.0, self.retries[0][0] - time.monotonic()))
-        for fd, _ in self.poll.poll(until * 1000):
+        if self.deaths.retries:
+            until = min(until, max(0.0, self.deaths.retries[0][0] - time.monotonic()))
+        for fd, _ in self.roster.poll.poll(until * 1000):
             if fd == self.listen:
                 with contextlib.suppress(BlockingIOError):
                     posix.read(fd, 4096)
                 continue
-            worker = self.by_fd.get(fd)
+            worker = self.roster.by_fd.get(fd)
             if worker is None:
                 continue
             if fd == worker.watch:
                 if worker.ended():
-                    self._bury(worker)
+                    self.deaths.reap(worker)
             else:
-                self._forward(worker, fd)
+                self.roster.forward(worker, fd)
         for worker in [worker for worker in self.processes.values() if worker.watch < 0 and worker.ended()]:
-            self._bury(worker)
+            self.deaths.reap(worker)
 
     def _look(self) -> None:
         now = time.monotonic_ns()
         if self.deadlines.any:
-            self.deadlines.check(now)
-        if self.retries and self.retries[0][0] <= time.monotonic():
-            self._put_back()
+            self.pause = min(self.pause, self.deadlines.check(now))
+        if self.deaths.retries and self.deaths.retries[0][0] <= time.monotonic():
+            self.deaths.put_back()
         if self.table.header[HELD_BACK]:
             self._seek_place()
         elapsed = now - self.looked_at
@@ -558,15 +543,17 @@ class Supervisor:
         ready = table.waiting_for_worker()
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
-        used = self._cpu_use(now)
         threads = [WorkerThread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
-        used += self.admission.look(now, self.processes.values(), threads)
+        with Deferred():  # these open files, too
+            used = self._cpu_use(now)
+            used += self.admission.look(now, self.processes.values(), threads)
         if self.admission.crowded and self.base and count + len(threads) <= self.right:
             self.admission.thin_out()
-        enough = max(1, self.right) - 0.5
+        enough = staffing.enough(self.right)
         matters = ready or fresh or self.around is not None or self.seat.wanted(self.token)
         if used < enough and matters and (self.base or not header[HELD_BACK]):
-            used = max(used, self._wanting_cpu())
+            with Deferred():
+                used = max(used, self._wanting_cpu())
         # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
         self.low_looks = self.low_looks + 1 if used < enough else 0
         waiting = self.low_looks > 1
@@ -589,20 +576,17 @@ class Supervisor:
             if self._must_not_grow():
                 unclaimed = 0
             fresh = fresh if self._fresh_may_begin() else 0
-            if count < self.cap and count <= self.right and self._take_cookies(min(unclaimed + fresh, 1)):
-                self._start_process(PROCESS if unclaimed else FRESH)
-            elif waiting and count:
-                # They have the right to more CPU than they use: they wait for something. As many again.
-                for _ in range(min(count, unclaimed + fresh, self.cap - count)):
-                    self._start_process(PROCESS if unclaimed else FRESH)
+            more = staffing.at_look(unclaimed, fresh, count, self.cap, self.right, waiting)
+            for _ in range(1 if more.with_cookie and self._take_cookies(1) else more.without):
+                self._start_process(more.lane)
         self._retire(now, 0 if held_back else ready + fresh)
         self._see_threads_off()
         waiting_threads = 0 if held_back else header[READY_COUNT + THREAD]
         waiting_threads -= self._wake_resting(THREAD, waiting_threads)
-        if waiting_threads > max(0, header[IDLE + THREAD]):
-            for _ in range(min(max(1, len(self.threads)), waiting_threads)):
-                self._start_thread()
-        else:
+        more_threads = staffing.threads_for(waiting_threads, header[IDLE + THREAD], len(self.threads))
+        for _ in range(more_threads):
+            self._start_thread()
+        if not more_threads:
             self._retire_threads(now)
 
     def _fresh_may_begin(self) -> bool:
@@ -661,15 +645,13 @@ class Supervisor:
             self.idle_since = now
         elif now - self.idle_since > PATIENCE * 1e9:
             with self.table.locked(UNCLAIMED):
-                sent = max(0, min(resting, header[IDLE + PROCESS], len(self.processes) - bool(header[HELD_BACK])))
+                sent = staffing.to_retire(resting, header[IDLE + PROCESS], len(self.processes), bool(header[HELD_BACK]))
                 header[IDLE + PROCESS] -= sent
             os.write(self.site.wake[1], b"." * sent)
             self.idle_since = 0
         if not ready:
-            used = len(self.processes)
-            if self.admission.crowded:
-                used = min(used, -(-header[COMMITTED] // CPU))
-            self._give_cookies(max(0, used - self.base))
+            crowded, committed = self.admission.crowded, header[COMMITTED] / CPU
+            self._give_cookies(staffing.cookies_kept(len(self.processes), self.base, crowded, committed))
 
     def _see_threads_off(self) -> None:
         """Take back the slots of threads that have retired."""
@@ -691,194 +673,9 @@ class Supervisor:
             os.write(self.site.wake_threads[1], b"." * sent)
             self.threads_idle_since = 0
 
-    # Deaths ------------------------------------------------------------------------------------------------
-
-    def _bury(self, worker: WorkerProcess) -> None:
-        """A worker process has ended: in good order, or with a node that it ran."""
-        with Deferred():
-            self._reap(worker)
-            if worker.ended_by:
-                self._wake_for_the_dead()
-
-    def _reap(self, worker: WorkerProcess) -> None:
-        slots, base = self.table.slots, worker.slot * SLOT
-        with self.table.locked(UNCLAIMED):
-            # Taking the lock has made right what it left half done, if it died with the lock.
-            node, begun = slots[base + NODE], bool(slots[base + BEGUN])
-            began = slots[base + STATE] != STARTING
-            if node >= 0 and self._runs_elsewhere(node, worker.slot):
-                node = NOBODY
-        code = worker.ended_by
-        assert code is not None
-        after = slots[base + NEXT_NODE]
-        if after not in (NOBODY, node) and node >= 0 and self.table.states[node] == DONE and self.table.states[after] in (WAITING, RUNNING):
-            # It died on its way to that consumer, with the last argument in its hands.
-            node, begun = after, True
-            self.table.states[after] = RUNNING
-        self._forward_rest(worker)
-        late = self.deadlines.ended(worker)
-        self.clear_up(worker)
-        if late is not None:
-            self.lost(late.node, worker.slot, late.error, begun=True)
-            return
-        if code == 0:
-            # It may have gone with a node only if a body called os._exit(0).
-            if node >= 0 and self.table.states[node] == RUNNING and not self.table.header[STOP]:
-                self.lost(node, worker.slot, self._obituary(worker, node, code), begun)
-            return
-        if node < 0 or self.table.states[node] != RUNNING:
-            self._lost_idle(worker, code, began)
-        if node >= 0 and self.table.states[node] == RUNNING:
-            self.lost(node, worker.slot, self._obituary(worker, node, code), begun)
-
-    def _wake_for_the_dead(self) -> None:
-        """Wake who rests while nodes are ready: the worker that has died may have counted them out and not woken them, or may have
-        taken a wake-up with it. Too many are woken in vain; too few would sleep for ever."""
-        header, slots = self.table.header, self.table.slots
-        woken = [0, 0]
-        with self.table.locked(UNCLAIMED):
-            ready = (self.table.waiting_for_worker(), header[READY_COUNT + THREAD])
-            for lane, others in ((PROCESS, [*self.processes]), (THREAD, [*self.threads])):
-                resting = sum(slots[slot * SLOT + STATE] == RESTING and slots[slot * SLOT + LANE] == lane for slot in others)
-                woken[lane] = min(resting, ready[lane])
-                header[IDLE + lane] = resting - woken[lane]
-        for pipe, count in ((self.site.wake, woken[PROCESS]), (self.site.wake_threads, woken[THREAD])):
-            if count:
-                with contextlib.suppress(BlockingIOError):
-                    os.write(pipe[1], b"!" * count)
-
-    def _runs_elsewhere(self, node: int, slot: int) -> bool:
-        """Whether a node that a worker had put its name to when it died is another's: it died before it had said that the node runs,
-        or after it had published its value and others had made it ready again. Lock held."""
-        slots = self.table.slots
-        others = (other * SLOT for other in (*self.processes, *self.threads) if other != slot)
-        return any(slots[base + NODE] == node and slots[base + STATE] == BUSY for base in others)
-
-    def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
-        """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
-        self.stillborn = 0 if began else self.stillborn + 1
-        if code == BROKEN and (told := refusal(self.site.directory, self.site.flow)) is not None:
-            self.error = told
-        elif code == BROKEN or self.stillborn > MOST_STILLBORN:
-            how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
-            error = EntangleError(f"a worker process ended by {how} before it could run a task")
-            quote(error, worker)
-            self.error = error
-
-    def clear_up(self, worker: WorkerProcess) -> None:
-        """Free what a worker that has ended held: its descriptors, its slot, its cookies, its place in a pool's queue."""
-        slots, base = self.table.slots, worker.slot * SLOT
-        for fd in (worker.watch, worker.err, worker.out):
-            if fd >= 0:
-                del self.by_fd[fd]
-                self.poll.unregister(fd)
-        worker.close()
-        del self.processes[worker.slot]
-        pool = slots[base + WAITING_POOL]
-        if worker.ended_by or slots[base + COOKIE] or slots[base + NESTED] != NOBODY:
-            for size in {slots[base + COOKIE], self.site.pool_sizes[pool - 1] if pool else 0} - {0}:
-                self.site.pool(size)
-            reclaim_all()
-        slots[base + COOKIE] = 0
-        if pool:
-            with self.table.locked(UNCLAIMED):
-                slots[base + WAITING_POOL] = 0
-                self.table.header[POOL_WAITING + pool - 1] = 0
-                other = self.table.undefer(pool - 1)
-                if other >= 0:
-                    self.table.push(self.site.lanes[self.site.flow.body_of[other]], other)
-        with self.table.locked(UNCLAIMED):
-            low, high = slots[base + LOW], slots[base + HIGH]
-            if low < high:
-                # What it had merely claimed goes back.
-                for node in range(high - 1, low - 1, -1):
-                    self.table.push(PROCESS, node)
-            slots[base + LOW] = slots[base + HIGH] = 0
-            slots[base + STATE] = FREE
-        self.free.append(worker.slot)
-
-    def _obituary(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
-        name = self.site.flow.body(node).name
-        how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
-        error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {how}")
-        quote(error, worker)
-        return error
-
-    def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
-        """A node's worker is gone: run the node again where that is allowed, else end the run with `error`."""
-        flow, table = self.site.flow, self.table
-        body = flow.body(node)
-        if not begun and self._inputs_stored(node):
-            with table.locked(UNCLAIMED):
-                table.push(self.site.lanes[flow.body_of[node]], node)
-            return
-        attempt = table.attempts[node] + 1
-        if self.goes_on_after(node, error):
-            table.attempts[node] = attempt
-            note_attempt(self.site.directory, node, attempt, error)
-            table.states[node] = UNARMED
-            self.retries.append((time.monotonic() + pause(body, attempt), node))
-            self.retries.sort()
-            return
-        call = call_of(self.site, self.store, node)
-        note_call(error, flow, node, call)
-        add_note(error, f"attempt {attempt}")
-        if body.retry:
-            self.error = used_up(self.site, node, error, call)
-        else:
-            self.error = error
-        table.states[node] = FAILED
-
-    def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Whether the run goes on after a node whose body has begun was lost to that error: there is an attempt left."""
-        body = self.site.flow.body(node)
-        wanted = any(isinstance(error, kind) or issubclass(kind, type(error)) for kind in body.on)
-        return bool(self.table.attempts[node] < body.retry and wanted)
-
-    def _inputs_stored(self, node: int) -> bool:
-        return all(self.table.record(taken)[4] != NOWHERE for taken in self.site.flow.sources(node))
-
-    def _put_back(self) -> None:
-        """Make the nodes ready again whose pause between two attempts is over."""
-        now = time.monotonic()
-        flow, table = self.site.flow, self.table
-        with table.locked(UNCLAIMED):
-            while self.retries and self.retries[0][0] <= now:
-                _, node = self.retries.pop(0)
-                table.push(self.site.lanes[flow.body_of[node]], node)
-            ready = table.header[READY_COUNT + PROCESS]
-            woken = max(0, min(ready, table.header[IDLE + PROCESS]))
-            table.header[IDLE + PROCESS] -= woken
-        if woken:
-            os.write(self.site.wake[1], b"!" * woken)
-
-    def failure(self) -> BaseException | None:
-        """The error that ended the run, as the caller gets it; None where none did."""
-        if self.error is not None:
-            return self.error
-        node: int = self.table.header[FAILED_NODE]
-        return error_of(self.site, self.store, node) if node >= 0 else None
-
-    # What workers write ------------------------------------------------------------------------------------
-
-    def _forward(self, worker: WorkerProcess, fd: int) -> bool:
-        """Pass on what a worker has written; False where there is no more."""
-        written = forward(worker, fd)
-        if written == b"":
-            with Deferred():
-                del self.by_fd[fd]
-                self.poll.unregister(fd)
-                worker.close_stream(fd)
-        return bool(written)
-
-    def _forward_rest(self, worker: WorkerProcess) -> None:
-        for fd in (worker.err, worker.out):
-            while fd >= 0 and self._forward(worker, fd):
-                pass
-
     # Ending ------------------------------------------------------------------------------------------------
 
-    def _send_all_home(self) -> None:
+    def _retire_all(self) -> None:
         """Wake everybody who rests; those who look at the table see that the run is over."""
         if self.processes:
             with contextlib.suppress(BlockingIOError):
@@ -899,7 +696,7 @@ class Supervisor:
             if in_order or body.stop() or self.table.slots[slot * SLOT + STATE] != BUSY:
                 threads.append(thread)
         if not in_order:
-            self._send_all_home()
+            self._retire_all()
             trees = descendants([worker.pid for worker in self.processes.values() if self._runs(worker)])
             trees += self.deadlines.started()
             for worker in self.processes.values():
@@ -939,14 +736,14 @@ class Supervisor:
                 for worker in self.processes.values():
                     worker.kill(signal.SIGKILL)
                 until, left = time.monotonic() + 1.0, 1.0
-            for fd, _ in self.poll.poll(max(1, int(min(left, 0.05) * 1000))):
-                worker_of = self.by_fd.get(fd)
+            for fd, _ in self.roster.poll.poll(max(1, int(min(left, 0.05) * 1000))):
+                worker_of = self.roster.by_fd.get(fd)
                 if worker_of is not None and fd != worker_of.watch:
-                    self._forward(worker_of, fd)
+                    self.roster.forward(worker_of, fd)
             for worker in list(self.processes.values()):
                 if worker.ended():
-                    self._forward_rest(worker)
-                    self.clear_up(worker)
+                    self.roster.forward_rest(worker)
+                    self.deaths.clear_up(worker)
 
 
 def _thread_life(worker: Worker) -> None:

@@ -74,7 +74,7 @@ class Site:
         self.stores: list[Store] = []
         #: Whether workers may have another `__main__` than the invoking process, since they need not be forked.
         self.elsewhere = False
-        #: How far nodes had come whose threads were given up, for the next attempt (`_run/rearming.py`).
+        #: How far nodes had come whose threads were given up, for the next attempt (`_run/rearmed.py`).
         self.resumed: dict[int, Any] = {}
         self._leaving = threading.Lock()
         #: Held by a thread of this process that calls back for a value.

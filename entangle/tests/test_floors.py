@@ -24,7 +24,6 @@ OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}, "cli.": {"typer", "rich"}}
 
 #: Circles that are still to be cut. Nothing is added to them.
 KNOWN_CIRCLES: list[set[str]] = [
-    {"_run.deadlines", "_run.supervisor"},
     {f"_records.{name}" for name in ("views", "reading", "retention", "ingest")}
     | {f"_records.drawing.{name}" for name in ["provenance", "trace", "picture", "boxes", "diagrams", "networks", "plain"]},
 ]

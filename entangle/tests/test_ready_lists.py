@@ -6,7 +6,7 @@ import collections
 import random
 from typing import Any
 
-from entangle._run.rearming import GATHER, SOURCE, Row, unroll
+from entangle._run.rearmed import GATHER, SOURCE, Row, unroll
 from entangle._shared.table import Table
 from entangle.flow import HERE, PROCESS, THREAD, Body
 

@@ -26,6 +26,7 @@ from array import array
 from typing import Any, NamedTuple, Protocol
 
 from entangle._run import Observer
+from entangle._run.deaths import Deaths
 from entangle._run.run import Run
 from entangle._run.supervisor import PATIENCE, Supervisor
 from entangle._run.worker_process import WorkerProcess
@@ -122,7 +123,7 @@ class Client(Protocol):
     def failure(self) -> BaseException | None:
         """What the caller gets instead of a value, if anything: a run is in order where a body of it has failed."""
 
-    def begin(self, supervisor: StreamSupervisor) -> None:
+    def begin(self, supervisor: RearmedSupervisor) -> None:
         """The run has begun: values may be fed from now on."""
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
@@ -140,7 +141,7 @@ class Client(Protocol):
         """Whatever is due now; gives the seconds until the next time."""
 
 
-class StreamRun(Run):
+class RearmedRun(Run):
     """One execution of a flow made by `unroll`. `value` gives None when the client has said that it is over."""
 
     def __init__(self, flow: Flow, ports: list[Port], client: Client, way: str | None = None, observer: Observer | None = None) -> None:
@@ -158,7 +159,7 @@ class StreamRun(Run):
         return self.client.failure() or self.raised
 
     def _make_supervisor(self, *known: Any) -> Supervisor:
-        supervisor = StreamSupervisor(*known)
+        supervisor = RearmedSupervisor(*known)
         supervisor.ports, supervisor.client = [_Sets(port, supervisor.table) for port in self.ports], self.client
         return supervisor
 
@@ -199,7 +200,62 @@ class _Sets:
         self.results = port.rows[-1].inputs
 
 
-class StreamSupervisor(Supervisor):
+class _RearmedDeaths(Deaths):
+    """What the death of a worker means to a run whose rows are used again: the client says."""
+
+    def __init__(self, supervisor: RearmedSupervisor) -> None:
+        super().__init__(supervisor.site, supervisor.store, supervisor.roster)
+        self._supervisor = supervisor
+
+    def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
+        """A node's worker is gone: the client says how far it had come and when it goes on."""
+        flow, table = self.site.flow, self.table
+        pause = 0.0
+        if begun:
+            (taken, *_) = flow.inputs[flow.starts[node] : flow.starts[node + 1]]
+            supervisor, in_process = self._supervisor, slot in self.roster.processes or flow.body(node).carrier in (PROCESS, FRESH)
+            progress, pause = supervisor.client.lost(node, slot, supervisor.value_of(taken), error, self.site.directory)
+            keep_progress(self.site, node, progress, in_process)
+            table.attempts[node] = 1
+        groups = flow.body(node).limits
+        if groups:
+            with table.locked(UNCLAIMED):
+                table.one_fewer(groups, self.site.lanes, flow.body_of)
+        # Not WAITING: a recount would take it for one that has been forgotten.
+        table.states[node] = UNARMED
+        self.retries.append((time.monotonic() + pause, node))
+        self.retries.sort()
+
+    def goes_on_after(self, node: int, error: Exception) -> bool:
+        """Always: what a node's loss means to the stream is the client's to say."""
+        return True
+
+    def put_back(self) -> None:
+        """Make the nodes ready again whose pause between two attempts is over, threads' among them."""
+        super().put_back()
+        self._supervisor.wake_idle()
+
+    def clear_up(self, worker: WorkerProcess) -> None:
+        """Free what a worker held, and the place in the store that it was filling."""
+        super().clear_up(worker)
+        table = self.table
+        if self.store is None or table.header[FINISHED]:
+            return
+
+        def unread(segment: int) -> int:
+            low, high = segment * SEGMENT_SIZE, (segment + 1) * SEGMENT_SIZE
+            found = 0
+            for node in range(table.nodes):
+                if table.states[node] == DONE and table.readers[node] > 0:
+                    _, _, offset, _, where, _, _, _ = table.record(node)
+                    found += where == IN_SEGMENT and low <= offset < high
+            return found
+
+        with table.locked(UNCLAIMED):
+            self.store.seal_for(worker.slot, unread)
+
+
+class RearmedSupervisor(Supervisor):
     """Supervises a run whose rows are used again, and whose workers stay for as long as it lasts."""
 
     client: Client
@@ -214,6 +270,9 @@ class StreamSupervisor(Supervisor):
         self._thread_nodes: int | None = None
         #: Set under the lock when the run has ended: what it had is about to be closed, and others may come with a value yet.
         self._closed = False
+
+    def _make_deaths(self) -> Deaths:
+        return _RearmedDeaths(self)
 
     # Feeding, from any thread ---------------------------------------------------------------------------------
 
@@ -253,6 +312,12 @@ class StreamSupervisor(Supervisor):
             if tell:
                 site.notify()
         return True
+
+    def wake_idle(self) -> None:
+        """Wake as many idle workers as there are nodes ready for them."""
+        with self.table.locked(UNCLAIMED):
+            woken, woken_threads, _ = self._hand.count_wakes()
+        self._hand.wake(woken, woken_threads)
 
     def nudge(self) -> None:
         """Have the client's `tick` called soon."""
@@ -294,7 +359,7 @@ class StreamSupervisor(Supervisor):
                 (index, sets) for index, sets in enumerate(self.ports) if node < sets.port.first + sets.port.sets * sets.port.width
             )
             first = node - sets.port.width + 1
-            values = [self._value_of(first + at) for at in sets.results]
+            values = [self.value_of(first + at) for at in sets.results]
             records = [table.record(at) for at in range(first + 1, node)]
             spent, size = sum(record[1] - record[0] for record in records), sum(record[3] for record in records)
             label = sets.labels.pop(first)
@@ -303,7 +368,8 @@ class StreamSupervisor(Supervisor):
             self.client.freed(index)
         return False
 
-    def _value_of(self, node: int) -> Any:
+    def value_of(self, node: int) -> Any:
+        """The value of a node that is done."""
         if node in self.site.local:
             return self.site.local[node]
         assert self.store is not None
@@ -350,28 +416,6 @@ class StreamSupervisor(Supervisor):
         if self.pause == asked:  # else somebody was started, which is looked after sooner
             self.pause = usual
 
-    def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
-        """A node's worker is gone: the client says how far it had come and when it goes on."""
-        flow, table = self.site.flow, self.table
-        pause = 0.0
-        if begun:
-            (taken, *_) = flow.inputs[flow.starts[node] : flow.starts[node + 1]]
-            progress, pause = self.client.lost(node, slot, self._value_of(taken), error, self.site.directory)
-            keep_progress(self.site, node, progress, in_process=slot in self.processes or flow.body(node).carrier in (PROCESS, FRESH))
-            table.attempts[node] = 1
-        groups = flow.body(node).limits
-        if groups:
-            with table.locked(UNCLAIMED):
-                table.one_fewer(groups, self.site.lanes, flow.body_of)
-        # Not WAITING: a recount would take it for one that has been forgotten.
-        table.states[node] = UNARMED
-        self.retries.append((time.monotonic() + pause, node))
-        self.retries.sort()
-
-    def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Always: what a node's loss means to the stream is the client's to say."""
-        return True
-
     def _start_thread(self) -> None:
         """No more threads than nodes that they could run at a time: those who are slow to wake are not too few, and in a run
         that lasts they would take every slot there is."""
@@ -394,31 +438,6 @@ class StreamSupervisor(Supervisor):
         used = {*self.free, *self.processes, *self.threads, UNCLAIMED}
         self.free += [slot for slot in range(self.table.slot_count) if slot not in used and slots[slot * SLOT + STATE] == GONE]
 
-    def _put_back(self) -> None:
-        super()._put_back()
-        with self.table.locked(UNCLAIMED):
-            woken, woken_threads, _ = self._hand.count_wakes()
-        self._hand.wake(woken, woken_threads)
-
-    def clear_up(self, worker: WorkerProcess) -> None:
-        """Free what a worker held, and the place in the store that it was filling."""
-        super().clear_up(worker)
-        table = self.table
-        if self.store is None or table.header[FINISHED]:
-            return
-
-        def unread(segment: int) -> int:
-            low, high = segment * SEGMENT_SIZE, (segment + 1) * SEGMENT_SIZE
-            found = 0
-            for node in range(table.nodes):
-                if table.states[node] == DONE and table.readers[node] > 0:
-                    _, _, offset, _, where, _, _, _ = table.record(node)
-                    found += where == IN_SEGMENT and low <= offset < high
-            return found
-
-        with table.locked(UNCLAIMED):
-            self.store.seal_for(worker.slot, unread)
-
     def _retire_threads(self, now: int) -> None:
         """Threads stay up for the whole stream: they are not more than its nodes."""
 
@@ -427,7 +446,7 @@ class StreamSupervisor(Supervisor):
         header, slots = self.table.header, self.table.slots
         count = len(self.processes)
         if any(slots[slot * SLOT + STATE] in (BUSY, RESTING) for slot in self.processes):
-            self.stillborn = 0  # workers can begin; those that could not were killed
+            self.deaths.stillborn = 0  # workers can begin; those that could not were killed
         resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
         if resting < count or ready:
             self.idle_since = 0
