@@ -450,8 +450,8 @@ class RearmedSupervisor(Supervisor):
         resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
         if resting < count or ready:
             self.idle_since = 0
-            if self.cookies < count - 1:
-                self._take_cookies(count - 1 - self.cookies)
+            if self.entitlement.cookies < count - 1:
+                self.entitlement.take_cookies(count - 1 - self.entitlement.cookies)
         if not resting or ready:
             self.idle_since = 0
         elif not self.idle_since:
@@ -462,7 +462,7 @@ class RearmedSupervisor(Supervisor):
                 header[IDLE + PROCESS] -= sent
             os.write(self.site.wake[1], b"." * sent)
             if resting == count:
-                self._give_cookies(0)
+                self.entitlement.give_cookies(0)
             self.idle_since = 0
 
 

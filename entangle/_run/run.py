@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import errno
 import os
+import resource
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 from entangle._run import Observer, at_termination, observers, reaper
 from entangle._run.start import chosen_way
-from entangle._run.supervisor import MOST_THREADS, Supervisor, most_workers
+from entangle._run.supervisor import MOST_THREADS, Supervisor
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared import home as homes
 from entangle._shared import limits
@@ -186,7 +187,7 @@ class Run:
             leaving.callback(_remove, directory, spill, large)
             for pool in _open_pools(home, flow, directory):
                 leaving.callback(pool.close)
-        processes = min(most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
+        processes = min(_most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
         # One past its deadline keeps its slot, so a thread that may be tried again needs more than one.
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
@@ -299,6 +300,19 @@ class Run:
             directory, spill = os.path.join(home.path, name), os.path.join(home.spill, name)
         os.mkdir(directory, 0o700)
         return directory, spill
+
+
+def _most_workers() -> int:
+    """How many worker processes a run may have: ENTANGLE_MAX_WORKERS, else 512, as far as descriptors go (two or three each)."""
+    given = os.environ.get("ENTANGLE_MAX_WORKERS", "512")
+    try:
+        wanted = int(given)
+    except ValueError:
+        raise EntangleError(f"ENTANGLE_MAX_WORKERS={given}: it is a whole number of processes") from None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = min(wanted, max(2, (soft - 128) // 3))
+    return max(1, wanted)
 
 
 def _pipe(undone: contextlib.ExitStack) -> tuple[int, int]:

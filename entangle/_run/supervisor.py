@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import posix
-import resource
 import select
 import signal
 import threading
@@ -26,6 +25,7 @@ from collections.abc import Callable
 from entangle._run import staffing
 from entangle._run.crowding import Admission, WorkerThread
 from entangle._run.deaths import Deaths
+from entangle._run.entitlement import Entitlement
 from entangle._run.forking import fork_is_safe
 from entangle._run.forwarding import stdout_is_plain
 from entangle._run.roster import Roster
@@ -40,7 +40,6 @@ from entangle._shared.table import (
     BUSY,
     COMMITTED,
     COOKIE,
-    CROWDED,
     DOOMED,
     FAILED_NODE,
     FINISHED,
@@ -69,42 +68,20 @@ from entangle._shared.table import (
     UNCLAIMED,
     WAITING_POOL,
 )
-from entangle._worker.admission import CPU, SLACK, Seat, admits, claim, room, seat_of_callers
+from entangle._worker.admission import CPU, admits, room
 from entangle._worker.failures import error_of
 from entangle._worker.worker import Worker, here, run_as
-from entangle.cookies import ANY_CPU, CookieQueue
-from entangle.errors import (
-    EntangleError,
-    UnpicklableError,
-)
+from entangle.cookies import CookieQueue
+from entangle.errors import UnpicklableError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 FIRST_LOOK_NESTED = 0.01
 #: The longest pause between two looks while the workers use all the CPU that they are entitled to (seconds).
 LONGEST_PAUSE = 0.06
-#: How long a run may have the place of its caller while another run wants it (seconds).
-TURN = 0.1
-#: After so long without any body that ends, one more may compute than there are CPUs (seconds).
-STUCK = 2.0
 #: A worker that has found nothing to do for so long is sent home (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
-#: So many workers in a row may die before they have begun.
-MOST_STILLBORN = 10
-
-
-def most_workers() -> int:
-    """How many worker processes a run may have: ENTANGLE_MAX_WORKERS, else 512, as far as descriptors go (two or three each)."""
-    given = os.environ.get("ENTANGLE_MAX_WORKERS", "512")
-    try:
-        wanted = int(given)
-    except ValueError:
-        raise EntangleError(f"ENTANGLE_MAX_WORKERS={given}: it is a whole number of processes") from None
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        wanted = min(wanted, max(2, (soft - 128) // 3))
-    return max(1, wanted)
 
 
 class Supervisor:
@@ -128,7 +105,6 @@ class Supervisor:
         self.budget = budget
         self.listen = listen
         self.looked = looked
-        self.cookies = 0
         self.roster = Roster(slots)
         self.processes, self.threads, self.free = self.roster.processes, self.roster.threads, self.roster.free
         self.leaving: list[WorkerProcess] = []
@@ -152,21 +128,12 @@ class Supervisor:
         if outer is not None and outer.forked:
             outer = None  # a child that a body has forked
         self.outer = outer if outer is not None and outer.in_process else None
-        #: The worker in whose body this run was called, where that is a place on a CPU: whoever supervises it looks at its slot.
-        self.around = outer if outer is not None and outer.lane != HERE else None
+        self.entitlement = Entitlement(site, budget, self.roster, self.admission, outer)
+        self.around = self.entitlement.around
         #: The pause until the next look (seconds), and after a worker has been started. A nested run is one of many, and their supervisors
         #: compute when they look.
         self.first_pause = FIRST_LOOK if self.around is None else FIRST_LOOK_NESTED
         self.pause = self.first_pause
-        #: Where the caller's own place is had, and who we are there: a run in a body of the calling thread is as the run around it.
-        self.seat: Seat = outer.seat if outer is not None else seat_of_callers()
-        self.token: object = outer.token if outer is not None and outer.token is not None else self
-        #: Whether we have that place: 1 or 0 CPUs; and whether we leave it to another run when a body of ours has ended.
-        self.base = 0
-        self.yielding = False
-        #: A place more than we have a right to, where nothing else would let us go on; since when that may be, and nodes done by then.
-        self.extra = 0
-        self.held_since, self.held_done = 0, -1
 
     def _make_deaths(self) -> Deaths:
         return Deaths(self.site, self.store, self.roster)
@@ -177,10 +144,9 @@ class Supervisor:
         """Run the flow to its end. What ended it, if not its value, `failure` tells."""
         header = self.table.header
         # Our own supervisor is to see a worker at work until we know better.
-        self._report(CPU)
+        self.entitlement.report(CPU)
         try:
-            self.base = int(self._take_place())
-            self.admission.entitle(self.right)
+            self.entitlement.begin()
             if not self.cancelled:
                 self._start_first()
             while not header[FINISHED]:
@@ -216,7 +182,7 @@ class Supervisor:
     def finish(self) -> None:
         """After the value has been taken: wait for the workers of a run that ended in order."""
         self._end(in_order=True)
-        self._report(NOBODY)
+        self.entitlement.report(NOBODY)
 
     def failure(self) -> BaseException | None:
         """The error that ended the run, as the caller gets it; None where none did."""
@@ -225,116 +191,6 @@ class Supervisor:
         node: int = self.table.header[FAILED_NODE]
         return error_of(self.site, self.store, node) if node >= 0 else None
 
-    # The caller's place ------------------------------------------------------------------------------------
-
-    @property
-    def right(self) -> int:
-        """How many CPUs the run may keep busy now."""
-        return self.base - self.yielding + self.cookies + self.extra
-
-    def _report(self, used: int) -> None:
-        """Say what this run uses to whoever supervises the worker that waits for it (thousandths of a CPU)."""
-        if self.around is not None:
-            self.around.site.table.slots[self.around.base + NESTED] = used
-
-    def _take_place(self) -> bool:
-        """Take the place of the caller, who waits: unless it waits for another run that has it, or others compute there meanwhile."""
-        if not self.seat.take(self.token, self.site.notify):
-            return False
-        if self.around is None or claim(self.around, CPU if self._is_stuck() else 0):
-            return True
-        self.seat.leave(self.token)
-        return False
-
-    def _leave_place(self) -> None:
-        """Let others compute in the place of the caller, until we want it again."""
-        self.base, self.yielding = 0, False
-        self.admission.entitle(self.right)
-        if not self.admission.crowded:
-            self.admission.crowd((*self.processes, *self.threads))
-        self.seat.leave(self.token)
-
-    def _seek_place(self) -> None:
-        """Nodes are ready for whose bodies there is no CPU: take the caller's place, or a cookie, if either is to be had."""
-        if self.yielding:
-            self._yield()
-        elif not self.base and self._take_place():
-            self.base = 1
-            self.admission.entitle(self.right)
-            self.low_looks = 0
-            self._report(CPU)
-        elif not self._take_cookies(1) and not self._squeeze_in():
-            if self.around is not None:
-                self.pause = FIRST_LOOK  # nobody tells us when there is room in the run around this one
-            return
-        header, places = self.table.header, room(self.table)
-        places -= self._wake_resting(PROCESS, min(places, self.table.waiting_for_worker()))
-        self._wake_resting(THREAD, min(places, header[READY_COUNT + THREAD]))
-
-    def _is_stuck(self) -> bool:
-        """Whether nodes have waited for a CPU for long, and none has ended meanwhile."""
-        return bool(self.held_since) and time.monotonic_ns() - self.held_since > STUCK * 1e9
-
-    def _squeeze_in(self) -> bool:
-        """Let one body more compute than there are CPUs, where nothing has ended for long: those that compute may wait for it. One run
-        at a time may do so."""
-        if self.extra or not self._is_stuck() or not self.seat.squeeze(self.token):
-            return False
-        self.extra = 1
-        self.admission.entitle(self.right)
-        return True
-
-    def _look_after_stuck(self, now: int) -> None:
-        """Note since when nodes wait for a CPU without any that ends (ns)."""
-        ready = self.table.waiting_for_worker() or self.table.header[READY_COUNT + THREAD]
-        if not self.extra and not (self.admission.was_crowded and ready):
-            self.held_since = 0
-            return
-        done = self.table.done()
-        if not self.held_since or done != self.held_done:
-            self.held_since, self.held_done = now, done
-            if self.extra:
-                self.extra = 0
-                self.seat.ease(self.token)
-                self.admission.entitle(self.right)
-                self._make_room()
-        elif not self.table.header[HELD_BACK]:
-            self._squeeze_in()
-
-    def _look_after_place(self, waiting: bool) -> None:
-        """Leave the caller's place to others who want it, if we do not use it, or have had it for long."""
-        if not self.base:
-            return
-        others = self.seat.wanted(self.token)
-        if waiting and (others or (self.around is not None and self.around.site.table.header[CROWDED])):
-            self._leave_place()
-        elif others and (self.cookies or self.seat.held_for() > TURN):
-            self.yielding = True
-            self.admission.entitle(self.right)
-            if not self.admission.crowded:
-                self.admission.crowd((*self.processes, *self.threads))
-            self._yield()
-        elif self.yielding:
-            self.yielding = False
-            self.admission.entitle(self.right)
-
-    def _yield(self) -> None:
-        """Leave the caller's place as soon as what still runs can do without it."""
-        if self.table.header[COMMITTED] <= self.cookies * CPU + SLACK:
-            self._leave_place()
-
-    def _regain_place(self) -> None:
-        """The body that has called us goes on now, and may compute: wait until there is a CPU for it."""
-        around = self.around
-        if around is None or self.base:
-            return
-        self._report(0)  # we wait; else all who do would be taken to compute, and nobody could go on
-        pause, self.held_since = FIRST_LOOK, time.monotonic_ns()
-        while not (around.stopped or around.site.table.header[STOP] or self.cancelled) and not self._take_place():
-            time.sleep(pause)
-            pause = min(LAST_LOOK, pause * 1.5)
-        self.base = 1
-
     # Starting ----------------------------------------------------------------------------------------------
 
     def _start_first(self) -> None:
@@ -342,8 +198,8 @@ class Supervisor:
         wanted = self.table.waiting_for_worker()
         if not wanted:
             return
-        self._take_cookies(min(wanted, self.cap) - self.base)
-        header[PLANNED] = staffing.first(wanted, self.cap, self.right)
+        self.entitlement.take_cookies(min(wanted, self.cap) - self.entitlement.base)
+        header[PLANNED] = staffing.first(wanted, self.cap, self.entitlement.right)
         for _ in range(header[PLANNED]):
             self._start_process(PROCESS)
             if header[FINISHED] or header[STOP]:
@@ -354,15 +210,17 @@ class Supervisor:
         header = self.table.header
         if header[READY_COUNT + FRESH] and self.free:
             there, running = self._count(FRESH), self._running_fresh()
-            for _ in range(staffing.for_fresh(header[READY_COUNT + FRESH], running, there, self.right)):
+            for _ in range(staffing.for_fresh(header[READY_COUNT + FRESH], running, there, self.entitlement.right)):
                 self._start_process(FRESH)
         ready = 0 if header[HELD_BACK] and self.processes else header[READY_COUNT + PROCESS]
         if not self.processes and not ready:
             ready = self.table.leaves_left()  # the workers who were to take them have died
         if ready > 0:
-            at_once, with_cookies = staffing.for_ready(ready, header[IDLE + PROCESS], self._count(PROCESS), self.cap, self.right)
+            at_once, with_cookies = staffing.for_ready(
+                ready, header[IDLE + PROCESS], self._count(PROCESS), self.cap, self.entitlement.right
+            )
             for number in range(at_once + with_cookies):
-                if self._must_not_grow() or (number >= at_once and not self._take_cookies(1)):
+                if self._must_not_grow() or (number >= at_once and not self.entitlement.take_cookies(1)):
                     break
                 self._start_process(PROCESS)
         if header[READY_COUNT + THREAD] and not self.threads:
@@ -380,7 +238,7 @@ class Supervisor:
         if self._must_not_grow():
             return False
         count = len(self.processes)
-        return count < self.cap and (count < self.right or (self.budget is not None and self.budget.count() > 0))
+        return count < self.cap and (count < self.entitlement.right or (self.budget is not None and self.budget.count() > 0))
 
     def _running_fresh(self) -> int:
         slots = self.table.slots
@@ -389,30 +247,13 @@ class Supervisor:
             for worker in self.processes.values()
         )
 
-    def _take_cookies(self, most: int) -> int:
-        """Take up to so many cookies of the budget; gives how many there were."""
-        taken = 0
-        while taken < most and self.budget is not None:
-            if self.budget.take() is None:
-                break
-            self.cookies += 1
-            taken += 1
-        self.admission.entitle(self.right)
-        return taken
-
-    def _give_cookies(self, keep: int) -> None:
-        while self.cookies > keep and self.budget is not None:
-            self.cookies -= 1
-            self.admission.entitle(self.right)
-            self.budget.give(ANY_CPU)
-
     def _start_process(self, lane: int) -> None:
         if not self.free or (lane == PROCESS and self._must_not_grow()):
             return
         assert self.store is not None
         slot = self.free.pop()
         self._clear_slot(slot, lane)
-        self._make_room()
+        self.entitlement.make_room()
         self.serial += 1
         with Deferred():
             self._start_in(slot, lane)
@@ -443,7 +284,7 @@ class Supervisor:
             return
         slot = self.free.pop()
         self._clear_slot(slot, THREAD)
-        self._make_room()
+        self.entitlement.make_room()
         self.serial += 1
         worker = Worker(self.site, slot, THREAD, self.serial)
         self.site.users += 1
@@ -460,11 +301,6 @@ class Supervisor:
         self.threads[slot] = (thread, worker)
         self.pause = self.first_pause
 
-    def _make_room(self) -> None:
-        """One more worker is about to come: with it there may be more than CPUs."""
-        if len(self.processes) + len(self.threads) >= self.right and not self.admission.crowded:
-            self.admission.crowd((*self.processes, *self.threads))
-
     def _clear_slot(self, slot: int, lane: int) -> None:
         slots, base = self.table.slots, slot * SLOT
         for field in (BEGUN, COOKIE, WAITING_POOL, DOOMED, SINCE, SHARE):
@@ -476,7 +312,7 @@ class Supervisor:
         """Nothing is left but a body that runs where the call is run: run it in this thread. Gives whether there may be more."""
         self._retire_all()
         self._end_processes(time.monotonic() + 30.0, kill=False)
-        self._give_cookies(0)
+        self.entitlement.give_cookies(0)
         while not self.free and self.threads:
             self._see_threads_off()  # told to end just now, or retired a moment ago
             time.sleep(0.001)
@@ -484,7 +320,7 @@ class Supervisor:
         self._clear_slot(slot, HERE)
         self.serial += 1
         worker = Worker(self.site, slot, HERE, self.serial)
-        worker.seat, worker.token = self.seat, self.token
+        worker.seat, worker.token = self.entitlement.seat, self.entitlement.token
         outer = here.worker
         self.calling = worker
         if self.cancelled:
@@ -528,7 +364,7 @@ class Supervisor:
         if self.deaths.retries and self.deaths.retries[0][0] <= time.monotonic():
             self.deaths.put_back()
         if self.table.header[HELD_BACK]:
-            self._seek_place()
+            self._seek_room()
         elapsed = now - self.looked_at
         if elapsed < FIRST_LOOK * 0.9e9:
             return
@@ -547,11 +383,11 @@ class Supervisor:
         with Deferred():  # these open files, too
             used = self._cpu_use(now)
             used += self.admission.look(now, self.processes.values(), threads)
-        if self.admission.crowded and self.base and count + len(threads) <= self.right:
+        if self.admission.crowded and self.entitlement.base and count + len(threads) <= self.entitlement.right:
             self.admission.thin_out()
-        enough = staffing.enough(self.right)
-        matters = ready or fresh or self.around is not None or self.seat.wanted(self.token)
-        if used < enough and matters and (self.base or not header[HELD_BACK]):
+        enough = staffing.enough(self.entitlement.right)
+        matters = ready or fresh or self.around is not None or self.entitlement.seat.wanted(self.entitlement.token)
+        if used < enough and matters and (self.entitlement.base or not header[HELD_BACK]):
             with Deferred():
                 used = max(used, self._wanting_cpu())
         # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
@@ -564,11 +400,11 @@ class Supervisor:
         else:
             # A supervisor that looks is one more that computes, and there may be one for each nested run.
             self.pause = min(LONGEST_PAUSE, self.pause * 2)
-        self._look_after_place(waiting)
-        self._look_after_stuck(now)
-        if not self.base:
-            used -= self.cookies  # what we compute with cookies of our own takes nobody's place
-        self._report(int(max(0.0, min(1.0, used)) * CPU) if waiting or not self.base else CPU)
+        self.entitlement.look_after_place(waiting)
+        self.entitlement.look_after_stuck(now)
+        if not self.entitlement.base:
+            used -= self.entitlement.cookies  # what we compute with cookies of our own takes nobody's place
+        self.entitlement.report(int(max(0.0, min(1.0, used)) * CPU) if waiting or not self.entitlement.base else CPU)
         held_back = bool(header[HELD_BACK])
         if ready or fresh:
             # Wake idle workers first; idle is not blocked.
@@ -576,8 +412,8 @@ class Supervisor:
             if self._must_not_grow():
                 unclaimed = 0
             fresh = fresh if self._fresh_may_begin() else 0
-            more = staffing.at_look(unclaimed, fresh, count, self.cap, self.right, waiting)
-            for _ in range(1 if more.with_cookie and self._take_cookies(1) else more.without):
+            more = staffing.at_look(unclaimed, fresh, count, self.cap, self.entitlement.right, waiting)
+            for _ in range(1 if more.with_cookie and self.entitlement.take_cookies(1) else more.without):
                 self._start_process(more.lane)
         self._retire(now, 0 if held_back else ready + fresh)
         self._see_threads_off()
@@ -615,9 +451,22 @@ class Supervisor:
         for worker in self.processes.values():
             nested = 1000 if slots[worker.slot * SLOT + STATE] == STARTING else slots[worker.slot * SLOT + NESTED]
             found += nested / 1000 if nested >= 1000 else max(nested / 1000, float(worker.runnable()))
-            if found > self.right + 1:
+            if found > self.entitlement.right + 1:
                 break
         return found
+
+    def _seek_room(self) -> None:
+        """Nodes are ready for whose bodies there is no CPU: seek one, and wake who rests."""
+        base = self.entitlement.base
+        if not self.entitlement.seek():
+            if self.around is not None:
+                self.pause = FIRST_LOOK  # nobody tells us when there is room in the run around this one
+            return
+        if self.entitlement.base > base:
+            self.low_looks = 0
+        header, places = self.table.header, room(self.table)
+        places -= self._wake_resting(PROCESS, min(places, self.table.waiting_for_worker()))
+        self._wake_resting(THREAD, min(places, header[READY_COUNT + THREAD]))
 
     def _wake_resting(self, lane: int, ready: int) -> int:
         """Wake workers that rest while nodes are ready: the byte that should have woken them may have died with another. Gives how
@@ -651,7 +500,7 @@ class Supervisor:
             self.idle_since = 0
         if not ready:
             crowded, committed = self.admission.crowded, header[COMMITTED] / CPU
-            self._give_cookies(staffing.cookies_kept(len(self.processes), self.base, crowded, committed))
+            self.entitlement.give_cookies(staffing.cookies_kept(len(self.processes), self.entitlement.base, crowded, committed))
 
     def _see_threads_off(self) -> None:
         """Take back the slots of threads that have retired."""
@@ -711,14 +560,10 @@ class Supervisor:
             # Their end takes a while, since the kernel has to free what they hold; the caller need not wait for that.
             self.leaving = list(self.processes.values())
             self.processes.clear()
-        self._give_cookies(0)
+        self.entitlement.give_cookies(0)
         if in_order:
-            self._regain_place()
-        self.seat.ease(self.token)
-        if self.token is self:
-            self.seat.leave(self)
-        if self.budget is not None and self.budget.held_here():
-            self.budget.give_back()  # taken, and not counted when we were interrupted
+            self.entitlement.regain(lambda: self.cancelled)
+        self.entitlement.end()
         until = time.monotonic() + 2.0
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
