@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
+from entangle._run import descendants
+from entangle._run.descendants import Started
 from entangle._run.roster import Roster
-from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all
+from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
@@ -38,7 +40,7 @@ class _Late:
         self.worker = worker
         self.node = node
         self.error = error
-        self.started: list[Any] = []
+        self.started: list[Started] = []
         self.kill_at = 0.0
 
 
@@ -153,7 +155,7 @@ class Deadlines:
                 return
         kill_at = time.monotonic() + GRACE
         for late in found:
-            late.started, late.kill_at = descendants([late.worker.pid]), kill_at
+            late.started, late.kill_at = descendants.started_by([late.worker.pid]), kill_at
             self.late[late.worker.slot] = late
         for late in found:
             late.worker.kill(signal.SIGTERM)
@@ -172,9 +174,9 @@ class Deadlines:
         """A worker has ended: how late it was, None where it was not, or was told by nobody."""
         late = self.late.pop(worker.slot, None)
         if late is not None:
-            kill_all(late.started)
+            descendants.kill(late.started)
         return late
 
-    def started(self) -> list[Any]:
+    def started(self) -> list[Started]:
         """What the workers that were told to end had started."""
         return [process for late in self.late.values() for process in late.started]

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from entangle._run import staffing
+from entangle._run import descendants, staffing
 from entangle._run.crowding import Admission, WorkerThread
 from entangle._run.deaths import Deaths
 from entangle._run.entitlement import Entitlement
@@ -30,7 +30,7 @@ from entangle._run.forking import fork_is_safe
 from entangle._run.forwarding import stdout_is_plain
 from entangle._run.roster import Roster
 from entangle._run.start import start_worker
-from entangle._run.worker_process import GRACE, WorkerProcess, descendants, kill_all
+from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.interrupts import Deferred
 from entangle._shared.limits import explained, no_thread
 from entangle._shared.site import Site
@@ -546,13 +546,13 @@ class Supervisor:
                 threads.append(thread)
         if not in_order:
             self._retire_all()
-            trees = descendants([worker.pid for worker in self.processes.values() if self._runs(worker)])
+            trees = descendants.started_by([worker.pid for worker in self.processes.values() if self._runs(worker)])
             trees += self.deadlines.started()
             for worker in self.processes.values():
                 if worker.slot not in self.deadlines.late:  # told already
                     worker.kill(signal.SIGTERM)
             self._end_processes(time.monotonic() + GRACE, kill=True)
-            kill_all(trees)
+            descendants.kill(trees)
         elif self.processes:
             if self.outer is not None:
                 # Who waits in a nested run is a place on a CPU, which is not to be used twice.

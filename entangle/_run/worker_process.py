@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import os
 import signal
 import struct
-import sys
 import time
-from typing import Any
 
+from entangle._run import descendants
 from entangle._shared.polling import readable
 
 #: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
 GRACE = 0.5
+
+#: So many processes that a body has started are looked at.
+_MOST_LOOKED_AT = 64
 
 _EXIT = struct.Struct("<i")
 _BORN = struct.Struct("<q")
@@ -117,15 +118,19 @@ class WorkerProcess:
         self._body = body
         if self._low_looks <= 4 or self._low_looks % 8 == 0:
             # It waits. What it has started may compute: a body that calls another program does nothing else.
-            known, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}
+            known, self._family = self._family, self._cpu_times_of_family()
             if self._family.keys() - known.keys():
                 self.share = 1.0  # until we know better
         return True
 
     def _used_by_family(self) -> int:
         """CPU time that the processes have used since the last look which the body has started (ns)."""
-        before, self._family = self._family, {pid: cpu_time(pid) or 0 for pid in family(self.pid)}
+        before, self._family = self._family, self._cpu_times_of_family()
         return sum(max(0, spent - before.get(pid, 0)) for pid, spent in self._family.items())
+
+    def _cpu_times_of_family(self) -> dict[int, int]:
+        found = descendants.of((self.pid,), most=_MOST_LOOKED_AT) if descendants.listed() else ()
+        return {pid: cpu_time(pid) or 0 for pid in found}
 
     def runnable(self) -> bool:
         """Whether it runs or would if it had a CPU, or something does that it has started; False where that is unknown."""
@@ -191,57 +196,8 @@ def runnable(pid: int) -> bool:
         return False
 
 
-def family(pid: int, most: int = 64) -> list[int]:
-    """The processes that a process has started from its main thread, and they in turn, as the kernel lists them (see proc(5));
-    none where it does not."""
-    found = [pid]
-    for one in found:
-        try:
-            with open(f"/proc/{one}/task/{one}/children", "rb", buffering=0) as file:
-                found += [int(word) for word in file.read(4096).split()]
-        except (OSError, ValueError):
-            continue
-        if len(found) > most:
-            break
-    return found[1:]
-
-
 def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
         return str(number)
-
-
-def descendants(pids: list[int]) -> list[Any]:
-    """The processes that these have started, and they in turn, wherever they have put themselves. None are known where
-    there is no psutil: in another place, to which nothing compiled was sent."""
-    wanted = {pid for pid in pids if pid > 0}
-    # Looked for on disk alone: the import would be asked of a caller who, having cancelled this call, does not listen any more.
-    if not wanted or ("psutil" not in sys.modules and importlib.machinery.PathFinder.find_spec("psutil") is None):
-        return []
-    import psutil
-
-    # One look at all processes, however many are asked for.
-    children: dict[int, list[Any]] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            children.setdefault(process.ppid(), []).append(process)
-    found: list[Any] = []
-    left = list(wanted)
-    while left:
-        for process in children.pop(left.pop(), ()):
-            found.append(process)
-            left.append(process.pid)
-    return found
-
-
-def kill_all(processes: list[Any]) -> None:
-    """Kill them, if they are still who they were."""
-    if not processes:
-        return
-    import psutil
-
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.kill()  # psutil checks that the pid is still that process
