@@ -3,46 +3,47 @@
 ::
 
     EntangleError
-    ├── OptionError (TypeError)               the author: a decorator was given an option that it does not have
-    ├── ArgumentError (TypeError)             the author: a call does not fit the function's parameters
-    ├── CycleError (ValueError)               the author: a call is, through some list, its own argument
-    ├── UnpicklableError (TypeError)          the author: a value cannot travel to where it must
-    ├── CacheKeyError (TypeError)             the author: with `cache=True`, something has no form that a value could be remembered by
-    ├── RunAtImportError                      the author: a module runs a graph when it is imported, and a worker imports it
-    ├── SchedulerImportError (ImportError)    the author: `impl` names no scheduler class
-    ├── RequestError                          the far server, or the network before it
-    ├── FarError                              another place: the root of what can go wrong there
-    │   ├── UnreachableError (ConnectionError)   the place, or the way to it: no Python could be started there
-    │   │   ├── HostKeyError                  the host, or whoever poses as it: its key is unknown, or not the known one
-    │   │   └── LoginRefusedError             the user, or the host: it does not let the user in
-    │   ├── ImageError                        the author: there is no such image, or packages cannot be added to it
-    │   ├── UnfitPythonError                  the place: its Python is missing or too old, or another one than the code needs
-    │   ├── LinkLostError (ConnectionError)   the way to it: the stream ended while calls were under way
-    │   ├── ProtocolError                     the place: what comes from there is not what an agent says
-    │   └── MissingModuleError (ModuleNotFoundError)   the place: it lacks a module that cannot be sent there
-    ├── StoreFullError (OSError)              the machine: neither memory nor disk has room for a value
-    ├── LimitError (OSError)                  the machine: a limit of descriptors, processes, memory or file sizes is reached
-    ├── RunCancelledError                     the caller: the run was cancelled before it had a value
-    ├── ProcessTerminatedException            the body, or whoever killed it: a worker process died
-    ├── ProcessTimeoutException (TimeoutError)   the body: it ran, or its arguments took, longer than allowed
-    ├── ProcessRetryException                 the body: every allowed attempt failed
-    ├── ThreadTerminatedException             the body: it tried to end the interpreter from a thread
-    ├── ThreadTimeoutException (TimeoutError) the body: a thread ran longer than allowed
-    ├── RecordsError                          the machine, or whoever asks: records that are not there or cannot be read
-    └── GraphError                            the Gremlin server, or the network before it
+    ├── OptionError (TypeError)                       author: unknown option, or a wrong value
+    ├── ArgumentError (TypeError)                     author: arguments do not fit the function
+    ├── CycleError (ValueError)                       author: a call is its own argument
+    ├── UnpicklableError (TypeError)                  author: a value cannot be sent
+    ├── CacheKeyError (TypeError)                     author: no cache key can be made of it
+    ├── RunAtImportError                              author: a module runs a graph on import
+    ├── SchedulerImportError (ImportError)            author: `impl` names no scheduler class
+    ├── RequestError                                  server, network: an HTTP request failed
+    ├── FarError                                      another place, or the way to it
+    │   ├── UnreachableError (ConnectionError)        place, network: no Python started there
+    │   │   ├── HostKeyError                          host: its key is unknown, or another one
+    │   │   └── LoginRefusedError                     user, host: the user is not let in
+    │   ├── ImageError                                author: no such image, or cannot be extended
+    │   ├── UnfitPythonError                          place: Python is missing, old or another
+    │   ├── LinkLostError (ConnectionError)           network: the connection ended in a call
+    │   ├── ProtocolError                             place: it does not speak our protocol
+    │   └── MissingModuleError (ModuleNotFoundError)  place: a module is missing there
+    ├── StoreFullError (OSError)                      machine: no room in memory or on disk
+    ├── LimitError (OSError)                          machine: a limit of the system is reached
+    ├── RunCancelledError                             caller: the run was cancelled
+    ├── ProcessTerminatedException                    body, or its killer: a worker process died
+    ├── ProcessTimeoutException (TimeoutError)        body: longer than `timeout` or `wait`
+    ├── ProcessRetryException                         body: every allowed attempt failed
+    ├── ThreadTerminatedException                     body: in a thread, it tried to end Python
+    ├── ThreadTimeoutException (TimeoutError)         body: in a thread, longer than `timeout`
+    ├── RecordsError                                  asker, machine: no such record, or no file
+    └── GraphError                                    server, network: Gremlin is not reached
 
-An error that a task raises itself reaches the caller as it is, with a `RemoteTraceback` as its cause.
+Each line says whose fault it is, and what has happened. An error that a task itself raises reaches
+the caller unchanged, with a `RemoteTraceback` as its cause.
 """
 
 from __future__ import annotations
 
 
 class EntangleError(Exception):
-    """The root of the tree: catch it to catch everything that entangle itself has to complain about."""
+    """The root of the tree. Catch it to catch every error that entangle itself raises."""
 
 
 class OptionError(EntangleError, TypeError):
-    """A decorator was given an option that it does not have, or a value that the option cannot take. The author's fault."""
+    """A decorator lacks an option, or the option cannot take the value. The author's fault."""
 
 
 class ArgumentError(EntangleError, TypeError):
@@ -50,20 +51,28 @@ class ArgumentError(EntangleError, TypeError):
 
 
 class CycleError(EntangleError, ValueError):
-    """A call is, by way of a container that was changed later, its own argument. The author's fault."""
+    """A call is its own argument, through a container changed later. The author's fault."""
 
 
 class UnpicklableError(EntangleError, TypeError):
-    """A value or an error cannot travel between processes; the text names the task and the offending part. The author's fault."""
+    """A value or an error cannot be sent to another process. The author's fault.
+
+    The text names the task and the part that cannot be pickled.
+    """
 
 
 class CacheKeyError(EntangleError, TypeError):
-    """Something that a task with `cache=True` uses or takes has no fixed form to remember a value by; the text names it. The author's
-    fault."""
+    """No cache key can be made of something that a task with `cache=True` uses. The author's fault.
+
+    The text names it.
+    """
 
 
 class RunAtImportError(EntangleError):
-    """A module that a worker imports runs a graph while it is imported; the text names the module and the line. The author's fault."""
+    """A module runs a graph while a worker imports it. The author's fault.
+
+    The text names the module and the line.
+    """
 
 
 class SchedulerImportError(EntangleError, ImportError):
@@ -71,67 +80,103 @@ class SchedulerImportError(EntangleError, ImportError):
 
 
 class RequestError(EntangleError):
-    """An HTTP request was refused or answered with a status of 400 or above. The server's fault, or the network's."""
+    """An HTTP request was refused, or answered with a status of 400 or above.
+
+    The fault of the server or of the network.
+    """
 
 
 class FarError(EntangleError):
-    """Something went wrong between here and another place (a host, a container, another Python), not in a body there."""
+    """Another place, or the way to it, failed; a body there did not.
+
+    A place is a host, a container or another Python.
+    """
 
 
 class UnreachableError(FarError, ConnectionError):
-    """No Python could be started in another place: no such host, no way to it, refused. The place's fault, or the network's."""
+    """No Python could be started in another place. The fault of the place or of the network.
+
+    There is no such host, no way to it, or it refuses.
+    """
 
 
 class HostKeyError(UnreachableError):
-    """A host's key is not in known_hosts, or is another one than there. The host's fault, or of whoever poses as it."""
+    """The key of a host is not in known_hosts, or differs from the one there.
+
+    The fault of the host, or of another machine that poses as it.
+    """
 
 
 class LoginRefusedError(UnreachableError):
-    """A host does not let the user in: the key is not the right one, or not allowed. The user's fault, or the host's."""
+    """A host does not let the user in: the key is wrong or not allowed.
+
+    The fault of the user or of the host.
+    """
 
 
 class ImageError(FarError):
-    """A container image is not there, or packages cannot be added to it. The author's fault."""
+    """A container image does not exist, or packages cannot be added to it. The author's fault."""
 
 
 class UnfitPythonError(FarError):
-    """The Python of another place is missing or too old, or code cannot be sent to its version. The text says which is there."""
+    """The Python of another place is missing or too old, or code cannot be sent to its version.
+
+    The text says which version is there.
+    """
 
 
 class LinkLostError(FarError, ConnectionError):
-    """The stream to another place ended while a call was under way. Whether its body ran to its end is not known."""
+    """The connection to another place ended during a call.
+
+    Whether the body there has run to its end is unknown.
+    """
 
 
 class ProtocolError(FarError):
-    """What comes over a stream is not what an agent says: another version, a program that prints into it, or worse."""
+    """A stream carries something other than the agent's protocol.
+
+    Another version of entangle runs there, or a program prints into the stream.
+    """
 
 
 class MissingModuleError(FarError, ModuleNotFoundError):
-    """A module is needed in another place, is not there, and cannot be sent: it has compiled parts, or nobody has it."""
+    """A module is missing in another place and cannot be sent.
+
+    It has compiled parts, or nobody has it.
+    """
 
 
 class StoreFullError(EntangleError, OSError):
-    """Neither shared memory nor the temporary directory has room for a value. The machine's fault."""
+    """Shared memory and the temporary directory have no room for a value. The machine's fault."""
 
 
 class LimitError(EntangleError, OSError):
-    """The system lets this process have no more descriptors, processes, threads or memory, or no larger file. The machine's fault."""
+    """The system refuses more descriptors, processes, threads or memory, or a larger file.
+
+    The machine's fault.
+    """
 
 
 class RunCancelledError(EntangleError):
-    """The run was cancelled before it had a value. The caller's wish."""
+    """The run was cancelled before it had a value. The caller asked for that."""
 
 
 class ProcessTerminatedException(EntangleError):
-    """A worker process died while it ran a body: by a signal, by `os._exit`, by `sys.exit`. The body's fault, or the killer's."""
+    """A worker process died while it ran a body: by a signal, by `os._exit` or by `sys.exit`.
+
+    The fault of the body, or of whoever killed it.
+    """
 
 
 class ProcessTimeoutException(EntangleError, TimeoutError):
-    """A body ran longer than its `timeout`, or its arguments took longer than its `wait`. The body's fault."""
+    """A body ran longer than its `timeout`, or its arguments took longer than its `wait`."""
 
 
 class ProcessRetryException(EntangleError):
-    """Every attempt that `retry` allows has failed; the last error is the cause, the others are in the notes. The body's fault."""
+    """Every attempt that `retry` allows has failed. The body's fault.
+
+    The last error is the cause; the notes list the others.
+    """
 
 
 class ThreadTerminatedException(EntangleError):
@@ -139,19 +184,25 @@ class ThreadTerminatedException(EntangleError):
 
 
 class ThreadTimeoutException(EntangleError, TimeoutError):
-    """A body in a thread ran longer than its `timeout`. The thread cannot be killed: it goes on, and its value is dropped."""
+    """A body in a thread ran longer than its `timeout`.
+
+    A thread cannot be killed: the body runs on, and its value is dropped.
+    """
 
 
 class RecordsError(EntangleError):
-    """There is no such record, or the file of records cannot be used. The asker's fault, or the machine's."""
+    """The record does not exist, or the file of records cannot be read or written."""
 
 
 class GraphError(EntangleError):
-    """A Gremlin server cannot be reached or refuses what it is sent; nothing is lost, it can be sent again. The server's fault."""
+    """A Gremlin server cannot be reached, or refuses what it is sent. The server's fault.
+
+    Nothing is lost; send it again.
+    """
 
 
 class RemoteTraceback(Exception):
-    """The traceback of an error as the worker saw it, as text: the `__cause__` of the error that the caller gets."""
+    """The traceback of an error in the worker, as text: the `__cause__` of the caller's error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -162,7 +213,7 @@ class RemoteTraceback(Exception):
 
 
 def set_cause(error: BaseException, cause: BaseException) -> None:
-    """Make `cause` the cause of an error, also where its class refuses attributes, as a frozen dataclass does."""
+    """Set the cause of an error, even where its class refuses attributes (a frozen dataclass)."""
     vars(BaseException)["__cause__"].__set__(error, cause)
 
 
@@ -172,8 +223,9 @@ def add_note(error: BaseException, note: str) -> None:
     if notes is None:
         notes = []
         try:
-            BaseException.__setattr__(error, "__notes__", notes)  # also where its class refuses attributes, as a frozen dataclass
-        except (AttributeError, TypeError):  # an error class with slots: nothing to hang the note on
+            # Not `setattr`: a class may refuse attributes, as a frozen dataclass does.
+            BaseException.__setattr__(error, "__notes__", notes)
+        except (AttributeError, TypeError):  # a class with slots has no place for notes
             return
     if isinstance(notes, list) and note not in notes:
         notes.append(note)
