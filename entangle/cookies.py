@@ -1,13 +1,13 @@
-"""Cookies: the right to use one CPU, held in a FIFO that any process of the tree can take from.
+"""Cookies: the right to use one CPU, held in a queue that any process of the tree can take from.
 
-A cookie is one byte in a named pipe: to take one is to read a byte, to give it back is to write it. No process
-coordinates, and the kernel keeps the queue. It is the protocol of the GNU make jobserver
-(https://www.gnu.org/software/make/manual/html_node/Job-Slots.html), so `make`, `ninja` and `cargo` that a task starts
-can take from the same queue.
+A cookie is one byte in a named pipe. To take one is to read a byte; to give it back is to write it.
+No process coordinates; the kernel keeps the queue. This is the protocol of the GNU make jobserver
+(https://www.gnu.org/software/make/manual/html_node/Job-Slots.html), so `make`, `ninja` and `cargo`
+that a task starts take from the same queue.
 
-Two kinds of queue use it. The *budget* of a process tree holds one cookie less than there are CPUs, since whoever starts
-a run waits for it and leaves it his own place. A *pool* belongs to `@scheduler(cpus=n)`: each of its cookies stands for one
-of the CPUs, to which the holder binds itself.
+There are two kinds of queue. The *budget* of a process tree holds one cookie fewer than there are
+CPUs: whoever starts a run waits for it, and leaves its own CPU to the run. A *pool* belongs to
+`@scheduler(cpus=n)`: each of its cookies stands for one CPU, to which the holder binds itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import fcntl
 import math
 import mmap
 import os
-import posix  # what gevent patches in `os` closes late, and waits in its own way
+import posix  # gevent patches `os`: its `close` and `waitpid` come late
 import select
 import struct
 import sys
@@ -33,28 +33,28 @@ from entangle.errors import StoreFullError
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-#: A pipe of one page holds as many without blocking the one who fills it.
+#: The capacity of a pipe of one page: as many bytes are written without blocking.
 MOST_COOKIES = 4096
 
-#: What a cookie of the budget stands for: no CPU in particular.
+#: The CPU of a cookie of the budget: none in particular.
 ANY_CPU = -1
 
-#: make puts this byte back, whichever it has read.
+#: make writes this byte back, whichever it has read.
 _BYTE = b"+"
-#: Bytes that are spliced into a pipe take a place each, of which one usually has so many.
+#: Each byte that is spliced into a pipe takes a slot of its ring; a pipe has so many by default.
 _RING = 16
-#: Between two looks whether a holder is dead (seconds).
+#: Seconds between two checks whether a holder is dead.
 _PATIENCE = 0.1
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _PIPE = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINK
 
-#: The sizes of the pools of every scheduler decorated so far, so that the process that starts the first run can make
-#: them all: a pool must outlive the nested runs that share it.
+#: The sizes of all pools that schedulers have asked for so far. The process that starts the first
+#: run makes them all, since a pool must outlive the nested runs that share it.
 registered_pools: set[int] = set()
 
 
 def available_cpus() -> list[int]:
-    """The numbers of the CPUs that this thread may use; on systems without affinity, as many numbers as there are CPUs."""
+    """The numbers of the CPUs that this thread may use; without affinity (macOS), of all CPUs."""
     try:
         return sorted(os.sched_getaffinity(0))
     except AttributeError:
@@ -62,10 +62,11 @@ def available_cpus() -> list[int]:
 
 
 def cpu_quota(groups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
-    """How many CPUs' worth of time this process's control groups allow it, as `docker run --cpus=1.5` sets; None for no limit.
+    """How many CPUs' worth of time the control groups of this process allow; None for no limit.
 
-    Looks at each group from this process's own up to the top, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`).
-    The files are described in the kernel's Documentation/admin-guide/cgroup-v2.rst and scheduler/sched-bwc.rst.
+    `docker run --cpus=1.5` sets such a limit. Looks at each group from this process's own up to the
+    top, of version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`). The kernel describes these files in
+    Documentation/admin-guide/cgroup-v2.rst and Documentation/scheduler/sched-bwc.rst.
     """
     found: list[float] = []
     try:
@@ -78,7 +79,7 @@ def cpu_quota(groups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgro
             continue
         top = os.path.join(groups, "cpu") if controllers else groups
         parts = [part for part in path.split("/") if part and part != ".."]
-        # A container sees its own group as the top, whatever the path says.
+        # A container sees its own group as the top, whatever its path says.
         for depth in range(len(parts) + 1):
             group = os.path.join(top, *parts[:depth])
             with contextlib.suppress(OSError, ValueError, IndexError):
@@ -97,17 +98,17 @@ def _words(path: str) -> list[str]:
 
 
 def budget_of(cpus: list[int]) -> int:
-    """How many CPUs a process tree may keep busy: those it may use, or fewer where a quota gives it less of their time."""
+    """How many CPUs a process tree may keep busy: all of these, or fewer where a quota says so."""
     quota = cpu_quota()
     return len(cpus) if quota is None else max(1, min(len(cpus), math.ceil(quota)))
 
 
 def bind(cpu: int) -> set[int]:
-    """Bind this thread to one CPU; gives the CPUs that it could use before."""
+    """Bind this thread to one CPU. Returns the CPUs that it could use before."""
     try:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {cpu})
-    except (AttributeError, OSError):  # no affinity here (macOS), or the CPU has been taken from us since
+    except (AttributeError, OSError):  # no affinity (macOS), or the CPU is no longer ours
         return set()
     return before
 
@@ -119,19 +120,24 @@ def roam(cpus: set[int]) -> None:
 
 
 class CookieQueue:
-    """A queue of cookies in a named pipe at `path`. Every process of a tree may open it; it lasts while one has it open.
+    """A queue of cookies in a named pipe at `path`. Every process of a tree may open it.
 
-    The bytes in the pipe are all alike. Beside it lies a file that all processes map, with a cell for each cookie: the CPU that
-    the cookie stands for and, while one of us holds it, who that is. A process may be killed at any instruction, so a cookie
-    is always in one place, and the file says in which:
+    The queue lasts as long as one process has it open.
 
-    - It is taken by a `readv` from the pipe into its cell: the kernel moves the byte in one call.
-    - To give it back, its byte is put into a second pipe, of which the file says whose byte it holds; the cell is cleared; the byte
-      is spliced into the queue, again in one call. Without `splice` (macOS), a kill in that moment may lose the cookie until
-      all runs of the process are over.
+    The bytes in the pipe are all alike. All processes map a file beside it, which has a cell for
+    each cookie: the CPU that the cookie stands for and, while it is held, its holder. A process
+    may be killed at any instruction, so a cookie is always in one place, and the file says in
+    which:
 
-    All that happens under a record lock. The kernel releases it when its holder dies, and the next one completes what was left.
-    The cookies of a process that has died are given back by whoever notices (`reclaim`). Those that `make` takes have no cell.
+    - To take a cookie, `readv` moves its byte from the pipe into a cell, in one system call.
+    - To give it back, three steps: write its byte into a second pipe, after the file says whose
+      byte that is; clear the cell; `splice` the byte into the queue, in one system call. Without
+      `splice` (macOS), a kill at that moment may lose the cookie until all runs of the process are
+      over.
+
+    All of this happens under a record lock. The kernel releases the lock when its holder dies, and
+    the next holder completes the move. Whoever notices that a process has died gives its cookies
+    back (`reclaim`). Cookies that `make` takes have no cell.
     """
 
     def __init__(self, path: str) -> None:
@@ -139,7 +145,7 @@ class CookieQueue:
         self._fd = self._hand = -1
         hand, cells = _beside(path)
         try:
-            # Read and write: an open that waits for nobody, and a queue that keeps what it holds while we have it open.
+            # For reading and writing: the open does not block, and the pipe keeps its bytes.
             self._fd = os.open(path, _PIPE)
             self._hand = os.open(hand, _PIPE)
             self._memory = _mapped(cells)
@@ -161,9 +167,10 @@ class CookieQueue:
 
     @classmethod
     def create(cls, path: str, cpus: Sequence[int], spill: str = "") -> CookieQueue:
-        """Make a queue of cookies that stand for these CPUs. Raises `FileExistsError` where there is one.
+        """Make a queue of cookies that stand for these CPUs. Raises FileExistsError if there is
+        one.
 
-        What processes map lies in the directory `spill` where the file system of `path` is full.
+        Where the file system of `path` is full, the file that processes map lies in `spill`.
         """
         cpus = cpus[:MOST_COOKIES]
         hand, cells = _beside(path)
@@ -171,47 +178,48 @@ class CookieQueue:
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(pipe, 0o600)
         count = len(cpus)
-        # The file comes last, and at once: two processes may make the same queue, and the second is to find all of it.
+        # Last and atomically: of two processes that make the same queue, the second must find
+        # all of it.
         _place(cells, struct.pack(f"{2 + count}q", count, 0, *cpus) + bytes(17 * count), spill)
         queue = cls(path)
         if count > _RING:
-            with contextlib.suppress(AttributeError, OSError):  # then not all cookies can be given back by `splice`
+            with contextlib.suppress(AttributeError, OSError):  # then not every byte is spliced
                 fcntl.fcntl(queue._fd, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE << (count - 1).bit_length())
         if count:
             os.write(queue._fd, _BYTE * count)
         return queue
 
-    # Any number of processes and threads at once ---------------------------------------------------------------
+    # Any number of processes and threads at once --------------------------------------------------
 
     def take(self) -> int | None:
-        """Take a cookie if there is one, and give the CPU that it stands for; None otherwise. Never waits."""
+        """Take a cookie if there is one. Returns its CPU, or None. Never waits."""
         cell = self._take()
         if cell < 0 and time.monotonic() - self._looked > _PATIENCE and self.reclaim():
             cell = self._take()
         return self._numbers[cell] if cell >= 0 else None
 
     def wait(self) -> int:
-        """Take a cookie, and sleep until there is one."""
+        """Take a cookie; sleep until there is one. Returns its CPU."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
             cookie = self.take()
             if cookie is not None:
                 return cookie
-            # Not for ever: nobody tells us of a holder's death.
+            # With a timeout: the death of a holder writes nothing into the pipe.
             if poll.poll(_PATIENCE * 1000):
                 cookie = self._contend()
                 if cookie is not None:
                     return cookie
 
     def _contend(self) -> int | None:
-        """What to do where the pipe holds a byte and yet there is no cookie for us."""
+        """Handle a pipe that holds a byte, though no cookie could be taken."""
         if self.held() == self.size:
-            time.sleep(_PATIENCE)  # somebody has put in what is not ours
+            time.sleep(_PATIENCE)  # the byte is none of our cookies: another program wrote it
         return None
 
     def give(self, cookie: int) -> None:
-        """Put a cookie back that this process has taken. One that it has not is left where it is."""
+        """Put back a cookie that this process holds. Does nothing if it holds no such cookie."""
         me, thread = _identity(os.getpid()), threading.get_ident()
         found = -1
         for cell in self._cells_of(me):
@@ -223,16 +231,19 @@ class CookieQueue:
             self._locked(self._give, found)
 
     def held_here(self) -> set[int]:
-        """The cells of the cookies that this thread has taken."""
+        """The cells of the cookies that this thread holds."""
         thread = threading.get_ident()
         return {cell for cell in self._cells_of(_identity(os.getpid())) if self._threads[cell] == thread}
 
     def give_back(self, but: Collection[int] = ()) -> None:
-        """Put back all that this thread has taken, but for these cells: also what it had not noted yet when it was interrupted."""
+        """Put back all cookies that this thread holds, except those in the cells `but`.
+
+        Includes a cookie that was being taken when the thread was interrupted.
+        """
         self._locked(self._give_all, but)
 
     def reclaim(self) -> bool:
-        """Put back what processes have held that are dead. Whether there was any."""
+        """Put back the cookies of dead processes. Returns whether there were any."""
         self._looked = time.monotonic()
         return self._locked(self._reclaim)
 
@@ -241,23 +252,26 @@ class CookieQueue:
         return _bytes_in(self._fd)
 
     def held(self) -> int:
-        """How many cookies processes of ours hold now."""
+        """How many cookies our processes hold now."""
         return self.size - bytes(self._held).count(0)
 
     def refill(self) -> None:
-        """Make the queue whole: for its owner, when nobody uses it but those who are known to hold a cookie."""
+        """Restore missing cookies and remove bytes that are none.
+
+        For the owner, while only the known holders of cookies use the queue.
+        """
         if self.count() == self.size and not self._moving[0]:
             return
         self._locked(self._refill)
 
     def held_by_others(self) -> bool:
-        """Whether another process, which lives, holds a cookie."""
+        """Whether another living process holds a cookie."""
         me = _identity(os.getpid())
         return any(self._held[cell] and self._holders[cell] != me and _lives(self._holders[cell]) for cell in range(self.size))
 
     def close(self) -> None:
-        """Let go of the pipe."""
-        with _guard:  # the lock of a file is lost with any descriptor of it
+        """Close the pipes and unmap the file."""
+        with _guard:  # closing any descriptor of a file drops the record lock on it
             _open_queues.discard(self)
             if self._fd >= 0:
                 for view in self._views:
@@ -267,10 +281,13 @@ class CookieQueue:
                 os.close(self._hand)
                 self._fd = self._hand = -1
 
-    # Under the lock --------------------------------------------------------------------------------------------
+    # Under the lock -------------------------------------------------------------------------------
 
     def _locked(self, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Do something under the lock. An interrupt on the way to it must not leave it taken, hence no context manager."""
+        """Call `action` under the lock.
+
+        No context manager: an interrupt between `__enter__` and `with` would leave the lock taken.
+        """
         with _guard:
             try:
                 self._lock()
@@ -279,7 +296,7 @@ class CookieQueue:
                 self._unlock()
 
     def _lock(self) -> None:
-        """Take the record lock, and complete what its last holder may have left when it died or was interrupted."""
+        """Take the record lock, and complete a move that its last holder has left half done."""
         fcntl.lockf(self._hand, fcntl.LOCK_EX)
         if self._moving[0]:
             if _bytes_in(self._hand):
@@ -291,7 +308,7 @@ class CookieQueue:
         fcntl.lockf(self._hand, fcntl.LOCK_UN)
 
     def _take(self) -> int:
-        """Take a cookie into a cell; gives that, or -1 where there is none."""
+        """Take a cookie into a cell. Returns the cell, or -1 if there is no cookie."""
         if self._is_empty():
             return -1
         return self._locked(self._fill_free)
@@ -312,7 +329,7 @@ class CookieQueue:
         return bytes(self._held).find(0)
 
     def _fill(self, cell: int) -> bool:
-        """Take a byte from the pipe into a cell, if there is one."""
+        """Move a byte from the pipe into a cell. Returns whether there was one."""
         self._holders[cell], self._threads[cell] = _identity(os.getpid()), threading.get_ident()
         try:
             os.readv(self._fd, [self._held[cell : cell + 1]])
@@ -338,12 +355,12 @@ class CookieQueue:
         """Move the byte of the second pipe into the queue."""
         try:
             os.splice(self._hand, self._fd, 1, flags=os.SPLICE_F_NONBLOCK)
-        except (AttributeError, OSError):  # there is no such call, or each byte takes a place of which the pipe has too few
+        except (AttributeError, OSError):  # no such call (macOS), or the ring is full
             posix.read(self._hand, 1)
             os.write(self._fd, _BYTE)
 
     def _let_go_of(self, cell: int) -> None:
-        """A cell is about to be free again."""
+        """Called before a cell becomes free."""
 
     def _reclaim(self) -> bool:
         me, found = _identity(os.getpid()), False
@@ -367,10 +384,11 @@ class CookieQueue:
 
 
 class SharedQueue(CookieQueue):
-    """A pool beside others for the same CPUs: those of further processes of one tree, each of which fills a queue of its own.
+    """One of several pools for the same CPUs, each filled by another process of the tree.
 
-    A cookie is then also the lock (`flock`) of a file in `directory` that names its CPU, which only one of them all can hold. The
-    kernel frees it with its holder, so a queue that is lost with its process takes nothing from the others.
+    A cookie is then also a lock (`flock`) on a file in `directory` that names its CPU; only one
+    holder of all pools can have it. The kernel frees the lock when the holder dies, so a pool that
+    is lost with its process takes no CPU from the others.
     """
 
     def __init__(self, path: str, directory: str) -> None:
@@ -379,7 +397,7 @@ class SharedQueue(CookieQueue):
         self._locks: dict[int, int] = {}
 
     def _contend(self) -> int | None:
-        """Others have all CPUs: whoever has that of the first free cell will give it to us."""
+        """Other pools hold all CPUs: wait for the lock on the CPU of the first free cell."""
         before = self.held_here()
         try:
             cell = self._locked(self._fill_any)
@@ -396,7 +414,7 @@ class SharedQueue(CookieQueue):
         return cell if cell >= 0 and self._fill(cell) else -1
 
     def _free_cell(self) -> int:
-        """A cell whose CPU nobody else has."""
+        """A free cell whose CPU no other pool has given out; its lock is taken."""
         return next((cell for cell, held in enumerate(bytes(self._held)) if not held and self._claim(cell, wait=False)), -1)
 
     def _claim(self, cell: int, wait: bool) -> bool:
@@ -412,28 +430,32 @@ class SharedQueue(CookieQueue):
         return True
 
     def _let_go_of(self, cell: int) -> None:
-        fd = self._locks.pop(cell, -1)  # that of a process that has died has been freed by the kernel
+        fd = self._locks.pop(cell, -1)  # -1: the holder has died, and the kernel has freed its lock
         if fd >= 0:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has it open as well
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough: a forked child has it open too
             os.close(fd)
 
 
 def reclaim_all() -> None:
-    """A process of ours has died: put back the cookies that it held, in whichever queue."""
+    """Put back the cookies of dead processes in every open queue, after a process has died."""
     for queue in list(_open_queues):
         if queue.held():
             queue.reclaim()
 
 
 def _place(path: str, body: bytes, spill: str) -> None:
-    """Put a file at `path` with all its bytes at once; a link to one in `spill` where there is no room. FileExistsError: there is one."""
+    """Create a file at `path` with all its bytes atomically. Raises FileExistsError if there is
+    one.
+
+    Where there is no room, the file lies in `spill`, and `path` is a symbolic link to it.
+    """
     for directory in (os.path.dirname(path), spill):
-        # A short name: tmpfs has a link of up to 127 bytes even where it is full.
+        # A short name: even a full tmpfs has room for a symbolic link of up to 127 bytes.
         draft = os.path.join(directory, f"c{os.urandom(4).hex()}")
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _NO_LINK, 0o600)
         linked = False
         try:
-            # Reserved first: a write to a mapped page for which there is no room would end the process.
+            # Reserve the room: writing to a mapped page without room kills the process (SIGBUS).
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(fd, 0, len(body))
             os.write(fd, body)
@@ -447,7 +469,7 @@ def _place(path: str, body: bytes, spill: str) -> None:
             raise
         except OSError as error:
             if directory == spill:
-                text = f"no room in {os.path.dirname(path)}, not even for a link to {spill}; set ENTANGLE_RUN_DIR to another place"
+                text = f"no room in {os.path.dirname(path)}, not even for a link to {spill}; set ENTANGLE_RUN_DIR to another directory"
                 raise StoreFullError(error.errno, text) from None
             if not spill:
                 raise
@@ -458,7 +480,7 @@ def _place(path: str, body: bytes, spill: str) -> None:
 
 
 def _beside(path: str) -> tuple[str, str]:
-    """What lies beside the pipe at `path`: the pipe for a byte on its way back, and the cells."""
+    """The paths of the second pipe and of the file of cells that belong to the pipe at `path`."""
     name, dash, size = path.rpartition("-")
     if not (dash and size.isdigit()):
         name, size = path, ""
@@ -466,7 +488,7 @@ def _beside(path: str) -> tuple[str, str]:
 
 
 def _mapped(path: str) -> mmap.mmap:
-    """A file of ours, or the one to which a link of ours leads, in memory."""
+    """A file of cells, mapped; `path` may be a symbolic link of ours to it."""
     with contextlib.suppress(OSError):
         path = os.readlink(path)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | _NO_LINK)
@@ -490,7 +512,7 @@ def _bytes_in(fd: int) -> int:
 
 
 def _identity(pid: int) -> int:
-    """A number for a process that no later one has: its pid and when it began. 0 for one that is dead."""
+    """A number that identifies a process for good: its pid and its start time. 0 for a dead one."""
     global _own
     own_pid, own = _own
     if pid == own_pid:
@@ -522,10 +544,10 @@ def _lives(holder: int) -> bool:
 
 def _after_fork() -> None:
     global _guard, _own
-    _guard, _own = threading.RLock(), (-1, 0)  # whoever held it did not come along
+    _guard, _own = threading.RLock(), (-1, 0)  # the thread that held the lock does not exist here
 
 
-#: Held by a thread while it uses a queue or closes one: record locks do not exclude threads of one process.
+#: Held while a thread uses or closes a queue: record locks do not exclude threads of one process.
 _guard = threading.RLock()
 _own = (-1, 0)
 _open_queues: weakref.WeakSet[CookieQueue] = weakref.WeakSet()
@@ -535,21 +557,21 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @lru_cache(maxsize=1)
 def jobserver_style() -> str:
-    """`fifo` where make (4.4 and later, as ninja and cargo) takes the path of a named pipe, `pipe` where it takes descriptors.
+    """How make is offered the queue: `fifo` by a path (4.4 and later), `pipe` by descriptors.
 
-    A make before 4.4 stops with an error when it is offered a path, so we ask it first, once in a process.
-    ENTANGLE_JOBSERVER says otherwise: `fifo`, `pipe` or `off`.
+    A make before 4.4 stops with an error when it is offered a path, so its version is asked for,
+    once in a process. ENTANGLE_JOBSERVER overrides it: `fifo`, `pipe` or `off`.
     """
     chosen = os.environ.get("ENTANGLE_JOBSERVER", "")
     if chosen in ("fifo", "pipe", "off"):
         return chosen
-    # Not by `subprocess`: it would cost every program that uses us more to load than this whole module.
+    # Without `subprocess`: its import takes longer than that of this whole module.
     read, write = os.pipe()
     try:
         silence = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 2)]
         make = posix.posix_spawnp("make", ["make", "--version"], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1), *silence])
     except OSError:
-        return "fifo"  # there is no make
+        return "fifo"  # no make here; ninja and cargo take a path
     finally:
         posix.close(write)
         said = b""
@@ -570,10 +592,11 @@ _offered: dict[str, int] = {}
 
 
 def jobserver_flags(path: str, serial: bool = False) -> str | None:
-    """The MAKEFLAGS that offer the queue at `path` to the programs that a process starts; None where that is switched off.
+    """The MAKEFLAGS that offer the queue at `path` to programs that this process starts.
 
-    Where make takes descriptors, one that they inherit is opened for them, once. `serial` says that no second cookie will
-    ever be had: then make is also told to run one job at a time, since a `-j8` on its command line turns it from a jobserver.
+    None if that is switched off. Where make takes descriptors, opens one that programs inherit,
+    once. `serial` says that there will never be a second cookie: make is then also told to run one
+    job at a time, since `-j8` on its command line would turn it away from the jobserver.
     """
     style = jobserver_style()
     if style == "off":
@@ -593,7 +616,7 @@ def jobserver_flags(path: str, serial: bool = False) -> str | None:
 
 
 def forget_jobserver(path: str) -> None:
-    """Close the descriptor that was opened for the queue at `path`."""
+    """Close the descriptor that `jobserver_flags` opened for the queue at `path`."""
     fd = _offered.pop(path, -1)
     if fd >= 0:
         os.close(fd)
