@@ -1,10 +1,11 @@
-"""A Flow is what can be run: bodies, and who takes whose value, as flat arrays.
+"""A Flow is what can be run: bodies, and which node takes whose value, as flat arrays.
 
-Nodes are numbered. The leaves that processes run come first, in the order in which they were written, so that
-a range of numbers is a piece of work whose values meet again soon. A Flow knows nothing of decorators or calls:
-a body is a callable with the terms on which it runs, an input is a constant or another node.
+Nodes are numbered. The leaves that processes run come first, in the order in which they are
+written: a range of their numbers is a piece of work whose values soon meet in one consumer. A Flow
+knows nothing of decorators or calls. A body is a callable with the terms on which it runs; an
+input is a constant or another node.
 
-Flat arrays are quick to inherit by `fork`, and quick to send where there is no fork: about 0.2 µs a node.
+Flat arrays are cheap to inherit by `fork`, and cheap to send without it: about 0.2 µs a node.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-#: Who carries a body: a worker process, a worker thread of the invoking process, a process of the body's own,
-#: or whatever runs the call (the calling thread itself when the node is the last of its run).
+#: The carrier of a body, which runs it: a worker process, a worker thread of the invoking process,
+#: a process of the body's own, or whatever runs the call (for the last node of a run, the calling
+#: thread).
 PROCESS, THREAD, FRESH, HERE = 0, 1, 2, 3
 
 
 class Body(NamedTuple):
-    """A callable and the terms on which it runs. Times are seconds; `pool` is the number of cookies its functions share, 0 for none."""
+    """A callable and the terms on which it runs.
+
+    Times are seconds. `pool` is the number of cookies that functions of this pool share; 0: no
+    pool.
+    """
 
     function: Callable[..., Any]
     name: str
@@ -36,44 +42,48 @@ class Body(NamedTuple):
     on: tuple[type[BaseException], ...] = (Exception,)
     pool: int = 0
     shared_memory: bool = False
-    #: What to publish in place of a value that cannot be stored, made of that value and the error; None: its run ends.
+    #: Makes the replacement of a value that cannot be stored, from that value and the error.
+    #: None: such a value ends the run.
     rescue: Callable[[Any, Exception], Any] | None = None
-    #: Groups of nodes of which only so many may run at once: indexes into `Flow.limits`.
+    #: The groups of the node, each with a limit of how many run at once: indexes into
+    #: `Flow.limits`.
     limits: tuple[int, ...] = ()
 
     @property
     def timed(self) -> bool:
-        """Whether somebody has to look at the clock while this body, or what it waits for, runs."""
+        """Whether this body has a deadline, or its arguments have."""
         return self.timeout is not None or self.wait is not None
 
     def made_of(self) -> list[tuple[str, Any]]:
-        """What it takes along where it is sent, with what errors call it."""
+        """The parts that travel with the body when it is sent, each after its name for errors."""
         return [("the function", self.function)]
 
     def parameters(self) -> tuple[list[str], str | None]:
-        """The names by which positional arguments go, and what takes those that are left; as far as they are known."""
+        """The names of the positional parameters, and of the one that takes the rest, if known."""
         return [], None
 
 
-#: A template says how one argument is made of flat inputs: None takes the next one as it is, COPY takes the next one
-#: and copies it (so that a body which changes its list changes nobody else's), and a pair of a
-#: container type (or a Like) and templates takes as many as they need.
+#: A template says how one argument is made of flat inputs. None takes the next input as it is.
+#: COPY takes a copy of the next input: a body that changes its list must not change that of
+#: another. A pair of a container type (or a Like) and templates takes as many inputs as these
+#: need.
 Template = Any
 COPY = "copy"
 
 
 class Like:
-    """Stands for the type of a container in a template where more than the type makes it what it is, as a defaultdict."""
+    """The type of a container in a template, where the type is not enough (a defaultdict)."""
 
     def __init__(self, container: Any) -> None:
         self.container = copy.copy(container)
         self.container.clear()
 
     def filled(self, items: list[Any]) -> Any:
-        """Such a container with these items; a dict's are its keys and values in turn."""
+        """Such a container with these items; for a dict, its keys and values in turn."""
         made = copy.copy(self.container)
         if isinstance(made, dict):
-            # One by one, as pickle does: what `update` means is up to the class, and a Counter would count the pairs.
+            # One by one, as pickle does: `update` may be overridden, and a Counter would count
+            # pairs.
             for key, item in zip(items[::2], items[1::2], strict=True):
                 made[key] = item
         elif isinstance(made, set):
@@ -84,9 +94,9 @@ class Like:
 
 
 class Shape(NamedTuple):
-    """How the flat inputs of a node become arguments: `positional` of them by position, then these keywords.
+    """How the flat inputs of a node become arguments: `positional` by position, then `keywords`.
 
-    `templates`, where an argument is a container, has one template for each argument.
+    Where an argument is a container, `templates` has one template for each argument.
     """
 
     positional: int
@@ -94,20 +104,23 @@ class Shape(NamedTuple):
     templates: tuple[Template, ...] | None = None
 
 
-#: Bytes of an array up to which every function gets a copy of its own. Above that a copy for each of a thousand calls would cost more
-#: than anybody who writes into its argument may expect.
+#: Every function gets its own copy of an array up to this size (bytes). Larger arrays are shared:
+#: a thousand calls would make a thousand copies.
 LARGE = 64 << 20
 
 
-#: Characters of the names in a call path above which each of them is cut.
+#: If the names in a call path have more characters than this, each name is cut.
 LONGEST_PATH = 300
 
-#: Types of values that cannot change, of which a list may hold millions.
+#: Types of values that cannot change. Checked by type alone: a list may hold millions of them.
 UNCHANGING = frozenset((int, str, float, bool, type(None), bytes, complex))
 
 
 def is_copied(value: Any) -> bool:
-    """Whether a function gets a copy of this, where it is written in a call: it could change it, and others would see that."""
+    """Whether a function gets a copy of a value that is written in a call.
+
+    Without the copy, others would see a change that the function makes.
+    """
     kind = type(value)
     if kind in UNCHANGING:
         return False
@@ -119,8 +132,11 @@ def is_copied(value: Any) -> bool:
 
 
 def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
-    """A copy of the containers and arrays that `value` is made of; what else they hold is shared. What is there twice is one in
-    the copy, too: `known` has the copies by the numbers of what they are copies of."""
+    """A copy of the containers and arrays that `value` is made of; their other contents are shared.
+
+    A container that occurs twice is one in the copy, too: `known` has the copies by the `id` of the
+    originals.
+    """
     if not is_copied(value):
         return value
     if known is None:
@@ -142,7 +158,7 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
 
 
 def rebuild(template: Template, flat: Iterator[Any]) -> Any:
-    """One argument, made of as many of the flat inputs as its template needs."""
+    """One argument, made of as many flat inputs as its template needs."""
     if template is None:
         return next(flat)
     if template == COPY:
@@ -160,10 +176,11 @@ def rebuild(template: Template, flat: Iterator[Any]) -> Any:
 class Flow:
     """What can be run: `n` nodes as flat arrays.
 
-    Takes, for each node in order: `body_of` and `shape_of` (indexes into `bodies` and `shapes`) and its slice of
-    `inputs` (`starts` has n + 1 offsets). An input `x >= 0` is the value of node x; `x < 0` is `constants[~x]`.
-    Nodes `0 … leaves-1` have no node among their inputs and are carried by processes.
-    Derives who consumes whom (`consumers`, `consumer_starts`), how many inputs are pending, and the sinks.
+    Takes, for each node in order: `body_of` and `shape_of` (indexes into `bodies` and `shapes`),
+    and its slice of `inputs` (`starts` has n + 1 offsets). An input `x >= 0` is the value of node
+    x; an input `x < 0` is `constants[~x]`. Nodes `0 … leaves-1` take no other node, and processes
+    run them. Derives the consumers of each node (`consumers`, `consumer_starts`), how many inputs
+    are pending, and the sinks.
     """
 
     def __init__(
@@ -186,7 +203,7 @@ class Flow:
         self.constants = constants
         self.leaves = leaves
         self.count = len(body_of)
-        #: Whether its nodes are sets of rows that are armed, run and armed again (`_run/rearmed.py`), rather than run once.
+        #: Whether the nodes are sets of rows that are armed again and again (`_run/rearmed.py`).
         self.rearmed = False
         #: How many nodes of each group may run at once.
         self.limits: list[int] = []
@@ -228,7 +245,7 @@ class Flow:
         return self.consumers[self.consumer_starts[node] : self.consumer_starts[node + 1]]
 
     def sources(self, node: int) -> list[int]:
-        """The nodes whose values `node` takes, in the order of its parameters, each once."""
+        """The nodes whose values `node` takes, each once, in the order of its parameters."""
         taken = self.inputs[self.starts[node] : self.starts[node + 1]]
         return list(dict.fromkeys(x for x in taken if x >= 0))
 
@@ -237,7 +254,10 @@ class Flow:
         return self.bodies[self.body_of[node]]
 
     def path(self, node: int) -> str:
-        """The call path from a sink down to `node`, as `add → subtract → five`; the middle of a very long one is left out."""
+        """The call path from a sink down to `node`, as `add → subtract → five`.
+
+        Of a very long path, the middle is left out.
+        """
         names = [self.body(node).name]
         at = node
         for _ in range(self.count):
@@ -255,7 +275,7 @@ class Flow:
         return " → ".join(names)
 
     def arguments(self, node: int, value: Callable[[int], Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The positional and keyword arguments of `node`; `value` gives the value of a node that it takes."""
+        """The positional and keyword arguments of `node`; `value` gives its inputs' values."""
         constants = self.constants
         taken = self.inputs[self.starts[node] : self.starts[node + 1]]
         flat = [constants[~x] if x < 0 else value(x) for x in taken]
