@@ -1,1 +1,1 @@
-"""Both sides of a byte stream: frames, jobs, text. Private."""
+"""What both sides of a byte stream share: frames, values as parts, how source is written."""

@@ -1,4 +1,4 @@
-"""Byte streams to a program in another place: a process of ours with pipes, or any object that can be read and written."""
+"""Byte streams to a program in another place, over pipes or over any object with read and write."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 from entangle._worker import janitor
 
-#: Bytes that a pipe may hold, where the system lets us say so: a large value then needs fewer turns.
+#: Size of a pipe where the system allows it (bytes). A large value then needs fewer wake-ups.
 PIPE_SIZE = 1 << 20
-#: Seconds for the program to end by itself once its stdin is closed.
+#: Time for the program to exit by itself once its stdin is closed (seconds).
 GRACE = 2.0
 
 
 class ByteStream:
-    """A stream as a channel uses it: descriptors to read from and to write to, and how to know and bring about its end.
+    """A stream as a channel uses it: descriptors to read and write, and a way to end the program.
 
-    `reads` gives what the program writes to stdout, `writes` takes what it reads from stdin, `errors` gives its stderr
-    (-1: there is none, or it is elsewhere). The channel makes them non-blocking and waits with `poll`.
+    `reads` carries the program's stdout, `writes` its stdin and `errors` its stderr (-1: there is
+    none, or it goes elsewhere). The channel makes them non-blocking and waits with `poll`.
     """
 
     reads: int
@@ -31,21 +31,27 @@ class ByteStream:
     errors: int = -1
 
     def status(self) -> int | None:
-        """The exit status of the program, minus the signal that killed it; None while it runs, or where nobody knows."""
+        """The exit status of the program, or minus its signal; None while it runs or if unknown."""
         return None
 
     def hang_up(self) -> None:
-        """Close our ends, so that the program knows; waits for nothing. `close` follows; may be called twice."""
+        """Close our ends, so that the program notices. Does not wait. May be called twice."""
 
     def close(self) -> None:
-        """End it: close our ends, give the program a moment to go, then make it. Called once; must not raise, must not hang."""
+        """Close our ends, give the program a moment to exit, then kill it.
+
+        Called once. Must not raise and must not hang.
+        """
         raise NotImplementedError
 
     def kill(self) -> None:
-        """End it at once, for it does not answer; `close` follows. What cannot be killed from here is left to its own end."""
+        """End the program at once: it does not answer. `close` follows.
+
+        A program that cannot be killed from here ends by itself when its stdin does.
+        """
 
     def abandon(self) -> None:
-        """In a forked child: close its copies of the descriptors and do nothing else."""
+        """In a forked child: close the copies of the descriptors, and nothing else."""
         for fd in {self.reads, self.writes, self.errors}:
             if fd >= 0:
                 with contextlib.suppress(OSError):
@@ -53,9 +59,10 @@ class ByteStream:
 
 
 class ProcessStream(ByteStream):
-    """A program of this machine (a Python, the ssh client, `docker exec`) with pipes. Raises OSError where it cannot be started.
+    """A program on this machine (a Python, the ssh client, `docker exec`), connected by pipes.
 
-    It leads a session of its own, so that Ctrl-C in the terminal is ours to handle, and is killed with its group.
+    It leads a session of its own: Ctrl-C in the terminal does not reach it, and it is killed with
+    its group. Raises OSError if it cannot be started.
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None, directory: str | None = None) -> None:
@@ -83,11 +90,11 @@ class ProcessStream(ByteStream):
             _enlarge(fd)
 
     def status(self) -> int | None:
-        """How the program ended."""
+        """The exit status of the program, or minus its signal; None while it runs."""
         return self.process.poll()
 
     def hang_up(self) -> None:
-        """Close its stdin and stdout: one that prints for ever is to find out as well."""
+        """Close its stdin, and its stdout: a program that never stops writing must notice, too."""
         self._hung_up = self._hung_up or time.monotonic()
         for file in (self.process.stdin, self.process.stdout):
             if file is not None:
@@ -95,7 +102,7 @@ class ProcessStream(ByteStream):
                     file.close()
 
     def close(self) -> None:
-        """Hang up, and kill it if that does not end it."""
+        """Hang up, and kill the program if that does not end it."""
         from subprocess import TimeoutExpired
 
         process = self.process
@@ -115,13 +122,13 @@ class ProcessStream(ByteStream):
             process.stderr.close()
 
     def kill(self) -> None:
-        """Kill it with its group."""
+        """Kill the program with its group."""
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def abandon(self) -> None:
-        """The pipes go; the process is its parent's to wait for."""
+        """Close the pipes. The parent reaps the process."""
         for file in (self.process.stdin, self.process.stdout, self.process.stderr):
             if file is not None:
                 with contextlib.suppress(OSError):
@@ -130,10 +137,10 @@ class ProcessStream(ByteStream):
 
 
 class PumpedStream(ByteStream):
-    """Any object that can be read and written, behind a socket: two threads carry bytes to and fro.
+    """Any object that can be read and written, behind a socket pair: two threads carry the bytes.
 
-    Takes `read(n)`, which gives up to n bytes and b"" at the end, `write(data)`, which takes all of it, `shut`, which ends the
-    direction to the program, `end`, which closes it all and makes a waiting `read` return; `status` as in `ByteStream`.
+    `read(n)` returns up to n bytes, and b"" at the end. `write(data)` takes all of it. `shut` ends
+    the direction to the program. `end` closes everything and makes a blocked `read` return.
     """
 
     def __init__(
@@ -171,21 +178,22 @@ class PumpedStream(ByteStream):
             self._shut()
 
     def status(self) -> int | None:
-        """How the program ended, where that is known."""
+        """The exit status of the program, if it is known."""
         return self._status()
 
     def hang_up(self) -> None:
-        """End both pumps: the program's stdin ends, and what it prints goes nowhere."""
+        """Stop both threads: the program's stdin ends, and its output is discarded."""
         with contextlib.suppress(OSError):
             self._ours.shutdown(2)  # SHUT_RDWR
 
     def close(self) -> None:
-        """End both pumps and what they pump."""
+        """Stop both threads, and close what they read and write."""
         self.hang_up()
-        if self.errors >= 0:  # before anybody waits for who may be writing there
+        # Close it first: the program may be blocked writing there.
+        if self.errors >= 0:
             with contextlib.suppress(OSError):
                 os.close(self.errors)
-        self._threads[1].join(GRACE / 4)  # it may be about to say that there is no more
+        self._threads[1].join(GRACE / 4)  # let it pass on the end of the stream
         with contextlib.suppress(Exception):
             self._end()
         until = time.monotonic() + GRACE / 2
@@ -195,17 +203,20 @@ class PumpedStream(ByteStream):
         self._theirs.close()
 
     def kill(self) -> None:
-        """It cannot be killed from here: close the way to it."""
+        """The program cannot be killed from here: close the way to it."""
         self.hang_up()
 
     def abandon(self) -> None:
-        """The sockets go; the pumps did not come along."""
+        """Close the sockets. The threads do not exist in the child."""
         self._ours.close()
         self._theirs.close()
 
 
 def wait_ready(reads: Sequence[int], writes: Sequence[int], seconds: float) -> set[int]:
-    """Which of these descriptors can be read, or written to, within so long."""
+    """Wait until one of these descriptors can be read or written; gives those that can.
+
+    Negative descriptors are skipped. Gives an empty set after `seconds`.
+    """
     poll = select.poll()
     for fd in reads:
         if fd >= 0:
@@ -217,7 +228,7 @@ def wait_ready(reads: Sequence[int], writes: Sequence[int], seconds: float) -> s
 
 
 def read_now(fd: int, size: int) -> bytes | None:
-    """What can be read now; None where nothing can, b"" at the end."""
+    """What can be read without waiting: None if nothing has come, b"" at the end."""
     try:
         return os.read(fd, size)
     except BlockingIOError:
@@ -230,4 +241,4 @@ def _enlarge(fd: int) -> None:
     import fcntl
 
     with contextlib.suppress(AttributeError, OSError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # Linux; and as far as the user may
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)  # Linux only, and up to the user's limit

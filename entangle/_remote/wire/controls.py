@@ -1,4 +1,7 @@
-"""Text of another place as it may be shown here: what would control the terminal is written out, as `\\x1b`; colours pass."""
+"""Text from another place, made safe for the terminal: control characters become `\\x1b` and so on.
+
+Colours pass.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import contextlib
 import re
 from typing import Any
 
-#: A colour or a weight (SGR) and the end of a line are let through as a whole; any other control character is not, be it
-#: of the first 32 (C0) or of those above ASCII (C1).
+#: An SGR sequence (colour, weight) and a CRLF pass as a whole. Every other control character of
+#: the first 32 (C0) and of those above ASCII (C1) matches alone.
 _CONTROLS = re.compile(r"\x1b\[[0-9;:]{0,48}m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def escaped(text: str) -> str:
-    """The text, with whatever could move the cursor, clear the screen, set a title or the clipboard written out."""
+    """The text, with each control character written out that could move the cursor or worse."""
     return _CONTROLS.sub(_written_out, text)
 
 
@@ -21,17 +24,17 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def escape_error(error: BaseException, deep: int = 4) -> None:
-    """Escape what an error of another place says: its message, its notes, and those of the errors in it."""
+    """Escape what an error from another place says, in place: message, notes, and nested errors."""
     told = tuple(escaped(part) if type(part) is str else part for part in error.args)
     if told != error.args:
         vars(BaseException)["args"].__set__(error, told)
-    # Errors of the system and of syntax show these, and not their arguments.
+    # Errors of the system and of syntax print these attributes instead of their arguments.
     for name in ("strerror", "msg", "text", "reason", *(("filename",) if isinstance(error, SyntaxError) else ())):
         with contextlib.suppress(Exception):  # a class may refuse attributes
             part = getattr(error, name, None)
             if type(part) is str and part != escaped(part):
                 setattr(error, name, escaped(part))
-    with contextlib.suppress(Exception):  # what it says may be made of anything that it has
+    with contextlib.suppress(Exception):  # a class may build its message from anything
         said = str(error)
         if said != escaped(said):
             for name, part in list(vars(error).items()):
@@ -47,7 +50,7 @@ def escape_error(error: BaseException, deep: int = 4) -> None:
 
 
 def escaped_within(value: Any) -> Any:
-    """Text escaped wherever it stands in a value of lists and dicts."""
+    """The value with all text in its lists and dicts escaped."""
     if isinstance(value, str):
         return escaped(value)
     if isinstance(value, list):

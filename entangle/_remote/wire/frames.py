@@ -1,15 +1,17 @@
-"""Frames: what goes over the stream between a caller and an agent. The table is in docs/protocol.md.
+"""Frames: what goes over the stream between a caller and an agent. docs/protocol.md has the table.
 
 ::
 
-    frame    = length (4 bytes) kind (1) flags (1) zero (2) number (8) payload (`length` bytes)      all big-endian
-    message  = a frame of any kind but DATA: its payload has the sizes of the message's parts, and the parts where they are small
-               then, where they are not, DATA frames of the same number that bring them, in order
+    frame    = length (4 bytes) kind (1) flags (1) zero (2) number (8) payload    all big-endian
+    message  = one frame of any kind but DATA. Its payload has the sizes of the message's parts,
+               and the parts themselves if they are small;
+               otherwise DATA frames of the same number follow and bring the parts in order.
 
-A message is its kind, its number (which call it belongs to) and its parts: bytes, the first mostly a pickle and the others
-the large buffers that it refers to. Parts arrive in memory of their own and are never copied again.
+A message has a kind, a number (the call it belongs to) and parts. The first part is mostly a
+pickle; the others are the large buffers that it refers to. Each part arrives in memory of its own
+and is never copied again.
 
-This module knows nothing of sockets or pipes. It runs on both sides, so it needs the standard library only.
+This module knows no sockets or pipes. It runs on both sides, so it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from entangle.errors import ProtocolError
@@ -29,32 +31,32 @@ HEAD = struct.Struct("!IBBHQ")
 COUNT = struct.Struct("!I")
 SIZE = struct.Struct("!Q")
 
-# Kinds. To the agent: CALL, MODULE. From the agent: HELLO, VALUE, ERROR, RECORD, PRINT, FIND. Both ways: PING, which PONG answers with its
-# number, and CANCEL, which also takes back what has come of an unfinished message of its number.
+# Kinds. To the agent: CALL, MODULE. From the agent: HELLO, VALUE, ERROR, RECORD, PRINT, FIND.
+# Both ways: PING, which PONG answers with the same number, and CANCEL. CANCEL also withdraws an
+# unfinished message of its number.
 HELLO, CALL, VALUE, ERROR, DATA, CANCEL, PRINT, FIND, MODULE, PING, PONG, RECORD = range(1, 13)
 _KINDS = frozenset(range(1, 13))
 
-# Flags.
 INLINE, ZLIB, ZSTD = 1, 2, 4
 
-#: Bytes that a frame's payload may have.
+#: Payload of a frame at most (bytes).
 FRAME_LIMIT = 1 << 20
-#: A message of so many bytes or fewer is one frame.
+#: A message up to this size goes in one frame (bytes).
 SMALL = 32 << 10
-#: Bytes that a message may have, and all that are under way together. Announced sizes cost nothing until bytes come.
+#: Unfinished messages at most, all together (bytes). An announced size costs no memory.
 LIMIT = 1 << 36
-#: Messages that may be under way at a time in one direction.
+#: Unfinished messages at most in one direction.
 MOST_OPEN = 4096
-#: Parts of one message. A sender with more buffers puts them into the pickle.
+#: Parts of a message at most. A sender with more buffers puts the rest into the pickle.
 MOST_PARTS = 4096
-#: From so many bytes on a part has pages of its own, which the system provides as they are written to.
+#: A part of this size or more gets pages of its own, which the system provides on the first write.
 _PAGES = 256 << 10
 
 Bytes = bytes | bytearray | memoryview
 
 
 class Message(NamedTuple):
-    """What was sent: the kind, the number of the call it belongs to, and its parts (writable where they are large)."""
+    """A complete message. Large parts are writable."""
 
     kind: int
     number: int
@@ -72,7 +74,7 @@ def _memory(size: int) -> Any:
 
 
 class _Open:
-    """A message whose parts are on their way. A part takes memory when its first byte has come, not when it is announced."""
+    """An unfinished message. A part takes memory with its first byte, not when it is announced."""
 
     __slots__ = ("at", "kind", "parts", "position", "size", "sizes")
 
@@ -110,10 +112,10 @@ class _Open:
 
 
 class Decoder:
-    """Bytes in, messages out. Ask `room` where to put the next bytes, then tell `received` how many have come.
+    """Bytes in, messages out. Read into `room`, then tell `received` how many bytes have come.
 
-    No input makes it hang or take more memory than `limit` and a little: whatever does not fit raises ProtocolError, after
-    which the stream cannot be used any more.
+    No input makes it hang, or take much more memory than `limit`. Input that breaks the protocol
+    raises ProtocolError, and the stream cannot be used any more.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -122,7 +124,8 @@ class Decoder:
         self._start = self._end = 0
         self._open: dict[int, _Open] = {}
         self._pending = 0
-        self._payload: Any = None  # where the payload of the frame under way goes, if not into the scratch
+        # Where the payload of the current frame goes, unless it goes into the scratch buffer.
+        self._payload: Any = None
         self._filled = 0
         self._frame: tuple[int, int, int] | None = None
         self._broken: str | None = None
@@ -138,7 +141,7 @@ class Decoder:
         return self._scratch[self._end :]
 
     def received(self, size: int) -> Iterator[Message]:
-        """So many bytes are in the room now: the messages that they complete. Take them all before the next `room`."""
+        """The messages that `size` more bytes in `room` complete. Take all before the next `room`."""
         if self._broken is not None:
             raise ProtocolError(self._broken)
         try:
@@ -171,7 +174,7 @@ class Decoder:
             yield from self.received(size)
 
     def _begin(self) -> bool:
-        """Read the head of the next frame, and find a place for its payload. False where there is not yet enough."""
+        """Read the head of the next frame, and find a place for its payload. False: more must come."""
         have = self._end - self._start
         if have < HEAD.size:
             return False
@@ -199,7 +202,7 @@ class Decoder:
         return True
 
     def _finish(self) -> Message | None:
-        """The payload of a frame is complete."""
+        """The payload of the current frame is complete. Gives the message that this completes."""
         assert self._frame is not None
         (kind, flags, number), payload = self._frame, self._payload
         self._payload, self._filled, self._frame = None, 0, None
@@ -221,7 +224,7 @@ class Decoder:
         return Message(found.kind, number, found.parts)
 
     def _announced(self, kind: int, flags: int, number: int, payload: Any) -> Message | None:
-        """A message's first frame."""
+        """The first frame of a message. Gives the message if it is complete."""
         if flags & ~INLINE or len(payload) < COUNT.size:
             raise ProtocolError("a message without the sizes of its parts")
         (count,) = COUNT.unpack_from(payload)
@@ -261,7 +264,7 @@ class Decoder:
 
 
 def unpack(flags: int, payload: Any) -> Any:
-    """The bytes of a compressed DATA frame; never more than a frame may have."""
+    """The bytes of a compressed DATA frame, never more than a frame may have."""
     if len(payload) < COUNT.size or flags not in (ZLIB, ZSTD):
         raise ProtocolError("a compressed frame that does not say how")
     (size,) = COUNT.unpack_from(payload)
@@ -284,20 +287,18 @@ def unpack(flags: int, payload: Any) -> Any:
     return raw
 
 
-# Sending -------------------------------------------------------------------------------------------------------------
+# Sending --------------------------------------------------------------------------------------
 
 Segments = Sequence[Bytes]
-#: What takes the pieces of one frame, all of them.
-Write = Callable[[list[Bytes]], None]
 
 
 def control(kind: int, number: int = 0, text: bytes = b"") -> bytes:
-    """A whole message of one small part as the bytes of its one frame."""
+    """A message of one small part, as the bytes of its one frame."""
     return HEAD.pack(COUNT.size + SIZE.size + len(text), kind, INLINE, 0, number) + COUNT.pack(1) + SIZE.pack(len(text)) + text
 
 
 def encode(kind: int, number: int, parts: Sequence[Segments], press: Press | None = None) -> Iterator[list[Bytes]]:
-    """The frames of a message, each as the pieces to be written. A part is a sequence of segments that belong together."""
+    """The frames of a message, as the pieces to write. The segments of a part belong together."""
     sizes = [sum(map(len, part)) for part in parts]
     total = sum(sizes)
     if len(sizes) > MOST_PARTS:
@@ -320,7 +321,7 @@ def encode(kind: int, number: int, parts: Sequence[Segments], press: Press | Non
 
 
 def _pieces(part: Segments) -> Iterator[list[Bytes]]:
-    """The segments of a part as pieces that each fill a frame, except for the last."""
+    """The segments of a part, cut into pieces that each fill a frame, except for the last."""
     piece: list[Bytes] = []
     room = FRAME_LIMIT
     for segment in part:
@@ -338,39 +339,39 @@ def _pieces(part: Segments) -> Iterator[list[Bytes]]:
 
 
 class Press:
-    """Compresses where that pays on this link: it watches how fast bytes go out, and how well and how fast they shrink.
+    """Compresses if that pays on this link: it measures how fast bytes go out, and how they shrink.
 
-    A link is slow when writing waits. What goes out faster than it could be compressed is sent as it is; what does not
-    shrink is not tried again for a while.
+    A link is slow if writing waits. Bytes that go out faster than they could be compressed are sent
+    as they are. After bytes that did not shrink, it does not try again for a while.
     """
 
-    #: Bytes that go out before the speed of the link is believed: pipes and windows swallow the first ones at once.
+    #: The speed of a link counts after this many bytes: pipes and windows take the first at once.
     ENOUGH = 8 << 20
-    #: Of the size, what must be saved.
+    #: Compressed bytes above this share of the size are not sent.
     WORTH = 0.85
 
     def __init__(self, methods: Sequence[str] = ("zlib",)) -> None:
-        #: The way to compress that both sides have: its flag, the function, and its speed in bytes a second until measured.
+        #: The method that both sides have: flag, function, bytes a second (a guess until measured).
         self._flag, self._squeeze, self._speed = (ZSTD, _zstd_pack, 300e6) if "zstd" in methods else (ZLIB, _zlib_pack, 50e6)
         self._written = 0
         self._waited = 0.0
         self._skip = 0
 
     def wrote(self, size: int, seconds: float) -> None:
-        """So many bytes went out, and it took so long."""
+        """`size` bytes went out in `seconds`."""
         self._written += size
         self._waited += seconds
-        if self._written > 4 * self.ENOUGH:  # what was long ago counts less
+        if self._written > 4 * self.ENOUGH:  # forget the past by and by
             self._written /= 2  # type: ignore[assignment]
             self._waited /= 2
 
     @property
     def pays(self) -> bool:
-        """Whether the link is slower than compressing for it would be."""
+        """Whether the link is slower than compression would be."""
         return self._written >= self.ENOUGH and self._written < self._speed * self._waited
 
     def pack(self, piece: list[Bytes], size: int) -> tuple[int, list[Bytes]]:
-        """The piece, compressed if that pays: the flag and what to send."""
+        """The flag and the bytes to send: the piece, compressed if that pays."""
         if size < 4096 or not self.pays:
             return 0, piece
         if self._skip:
@@ -396,7 +397,7 @@ def compressions() -> list[str]:
 
 
 def zstd_module() -> Any:
-    """The zstd of this Python, if it has one: that of the standard library (3.14) or the package `zstandard`."""
+    """The zstd module, if any: of the standard library (3.14) or the package `zstandard`."""
     if sys.version_info >= (3, 14):
         try:
             from compression import zstd

@@ -1,7 +1,8 @@
-"""A task, its arguments, its outcome: values as the parts of a message, and back. Both sides use it.
+"""Values as the parts of a message, and back: a task, its arguments, its outcome.
 
-Between equal minor versions of Python a task travels by cloudpickle, else as source, with its arguments in a plain pickle, which
-all versions read. Large buffers (arrays and the like) are parts of the message beside the pickle and are never copied into it.
+Between equal minor versions of Python a task travels by cloudpickle. Otherwise it travels as
+source, with its arguments in a plain pickle, which all versions read. Large buffers (arrays and the
+like) are parts beside the pickle and are never copied into it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from entangle._remote.wire.source_format import Pickler, Unpickler
 from entangle._shared import module_lookup
 from entangle._shared.pickling import OF_MAIN, PicklerByName, pickler_by_value
 
-#: A buffer of so many bytes is a part of its own.
+#: A buffer of this size or more is a part of its own (bytes).
 LARGE = 64 << 10
 
 PICKLE, SOURCE = "pickle", "source"
 
-#: What has this number among the functions and classes that went as source.
+#: Gives what has this number among the functions and classes that went as source.
 Given = Callable[[int], Any] | None
 
 
 class _Segments(list[Bytes]):
-    """A pickler writes to it; what is large it gets as it is, not copied."""
+    """A file for a pickler. It keeps large pieces as they are, uncopied."""
 
     def write(self, data: Bytes) -> int:
         self.append(data)
@@ -33,13 +34,13 @@ class _Segments(list[Bytes]):
 
 
 class _Buffers(list[Bytes]):
-    """The large buffers of a pickle, which are parts of their own."""
+    """The large buffers of a pickle: each becomes a part."""
 
     def aside(self, buffer: pickle.PickleBuffer) -> bool:
-        """Take one. True says that it has to be in the pickle."""
+        """Take a buffer. True means that it stays in the pickle."""
         try:
             raw = buffer.raw()
-        except BufferError:  # not in one piece
+        except BufferError:  # not contiguous
             return True
         if raw.nbytes < LARGE or len(self) > MOST_PARTS - 4:
             return True
@@ -48,9 +49,9 @@ class _Buffers(list[Bytes]):
 
 
 def dump(value: Any, ours: bool = False) -> list[Segments]:
-    """A value as parts: the pickle, then its large buffers. Plain pickle, or where that cannot, cloudpickle.
+    """A value as parts: the pickle, then its large buffers. Plain pickle, or else cloudpickle.
 
-    `ours` says that `__main__` is not the one of the other side.
+    `ours` says that the other side has another `__main__`.
     """
     buffers = _Buffers()
     written = _Segments()
@@ -68,7 +69,10 @@ def dump(value: Any, ours: bool = False) -> list[Segments]:
 
 
 def dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Segments]:
-    """Values as parts that any version of Python can read, one pickle after the other. `reduced` is the part of what both sides have."""
+    """Values as parts that any version of Python reads, as one pickle after the other.
+
+    `reduced` says how to write what both sides have.
+    """
     buffers = _Buffers()
     written = _Segments()
     pickler = Pickler(written, reduced, buffers.aside)

@@ -1,6 +1,6 @@
-"""How a task that goes as source is written: the names of its steps, and pickles that any version of Python reads.
+"""How a task is written that travels as source: its steps, and pickles that all Pythons read.
 
-In such a pickle a number stands for each function and class that went as source.
+In such a pickle a number stands for each function and class that travels as source.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, NoReturn
 
 from entangle._shared import pickled_errors
 
-#: The steps in which a task comes, in an order in which each finds what it needs: the last is its call.
+#: The kinds of steps. Each step finds what it needs in the steps before it; the last is the call.
 GLOBAL, CELL, CLASS, FUNCTION, ATTRIBUTE, CALL = "global", "cell", "class", "function", "attribute", "call"
-#: A function or a class that is had from the class that it is a part of.
+#: A function or a class that is reached through its class.
 MEMBER = "member"
 
 
 def given(number: int) -> NoReturn:
-    """Stands in a pickle for what was sent as source and has this number in its book."""
-    raise LookupError(f"number {number} of a book that is not open")
+    """Stands in a pickle for the definition with this number; `Unpickler` puts the object there."""
+    raise LookupError(f"definition {number} is only known where its task was read")
 
 
 def given_function(module: str, name: str) -> Any:
@@ -35,12 +35,12 @@ def given_function(module: str, name: str) -> Any:
 
 
 def cached(function: Any, parameters: dict[str, Any]) -> Any:
-    """A function that remembers its values, as `functools.lru_cache` makes it."""
+    """A function with `functools.lru_cache` around it."""
     return functools.lru_cache(**parameters)(function)
 
 
 def bound(function: Any, itself: Any) -> types.MethodType:
-    """A method of an object whose class does not have it."""
+    """A function bound to an object whose class does not have it as a method."""
     return types.MethodType(function, itself)
 
 
@@ -52,26 +52,32 @@ class Unpickler(pickle.Unpickler):
         self._have = have
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle names."""
+        """The object that a pickle names."""
         return self._have if (module, name) == (__name__, "given") else super().find_class(module, name)
 
 
 class Pickler(pickle.Pickler):
-    """Writes pickles in which `given` stands for what both sides have; `reduced` says how, or NotImplemented."""
+    """Writes pickles in which `given` stands for what both sides have.
+
+    `reduced` says how to write a value, or gives NotImplemented.
+    """
 
     def __init__(self, file: Any, reduced: Callable[[Any], Any], aside: Any = None) -> None:
         super().__init__(file, 5, buffer_callback=aside)
         self._reduced = reduced
 
     def reducer_override(self, value: Any) -> Any:
-        """How a function, a class or an instance is written."""
+        """How to write a function, a class or an instance."""
         if isinstance(value, BaseException):
             return pickled_errors.reduced(value) or self._reduced(value)
         return self._reduced(value)
 
 
 def functions_of(attribute: Any) -> Iterator[types.FunctionType]:
-    """The functions in an attribute of a class: itself, what a descriptor or a task holds, what a decorator has wrapped."""
+    """The functions in an attribute of a class: itself, and those in a descriptor or a decorator.
+
+    Both sides count them in this order.
+    """
     for _ in range(32):
         if isinstance(attribute, types.FunctionType):
             yield attribute
