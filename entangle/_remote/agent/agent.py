@@ -1,11 +1,11 @@
-"""The agent: the far side of a stream. A Python that runs calls for somebody else, with the same engine.
+"""The agent: the far side of a stream. It runs calls for a caller elsewhere, with the same engine.
 
-The main thread reads frames and does nothing that could wait for the caller. Calls run in threads that stay, since the
-kernel ties the processes that a body starts to the thread that has started them. The agent ends, with everything that it has
-started, when its stream does.
+The main thread reads frames and never waits for the caller. Calls run in threads that stay: the
+kernel ends a child with the thread that started it (PR_SET_PDEATHSIG). When its stream ends, the
+agent ends as well, with every process that it has started.
 
-It runs where nothing is installed but Python: this module needs the standard library, `wire` and `imports`; the engine comes over
-the stream before the first call.
+Nothing but Python need be installed. This module needs the standard library and the few modules
+that come with it; the engine comes over the stream before the first call.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from entangle._remote.wire.frames import (
 )
 from entangle.errors import ProtocolError
 
-#: Pool threads, and with them bodies that wait at the same time. More calls wait for one of these.
+#: Threads at most, and so bodies that run at the same time. More calls wait for a free thread.
 MOST_THREADS = 1024
-#: Bytes of a print that go in one message.
+#: Bytes of a print in one message.
 PRINTED = 24 << 10
-#: Seconds without a word after which an idle agent sends one, so that the network finds out that the line is cut.
+#: An idle agent sends a PING after this time, so that the network notices a cut (seconds).
 IDLE = 30.0
 
 
 class Agent:
-    """One agent. `config` is what the caller says of himself: `silence` is in seconds."""
+    """One agent. `config` is what the caller says of itself; `silence` in it is in seconds."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
@@ -66,7 +66,7 @@ class Agent:
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.close(null)
-        # What is written to descriptor 1 by other than Python's own print is no frame either.
+        # Keeps what other code writes to descriptor 1 out of the frames.
         self._printed, out = os.pipe()
         os.dup2(out, 1)
         os.close(out)
@@ -78,15 +78,16 @@ class Agent:
         self._idle = 0
         self._threads = 0
         self._guard = threading.Lock()
-        #: Calls under way: how to cancel them, once they run.
+        #: How to cancel each call under way; None until it runs.
         self._calls: dict[int, Callable[[], None] | None] = {}
-        #: Calls that are over and whose answers are being sent; those of both kinds that nobody waits for any more.
+        #: Calls that are over and whose answers are being sent.
         self._answering: set[int] = set()
+        #: Calls, running or answered, that nobody waits for any more.
         self._cancelled: set[int] = set()
-        #: Threads that want to send something that somebody waits for; prints let them go first.
+        #: Threads with a message that somebody waits for. Prints let them go first.
         self._urgent = 0
         self._answers: dict[int, queue.SimpleQueue[Any]] = {}
-        #: Numbers of questions; none is that of a call, whose messages come the same way.
+        #: Numbers of questions begin above those of calls, so that messages of both are told apart.
         self._asked = 1 << 62
         self._ready = threading.Event()
         self.prints = (Prints(self, 1), Prints(self, 2))
@@ -96,8 +97,8 @@ class Agent:
         self._ending = False
 
     def serve(self) -> None:
-        """Say hello, then do what comes, until nothing comes any more."""
-        # What runs here is remembered where it was called, if at all (entangle._records.travels).
+        """Say hello, then serve until the stream ends."""
+        # The caller keeps the records of what runs here (entangle._records.travels).
         _run.observers.clear()
         family.lead_family()
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -107,7 +108,7 @@ class Agent:
         sys.stdout, sys.stderr = self.prints
         sys.stdin = open(os.devnull)
         for finder in imports.finders:
-            finder._ask = self.ask
+            finder.ask = self.ask
         os.register_at_fork(after_in_child=self._leave_in_child)
         threading.Thread(target=self._drain_for_ever, name="entangle-out", daemon=True).start()
         decoder = Decoder()
@@ -119,7 +120,7 @@ class Agent:
             while True:
                 if not poll.poll(1000 * min(IDLE, patience / 3)):
                     if self._calls and time.monotonic() - heard > patience:
-                        return  # whoever wants those values would have said a word
+                        return  # a caller that wants the values would have sent a PING
                     self._post(control(PING))
                     continue
                 size = os.readv(self._reads, [decoder.room()])
@@ -157,7 +158,7 @@ class Agent:
                 waiting = self._answers.pop(number, None)
                 if waiting is not None:
                     waiting.put(answer)
-            elif self._ready.is_set():  # what was loaded anew there
+            elif self._ready.is_set():  # reloaded there
                 imports.renew(answer)
             else:  # the engine
                 imports.finders[0].known.update(answer)
@@ -165,7 +166,7 @@ class Agent:
         elif kind == PING:
             self._post(control(PONG, number))
 
-    # Calls ------------------------------------------------------------------------------------------------
+    # Calls ----------------------------------------------------------------------------------
 
     def _work(self) -> None:
         while True:
@@ -176,7 +177,7 @@ class Agent:
             try:
                 if number not in self._cancelled:
                     kind, answer = self._perform(number, parts)
-            except BaseException as error:  # a bug of ours, or no memory: the call must have an answer
+            except BaseException as error:  # a bug of ours, or no memory: the call needs an answer
                 kind, answer = ERROR, [[_plain(error)]]
             with self._guard:
                 self._answering.add(number)
@@ -187,12 +188,14 @@ class Agent:
             self.drain()
             parts = []
             if self._ending:
-                return  # that the call was cancelled is our doing; for its caller the line is lost, and `retry` may try another
+                # We have cancelled the call ourselves. To its caller the connection is lost, so
+                # that `retry` may try another one.
+                return
             if number not in self._cancelled:
                 try:
                     self.send(kind, number, answer)
                 except BaseException as error:  # a bug of ours, or no memory, between two frames
-                    self.send(CANCEL, number, [[]])  # half of an answer is no answer
+                    self.send(CANCEL, number, [[]])  # withdraw the half that was sent
                     self.send(ERROR, number, [[_plain(error)]])
             answer = []
             with self._guard:
@@ -212,7 +215,7 @@ class Agent:
             with self._guard:
                 self._calls[number] = cancel
                 over = number in self._cancelled or self._ending
-            if over:  # while its arguments were made: its body must not begin
+            if over:  # cancelled before its body began
                 cancel()
 
         given, value, records = performing.perform(parts, began)
@@ -220,11 +223,13 @@ class Agent:
             self.send(RECORD, number, [[record] for record in records])
         return (VALUE if given else ERROR), value
 
-    # Sending ----------------------------------------------------------------------------------------------
+    # Sending --------------------------------------------------------------------------------
 
     def send(self, kind: int, number: int, parts: Sequence[Segments]) -> None:
-        """Send a message; waits until the line has taken it. Frames of several threads take turns. What belongs to a call that nobody
-        waits for any more is broken off, so that the line is free for the next."""
+        """Send a message; returns when the stream has taken it. Threads take turns frame by frame.
+
+        The message of a cancelled call is broken off, which frees the stream for the next one.
+        """
         with self._guard:
             self._urgent += 1
         try:
@@ -243,18 +248,18 @@ class Agent:
         self._send_posted()
 
     def _post(self, frame: bytes) -> None:
-        """Send a small frame from the thread that reads, which must not wait: whoever is writing takes it along."""
+        """Send a small frame without waiting; for the thread that reads. A writer takes it along."""
         self._posted.append(frame)
         self._send_posted()
 
     def _send_posted(self) -> None:
-        # Asked again after the lock is free: what was posted meanwhile found it taken, and relies on us.
+        # Ask again once the lock is free: avoids a lost wakeup of what was posted meanwhile.
         while self._posted and self._sending.acquire(blocking=False):
             try:
                 poll = select.poll()
                 poll.register(self._writes, select.POLLOUT)
                 if not poll.poll(0):
-                    return  # full: whoever reads that will have heard from us
+                    return  # full: the caller will hear from us anyway
                 self._write([self._posted.popleft()])
             except IndexError:
                 pass
@@ -266,14 +271,15 @@ class Agent:
         while pieces:
             try:
                 size = os.writev(self._writes, pieces[:512])
-            except BaseException:  # nobody reads; or no memory in the middle of a frame, after which there is nothing to be said
+            # Nobody reads; or no memory in the middle of a frame, after which no frame is possible.
+            except BaseException:
                 self.end()
             while pieces and size >= len(pieces[0]):
                 size -= len(pieces.pop(0))
             if size:
                 pieces[0] = memoryview(pieces[0])[size:]
 
-    # Modules ----------------------------------------------------------------------------------------------
+    # Modules --------------------------------------------------------------------------------
 
     def ask(self, name: str) -> Any:
         """Ask the caller for a module, and wait for the answer."""
@@ -292,7 +298,7 @@ class Agent:
         return answer.get()
 
     def _serve_modules(self) -> None:
-        """Have the workers of our runs, who are no children of this interpreter, ask us for modules."""
+        """Serve modules to workers that are not forked from this process: they have no stream."""
         from entangle._remote.agent.module_server import ModuleServer
         from entangle._run import python_command
         from entangle._shared import home
@@ -305,23 +311,23 @@ class Agent:
                 python_command.prelude = ModuleServer(self.ask).prelude()
                 self._serves_modules = True
 
-    # What is printed --------------------------------------------------------------------------------------
+    # Prints ---------------------------------------------------------------------------------
 
     def print(self, stream: int, call: int, data: bytes) -> None:
-        """Send what was printed; whole lines, mostly. The caller puts together what is not."""
-        if os.getpid() != self._pid:  # a child that a body has forked holds on to our `sys.stdout`
+        """Send what was printed, mostly whole lines. The caller joins the pieces of a line."""
+        if os.getpid() != self._pid:  # a forked child keeps our `sys.stdout`
             os.write(stream, data)
             return
         self._send_print(bytes((stream,)), call, data)
 
     def _send_print(self, stream: bytes, call: int, data: bytes) -> None:
-        """In messages of one frame, so that those of several threads do not get into one another; cut where lines end, if they do."""
+        """Send in messages of one frame: prints of several threads never mix. Cut at line ends."""
         at = 0
         while at < len(data):
             until = at + PRINTED
             if until < len(data):
                 until = data.rfind(b"\n", at, until) + 1 or until
-            while self._urgent:  # one that prints for ever must not keep the answers of others from being sent
+            while self._urgent:  # endless prints must not hold up answers
                 time.sleep(0.0002)
             frame = control(PRINT, call, stream + data[at:until])
             with self._sending:
@@ -335,11 +341,11 @@ class Agent:
         while True:
             poll.poll()
             self.drain()
-            time.sleep(0.001)  # several lines at a time
+            time.sleep(0.001)  # collect several lines
 
     def drain(self) -> None:
         """Send what was written to descriptor 1 so far."""
-        left = 2 * 65536  # what the pipe may hold, and more: a program may go on writing for ever
+        left = 2 * 65536  # more than a pipe holds; a program may write for ever
         with self._drained:
             while left > 0:
                 try:
@@ -350,22 +356,22 @@ class Agent:
                 self._send_print(b"\3", 0, data)
 
     def under_way(self) -> bool:
-        """Whether any call is."""
+        """Whether any call is under way."""
         return bool(self._calls)
 
     def only_call(self) -> int:
-        """The call under way, if there is exactly one."""
+        """The call under way, if there is exactly one; else 0."""
         calls = list(self._calls)
         return calls[0] if len(calls) == 1 else 0
 
-    # The end ----------------------------------------------------------------------------------------------
+    # The end --------------------------------------------------------------------------------
 
     def _leave_in_child(self) -> None:
-        """In a child that a body forks: the stream is not its own, and prints go where a process's prints go."""
+        """In a child that a body forks: leave the stream, and print to the usual descriptors."""
         for fd in (self._reads, self._writes, self._printed):
             if fd >= 0:
                 os.close(fd)
-        self._reads = self._writes = self._printed = -1  # a child of the child has them closed already
+        self._reads = self._writes = self._printed = -1  # a child of the child must not close them
         for number, name in ((1, "stdout"), (2, "stderr")):
             setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
         for prints in self.prints:
@@ -374,7 +380,7 @@ class Agent:
             signal.signal(number, signal.SIG_DFL)
 
     def end(self) -> None:
-        """End the agent and all that it and its bodies have started."""
+        """End the agent, and every process that it and its bodies have started."""
         if os.getpid() != self._pid:
             os._exit(1)
         self._ending = True
@@ -385,7 +391,7 @@ class Agent:
             janitor = sys.modules.get("entangle._worker.janitor")
             family.kill_family(janitor.hired() if janitor is not None else 0)
             if janitor is not None:
-                janitor.kill_marked()  # daemons, who have left the family
+                janitor.kill_marked()  # daemons, which have left the family
                 janitor.dismiss()
             homes = sys.modules.get("entangle._shared.home")
             if homes is not None:
@@ -395,7 +401,7 @@ class Agent:
 
 
 def _plain(error: BaseException) -> bytes:
-    """An error for which not even the engine is there: as text."""
+    """An error as text, without the engine."""
     import traceback
 
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -405,7 +411,7 @@ def _plain(error: BaseException) -> bytes:
 
 
 def _about_here() -> dict[str, Any]:
-    """What the caller wants to know of this place."""
+    """What the caller wants to know about this place."""
     import platform
 
     try:
@@ -435,12 +441,12 @@ def _about_here() -> dict[str, Any]:
     }
 
 
-#: The agent that this process is, if it is one.
+#: The agent of this process, if it is one.
 agent: Agent | None = None
 
 
 def serve(config: dict[str, Any]) -> None:
-    """Be an agent."""
+    """Be an agent. Does not return."""
     global agent
     agent = Agent(config)
     agent.serve()

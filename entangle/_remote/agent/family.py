@@ -1,6 +1,6 @@
-"""The family of an agent: the processes that it and the bodies in it have started, and how they end with it.
+"""The processes that an agent and its bodies have started, and how they end with it.
 
-It comes with the agent's first modules and has to work without psutil, so it reads /proc itself.
+This comes with the agent's first modules and must work without psutil, so it reads /proc itself.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import os
 import signal
 import time
 
-#: Between SIGTERM and SIGKILL for what bodies have started (seconds).
+#: Time between SIGTERM and SIGKILL for what bodies have started (seconds).
 GRACE = 0.3
 
 
 def lead_family() -> None:
-    """Lead a process group, so that what is killed with us can be told from what is not ours."""
+    """Lead a session: what dies with the agent is told from what does not belong to it."""
     try:
         os.setsid()
     except OSError:
-        pass  # a session's leader already
+        pass  # leads one already
 
 
 def family() -> list[int]:
-    """The processes that this one has started, and they in turn; none where there is no /proc."""
+    """The processes below this one, at any depth; none without /proc."""
     below: dict[int, list[int]] = {}
     try:
         names = os.listdir("/proc")
@@ -46,8 +46,10 @@ def family() -> list[int]:
 
 
 def kill_family(spared: int = 0) -> None:
-    """End what we and our bodies have started: SIGTERM, a grace, SIGKILL; again for what was started meanwhile. All but one,
-    who is deaf to SIGTERM since he is there to end what we leave."""
+    """End every process below this one: SIGTERM, a grace, SIGKILL, and SIGKILL again for late ones.
+
+    `spared` is the janitor. It ignores SIGTERM, and ends what the agent leaves.
+    """
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE), (signal.SIGKILL, 0.0)):
         found = [pid for pid in family() if pid != spared]
         if not found:
@@ -64,7 +66,7 @@ def kill_family(spared: int = 0) -> None:
 
 
 def _reap() -> None:
-    """Bury children that have ended."""
+    """Reap children that have ended."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -1,10 +1,10 @@
-"""Modules that come over the stream: an import hook for the far side, and what the caller answers it.
+"""The import hook of the far side: it asks for modules over the stream.
 
-The far side asks for what it lacks. Modules of entangle itself, and cloudpickle, always come from the caller, so that both
-sides speak the same; any other module only where it is not installed there. What comes is pure Python: source, or for our
-own modules and the same Python version code that is compiled already, which saves the time to compile it.
+Modules of entangle and cloudpickle always come from the caller, so that both sides are of one
+version. Any other module comes only if it is not installed here. What comes is pure Python: source,
+or for our own modules and an equal version of Python compiled code, which saves time.
 
-This file is the first that an agent gets. It needs the standard library only, and nothing of entangle.
+This file is the first that an agent gets. It needs the standard library only.
 """
 
 from __future__ import annotations
@@ -20,46 +20,48 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-#: What is known of a module: whether it is a package, where it lies on the caller's side, its source or its code.
+#: A module: whether it is a package, its path at the caller, and its source or code.
 Known = tuple[bool, str, Any]
-#: Asks the caller for a module: {name: Known} of it and what it will need as well, or a text why it cannot be had, or None.
+#: Asks the caller for a module. The answer is {name: Known} with it and what it needs, or a text that
+#: says why it cannot come, or None.
 Ask = Callable[[str], Any]
 
-#: What is asked for instead of a name: all that a worker of this agent needs to begin; all of our own modules as source; one.
+#: Questions that are no name: all that a worker of this agent needs to begin; the source of all our
+#: modules; the source of one (before its name).
 ALL, SOURCES, SOURCE_OF = "*", "*source", "="
-#: … what to say of a module, or a distribution, of which more is needed than its modules.
+#: Before names: what to say if files or metadata of their packages are needed.
 MODULES_ALONE = "!"
 
-#: What always comes from the caller.
+#: Packages that always come from the caller.
 OURS = ("entangle", "cloudpickle")
 
 
 class Finder:
-    """Finds modules among those that have come, and asks for those that have not."""
+    """Finds modules among those that have come, and asks for others."""
 
     #: Workers of an agent have it too; `_shared/module_lookup.py` asks.
     entangle_is_everywhere = True
 
     def __init__(self, ask: Ask | None, ours: bool, known: dict[str, Known] | None = None) -> None:
-        self._ask = ask
-        #: Whether this one looks first, for our own modules alone, or last, for all others.
-        self._ours = ours
+        self.ask = ask
+        #: True: this one looks first, for our own modules. False: it looks last, for all others.
+        self.ours = ours
         self.known = known if known is not None else {}
         self._sources: dict[str, Known] = {}
-        #: Top-level modules that the caller does not have, or cannot send: why.
+        #: Why top-level modules cannot come; "" where the caller has no such module.
         self.refused: dict[str, str] = {}
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        """The spec of a module that is here, or that the caller sends."""
+        """The spec of a module that has come, or that the caller sends."""
         top, _, below = name.partition(".")
-        if (top in OURS) != self._ours:
+        if (top in OURS) != self.ours:
             return None
         found = self.known.get(name)
         if found is None:
             if name in self.refused or top in sys.stdlib_module_names:
                 return None
-            if below and not self._ours and top not in self.known:
-                return None  # a part of a package that is installed here, and lacks it
+            if below and not self.ours and top not in self.known:
+                return None  # the package is installed here, without this part
             found = self._fetch(name)
             if found is None:
                 return None
@@ -69,11 +71,11 @@ class Finder:
         return spec
 
     def _fetch(self, name: str) -> Known | None:
-        if self._ask is None:
+        if self.ask is None:
             return None
         try:
-            answer = self._ask(name)
-        except OSError:  # the line is cut: the import fails, and the call with it
+            answer = self.ask(name)
+        except OSError:  # the connection is lost: the import fails, and the call with it
             answer = None
         if isinstance(answer, dict):
             self.known.update(answer)
@@ -81,7 +83,7 @@ class Finder:
             self.refused[name] = answer or ""
         return self.known.get(name)
 
-    # As a loader ------------------------------------------------------------------------------------------
+    # As a loader ----------------------------------------------------------------------------
 
     def create_module(self, spec: Any) -> Any:
         """The usual module."""
@@ -94,16 +96,16 @@ class Finder:
         exec(self._code(text, origin), module.__dict__)
 
     def get_source(self, name: str) -> str | None:
-        """The source, for tracebacks and `inspect`; None where only code has come."""
+        """The source, for tracebacks and `inspect`; None if only code has come."""
         text = self.known[name][2]
         if isinstance(text, str):
             return text
-        if not self._sources and self._ask is not None:
+        if not self._sources and self.ask is not None:
             # For an agent of another version that this one starts in turn.
-            answer = self._ask(SOURCES)
+            answer = self.ask(SOURCES)
             self._sources = answer if isinstance(answer, dict) else {"": (False, "", "")}
-        if name not in self._sources and self._ask is not None:
-            answer = self._ask(SOURCE_OF + name)
+        if name not in self._sources and self.ask is not None:
+            answer = self.ask(SOURCE_OF + name)
             self._sources.update(answer if isinstance(answer, dict) else {name: (False, "", None)})
         source = self._sources.get(name)
         return source[2] if source is not None else None
@@ -114,11 +116,11 @@ class Finder:
         return self._code(text, origin)
 
     def is_package(self, name: str) -> bool:
-        """Whether it has modules below it."""
+        """Whether it is a package."""
         return self.known[name][0]
 
     def get_data(self, path: str) -> bytes:
-        """For `pkgutil.get_data`, which would take the lack of this for the lack of the file. Raises MissingModuleError."""
+        """Always raises MissingModuleError; without this, `pkgutil` would say the file is missing."""
         folders = {os.path.dirname(origin): name for name, (package, origin, _) in self.known.items() if package}
         folder = os.path.dirname(path)
         while folder not in folders and folder != os.path.dirname(folder):
@@ -130,11 +132,11 @@ class Finder:
         return NoFiles(self, name)
 
     def without(self, name: str, file: str) -> Exception:
-        """The error for a file of a package, of which the modules alone have come."""
+        """The error for a file of a package of which only the modules have come."""
         from entangle.errors import MissingModuleError
 
         top = name.partition(".")[0]
-        # Who uses it comes first: that is what the user knows, and what pip installs with all that it needs.
+        # Importers come first: the user knows those, and pip installs them with all they need.
         names = [top]
         frame: Any = sys._getframe()
         while frame is not None:
@@ -151,9 +153,9 @@ class Finder:
 
 
 class NoFiles:
-    """The files of a package, as `importlib.resources` asks for them, old way and new: none of them has come.
+    """The files of a package, as `importlib.resources` asks for them (in both ways): none came.
 
-    A program may name them without needing them, so it is told when it looks.
+    A program may name files without reading them, so the error comes when it looks.
     """
 
     def __init__(self, finder: Finder, package: str, path: str = "") -> None:
@@ -161,7 +163,7 @@ class NoFiles:
         self.name = os.path.basename(path) or package
 
     def files(self) -> NoFiles:
-        """The package's folder."""
+        """The folder of the package."""
         return self
 
     def joinpath(self, *names: Any) -> NoFiles:
@@ -176,22 +178,22 @@ class NoFiles:
     is_file = is_dir = iterdir = is_resource = contents = open_resource = resource_path = _look
 
     def open(self, *args: Any, **kwargs: Any) -> Any:
-        """It cannot be."""
+        """Always raises MissingModuleError."""
         self._look()
 
     read_text = read_bytes = open
 
 
-#: The two finders of this process, if it is an agent or one of its workers.
+#: The two finders of this process, if it is an agent or a worker of one.
 finders: list[Finder] = []
 
 
 def install(ask: Ask | None, known: dict[str, Known] | None = None) -> None:
-    """Have this process import what it lacks by asking."""
+    """Have this process ask for modules that it lacks."""
     finders[:] = [Finder(ask, True, known), Finder(ask, False)]
     sys.meta_path.insert(0, finders[0])
     sys.meta_path.append(finders[1])
-    # This module was not imported but run; it is to look as if it had been.
+    # This module was executed, not imported. Make it look imported.
     import entangle._remote.agent
 
     myself = sys.modules[__name__]
@@ -199,19 +201,19 @@ def install(ask: Ask | None, known: dict[str, Known] | None = None) -> None:
     entangle._remote.agent.imports = myself
 
 
-#: Modules that came anew and have not been loaded anew yet, in the order in which they are to be.
+#: Modules that came again and wait to be reloaded, in this order.
 _renewed: list[str] = []
 _loading = threading.Lock()
 
 
 def renew(modules: dict[str, Known]) -> None:
-    """Modules that have come before are other ones now. Waits for nothing; the next call loads them."""
+    """These modules have changed at the caller. The next call reloads them; this does not wait."""
     finders[1].known.update(modules)
     _renewed.extend(modules)
 
 
 def load_renewed() -> None:
-    """Load the modules that came anew, if they are loaded. Raises what they raise; their next import tries again."""
+    """Reload the modules that came again. Raises what they raise; their next import tries again."""
     with _loading:
         while _renewed:
             name = _renewed.pop(0)
@@ -224,21 +226,23 @@ def load_renewed() -> None:
 
 
 def why_missing(name: str | None) -> str:
-    """What the caller said about a top-level module that it could not send; "" where it said nothing."""
+    """Why the caller could not send a top-level module; "" if it said nothing."""
     top = (name or "").partition(".")[0]
     return next((why for finder in finders for asked, why in finder.refused.items() if asked == top and why), "")
 
 
 def why_modules_alone(*names: str) -> str:
-    """What the caller says where of a package, or a distribution, more is needed than its modules, and others are on the way to it:
-    about the first that pip has installed, or else about the last. "" where it has no such."""
-    ask = finders[-1]._ask if finders else None
+    """What to say if more is needed of a package or distribution than its modules; "" for nothing.
+
+    The names before the last use it. The answer is about the first that pip has installed.
+    """
+    ask = finders[-1].ask if finders else None
     answer = ask(MODULES_ALONE + " ".join(names[-20:])) if ask is not None and any(names) else None
     return answer if isinstance(answer, str) else ""
 
 
 def package_of(path: str) -> str:
-    """The package that has come, and in whose folder on the caller's side this path lies; "" where there is none."""
+    """The package that has come and has this path in its folder at the caller; "" if none has."""
     for name, (package, origin, _) in list(finders[-1].known.items()) if finders else ():
         if package and origin and path.startswith(os.path.dirname(origin) + os.sep):
             return name
@@ -246,15 +250,15 @@ def package_of(path: str) -> str:
 
 
 def decode_answer(parts: Sequence[Any]) -> Any:
-    """What a MODULE message says."""
+    """The content of a MODULE message."""
     return marshal.loads(zlib.decompress(parts[0]))
 
 
-# In the workers of an agent ----------------------------------------------------------------------------------------
+# In the workers of an agent ---------------------------------------------------------------------
 
 
 def ask_at(address: str, name: str) -> Any:
-    """Ask the agent that this worker belongs to."""
+    """Ask the agent of this worker for a module."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
@@ -274,7 +278,7 @@ def join(address: str, known: dict[str, Known]) -> None:
 
 
 def begin(known: dict[str, Known]) -> None:
-    """The first thing an agent does, when it has read its sources."""
-    # The working directory is no place of modules: what happens to lie there is not what the caller means.
+    """The first thing an agent does, once it has its sources."""
+    # Files in the working directory are not what the caller means.
     sys.path[:] = [entry for entry in sys.path if entry]
     install(None, known)

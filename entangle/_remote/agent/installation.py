@@ -1,4 +1,4 @@
-"""Packages that a function needs are installed where it runs."""
+"""Installs packages in the place where a function runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entangle.task import task
 
 @task
 def install(wanted: list[str]) -> str:
-    """Over there: install what is not installed yet, one of us at a time. Gives what pip complained of, or nothing."""
+    """Install what is not installed yet; one process at a time. Gives pip's complaint, or ""."""
 
     def missing() -> list[str]:
         found = []

@@ -1,4 +1,4 @@
-"""Where the workers of an agent ask for modules: they are no children of its interpreter, and have no stream to the caller."""
+"""Serves modules to the workers of an agent, which have no stream to the caller."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from entangle._remote.agent import imports
 
 
 class ModuleServer:
-    """Where the workers of an agent ask for modules: a socket that only this user's processes may talk to."""
+    """Answers on a socket that only processes of this user may use."""
 
     def __init__(self, ask: imports.Ask) -> None:
         self._ask = ask
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         name = f"entangle-modules-{os.getpid()}-{os.urandom(8).hex()}"
         if sys.platform == "linux":
-            self._socket.bind("\0" + name)  # no file; the kernel forgets the name with us
+            self._socket.bind("\0" + name)  # no file: the kernel forgets the name with the socket
             self.address = "@" + name
         else:
             import tempfile
@@ -47,10 +47,10 @@ class ModuleServer:
                     name = lines.readline(1024).decode().strip()
                 asker.sendall(marshal.dumps(self.lookup(name), 2))
             except (OSError, ValueError):
-                return  # it has gone; it is its own affair
+                return  # the asker has gone
 
     def lookup(self, name: str) -> Any:
-        """What we know ourselves, else what the caller knows."""
+        """What is known here, else what the caller knows."""
         if name == imports.ALL:
             return dict(imports.finders[0].known)
         if name == imports.SOURCES or name.startswith((imports.SOURCE_OF, imports.MODULES_ALONE)):
@@ -62,7 +62,7 @@ class ModuleServer:
                 return finder.refused[name]
         answer = self._ask(name)
         for finder in imports.finders:
-            if finder._ours == (name.partition(".")[0] in imports.OURS):
+            if finder.ours == (name.partition(".")[0] in imports.OURS):
                 if isinstance(answer, dict):
                     finder.known.update(answer)
                 else:
@@ -70,7 +70,7 @@ class ModuleServer:
         return answer
 
     def prelude(self) -> str:
-        """What a worker that is not forked from its agent runs first: it has the agent's modules, and asks here for others."""
+        """Code that a worker runs first: it gets the agent's modules, and asks here for others."""
         where = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         return (
             f"import socket,marshal,sys,types;s=socket.socket(socket.AF_UNIX);s.connect({where!r});s.sendall(b'*\\n');"

@@ -1,4 +1,4 @@
-"""A job as the agent sees it: the parts of a message become a call, which is run, and its outcome the parts of the answer."""
+"""Runs a job at the agent: a message becomes a call, and its outcome becomes the answer."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ from entangle.task import Call
 
 
 def perform(parts: Sequence[Any], began: Callable[[Callable[[], None]], None]) -> tuple[bool, list[Segments], list[bytes]]:
-    """Run a job: whether it gave a value, the parts of the answer, and the records of what ran. `began` gets the function
-    that cancels it."""
+    """Run a job: whether it gave a value, the parts of the answer, and the records of what ran.
+
+    `began` is called with the function that cancels the run.
+    """
     importing.agent = True
     head = json.loads(bytes(parts[0]))
     module_lookup.arrive(head["travelled"])
@@ -79,10 +81,10 @@ for _makes_again in (load, _perform, imports.load_renewed):
 
 
 def _load_call(parts: Sequence[Any], name: str) -> Any:
-    """A task and its arguments. Raises UnpicklableError, which names the argument that cannot be made here."""
+    """A task and its arguments. UnpicklableError names the argument that cannot be made here."""
     try:
         return load(parts)
-    except (ImportError, OSError, EntangleError):  # these say themselves what is missing here
+    except (ImportError, OSError, EntangleError):  # these say themselves what is missing
         raise
     except Exception as problem:
         part = failing_part(parts[0], parts[1:])
@@ -103,11 +105,11 @@ def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) ->
     report = describe(error, name, 1)
     text = report["text"]
     if isinstance(there, RemoteTraceback) and not isinstance(error, MissingModuleError):
-        text = there.text  # it went through a worker: what that saw is what there is to see
+        text = there.text  # raised in a worker: its traceback says more
     short = f"{type(error).__name__}: {error}"
     told = {"text": text, "where": "" if isinstance(there, RemoteTraceback) else report["where"], "short": short[:2000]}
     parts: list[Segments] = [[json.dumps(told).encode()], [report["error"]]]
-    if plain:  # code of another version would be code for nobody
+    if plain:  # another version cannot run code of this one
         pickled = _plain_error(error, reader)
         if pickled is None and not _is_plain(error):
             return parts[:1]
@@ -120,7 +122,7 @@ def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) ->
 
 
 def _plain_error(error: BaseException, reader: Any) -> Segments | None:
-    """An error as a pickle for another version, with classes of the script that came from there; None where it cannot be read again."""
+    """An error as a pickle for another version of Python; None if it could not be read there."""
     if reader is None:
         return None
 
@@ -143,7 +145,7 @@ def _is_plain(error: BaseException) -> bool:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """For a module that is not here, or not with all that belongs to it: with what the caller said why it could not be sent."""
+    """The error, with what the caller said about a module that is missing or incomplete here."""
     if isinstance(error, FileNotFoundError) and isinstance(error.filename, str):
         package = imports.package_of(error.filename)
         if package and (why := imports.why_modules_alone(package)):
@@ -152,7 +154,7 @@ def _explained(error: BaseException) -> BaseException:
     if not isinstance(error, ImportError) or isinstance(error, MissingModuleError):
         return error
     why = imports.why_missing(error.name)
-    if not why and type(error).__name__ == "PackageNotFoundError":  # of importlib.metadata, which need not be loaded
+    if not why and type(error).__name__ == "PackageNotFoundError":  # of importlib.metadata
         why = imports.why_modules_alone(str(error.name))
     if not why:
         return error

@@ -1,6 +1,6 @@
-"""What bodies print, on its way to the caller: whole lines, each with the call that printed it.
+"""What bodies print, on its way to the caller: whole lines, each with its call.
 
-It comes with the agent's first modules, so it needs the standard library only.
+This comes with the agent's first modules, so it needs the standard library only.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any, Protocol
 
 
 class PrintSender(Protocol):
-    """What prints need of the agent that they belong to."""
+    """What prints need of their agent."""
 
     def print(self, stream: int, call: int, data: bytes) -> None:
         """Send what was printed."""
 
     def under_way(self) -> bool:
-        """Whether any call is."""
+        """Whether any call is under way."""
 
     def only_call(self) -> int:
-        """The call under way, if there is exactly one."""
+        """The call under way, if there is exactly one; else 0."""
 
 
 class _Line:
-    """What one thread has written of a line that has no end yet."""
+    """The unfinished line of one thread."""
 
     __slots__ = ("call", "text", "thread")
 
@@ -36,15 +36,15 @@ class _Line:
 
 
 class Prints(io.TextIOBase):
-    """What a body's `print` writes to: sent line by line, with the call that the printing thread belongs to.
+    """`sys.stdout` and `sys.stderr` of bodies. Sends lines, each with the call of its thread.
 
-    It is not the stream of its descriptor, but a program to which that is given, and whatever writes to it by number, is heard too.
+    What is written to the descriptors 1 and 2 does not come here, but reaches the caller as well.
     """
 
     encoding = "utf-8"
     errors = "backslashreplace"
     line_buffering = True
-    #: What is written here does not go to the descriptor of `fileno`, which knows of no call (entangle._run.forwarding).
+    #: `fileno` knows no call, so what is written here does not go there (entangle._run.forwarding).
     apart = True
 
     def __init__(self, agent: PrintSender, stream: int) -> None:
@@ -52,13 +52,13 @@ class Prints(io.TextIOBase):
         self._stream = stream
         self.name = "<stdout>" if stream == 1 else "<stderr>"
         self._here = threading.local()
-        self._guard = threading.RLock()  # a signal's handler prints where its thread was printing
+        self._guard = threading.RLock()  # a signal handler may print within a print
         self._begun: set[_Line] = set()
         self.buffer = _Raw(self)
 
     @property
     def call(self) -> int:
-        """The call that this thread runs; of threads that a body has started, the only one under way; 0 for none that we know of."""
+        """The call of this thread. For a thread that a body has started: the only call, or 0."""
         number: int = getattr(self._here, "call", 0)
         return number or self._agent.only_call()
 
@@ -89,13 +89,13 @@ class Prints(io.TextIOBase):
             self._agent.print(self._stream, call, lines + end)
 
     def flush(self) -> None:
-        """Send what this thread has written of a line; it is shown with the rest of it."""
+        """Send this thread's unfinished line. The caller shows it with the rest of the line."""
         line: _Line | None = getattr(self._here, "line", None)
         if line is not None:
             self._send([line], b"")
 
     def finish(self, call: int) -> None:
-        """A call is over: send the lines that will get no end, those of its threads and of threads that have ended."""
+        """A call is over: send the unfinished lines of its threads, and of threads that are gone."""
         with self._guard:
             last = not self._agent.under_way()
             lines = [line for line in self._begun if last or line.call == call or not line.thread.is_alive()]
@@ -110,7 +110,7 @@ class Prints(io.TextIOBase):
                 self._agent.print(self._stream, line.call, text + end)
 
     def reconfigure(self, *, encoding: str | None = None, errors: str | None = None, **settings: Any) -> None:
-        """As that of a file; but what is printed travels as UTF-8, and by lines, in any case."""
+        """As that of a file. Prints travel as lines of UTF-8 in any case."""
         unknown = sorted(settings.keys() - {"newline", "line_buffering", "write_through"})
         if unknown:
             raise TypeError(f"reconfigure() got an unexpected keyword argument {unknown[0]!r}")
@@ -121,21 +121,21 @@ class Prints(io.TextIOBase):
             self.errors = errors
 
     def fileno(self) -> int:
-        """The descriptor for a program's own prints: 1 is a pipe to the agent, 2 is where the agent's last words would come out."""
+        """The descriptor for programs: 1 is a pipe to the agent, 2 the stderr of the connection."""
         return self._stream
 
     def writable(self) -> bool:
-        """It is."""
+        """Always."""
         return True
 
     def unlock(self) -> None:
-        """In a forked child: whoever held the lock is not there."""
+        """In a forked child: a new lock, since the thread that held the old one may not be here."""
         self._guard = threading.RLock()
         self._begun.clear()
 
 
 class _Raw(io.RawIOBase):
-    """`sys.stdout.buffer`, for those who print bytes."""
+    """`sys.stdout.buffer`, for code that prints bytes."""
 
     def __init__(self, prints: Prints) -> None:
         self._prints = prints

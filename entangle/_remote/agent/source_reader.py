@@ -1,4 +1,4 @@
-"""The other side of a task that has come as source: what was written there is made again here, by this version of Python."""
+"""Makes a task that has come as source, with this version of Python."""
 
 from __future__ import annotations
 import __future__
@@ -18,7 +18,7 @@ from entangle.task import Task
 
 
 class SourceReader:
-    """Makes again what a book describes. `call` is the task with its arguments."""
+    """Reads what `SourceWriter` has written. `call` is the task with its arguments."""
 
     def __init__(self, data: Any, buffers: Iterable[Any] | None = None) -> None:
         self._made: dict[int, Any] = {}
@@ -40,21 +40,21 @@ class SourceReader:
             getattr(self, f"_take_{step[0]}")(*step[1:])
 
     def given(self, number: int) -> Any:
-        """What has this number."""
-        if number not in self._made:  # a member of a class, which has been made
+        """The function or class with this number."""
+        if number not in self._made:  # a member of a class that was made before
             definition = self._definitions[number]
             found = vars(self._made[definition["owner"]])[definition["name"]]
             self._made[number] = found if definition["index"] is None else list(functions_of(found))[definition["index"]]
         return self._made[number]
 
     def reduced(self, value: Any) -> Any:
-        """How what was made from the book goes back to those who have sent it: they get their own."""
+        """How to write what was made here for the caller, which then gets its own object."""
         if isinstance(value, (type, types.FunctionType)):
             for number, made in self._made.items():
                 if made is value:
                     return given, (number,)
             around, _, name = value.__qualname__.rpartition(".")
-            for made in self._made.values():  # a part of a class that nobody has asked for
+            for made in self._made.values():  # a member that nothing has asked for yet
                 if isinstance(made, type) and made.__qualname__ == around and vars(made).get(name) is value:
                     return getattr, (made, name)
         return NotImplemented
@@ -77,7 +77,7 @@ class SourceReader:
         self.call = Task(function, layers), args, kwargs
 
     def _compile(self, definition: dict[str, Any], body: list[ast.stmt]) -> types.CodeType:
-        """The code of a function with these statements, around which are the free variables of a definition."""
+        """The code of a function with these statements, inside one that has the free variables."""
         free = definition["free"]
         if free:
             body = [ast.Nonlocal(list(free)), *body]
@@ -88,7 +88,7 @@ class SourceReader:
         ast.increment_lineno(outer, definition["line"] - 1)
         features = [*definition["future"]]
         if self._version >= (3, 14) > sys.version_info[:2]:
-            features.append("annotations")  # there they are made when they are asked for, and may name what is never there
+            features.append("annotations")  # evaluated lazily there, and may name what never exists
         flags = 0
         for feature in features:
             flags |= getattr(__future__, feature).compiler_flag if hasattr(__future__, feature) else 0
@@ -96,7 +96,7 @@ class SourceReader:
         return _inner(_inner(code))
 
     def _parse(self, definition: dict[str, Any]) -> Any:
-        """The statement that defines it."""
+        """The statement of a definition."""
         try:
             node: Any = ast.parse(str(definition["text"])).body[0]
         except SyntaxError as error:
@@ -117,7 +117,7 @@ class SourceReader:
             if hasattr(node, "type_params"):
                 node.type_params = []
             _bare(node)
-            # Its own name may stand for a task, or for what a decorator has made of it, which is what a recursion is to call.
+            # Its own name may stand for a task or a decorated function: a recursion calls that.
             if node.name not in definition["free"]:
                 body.insert(0, ast.Global([node.name]))
         code = _inner(self._compile(definition, body))
@@ -130,7 +130,7 @@ class SourceReader:
     def _take_class(self, number: int, later: list[str], defaults: dict[str, Any] | None) -> None:
         definition = self._definitions[number]
         if "fields" in definition:
-            make: Any = collections.namedtuple  # whose name and fields a type checker wants to know
+            make: Any = collections.namedtuple  # hides the fields from the type checker
             values = list((defaults or {}).values())
             self._made[number] = make(definition["name"], definition["fields"], defaults=values, module=definition["module"])
             return
@@ -156,7 +156,7 @@ class SourceReader:
             ) from None
         if isinstance(made, type):
             made.__qualname__ = definition["qualname"]
-        if was is not self:  # that name stands for something else by now
+        if was is not self:  # the name stands for something else by now
             space[node.name] = was
 
 
@@ -167,7 +167,7 @@ def _inner(code: types.CodeType) -> types.CodeType:
 
 
 def _remember_lines(definition: dict[str, Any]) -> None:
-    """Let tracebacks here, and `inspect` for those who ship it on, find the lines of a file that is not here."""
+    """Show the source lines of a file that is not here to tracebacks and to `inspect`."""
     file, text = definition["file"], definition["text"].splitlines(keepends=True)
     first = definition["line"]
     if definition["text"].startswith("if True:\n"):
@@ -181,7 +181,7 @@ def _remember_lines(definition: dict[str, Any]) -> None:
 
 
 def _bare(function: Any) -> None:
-    """Take annotations and default values from a function's tree: the ones are not wanted, the others are sent as values."""
+    """Remove annotations, which nothing needs, and default values, which come as values."""
     arguments = function.args
     arguments.defaults = []
     arguments.kw_defaults = [None] * len(arguments.kwonlyargs)
