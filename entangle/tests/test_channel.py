@@ -616,7 +616,7 @@ def test_an_agent_that_says_nothing_any_more(monkeypatch: pytest.MonkeyPatch, tm
         os.kill(os.getpid(), signal.SIGSTOP)
         threading.Event().wait(60)  # the thread that stops its process may be the last to hear of it
 
-    with pytest.raises(LinkLostError, match=r"not a word for 0\.4 s"):
+    with pytest.raises(LinkLostError, match=r"silent for 0\.4 s"):
         freezes(log)()
     wait_until(lambda: not alive(pids_in(log)[0]), 10.0)  # closing the channel kills it
 

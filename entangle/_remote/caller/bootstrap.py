@@ -1,8 +1,9 @@
-"""The first line of an agent's life: what the far Python is given on its command line and then on its stdin.
+"""How a far Python becomes an agent: what it gets on its command line, and then on its stdin.
 
-On the command line stands a line that any Python, even 2.7, can read. It says which version it is, so that one that is too old
-is told from one that is absent, and then runs what it reads from stdin: the import hook, the sources of the agent, and what the caller
-has to say of himself. The line has no single quote in it, so that it passes through any shell.
+The command line has code that any Python from 2.7 on can read. It prints its version, so that a
+Python that is too old is told from one that is missing. Then it runs what comes on stdin: the
+import hook, the sources of the agent, and the caller's settings. The code has no single quote, so
+that it passes through any shell.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ COMMAND = (
 )
 ARGUMENTS = ("-c", COMMAND)
 
-#: What the line says: the version of the protocol of the bootstrap, and of Python. Anything may come before it.
+#: The line that it prints: versions of this exchange and of Python. Anything may precede it.
 GREETING = re.compile(rb"\nentangle-agent (\d{1,9}) (\d{1,9})\.(\d{1,9})\.(\d{1,9})\n")
-#: It is not longer.
+#: Its length at most (bytes).
 LONGEST_GREETING = 64
 
 _STAGE = """\

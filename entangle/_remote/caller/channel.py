@@ -1,9 +1,9 @@
-"""The caller's side of a stream: many calls in flight over one agent, and nobody to wait on them but those who call.
+"""The caller's side of a stream to an agent. Many calls share it; no thread exists only to read.
 
-There is no thread that reads. Of the threads that wait for an answer one leads: it reads the stream and hands each message to
-whom it belongs, until it has its own; then another one leads. So a process that has agents, but no call under way, has no
-thread of ours in it, and may fork. A thread that wants to write while the line is full, and finds nobody reading, reads as well:
-both sides can never wait for each other to read.
+One of the threads that wait for an answer is the leader. It reads the stream and hands each message
+to the call that it belongs to. When it has its own answer, another waiting thread leads. So a
+process without a call under way has no thread of ours in it, and may fork. A thread that finds the
+stream full leads as well, if nobody does: otherwise both sides could wait for each other to read.
 """
 
 from __future__ import annotations
@@ -60,14 +60,17 @@ from entangle._tasks.layer import Decorated
 from entangle._worker.worker import here
 from entangle.errors import EntangleError, FarError, LinkLostError, ProtocolError, RunCancelledError, UnreachableError
 
-#: Seconds for an agent to show that it is there, after a call to it was given up.
+#: Time for an agent to answer a PING after a call to it was given up (seconds).
 DOUBT = 2.0
-#: Seconds in which what agents still have to say is heard at the end.
+#: Time for output that is still on its way when a channel closes (seconds).
 LAST_WORDS = 1.0
 
 
 class _Step:
-    """A block that leaves a channel whole: signals wait for its end, and what breaks into it all the same ends the channel."""
+    """A block that keeps a channel consistent: signals wait until its end.
+
+    An exception that gets in all the same ends the channel.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -86,28 +89,28 @@ class _Stopped(Exception):
 
 
 class Channel:
-    """A stream to an agent, from its first word to its last. Any thread may call; made by `open_channels.channel_to`."""
+    """A stream to an agent. Threads share it. `open_channels.channel_to` makes it."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.place = transport.place
         self.lost: FarError | None = None
-        #: Something broke off in the middle of a step: what comes next cannot be told.
+        #: A step was broken off: the bytes that follow have no known meaning.
         self.torn = False
         self._step = _Step(self)
-        #: What the agent says of its place.
+        #: What the agent has said about its place.
         self.about: dict[str, Any] = {}
         self._numbers = itertools.count(1)
         self._calls: dict[int, PendingCall] = {}
         self._guard = threading.Lock()
         self._leader: object | None = None
-        #: Held by whoever writes. What is written stays here until the line has taken it: who is interrupted leaves it to the next.
+        #: Held while writing. An interrupted writer leaves the rest in the outbox to the next one.
         self._sending = threading.Lock()
         self._outbox = Outbox()
         self._decoder = Decoder(_limit())
-        #: What has come and is not seen to yet.
+        #: Messages that have arrived and are not handled yet.
         self._inbox: deque[Message] = deque()
-        #: The number of a PING that was sent since somebody gave up a call; 0 once its PONG has come.
+        #: The number of the last PING after a call was given up; 0 once its PONG has come.
         self._doubt = 0
         self._modules = modules.Sent()
         self._questions = Questions(self._modules)
@@ -142,10 +145,10 @@ class Channel:
             self.close()
             raise
 
-    # The beginning ------------------------------------------------------------------------------------------
+    # The beginning --------------------------------------------------------------------------
 
     def _greet(self) -> None:
-        """Start the agent, and learn where it is."""
+        """Start the agent, and wait for its HELLO."""
         until = time.monotonic() + self.transport.timeout
         words = memoryview(bootstrap.first_words({"silence": self._silence, "press": compressions(), "branch": branch()}))
         words, heard = greet(self.transport, self._stream, self._stderr, words, until)
@@ -168,13 +171,17 @@ class Channel:
             raise ProtocolError(f"{self.place}: its agent speaks version {self.about.get('protocol')} of the protocol, not {VERSION}")
         self._greeted = self._stderr.visible = True
         self._press = Press([method for method in compressions() if method in self.about["press"]])
-        with contextlib.suppress(LinkLostError):  # the first call will find out
+        with contextlib.suppress(LinkLostError):  # the first call will notice
             self._send(MODULE, 0, [[modules.bundle(self.about["magic"])]])
 
-    # Calls --------------------------------------------------------------------------------------------------
+    # Calls ----------------------------------------------------------------------------------
 
     def call(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a task there, and give its value. Raises what it raises, LinkLostError, and UnpicklableError for what cannot travel."""
+        """Run a task there, and give its value.
+
+        Raises what the task raises, LinkLostError if the connection ends first, and UnpicklableError
+        if an argument or the value cannot travel.
+        """
         name = rest.__name__
         worker = here.worker
         call = PendingCall(next(self._numbers), name, worker)
@@ -218,7 +225,7 @@ class Channel:
         raise job.error_of(message.parts, name, self.place, given)
 
     def _send_renewed(self, call: PendingCall) -> None:
-        """Send the modules that were loaded anew here: no call goes before those that it needs."""
+        """Send the modules that were reloaded here, before any call that needs them."""
         with self._renewing:
             renewed = self._modules.renewed()
             if renewed is not None:
@@ -230,15 +237,15 @@ class Channel:
                 self._modules.sent()
 
     def _again(self, error: BaseException) -> BaseException:
-        """An error that several threads get: each its own."""
+        """A copy of an error, so that each thread raises one of its own."""
         return type(error)(*error.args)
 
     def _forget(self, call: PendingCall) -> None:
-        """Nobody waits for this call any more: say so there."""
+        """Nobody waits for this call any more: cancel it there."""
         with self._step:
             with self._guard:
                 known = self._calls.pop(call.number, None)
-            self._hand_over(call)  # where it was interrupted before it could
+            self._hand_over(call)  # an interrupt may have come before it could
             if known is not None and self.lost is None and call.answer is None:
                 self._outbox.post(control(CANCEL, call.number))
                 self._doubt = call.number
@@ -251,7 +258,7 @@ class Channel:
         call.rouse()
 
     def _wait(self, call: PendingCall) -> None:
-        """Wait for an answer: lead, or be told."""
+        """Wait for an answer: lead, or wait to be woken."""
         while not call.settled:
             try:
                 if self._lead(call):
@@ -263,7 +270,7 @@ class Channel:
                 self._hand_over(call)
 
     def _lead(self, who: object) -> bool:
-        """Lead from now on, unless somebody does; `_hand_over` ends that, and does no harm where it is not so."""
+        """Lead from now on, unless another thread does. It is always safe to `_hand_over`."""
         with self._step, self._guard:
             if self._leader is None:
                 self._leader = who
@@ -271,7 +278,7 @@ class Channel:
 
     @contextlib.contextmanager
     def _leading(self) -> Iterator[bool]:
-        """Lead, unless somebody does."""
+        """Lead in this block, unless another thread does."""
         me = object()
         try:
             yield self._lead(me)
@@ -279,7 +286,10 @@ class Channel:
             self._hand_over(me)
 
     def _hand_over(self, who: object) -> None:
-        """Lead no more. Where nobody leads, whoever was asked to may have been interrupted or settled since: ask the next."""
+        """Stop leading, and wake another waiting thread.
+
+        This also holds if nobody leads: the thread that was woken last may have been interrupted.
+        """
         with self._step:
             with self._guard:
                 if self._leader is not None and self._leader is not who:
@@ -289,10 +299,10 @@ class Channel:
             if heir is not None:
                 heir.rouse()
 
-    # Reading: for the leader --------------------------------------------------------------------------------
+    # Reading, by the leader -----------------------------------------------------------------
 
     def _pump(self, seconds: float, writes: int = -1) -> bool:
-        """Wait for something to come, at most so long, and see to it; whether `writes` can be written to."""
+        """Wait for something to arrive, and handle it. Gives whether `writes` can be written to."""
         self._check_whole()
         if self._inbox:
             self._see_to()
@@ -318,11 +328,11 @@ class Channel:
 
     def _check_whole(self) -> None:
         if self.torn and self.lost is None:
-            self._lose(LinkLostError(f"{self.place}: something broke off in the middle of a message"))
+            self._lose(LinkLostError(f"{self.place}: an interrupt broke off a message, so the connection was closed"))
             self._stream.kill()
 
     def _read_frames(self) -> None:
-        """Read what has come, and see to it."""
+        """Read what has arrived, and handle it."""
         size = 0
         try:
             with self._step:
@@ -345,12 +355,12 @@ class Channel:
             self._see_to()
 
     def _refuse(self, error: ProtocolError) -> None:
-        """What comes is not what an agent says: that ends the stream, and is told with the name of the place."""
+        """End the stream: what arrived is nothing that an agent sends."""
         self._lose(ProtocolError(f"{self.place}: {error}"))
-        self._stream.kill()  # it may be anything
+        self._stream.kill()  # it may be any program
 
     def _see_to(self) -> None:
-        """See to what has come. A message is taken out when it was seen to: who is interrupted leaves it to the next leader."""
+        """Handle what has arrived. A message leaves the inbox last, so an interrupt loses none."""
         until = time.monotonic() + 0.5
         while self._inbox and self.lost is None:
             message = self._inbox[0]
@@ -360,9 +370,9 @@ class Channel:
                 self._refuse(error)
             except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
                 told = f"{type(error).__name__}: {error}"
-                self._refuse(ProtocolError(f"a message of kind {message.kind} that cannot be read ({told})"))
+                self._refuse(ProtocolError(f"a message of kind {message.kind} cannot be read ({told})"))
             if time.monotonic() > until:
-                return  # there is no end of it; look around before the rest
+                return  # messages may come without end: look around in between
 
     def _seen(self, message: Message) -> None:
         if self._inbox and self._inbox[0] is message:
@@ -372,7 +382,7 @@ class Channel:
         kind, number, parts = message
         if kind in (VALUE, ERROR):
             if number in self._calls:
-                self._stderr.read()  # what was written before the call was over is shown before it
+                self._stderr.read()  # what was written before the value is shown before it
                 self._shown.finish_call(number)
             with self._step:
                 with self._guard:
@@ -401,7 +411,7 @@ class Channel:
             if number and number == self._doubt:
                 self._doubt = 0
         elif kind not in (FIND, CANCEL):
-            raise ProtocolError(f"a frame of kind {kind}, which an agent does not send")
+            raise ProtocolError(f"a message of kind {kind}, which an agent does not send")
 
     def _take_hello(self, said: bytes) -> None:
         if self.about:
@@ -413,36 +423,39 @@ class Channel:
                 raise ValueError("wrong types")
             self.about = {**about, "python": python, "press": [str(method) for method in about["press"]]}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ProtocolError(f"an agent's hello that says nothing ({type(error).__name__}: {error})") from None
+            raise ProtocolError(f"the agent's HELLO cannot be read ({type(error).__name__}: {error})") from None
 
     def _answer_question(self, number: int, said: bytes) -> None:
-        """The agent lacks a module."""
+        """Send a module that the agent lacks."""
         body = self._questions.answer(said, self.about["magic"])
         self._owe(list(encode(MODULE, number, [[body]])))
 
     def _owe(self, frames: list[list[Bytes]]) -> None:
-        """Have whoever writes next send this."""
+        """Have the next writer send these."""
         self._outbox.check_room(frames)
         with self._step:
             self._outbox.owe(frames)
 
     def _check_silence(self, waited: float) -> None:
-        """Nothing came while we waited: ask whether somebody is there, and in the end believe that nobody is. Only the time
-        that we were there to listen counts, so a machine that was asleep has lost nothing."""
+        """Nothing has arrived for a while: send a PING, and in the end give up.
+
+        Only time spent listening counts, so a machine that was asleep loses nothing.
+        """
         self._quiet += waited
         if self._quiet > self._silence:
             self._stream.kill()
-            self._lose(LinkLostError(f"{self.place}: not a word for {self._silence:g} s; the line seems to be cut"))
+            told = f"the agent has been silent for {self._silence:g} s, so the connection counts as cut (ENTANGLE_SILENCE sets this time)"
+            self._lose(LinkLostError(f"{self.place}: {told}"))
         elif self._quiet > self._silence / 4 and not self._pinged:
             self._pinged = True
-            self._outbox.post(control(PING))  # its PONG says no more than any other word
+            self._outbox.post(control(PING))  # any message is an answer, not only its PONG
 
     def _lose(self, error: FarError | None) -> None:
-        """The stream cannot be used any more: every call under way gets to know."""
+        """The stream cannot be used any more: tell every call under way."""
         if self.lost is not None:
             return
         if error is None:
-            error = self._obituary() if self._greeted else LinkLostError(f"{self.place}: the stream ended")
+            error = self._exit_error() if self._greeted else LinkLostError(f"{self.place}: the stream ended")
         with self._step, self._guard:
             if self.lost is not None:
                 return
@@ -456,20 +469,20 @@ class Channel:
                 os.write(self._waker, b"!")
         self._shown.finish()
 
-    def _obituary(self) -> LinkLostError:
+    def _exit_error(self) -> LinkLostError:
         until = time.monotonic() + 0.5
         self._stderr.read_last()
         while (status := self._stream.status()) is None and time.monotonic() < until:
             time.sleep(0.002)
         how = "" if status is None else f" (exit status {status})" if status >= 0 else f" (signal {-status})"
         tail = self._stderr.tail().strip().splitlines()[-6:]
-        said = "; its last words: " + " / ".join(tail) if tail else ""
-        return LinkLostError(f"{self.place}: the agent, or the way to it, ended in the middle of the call{how}{said}")
+        said = "; its stderr ended with: " + " / ".join(tail) if tail else ""
+        return LinkLostError(f"{self.place}: the agent or the connection to it ended during the call{how}{said}")
 
-    # Writing ------------------------------------------------------------------------------------------------
+    # Writing --------------------------------------------------------------------------------
 
     def _send(self, kind: int, number: int, parts: Sequence[Segments], call: PendingCall | None = None) -> None:
-        """Send a message. Raises LinkLostError, or _Stopped where its call is settled before it is sent."""
+        """Send a message. Raises LinkLostError, or _Stopped if its call is settled before that."""
         for pieces in encode(kind, number, parts, self._press):
             began = time.perf_counter()
             self._write(pieces, call)
@@ -477,14 +490,16 @@ class Channel:
         self._flush_if_free()
 
     def _write(self, pieces: Sequence[Bytes], call: PendingCall | None = None) -> None:
-        """Write a frame, after what others have begun or owe. Raises as `_send` does; then the rest of a frame that has begun stays
-        for whoever writes next, and the far side never sees half of one."""
+        """Write a frame, after the frames that wait. Raises as `_send` does.
+
+        After an error the next writer goes on with the rest: the agent never sees half a frame.
+        """
         turn = False
         try:
             while not turn:
                 if call is not None and call.settled:
                     raise _Stopped
-                with self._step:  # who has it must know that he has it
+                with self._step:  # an interrupt must not hide that we hold it
                     turn = self._sending.acquire(timeout=0.05)
             while not self._push():
                 self._wait_to_write(call)
@@ -502,8 +517,10 @@ class Channel:
                 self._sending.release()
 
     def _push(self) -> bool:
-        """Write what the line takes now of the frame that has begun, and of the outbox. Whether nothing is left. The caller holds the
-        right to send. Raises what has ended the stream."""
+        """Write what the stream takes now. Gives whether nothing is left. Raises what ended it.
+
+        The caller holds `_sending`.
+        """
         ended = False
         while not ended:
             self._check_whole()
@@ -522,7 +539,7 @@ class Channel:
         raise self._again(self.lost) if self.lost is not None else AssertionError
 
     def _wait_to_write(self, call: PendingCall | None = None) -> None:
-        """The line is full. Whoever reads on the other side may be waiting to be read himself."""
+        """The stream is full. The peer may be blocked writing; keep reading to avoid a deadlock."""
         if call is not None and call.settled:
             raise _Stopped
         with self._leading() as leads:
@@ -532,13 +549,15 @@ class Channel:
                 wait_ready([], [self._stream.writes], 0.1)
 
     def _post(self, frame: bytes) -> None:
-        """Send a small frame without waiting for anything."""
+        """Send a small frame without waiting."""
         self._outbox.post(frame)
         self._flush_if_free()
 
     def _flush_if_free(self) -> None:
-        """Send what is in the outbox as far as the line takes it without waiting, unless somebody is sending, who will do it. Asked again
-        after the lock is free: what was posted meanwhile found it taken, and relies on us."""
+        """Send what the stream takes without waiting, unless another thread is sending.
+
+        Asks again once the lock is free: avoids a lost wakeup of what was posted meanwhile.
+        """
         full = False
         while self._outbox and not full:
             turn = False
@@ -547,18 +566,20 @@ class Channel:
                     turn = self._sending.acquire(blocking=False)
                 if not turn:
                     return
-                full = not self._push()  # then who leads goes on with it
+                full = not self._push()  # the leader goes on when it can
             except FarError:
                 return
             finally:
                 if turn:
                     self._sending.release()
 
-    # The end ------------------------------------------------------------------------------------------------
+    # The end --------------------------------------------------------------------------------
 
     def alive(self) -> bool:
-        """Whether the agent is there, as far as can be told without asking it. Sees to what has come meanwhile. Where somebody has given
-        up a call and nobody else has one, it is asked: it may be what the call was given up for."""
+        """Whether the agent is there, as far as we know. Handles what has arrived meanwhile.
+
+        If a call was given up and no other is under way, the agent is asked: it may be the reason.
+        """
         if self.lost is not None or self._pid != os.getpid():
             return False
         if self._doubt and not self._calls:
@@ -568,7 +589,7 @@ class Channel:
         return self.lost is None and not self.torn
 
     def _hear(self, seconds: float) -> None:
-        """See to what has come, for a while: there may be no end of it."""
+        """Handle what has arrived, for a while: messages may come without end."""
         if not self._inbox and not wait_ready([self._stream.reads], [], 0):
             return
         until = time.monotonic() + seconds
@@ -579,11 +600,12 @@ class Channel:
                     break
 
     def _ask_again(self) -> None:
-        """Wait a moment for the answer to a PING: one that is stopped, or has megabytes of an old call before it, is given up."""
+        """Wait for the PONG after a call was given up. Without one, the agent counts as lost."""
         until = time.monotonic() + DOUBT
         while self._doubt and self.lost is None and not self._calls:
             if time.monotonic() > until:
-                self._lose(LinkLostError(f"{self.place}: the agent does not answer any more"))
+                told = f"the agent has not answered for {DOUBT:g} s after a call was given up"
+                self._lose(LinkLostError(f"{self.place}: {told}"))
                 self._stream.kill()
                 return
             with self._leading() as leads:
@@ -593,7 +615,10 @@ class Channel:
                 time.sleep(0.005)
 
     def hang_up(self, until: float) -> None:
-        """Show what the agent still has to say, until then at the latest, and let go of the stream: over there that is the end."""
+        """Show the output that is still on its way, then close the stream. The agent ends with it.
+
+        `until` is a time of the monotonic clock.
+        """
         with self._guard:
             if self._closed:
                 return
@@ -606,11 +631,12 @@ class Channel:
             self._shown.finish()
         until = time.monotonic() + 0.5
         while self._leader is not None and time.monotonic() < until:
-            time.sleep(0.001)  # it has been told, and must not read from what is somebody else's by then
+            # The leader must stop first: these descriptors may soon belong to another file.
+            time.sleep(0.001)
         self._stream.hang_up()
 
     def close(self) -> None:
-        """End the agent, and show what it still had to say."""
+        """End the agent, and show its last output."""
         self.hang_up(time.monotonic() + LAST_WORDS)
         with self._guard:
             if self._wake < 0:
@@ -625,12 +651,12 @@ class Channel:
         return self._stream.status() is None and isinstance(self._stream, ProcessStream)
 
     def kill(self) -> None:
-        """End the agent at once, without a word."""
+        """End the agent at once."""
         self._stream.hang_up()
         self._stream.kill()
 
     def abandon(self) -> None:
-        """In a forked child: let go of what belongs to the parent."""
+        """In a forked child: close what belongs to the parent."""
         self._stream.abandon()
         for fd in (self._wake, self._waker):
             with contextlib.suppress(OSError):

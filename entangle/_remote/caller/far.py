@@ -1,4 +1,4 @@
-"""The layer of every door to another place: it ships the layers below it, the function and the arguments."""
+"""The layer of every door to another place: it ships the function and the layers below it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from entangle.flow import HERE, Body
 
 
 class Far(Layer):
-    """A function under it runs in another place, with the layers below it, which are that place's business: their cookies are
-    taken there, their processes started there. Here a thread waits for the value: the calling one, if nothing else is left to do.
+    """Runs a function in another place, together with the layers below this one.
 
-    Where the line is lost in the middle of a call, the error is a LinkLostError; if a layer below it has `retry`, that counts as one
-    failed attempt, and the next goes over a new line. (`retry` of a layer above it is the engine's own affair.)
+    Those layers are the business of that place: it takes their cookies and starts their processes.
+    Here a thread waits for the value, the calling one if nothing else is left to do.
+
+    If the connection is lost during the call, the error is a LinkLostError. If a layer below has
+    `retry`, that counts as a failed attempt, and the next one opens a new connection. `retry` of a
+    layer above is the engine's business.
     """
 
     carrier = HERE
@@ -38,12 +41,12 @@ class Far(Layer):
         _watch_runs(self.transport)
 
     def lift(self, rest: Decorated) -> dict[str, Any]:
-        """`wait` of a layer below: the arguments arrive here, whoever carries the body."""
+        """`wait` of a layer below holds here, since the arguments arrive here."""
         waits = [wait for layer in rest.layers if (wait := layer.terms().get("wait")) is not None]
         return {"wait": min(waits)} if waits else {}
 
     def ship(self, rest: Decorated) -> Callable[..., Any]:
-        """What runs here for a task that runs there."""
+        """The function that runs here for a task that runs there."""
         transport = self.transport
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}
         body = Body(rest.function, rest.__name__, **{name: terms[name] for name in _AGAIN if name in terms})
@@ -61,7 +64,7 @@ class Far(Layer):
                 try:
                     return channel_to(transport).call(rest, args, kwargs)
                 except (LinkLostError, UnreachableError) as error:
-                    # A place that was there and does not answer now may be on its way back; what is wrong with a key or an image stays so.
+                    # A place that was there may come back. A wrong key or image stays wrong.
                     if isinstance(error, UnreachableError) and (not lost or type(error) is not UnreachableError):
                         raise
                     lost.append(error)
@@ -82,7 +85,7 @@ class Far(Layer):
 
 
 class _Ending:
-    """Counts the runs of this process: when none is left, agents that go with their run go."""
+    """Counts the runs of this process, and closes the agents that end with them after the last."""
 
     def __init__(self) -> None:
         self._runs = 0
@@ -94,10 +97,10 @@ class _Ending:
             self._runs += 1
 
     def looked(self, run: ObservedRun) -> None:
-        """Nothing to see to."""
+        """Nothing to do."""
 
     def ended(self, run: ObservedRun) -> None:
-        """One less. A run that was under way when we began to count was not counted."""
+        """One less. Runs that began before this counted are not in the number."""
         with self._guard:
             self._runs = max(0, self._runs - 1)
             if self._runs:
@@ -111,14 +114,14 @@ _ending = _Ending()
 
 
 def _after_fork() -> None:
-    _ending.__init__()  # type: ignore[misc]  # whoever held its lock did not come along, nor did the runs that it counts
+    _ending.__init__()  # type: ignore[misc]  # in the child: a new lock, and no runs
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def _watch_runs(transport: Transport) -> None:
-    """Have somebody notice the end of runs, once there is a transport whose agents go with them."""
+    """Count runs once there is a transport whose agents end with them."""
     if transport.ends_with_run and _ending not in observers:
         observers.append(_ending)
 

@@ -1,4 +1,4 @@
-"""The first exchange with a far Python, before there are frames: it gets the agent's sources, and says which version it is."""
+"""The first exchange with a far Python, before frames: it gets the sources of the agent."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from entangle._remote.transport import Transport
 from entangle._remote.wire.byte_stream import ByteStream, read_now, wait_ready
 from entangle.errors import FarError, UnfitPythonError
 
-#: What may come before the agent's first line: a banner, the greeting of a shell (bytes).
+#: What may come before the agent's first line, such as a banner or a shell's greeting (bytes).
 PREFACE = 64 << 10
 
 
 def greet(transport: Transport, stream: ByteStream, stderr: Stderr, words: memoryview, until: float) -> tuple[memoryview, bytearray]:
-    """Write `words`, and read the first line. Gives what is left of the words, and what has come after the line.
+    """Write `words`, and read the first line. Gives the rest of the words, and what came after it.
 
-    Raises what `transport` makes of a program that ends or says nothing until then, and UnfitPythonError for a Python that is too old.
+    Raises what the transport makes of a program that ends or stays silent until then (a time of the
+    monotonic clock), and UnfitPythonError if the Python is too old.
     """
     heard = bytearray()
     seen = 0
-    # What has been looked through is not looked through again: there may be much of it, and it may come in small pieces.
+    # Search each byte once: there may be much of it, in small pieces.
     while (greeting := bootstrap.GREETING.search(heard, max(0, seen - bootstrap.LONGEST_GREETING))) is None:
         seen = len(heard)
         ready = wait_ready([stream.reads, stderr.fd], [stream.writes] if words else [], until - time.monotonic())
@@ -31,7 +32,7 @@ def greet(transport: Transport, stream: ByteStream, stderr: Stderr, words: memor
                 words = words[os.write(stream.writes, words) :]
             except BlockingIOError:
                 pass
-            except OSError:  # it has gone; what it said tells why
+            except OSError:  # the program has gone; its output says why
                 words = words[:0]
         stderr.read()
         if stream.reads in ready:
@@ -53,8 +54,8 @@ def greet(transport: Transport, stream: ByteStream, stderr: Stderr, words: memor
 
 
 def diagnosis(transport: Transport, stream: ByteStream, stderr: Stderr, heard: bytes | bytearray = b"", ended: bool = False) -> FarError:
-    """Why there is no agent."""
-    # One that has closed its stdout is on its way out; how it ended is known a moment later.
+    """The error that says why there is no agent."""
+    # A program that has closed its stdout exits soon. Wait: its status says why.
     until = time.monotonic() + (2.0 if ended else 0.3)
     while (status := stream.status()) is None and time.monotonic() < until:
         wait_ready([stderr.fd], [], 0.01)

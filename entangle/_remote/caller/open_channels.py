@@ -1,4 +1,7 @@
-"""The open channels of this process, one for each place: dialled when first wanted, closed when the process ends."""
+"""The open channels of this process, one for each place.
+
+A channel is opened when it is first needed, and closed when the process ends.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ _registered = False
 
 
 def channel_to(transport: Transport) -> Channel:
-    """The channel of this process to that place; dialled if there is none, or the one there was is lost.
+    """The channel of this process to a place. Opens one if there is none, or if it was lost.
 
-    Threads that come while another one dials get what that gets: the channel, or the error.
+    Threads that come while another one opens it get the same: the channel, or the error.
     """
     global _registered
     key = transport.key
@@ -57,7 +60,7 @@ def channel_to(transport: Transport) -> Channel:
         if isinstance(error_there, FarError):
             raise type(error_there)(*error_there.args) from error_there
         if error_there is not None:
-            continue  # who dialled was interrupted; that is nothing to us
+            continue  # the thread that opened it was interrupted: try ourselves
         channel = found.result()
         if channel.alive():
             return channel
@@ -70,8 +73,10 @@ def channel_to(transport: Transport) -> Channel:
 
 
 def close_all(chosen: Callable[[Transport], bool] = lambda transport: True) -> None:
-    """Close the channels of this process, those whose transport is `chosen`. All are told at once, and then waited for; who is interrupted
-    meanwhile waits no longer."""
+    """Close the channels of this process whose transport is `chosen`. Tells all first, then waits.
+
+    An interrupt ends the wait.
+    """
     with _guard:
         ending = {key: future for key, future in _channels.items() if future.done() and not future.exception()}
         ending = {key: future for key, future in ending.items() if chosen(future.result().transport)}
@@ -91,7 +96,7 @@ def close_all(chosen: Callable[[Transport], bool] = lambda transport: True) -> N
 
 
 def let_go() -> None:
-    """End the agents of this process, which is about to be ended by a signal. The end of its stream is enough for one that is well."""
+    """End the agents before a signal ends this process: they end with their streams."""
     channels = [future.result() for future in _channels.values() if future.done() and not future.exception()]
     until = time.monotonic() + 1.0
     for channel in channels:
@@ -103,7 +108,7 @@ def let_go() -> None:
 
 
 def _after_fork() -> None:
-    """A forked child has its parent's channels by name only; it dials its own."""
+    """A forked child must not use its parent's channels. It opens its own."""
     global _guard, _registered
     for future in _channels.values():
         if future.done() and not future.exception():

@@ -1,4 +1,4 @@
-"""What waits to be written to a stream: the rest of the frame that was begun, and the frames after it, in order."""
+"""What waits to be written to a stream: the rest of one frame, and the frames after it."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from collections.abc import Sequence
 from entangle._remote.wire.frames import Bytes
 from entangle.errors import ProtocolError
 
-#: Bytes that may wait to be sent to an agent that asks for them.
+#: Answers to questions that may wait, at most (bytes).
 MOST_OWED = 256 << 20
 
 
 class Outbox:
-    """What a stream has not taken yet. It has no lock of its own: the channel says who may write, and when nothing may interrupt."""
+    """What a stream has not taken yet. It has no lock: the channel says who may write, and when."""
 
     def __init__(self) -> None:
         self._frame: list[memoryview] = []
         self._waiting: deque[list[Bytes]] = deque()
-        #: Bytes that wait in answer to the agent's questions.
+        #: Bytes of answers to the agent's questions.
         self._owed = 0
 
     def __bool__(self) -> bool:
-        """Whether anything is left to be written."""
+        """Whether anything is left to write."""
         return bool(self._waiting or self._frame)
 
     def post(self, frame: Bytes) -> None:
-        """One more small frame, after those that wait."""
+        """Append a small frame."""
         self._waiting.append([frame])
 
     def check_room(self, frames: Sequence[Sequence[Bytes]]) -> None:
-        """Whether these may wait as well. An agent that asks and does not read what it is told must not fill our memory: ProtocolError."""
+        """Raise ProtocolError if these are too much: without a limit they would fill our memory."""
         if self._owed + _size(frames) > MOST_OWED:
-            raise ProtocolError("it asks for more than it takes")
+            raise ProtocolError("the agent asks for modules and does not read the answers")
 
     def owe(self, frames: list[list[Bytes]]) -> None:
-        """More frames, in answer to the agent, after those that wait."""
+        """Append frames that answer the agent."""
         self._owed += _size(frames)
         self._waiting.extend(frames)
 
     def begin(self, pieces: Sequence[Bytes]) -> None:
-        """Write this frame next. There is none under way."""
+        """Write this frame next. No other may be unfinished."""
         self._frame = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
 
     def copy(self) -> None:
-        """Copy the rest of the frame under way: it is memory of a caller who may change it from now on."""
+        """Copy the rest of the unfinished frame: the caller may change its memory from now on."""
         self._frame = [memoryview(b"".join(self._frame))] if self._frame else []
 
     def next(self) -> bool:
-        """Have a frame under way, unless nothing is left."""
+        """Make sure that a frame is begun. False if nothing is left."""
         if not self._frame:
             if not self._waiting:
                 return False
@@ -59,7 +59,7 @@ class Outbox:
         return True
 
     def write(self, fd: int) -> None:
-        """Write what the descriptor takes now of the frame under way. Raises OSError: BlockingIOError where it takes nothing."""
+        """Write what the descriptor takes now. Raises OSError, or BlockingIOError if it is full."""
         left = self._frame
         size = os.writev(fd, left[:512])
         done = 0

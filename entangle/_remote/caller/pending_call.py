@@ -11,7 +11,7 @@ from entangle._worker.worker import Worker
 
 
 class PendingCall:
-    """A call under way: what its thread waits for."""
+    """What the thread of a call waits for."""
 
     __slots__ = ("answer", "error", "flow", "name", "node", "number", "records", "settled", "wake")
 
@@ -23,17 +23,17 @@ class PendingCall:
         self.answer: Message | None = None
         self.error: BaseException | None = None
         self.settled = False
-        #: Where the records of what ran there go; "" where there is nothing to be remembered.
+        #: Where the records of what ran there go; "" if there are to be none.
         self.records = ""
-        #: Held while there is nothing to wake up for.
+        #: Held until there is something to wake up for.
         self.wake = threading.Lock()
         self.wake.acquire()
 
     def path(self) -> str:
-        """The call path, for what is printed there."""
+        """The call path, for what the call prints."""
         return self.flow.path(self.node) if self.flow is not None and self.node >= 0 else self.name
 
     def rouse(self) -> None:
-        """Have its thread look again, now or when it is about to wait."""
-        with contextlib.suppress(RuntimeError):  # it was told already
+        """Have its thread look again, now or before it waits."""
+        with contextlib.suppress(RuntimeError):  # it was woken already
             self.wake.release()

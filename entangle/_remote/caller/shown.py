@@ -1,7 +1,8 @@
-"""What is printed in other places, as it is shown here: whole lines, each with its place and call path.
+"""Shows here what is printed in other places: whole lines, each with its place and call path.
 
-On a terminal, what could control that is written out, but for colours (`controls.py`). What goes to a file or a pipe stays as it
-was printed. A worker process cannot know where its prints will end up, so it takes that for a terminal.
+For a terminal, control characters other than colours are written out (`controls.py`). A file or a
+pipe gets the text as it was printed. A worker process cannot know where its output ends up, so it
+assumes a terminal.
 """
 
 from __future__ import annotations
@@ -17,40 +18,40 @@ from entangle._remote.wire.controls import escaped
 from entangle._worker.worker import here
 from entangle.errors import ProtocolError
 
-#: Bytes of a line that has no end after which it is shown in pieces.
+#: An unfinished line of this size is shown in pieces (bytes).
 LONG = 64 << 10
-#: Whose a printed line is where it is no call's: of a thread that nobody knows; written to descriptor 1 or 2.
+#: Owners of output that belongs to no call: an unknown thread; a program that writes to 1 or 2.
 NOBODYS, PROGRAMS = 0, -1
-#: What is printed to: stdout, stderr, and descriptor 1 by something else than Python's own print.
+#: What was printed to: stdout, stderr, and descriptor 1 by a program.
 STREAMS = (b"\1", b"\2", b"\3")
 
 
 class PrintingCall(Protocol):
-    """A call under way, as far as what it prints is concerned."""
+    """What `Shown` needs of a call."""
 
     def path(self) -> str:
         """The call path, for what is printed there."""
 
 
 class Shown:
-    """Shows what comes of several streams and calls of one place. `calls` are those under way, by number."""
+    """Shows the output of one place. `calls` has the calls under way, by number."""
 
     def __init__(self, place: str, calls: Mapping[int, PrintingCall]) -> None:
         self._place = place
         self._calls = calls
-        #: What was printed of lines that have no end yet, by stream and call.
+        #: Unfinished lines, by stream and call.
         self._unfinished: dict[tuple[bytes, int], bytes] = {}
         self._guard = threading.RLock()
 
     def take(self, number: int, data: bytes) -> None:
-        """Show what a PRINT message brings. Raises ProtocolError for one of no stream."""
+        """Show the content of a PRINT message. Raises ProtocolError if it names no stream."""
         if data[:1] not in STREAMS:
             raise ProtocolError("a print of no stream")
         known = PROGRAMS if data[:1] == b"\3" else number if number in self._calls else NOBODYS
         self.show(data[:1], known, data[1:])
 
     def show(self, stream: bytes, number: int, data: bytes) -> None:
-        """Show whole lines; keep the rest, which may be half a word or half a character."""
+        """Show whole lines; keep the rest, which may end within a character."""
         with self._guard:
             data = self._unfinished.pop((stream, number), b"") + data
             lines, end, rest = data.rpartition(b"\n")
@@ -63,18 +64,18 @@ class Shown:
                 self._show_lines(stream, number, lines)
 
     def finish(self, *numbers: int) -> None:
-        """Show lines that have no end, and will not get one: those of these calls, or all."""
+        """Show unfinished lines as they are: those of these calls, or all."""
         with self._guard:
             for stream, number in sorted(self._unfinished):
                 if not numbers or number in numbers:
                     self._show_lines(stream, number, self._unfinished.pop((stream, number)))
 
     def finish_call(self, number: int) -> None:
-        """A call is over: show the lines of it, and of no call, that have no end."""
+        """A call is over: show its unfinished lines, and those that belong to no call."""
         self.finish(number, NOBODYS, PROGRAMS)
 
     def _where(self, number: int) -> str:
-        """What stands before the lines that a call has printed."""
+        """The start of each line of this call."""
         calls = list(self._calls.values())
         if number == PROGRAMS:
             call = calls[0] if len(calls) == 1 else None
@@ -87,7 +88,7 @@ class Shown:
         out = sys.stderr if stream == b"\2" else sys.stdout
         text = data.decode("utf-8", "replace")
         lines: list[str] = []
-        # By hand: what else ends a line for `splitlines` is part of what was printed. A return would write over our words.
+        # `splitlines` ends lines at other characters as well. A return would overwrite our prefix.
         for line in text.split("\n"):
             lines += [part for part in line.split("\r") if part] or [""]
         if is_terminal(out):
@@ -96,18 +97,18 @@ class Shown:
         with contextlib.suppress(Exception):
             try:
                 out.write(text)
-            except UnicodeEncodeError:  # a terminal of few characters
+            except UnicodeEncodeError:  # an encoding with few characters
                 code = out.encoding or "ascii"
                 out.write(text.encode(code, "backslashreplace").decode(code))
             out.flush()
 
 
 def is_terminal(out: Any) -> bool:
-    """Whether what is written there is, or may be, seen on a terminal."""
+    """Whether what is written there is shown on a terminal, or may be."""
     worker = type(here).worker  # set for all threads of a worker process
     if worker is not None and worker.in_process:
         return True
     try:
         return bool(out.isatty())
-    except Exception:  # somebody's own stream
+    except Exception:  # any object may be in its place
         return False

@@ -1,4 +1,4 @@
-"""What the program at our end of a stream writes to stderr: shown as it comes, and its end kept for errors."""
+"""The stderr of the program at our end of a stream: shown as it comes, its tail kept for errors."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from entangle._remote.caller.shown import PROGRAMS, Shown
 from entangle._remote.wire.byte_stream import read_now
 from entangle._remote.wire.controls import escaped
 
-#: Bytes of it that an error quotes.
+#: Size of the tail (bytes).
 TAIL = 4096
 
 
 class Stderr:
-    """The program's stderr. Before the agent has said hello nothing of it is shown: it goes into the error, if there is one."""
+    """The program's stderr. It is shown once the agent has said hello; before, errors quote it."""
 
     def __init__(self, fd: int, shown: Shown) -> None:
-        #: Where it is read from; -1 where there is none, or no more.
+        #: Where it is read from; -1 if there is none, or no more.
         self.fd = fd
         self.visible = False
         self._shown = shown
@@ -36,11 +36,11 @@ class Stderr:
         return True
 
     def read_last(self) -> None:
-        """Read what is left of it; where that has no end, enough."""
+        """Read what is left; if that has no end, enough."""
         until = time.monotonic() + 0.5
         while self.read() and time.monotonic() < until:
             pass
 
     def tail(self, more: bytes = b"") -> str:
-        """The end of what was read, and more, as it may be shown."""
+        """The tail, and more, made safe for the terminal."""
         return escaped((bytes(self._tail) + more).decode("utf-8", "replace"))
