@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._remote.wire.source_format import CALL, FUNCTION, Unpickler, functions_of, given
+from entangle._remote.wire.source_format import CALL, FUNCTION, Unpickler, functions_of, given, parse
 from entangle.errors import UnfitPythonError, UnpicklableError
 from entangle.task import Task
 
@@ -81,8 +81,8 @@ class SourceReader:
         free = definition["free"]
         if free:
             body = [ast.Nonlocal(list(free)), *body]
-        inner: Any = ast.parse("def around(): pass").body[0]
-        outer: Any = ast.parse("def outermost(): pass")
+        inner: Any = parse("def around(): pass").body[0]
+        outer: Any = parse("def outermost(): pass")
         inner.body = body
         outer.body[0].body = [*(ast.Assign([ast.Name(name, ast.Store())], ast.Constant(None)) for name in free), inner]
         ast.increment_lineno(outer, definition["line"] - 1)
@@ -98,7 +98,7 @@ class SourceReader:
     def _parse(self, definition: dict[str, Any]) -> Any:
         """The statement of a definition."""
         try:
-            node: Any = ast.parse(str(definition["text"])).body[0]
+            node: Any = parse(str(definition["text"])).body[0]
         except SyntaxError as error:
             there, here = (".".join(map(str, version[:2])) for version in (self._version, sys.version_info))
             raise UnfitPythonError(

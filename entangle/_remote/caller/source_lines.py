@@ -19,7 +19,7 @@ import zipimport
 from collections.abc import Iterator
 from typing import Any
 
-from entangle._remote.wire.source_format import functions_of
+from entangle._remote.wire.source_format import functions_of, parse
 
 
 class NotWrittenError(Exception):
@@ -98,7 +98,7 @@ def _named(tree: ast.AST, around: str) -> Iterator[tuple[str, ast.AST]]:
 @functools.lru_cache(maxsize=16)
 def _parsed(text: str) -> ast.Module:
     """The tree of a file; the same file is asked for at every call of its functions. Nobody changes it."""
-    return ast.parse(text)
+    return parse(text)
 
 
 def _same_code(node: ast.Lambda, code: types.CodeType) -> bool:

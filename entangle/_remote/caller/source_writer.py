@@ -41,6 +41,7 @@ from entangle._remote.wire.source_format import (
     functions_of,
     given,
     given_function,
+    parse,
 )
 from entangle._shared.pickling import offending_part, travels_by_value
 from entangle._tasks.layer import Decorated
@@ -249,7 +250,7 @@ class SourceWriter:
             else:
                 self._wait_for(number, what)
             return
-        tree = ast.parse(definition["text"])
+        tree = parse(definition["text"])
         node: Any = tree.body[0]
         node = node if isinstance(node, ast.ClassDef) else node.body[0]
         for part in node.body:
@@ -376,7 +377,7 @@ class SourceWriter:
         module = sys.modules.get(value.__module__)
         bare = [name for name, attribute in vars(value).items() if _is_task_of(value, name, attribute)]
         definition = {"kind": CLASS, "space": self._space(vars(module) if module is not None else {}), "bare": bare, **found}
-        node: Any = ast.parse(found["text"]).body[0]
+        node: Any = parse(found["text"]).body[0]
         node = node if isinstance(node, ast.ClassDef) else node.body[0]
         definition["free"] = sorted(self._cells_of_class(value, node, definition))
         return definition

@@ -5,10 +5,13 @@ In such a pickle a number stands for each function and class that travels as sou
 
 from __future__ import annotations
 
+import ast
 import functools
 import io
+import os
 import pickle
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -92,3 +95,22 @@ def functions_of(attribute: Any) -> Iterator[types.FunctionType]:
             attribute = getattr(attribute, "__dict__", {}).get("__wrapped__")
         if attribute is None:
             return
+
+
+_parsing = threading.Lock()
+
+
+def parse(text: str) -> ast.Module:
+    """The tree of source. One thread at a time: before Python 3.11.5, two that parse at once may get
+    a SystemError (https://github.com/python/cpython/issues/106905).
+    """
+    with _parsing:
+        return ast.parse(text)
+
+
+def _after_fork() -> None:
+    global _parsing
+    _parsing = threading.Lock()  # the thread that held it is not in the child
+
+
+os.register_at_fork(after_in_child=_after_fork)
