@@ -248,7 +248,7 @@ class Agent:
         self._send_posted()
 
     def _post(self, frame: bytes) -> None:
-        """Send a small frame without waiting; for the thread that reads. A writer takes it along."""
+        """Send a small frame without waiting, from the thread that reads."""
         self._posted.append(frame)
         self._send_posted()
 

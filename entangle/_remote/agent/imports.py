@@ -22,8 +22,8 @@ from typing import Any
 
 #: A module: whether it is a package, its path at the caller, and its source or code.
 Known = tuple[bool, str, Any]
-#: Asks the caller for a module. The answer is {name: Known} with it and what it needs, or a text that
-#: says why it cannot come, or None.
+#: Asks the caller for a module. The answer is {name: Known} with it and what it needs, or a text
+#: that says why it cannot come, or None.
 Ask = Callable[[str], Any]
 
 #: Questions that are no name: all that a worker of this agent needs to begin; the source of all our
@@ -120,7 +120,7 @@ class Finder:
         return self.known[name][0]
 
     def get_data(self, path: str) -> bytes:
-        """Always raises MissingModuleError; without this, `pkgutil` would say the file is missing."""
+        """Always raises MissingModuleError. Without this, `pkgutil` says the file is missing."""
         folders = {os.path.dirname(origin): name for name, (package, origin, _) in self.known.items() if package}
         folder = os.path.dirname(path)
         while folder not in folders and folder != os.path.dirname(folder):

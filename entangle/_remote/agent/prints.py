@@ -95,7 +95,7 @@ class Prints(io.TextIOBase):
             self._send([line], b"")
 
     def finish(self, call: int) -> None:
-        """A call is over: send the unfinished lines of its threads, and of threads that are gone."""
+        """A call is over: send the unfinished lines of its threads, and of ended threads."""
         with self._guard:
             last = not self._agent.under_way()
             lines = [line for line in self._begun if last or line.call == call or not line.thread.is_alive()]

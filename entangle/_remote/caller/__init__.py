@@ -1,1 +1,1 @@
-"""The near side of a byte stream: channels, what is sent, what is printed. Private."""
+"""The near side of a byte stream: channels, what they send, and what they show. Private."""

@@ -179,8 +179,8 @@ class Channel:
     def call(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a task there, and give its value.
 
-        Raises what the task raises, LinkLostError if the connection ends first, and UnpicklableError
-        if an argument or the value cannot travel.
+        Raises what the task raises, LinkLostError if the connection ends first, and
+        UnpicklableError if an argument or the value cannot travel.
         """
         name = rest.__name__
         worker = here.worker

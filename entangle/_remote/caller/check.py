@@ -1,4 +1,4 @@
-"""A look at hosts: can they be reached, what is there, and what would be missing."""
+"""Checks hosts: can they be reached, what is there, and what is missing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from entangle._remote.transport.ssh_options import check_word
 from entangle.errors import EntangleError, OptionError
 from entangle.task import task
 
-#: Calls of which the round trip is the median.
+#: The round trip is the median of this many calls.
 _CALLS = 20
-#: Shared memory below which values of some size go through files (bytes).
+#: With less shared memory, large values go through files (bytes).
 _LITTLE = 256 << 20
 
 
@@ -50,7 +50,7 @@ class Report:
 
 @task
 def _look() -> dict[str, Any]:
-    """What there is, in the place where it runs."""
+    """What there is in the place where this runs."""
     import importlib.util
     import os
     import platform
@@ -75,11 +75,11 @@ def _look() -> dict[str, Any]:
 
 @task
 def _nothing() -> None:
-    """A call that does nothing."""
+    """Does nothing, for the round trip."""
 
 
 def look_at(transport: SSHTransport) -> Report:
-    """Connect to a host, and see."""
+    """Connect to a host, and report what is there."""
     report = Report(transport.place)
     began = time.perf_counter()
     try:
@@ -104,7 +104,7 @@ def _missing(about: dict[str, Any]) -> list[str]:
     told = []
     there, here = about["python"].rpartition(".")[0], f"{sys.version_info[0]}.{sys.version_info[1]}"
     if there != here:
-        told.append(f"Python {here}, which is here: functions travel as source, and what only {here} can pickle does not travel")
+        told.append(f"Python {here}, as here: functions travel as source, and what only Python {here} can pickle does not travel")
     if "ctypes" in about["lacks"]:
         told.append("the module ctypes: large values are copied")
     if {"venv", "ensurepip"} & set(about["lacks"]):
@@ -117,7 +117,10 @@ def _missing(about: dict[str, Any]) -> list[str]:
 
 
 def transport_to(word: str, **options: Any) -> SSHTransport:
-    """The transport for `[user@]host[:port]`; an address with colons stands in brackets where a port follows. Raises OptionError."""
+    """The transport for `[user@]host[:port]`. Raises OptionError.
+
+    An address with colons stands in brackets if a port follows.
+    """
     user, at, rest = word.rpartition("@")
     bracketed = re.fullmatch(r"\[([^]]*)\](?::([0-9]+))?", rest)
     if bracketed is not None:
@@ -135,7 +138,10 @@ def transport_to(word: str, **options: Any) -> SSHTransport:
 
 
 def check_hosts(hosts: Sequence[str], **options: Any) -> int:
-    """Look at hosts, all at once, and print what is there; 0, or 1 if one cannot be used. The options are those of @ssh."""
+    """Check hosts, all at once, and print the reports. Gives 0, or 1 if a host cannot be used.
+
+    The options are those of @ssh.
+    """
     transports = [transport_to(word, **options) for word in hosts]
     try:
         with ThreadPoolExecutor(max(1, min(len(transports), 16))) as pool:

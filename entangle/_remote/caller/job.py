@@ -1,4 +1,4 @@
-"""A job as the caller sees it: a call becomes the parts of a message, and what comes in answer a value or an error."""
+"""A job at the caller: a call becomes a message, and the answer becomes a value or an error."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from entangle.errors import (
     set_cause,
 )
 
-#: Variables of the caller's environment that say how an error is told, and what of it is not: they hold there, too.
+#: Variables that say how errors are shown, and what they must not show. They go with each call.
 _TELLING = ("ENTANGLE_SECRETS", "ENTANGLE_TRACEBACK")
-#: Characters of a traceback that are kept.
+#: A longer traceback is cut in the middle (characters).
 LONGEST_TEXT = 1 << 20
 
 
 def pack(
     rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], about: dict[str, Any], place: str, record: Any = None
 ) -> tuple[list[Segments], Given]:
-    """A call as the parts of a message, and what reads in its answer what both sides have. `about` is what the agent has said of its
-    place; `record`, where the run is to be remembered, the run and the node that want it and whether values are kept whole.
+    """A call as the parts of a message, and what finds the objects that the answer only names.
+
+    `about` is what the agent has said about its place. `record` is given if the run is to be
+    recorded: the run and node that want it, and whether values are kept whole.
 
     Raises UnpicklableError, which names what cannot travel, and UnfitPythonError.
     """
@@ -68,7 +70,7 @@ def pack(
 
 
 def _cannot_travel(rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], place: str, error: Exception) -> Exception:
-    """The error that names what cannot be sent."""
+    """The error that names what cannot travel."""
     if isinstance(error, EntangleError):
         return error
     parts = [(f"argument {index + 1}", value) for index, value in enumerate(args)] + [(f"argument {n!r}", v) for n, v in kwargs.items()]
@@ -82,13 +84,13 @@ def _cannot_travel(rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> Any:
-    """The value that has come. Raises ProtocolError where what has come is no pickle at all."""
+    """The value that has arrived. Raises ProtocolError if it is no pickle at all."""
     try:
         return load(parts, given)
     except Exception as error:
         if not parts or isinstance(error, (pickle.UnpicklingError, EOFError)):
             told = f"{type(error).__name__}: {escaped(str(error))}"
-            raise ProtocolError(f"{place}: the value of task {name!r} came damaged ({told})") from error
+            raise ProtocolError(f"{place}: the value of task {name!r} was damaged on its way ({told})") from error
         what = f"the value of task {name!r}, which {place} has sent, cannot be made again here"
         made = not_remade(error, what, failing_part(parts[0], parts[1:]) if given is None else None)
         escape_error(made)
@@ -96,12 +98,12 @@ def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
 
 
 def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> BaseException:
-    """The error that has come, as the caller gets it; what it says is escaped. Gives a ProtocolError where none can be made out."""
+    """The error that has arrived, escaped. Gives a ProtocolError if it cannot be read."""
     try:
         told = json.loads(bytes(parts[0]))
         text, where, short = (_text(told[part]) for part in ("text", "where", "short"))
     except (IndexError, KeyError, TypeError, ValueError, RecursionError) as why:
-        return ProtocolError(f"{place}: the error of task {name!r} came damaged ({type(why).__name__}: {why})")
+        return ProtocolError(f"{place}: the error of task {name!r} was damaged on its way ({type(why).__name__}: {why})")
     text = _with_lines(text)
     error: BaseException
     if len(parts) > 1:
@@ -114,7 +116,7 @@ def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
             error = EntangleError(f"task {name!r} failed at {place} with {short}; that error cannot be made here ({problems})")
     else:
         error = EntangleError(f"task {name!r} failed at {place}: {short}")
-    if len(parts) > 2:  # the last attempt's own error, as ProcessRetryException promises
+    if len(parts) > 2:  # the error of the last attempt, as ProcessRetryException promises
         with contextlib.suppress(Exception):
             set_cause(error, load(parts[2:], given))
     escape_error(error)
@@ -125,7 +127,7 @@ def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
 
 
 def _text(value: Any) -> str:
-    """Text of an error as it may be shown; of one that is longer than anybody reads, the beginning and the end."""
+    """Text of an error, escaped. Of a very long one, the beginning and the end."""
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} in place of text")
     if len(value) > LONGEST_TEXT:
@@ -137,7 +139,7 @@ _FRAME = re.compile(r' *File "([^"]+)", line (\d{1,9}), in .+')
 
 
 def _with_lines(text: str) -> str:
-    """A traceback with the source lines that are not there but here."""
+    """A traceback with source lines that are missing there and known here."""
     import linecache
 
     told: list[str] = []
@@ -156,7 +158,7 @@ def _with_lines(text: str) -> str:
 
 
 def _is_source(path: str) -> bool:
-    """Whether there is such a file here, to be read for a line of a traceback: the other side names it, and it might be a device."""
+    """Whether this is a source file here. The other side names it, and it might name a device."""
     import linecache
     import stat
 

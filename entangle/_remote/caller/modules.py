@@ -1,8 +1,8 @@
 """What the caller answers when a far side asks for a module.
 
-Our own modules and cloudpickle go in one piece, as compiled code where the far side runs the same Python. Others go one by
-one, as source, if they are pure Python. One that has compiled parts, or belongs to a package that has, cannot be sent: the
-answer is then the sentence that the user will read.
+Our own modules and cloudpickle go in one piece, compiled if the far side has the same Python. Other
+modules go one by one, as source. A module with compiled parts, or in a package that has some,
+cannot be sent. The answer is then a text for the user.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from entangle._remote.agent import imports
 from entangle._remote.agent.imports import OURS, Known
 from entangle._shared.pickling import MAIN
 
-#: Of our own modules, those that a far side has no use for unless it asks.
+#: Modules of ours that a far side gets only if it asks.
 _APART = (
     "entangle.tests",
     "entangle.examples",
@@ -34,7 +34,7 @@ _APART = (
     "entangle._records",
     "entangle.logging",
 )
-#: What an agent needs before anything else.
+#: What an agent needs first.
 FIRST = (
     "entangle",
     "entangle.errors",
@@ -48,7 +48,7 @@ FIRST = (
     "entangle._remote.agent.family",
     "entangle._remote.agent.agent",
 )
-#: … and to run calls, whether or not it has been loaded here.
+#: What it needs to run calls, loaded here or not.
 _ENGINE = (
     "cloudpickle",
     "cloudpickle.cloudpickle",
@@ -64,9 +64,9 @@ _ENGINE = (
     "entangle.cookies",
 )
 
-#: Bytes of a question for modules.
+#: Length of a question at most (bytes).
 LONGEST = 4096
-#: What may be a module's name; a path is none.
+#: A module's name. A path does not match.
 _NAME = re.compile(r"[^\s./\\\0]+(\.[^\s./\\\0]+)*")
 
 _bundles: dict[str | None, bytes] = {}
@@ -75,7 +75,7 @@ _guard = threading.Lock()
 
 def _after_fork() -> None:
     global _guard
-    _guard = threading.Lock()  # whoever held it did not come along
+    _guard = threading.Lock()  # the thread that held it is not in the child
 
 
 if hasattr(os, "register_at_fork"):
@@ -88,11 +88,14 @@ def first() -> dict[str, Known]:
 
 
 def bundle(magic: str | None) -> bytes:
-    """The engine as the MODULE message that brings it; `magic` is the far side's number of compiled code, None for source."""
+    """The MODULE message with the engine. `magic` is the far side's number for compiled code.
+
+    None asks for source.
+    """
     with _guard:
         found = _bundles.get(magic)
         if found is None:
-            # What an agent has from the start it keeps as source, which it needs to start others.
+            # An agent keeps its first modules as source, since it needs that to start others.
             names = [name for name in _our_names() if magic is None or name not in FIRST]
             known = {name: _known(name, magic) for name in names}
             found = _bundles[magic] = _packed({name: value for name, value in known.items() if isinstance(value, tuple)})
@@ -100,7 +103,7 @@ def bundle(magic: str | None) -> bytes:
 
 
 def _our_names() -> list[str]:
-    """Our own modules that a far side will need: what has been loaded here, and the engine."""
+    """Our own modules that a far side will need: those that are loaded here, and the engine."""
     names = [*FIRST, *_ENGINE]
     names += [name for name in sys.modules if _top(name) in OURS and not name.startswith(_APART)]
     if imports.finders:
@@ -117,7 +120,7 @@ def _our_names() -> list[str]:
 
 
 def answer(name: str, magic: str) -> bytes:
-    """The MODULE message for what a far side asks for. Looks for modules, and imports none of them."""
+    """The MODULE message that answers a question. Looks for modules, and imports none."""
     if name == imports.SOURCES:
         return bundle(None)
     if name.startswith(imports.MODULES_ALONE):
@@ -131,8 +134,11 @@ def answer(name: str, magic: str) -> bytes:
 
 
 class Sent:
-    """The modules of the user's project that an agent has asked for, and which of them have been loaded anew here since then, as
-    `importlib.reload` and notebooks do: the agent is to run what would run here."""
+    """The modules of the user's project that an agent has.
+
+    If one is reloaded here, as `importlib.reload` and notebooks do, the agent must get it again: it
+    is to run what would run here.
+    """
 
     def __init__(self) -> None:
         self._specs: dict[str, Any] = {}
@@ -145,22 +151,25 @@ class Sent:
             self._specs[name] = spec
 
     def renewed(self) -> bytes | None:
-        """The MODULE message with those that were loaded anew; None mostly. Who uses another comes after it. `sent` says that it went."""
-        # The same spec, not one like it: they are equal each time.
+        """The MODULE message with reloaded modules, importers last; None if there are none.
+
+        Call `sent` when it has gone.
+        """
+        # Compare identities: the specs before and after a reload are equal.
         found = [name for name, spec in list(self._specs.items()) if (now := _spec_here(name)) is not None and now is not spec]
         self._coming = {name: _spec_here(name) for name in found}
         known = {name: known for name in reversed(found) if isinstance(known := _known(name, None), tuple)}
         return _packed(known) if known else None
 
     def sent(self) -> None:
-        """What `renewed` gave is there."""
+        """The agent has what `renewed` gave."""
         for name, spec in self._coming.items():
             if is_project(spec):
                 self._specs[name] = spec
 
 
 def _spec_here(name: str) -> Any:
-    """That of a module that is loaded: another one each time that it is."""
+    """The spec of a loaded module. Each load makes another one."""
     return getattr(sys.modules.get(name), "__spec__", None)
 
 
@@ -173,10 +182,10 @@ def _top(name: str) -> str:
 
 
 def _known(name: str, magic: str | None) -> Known | str | None:
-    """A module as it is sent, or why it cannot be, or None where there is no such module."""
+    """A module to send, or why it cannot be sent, or None if there is none."""
     try:
         spec = _find(name)
-    except Exception:  # anybody's finder
+    except Exception:  # any finder may be installed
         return None
     if spec is None or name in MAIN:
         return None
@@ -194,10 +203,10 @@ def _known(name: str, magic: str | None) -> Known | str | None:
             return package, origin, marshal.dumps(loader.get_code(name))
         if hasattr(loader, "get_source"):
             source = loader.get_source(name)
-        else:  # somebody's own loader, as that of a test runner, of a file all the same
+        else:  # another loader of a file, such as a test runner's
             with open(origin, "rb") as file:
                 source = importlib.util.decode_source(file.read()) if origin.endswith(".py") else None
-    except Exception:  # anybody's loader, or no file any more
+    except Exception:  # any loader, or the file is gone
         source = None
     if source is None:
         return _instead(_top(name), name)
@@ -205,7 +214,7 @@ def _known(name: str, magic: str | None) -> Known | str | None:
 
 
 def _find(name: str) -> Any:
-    """The spec of a module, as its import would find it; but nothing is imported for it, not even the packages around it."""
+    """The spec of a module, as its import would find it. Imports nothing, not even its packages."""
     loaded = getattr(sys.modules.get(name), "__spec__", None)
     if loaded is not None:
         return loaded
@@ -222,7 +231,8 @@ def _find(name: str) -> Any:
         look = getattr(finder, "find_spec", None)
         try:
             spec = look(name, path) if look is not None else None
-        except KeyError:  # folders without __init__ in a package that is not imported: `importlib` asks `sys.modules` for that
+        # `importlib` asks `sys.modules` for a package without __init__ that is not imported.
+        except KeyError:
             spec = None
             folders = [folder for entry in path or () if os.path.isdir(folder := os.path.join(entry, name.rpartition(".")[2]))]
             if folders:
@@ -234,7 +244,7 @@ def _find(name: str) -> Any:
 
 
 def is_project(spec: Any) -> bool:
-    """Whether it is a file of the user's own and not something that pip has installed."""
+    """Whether it is a file of the user's own, and not something that pip has installed."""
     origin = spec.origin or ""
     return origin.endswith(".py") and "site-packages" not in origin and "dist-packages" not in origin
 
@@ -243,7 +253,7 @@ _compiled: dict[str, str] = {}
 
 
 def _compiled_part(top: str) -> str:
-    """A file of a top-level package that is compiled; "" where all of it is Python."""
+    """A compiled file of a top-level package; "" if it has none."""
     found = _compiled.get(top)
     if found is None:
         found = ""
@@ -268,40 +278,42 @@ def _instead(top: str, compiled: str) -> str:
 
 
 def _modules_alone(names: Sequence[str]) -> str | None:
-    """What the user can do where files or metadata of a package are needed, which are not sent; None where there is no such package.
-    The last name is that package, before it stand those that use it."""
+    """What the user can do if files or metadata of a package are needed; None if it is unknown.
+
+    The package is the last name. The names before it use it.
+    """
     own = None
     for name in names:
         spec = None
-        with contextlib.suppress(Exception):  # anybody's finder
+        with contextlib.suppress(Exception):  # any finder may be installed
             spec = _find(_top(name))
         if spec is not None and is_project(spec):
             own = (
-                f"module {name!r} was sent without the other files of its package; read them before the call and give the function what "
-                f"is in them, or install the package for that Python"
+                f"module {name!r} was sent without the other files of its package. Read them here and pass their content to the function, "
+                f"or install the package for that Python"
             )
             continue
         wanted = _wanted(name) if spec is not None else _version_of(name)
         if wanted:
             return (
-                f"{name!r} is not installed there, and modules are sent without the files and metadata of their packages, which are "
-                f"needed here; install it for that Python: python -m pip install {wanted!r}"
+                f"{name!r} is not installed there. Its modules were sent, but not its files and metadata, which the function needs; "
+                f"install it for that Python: python -m pip install {wanted!r}"
             )
     return own
 
 
 def _version_of(distribution: str) -> str:
-    """A distribution as pip takes it; "" where there is no such."""
+    """A distribution with its version, as pip takes it; "" if there is none."""
     from importlib import metadata
 
-    with contextlib.suppress(Exception):  # broken metadata of anybody
+    with contextlib.suppress(Exception):  # broken metadata
         return f"{distribution}=={metadata.version(distribution)}"
     return ""
 
 
 @functools.lru_cache(maxsize=256)
 def _wanted(top: str) -> str:
-    """What pip must install for a module."""
+    """What pip must install to get a module."""
     with contextlib.suppress(Exception):
         return _version_of((_distributions().get(top) or [top])[0]) or top
     return top
@@ -309,7 +321,7 @@ def _wanted(top: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _distributions() -> Any:
-    """Which distributions bring which modules; takes a while in a large environment."""
+    """The distributions that bring each module. Slow in a large environment."""
     from importlib import metadata
 
     return metadata.packages_distributions()

@@ -1,7 +1,7 @@
-"""What a function needs installed: the distributions of the modules that it imports, in the versions that are here.
+"""What a function needs installed: the distributions that it imports, in the versions found here.
 
-Only what is installed here as a distribution counts. Modules of the caller's own project travel by themselves, and so do
-entangle and cloudpickle; but what those modules import when they are imported over there has to be installed.
+Only what is installed here as a distribution counts. Modules of the caller's project, entangle and
+cloudpickle travel by themselves, but what those modules import must be installed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from entangle._shared.pickling import MAIN
 from entangle.errors import UnfitPythonError
 from entangle.task import Task
 
-#: What needs no installing: it comes over the stream.
+#: Needs no installing: it comes over the stream.
 _COMES_BY_ITSELF = {"entangle", "cloudpickle", *MAIN}
 
 
 def furnished(transport: Transport, function: Callable[..., Any], shipped: Callable[..., Any]) -> Callable[..., Any]:
-    """`shipped`, and before its first call the packages that `function` needs, installed in the place's environment."""
+    """`shipped`, but first installs in the place's environment what `function` needs."""
     wanted = requirements(function)
     if not wanted:
         return shipped
-    guards: dict[int, threading.Lock] = {}  # one a process: a fork beside a thread that installs would inherit it locked
+    # One lock for each process: a fork during an installation would inherit it locked.
+    guards: dict[int, threading.Lock] = {}
     seen: list[Channel] = []
 
     def far(*args: Any, **kwargs: Any) -> Any:
@@ -54,7 +55,7 @@ def furnished(transport: Transport, function: Callable[..., Any], shipped: Calla
 
 
 def requirements(function: Callable[..., Any]) -> list[str]:
-    """What pip must install so that the function finds its imports, as `name==version`, sorted."""
+    """What pip must install so that the function finds its imports: `name==version`, sorted."""
     modules = {name.partition(".")[0] for name in _with_theirs(_imports(function, set()))}
     modules = {name for name in modules if name not in sys.stdlib_module_names and name not in _COMES_BY_ITSELF}
     if not modules:
@@ -72,12 +73,12 @@ def requirements(function: Callable[..., Any]) -> list[str]:
 
 
 def _is_editable(distribution: Any) -> bool:
-    """Whether a distribution is somebody's working copy, which no index has."""
+    """Whether a distribution is a working copy, which no index has."""
     return '"dir_info"' in (distribution.read_text("direct_url.json") or "")
 
 
 def _imports(function: Any, seen: set[int]) -> Iterator[str]:
-    """The modules that a function imports in its body, or holds in globals that it uses, or comes from."""
+    """The modules that a function imports, uses through its globals, or is defined in."""
     while isinstance(function, (types.MethodType, Task)) or hasattr(function, "__wrapped__"):
         function = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
     code = getattr(function, "__code__", None)
@@ -98,8 +99,10 @@ def _imports(function: Any, seen: set[int]) -> Iterator[str]:
 
 
 def _behind(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
-    """The module that a value is, or comes from. Of a function what that needs as well; of a module of the project, what its
-    functions need that have one of these names, as they may be called."""
+    """The module that a value is, or comes from, and the modules that it needs in turn.
+
+    Of a module of the project, the functions with one of these `names` count: they may be called.
+    """
     if isinstance(value, types.ModuleType):
         yield value.__name__
         if _in_project(value.__name__) is None:
@@ -114,7 +117,7 @@ def _behind(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]
 
 
 def _with_theirs(modules: Iterable[str]) -> set[str]:
-    """These modules, and of those that are the project's own also what they import as they are imported, and so on."""
+    """These modules, and what modules of the project among them import when they are imported."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -131,15 +134,15 @@ def _with_theirs(modules: Iterable[str]) -> set[str]:
 
 
 def _in_project(name: str) -> Any:
-    """The spec of a module of the project; None where it is somebody else's, or nobody's."""
+    """The spec of a module of the project; None for any other."""
     top, _, below = name.partition(".")
     if top in _COMES_BY_ITSELF or top in sys.stdlib_module_names:
         return None
     if below and _in_project(top) is None:
-        return None  # to look for a part of a package is to import the package
+        return None  # to look for a part of a package imports the package
     try:
         spec = getattr(sys.modules.get(name), "__spec__", None) or importlib.util.find_spec(name)
-    except Exception:  # a package's own code may run here: what it raises it will raise where it is imported
+    except Exception:  # a package's code may run here; its import will raise the same
         return None
     if spec is not None and spec.origin is None:  # a package without __init__
         return spec if not any("-packages" in place for place in spec.submodule_search_locations or ("-packages",)) else None
@@ -147,11 +150,11 @@ def _in_project(name: str) -> Any:
 
 
 def _imports_at_once(spec: Any) -> Iterator[str]:
-    """What a module imports when it is imported: not in its functions, nor for type checkers alone."""
+    """What a module imports when it is imported, outside its functions and TYPE_CHECKING."""
     try:
         waiting: list[ast.AST] = [ast.parse(spec.loader.get_source(spec.name) or "")]
     except (AttributeError, ImportError, SyntaxError, ValueError, OSError):
-        return  # it says so itself when it is imported
+        return  # its import will say so
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
@@ -163,10 +166,10 @@ def _imports_at_once(spec: Any) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):  # beyond the top: it says so itself
+            with contextlib.suppress(ImportError):  # beyond the top package: its import will say so
                 name = importlib.util.resolve_name("." * node.level + (node.module or ""), spec.parent)
                 yield name
-                # Each name may be a module of a package, and is looked for where that is the project's own.
+                # A name may be a module of a package. Look for it if the package is the project's.
                 yield from (f"{name}.{alias.name}" for alias in node.names if _in_project(f"{name}.{alias.name}"))
 
 

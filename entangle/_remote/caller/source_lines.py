@@ -1,7 +1,7 @@
-"""Where a function or a class is written: its lines, as they are sent to a Python that cannot read our compiled code.
+"""The lines in which a function or a class was written, to be sent to another version of Python.
 
-A file may have been edited since it was loaded. So what it says now is compiled, and compared with the code that runs here: another
-Python must not do what this one would not.
+A file may have been edited since it was loaded. So its code is compiled and compared with the code
+that runs here: another Python must not do what this one would not.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from entangle._remote.wire.source_format import functions_of, parse
 
 
 class NotWrittenError(Exception):
-    """The lines are not to be had; the text goes on from "the source of …"."""
+    """The lines are not available. The text continues "the source of …"."""
 
 
 def lines_of(value: Any) -> dict[str, Any]:
-    """The lines in which a function or a class was written, the number of the first, the file, and what it imports from `__future__`."""
+    """The lines of a function or class, the first one's number, the file and future imports."""
     try:
         file, lines = _file_of(value)
         tree = _parsed("".join(lines))
         at = _loaded_class_at(value, tree) if isinstance(value, type) else _loaded_at(value, "".join(lines))
     except (OSError, TypeError, SyntaxError) as error:
-        raise NotWrittenError(f"is not to be had ({error}). Write it in a file, or use the same version of Python there") from None
+        raise NotWrittenError(f"is not available ({error}). Write it in a file, or use the same version of Python there") from None
     if not at:
-        raise NotWrittenError(f"is no longer there: {file} has changed since it was loaded. Start the program anew")
+        raise NotWrittenError(f"is no longer there: {file} has changed since it was loaded. Start the program again")
     node = _node_of(value, at, tree)
     if node is None:
-        raise NotWrittenError("is not told from others in its line. Write it with def, in lines of its own")
+        raise NotWrittenError("cannot be told from others in its line. Write it with def, in lines of its own")
     if isinstance(value, type):
         future = [
             alias.name for part in tree.body if isinstance(part, ast.ImportFrom) and part.module == "__future__" for alias in part.names
@@ -56,7 +56,7 @@ def lines_of(value: Any) -> dict[str, Any]:
 
 
 def _file_of(value: Any) -> tuple[str, list[str]]:
-    """The file in which it was written, and the lines that it has now."""
+    """The file in which it was written, and the lines that the file has now."""
     file = inspect.getsourcefile(value) or inspect.getfile(value)
     linecache.checkcache(file)
     module = inspect.getmodule(value, file)
@@ -67,7 +67,7 @@ def _file_of(value: Any) -> tuple[str, list[str]]:
 
 
 def _node_of(value: Any, line: int, tree: ast.Module) -> Any:
-    """The part of a file's tree in which a class, or a function that begins in this line, was written."""
+    """The node of a class, or of a function that begins in this line."""
     if isinstance(value, type):
         found = [node for name, node in _named(tree, "") if isinstance(node, ast.ClassDef) and name == value.__qualname__]
         return found[0] if len(found) == 1 else None
@@ -97,12 +97,12 @@ def _named(tree: ast.AST, around: str) -> Iterator[tuple[str, ast.AST]]:
 
 @functools.lru_cache(maxsize=16)
 def _parsed(text: str) -> ast.Module:
-    """The tree of a file; the same file is asked for at every call of its functions. Nobody changes it."""
+    """The tree of a file. Each call of a function in it asks again. Must not be changed."""
     return parse(text)
 
 
 def _same_code(node: ast.Lambda, code: types.CodeType) -> bool:
-    """Whether a lambda of the tree compiles to this code: by what it names and computes, its variables being where they may."""
+    """Whether a lambda of the tree has this code: the same names, variables and constants."""
     made = compile(ast.Expression(node), "<lambda>", "eval").co_consts
     return any(
         isinstance(other, types.CodeType)
@@ -114,17 +114,17 @@ def _same_code(node: ast.Lambda, code: types.CodeType) -> bool:
     )
 
 
-# Whether it is still what was loaded ---------------------------------------------------------------------------------------
+# Whether it is still what was loaded ------------------------------------------------------------
 
-#: The flags of code that say what it is, and not where it was found.
+#: Flags that say what code is, and not where it was found.
 _KIND = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-#: Those that `from __future__ import …` sets, which hold for a whole file, or for all cells of a notebook.
+#: Flags of `from __future__ import …`, which hold for a file or for all cells of a notebook.
 _FUTURE = functools.reduce(lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0)
 _PLAIN_LOADERS = (importlib.machinery.SourceFileLoader, importlib.machinery.SourcelessFileLoader, zipimport.zipimporter)
 
 
 def _loaded_at(function: types.FunctionType, text: str) -> int:
-    """The line of a file in which the function begins that compiles to the code of this one; 0 where there is none any more."""
+    """The line where the function begins that compiles to this one's code; 0 if there is none."""
     code = function.__code__
     spec = function.__globals__.get("__spec__")
     rewritten = spec is not None and type(spec.loader) not in _PLAIN_LOADERS
@@ -137,8 +137,10 @@ def _loaded_at(function: types.FunctionType, text: str) -> int:
 
 
 def _loaded_class_at(value: type, tree: ast.Module) -> int:
-    """The line of a file in which a class begins that has the functions of this one, and its annotated fields; 0 where there is none any
-    more. Its other attributes are sent as the values that they have."""
+    """The line of the class statement with this class's functions and annotated fields; 0 if none.
+
+    Its other attributes travel as values.
+    """
     file, lines = _file_of(value)
     nodes = [node for name, node in _named(tree, "") if isinstance(node, ast.ClassDef) and name == value.__qualname__]
     loaded = _annotated(value) if len(nodes) == 1 else None
@@ -150,13 +152,15 @@ def _loaded_class_at(value: type, tree: ast.Module) -> int:
             if here and inspect.getsourcefile(function) == file and not _loaded_at(function, "".join(lines)):
                 return 0
     if not nodes:
-        raise OSError(f"{file} has no class statement of that name, or has no longer")
+        raise OSError(f"{file} has no class statement of that name, or no longer has it")
     return nodes[0].lineno
 
 
 def _annotated(value: type) -> list[str] | None:
-    """The names that a class annotates; None where that cannot be told. From 3.14 on annotations are made when they are asked for,
-    which may fail; as text they hardly do."""
+    """The names that a class annotates; None if that is unknown.
+
+    From 3.14 on annotations are evaluated on demand, which may fail. As text they hardly do.
+    """
     if sys.version_info < (3, 14):
         annotations = vars(value).get("__annotations__", {})
     else:
@@ -164,7 +168,7 @@ def _annotated(value: type) -> list[str] | None:
 
         try:
             annotations = annotationlib.get_annotations(value, format=annotationlib.Format.STRING)
-        except Exception:  # anybody's __annotate__
+        except Exception:  # any __annotate__ may run
             return None
     return [name for name in annotations if not name.startswith("_")]
 
@@ -198,7 +202,7 @@ def _codes_of(text: str, flags: int) -> list[types.CodeType]:
 
 
 def _told(code: types.CodeType) -> tuple[Any, ...]:
-    """What code does, so that it can be compared: all but where it was written."""
+    """All of some code but where it was written, so that it can be compared."""
     sizes = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _KIND
     names = code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
     return sizes, names, code.co_code, tuple(map(_told_constant, code.co_consts))
@@ -213,8 +217,10 @@ def _told_constant(value: Any) -> Any:
 
 
 def _holds(code: types.CodeType, written: types.CodeType) -> bool:
-    """Whether code can be what an import hook has made of what was written. A test runner does so to tell more of its assertions: there
-    is more in it then, and nothing less."""
+    """Whether an import hook may have made this code from what was written.
+
+    A test runner does so to explain assertions. It adds to the code and takes nothing away.
+    """
     mine, other = (
         ({*c.co_names, *c.co_varnames, *c.co_freevars}, {_told_constant(v) for v in c.co_consts if not isinstance(v, types.CodeType)})
         for c in (code, written)

@@ -1,12 +1,14 @@
-"""Tasks as source: how a function travels to another version of Python, whose compiled code is not ours.
+"""Writes a task as source, for another version of Python, which cannot run our compiled code.
 
-A function that a module has under its name is imported there (the import hook brings the module). One of the script itself, a closure or
-a lambda goes as the lines in which it was written, with what it uses: the values of its global and free variables, by the
-same rules, and its default values. Its decorators are not sent as source: they are the layers of its task, and travel as such.
-Annotations are left out, since nothing runs them.
+A function that a module has under its name is imported there; the import hook brings the module. A
+function of the script, a closure or a lambda travels as the lines in which it was written, with
+what it uses: its global and free variables, by the same rules, and its default values. Decorators
+do not travel as source, but as the layers of the task. Annotations are left out, since nothing runs
+them.
 
-A class of the script goes as its lines, too, and the statement is run there; then the attributes are set to the values they have here. So
-its instances can be pickled: where a pickle would name such a class or function, it has the number of a definition.
+A class of the script travels as its lines as well. Its statement is run there; then its attributes
+get the values that they have here. So its instances can be pickled: where a pickle would name such
+a class or function, it has the number of a definition.
 """
 
 from __future__ import annotations
@@ -48,24 +50,25 @@ from entangle._tasks.layer import Decorated
 from entangle.errors import EntangleError, UnpicklableError
 from entangle.task import Task
 
-#: Of the globals that a module has without its doing, those that are about this process alone.
+#: Globals that each module has, and that hold for this process alone.
 _OF_HERE = {"__builtins__", "__name__", "__package__", "__loader__", "__spec__"}
-#: What `typing.NamedTuple` makes, there as here.
+#: Attributes that `typing.NamedTuple` makes, there as here.
 _GENERATED = {"_make", "_replace", "_asdict", "_fields", "_field_defaults"}
-#: What evaluates annotations when somebody asks for them (PEP 649). They go as they are written.
+#: What evaluates annotations on demand (PEP 649). It travels as it is written.
 _OF_ANNOTATIONS = {"__annotate__", "__annotate_func__"}
 _COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}
 
 
 class SourceWriter:
-    """A task and its arguments, as steps that make them again: `steps`, whose values are written as `reduced` says, after `head`.
+    """A task and its arguments, as steps that make them again.
 
-    Raises UnpicklableError, which names what cannot travel. `where` says, for errors, which version is there.
+    `head` is written first, then `steps`, with values as `reduced` says. `where` tells errors which
+    version is there. Raises UnpicklableError, which names what cannot travel.
     """
 
     def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> None:
         self.steps: list[tuple[Any, ...]] = []
-        #: What has been defined, by its number. What is told by its identity must live as long as we look at it.
+        #: What has been defined, by number. Keeps alive what `_numbers` knows by its identity.
         self.objects: list[Any] = []
         self._name = task.__name__
         self._where = where
@@ -99,11 +102,11 @@ class SourceWriter:
         return sys.version_info[:2], self._definitions, self._spaces
 
     def given(self, number: int) -> Any:
-        """What has this number, for what comes back."""
+        """The object with this number, for an answer."""
         return self.objects[number]
 
     def reduced(self, value: Any) -> Any:
-        """How a function, a class, or what plain pickle would only name is written."""
+        """How to write a function, a class, or what a plain pickle would only name."""
         if isinstance(value, (types.FunctionType, type)):
             found = _place_of(value)
             if found is not None:
@@ -136,10 +139,10 @@ class SourceWriter:
             raise pickle.PicklingError(f"it is known by its name in the script, {reduced!r}, alone")
         return reduced
 
-    # What is needed, before what needs it --------------------------------------------------------------------------------
+    # What is needed, before what needs it -------------------------------------------------------
 
     def _ready(self, value: Any, what: str) -> bool:
-        """See to what a value needs. False where that is a class that is only now on its way."""
+        """Write what a value needs. False if that is a class that is not written yet."""
         found = self._look(value, what)
         for number in found:
             self._need(number, what)
@@ -189,7 +192,7 @@ class SourceWriter:
         return definition["kind"] == FUNCTION or number in self._made
 
     def _need(self, number: int, what: str) -> None:
-        """Have the steps that make what has this number, if they are not there yet."""
+        """Write the steps that make the definition with this number, unless they are written."""
         if number in self._needed:
             return
         self._needed.add(number)
@@ -206,7 +209,7 @@ class SourceWriter:
                 self._catch_up()
 
     def _step(self, step: tuple[Any, ...], what: str) -> bool:
-        """One more step, when what it needs is there."""
+        """Write a step, once what it needs is written. False if it must wait."""
         ready = self._ready(step[2:] if step[0] == FUNCTION else step[3], what)
         if ready:
             self.steps.append(step)
@@ -217,7 +220,7 @@ class SourceWriter:
         return ready
 
     def _catch_up(self) -> None:
-        """The steps that had to wait for a class, as far as they need not wait any longer."""
+        """Write steps that waited for a class, as far as they can be."""
         if self._catching_up:
             return
         self._catching_up = True
@@ -283,12 +286,12 @@ class SourceWriter:
         self._later.append(lambda: self._need(number, what))
 
     def _global(self, names_here: dict[str, Any], name: str, what: str) -> bool:
-        """Send a global variable. False where it has to wait."""
+        """Write a global variable. False if it must wait."""
         if name not in names_here or name in _OF_HERE:
             return True
         key = self._space(names_here), name
         if key not in self._globals:
-            self._globals[key] = False  # so that what refers to itself comes to an end
+            self._globals[key] = False  # ends the recursion of what refers to itself
             self._step((GLOBAL, *key, names_here[name]), f"{name!r}, which {what} uses,")
         return self._globals[key]
 
@@ -300,7 +303,7 @@ class SourceWriter:
         return self._step((CELL, number, name, value), f"variable {name!r} of {what}")
 
     def _space(self, names_here: dict[str, Any]) -> int:
-        """The number of the namespace that stands for these globals."""
+        """The number of the namespace for these globals."""
         number = self._space_of.get(id(names_here))
         if number is None:
             number = self._space_of[id(names_here)] = len(self._spaces)
@@ -308,7 +311,7 @@ class SourceWriter:
         return number
 
     def _attributes(self, number: int, kind: type, node: ast.ClassDef, what: str) -> None:
-        """The attributes that a class has now, as far as its statement does not say what they are: they may have been set since."""
+        """Write the attributes of a class that its statement does not give: they were set later."""
         if isinstance(kind, enum.EnumMeta):
             return
         written = _assigned(node)
@@ -324,20 +327,21 @@ class SourceWriter:
             if hasattr(type(value), "__get__") and not isinstance(
                 value, (types.FunctionType, staticmethod, classmethod, property, Task, functools._lru_cache_wrapper)
             ):
-                continue  # what the statement, its decorators or its metaclass have made: slots, caches
+                # Made by the statement, its decorators or its metaclass: slots, caches.
+                continue
             if name in written and not written[name]:
                 try:
                     self._look(value, what)
                 except UnpicklableError:
-                    continue  # it is made there as it was here, as a lock is
+                    continue  # made there as it was here, as a lock is
             elif name not in written and type(value).__module__ == "_abc":
                 continue
             self._step((ATTRIBUTE, number, name, value), f"attribute {name!r} of {what}")
 
-    # Definitions ----------------------------------------------------------------------------------------------------------
+    # Definitions --------------------------------------------------------------------------------
 
     def _number(self, value: Any) -> int:
-        """The number of a function or class that is sent as source."""
+        """The number of a function or class that travels as source."""
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._definitions)
@@ -358,7 +362,7 @@ class SourceWriter:
         return number
 
     def _forget(self, value: Any) -> None:
-        """What could not be defined, and may not be needed."""
+        """Forget what could not be defined: it may not be needed."""
         self._definitions[self._numbers.pop(id(value))]["kind"] = ""
 
     def _definition(self, value: Any) -> dict[str, Any]:
@@ -383,7 +387,7 @@ class SourceWriter:
         return definition
 
     def _cells_of_class(self, kind: type, node: ast.ClassDef, definition: dict[str, Any]) -> dict[str, types.CellType]:
-        """The variables of functions around a class that its methods use, and of a class in a function, its bases."""
+        """The variables of functions around a class: those its methods use, and its local bases."""
         found: dict[str, types.CellType] = {}
         for name, attribute in vars(kind).items():
             if name in _OF_ANNOTATIONS:
@@ -403,10 +407,10 @@ class SourceWriter:
 
 
 class _Nowhere:
-    """A file that is not kept."""
+    """A file that discards what is written."""
 
     def write(self, data: Any) -> int:
-        """As if."""
+        """Discard it."""
         return len(data)
 
 
@@ -417,19 +421,19 @@ def _flags(future: list[str]) -> int:
 
 
 def _is_of_script(kind: type) -> bool:
-    """Whether another process has no such class."""
+    """Whether another process lacks this class."""
     return (travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__) and _place_of(kind) is None
 
 
 def _is_named_tuple(kind: type) -> bool:
-    """Whether it was made by `collections.namedtuple`, and not by a class statement."""
+    """Whether `collections.namedtuple` has made it, and no class statement."""
     return kind.__bases__ == (tuple,) and hasattr(kind, "_field_defaults") and "__orig_bases__" not in vars(kind)
 
 
 def _says_main(value: Any) -> bool:
     try:
         return travels_by_value(str(getattr(value, "__module__", "")))
-    except Exception:  # anybody's __getattr__
+    except Exception:  # any __getattr__ may run
         return False
 
 
@@ -441,7 +445,7 @@ def _holds_itself(cell: types.CellType, kind: type) -> bool:
 
 
 def _is_task_of(kind: type, name: str, attribute: Any) -> bool:
-    """Whether an attribute is a task of the method that the class has written under this name. It goes without its decorators."""
+    """Whether an attribute is the task of the class's own method. It goes without decorators."""
     task = attribute.__func__ if isinstance(attribute, (staticmethod, classmethod)) else attribute
     function = task.function if isinstance(task, Task) else None
     if not isinstance(function, types.FunctionType):
@@ -450,8 +454,10 @@ def _is_task_of(kind: type, name: str, attribute: Any) -> bool:
 
 
 def _place_of(value: Any) -> tuple[str, str, bool] | None:
-    """Where the other side finds a function, a class or a task by its name, and whether it is the function of the task of that
-    name; None where it has none in a module."""
+    """Where the other side finds a function, class or task: its module and name; None if nowhere.
+
+    Also whether the value is the function of the task with that name.
+    """
     module: str = str(getattr(value, "__module__", None) or "")
     name: str = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or ""
     if not module or travels_by_value(module) or "<" in name:
@@ -469,8 +475,10 @@ def _place_of(value: Any) -> tuple[str, str, bool] | None:
 
 
 def _owner_of(value: Any) -> tuple[type, str, int | None] | None:
-    """The class of the script that a method or an inner class is a part of, its name there, and of functions, which it is of those that
-    are found under that name."""
+    """The class of the script that a method or an inner class belongs to, and its name there.
+
+    Of a function also its position among those in that attribute.
+    """
     around, _, name = value.__qualname__.rpartition(".")
     if not around or around.endswith("<locals>"):
         return None
@@ -507,7 +515,7 @@ def _names(code: types.CodeType, *operations: str) -> set[str]:
 
 
 def _global_names(code: types.CodeType, called: bool = True) -> set[str]:
-    """The global names that code uses, with those of the functions in it, unless they are not `called` yet."""
+    """The global names that code uses. Functions in it count only if they are `called`."""
     names = _names(code, "LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF", "DELETE_GLOBAL")
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -518,7 +526,7 @@ def _global_names(code: types.CodeType, called: bool = True) -> set[str]:
 
 
 def _assigned(node: ast.ClassDef) -> dict[str, bool]:
-    """The names that the statements of a class assign, and whether what is assigned is a constant, so that the value can be compared."""
+    """The names that the statements of a class assign, and whether to a constant."""
     found: dict[str, bool] = {}
     for part in node.body:
         value = getattr(part, "value", None)

@@ -141,7 +141,7 @@ class Decoder:
         return self._scratch[self._end :]
 
     def received(self, size: int) -> Iterator[Message]:
-        """The messages that `size` more bytes in `room` complete. Take all before the next `room`."""
+        """The messages that `size` more bytes in `room` complete. Take all, then ask `room`."""
         if self._broken is not None:
             raise ProtocolError(self._broken)
         try:
@@ -174,7 +174,7 @@ class Decoder:
             yield from self.received(size)
 
     def _begin(self) -> bool:
-        """Read the head of the next frame, and find a place for its payload. False: more must come."""
+        """Read the head of the next frame, and find room for its payload. False: too few bytes."""
         have = self._end - self._start
         if have < HEAD.size:
             return False

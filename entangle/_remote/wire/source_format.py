@@ -101,8 +101,8 @@ _parsing = threading.Lock()
 
 
 def parse(text: str) -> ast.Module:
-    """The tree of source. One thread at a time: before Python 3.11.5, two that parse at once may get
-    a SystemError (https://github.com/python/cpython/issues/106905).
+    """The tree of source. One thread at a time: before Python 3.11.5, a second one may cause a
+    SystemError (https://github.com/python/cpython/issues/106905).
     """
     with _parsing:
         return ast.parse(text)
