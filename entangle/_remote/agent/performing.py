@@ -70,8 +70,8 @@ def _perform(parts: Sequence[Any], head: dict[str, Any], began: Callable[[Callab
         if plain:
             version = ".".join(map(str, sys.version_info[:2]))
             refused = UnpicklableError(
-                f"the value of task {name!r} cannot travel from Python {version} to {'.'.join(map(str, head['here']))}, between "
-                f"which only a plain pickle can: {type(error).__name__}: {error}"
+                f"the value of task {name!r} cannot travel from Python {version} to {'.'.join(map(str, head['here']))}: "
+                f"only a plain pickle can be read there ({type(error).__name__}: {error})"
             )
         return False, _failed(refused, name, plain, reader)
 

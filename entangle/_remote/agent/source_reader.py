@@ -102,7 +102,7 @@ class SourceReader:
         except SyntaxError as error:
             there, here = (".".join(map(str, version[:2])) for version in (self._version, sys.version_info))
             raise UnfitPythonError(
-                f"{definition['name']!r} was written for Python {there} and cannot be read by {here}, which is here: {error.msg} in "
+                f"{definition['name']!r} was written for Python {there}, and Python {here} cannot read it: {error.msg} in "
                 f"{(error.text or '').strip()!r}"
             ) from None
         return node.body[0] if isinstance(node, ast.If) else node

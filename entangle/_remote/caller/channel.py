@@ -269,12 +269,12 @@ class Channel:
             finally:
                 self._hand_over(call)
 
-    def _lead(self, who: object) -> bool:
+    def _lead(self, leader: object) -> bool:
         """Lead from now on, unless another thread does. It is always safe to `_hand_over`."""
         with self._step, self._guard:
             if self._leader is None:
-                self._leader = who
-            return self._leader is who
+                self._leader = leader
+            return self._leader is leader
 
     @contextlib.contextmanager
     def _leading(self) -> Iterator[bool]:
@@ -285,14 +285,14 @@ class Channel:
         finally:
             self._hand_over(me)
 
-    def _hand_over(self, who: object) -> None:
+    def _hand_over(self, leader: object) -> None:
         """Stop leading, and wake another waiting thread.
 
         This also holds if nobody leads: the thread that was woken last may have been interrupted.
         """
         with self._step:
             with self._guard:
-                if self._leader is not None and self._leader is not who:
+                if self._leader is not None and self._leader is not leader:
                     return
                 self._leader = None
                 heir = next((call for call in self._calls.values() if not call.settled), None)
@@ -305,7 +305,7 @@ class Channel:
         """Wait for something to arrive, and handle it. Gives whether `writes` can be written to."""
         self._check_whole()
         if self._inbox:
-            self._see_to()
+            self._handle_inbox()
             return False
         stream = self._stream
         if writes < 0:
@@ -352,20 +352,20 @@ class Channel:
             if not size:
                 self._lose(None)
         if self._inbox:
-            self._see_to()
+            self._handle_inbox()
 
     def _refuse(self, error: ProtocolError) -> None:
         """End the stream: what arrived is nothing that an agent sends."""
         self._lose(ProtocolError(f"{self.place}: {error}"))
         self._stream.kill()  # it may be any program
 
-    def _see_to(self) -> None:
+    def _handle_inbox(self) -> None:
         """Handle what has arrived. A message leaves the inbox last, so an interrupt loses none."""
         until = time.monotonic() + 0.5
         while self._inbox and self.lost is None:
             message = self._inbox[0]
             try:
-                self._take(message)
+                self._handle(message)
             except ProtocolError as error:
                 self._refuse(error)
             except (IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -374,11 +374,11 @@ class Channel:
             if time.monotonic() > until:
                 return  # messages may come without end: look around in between
 
-    def _seen(self, message: Message) -> None:
+    def _handled(self, message: Message) -> None:
         if self._inbox and self._inbox[0] is message:
             self._inbox.popleft()
 
-    def _take(self, message: Message) -> None:
+    def _handle(self, message: Message) -> None:
         kind, number, parts = message
         if kind in (VALUE, ERROR):
             if number in self._calls:
@@ -390,12 +390,12 @@ class Channel:
                 if call is not None:
                     call.answer = message
                     self._settle(call)
-                self._seen(message)
+                self._handled(message)
             return
         if kind == FIND:
             self._answer_question(number, bytes(parts[0]))
         with self._step:
-            self._seen(message)
+            self._handled(message)
             call = self._calls.get(number) if kind == RECORD else None
             if call is not None and call.records:
                 _remote.travels().keep(call.records, [bytes(part) for part in parts])
@@ -404,7 +404,7 @@ class Channel:
         elif kind == PRINT:
             self._shown.take(number, bytes(parts[0]))
         elif kind == HELLO:
-            self._take_hello(bytes(parts[0]))
+            self._handle_hello(bytes(parts[0]))
         elif kind == PING:
             self._owe([[control(PONG, number)]])
         elif kind == PONG:
@@ -413,7 +413,7 @@ class Channel:
         elif kind not in (FIND, CANCEL):
             raise ProtocolError(f"a message of kind {kind}, which an agent does not send")
 
-    def _take_hello(self, said: bytes) -> None:
+    def _handle_hello(self, said: bytes) -> None:
         if self.about:
             raise ProtocolError("a second hello")
         try:

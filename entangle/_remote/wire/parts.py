@@ -36,7 +36,7 @@ class _Segments(list[Bytes]):
 class _Buffers(list[Bytes]):
     """The large buffers of a pickle: each becomes a part."""
 
-    def aside(self, buffer: pickle.PickleBuffer) -> bool:
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer. True means that it stays in the pickle."""
         try:
             raw = buffer.raw()
@@ -57,14 +57,14 @@ def dump(value: Any, ours: bool = False) -> list[Segments]:
     written = _Segments()
     try:
         kind = PicklerByName if ours or module_lookup.travelled else pickle.Pickler
-        kind(written, 5, buffer_callback=buffers.aside).dump(value)
+        kind(written, 5, buffer_callback=buffers.take).dump(value)
         if not (ours and any(OF_MAIN in segment for segment in written if len(segment) < LARGE * 2)):
             return [written, *([buffer] for buffer in buffers)]
     except Exception:
         pass
     written = _Segments()
     buffers.clear()
-    pickler_by_value(written, buffers.aside).dump(value)
+    pickler_by_value(written, buffers.take).dump(value)
     return [written, *([buffer] for buffer in buffers)]
 
 
@@ -75,7 +75,7 @@ def dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Seg
     """
     buffers = _Buffers()
     written = _Segments()
-    pickler = Pickler(written, reduced, buffers.aside)
+    pickler = Pickler(written, reduced, buffers.take)
     for value in values:
         pickler.dump(value)
     return [written, *([buffer] for buffer in buffers)]

@@ -65,8 +65,8 @@ class Pickler(pickle.Pickler):
     `reduced` says how to write a value, or gives NotImplemented.
     """
 
-    def __init__(self, file: Any, reduced: Callable[[Any], Any], aside: Any = None) -> None:
-        super().__init__(file, 5, buffer_callback=aside)
+    def __init__(self, file: Any, reduced: Callable[[Any], Any], buffers: Any = None) -> None:
+        super().__init__(file, 5, buffer_callback=buffers)
         self._reduced = reduced
 
     def reducer_override(self, value: Any) -> Any:
