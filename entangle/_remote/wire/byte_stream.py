@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from entangle._shared.polling import new_poll
 from entangle._worker import janitor
 
 #: Size of a pipe where the system allows it (bytes). A large value then needs fewer wake-ups.
@@ -217,7 +218,7 @@ def wait_ready(reads: Sequence[int], writes: Sequence[int], seconds: float) -> s
 
     Negative descriptors are skipped. Gives an empty set after `seconds`.
     """
-    poll = select.poll()
+    poll = new_poll()
     for fd in reads:
         if fd >= 0:
             poll.register(fd, select.POLLIN)
