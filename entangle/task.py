@@ -1,7 +1,8 @@
-"""Tasks, layers and calls; and how a tree of calls becomes a Flow.
+"""Tasks, layers and calls.
 
-A *task* is a function with a stack of *layers*, one for each decorator. Calling a task gives a *call*, which remembers the
-task and its arguments; arguments may be calls, also inside lists, tuples, dicts and sets. Calling the call runs the graph.
+A *task* is a function with a stack of *layers*, one for each decorator. Calling a task gives a
+*call*, which remembers the task and its arguments. Arguments may be calls, also inside lists,
+tuples, dicts and sets. Calling the call runs the graph.
 
 A new way or place to run is a small class::
 
@@ -44,7 +45,7 @@ Call._compiler = tree
 
 
 class TaskBody(Body):
-    """The body of a task. It travels as its task does: by name where that can be imported."""
+    """The body of a task. It is pickled as its task is: by name, if that can be imported."""
 
     task: Task[..., Any]
 
@@ -52,12 +53,12 @@ class TaskBody(Body):
         return _body_of, (self.task,)
 
     def made_of(self) -> list[tuple[str, Any]]:
-        """The function as it was written, and the layers: nobody knows what we have put around it."""
+        """The undecorated function and the layers, which an error can name; not our wrappers."""
         made_of: list[tuple[str, Any]] = self.task.made_of()
         return made_of
 
     def parameters(self) -> tuple[list[str], str | None]:
-        """Those of the function as it was written, but for what layers fill in."""
+        """Those of the undecorated function, without the parameters that layers fill in."""
         names, rest = positional_names(self.task.function)
         injected = {name for layer in self.task.layers for name in layer.injected}
         return [name for name in names if name not in injected], rest
@@ -68,8 +69,11 @@ def _body_of(task: Task[..., Any]) -> Body:
 
 
 class Task(Generic[P, R]):
-    """A decorated function: the function and its stack of layers, outermost first. Immutable; keeps the function's name,
-    docstring, module and signature. Calling it builds a `Call`; nothing runs."""
+    """A decorated function: the function and its stack of layers, outermost first. Immutable.
+
+    It keeps the function's name, docstring, module and signature. Calling it builds a `Call`;
+    nothing runs.
+    """
 
     function: Callable[..., Any]
     layers: tuple[Layer, ...]
@@ -79,7 +83,7 @@ class Task(Generic[P, R]):
     _fits: Callable[[int, dict[str, Any]], bool] | None
 
     def __init__(self, function: Callable[P, R], layers: tuple[Layer, ...]) -> None:
-        mine = self.__dict__  # the way around our own __setattr__
+        mine = self.__dict__  # bypasses our own __setattr__
         for name in functools.WRAPPER_ASSIGNMENTS:
             with contextlib.suppress(AttributeError):
                 mine[name] = getattr(function, name)
@@ -104,7 +108,10 @@ class Task(Generic[P, R]):
     @overload
     def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]:
-        """A call of this task with these arguments, each a value or a call. Raises ArgumentError where they do not fit."""
+        """A call of this task with these arguments, each a value or a call.
+
+        Raises ArgumentError if they do not fit the function.
+        """
         fits = self._fits or self._learn_parameters()
         if not fits(len(args), kwargs):
             try:
@@ -123,8 +130,12 @@ class Task(Generic[P, R]):
         return f"<task {self.__qualname__} {layers}>".replace(" >", ">")
 
     def __reduce__(self) -> Any:
-        """For whoever pickles it. One of the script is found by its name in a child of `multiprocessing`, as a function of the script
-        is; others have another script. There, and without a name in a module, it is made again of what it consists of."""
+        """For any pickler: by name, if it has one in a module.
+
+        A task of the script is found by its name in a child of `multiprocessing`, as a function of
+        the script is. In a process with another script, and without a name in a module, it is
+        built again from its function and layers.
+        """
         if self._is_in(self.__module__) and not travels_by_value(self.__module__):
             return _find, (self.__module__, self.__qualname__)
         of_script = self.__module__ in MAIN and self._is_in("__main__")
@@ -137,13 +148,13 @@ class Task(Generic[P, R]):
         return _make_again, (self.__qualname__ if of_script else "", _told(self.function), made_of)
 
     def for_others(self) -> Any:
-        """For our own picklers, whose other side has another script, and which look into what a task is made of."""
+        """For our own picklers: the receiver has another script, and functions travel by value."""
         if not travels_by_value(self.__module__) and self._is_in(self.__module__):
             return _find, (self.__module__, self.__qualname__)
         return type(self), (self.function, self.layers)
 
     def _is_in(self, module: str | None) -> bool:
-        """Whether that module has it under its name."""
+        """Whether this module has the task under its name."""
         found: Any = sys.modules.get(module or "")
         for name in self.__qualname__.split("."):
             found = getattr(found, name, None)
@@ -157,14 +168,14 @@ class Task(Generic[P, R]):
 
     @property
     def body(self) -> Body:
-        """What the engine runs: the layers around the function, and the terms they ask for."""
+        """What the engine runs: the layers around the function, and the terms that they set."""
         body = self._body
         if body is None:
             body = self.__dict__["_body"] = _make_body(self)
         return body
 
     def made_of(self) -> list[tuple[str, Any]]:
-        """What it takes along where it is sent and cannot be found by its name, with what errors call it."""
+        """The parts that travel with a task that is not sent by name, each after its name for errors."""
         layers = [(f"the layer @{type(layer).__name__.lower()}", layer) for layer in self.layers]
         return [("the function", self.function), *layers]
 
@@ -187,7 +198,7 @@ otherwise(Task, Task.for_others)
 
 
 def _find(module: str, name: str) -> Any:
-    """A task by its name, in a process that has to import its module first."""
+    """A task by its name; imports its module."""
     import importlib
 
     found: Any = importlib.import_module(module)
@@ -197,7 +208,7 @@ def _find(module: str, name: str) -> Any:
 
 
 def _make_again(name: str, told: bytes, made_of: bytes) -> Any:
-    """A task of the script by its name there, if this is that script; else made of what it consists of."""
+    """A task of the script by its name, if this is that script; else built from its parts."""
     if name:
         found: Any = sys.modules["__main__"]
         for part in name.split("."):
@@ -205,13 +216,15 @@ def _make_again(name: str, told: bytes, made_of: bytes) -> Any:
         if isinstance(found, Task) and (_told(found.function) == told or not made_of):
             return found
     if not made_of:
-        raise EntangleError(f"task {name!r} is of a script that is not the one here, and does not travel")
+        raise EntangleError(
+            f"task {name!r} belongs to a script that does not run here, and it cannot be pickled; put the task into a module"
+        )
     kind, function, layers = pickle.loads(made_of)
     return kind(function, layers)
 
 
 def _told(function: Any) -> bytes:
-    """What tells a function from another of its name."""
+    """What tells a function from another one of its name: its code."""
     code = getattr(function, "__code__", None)
     return b"" if code is None else bytes(code.co_code)
 
@@ -219,10 +232,10 @@ def _told(function: Any) -> bytes:
 def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     if (module := getattr(function, "__module__", None)) and module not in sys.modules:
-        travels_by_value(module)  # what `runpy` runs: a forked worker is not to import it either, to pickle something
+        travels_by_value(module)  # run by `runpy`: a forked worker must not import it to pickle
     inner = _as_written(resolving(in_its_order(function, task.layers)), task)
     outer = inner
-    # What lies below a layer that ships it is another place's business: its terms, its cookies, what carries it.
+    # What lies below a layer that ships it is enforced in the other place: terms, cookies, carrier.
     near = task.layers
     terms: dict[str, Any] = {}
     for index, layer in enumerate(task.layers):
@@ -241,7 +254,7 @@ def _make_body(task: Task[..., Any]) -> Body:
     for layer in near:
         if layer.carrier is not None:
             if carried:
-                continue  # only the outermost carrier carries; what the others would see to is not asked of the engine
+                continue  # only the outermost carrier counts: the terms of the others are dropped
             carried = True
         terms.update(layer.terms())
     carrier = terms.pop("carrier", carrier)
@@ -251,19 +264,21 @@ def _make_body(task: Task[..., Any]) -> Body:
 
 
 def _as_written(function: Callable[..., Any], task: Task[..., Any]) -> Callable[..., Any]:
-    """A function that we have put around that of a task, with the name, the signature and the attributes of the latter: a layer, or a
-    scheduler of the user's own, sees what the user has written."""
+    """Give a wrapper of ours the name, signature and attributes of the task's function.
+
+    A layer or a scheduler of the user's own then sees the function as the user has written it.
+    """
     functools.update_wrapper(function, task.function)
-    # A partial, or an object that can be called, has no name; its task has one.
+    # A partial or a callable object has no name; its task has one.
     function.__name__, function.__qualname__ = task.__name__, task.__qualname__
     return function
 
 
-# Making decorators --------------------------------------------------------------------------------------------------
+# Making decorators --------------------------------------------------------------------------------
 
 
 class Decorator(Protocol):
-    """What a decorator with options gives: it takes a function, or a task that has layers already."""
+    """What a decorator with options gives: it takes a function, or a task with layers."""
 
     @overload
     def __call__(self, function: Task[P, R], /) -> Task[P, R]: ...
@@ -272,7 +287,7 @@ class Decorator(Protocol):
 
 
 def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]) -> None:
-    """Raise OptionError for options that a decorator does not have, with the nearest that it has."""
+    """Raise OptionError for options that a decorator does not have; names the nearest one."""
     for name in unknown:
         import difflib
 
@@ -289,10 +304,12 @@ def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 def task(function: None = None, /, *layers: Layer, attributes: dict[str, Any] | None = None) -> Decorator: ...
 @edge
 def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | None = None, **unknown: Any) -> Any:
-    """Make a function a task, with these layers around it: the one decorator that the others are made of.
+    """Make a function a task, with these layers around it. The other decorators are made of this
+    one.
 
-    Takes a function, or a task, whose layers then come below. `attributes` are remembered with every run of it: names, and text,
-    numbers, lists and dicts of these. Raises OptionError for what is no function, and for other attributes.
+    Takes a function, or a task, whose layers then come below. `attributes` are kept with the
+    records of its runs: a dict from names to text, numbers, lists and dicts of these. Raises
+    OptionError for anything that is no function, and for other attributes.
 
         @task(attributes={"owner": "aerodynamics"})
         def double(x): return 2 * x
@@ -306,7 +323,7 @@ def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | N
 
 
 def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
-    """A task of `function` with `layers` on top of those that it has. `decorator` is the name for errors."""
+    """A task of `function` with `layers` on top of those that it has; errors name `decorator`."""
     if isinstance(function, (staticmethod, classmethod)):
         raise OptionError(f"@{decorator} goes below @{type(function).__name__}, next to the function")
     if not callable(function):
@@ -318,21 +335,21 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     for layer in layers:
         layer.accept(inner)
     _refuse_lost_options(decorator, layers, below)
-    kind = type(function) if isinstance(function, Task) else Task  # a dataflow's task stays one under further decorators
+    kind = type(function) if isinstance(function, Task) else Task  # a task of a dataflow stays one
     return kind(inner, (*layers, *below))
 
 
 def _refuse_lost_options(decorator: str, layers: tuple[Layer, ...], below: tuple[Layer, ...]) -> None:
-    """Raise OptionError where a body gets another carrier than the one that was told how to carry it."""
+    """Raise OptionError if a new carrier makes options of the one below count for nothing."""
     if not any(layer.carrier is not None and not layer.ships for layer in layers):
         return
     for layer in below:
         if layer.ships:
-            return  # what is below is carried there
+            return  # the layers below have a carrier of their own, in the other place
         if layer.stated:
             other, options = type(layer).__name__.lower(), ", ".join(layer.stated)
             raise OptionError(
-                f"@{decorator} above @{other}({options}): the upper of the two carries the body, and these options of the lower would be "
+                f"@{decorator} above @{other}({options}): the upper decorator runs the body, so these options of the lower one would be "
                 f"ignored. Put @{other}({options}) on top, or leave one of them out"
             )
 

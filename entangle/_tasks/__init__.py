@@ -1,1 +1,1 @@
-"""What users hold: layers, calls, and how a tree of calls becomes a Flow. Tasks themselves are in `entangle.task`."""
+"""What users hold: layers, calls, and how calls become a Flow. Tasks are in `entangle.task`."""

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from entangle._run.future import RunFuture
 
 V = TypeVar("V")
-#: What a call gives. A call cannot be changed, so one of a narrower type serves as one of a wider.
+#: What a call gives. Covariant, since a call cannot be changed.
 R_co = TypeVar("R_co", covariant=True)
 
-#: Keyword arguments of `call(...)` that say how to run it, unless the function has a parameter of that name.
+#: Keyword arguments of `call(...)` that say how to run it, unless the function has such a
+#: parameter.
 RUN_KEYWORDS = ("proc", "progress", "start")
 
 
 class Compiler(Protocol):
-    """What a tree of calls becomes. It has to know calls, so it lies above them."""
+    """What compiles a tree of calls. It imports `Call`, so `Call` cannot import it."""
 
     def compile_call(self, root: Call[Any], /) -> Flow:
         """The flow of the graph below a call."""
@@ -39,14 +40,17 @@ class Compiler(Protocol):
 
 
 class Call(Generic[R_co]):
-    """A task applied to arguments, not yet run. Immutable, hashable by identity. Calling it runs the graph below it."""
+    """A task applied to arguments, not yet run. Immutable, hashable by identity.
+
+    Calling it runs the graph below it.
+    """
 
     __slots__ = ("__weakref__", "args", "kwargs", "task")
 
     task: Decorated
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    #: Filled in by `entangle.task`, without which there are no calls.
+    #: Filled in by `entangle.task`, which every call needs for its task.
     _compiler: ClassVar[Compiler]
 
     def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,7 +78,9 @@ class Call(Generic[R_co]):
         parts += [f"{name}={MASK if is_secret(name) else in_short(argument)}" for name, argument in self.kwargs.items()]
         return f"<call {self.task.__name__}({', '.join(parts)})>"
 
-    if not TYPE_CHECKING:  # a type checker refuses all but `bool` by itself, and would take code after that one for unreachable
+    # Hidden from type checkers: they refuse all but `bool` anyway, and would take code after a
+    # `__bool__` that does not return for unreachable.
+    if not TYPE_CHECKING:
 
         @edge
         @passes_on
@@ -114,10 +120,11 @@ class Call(Generic[R_co]):
     @overload
     def __call__(self: Call[V], /, *args: Any, **kwargs: Any) -> V: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph and give its value; arguments given here are added to those that the call has.
+        """Run the graph and give its value. Arguments given here are added to those of the call.
 
-        `proc=True` starts it and gives a future at once; `progress=True` shows how far it is; `start=` says how workers
-        are started (auto, fork, forkserver, spawn). Raises what the first task to fail has raised.
+        `proc=True` starts the run and gives a future at once; `progress=True` shows how far it is;
+        `start=` says how workers are started (auto, fork, forkserver, spawn). Raises the error of
+        the first task that fails.
         """
         try:
             options: dict[str, Any] = {}
@@ -154,10 +161,10 @@ class Call(Generic[R_co]):
 
     @edge
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
-        """A `concurrent.futures.Future` of the next run of this call; `callback` gets the future when it is done.
+        """A `concurrent.futures.Future` of the next run of this call.
 
-        The next `call()` or `call(proc=True)` is that run; where there is none, the future's `entangle()`, `result()` or
-        `exception()` starts it.
+        The next `call()` or `call(proc=True)` is that run. Until then, the future's `entangle()`,
+        `result()` or `exception()` starts one. `callback` gets the future when it is done.
         """
         check_callback(callback)
         future = _future_of(self, self, {})
@@ -176,14 +183,18 @@ class Call(Generic[R_co]):
     def __await__(self: Call[V]) -> Generator[Any, None, V]: ...
     @edge
     def __await__(self) -> Any:
-        """Run it without blocking the event loop; cancelling the waiting task cancels the run and stops its processes."""
+        """Run the graph without blocking the event loop.
+
+        Cancelling the waiting task cancels the run and stops its processes.
+        """
         return _future_of(self, self, {}).wait_in_loop().__await__()
 
     @edge
     def graph(self, wait: bool = True) -> Any:
         """The graph as nested dicts: each task's name with what it takes; constants by their text.
 
-        The outermost level is a list, and so is one where two siblings have one name. `wait=False` gives a future of it.
+        A level where two siblings have one name is a list. `wait=False` gives a future of the
+        graph.
         """
         if wait:
             return self._compiler.as_dict(self)
@@ -192,7 +203,7 @@ class Call(Generic[R_co]):
         return RunFuture(lambda: self._compiler.as_dict(self), lambda: None)
 
 
-# The slots' own descriptors, which go around `__setattr__`: a third of the time of `object.__setattr__`.
+# The descriptors of the slots bypass `__setattr__`, in a third of the time of `object.__setattr__`.
 _set_task, _set_args, _set_kwargs = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs"))
 
 #: Futures that wait for the next run of their call.
@@ -211,13 +222,16 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
 
 
 def check_callback(callback: object) -> None:
-    """Raise OptionError for what cannot be called: a future would find that out when it is done, and tell nobody."""
+    """Raise OptionError for a callback that cannot be called.
+
+    A future would find that out when it is done, and only log it.
+    """
     if callback is not None and not callable(callback):
         raise OptionError(f"future: callback={in_short(callback)}; it is a function that takes the future")
 
 
 def in_short(value: object) -> str:
-    """A value as the text of a call shows it: what is plain as it is, of all else the type."""
+    """A value as the text of a call shows it: plain values as they are, others by their type."""
     if isinstance(value, Call):
         return f"{value.task.__name__}(…)"
     return value_in_short(value) if type(value) in (int, float, str, bool, type(None)) else f"<{type(value).__name__}>"

@@ -1,11 +1,14 @@
-"""The fingerprint of what a task does with which arguments: the key under which `cache=True` remembers a value.
+"""The fingerprint of a task with its arguments: the key under which `cache=True` keeps a value.
 
-A value depends on the code of its function, on the project's own functions and classes that it reaches, on the globals and closures
-that these read, and on the arguments. All of it counts by what it says: code without positions, comments and docstrings, containers by
-their items, objects by their classes and what pickle would keep of them. The standard library and what is installed count by their names.
+A value depends on the code of its function, on the project's own functions and classes that the
+code reaches, on the globals and closures that these read, and on the arguments. All of them count
+by their content: code without positions, comments and docstrings; containers by their items;
+objects by their class and what pickle would keep of them. The standard library and installed
+packages count by name.
 
-The same comes out in every process of a run, however it was started and whatever its hash seed is. What has no such form is an error
-that names it; a weaker key would be a wrong value some day.
+The key is the same in every process of a run, however the process was started and whatever its
+hash seed is. Something that has no such form is an error that names it: a weaker key would one day
+give a wrong value.
 """
 
 from __future__ import annotations
@@ -34,17 +37,17 @@ from entangle.errors import CacheKeyError
 from entangle.task import Call, Task
 
 _PLAIN = (type(None), bool, int, float, complex, str, type(Ellipsis), type(NotImplemented))
-#: Set by `from __future__ import annotations`: what is computed is the same.
+#: Set by `from __future__ import annotations`; it does not change what code computes.
 _ANNOTATIONS: int = __future__.annotations.compiler_flag
 _NUMBERS = {bool, int, float, type(None)}
-#: What guards a value and tells what is done, and is no part of it.
+#: Locks, events and loggers: no part of a value.
 _MUTE = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Semaphore, logging.Logger)
 #: Methods of compiled classes, and the slots of others.
 _DESCRIPTORS = (
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
 )
-#: What a class has that says nothing of what it does, or nothing that is the same in each process.
+#: Attributes of a class that do not say what it does, or differ from process to process.
 _ABOUT_CLASS = frozenset(
     (
         *("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__", "__static_attributes__", "_abc_impl"),
@@ -56,7 +59,11 @@ _OF_ENUM = frozenset(("_member_names_", "_member_map_", "_value2member_map_", "_
 
 
 class _Facts(NamedTuple):
-    """What code says, apart from its constants; the constants that it uses; the globals, and all names, attributes among them."""
+    """Facts about code.
+
+    `said`: all but its constants. `constants`: those that it uses. `reads`: the globals. `names`:
+    all names, attributes included. `imports`: modules, and how many packages up each begins.
+    """
 
     said: tuple[Any, ...]
     constants: list[Any]
@@ -69,7 +76,10 @@ _facts: dict[int, tuple[types.CodeType, _Facts]] = {}
 
 
 def fingerprint(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The key of a call of task `name`, whose layers below the memory are `function`. Raises CacheKeyError."""
+    """The key of a call of task `name`; `function` is what lies below the cache.
+
+    Raises CacheKeyError.
+    """
     key = _Key(name)
     layers, target = _below(function)
     for layer in layers:
@@ -83,7 +93,7 @@ def fingerprint(name: str, function: Callable[..., Any], args: tuple[Any, ...], 
 
 
 def _below(function: Any) -> tuple[list[Any], Any]:
-    """The layers of the user's own around a function, and the function as it was written: what we have put between counts for nothing."""
+    """The user's own layers around a function, and that function; our layers do not count."""
     layers: list[Any] = []
     while True:
         if isinstance(function, Task):
@@ -103,12 +113,12 @@ def _below(function: Any) -> tuple[list[Any], Any]:
 
 
 def _is_inner(held: Any) -> bool:
-    """Whether what a wrapper of ours holds is what it wraps."""
+    """Whether an object that a wrapper of ours holds is what it wraps."""
     return isinstance(held, (Task, functools.partial)) or (callable(held) and not _is_entangle(type(held).__module__))
 
 
 def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The arguments by the names of their parameters: one that is written out and a default are the same."""
+    """The arguments by the names of their parameters, defaults included."""
     if isinstance(function, types.FunctionType):
         try:
             bound = inspect.signature(function, follow_wrapped=False).bind(*args, **kwargs)
@@ -122,7 +132,7 @@ def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _gathering(function: types.FunctionType) -> str:
-    """The name of the parameter `**name`, of which the order in which they were written does not count; "" where there is none."""
+    """The name of the parameter `**name`, or "". The order of its arguments does not count."""
     code = function.__code__
     if not code.co_flags & inspect.CO_VARKEYWORDS:
         return ""
@@ -130,21 +140,21 @@ def _gathering(function: types.FunctionType) -> str:
 
 
 class _Key:
-    """A hash that values are added to, each with what it is called in an error."""
+    """A hash to which values are added, each with its name for errors."""
 
     def __init__(self, task: str) -> None:
         self._task = task
         self._hash = hashlib.sha256()
-        #: What has been added and can be met again, by its identity, held so that no other gets that.
+        #: Objects that have been added, by `id`; held, so that no other object gets that `id`.
         self._seen: dict[int, tuple[int, Any]] = {}
-        #: The names of modules of the project that have been read.
+        #: The names that have been read from modules of the project.
         self._read_of: set[tuple[str, str]] = set()
 
     def digest(self) -> str:
         return self._hash.hexdigest()
 
     def say(self, *told: Any) -> None:
-        """Add plain facts, each told apart from the next."""
+        """Add plain facts, each with its type and length: no two lists of facts look alike."""
         for one in told:
             body = one if isinstance(one, bytes) else repr(one).encode("utf-8", "surrogatepass")
             self._hash.update(b"%s %d:" % (type(one).__name__.encode(), len(body)))
@@ -173,14 +183,14 @@ class _Key:
                 self._add_object(value, kind, what)
             except CacheKeyError:
                 raise
-            except Exception as error:  # of anybody's __reduce__, or a recursion without end
+            except Exception as error:  # raised by some __reduce__, or an endless recursion
                 raise self._error(value, what, error) from None
 
     def _error(self, value: Any, what: str, why: Exception) -> CacheKeyError:
         kind = type(value)
         named = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         return CacheKeyError(
-            f"cache=True of task {self._task!r}: {what} (a {named}) has no fixed form that a value could be remembered by "
+            f"cache=True of task {self._task!r}: no cache key can be made of {what} (a {named}), since its content cannot be read "
             f"({type(why).__name__}: {why}). Give the function plain data instead, or leave cache=True out"
         )
 
@@ -249,7 +259,7 @@ class _Key:
             self._instance(value, kind, what)
 
     def _instance(self, value: Any, kind: type, what: str) -> None:
-        """An object, by what pickle would write of it."""
+        """Add an object, by what pickle would write of it."""
         reduced = copyreg.dispatch_table[kind](value) if kind in copyreg.dispatch_table else value.__reduce_ex__(5)
         self.say("instance")
         self.add(kind, f"the class of {what}")
@@ -284,7 +294,7 @@ class _Key:
         self._attributes(function, facts)
         space = function.__globals__
         if not _is_of_project(space.get("__name__", "")):
-            return  # of a library: its globals are its own
+            return  # a library, which counts by its name
         for name in facts.reads:
             if name in space:
                 self.say(name)
@@ -295,14 +305,14 @@ class _Key:
             self._import(module, level, space, facts, function.__qualname__)
 
     def _attributes(self, function: types.FunctionType, facts: _Facts) -> None:
-        """What somebody has set on a function and code reads there."""
+        """Add the attributes of a function that code reads."""
         for name in sorted(facts.names & vars(function).keys()):
             if not (name.startswith("__") and name.endswith("__")):
                 self.say(name)
                 self.add(vars(function)[name], f"the attribute {name!r} of {function.__qualname__}")
 
     def _read(self, value: Any, facts: _Facts, what: str) -> None:
-        """What code reads: of a module of the project, that of it which the code names; of a function, attributes that it names."""
+        """Add what code reads: of functions and modules of the project, the attributes it names."""
         self.add(value, what)
         if isinstance(value, types.FunctionType):
             self._attributes(value, facts)
@@ -316,7 +326,7 @@ class _Key:
                 self._read(part, facts, f"{value.__name__}.{name}")
 
     def _import(self, module: str, level: int, space: dict[str, Any], facts: _Facts, who: str) -> None:
-        """What a function imports when it runs; it would do so in a moment anyway."""
+        """Add a module that a function imports when it runs; imports it, as the function would."""
         try:
             name = importlib.util.resolve_name("." * level + module, space.get("__package__") or "") if level else module
             self.say("import", name)
@@ -372,7 +382,7 @@ def _facts_of(code: types.CodeType) -> _Facts:
         elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             reads.add(str(step.argval))
         elif step.opname == "IMPORT_NAME":
-            imports.add((str(step.argval), before[-2]))  # how far up it begins has been loaded before what it takes
+            imports.add((str(step.argval), before[-2]))  # the level is loaded before the names
         before = [before[-1], step.argval]
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -387,7 +397,7 @@ def _facts_of(code: types.CodeType) -> _Facts:
     facts = _Facts(said, [used[number] for number in sorted(used)], sorted(reads), frozenset(names), sorted(imports))
     if len(_facts) > 1000:
         _facts.clear()
-    _facts[id(code)] = code, facts  # held, so that no other gets its id
+    _facts[id(code)] = code, facts  # holds the code, so that no other gets its `id`
     return facts
 
 
@@ -399,14 +409,17 @@ def _is_entangle(module: str) -> bool:
     return module.partition(".")[0] == "entangle" and not module.startswith(("entangle.tests", "entangle.examples"))
 
 
-#: Where the standard library lies, and what says that something was installed.
+#: Where the standard library lies, and the directories of installed packages.
 _STANDARD = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_library(module: str) -> bool:
-    """Whether a module is of the standard library, of us, or installed, by where it lies: a file of the project may be called `queue`."""
+    """Whether a module belongs to the standard library, to entangle or to an installed package.
+
+    Decided by where it lies, not by its name: a file of the project may be called `queue`.
+    """
     if _is_entangle(module) or module in sys.builtin_module_names:
         return True
     loaded = sys.modules.get(module)
@@ -429,7 +442,7 @@ def _is_of_project(module: str) -> bool:
 
 
 def _library_name(value: Any) -> tuple[str, str] | None:
-    """The module and the name under which a library has a function or a class; None for those of the project, and for local ones."""
+    """The module and name of a function or class of a library; None for others and local ones."""
     module = getattr(value, "__module__", None) or ""
     if not isinstance(module, str) or module not in sys.modules or _is_of_project(module) or travels_by_value(module):
         return None

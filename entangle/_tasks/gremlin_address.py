@@ -9,17 +9,20 @@ from entangle.errors import GraphError
 
 
 def check_address(address: str) -> str:
-    """The address, where it is one. Raises GraphError."""
+    """Return the address. Raises GraphError if it is none."""
     name_of(address)
     return address
 
 
 def name_of(address: str) -> str:
-    """The address without what may be secret in it: by that name records know a server. Raises GraphError where it is none."""
+    """The address without parts that may be secret; records name a server so.
+
+    Raises GraphError if it is no address of a Gremlin server.
+    """
     try:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port
-    except ValueError as error:  # a port that is no number, or too large; half a bracket
+    except ValueError as error:  # the port is no number or too large; a bracket is missing
         raise GraphError(f"{masked(address)!r} is not the address of a Gremlin server: {error}") from None
     if parts.scheme not in ("ws", "wss") or not host or port == 0:
         raise GraphError(f"{masked(address)!r} is not the address of a Gremlin server; it looks like ws://localhost:8182/gremlin")

@@ -1,4 +1,4 @@
-"""The parameters of a task: whether the arguments of a call fit them, asked of every call and so answered quickly."""
+"""The parameters of a task, and whether arguments fit them: asked of every call, so it is quick."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def without_injected(signature: inspect.Signature, layers: Sequence[Layer]) -> inspect.Signature:
-    """The signature that a call has to fit: without what layers fill in."""
+    """The signature that a call has to fit: without the parameters that layers fill in."""
     injected = {name for layer in layers for name in layer.injected}
     if not injected:
         return signature
@@ -23,8 +23,11 @@ def without_injected(signature: inspect.Signature, layers: Sequence[Layer]) -> i
 
 
 def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Callable[..., Any]:
-    """The function, where what layers fill in by name stands before other parameters, or can be given by its place alone: a call
-    counts its positional arguments without it, so each is put where it belongs."""
+    """The function, called with its parameters in their order.
+
+    Layers fill in parameters by name, and a call counts its positional arguments without these. If
+    such a parameter stands before others, or is positional-only, each argument is put in its place.
+    """
     injected = {name for layer in layers for name in layer.injected}
     if not injected:
         return function
@@ -32,11 +35,11 @@ def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Calla
 
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):  # a builtin that does not tell
+    except (ValueError, TypeError):  # a builtin without a signature
         return function
     by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
     while by_place and by_place[-1].name in injected and by_place[-1].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        by_place.pop()  # what comes last is in nobody's way
+        by_place.pop()  # nothing comes after it
     names = [p.name for p in by_place if p.kind is not inspect.Parameter.VAR_POSITIONAL]
     if injected.isdisjoint(names):
         return function
@@ -50,7 +53,7 @@ def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Calla
                 continue
             try:
                 placed.append(next(given))
-            except StopIteration:  # this one and those after it are given by name, or not at all
+            except StopIteration:  # this and all later ones are given by name, or not at all
                 break
         return function(*placed, *given, **kwargs)
 
@@ -58,7 +61,7 @@ def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Calla
 
 
 def fitting(task: Decorated) -> Callable[[int, dict[str, Any]], bool]:
-    """A quick test whether so many positional arguments and these keywords fit the parameters of a task."""
+    """A quick test whether this many positional arguments and these keywords fit a task."""
     if any(layer.takes_arguments for layer in task.layers):
         return lambda count, kwargs: True
     function = task.function
@@ -85,7 +88,7 @@ def _slow_fit(task: Decorated, count: int, kwargs: dict[str, Any]) -> bool:
 
         try:
             known["_signature"] = without_injected(inspect.signature(task.function), task.layers)
-        except (ValueError, TypeError):  # a builtin that does not tell
+        except (ValueError, TypeError):  # a builtin without a signature
             known["_signature"] = None
     signature = known["_signature"]
     if signature is None:
@@ -113,8 +116,11 @@ def code_of(function: Any) -> Any:
 
 
 def _innermost(function: Any) -> tuple[Any, int]:
-    """What partials and wrappers are around, and how many of its parameters partials have filled. There may be no end to them, as with
-    a Mock."""
+    """The function inside partials and wrappers, and how many of its parameters partials have
+    filled.
+
+    Stops after 20 steps: an object such as a Mock has a wrapper in every wrapper.
+    """
     filled = 0
     for _ in range(20):
         if hasattr(function, "func"):  # functools.partial
@@ -128,8 +134,10 @@ def _innermost(function: Any) -> tuple[Any, int]:
 
 
 def positional_names(function: Any) -> tuple[list[str], str | None]:
-    """The names by which positional arguments go, and what takes those that are left. Read from the code: `inspect` takes longer to
-    import than many a run lasts."""
+    """The names of the positional parameters, and of the one that takes the rest.
+
+    Read from the code object: importing `inspect` takes longer than many a run.
+    """
     inner, filled = _innermost(function)
     if isinstance(inner, type):
         inner, filled = inner.__init__, filled + 1  # type: ignore[misc]

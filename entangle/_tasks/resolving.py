@@ -1,4 +1,4 @@
-"""A function whose value is a call or a coroutine has the value of that: it is run where it was made."""
+"""Values that are calls or coroutines are resolved: run where they were made."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from entangle.errors import EntangleError
 
 
 def resolving(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, and where its value is a call or a coroutine, the value of that: it is run where it was made.
+    """The function; where it returns a call or a coroutine, that is run, and its value returned.
 
-    The value is asked, not the function: a partial, a wrapper or an object with an `async` `__call__` give coroutines as well.
+    Checks the value, not the function: a partial, a wrapper or an object with an `async` `__call__`
+    returns coroutines as well.
     """
 
     @passes_on
@@ -47,8 +48,8 @@ def _awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    coroutine.close()  # it has not begun, and Python would warn that nobody awaits it
+    coroutine.close()  # avoids the warning that it was never awaited
     raise EntangleError(
-        f"{coroutine.__qualname__} is an async function, and the event loop of the thread that would run it is running already: "
+        f"{coroutine.__qualname__} is an async function, and an event loop is already running in the thread that would run it; "
         "inside a loop, write `await call` instead of `call()`"
     )

@@ -1,4 +1,4 @@
-"""From a tree of calls to a Flow, and to the nested dicts of `call.graph()`."""
+"""Compiles a tree of calls to a Flow, and to the nested dicts of `call.graph()`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from entangle.errors import ArgumentError, CycleError
 from entangle.flow import COPY, PROCESS, UNCHANGING, Body, Flow, Like, Shape, Template, is_copied
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
-#: Containers in containers, so many: far below what Python's recursion allows, and above what anybody writes.
+#: The deepest nesting of containers with calls; far below Python's recursion limit.
 _DEEP = 200
 
 
 def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
-    """Put the calls and constants that an argument is made of into `flat`; gives the template that makes it again."""
+    """Append the calls and constants of an argument to `flat`; returns its template."""
     kind = type(value)
     if kind is Call or kind in UNCHANGING:
         flat.append(value)
@@ -28,7 +28,7 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
         flat.append(value)
         return COPY if is_copied(value) else None
     if id(value) in around:
-        raise CycleError(f"an argument holds itself: a {kind.__name__} with a call in it is, through its own parts, a part of itself")
+        raise CycleError(f"an argument contains itself: a {kind.__name__} with a call in it is, through its items, one of its own items")
     holds_call, endless = _look_into(value)
     if not holds_call:
         flat.append(value)
@@ -44,8 +44,11 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
 
 
 def _look_into(value: Any) -> tuple[bool, bool]:
-    """Whether there is a call somewhere in a container; and whether the container has no end, being a part of itself, or one
-    so deep that it is not followed there: it is then passed on as it is. Not by recursion, of which there is only so much."""
+    """Whether a container has a call in it, at any depth; and whether it is endless.
+
+    Endless: it contains itself, or is nested too deep to follow; it is then passed on as it is.
+    Uses a stack of its own, since Python's recursion is limited.
+    """
     inside = {id(value)}
     done: set[int] = set()
     stack = [(id(value), _containers_in(value))]
@@ -70,7 +73,7 @@ def _look_into(value: Any) -> tuple[bool, bool]:
 
 
 def _containers_in(value: Any) -> Iterator[Any]:
-    """The parts of a container that are, or may have in them, calls."""
+    """The items of a container that are calls or may contain calls."""
     parts = chain.from_iterable(value.items()) if isinstance(value, dict) else value
     return iter(
         [part for part in parts if type(part) not in UNCHANGING and (type(part) is Call or (isinstance(part, _CONTAINERS) and part))]
@@ -78,7 +81,7 @@ def _containers_in(value: Any) -> Iterator[Any]:
 
 
 def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], tuple[Template, ...] | None]]:
-    """The flat inputs of a call, and the shape in which they become its arguments."""
+    """The flat inputs of a call, and the shape that makes its arguments of them."""
     args, kwargs = call.args, call.kwargs
     for argument in args:
         kind = type(argument)
@@ -94,12 +97,12 @@ def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], t
 
 
 def compile_call(root: Call[Any]) -> Flow:
-    """The flow of a call tree, leaves first in the order in which they are written. The same call twice is one node.
+    """The flow of a call tree; leaves come first, in the order in which they are written.
 
-    Raises CycleError where there is a cycle.
+    The same call twice is one node. Raises CycleError if there is a cycle.
     """
-    # A call's number: -1 while its arguments are being visited, then k for the k-th leaf, -2 - k for the k-th other node,
-    # whose numbers begin when the leaves have been counted.
+    # The number of a call: -1 while its arguments are visited; then k for the k-th leaf, and -2 -
+    # k for the k-th other node, whose final number is known once all leaves are counted.
     numbers: dict[Call[Any], int] = {}
     leaves: list[tuple[int, int, Sequence[Any]]] = []  # body, shape, flat inputs
     others: list[tuple[int, int, Sequence[Any]]] = []
@@ -109,7 +112,7 @@ def compile_call(root: Call[Any]) -> Flow:
     stack: list[Any] = [root]
     while stack:
         call = stack.pop()
-        if type(call) is tuple:  # all that it takes has been visited
+        if type(call) is tuple:  # all arguments of this call have been visited
             call, body, shape, flat = call
             numbers[call] = -2 - len(others)
             others.append((body, shape, flat))
@@ -170,18 +173,18 @@ def compile_call(root: Call[Any]) -> Flow:
 
 def _cycle(call: Call[Any]) -> CycleError:
     return CycleError(
-        f"{call.task.__name__!r} is, through its own arguments, an argument of itself; "
-        "a list or dict that it was given has been changed afterwards"
+        f"a call of {call.task.__name__!r} is, through its own arguments, an argument of itself; "
+        "a list or dict that it was given has been changed since"
     )
 
 
 def as_dict(root: Call[Any]) -> dict[str, Any]:
-    """The graph below a call as nested dicts, built from the leaves up, since nesting may be deep.
+    """The graph below a call as nested dicts. Raises CycleError if there is a cycle.
 
-    Raises CycleError where there is a cycle.
+    Built from the leaves up: nesting may be deeper than Python's recursion limit.
     """
     built: dict[Call[Any], list[dict[str, Any]]] = {}
-    waiting: set[Call[Any]] = set()  # for what they take: those above the one in hand
+    waiting: set[Call[Any]] = set()  # the calls above the current one
     stack = [root]
     while stack:
         call = stack[-1]
@@ -213,7 +216,7 @@ def as_dict(root: Call[Any]) -> dict[str, Any]:
 
 
 def _level(children: list[dict[str, Any]]) -> Any:
-    """Siblings as one dict, or as a list where two have one name."""
+    """Siblings as one dict, or as a list if two have one name."""
     merged: dict[str, Any] = {}
     for child in children:
         merged.update(child)

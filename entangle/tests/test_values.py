@@ -226,7 +226,7 @@ def test_a_container_that_holds_itself_and_a_call_is_an_error() -> None:
     around: list[Any] = [same(1)]
     around.append({"a": around})
     for run in (same(around), same(around).graph):
-        with pytest.raises(CycleError, match="a list with a call in it is, through its own parts, a part of itself"):
+        with pytest.raises(CycleError, match="a list with a call in it is, through its items, one of its own items"):
             run()
 
 
