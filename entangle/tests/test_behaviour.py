@@ -31,7 +31,7 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .evidence import alive, most_at_once, note, notes, notes_of, pids_in, text_of, wait_until
-from .ways import Way
+from .ways import Way, needed
 
 VALUES: list[Any] = [
     None,
@@ -209,7 +209,7 @@ def test_many_values_of_middle_size(way: Way) -> None:
 
 @pytest.mark.near
 def test_numpy_arrays(way: Way) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needed("numpy")
     same, add = way.process(bodies.same), way.process(bodies.add)
     array = numpy.arange(200_000, dtype="float64")
     result = add(same(array), same(array))()

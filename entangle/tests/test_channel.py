@@ -37,6 +37,7 @@ from entangle.thread import ThreadTimeoutException, thread
 from . import bodies
 from .evidence import alive, note, notes, pids_in, wait_until
 from .places import far_pythons
+from .ways import needed
 
 
 @pytest.fixture(params=["this version", "another version"])
@@ -87,7 +88,7 @@ def test_large_values_both_ways_while_others_wait() -> None:
 
 
 def test_arrays_are_not_pickled_and_can_be_written_to() -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needed("numpy")
     double = interpreter(lambda array: array * 2)
     array = numpy.arange(1_000_000, dtype="float64")
     result = double(array)()
@@ -354,7 +355,7 @@ def test_modules_of_the_project_travel(python: str, project: Path) -> None:
 
 
 def test_a_module_with_compiled_parts_is_named(python: str) -> None:
-    pytest.importorskip("numpy")
+    needed("numpy")
 
     def uses() -> Any:
         import numpy
@@ -422,8 +423,8 @@ def test_files_of_a_module_that_came_over_the_stream(python: str, project: Path)
 
 
 def test_files_and_metadata_of_what_pip_has_installed(python: str) -> None:
-    pytest.importorskip("requests")
-    pytest.importorskip("certifi")
+    needed("requests")
+    needed("certifi")
 
     def files() -> str:
         import certifi

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pty
@@ -26,6 +25,7 @@ from .callers import ROOT, Caller
 from .evidence import wait_until
 from .test_records import damage
 from .test_watch import LASTING
+from .ways import needed
 
 WORK = """
     import sys, time
@@ -788,8 +788,7 @@ def test_the_doctor_says_what_is_broken(line: Line) -> None:
 
 
 def test_a_graph_server_that_is_down(line: Line) -> None:
-    if importlib.util.find_spec("gremlin_python") is None and not os.environ.get("CI"):
-        pytest.skip("there is no gremlinpython: pip install 'py-entangle[graph]'")
+    needed("gremlin_python")
     line("run", "work.py:many")
     assert line("graph", "send", "--all", "--to", "ws://127.0.0.1:1/gremlin").returncode == UNREACHABLE
 

@@ -39,9 +39,9 @@ from .callers import ROOT
 from .evidence import wait_until
 from .far_bodies import add
 from .services import given
-from .ways import missing
+from .ways import missing, needed
 
-pytest.importorskip("docker")
+needed("docker")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from entangle.errors import RecordsError
 from entangle.process import process
 
 from .bodies import add, one
-from .ways import missing
+from .ways import missing, needed
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -150,7 +150,7 @@ def test_prov_as_the_reference_reader_sees_it(run: records.Run, failed: records.
 
 
 def test_networkx(run: records.Run) -> None:
-    networkx = pytest.importorskip("networkx")
+    networkx = needed("networkx")
     graph = run.to_networkx()
     assert (graph.number_of_nodes(), graph.number_of_edges()) == (run.node_count, len(run.edges))
     assert networkx.is_directed_acyclic_graph(graph)

@@ -15,6 +15,7 @@ from entangle.process import process
 from entangle.thread import thread
 
 from .callers import Caller
+from .ways import needed
 
 
 def more(number: int) -> int:
@@ -54,7 +55,7 @@ def test_a_thread_of_the_run_holds_a_lock(name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_thread_draws_from_numpys_generator() -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needed("numpy")
 
     @process
     def draw() -> float:

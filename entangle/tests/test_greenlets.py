@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from .callers import output_of
+from .ways import needed
 
 PROGRAM = """
 import os, time
@@ -113,12 +114,12 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("way", ["auto", *(pytest.param(way, marks=pytest.mark.drill) for way in ("fork", "forkserver", "spawn"))])
 def test_a_program_under_gevent(tmp_path: Path, way: str) -> None:
     """All ways to run, alone and by several greenlets at once."""
-    pytest.importorskip("gevent")
+    needed("gevent")
     assert output_of(tmp_path, GEVENT, ENTANGLE_START=way, PYTHONWARNINGS="default") == "all\n"
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.drill) for way in ("auto", "fork")])
 def test_a_program_under_eventlet(tmp_path: Path, way: str) -> None:
     """As under gevent, where that is installed."""
-    pytest.importorskip("eventlet", reason="pip install eventlet")
+    needed("eventlet")
     assert output_of(tmp_path, EVENTLET, ENTANGLE_START=way, PYTHONWARNINGS="default") == "all\n"

@@ -21,10 +21,11 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .evidence import notes_of
+from .ways import needed
 
-pytest.importorskip("httpx")
+needed("httpx")
 
-from entangle.http import request
+from entangle.http import request  # noqa: E402
 
 
 class _Handler(BaseHTTPRequestHandler):

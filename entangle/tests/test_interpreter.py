@@ -26,6 +26,7 @@ from .evidence import most_at_once, note, notes, pids_in, span, wait_until
 from .places import far_pythons
 from .services import given
 from .services.hosts import Hosts
+from .ways import needed
 
 
 @pytest.fixture(params=["this version", "another version"])
@@ -211,7 +212,7 @@ def on_a_host():
 def test_a_task_of_this_machines_python_does_not_hinder_the_others_of_its_module(
     python: str, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("docker")
+    needed("docker")
     name = f"several{os.getpid()}{len(sys.modules)}"
     link = tmp_path / "a-python-of-this-machine"  # known to nobody else
     link.write_text(f'#!/bin/sh\nexec {python} "$@"\n')

@@ -25,6 +25,7 @@ from entangle.workflow import workflow
 from . import bodies
 from .callers import gone
 from .evidence import most_at_once, note, notes, pids_in, text_of, wait_until
+from .ways import needed
 
 one = process(bodies.one)
 num = process(bodies.num)
@@ -102,7 +103,7 @@ def test_a_call_made_outside_and_called_inside() -> None:
 
 
 def test_large_values_through_three_levels() -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needed("numpy")
     make = process(lambda n: numpy.ones(n))
 
     @process

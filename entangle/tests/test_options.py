@@ -22,6 +22,7 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .evidence import alive, most_at_once, notes, wait_until
+from .ways import needed
 
 pid = process(bodies.pid)
 gather = process(bodies.gather)
@@ -265,7 +266,7 @@ def test_shared_memory_may_come_before_other_parameters(decorator: Any) -> None:
 
 
 def test_shared_memory_of_the_documentation(start: str) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needed("numpy")
 
     @process(shared_memory=True)
     def dopow(names: Any, smm: Any = None, sm: Any = None) -> tuple[float, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .callers import Caller, output_of
+from .ways import needed
 
 PLAIN = """
     import os
@@ -231,7 +232,7 @@ def test_stdin_of_a_body_is_empty(tmp_path: Path, start: str) -> None:
 def test_an_openmp_runtime_makes_auto_careful(tmp_path: Path, library: str) -> None:
     """A forked child that enters a parallel region would hang, so `auto` does not fork then."""
     if library == "numba":
-        pytest.importorskip("numba")
+        needed("numba")
         load = "import numba"
         body = (
             "import numba, numpy\n"

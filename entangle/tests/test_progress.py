@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pty
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from .callers import Caller, output_of
+from .ways import needed
 
 SLOW = """
     import time
@@ -73,8 +73,7 @@ def on_a_terminal(caller: Caller) -> str:
 
 @pytest.mark.parametrize("how", HOW)
 def test_on_a_terminal(tmp_path: Path, how: str) -> None:
-    if importlib.util.find_spec("rich") is None:
-        pytest.skip("rich is not installed")
+    needed("rich")
     environment = {"ENTANGLE_PROGRESS": "1"} if how == "by the environment" else {}
     shown = on_a_terminal(Caller(tmp_path, SLOW + "\n    " + HOW[how] + "\n", **environment))
     assert "answer 2" in shown
@@ -103,8 +102,7 @@ def test_nothing_for_short_runs(tmp_path: Path) -> None:
 
 def test_the_answer_is_not_mixed_with_the_bar(tmp_path: Path) -> None:
     """With stdout going elsewhere, the bar stays on the terminal."""
-    if importlib.util.find_spec("rich") is None:
-        pytest.skip("rich is not installed")
+    needed("rich")
     ours, theirs = pty.openpty()
     caller = Caller(tmp_path, SLOW + "\n    print('answer', flow(progress=True))\n")
     caller.environment["TERM"] = "xterm"
@@ -218,8 +216,7 @@ LAST_LINES = {
     [*((ending, "process") for ending in LAST_LINES), ("all done", "thread"), ("one has failed", "thread")],
 )
 def test_the_last_line_of_a_run_that_is_over_says_so(tmp_path: Path, ending: str, carrier: str) -> None:
-    if importlib.util.find_spec("rich") is None:
-        pytest.skip("rich is not installed")
+    needed("rich")
     program, counts, more = LAST_LINES[ending]
     source = textwrap.dedent(ENDS).replace("CARRIER", carrier) + textwrap.indent(textwrap.dedent(program).strip(), "    ") + "\n"
     shown = on_a_terminal(Caller(tmp_path, source))
@@ -232,8 +229,7 @@ def test_the_last_line_of_a_run_that_is_over_says_so(tmp_path: Path, ending: str
 
 def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
     """A window is closed, and what was started in it with nohup goes on."""
-    if importlib.util.find_spec("rich") is None:
-        pytest.skip("rich is not installed")
+    needed("rich")
     source = textwrap.dedent(ENDS).replace("CARRIER", "process") + textwrap.indent(
         textwrap.dedent(
             """

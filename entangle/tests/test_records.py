@@ -29,6 +29,7 @@ from entangle.workflow import workflow
 from .bodies import add, one
 from .callers import Caller, output_of
 from .evidence import wait_until
+from .ways import needed
 
 
 @pytest.fixture
@@ -261,7 +262,7 @@ def test_a_run_whose_process_was_killed_is_found_out_at_the_next_look(directory:
         caller.stop()
     run = records.run()
     assert (run.name, run.ended, run.root.state, run.root.inputs[0].argument) == ("waits", None, "unknown", "x")
-    output_of(tmp_path, "import entangle._shared.home as home; home.sweep()")
+    output_of(tmp_path, "from entangle.cli import main; main(['clean'])")
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, 9000])
@@ -352,7 +353,7 @@ def test_no_hash_is_refused_as_that(directory: Path) -> None:
 
 
 def test_large_values_are_told_of_and_not_read(directory: Path) -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = needed("numpy")
 
     def large() -> Any:
         return numpy.zeros(1_000_000)

@@ -212,13 +212,12 @@ def test_a_directory_that_is_swapped_for_a_link_at_any_moment_is_not_followed(pl
 def test_a_program_whose_directory_was_swapped_for_a_link_removes_nothing_behind_it(place: Place) -> None:
     """The attack comes while the run lasts, and knows the names that the program has chosen."""
     source = f"""
-        import os
-        from entangle._shared.home import home
+        import glob, os, tempfile
         from entangle.process import process
 
         def swap():
-            found = home()
-            for path in (found.path, found.spill):
+            mine = f"entangle-{{os.getuid()}}/p{{os.getpid()}}-*"
+            for path in [glob.glob(os.path.join(top, mine))[0] for top in (os.environ["ENTANGLE_RUN_DIR"], tempfile.gettempdir())]:
                 base, name = os.path.split(path)
                 inside = os.path.join({str(place.own)!r}, name)
                 os.mkdir(inside, 0o700)
@@ -247,7 +246,6 @@ def test_a_program_whose_directory_was_swapped_for_a_link_removes_nothing_behind
 def test_a_live_home_is_not_removed(place: Path, tmp_path: Path) -> None:
     source = """
         import subprocess, sys
-        from entangle._shared.home import home
         from entangle.process import process
 
         process(int)("3")()

@@ -17,6 +17,8 @@ from entangle.dataflow import dataflow, process
 from entangle.errors import OptionError
 from entangle.sources import directory, every, lines, merge, queue
 
+from .ways import needed
+
 
 @dataflow
 @process
@@ -57,7 +59,9 @@ class Reader:
 
 def test_every() -> None:
     begin = time.monotonic()
-    assert list(islice(every(0.02), 5)) == [0, 1, 2, 3, 4] or time.monotonic() - begin > 0.1  # a busy machine may miss a tick
+    numbers = list(islice(every(0.02), 5))
+    assert numbers == sorted(set(numbers))  # a busy machine may miss some
+    assert numbers[0] == 0
     assert time.monotonic() - begin >= 0.08
     with pytest.raises(OptionError):
         every(0)
@@ -98,7 +102,7 @@ def test_lines_that_are_appended(tmp_path: Path) -> None:
 
 
 def test_new_files_of_a_directory(tmp_path: Path) -> None:
-    pytest.importorskip("watchfiles")
+    needed("watchfiles")
     (tmp_path / "b.csv").touch()
     (tmp_path / "a.csv").touch()
     (tmp_path / "a.txt").touch()

@@ -17,8 +17,9 @@ from entangle.thread import thread
 
 from . import bodies
 from .evidence import text_of, wait_until
+from .ways import needed
 
-numpy = pytest.importorskip("numpy")
+numpy = needed("numpy")
 
 same = process(bodies.same)
 pair = process(bodies.pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ from hypothesis import strategies as st
 from entangle._remote.wire import frames
 from entangle._remote.wire.frames import (
     CALL,
+    CANCEL,
     COUNT,
     DATA,
     FRAME_LIMIT,
     HEAD,
+    HELLO,
     INLINE,
     PING,
     PRINT,
+    RECORD,
     SIZE,
     VALUE,
     ZLIB,
@@ -32,6 +36,8 @@ from entangle._remote.wire.frames import (
     Press,
 )
 from entangle.errors import ProtocolError
+
+from .ways import needed
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -82,8 +88,8 @@ def test_messages_may_take_turns() -> None:
 
 @pytest.mark.parametrize("flag", [ZLIB, ZSTD])
 def test_a_slow_line_gets_compressed_frames(flag: int) -> None:
-    if flag == ZSTD and frames.zstd_module() is None:
-        pytest.skip("no zstd in this Python: pip install zstandard")
+    if flag == ZSTD and sys.version_info < (3, 14):
+        needed("zstandard")
     text = b"the same words again and again, " * 100_000
     press = Press(["zstd"] if flag == ZSTD else ["zlib"])
     assert encoded(CALL, 1, [[text]], press).count(text[:1000])  # nothing is known of the line yet: as it is
@@ -96,6 +102,82 @@ def test_a_slow_line_gets_compressed_frames(flag: int) -> None:
     assert len(encoded(CALL, 1, [[noise]], press)) >= len(noise)  # what does not shrink goes as it is
     press.wrote(1 << 40, 0.1)
     assert len(encoded(CALL, 1, [[text]], press)) >= len(text)  # and so does all, when the line is quick again
+
+
+def test_a_press_that_does_not_press_hands_on_what_it_was_given() -> None:
+    """Nothing is known of the connection; a last piece is too small to be worth it; what does not shrink is not tried again at once."""
+    press = Press(frames.compressions())
+    text, noise = bytes(FRAME_LIMIT + 100), os.urandom(FRAME_LIMIT)
+    for seconds in (0.0, 60.0):
+        press.wrote(Press.ENOUGH, seconds)
+        for data in (text, noise, text):
+            assert read(Decoder(), encoded(CALL, 1, [[data]], press)) == [(CALL, 1, [data])]
+
+
+def test_a_slow_connection_is_believed_after_some_megabytes_and_stays_slow() -> None:
+    """The first bytes go out at once however slow it is: pipes and windows take them."""
+    text = b"the same words again and again, " * (FRAME_LIMIT // 32)
+    press = Press()
+    press.wrote(Press.ENOUGH // 2, 60.0)
+    assert len(encoded(CALL, 1, [[text]], press)) > len(text)
+    press.wrote(Press.ENOUGH, 60.0)
+    for _ in range(40):  # how fast it packs is measured meanwhile
+        assert len(encoded(CALL, 1, [[text]], press)) < len(text) / 10
+
+
+def test_what_this_python_says_it_can_unpack_it_can() -> None:
+    text = bytes(FRAME_LIMIT)
+    assert "zlib" in frames.compressions()
+    for name in frames.compressions():
+        press = Press([name])
+        press.wrote(Press.ENOUGH, 60.0)
+        packed = encoded(CALL, 1, [[text]], press)
+        assert len(packed) < len(text) / 10
+        assert read(Decoder(), packed) == [(CALL, 1, [text])]
+
+
+def test_bytes_are_those_of_the_protocol() -> None:
+    """As docs/protocol.md has them, for whoever writes the other side."""
+    ping = "000000100a0100000000000000000007000000010000000000000004" + b"text".hex()
+    assert frames.control(PING, 7, b"text").hex() == ping
+    assert read(Decoder(), frames.control(PING, 7, b"text")) == [(PING, 7, [b"text"])]
+    announced = "0000000c020000000000000000000001000000010000000000100000"
+    press = Press(["zlib"])
+    press.wrote(Press.ENOUGH, 60.0)
+    packed = encoded(CALL, 1, [[bytes(FRAME_LIMIT)]], press)
+    assert packed[:28].hex() == announced
+    assert packed[32:40].hex() == "0502000000000000"
+    assert packed[44:48].hex() == "00100000"
+    assert zlib.decompress(packed[48:]) == bytes(FRAME_LIMIT)
+
+
+def test_thousands_of_small_messages_in_pieces_that_end_anywhere() -> None:
+    sent = [(PRINT, number, [os.urandom(number % 900)]) for number in range(2000)]
+    data = b"".join(encoded(kind, number, [parts]) for kind, number, parts in sent)
+    decoder, got = Decoder(), []
+    for start in range(0, len(data), 1013):
+        assert len(decoder.room()) > 0
+        got += [plain(message) for message in decoder.feed(data[start : start + 1013])]
+    assert got == sent
+
+
+def test_messages_under_way_have_room_together_up_to_the_limit() -> None:
+    """… to the last byte; and what is taken back makes room again."""
+    half = 1 << 16
+
+    def announced(number: int, size: int) -> bytes:
+        return HEAD.pack(12, CALL, 0, 0, number) + COUNT.pack(1) + SIZE.pack(size)
+
+    decoder = Decoder(2 * half)
+    assert list(decoder.feed(announced(1, half) + announced(2, half))) == []
+    back = frames.control(CANCEL, 2)
+    assert [message.kind for message in decoder.feed(back)] == [CANCEL]
+    assert list(decoder.feed(announced(2, half))) == []
+    brought = HEAD.pack(half, DATA, 0, 0, 1) + bytes(half)
+    assert [message.number for message in decoder.feed(brought)] == [1]
+    assert list(decoder.feed(announced(3, half))) == []
+    with pytest.raises(ProtocolError, match="room for 0"):
+        list(decoder.feed(announced(4, 1)))
 
 
 # --- what is no frame -------------------------------------------------------------------------------------------------
@@ -138,7 +220,7 @@ def test_no_input_hurts(data: bytes, cuts: list[int]) -> None:
         decoder = Decoder(limit)
         try:
             for kind, _, parts in read(decoder, data, cuts):
-                assert 1 <= kind <= 11
+                assert HELLO <= kind <= RECORD
                 assert sum(map(len, parts)) <= limit + FRAME_LIMIT
         except ProtocolError:
             with pytest.raises(ProtocolError):  # and from then on always
@@ -160,8 +242,27 @@ def test_no_input_hurts(data: bytes, cuts: list[int]) -> None:
         HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(2) + HEAD.pack(3, DATA, 0, 0, 1) + b"abc",
         (HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(2)) * 2,
         HEAD.pack(2, PING, 0, 0, 0) + b"xx",
+        HEAD.pack(15, PING, INLINE, 0, 0) + COUNT.pack(1) + SIZE.pack(2) + b"xxx",
+        HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(9) + HEAD.pack(2, DATA, ZLIB, 0, 1) + b"xx",
+        HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(9) + HEAD.pack(9, DATA, ZLIB, 0, 1) + COUNT.pack(9) + b"no zip",
+        HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(9) + HEAD.pack(12, DATA, ZLIB, 0, 1) + COUNT.pack(0) + zlib.compress(b""),
+        HEAD.pack(12, CALL, 0, 0, 1) + COUNT.pack(1) + SIZE.pack(9) + HEAD.pack(9, DATA, INLINE, 0, 1) + bytes(9),
     ],
-    ids=["a banner", "too long", "parts missing", "too large", "nobody's data", "too much data", "announced twice", "no sizes"],
+    ids=[
+        "a banner",
+        "too long",
+        "parts missing",
+        "too large",
+        "nobody's data",
+        "too much data",
+        "announced twice",
+        "no sizes",
+        "more than its parts",
+        "packed and no size",
+        "damaged",
+        "packed and empty",
+        "packed nobody knows how",
+    ],
 )
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -151,4 +152,12 @@ def missing(what: str) -> None:
 
     if os.environ.get("CI"):
         pytest.fail(f"in CI this must be there: {what}")
-    pytest.skip(what)
+    pytest.skip(what, allow_module_level=True)
+
+
+def needed(name: str) -> Any:
+    """A package that `py-entangle[test]` brings: a test that cannot have it is no test that has passed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        missing(f"the package {name}: pip install 'py-entangle[test]'")

@@ -109,7 +109,6 @@ def test_an_endless_stream_is_gone_within_a_second() -> None:
 
 _GROWTH = """
 import itertools, os, sys
-from entangle._shared.table import BUSY, RESTING, SLOT, STATE
 from entangle.dataflow import dataflow, process, thread
 from entangle.errors import ProcessTerminatedException
 @dataflow
