@@ -1,13 +1,13 @@
 #     docker build -t entangle . && docker run -it entangle python -m entangle.examples.example
 #
-# A container's /dev/shm holds 64 MB unless told otherwise; larger values then travel through files in /tmp.
+# A container's /dev/shm holds 64 MB by default; larger values then go through files in /tmp.
 # `docker run --shm-size=1g ...` keeps them in memory.
 ARG BASE=python:3.13-slim
 FROM ${BASE}
 
 ARG EXTRAS=http,progress,gpu
 COPY . /src
-# An environment of its own, so that any base image with a Python will do, whoever manages the packages of that one.
+# An environment of its own works in any base image, also where the system manages Python packages.
 RUN python3 -m venv /opt/entangle \
     && /opt/entangle/bin/pip install --no-cache-dir "/src[${EXTRAS}]" \
     && rm -rf /src \

@@ -1,11 +1,13 @@
 # Everything one does with a checkout. All that is needed is make and Python 3.10 or newer.
 #
-#   PYTHON=python3.12    the Python that environments are made with (after `make clean`, if they are there already)
+#   PYTHON=python3.12    the Python of new environments (`make clean` removes old ones)
 #   VENV=.venv           where the environment lies
 #   ARGS="-x -k store"   further arguments for what is run: pytest, the benchmarks, the drill
-#   TESTS=path           the tests to run; all of them if not given
-#   LOWEST_VENV=.venv-lowest   the one with the lowest versions of what we need, for `make test-lowest`; name the oldest Python for it
-#   JOBS=2               processes that share the tests when all of them are run; 0: none but pytest itself, as --pdb and -s need it
+#   TESTS=path           the tests to run; all of them by default
+#   LOWEST_VENV=.venv-lowest   the environment with the lowest versions, for `make test-lowest`;
+#                        it takes the oldest Python
+#   JOBS=2               processes that share the tests when all are run; 0: pytest alone, as --pdb
+#                        and -s need it
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,18 +21,18 @@ ARGS ?=
 BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 LOWEST_BIN := $(LOWEST_VENV)/bin
-#: What `make test-lowest` runs: where other people's packages are used, and what is promised of every way to run.
+#: The tests of `make test-lowest`: those that use other packages, and the promises to users.
 LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py classes.py cli.py dependencies.py docker.py http.py interpreter.py \
     memory.py progress.py source.py sources.py ssh.py values.py web.py)
 
-# In an empty environment, too: without a PATH a Python does not know where it lies itself.
+# In an empty environment, too: without a PATH, Python cannot find its own prefix.
 PATH ?= /usr/local/bin:/usr/bin:/bin
 export PATH
 
-# What runs here keeps its own budget of CPUs, and should not take the one of the make that happens to start it.
+# What runs here has its own budget of CPUs; it must not take the job slots of the make around it.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-# Thousands of Pythons are started here. Each would compile our modules anew, as no user's does.
+# The tests start thousands of Pythons. Without bytecode files each would compile our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -130,12 +132,12 @@ $(LOWEST_VENV)/.installed-lowest: $(LOWEST_VENV)/pyvenv.cfg pyproject.toml setup
 	$(LOWEST_BIN)/python -m pip install --quiet --constraint $(LOWEST_VENV)/lowest.txt --editable '.[test]'
 	@touch $@
 
-# Without the package: there it runs from the source tree, so that no installation has a part in how fast it starts.
+# Without the package: benchmarks run from the source tree, as an installation changes start times.
 $(BENCH_VENV)/.installed: $(BENCH_VENV)/pyvenv.cfg benchmarks/requirements.txt
 	$(BENCH_BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
 	@touch $@
 
-# Some systems ship venv without the pip that goes into it; then the system's own pip puts one there.
+# Some systems ship venv without ensurepip; there the system's pip installs pip.
 %/pyvenv.cfg:
 	@command -v '$(PYTHON)' >/dev/null || { \
 	    echo 'There is no "$(PYTHON)" here. Name a Python 3.10 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }

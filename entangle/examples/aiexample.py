@@ -1,8 +1,8 @@
-"""A small neural network, trained in a container that has what training needs, and this machine may not have.
+"""A small neural network, trained in a container that has the packages that training needs.
 
-`packages` are installed once into an image of their own, on top of `ENTANGLE_IMAGE` (python:3.13-slim if that is not set). The
-network learns to tell two interleaved half moons apart, and its summary comes back: layers, parameters, loss and accuracy.
-Prints that summary.
+`packages` are installed once, into an image of their own on top of `ENTANGLE_IMAGE` (default:
+python:3.13-slim). The network learns to tell two interleaved half moons apart. Its summary comes
+back and is printed: layers, parameters, loss and accuracy.
 """
 
 import os

@@ -1,9 +1,10 @@
-"""Values pushed through a graph of functions: what a function gives goes to those that stand in its parentheses.
+"""Values pushed through a graph of functions: each value goes to the functions in the parentheses.
 
-In a workflow `a(b(), c())` runs b and c first, for a. In a dataflow it is the other way round: a runs first, and b and c
-both get what it gives, at the same time. The callback is told of each value as it comes, in this process.
+In a workflow `a(b(), c())` runs b and c first, for a. In a dataflow it is the other way round: a
+runs first, and b and c both get its value, at the same time. The callback sees each value as it
+comes, in this process.
 
-Prints who was told what, the values of the leaves, and the same for another value.
+Prints what each function passed on, the values of the leaves, and the same for another value.
 """
 
 import threading

@@ -1,9 +1,9 @@
 """Threads that fetch and processes that compute, in one dataflow.
 
-What waits is carried by threads of this process, what computes by processes; the arrows do not care. Siblings run at the
-same time, and a texts's words are counted once, however many functions want the counts.
+Threads of this process carry what waits, processes what computes; the arrows are the same. Siblings
+run at the same time. A text's words are counted once, however many functions want the counts.
 
-Prints what each text is like, and who worked it out.
+Prints what each text is like, and which process found out.
 """
 
 import collections

@@ -1,7 +1,8 @@
 """A function that runs in a container, called from one that does not.
 
-All that the image needs is a Python; `ENTANGLE_IMAGE` names one, else it is python:3.13-slim, which docker pulls if it is not here.
-The container starts with the first call of the run, serves all of them, and is gone at its end. Prints what it looks like in there.
+The image needs a Python and nothing else. `ENTANGLE_IMAGE` names one; the default is
+python:3.13-slim, which docker pulls if it is not here. The container starts with the first call of
+the run, serves all calls, and is removed at the end. Prints what it looks like in there.
 """
 
 import os
@@ -15,7 +16,7 @@ image = os.environ.get("ENTANGLE_IMAGE", "python:3.13-slim")
 
 
 def look() -> dict[str, str]:
-    """What is there. A dict, since another Python version than ours may run this: those exchange what both of them have."""
+    """What there is. A dict, since another version of Python may run this; both have dicts."""
     import os
     import platform
 

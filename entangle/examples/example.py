@@ -1,7 +1,7 @@
 """An ordinary nested expression is a graph, and its parts run in parallel processes.
 
-Prints the graph before anything has run, then one line from each task as it finishes (the value it made, and in which
-process), then the result. The lines come in the order of finishing, which may differ from one run to the next.
+Prints the graph before anything has run, then a line from each task as it finishes (its value and
+its process), then the result. The order of finishing may differ from run to run.
 """
 
 import os
@@ -42,7 +42,7 @@ def subtract(a: int, b: int) -> int:
 
 
 def work(value: int) -> int:
-    """Give the value back after a moment, so that one process has not done everything before the next one is there."""
+    """Give the value back after a moment, so that one process has not done it all alone."""
     time.sleep(0.02)
     return value
 
@@ -54,8 +54,8 @@ def report(what: str, value: int) -> int:
 
 
 def draw(graph: Any, depth: int = 1) -> None:
-    """Print a graph, consumers above and what they consume below, further in."""
-    # Where siblings have the same name a level is a list of dicts, since a dict can hold a name only once.
+    """Print a graph: a consumer above, what it consumes below and further in."""
+    # A dict holds a name once: where siblings share a name, the level is a list of dicts.
     for level in graph if isinstance(graph, list) else [graph]:
         for name, arguments in level.items():
             print("  " * depth + name)

@@ -1,8 +1,8 @@
 """Workflows are values: one is handed to another, which decides when, and how often, to build it.
 
-`forecast` takes a workflow as an argument, without knowing that it asks a web server. `@request` turns the keyword
-arguments of a call into the query and gives the function the body of the answer. The server is this program's own, on
-the loopback interface, so no network is needed.
+`forecast` takes a workflow as an argument, without knowing that it asks a web server. `@request`
+turns the keyword arguments of a call into the query and gives the function the content of the
+answer. The server is this program's own, on the loopback interface, so no network is needed.
 
 Prints what the server was asked, and the two forecasts.
 """

@@ -1,10 +1,12 @@
-"""One function over numpy arrays, on the GPU where there is one, and several such tasks in parallel.
+"""One function over numpy arrays, on the GPU where there is one, and several such tasks in
+parallel.
 
-The function follows a population of which a share `rate` is born and a share dies for want of food, `x -> rate·x·(1-x)`,
-over a hundred years. numba compiles it for the GPU; where there is none, for the CPU; and without numba, numpy computes
-it as it stands. Below a rate of 1 a population dies out, so that a quarter of the rates from 0 to 4 must.
+The function follows a population for a hundred years: a share `rate` is born, and a share starves,
+`x -> rate·x·(1-x)`. numba compiles it for the GPU, or where there is none for the CPU; without
+numba, numpy computes it as it is. Below a rate of 1 a population dies out, so a quarter of the
+rates from 0 to 4 must.
 
-Prints on what it ran, and for a small and a large array the time taken and the share that has died out.
+Prints where it ran, and for a small and a large array the time taken and the share that died out.
 """
 
 import os
@@ -18,7 +20,7 @@ YEARS = 100
 
 
 def population(rate: Any) -> Any:
-    """The population after the years. Works on one number, which numba wants, and on an array, which numpy does."""
+    """The population after the years: of one number, for numba, or of an array, for numpy."""
     x = rate * 0 + 0.5
     for _ in range(YEARS):
         x = rate * x * (1 - x)
@@ -31,8 +33,8 @@ def compiled() -> tuple[Any, str]:
         return population, "the CPU, by numpy"
     import numba.cuda
 
-    compiler: Any = numba  # which has no types that a checker would know
-    # Asked in the process that computes: a CUDA context made by a parent is of no use to its children.
+    compiler: Any = numba  # numba has no types
+    # Ask in the process that computes: a child cannot use the CUDA context of its parent.
     if compiler.cuda.is_available():
         return compiler.vectorize(["float32(float32)"], target="cuda")(population), "the GPU, by numba"
     return compiler.vectorize(["float32(float32)"], target="cpu")(population), "the CPU, by numba"
@@ -40,7 +42,7 @@ def compiled() -> tuple[Any, str]:
 
 @process
 def measure(size: int) -> tuple[int, float, float, str]:
-    """Compute populations at this many rates: gives size, seconds, the share that died out, and where it ran."""
+    """Compute this many populations: gives size, seconds, the share that died out, and where."""
     import numpy as np
 
     rates = np.linspace(0, 4, size, endpoint=False, dtype=np.float32)
@@ -63,7 +65,7 @@ def main() -> None:
         print(f"Without {' and '.join(missing)}; to have all of it: pip install 'py-entangle[gpu]'")
     if "numpy" in missing:
         return
-    # No GPU and no driver is no news here, and numba need not say so.
+    # numba need not warn that there is no GPU or no driver.
     os.environ.setdefault("NUMBA_CUDA_LOG_LEVEL", "CRITICAL")
 
     rows = table(measure(100), measure(1_000_000))()

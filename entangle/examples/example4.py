@@ -1,9 +1,9 @@
 """Memory that several processes write to at the same time, each in its own part of it.
 
-Values that tasks return are never copied more than they must be, large ones not at all, and this is not needed for
-that. It is for data that is changed in place: here the sieve of Eratosthenes, one byte a number, from which four tasks
-strike out what is not prime. `smm` makes a segment of shared memory that lasts until the run ends; `sm` opens one by
-its name. Only the name travels from task to task.
+This is not needed to return large values: those are not copied anyway. It is for data that is
+changed in place: here the sieve of Eratosthenes, one byte a number, from which four tasks strike
+out what is not prime. `smm` makes a segment of shared memory that lasts until the run ends; `sm`
+opens one by its name. Only the name travels from task to task.
 
 Prints what each task struck out, and how many primes are left.
 """
@@ -19,7 +19,7 @@ PARTS = 4
 
 
 @process(shared_memory=True)
-def sheet(size: int, smm: Any = None, sm: Any = None) -> str:
+def sieve(size: int, smm: Any = None, sm: Any = None) -> str:
     """A segment with a 1 for every number up to size; gives its name."""
     segment = smm.SharedMemory(size)
     segment.buf[:size] = b"\x01" * size
@@ -42,13 +42,13 @@ def strike(name: str, start: int, end: int, smm: Any = None, sm: Any = None) -> 
 
 @process(shared_memory=True)
 def count(name: str, *reports: str, smm: Any = None, sm: Any = None) -> tuple[int, tuple[str, ...]]:
-    """Count what is left, once everything is struck out; the reports are here to be waited for."""
+    """Count what is left. Taking the reports makes it wait until everything is struck out."""
     return sum(sm(name).buf[:LIMIT]), reports
 
 
 def main() -> None:
     # One call in several places is one node of the graph: all of them get the same segment.
-    numbers = sheet(LIMIT)
+    numbers = sieve(LIMIT)
     step = LIMIT // PARTS
     struck = [strike(numbers, start, start + step) for start in range(0, LIMIT, step)]
     primes, reports = count(numbers, *struck)()

@@ -1,8 +1,8 @@
 """Graphs that grow while they run: what a task finds out decides what runs next.
 
-There are two ways. A body may *return* a call, and the value of that call becomes its own: `area` measures the ground
-under a curve, and where its estimate is too rough it returns the sum of two halves. Or a body may *run* a call and go on
-with the value: `report` does that to choose its words.
+There are two ways. A body may *return* a call, and the value of that call becomes its own: `area`
+measures the ground under a curve, and where its estimate is too rough it returns the sum of two
+halves. Or a body may *run* a call and go on with the value: `report` does that to choose its words.
 
 Prints the area found, the true one, and where the curve was looked at closely.
 """
@@ -16,7 +16,9 @@ PEAK, WIDTH = 0.3, 0.02
 
 
 class Piece(NamedTuple):
-    """The area under a part of the curve, and the parts it was put together from as (left, right)."""
+    """The area under a part of the curve, and the parts, (left, right), that it was put together
+    from.
+    """
 
     area: float
     parts: tuple[tuple[float, float], ...]

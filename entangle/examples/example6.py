@@ -1,8 +1,8 @@
 """Threads for what waits and processes for what computes, in one graph.
 
-`fetch` waits for a web server and does nothing else: threads are enough for that, and as many as there are pages may
-wait at once. `count` computes: it gets processes, as many as there are CPUs. The server is this program's own, on the
-loopback interface; it takes 0.2 seconds to answer.
+`fetch` only waits for a web server: threads are enough for that, and as many wait at once as there
+are pages. `count` computes: it gets processes, as many as there are CPUs. The server is this
+program's own, on the loopback interface; it takes 0.2 seconds to answer.
 
 Prints which processes did what, how long it took, and the commonest words.
 """
@@ -31,7 +31,7 @@ class Library(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         time.sleep(SECONDS)
         page = int(self.path[1:])
-        # Made by rule, so that every run counts the same words; the earlier in the vocabulary, the commoner.
+        # Made by rule, so that every run counts the same words: the earlier ones are commoner.
         words = [VOCABULARY[n * n * (page + 3) % 97 % len(VOCABULARY)] for n in range(20_000)]
         body = " ".join(words).encode()
         self.send_response(200)
@@ -44,7 +44,7 @@ class Library(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A server for so many who knock at the same moment: further ones would have to come back a second later."""
+    """A server for many connections at once: further ones would have to retry after a second."""
 
     request_queue_size = PAGES
 

@@ -1,7 +1,8 @@
 """The graph of an expression is plain data: nested dicts, ready for JSON.
 
-A key is a task or a constant, and what lies under it are its arguments; where two siblings have the same name, as a dict
-cannot hold both, the level is a list. Prints the result of the expression and then its graph.
+A key is a task or a constant; below it are its arguments. Where two siblings have the same name,
+the level is a list, as a dict cannot hold both. Prints the result of the expression and then its
+graph.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""A graph that is wanted later: a future of it, and a callback that gets it.
+"""A graph as a future, and a callback that gets it.
 
-The expression counts the words of three lines, two at a time in parallel. Prints the future before and after it is
-entangled, and from the callback how wide and how deep the graph is.
+The expression counts the words of three lines, two at a time in parallel. Prints the future before
+and after it is entangled, and from the callback how wide and how deep the graph is.
 """
 
 from concurrent.futures import Future

@@ -1,7 +1,7 @@
-"""A result that is wanted later: start a run, do something else, and be called back.
+"""A result as a future: start a run, do something else, and be called back.
 
-The work is to count primes, in parts. Prints what the caller does while the parts run in other processes, what the
-callback gets, and then the same once more in asyncio, where `await` waits for a call.
+The work is to count primes, in parts. Prints what the caller does while the parts run in other
+processes, what the callback gets, and then the same in asyncio, where `await` waits for a call.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def main() -> None:
     while not future.done():
         looks += 1
         time.sleep(0.01)
-    future.entangle()  # fires the callbacks that have not been yet; here it has nothing to wait for
+    future.entangle()  # fires callbacks that have not run yet; here nothing is left to wait for
     print(f"  the caller looked {looks} times before it was there")
 
     print("And in asyncio:")

@@ -1,11 +1,12 @@
 """The hosts on which the examples with @ssh run.
 
-Name three of your own, on which your key is known and a Python 3.10 or newer is installed:
+Name three of your own, where your key is known and a Python 3.10 or newer is installed:
 
     ENTANGLE_HOSTS="me@miko me@radiant me@phoenix" python -m entangle.examples.sshschedulerexample
 
-Without that, three ssh servers are started on this machine, on ports of the loopback interface, for as long as the example
-runs; it takes an OpenSSH server (apt install openssh-server) and no rights. Run by itself, this prints the hosts and their Pythons.
+Otherwise three ssh servers run on this machine, on ports of the loopback interface, as long as the
+example does. That takes an OpenSSH server (apt install openssh-server) and no rights. Run by
+itself, this prints the hosts and their Pythons.
 """
 
 import contextlib
@@ -81,7 +82,7 @@ def server(folder: Path, name: str) -> Iterator[Options]:
 
 
 def there() -> str:
-    """Where this runs: the port at which the ssh server was reached, and the Python."""
+    """Where this runs: the port of the ssh server that was reached, and the Python."""
     import os
     import platform
 

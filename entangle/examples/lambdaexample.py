@@ -1,7 +1,7 @@
-"""A dataflow that takes another way for other values: a lambda among the children decides at run time.
+"""A dataflow that takes a different way for different values: a lambda decides at run time.
 
-It gets the value that was pushed into the node in whose parentheses it stands, and so does the node that it chooses. Where
-it gives None, the branch ends.
+The lambda gets the value that was pushed into the node in whose parentheses it stands. So does the
+node that it chooses. Where it gives None, the branch ends.
 
 Prints which way each number went, and what came out.
 """

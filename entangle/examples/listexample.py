@@ -1,6 +1,7 @@
-"""A value that goes several ways, and how many is decided while it runs: a lambda may give a list of nodes.
+"""A value that goes several ways; how many is decided while it runs: a lambda may give a list of
+nodes.
 
-Prints, for each order, which of the desks had to do with it, all at the same time.
+Prints, for each order, the desks that worked on it, all at the same time.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Choices within choices: an inbox that sorts itself.
 
-A lambda may choose a node with lambdas in its own parentheses, and a list may hold nodes and further lambdas.
+A lambda may choose a node with lambdas in its own parentheses. A list may hold nodes and lambdas.
 
 Prints what has become of each letter.
 """

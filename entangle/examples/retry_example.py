@@ -1,7 +1,8 @@
 """A task that fails may be given further attempts, with a pause before each.
 
-`flaky` works the third time; `hopeless` never does, and its caller gets an error that tells of every attempt; `fragile`
-dies with its process the first time, which is a failure like any other. Prints the attempts and what came of them.
+`flaky` works the third time. `hopeless` never does, and its caller gets an error that tells of
+every attempt. `fragile` dies with its process the first time, which is a failure like any other.
+Prints the attempts and what came of them.
 """
 
 import os
@@ -28,7 +29,9 @@ def flaky(diary: str) -> str:
 
 @process(retry=3, sleep=0.02, backoff=2, jitter=0.01)
 def hopeless(diary: str) -> str:
-    """Fails always; the pauses double, and differ a little so that many such tasks do not come back all at once."""
+    """Fails always. The pauses double, and vary, so that many such tasks do not return all at
+    once.
+    """
     raise Busy(f"not on attempt {note(diary)}")
 
 
@@ -42,7 +45,7 @@ def fragile(diary: str) -> str:
 
 
 def note(diary: str) -> int:
-    """Write down an attempt, and say how many there have been: memory does not outlast a process, a file does."""
+    """Write down an attempt; gives how many there were. A file outlasts a process."""
     with open(diary, "a", encoding="utf-8") as file:
         file.write(f"{time.time()} {os.getpid()}\n")
     return len(Path(diary).read_text(encoding="utf-8").splitlines())

@@ -1,8 +1,9 @@
-"""Tasks that get a CPU of their own, and never more of them at a time than there are cookies.
+"""Tasks that get a CPU of their own; no more run at a time than there are cookies.
 
-`@scheduler(cpus=2)` lets a task run only while it holds a cookie, of which there are two. A cookie names a CPU, and the
-task is bound to that CPU as long as it holds it. Six tasks share the two here. A scheduler wraps a workflow just as
-well: it lends its cookie to the tasks that it waits for, so that nothing blocks.
+`@scheduler(cpus=2)` lets a task run only while it holds one of two cookies. A cookie names a CPU,
+and the task is bound to that CPU as long as it holds it. Six tasks share the two here. A scheduler
+wraps a workflow just as well: the workflow lends its cookie to the tasks that it waits for, so
+nothing blocks.
 
 Prints when each task ran and on which CPU, and how many ran at a time at most.
 """

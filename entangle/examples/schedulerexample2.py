@@ -1,8 +1,8 @@
 """A scheduler of your own: a class whose `register` gets a function and returns one that wraps it.
 
-`Considerate` keeps tasks to the last few of the CPUs, and leaves the first to whoever sits at the machine. It needs no
-cookies, and so no limit on how many tasks run: the system shares those CPUs out among them. `impl=` names the class;
-here it is in the same file.
+`Considerate` keeps tasks to the last few CPUs, and leaves the first to the user of the machine. It
+has no cookies, and so no limit on how many tasks run: the system shares the CPUs among them.
+`impl=` names the class; here it is in the same file.
 
 Prints the CPUs of the machine, and those on which each task found itself.
 """
@@ -28,7 +28,7 @@ def move_to(cpus: list[int]) -> None:
 
 
 class Considerate:
-    """Tasks run on the last `cpus` of the CPUs, and never on the first unless it is the only one."""
+    """Runs tasks on the last `cpus` CPUs, never on the first unless there is only one."""
 
     def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
         @wraps(f)
@@ -38,7 +38,7 @@ class Considerate:
             try:
                 return f(*args, **kwargs)
             finally:
-                # The worker has other tasks to run after this one, which have not asked for it.
+                # The worker goes on to other tasks, which did not ask to be moved.
                 move_to(all_of_them)
 
         return considerate

@@ -1,8 +1,8 @@
-"""A dataflow over three hosts: each node gets its value from the node in whose parentheses it stands, wherever that has run.
+"""A dataflow over three hosts: each node gets its value from another, wherever that has run.
 
-`emit` runs here, on this machine, `echo` and `printx` on one host, `printz` on another, `printy` in a process here. The callback runs
-here as each node is done, so that the values can be watched on their way. Prints them, and in the end the values of the leaves.
-Which hosts: see `hosts.py`.
+`emit` runs on this machine, `echo` and `printx` on one host, `printz` on another, `printy` in a
+process here. The callback runs here as each node is done, so the values can be watched on their
+way. Prints them, and in the end the values of the leaves. Which hosts: see `hosts.py`.
 """
 
 import os

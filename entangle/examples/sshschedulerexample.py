@@ -1,8 +1,9 @@
 """A workflow on one host that calls tasks on two others, each host with a scheduler of its own.
 
-`whole` is sent to the third host, with its decorators. There it calls `two` and `three`, which that host sends on to the first
-and the second, and `add`, which stays. `@scheduler` takes its cookies on the host where its task runs, so that nobody in the
-middle needs to know of all three. Prints the value, and on which host each part ran. Which hosts: see `hosts.py`.
+`whole` goes to the third host, with its decorators. There it calls `two` and `three`, which that
+host sends on to the first and the second, and `add`, which stays. `@scheduler` takes its cookies on
+the host where its task runs, so no process in the middle knows of all three. Prints the value, and
+on which host each part ran. Which hosts: see `hosts.py`.
 """
 
 import os

@@ -1,8 +1,9 @@
-"""A directory of CSV files, followed: each new file is parsed by a process, the sums of ten are gathered in a window.
+"""CSV files that keep coming: processes parse them, and windows of ten are summed up.
 
-A thread plays the shop that drops a file of sales into the directory every few milliseconds; one in a while is broken, and
-is skipped. The stream reads no faster than its results are written: a slow disk would slow the source down, and memory
-stays as it is. On a terminal, a line shows how far it is.
+A thread plays the shop that drops a file of sales into the directory every few milliseconds. Now
+and then one is broken, and is skipped. The stream reads no faster than its results are written: a
+slow disk would slow the source down, and memory stays bounded. On a terminal, a line shows the
+progress.
 
 Prints the windows as they come, what was skipped, and where the results were.
 """
@@ -70,7 +71,7 @@ def shop(folder: Path) -> None:
 
 
 def counted(paths: Iterator[Path], seen: Counter[str]) -> Iterator[Path]:
-    """The paths, counted, with a live line on a terminal; and only so many, since this is an example."""
+    """The paths, counted, with a live line on a terminal; it ends after so many."""
     for path in islice(paths, FILES):
         seen["files"] += 1
         if sys.stdout.isatty():

@@ -1,8 +1,9 @@
-"""Tasks that take too long are ended, and the caller learns which one it was and what it was waiting for.
+"""Tasks that take too long are ended; the error names the task and what it was waiting for.
 
-Three ways to be late: a body that runs past its `timeout` (its process is killed, and the program that it started with
-it), an argument that does not arrive within `wait`, and a thread. A thread cannot be killed: the caller gets his error
-when the time is up, and the thread's value is dropped. Prints the text of each error and when it came.
+There are three ways to be late: a body that runs past its `timeout` (its process is killed, with
+the program that it started), an argument that does not arrive within `wait`, and a thread. A thread
+cannot be killed: the caller gets the error when the time is up, and the thread's value is dropped.
+Prints the text of each error and when it came.
 """
 
 import subprocess
