@@ -19,8 +19,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from entangle.cli.status import DONE, FAILED, Refused
-from entangle.cli.streams import plain
+from entangle.cli.exit_status import DONE, FAILED, Refused
+from entangle.cli.terminal_text import plain
 from entangle.errors import EntangleError
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entangle import __version__
-from entangle.cli.status import DONE, USAGE, Refused
+from entangle.cli.exit_status import DONE, USAGE, Refused
 
 app = typer.Typer(
     name="entangle",
@@ -52,7 +52,7 @@ def _options_first(words: list[str]) -> list[str]:
 
     Raises Refused for what looks like an option and is none: a task does not get what was meant for us.
     """
-    from entangle.cli.invoke import names_a_task
+    from entangle.cli.run_program import names_a_task
 
     options: list[str] = []
     rest: list[str] = []
@@ -117,7 +117,7 @@ def _run(
     [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs what comes of it and prints the value. Options may
     stand before or behind the arguments; words behind [b]--[/b] are arguments, whatever they look like.
     """
-    from entangle.cli.invoke import run
+    from entangle.cli.run_program import run
 
     raise typer.Exit(run(target, arguments or [], as_json, progress, start))
 
@@ -199,7 +199,7 @@ def _graph_send(
     as_json: Json = False,
 ) -> None:
     """Send the runs that a Gremlin server has missed."""
-    from entangle.cli.graph import send
+    from entangle.cli.graph_send import send
 
     send(runs or [], to, everything, as_json)
 
@@ -214,6 +214,6 @@ def _hosts_check(
     as_json: Json = False,
 ) -> None:
     """See whether tasks can run on these hosts."""
-    from entangle.cli.reach import check
+    from entangle.cli.hosts_check import check
 
     raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))

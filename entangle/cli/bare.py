@@ -6,7 +6,7 @@ import argparse
 
 from entangle import __version__
 from entangle.cli.clean import clean
-from entangle.cli.status import UNINSTALLED, Refused
+from entangle.cli.exit_status import UNINSTALLED, Refused
 
 #: Commands that typer and rich carry.
 OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts")

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from entangle.cli.status import DONE, FAILED
-from entangle.cli.tables import console, print_json, size, text
+from entangle.cli.exit_status import DONE, FAILED
+from entangle.cli.printing import console, print_json, size, text
 
 #: WORKS; OFF: not here, and nobody needs to mind who does not use it; BROKEN: entangle does not do its work.
 WORKS, OFF, BROKEN = "works", "off", "broken"

@@ -6,8 +6,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from entangle.cli.status import ABSENT, USAGE, Refused
-from entangle.cli.tables import COLOURS, console, duration, moment, print_json, print_table, text
+from entangle.cli.exit_status import ABSENT, USAGE, Refused
+from entangle.cli.printing import COLOURS, console, duration, moment, print_json, print_table, text
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from rich.tree import Tree
 
+from entangle.cli.exit_status import ABSENT, USAGE, Refused
+from entangle.cli.printing import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
 from entangle.cli.runs import run_called, summary, told
-from entangle.cli.status import ABSENT, USAGE, Refused
-from entangle.cli.streams import plain, stdout
-from entangle.cli.tables import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
+from entangle.cli.terminal_text import plain, stdout
 
 if TYPE_CHECKING:
     from entangle.records import Node, Run

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from entangle._watch.live_runs import LiveRun, cookies, live_homes, live_runs, pid_of_home
-from entangle.cli.tables import console, duration, print_json, size, text
+from entangle.cli.printing import console, duration, print_json, size, text
 
 #: Workers shown of one run; what they do repeats.
 MOST_WORKERS = 16

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from entangle.cli.status import UNREACHABLE, Refused, need
-from entangle.cli.tables import console, print_json
+from entangle.cli.exit_status import UNREACHABLE, Refused, need
+from entangle.cli.printing import console, print_json
 
 
 def ui(port: int, browser: bool, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from entangle.cli import main
-from entangle.cli.status import ABSENT, DONE, FAILED, INTERRUPTED, UNINSTALLED, UNREACHABLE, USAGE
+from entangle.cli.exit_status import ABSENT, DONE, FAILED, INTERRUPTED, UNINSTALLED, UNREACHABLE, USAGE
 
 from .callers import ROOT, Caller
 from .evidence import wait_until

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from entangle.cli.exit_status import UNREACHABLE, USAGE, Refused, need
+from entangle.cli.printing import console, print_json, text
 from entangle.cli.runs import run_called
-from entangle.cli.status import UNREACHABLE, USAGE, Refused, need
-from entangle.cli.tables import console, print_json, text
 
 
 def send(runs: list[str], to: str | None, everything: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from entangle.cli.streams import plain, plain_json, stdout
+from entangle.cli.terminal_text import plain, plain_json, stdout
 
 #: How a state looks.
 COLOURS = {

@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from entangle.cli.status import ABSENT, DONE, FAILED, USAGE, Refused
-from entangle.cli.streams import plain, stdout
-from entangle.cli.tables import console, duration, print_json, text
+from entangle.cli.exit_status import ABSENT, DONE, FAILED, USAGE, Refused
+from entangle.cli.printing import console, duration, print_json, text
+from entangle.cli.terminal_text import plain, stdout
 
 
 def run(target: str, arguments: list[str], as_json: bool, progress: bool, start: str | None) -> int:
