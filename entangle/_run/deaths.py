@@ -157,7 +157,7 @@ class Deaths:
             with self.table.locked(UNCLAIMED):
                 slots[base + WAITING_POOL] = 0
                 self.table.header[POOL_WAITING + pool - 1] = 0
-                other = self.table.undefer(pool - 1)
+                other = self.table.take_deferred(pool - 1)
                 if other >= 0:
                     self.table.push(self.site.lanes[self.site.flow.body_of[other]], other)
         with self.table.locked(UNCLAIMED):

@@ -220,7 +220,7 @@ class _RearmedDeaths(Deaths):
         groups = flow.body(node).limits
         if groups:
             with table.locked(UNCLAIMED):
-                table.one_fewer(groups, self.site.lanes, flow.body_of)
+                table.release_limits(groups, self.site.lanes, flow.body_of)
         # Not WAITING: a recount would take it for one that has been forgotten.
         table.states[node] = UNARMED
         self.retries.append((time.monotonic() + pause, node))
@@ -380,8 +380,8 @@ class RearmedSupervisor(Supervisor):
             raise
         except Exception as problem:
             name = self.site.flow.body(node).name
-            what = f"the value of task {name!r} cannot be made again in this process"
-            raise self.store.not_remade(problem, (where, offset, size), what, _CHUNK) from problem
+            what = f"the value of task {name!r} cannot be unpickled in this process"
+            raise self.store.unpickling_error(problem, (where, offset, size), what, _CHUNK) from problem
 
     def _disarm(self, first: int, sets: _Sets) -> None:
         """Let go of what a set still holds: its results, and what workers who died had not told that they had read."""

@@ -138,7 +138,7 @@ class Run:
         """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
         way out are added to `seen_off`, directories that take long to remove to `large`."""
         with contextlib.ExitStack() as leaving:
-            with limits.saying_what_is_short(f"the run of {self.name!r} cannot begin"):
+            with limits.explaining_limits(f"the run of {self.name!r} cannot begin"):
                 site, budget, listen, slots, processes = self._equipped(leaving, large)
             table = site.table
             store = site.stores[0] if site.stores else None
@@ -207,7 +207,7 @@ class Run:
                     table = Table.create(flow, slots, lanes, os.path.join(spill, "table"))
                 except OSError:
                     doing = f"no room for the table of {flow.count:,} nodes"
-                    raise limits.explained(doing, error) or EntangleError(f"{doing}: {error}") from None
+                    raise limits.limit_error(doing, error) or EntangleError(f"{doing}: {error}") from None
                 directory = spill
             undone.callback(table.close)
             leaving.callback(self._hide)
@@ -284,8 +284,8 @@ class Run:
         except RunAtImportError:
             raise
         except Exception as problem:
-            what = f"the value of task {self.flow.body(sink).name!r} cannot be made again in this process"
-            error = store.not_remade(problem, (where, offset, size), what)
+            what = f"the value of task {self.flow.body(sink).name!r} cannot be unpickled in this process"
+            error = store.unpickling_error(problem, (where, offset, size), what)
             note_call(error, self.flow, sink, call_of(site, store, sink))
             raise error from problem
 

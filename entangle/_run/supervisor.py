@@ -32,7 +32,7 @@ from entangle._run.roster import Roster
 from entangle._run.start import start_worker
 from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.interrupts import Deferred
-from entangle._shared.limits import explained, no_thread
+from entangle._shared.limits import limit_error, no_thread
 from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import (
@@ -270,7 +270,7 @@ class Supervisor:
             if isinstance(error, UnpicklableError) and lane == PROCESS and self._count(PROCESS):
                 self.rooted = True  # those who are there were forked, and go on
                 return
-            told = explained("no worker process can be started", error) if isinstance(error, OSError) else None
+            told = limit_error("no worker process can be started", error) if isinstance(error, OSError) else None
             if told is not None:
                 raise told from None
             raise

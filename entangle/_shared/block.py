@@ -1,4 +1,4 @@
-"""Context managers of ours that a user's error passes through."""
+"""Context managers of ours that let a user's error pass through unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Block(AbstractContextManager[None]):
         try:
             self._steps.throw(error)
         except BaseException as raised:
-            # Python makes a RuntimeError of a StopIteration that leaves a generator.
+            # Python turns a StopIteration that leaves a generator into a RuntimeError.
             if raised is not error and not (isinstance(error, StopIteration) and raised.__cause__ is error):
                 raise
             error.with_traceback(at)
@@ -34,7 +34,8 @@ class _Block(AbstractContextManager[None]):
 def block(steps: Callable[P, Iterator[None]]) -> Callable[P, AbstractContextManager[None]]:
     """As `contextlib.contextmanager`, for blocks that let every error through.
 
-    That one assigns to the error's `__traceback__`: an error that refuses attributes, as a frozen dataclass does, would be lost.
+    `contextmanager` assigns to the error's `__traceback__`. An error that refuses attributes, as a
+    frozen dataclass does, would be lost.
     """
 
     @functools.wraps(steps)

@@ -1,4 +1,4 @@
-"""Context variables in other processes: found by the name that a module has them under, since they are nothing that can be copied."""
+"""Context variables in other processes: found by module and name, since they cannot be copied."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def module_of(variable: contextvars.ContextVar[Any]) -> str:
-    """The module that has a context variable under its own name; "" where none has."""
+    """The module that has a context variable under its own name; "" if none has."""
     return next((name for name, module in list(sys.modules.items()) if getattr(module, "__dict__", {}).get(variable.name) is variable), "")
 
 
-#: Context variables of modules that are not to be found here, as those of a script.
+#: Stand-ins for context variables of modules that do not exist here, such as a script.
 _made: dict[tuple[str, str], contextvars.ContextVar[Any]] = {}
 
 
 def variable_of(module: str, name: str, default: tuple[Any, ...]) -> contextvars.ContextVar[Any]:
-    """The context variable of that name in a module, or one in its place."""
+    """The context variable of that name in a module, or its stand-in."""
     found = getattr(sys.modules.get(module), "__dict__", {}).get(name)
     if isinstance(found, contextvars.ContextVar):
         return found

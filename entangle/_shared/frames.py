@@ -1,7 +1,7 @@
-"""Our own frames in tracebacks: nobody needs to read them, so they are taken out of errors that reach users.
+"""Our own frames in tracebacks: they are taken out of errors that reach users.
 
-What remains are the frames of the user's code and of other libraries. `ENTANGLE_TRACEBACK=full` keeps everything, and so does
-an error that is a fault of ours: one that code of ours has raised and that is none of our own error tree.
+The frames of the user's code and of other libraries remain. `ENTANGLE_TRACEBACK=full` keeps all. So
+does a fault of ours: an error that our code has raised and that is not in our own error tree.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from entangle.errors import EntangleError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Packages of ours that stand for users: programs to read, and tests.
+#: Packages of ours that count as users' code: examples and tests.
 _AS_USERS = ("entangle.examples", "entangle.tests")
-#: Modules of Python's own through which we call what users wrote. Their frames go where they follow one of ours.
+#: Modules of Python through which we call users' code. Their frames go if they follow one of ours.
 _BETWEEN = ("asyncio", "concurrent.futures", "contextlib")
-#: Errors in one chain that are looked at.
+#: How many errors of one chain are treated.
 _MOST = 200
 
 _set_traceback = vars(BaseException)["__traceback__"].__set__
 
-#: Code that calls what users wrote, or raises what happened elsewhere: an error from there is no fault of ours.
+#: Code that calls users' code, or raises what happened elsewhere: its errors are no fault of ours.
 _passing_on: set[types.CodeType] = set()
 
 
 def passes_on(function: F) -> F:
-    """Say of a function that what it raises itself is an error of somebody else: of a body in C, of a worker."""
+    """Declare that errors raised in this function come from others: a body in C, a worker."""
     _passing_on.add(function.__code__)
     return function
 
 
 def edge(function: F) -> F:
-    """A function of ours that users call: its errors point at the line that called it."""
+    """Wrap a function that users call: its errors then point at the line that called it."""
 
     @functools.wraps(function)
     def entered(*args: Any, **kwargs: Any) -> Any:
@@ -51,17 +51,17 @@ def edge(function: F) -> F:
 
 
 def hide(error: BaseException, passed_on: bool = False) -> None:
-    """Take our frames out of the traceback of an error and of those that it comes from.
+    """Take our frames out of the traceback of an error and of its causes and contexts.
 
-    Call it in an `except` block and leave that by a bare `raise`: this adds no line for the function that does so.
-    `passed_on` says that the error is certainly none of ours.
+    Call it in an `except` block, and leave that by a bare `raise`, which adds no line. `passed_on`
+    says that the error is certainly not ours.
     """
     if os.environ.get("ENTANGLE_TRACEBACK") == "full":
         return
     try:
         if passed_on or _is_passed_on(error):
             _hide(error)
-    except Exception:  # an error of a class that does as it likes is not lost for that
+    except Exception:  # an odd class of error may refuse; the error itself must not be lost
         return
 
 
@@ -84,14 +84,16 @@ def _hide(error: BaseException) -> None:
 
 
 def _raise_again_as_it_is(error: BaseException) -> None:
-    """Python 3.10 keeps the traceback of the error that is being handled beside that error, and a bare `raise` goes on with it:
-    make it the error's own, as it is in later versions."""
+    """On Python 3.10, make a bare `raise` use the new traceback.
+
+    That version re-raises with a traceback kept beside the error; later ones use the error's own.
+    """
     import ctypes
 
     api = ctypes.pythonapi
     parts = [ctypes.py_object(part) for part in (type(error), error, error.__traceback__)]
     for part in parts:
-        api.Py_IncRef(part)  # the next call takes over a reference to each
+        api.Py_IncRef(part)  # PyErr_SetExcInfo steals a reference to each
     api.PyErr_SetExcInfo(*parts)
 
 
@@ -104,7 +106,7 @@ def _is_passed_on(error: BaseException) -> bool:
         return True
     notes = getattr(error, "__notes__", ())
     if isinstance(notes, list) and any(isinstance(note, str) and note.startswith("call path: ") for note in notes):
-        return True  # a task's, of a run that has told of it
+        return True  # a nested run has reported it as a task's
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next

@@ -1,7 +1,8 @@
-"""Programs in which threads are greenlets: gevent and eventlet have patched what waits, so that others run meanwhile.
+"""Programs whose threads are greenlets, because gevent or eventlet has patched blocking calls.
 
-Where we wait, in `poll`, others run too. What reads without asking first would stop them all, and a fork takes all of them along: a child
-that waits for anything would go on with what its parent has begun. So nothing is forked there, whoever has asked for it.
+Our own waits go through `poll`, which lets other greenlets run. A plain blocking read would stop
+them all. A fork copies all of them: a child that waits would go on with its parent's work. So
+nothing is forked there, even if the user asks for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def patched() -> bool:
 
 
 def read_byte(fd: int) -> bytes:
-    """Wait for a byte on a pipe that many wait for."""
+    """Read a byte from a pipe that several wait on. Blocks only the calling greenlet."""
     if not patched():
         return posix.read(fd, 1)
     os.set_blocking(fd, False)

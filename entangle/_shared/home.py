@@ -1,18 +1,19 @@
-"""The home of a process: the one place where it keeps files while its runs last.
+"""The home of a process: the one directory where it keeps files while its runs last.
 
 ::
 
-    <parent>/entangle-<uid>/            0700, ours, no symlink
-        p<pid>-<random>/                a process; locked (flock) for as long as it, or a worker of it, lives
-            budget                      the cookies of its process tree; beside it `budget-0` and `budget-00` (`cookies.py`)
-            cookies-<n>                 the cookies of @scheduler(cpus=n); beside it `cookies-0<n>` and `cookies-00<n>`
-            tree                        of an agent: a link to the directory that it shares with others of its tree
-            r<random>/                  a run: table, values, flow, attempts; a nested run lies in the run around it
-        t<home>-<depth>/                what the agents of one process tree share on this machine, locked by each of them
-            cookies-<n>-<cpu>           locked by who has that cookie
+    <parent>/entangle-<uid>/      0700, ours, no symlink
+        p<pid>-<random>/          a process; locked (flock) while it, or a worker of it, lives
+            budget                cookies of its process tree; and `budget-0`, `budget-00`
+            cookies-<n>           cookies of @scheduler(cpus=n); `cookies-0<n>`, `cookies-00<n>`
+            tree                  of an agent: a link to the directory that agents of its tree share
+            r<random>/            a run: table, values, flow, attempts; nested runs lie inside
+        t<home>-<depth>/          shared by the agents of one process tree here, locked by each
+            cookies-<n>-<cpu>     locked by the holder of that cookie
 
-`<parent>` is ENTANGLE_RUN_DIR, else /dev/shm, else the temporary directory. A home that nobody holds locked is stale:
-its process was killed. The next run of anybody sweeps it, and so does `python -m entangle clean`.
+`cookies.py` describes the queues of cookies. `<parent>` is ENTANGLE_RUN_DIR, else /dev/shm, else
+the temporary directory. A home that nobody holds locked is stale: its process was killed. The next
+run of any process removes it, and so does `python -m entangle clean`.
 """
 
 from __future__ import annotations
@@ -39,25 +40,25 @@ from entangle.cookies import (
 )
 from entangle.errors import EntangleError
 
-#: The names of homes, of their directories for what has spilled, and of what the agents of one process tree share. What has another
-#: name is none of ours, and is never removed.
+#: The names of homes, of their spill directories, and of what the agents of one process tree share.
+#: A directory of any other name is not ours, and is never removed.
 _HOME = re.compile(r"p[0-9]+-[0-9a-f]{12}(\.spill)?")
 _TREE = re.compile(r"tp[0-9]+-[0-9a-f]{12}-[0-9]+")
 
-#: What workers of nested runs may take to die when a run is broken off (seconds).
+#: How long workers of nested runs may take to die when a run is broken off (seconds).
 _DYING = 0.2
 
 _homes: dict[str, Home] = {}
 _guard = threading.Lock()
-_watch: _Watch | None = None
+_sweeper: _Sweeper | None = None
 
-#: In an agent: the name of the directory that it shares with the other agents of its tree on this machine.
+#: In an agent: the name of the directory that it shares with agents of its tree on this machine.
 _branch = ""
 
 
 def _after_fork() -> None:
-    global _guard, _watch
-    _guard, _watch = threading.Lock(), None  # whoever held a lock did not come along
+    global _guard, _sweeper
+    _guard, _sweeper = threading.Lock(), None  # threads that held a lock do not exist in the child
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -73,7 +74,7 @@ def _parent() -> str:
 
 
 def _on_disk() -> str:
-    """The temporary directory. `tempfile` is asked only where the usual answer is no: it would double the time of an import."""
+    """The temporary directory. Avoids `tempfile` if possible: it would double the import time."""
     for usual in (os.environ.get("TMPDIR"), "/tmp"):
         if usual and os.access(usual, os.W_OK | os.X_OK):
             return os.path.abspath(usual)
@@ -83,17 +84,20 @@ def _on_disk() -> str:
 
 
 def is_home(name: str) -> bool:
-    """Whether a process's directory could have this name."""
+    """Whether a process's home may have this name."""
     return _HOME.fullmatch(name) is not None and not name.endswith(".spill")
 
 
 def base_in(parent: str) -> str:
-    """Where our directory under `parent` is."""
+    """Our directory under `parent`."""
     return os.path.join(parent, f"entangle-{os.getuid()}")
 
 
 def _open_base(parent: str) -> int:
-    """Our directory under `parent`, opened: made if missing, refused where it is a link or not ours alone."""
+    """Open our directory under `parent`.
+
+    Makes it if missing; refuses a link, or one others can use.
+    """
     path = base_in(parent)
     while True:
         try:
@@ -102,11 +106,11 @@ def _open_base(parent: str) -> int:
             pass
         except OSError as error:
             raise EntangleError(
-                f"no directory for runs can be made in {parent} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be written to"
+                f"cannot make a directory for runs in {parent} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be written to"
             ) from None
         try:
             return removal.open_ours(path)
-        except FileNotFoundError:  # removed in this moment
+        except FileNotFoundError:  # removed in between: make it again
             pass
         except removal.NotOurs as error:
             raise EntangleError(
@@ -116,18 +120,21 @@ def _open_base(parent: str) -> int:
 
 
 def private_folder() -> str:
-    """A directory on disk that is this user's alone, and stays. Raises EntangleError where somebody else has put something there."""
+    """A directory on disk that only this user can use, and that stays.
+
+    Raises EntangleError if something else has taken its place.
+    """
     os.close(_open_base(_on_disk()))
     return base_in(_on_disk())
 
 
 def private(path: str, flags: int) -> int:
-    """The `opener` of files that lie in a home: for this user alone, whatever his umask says."""
+    """The `opener` of files in a home: for this user alone, whatever the umask."""
     return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def nameless() -> int:
-    """An open file where homes lie, without a name and gone when it is closed; -1 where there is no such thing."""
+    """An open, unnamed file beside the homes, gone when it is closed; -1 if not supported."""
     try:
         return os.open(_parent(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except (AttributeError, OSError):  # macOS; some file systems
@@ -135,7 +142,10 @@ def nameless() -> int:
 
 
 def _make_locked(base: int, name: str) -> int:
-    """Make a directory and lock it; gives the descriptor that holds the lock. FileExistsError: choose another name."""
+    """Make a directory and lock it; gives the descriptor that holds the lock.
+
+    Raises FileExistsError: choose another name.
+    """
     os.mkdir(name, 0o700, dir_fd=base)
     try:
         fd = os.open(name, removal.DIRECTORY, dir_fd=base)
@@ -147,12 +157,12 @@ def _make_locked(base: int, name: str) -> int:
             return fd
     except BlockingIOError:
         pass
-    os.close(fd)  # swept in the moment before we had the lock
+    os.close(fd)  # swept before we had the lock
     raise FileExistsError(name)
 
 
 def _join(base: int, name: str) -> int:
-    """Make the directory that agents share, or find it; gives the descriptor that holds our share of the lock."""
+    """Find or make the directory that agents share; gives the descriptor with our shared lock."""
     while True:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=base)
@@ -160,7 +170,7 @@ def _join(base: int, name: str) -> int:
             fd = os.open(name, removal.DIRECTORY, dir_fd=base)
         except FileNotFoundError:
             continue
-        fcntl.flock(fd, fcntl.LOCK_SH)  # waits for whoever just removes it
+        fcntl.flock(fd, fcntl.LOCK_SH)  # waits if another process is removing it
         if removal.is_named(fd, name, base):
             return fd
         os.close(fd)
@@ -187,14 +197,14 @@ class Home:
                     if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                         raise
                     raise EntangleError(
-                        f"no directory for runs can be made in {base} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be "
+                        f"cannot make a directory for runs in {base} ({error.strerror}); set ENTANGLE_RUN_DIR to a place that can be "
                         "written to"
                     ) from None
                 try:
                     self._locks = [lock, _make_locked(spill_around, spill_name)]
                     break
                 except FileExistsError:
-                    os.close(lock)  # swept by the next
+                    os.close(lock)  # another process will sweep it
             self.pid = os.getpid()
             self.path = os.path.join(base, name)
             self._shared = ("", -1)
@@ -208,24 +218,27 @@ class Home:
         self.pools: dict[int, CookieQueue] = {}
         self._runs = 0
         self._count = threading.Lock()
-        # Made here, since a worker just forked is slow at anything.
+        # Computed here: a worker just forked is slow at anything.
         self.makeflags = jobserver_flags(self.budget.path)
 
     def run_begins(self) -> None:
-        """Count a run that this process has started itself."""
+        """Count a run that this process starts."""
         with self._count:
             self._runs += 1
 
     def run_ends(self, in_order: bool) -> None:
-        """One run less. With no other under way, make the queues whole: programs that were killed with a worker, such as `make`,
-        may have held cookies that nobody else knows of."""
+        """Count a run that has ended.
+
+        After the last one, refill the queues: programs killed with a worker, such as `make`, may
+        have held cookies that nobody else knows of.
+        """
         with self._count:
             self._runs -= 1
             if self._runs:
                 return
             queues = [self.budget, *self.pools.values()]
             if not in_order:
-                # Nested runs that were killed with their caller die a moment after it.
+                # Nested runs that were killed with their caller die a moment later.
                 until = time.monotonic() + _DYING
                 while any(queue.held_by_others() for queue in queues) and time.monotonic() < until:
                     time.sleep(0.002)
@@ -234,7 +247,7 @@ class Home:
 
     @classmethod
     def adopt(cls, path: str, spill: str) -> None:
-        """In a worker that was not forked from its supervisor: live in the home of its process tree."""
+        """In a worker not forked from its supervisor: use the home of its process tree."""
         found = cls.__new__(cls)
         found.pid, found.path, found.spill, found._locks, found._shared = -1, path, spill, [], ("", -1)
         found.cpus = available_cpus()
@@ -244,22 +257,22 @@ class Home:
         _homes[_parent()] = found
 
     def open_pools(self, sizes: set[int]) -> None:
-        """Make the pools of these sizes, and of every scheduler that was decorated so far, unless they are there."""
+        """Make the pools of these sizes, and those of every `@scheduler` so far, if missing."""
         wanted = sizes | registered_pools
         if wanted <= self.pools.keys():
             return
-        with _guard:  # runs begin in several threads at once
+        with _guard:  # runs may begin in several threads at once
             for size in wanted - self.pools.keys():
                 path = os.path.join(self.path, f"cookies-{size}")
                 made: CookieQueue | None = None
-                with contextlib.suppress(FileExistsError):  # in a worker: there for the whole tree
+                with contextlib.suppress(FileExistsError):  # a worker finds those of its tree
                     made = CookieQueue.create(path, self.cpus[:size], self.spill)
                 self.pools[size] = pool_at(path, self.path)
                 if made is not None:
                     made.close()
 
     def remove(self) -> None:
-        """Remove the directories; the locks go with the process."""
+        """Remove the directories. The locks go with the process."""
         if os.getpid() != self.pid:
             return
         self.budget.close()
@@ -270,22 +283,22 @@ class Home:
             for _ in range(5):
                 if _remove_open(path, fd):
                     break
-                time.sleep(0.01)  # somebody who is being killed was still writing
+                time.sleep(0.01)  # a process being killed was still writing
             os.close(fd)
         shared, fd = self._shared
         if shared:
-            with contextlib.suppress(BlockingIOError):  # the last one removes it
+            with contextlib.suppress(BlockingIOError):  # the last agent removes it
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove_open(shared, fd)
             os.close(fd)
 
 
 def _remove_open(path: str, fd: int) -> bool:
-    """Remove the directory at `path`, which is open as `fd`; gives whether it is gone from there."""
+    """Remove the directory at `path`, open as `fd`; gives whether it is gone from there."""
     try:
         base = removal.open_ours(os.path.dirname(path))
     except OSError:
-        return True  # gone, or somebody has put something else in its place, which is not for us to remove
+        return True  # gone, or replaced by something that is not ours to remove
     try:
         return removal.remove_tree(os.path.basename(path), fd, base)
     finally:
@@ -293,16 +306,17 @@ def _remove_open(path: str, fd: int) -> bool:
 
 
 def pool_at(path: str, home: str) -> CookieQueue:
-    """The queue of a pool that lies at `path`, for the processes that live in that home."""
+    """The queue of the pool at `path`, for processes that live in that home."""
     tree = os.path.join(home, "tree")
     return SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
 
 
 def branch() -> str:
-    """What an agent that is started from here is told: agents with the same word, on one machine, share the cookies of pools.
+    """The word for agents started from here: agents with the same word share cookies of pools.
 
-    They are those that processes of one tree have started at the same depth: the caller and his workers at 1, agents of theirs
-    at 2. One of depth 2 may have to be waited for by somebody who holds a cookie at depth 1, so these do not share.
+    Those are agents on one machine that processes of one tree have started at one depth: 1 for
+    those of the caller and its workers, 2 for agents of these agents. Different depths do not
+    share: the holder of a cookie at depth 1 may wait for an agent of depth 2.
     """
     found = home().path
     with contextlib.suppress(OSError):
@@ -312,7 +326,7 @@ def branch() -> str:
 
 
 def join(word: str) -> None:
-    """In an agent, before it has a home: belong to the tree that `branch` has named."""
+    """In an agent that has no home yet: belong to the tree that `branch` has named."""
     global _branch
     if word and not _TREE.fullmatch(word):
         raise ValueError(f"{word!r:.100} is no name of a process tree")
@@ -320,12 +334,12 @@ def join(word: str) -> None:
 
 
 def home() -> Home:
-    """The home of this process tree, made when the first run wants it."""
-    global _watch
+    """The home of this process tree; the first run makes it."""
+    global _sweeper
     parent = _parent()
     with _guard:
-        if _watch is None:
-            _watch = _Watch()
+        if _sweeper is None:
+            _sweeper = _Sweeper()
         found = _homes.get(parent)
         if found is None or not os.path.exists(found.path):
             if not _homes:
@@ -333,27 +347,28 @@ def home() -> Home:
                 atexit.register(leave)
             found = _homes[parent] = Home(parent)
     if found.pid == os.getpid():
-        _watch.look()
+        _sweeper.look()
     return found
 
 
-class _Watch:
-    """Sees at each run whether there is something to sweep, without a look into each home that is there.
+class _Sweeper:
+    """Decides at each run whether to sweep, without looking into every home.
 
-    A home that has not been seen before is looked at once; one that was in use then, when its process has gone. All are looked at
-    once a second in any case: a number may be another process's by now, and homes of a container have others' numbers.
+    A home not seen before is looked at once; one that was in use, when its process has gone. All
+    are looked at once a second: a pid may have been reused, and homes of containers have other
+    pids.
     """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        #: For each directory of homes when it last changed, and the homes in it that were in use, with the numbers of their processes.
+        #: For each directory of homes: when it last changed, and its homes in use, with their pids.
         self._known: dict[str, tuple[int, dict[str, int]]] = {}
         self._next = 0.0
 
     def look(self) -> None:
-        """Sweep what there is to sweep."""
+        """Sweep if there is something to sweep."""
         if not self._guard.acquire(blocking=False):
-            return  # another thread is at it
+            return  # another thread does it
         try:
             bases = {base_in(parent) for parent in (_parent(), _on_disk())}
             if bases != self._known.keys() or time.monotonic() >= self._next or any(self._is_due(base) for base in bases):
@@ -378,7 +393,7 @@ class _Watch:
 
 
 def _homes_in(base: str) -> tuple[int, dict[str, int]]:
-    """When a directory of homes last changed, and the homes in it, with the numbers of the processes that exist."""
+    """When a directory of homes last changed; the homes in it, with the pids that exist."""
     try:
         changed = os.stat(base).st_mtime_ns
         names = [name for name in os.listdir(base) if _HOME.fullmatch(name) or _TREE.fullmatch(name)]
@@ -406,20 +421,23 @@ def leave() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Put /dev/null where a caller has closed one of the descriptors 0, 1, 2.
+    """Open /dev/null in place of the descriptors 0, 1 and 2 that a caller has closed.
 
-    Else a pipe of ours would take the number, and a worker, who gets those three anew, would lose it.
+    Otherwise a pipe of ours would take the number, and a worker, which gets new standard streams,
+    would lose it.
     """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def sweep(left: list[str] | None = None) -> list[str]:
-    """Remove the homes that dead processes have left behind; gives what was removed. What cannot be removed or looked at is added to
-    `left`, with the reason."""
+    """Remove the homes of dead processes; gives what was removed.
+
+    What cannot be removed or looked at is added to `left`, with the reason.
+    """
     removed: list[str] = []
     told: list[str] = []
     ours = {found.path for found in _homes.values()} | {found.spill for found in _homes.values()}
@@ -450,7 +468,7 @@ def sweep(left: list[str] | None = None) -> list[str]:
 
 
 def _sweep_one(name: str, base: int) -> str | None:
-    """Remove a home if nobody holds it: '' where it is gone, None where it is in use, else why it is still there."""
+    """Remove a home that nobody holds: '' if it is gone, None if in use, else why it remains."""
     try:
         fd = removal.open_ours(name, base)
     except FileNotFoundError:
@@ -460,7 +478,7 @@ def _sweep_one(name: str, base: int) -> str | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not removal.is_named(fd, name, base):
-            return None  # somebody else has removed it meanwhile
+            return None  # another process has removed it
         return "" if removal.remove_tree(name, fd, base) else "something in it cannot be removed"
     except BlockingIOError:
         return None

@@ -1,8 +1,8 @@
-"""Signals that wait until a step is done.
+"""Signal handlers that are deferred until a step is complete.
 
-Python runs a signal's handler between any two instructions of the main thread, and Ctrl-C raises there. While a run makes what
-it needs, starts a worker or takes everything down, that would leave a descriptor, a process or a lock that nobody knows of. So
-handlers are replaced by a note for that long, and called afterwards.
+Python runs a handler between any two instructions of the main thread, and Ctrl-C raises there.
+While a run is set up, starts a worker or is taken down, that could lose a descriptor, a process or
+a lock. So handlers are replaced during such a step, and called at its end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any
 
 
 class Terminated(BaseException):
-    """SIGTERM has come while a run lasted."""
+    """Raised by SIGTERM during a run."""
 
 
 class Deferred:
-    """Handlers of signals are called at the end of the block. In the main thread; elsewhere no handler is ever called."""
+    """A block that defers signal handlers to its end.
+
+    In the main thread only: no other thread runs handlers.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[int, Callable[[int, FrameType | None], Any]] = {}
@@ -37,7 +40,7 @@ class Deferred:
                     if callable(handler):
                         self._kept[number] = handler
                         plain.signal(number, self._note)
-            except ValueError:  # in an interpreter within this one, which has no signals
+            except ValueError:  # a subinterpreter has no signals
                 self._kept.clear()
             except BaseException:
                 self.__exit__(None, None, None)
@@ -53,13 +56,13 @@ class Deferred:
                 if callable(handler):
                     handler(number, frame)
         except BaseException:
-            self.__exit__(None, None, None)  # the others' turn
+            self.__exit__(None, None, None)  # run the remaining handlers
             raise
 
     def restore(self) -> None:
         """Put the handlers back."""
         while self._kept:
-            number = next(reversed(self._kept))  # SIGINT last
+            number = next(reversed(self._kept))  # restores SIGINT last
             if plain.getsignal(number) == self._note:
                 plain.signal(number, self._kept[number])
             del self._kept[number]
@@ -70,7 +73,7 @@ class Deferred:
         self._come[number] = frame
 
     def lifted(self) -> _Lifted:
-        """A block within this one in which signals do what they do."""
+        """A block within this one in which signals are handled at once."""
         return _Lifted(self)
 
 
@@ -85,17 +88,20 @@ class _Lifted:
         self._deferred.__enter__()
 
 
-#: What `signal` is made of, without the names that it makes of numbers, which take ten times as long as the calls. All signals
-#: are looked at several times in each run.
+#: The C module behind `signal`. The wrappers make enum members of numbers, which takes ten times as
+#: long as the calls; each run asks for all signals several times.
 plain: Any = sys.modules.get("_signal", signal)
 
-#: The signals whose handlers raise, in programs that have some.
+#: The signals whose handlers usually raise.
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 
 
 class Whole:
-    """Many short steps that no handler cuts in two, in something that waits in between, as a stream does. Between `begin` and `end`
-    handlers run at once, but in a block of this, which may stand within another one, at its end. A block must not wait for anything."""
+    """Defers handlers for many short steps, in something that waits in between, such as a stream.
+
+    Between `begin` and `end` handlers run at once, except in a block of this object: then at its
+    end. Blocks nest. A block must not wait for anything.
+    """
 
     def __init__(self) -> None:
         self._main = threading.main_thread().ident
@@ -114,10 +120,10 @@ class Whole:
                 self._deliver()
 
     def begin(self) -> None:
-        """Have handlers wait for blocks from now on."""
+        """Defer handlers to the end of blocks from now on."""
         if threading.get_ident() != self._main:
             return
-        self._depth += 1  # first, so that whatever comes from here on waits
+        self._depth += 1  # first: a signal from here on is deferred
         if self not in _active:
             _active.append(self)
         try:
@@ -126,13 +132,13 @@ class Whole:
                 if callable(handler) and handler is not _later:
                     plain.signal(number, _later)
                     self._kept[number] = handler
-        except ValueError:  # in an interpreter within this one, which has no signals
+        except ValueError:  # a subinterpreter has no signals
             pass
         finally:
             self._depth -= 1
 
     def end(self) -> None:
-        """Give the program its handlers back."""
+        """Restore the program's handlers."""
         if threading.get_ident() != self._main:
             return
         self._depth += 1
@@ -142,7 +148,7 @@ class Whole:
             for number in list(self._kept):
                 handler = self._kept.pop(number)
                 other = plain.signal(number, handler)
-                if other is not _later:  # somebody has set another one meanwhile
+                if other is not _later:  # the program has set another one meanwhile
                     plain.signal(number, other)
         finally:
             self._depth -= 1
@@ -151,7 +157,7 @@ class Whole:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """From `begin` to `end`."""
+        """A block from `begin` to `end`."""
         try:
             self.begin()
             yield
@@ -159,7 +165,7 @@ class Whole:
             self.end()
 
     def came(self, number: int, frame: Any) -> Any:
-        """A signal has come."""
+        """Handle a signal, or note it for later."""
         if self._depth:
             self._late.append(number)
             return None
@@ -176,7 +182,7 @@ class Whole:
                 handler(number, sys._getframe())
 
     def restore(self) -> None:
-        """In a forked child: its only thread is the main one, and the handlers are the program's."""
+        """In a forked child, whose only thread is the main one: restore the program's handlers."""
         self._main = threading.get_ident()
         self._depth = 0
         self._late.clear()
@@ -191,7 +197,7 @@ def _later(number: int, frame: Any) -> Any:
 
 
 def handler_of(number: int) -> Any:
-    """What this process does about a signal, now or when the step that defers it is done."""
+    """This process's handler of a signal: the deferred one, if a step defers it."""
     found = plain.getsignal(number)
     for deferred in reversed(_active):
         found = deferred._kept.get(number, found)
@@ -199,11 +205,11 @@ def handler_of(number: int) -> Any:
 
 
 def _after_fork() -> None:
-    # Whoever was forked meanwhile is in no such step.
+    # The child is in none of its parent's steps.
     if _active:
         for deferred in reversed(_active.copy()):
             deferred.restore()
-    whole.restore()  # it may be another thread that is the main one now
+    whole.restore()  # the thread that forked is the main one now
 
 
 _SIGNALS = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})

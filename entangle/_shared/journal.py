@@ -1,6 +1,6 @@
-"""A journal: what a worker process has got done of a node that holds many items, readable when it has been killed.
+"""The journal of a worker: which items of its node are done, readable after it was killed.
 
-A file for each slot. Every entry is one `write`, so what is there is whole but for an entry that was being written when the
+One file for each slot. Each entry is one `write`, so entries are whole, except the last one if the
 disk was full: reading stops there.
 """
 
@@ -16,21 +16,21 @@ from entangle._shared.store import open_file
 
 
 class Journal:
-    """The journal of the worker in a slot, as that worker sees it."""
+    """The journal of a slot, for the worker in it to write."""
 
     def __init__(self, directory: str, slot: int) -> None:
         self._fd = open_file(_path(directory, slot), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC)
 
     def begin(self, label: object) -> None:
-        """Forget what was noted, and begin anew under a label that is used once."""
+        """Empty the journal, and begin anew under a unique label."""
         os.ftruncate(self._fd, 0)
         os.write(self._fd, pickle.dumps(label, 5))
 
     def note(self, entry: object) -> None:
-        """Note an entry. Raises what pickling it raises, and OSError where there is no room."""
+        """Append an entry. Raises what pickling it raises, or OSError if there is no room."""
         try:
             body = pickle.dumps(entry, 5)
-        except Exception:  # what a __reduce__ raises is anybody's guess
+        except Exception:  # a `__reduce__` may raise anything
             body = dumps(entry)
         written = os.write(self._fd, body)
         while written < len(body):
@@ -38,8 +38,10 @@ class Journal:
 
 
 def read_journal(directory: str, slot: int, label: object) -> list[Any]:
-    """What the worker in that slot, which is dead, had noted under this label. The journal is gone then: the next worker of the
-    slot may be killed before it has begun its own."""
+    """The entries that the dead worker of that slot has made under this label.
+
+    Removes the journal: the slot's next worker may be killed before it begins its own.
+    """
     try:
         with open(_path(directory, slot), "rb") as file:
             body = io.BytesIO(file.read())
@@ -52,7 +54,7 @@ def read_journal(directory: str, slot: int, label: object) -> list[Any]:
             return []
         while True:
             found.append(pickle.load(body))
-    except Exception:  # the end, or an entry cut short
+    except Exception:  # the end, or an incomplete entry
         return found
 
 

@@ -1,8 +1,8 @@
-"""Secrets are told by the name they go by and by their look, and are not written down.
+"""Secrets are recognised by their name or their look, and are never written down.
 
-Who remembers something of a run asks here first. What is missed because it neither bears a telling name nor looks like a
-secret is remembered; `ENTANGLE_SECRETS=pin,salt` adds names. All of it takes time with the length of what is looked at:
-texts may be long, and may be hostile.
+All code that records something of a run masks it here first. A secret with neither a telling name
+nor a telling look is missed; `ENTANGLE_SECRETS=pin,salt` adds names. Texts may be long, and
+hostile: all functions take time linear in the length of what they read.
 """
 
 from __future__ import annotations
@@ -32,23 +32,27 @@ __all__ = [
 
 MASK = "***"
 
-#: How deep strings of strings are read: JSON as a string of JSON is two deep, and a list that it is shown in makes it three.
+#: How deep strings within strings are read: JSON in JSON is two deep, shown in a list three.
 _DEPTH = 3
 
-#: What strings of a pickle begin with: so many bytes follow as the next byte says.
+#: Opcodes of short strings in a pickle: the next byte is the length.
 _SHORT_STRINGS = "\x8cCU"
-#: What follows every string in a pickle of the protocols from 4 on.
+#: The opcode that follows every string in pickles of protocol 4 and up.
 _MEMOIZE = "\x94"
-#: Characters that are looked at behind those that are shown, and of those the last that are never shown, as they may be half of a secret.
+#: How many characters are read beyond those that are shown. The last of them are never shown: they
+#: may be half of a secret.
 _MARGIN, _HALF = 1_200, 400
-#: Items of a list that are looked at for names among them.
+#: How many items of a list are searched for names.
 _MANY = 100
-#: Names are not longer.
+#: Longer texts are not names.
 _LONGEST_NAME = 100
 
 
 def suspicious(text: str) -> bool:
-    """Whether a text may hold a secret: what a secret cannot be without is looked for first, since most texts have none of it."""
+    """Whether a text may hold a secret.
+
+    A quick test: most texts lack what each secret must have.
+    """
     low = text.lower()
     if secret_values.possible(text):
         for needle in secret_values.NEEDLES:
@@ -86,9 +90,9 @@ def _spans(text: str, depth: int) -> list[Span]:
 
 
 def beginning(text: str, length: int) -> tuple[str, bool]:
-    """The beginning of a text, of at most `length` characters, without what looks like a secret; and whether there was such.
+    """The first `length` characters of a text, masked; and whether something was masked.
 
-    Of a long text no more is looked at than is needed: half of a secret would not be known as one, so that there is some margin.
+    Reads little more of a long text than it shows: a margin, as half a secret is not recognised.
     """
     near = text[: length + _MARGIN]
     clean = masked(near)
@@ -97,7 +101,7 @@ def beginning(text: str, length: int) -> tuple[str, bool]:
 
 
 def cleaned(value: object, name: str = "") -> object:
-    """A value as JSON has them, without secrets: what goes by the name of one, at any depth, and what looks like one."""
+    """A JSON value without secrets: by name, at any depth, or by look."""
     if name and is_secret(name):
         return MASK
     if isinstance(value, str):
@@ -115,12 +119,12 @@ def cleaned(value: object, name: str = "") -> object:
 
 
 def masked_text(value: object) -> str:
-    """The text of a value that JSON does not have."""
+    """The masked text of a value that JSON cannot hold."""
     return masked(str(value))
 
 
 def name_of(key: object) -> str:
-    """The name that a key is, or nothing."""
+    """The text of a key; empty if it is neither text nor bytes."""
     kind = type(key)
     if kind is str:
         return str(key)
@@ -128,7 +132,7 @@ def name_of(key: object) -> str:
 
 
 def secret_items(items: Any) -> set[int]:
-    """Which items of a list or tuple are secrets by what stands before them: ("password", "x"), ["--password", "x"]."""
+    """Which items are secrets by the item before them: ("password", "x"), ["--password", "x"]."""
     found = set()
     pair = len(items) == 2
     name = ""
@@ -141,7 +145,7 @@ def secret_items(items: Any) -> set[int]:
 
 
 def secret_keys(value: dict[Any, Any]) -> tuple[str, ...]:
-    """The keys of a dict whose values are secrets by another's: {"name": "PASSWORD", "value": "x"}."""
+    """The keys whose values another key marks as secret: {"name": "PASSWORD", "value": "x"}."""
     for key in ("name", "Name", "NAME", "key", "Key"):
         if type(said := value.get(key)) is str and is_secret(said):
             return ("value", "Value", "VALUE")
@@ -149,7 +153,7 @@ def secret_keys(value: dict[Any, Any]) -> tuple[str, ...]:
 
 
 def secret_fields(kind: type) -> bool:
-    """Whether a class has a field that goes by the name of a secret. No code of the class is run."""
+    """Whether a class has a field with the name of a secret. Runs no code of the class."""
     for base in type.__dict__["__mro__"].__get__(kind):
         known = vars(base)
         for fields in ("_fields", "__slots__", "__dataclass_fields__", "__annotations__", "__struct_fields__", "__match_args__"):
@@ -162,22 +166,27 @@ def secret_fields(kind: type) -> bool:
 
 
 def hides_one(pickled: bytes | memoryview) -> bool:
-    """Whether there is something in a pickle that goes by the name of a secret or looks like one: keys, attributes and texts lie in
-    it as they are, however deep in the value they are; the fields of a class may not, and are asked of the class."""
+    """Whether a pickle holds something with a secret's name, or its look.
+
+    Keys, attributes and texts are plain in a pickle, at any depth. Fields of a class may not be:
+    its class is asked.
+    """
     text, names = _read_pickle(str(pickled, "latin-1"))
     if any(is_secret(name) for name in names) or _classes_have_one(names):
         return True
     if masked(text) != text:
         return True
     if any(name.startswith("-") for name in names) and masked(joined := " ".join(names)) != joined:
-        return True  # the words of a command
-    # Texts as numpy has them, and in UTF-16, have zeros between their letters.
+        return True  # a command line, word by word
+    # UTF-16, and texts in numpy arrays, have zeros between the letters.
     return text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain
 
 
 def _read_pickle(text: str) -> tuple[str, list[str]]:
-    """A pickle with lines between its strings, where their lengths were, which may be letters as well; and what may be its short
-    strings: its keys and names are among them."""
+    """A pickle's text with line breaks in place of lengths, which may look like letters.
+
+    The second item is what may be its short strings: keys and names are among them.
+    """
     names: list[str] = []
     pieces: list[str] = []
     done = 0
@@ -193,7 +202,7 @@ def _read_pickle(text: str) -> tuple[str, list[str]]:
 
 
 def _classes_have_one(names: list[str]) -> bool:
-    """Whether one of the classes that a pickle names has a field that goes by the name of a secret."""
+    """Whether a class that a pickle names has a field with the name of a secret."""
     modules = [vars(module) for module in (sys.modules.get(name) for name in dict.fromkeys(names)) if module is not None]
     for known in modules:
         for name in names:

@@ -1,6 +1,7 @@
-"""Whether another process finds a module by its name. What is defined in one that it would not find travels along, as that of a script.
+"""Whether another process finds a module by name. If not, what it defines travels by value.
 
-Asked without importing anything: a module that is not loaded here, as one that `runpy` runs, would be run a second time.
+Nothing is imported to find out: a module that is not loaded here, such as one run by `runpy`, would
+run a second time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from importlib.machinery import (
 from types import FrameType
 from typing import Any
 
-#: The modules whose content has travelled along, from here or to here; and those of them whose content has come to this process.
+#: Modules whose content has travelled, from here or to here; those whose content came to this
+#: process.
 travelled: set[str] = set()
 arrived: set[str] = set()
 
@@ -30,7 +32,7 @@ _LOADERS = (SourceFileLoader, SourcelessFileLoader, ExtensionFileLoader)
 
 
 def is_found(name: str) -> bool:
-    """Whether another process finds the module of this name, and finds the one that we have."""
+    """Whether another process finds a module of this name, and the same one as ours."""
     module = sys.modules.get(name)
     if module is None:
         return False
@@ -39,8 +41,8 @@ def is_found(name: str) -> bool:
         return known[1]
     if _is_imported_now(name):
         return False
-    with contextlib.suppress(Exception):  # anybody's finder
-        # `collections.abc` stands for another module, as does whatever puts one in its own place when it is imported.
+    with contextlib.suppress(Exception):  # a finder of the user's may raise anything
+        # `collections.abc` is another module's alias. Other modules replace themselves on import.
         own = getattr(module.__spec__, "name", name)
         found = _finds(own if sys.modules.get(own) is module else name, getattr(module, "__file__", None))
         _known[name] = (module, found)
@@ -49,20 +51,20 @@ def is_found(name: str) -> bool:
 
 
 def arrive(names: Iterable[str]) -> None:
-    """Say that the content of these modules comes to this process, which must not import them by pickling something."""
+    """Note that the content of these modules arrives here: pickling must not import them."""
     travelled.update(names)
     arrived.update(names)
 
 
 def look_afresh() -> None:
-    """Forget what was found, if others would look elsewhere now."""
+    """Forget earlier answers if `sys.path` has changed."""
     if sys.path != _path:
         _path[:] = sys.path
         _known.clear()
 
 
 def _is_imported_now(name: str) -> bool:
-    """Whether the module, or a package around it, is being imported: another process would do all that it does there."""
+    """Whether the module or its package is being imported: importing it elsewhere repeats that."""
     executed = _executed_now()
     while name:
         spec = getattr(sys.modules.get(name), "__spec__", None)
@@ -73,7 +75,7 @@ def _is_imported_now(name: str) -> bool:
 
 
 def _executed_now() -> set[str]:
-    """The modules whose code this thread is in."""
+    """The modules whose top level is on this thread's stack."""
     found = set()
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -96,7 +98,7 @@ def _finds(name: str, file: str | None) -> bool:
         return spec.origin is None or file is None or _same(spec.origin, file)
     if BuiltinImporter.find_spec(name) is not None or FrozenImporter.find_spec(name) is not None:
         return True
-    # A part of a package that is found brings its own finder along; so does what `site` has loaded.
+    # A package may install its own finder, and a `.pth` file may install one for all.
     by_package = bool(parent) and is_found(name.partition(".")[0])
     for finder in sys.meta_path:
         if (by_package or _is_everywhere(finder)) and hasattr(finder, "find_spec") and finder.find_spec(name, path) is not None:
@@ -105,7 +107,7 @@ def _finds(name: str, file: str | None) -> bool:
 
 
 def _is_everywhere(finder: Any) -> bool:
-    """Whether the processes that we start have this finder too: one of an editable installation, or an agent's."""
+    """Whether processes that we start have this finder: an editable install's or an agent's."""
     kind = finder if isinstance(finder, type) else type(finder)
     return "editable" in kind.__module__ or getattr(kind, "entangle_is_everywhere", False) is True
 

@@ -1,11 +1,12 @@
-"""What a worker notes of the values that it makes, where somebody wants to remember the run.
+"""What a worker notes of the values that it makes, if the run is recorded.
 
-The table says when a node ran and who ran it; of its value it knows at most where it lies, and a value that goes from hand
-to hand lies nowhere. So workers note it: a small number or a short text as it is, of anything else its type, its size,
-the SHA-256 of its pickle where it has been pickled anyway, and a short text. Nothing is pickled for a note, and no code of
-the value's own class is run.
+The table says when a node ran and in which worker, but of its value at most the place; a value that
+is handed on in memory has none. So workers note it: a small number or a short text as it is; of
+anything else the type, the size, a short text, and the SHA-256 of its pickle if there is one.
+Nothing is pickled for a note, and no code of the value's class runs.
 
-A note is a list element until the worker has nothing else to do; then all go to a file of the run's directory in one write.
+Notes are collected in a list. When the worker is idle, one write puts them into a file of the run's
+directory.
 """
 
 from __future__ import annotations
@@ -22,27 +23,30 @@ from typing import Any
 from entangle._shared.masks import beginning, hides_one, masked, suspicious
 from entangle._shared.summaries import LONG, home_of, short
 
-#: The file in the run's directory.
+#: The name of the file in the run's directory.
 NAME = "notes"
-#: NOTING in the table's header. QUIET: the run is remembered and its values are not, since its rows are used again and again.
+#: NOTING in the table's header. QUIET: the run is recorded without values, since its rows are used
+#: again and again.
 NOTHING, SHORT, WHOLE, QUIET = 0, 1, 2, 3
 
-#: Bytes of a pickle up to which a value is hashed, unless whole values are wanted.
+#: Values whose pickles are larger than this many bytes are not hashed, unless kept whole.
 HASHED = 64 * 1024
-#: Bytes of a pickle up to which a whole value is kept, where that is wanted.
+#: Values whose pickles are larger than this many bytes are not kept whole.
 KEPT = 1 << 20
-#: What describing values may take of a worker's time: so many nanoseconds, and a part of what the bodies take.
+#: How much time describing values may take: this many nanoseconds, and 1/SHARE of what bodies take.
 ALLOWANCE, SHARE = 200_000, 20
-#: Nanoseconds that a body takes before its memory is worth a look.
+#: The memory of bodies that take less than this (nanoseconds) is not measured.
 LASTING = 1_000_000
 _MANY = 2000
 
-#: Extras: nanoseconds that a node waited for a cookie, those in which its values were moved, the peak memory of its process.
+#: Extras: time that a node waited for a cookie; time in which its values were moved (nanoseconds);
+#: peak memory of its process (bytes).
 COOKIE_WAIT, MOVED, MEMORY = range(3)
 
 _HEAD = struct.Struct("<q")
 
-#: A value in short: type, size in bytes (or None), SHA-256 of its pickle (hex, or None), text, pickle (or None).
+#: A value in short: type, size in bytes (or None), SHA-256 of its pickle (hex, or None), text,
+#: pickle (or None).
 Described = tuple[str, "int | None", "str | None", str, "bytes | None"]
 
 
@@ -61,7 +65,7 @@ def named(kind: type) -> str:
 
 
 def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool = False) -> Described:
-    """A value in short. `pickled` is its pickle, where somebody has made one; nothing is pickled for this."""
+    """A value in short. `pickled` is its pickle, if there is one: this function makes none."""
     kind = type(value)
     name = named(kind)
     size = digest = kept = None
@@ -70,7 +74,7 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
         told, hidden = beginning(value, LONG)
         text = repr(told)
         if not hidden and pickled is not None:
-            # A text that is too long to be read through for a note is not hashed if it may hold a secret.
+            # A text too long to search is not hashed if it may hold a secret.
             hidden = masked(value) != value if size <= (KEPT if whole else HASHED) else suspicious(value)
     else:
         text, hidden = short(value)
@@ -83,9 +87,9 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
         size = view.nbytes if size is None else size
         wanted = not hidden and view.nbytes <= (KEPT if whole else HASHED)
         if wanted and kind is not str and not (name == "numpy.ndarray" and value.dtype.kind in "biufc"):
-            hidden = hides_one(view)  # the text shows little of it
+            hidden = hides_one(view)  # the short text shows little of the value
         if not hidden and (view.nbytes <= HASHED or whole):
-            import hashlib  # two milliseconds, which an import of entangle need not take
+            import hashlib  # not at the top: it adds two milliseconds to an import of entangle
 
             digest = hashlib.sha256(view).hexdigest()
         if whole and not hidden and view.nbytes <= KEPT:
@@ -94,7 +98,10 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
 
 
 class Notes:
-    """The notes of one worker. `mode` is SHORT or WHOLE; frames go to the run's directory, or to `noted` in the invoking process."""
+    """The notes of one worker. `mode` is SHORT or WHOLE.
+
+    They go to the run's directory, or into `noted` in the invoking process.
+    """
 
     def __init__(self, directory: str, mode: int, noted: list[bytes] | None) -> None:
         self.whole = mode == WHOLE
@@ -105,9 +112,9 @@ class Notes:
         self._allowance = ALLOWANCE
 
     def value(self, node: int, value: Any, lasted: int, pickled: bytes | memoryview | None = None, last: bool = False) -> None:
-        """Note the value of a node whose body took `lasted` nanoseconds; `last` for that of the run itself.
+        """Note a node's value; its body took `lasted` nanoseconds. `last`: it is the run's value.
 
-        Of a value that takes long to describe, where that has taken too much of the time already, no more is noted than its type.
+        If describing values has taken too much time already, only the type is noted.
         """
         kind = type(value)
         values = self._values
@@ -116,7 +123,7 @@ class Notes:
             values.append(value)
         elif kind is str and len(value) < LONG:
             values.append(node)
-            values.append(value)  # whoever writes it down looks for secrets first
+            values.append(value)  # the recorder masks it
         else:
             values.append(node)
             values.append(self._described(value, lasted, pickled, last))
@@ -134,17 +141,17 @@ class Notes:
         began = time.monotonic_ns()
         try:
             return describe(value, pickled, self.whole)
-        except Exception:  # a note is worth no error
+        except Exception:  # a note must not fail the node
             return (named(type(value)),)
         finally:
             self._allowance -= time.monotonic_ns() - began
 
     def extra(self, node: int, what: int, much: int) -> None:
-        """Note a number of a node."""
+        """Note a number about a node."""
         self._extras += (node, what, much)
 
     def flush(self) -> None:
-        """Put the notes where the recorder finds them. On a full disk they are lost."""
+        """Write the notes to where the recorder finds them. On a full disk they are lost."""
         if not self._values and not self._extras:
             return
         body = marshal.dumps((self._values, self._extras))
@@ -155,15 +162,17 @@ class Notes:
         with contextlib.suppress(OSError):
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                # One write to a file opened for appending: those of several processes do not mix.
+                # One write to a file opened for appending: notes of several processes do not mix.
                 os.write(fd, _HEAD.pack(len(body)) + body)
             finally:
                 os.close(fd)
 
 
 def gather(directory: str, noted: list[bytes]) -> tuple[list[int], list[Any], list[int]]:
-    """All notes of a run: nodes, their values (as they are, or in short) and the extras in threes. Of two notes of one node, the later
-    one holds."""
+    """All notes of a run: nodes, their values (plain or in short), and the extras in threes.
+
+    Of two notes of one node, the later one counts.
+    """
     frames = list(noted)
     if directory:
         with contextlib.suppress(OSError), open(os.path.join(directory, NAME), "rb", buffering=0) as file:
@@ -173,7 +182,7 @@ def gather(directory: str, noted: list[bytes]) -> tuple[list[int], list[Any], li
                 (size,) = _HEAD.unpack_from(whole, at)
                 at += _HEAD.size
                 if at + size > len(whole):
-                    break  # its writer found the disk full
+                    break  # cut short by a full disk
                 frames.append(whole[at : at + size])
                 at += size
     nodes: list[int] = []

@@ -1,15 +1,18 @@
-"""Classes that no module has under their name, and which is which where they come to another process.
+"""Classes that no module has under their name: how they travel, and keep their identity.
 
-A class that was made in a function, or by a script, travels as what it consists of. A process that has the class already must give
-its own, else an enum member that comes back is not itself, and `isinstance` is false. So each such class goes with
+A class made in a function, or by a script, travels as its parts. A process that has the class
+already must use its own. Otherwise an enum member that comes back is not itself, and `isinstance`
+is false. So each such class travels with
 
-- its number: who has made the class from a pickle knows it by that, and so does the process that has given the number;
-- where the original lies: a forked child has the very classes of its parent, at the same addresses, also those that nobody had
-  pickled before the fork. What the child has made since then lies at addresses that mean nothing to the parent: the collector tells
-  which is which, since at its birth a child freezes all that it has inherited;
+- its number: the process that gave it, and any that made the class from a pickle, finds it by that;
+- the address of the original: a forked child has its parent's classes at the same addresses, also
+  those that nobody had pickled before the fork. Classes that the child makes lie at addresses that
+  mean nothing to the parent. The garbage collector tells them apart: a child freezes, at its start,
+  all that it has inherited;
 - the name under which a module has it after all (`Row = namedtuple("_Row", …)`).
 
-A class that is found is left as it is. One that was made from a pickle takes on what a later pickle says of it.
+A class that is found is left as it is. One that was made from a pickle takes on what later pickles
+say.
 """
 
 from __future__ import annotations
@@ -27,20 +30,20 @@ from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any
 
-#: Where the original of a class lies: the process that has made it, the address of the class, and that of its `__mro__`.
+#: Where the original of a class lies: its process, its address, the address of its `__mro__`.
 _Home = tuple[str, int, int]
-#: What a class is called: its number, its home, and the module and the name there by which it can be found.
+#: What identifies a class: its number, its home, and the module and name where it can be found.
 _Name = tuple[str, _Home, tuple[str, str] | None]
 
-#: This process, and the one that it was forked from, if it has inherited the classes of that.
+#: This process, and its parent if it has inherited that one's classes by a fork.
 _here = os.urandom(8).hex()
 _parent = _born_of = ""
 _numbers = itertools.count()
 _names: weakref.WeakKeyDictionary[type, tuple[str, _Home]] = weakref.WeakKeyDictionary()
 _classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
-#: Classes of ours by the numbers that others have given them, as far as we remember: they are found again.
+#: Classes of ours by the numbers that other processes have given them, as far as remembered.
 _originals: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
-#: Those that were made here from a pickle.
+#: Classes that were made here from a pickle.
 _copies: weakref.WeakSet[type] = weakref.WeakSet()
 
 
@@ -53,19 +56,19 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def inherit() -> None:
-    """In a child that was just forked: tell what it has inherited from what it makes. The collector then leaves the former alone."""
+    """In a child just forked: freeze what it has inherited, to tell it from what it makes."""
     global _parent
     gc.freeze()
     _parent = _born_of
 
 
 def _is_inherited(kind: type) -> bool:
-    """Whether this process has a class from its parent. Exact: what was there at the fork is with the collector no longer."""
+    """Whether a class comes from the parent process: the garbage collector tracks it no longer."""
     return bool(_parent) and not any(other is kind for other in gc.get_objects())
 
 
 def _name_of(kind: type, importable: bool) -> _Name:
-    """What a class is called where it is sent. `importable` says that other processes can have its module."""
+    """What identifies a class to others; `importable`: other processes can have its module."""
     known = _names.get(kind)
     if known is None:
         whose = _parent if _is_inherited(kind) else _here
@@ -75,7 +78,7 @@ def _name_of(kind: type, importable: bool) -> _Name:
 
 
 def _place_in_module(kind: type) -> tuple[str, str] | None:
-    """The module and the name in it where another process finds a class that is not found by its own name."""
+    """The module, and the name in it, of a class that is not found by its own name."""
     module = sys.modules.get(kind.__module__)
     if module is None or getattr(module, "__spec__", None) is None:
         return None
@@ -83,13 +86,13 @@ def _place_in_module(kind: type) -> tuple[str, str] | None:
 
 
 def _found(name: _Name, qualname: str, bases: tuple[type, ...]) -> type | None:
-    """The class of that name, if this process has it."""
+    """The class so identified, if this process has it."""
     number, home, place = name
     found = _classes.get(number) or _originals.get(number)
     if found is None:
         found = _at(home, qualname, bases) or _in_module(place, qualname)
         if found is not None:
-            # What it is called where it came from is no name for it here: others know it by ours.
+            # The number it got elsewhere is not its number here: others know it by ours.
             if len(_originals) > 1000:
                 _originals.clear()
             _originals[number] = found
@@ -113,19 +116,22 @@ def _in_module(place: tuple[str, str] | None, qualname: str) -> type | None:
         return None
     try:
         found = vars(importlib.import_module(place[0])).get(place[1])
-    except Exception:  # what anybody's module raises, or it is not there: then the class is made from what has come
+    except Exception:  # its module is missing or raises: make the class from its parts
         return None
     return found if isinstance(found, type) and found.__qualname__ == qualname else None
 
 
 # Writing and making classes ---------------------------------------------------------------------
 
-#: As `__reduce__` says it: what makes it, of what; its state; two that are nothing; what gives it the state.
+#: As `__reduce__` gives it: maker, arguments, state, two that are None, what sets the state.
 _Reduced = tuple[Any, ...]
 
 
 def reduced(kind: type, usual: _Reduced, importable: bool) -> _Reduced:
-    """How a class is written; `usual` is how cloudpickle would do that. `importable` says that other processes can have its module."""
+    """How to pickle a class; `usual` is cloudpickle's way.
+
+    `importable` says that other processes can have its module.
+    """
     make, args, state, _, _, fill = usual
     attributes, others = state
     skeleton = None
@@ -149,32 +155,38 @@ def _class(
     make: Callable[..., type],
     args: tuple[Any, ...],
 ) -> type:
-    """The class of that name: the one that is here, else one that is made, by `make` or, where that knows too little, of a skeleton."""
+    """The class so identified, if it is here; else a new one.
+
+    `make` makes it, or, if that lacks something, its skeleton.
+    """
     found = _found(name, qualname, bases)
     if found is None:
         if skeleton is not None and ("__slots__" in skeleton[2] or _asks_for_more(bases)):
             found = _make(*skeleton, bases)
         else:
             found = make(*args)
-        found = _classes.setdefault(name[0], found)  # another thread may have been quicker
+        found = _classes.setdefault(name[0], found)  # another thread may have been faster
         _names[found] = name[:2]
         _copies.add(found)
     return found
 
 
 def _fill(fill: Callable[[type, Any], Any], kind: type, state: Any) -> None:
-    """Give a class its attributes, unless it is an original."""
+    """Set the attributes of a class, unless it is an original."""
     if kind in _copies:
         fill(kind, state)
 
 
 def _is_made_by_type(metaclass: type) -> bool:
-    """Whether `type` makes the instances of a metaclass, and no other compiled code."""
+    """Whether `type`, and no other compiled code, makes the instances of a metaclass."""
     return not any("__new__" in vars(kind) and not isinstance(vars(kind)["__new__"], staticmethod) for kind in metaclass.__mro__[:-2])
 
 
 def _asks_for_more(bases: tuple[type, ...]) -> bool:
-    """Whether a base takes arguments that a class statement gives (`class Part(Base, name="part")`), which nobody remembers."""
+    """Whether a base takes keywords of the class statement (`class Part(Base, name="part")`).
+
+    No class remembers them.
+    """
     around = (kind for base in bases for kind in base.__mro__)
     hook: Any = next((vars(kind)["__init_subclass__"] for kind in around if "__init_subclass__" in vars(kind)), None)
     function = getattr(hook, "__func__", None)
@@ -186,17 +198,17 @@ def _asks_for_more(bases: tuple[type, ...]) -> bool:
 
 
 def _make(metaclass: type, name: str, space: dict[str, Any], bases: tuple[type, ...]) -> type:
-    """A class without its attributes, but with room for its slots, which cannot be made later.
+    """A class without its attributes, but with its slots, which cannot be added later.
 
-    What its metaclass and its bases do with new classes, they have done with the original.
+    Hooks of its metaclass and its bases do not run: they ran for the original.
     """
     maker: Any = ABCMeta if issubclass(metaclass, ABCMeta) else type
     made: type
     if not _asks_for_more(bases):
         made = maker.__new__(metaclass, name, bases, space)
         return made
-    # A first base keeps the others from being asked, and goes again. It has the layout of the one that it stands before, since bases
-    # can be changed for such of the same layout alone.
+    # A temporary first base silences `__init_subclass__` of the others. Bases can be replaced only
+    # by those of the same layout, so it has the layout of the base behind it.
     base = bases[0]
     below: Any = base.__base__
     added = [
@@ -215,7 +227,7 @@ def _silent(*_: Any, **__: Any) -> None:
 
 
 def _skeleton(kind: type) -> dict[str, Any]:
-    """What must be known when a class is made."""
+    """What must be known when a class is made, not later."""
     mine = vars(kind)
     kept = {name: mine[name] for name in ("__module__", "__orig_bases__") if name in mine}
     kept["__qualname__"] = kind.__qualname__
@@ -225,11 +237,11 @@ def _skeleton(kind: type) -> dict[str, Any]:
 
 
 def _is_slot(kind: type, value: Any) -> bool:
-    """Whether an attribute is what gives a slot of this class; `__dict__` and `__weakref__` are such, too."""
+    """Whether an attribute is the descriptor of a slot of this class; `__dict__` is one, too."""
     return isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)) and value.__objclass__ is kind
 
 
-#: What says where an enum member stands in its class.
+#: Attributes that place an enum member in its class.
 _OF_MEMBER = ("_value_", "_name_", "__objclass__", "_sort_order_")
 
 
@@ -238,7 +250,7 @@ def _attributes_of(member: Any) -> dict[str, Any]:
 
 
 def _fill_enum(fill: Callable[[type, Any], Any], kind: Any, state: Any) -> None:
-    """What cloudpickle leaves out: other names of members, and what their `__init__` or `__new__` has set."""
+    """Add what cloudpickle leaves out: aliases of members, and what their constructor has set."""
     *usual, members = state
     fill(kind, tuple(usual))
     for name, (first, attributes) in members.items():

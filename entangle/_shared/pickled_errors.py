@@ -1,8 +1,9 @@
-"""Errors as what they are: how one travels whose class takes other arguments than its `args` hold.
+"""How errors travel whose classes take other arguments than `args` holds.
 
-Pickle makes an error again by calling its class with `args`. A class with an `__init__` of its own often takes something else:
-the call fails, or it builds another text of what is a text already. Such an error is made here as it was, without its `__init__`.
-A class that says itself how it is pickled is asked, as always.
+Pickle makes an error again by calling its class with `args`. A class with its own `__init__` often
+takes other arguments: the call fails, or makes a text of what is a text already. Such an error is
+made as it was, without calling `__init__`. A class that defines how it is pickled is left to
+pickle.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Any
 
 from entangle.errors import ProcessRetryException, RemoteTraceback
 
-#: The flag of classes that a class statement has made (CPython, `Py_TPFLAGS_HEAPTYPE`).
+#: The flag of classes made by a class statement (CPython, `Py_TPFLAGS_HEAPTYPE`).
 _WRITTEN = 1 << 9
-#: What a class has that says how it is pickled, and what makes that we do not leave it to pickle.
+#: Methods by which a class defines how it is pickled; methods that pickle's own way may not suit.
 _SAYS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
 _MAKES = ("__init__", "__new__", "__setattr__")
 
-#: An error's parts: class, the compiled class below it, arguments; its attributes, what that class keeps beside them, its slots.
+#: The parts of an error: its class, the compiled class below it, arguments, attributes, what the
+#: compiled class keeps beside them, slots.
 _Parts = tuple[type[BaseException], type[BaseException], tuple[Any, ...], dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def reduced(error: BaseException) -> Any:
-    """How an error is written, as `__reduce__` says it; None where pickle's own way is right."""
+    """How to pickle an error, in the form of `__reduce__`; None if pickle's own way is right."""
     kind = type(error)
     known = [vars(one) for one in _written(kind)]
     if any(name in attributes for attributes in known for name in _SAYS):
@@ -35,9 +37,9 @@ def reduced(error: BaseException) -> Any:
 
 
 def lighter(error: BaseException, fits: Callable[[Any], bool]) -> Any:
-    """What pickles as an error without those of its parts that do not fit; a note names these. None where its class does not.
+    """An object that pickles as this error, without the parts that do not fit; a note names these.
 
-    In place of an argument stands the name of its type.
+    The name of its type replaces an argument. None if the error's class does not fit.
     """
     kind, base, args, attributes, others, slots = _parts(error)
     if not fits(kind):
@@ -62,7 +64,7 @@ def lighter(error: BaseException, fits: Callable[[Any], bool]) -> Any:
 
 
 class _Lighter:
-    """Pickles as an error of these parts."""
+    """Pickles as an error with these parts."""
 
     def __init__(self, parts: _Parts) -> None:
         self.parts = parts
@@ -76,7 +78,7 @@ def _reduced(parts: _Parts) -> Any:
 
 
 def _written(kind: type) -> Iterator[type]:
-    """The classes of a class that are written in Python."""
+    """The classes written in Python that a class inherits from, itself included."""
     return (one for one in kind.__mro__ if one.__flags__ & _WRITTEN)
 
 
@@ -87,9 +89,9 @@ def _slots(kind: type) -> dict[str, Any]:
 
 
 def _around(error: BaseException) -> dict[str, BaseException]:
-    """The errors around an error that are a part of it: the last attempt's, and the one in whose handling it was raised.
+    """The error that is part of an error: its last attempt's, or the one handled at its raise.
 
-    What arrives has the worker's traceback as its cause; a cause that was given is then its context.
+    On arrival the worker's traceback becomes the cause; the original cause then is the context.
     """
     cause = error.__cause__
     if isinstance(error, ProcessRetryException):
@@ -110,7 +112,7 @@ def _parts(error: BaseException) -> _Parts:
     for name, slot in _slots(kind).items():
         try:
             slots[name] = slot.__get__(error)
-        except AttributeError:  # it has none
+        except AttributeError:  # the slot is empty
             continue
     return kind, base, args, attributes, {**others, **_around(error)}, slots
 
@@ -122,7 +124,7 @@ def _made(kind: type[BaseException], base: type[BaseException], args: tuple[Any,
 
 
 def _filled(error: BaseException, state: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]) -> None:
-    """Give an error its attributes, past a `__setattr__` of its class: a frozen dataclass refuses them."""
+    """Set the attributes of an error. Avoids its `__setattr__`: a frozen dataclass would refuse."""
     attributes, others, slots = state
     error.__dict__.update(attributes)
     for name, value in others.items():

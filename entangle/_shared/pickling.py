@@ -1,4 +1,4 @@
-"""What travels between processes: pickle, where that cannot, cloudpickle, and where neither can, an error that names the part."""
+"""Pickling for other processes: pickle, else cloudpickle, else an error that names the part."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from typing import Any
 from entangle._shared import context_variables, module_lookup, pickled_classes, pickled_errors
 from entangle.errors import UnpicklableError
 
-_Aside = Callable[[pickle.PickleBuffer], Any]
+_OnBuffer = Callable[[pickle.PickleBuffer], Any]
 _CACHED = type(functools.lru_cache(lambda: None))
 
-#: The script: its module, which no other process has, and what `multiprocessing` calls it in a child that it has not forked.
+#: The script's module, which no other process has; and its name in children of `multiprocessing`.
 MAIN = frozenset(("__main__", "__mp_main__"))
-#: What a pickle has in it that takes something from there.
+#: Part of each pickle that refers to it.
 OF_MAIN = b"_main__"
-#: Modules that other processes do not have, or not by their name: what is defined there travels along.
+#: Modules that other processes cannot import by name: their definitions travel by value.
 _by_value = set(MAIN)
 
 
-def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[], Any] | None = None, elsewhere: bool = False) -> bytes:
-    """Pickle a value (protocol 5). What plain pickle refuses (lambdas, local functions and classes) goes by cloudpickle; with
-    `elsewhere`, where the value is read by processes that may not have our `__main__`, what is defined there as well.
+def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[[], Any] | None = None, elsewhere: bool = False) -> bytes:
+    """Pickle a value (protocol 5); by cloudpickle if pickle refuses (lambdas, local classes).
 
-    `again` is called before the second try, for those who collect buffers. Raises what cloudpickle raises where that
-    refuses the value too.
+    With `elsewhere`, the reader may not have our `__main__`: its definitions travel by value.
+    `again` is called before a second try, to reset collected buffers. Raises what cloudpickle
+    raises if that refuses as well.
     """
     try:
         if module_lookup.travelled or isinstance(value, BaseException):
@@ -43,14 +43,14 @@ def dumps(value: Any, buffer_callback: _Aside | None = None, again: Callable[[],
             body = pickle.dumps(value, 5, buffer_callback=buffer_callback)
         if not (elsewhere and any(name.encode() in body for name in _by_value)):
             return body
-    except Exception:  # what a __reduce__ raises is anybody's guess
+    except Exception:  # a `__reduce__` may raise anything
         pass
     if again is not None:
         again()
     return by_value(value, buffer_callback)
 
 
-#: Where version 0.3.0 has what its pickles name.
+#: Where the names in pickles of version 0.3.0 are now.
 _MOVED = {
     f"entangle._run.{before}": f"entangle._shared.{now}"
     for before, now in (
@@ -68,12 +68,12 @@ class _OfAnyVersion(pickle.Unpickler):
 
 
 def loads_kept(pickled: bytes) -> Any:
-    """The value of a pickle that was kept, perhaps by an earlier version."""
+    """Load a pickle that was kept, perhaps by an earlier version."""
     return _OfAnyVersion(io.BytesIO(pickled)).load()
 
 
 def travel_by_value(module: types.ModuleType) -> None:
-    """From now on, what is defined in this module goes along with what is pickled for others, as that of `__main__` does."""
+    """Send the definitions of this module by value from now on, as those of `__main__`."""
     import cloudpickle
 
     cloudpickle.register_pickle_by_value(module)
@@ -81,7 +81,7 @@ def travel_by_value(module: types.ModuleType) -> None:
 
 
 def travels_by_value(module: str) -> bool:
-    """Whether what is defined in the module of this name goes along."""
+    """Whether the definitions of the module of this name travel by value."""
     if module in _by_value:
         return True
     if module_lookup.is_found(module):
@@ -91,12 +91,14 @@ def travels_by_value(module: str) -> bool:
 
 
 def dumps_for_others(value: Any) -> bytes:
-    """Pickle a value for a process that does not have our `__main__`: what is defined there goes along, as does what is defined in
-    modules that it would not find."""
+    """Pickle a value for a process that may lack our `__main__` and other modules of ours.
+
+    Their definitions travel by value.
+    """
     module_lookup.look_afresh()
     try:
         body = by_name(value)
-    except Exception:  # what a __reduce__ raises is anybody's guess
+    except Exception:  # a `__reduce__` may raise anything
         return by_value(value)
     if any(name.encode() in body for name in _by_value):
         body = by_value(value)
@@ -104,14 +106,14 @@ def dumps_for_others(value: Any) -> bytes:
 
 
 class _Along(Exception):
-    """A function or a class cannot go by its name."""
+    """Raised when a function or a class must travel by value."""
 
 
 class PicklerByName(pickle.Pickler):
-    """Plain pickle, which imports a module that is not loaded in order to find a name in it. This one does not: it raises."""
+    """A pickler that raises where plain pickle would import a module to look up a name."""
 
     def reducer_override(self, value: Any) -> Any:
-        """How a function, a class or an instance is written: as always."""
+        """Pickle functions and classes by name, and everything else as usual."""
         module = value.__module__ if isinstance(value, (types.FunctionType, type)) else None
         if isinstance(module, str) and module not in MAIN and travels_by_value(module):
             raise _Along(module)
@@ -120,22 +122,22 @@ class PicklerByName(pickle.Pickler):
         return _for_others(value)
 
 
-def by_name(value: Any, buffer_callback: _Aside | None = None) -> bytes:
-    """Pickle a value whose functions and classes the other side finds by their names; raises where it would not."""
+def by_name(value: Any, buffer_callback: _OnBuffer | None = None) -> bytes:
+    """Pickle a value whose functions and classes the reader finds by name; raises if it cannot."""
     file = io.BytesIO()
     PicklerByName(file, 5, buffer_callback=buffer_callback).dump(value)
     return file.getvalue()
 
 
-def by_value(value: Any, buffer_callback: _Aside | None = None) -> bytes:
-    """Pickle a value by cloudpickle: functions and classes that the other side cannot import go along."""
+def by_value(value: Any, buffer_callback: _OnBuffer | None = None) -> bytes:
+    """Pickle a value by cloudpickle: definitions that the reader cannot import travel along."""
     file = io.BytesIO()
     try:
         pickler_by_value(file, buffer_callback).dump(value)
     except pickle.PicklingError as error:
         if sys.version_info >= (3, 12) or buffer_callback is not None or not isinstance(error.__cause__, RecursionError):
             raise
-        # Up to Python 3.11 a list in a list takes two of the thousand calls that may be under way, of later ones none.
+        # Up to Python 3.11, each nested list takes two levels of the recursion limit; later, none.
         file = io.BytesIO()
         limit = sys.getrecursionlimit()
         sys.setrecursionlimit(4 * limit)
@@ -146,22 +148,23 @@ def by_value(value: Any, buffer_callback: _Aside | None = None) -> bytes:
     return file.getvalue()
 
 
-def pickler_by_value(file: Any, buffer_callback: _Aside | None = None) -> pickle.Pickler:
-    """The pickler of `by_value`, which writes to `file`."""
+def pickler_by_value(file: Any, buffer_callback: _OnBuffer | None = None) -> pickle.Pickler:
+    """The pickler that `by_value` uses, writing to `file`."""
     made: pickle.Pickler = _kind_by_value()(file, 5, buffer_callback)
     return made
 
 
 @functools.cache
 def _kind_by_value() -> Any:
-    """cloudpickle's pickler, which is not loaded before it is needed, with what it lacks.
+    """cloudpickle's pickler, loaded on first use, with our additions.
 
-    A table of its own, since `copyreg` would change what everybody else in this process pickles.
+    They are in a table of their own: `copyreg` would change what all other code here pickles.
     """
     import cloudpickle
 
     if "__mp_main__" in sys.modules and sys.modules["__mp_main__"].__name__ == "__mp_main__":
-        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])  # it takes that for a module like any other
+        # cloudpickle would take it for a module that others can import.
+        cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
     table = ChainMap(_OURS, cloudpickle.Pickler.dispatch_table)
     usual = cloudpickle.Pickler.reducer_override
 
@@ -173,7 +176,7 @@ def _kind_by_value() -> Any:
         elif (reduced := _for_others(value)) is not NotImplemented:
             return reduced
         reduced = usual(self, value)
-        # Of a class that is taken from nowhere by its name, cloudpickle says what it consists of, in six parts.
+        # cloudpickle gives six parts for a class that it does not pickle by name.
         if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
             return pickled_classes.reduced(value, reduced, not travels_by_value(value.__module__))
         return reduced
@@ -181,12 +184,12 @@ def _kind_by_value() -> Any:
     return type("PicklerByValue", (cloudpickle.Pickler,), {"dispatch_table": table, "reducer_override": reducer_override})
 
 
-#: Kinds of values that are written otherwise for our own processes than for whoever pickles one by himself, and how.
+#: Types that our processes pickle in another way than a user's own pickle would, and how.
 _otherwise: list[tuple[type, Callable[[Any], Any]]] = []
 
 
 def otherwise(kind: type, reduce: Callable[[Any], Any]) -> None:
-    """From now on, have our picklers ask `reduce` how a value of this kind is written, and not its `__reduce__`."""
+    """Have our picklers use `reduce` for values of this type, instead of their `__reduce__`."""
     _otherwise.append((kind, reduce))
 
 
@@ -197,12 +200,12 @@ def _for_others(value: Any) -> Any:
     return NotImplemented
 
 
-#: Modules that cloudpickle has been told to send, for as long as they are being imported.
+#: Modules that travel by value only while they are being imported.
 _for_now: set[str] = set()
 
 
 def _take_along(module: str | None) -> None:
-    """Have cloudpickle send what is defined in a module that others would not find."""
+    """Have cloudpickle pickle a module's definitions by value if others cannot find the module."""
     import cloudpickle
 
     for name in list(_for_now):
@@ -218,7 +221,10 @@ def _take_along(module: str | None) -> None:
 
 
 def _reduce_file(file: Any) -> Any:
-    """An open text file does not travel; cloudpickle would send its text. The standard streams are everywhere, each process's own."""
+    """Refuse an open text file: cloudpickle would send its text.
+
+    Standard streams are sent by name: each process has its own.
+    """
     for name in ("stdout", "stderr"):
         if file is getattr(sys, name):
             return getattr, (sys, name)
@@ -226,10 +232,10 @@ def _reduce_file(file: Any) -> Any:
 
 
 def _reduce_code(code: types.CodeType) -> Any:
-    """Code with the name of its file, by which tracebacks and `inspect` find the lines. cloudpickle 3.1.3 leaves the name out."""
+    """Keep the file name of code for tracebacks and `inspect`; cloudpickle 3.1.3 drops it."""
     try:
         return marshal.loads, (marshal.dumps(code),)
-    except ValueError:  # a constant that no compiler makes: somebody has put it there by `replace`
+    except ValueError:  # a constant put there by `replace`, which no compiler makes
         return _code_again, (marshal.dumps(code.replace(co_consts=())), code.co_consts)
 
 
@@ -239,7 +245,7 @@ def _code_again(marshalled: bytes, constants: tuple[Any, ...]) -> types.CodeType
 
 
 def _reduce_variable(variable: Any) -> Any:
-    """A context variable is found by its name in the module that has it under that, or one is made in its place."""
+    """Send a context variable as its module and name; the reader makes one if it has none."""
     module = context_variables.module_of(variable)
     if not module:
         raise TypeError(f"cannot pickle {variable!r}, which no module has under its own name")
@@ -251,9 +257,9 @@ def _reduce_variable(variable: Any) -> Any:
 
 
 def _reduce_cached(function: Any) -> Any:
-    """A function under `functools.lru_cache` knows its name alone, by which it is not found where nobody can import it.
+    """Send a `functools.lru_cache` function as its parts if it cannot be found by name.
 
-    It then goes as what it is made of. What it remembers stays here.
+    Its cache stays here.
     """
     name = getattr(function, "__qualname__", "")
     module = getattr(function, "__module__", None) or ""
@@ -271,12 +277,15 @@ def _cached_again(function: Callable[..., Any], parameters: dict[str, Any]) -> A
 
 
 def _reduce_weak_keys(table: Any) -> Any:
-    """A table whose keys are held weakly: here as there they go with whatever else holds them. `functools.singledispatch` has one."""
+    """Send a table with weak keys as a dict: its keys must travel by other references too.
+
+    `functools.singledispatch` has one.
+    """
     return type(table), (dict(table),)
 
 
 def _reduce_cached_property(value: Any) -> Any:
-    """Its lock, which it has before Python 3.12, is each process's own."""
+    """Leave out its lock, which it has before Python 3.12."""
     return _cached_property_again, (value.func, value.attrname, value.__doc__)
 
 
@@ -287,12 +296,12 @@ def _cached_property_again(function: Callable[[Any], Any], name: str | None, tex
 
 
 def _reduce_dispatching(method: Any) -> Any:
-    """What it remembers of instances, from Python 3.13 on, stays here."""
+    """Leave out its cache of instances, which it has from Python 3.13 on."""
     return functools.singledispatchmethod, (method.func,), {"dispatcher": method.dispatcher}
 
 
 def _reduce_new_type(made: Any) -> Any:
-    """A type of `typing.NewType` knows its name alone, by which one of a script or a function is not found elsewhere."""
+    """Send a `typing.NewType` of a script or a function as its parts: its name is not found."""
     name: str = made.__name__
     module = sys.modules.get(made.__module__) if not travels_by_value(made.__module__) else None
     if getattr(module, name, None) is made:
@@ -300,7 +309,7 @@ def _reduce_new_type(made: Any) -> Any:
     return typing.NewType, (name, made.__supertype__), {"__module__": made.__module__}
 
 
-#: What our pickler does in another way than cloudpickle, by exact type.
+#: What our pickler does otherwise than cloudpickle, by exact type.
 _OURS: dict[type, Callable[[Any], Any]] = {
     _CACHED: _reduce_cached,
     types.CodeType: _reduce_code,
@@ -315,7 +324,10 @@ _OURS: dict[type, Callable[[Any], Any]] = {
 
 
 def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -> UnpicklableError:
-    """The error for a value that `pickled_by` refuses; `what` says whose it is, as `the value of task 'load'`."""
+    """The error for a value that `pickled_by` refuses; `what` names it:
+
+    `the value of task 'load'`.
+    """
     path, part, error = offending_part(value, lambda part: _refusal(part, pickled_by))
     kind = type(part).__qualname__ if type(part).__module__ == "builtins" else f"{type(part).__module__}.{type(part).__qualname__}"
     if path.startswith(_OF_FUNCTION):
@@ -339,14 +351,17 @@ def _refusal(value: Any, pickled_by: Callable[[Any], bytes]) -> Exception | None
 
 
 def offending_part(value: Any, refusal: Callable[[Any], Exception | None]) -> tuple[str, Any, Exception]:
-    """The smallest part of `value` that cannot be pickled: how to reach it, the part, and what pickling it raises (`refusal`)."""
-    seen = {id(value): value}  # held, so that no other gets its id
+    """The smallest part of `value` that cannot be pickled: the way to it, the part, the error.
+
+    `refusal` gives the error of pickling a part, or None.
+    """
+    seen = {id(value): value}  # holds the values, so that ids stay unique
 
     def look(value: Any, path: str, error: Exception, depth: int) -> tuple[str, Any, Exception] | None:
         around = False
         for step, part in _parts(value) if depth else ():
             if id(part) in seen:
-                # Functions that call each other: what is wrong with one is found beside the other.
+                # Functions that call each other: the fault lies beside that one.
                 around = around or part is not value
                 continue
             refused = refusal(part)
@@ -362,12 +377,12 @@ def offending_part(value: Any, refusal: Callable[[Any], Exception | None]) -> tu
     return look(value, "", error, 32) or ("", value, error)
 
 
-#: How the way to what a function uses begins.
+#: The first step to what a function uses.
 _OF_FUNCTION = " → "
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """What a value is made of, each part with the step that leads there."""
+    """The parts of a value, each with the step that leads there."""
     if isinstance(value, dict):
         return [(f"[{key!r}]", item) for key, item in value.items()]
     if isinstance(value, (list, tuple)):
@@ -391,30 +406,31 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, type):
         return [(step, part) for step, part in parts if type(part).__name__ not in _MADE_WITH_ITS_CLASS]
     kind = type(value)
-    along = travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__  # any other is found by its name
+    # Any other class is found by its name.
+    along = travels_by_value(kind.__module__) or "<locals>" in kind.__qualname__
     return [*parts, (f"{_OF_FUNCTION}its class", kind)] if along else parts
 
 
-#: What a class has that is not sent with it, by the names of their types.
+#: Type names of attributes of a class that are not sent with it.
 _MADE_WITH_ITS_CLASS = ("getset_descriptor", "member_descriptor", "_abc_data")
 
 
 def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """What goes along with a function that is sent itself: the globals and the variables around it that it uses, its defaults."""
+    """What travels with a function sent by value: globals and closures that it uses, defaults."""
     parts = []
     space = function.__globals__
     parts += [(f"{_OF_FUNCTION}its global {name!r}", space[name]) for name in _globals_used(function.__code__) if name in space]
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             parts.append((f"{_OF_FUNCTION}its variable {name!r}", cell.cell_contents))
-        except ValueError:  # not bound yet
+        except ValueError:  # an unbound variable
             continue
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     return parts + [(f"{_OF_FUNCTION}a default value of its parameters", item) for item in defaults]
 
 
 def _globals_used(code: types.CodeType) -> list[str]:
-    """The globals that code uses, with those of the functions inside; not `co_names`, where attributes stand as well."""
+    """The globals that code and its inner functions use; `co_names` has attributes as well."""
     import dis
 
     names = {step.argval: None for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL")}

@@ -1,4 +1,4 @@
-"""Which descriptors can be read. By poll(2): select(2) cannot look at a descriptor whose number is above 1023."""
+"""Which descriptors can be read: by poll(2), since select(2) fails for numbers above 1023."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def new_poll() -> Any:
-    """A poll object, also where eventlet has taken `select.poll` away."""
+    """A poll object. Under eventlet, which removes `select.poll`, a substitute."""
     return select.poll() if hasattr(select, "poll") else _Poll()
 
 
 class _Poll:
-    """The poll of a program under eventlet, which has none that lets others run."""
+    """A poll for programs under eventlet, which has none that lets other greenlets run."""
 
     def __init__(self) -> None:
         self._poll = sys.modules["eventlet.patcher"].original("select").poll()
@@ -28,14 +28,14 @@ class _Poll:
             found: list[tuple[int, int]] = self._poll.poll(0)
             if found or (until is not None and time.monotonic() >= until):
                 return found
-            time.sleep(0.001)  # eventlet's own, which lets others run
+            time.sleep(0.001)  # eventlet's sleep, which lets other greenlets run
 
 
 def readable(fds: Iterable[int], seconds: float | None) -> list[int]:
-    """Those of `fds` that can be read, or whose other side is gone, after at most so many seconds; None waits for one."""
+    """Those of `fds` that can be read, or have lost their peer. Waits that long; None: for one."""
     poll = new_poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    # Rounded up: a wait of less than a millisecond is a wait all the same.
+    # Round up: less than a millisecond must not become no wait at all.
     milliseconds = None if seconds is None else -int(-seconds * 1000 // 1) if seconds > 0 else 0
     return [fd for fd, _ in poll.poll(milliseconds)]

@@ -1,7 +1,7 @@
-"""Strings as a text quotes them: what each says, and where in the text each stretch of it comes from.
+"""Quoted strings in a text, unescaped, with the place in the text that each part comes from.
 
-JSON in JSON, the `repr` of a text, a source: what is written there is escaped, once or more often. Read as it was before,
-it needs no rules of its own.
+JSON in JSON, a `repr` and source code escape what they quote, once or more often. Unescaped, it
+needs no rules of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 _LETTERS = {"n": "\n", "r": "\r", "t": "\t"}
-#: There is nothing to be found in shorter ones.
+#: Shorter strings cannot hold a secret.
 _SHORTEST = 5
 
 
 class Unescaped:
-    """What an escaped text says."""
+    """The content of an escaped string."""
 
     def __init__(self, escaped: str, start: int) -> None:
         parts: list[str] = []
@@ -34,13 +34,17 @@ class Unescaped:
         self.text = "".join((*parts, escaped[done:]))
 
     def origin(self, at: int) -> int:
-        """Where in the whole text that place of this one is written."""
+        """Where in the whole text this position of the content is written."""
         known = bisect_right(self._said, at) - 1
         return self._origins[known] + at - self._said[known]
 
 
 def strings(text: str) -> Iterator[Unescaped]:
-    """What stands between quotes that are not escaped, where something in it is. Whether a quote opens or closes is not asked."""
+    """The strings between unescaped quotes that hold an escape.
+
+    Whether a quote opens or closes a string is not known, so the text between strings counts as
+    well.
+    """
     if "\\" not in text:
         return
     for quote in [quote for quote in "\"'" if quote in text] or [""]:

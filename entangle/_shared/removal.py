@@ -1,8 +1,9 @@
-"""Directories of ours, opened without following a link, and removed through what was opened.
+"""Our directories: opened without following links, and removed through their descriptors.
 
-Where runs keep their files, other users may be able to make files as well: a link where our directory is expected, or in its place
-between a look at it and a removal. So a directory is opened once, without following a link, and looked at through its descriptor;
-what is in it is listed, opened and removed relative to that descriptor. No path is resolved a second time.
+Other users may be able to write where runs keep their files. They may put a link where our
+directory is expected, or swap it in between a check and a removal. So a directory is opened once,
+without following a link, and checked through its descriptor. Its contents are listed, opened and
+removed relative to that descriptor. No path is resolved a second time.
 """
 
 from __future__ import annotations
@@ -11,18 +12,19 @@ import contextlib
 import os
 import stat
 
-#: A directory itself, never what a link of its name leads to. Not a FIFO either: that is an error at once.
+#: Opens a directory only, never the target of a link, and never waits for a FIFO.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class NotOurs(OSError):
-    """What lies there is no directory that this user alone can use."""
+    """The path is not a directory that only this user can use."""
 
 
 def open_ours(path: str, within: int | None = None) -> int:
-    """Open a directory that this user alone can use; gives the descriptor. `within` is the descriptor of the directory around it.
+    """Open a directory that only this user can use; gives the descriptor.
 
-    Raises FileNotFoundError where there is none, NotOurs, with the reason, where it is a link, a file, or somebody else's too.
+    `within` is the descriptor of the directory around it. Raises FileNotFoundError if there is
+    none; NotOurs, with the reason, if it is a link, a file, or open to other users.
     """
     try:
         fd = os.open(path, DIRECTORY, dir_fd=within)
@@ -43,7 +45,7 @@ def open_ours(path: str, within: int | None = None) -> int:
 
 
 def why(error: OSError) -> str:
-    """The reason alone."""
+    """The reason, without the path."""
     return str(error.strerror or error)
 
 
@@ -58,7 +60,7 @@ def _what_it_is(path: str, within: int | None) -> str:
 
 
 def is_named(fd: int, name: str, within: int) -> bool:
-    """Whether the open directory `fd` is the one that has this name in `within`, and no other has taken its place."""
+    """Whether the open directory `fd` still has this name in `within`, not replaced by another."""
     try:
         return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=within, follow_symlinks=False))
     except OSError:
@@ -66,10 +68,11 @@ def is_named(fd: int, name: str, within: int) -> bool:
 
 
 def remove_tree(name: str, fd: int, within: int) -> bool:
-    """Remove the open directory `fd`, which has this name in `within`, and all that is in it; gives whether it is gone.
+    """Remove the open directory `fd`, named so in `within`; gives whether it is gone.
 
-    Links are removed and not followed, and what is mounted in it stays. Not `shutil.rmtree`: that must not be imported while a program
-    ends, since its import evaluates text, and after that Python no longer knows that it was Ctrl-C that has ended the program.
+    Its contents go as well. Links are removed, not followed; mounts stay. `shutil.rmtree` will not
+    do: importing it while a program ends evaluates code, after which Python forgets that Ctrl-C
+    ended the program.
     """
     mount = _mount(fd)
     if mount == _mount(within):
@@ -82,9 +85,9 @@ def remove_tree(name: str, fd: int, within: int) -> bool:
 
 
 def _thin_out(fd: int, mount: tuple[int, str]) -> bool:
-    """Remove what is in a directory. What lies deeper than the next one comes up, for another pass; gives whether something has.
+    """Empty a directory by one level: deeper contents move up, for another pass.
 
-    So two descriptors are enough, however deep it is.
+    Gives whether any did. So two descriptors suffice, at any depth.
     """
     came_up = False
     for name in os.listdir(fd):
@@ -99,7 +102,7 @@ def _thin_out(fd: int, mount: tuple[int, str]) -> bool:
                 continue
             for below in os.listdir(inner):
                 if not _remove(below, inner):
-                    with contextlib.suppress(OSError):  # what is mounted there, or may not be moved
+                    with contextlib.suppress(OSError):  # a mount, or not allowed to move
                         os.rename(below, f".{os.urandom(8).hex()}", src_dir_fd=inner, dst_dir_fd=fd)
                         came_up = True
         except OSError:
@@ -125,7 +128,7 @@ def _remove(name: str, within: int) -> bool:
 
 
 def _mount(fd: int) -> tuple[int, str]:
-    """The file system, and on Linux the mount, in which an open directory lies."""
+    """The file system of an open directory, and on Linux its mount."""
     device = os.fstat(fd).st_dev
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:

@@ -1,7 +1,8 @@
-"""What looks like a secret whatever it is called: keys by how they begin, private keys, web tokens, `user:password@` in an address.
+"""Secrets by their look, whatever their name: keys, web tokens, `user:password@` in an address.
 
-Every look begins with something rare, a needle, which is searched for; what follows it is read once, from left to right. So
-the time is linear in the length of any text, which no pattern that may try again is: "eyJ-" 16,000 times took seconds.
+Each look begins with something rare, a needle. Needles are searched for, and what follows one is
+read once, from left to right. So the time is linear in the length of any text. A pattern that
+backtracks is not: "eyJ-" 16,000 times took seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 
 from entangle._shared.spans import Span, places
 
-#: How keys begin, and how many letters, digits, _ and - follow at least.
+#: How keys begin, and how many letters, digits, _ and - must follow at least.
 _BEGINNINGS = {
     **dict.fromkeys(("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "dckr_pat_", "dckr_oat_", "hf_", "npm_", "pypi-"), 16),
     **dict.fromkeys(("glpat-", "gldt-", "glrt-", "glsoat-", "glcbt-", "gloas-", "glptt-", "glagent-", "glft-"), 16),
@@ -29,12 +30,12 @@ _BEGINNINGS = {
     "AKIA": 16,
     "ASIA": 16,
 }
-#: The shortest word that can be in a key; "eyJ" and ten more.
+#: The shortest word that a key has: "eyJ" and ten more.
 _SHORTEST = 13
 _CAPITALS = ("AKIA", "ASIA")
-#: Names of other things begin so, too.
+#: Beginnings that other names have too.
 _AMBIGUOUS = ("sk-", "pypi-", "npm_", "hf_", "xai-", "gsk_", "r8_", "nvapi-", "sbp_", "nfp_", "ntn_", "shippo_", "tskey-", "pplx-")
-#: Addresses that are secrets from here on.
+#: Addresses whose rest is a secret.
 _PLACES = (
     "hooks.slack.com/services/",
     "hooks.slack.com/workflows/",
@@ -46,14 +47,14 @@ _PLACES = (
 _BEGIN, _END, _SCHEME = "-----begin ", "-----end ", "://"
 _SAYING = ("bearer ", "basic ")
 
-#: In small letters, what a text must hold one of.
+#: A secret has one of these, in lower case.
 NEEDLES = tuple(dict.fromkeys((_SCHEME, _BEGIN, *_SAYING, *_PLACES, *(beginning.lower() for beginning in _BEGINNINGS))))
 _BY_NEEDLE = {beginning.lower(): (beginning, least) for beginning, least in _BEGINNINGS.items()}
 
 
 @lru_cache(maxsize=1)
 def _patterns() -> dict[str, re.Pattern[str]]:
-    """Each takes one class of letters as far as it goes, and so never tries again."""
+    """Each pattern takes one class of characters as far as it goes, so none backtracks."""
     return {
         "long": re.compile(rf"[A-Za-z0-9_-]{{{_SHORTEST}}}|[/-]{{5}}"),
         "run": re.compile(r"[A-Za-z0-9_-]*"),
@@ -67,7 +68,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 
 
 def possible(text: str, low: str) -> bool:
-    """Whether there is a needle in the text. What keys are made of is asked first: few texts have so long a word."""
+    """Whether the text holds a needle. Tests first for a long word: few texts have one."""
     if _SCHEME in low or "basic " in low or "bearer " in low:
         return True
     if len(text) < _SHORTEST or _patterns()["long"].search(text) is None:
@@ -76,7 +77,10 @@ def possible(text: str, low: str) -> bool:
 
 
 def spans(text: str, low: str) -> list[Span]:
-    """Where in the text something looks like a secret, from left to right. `low` is the text in small letters, of the same length."""
+    """Where something in the text looks like a secret, from left to right.
+
+    `low` is the text in lower case, of the same length.
+    """
     hits = [(at, needle) for needle in [needle for needle in NEEDLES if needle in low] for at in places(low, needle)]
     if not hits:
         return []
@@ -94,13 +98,13 @@ def spans(text: str, low: str) -> list[Span]:
 
 
 class _Seen:
-    """How far what is being read goes: it is read once, whatever begins in the middle of it."""
+    """The ends of runs read so far: a run is read once, however many needles lie in it."""
 
     def __init__(self) -> None:
         self.ends: dict[str, int] = {}
 
     def end(self, kind: str, text: str, at: int) -> int:
-        """Where the run of that kind that `at` is in ends."""
+        """The end of the run of that kind around `at`."""
         known = self.ends.get(kind, -1)
         if known < at:
             known = self.ends[kind] = _patterns()[kind].match(text, at).end()  # type: ignore[union-attr]
@@ -127,19 +131,19 @@ def _look(text: str, low: str, at: int, needle: str, seen: _Seen) -> Span | None
         return (at, end) if end - after == least else None
     if end - after < least or (beginning in _AMBIGUOUS and not _random(text[after : after + 64])):
         return None
-    # The further parts of a web token, and of keys that are written in several.
+    # A web token and some other keys have further parts after dots.
     while end < len(text) and text[end] == "." and (further := seen.end("run", text, end + 1)) > end + 1:
         end = further
     return at, end
 
 
 def _random(text: str) -> bool:
-    """Whether it is no text in words."""
+    """Whether this is not a text in words."""
     return any(letter.isdigit() for letter in text) or any(len(part) >= 16 for part in re.split("[-_]", text))
 
 
 def _user(text: str, at: int) -> Span | None:
-    """`user:password` of an address, or a token in their place; `at` is behind its `://`."""
+    """`user:password`, or a token in its place, in the address whose `://` ends at `at`."""
     end = _patterns()["authority"].match(text, at).end()  # type: ignore[union-attr]
     last = text.rfind("@", at, end)
     if last > at:
@@ -148,7 +152,7 @@ def _user(text: str, at: int) -> Span | None:
     name, colon, port = text[at:end].partition(":")
     if not colon or not name or port.isdigit() or text[end : end + 1] not in ("/", "?", "#"):
         return None
-    # A password with a slash in it.
+    # The password may hold a slash.
     last = text.find("@", end, end + 200)
     within = text[end:last]
     if last < 0 or _SCHEME in within or any(letter.isspace() or letter in "'\"<>" for letter in within):
@@ -168,7 +172,7 @@ def _private_key(low: str, at: int) -> Span | None:
 
 
 def _said(text: str, at: int, needle: str, seen: _Seen) -> Span | None:
-    """What follows `Bearer` or `Basic`, where it is no word of a sentence."""
+    """What follows `Bearer` or `Basic`, unless it is a word of a sentence."""
     start = seen.end("blanks", text, at)
     end = seen.end("dotted" if needle == "bearer " else "base64", text, start)
     if end - start < 8:

@@ -1,8 +1,8 @@
-"""Which names are those of secrets: of a parameter, a key, a field, a variable, a header, a task.
+"""Names of secrets: of a parameter, a key, a field, a variable, a header, a task.
 
-A name is taken apart into words, however it is written (`db_pass`, `DB-PASS`, `dbPass`, `DBPass`); some words tell by
-themselves, some as two, and what the last word says may take it back: a `token_count` is a number. `ENTANGLE_SECRETS`
-adds names.
+A name is split into words, whatever its style (`db_pass`, `DB-PASS`, `dbPass`, `DBPass`). Some
+words mark a secret alone, some in pairs; the last word may take it back: a `token_count` is a
+number. `ENTANGLE_SECRETS` adds names.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: What words hold that tell, and what they end with or are.
+#: Words that hold one of these, or end with one of those, or are one of these, mark a secret.
 _INSIDE = ("password", "passwd", "passphrase", "passwort", "kennwort", "connectionstring")
 _ENDINGS = ("secret", "secrets", "token", "credential", "credentials", "pwd", "passcode", "sessionid", "sessid")
 _WORDS = _words("authorization bearer creds cred dsn jwt jwts otp otps totp hotp psk csrf xsrf pw cvv cvc passkey privkey pincode connstr ")
-#: Words that tell where they come last, or with what they hold: `auth`, `auth_header`, but not `auth_method`.
+#: Words that mark a secret at the end of a name, or before one of `_HOLDING`: `auth`,
+#: `auth_header`, but not `auth_method`.
 _LAST = ("auth", "auths", "cookie", "cookies", "oauth")
 _HOLDING = _words("header headers data info string str value values tuple pair code codes details config jar")
-#: What ends with `pass` and is none.
+#: Words that end with `pass` and mark nothing.
 _PASSING = ("compass", "bypass", "surpass", "trespass", "encompass", "underpass", "overpass", "lowpass", "highpass", "bandpass", "allpass")
 _PASSES = _words(
     "first second third last next low high band one two single multi full n num max min by this each per pre forward backward fast "
@@ -48,9 +49,9 @@ _PAIRS = frozenset(
     | {(word, "pat") for word in ("github", "gitlab", "azure", "devops", "bitbucket", "gh", "gl")}
     | {("session", "id"), ("sess", "id"), ("pass", "word"), ("pass", "words"), ("pass", "code"), ("pass", "key")}
 )
-#: Two words in one, as in `APIKEY`.
+#: Pairs written as one word, as in `APIKEY`.
 _JOINED = frozenset("".join(pair) for pair in _PAIRS) - {"passkeys"}
-#: Last words that say that it is not the secret itself.
+#: Last words that say that the value is not the secret itself.
 _ABOUT = _words(
     "count counts size sizes length len limit limits type types kind kinds url urls uri uris endpoint endpoints expiry expires "
     "expiration ttl age lifetime policy policies required enabled disabled allowed valid index idx indices position positions ids "
@@ -59,12 +60,12 @@ _ABOUT = _words(
     "rules error errors status domain samesite secure httponly consent banner counter "
 )
 _UNTIL = _words("expires expiration expiry valid max min")
-#: First words of names of what is true or false.
+#: First words of names of booleans.
 _WHETHER = _words("is has have needs need requires require use uses no without enable disable allow skip")
-#: Tokens of languages.
+#: Kinds of tokens of language models.
 _PARTS_OF_SPEECH = _words("pad eos bos unk mask cls sep special")
 
-#: One of these is in every name of a secret, in small letters: those of the user's own are others.
+#: Each name of a secret holds one of these, in lower case, unless the user has added it.
 NEEDLES = tuple(
     _words(
         "pass secret token cred pwd key auth bearer cookie jwt otp dsn psk csrf xsrf pw cvv cvc sess conn phrase mfa pin_code pincode "
@@ -75,12 +76,12 @@ NEEDLES = tuple(
 
 @lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
-    """Whether what goes by this name (of a parameter, a key, a task) is a secret."""
+    """Whether a value with this name (of a parameter, a key, a task) is a secret."""
     return tells(name)
 
 
 def further() -> frozenset[str]:
-    """The names that the user has added, in small letters."""
+    """The names that the user has added, in lower case."""
     names = os.environ.get("ENTANGLE_SECRETS")
     return _further(names) if names else frozenset()
 
@@ -91,14 +92,15 @@ def _further(names: str) -> frozenset[str]:
 
 
 def tells(name: str) -> bool:
-    """The same, for names that are not worth being remembered: texts may hold very long ones."""
+    """As `is_secret`, without a cache: for names in texts, which may be very long."""
     low = name.lower()
     if low in further():
         return True
     joined = low.replace(" ", "_")
     if not any(needle in joined for needle in NEEDLES):
         return False
-    # Where a capital follows a small letter, and before the last of several where a small one follows.
+    # Split before a capital that follows a lower-case letter, and before the last of several
+    # capitals if a lower-case letter follows it.
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
     words = [word for word in (word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", spaced)) if word]
     if not words or (words[0] in _WHETHER and len(words) > 1):

@@ -1,11 +1,12 @@
-"""Where the value of a secret lies in a text: after its name, however the text writes names and values.
+"""Where the value of a secret lies in a text: after its name, in all the ways that texts write it.
 
-`name=value`, `"name": "value"` (also escaped, as JSON in JSON has it), `name: str = value`, `x["name"] = value`,
-`--name value`, `("name", "value")`, `{"name": "NAME", "value": "…"}`, `<name>value</name>`, a header up to the end of its
-line, a block of YAML, a tuple, list or dict up to its bracket; and the programs that take a password without a name.
+`name=value`, `"name": "value"` (also escaped, as in JSON in JSON), `name: str = value`,
+`x["name"] = value`, `--name value`, `("name", "value")`, `{"name": "NAME", "value": "…"}`,
+`<name>value</name>`, a header up to the end of its line, a block of YAML, a tuple, list or dict up
+to its bracket; and the options of programs that take a password without a name.
 
-A tokeniser, which reads on from a name and comes back to nothing that it has passed, or looks a fixed number of characters
-ahead: the time is linear in the length of any text.
+This is a tokeniser. It reads on from a name, never back, and looks ahead a fixed number of
+characters at most: the time is linear in the length of any text.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from functools import lru_cache
 from entangle._shared import secret_names
 from entangle._shared.spans import Span, places
 
-#: How far a bracket may reach: what is not closed by then is taken up to there.
+#: How far a bracket may reach; one not closed by then is taken up to there.
 _BRACKETED = 16_384
-#: How far an element of XML may reach; one that is not closed by then ends with the next.
+#: How far an XML element may reach; one not closed by then ends at the next tag.
 _ELEMENT = 8_192
-#: Names are not longer, as a rule.
+#: The usual greatest length of a name.
 _LONGEST_NAME = 100
-#: How far is looked around a name.
+#: How far around a name to look.
 _NEAR = 80
 
 _OPENING, _CLOSING = "([{", ")]}"
-#: What goes by these names after a `?` or `&` of an address is what lets one in.
+#: Query parameters (after `?` or `&`) that grant access to an address.
 _SIGNED = frozenset(["sig", "signature", "hmac", "awsaccesskeyid", "googleaccessid", "key-pair-id", "code"])
-#: Headers whose whole line is meant.
+#: Headers whose whole line is secret.
 _HEADERS = frozenset(["authorization", "proxy-authorization", "cookie", "cookies", "set-cookie", "cookie2", "set-cookie2"])
-#: What may stand before the name that begins a line.
+#: What may precede a name that begins a line.
 _BEFORE = frozenset(("", "export", "set", "declare -x", "env", "#", "//", ">", "<", "+", "*", "$", "let", "const", "var"))
-#: Programs that take a password by a short option, or by none.
+#: Programs that take a password by a short option, or by a positional argument.
 _PROGRAMS = (
     (
         "curl",
@@ -66,7 +67,7 @@ NEEDLES = tuple(
 
 @lru_cache(maxsize=1)
 def _patterns() -> dict[str, re.Pattern[str]]:
-    """Each takes classes of letters that exclude what comes next, or so many at most: none tries again at length."""
+    """Each pattern excludes what comes next, or is bounded: none backtracks at length."""
     quote = r"(?:\\{0,31}[\"'`]|&quot;|&#34;|&#39;|%22|%27|\\{1,31}u0022)"
     return {
         "name": re.compile(r"[\w-]*"),
@@ -98,7 +99,7 @@ def _patterns() -> dict[str, re.Pattern[str]]:
 
 
 def possible(text: str) -> bool:
-    """Whether there is anything in the text that may stand between a name and its value, or tells a program what to do."""
+    """Whether the text holds any sign between names and values, or an option of a program."""
     if (
         "=" in text
         or ":" in text
@@ -116,7 +117,10 @@ def possible(text: str) -> bool:
 
 
 def spans(text: str, low: str) -> list[Span]:
-    """Where in the text the values of secrets lie. `low` is the text in small letters, of the same length."""
+    """Where in the text the values of secrets lie.
+
+    `low` is the text in lower case, of the same length.
+    """
     return _Reader(text, low).spans()
 
 
@@ -126,13 +130,13 @@ class _Reader:
     def __init__(self, text: str, low: str) -> None:
         self.text = text
         self.low = low
-        self.end = len(text)  # of what is read; a name that stands in quotes has its value in them
+        self.end = len(text)  # of the part to read: a quoted name has its value in the quotes
         self.patterns = _patterns()
         self.roles = " user " in low or " role " in low
         self.accounts = all(word in low for word in _ACCOUNTS)
 
     def spans(self) -> list[Span]:
-        """The values after names, and those of programs."""
+        """The values after names, and those of programs' options."""
         low = self.low
         needles = (*secret_names.NEEDLES, *secret_names.further(), *(name for name in _SIGNED if f"{name}=" in low))
         hits = sorted({at for needle in [needle for needle in needles if needle in low] for at in places(low, needle)})
@@ -150,7 +154,7 @@ class _Reader:
         return found + self._of_programs()
 
     def _match(self, pattern: str, at: int) -> int:
-        """Where what the pattern takes from there ends; `at` itself where it takes nothing."""
+        """The end of what the pattern matches at `at`; `at` itself if it does not match."""
         match = self._found(pattern, at)
         return match.end() if match is not None else at
 
@@ -163,10 +167,10 @@ class _Reader:
             at -= 1
         return at
 
-    # The name and what stands around it ----------------------------------------------------------
+    # The name and its surroundings ---------------------------------------------------------------
 
     def _of_name(self, start: int, end: int) -> Span | None:
-        """The value of what stands between, if it is the name of a secret."""
+        """The value of the name between `start` and `end`, if it is a secret's."""
         text = self.text
         name = text[start:end]
         dashes = len(name) - len(name.lstrip("-"))
@@ -211,7 +215,7 @@ class _Reader:
         return self._separated(start, name, quote, separator[0], separator.end(), quoted=after is not None)
 
     def _quote_before(self, start: int) -> str:
-        """The quote that the name stands behind, with its backslashes."""
+        """The quote before a name, with its backslashes."""
         text = self.text
         if not start or text[start - 1] not in "\"'`":
             return ""
@@ -221,14 +225,14 @@ class _Reader:
         return text[at:start]
 
     def _opened_before(self, at: int) -> bool:
-        """Whether a bracket has been opened before the string that begins there."""
+        """Whether an opening bracket precedes the string that begins there."""
         text = self.text
         if at and text[at - 1] in "rbuRBU":
             at -= 1
         return at > 0 and text[at - 1] in _OPENING
 
     def _after_blank(self, start: int, end: int, at: int, dashes: int) -> Span | None:
-        """`--name value`, `ENV name value`, and `password value` in a list of accounts and in SQL."""
+        """`--name value`, `ENV name value`; `password value` in lists of accounts and in SQL."""
         text = self.text
         if at == end or at >= len(text) or text[at] == "-":
             return None
@@ -251,12 +255,12 @@ class _Reader:
         return at, self._content_end(at)
 
     def _content_end(self, at: int) -> int:
-        """Where the text of an element ends: before the next, else with its line."""
+        """The end of an XML element's text: the next tag, else the end of the line."""
         end = self.text.find("<", at, at + _ELEMENT)
         return end if end >= 0 else self._line_end(at)
 
     def _of_element(self, start: int, end: int) -> Span | None:
-        """What stands in an element of XML that goes by this name."""
+        """The content of the XML element of this name."""
         text = self.text
         escaped = text.startswith("&gt;", end)
         if escaped:
@@ -270,18 +274,18 @@ class _Reader:
         if at == end:
             return None
         if text[at - 2] == "/":
-            return end, at - 2  # its attributes are all that it has
+            return end, at - 2  # it has attributes only
         closing = text.find(f"</{text[opening + 1 : end]}", at, at + _ELEMENT)
         return at, closing if closing >= 0 else self._content_end(at)
 
     def _separated(self, start: int, name: str, quote: str, separator: str, at: int, quoted: bool) -> Span | None:
-        """The value behind the separator."""
+        """The value after a separator."""
         text = self.text
         head = text[max(0, start - _NEAR) : start]
         line = head[head.rfind("\n") + 1 :]
         begins = not quote and (start <= _NEAR or "\n" in head) and line.strip(" \t-") in _BEFORE
         first = begins or bool(quote and not quoted) or line.rstrip()[-1:] in (",", ";", ":", "|", *_OPENING)
-        if quote and not quoted:  # 'name: value', as a header is written in a command
+        if quote and not quoted:  # 'name: value', a header in a command
             limit = text.find(quote, at, at + _BRACKETED)
             if limit >= 0:
                 self.end = limit
@@ -293,7 +297,7 @@ class _Reader:
     def _behind(
         self, start: int, name: str, separator: str, at: int, begins: bool, first: bool, quoted: bool, enclosed: bool, line: str
     ) -> Span | None:
-        """The value behind the separator, up to the end of what the name stands in."""
+        """The value after a separator, up to the end of what holds the name."""
         text = self.text
         header = not quoted and (name in _HEADERS or name.endswith("authorization"))
         if header and (separator == ":" or name.endswith("authorization")):
@@ -315,7 +319,7 @@ class _Reader:
         return span
 
     def _header_end(self, at: int) -> int:
-        """Where the line of a header ends, be it the line of a text in a text."""
+        """The end of a header's line, also within an escaped text."""
         while (at := self._match("line", at)) < self.end and self.text[at] == "\\" and self.text[at + 1 : at + 2] not in ("r", "n"):
             at += 1
         return at
@@ -325,7 +329,7 @@ class _Reader:
         return end if end >= 0 else self.end
 
     def _block(self, at: int, margin: int) -> Span | None:
-        """The lines that are indented deeper than the name, or are items of a list beside it."""
+        """The lines indented deeper than the name, or list items level with it."""
         text = self.text
         end = at
         while end < len(text):
@@ -343,7 +347,10 @@ class _Reader:
     # The value -----------------------------------------------------------------------------------
 
     def _value(self, at: int, first: bool, colon: bool, operators: bool) -> Span | None:
-        """The expression that begins there. `first`: the name begins its line, and the value may be several words."""
+        """The expression that begins there.
+
+        `first`: the name begins its line, so the value may be several words.
+        """
         text = self.text
         if at >= self.end or self._closes(at):
             return None
@@ -369,11 +376,14 @@ class _Reader:
         return at, end
 
     def _closes(self, at: int) -> bool:
-        """Whether the quote there closes a string that the name stands in, as in `input("Password: ")`."""
+        """Whether the quote there closes the string around the name: `input("Password: ")`."""
         return (match := self._found("closer", at)) is not None and match.end() > at
 
     def _further(self, end: int, colon: bool, quoted: bool) -> int:
-        """Where an expression ends that goes on behind its first part: `"a" "b"`, `a or "b"`, a type and its default."""
+        """The end of an expression that continues:
+
+        `"a" "b"`, `a or "b"`, a type and its default.
+        """
         text = self.text
         while end < self.end:
             next_one = end
@@ -395,7 +405,7 @@ class _Reader:
         return end
 
     def _atom(self, at: int, first: bool) -> tuple[int, bool]:
-        """Where one string, or word with what is called and indexed of it, ends; and whether it is a string."""
+        """The end of a string, or of a word with its calls and indices; whether it is a string."""
         text = self.text
         opening = self._found("opening", at)
         if opening is not None:
@@ -415,7 +425,7 @@ class _Reader:
         return end, quoted
 
     def _closing(self, at: int, mark: str) -> int:
-        """Where a string that has been opened by that mark ends."""
+        """The end of a string opened by that mark."""
         text = self.text
         if len(mark) == 3 and mark[0] == mark[1] == mark[2]:
             end = text.find(mark, at, self.end)
@@ -426,7 +436,7 @@ class _Reader:
             before = end
             while before > at and text[before - 1] == "\\":
                 before -= 1
-            # How many there are before a quote says how deep in texts of texts it is.
+            # The number of backslashes before a quote tells how deep the quote is nested.
             if (end - before + backslashes) % (2 * (backslashes + 1)) == backslashes:
                 break
             end = text.find(mark, end + 1, self.end)
@@ -435,7 +445,7 @@ class _Reader:
         return self._line_end(at)
 
     def _bracket(self, at: int) -> int:
-        """Where a bracket that is opened there is closed; one that is not, ends where we have looked to."""
+        """The end of the bracket opened there; of one not closed, how far the search went."""
         text, bracket, string = self.text, self.patterns["bracket"], self.patterns["string"]
         limit = min(self.end, at + _BRACKETED)
         depth = 0
@@ -453,7 +463,10 @@ class _Reader:
         return limit
 
     def _plain(self, at: int, first: bool) -> int:
-        """Where a word ends that nothing encloses. What ends one may stand in it, where another letter follows."""
+        """The end of an unquoted word.
+
+        Its terminators may stand in it if another letter follows.
+        """
         text, length = self.text, self.end
         plain, what_is_next = self.patterns["plain"], self.patterns["next"]
         start = at
@@ -474,7 +487,7 @@ class _Reader:
                     break
             elif letter in _OPENING:
                 if letter != "{" and at > start:
-                    break  # a call, or an item: whoever asked sees to it
+                    break  # a call or an index: the caller handles it
                 at = self._bracket(at)
                 continue
             elif letter == "<":

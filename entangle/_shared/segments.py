@@ -1,6 +1,7 @@
-"""Shared memory that a body asks for by hand: what `@process(shared_memory=True)` passes as `smm` and `sm`.
+"""Shared memory for bodies that ask for it: `@process(shared_memory=True)` passes `smm` and `sm`.
 
-A segment is a file in the run directory, so it needs no server and no tracker, and it goes when the run ends.
+A segment is a file in the run's directory. It needs no server and no tracker, and goes with the
+run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from entangle._shared.table import reserve
 
 
 class Segment:
-    """A named piece of memory that processes of one run share: `name`, `size` (bytes) and `buf`, a writable memoryview."""
+    """A named piece of memory that processes of one run share.
+
+    `name`, `size` (bytes), and `buf`, a writable memoryview.
+    """
 
     def __init__(self, path: str) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -32,7 +36,7 @@ class Segment:
         return Segment, (self._path,)
 
     def close(self) -> None:
-        """Let go of the memory in this process. Arrays that still look at it keep it mapped."""
+        """Release the memory in this process. Arrays that use it keep it mapped."""
         self.buf.release()
         try:
             self._memory.close()
@@ -40,28 +44,30 @@ class Segment:
             pass
 
     def unlink(self) -> None:
-        """Take the name away; who has the segment open keeps it."""
+        """Remove the name. Processes that have the segment open keep it."""
         os.unlink(self._path)
 
 
-#: What an item of a shareable list can be. A number, a truth value and None take a word; text and bytes what they had at first.
+#: Types of items of a shareable list. A number, bool or None takes one word; text and bytes have
+#: the room that they took at first.
 Item = int | float | bool | str | bytes | None
 
 _NONE, _BOOL, _INT, _FLOAT, _STR, _BYTES = range(6)
 _KINDS = {type(None): _NONE, bool: _BOOL, int: _INT, float: _FLOAT, str: _STR, bytes: _BYTES}
 _WORD = 8
-#: Of each item: its kind, where it lies, how many bytes there are for it, how many it takes.
+#: Of each item: its type, offset, capacity and size (bytes).
 _ENTRY = struct.Struct("qqqq")
 _COUNT = struct.Struct("q")
 _AS = {_BOOL: struct.Struct("q"), _INT: struct.Struct("q"), _FLOAT: struct.Struct("d")}
 
 
 class ShareableList:
-    """A list in shared memory, of a fixed length: items can be changed, by each process that has it, and none added.
+    """A list of fixed length in shared memory. Each process that has it can change its items.
 
-    Items are int (64 bits), float, bool, str, bytes and None. A text or bytes may be replaced by one that is no longer, counted in
-    bytes and rounded up to eight. It travels to other tasks of its run, and `shm` is the segment that holds it, by whose name
-    `sm.ShareableList(name=...)` finds it. Nothing locks it: two who write to one item at the same time leave either, or a mixture.
+    Items are int (64 bits), float, bool, str, bytes and None. A str or bytes may be replaced by one
+    that is no longer, in bytes rounded up to eight. The list travels to other tasks of its run.
+    `shm` is its segment; `sm.ShareableList(name=...)` finds the list by the segment's name. There
+    is no lock: two processes that write one item at once leave one of the values, or a mixture.
     """
 
     def __init__(self, segment: Segment) -> None:
@@ -111,7 +117,7 @@ class ShareableList:
 
     @passes_on
     def index(self, value: object) -> int:
-        """The first position of `value`. Raises ValueError where it is not there."""
+        """The first position of `value`. Raises ValueError if it is not in the list."""
         for position, item in enumerate(self):
             if item == value:
                 return position
@@ -142,14 +148,17 @@ def _packed(value: Item) -> tuple[int, bytes]:
 
 
 class Segments:
-    """`smm`: makes segments, and lists in them, that live until the run ends."""
+    """`smm`: makes segments, and lists in them. They last as long as the run."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     @passes_on
-    def SharedMemory(self, size: int) -> Segment:  # noqa: N802 - the name that multiprocessing's manager uses
-        """A new segment of `size` bytes, all zero. Raises OSError (ENOSPC) where there is no room."""
+    def SharedMemory(self, size: int) -> Segment:  # noqa: N802 - multiprocessing's name
+        """A new segment of `size` bytes, all zero.
+
+        Raises ValueError for a size below 1, OSError (ENOSPC) if there is no room.
+        """
         if size <= 0:
             raise ValueError("a segment needs a size of at least 1 byte")
         path = os.path.join(self._directory, f"s{os.urandom(8).hex()}")
@@ -163,8 +172,11 @@ class Segments:
             os.close(fd)
         return Segment(path)
 
-    def ShareableList(self, sequence: Iterable[Item] = ()) -> ShareableList:  # noqa: N802 - the name that multiprocessing's manager uses
-        """A list of these items in a new segment. Raises TypeError and OverflowError for what it cannot hold."""
+    def ShareableList(self, sequence: Iterable[Item] = ()) -> ShareableList:  # noqa: N802
+        """A list of these items in a new segment.
+
+        Raises TypeError and OverflowError for items that it cannot hold.
+        """
         items = [_packed(item) for item in sequence]
         at = _COUNT.size + _ENTRY.size * len(items)
         rooms = [max(_WORD, -(-len(raw) // _WORD) * _WORD) for _, raw in items]
@@ -178,17 +190,17 @@ class Segments:
 
 
 class SegmentOpener:
-    """`sm`: opens a segment by its name, one of this run or of the runs around it."""
+    """`sm`: opens segments of this run, or of the runs around it, by name."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     @passes_on
     def __call__(self, name: str) -> Segment:
-        """The segment of that name. Raises FileNotFoundError where there is none."""
+        """The segment of that name. Raises FileNotFoundError if there is none."""
         directory = self._directory
         if os.path.basename(name) == name:
-            # A nested run's directory lies in that of the run around it.
+            # A nested run's directory lies in that of the outer run.
             while os.path.basename(directory).startswith("r"):
                 path = os.path.join(directory, name)
                 if os.path.exists(path):
@@ -197,5 +209,5 @@ class SegmentOpener:
         raise FileNotFoundError(f"no shared memory segment named {name!r} in this run; its run may have ended")
 
     def ShareableList(self, *, name: str) -> ShareableList:  # noqa: N802 - as in `smm`
-        """The list in the segment of that name. Raises FileNotFoundError where there is none."""
+        """The list in the segment of that name. Raises FileNotFoundError if there is none."""
         return ShareableList(self(name))

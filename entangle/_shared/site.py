@@ -1,4 +1,4 @@
-"""What all workers of one run share: the flow, the table, the way to the store, and the pipes that wake them."""
+"""What all workers of one run share: flow, table, stores, cookies, and the pipes that wake them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from entangle.flow import HERE, THREAD, Flow
 
 
 def _find_cpu() -> Callable[[], int]:
-    """A function that tells on which CPU this thread is; -1 where that cannot be told (macOS)."""
+    """A function that tells on which CPU this thread runs; -1 if unknown (macOS)."""
     found: Callable[[], int] = getattr(ctypes.PyDLL(None), "sched_getcpu", lambda: -1)
     return found
 
@@ -28,7 +28,7 @@ cpu = _find_cpu()
 
 
 class Site:
-    """What all workers of one run share: the flow, the table, the way to the store, and the pipes that wake them."""
+    """What all workers of one run share."""
 
     def __init__(
         self,
@@ -53,11 +53,11 @@ class Site:
         table.flow, table.lanes = flow, self.lanes
         self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
         self.pools: dict[int, CookieQueue] = {}
-        #: The context of whoever has begun the run, for bodies in threads.
+        #: The context in which the run began, for bodies in threads.
         self.context: contextvars.Context | None = None
-        #: What workers offer to the programs that bodies start.
+        #: MAKEFLAGS for programs that bodies start.
         self.makeflags: str | None = None
-        #: Where the flow was written down for workers that were not forked.
+        #: The file with the flow, for workers that were not forked.
         self.flow_path = ""
         #: Notes of workers in the invoking process.
         self.noted: list[bytes] = []
@@ -65,31 +65,33 @@ class Site:
         self.local: dict[int, Any] = {}
         #: Errors of nodes that ran in the invoking process, as they were raised.
         self.errors: dict[int, BaseException] = {}
-        #: Which call each of them is of, in short.
+        #: The call that each of these errors is of, in short.
         self.failed: dict[int, str] = {}
-        #: The supervisor and the threads that use this site, and what the last of them closes.
+        #: How many use this site: the supervisor, and threads. The last one closes it.
         self.users = 1
         #: The name of a run that has no directory.
         self.own_id = ""
         self.stores: list[Store] = []
-        #: Whether workers may have another `__main__` than the invoking process, since they need not be forked.
+        #: Whether workers may have another `__main__` than the invoking process (not forked).
         self.elsewhere = False
-        #: How far nodes had come whose threads were given up, for the next attempt (`_run/rearmed.py`).
+        #: The progress of nodes whose threads were abandoned, for their next attempt
+        #: (`_run/rearmed.py`).
         self.resumed: dict[int, Any] = {}
         self._leaving = threading.Lock()
-        #: Held by a thread of this process that calls back for a value.
+        #: Held while a thread of this process calls back with a value.
         self.telling = threading.RLock()
 
     @property
     def run_id(self) -> str:
-        """The name of the run: that of its directory, where it has one."""
+        """The name of the run: that of its directory, if it has one."""
         return os.path.basename(self.directory)[1:] if self.directory else self.own_id
 
     def pool(self, size: int) -> CookieQueue:
         """The cookies of `@scheduler(cpus=size)`."""
         queue = self.pools.get(size)
         if queue is None:
-            # In the run's own directory where the scheduler was decorated too late for the whole tree to know it.
+            # A scheduler decorated after the process tree began has its cookies in the run's
+            # directory.
             own = os.path.join(self.directory, f"cookies-{size}")
             path = own if os.path.exists(own) else os.path.join(self.home, f"cookies-{size}")
             with Deferred():
@@ -97,13 +99,16 @@ class Site:
         return queue
 
     def forked(self) -> None:
-        """In a worker that was forked: the locks are free, since the threads that may have held them did not come along."""
+        """In a forked worker: make new locks. Threads that held the old ones do not exist here."""
         self._leaving, self.telling = threading.Lock(), threading.RLock()
         if self.table.thread_lock is not None:
             self.table.thread_lock = threading.RLock()
 
     def leave(self) -> None:
-        """One user less. A thread past its deadline may come back long after its run, so the last one closes the door."""
+        """Drop a reference; the last one closes the files.
+
+        A thread past its deadline may return long after its run.
+        """
         with self._leaving:
             self.users -= 1
             if self.users:
@@ -118,16 +123,20 @@ class Site:
             queue.close()
 
     def notify(self) -> None:
-        """Wake the supervisor, who will look at the table. A full pipe is as good: he has not read it yet."""
+        """Wake the supervisor to look at the table.
+
+        A full pipe serves as well: it is still unread.
+        """
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the run may be over
             os.write(self.tell, b"!")
 
 
 def lanes_of(flow: Flow) -> list[int]:
-    """For each body, whose ready list its nodes go to.
+    """For each body, the lane of its nodes: whose ready list they go to.
 
-    A body that runs where the call is run takes the calling thread itself when it is the only sink, for then
-    nothing else is left to do; else it takes a worker thread. In a flow that is armed again, it is the supervisor's.
+    A body of the calling process takes the calling thread if it is the only sink, as nothing else
+    is left to do then; otherwise a worker thread. In a flow that is armed again, its carrier
+    decides.
     """
     if flow.rearmed:
         return [body.carrier for body in flow.bodies]

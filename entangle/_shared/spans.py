@@ -1,4 +1,4 @@
-"""Spans of a text: where something begins and ends in it."""
+"""Spans of a text: pairs of the first position and the one after the last."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ Span = tuple[int, int]
 
 
 def places(low: str, needle: str) -> list[int]:
-    """Where the needle lies."""
+    """Where the needle lies, each occurrence."""
     found = []
     at = low.find(needle)
     while at >= 0:
@@ -16,7 +16,7 @@ def places(low: str, needle: str) -> list[int]:
 
 
 def merged(spans: list[Span]) -> list[Span]:
-    """The spans from left to right, those that touch as one."""
+    """The spans from left to right, with touching ones merged."""
     found: list[Span] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
@@ -27,6 +27,6 @@ def merged(spans: list[Span]) -> list[Span]:
 
 
 def lowered(text: str) -> str:
-    """The text in small letters, each where it was: one letter becomes two by it."""
+    """The text in lower case, of the same length: one letter (İ) would become two."""
     low = text.lower()
     return low if len(low) == len(text) else text.replace("\u0130", "i").lower()

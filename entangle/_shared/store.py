@@ -1,14 +1,15 @@
-"""The store: where results live between tasks. Values in, values out, and no copy of what is large.
+"""The store: where values live between tasks. Values in, values out; large ones are never copied.
 
-Small values are pickled (protocol 5) into *segments* of one file that every worker maps. A worker fills one segment at a
-time; a segment whose values have all been read is used again, so a long run does not grow.
+Small values are pickled (protocol 5) into *segments* of one file that every worker maps. A worker
+fills one segment at a time. Once all its values have been read, a segment is used again, so a long
+run does not grow.
 
-A value with large buffers (numpy arrays, `bytes`, Arrow tables: whatever pickles out-of-band) gets a file of its own, in
-shared memory. Who takes it maps it privately, copy-on-write: nothing is copied, the array is writable, and what is written
-to it shows nowhere else. A buffer that comes from such a file and that nobody has written to is not stored again: the
-new value gets a second name for the same file.
+A value with large buffers (numpy arrays, `bytes`, Arrow tables: whatever pickles out-of-band) gets
+a file of its own in shared memory. Readers map it privately, copy-on-write: nothing is copied, the
+array is writable, and other processes do not see the writes. A buffer from such a file that nobody
+has written to is not stored again: the new value links to the same file.
 
-Where shared memory is full, values go to files in the temporary directory: slower, never wrong.
+If shared memory is full, values go to files in the temporary directory: slower, never wrong.
 """
 
 from __future__ import annotations
@@ -29,22 +30,23 @@ from typing import Any
 from entangle._shared.limits import file_size
 from entangle._shared.pickling import dumps
 from entangle._shared.table import FREE_SEGMENT, SEGMENTS, Table, reserve
-from entangle._shared.unpickling import failing_part, not_remade
+from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle.errors import EntangleError, StoreFullError
 
-#: A buffer of this many bytes and up has a file of its own; so has a pickle that would take much of a segment.
+#: A buffer of this many bytes or more gets a file of its own. So does a pickle that would fill much
+#: of a segment.
 LARGE = 64 * 1024
 SEGMENT_SIZE = 256 * 1024
-#: Room in a segment is reserved in steps of so many bytes: most workers of most runs need no more than one.
+#: Bytes reserved in a segment at a time. Most workers of most runs need no second step.
 STEP = 32 * 1024
-#: Values not yet read (while a segment is being filled: minus those read), next free segment (SEALED: full; FILLING and
-#: below: minus FILLING, the slot of the worker who fills it).
+#: The number of unread values (while the segment is being filled: minus those read); then the next
+#: free segment, or SEALED (full), or FILLING minus the slot of the worker that fills it.
 SEGMENT_HEAD = struct.Struct("<qq")
 SEALED, FILLING = -2, -3
 WINDOW = 64 * SEGMENT_SIZE
 PAGE = mmap.PAGESIZE
 
-# Where a value lies.
+# Where a value is.
 NOWHERE, IN_SEGMENT, IN_FILE, IN_SPILL, IN_LINKED = range(5)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
@@ -66,10 +68,10 @@ _libc = _library()
 
 
 def _map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
-    """A file mapped copy-on-write, unmapped when the last view of it goes; until then it is noted in `mapped` by its address.
+    """Map a file copy-on-write. The last view of it unmaps it; until then `mapped` has its address.
 
-    Not `mmap.mmap`: before Python 3.13 that keeps a descriptor open for as long as the mapping lives, and a task that
-    gathers a thousand arrays would run out of them.
+    Not by `mmap.mmap`: before Python 3.13 that keeps a descriptor open as long as the mapping, and
+    a task that gathers a thousand arrays would run out of them.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -82,16 +84,16 @@ def _map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
         raise OSError(number, os.strerror(number), path)
     block = (ctypes.c_char * size).from_address(address)
     mapped[address] = (size, path)
-    # The block is what every view holds on to.
+    # Every view keeps the block alive.
     weakref.finalize(block, _unmap, address, size, mapped).atexit = False
     return memoryview(block).cast("B")
 
 
 def _map_window(fd: int, offset: int) -> memoryview:
-    """A window of a file, shared with all who map it; it may reach past the end of the file."""
+    """Map a window of a file, shared. It may reach past the end of the file."""
     try:
         return memoryview(mmap.mmap(fd, WINDOW, offset=offset))
-    except ValueError:  # Python's own check, where the file cannot be made as long
+    except ValueError:  # Python checks the size, where the file could not be made that long
         address = _libc.mmap(None, WINDOW, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
     if address is None or address == ctypes.c_void_p(-1).value:
         number = ctypes.get_errno()
@@ -105,10 +107,11 @@ def _unmap(address: int, size: int, mapped: dict[int, tuple[int, str]]) -> None:
 
 
 def _untouched(address: int, size: int) -> bool:
-    """Whether nobody has written to these bytes of a private file mapping, as /proc/self/pagemap tells.
+    """Whether nobody has written to these bytes of a private mapping, as /proc/self/pagemap tells.
 
-    The top byte of an entry has bit 7 for a page that is present, 6 for one that is swapped, 5 for one that is still the
-    file's (Linux, Documentation/admin-guide/mm/pagemap.rst). A page that was written to is present and no longer the file's.
+    The top byte of an entry has bit 7 for a page that is present, 6 for one that is swapped, 5 for
+    one that is still the file's (Linux, Documentation/admin-guide/mm/pagemap.rst). A written page
+    is present, and no longer the file's.
     """
     first, last = address // PAGE, (address + size - 1) // PAGE
     try:
@@ -123,7 +126,7 @@ def _untouched(address: int, size: int) -> bool:
 
 
 def _address(buffer: memoryview) -> int:
-    """Where a writable, contiguous buffer starts in memory; 0 where that cannot be told."""
+    """The address of a writable, contiguous buffer; 0 if unknown."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     except (TypeError, ValueError):
@@ -131,7 +134,10 @@ def _address(buffer: memoryview) -> int:
 
 
 class _WholeBytes:
-    """`bytes` pickle in-band; this sends a large one as a buffer. Taking it copies it once, since bytes own their memory."""
+    """Pickles large `bytes` out-of-band, which they do not by themselves.
+
+    Unpickling copies them once, since bytes own their memory.
+    """
 
     def __init__(self, value: bytes) -> None:
         self.value = value
@@ -141,7 +147,10 @@ class _WholeBytes:
 
 
 class Store:
-    """The values of one run, in its directory. Each worker has a Store of its own; `serial` is his alone, also after his death."""
+    """The values of one run, in its directory.
+
+    Each worker has its own Store. Its `serial` is unique, and not reused after its death.
+    """
 
     def __init__(self, directory: str, table: Table, slot: int, serial: int, spill: str) -> None:
         self.directory = directory
@@ -158,11 +167,11 @@ class Store:
         self._base = 0
         self._numbers = 0
         self._mapped: dict[int, tuple[int, str]] = {}
-        #: Whether what is put in may be read by a process that has another `__main__`.
+        #: Whether readers may have another `__main__` than this process.
         self.elsewhere = False
 
     def become(self, slot: int, serial: int) -> None:
-        """Go on as another worker, in a process that was forked: mapped windows are shared, what is being filled is not."""
+        """After a fork, become another worker's store: it shares mapped windows, but no segment."""
         self.slot = slot
         self.serial = serial
         self._segment = -1
@@ -171,16 +180,16 @@ class Store:
         self._mapped = {}
 
     def before_fork(self) -> None:
-        """Map what every worker needs first: a child inherits the mapping, and would take several times as long."""
+        """Map what every worker needs first. A child inherits it; mapping it there is slower."""
         with contextlib.suppress(OSError):
             self._window_of(0)
 
     # Values in -----------------------------------------------------------------------------------
 
     def put(self, value: Any) -> Place:
-        """Store a value and say where it lies.
+        """Store a value and give its place.
 
-        Raises whatever pickling the value raises, and StoreFullError where there is no room left anywhere.
+        Raises what pickling the value raises, or StoreFullError if there is no room anywhere.
         """
         kind = type(value)
         if kind is int or kind is float or kind is str or kind is bool or value is None:
@@ -189,7 +198,7 @@ class Store:
             value = _WholeBytes(value)
         buffers: list[memoryview] = []
 
-        def aside(buffer: pickle.PickleBuffer) -> bool:
+        def out_of_band(buffer: pickle.PickleBuffer) -> bool:
             try:
                 raw = buffer.raw()
             except BufferError:  # not contiguous: pickle copies it
@@ -199,13 +208,13 @@ class Store:
             buffers.append(raw)
             return False
 
-        body = dumps(value, aside, buffers.clear, self.elsewhere)
+        body = dumps(value, out_of_band, buffers.clear, self.elsewhere)
         if buffers:
             return self._put_file(body, buffers)
         return self.put_pickle(body)
 
     def put_pickle(self, body: bytes) -> Place:
-        """Store what is pickled already."""
+        """Store a value that is pickled already."""
         size = len(body)
         position = self._position
         end = position + size
@@ -220,26 +229,26 @@ class Store:
         return IN_SEGMENT, self._segment * SEGMENT_SIZE + position, size
 
     def pickle_at(self, place: Place) -> memoryview:
-        """The pickle of a value that this store has just put into a segment."""
+        """The pickle of a value in a segment."""
         window, base = self._window_of(place[1] // SEGMENT_SIZE)
         start = base + place[1] % SEGMENT_SIZE
         return window[start : start + place[2]]
 
     def _window_of(self, segment: int) -> tuple[memoryview, int]:
-        """The mapped window that holds a segment, and where in it the segment begins."""
+        """The mapped window that holds a segment, and the segment's offset in it."""
         number, within = divmod(segment * SEGMENT_SIZE, WINDOW)
         window = self._windows.get(number)
         if window is None:
-            # A file may be mapped past its end; only what has been reserved is ever touched.
+            # A mapping may reach past the end of the file. Only reserved bytes are ever touched.
             needed = (number + 1) * WINDOW
             if os.fstat(self._fd).st_size < needed:
-                with contextlib.suppress(OSError):  # no file may be that long (RLIMIT_FSIZE)
+                with contextlib.suppress(OSError):  # a file may not be that long (RLIMIT_FSIZE)
                     os.ftruncate(self._fd, needed)
             window = self._windows[number] = _map_window(self._fd, number * WINDOW)
         return window, within
 
     def _make_room(self, size: int) -> bool:
-        """Have room for so many bytes, in this segment or in the next; False where there is none."""
+        """Reserve that many bytes, in this segment or the next; False if there is no room."""
         if self._position + size > SEGMENT_SIZE:
             return self._next_segment() and (self._position + size <= self._reserved or self._make_room(size))
         start = self._segment * SEGMENT_SIZE
@@ -254,7 +263,7 @@ class Store:
         return True
 
     def _next_segment(self) -> bool:
-        """Go on to an empty segment; False where there is no room for one."""
+        """Begin an empty segment; False if there is no room for one."""
         table = self.table
         header = table.header
         table.lock(self.slot)
@@ -282,12 +291,15 @@ class Store:
         self._segment = segment
         self._window, self._base = window, base
         self._position = SEGMENT_HEAD.size
-        # One used before has at least that much; reserving the rest again costs nothing.
+        # A reused segment has at least that much. Reserving the rest again costs nothing.
         self._reserved = STEP
         return True
 
     def _seal(self, segment: int) -> None:
-        """Say that a segment gets no more values, and count them: not one by one, since most are read in no time. Lock held."""
+        """Close a segment to new values, and count its values. Lock held.
+
+        They are not counted one by one: most have been read by now.
+        """
         window, base = self._window_of(segment)
         held = SEGMENT_HEAD.unpack_from(window, base)[0] + self._written
         self._written = 0
@@ -298,7 +310,7 @@ class Store:
             self.table.header[FREE_SEGMENT] = segment
 
     def _put_file(self, body: bytes, buffers: list[memoryview]) -> Place:
-        """Store a pickle and its buffers in a file of their own: in shared memory, or on disk where that is full."""
+        """Store a pickle and its buffers in a file: in shared memory, else on disk."""
         self._numbers += 1
         number = (self.serial << 32) | self._numbers
         try:
@@ -351,7 +363,7 @@ class Store:
     def _write(path: str, head: bytes, buffers: list[memoryview], size: int) -> None:
         fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
-            # Reserved at once, so that a file system that is full says so before anything is half written.
+            # Reserve it all first: a full file system fails here, before anything is written.
             reserve(fd, 0, size)
             _write_all(fd, memoryview(head), 0)
             at = _round_up(len(head))
@@ -365,7 +377,7 @@ class Store:
         os.close(fd)
 
     def _origin(self, buffer: memoryview) -> tuple[str, int] | None:
-        """The file that a buffer is mapped from, with the offset in it, where nobody has written to it since."""
+        """The file that a buffer is mapped from, and its offset; None if it was written to."""
         if not self._mapped:
             return None
         address = _address(buffer)
@@ -379,7 +391,7 @@ class Store:
     # Values out ----------------------------------------------------------------------------------
 
     def get(self, place: Place) -> Any:
-        """The value that lies at a place. Large buffers are mapped, not copied."""
+        """The value at a place. Large buffers are mapped, not copied."""
         where, offset, size = place
         if where == IN_SEGMENT:
             number, within = divmod(offset, WINDOW)
@@ -391,7 +403,7 @@ class Store:
         return pickle.loads(body, buffers=buffers)
 
     def parts(self, place: Place) -> tuple[memoryview, list[memoryview]]:
-        """The pickle that lies at a place, and its large buffers."""
+        """The pickle at a place, and its large buffers."""
         return self._in_file(place) if place[0] != IN_SEGMENT else (self.pickle_at(place), [])
 
     def _in_file(self, place: Place) -> tuple[memoryview, list[memoryview]]:
@@ -408,20 +420,26 @@ class Store:
             buffers.append(linked[link][at : at + nbytes])
         return view[start : start + length], buffers
 
-    def not_remade(self, problem: Exception, place: Place, what: str, around: int = 0) -> EntangleError:
-        """The error for a value that `get` cannot make, which names the part of it; `what` says whose value it is. The first `around`
-        steps to that part are not told: what they lead through is ours."""
+    def unpickling_error(self, problem: Exception, place: Place, what: str, around: int = 0) -> EntangleError:
+        """The error for a value that `get` cannot unpickle. `what` names the value.
+
+        It names the part. The first `around` steps to it are left out: those are containers of
+        ours.
+        """
         part = None
-        with contextlib.suppress(Exception):  # what cannot be read has no parts
+        with contextlib.suppress(Exception):  # an unreadable pickle has no parts
             part = failing_part(*self.parts(place))
         if part is not None:
             part = part._replace(steps=part.steps[around:])
-        return not_remade(problem, what, part)
+        return unpickling_error(problem, what, part)
 
     # Counting readers, lock held -----------------------------------------------------------------
 
     def seal_for(self, slot: int, unread: Callable[[int], int]) -> None:
-        """Seal what a worker was filling when it ended; `unread` counts the values of a segment that somebody still needs. Lock held."""
+        """Seal what a worker was filling when it ended. Lock held.
+
+        `unread` counts the values of a segment that are still needed.
+        """
         for segment in range(self.table.header[SEGMENTS]):
             window, base = self._window_of(segment)
             if SEGMENT_HEAD.unpack_from(window, base)[1] != FILLING - slot:
@@ -434,7 +452,10 @@ class Store:
                 self.table.header[FREE_SEGMENT] = segment
 
     def release(self, place: Place) -> Place | None:
-        """Let go of a value that everybody has taken. Lock held. Gives the place back where a file is left to `remove`."""
+        """Drop a value that all readers have taken. Lock held.
+
+        Gives the place back if it has a file to `remove`.
+        """
         if place[0] == IN_SEGMENT:
             segment = place[1] // SEGMENT_SIZE
             window, base = self._window_of(segment)
@@ -448,7 +469,7 @@ class Store:
         return place if place[0] else None
 
     def remove(self, place: Place) -> None:
-        """Unlink the file of a value; the kernel keeps the memory for as long as somebody maps it."""
+        """Unlink the file of a value. The kernel keeps the memory as long as it is mapped."""
         where, number, _ = place
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(number, where))
@@ -468,7 +489,7 @@ class Store:
         return os.path.join(self.directory, f"v{number:x}.{index}")
 
     def close(self) -> None:
-        """Unmap the segments and let go of their file. What was taken from the store stays valid."""
+        """Unmap the segments and close their file. Values taken from the store stay valid."""
         for window in self._windows.values():
             owner: Any = window.obj
             window.release()
@@ -481,7 +502,7 @@ class Store:
 
 
 def open_file(path: str, flags: int) -> int:
-    """Open a file of ours, never as one of the standard streams, which a body may have closed and others may write to."""
+    """Open a file of ours, not as a standard stream: a body may close one that others write to."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     if fd > 2:
         return fd
@@ -492,12 +513,12 @@ def open_file(path: str, flags: int) -> int:
 
 
 def _round_up(size: int) -> int:
-    """The next page boundary."""
+    """Round up to a page boundary."""
     return -(-size // PAGE) * PAGE
 
 
 def _write_all(fd: int, buffer: memoryview, offset: int) -> None:
-    """Write every byte of a buffer at an offset: one call writes at most 2 GiB."""
+    """Write all bytes of a buffer at an offset: a single call writes 2 GiB at most."""
     left = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
     while len(left):
         written = os.pwrite(fd, left, offset)

@@ -1,7 +1,8 @@
-"""Values and calls in short, as errors and records show them: bounded, without secrets, and without running code of their classes.
+"""Values and calls in short, as errors and records show them: bounded, masked, and safe to make.
 
-A value may be huge, broken, locked, or made to load itself when it is touched. So only what Python and well-known libraries define
-is looked into, and always by its type: neither `repr` nor `isinstance` is asked of anything else.
+A value may be huge, broken, locked, or load itself when touched. So only values of Python and
+well-known libraries are looked into, always by their type. `repr` and `isinstance`, which may run
+code of a class, are not applied to any other.
 """
 
 from __future__ import annotations
@@ -14,22 +15,22 @@ from typing import Any
 from entangle._shared.masks import MASK, beginning, is_secret, masked, secret_items, secret_keys
 from entangle.flow import COPY, Flow, Like, Template
 
-#: A text of so many characters and more is noted in short.
+#: Texts of this many characters or more are shortened.
 LONG = 100
 
-#: In errors: characters of a text, of an argument, of a call's arguments, of its name; how many arguments, and parts of a container;
-#: how deep calls are shown.
+#: In errors: characters of a text, of an argument, of a call's arguments, of its name; numbers of
+#: arguments, of parts of a container; depth of calls.
 _TEXT, _ARGUMENT, _CALL, _NAMED = 48, 72, 260, 60
 _ARGUMENTS, _PARTS, _DEEP = 12, 4, 2
 
 _NAME, _QUALIFIED, _MODULE, _ORDER = (vars(type)[name].__get__ for name in ("__name__", "__qualname__", "__module__", "__mro__"))
 
-#: By identity: a class may say of itself that it equals another.
+#: By identity, since a class may claim to equal another.
 _NUMBERS = frozenset(map(id, (float, bool, complex, type(None), type(...), type(NotImplemented))))
 _CONTAINERS = frozenset(map(id, (list, tuple, set, frozenset, dict)))
-#: Classes of Python's own whose texts are short and run no code of anybody else.
+#: Classes of Python whose `repr` is short and runs no other code.
 _TOLD = {("datetime", "date"), ("datetime", "timedelta"), ("decimal", "Decimal"), ("fractions", "Fraction"), ("uuid", "UUID")}
-#: Classes that have a shape, and what says which type their items have.
+#: Classes with a shape, and the attribute that has the type of their items.
 _SHAPED = {
     ("numpy", "ndarray"): "dtype",
     ("torch", "Tensor"): "dtype",
@@ -42,9 +43,9 @@ _SHAPED = {
 
 
 def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG) -> tuple[str, bool]:
-    """A text for a value, of at most `most` characters, and whether something secret has been left out of it.
+    """A value's text, of at most `most` characters; and whether something secret was left out.
 
-    `longest` characters are shown of a text, and `parts` of the parts of a container.
+    Shows `longest` characters of a text, and `parts` parts of a container.
     """
     hidden = False
 
@@ -60,7 +61,7 @@ def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG)
         if kind is str:
             return text_of(part)
         if kind is int:
-            # The decimal text of a large one takes long, and above some length it is refused.
+            # The decimal text of a large int takes long, and is refused above some length.
             return repr(part) if -(1 << 200) < part < 1 << 200 else f"<int of {part.bit_length()} bits>"
         if id(kind) in _NUMBERS:
             return repr(part)
@@ -69,7 +70,7 @@ def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG)
         if id(kind) in _CONTAINERS:
             if depth > 2:
                 return f"<{kind.__name__} of {len(part)}>"
-            # Other threads may change it meanwhile; then its text is what it is.
+            # Other threads may change it meanwhile; then the text is of either state.
             few = [item for item, _ in zip(part.items() if kind is dict else part, range(parts), strict=False)]
             rest = ["…"] if len(part) > len(few) else []
             if kind is dict:
@@ -92,15 +93,15 @@ def short(value: Any, longest: int = LONG, parts: int = 6, most: int = 3 * LONG)
 
     try:
         text = told(value, 0)
-    except Exception:  # changed while we looked
+    except Exception:  # changed while being read
         text = f"<{_NAME(type(value))}>"
-    # What its parts say together: `["curl", "-u", "user:password"]`.
+    # Parts may form a secret together: `["curl", "-u", "user:password"]`.
     clean = masked(text)
     return cut(clean, most), hidden or clean != text
 
 
 def cut(text: str, most: int) -> str:
-    """A text of at most so many characters."""
+    """The text, cut to that many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -109,7 +110,7 @@ def _secret_key(key: Any) -> bool:
 
 
 def home_of(kind: type) -> tuple[str, str]:
-    """The module of a class and its name there, as Python knows them: a metaclass is not asked."""
+    """The module and qualified name of a class, without asking its metaclass."""
     return _home(kind), _QUALIFIED(kind)
 
 
@@ -119,11 +120,11 @@ def _home(kind: type) -> str:
 
 
 def _of_library(value: Any, kind: type) -> str:
-    """What Python's own library and a few others define; an empty text for all else."""
+    """The text of a value of Python's library or a few others; empty for any other."""
     home, name = _home(kind), _NAME(kind)
     if (home, name) in _TOLD:
         return repr(value)
-    if (home, name) == ("datetime", "datetime"):  # what a time zone says may be anybody's code
+    if (home, name) == ("datetime", "datetime"):  # a time zone may run anyone's code
         return repr(value) if value.tzinfo is None else f"<datetime {value.replace(tzinfo=None)}>"
     if home.partition(".")[0] == "pathlib":
         return f"{name}({cut(masked(str(value)), LONG)!r})"
@@ -133,8 +134,8 @@ def _of_library(value: Any, kind: type) -> str:
         place = _home(base).partition(".")[0], _NAME(base)
         if place in _SHAPED:
             if place[0] == "torch" and base is not kind:
-                break  # such a class may have a say in what is asked of it
-            # What the library's own class says, whatever a class derived from it does.
+                break  # a derived class may intercept what it is asked
+            # Asks the library's class, whatever a derived class overrides.
             shape = tuple(getattr(base, "shape").__get__(value))  # noqa: B009
             items = _SHAPED[place]
             of = f" {getattr(base, items).__get__(value)}" if items else ""
@@ -166,19 +167,19 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def call_in_short(flow: Flow, node: int, given: Sequence[Any] | None = None, known: Mapping[int, Any] | None = None) -> str:
-    """The call that a node stands for, as `area(3, unit='m')`, in some 300 characters at most.
+    """A node's call, as `area(3, unit='m')`, in some 300 characters at most.
 
-    `given` are its arguments, keywords last, where it has them; `known` are values of nodes that it takes. What is in neither is shown
-    as the call that makes it. Arguments that go by the name of a secret are masked.
+    `given` are its arguments, keywords last; `known` are values of nodes that it takes. An argument
+    in neither is shown as its call. Arguments with the name of a secret are masked.
     """
     try:
         return masked(_call(flow, node, given, known or {}, 0))
-    except Exception:  # an error that cannot be told in full is told all the same
+    except Exception:  # show less, but report the error all the same
         return f"{cut(flow.body(node).name, _NAMED)}(…)"
 
 
 def argument_at(flow: Flow, node: int, position: int) -> str:
-    """Which argument of a node an input is a part of: its number, from 1, or the name that it was given by."""
+    """The argument that an input belongs to: its number, from 1, or its keyword."""
     shape = flow.shapes[flow.shape_of[node]]
     left = position - flow.starts[node]
     index = 0
@@ -193,7 +194,7 @@ def argument_at(flow: Flow, node: int, position: int) -> str:
 
 
 def item_in_short(name: str, parameters: Sequence[str], value: Any) -> str:
-    """A node of a dataflow with the one value that it was given, as `parse('a,b')`."""
+    """A dataflow node and its one argument, as `parse('a,b')`."""
     secret = bool(parameters) and is_secret(parameters[0])
     return f"{cut(name, _NAMED)}({MASK if secret else value_in_short(value)})"
 
@@ -227,7 +228,7 @@ def _call(flow: Flow, node: int, given: Sequence[Any] | None, known: Mapping[int
             if template is None and text.startswith("<"):
                 text += f" from {cut(flow.body(inputs[0]).name, _TEXT)}"
         else:
-            # A constant as it was written: the body may have changed its own copy.
+            # A constant as the flow has it: the body may have changed its own copy.
             text = cut(_argument(flow, template, iter(inputs), known, depth), _ARGUMENT)
         text = f"{keyword if keyword.isidentifier() else repr(keyword)}={text}" if keyword else text
         room -= len(text) + 2
@@ -240,7 +241,7 @@ def _call(flow: Flow, node: int, given: Sequence[Any] | None, known: Mapping[int
 
 
 def _argument(flow: Flow, template: Template, flat: Iterator[int], known: Mapping[int, Any], depth: int) -> str:
-    """One argument, made of as many of the flat inputs as its template needs."""
+    """The text of one argument. Takes as many of the flat inputs as its template needs."""
     if template is None or template == COPY:
         taken = next(flat)
         if taken < 0:
@@ -280,11 +281,11 @@ def _width(template: Template) -> int:
     return sum(_width(part) for part in template[1]) if isinstance(template, tuple) else 1
 
 
-# Values that a process which is gone was given --------------------------------------------------
+# Arguments of a process that is gone -------------------------------------------------------------
 
 
 class _Plain(pickle.Unpickler):
-    """Reads what is made of plain types alone."""
+    """Loads values of plain types only."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError("not plain")
@@ -294,5 +295,5 @@ class _Plain(pickle.Unpickler):
 
 
 def plain_value(pickled: bytes) -> Any:
-    """The value of a pickle that is made of plain types alone, so that nothing is imported and no code run. Raises UnpicklingError."""
+    """Load a pickle of plain types only. Imports nothing, runs no code, else UnpicklingError."""
     return _Plain(io.BytesIO(pickled)).load()

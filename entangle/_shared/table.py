@@ -1,17 +1,17 @@
-"""The table: what every worker of a run needs to know to find its own next step, in memory that they share.
+"""The table: what workers need to know to find their next step, in memory that all of them share.
 
 ::
 
-    header    who holds the lock, the ready lists, how many are idle, whether to stop       200 numbers
-    slots     one row for each worker: pid, the node it runs, its range of leaves …          16 numbers each
-    columns   for each node: state, pending inputs, readers, next on its list, ready since (0: from the start)
-    records   for each node: when it ran, where its value lies, who ran it                   48 bytes each
-    habits    for each body: how much of a CPU it uses, from how many calls that is known, how long one takes
+    header    holder of the lock, ready lists, idle workers, whether to stop       200 numbers
+    slots     one row a worker: pid, its node, its range of leaves …               16 numbers each
+    columns   per node: state, pending inputs, readers, next on its list, time of readiness
+    records   per node: when it ran, where its value is, which worker ran it       48 bytes each
+    habits    per body: how much of a CPU it uses, from how many calls, how long one takes
 
-Everything but a worker's own slot and the record of the node that it runs changes under the lock. The lock is
-`fcntl.lockf` on the table's file: the kernel releases it when its holder dies, and the owner word that a dead holder
-leaves behind tells the next one to recount before it goes on. Record locks do not exclude threads of one process, so
-where threads take part a thread lock stands before it.
+Everything changes under the lock, except a worker's own slot and the record of the node that it
+runs. The lock is `fcntl.lockf` on the table's file: the kernel releases it when its holder dies.
+The owner word that a dead holder leaves tells the next one to recount first. Record locks do not
+exclude threads of one process, so if threads take part, a thread lock comes before it.
 """
 
 from __future__ import annotations
@@ -29,57 +29,63 @@ from typing import Literal, Protocol
 
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
 
-#: Its last byte counts the layouts: a process of another one does not read what it cannot.
+#: The last byte is the version of the layout: other versions refuse to read the table.
 MAGIC = 0x656E7461_6E676C02
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
-# … and of one whose set of rows is not in use, or that pauses between two attempts: a recount leaves it alone.
+# … of a node whose set of rows is not in use, or that pauses between attempts. A recount skips it.
 UNARMED = 5
 
-# Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD, FRESH, HERE).
+# Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD,
+# FRESH, HERE).
 (MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
 FREE_SEGMENT, CROWDED, NOTING, BODIES = range(12, 16)
 READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
-# The queue of slots that may have a range left (0: none), and whether slots outside of it have been looked at in vain.
+# The queue of slots that may have a range left (0: none), and whether a search of all other slots
+# has found none.
 RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
-# Which bodies may begin (`_worker/admission.py`): the CPUs that the run has a right to, what running bodies are taken to use of
-# them, whether ready nodes wait for some of it, and what threads use (in thousandths of a CPU).
+# Which bodies may begin (`_worker/admission.py`): the CPUs that the run has a right to; what
+# running bodies are assumed to use; whether ready nodes wait for room; what threads use
+# (thousandths of a CPU).
 RIGHT, COMMITTED, HELD_BACK, THREADS_USE = range(196, 200)
 POOL_HEAD, POOL_WAITING = 32, 48
 MOST_POOLS = 16
-# How many nodes of a group run, and those laid aside until fewer do.
+# How many nodes of a group run, and the list of those deferred until fewer do.
 LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64
-# The last node of each ready list; of an empty one, anything.
+# The last node of each ready list; undefined while the list is empty.
 READY_TAIL = 192
 HEADER = 200
 
-# Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in thousandths, or -1.
-# COOKIE is the size of the pool of which the worker has a cookie, 0 for none; which one it is, the pool itself knows.
-# NEXT_NODE is written before a worker goes on to a consumer without the lock, so that a recount leaves that node alone.
-# NEXT_RANGE is the next slot in the queue of ranges: 0 for a slot that is not in it, NOBODY for the last.
-# SHARE is how much of a CPU its body is taken to use, in thousandths.
+# Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in
+# thousandths, or -1. COOKIE is the size of the pool of which the worker holds a cookie, or 0. The
+# pool knows which cookie it is. NEXT_NODE is written before a worker goes on to a consumer without
+# the lock, so that a recount skips that node. NEXT_RANGE is the next slot in the queue of ranges: 0
+# for a slot outside of it, NOBODY for the last. SHARE is how much of a CPU its body is assumed to
+# use, in thousandths.
 (PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, NEXT_RANGE, NESTED, DOOMED, NEXT_NODE, LANE, SHARE) = range(16)
 SLOT = 16
 
-#: Ranges that a claim compares before it takes from the longest of them.
+#: How many ranges a claim compares before it takes from the longest.
 COMPARED = 8
 
-# BEGUN: where a worker is with its node. Its body has not begun (0), runs, or is over and its value on the way out; a body
-# that has begun must not run again unasked, whatever became of its worker since.
+# BEGUN: the worker's progress with its node. Its body has not begun (0), runs, or is over and its
+# value is being published. A body that has begun must not run again unasked, whatever becomes of
+# its worker.
 RUNS, OVER = 1, 2
 
 # States of a slot.
 FREE, STARTING, BUSY, RESTING, GONE, ABANDONED = range(6)
 
-# HUNGRY: whom the supervisor could still start. All kinds of workers, or none but threads and processes of a body's own.
+# HUNGRY: which workers the supervisor could still start: all kinds, or only threads and processes
+# for one body.
 HUNGRY_FOR_ALL, HUNGRY_FOR_OTHERS = 1, 2
 
-# Slot 0 is nobody's: its range holds the leaves that no worker has claimed yet.
+# Slot 0 belongs to no worker: its range holds the leaves that are not claimed yet.
 UNCLAIMED = 0
 
-#: started, ended (ns, CLOCK_MONOTONIC), offset, size, where the value lies, pid, cpu, slot.
+#: started, ended (ns, CLOCK_MONOTONIC), offset, size, where the value is, pid, cpu, slot.
 RECORD = struct.Struct("<qqqqiiii")
 
 NOBODY = -1
@@ -89,28 +95,28 @@ _TRIES = 20
 
 
 class AnyLock(Protocol):
-    """A lock that knows its thread: who releases one that is not its own is told so by a RuntimeError."""
+    """A lock that knows its thread: releasing it in another thread raises RuntimeError."""
 
     def acquire(self) -> bool:
-        """Take it."""
+        """Take the lock."""
 
     def release(self) -> None:
-        """Release it."""
+        """Release the lock."""
 
 
 class Table:
-    """The shared state of one run. `slots` is the number of workers that it has room for."""
+    """The shared state of one run, with room for `slots` workers."""
 
     def __init__(self, memory: mmap.mmap, fd: int, nodes: int, slots: int) -> None:
         self.memory = memory
         self.fd = fd
-        #: The file in which a table lies that no other process needs, and which has no name as yet.
+        #: The unnamed file of a table that no other process needs yet.
         self.nameless = -1
         self.nodes = nodes
         self.slot_count = slots
         (bodies,) = struct.unpack_from("<q", memory, 8 * BODIES)
         self.thread_lock: AnyLock | None = None
-        #: Set by those who change the table: a lock whose holder died is mended with their help.
+        #: Set by processes that change the table: a recount after a holder's death needs them.
         self.flow: Flow | None = None
         self.lanes: list[int] = []
         whole = memoryview(memory)
@@ -138,15 +144,16 @@ class Table:
 
     @staticmethod
     def size(nodes: int, slots: int, bodies: int) -> int:
-        """Bytes that a table takes."""
+        """The size of a table in bytes."""
         return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 64
 
     @classmethod
     def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None, nameless: int = -1) -> Table:
-        """Make the table of a flow: in a file at `path`, or for this process alone where `path` is None; then in the open file
-        `nameless`, if there is one and it has room, so that it can be shown to others later.
+        """Make the table of a flow, in a file at `path`, or for this process alone if that is None.
 
-        Raises OSError (ENOSPC) where there is no room: the room is reserved here, since a write to a full tmpfs is a SIGBUS.
+        In the latter case it lies in the open file `nameless`, if there is one with room: `show`
+        can then give it a name later. Raises OSError (ENOSPC) if there is no room. All of it is
+        reserved here, since a write to a full tmpfs is a SIGBUS.
         """
         size = cls.size(flow.count, slots, len(flow.bodies))
         fd = -1
@@ -190,9 +197,9 @@ class Table:
             table.habits[body] = NOBODY
         table.pending[:] = memoryview(flow.pending)
         starts = flow.consumer_starts
-        readers = array("i", map(sub, starts[1:], starts))  # one for each consumer
+        readers = array("i", map(sub, starts[1:], starts))  # one reader a consumer
         for node in flow.sinks:
-            readers[node] = 1  # held for the caller
+            readers[node] = 1  # kept for the caller
         table.readers[:] = memoryview(readers)
         table.slots[UNCLAIMED * SLOT + LOW] = 0
         table.slots[UNCLAIMED * SLOT + HIGH] = flow.leaves
@@ -206,32 +213,32 @@ class Table:
 
     @classmethod
     def attach(cls, path: str) -> Table:
-        """Map the table of a run that another process has made."""
+        """Map the table that another process has made for a run."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         memory = mmap.mmap(fd, os.fstat(fd).st_size)
         magic, nodes, slots = struct.unpack_from("<qqq", memory, 0)
         if magic != MAGIC:
             os.close(fd)
-            raise ValueError(f"{path} is no table of this version of entangle")
+            raise ValueError(f"{path} is not the table of a run of this version of entangle")
         return cls(memory, fd, nodes, slots)
 
     # The lock ------------------------------------------------------------------------------------
 
     def lock(self, owner: int) -> None:
-        """Take the lock as slot `owner`, and mend the counts where its last holder died with it."""
+        """Take the lock as slot `owner`. Recounts if the last holder died with it."""
         if self.thread_lock is not None:
             self.thread_lock.acquire()
         if self.fd >= 0:
             try:
                 fcntl.lockf(self.fd, _TRY)
             except OSError:
-                self._lock_patiently()
+                self._spin_for_lock()
         if self.header[OWNER] and self.flow is not None:
             self.recount(self.flow, self.lanes)
         self.header[OWNER] = owner + 1
 
-    def _lock_patiently(self) -> None:
-        """Take the file's lock, which somebody has: he is done in a few microseconds, sleep and wake-up take tens."""
+    def _spin_for_lock(self) -> None:
+        """Take a file lock that is held. Spin first: it is held for less than a sleep takes."""
         for _ in range(_TRIES):
             try:
                 fcntl.lockf(self.fd, _TRY)
@@ -241,7 +248,7 @@ class Table:
         fcntl.lockf(self.fd, fcntl.LOCK_EX)
 
     def unlock(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         self.header[OWNER] = 0
         if self.fd >= 0:
             fcntl.lockf(self.fd, fcntl.LOCK_UN)
@@ -249,19 +256,20 @@ class Table:
             self.thread_lock.release()
 
     def let_go(self) -> None:
-        """Release the lock if this thread has it, which a signal's handler may have interrupted anywhere, and recount."""
+        """Release the lock if this thread has it, and recount: a signal may come at any point."""
         if self.thread_lock is not None:
             try:
                 self.thread_lock.release()
             except RuntimeError:
                 return
-        # Ours still for the kernel, if it was. Taken once more, so that what was left half done is made right.
+        # For the kernel it may still be ours. Take it once more, so that a recount repairs what was
+        # left half done.
         self.lock(UNCLAIMED)
         self.unlock()
 
     @contextlib.contextmanager
     def locked(self, owner: int) -> Iterator[None]:
-        """The lock for those who are in no hurry."""
+        """The lock as a context manager, for code that is not on the hot path."""
         self.lock(owner)
         try:
             yield
@@ -269,9 +277,9 @@ class Table:
             self.unlock()
 
     def recount(self, flow: Flow, lanes: list[int]) -> None:
-        """Make counts and lists right again after a holder of the lock has died in the middle of a change. Lock held.
+        """Repair counts and lists after a holder of the lock died within a change. Lock held.
 
-        What each node is (done, failed, running) is written before anything that follows from it, so the rest can be derived.
+        The state of a node is written before all that follows from it, so the rest can be derived.
         """
         header, states = self.header, self.states
         claimed: set[int] = set()
@@ -339,7 +347,7 @@ class Table:
         header[READY_COUNT + lane] += 1
 
     def pop(self, lane: int) -> int:
-        """Take the head of a ready list, NOBODY where it is empty."""
+        """Take the head of a ready list; NOBODY if it is empty."""
         header = self.header
         node: int = header[READY_HEAD + lane]
         if node >= 0:
@@ -347,34 +355,34 @@ class Table:
             header[READY_COUNT + lane] -= 1
         return node
 
-    def defer(self, pool: int, node: int) -> None:
-        """Lay a node aside until a cookie of its pool is taken by the one who waits for it."""
+    def defer_for_cookie(self, pool: int, node: int) -> None:
+        """Defer a node until the worker that waits for a cookie of its pool has one."""
         self.states[node] = READY
         self.next[node] = self.header[POOL_HEAD + pool]
         self.header[POOL_HEAD + pool] = node
 
-    def undefer(self, pool: int) -> int:
-        """Take a node that was laid aside, NOBODY where there is none."""
+    def take_deferred(self, pool: int) -> int:
+        """Take a deferred node of a pool; NOBODY if there is none."""
         node: int = self.header[POOL_HEAD + pool]
         if node >= 0:
             self.header[POOL_HEAD + pool] = self.next[node]
         return node
 
     def full(self, groups: tuple[int, ...], most: list[int]) -> int:
-        """The first of these groups of which as many run as may, NOBODY where there is none."""
+        """The first of these groups that has reached its limit; NOBODY if none has."""
         for group in groups:
             if self.header[LIMIT_RUNNING + group] >= most[group]:
                 return group
         return NOBODY
 
-    def hold_back(self, group: int, node: int) -> None:
-        """Lay a node aside until fewer nodes of its group run."""
+    def defer_for_limit(self, group: int, node: int) -> None:
+        """Defer a node until fewer nodes of its group run."""
         self.states[node] = READY
         self.next[node] = self.header[LIMIT_HEAD + group]
         self.header[LIMIT_HEAD + group] = node
 
-    def one_fewer(self, groups: tuple[int, ...], lanes: list[int], body_of: array[int]) -> int:
-        """A node of these groups has ended: make ready what was laid aside for them; gives how many that are."""
+    def release_limits(self, groups: tuple[int, ...], lanes: list[int], body_of: array[int]) -> int:
+        """Count a node of these groups as ended; make ready and count what was deferred."""
         header, count = self.header, 0
         for group in groups:
             header[LIMIT_RUNNING + group] -= 1
@@ -387,17 +395,20 @@ class Table:
         return count
 
     def claim_leaves(self, slot: int) -> int:
-        """Claim leaves for a worker who has none left, and take the first: a share of those that nobody has claimed, else the
-        upper half of a long range of another worker, which may be asleep. NOBODY where all are taken. Lock held.
+        """Claim leaves for a worker that has none left, and take the first. Lock held.
 
-        A worker may be killed after each of the writes. Its own range is empty until the last of them: until then a recount
-        finds that nobody has claimed these leaves, and makes them ready.
+        It gets a share of the unclaimed leaves, else the upper half of a long range of another
+        worker, which may be asleep. NOBODY if all are taken.
+
+        A worker may be killed after each of the writes. Its own range is empty until the last one:
+        a recount before that finds these leaves unclaimed, and makes them ready.
         """
         slots, mine = self.slots, slot * SLOT
         low, high = slots[LOW], slots[HIGH]
         if low < high:
-            # Guided self-scheduling (Polychronopoulos and Kuck, 1987): large pieces first, so that neighbours stay
-            # together; ever smaller ones, so that all end at one time. Leaves start nearly in the order written.
+            # Guided self-scheduling (Polychronopoulos and Kuck, 1987): large pieces first, so that
+            # neighbours stay together; smaller ones later, so that all workers end at one time.
+            # Leaves begin nearly in the order written.
             high = low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
             slots[mine + HIGH] = 0
             slots[mine + LOW] = low + 1
@@ -417,7 +428,7 @@ class Table:
         return low
 
     def _queue_range(self, slot: int) -> None:
-        """Put a slot that has a range at the end of the queue of ranges, unless it is in it."""
+        """Append a slot that has a range to the queue of ranges, unless it is in it."""
         header, slots = self.header, self.slots
         header[NO_RANGES] = 0
         if slots[slot * SLOT + NEXT_RANGE]:
@@ -430,9 +441,10 @@ class Table:
         header[RANGES_TAIL] = slot
 
     def _long_range(self) -> int:
-        """The slot with the longest of the first ranges in the queue; 0 where nobody has one.
+        """The slot with the longest of the first ranges in the queue; 0 if there is none.
 
-        Not of all: with hundreds of workers every claim would hold the lock for longer than a short body runs.
+        Comparing all ranges of hundreds of workers would hold the lock longer than a short body
+        runs.
         """
         header, slots = self.header, self.slots
         longest = most = seen = before = 0
@@ -440,7 +452,7 @@ class Table:
         while at > 0 and seen < COMPARED:
             left = slots[at * SLOT + HIGH] - slots[at * SLOT + LOW]
             after = slots[at * SLOT + NEXT_RANGE]
-            if left <= 0:  # used up: out of the queue with it
+            if left <= 0:  # used up: take it out of the queue
                 slots[at * SLOT + NEXT_RANGE] = 0
                 if before:
                     slots[before * SLOT + NEXT_RANGE] = after
@@ -459,7 +471,7 @@ class Table:
         return longest
 
     def _find_ranges(self) -> None:
-        """Make the queue of ranges anew. Lock held."""
+        """Rebuild the queue of ranges. Lock held."""
         header, slots = self.header, self.slots
         header[RANGES_HEAD] = header[RANGES_TAIL] = 0
         for base in range(SLOT, self.slot_count * SLOT, SLOT):
@@ -472,7 +484,7 @@ class Table:
     # Looking -------------------------------------------------------------------------------------
 
     def leaves_left(self) -> int:
-        """How many leaves no worker has taken yet."""
+        """How many leaves no worker has taken."""
         slots = self.slots
         return sum(max(0, slots[base + HIGH] - slots[base + LOW]) for base in range(0, self.slot_count * SLOT, SLOT))
 
@@ -492,7 +504,7 @@ class Table:
         return found
 
     def close(self) -> None:
-        """Unmap the table and let go of its file."""
+        """Unmap the table and close its file."""
         columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts", "habits", "learned", "spans")
         for name in ("header", "slots", *columns, "_whole"):
             getattr(self, name).release()
@@ -503,10 +515,10 @@ class Table:
         self.fd = self.nameless = -1
 
     def show(self, path: str) -> None:
-        """Let others see a table that is for this process alone. Raises OSError where it cannot be."""
+        """Give a private table a name, for others to see. Raises OSError if that fails."""
         if self.nameless < 0:
             raise FileNotFoundError(path)
-        # Python follows a link only where it is told in which directory that lies.
+        # Python follows the link only if it gets a descriptor of its directory.
         links = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.link(str(self.nameless), path, src_dir_fd=links, follow_symlinks=True)
@@ -515,7 +527,7 @@ class Table:
 
 
 def reserve(fd: int, offset: int, size: int) -> None:
-    """Make sure that the file has room for these bytes; raises OSError (ENOSPC) where it has not."""
+    """Reserve these bytes of a file. Raises OSError (ENOSPC) if there is no room."""
     try:
         os.posix_fallocate(fd, offset, size)
     except AttributeError:  # macOS has no such call

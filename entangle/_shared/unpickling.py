@@ -1,7 +1,7 @@
-"""Which part of a value cannot be made again where its pickle has come to, for the error that says so.
+"""Which part of a value cannot be unpickled, for the error's text.
 
-There is no value to look into yet, only the pickle. So it is read a second time, step by step, to find the step that fails; and how
-the parts hang together is read from its steps alone, without running any code.
+There is no value to look into, only the pickle. It is read a second time, step by step, to find the
+step that fails. How the parts hang together follows from the steps alone, without running any code.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from typing import Any, NamedTuple
 from entangle._shared.summaries import cut, value_in_short
 from entangle.errors import EntangleError, UnpicklableError
 
-#: Bytes of a pickle up to which the part is looked for: this is some hundred times slower than to unpickle it.
+#: Pickles larger than this many bytes are not searched: it takes a hundred times as long as to
+#: load.
 _MOST = 1 << 20
 
 
 class Part(NamedTuple):
-    """A part that cannot be made again: the steps that lead to it, from the value on, and its type by name."""
+    """A part that cannot be unpickled: the steps from the value to it, and its type name."""
 
     steps: tuple[str, ...]
     kind: str
 
 
-def not_remade(problem: BaseException, what: str, part: Part | None) -> EntangleError:
-    """The error for a value that cannot be made again: `what` says whose it is and where, as `the value of task 'load' cannot be made
-    again in the process of task 'use'`."""
+def unpickling_error(problem: BaseException, what: str, part: Part | None) -> EntangleError:
+    """The error for a value that cannot be unpickled.
+
+    `what` names it and the place: `the value of task 'load' cannot be unpickled in the process of
+    task 'use'`.
+    """
     why = f"{type(problem).__name__}: {problem}"
     if part is None:
         return EntangleError(f"{what}: {why}")
@@ -37,19 +41,19 @@ def not_remade(problem: BaseException, what: str, part: Part | None) -> Entangle
     if isinstance(problem, ImportError):
         advice = "The module must be there for every process, by the same name"
     else:
-        advice = "Its class cannot be made of a pickle there; send plain data instead, or let a @thread do it"
+        advice = "Send plain data instead, or let a @thread do it"
     return UnpicklableError(f"{what}: {named} raises {why}. {advice}")
 
 
 def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> Part | None:
-    """The part of a value at which unpickling fails; None where that cannot be said, or it does not fail this time."""
+    """The part of a value at which unpickling fails; None if unknown, or if it now succeeds."""
     try:
         body = bytes(pickled)
         if len(body) > _MOST:
             return None
         step = _failing_step(body, buffers)
         return None if step is None else _part_at(body, step)
-    except Exception:  # no pickle at all, or of a kind that is not known here
+    except Exception:  # not a pickle, or one of an unknown kind
         return None
 
 
@@ -57,7 +61,7 @@ def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> Part | None:
 
 
 class _Counting(dict[int, Any]):
-    """Counts the steps of an unpickler that looks up here what to do."""
+    """Counts the steps of an unpickler that uses it as its dispatch table."""
 
     steps = -1
 
@@ -67,7 +71,8 @@ class _Counting(dict[int, Any]):
 
 
 def _failing_step(body: bytes, buffers: Iterable[Any]) -> int | None:
-    kind: Any = getattr(pickle, "_Unpickler", None)  # that in Python: the one in C does not say how far it has come
+    # The unpickler written in Python: the one in C does not say how far it has come.
+    kind: Any = getattr(pickle, "_Unpickler", None)
     if kind is None:
         return None
     unpickler = kind(io.BytesIO(body), buffers=buffers)
@@ -76,7 +81,7 @@ def _failing_step(body: bytes, buffers: Iterable[Any]) -> int | None:
         unpickler.load()
     except KeyboardInterrupt:
         raise
-    except BaseException:  # what a class or a module does when it is loaded is anybody's guess
+    except BaseException:  # loading a class or a module may raise anything
         return counting.steps
     return None
 
@@ -85,7 +90,7 @@ def _failing_step(body: bytes, buffers: Iterable[Any]) -> int | None:
 
 
 class _Piece:
-    """What a step puts on the stack: a constant, a container, an object, a class."""
+    """What a step leaves on the stack: a constant, a container, an object, a class."""
 
     __slots__ = ("arguments", "around", "count", "key", "kind", "state", "value")
 
@@ -93,10 +98,11 @@ class _Piece:
         self.kind = kind
         self.value = value
         self.around: _Piece | None = None
-        #: Its key or its index in what is around it.
+        #: Its key or index in its container.
         self.key: Any = None
         self.count = 0
-        #: Whether it is the state of an object, whose keys are attributes; or what an object is made from.
+        #: Whether it is the state of an object, whose keys are attributes; or an object's
+        #: arguments.
         self.state = self.arguments = False
 
     def put_into(self, around: _Piece, key: Any) -> None:
@@ -121,7 +127,7 @@ _EMPTY = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict", "EMPTY_SET": "set", "EMPTY
 
 
 def _part_at(body: bytes, wanted: int) -> Part | None:
-    """The part that the step of that number makes, or adds to."""
+    """The part that step number `wanted` makes or adds to."""
     stack: list[_Piece] = []
     memo: dict[int, _Piece] = {}
     found: _Piece | None = None
@@ -141,7 +147,7 @@ def _part_at(body: bytes, wanted: int) -> Part | None:
 
 
 def _apply(name: str, argument: Any, stack: list[_Piece], memo: dict[int, _Piece]) -> _Piece | None:
-    """Do to pieces what a step of a pickle does to values; gives the piece that it makes or adds to."""
+    """Apply a step to pieces, as unpickling does to values; gives the piece that it changes."""
     if name in ("PROTO", "FRAME", "STOP", "READONLY_BUFFER"):
         return stack[-1] if stack else None
     if name == "MARK":
@@ -171,7 +177,7 @@ def _apply(name: str, argument: Any, stack: list[_Piece], memo: dict[int, _Piece
         (state,) = _take(stack, 1)
         state.put_into(stack[-1], None)
         state.state = True
-        if state.kind == "tuple":  # the state of a class with slots: two dicts
+        if state.kind == "tuple":  # of a class with slots: two dicts
             for piece in state.value:
                 piece.state, piece.key = True, None
     elif name in ("NEWOBJ", "NEWOBJ_EX", "REDUCE"):
@@ -230,10 +236,11 @@ def _named(module: str, name: str) -> str:
 
 
 def _made_by(kind: _Piece, arguments: _Piece) -> str:
-    """What an object is called that a class or a function makes."""
+    """The name of the object that a class or a function makes."""
     if kind.kind in ("copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__"):
         return str(arguments.value[0].kind)
-    if kind.kind.startswith("cloudpickle."):  # a class or a function that goes along: its name is among what it is made from
+    # A definition sent by value: its name is among the arguments.
+    if kind.kind.startswith("cloudpickle."):
         names = [piece.value for piece in arguments.value or () if piece.kind == "constant" and isinstance(piece.value, str)]
         return names[0] if names else "a function"
     return kind.kind

@@ -193,45 +193,45 @@ class Seat:
         #: The runs that wait for it, and how to tell each that it is free.
         self._waiting: dict[int, Callable[[], None]] = {}
 
-    def take(self, who: object, tell: Callable[[], None]) -> bool:
+    def take(self, run: object, tell: Callable[[], None]) -> bool:
         """Take it. False if another run has it; `tell` is called when that one leaves it."""
         with self._guard:
-            if self._holder is not None and self._holder is not who:
-                self._waiting[id(who)] = tell
+            if self._holder is not None and self._holder is not run:
+                self._waiting[id(run)] = tell
                 return False
             if self._holder is None:
-                self._holder, self._since = who, time.monotonic()
-            self._waiting.pop(id(who), None)
+                self._holder, self._since = run, time.monotonic()
+            self._waiting.pop(id(run), None)
             return True
 
-    def leave(self, who: object) -> None:
+    def leave(self, run: object) -> None:
         """Leave it to others, and do not wait for it any more."""
         with self._guard:
-            self._waiting.pop(id(who), None)
-            if self._holder is not who:
+            self._waiting.pop(id(run), None)
+            if self._holder is not run:
                 return
             self._holder = None
             for tell in self._waiting.values():
                 tell()  # under the guard: a run leaves before it closes its pipe
                 break
 
-    def squeeze(self, who: object) -> bool:
+    def squeeze(self, run: object) -> bool:
         """Use one place more than there are. False if another run does."""
         with self._guard:
-            if self._squeezed not in (None, who):
+            if self._squeezed not in (None, run):
                 return False
-            self._squeezed = who
+            self._squeezed = run
             return True
 
-    def ease(self, who: object) -> None:
+    def ease(self, run: object) -> None:
         """Use no more places than there are."""
         with self._guard:
-            if self._squeezed is who:
+            if self._squeezed is run:
                 self._squeezed = None
 
-    def wanted(self, who: object) -> bool:
-        """Whether runs other than `who` wait for it."""
-        return bool(self._waiting.keys() - {id(who)})
+    def wanted(self, run: object) -> bool:
+        """Whether runs other than `run` wait for it."""
+        return bool(self._waiting.keys() - {id(run)})
 
     def held_for(self) -> float:
         """How long its holder has had it (seconds)."""

@@ -90,8 +90,8 @@ class Delivery(Taking):
         except Exception as problem:
             flow = self.site.flow
             names = flow.body(node).name, flow.body(self.node()).name
-            raise self.store.not_remade(
-                problem, (where, offset, size), "the value of task {!r} cannot be made again in the process of task {!r}".format(*names)
+            raise self.store.unpickling_error(
+                problem, (where, offset, size), "the value of task {!r} cannot be unpickled in the process of task {!r}".format(*names)
             ) from problem
 
     def _deliver(self, node: int, value: Any, started: int, ended: int) -> int:
@@ -183,7 +183,7 @@ class Delivery(Taking):
             if used is not None:
                 learn(table, body_of[node], *used)
             if groups := self.limited[body_of[node]]:
-                pushed += table.one_fewer(groups, lanes, body_of)
+                pushed += table.release_limits(groups, lanes, body_of)
             for taker in reversed(takers):
                 left = pending[taker] - 1
                 pending[taker] = left
@@ -194,7 +194,7 @@ class Delivery(Taking):
                     if header[HELD_BACK] and share_of(table, body_of[taker]) <= WAITS:
                         header[HELD_BACK] = 0
             if self.spent:
-                self._let_go(removed)
+                self._count_reads(removed)
             if first == last:
                 header[SINKS_LEFT] -= 1
                 if header[SINKS_LEFT] == 0:

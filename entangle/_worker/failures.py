@@ -1,5 +1,4 @@
-"""How a failure is reported: a worker describes it, the supervisor makes the caller's error of
-that."""
+"""How a failure is reported: a worker describes it, the supervisor turns that into an error."""
 
 from __future__ import annotations
 
@@ -81,7 +80,7 @@ def pickled_error(error: BaseException, name: str) -> bytes:
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
     try:
         dumps(error)
-        reason = f"it cannot be made again from its arguments ({type(why).__name__}: {why})"
+        reason = f"it cannot be unpickled ({type(why).__name__}: {why})"
     except Exception:
         reason = str(why_not(error, f"the error of task {name!r}"))
     refused = UnpicklableError(f"task {name!r} failed with {kind}: {text_of(error)}; that error cannot be sent: {reason}")
@@ -122,8 +121,7 @@ def text_of(error: BaseException) -> str:
 
 
 def call_of(site: Site, store: Store | None, node: int) -> str:
-    """The call of a node whose worker is gone, in short, with those arguments that are visible
-    here.
+    """The call of a node whose worker is gone, in short, with the arguments that are visible here.
 
     Only small plain values are read from the store: any other would run code of its class.
     """
@@ -197,8 +195,7 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
 
 
 def set_traceback(error: BaseException, text: str) -> None:
-    """Make the worker's traceback the cause of an error; after retries, of the last attempt's
-    error."""
+    """Make the worker's traceback the cause of an error; after retries, of the last attempt's."""
     last = error
     while isinstance(last, ProcessRetryException) and last.__cause__ is not None:
         last = last.__cause__

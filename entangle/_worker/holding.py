@@ -100,8 +100,7 @@ class Holding(Delivery):
             del failed
 
     def is_over(self, node: int) -> bool:
-        """Whether nobody waits for this node any more: the run has ended, or the node has been
-        given up.
+        """Whether nobody waits for this node any more: the run is over, or the node was given up.
 
         For NOBODY: whether the run has ended.
         """
@@ -150,7 +149,7 @@ class Holding(Delivery):
             try:
                 table.slots[self.base + WAITING_POOL] = 0
                 table.header[POOL_WAITING + index] = 0
-                other = table.undefer(index)
+                other = table.take_deferred(index)
                 if other >= 0:
                     table.push(site.lanes[site.flow.body_of[other]], other)
                 woken, woken_threads, tell = self.count_wakes()

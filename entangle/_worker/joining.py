@@ -14,7 +14,7 @@ from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.site import Site
 from entangle._shared.summaries import argument_at, call_in_short
 from entangle._shared.table import Table, reserve
-from entangle._shared.unpickling import Part, failing_part, not_remade
+from entangle._shared.unpickling import Part, failing_part, unpickling_error
 from entangle._worker import importing, inheritance
 from entangle._worker.failures import describe, note_call
 from entangle._worker.worker import Worker
@@ -149,7 +149,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
 
 
 #: The error's text while the part that cannot be unpickled is unknown; the supervisor names it.
-_RUN = "what the run is made of cannot be made again in a worker"
+_RUN = "what the run is made of cannot be unpickled in a worker"
 
 
 def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
@@ -160,7 +160,7 @@ def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
     part: Part | None = None
     if told is None:
         part = failing_part(pickled) if isinstance(error, Exception) else None
-        told = not_remade(error, _RUN, part)
+        told = unpickling_error(error, _RUN, part)
         told.__cause__ = error
     try:
         body = pickle.dumps({**describe(told, "", 1), "part": part}, 5)
@@ -186,7 +186,7 @@ def refusal(directory: str, flow: Flow) -> BaseException | None:
     if part is not None and whose:
         why = str(error).partition(" raises ")[2]
         below = "".join(part.steps[2:])
-        error = type(error)(f"{whose} cannot be made again in a worker: {part.kind}{f' at {below}' if below else ''} raises {why}")
+        error = type(error)(f"{whose} cannot be unpickled in a worker: {part.kind}{f' at {below}' if below else ''} raises {why}")
     set_cause(error, RemoteTraceback(report["text"]))
     add_note(error, report["where"])
     return error

@@ -96,7 +96,7 @@ class Taking:
             try:
                 slots[base + NODE] = NOBODY
                 if self.spent:
-                    self._let_go(removed)
+                    self._count_reads(removed)
                 over = header[STOP] or header[FINISHED] or slots[base + STATE] != BUSY
                 node = NOBODY if over else self._next_ready()
                 woken, woken_threads, tell = (0, 0, False) if over else self.count_wakes()
@@ -154,7 +154,7 @@ class Taking:
             if groups:
                 full = table.full(groups, self.site.flow.limits)
                 if full >= 0:
-                    table.hold_back(full, node)
+                    table.defer_for_limit(full, node)
                     continue
             if self.pooled[which]:
                 pool = self.pooled[which]
@@ -162,7 +162,7 @@ class Taking:
                 if table.header[POOL_WAITING + index]:
                     # One worker sleeps already until a cookie of this pool is free. A second would
                     # help nobody.
-                    table.defer(index, node)
+                    table.defer_for_cookie(index, node)
                     continue
                 table.header[POOL_WAITING + index] = 1
                 slots[base + WAITING_POOL] = index + 1
@@ -201,7 +201,7 @@ class Taking:
             table.header[HELD_BACK] = 1
         return NOBODY
 
-    def _let_go(self, removed: list[Place]) -> None:
+    def _count_reads(self, removed: list[Place]) -> None:
         """Count the values that this worker has read. Lock held.
 
         Files that nobody needs any more are added to `removed`.

@@ -570,7 +570,7 @@ def test_callbacks_of_a_future_get_an_error_without_our_frames() -> None:
     assert "in boom" in text_of(seen[0])
 
 
-# Values that cannot be made again ---------------------------------------------------------------------------------------
+# Values that cannot be unpickled ---------------------------------------------------------------------------------------
 
 
 class Bad:
@@ -620,7 +620,7 @@ def nothing(*_: Any, **__: Any) -> None:
 
 def test_a_value_that_cannot_be_made_in_the_caller_is_named() -> None:
     error = failed(process(give_bad)(), UnpicklableError)
-    assert "the value of task 'give_bad' cannot be made again in this process" in str(error)
+    assert "the value of task 'give_bad' cannot be unpickled in this process" in str(error)
     assert "Bad at ['model'].inner.parts[1]['k'] raises RuntimeError: no such state" in str(error)
     assert isinstance(error.__cause__, RuntimeError)
     assert "call: give_bad()" in notes_of(error)
@@ -632,7 +632,7 @@ def test_a_value_that_cannot_be_made_in_the_caller_is_named() -> None:
 def test_a_value_that_cannot_be_made_in_a_consumer_is_named() -> None:
     bad = process(give_bad)()
     error = failed(process(nothing)(process(nothing)(bad), process(nothing)(bad)), UnpicklableError)
-    assert "the value of task 'give_bad' cannot be made again in the process of task 'nothing'" in str(error)
+    assert "the value of task 'give_bad' cannot be unpickled in the process of task 'nothing'" in str(error)
     assert "Bad at ['model'].inner.parts[1]['k']" in str(error)
     assert "call: nothing(give_bad())" in notes_of(error)
 
@@ -641,14 +641,14 @@ def test_a_value_that_cannot_be_made_in_a_consumer_is_named() -> None:
 def test_an_argument_that_cannot_be_made_in_a_worker_is_named(start: str) -> None:
     call = process(nothing)(process(nothing)(1), [2], key={"a": Model(OnlyThere())})
     error = failed(lambda: call(start=start), UnpicklableError)
-    assert "argument 'key' of nothing(nothing(1), [2], key={'a': <Model>}) cannot be made again" in str(error)
+    assert "argument 'key' of nothing(nothing(1), [2], key={'a': <Model>}) cannot be unpickled" in str(error)
     assert "only_in at ['a'].inner.parts[0] raises KeyError: 'only there'" in str(error)
     assert "in only_in" in str(error.__cause__)
 
 
 def test_what_cannot_be_made_in_another_place_is_named() -> None:
     error = failed(interpreter(nothing)(1, {"a": OnlyThere()}), UnpicklableError)
-    assert "argument 2 of task 'nothing' cannot be made again there: " in str(error)
+    assert "argument 2 of task 'nothing' cannot be unpickled there: " in str(error)
     assert "at ['a'] raises KeyError: 'only there'" in str(error)
     error = failed(interpreter(give_only_there)(), UnpicklableError)
     assert "the value of task 'give_only_there'" in str(error)

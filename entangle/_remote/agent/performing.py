@@ -16,7 +16,7 @@ from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import SOURCE, dump, dump_plain, load
 from entangle._shared import module_lookup
 from entangle._shared.pickling import why_not
-from entangle._shared.unpickling import Part, failing_part, not_remade
+from entangle._shared.unpickling import Part, failing_part, unpickling_error
 from entangle._worker import importing
 from entangle._worker.failures import as_it_is, describe, pickled_error
 from entangle.errors import (
@@ -96,7 +96,7 @@ def _load_call(parts: Sequence[Any], name: str) -> Any:
             number = steps[1][1:-1]
             whose = f"argument {int(number) + 1 if steps[0] == '[1]' else number} of {whose}"
             part = Part(steps[2:], part.kind)
-        raise not_remade(problem, f"{whose} cannot be made again there", part) from problem
+        raise unpickling_error(problem, f"{whose} cannot be unpickled there", part) from problem
 
 
 def _failed(error: BaseException, name: str, plain: bool, reader: Any = None) -> list[Segments]:

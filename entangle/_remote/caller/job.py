@@ -16,7 +16,7 @@ from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import PICKLE, SOURCE, Given, dump, dump_plain, load
 from entangle._shared import module_lookup
 from entangle._shared.pickling import dumps_for_others, why_not
-from entangle._shared.unpickling import failing_part, not_remade
+from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle._tasks.layer import Decorated
 from entangle.errors import (
     EntangleError,
@@ -91,8 +91,8 @@ def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
         if not parts or isinstance(error, (pickle.UnpicklingError, EOFError)):
             told = f"{type(error).__name__}: {escaped(str(error))}"
             raise ProtocolError(f"{place}: the value of task {name!r} was damaged on its way ({told})") from error
-        what = f"the value of task {name!r}, which {place} has sent, cannot be made again here"
-        made = not_remade(error, what, failing_part(parts[0], parts[1:]) if given is None else None)
+        what = f"the value of task {name!r}, which {place} has sent, cannot be unpickled here"
+        made = unpickling_error(error, what, failing_part(parts[0], parts[1:]) if given is None else None)
         escape_error(made)
         raise made from error
 
