@@ -415,7 +415,7 @@ class Channel:
 
     def _handle_hello(self, said: bytes) -> None:
         if self.about:
-            raise ProtocolError("a second hello")
+            raise ProtocolError("the agent has said HELLO twice")
         try:
             about = escaped_within(json.loads(said))
             python = [int(part) for part in about["python"]]
@@ -470,6 +470,7 @@ class Channel:
         self._shown.finish()
 
     def _exit_error(self) -> LinkLostError:
+        """Why the stream has ended: how the program exited, and the tail of its stderr."""
         until = time.monotonic() + 0.5
         self._stderr.read_last()
         while (status := self._stream.status()) is None and time.monotonic() < until:

@@ -46,7 +46,7 @@ class Shown:
     def take(self, number: int, data: bytes) -> None:
         """Show the content of a PRINT message. Raises ProtocolError if it names no stream."""
         if data[:1] not in STREAMS:
-            raise ProtocolError("a print of no stream")
+            raise ProtocolError("a PRINT message names no stream")
         known = PROGRAMS if data[:1] == b"\3" else number if number in self._calls else NOBODYS
         self.show(data[:1], known, data[1:])
 

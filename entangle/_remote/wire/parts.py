@@ -82,6 +82,7 @@ def dump_plain(values: Iterable[Any], reduced: Callable[[Any], Any]) -> list[Seg
 
 
 def load(parts: Sequence[Any], given: Given = None) -> Any:
+    """The value in these parts. `given` finds what a plain pickle only names by its number."""
     if given is not None:
         return Unpickler(parts[0], given, parts[1:]).load()
     return pickle.loads(parts[0], buffers=parts[1:])

@@ -1,0 +1,78 @@
+"""What waits to be written to a stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from entangle._remote.caller.outbox import MOST_OWED, Outbox
+from entangle._remote.wire.frames import Bytes
+from entangle.errors import ProtocolError
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    yield reads, writes
+    os.close(reads)
+    os.close(writes)
+
+
+def written(outbox: Outbox, pipe: tuple[int, int]) -> bytes:
+    """All that it writes, while the other side reads whenever the pipe is full."""
+    reads, writes = pipe
+    got = b""
+    while outbox.next():
+        try:
+            outbox.write(writes)
+        except BlockingIOError:
+            got += os.read(reads, 1 << 20)
+    os.close(writes)
+    while data := os.read(reads, 1 << 20):
+        got += data
+    return got
+
+
+def test_frames_leave_in_order_however_little_the_stream_takes() -> None:
+    pipe = os.pipe()
+    os.set_blocking(pipe[1], False)
+    frames = [os.urandom(size) for size in (200_000, 1, 70_000)]
+    outbox = Outbox()
+    assert not outbox
+    outbox.begin([frames[0][:5], b"", frames[0][5:]])
+    outbox.post(frames[1])
+    outbox.owe([[frames[2][:60_000], frames[2][60_000:]]])
+    assert outbox
+    assert written(outbox, pipe) == b"".join(frames)
+    assert not outbox
+    os.close(pipe[0])
+
+
+def test_what_was_copied_no_longer_follows_its_memory(pipe: tuple[int, int]) -> None:
+    reads, writes = pipe
+    values = bytearray(b"a" * 10)
+    outbox = Outbox()
+    outbox.begin([values])
+    outbox.copy()
+    values[:] = b"b" * 10
+    assert outbox.next()
+    outbox.write(writes)
+    assert os.read(reads, 100) == b"a" * 10
+
+
+def test_an_agent_that_never_reads_is_owed_so_much_and_no_more() -> None:
+    block = bytes(1 << 20)
+    outbox = Outbox()
+    fits: list[list[Bytes]] = [[block]] * (MOST_OWED >> 20)
+    outbox.check_room(fits)
+    outbox.owe(fits)
+    with pytest.raises(ProtocolError, match="does not read the answers"):
+        outbox.check_room([[b"x"]])
+    null = os.open(os.devnull, os.O_WRONLY)
+    while outbox.next():
+        outbox.write(null)
+    os.close(null)
+    outbox.check_room(fits)
