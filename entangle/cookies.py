@@ -200,14 +200,12 @@ class CookieQueue:
 
     def wait(self) -> int:
         """Take a cookie; sleep until there is one. Returns its CPU."""
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
         while True:
             cookie = self.take()
             if cookie is not None:
                 return cookie
             # With a timeout: the death of a holder writes nothing into the pipe.
-            if poll.poll(_PATIENCE * 1000):
+            if _wait_for_bytes(self._fd, _PATIENCE):
                 cookie = self._contend()
                 if cookie is not None:
                     return cookie
@@ -314,9 +312,7 @@ class CookieQueue:
         return self._locked(self._fill_free)
 
     def _is_empty(self) -> bool:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        return not poll.poll(0)
+        return not _wait_for_bytes(self._fd, 0)
 
     def _fill_free(self) -> int:
         cell = self._free_cell()
@@ -509,6 +505,19 @@ def _bytes_in(fd: int) -> int:
     held = array.array("i", [0])
     fcntl.ioctl(fd, termios.FIONREAD, held)
     return held[0]
+
+
+def _wait_for_bytes(fd: int, seconds: float) -> bool:
+    """Wait for a pipe to hold something. Whether it does."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    # eventlet takes `poll` away, and lets only one greenlet wait for a descriptor.
+    until = time.monotonic() + seconds
+    while not _bytes_in(fd) and time.monotonic() < until:
+        time.sleep(0.001)
+    return _bytes_in(fd) > 0
 
 
 def _identity(pid: int) -> int:

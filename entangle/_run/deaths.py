@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import time
 
 from entangle._run.deadlines import Deadlines
@@ -223,4 +224,4 @@ class Deaths:
             woken = max(0, min(ready, table.header[IDLE + PROCESS]))
             table.header[IDLE + PROCESS] -= woken
         if woken:
-            os.write(self.site.wake[1], b"!" * woken)
+            posix.write(self.site.wake[1], b"!" * woken)

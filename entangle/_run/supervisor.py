@@ -481,7 +481,7 @@ class Supervisor:
             woken = min(ready, resting)
             table.header[IDLE + lane] -= woken
         if woken:
-            os.write((self.site.wake if lane == PROCESS else self.site.wake_threads)[1], b"!" * woken)
+            posix.write((self.site.wake if lane == PROCESS else self.site.wake_threads)[1], b"!" * woken)
         return woken
 
     def _retire(self, now: int, ready: int) -> None:
@@ -496,7 +496,7 @@ class Supervisor:
             with self.table.locked(UNCLAIMED):
                 sent = staffing.to_retire(resting, header[IDLE + PROCESS], len(self.processes), bool(header[HELD_BACK]))
                 header[IDLE + PROCESS] -= sent
-            os.write(self.site.wake[1], b"." * sent)
+            posix.write(self.site.wake[1], b"." * sent)
             self.idle_since = 0
         if not ready:
             crowded, committed = self.admission.crowded, header[COMMITTED] / CPU
@@ -519,7 +519,7 @@ class Supervisor:
             with self.table.locked(UNCLAIMED):
                 sent = max(0, header[IDLE + THREAD])
                 header[IDLE + THREAD] -= sent
-            os.write(self.site.wake_threads[1], b"." * sent)
+            posix.write(self.site.wake_threads[1], b"." * sent)
             self.threads_idle_since = 0
 
     # Ending ------------------------------------------------------------------------------------------------
@@ -528,10 +528,10 @@ class Supervisor:
         """Wake everybody who rests; those who look at the table see that the run is over."""
         if self.processes:
             with contextlib.suppress(BlockingIOError):
-                os.write(self.site.wake[1], b"." * (len(self.processes) + 1))
+                posix.write(self.site.wake[1], b"." * (len(self.processes) + 1))
         if self.threads:
             with contextlib.suppress(BlockingIOError):
-                os.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))
+                posix.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))
 
     def _end(self, in_order: bool) -> None:
         """Stop whoever still runs, give everything back."""

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import ctypes
 import os
+import posix  # eventlet's `os.write` waits for ever on a pipe that nobody reads any more
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -128,7 +129,7 @@ class Site:
         A full pipe serves as well: it is still unread.
         """
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the run may be over
-            os.write(self.tell, b"!")
+            posix.write(self.tell, b"!")
 
 
 def lanes_of(flow: Flow) -> list[int]:

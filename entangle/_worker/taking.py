@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import sys
 from typing import Any
 
@@ -251,9 +252,9 @@ class Taking:
     def wake(self, processes: int, threads: int) -> None:
         """Wake that many sleeping processes and threads."""
         if processes:
-            os.write(self.site.wake[1], b"!" * processes)
+            posix.write(self.site.wake[1], b"!" * processes)
         if threads:
-            os.write(self.site.wake_threads[1], b"!" * threads)
+            posix.write(self.site.wake_threads[1], b"!" * threads)
 
     # Measuring -----------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 """Programs whose threads are greenlets: gevent and eventlet, with everything patched."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from .callers import output_of
-from .ways import needed
+from .ways import missing, needed
 
 PROGRAM = """
 import os, time
@@ -121,5 +122,6 @@ def test_a_program_under_gevent(tmp_path: Path, way: str) -> None:
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.drill) for way in ("auto", "fork")])
 def test_a_program_under_eventlet(tmp_path: Path, way: str) -> None:
     """As under gevent, where that is installed."""
-    needed("eventlet")
+    if importlib.util.find_spec("eventlet") is None:
+        missing("the package eventlet: pip install 'py-entangle[test]'")
     assert output_of(tmp_path, EVENTLET, ENTANGLE_START=way, PYTHONWARNINGS="default") == "all\n"

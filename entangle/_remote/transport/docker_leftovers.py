@@ -1,4 +1,6 @@
-"""Docker containers that a crash has left: how they are told from those in use, and removed."""
+"""Docker containers that a crash has left: how to tell them from containers in use, and their
+removal.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from entangle._remote.transport.ssh_diagnosis import diagnose
 from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions
 from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle._shared.home import home
-from entangle._shared.polling import readable
+from entangle._shared.polling import new_poll, readable
 from entangle._worker import janitor
 
 #: Bytes that a socket's path may have: the system's limit, less what ssh appends while it binds,
@@ -151,7 +151,7 @@ def _let_in(stream: SSHStream, seconds: float) -> bool:
         return False
     import select
 
-    poll = select.poll()
+    poll = new_poll()
     poll.register(stream.reads, select.POLLIN)
     return any(event & select.POLLIN for _, event in poll.poll(0))
 

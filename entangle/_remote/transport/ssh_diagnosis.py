@@ -1,4 +1,6 @@
-"""Why no Python answered over ssh: errors from the messages of the client or the shell there."""
+"""Why no Python answered over ssh: the messages of the client, or of the shell there, as an
+error.
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ except (OSError, subprocess.CalledProcessError) as error:
 
 
 def words(env: str | None) -> list[str]:
-    """What a Python gets before its arguments to become the environment's; quoted for a shell."""
+    """What goes between a Python and its arguments to make it the environment's, quoted for a
+    shell.
+    """
     return [] if env is None else ["-c", shlex.quote(_PROGRAM), shlex.quote(env)]
 
 
