@@ -118,7 +118,7 @@ def test_a_slow_connection_is_believed_after_some_megabytes_and_stays_slow() -> 
     """The first bytes go out at once however slow it is: pipes and windows take them."""
     text = b"the same words again and again, " * (FRAME_LIMIT // 32)
     press = Press()
-    press.wrote(Press.ENOUGH // 2, 60.0)
+    press.wrote(4 << 20, 60.0)
     assert len(encoded(CALL, 1, [[text]], press)) > len(text)
     press.wrote(Press.ENOUGH, 60.0)
     for _ in range(40):  # how fast it packs is measured meanwhile
@@ -152,13 +152,15 @@ def test_bytes_are_those_of_the_protocol() -> None:
 
 
 def test_thousands_of_small_messages_in_pieces_that_end_anywhere() -> None:
-    sent = [(PRINT, number, [os.urandom(number % 900)]) for number in range(2000)]
-    data = b"".join(encoded(kind, number, [parts]) for kind, number, parts in sent)
-    decoder, got = Decoder(), []
-    for start in range(0, len(data), 1013):
-        assert len(decoder.room()) > 0
-        got += [plain(message) for message in decoder.feed(data[start : start + 1013])]
-    assert got == sent
+    """… also in the middle of a head each time."""
+    for length, piece in ((900, 1013), (1, 700)):
+        sent = [(PRINT, number, [os.urandom(72 + number % length)]) for number in range(5000)]
+        data = bytes(5) + b"".join(encoded(kind, number, [parts]) for kind, number, parts in sent)
+        decoder, got = Decoder(), []
+        for start in range(0, len(data), piece):
+            assert len(decoder.room()) > 0
+            got += [plain(message) for message in decoder.feed(data[max(5, start) : start + piece])]
+        assert got == sent
 
 
 def test_messages_under_way_have_room_together_up_to_the_limit() -> None:
