@@ -13,6 +13,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 LOWEST_VENV ?= .venv-lowest
+MUTANTS_VENV ?= .venv-mutants
+#: The files that `make mutants` changes: see .ci/mutants.
+MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
 TESTS ?=
 JOBS ?= 2
@@ -21,6 +24,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 LOWEST_BIN := $(LOWEST_VENV)/bin
+MUTANTS_BIN := $(MUTANTS_VENV)/bin
 #: The tests of `make test-lowest`: those that use other packages, and the promises to users.
 LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py classes.py cli.py dependencies.py docker.py http.py interpreter.py \
     memory.py progress.py source.py sources.py ssh.py values.py web.py)
@@ -38,7 +42,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill clean
+.PHONY: help run test test-lowest services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
@@ -51,6 +55,7 @@ help:
 	@echo 'make docs    the documentation, into build/docs'
 	@echo 'make image   the docker image "entangle"'
 	@echo 'make drill   the heavy fault tests, which "make test" leaves out    (ROUNDS=$(ROUNDS))'
+	@echo 'make mutants  change a file in a hundred ways, and see which of them its tests notice    (MUTANTS="cookies table")'
 	@echo 'make clean   remove environments, caches and builds'
 
 run: $(VENV)/.installed
@@ -102,6 +107,9 @@ drill: $(VENV)/.installed-test
 	    round=$$((round + 1)); \
 	done
 
+mutants: $(MUTANTS_VENV)/.installed-test
+	@for file in $(MUTANTS); do $(MUTANTS_BIN)/python .ci/mutants $$file $(ARGS) || exit $$?; done
+
 services-gremlin:
 	.ci/gremlin fetch
 
@@ -110,7 +118,7 @@ services-browser:
 	.ci/browser
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than what it was made from, so that a second call goes straight to work.
@@ -130,6 +138,10 @@ $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml setup.py
 $(LOWEST_VENV)/.installed-lowest: $(LOWEST_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/lowest
 	$(LOWEST_BIN)/python .ci/lowest >$(LOWEST_VENV)/lowest.txt
 	$(LOWEST_BIN)/python -m pip install --quiet --constraint $(LOWEST_VENV)/lowest.txt --editable '.[test]'
+	@touch $@
+
+$(MUTANTS_VENV)/.installed-test: $(MUTANTS_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/mutants-requirements.txt
+	$(MUTANTS_BIN)/python -m pip install --quiet --requirement .ci/mutants-requirements.txt --editable '.[test]'
 	@touch $@
 
 # Without the package: benchmarks run from the source tree, as an installation changes start times.

@@ -1,4 +1,6 @@
-"""@apptainer and @singularity, which start a container by their command; @docker beside them."""
+"""@apptainer and @singularity, which start a container by their command; and @docker beside
+them.
+"""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def thread(
     shared_memory: bool = False,
     **unknown: Any,
 ) -> Any:
-    """Run the function in a worker thread of the calling process: for what waits, not computes.
+    """Run the function in a worker thread of the calling process: for what waits rather than
+    computes.
 
     The options are those of @process, without `fresh`. A thread cannot be killed: after `timeout`
     seconds the caller gets ThreadTimeoutException, the body runs on, and its value is dropped. Nor

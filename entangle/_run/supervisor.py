@@ -14,7 +14,6 @@ It decides nothing about what runs next. It sleeps in `poll` and wakes for three
 from __future__ import annotations
 
 import contextlib
-import os
 import posix
 import select
 import signal

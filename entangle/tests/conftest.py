@@ -18,7 +18,7 @@ from pathlib import Path
 # Before entangle is imported: its processes, and the scripts that tests start, all carry this mark in their environment
 # or in their memory maps, and that is how a stray of ours is told from somebody else's. Registered first, so that it
 # is removed last, when entangle has cleaned up after itself.
-_PARENT = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_PARENT = os.environ.get("ENTANGLE_TESTS_DIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 RUNS = tempfile.mkdtemp(prefix="entangle-tests-", dir=_PARENT)
 _OWNER = os.getpid()
 #: Seconds for what a test leaves behind to go.
