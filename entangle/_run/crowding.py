@@ -1,5 +1,4 @@
-"""Which bodies of a crowded run compute, as the supervisor measures it for
-`_worker/admission.py`."""
+"""Which bodies of a crowded run compute: measured here, used by workers (`_worker/admission.py`)."""
 
 from __future__ import annotations
 

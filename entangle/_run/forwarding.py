@@ -1,5 +1,4 @@
-"""Output of workers: passed on to the caller's streams; the last lines are kept for exit
-reports."""
+"""Output of workers, passed on to the caller's streams; exit reports quote the last lines."""
 
 from __future__ import annotations
 

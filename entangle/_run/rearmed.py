@@ -1,5 +1,4 @@
-"""Runs whose rows are armed again: values are fed while workers run, and results taken as they
-come.
+"""Runs whose rows are armed again and again: values are fed while workers run.
 
 ::
 

@@ -325,7 +325,7 @@ class Supervisor:
         self._end_processes(time.monotonic() + 30.0, kill=False)
         self.entitlement.give_cookies(0)
         while not self.free and self.threads:
-            self._join_retired_threads()  # a thread that has been told to end frees its slot in a moment
+            self._join_retired_threads()  # one that was told to end frees its slot in a moment
             time.sleep(0.001)
         slot = self.free.pop()
         self._clear_slot(slot, HERE)
