@@ -8,7 +8,6 @@ had begun is lost, and `retry` decides what that means.
 from __future__ import annotations
 
 import contextlib
-import os
 import posix
 import signal
 import time
@@ -127,7 +126,7 @@ class Deaths:
         for pipe, count in ((self.site.wake, woken[PROCESS]), (self.site.wake_threads, woken[THREAD])):
             if count:
                 with contextlib.suppress(BlockingIOError):
-                    os.write(pipe[1], b"!" * count)
+                    posix.write(pipe[1], b"!" * count)
 
     def _runs_elsewhere(self, node: int, slot: int) -> bool:
         """Whether a node in the slot of a dead worker belongs to another worker. It does if the

@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import posix
 import threading
 import time
 from array import array
@@ -469,7 +470,7 @@ class RearmedSupervisor(Supervisor):
             with self.table.locked(UNCLAIMED):
                 sent = max(0, min(count - self.width, header[IDLE + PROCESS]))
                 header[IDLE + PROCESS] -= sent
-            os.write(self.site.wake[1], b"." * sent)
+            posix.write(self.site.wake[1], b"." * sent)
             if resting == count:
                 self.entitlement.give_cookies(0)
             self.idle_since = 0
