@@ -175,7 +175,7 @@ class Task(Generic[P, R]):
         return body
 
     def made_of(self) -> list[tuple[str, Any]]:
-        """The parts that travel with a task that is not sent by name, each after its name for errors."""
+        """The parts of a task that is not sent by name, each after its name for errors."""
         layers = [(f"the layer @{type(layer).__name__.lower()}", layer) for layer in self.layers]
         return [("the function", self.function), *layers]
 
