@@ -87,7 +87,7 @@ class Plan:
         rows: list[Row] = [Row(SOURCE, ())]
         leaves: list[Leaf] = []
         results: list[int] = []
-        tells: list[int] = []
+        callbacks: list[int] = []
         number = len(self.ports)
 
         def add(body: Body, inputs: tuple[int, ...]) -> int:
@@ -121,7 +121,7 @@ class Plan:
                 if id(child) in self._shared:
                     child_limits = (*child_limits, self._shared[id(child)])
                 row, below = self._add_node(add, child, (above, *after), path, child_limits)
-                tells += below
+                callbacks += below
             elif isinstance(child, Window):
                 body = Body(_in_list, "window", THREAD)
                 row = add(body, (above, *after))
@@ -138,7 +138,7 @@ class Plan:
                 leaf(row)
         if not leaves:  # a window without children: its list is the value
             leaf(0)
-        rows.append(Row(GATHER, tuple(dict.fromkeys((*results, *tells)))))
+        rows.append(Row(GATHER, tuple(dict.fromkeys((*results, *callbacks)))))
         self.ports.append(rows)
         self.leaves.append(leaves)
         self.results = getattr(self, "results", [])

@@ -159,7 +159,7 @@ class Pump:
         return self._recovery.lost(node, slot, value, error, directory)
 
     def tick(self) -> float:
-        """Feed what is due, chunks and windows; end a finished stream. Returns seconds to the next."""
+        """Feed due chunks and windows; end a finished stream. Returns the seconds to the next."""
         due = 60.0
         with self._room:
             if self._chunk:

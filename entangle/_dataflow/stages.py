@@ -60,7 +60,7 @@ def _journal_of(worker: Worker) -> Journal:
 
 
 @passes_on
-def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
+def call_back(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
     """Call back. An exception is logged and stops nothing.
 
     Callbacks of one run are called one at a time, so they need not be thread-safe.
@@ -166,7 +166,7 @@ class NodeStage:
             if type(outcome) is Failure:
                 clean = False
             elif callback is not None:
-                tell(callback, self.task.function, outcome)
+                call_back(callback, self.task.function, outcome)
             if journal is not None:
                 try:
                     journal.note(outcome)
@@ -191,7 +191,7 @@ class NodeStage:
             assert worker is not None
             outcome = self._again(worker, -1, item, raised, self.function, [], None, kept)
         if self.callback is not None and type(outcome) is not Failure:
-            tell(self.callback, self.task.function, outcome)
+            call_back(self.callback, self.task.function, outcome)
         return outcome
 
     @passes_on
@@ -266,7 +266,7 @@ class CallbackStage:
         """Call back for each value of the chunk."""
         for value in chunk[2]:
             if type(value) not in PASSED:
-                tell(self.callback, self.task.function, value)
+                call_back(self.callback, self.task.function, value)
 
 
 class LambdaStage:

@@ -131,7 +131,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             pump.make_room()
 
     def _fetch(self) -> bool:
-        """Take over results. Returns whether there are any, or none will come. `arrived` must be held."""
+        """Take over results. Returns whether waiting is over. `arrived` must be held."""
         pump = self._pump
         assert pump is not None
         if pump.results:

@@ -14,7 +14,7 @@ On = type[BaseException] | tuple[type[BaseException], ...] | None
 
 
 class Terms(Layer):
-    """How a body runs: who carries it, how long, how often it is tried, whether its value is
+    """How a body runs: what carries it, how long, how often it is tried, whether its value is
     kept.
     """
 
