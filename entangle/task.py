@@ -304,8 +304,7 @@ def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 def task(function: None = None, /, *layers: Layer, attributes: dict[str, Any] | None = None) -> Decorator: ...
 @edge
 def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | None = None, **unknown: Any) -> Any:
-    """Make a function a task, with these layers around it. The other decorators are made of this
-    one.
+    """Make a function a task, with these layers around it. All decorators are made of this one.
 
     Takes a function, or a task, whose layers then come below. `attributes` are kept with the
     records of its runs: a dict from names to text, numbers, lists and dicts of these. Raises

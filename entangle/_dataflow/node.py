@@ -100,8 +100,7 @@ class Node(FunctionNode):
         on_error: OnError = "raise",
         start: str | None = None,
     ) -> Stream:
-        """Push many values through, several at a time. Gives the tuples of their leaves as they
-        come.
+        """Push many values through, several at a time. Gives tuples of their leaves as they come.
 
         `source` is any iterable; it may be endless or asynchronous. `inflight` is the most values
         under way at a time, from the source to the consumer; None: as many as keep the workers

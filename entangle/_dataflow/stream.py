@@ -34,12 +34,12 @@ os.register_at_fork(after_in_child=_open.clear)
 
 
 class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
-    """Tuples of the values of the leaves, one for each value of the source. For `for` and `async
-    for`.
+    """Tuples of the values of the leaves, one for each value of the source.
 
-    The stream starts when the first tuple is asked for, and ends with the source. `close()`,
-    leaving a `with` block, or dropping the stream ends it earlier; its workers, threads and files
-    are then gone. `skipped` counts the values that were left out.
+    Iterate with `for` or `async for`. The stream starts when the first tuple is asked for, and
+    ends with the source. `close()`, leaving a `with` block, or dropping the stream ends it
+    earlier; its workers, threads and files are then gone. `skipped` counts the values that were
+    left out.
     """
 
     def __init__(
