@@ -207,7 +207,7 @@ class Holding(Delivery):
         self.nested.append(cancel)
         try:
             if self.stopped:
-                raise RunCancelledError("the run around this one is over")
+                raise RunCancelledError("the outer run is over")
             yield
         finally:
             self.nested.remove(cancel)
