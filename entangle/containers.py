@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.caller.far import Far
 from entangle._remote.transport.apptainer import ApptainerTransport
 from entangle._remote.transport.container_options import check_common
-from entangle._shared.frames import edge
+from entangle._shared.tracebacks import edge
 from entangle.docker import Volumes, docker
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown

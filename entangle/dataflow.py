@@ -16,8 +16,8 @@ from typing import Any, overload
 from entangle._dataflow.flow_graph import Callback, Dataflow, check_children
 from entangle._dataflow.node import DataflowTask, Node
 from entangle._dataflow.windows import Window
-from entangle._shared.frames import edge
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.process import process

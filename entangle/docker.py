@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.caller.far import Far
 from entangle._remote.transport.container_options import check_common, pairs, words
 from entangle._remote.transport.docker import DockerTransport
-from entangle._shared.frames import edge
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 from urllib.parse import urlsplit
 
-from entangle._shared.frames import edge
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
 from entangle._tasks.web_request import Request
 from entangle.errors import OptionError, RequestError
 from entangle.task import Task, decorate, refuse_unknown

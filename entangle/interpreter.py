@@ -10,8 +10,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.agent import imports
 from entangle._remote.caller.far import Far
 from entangle._remote.transport.interpreter import InterpreterTransport
-from entangle._shared.frames import edge
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._shared.frames import edge
+from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.cookies import registered_pools
 from entangle.scheduler import check_cpus

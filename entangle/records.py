@@ -22,7 +22,7 @@ from entangle._records.rows import TaskRecord as Task
 from entangle._records.views import NodeRecord as Node
 from entangle._records.views import RunRecord as Run
 from entangle._records.views import record_of
-from entangle._shared.frames import edge
+from entangle._shared.tracebacks import edge
 from entangle.errors import GraphError, RecordsError
 
 __all__ = [

@@ -7,9 +7,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._shared.frames import edge
 from entangle._shared.home import home
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._worker.worker import here
 from entangle.cookies import available_cpus, bind, registered_pools, roam

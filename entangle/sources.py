@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from entangle._shared.frames import edge, hide, passes_on
+from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle.errors import OptionError
 
 __all__ = ["Source", "directory", "every", "lines", "merge", "queue"]

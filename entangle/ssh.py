@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 from entangle._remote.caller.far import Far
 from entangle._remote.transport.ssh import SSHTransport
 from entangle._remote.transport.ssh_options import LEARN, check_word
-from entangle._shared.frames import edge
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError

@@ -25,8 +25,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
-from entangle._shared.frames import edge, hide, passes_on
 from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_value
+from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks import tree
 from entangle._tasks.attributes import Attributes
 from entangle._tasks.call import Call, in_short

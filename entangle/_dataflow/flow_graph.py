@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from entangle._shared.frames import edge, passes_on
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge, passes_on
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import HERE, PROCESS, THREAD
 from entangle.task import Call, Layer, Task

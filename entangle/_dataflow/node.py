@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from entangle._dataflow.flow_graph import FunctionNode, as_dict, check_children
-from entangle._shared.frames import edge
+from entangle._shared.tracebacks import edge
 from entangle._tasks.call import check_callback
 from entangle.errors import ArgumentError
 from entangle.task import Task

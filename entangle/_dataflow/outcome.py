@@ -6,8 +6,8 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-from entangle._shared.frames import hide
 from entangle._shared.pickling import dumps
+from entangle._shared.tracebacks import hide
 from entangle._worker.failures import describe, few_of, set_traceback, text_of
 from entangle.errors import EntangleError, ProcessRetryException, add_note
 

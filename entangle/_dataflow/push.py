@@ -10,8 +10,8 @@ from entangle._dataflow.outcome import ENDED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.recovery import Recovery
 from entangle._run.rearmed import RearmedRun, RearmedSupervisor, unroll
-from entangle._shared.frames import passes_on
 from entangle._shared.pickling import why_not
+from entangle._shared.tracebacks import passes_on
 from entangle.flow import THREAD
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
 from entangle._run.rearmed import progress_of
-from entangle._shared.frames import hide, passes_on
 from entangle._shared.journal import Journal
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.summaries import item_in_short
 from entangle._shared.table import BEGUN, NODE, RUNS, SINCE, STOP
+from entangle._shared.tracebacks import hide, passes_on
 from entangle._tasks.parameters import positional_names
 from entangle._worker.child import end_child
 from entangle._worker.failures import pause

@@ -18,8 +18,8 @@ from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
 from entangle._dataflow.push import push_into
-from entangle._shared.frames import hide, passes_on
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import hide, passes_on
 from entangle._worker.worker import here
 from entangle.errors import ArgumentError, OptionError
 

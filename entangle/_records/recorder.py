@@ -18,10 +18,10 @@ from entangle._records.directory import find_directory, make_directory, recordin
 from entangle._records.log_segment import FORM, Writer
 from entangle._run import ObservedRun
 from entangle._shared import notes
-from entangle._shared.frames import hide
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.summaries import home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
+from entangle._shared.tracebacks import hide
 from entangle._tasks import gremlin_address
 from entangle._tasks.parameters import code_of
 from entangle.errors import GraphError

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from entangle._shared.frames import hide
 from entangle._shared.limits import no_thread
+from entangle._shared.tracebacks import hide
 from entangle._worker.worker import here
 from entangle.errors import RunCancelledError
 

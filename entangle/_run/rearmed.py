@@ -31,7 +31,6 @@ from entangle._run.deaths import Deaths
 from entangle._run.run import Run
 from entangle._run.supervisor import PATIENCE, Supervisor
 from entangle._run.worker_process import WorkerProcess
-from entangle._shared.frames import passes_on
 from entangle._shared.home import private
 from entangle._shared.site import Site
 from entangle._shared.store import IN_SEGMENT, NOWHERE, SEGMENT_SIZE, Place, Store
@@ -52,6 +51,7 @@ from entangle._shared.table import (
     WAITING,
     Table,
 )
+from entangle._shared.tracebacks import passes_on
 from entangle._worker.worker import Worker
 from entangle.cookies import available_cpus, budget_of
 from entangle.errors import RunAtImportError, RunCancelledError

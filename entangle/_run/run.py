@@ -20,12 +20,12 @@ from entangle._run.worker_process import WorkerProcess
 from entangle._shared import home as homes
 from entangle._shared import limits
 from entangle._shared.block import block
-from entangle._shared.frames import passes_on
 from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, lanes_of
 from entangle._shared.store import Store
 from entangle._shared.table import FINISHED, STARTED_AT, Table
+from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing
 from entangle._worker.failures import call_of, note_call

@@ -11,8 +11,8 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 
-from entangle._shared.frames import passes_on
 from entangle._shared.table import reserve
+from entangle._shared.tracebacks import passes_on
 
 
 class Segment:

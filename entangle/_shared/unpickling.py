@@ -20,14 +20,14 @@ from entangle.errors import EntangleError, UnpicklableError
 _MOST = 1 << 20
 
 
-class Part(NamedTuple):
+class BrokenPart(NamedTuple):
     """A part that cannot be unpickled: the steps from the value to it, and its type name."""
 
     steps: tuple[str, ...]
     kind: str
 
 
-def unpickling_error(problem: BaseException, what: str, part: Part | None) -> EntangleError:
+def unpickling_error(problem: BaseException, what: str, part: BrokenPart | None) -> EntangleError:
     """The error for a value that cannot be unpickled.
 
     `what` names it and the place: `the value of task 'load' cannot be unpickled in the process of
@@ -45,7 +45,7 @@ def unpickling_error(problem: BaseException, what: str, part: Part | None) -> En
     return UnpicklableError(f"{what}: {named} raises {why}. {advice}")
 
 
-def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> Part | None:
+def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> BrokenPart | None:
     """The part of a value at which unpickling fails; None if unknown, or if it now succeeds."""
     try:
         body = bytes(pickled)
@@ -126,7 +126,7 @@ _FEW = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _EMPTY = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict", "EMPTY_SET": "set", "EMPTY_TUPLE": "tuple"}
 
 
-def _part_at(body: bytes, wanted: int) -> Part | None:
+def _part_at(body: bytes, wanted: int) -> BrokenPart | None:
     """The part that step number `wanted` makes or adds to."""
     stack: list[_Piece] = []
     memo: dict[int, _Piece] = {}
@@ -143,7 +143,7 @@ def _part_at(body: bytes, wanted: int) -> Part | None:
     while at is not None and len(steps) < 1000:
         steps.append(at.step())
         at = at.around
-    return Part(tuple(step for step in reversed(steps) if step), kind)
+    return BrokenPart(tuple(step for step in reversed(steps) if step), kind)
 
 
 def _apply(name: str, argument: Any, stack: list[_Piece], memo: dict[int, _Piece]) -> _Piece | None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Pro
 
 from entangle._run import Observer
 from entangle._run.run import Run
-from entangle._shared.frames import edge, hide, passes_on
 from entangle._shared.masks import MASK, is_secret
 from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks.layer import Decorated
 from entangle._tasks.parameters import named_parameters, positional_names
 from entangle.errors import OptionError

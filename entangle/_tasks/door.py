@@ -7,7 +7,7 @@ import sys
 import types
 from typing import Any, NoReturn
 
-from entangle._shared.frames import edge
+from entangle._shared.tracebacks import edge
 from entangle.errors import OptionError
 
 

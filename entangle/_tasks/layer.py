@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from entangle._shared.frames import passes_on
+from entangle._shared.tracebacks import passes_on
 from entangle.flow import Body
 
 

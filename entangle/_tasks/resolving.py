@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
-from entangle._shared.frames import passes_on
+from entangle._shared.tracebacks import passes_on
 from entangle._tasks.call import Call
 from entangle.errors import EntangleError
 

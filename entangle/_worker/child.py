@@ -19,7 +19,7 @@ import traceback
 import weakref
 from typing import Any, NoReturn
 
-from entangle._shared.frames import hide
+from entangle._shared.tracebacks import hide
 
 #: The exit code of a child that is ending.
 _code: int | None = None

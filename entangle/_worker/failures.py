@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._shared import pickled_errors
-from entangle._shared.frames import hide
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
 from entangle._shared.summaries import call_in_short, cut, plain_value
+from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
 from entangle.flow import Body, Flow
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from entangle._shared.block import block
-from entangle._shared.frames import passes_on
 from entangle._shared.notes import COOKIE_WAIT
 from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, POOL_WAITING, RUNS, SINCE, STOP, WAITING_POOL
+from entangle._shared.tracebacks import passes_on
 from entangle._worker.admission import Seat
 from entangle._worker.child import end_child
 from entangle._worker.delivery import Delivery

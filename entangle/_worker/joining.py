@@ -14,7 +14,7 @@ from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.site import Site
 from entangle._shared.summaries import argument_at, call_in_short
 from entangle._shared.table import Table, reserve
-from entangle._shared.unpickling import Part, failing_part, unpickling_error
+from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
 from entangle._worker import importing, inheritance
 from entangle._worker.failures import describe, note_call
 from entangle._worker.worker import Worker
@@ -157,7 +157,7 @@ def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
     told: BaseException | None = error
     while told is not None and not isinstance(told, RunAtImportError):
         told = told.__cause__ or told.__context__
-    part: Part | None = None
+    part: BrokenPart | None = None
     if told is None:
         part = failing_part(pickled) if isinstance(error, Exception) else None
         told = unpickling_error(error, _RUN, part)
@@ -181,7 +181,7 @@ def refusal(directory: str, flow: Flow) -> BaseException | None:
     except (OSError, EOFError):
         return None
     error: BaseException = pickle.loads(report["error"])
-    part: Part | None = report["part"]
+    part: BrokenPart | None = report["part"]
     whose = _whose(flow, part.steps) if part is not None else ""
     if part is not None and whose:
         why = str(error).partition(" raises ")[2]

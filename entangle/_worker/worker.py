@@ -31,10 +31,10 @@ import threading
 import time
 from typing import Any
 
-from entangle._shared.frames import passes_on
 from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import BEGUN, BUSY, GONE, LANE, NOBODY, RUNS, SINCE, STATE
+from entangle._shared.tracebacks import passes_on
 from entangle._worker import child, delivery
 from entangle._worker.child import end_child
 from entangle._worker.holding import Holding

@@ -26,12 +26,6 @@ OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}, "cli.": {"typer", "rich"}}
 #: Files of one name that nobody mistakes for each other: a door and its transport.
 PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter", "ssh")]
 
-#: Files of one name that are still to be told apart. Nothing is added to them.
-KNOWN_PAIRS = [{"_shared.frames", "_remote.wire.frames"}]
-
-#: Classes of one name that are still to be told apart. Nothing is added to them.
-KNOWN_CLASSES = {"Edge", "Node", "Part", "Run", "Task"}
-
 
 def test_every_module_has_a_floor() -> None:
     assert [module for module in MODULES if place(module) is None] == []
@@ -69,7 +63,7 @@ def test_no_two_files_have_one_name() -> None:
     for module, path in MODULES.items():
         if path.name != "__init__.py":
             named[path.name].add(module)
-    assert [sorted(modules) for modules in named.values() if len(modules) > 1 and modules not in PAIRS + KNOWN_PAIRS] == []
+    assert [sorted(modules) for modules in named.values() if len(modules) > 1 and modules not in PAIRS] == []
 
 
 def test_no_two_classes_have_one_name() -> None:
@@ -81,7 +75,7 @@ def test_no_two_classes_have_one_name() -> None:
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                     named[node.name].append(module)
-    assert {name: places for name, places in named.items() if len(places) > 1 and name not in KNOWN_CLASSES} == {}
+    assert {name: places for name, places in named.items() if len(places) > 1} == {}
 
 
 def test_other_libraries_are_imported_where_they_are_used() -> None:

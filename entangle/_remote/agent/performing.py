@@ -16,7 +16,7 @@ from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import SOURCE, dump, dump_plain, load
 from entangle._shared import module_lookup
 from entangle._shared.pickling import why_not
-from entangle._shared.unpickling import Part, failing_part, unpickling_error
+from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
 from entangle._worker import importing
 from entangle._worker.failures import as_it_is, describe, pickled_error
 from entangle.errors import (
@@ -95,7 +95,7 @@ def _load_call(parts: Sequence[Any], name: str) -> Any:
         if len(steps) > 1 and steps[0] in ("[1]", "[2]"):
             number = steps[1][1:-1]
             whose = f"argument {int(number) + 1 if steps[0] == '[1]' else number} of {whose}"
-            part = Part(steps[2:], part.kind)
+            part = BrokenPart(steps[2:], part.kind)
         raise unpickling_error(problem, f"{whose} cannot be unpickled there", part) from problem
 
 
