@@ -1,4 +1,4 @@
-"""Pushing one value: a run with one set of rows, in the thread that pushes."""
+"""Pushing one value: a stream of one item, in the thread that pushes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entangle.flow import THREAD
 
 
 class Push:
-    """One value pushed into a flow. It is the client of its run."""
+    """One value pushed into a flow; the client of a run with one set of rows."""
 
     def __init__(self, plan: Plan, value: Any, way: str | None = None) -> None:
         self.plan = plan
@@ -30,7 +30,7 @@ class Push:
 
     @passes_on
     def value(self) -> tuple[Any, ...]:
-        """Run it in this thread. Gives the values of the leaves; raises the first error."""
+        """Run it in this thread: the values of the leaves. Raises the error of the first of them that has failed."""
         values, failures = leaves_of(self.outcomes())
         if failures:
             try:
@@ -40,7 +40,7 @@ class Push:
         return values
 
     def outcomes(self) -> list[Any]:
-        """Run it in this thread. Gives the outcome of each leaf."""
+        """Run it in this thread: what has come out at each leaf."""
         self._run.value()
         found = self._found()
         for outcome in found:
@@ -52,7 +52,7 @@ class Push:
         return [self._chunks[at][2][0] for at in self.plan.results[0]] if self._chunks else []
 
     def failure(self) -> BaseException | None:
-        """The error of the first leaf that has failed."""
+        """What the first leaf that has failed raises."""
         failures = leaves_of(self._found())[1]
         return failures[0].error() if failures else None
 
@@ -60,7 +60,7 @@ class Push:
         """End it from another thread."""
         self._run.cancel()
 
-    # The client of the run ------------------------------------------------------------------------
+    # The client of the run ------------------------------------------------------------------------------------
 
     def begin(self, supervisor: RearmedSupervisor) -> None:
         """Feed the value."""
@@ -74,20 +74,20 @@ class Push:
             raise why_not(value, f"the value that was pushed into {', '.join(_names(self.plan))}") from None
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
-        """The only item is done: the run is over."""
+        """It is all done."""
         self._chunks = values
         assert self._supervisor is not None
         self._supervisor.over()
 
     def freed(self, port: int) -> None:
-        """Nothing to do: there is only one item."""
+        """Nothing more is to come."""
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
-        """How far a node had come whose worker has died."""
+        """What to do with a node whose worker is gone."""
         return self._recovery.lost(node, slot, value, error, directory)
 
     def tick(self) -> float:
-        """Nothing is ever due."""
+        """Nothing is due."""
         return 60.0
 
 
@@ -96,10 +96,7 @@ def _names(plan: Plan) -> list[str]:
 
 
 def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]:
-    """Push a value into the nodes that a lambda has chosen. Gives the outcomes of their leaves.
-
-    At most `limit` of the nodes run at once.
-    """
+    """What comes out at the leaves of nodes that a lambda has chosen; `limit` is how many of them may run at once."""
     nodes: list[Any] = []
     waiting = list(chosen)
     while waiting:
@@ -122,7 +119,7 @@ def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]
 
 
 def plan_of(node: FunctionNode) -> Plan:
-    """The compiled graph below a node; compiled once."""
+    """What is compiled of a node, once."""
     if node.compiled is None:
         object.__setattr__(node, "compiled", Plan((node,), push_into))
     plan: Plan = node.compiled
@@ -130,7 +127,7 @@ def plan_of(node: FunctionNode) -> Plan:
 
 
 def _chain(nodes: list[Any]) -> list[FunctionNode] | None:
-    """The nodes as a chain that this thread can run without the engine; None if they are none."""
+    """The nodes of a chain that this thread can run itself, one after the other, as well as any other; None where they are not."""
     found: list[FunctionNode] = []
     while nodes:
         (node, *others) = nodes

@@ -1,11 +1,9 @@
-"""Stages: what the engine runs for a node, a callback or a lambda.
+"""Stages: what the engine runs for a node, a lambda, a callback. Each takes a chunk of items and gives a chunk of outcomes.
 
-A stage takes a chunk of items and gives a chunk of outcomes. A chunk is `(label, clean, items)`:
-each label is used once; `clean` says that all items are values. An item is one pushed value. Small
-and quick items share a chunk, since handing over a node costs tens of microseconds.
-
-All guarantees hold for each item: it is retried alone, and it fails alone. An item that was done
-when its worker died does not run again, because the worker has noted its outcome in a journal.
+A chunk is `(label, clean, items)`: the label is used once, `clean` says that all items are values. An item is one value that
+was pushed; items that are small and quick travel together, since to hand a node over costs tens of microseconds. What is
+promised is promised for each item: it is tried again alone, it fails alone, and one that was done when its worker died is not
+run again, for the worker has noted it in its journal.
 """
 
 from __future__ import annotations
@@ -37,13 +35,12 @@ log = logging.getLogger("entangle.dataflow")
 
 Chunk = tuple[Any, bool, list[Any]]
 
-#: Pushes a value into the nodes that a lambda has chosen, of which at most so many run at once;
-#: gives the outcomes of their leaves.
+#: Pushes a value into nodes that a lambda has chosen, of which so many may run at once; gives what comes out at their leaves.
 Pusher = Callable[[Sequence[Any], Any, int | None], list[Any]]
 
 
 class _Held(threading.local):
-    """The items that the stage of this thread was given last."""
+    """What this thread's stage was given last."""
 
     items: Sequence[Any] = ()
 
@@ -60,14 +57,11 @@ def _journal_of(worker: Worker) -> Journal:
 
 
 @passes_on
-def call_back(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
-    """Call back. An exception is logged and stops nothing.
-
-    Callbacks of one run are called one at a time, so they need not be thread-safe.
-    """
+def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
+    """Call back; an exception is reported and stops nothing. One at a time in a run: what callbacks do need not be safe from threads."""
     worker = here.worker
     assert worker is not None
-    # One lock for each run: a callback may push into a flow and wait for the callbacks there.
+    # Not one lock for all: a callback may push into another flow, or into this one again, and wait for callbacks there.
     with worker.site.telling:
         try:
             callback(function, value)
@@ -82,10 +76,7 @@ def summary_of(error: BaseException) -> str:
 
 
 def _kept(item: Any) -> bytes | None:
-    """The pickle of an item, for the next attempt: this attempt may change the item.
-
-    None if the item cannot change, or cannot be pickled.
-    """
+    """An item as the next attempt is to get it, whatever this one does to it; None for what cannot change, or cannot be copied."""
     if item is None or type(item) in (int, float, str, bytes, bool):
         return None
     try:
@@ -95,10 +86,7 @@ def _kept(item: Any) -> bytes | None:
 
 
 class NodeStage:
-    """Runs the function of a node for each item of a chunk.
-
-    Calls back as well, if it runs in the invoking process.
-    """
+    """Runs the function of a node for each item of a chunk, and calls back where it runs in the invoking process."""
 
     def __init__(self, task: Task[..., Any], number: int, path: str, callback: Callable[[Any, Any], object] | None = None) -> None:
         self.task = task
@@ -119,14 +107,14 @@ class NodeStage:
 
     @passes_on
     def __call__(self, chunk: Chunk, *_: Any, **named: Any) -> Chunk:
-        """The outcomes of a chunk. `named` are arguments that the engine fills in for layers."""
+        """The outcomes of a chunk; `named` is what layers have the engine fill in."""
         label, clean, items = chunk
         worker = here.worker
         assert worker is not None
         slots, base = worker.site.table.slots, worker.base
         node = slots[base + NODE]
         progress = progress_of(worker, node)
-        done, attempts = progress if progress is not None else ([], [])
+        done, told = progress if progress is not None else ([], [])
         if progress is not None:
             clean = False
         _held.items = items
@@ -150,28 +138,28 @@ class NodeStage:
             if tries:
                 kept = _kept(item)
             if stays and header[STOP]:
-                raise RunCancelledError("the run is over")  # a thread cannot be killed with its run
+                raise RunCancelledError("the run is over")  # a thread is not ended with its run
             try:
                 if timed:
                     slots[base + SINCE] = time.monotonic_ns()
                     slots[base + BEGUN] = RUNS
                 outcome = function(item)
             except BaseException as raised:
-                outcome = self._again(worker, node, item, raised, function, attempts, journal, kept)
+                outcome = self._again(worker, node, item, raised, function, told, journal, kept)
             if worker.forked:
                 end_child(None)
             if timed:
                 worker.end_body()
-            attempts = []
+            told = []
             if type(outcome) is Failure:
                 clean = False
             elif callback is not None:
-                call_back(callback, self.task.function, outcome)
+                tell(callback, self.task.function, outcome)
             if journal is not None:
                 try:
                     journal.note(outcome)
                 except OSError as error:
-                    raise StoreFullError(error.errno, f"no room for the journal of task {self.name!r}: {error}") from None
+                    raise StoreFullError(error.errno, f"no room to note what task {self.name!r} has done: {error}") from None
                 except Exception as error:
                     outcome = self._refused(item, outcome, error)
                     clean = False
@@ -182,7 +170,7 @@ class NodeStage:
 
     @passes_on
     def apply(self, item: Any) -> Any:
-        """The outcome of one item, in the thread that pushes it."""
+        """The outcome of one item, in a thread that is not this node's own."""
         kept = _kept(item) if self.terms.retry > 0 else None
         try:
             outcome = self.function(item)
@@ -191,7 +179,7 @@ class NodeStage:
             assert worker is not None
             outcome = self._again(worker, -1, item, raised, self.function, [], None, kept)
         if self.callback is not None and type(outcome) is not Failure:
-            call_back(self.callback, self.task.function, outcome)
+            tell(self.callback, self.task.function, outcome)
         return outcome
 
     @passes_on
@@ -202,25 +190,25 @@ class NodeStage:
         item: Any,
         raised: BaseException,
         function: Callable[[Any], Any],
-        attempts: list[str],
+        told: list[str],
         journal: Journal | None,
         kept: bytes | None,
     ) -> Any:
-        """Try again after a failed attempt, as often as `retry` allows, with the original item."""
+        """An attempt has raised: try again as often as is allowed, with the item as it was."""
         slots, base = worker.site.table.slots, worker.base
         while True:
             if worker.forked:
                 end_child(raised)
             error = worker.as_error(self.name, raised)
-            attempts.append(summary_of(error))
+            told.append(summary_of(error))
             allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)
-            if len(attempts) > self.terms.retry or not allowed or worker.is_over(node):
-                return self.failure(item, error, attempts, self.terms.retry > 0 and allowed)
+            if len(told) > self.terms.retry or not allowed or worker.is_over(node):
+                return self.failure(item, error, told, self.terms.retry > 0 and allowed)
             if journal is not None:
-                journal.note(Attempt(attempts[-1]))
+                journal.note(Attempt(told[-1]))
             if node >= 0:
                 worker.end_body()
-            worker.rest(pause(self.terms, len(attempts)))
+            worker.rest(pause(self.terms, len(told)))
             if worker.is_over(node):
                 raise RunCancelledError("the run is over")
             try:
@@ -231,17 +219,17 @@ class NodeStage:
             except BaseException as again:
                 raised = again
 
-    def failure(self, item: Any, error: BaseException, attempts: list[str], used_up: bool, sent: bool = True) -> Failure:
+    def failure(self, item: Any, error: BaseException, told: list[str], used_up: bool, sent: bool = True) -> Failure:
         """The failure of this node with an item."""
         call = item_in_short(self.name, self.terms.parameters()[0], item)
-        return Failure(self.number, self.name, self.path, call, item, error, attempts, used_up, sent)
+        return Failure(self.number, self.name, self.path, call, item, error, told, used_up, sent)
 
     def _refused(self, item: Any, value: Any, error: Exception) -> Failure:
         why = error if isinstance(error, OSError) else why_not(value, f"the value of task {self.name!r}")
         return self.failure(item, why, ["cannot be pickled"], False)
 
     def rescue(self, chunk: Chunk, error: Exception) -> Chunk:
-        """The chunk, with a failure in place of each value that cannot be stored."""
+        """The chunk with a failure in place of each value that cannot be stored."""
         label, _, items = chunk
         if isinstance(error, (OSError, MemoryError)):
             return label, False, [self._refused(item, value, error) for item, value in zip(_held.items, items, strict=True)]
@@ -263,14 +251,14 @@ class CallbackStage:
         self.callback = callback
 
     def __call__(self, chunk: Chunk, *_: Any) -> None:
-        """Call back for each value of the chunk."""
+        """Call back for each item that has a value."""
         for value in chunk[2]:
             if type(value) not in PASSED:
-                call_back(self.callback, self.task.function, value)
+                tell(self.callback, self.task.function, value)
 
 
 class LambdaStage:
-    """Lets a lambda choose nodes for each item, and pushes the item into them."""
+    """Has a lambda choose for each item, and pushes the item into what it has chosen."""
 
     def __init__(self, choose: Callable[[Any], Any], number: int, path: str, push: Pusher, limit: int | None) -> None:
         self.choose = choose
@@ -281,7 +269,7 @@ class LambdaStage:
         self._limit = limit
 
     def __call__(self, pushed: Chunk, parent: Chunk, *_: Any) -> Chunk:
-        """The outcomes of the chosen nodes, for items pushed into the parent and its outcomes."""
+        """What the chosen nodes give for the values that were pushed into the node in whose parentheses the lambda stands."""
         _held.items = pushed[2]
         outcomes = [above if type(above) in PASSED else self._follow(item) for item, above in zip(pushed[2], parent[2], strict=True)]
         return pushed[0], False, outcomes

@@ -1,7 +1,4 @@
-"""Deadlines: `timeout` bounds a body, `wait` the arrival of its arguments.
-
-Late workers are killed; late threads are abandoned, since a thread cannot be killed.
-"""
+"""Deadlines: `timeout` bounds a body, `wait` the arrival of its arguments. Who is past one is stopped."""
 
 from __future__ import annotations
 
@@ -20,25 +17,24 @@ from entangle._worker.failures import call_of, note_call
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import THREAD
 
-#: Seconds until the next check, where nothing is due.
+#: When nothing is due (seconds).
 _NEVER = float("inf")
 
 
 class Losses(Protocol):
-    """Says what the loss of a node means. `Deaths` does."""
+    """Says what the loss of a node means (`deaths.py`)."""
 
     error: BaseException | None
 
     def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
-        """Handle a node whose worker is gone or abandoned."""
+        """A node's worker is gone, or given up."""
 
     def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Whether the run goes on after a node that had begun was lost to that error."""
+        """Whether the run goes on after a node whose body has begun was lost to that error."""
 
 
 class _Late:
-    """A worker past its deadline: its node, the error, what it had started, and when it is
-    killed."""
+    """A worker past its deadline: the node that it ran, the error of that, what it had started, when it is killed."""
 
     def __init__(self, worker: WorkerProcess, node: int, error: ProcessTimeoutException) -> None:
         self.worker = worker
@@ -60,10 +56,9 @@ class Deadlines:
         self.flow = flow = site.flow
         #: Workers that were told to end, by their slots.
         self.late: dict[int, _Late] = {}
-        #: Whether the flow has any deadline.
+        #: Whether there is any.
         self.any = any(body.timed for body in flow.bodies)
-        #: Nodes with a `wait`, and when the first of their arguments started (ns; 0 as long as none
-        #: has).
+        #: Nodes whose arguments must arrive in time, and when the first of those started (ns; 0 as long as none has).
         self.waits = (
             {node: 0 for node in range(flow.count) if flow.body(node).wait is not None and flow.sources(node)}
             if any(body.wait is not None for body in flow.bodies)
@@ -71,8 +66,7 @@ class Deadlines:
         )
 
     def check(self, now: int) -> float:
-        """Stop what is past a deadline; `now` in ns, of the monotonic clock. Return the seconds
-        until the next check."""
+        """Stop whoever is past a deadline now (ns, of the monotonic clock). Gives the seconds until it is to be called again."""
         roster, next_check = self.roster, _NEVER
         flow, slots = self.flow, self.table.slots
         found: list[_Late] = []
@@ -86,8 +80,7 @@ class Deadlines:
                 if timeout is not None:
                     next_check = min(next_check, max(0.001, timeout - (now - since) / 1e9))
                 continue
-            # A worker that leaves its body right now sees the mark, and waits until we have
-            # decided.
+            # A worker that comes back from the body right now sees the mark and waits until we have decided.
             slots[base + DOOMED] = 1
             if slots[base + NODE] != node or slots[base + SINCE] != since or slots[base + BEGUN] != RUNS:
                 slots[base + DOOMED] = 0
@@ -102,13 +95,11 @@ class Deadlines:
                     slots[base + STATE] = ABANDONED
                     slots[base + DOOMED] = 0
                 roster.threads.pop(slot)[1].stop()
-                self.losses.lost(
-                    node, slot, ThreadTimeoutException(text + "; its thread cannot be killed and runs on, but its value is dropped"), True
-                )
+                self.losses.lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
         if found:
             self._end_late(found)
         if self.late:
-            next_check = min(next_check, self._kill_overdue())
+            next_check = min(next_check, self._kill_deaf())
         for node in list(self.waits):
             next_check = min(next_check, self._check_wait(node, now))
         return next_check
@@ -136,7 +127,7 @@ class Deadlines:
         return _NEVER
 
     def _first_start(self, node: int) -> int:
-        """When the first of the nodes that `node` depends on started (ns); 0 where none has."""
+        """When the first of all the nodes that `node` waits for started (ns), 0 where none has."""
         flow, table = self.flow, self.table
         seen: set[int] = set()
         waiting = flow.sources(node)
@@ -154,11 +145,9 @@ class Deadlines:
         return min(starts, default=0)
 
     def _end_late(self, found: list[_Late]) -> None:
-        """Tell late workers to end, with all that they have started. `ended` handles their nodes
-        later.
+        """Tell workers that are late to end, with everything that they have started, and go on: `ended` sees to their nodes.
 
-        Where one of them ends the run, all workers are stopped at once instead, with their time to
-        react.
+        Where one of them ends the run, that ends all workers at once, and gives each its time to react.
         """
         for late in found:
             if not self.losses.goes_on_after(late.node, late.error):
@@ -171,8 +160,8 @@ class Deadlines:
         for late in found:
             late.worker.kill(signal.SIGTERM)
 
-    def _kill_overdue(self) -> float:
-        """Kill late workers whose grace is over. Return the seconds until the next grace is."""
+    def _kill_deaf(self) -> float:
+        """Kill the workers that have had their time. Gives the seconds until the next ones have."""
         left = min(late.kill_at for late in self.late.values()) - time.monotonic()
         if left <= 0:
             for late in self.late.values():
@@ -182,13 +171,12 @@ class Deadlines:
         return max(0.001, left)
 
     def ended(self, worker: WorkerProcess) -> _Late | None:
-        """Forget a worker that has ended, and kill what it had started. Return how it was late,
-        None where it was not."""
+        """A worker has ended: how late it was, None where it was not, or was told by nobody."""
         late = self.late.pop(worker.slot, None)
         if late is not None:
             descendants.kill(late.started)
         return late
 
     def started(self) -> list[Started]:
-        """All that late workers had started."""
+        """What the workers that were told to end had started."""
         return [process for late in self.late.values() for process in late.started]

@@ -8,13 +8,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from entangle.cookies import CookieQueue, available_cpus, budget_of, cpu_quota
+from entangle.cookies import (
+    CookieQueue,
+    SharedQueue,
+    available_cpus,
+    budget_of,
+    cpu_quota,
+    forget_jobserver,
+    jobserver_flags,
+    jobserver_style,
+)
 
+from .evidence import wait_until
 from .groups import control_group
 from .moments import Watch
 
@@ -187,3 +199,192 @@ def test_where_there_is_no_room_cells_lie_on_disk(tmp_path: Path, monkeypatch: p
         cookie = queue.wait()
         with contextlib.closing(CookieQueue(queue.path)) as same:
             assert {cookie, same.wait()} == {7, 8}
+
+
+def in_a_child(body: Callable[[], None]) -> None:
+    """Run it in a process that ends without a farewell."""
+    pid = os.fork()
+    if pid == 0:
+        body()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_bytes_that_make_has_lost_are_put_back_and_those_too_many_taken_out(queue: CookieQueue) -> None:
+    """As where it was killed with three jobs under way, or has put back what it did not take."""
+    pipe = os.open(queue.path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        for _ in range(2):
+            mine = queue.wait()
+            os.read(pipe, 2)
+            assert queue.count() == 0
+            queue.refill()
+            assert (queue.count(), queue.held()) == (2, 1)
+            os.write(pipe, b"++++")
+            queue.refill()
+            assert (queue.count(), queue.held()) == (2, 1)
+            queue.give(mine)
+            queue.refill()
+            assert (queue.count(), queue.held()) == (3, 0)
+    finally:
+        os.close(pipe)
+
+
+def test_whether_others_hold_a_cookie(queue: CookieQueue) -> None:
+    """Not we, and not the dead."""
+    assert not queue.held_by_others()
+    mine = queue.wait()
+    assert not queue.held_by_others()
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            queue.wait()
+            os.write(write, b"x")
+            time.sleep(60)
+        os._exit(1)
+    os.read(read, 1)
+    assert queue.held_by_others()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not queue.held_by_others()
+    queue.give(mine)
+    for fd in (read, write):
+        os.close(fd)
+
+
+def test_who_sleeps_for_a_cookie_gets_that_of_a_holder_that_dies_meanwhile(queue: CookieQueue) -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(3):
+            queue.wait()
+        os.write(write, b"x")
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.read(read, 1)
+    assert queue.wait() in (300, 301, 511)
+    os.waitpid(pid, 0)
+    for fd in (read, write):
+        os.close(fd)
+
+
+def test_a_byte_of_another_program_is_no_cookie_of_ours(queue: CookieQueue) -> None:
+    taken = [queue.wait() for _ in range(3)]
+    pipe = os.open(queue.path, os.O_RDWR | os.O_NONBLOCK)
+    os.write(pipe, b"+")
+    got: list[int] = []
+    waiting = threading.Thread(target=lambda: got.append(queue.wait()))
+    waiting.start()
+    time.sleep(0.3)
+    assert got == []
+    queue.give(taken[1])
+    waiting.join(20)
+    assert got == [taken[1]]
+    os.close(pipe)
+
+
+@pytest.fixture
+def two_pools(tmp_path: Path) -> Iterator[tuple[SharedQueue, SharedQueue]]:
+    """Two pools of one tree, each filled by another process, for the same two CPUs."""
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        path = str(tmp_path / name / "cookies-2")
+        CookieQueue.create(path, (300, 301)).close()  # its cells stay, its bytes go with the last who has it open
+        queue = SharedQueue(path, str(locks))
+        queue.refill()
+        made.append(queue)
+    yield made[0], made[1]
+    for queue in made:
+        for cpu in (300, 301):
+            queue.give(cpu)
+        queue.close()
+
+
+def test_pools_for_the_same_cpus_give_each_of_them_out_once(two_pools: tuple[SharedQueue, SharedQueue], tmp_path: Path) -> None:
+    one, other = two_pools
+    assert [one.take(), other.take()] == [300, 301]
+    assert [one.take(), other.take()] == [None, None]
+    assert (one.count(), other.count()) == (1, 1)
+    one.give(300)
+    assert other.take() == 300
+    assert one.take() is None
+    for cpu in (300, 301):
+        other.give(cpu)
+    assert {one.wait(), one.wait()} == {300, 301}
+    for cpu in (300, 301):
+        one.give(cpu)
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "locks").iterdir()] == [0o600, 0o600]
+
+
+def test_who_waits_for_a_cpu_that_another_pool_has_given_out_gets_it_when_it_comes_back(
+    two_pools: tuple[SharedQueue, SharedQueue],
+) -> None:
+    one, other = two_pools
+    taken = [one.wait(), one.wait()]
+    got: list[int] = []
+    back = threading.Event()
+
+    def wait() -> None:
+        got.append(other.wait())
+        back.wait(20)
+        other.give_back()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    assert got == []
+    for cpu in taken:
+        one.give(cpu)
+    wait_until(lambda: got != [], 20, "the cookie")
+    assert got[0] in (300, 301)
+    assert {300, 301} - set(got) == {one.take()}
+    assert one.take() is None
+    back.set()
+    waiting.join(20)
+    assert one.wait() == got[0]
+
+
+def test_a_process_that_dies_takes_no_cpu_from_other_pools(two_pools: tuple[SharedQueue, SharedQueue]) -> None:
+    one, other = two_pools
+
+    def take_all() -> None:
+        one.wait(), one.wait()
+
+    in_a_child(take_all)
+    assert {other.wait(), other.wait()} == {300, 301}
+    for cpu in (300, 301):
+        other.give(cpu)
+    assert {one.wait(), one.wait()} == {300, 301}
+
+
+def test_make_is_told_of_the_queue_and_keeps_what_the_user_has_told_it(queue: CookieQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_JOBSERVER", "fifo")
+    jobserver_style.cache_clear()
+    try:
+        monkeypatch.setenv("MAKEFLAGS", "-k -j8 --jobserver-auth=fifo:/elsewhere --eval=.NOTPARALLEL: --no-print-directory")
+        kept = f"-k --no-print-directory -j --jobserver-auth=fifo:{queue.path}"
+        assert jobserver_flags(queue.path) == kept
+        assert jobserver_flags(queue.path, serial=True) == kept.replace(" -j ", " --eval=.NOTPARALLEL: -j ")
+        jobserver_style.cache_clear()
+        monkeypatch.setenv("ENTANGLE_JOBSERVER", "pipe")
+        monkeypatch.setenv("MAKEFLAGS", "")
+        said = jobserver_flags(queue.path)
+        assert said is not None
+        assert said == jobserver_flags(queue.path)  # one descriptor, however often
+        fd = int(said.rpartition(",")[2])
+        assert said == f"-j --jobserver-auth={fd},{fd}"
+        assert os.get_inheritable(fd)
+        assert os.path.samefile(f"/proc/self/fd/{fd}", queue.path)
+        forget_jobserver(queue.path)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        jobserver_style.cache_clear()
+        monkeypatch.setenv("ENTANGLE_JOBSERVER", "off")
+        assert jobserver_flags(queue.path) is None
+    finally:
+        forget_jobserver(queue.path)
+        jobserver_style.cache_clear()

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from entangle._run.rearmed import GATHER, SOURCE, Row, unroll
-from entangle._shared.table import Table
+from entangle._shared.table import READY_COUNT, Table
 from entangle.flow import HERE, PROCESS, THREAD, Body
 
 
@@ -32,6 +32,7 @@ def test_a_ready_list_keeps_its_order_at_both_ends() -> None:
             node = out.pop(chance.randrange(len(out)))
             getattr(table, step)(lane, node)
             lists[lane].appendleft(node) if step == "push" else lists[lane].append(node)
+        assert table.header[READY_COUNT + lane] == len(lists[lane])
     table.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,38 @@ from typing import Any
 
 import pytest
 
-from entangle._shared.table import BUSY, DONE, FINISHED, HIGH, LOW, NODE, OWNER, PLANNED, READY, RUNNING, SLOT, STATE, UNCLAIMED, Table
-from entangle.flow import PROCESS, Body, Flow, Shape
+from entangle._shared.table import (
+    BUSY,
+    DONE,
+    FAILED,
+    FAILED_NODE,
+    FINISHED,
+    HIGH,
+    IDLE,
+    LANE,
+    LIMIT_RUNNING,
+    LOW,
+    NEXT_NODE,
+    NOBODY,
+    NODE,
+    OWNER,
+    PLANNED,
+    POOL_WAITING,
+    READY,
+    READY_COUNT,
+    READY_HEAD,
+    RESTING,
+    RUNNING,
+    SINKS_LEFT,
+    SLOT,
+    STARTING,
+    STATE,
+    STOP,
+    UNCLAIMED,
+    WAITING_POOL,
+    Table,
+)
+from entangle.flow import PROCESS, THREAD, Body, Flow, Shape
 
 LEAVES = 40
 
@@ -42,15 +73,26 @@ def table_of(path: Path | None, slots: int, leaves: int = LEAVES) -> Table:
     return table
 
 
-@pytest.fixture(params=["unclaimed", "another's"])
+def graph_of(bodies: list[Body], nodes: list[tuple[int, tuple[int, ...]]]) -> Flow:
+    """A flow of nodes, each a body and the nodes that it takes. Those that take none come first."""
+    starts, inputs = array("q", [0]), array("q")
+    for _, taken in nodes:
+        inputs.extend(taken)
+        starts.append(len(inputs))
+    zeros = array("i", bytes(4 * len(nodes)))
+    leaves = sum(not taken for _, taken in nodes)
+    return Flow(bodies, [Shape(0)], array("i", [body for body, _ in nodes]), zeros, starts, inputs, [], leaves=leaves)
+
+
+@pytest.fixture(params=["unclaimed", "unclaimed, worn", "another's", "another's, worn"])
 def half_done(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Table]:
     """Nodes 0 to 18 are done, 19 runs, 20 to 39 nobody has, or slot 2 has. Slot 1 had a range before, which it has used up."""
     table = table_of(tmp_path / "table", 6)
     slots = table.slots
-    slots[UNCLAIMED * SLOT + LOW] = 20 if request.param == "unclaimed" else LEAVES
-    if request.param != "unclaimed":
+    slots[UNCLAIMED * SLOT + LOW] = 20 if "unclaimed" in request.param else LEAVES
+    if "unclaimed" not in request.param:
         slots[2 * SLOT + LOW], slots[2 * SLOT + HIGH] = 20, LEAVES
-    slots[1 * SLOT + LOW] = slots[1 * SLOT + HIGH] = 5
+    slots[1 * SLOT + LOW] = slots[1 * SLOT + HIGH] = 5 if "worn" in request.param else 0
     for node in range(19):
         table.states[node] = DONE
     table.states[19] = RUNNING
@@ -77,7 +119,8 @@ def test_a_worker_that_dies_while_it_claims_leaves_loses_none_and_repeats_none(h
     assert len(held) == len(set(held))
     waiting = {node for node in range(LEAVES) if table.states[node] == READY} | set(held)
     assert not waiting & set(range(20))
-    assert len(waiting) == (20 if ended else 19)  # who has lived has taken one
+    assert len(waiting) == (20 if ended else 19)  # a worker that has lived has taken one
+    assert ended in (0, 9)  # and none has ended by an error
 
 
 def test_a_claim_looks_at_as_many_slots_whatever_their_number() -> None:
@@ -113,4 +156,137 @@ def test_the_value_of_the_run_is_there_though_its_worker_died_before_it_said_so(
     table.header[OWNER] = 2  # slot 1 has died with the lock
     with table.locked(UNCLAIMED):
         assert table.header[FINISHED] == 1
+    table.close()
+
+
+@pytest.fixture
+def left_behind(tmp_path: Path) -> Iterator[Table]:
+    """A table whose lock a killed worker had, with every count and list that is derived from the states spoilt.
+
+    Leaves 0 to 3 are done. Node 4 takes 0 and 1, 5 takes 2 and is a thread's, 6 takes 3, is in a group with a limit and runs; 7 is the
+    sink and takes all three.
+    """
+    bodies = [Body(int, "plain"), Body(int, "threaded"), Body(int, "limited", limits=(1,))]
+    flow = graph_of(bodies, [(0, ())] * 4 + [(0, (0, 1)), (1, (2,)), (2, (3,)), (0, (4, 5, 6))])
+    flow.limits = [3, 2]
+    table = Table.create(flow, 6, [PROCESS, THREAD, PROCESS], str(tmp_path / "table"))
+    header, slots = table.header, table.slots
+    slots[UNCLAIMED * SLOT + LOW] = slots[UNCLAIMED * SLOT + HIGH]
+    for node in range(4):
+        table.states[node] = DONE
+    table.states[6] = RUNNING
+    for slot in range(1, 6):
+        slots[slot * SLOT + NEXT_NODE] = NOBODY
+    slots[1 * SLOT + STATE], slots[1 * SLOT + NODE] = BUSY, 6
+    for slot, lane in ((2, PROCESS), (3, THREAD), (4, THREAD)):
+        slots[slot * SLOT + STATE], slots[slot * SLOT + LANE] = RESTING, lane
+    for field in (*range(READY_HEAD, READY_HEAD + 4), *range(POOL_WAITING, POOL_WAITING + 4), IDLE + PROCESS, IDLE + THREAD):
+        header[field] = 3
+    header[READY_COUNT + PROCESS] = header[READY_COUNT + THREAD] = 9
+    header[LIMIT_RUNNING + 0] = header[LIMIT_RUNNING + 1] = 5
+    header[SINKS_LEFT] = 0
+    for node in range(4, 8):
+        table.pending[node] = 7
+    header[OWNER] = 2
+    yield table
+    table.close()
+
+
+def test_whoever_takes_the_lock_of_a_killed_worker_makes_counts_and_lists_right(left_behind: Table) -> None:
+    table = left_behind
+    table.slots[5 * SLOT + STATE], table.slots[5 * SLOT + WAITING_POOL] = STARTING, 2
+    table.slots[2 * SLOT + NEXT_NODE] = 4  # of long ago: it rests
+    with table.locked(UNCLAIMED):
+        header = table.header
+        assert [header[READY_COUNT + lane] for lane in (PROCESS, THREAD)] == [1, 1]
+        assert [table.pop(PROCESS), table.pop(PROCESS), table.pop(THREAD), table.pop(THREAD)] == [4, NOBODY, 5, NOBODY]
+        assert [header[READY_COUNT + lane] for lane in (PROCESS, THREAD)] == [0, 0]
+        assert [table.pending[node] for node in (4, 5, 7)] == [0, 0, 3]
+        assert [header[LIMIT_RUNNING + group] for group in (0, 1)] == [0, 1]
+        assert [header[POOL_WAITING + pool] for pool in range(4)] == [0, 1, 0, 0]
+        assert [header[IDLE + lane] for lane in (PROCESS, THREAD)] == [1, 2]
+        assert (header[SINKS_LEFT], header[FINISHED], header[STOP]) == (1, 0, 0)
+
+
+def test_a_node_that_a_worker_has_just_gone_on_to_is_left_to_it(left_behind: Table) -> None:
+    left_behind.slots[1 * SLOT + NEXT_NODE] = 4
+    with left_behind.locked(UNCLAIMED):
+        assert left_behind.pop(PROCESS) == NOBODY
+        assert left_behind.pop(THREAD) == 5
+
+
+@pytest.mark.parametrize("node", [0, 6])
+def test_a_failure_that_a_killed_worker_has_not_told_ends_the_run(left_behind: Table, node: int) -> None:
+    left_behind.states[node] = FAILED
+    with left_behind.locked(UNCLAIMED):
+        assert (left_behind.header[FAILED_NODE], left_behind.header[STOP]) == (node, 1)
+
+
+def test_nodes_that_wait_for_cookies_of_several_pools_are_kept_apart() -> None:
+    table = table_of(None, 2)
+    for pool in (0, 1, 15):
+        for node in (pool, pool + 16):
+            table.defer_for_cookie(pool, node)
+    assert [[table.take_deferred(pool) for _ in range(3)] for pool in (15, 1, 0)] == [[31, 15, NOBODY], [17, 1, NOBODY], [16, 0, NOBODY]]
+    table.close()
+
+
+def test_nodes_over_the_limit_of_a_group_become_ready_when_one_of_it_ends() -> None:
+    bodies = [Body(int, "both", limits=(0, 1))]
+    flow = graph_of(bodies, [(0, ())] * 5)
+    flow.limits = [1, 2]
+    table = Table.create(flow, 2, [PROCESS], None)
+    table.header[LIMIT_RUNNING + 0], table.header[LIMIT_RUNNING + 1] = 1, 1
+    assert [table.full((0, 1), flow.limits), table.full((1,), flow.limits)] == [0, NOBODY]
+    for group, node in ((0, 2), (0, 3), (1, 4)):
+        table.defer_for_limit(group, node)
+    assert table.release_limits((0,), [PROCESS], flow.body_of) == 2
+    assert {table.pop(PROCESS), table.pop(PROCESS), table.pop(PROCESS)} == {2, 3, NOBODY}
+    assert table.full((0, 1), flow.limits) == NOBODY
+    assert table.release_limits((0, 1), [PROCESS], flow.body_of) == 1
+    assert table.pop(PROCESS) == 4
+    table.close()
+
+
+def test_a_table_is_its_users_alone_and_what_cannot_be_made_leaves_nothing_open(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    table = table_of(path, 3)
+    assert path.stat().st_mode & 0o777 == 0o600
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileExistsError):
+        table_of(path, 3)
+    with pytest.raises(OSError, match=r"too large|No space"):
+        table_of(tmp_path / "huge", 1 << 50)
+    (tmp_path / "other").write_bytes(bytes(4096))
+    with pytest.raises(ValueError, match="not the table"):
+        Table.attach(str(tmp_path / "other"))
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links"):
+        Table.attach(str(tmp_path / "link"))
+    assert len(os.listdir("/proc/self/fd")) == before
+    table.close()
+    table.close()  # closes nothing that is another's by now
+    os.fstat(1)
+
+
+def test_who_attaches_sees_what_others_do_and_waits_for_their_lock(tmp_path: Path) -> None:
+    table = table_of(tmp_path / "table", 3)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        other = Table.attach(str(tmp_path / "table"))
+        other.lock(1)
+        other.header[PLANNED] = 7
+        os.write(write, b"x")
+        time.sleep(0.2)
+        other.header[PLANNED] = 8
+        other.unlock()
+        os._exit(0)
+    os.read(read, 1)
+    assert table.header[PLANNED] in (7, 8)
+    with table.locked(UNCLAIMED):
+        assert table.header[PLANNED] == 8
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(read)
+    os.close(write)
     table.close()
