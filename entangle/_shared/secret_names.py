@@ -17,7 +17,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Words that hold one of these, or end with one of those, or are one of these, mark a secret.
+#: A word marks a secret if it contains one of `_INSIDE`, ends with one of `_ENDINGS`, or is one of
+#: `_WORDS`.
 _INSIDE = ("password", "passwd", "passphrase", "passwort", "kennwort", "connectionstring")
 _ENDINGS = ("secret", "secrets", "token", "credential", "credentials", "pwd", "passcode", "sessionid", "sessid")
 _WORDS = _words("authorization bearer creds cred dsn jwt jwts otp otps totp hotp psk csrf xsrf pw cvv cvc passkey privkey pincode connstr ")
