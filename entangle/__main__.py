@@ -1,4 +1,4 @@
-"""python -m entangle → the command line."""
+"""`python -m entangle`: the command line."""
 
 from entangle.cli import main
 

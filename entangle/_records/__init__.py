@@ -1,11 +1,13 @@
-"""The memory of runs: private. Reads what runs leave. Start at `recorder.py`; `entangle.records` is its door.
+"""The memory of runs: private. Start at `recorder.py`; `entangle.records` is the door.
 
 ::
 
-    a run begins   recorder.py      a segment: what runs, written down at once, its file locked while the run lasts
-    a run ends     recorder.py      what became of it, read from the table, added to the segment in one write
-    somebody looks binding.py       segments become rows of records.sqlite, one transaction each
-                   views.py         rows become runs, nodes, values
-                   drawing/         … and those pictures and documents
-    a graph wants  gremlin.py       … or vertices and edges of a Gremlin server
+    a run begins    recorder.py     writes a log segment: what runs. Locked while the run lasts
+    a run ends      recorder.py     adds what became of it, read from the table, in one write
+    a user looks    ingest.py       segments become rows of records.sqlite, one transaction each
+                    queries.py      all SQL that reads those rows
+                    reading.py      … as rows of Python: runs, tasks, nodes, values (`rows.py`)
+                    views.py        … as what users hold: rows, with the ways through the graph
+                    drawing/        … as pictures and documents
+                    gremlin.py      … as vertices and edges of a Gremlin server
 """

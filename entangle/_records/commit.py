@@ -1,7 +1,8 @@
 """The git commit that code comes from, and whether files differ from it.
 
-The commit is read from the files of the repository. Whether it is dirty only git can tell, which takes some milliseconds: it is
-asked when a run begins, works beside the run, and is heard when the run ends; the answer serves for some seconds.
+The commit is read from the files of the repository. Only git knows whether the working tree is
+dirty, and takes some milliseconds to tell. So git is started when a run begins and works beside it.
+Its answer is read when the run ends, and serves other runs for some seconds.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import threading
 import time
 from typing import Any
 
-#: Seconds that an answer of git serves, and that one waits for it.
+#: Seconds for which an answer of git is reused, and for which a run waits for one.
 SERVES, PATIENCE = 5.0, 0.05
 
 _roots: dict[str, str | None] = {}
 _asked: dict[str, _Question] = {}
-#: Never waited for: a fork may have left it locked, and a run without this answer is as good a run.
+#: Never wait for it: a fork may have left it locked, and a run can do without the answer.
 _guard = threading.Lock()
 
 
@@ -73,7 +74,7 @@ def head_of(root: str) -> tuple[str | None, str | None]:
 
 
 class _Question:
-    """`git status`, asked and perhaps not answered yet."""
+    """A `git status` that is running, or has answered."""
 
     def __init__(self, root: str) -> None:
         self.asked = time.monotonic()
@@ -94,14 +95,14 @@ class _Question:
                 ],
             )
             self.fd = read
-        except OSError:  # there is no git here
+        except OSError:  # git is not installed
             os.close(read)
         finally:
             posix.close(write)
             posix.close(null)
 
     def hear(self, seconds: float) -> None:
-        """Wait so long for the answer; git is ended then."""
+        """Wait so many seconds for the answer, then kill git."""
         if self.pid < 0 or self.owner != os.getpid():
             return
         said = b""
@@ -120,13 +121,13 @@ class _Question:
         _, status = posix.waitpid(self.pid, 0)
         self.pid = self.fd = -1
         if said:
-            self.answer = True  # also where git was cut short
+            self.answer = True  # even where git was killed before its end
         elif over and status == 0:
             self.answer = False
 
 
 def ask(root: str) -> None:
-    """Ask git whether the working tree is dirty, unless it has said so a moment ago."""
+    """Ask git whether the working tree is dirty, unless it has answered a moment ago."""
     if not _guard.acquire(blocking=False):
         return
     try:
@@ -152,6 +153,6 @@ def hear(root: str) -> bool | None:
 
 
 def described(root: str) -> dict[str, Any]:
-    """Where the code comes from."""
+    """The repository, its commit and its branch."""
     commit, branch = head_of(root)
     return {"root": root, "commit": commit, "branch": branch}

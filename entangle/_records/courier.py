@@ -1,7 +1,8 @@
 """The courier: a thread that sends runs to a Gremlin server when they have ended.
 
-It lives while there is something to send. A server that is down is tried again when the next run ends, some seconds later at the
-earliest; what it missed goes along then, or with `entangle graph send`. A process that ends waits a while for its courier.
+It lives while there is something to send. A server that is down is tried again when another run
+ends, at the earliest after some seconds. The runs that it missed are sent then, or by `entangle
+graph send`. A process that exits waits a while for its courier.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from entangle._records.gremlin import send
 from entangle._tasks.gremlin_address import check_address, name_of
 from entangle.errors import EntangleError
 
-#: Seconds that a process which ends waits for what is being sent.
+#: Seconds that an exiting process waits for what is being sent.
 FAREWELL = 10.0
-#: Seconds in which a server must be reachable, and for which one that is not is left alone.
+#: Seconds in which a server must accept a connection, and for which it is left alone if it does
+#: not.
 REACHABLE, LEFT_ALONE = 3.0, 10.0
 
 _guard = threading.Lock()
@@ -49,13 +51,14 @@ class _Courier(threading.Thread):
                     return
 
 
-#: When a server has failed last (monotonic seconds), and of which that has been said.
+#: When each server failed last (monotonic seconds), and the servers whose failure has been logged.
 _failed: dict[str, float] = {}
 _told: set[str] = set()
 
 
 def _reach(address: str) -> None:
-    """See that somebody listens there: the driver would try for minutes. Raises OSError."""
+    """Check that the server accepts a connection: the driver would retry for minutes. Raises
+    OSError."""
     parts = urlsplit(check_address(address))
     port = parts.port or (443 if parts.scheme == "wss" else 80)
     socket.create_connection((parts.hostname or "", port), timeout=REACHABLE).close()
@@ -72,7 +75,8 @@ def _tell(address: str, error: Exception) -> None:
 
 
 def deliver(directory: str, address: str) -> None:
-    """Have everything sent that is to go to that server and has not, by a thread; returns at once."""
+    """Have a thread send all runs that are meant for that server and are not there yet. Returns at
+    once."""
     key = (directory, address)
     with _guard:
         courier = _couriers.get(key)
@@ -87,7 +91,7 @@ def deliver(directory: str, address: str) -> None:
 
 
 def wait(seconds: float) -> bool:
-    """Wait for what is being sent; False where it takes longer."""
+    """Wait until all is sent; False where that takes longer."""
     until = time.monotonic() + seconds
     for courier in list(_couriers.values()):
         courier.join(max(0.0, until - time.monotonic()))
@@ -95,8 +99,8 @@ def wait(seconds: float) -> bool:
 
 
 def _wait_at_exit() -> None:
-    """Have the end of the process wait for couriers, before the executors that the driver uses are closed: those close before
-    `atexit` begins, and in the reverse order of their registration."""
+    """Have the exiting process wait for couriers, before the executors close that the driver uses.
+    Those close before `atexit` begins, in the reverse order of their registration."""
     global _waits_at_exit
     if _waits_at_exit:
         return

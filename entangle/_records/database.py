@@ -1,7 +1,8 @@
-"""The file: records.sqlite, its tables, and how older ones become the present ones.
+"""The file of records: its tables, and how older tables become the present ones.
 
-A connection is opened for what has to be done and closed again: SQLite's locks do not survive a fork, and processes that use
-entangle fork. WAL lets readers read while one writes; writers wait for each other.
+A connection is opened for one task and closed again: SQLite's locks do not survive a fork, and
+processes that use entangle fork. In WAL mode, readers go on while one process writes; writers wait
+for each other.
 """
 
 from __future__ import annotations
@@ -14,24 +15,27 @@ from collections.abc import Iterator
 
 from entangle.errors import RecordsError
 
+#: The file, in the directory of records. The name stays: under another one, older records are lost.
 NAME = "records.sqlite"
-#: Seconds that a writer waits for another; and a command or the page, with a user before it, who is told then what is missing.
+#: Seconds that a process waits for another one's lock; BEFORE_A_USER where a user is waiting, to
+#: whom it is said what is missing.
 PATIENCE, BEFORE_A_USER = 60.0, 5.0
 _patience = PATIENCE
 
 
 def patience() -> float:
-    """Seconds that this process waits for others who write."""
+    """Seconds that this process waits for a lock of another one."""
     return _patience
 
 
-def somebody_waits() -> None:
-    """Have this process wait less long from now on: a user looks on."""
+def user_waits() -> None:
+    """Have this process wait less for locks from now on: a user is waiting."""
     global _patience
     _patience = BEFORE_A_USER
 
 
-#: Each entry brings a file from the version of its index to the next. Only ever added to.
+#: Entry n brings a file from schema n to schema n + 1. Only ever add entries: older files need them
+#: all.
 MIGRATIONS = (
     """
     CREATE TABLE runs (
@@ -92,13 +96,14 @@ VERSION = len(MIGRATIONS)
 
 
 def is_there(directory: str) -> bool:
-    """Whether anything has been bound yet. Who only looks makes nothing."""
+    """Whether anything has been ingested yet. Opening the file would make it."""
     return os.path.exists(os.path.join(directory, NAME))
 
 
 @contextlib.contextmanager
 def opened(directory: str, migrations: tuple[str, ...] = MIGRATIONS, patience: float | None = None) -> Iterator[sqlite3.Connection]:
-    """The file of a directory, made if missing and brought to the present version. Raises RecordsError where it cannot be used."""
+    """A connection to the file, which is made if it is missing and brought to the present schema.
+    Raises RecordsError where it cannot be used."""
     path = os.path.join(directory, NAME)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -106,7 +111,7 @@ def opened(directory: str, migrations: tuple[str, ...] = MIGRATIONS, patience: f
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         elif not os.path.isfile(path):
             raise OSError(errno.EINVAL, f"{NAME} is no file; move it away")
-        # No transactions of the module's own making.
+        # isolation_level: the module begins no transactions of its own.
         connection = sqlite3.connect(path, timeout=_patience if patience is None else patience, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         told = error.strerror if isinstance(error, OSError) and error.errno == errno.EINVAL else f"{NAME}: {error}"
@@ -114,11 +119,11 @@ def opened(directory: str, migrations: tuple[str, ...] = MIGRATIONS, patience: f
     try:
         _prepare(connection, path, migrations)
         yield connection
-    except sqlite3.ProgrammingError:  # a mistake of ours, and not of the file
+    except sqlite3.ProgrammingError:  # a fault of this code, not of the file
         raise
     except sqlite3.DatabaseError as error:
         raise RecordsError(f"{path} cannot be used: {error}; {how_to_go_on(error)}") from error
-    except UnicodeDecodeError as error:  # what SQLite says of the file has bytes of it in it
+    except UnicodeDecodeError as error:  # SQLite's message quotes bytes of the damaged file
         broken = sqlite3.DatabaseError("it is damaged")
         raise RecordsError(f"{path} cannot be used: {broken}; {how_to_go_on(broken)}") from error
     finally:
@@ -126,7 +131,8 @@ def opened(directory: str, migrations: tuple[str, ...] = MIGRATIONS, patience: f
 
 
 def how_to_go_on(error: sqlite3.DatabaseError) -> str:
-    """What a user can do about a file that cannot be used. Nothing that may still be read is removed by us."""
+    """What a user can do about a file that cannot be used. We remove nothing that may still be
+    read."""
     told = str(error)
     if isinstance(error, sqlite3.OperationalError):
         if "locked" in told or "busy" in told:
@@ -135,11 +141,11 @@ def how_to_go_on(error: sqlite3.DatabaseError) -> str:
             return "make room there, or name another place by ENTANGLE_RECORD_DIR"
         if "readonly" in told or "unable to open" in told or "disk I/O" in told:
             return "try again once it can be read and written by you, or name another place by ENTANGLE_RECORD_DIR"
-    return "move it away, with those beside it that are called so and end in -wal or -shm, and what comes is remembered in a new one"
+    return "move it away, with the files beside it that end in -wal and -shm; new runs are remembered in a new file"
 
 
 def _prepare(connection: sqlite3.Connection, path: str, migrations: tuple[str, ...]) -> None:
-    # Bytes that are no text are shown as such: one damaged value must not hide the rest.
+    # One damaged text must not hide the rest of its row.
     connection.text_factory = _as_text
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -153,8 +159,8 @@ def _prepare(connection: sqlite3.Connection, path: str, migrations: tuple[str, .
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(migrations):
             raise RecordsError(
-                f"{path} was written by a newer entangle (its schema is {version}, this one knows {len(migrations)}); "
-                "use that one, or another ENTANGLE_RECORD_DIR"
+                f"{path} was written by a newer entangle (its schema is {version}, this version knows {len(migrations)}); "
+                "use the newer one, or another ENTANGLE_RECORD_DIR"
             ) from ValueError(f"schema {version}")
         for step in migrations[version:]:
             for statement in _statements(step):
@@ -167,7 +173,8 @@ def _as_text(data: bytes) -> str:
 
 
 def _with_patience(connection: sqlite3.Connection, statement: str) -> None:
-    """SQLite does not wait for a lock when it changes to WAL: two who make the file at once would find it busy."""
+    """Execute, again and again while the file is busy. SQLite itself does not wait for a lock when
+    it changes to WAL: of two processes that make the file at once, one would fail."""
     import time
 
     until = time.monotonic() + PATIENCE
@@ -182,7 +189,7 @@ def _with_patience(connection: sqlite3.Connection, statement: str) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a script, one by one: `executescript` would end our transaction."""
+    """The statements of a script, one by one: `executescript` would commit our transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -193,7 +200,7 @@ def _statements(script: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing; waits for other writers."""
+    """All or nothing. Waits for other writers."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -3,11 +3,12 @@
 ::
 
     records.sqlite     what has been ingested: runs, tasks, nodes, inputs
-    sheets/<id>.run    log segments that have not been: one file for each run that lasts, or that nobody has looked for yet
+    sheets/<id>.run    log segments: a file for each run that lasts, or is not ingested yet
 
-ENTANGLE_RECORD_DIR names it. Without that, it is the nearest `.entangle` upward from the working directory, as git finds its `.git`;
-without one of those, `entangle` in the user's state directory ($XDG_STATE_HOME, ~/.local/state). No `.entangle` is made unasked:
-with `mkdir .entangle` a project says that it keeps its own records. One that belongs to another user is not trusted.
+ENTANGLE_RECORD_DIR names it. Without that, it is the nearest `.entangle` upward from the working
+directory, as git finds its `.git`; without one of those, `entangle` in the user's state directory
+($XDG_STATE_HOME, ~/.local/state). No `.entangle` is made unasked: with `mkdir .entangle` a project
+says that it keeps its own records. One that belongs to another user is not trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import os
 import stat
 
 PROJECT = ".entangle"
-#: Where the log segments lie, in the directory of records. An old name, kept: under another one, records of older versions are lost.
+#: Where the log segments lie, in the directory of records. An old name, kept: under another one,
+#: records of older versions are lost.
 SEGMENTS = "sheets"
 _OFF = ("0", "off", "no", "false", "never")
 
@@ -62,12 +64,13 @@ def segments_of(directory: str) -> str:
 
 
 def make_directory(directory: str) -> str:
-    """Make the directory of records for this user alone, unless it exists; gives the path of its log segments. Raises OSError."""
+    """Make the directory of records for this user alone, unless it exists; gives the path of its
+    log segments. Raises OSError."""
     folder = segments_of(directory)
     if not os.path.isdir(folder):
         os.makedirs(directory, mode=0o700, exist_ok=True)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.path.basename(directory) == PROJECT and not os.path.exists(os.path.join(directory, ".gitignore")):
             with open(os.path.join(directory, ".gitignore"), "w", encoding="ascii") as file:
-                file.write("*\n")  # records are nobody's source code
+                file.write("*\n")  # git must not take records for source code
     return folder

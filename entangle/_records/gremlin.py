@@ -1,10 +1,12 @@
-"""Sending runs to a Gremlin server: batches of vertices, then of edges, each made unless it is there already.
+"""Sending runs to a Gremlin server: batches of vertices, then of edges. Each is made unless it is
+there already.
 
-So a run may be sent twice, by two at once, or broken off in the middle and sent again: what is there stays, what is missing
-comes. A run counts as sent when its last batch has been answered. Nothing is ever removed but by `clear`.
+So a run may be sent twice, by two processes at once, or again after half of it: what is there
+stays, and what is missing is added. A run counts as sent when its last batch has been answered.
+Only `clear` ever removes anything.
 
-Amazon Neptune takes the same over `wss://` with a handshake signed by SigV4; its host says what it is, ENTANGLE_GRAPH_AUTH=sigv4
-says it for any other.
+Amazon Neptune takes the same over `wss://`, with a handshake signed by SigV4. It is known by its
+host name; ENTANGLE_GRAPH_AUTH=sigv4 asks for the same elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ PATIENCE = 60.0
 
 
 class Connection:
-    """A connection to a Gremlin server. Raises GraphError where gremlinpython is missing or the server cannot be reached."""
+    """A connection to a Gremlin server. Raises GraphError where gremlinpython is missing, or the
+    server cannot be reached."""
 
     def __init__(self, address: str) -> None:
         self.address = check_address(address)
@@ -52,16 +55,16 @@ class Connection:
 
         self._driver = DriverRemoteConnection(address, "g", pool_size=1, max_workers=1, headers=headers, transport_factory=transport)
         source = traversal()
-        # The new name since 3.8; the old one then warns.
+        # `with_remote` is called `with_` since 3.8, and warns.
         self.g = source.with_(self._driver) if hasattr(source, "with_") else source.with_remote(self._driver)
 
     def close(self) -> None:
-        """Let go of the connection."""
-        # The driver forgets transports that have never been connected.
+        """Close the connection."""
+        # The driver does not close transports that never connected.
         for part in (self._driver, *self._transports):
             try:
                 part.close()
-            except Exception:  # it broke, or was never made
+            except Exception:  # it is broken, or never connected
                 pass
 
     def __enter__(self) -> Connection:
@@ -71,10 +74,10 @@ class Connection:
         self.close()
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
-        """Ask the server something of its graph. Raises GraphError where it cannot answer."""
+        """Ask the server for something of its graph. Raises GraphError where it does not answer."""
         try:
             return question(self.g)
-        except Exception as error:  # whatever the driver and the layers below it raise
+        except Exception as error:  # the driver and the layers below it raise many types
             text = str(error) or type(error).__name__
             raise GraphError(f"the Gremlin server at {name_of(self.address)} does not answer: {text[:500]}") from error
 
@@ -120,22 +123,25 @@ def _batches(things: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def unsent(directory: str, address: str, everything: bool = False) -> list[tuple[int, str]]:
-    """Keys and ids of runs that were to be sent there and have not been, the oldest first; of all that have not, if `everything`."""
+    """Keys and ids of the runs that are meant for that server and are not there yet, the oldest
+    first; of all runs that are not there yet, if `everything`."""
     ingest(directory)
     with opened(directory) as connection:
         return queries.unsent(connection, name_of(address), everything)
 
 
 def send(directory: str, address: str, run_ids: list[str] | None = None, everything: bool = False) -> int:
-    """Send runs to a server: these, whether they have been sent or not; else those that have not. Gives how many were sent.
-    Raises GraphError where the server fails; those that were sent until then stay sent."""
+    """Send runs to a server: these, even if they are there already; without `run_ids`, those that
+    are not. Gives how many were sent. Raises GraphError where the server fails; runs sent before
+    that stay sent."""
     check_address(address)
     sent: int = _outside_of_a_loop(lambda: _send(directory, address, run_ids, everything))
     return sent
 
 
 def _outside_of_a_loop(work: Callable[[], Any]) -> Any:
-    """Do some work where no event loop runs: the driver has one of its own, and a thread has one at a time."""
+    """Do some work in a thread without a running event loop: the driver runs one of its own, and a
+    thread can run only one."""
     import asyncio
 
     try:
@@ -165,7 +171,7 @@ def _send(directory: str, address: str, run_ids: list[str] | None, everything: b
 
 
 def clear(address: str) -> None:
-    """Remove everything that entangle has sent to a server, whoever sent it. Raises GraphError."""
+    """Remove everything that any entangle has sent to a server. Raises GraphError."""
 
     def work() -> None:
         with Connection(address) as connection:
@@ -174,11 +180,11 @@ def clear(address: str) -> None:
     _outside_of_a_loop(work)
 
 
-# Neptune ---------------------------------------------------------------------------------------------------------
+# Neptune ------------------------------------------------------------------------------------------
 
 
 def wants_signature(address: str) -> bool:
-    """Whether the handshake is to be signed."""
+    """Whether the handshake must be signed."""
     host = urlsplit(address).hostname or ""
     return os.environ.get("ENTANGLE_GRAPH_AUTH", "").lower() == "sigv4" or host.endswith(
         (".neptune.amazonaws.com", ".neptune.amazonaws.com.cn")
@@ -186,13 +192,14 @@ def wants_signature(address: str) -> bool:
 
 
 def signed_headers(address: str) -> dict[str, str]:
-    """The headers of a handshake that AWS accepts, by the credentials that botocore finds. Raises GraphError."""
+    """The headers of a signed handshake, with the credentials that botocore finds. Raises
+    GraphError."""
     try:
         from botocore.auth import SigV4Auth
         from botocore.awsrequest import AWSRequest
         from botocore.session import Session
     except ImportError:
-        raise GraphError("a Neptune database wants signed requests, which need botocore: pip install 'py-entangle[aws]'") from None
+        raise GraphError("a Neptune database needs signed requests, and those need botocore: pip install 'py-entangle[aws]'") from None
     parts = urlsplit(address)
     session = Session()
     labels = (parts.hostname or "").split(".")
@@ -200,8 +207,8 @@ def signed_headers(address: str) -> dict[str, str]:
     credentials = session.get_credentials()
     if credentials is None or not region:
         missing = "credentials" if credentials is None else "a region (AWS_REGION)"
-        raise GraphError(f"{name_of(address)} wants signed requests, and no AWS {missing} can be found")
-    # What is signed is the handshake: a GET by HTTP, whose scheme is no part of the signature.
+        raise GraphError(f"{name_of(address)} needs signed requests, and AWS {missing} cannot be found")
+    # The handshake is an HTTP GET. The scheme is no part of what is signed.
     request = AWSRequest("GET", f"https://{parts.netloc}{parts.path or '/gremlin'}")
     SigV4Auth(credentials.get_frozen_credentials(), "neptune-db", region).add_auth(request)
     return {**dict(request.headers.items()), "Host": parts.netloc}

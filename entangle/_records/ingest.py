@@ -1,7 +1,8 @@
-"""Binding: segments become rows of the file, one transaction each. Done by whoever looks, and by long runs when they end.
+"""Ingesting: log segments become rows of the file, one transaction each. Commands and the page do
+it when they look, and long runs when they end.
 
-Twice at once, or killed in the middle, it does no harm: a run is in the file whole or not at all, and its segment goes only
-when it is.
+Two processes may do it at once, and one may be killed in the middle: a run is in the file whole or
+not at all, and its segment is removed only when it is.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from entangle.errors import RecordsError
 
 #: States of a node whose run has ended.
 _STATES = {DONE: "done", FAILED: "failed", RUNNING: "stopped", READY: "waiting", WAITING: "waiting"}
-#: What a run that was given up raises.
-_GIVEN_UP = ("entangle.errors.RunCancelledError", "KeyboardInterrupt", "entangle._shared.interrupts.Terminated", "CancelledError")
+#: How the names of errors end that a cancelled run raises. Without their modules: those have moved
+#: since older segments were written.
+_CANCELLED = ("CancelledError", "KeyboardInterrupt", "interrupts.Terminated")
 
 #: type, size, SHA-256, text, whole.
 _Told = tuple[Any, Any, Any, Any, Any]
 _NOTHING: _Told = (None, None, None, None, None)
 
-#: What has been left out so far: paths of files, and why. Said once in a process.
+#: What could not be read so far, by path, and why. It is logged once in a process.
 left_out: dict[str, str] = {}
-#: What comes of a segment that lacks something, or has something else in its place.
+#: What is raised where a segment lacks something, or has something else in its place.
 _UNFIT = (
     *(LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
     *(RecursionError, MemoryError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, sqlite3.DataError),
@@ -42,8 +44,8 @@ _UNFIT = (
 
 
 def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
-    """Bind every segment whose run is over, and give the segments of runs that last. With `seconds`, stop after so many, and wait no longer
-    for others who write."""
+    """Ingest every segment whose run is over; gives the segments of runs that last. With `seconds`,
+    stop after so many, and wait no longer than that for a lock."""
     folder = segments_of(directory)
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
@@ -57,7 +59,7 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
         leave_out(folder, f"{folder} cannot be read, so runs that have just ended are left out: {error.strerror}")
         return []
     for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
-        del left_out[path]  # it has been removed
+        del left_out[path]  # the user has removed it
     lasting: list[LogSegment] = []
     if not names:
         return lasting
@@ -81,7 +83,8 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
             except NotASegment as error:
                 leave_out(path, _no_record(path, error))
             except sqlite3.OperationalError as error:
-                # It cannot be written to now. What is in it can be read all the same, and so can the runs that last.
+                # The file cannot be written now. What is in it can be read, and so can the runs
+                # that last.
                 closed = True
                 file = os.path.join(directory, NAME)
                 leave_out(file, f"runs that have ended lately are left out: {file} cannot be written: {error}; {how_to_go_on(error)}")
@@ -94,10 +97,10 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
 
 
 def _read(path: str) -> LogSegment | None:
-    """A segment that can be read; None where there is none, which is then said."""
+    """A segment; None where it cannot be read, which is logged."""
     try:
         return read(path)
-    except FileNotFoundError:  # bound by somebody else meanwhile
+    except FileNotFoundError:  # another process has ingested it meanwhile
         pass
     except Unfinished:
         _clear_away(path)
@@ -115,12 +118,12 @@ def _remove(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
-    except OSError as error:  # it is read again and again, and its run is in the file once
+    except OSError as error:  # it will be read again, and its run stays in the file once
         leave_out(path, f"{path} has been read and cannot be removed: {error.strerror or error}")
 
 
 def _clear_away(path: str) -> None:
-    """Remove the empty segment of a writer that was killed before its first line."""
+    """Remove an empty segment: its writer was killed before the first line."""
     if not OURS.fullmatch(os.path.basename(path)):
         leave_out(path, _no_record(path, "it is empty"))
         return
@@ -133,11 +136,11 @@ def _clear_away(path: str) -> None:
 
 
 def _no_record(path: str, why: object) -> str:
-    return f"{path} is no record of a run, and is left out ({why}); remove it, and this is not said again"
+    return f"{path} is no record of a run, and is left out ({why}); remove it to end this warning"
 
 
 def leave_out(path: str, text: str) -> None:
-    """Say once in a process that something is left out: it must not hide the others."""
+    """Log once in a process that something is left out. It must not hide other records."""
     if left_out.get(path) != text:
         left_out[path] = text
         import logging
@@ -146,7 +149,7 @@ def leave_out(path: str, text: str) -> None:
 
 
 def take_segments(directory: str, run_ids: list[str]) -> list[bytes]:
-    """Take the segments of runs that are over off the directory."""
+    """Remove the segments of runs that are over, and give them."""
     taken = []
     for run_id in run_ids:
         path = os.path.join(segments_of(directory), run_id + SUFFIX)
@@ -162,11 +165,12 @@ def take_segments(directory: str, run_ids: list[str]) -> list[bytes]:
 
 
 def absorb_segments(directory: str, bodies: list[bytes], parent: tuple[str, int] | None) -> list[str]:
-    """Bind the segments of runs that took place elsewhere; `parent` is the run and the node here that wanted them."""
+    """Ingest segments of runs that took place elsewhere; `parent` is the run and the node here that
+    called them."""
     try:
         segments = [parse(body) for body in bodies]
     except ValueError as error:
-        raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
+        raise RecordsError(f"this is no record of a run, and cannot be absorbed: {error}") from None
     known = {segment.id for segment in segments}
     with opened(directory) as connection:
         for segment in segments:
@@ -175,12 +179,13 @@ def absorb_segments(directory: str, bodies: list[bytes], parent: tuple[str, int]
             try:
                 ingest_segment(connection, segment)
             except NotASegment as error:
-                raise RecordsError(f"what was to be remembered is no record of a run: {error}") from None
+                raise RecordsError(f"this is no record of a run, and cannot be absorbed: {error}") from None
     return [segment.id for segment in segments]
 
 
 def ingest_segment(connection: sqlite3.Connection, segment: LogSegment) -> None:
-    """Write the rows of a run that is over, unless they are there. Raises NotASegment where it does not say what a segment says."""
+    """Write the rows of a run that is over, unless they are there. Raises NotASegment where
+    something in the segment is missing or wrong."""
     try:
         with transaction(connection):
             key = _insert_run(connection, segment)
@@ -249,7 +254,7 @@ def state_of(tail: dict[str, Any] | None) -> str:
     error = tail.get("error")
     if not error:
         return "done"
-    return "cancelled" if error["type"].endswith(_GIVEN_UP) else "failed"
+    return "cancelled" if error["type"].endswith(_CANCELLED) else "failed"
 
 
 def _task_key(connection: sqlite3.Connection, body: dict[str, Any]) -> int:
@@ -281,7 +286,7 @@ def _task_key(connection: sqlite3.Connection, body: dict[str, Any]) -> int:
 
 
 class _Values:
-    """Values as rows have them. One that was noted as it is gets its hash here."""
+    """Values as rows have them. A value that was noted as it is gets its hash here."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[type, Any], _Told] = {}
@@ -293,7 +298,7 @@ class _Values:
         if kind is list:
             name, size, digest, text, whole = value
             return name, size, digest and bytes.fromhex(digest), text, whole and bytes.fromhex(whole)
-        # 0.0 and -0.0 are equal and yet two values; of those that are noted as they are, no others.
+        # 0.0 == -0.0, and they have two hashes: zeros are not looked up.
         known = self._known.get((kind, value)) if kind is not float or value else None
         if known is None:
             pickled = pickle.dumps(value, 5)
@@ -372,9 +377,9 @@ def input_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:
 
 
 def note_sent(directory: str, run_key: int, graph: str) -> None:
-    """Note that a run is on that Gremlin server."""
+    """Note that a run has been sent to that Gremlin server."""
     with opened(directory) as connection:
         try:
             connection.execute("INSERT OR REPLACE INTO sent VALUES (?, ?, ?)", (run_key, graph, time.time_ns()))
-        except sqlite3.IntegrityError:  # forgotten meanwhile
+        except sqlite3.IntegrityError:  # the run has been forgotten meanwhile
             pass

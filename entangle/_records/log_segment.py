@@ -2,14 +2,15 @@
 
 ::
 
-    head     a line of JSON        what runs, where, for whom; lengths of the columns that follow
+    head     a line of JSON        what runs, where, for whom; lengths of the columns
              columns               body_of, shape_of, starts, inputs of the flow
-    tail     a line of JSON        what became of it: error, values, attempts; lengths of the columns that follow
+    tail     a line of JSON        what became of it: error, values, attempts; lengths
              columns               ready_at, records, states, attempts of the table
 
-The head is written when the run begins, and the file is locked (`flock`) for as long as the run lasts. The tail is written when it
-ends. A segment without a whole tail belongs to a run that lasts or, where no process holds the lock, to one whose process was killed.
-So no process that forks has a connection to a database open, no run waits for a lock, and a segment travels from another machine
+The head is written when the run begins, and the file is locked (`flock`) for as long as the run
+lasts. The tail is written when it ends. A segment without a whole tail belongs to a run that lasts
+or, where no process holds the lock, to one whose process was killed. So no process that forks has a
+connection to a database open, no run waits for a lock, and a segment travels from another machine
 as it is.
 """
 
@@ -81,7 +82,8 @@ class Writer:
             pass  # a file system without locks: readers look for the process instead
 
     def write(self, line: str, columns: Sequence[Any]) -> None:
-        """Write a line of JSON and the columns. The line comes without its end: the lengths of the columns become its last member."""
+        """Write a line of JSON and the columns. The line comes without its end: the lengths of the
+        columns become its last member."""
         parts = [memoryview(column).cast("B") for column in columns]
         lengths = ", ".join(str(part.nbytes) for part in parts)
         whole = [memoryview(f'{line}, "columns": [{lengths}]}}\n'.encode("ascii", "backslashreplace")), *parts]
@@ -93,7 +95,8 @@ class Writer:
                 while rest:
                     rest = rest[os.write(self.fd, rest) :]
         finally:
-            # A debugger or profiler may keep this frame alive, and the views would keep the table mapped.
+            # A debugger or profiler may keep this frame alive, and the views would keep the table
+            # mapped.
             for part in whole:
                 part.release()
 
@@ -117,7 +120,8 @@ _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, 
 
 
 def _cut(body: bytes, at: int) -> tuple[dict[str, Any], list[bytes], int]:
-    """One line of JSON, its columns, and where they end. Raises ValueError where they are not whole."""
+    """One line of JSON, its columns, and where they end. Raises ValueError where they are not
+    whole."""
     end = body.find(b"\n", at)
     if end < 0:
         raise ValueError("it is cut off")
@@ -133,7 +137,8 @@ def _cut(body: bytes, at: int) -> tuple[dict[str, Any], list[bytes], int]:
 
 
 def parse(body: bytes) -> LogSegment:
-    """Read a segment. Raises Newer for a newer form, and NotASegment where the head is not whole, or is no head."""
+    """Read a segment. Raises Newer for a newer form, and NotASegment where the head is not whole,
+    or is no head."""
     try:
         head, columns, at = _cut(body, 0)
         if head["form"] != FORM:
@@ -162,7 +167,8 @@ def parse(body: bytes) -> LogSegment:
 
 
 def read(path: str) -> LogSegment:
-    """Read the segment at `path`, and see whether its run lasts. Raises OSError, NotASegment, Newer, and Unfinished."""
+    """Read the segment at `path`, and see whether its run lasts. Raises OSError, NotASegment,
+    Newer, and Unfinished."""
     # O_NONBLOCK: opening a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     found = os.fstat(fd)
@@ -194,7 +200,8 @@ def read(path: str) -> LogSegment:
 def _is_locked(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(fd, fcntl.LOCK_UN)  # at once: a writer that finds its file locked goes on without a lock
+        # At once: a writer that finds its file locked goes on without a lock.
+        fcntl.flock(fd, fcntl.LOCK_UN)
     except OSError:  # the writer holds it; or the file system has no locks, and the process decides
         return True
     return False

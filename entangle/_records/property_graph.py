@@ -3,10 +3,11 @@
 ::
 
     (call)-[made]->(value)      (call)-[takes {argument}]->(value)      (call)-[ran]->(task)
-    (call)-[part_of]->(run)     (run)-[part_of]->(call)                  a run that was called in a body
+    (call)-[part_of]->(run)     (run)-[part_of]->(call)         a run that was called in a body
 
-Ids are made of what they stand for, so what is sent twice is there once. A value is that of one call: two calls that made equal
-values have a vertex each, with one `hash`, since what made the one has not made the other.
+Ids are made of what they stand for, so what is sent twice is there once. A value belongs to one
+call: two calls that made equal values have a vertex each, with the same `hash`. One vertex for both
+would say that each call had made the other's value.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def vertices_of(run: RunGraph) -> Iterator[Vertex]:
 
 
 def edges_of(run: RunGraph) -> Iterator[GraphEdge]:
-    """The edges of a run. Those to the run around it come with that one, which may not be there yet."""
+    """The edges of a run. The edge to the run around it is sent with that run, which may not be
+    there yet."""
     mine = f"run:{run.id}"
     for child in run.children:
         around = f"call:{run.id}:{child.parent_node}"
@@ -112,7 +114,8 @@ def edges_of(run: RunGraph) -> Iterator[GraphEdge]:
 
 
 def stubs_of(run: RunGraph) -> Iterator[Vertex]:
-    """The runs that were called in this one, as far as an edge needs them: sent on their own, they say the rest."""
+    """Vertices of the runs that were called in this one, with a name alone: an edge needs both
+    ends. When those runs are sent, they add the rest."""
     for child in run.children:
         yield Vertex(f"run:{child.id}", "run", {"name": child.name})
 
@@ -128,7 +131,8 @@ def _value(identity: str, value: Value | None) -> Vertex:
 
 
 def _said(properties: dict[str, Any]) -> dict[str, Any]:
-    """Properties that are known; a property graph has no null. A whole number beyond 64 bits goes as text."""
+    """The properties that are known: a property graph has no null. Integers beyond 64 bits become
+    text."""
     told = {}
     for name, value in properties.items():
         if value is None:

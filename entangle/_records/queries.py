@@ -1,7 +1,8 @@
-"""Queries: all SQL that reads the file of records. Each function takes a connection, asks one thing, and gives rows.
+"""Queries: all SQL that reads the file of records. Each takes a connection and gives rows.
 
-Rows with many columns have names (`sqlite3.Row`). Where there is a row for each node or edge of a run, which may be a million, they
-are plain tuples. What the rows mean is told beside the tables, in `database.py`.
+Rows with many columns have names (`sqlite3.Row`). Where there is a row for each node or edge of a
+run, of which there may be a million, rows are plain tuples. What the columns mean is said beside
+the tables, in `database.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-#: Words that SQLite looks for itself. It takes only so many terms and so long a pattern, and a text ends at a zero byte for it.
+#: How many words, in a query of how many characters, SQLite looks for itself. It limits both terms
+#: and patterns, and for SQLite a text ends at a zero byte.
 MOST_WORDS, LONGEST_WORD = 20, 1000
 
 
@@ -22,14 +24,15 @@ def _named(connection: sqlite3.Connection, query: str, values: Sequence[Any]) ->
     return cursor.execute(query, values)
 
 
-# Runs ------------------------------------------------------------------------------------------------------------
+# Runs ---------------------------------------------------------------------------------------------
 
 
 def runs(
     connection: sqlite3.Connection, name: str | None = None, state: str | None = None, since: int | None = None, nested: bool = True
 ) -> Iterable[sqlite3.Row]:
-    """The runs of that task, in that state, begun since then (nanoseconds since 1970), the latest first. Without `nested`, only those
-    that no other run has called. The rows come as they are asked for."""
+    """The runs of that task, in that state, begun since then (nanoseconds since 1970), the latest
+    first. Without `nested`, only those that no other run has called. Rows are fetched while the
+    caller iterates."""
     where, values = ["1"], list[Any]()
     if name is not None:
         where.append("name = ?")
@@ -46,8 +49,8 @@ def runs(
 
 
 def runs_with_words(connection: sqlite3.Connection, query: str, limit: int) -> list[sqlite3.Row]:
-    """The runs that no other run has called, the latest first. Every word of `query` is in their task, id, state, tags, program or
-    commit."""
+    """The runs that no other run has called, the latest first. Every word of `query` is in their
+    task, id, state, tags, program or commit."""
     text = " || ' ' || ".join(("name", "id", "state", "tags", "coalesce(program, '')", "coalesce(git_commit, '')"))
     fitting, words = _having_words(connection, text, query)
     where = " AND ".join(["parent IS NULL", *fitting])
@@ -61,7 +64,7 @@ def run(connection: sqlite3.Connection, run_id: str) -> sqlite3.Row | None:
 
 
 def runs_beginning(connection: sqlite3.Connection, start: str, limit: int) -> list[sqlite3.Row]:
-    """The runs whose ids begin so."""
+    """The runs whose ids begin with `start`."""
     return _named(connection, "SELECT * FROM runs WHERE id >= ? AND id < ? LIMIT ?", (start, start + "\U0010ffff", limit)).fetchall()
 
 
@@ -78,8 +81,9 @@ def children(connection: sqlite3.Connection, run_id: str, node: int | None = Non
 
 
 def unsent(connection: sqlite3.Connection, graph: str, everything: bool) -> list[tuple[int, str]]:
-    """Keys and ids of the runs that were to be sent to that Gremlin server, with those called in them, and have not been, the oldest
-    first; of all that have not, if `everything`."""
+    """Keys and ids of the runs that are meant for that Gremlin server, with the runs called in
+    them, and have not been sent, the oldest first; of all runs that have not been sent, if
+    `everything`."""
     found: list[tuple[int, str]] = connection.execute(
         """
         WITH RECURSIVE wanted (id) AS (
@@ -95,7 +99,7 @@ def unsent(connection: sqlite3.Connection, graph: str, everything: bool) -> list
     return found
 
 
-# Tasks -----------------------------------------------------------------------------------------------------------
+# Tasks --------------------------------------------------------------------------------------------
 
 
 def task(connection: sqlite3.Connection, key: int) -> sqlite3.Row | None:
@@ -105,7 +109,8 @@ def task(connection: sqlite3.Connection, key: int) -> sqlite3.Row | None:
 
 
 def tasks(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]]:
-    """The tasks of a run: key, name, qualified, module, version, source, file, line, layers, terms, attributes."""
+    """The tasks of a run: key, name, qualified, module, version, source, file, line, layers, terms,
+    attributes."""
     return connection.execute(
         "SELECT key, name, qualified, module, version, source, file, line, layers, terms, attributes FROM tasks "
         "WHERE key IN (SELECT DISTINCT task FROM nodes WHERE run = ?)",
@@ -121,7 +126,8 @@ def task_names(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, 
 
 
 def task_totals(connection: sqlite3.Connection, run_key: int) -> list[sqlite3.Row]:
-    """The tasks of a run: name, version, count of its nodes, failed among them, total, mean and longest seconds of their bodies."""
+    """The tasks of a run: name, version, count of nodes, failed among them; total, mean and longest
+    seconds of their bodies."""
     return _named(
         connection,
         "SELECT tasks.name, tasks.version, count(*) AS count, sum(nodes.state = 'failed') AS failed, "
@@ -131,7 +137,7 @@ def task_totals(connection: sqlite3.Connection, run_key: int) -> list[sqlite3.Ro
     ).fetchall()
 
 
-# Nodes -----------------------------------------------------------------------------------------------------------
+# Nodes --------------------------------------------------------------------------------------------
 
 
 def nodes(connection: sqlite3.Connection, run_key: int, columns: str = "*") -> list[tuple[Any, ...]]:
@@ -146,8 +152,8 @@ def node(connection: sqlite3.Connection, run_key: int, number: int) -> sqlite3.R
 
 
 def finished_nodes(connection: sqlite3.Connection, run_key: int) -> Iterable[tuple[Any, ...]]:
-    """The nodes of a run whose bodies have ended: node, task, state, started, ended, pid, cpu, worker. They come as they are asked
-    for."""
+    """The nodes of a run whose bodies have ended: node, task, state, started, ended, pid, cpu,
+    worker. Rows are fetched while the caller iterates."""
     return connection.execute(
         "SELECT node, task, state, started, ended, pid, cpu, worker FROM nodes WHERE run = ? AND started IS NOT NULL AND ended IS NOT NULL",
         (run_key,),
@@ -161,8 +167,9 @@ ORDERS = {"node": "node", "seconds": "ended - started DESC", "started": "started
 def nodes_with_words(
     connection: sqlite3.Connection, run_key: int, state: str, query: str, order: str, limit: int
 ) -> tuple[list[sqlite3.Row], int]:
-    """The nodes of a run in that state ("": any) with every word of `query` in the name of their task or the text of their value, at
-    most `limit` of them, with the name of their task; and how many there are."""
+    """The nodes of a run in that state ("": any), with every word of `query` in the name of their
+    task or the text of their value: at most `limit` of them, with the name of their task; and how
+    many fit."""
     where, values = ["run = ?"], list[Any]([run_key])
     if state:
         where.append("state = ?")
@@ -204,8 +211,8 @@ def values(connection: sqlite3.Connection, run_key: int) -> list[tuple[str, str 
 
 
 def makers(connection: sqlite3.Connection, digest: bytes, limit: int) -> list[sqlite3.Row]:
-    """The nodes, of whatever run, that made a value of this hash, the latest first; with the id of their run, and the name and version
-    of their task."""
+    """The nodes of any run that made a value of this hash, the latest first; with the id of their
+    run, and the name and version of their task."""
     return _named(
         connection,
         "SELECT nodes.*, runs.id, tasks.name, tasks.version FROM nodes JOIN runs ON runs.key = nodes.run "
@@ -214,7 +221,7 @@ def makers(connection: sqlite3.Connection, digest: bytes, limit: int) -> list[sq
     ).fetchall()
 
 
-# Inputs ----------------------------------------------------------------------------------------------------------
+# Inputs -------------------------------------------------------------------------------------------
 
 
 def inputs(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]]:
@@ -222,14 +229,15 @@ def inputs(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]
     return connection.execute("SELECT * FROM inputs WHERE run = ? ORDER BY node, position", (run_key,)).fetchall()
 
 
-#: The value of an input: its own where it is a constant, else that of the node which gives it.
+#: The value of an input: its own where it is a constant, else the value of its source.
 _GIVEN = ", ".join(
     f"CASE WHEN inputs.source IS NULL THEN inputs.{name} ELSE nodes.{name} END AS {name}" for name in ("type", "size", "hash", "text")
 )
 
 
 def inputs_of(connection: sqlite3.Connection, run_key: int, node: int, limit: int) -> list[sqlite3.Row]:
-    """The arguments of one node with their values: argument, source, name of the task of the source, type, size, hash, text."""
+    """The arguments of one node with their values: argument, source, name of the task of the
+    source, type, size, hash, text."""
     return _named(
         connection,
         f"SELECT inputs.argument, inputs.source, tasks.name, {_GIVEN} FROM inputs "
@@ -240,22 +248,24 @@ def inputs_of(connection: sqlite3.Connection, run_key: int, node: int, limit: in
 
 
 def edges(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int]]:
-    """Which node takes whose value: source, node. In no order, which is much quicker."""
+    """Which node takes whose value: source, node."""
     return connection.execute("SELECT source, node FROM inputs WHERE run = ? AND source IS NOT NULL", (run_key,)).fetchall()
 
 
 def edges_by_place(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int, int]]:
-    """Which node takes whose value, and as which of its arguments: node, position, source, ordered by the first two."""
+    """Which node takes whose value, and as which argument: node, position, source; ordered by the
+    first two."""
     return connection.execute(
         "SELECT node, position, source FROM inputs WHERE run = ? AND source IS NOT NULL ORDER BY node, position", (run_key,)
     ).fetchall()
 
 
-# Words -----------------------------------------------------------------------------------------------------------
+# Words --------------------------------------------------------------------------------------------
 
 
 def _having_words(connection: sqlite3.Connection, text: str, query: str) -> tuple[list[str], list[str]]:
-    """The conditions, and their parameters, that hold where every word of `query` is in `text`, an expression of SQL."""
+    """SQL conditions, and their parameters, that hold where every word of `query` is in `text`, an
+    SQL expression."""
     words = list(dict.fromkeys(query.split()))
     if len(words) <= MOST_WORDS and len(query) <= LONGEST_WORD and "\0" not in query:
         return [f"({text}) LIKE ? ESCAPE '\\'"] * len(words), [_containing(word) for word in words]
@@ -265,5 +275,5 @@ def _having_words(connection: sqlite3.Connection, text: str, query: str) -> tupl
 
 
 def _containing(word: str) -> str:
-    """The pattern of what has this word in it."""
+    """The LIKE pattern of texts that contain this word."""
     return "%" + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"

@@ -58,7 +58,8 @@ def _fits(run: RunRow, name: str | None, state: str | None, tags: dict[str, Any]
 
 
 def find_run(directory: str, wanted: str) -> RunRow:
-    """The run of this id, or of the one id that begins so; `last` is the latest. Raises RecordsError."""
+    """The run of this id, or of the one id that begins so; `last` is the latest. Raises
+    RecordsError."""
     if wanted == "last":
         latest = find_runs(directory, limit=1)
         if not latest:
@@ -81,7 +82,8 @@ def find_run(directory: str, wanted: str) -> RunRow:
 
 
 def _is_text(word: str) -> bool:
-    """Whether a word can be asked for: bytes of a command line that are no UTF-8 are halves of characters, which SQLite refuses."""
+    """Whether a word can be asked for. Bytes of a command line that are no UTF-8 become surrogates,
+    which SQLite refuses."""
     try:
         word.encode()
     except UnicodeEncodeError:
@@ -128,7 +130,7 @@ def _row_name(directory: str, row: sqlite3.Row) -> str:
 
 
 def readable_run(directory: str, row: sqlite3.Row) -> RunRow | None:
-    """The run of a row; None where the row has been damaged, which is said once."""
+    """The run of a row; None where the row is damaged, which is logged once."""
     try:
         for column, kinds in _KINDS.items():
             if not isinstance(row[column], kinds):
@@ -140,7 +142,7 @@ def readable_run(directory: str, row: sqlite3.Row) -> RunRow | None:
         return None
 
 
-#: What must be so of a row, for a run to be shown.
+#: The types that columns must have for a run to be shown.
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("id", "name", "state", "packages", "tags"), str),
     **dict.fromkeys(("started", "node_count"), int),
@@ -189,7 +191,7 @@ def _run(directory: str, row: sqlite3.Row) -> RunRow:
 
 
 def _as_far_as_they_go(directory: str, rows: Iterable[sqlite3.Row]) -> Iterator[sqlite3.Row]:
-    """Rows, up to where the file is damaged: what comes before is worth something."""
+    """Rows, up to where the file is damaged."""
     count = 0
     try:
         for row in rows:
@@ -200,11 +202,11 @@ def _as_far_as_they_go(directory: str, rows: Iterable[sqlite3.Row]) -> Iterator[
             raise
         path = os.path.join(directory, NAME)
         broken = error if isinstance(error, sqlite3.DatabaseError) else sqlite3.DatabaseError("it is damaged")
-        leave_out(path, f"{path} cannot be read to its end, and what comes there is left out: {broken}; {how_to_go_on(broken)}")
+        leave_out(path, f"{path} cannot be read to its end, and the rest is left out: {broken}; {how_to_go_on(broken)}")
 
 
 def _going_runs(directory: str, segments: list[LogSegment]) -> list[RunRow]:
-    """The runs of segments of runs that last; one that is damaged hides no other."""
+    """The runs of segments of runs that last. A damaged segment hides no other."""
     found = []
     for segment in segments:
         try:
@@ -281,7 +283,7 @@ def _task(row: tuple[Any, ...]) -> TaskRecord:
 
 
 def _loaded(text: Any, usual: Any) -> Any:
-    """What JSON says; `usual` where it is damaged, as one task must not hide the others."""
+    """What JSON says; `usual` where it is damaged: one task must not hide the others."""
     try:
         found = json.loads(text)
     except (ValueError, TypeError, RecursionError):

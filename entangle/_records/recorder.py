@@ -1,7 +1,8 @@
 """The recorder: an observer that writes a log segment for every run.
 
-It costs a run some writes to a file: a head when the run begins, a tail when it ends. Both are mostly columns, copied as they are.
-What takes longer waits until somebody looks. No failure in here reaches a run: it is logged once, and the run has no record.
+It costs a run some writes to a file: a head when the run begins, a tail when it ends. Both are
+mostly columns, copied as they are. What takes longer waits until a user looks. No failure in here
+reaches a run: it is logged once, and the run has no record.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _warned = False
 
 
 def complain(error: Exception) -> None:
-    """Say once in a process that runs are not remembered, and why."""
+    """Log once in a process that runs are not recorded, and why."""
     global _warned
     if not _warned:
         _warned = True
@@ -82,7 +83,8 @@ class Recorder:
                 complain(error)
 
     def destination_of(self, run: ObservedRun) -> tuple[str, bool] | None:
-        """Where the log segment of a run goes, and whether values are kept whole; None for no record."""
+        """Where the log segment of a run goes, and whether values are kept whole; None for no
+        record."""
         return destination_of(run)
 
     def _begin(self, run: ObservedRun) -> None:
@@ -98,7 +100,7 @@ class Recorder:
         writer = Writer(folder, run.id)
         self._segments[run.id] = writer, None
         flow = run.flow
-        # A stream may be endless: what it noted of its values would be, too.
+        # A stream may be endless, and so would be the notes of its values.
         run.table.header[NOTING] = notes.QUIET if flow.rearmed else notes.WHOLE if whole else notes.SHORT
         bodies = [tasks.described(body) for body in flow.bodies]
         root = None
@@ -130,7 +132,8 @@ class Recorder:
 
 
 def _follow_up(run: ObservedRun, place: str) -> None:
-    """Have the run sent to its Gremlin server, if it has one; else ingest log segments, where that costs next to nothing."""
+    """Send the run to its Gremlin server, if it has one; else ingest log segments, where that costs
+    next to nothing."""
     graph = _graph_of(run.flow.bodies)
     if graph is not None:
         from entangle._records.courier import deliver
@@ -140,7 +143,8 @@ def _follow_up(run: ObservedRun, place: str) -> None:
     assert run.table is not None
     lasted = (time.monotonic_ns() - run.table.header[STARTED_AT]) / 1e9
     worth_it = lasted * SHARE > 0.05 + run.flow.count * 20e-6
-    # A program that calls only short runs, and never looks, would pile up segments: one run in 256 checks.
+    # A program that calls only short runs, and never looks, would pile up segments: one run in 256
+    # checks.
     if worth_it or (run.id.endswith("00") and len(os.listdir(segments_of(place))) > MANY):
         from entangle._records.ingest import ingest
 
@@ -148,13 +152,14 @@ def _follow_up(run: ObservedRun, place: str) -> None:
 
 
 def _labels(flow: Flow) -> dict[str, list[str]]:
-    """For each pair of a body and a shape, how the flat inputs of its nodes are called."""
+    """For each pair of a body and a shape: the names of the flat inputs of its nodes."""
     pairs = set(zip(flow.body_of, flow.shape_of, strict=True))
     return {f"{body} {shape}": tasks.arguments_of(tasks.parameters_of(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
 
 
 def destination_of(run: ObservedRun) -> tuple[str, bool] | None:
-    """Where the log segment of a run goes, and whether values are kept whole; None for no record."""
+    """Where the log segment of a run goes, and whether values are kept whole; None for no
+    record."""
     if run.nested:
         from entangle._worker.worker import here
 
@@ -174,7 +179,8 @@ def destination_of(run: ObservedRun) -> tuple[str, bool] | None:
 
 
 def _say_where(directory: str, folder: str) -> None:
-    """Tell nested runs where log segments go: their processes may have another working directory or environment."""
+    """Tell nested runs where log segments go: their processes may have another working directory or
+    environment."""
     fd = os.open(os.path.join(directory, LINK), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.write(fd, os.fsencode(folder))
@@ -183,7 +189,7 @@ def _say_where(directory: str, folder: str) -> None:
 
 
 def _repository(bodies: list[Body]) -> str | None:
-    """The working tree that the code of a run comes from, else the one that it is run in."""
+    """The working tree of the run's code; where that has none, of the working directory."""
     for body in reversed(bodies):
         task = getattr(body, "task", None)
         code = code_of(task.function) if task is not None else None
@@ -203,7 +209,7 @@ def _working_directory() -> str:
 
 
 def _graph_of(bodies: list[Body]) -> str | None:
-    """The Gremlin server that this run is to be sent to."""
+    """The Gremlin server that this run is meant for."""
     for body in bodies:
         task = getattr(body, "task", None)
         for layer in task.layers if task is not None else ():
@@ -214,7 +220,8 @@ def _graph_of(bodies: list[Body]) -> str | None:
 
 
 def _server_of(bodies: list[Body]) -> str | None:
-    """How that server is called in records; what is no address is told of when the run is to be sent."""
+    """The name of that server in records; None where its address is wrong, which is reported when
+    the run is to be sent."""
     graph = _graph_of(bodies)
     try:
         return gremlin_address.name_of(graph) if graph is not None else None
@@ -247,12 +254,13 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
     writer.write(line, (table.ready_at, table.records, table.states, table.attempts))
 
 
-#: Shorter arguments than this are left in texts that quote them: they are found in any text (characters).
+#: Secret arguments with fewer characters stay in texts that quote them: they occur in any text.
 _SHORTEST = 6
 
 
 def _unquoted(told: Any, secrets: list[str]) -> Any:
-    """What is told of an error, without the secret arguments that it may quote: `raise LoginError(password)`."""
+    """What is said of an error, with the secret arguments masked that it may quote, as `raise
+    LoginError(password)` does."""
     if type(told) is str:
         for secret in secrets:
             if len(secret) >= _SHORTEST:
@@ -266,7 +274,8 @@ def _unquoted(told: Any, secrets: list[str]) -> Any:
 
 
 def _await_notes(table: Table) -> None:
-    """Give workers that have just delivered their last value the moment in which they put down their notes."""
+    """Wait a moment for workers that have just delivered their last value: they are writing their
+    notes."""
     if not table.header[FINISHED]:
         return
     until = time.monotonic() + 0.002
@@ -280,7 +289,7 @@ def _bytes_as_text(value: Any) -> str:
 
 
 def _without_secrets(values: list[Any]) -> list[Any]:
-    """Values as they are noted; texts that look like a secret, in short."""
+    """The noted values; of texts that look like a secret, only a description."""
     if any(type(value) is str for value in values) and suspicious("\n".join([value for value in values if type(value) is str])):
         return [notes.describe(value) if type(value) is str and masked(value) != value else value for value in values]
     return values
@@ -292,7 +301,8 @@ def _hidden(value: Any) -> notes.Described:
 
 
 def _hide_outputs(run: ObservedRun, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
-    """A task that is called after a secret gives one, and so does one whose value another takes by the name of a secret."""
+    """Mask the values of tasks that are named like a secret, and those that a parameter takes which
+    is named like one."""
     secret = {index for index, body in enumerate(run.flow.bodies) if is_secret(body.name)}
     if secret or outputs:
         for index, node in enumerate(nodes):
@@ -301,7 +311,7 @@ def _hide_outputs(run: ObservedRun, nodes: list[int], values: list[Any], outputs
 
 
 def _constants(run: ObservedRun, hidden: set[int]) -> list[Any]:
-    """The constants of the flow, as values are noted; those of `hidden` masked."""
+    """The constants of the flow, as values are noted; those in `hidden` are masked."""
     flow = run.flow
     if not hidden and _all_small(flow.constants):
         return flow.constants
@@ -326,8 +336,9 @@ def _constants(run: ObservedRun, hidden: set[int]) -> list[Any]:
 
 
 def _all_small(constants: list[Any]) -> bool:
-    """Whether all are numbers that are noted as they are, found out in no time."""
-    kinds = set(map(id, map(type, constants)))  # by identity, since a metaclass may have a say in what its classes equal
+    """Whether all are numbers that are noted as they are. Hardly takes any time."""
+    # By identity: a metaclass may define what its classes are equal to.
+    kinds = set(map(id, map(type, constants)))
     if kinds == {id(int)}:
         try:
             array("q", constants)
@@ -338,7 +349,8 @@ def _all_small(constants: list[Any]) -> bool:
 
 
 def _pickle_of(value: Any) -> bytes | None:
-    """The pickle of a value that can be pickled without running code of its class; None for all others, and for large ones."""
+    """The pickle of a small value that can be pickled without running code of its class; None for
+    all other values."""
     kind = type(value)
     if kind is str or kind is bytes:
         cheap = len(value) <= notes.HASHED
@@ -356,14 +368,14 @@ def _pickle_of(value: Any) -> bytes | None:
 
 
 def _secret_inputs(run: ObservedRun) -> tuple[set[int], set[int]]:
-    """Which constants, and the values of which nodes, are arguments that go by the name of a secret: of a parameter, or of the key
-    beside them where the argument is a dict."""
+    """The constants, and the nodes with values, that are arguments named like a secret: by their
+    parameter or, in a dict, by the key beside them."""
     flow = run.flow
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
         labels = tasks.arguments_of(tasks.parameters_of(flow.bodies[pair[0]]), flow.shapes[pair[1]])
-        # The name of a parameter, and those of fields of named tuples in it.
+        # The name of a parameter, and names of fields of named tuples in it.
         places = [
             index
             for index, label in enumerate(labels)
@@ -392,7 +404,8 @@ def _secret_inputs(run: ObservedRun) -> tuple[set[int], set[int]]:
 
 
 def _named_by_others(labels: list[str]) -> list[tuple[int, list[int]]]:
-    """Which arguments may be names of others, and of which: keys of a dict, and the first of a pair, as ("password", x)."""
+    """The arguments that may name others, and those others: keys of a dict, and the first of a
+    pair, as in ("password", x)."""
     if not any("{key " in label or label.endswith("[0]") for label in labels):
         return []
     within: dict[str, list[int]] = {}
@@ -412,7 +425,7 @@ def _named_by_others(labels: list[str]) -> list[tuple[int, list[int]]]:
 
 
 def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
-    """Why attempts failed that were followed by others."""
+    """The errors of attempts that were followed by further attempts."""
     if not directory or not bytes(table.attempts).strip(b"\0"):
         return []
     try:
@@ -424,7 +437,7 @@ def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
 
 
 def _error_of(run: ObservedRun, table: Table) -> dict[str, Any] | None:
-    """What ended the run, if not its value."""
+    """The error that ended the run; None for a value."""
     error = run.reason()
     if error is None:
         return None
@@ -444,7 +457,7 @@ def _error_of(run: ObservedRun, table: Table) -> dict[str, Any] | None:
     kind = type(error)
     return {
         "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-        # Half of a secret would not be known as one: texts are cut when they are masked.
+        # Mask before cutting: half of a secret is not recognised.
         "message": masked(message[:20_000])[:10_000],
         "traceback": masked(cause[-200_000:])[-100_000:],
         "notes": [masked(str(note)[:20_000])[:10_000] for note in getattr(error, "__notes__", [])],

@@ -1,4 +1,4 @@
-"""Retention: what is old goes, and the oldest goes where there is too much."""
+"""Retention: old runs are removed, and the oldest ones where the file is too large."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from entangle._records.database import opened, transaction
 from entangle.errors import RecordsError
 
 DAYS, BYTES = 90.0, 1 << 30
-#: Seconds between two looks that binding takes of its own accord.
+#: Seconds between two times that ingesting does it by itself.
 EVERY = 3600.0
 _MARK = "retained"
 
-#: A run and all that were called in it.
+#: Removes a run, and all runs that were called in it.
 _FAMILY = """
 WITH RECURSIVE family (id) AS (VALUES (?) UNION SELECT runs.id FROM runs JOIN family ON runs.parent = family.id)
 DELETE FROM runs WHERE id IN family
@@ -23,12 +23,14 @@ DELETE FROM runs WHERE id IN family
 
 
 def usual_days() -> float:
-    """For how many days runs are remembered: as the environment says, `inf` being for ever. Raises RecordsError for what is no number."""
+    """For how many days runs are remembered, from the environment; `inf` is for ever. Raises
+    RecordsError for what is no number."""
     return _limit("ENTANGLE_RECORD_DAYS", DAYS)
 
 
 def usual_size() -> float:
-    """How many bytes the file may have: as the environment says, `inf` being any. Raises RecordsError for what is no number."""
+    """How many bytes the file may have, from the environment; `inf` is any size. Raises
+    RecordsError for what is no number."""
     return _limit("ENTANGLE_RECORD_BYTES", BYTES)
 
 
@@ -38,8 +40,8 @@ def _limit(variable: str, usual: float) -> float:
         limit = float(given) if given else usual
     except ValueError:
         limit = -1.0
-    if not limit >= 0:  # nan neither
-        raise RecordsError(f"{variable} is a number from 0 on, or inf, not {given!r}")
+    if not limit >= 0:  # this is also true of nan
+        raise RecordsError(f"{variable} is {given!r}; it must be a number from 0 on, or inf")
     return limit
 
 
@@ -53,7 +55,8 @@ def forget_run(directory: str, run_id: str) -> None:
 
 
 def retain(directory: str, days: float | None = None, size: float | None = None) -> int:
-    """Forget what is older than so many days, then the oldest until the file is small enough; gives how many runs went."""
+    """Remove runs that are older than so many days, then the oldest until the file is small enough.
+    Gives how many were removed."""
     since = time.time() - (usual_days() if days is None else days) * 86_400
     most = usual_size() if size is None else size
     with opened(directory) as connection:
@@ -78,7 +81,7 @@ def retain(directory: str, days: float | None = None, size: float | None = None)
 
 
 def _used(connection: sqlite3.Connection) -> int:
-    """Bytes of the file that hold something."""
+    """How many bytes of the file are in use."""
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (width,) = connection.execute("PRAGMA page_size").fetchone()
@@ -90,7 +93,7 @@ def _drop_tasks(connection: sqlite3.Connection) -> None:
 
 
 def retain_now_and_then(directory: str) -> None:
-    """Do what is usual, unless it has been done within the hour."""
+    """Remove old runs, unless that has been done within the hour."""
     mark = os.path.join(directory, _MARK)
     try:
         if time.time() - os.stat(mark).st_mtime < EVERY:
@@ -98,11 +101,12 @@ def retain_now_and_then(directory: str) -> None:
     except OSError:
         pass
     try:
-        days, size = usual_days(), usual_size()  # before the mark is made: what is wrong is said until it is set right
+        # Before the mark is set: a wrong variable is reported each time.
+        days, size = usual_days(), usual_size()
         with open(mark, "a", encoding="ascii"):
             os.utime(mark)
         retain(directory, days, size)
-    except (RecordsError, OSError) as error:  # no reason to show nothing
+    except (RecordsError, OSError) as error:  # no reason to show no runs
         import logging
 
         logging.getLogger("entangle").warning("old records are not removed: %s", error)

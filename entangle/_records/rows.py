@@ -1,6 +1,7 @@
 """Rows: what the records say of runs, tasks, nodes and values, as frozen values.
 
-They know neither where they are read from (`reading.py`) nor how they are drawn (`drawing/`). `views.py` builds on them.
+They know neither where they are read from (`reading.py`) nor how they are drawn (`drawing/`).
+`views.py` builds on them.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ class Value:
         return self._whole is not None
 
     def load(self) -> Any:
-        """The value itself, where it was kept. Unpickling runs what the pickle says: do it only with
-        records that you trust. Raises RecordsError where it was not kept."""
+        """The value itself, where it was kept. Unpickling runs what the pickle says: do it only
+        with records that you trust. Raises RecordsError where it was not kept."""
         if self._whole is None:
-            raise RecordsError("this value was not kept; runs that are made with ENTANGLE_RECORD=values keep theirs, up to 1 MiB each")
+            raise RecordsError("this value was not kept; with ENTANGLE_RECORD=values, runs keep their values, up to 1 MiB each")
         return loads_kept(self._whole)
 
 
 def value_of(kind: str | None, size: int | None, digest: bytes | None, text: str | None, whole: bytes | None = None) -> Value | None:
-    """A value as the file has it."""
+    """A value from the columns of the file."""
     return Value(kind, size, digest.hex() if digest else None, text or "", whole) if kind is not None else None
 
 
@@ -75,7 +76,8 @@ class Error:
 
 @dataclass(frozen=True)
 class Input:
-    """An argument of a node, or a part of one (`items[0]`): the value of node `source`, or a constant."""
+    """An argument of a node, or a part of one (`items[0]`): the value of node `source`, or a
+    constant."""
 
     argument: str
     source: int | None
@@ -83,7 +85,8 @@ class Input:
 
 
 class Edge(NamedTuple):
-    """The value of node `source` is the argument `argument` (or the part of one) of node `target`."""
+    """The value of node `source` is the argument `argument` (or the part of one) of node
+    `target`."""
 
     source: int
     target: int
@@ -102,8 +105,8 @@ class Git:
 
 @dataclass(frozen=True)
 class Times:
-    """Where the time of a node went, in seconds: until its arguments arrived, until a worker took it,
-    until it had a cookie, in its body, and in moving large values from and to the store."""
+    """Where the time of a node went, in seconds: until its arguments arrived, until a worker took
+    it, until it had a cookie, in its body, and in moving large values from and to the store."""
 
     arguments: float = 0.0
     worker: float = 0.0
@@ -150,9 +153,9 @@ class RunRow:
     parent_node: int | None
     error: Error | None
     graph: str | None
-    #: The directory of records that it is from.
+    #: The directory of records that it was read from.
     _directory: str = field(repr=False)
-    #: Its key in the file; None where it lasts, and is known from its log segment alone.
+    #: Its key in the file; None where it lasts, and only its log segment says what it is.
     _key: int | None = field(repr=False)
     _tries: list[dict[str, Any]] = field(repr=False, default_factory=list)
     _segment: LogSegment | None = field(repr=False, default=None)
@@ -182,8 +185,8 @@ class NodeRow:
         self.run = run
         self.number = number
         self.task = task
-        #: What the file says of it. It is taken apart when asked for: a run may have a hundred
-        #: thousand nodes, and few are looked at closely.
+        #: Its columns, from `state` on. Properties read them: a run may have a hundred thousand
+        #: nodes, and few are looked at closely.
         self._row = row
 
     def __repr__(self) -> str:
@@ -191,17 +194,19 @@ class NodeRow:
 
     @property
     def state(self) -> str:
-        """done, failed, stopped (its run ended while it ran), waiting (it never began), unknown (its run was killed, or goes on)."""
+        """done, failed, stopped (its run ended while it ran), waiting (it never began), or unknown
+        (its run was killed, or goes on)."""
         return str(self._row[0])
 
     @property
     def attempts(self) -> int | None:
-        """How often its body was tried."""
+        """How often its body was begun."""
         return _number(self._row[1])
 
     @property
     def ready_ns(self) -> int | None:
-        """When its last argument had arrived, in nanoseconds since 1970; None where it never had."""
+        """When its last argument had arrived, in nanoseconds since 1970; None where it never
+        had."""
         return _number(self._row[2])
 
     @property
@@ -231,7 +236,8 @@ class NodeRow:
 
     @property
     def peak_memory(self) -> int | None:
-        """Bytes: the peak of its process until then; known of bodies that took a millisecond or more."""
+        """The peak memory of its process until then, in bytes; known for bodies of a millisecond or
+        more."""
         return _number(self._row[8])
 
     @property
@@ -284,12 +290,12 @@ class NodeRow:
 
     @property
     def tries(self) -> tuple[str, ...]:
-        """Why attempts failed that were followed by others."""
+        """The errors of attempts that were followed by further attempts."""
         return tuple(one["error"] for one in self.run._tries if one["node"] == self.number)
 
 
 class RunGraph(RunRow, ABC):
-    """A run with the ways through its graph: what drawings take. `views.RunRecord` has them."""
+    """A run with the ways through its graph. Drawings take one; `views.RunRecord` is one."""
 
     @property
     @abstractmethod

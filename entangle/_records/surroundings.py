@@ -1,4 +1,5 @@
-"""Where a run takes place: machine, Python, packages, program. Looked at once in a process, as far as it does not change."""
+"""Where a run takes place: machine, Python, packages, program. What does not change is looked up
+once in a process."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def place() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """The packages that this process has imported, with the versions that they tell of themselves."""
+    """The packages that this process has imported, with the versions that they state."""
     global _seen
     count = len(sys.modules)
     if _seen[0] != count:
@@ -39,7 +40,8 @@ def packages() -> dict[str, str]:
         for name, module in list(sys.modules.items()):
             if "." in name or name.startswith("_") or name in sys.stdlib_module_names:
                 continue
-            version = getattr(module, "__dict__", {}).get("__version__")  # not getattr: it may import what is lazy
+            # Not getattr(module, ...): that may import what the module loads lazily.
+            version = getattr(module, "__dict__", {}).get("__version__")
             if isinstance(version, str) and len(version) < 60:
                 found[name] = version
         _seen = (count, found)

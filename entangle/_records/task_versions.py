@@ -1,4 +1,5 @@
-"""What is written down of a task: its layers, its code and the version of that, its attributes; and how its arguments are called."""
+"""What is recorded of a task: its layers, its code and the version of that, its attributes; and the
+names of its arguments."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ from entangle._tasks.parameters import code_of
 from entangle.flow import Body, Like, Shape
 from entangle.task import Attributes, Task
 
-#: Characters of source that are kept of one function.
+#: The most characters of source that are kept of one function.
 LONGEST = 200_000
 
 _files: dict[str, tuple[float, list[str]]] = {}
 
 
 def described(body: Body) -> str:
-    """A body as JSON. Of a task it is made once, since tasks cannot be changed."""
+    """A body as JSON. It is made once for each task: tasks are immutable."""
     task: Task[..., Any] | None = getattr(body, "task", None)
     if task is None:
         return json.dumps({"name": body.name, "version": hashlib.sha256(body.name.encode()).hexdigest()})
@@ -70,19 +71,20 @@ def _layer(layer: Any) -> str:
 
 
 def _bytecode(code: Any) -> bytes:
-    """What says whether two functions without source are the same."""
+    """Bytes that are equal for equal functions, for functions without source."""
     inner = b"".join(_bytecode(part) if hasattr(part, "co_code") else repr(part).encode() for part in code.co_consts)
     return b"\0".join((code.co_code, repr((code.co_names, code.co_varnames)).encode(), inner))
 
 
 def parameters_of(body: Body) -> dict[str, Any]:
-    """The names by which positional arguments go, and what takes those that are left."""
+    """The names of positional parameters, and the parameter that takes further arguments."""
     names, rest = body.parameters()
     return {"names": names, "rest": rest}
 
 
 def arguments_of(parameters: dict[str, Any], shape: Shape) -> list[str]:
-    """For each flat input of a node of that shape, the argument that it is, or is a part of: `a`, `k`, `rest[2]`, `items[0]`."""
+    """For each flat input of a node of that shape, the argument that it is, or is a part of: `a`,
+    `k`, `rest[2]`, `items[0]`."""
     names, rest = parameters.get("names", []), parameters.get("rest")
     labels = []
     for index in range(shape.positional):
@@ -117,10 +119,12 @@ def _spread(label: str, template: Any, flat: list[str]) -> None:
 
 
 def source_of(code: Any) -> tuple[str, str, int]:
-    """The source of a function as it lies in its file now, the file, and the first line; an empty source where there is none.
+    """The source of a function as its file has it now, the file, and the first line; an empty
+    source where there is none.
 
-    Not `inspect.getsource`, whose import and parsing take longer than many a run: the lines come from the code object, and the
-    block goes on for as long as lines are indented deeper than its first, or close a bracket.
+    Not `inspect.getsource`, whose import and parsing take longer than many a run. The lines come
+    from the code object. The block goes on while lines are indented deeper than its first, or close
+    a bracket.
     """
     file, first = code.co_filename, code.co_firstlineno
     lines = _lines(file)

@@ -1,7 +1,8 @@
-"""Records of runs in other places: kept there for the length of a call, and sent home before its answer.
+"""Records of runs in other places: kept there during the call, and sent home before its answer.
 
-On the far side, a guest recorder writes the log segments of the agent's runs into the home of the agent, which is removed with it: no
-file stays there. On this side, they join the log segments of the run that wanted them, and are ingested with those.
+On the far side, a guest recorder writes the log segments of the agent's runs into the home of the
+agent, which is removed with it: no file stays there. On this side, they join the log segments of
+the run that called, and are ingested with those.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from entangle._run.run import Run
     from entangle._worker.worker import Worker
 
-# Here ----------------------------------------------------------------------------------------------------------------
+# Here ---------------------------------------------------------------------------------------------
 
 
 def destination(worker: Worker) -> str:
@@ -36,7 +37,8 @@ def destination(worker: Worker) -> str:
 
 
 def keep(folder: str, bodies: list[bytes]) -> None:
-    """Write log segments that have come home. Never raises: no call fails for the sake of its record."""
+    """Write log segments that have come home. Never raises: no call fails for the sake of its
+    record."""
     for body in bodies:
         try:
             name = parse(body).id
@@ -47,7 +49,8 @@ def keep(folder: str, bodies: list[bytes]) -> None:
             try:
                 with open(fd, "wb") as file:
                     file.write(body)
-                # Only now under its own name: a process that ingests meanwhile must not find half of it.
+                # Only now under its own name: a process that ingests meanwhile must not find half
+                # of it.
                 os.rename(path + ".part", path + SUFFIX)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -57,11 +60,12 @@ def keep(folder: str, bodies: list[bytes]) -> None:
             complain(error)
 
 
-# There ---------------------------------------------------------------------------------------------------------------
+# There --------------------------------------------------------------------------------------------
 
 
 class Guest(Recorder):
-    """Writes the log segments of runs whose caller, elsewhere, wants them, and of the runs that their bodies call."""
+    """Writes the log segments of runs whose caller, elsewhere, wants records, and of the runs that
+    their bodies call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,11 +74,11 @@ class Guest(Recorder):
         self.folder = make_directory(self.place)
 
     def expect(self, run: ObservedRun, whole: bool) -> None:
-        """This run is to be remembered."""
+        """Record this run."""
         self._whole[run.id] = whole
 
     def destination_of(self, run: ObservedRun) -> tuple[str, bool] | None:
-        """The agent's own directory, for runs that are wanted."""
+        """The agent's own directory, for runs to be recorded."""
         if run.nested:
             return destination_of(run)
         if run.id not in self._whole and run.parent is not None and run.parent[0] in self._whole:
@@ -92,12 +96,14 @@ _guest: Guest | None = None
 
 
 def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
-    """Have a run of this agent remembered for the run and the node elsewhere that want it. Never raises."""
+    """Record a run of this agent for the run and the node elsewhere that called it. Never
+    raises."""
     global _guest
     try:
         if _guest is None:
             _guest = Guest()
-            # No other run of this process is recorded: this machine has no directory of records for them.
+            # No other run of this process is recorded: this machine has no directory of records for
+            # them.
             _run.observers[:] = [_guest]
     except OSError as error:
         complain(error)

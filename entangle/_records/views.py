@@ -1,4 +1,5 @@
-"""Views: runs and nodes as users hold them. Rows, with the ways through the graph and the drawings."""
+"""Views: runs and nodes as users hold them. They are rows, with the ways through the graph and the
+drawings."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class RunRecord(RunGraph):
 
     @cached_property
     def edges(self) -> list[Edge]:
-        """Who takes whose value."""
+        """Which node takes whose value."""
         return [Edge(row[4], row[1], row[3]) for rows in self._inputs for row in rows if row[4] is not None]
 
     @cached_property
@@ -92,7 +93,8 @@ class RunRecord(RunGraph):
 
     @property
     def parent(self) -> RunRecord | None:
-        """The run in whose body it was called; None where there is none, or it is not remembered."""
+        """The run in whose body it was called; None where there is none, or that run is not
+        remembered."""
         if self.parent_id is None:
             return None
         try:
@@ -106,15 +108,15 @@ class RunRecord(RunGraph):
         return [record_of(row) for row in reading.children_of(self)]
 
     def node(self, which: NodeRecord | int | str) -> NodeRecord:
-        """A node by its number, or by its name where one alone has it. Raises RecordsError."""
+        """A node by its number, or by its name where only one node has it. Raises RecordsError."""
         if isinstance(which, NodeRecord):
             if which.run.id == self.id:
                 return which
-            raise RecordsError(f"node {which.number} ({which.name}) is one of run {which.run.id}, and not of run {self.id}")
+            raise RecordsError(f"node {which.number} ({which.name}) belongs to run {which.run.id}, not to run {self.id}")
         if isinstance(which, int):
             if 0 <= which < len(self.nodes):
                 return self.nodes[which]
-            raise RecordsError(f"run {self.id} has nodes 0 to {len(self.nodes) - 1}, and none with the number {which}")
+            raise RecordsError(f"run {self.id} has no node {which}; its nodes are 0 to {len(self.nodes) - 1}")
         found = [node for node in self.nodes if node.name == which]
         if len(found) == 1:
             return found[0]
@@ -122,7 +124,7 @@ class RunRecord(RunGraph):
         raise RecordsError(f"run {self.id} has {len(found) or 'no'} nodes called {which!r}" + ("" if found else f"; it has {names}"))
 
     def sources(self, node: NodeRecord | int | str) -> list[NodeRecord]:
-        """The nodes whose values a node takes; the node as in `node`, here and in the following."""
+        """The nodes whose values a node takes. The node is given as in `node`, here and below."""
         return [self.nodes[at] for at in self._sources(self.node(node).number)]
 
     def takers(self, node: NodeRecord | int | str) -> list[NodeRecord]:
@@ -130,16 +132,17 @@ class RunRecord(RunGraph):
         return [self.nodes[at] for at in self._takers[self.node(node).number]]
 
     def ancestors(self, node: NodeRecord | int | str) -> list[NodeRecord]:
-        """All nodes that a node's value was made of, by number."""
+        """All nodes that a node's value was made from, by number."""
         return [self.nodes[at] for at in _reach(self.node(node).number, self._sources)]
 
     def descendants(self, node: NodeRecord | int | str) -> list[NodeRecord]:
-        """All nodes that a node's value has gone into, by number."""
+        """All nodes that were made from a node's value, by number."""
         return [self.nodes[at] for at in _reach(self.node(node).number, self._takers.__getitem__)]
 
     def critical_path(self) -> list[NodeRecord]:
-        """The chain of nodes, first to last, that the end of the run had to wait for: from the root backwards, each time the source
-        whose value came last. Nodes that did not run are not on it."""
+        """The chain of nodes, first to last, that the end of the run had to wait for. From the root
+        backwards, it takes the source whose value came last. Nodes that did not run are not on
+        it."""
         ran = [node for node in self.nodes if node.ended_ns]
         if not ran:
             return []
@@ -165,8 +168,8 @@ class RunRecord(RunGraph):
         return plain.run_as_dict(self)
 
     def to_networkx(self) -> networkx.MultiDiGraph[int]:
-        """A networkx graph: a node for each node, with `name`, `state`, `seconds` and `text`; an edge for each argument.
-        Needs networkx (`pip install 'py-entangle[graph]'`)."""
+        """A networkx graph: a node for each node, with `name`, `state`, `seconds` and `text`; an
+        edge for each argument. Needs networkx (`pip install 'py-entangle[graph]'`)."""
         from entangle._records.drawing import networks
 
         return networks.to_networkx(self)
@@ -190,13 +193,15 @@ class RunRecord(RunGraph):
         return picture.to_svg(self)
 
     def to_trace(self) -> str:
-        """A trace for chrome://tracing and ui.perfetto.dev (JSON): who ran what when."""
+        """A trace for chrome://tracing and ui.perfetto.dev (JSON): which worker ran what, and
+        when."""
         from entangle._records.drawing import trace
 
         return trace.to_trace(self)
 
     def to_prov(self) -> str:
-        """The provenance as W3C PROV-JSON: entities are values, activities are nodes, agents are versions of tasks."""
+        """The provenance as W3C PROV-JSON: values are entities, nodes are activities, versions of
+        tasks are plans, the user is an agent."""
         from entangle._records.drawing import provenance
 
         return provenance.to_prov(self)

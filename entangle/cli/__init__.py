@@ -1,14 +1,15 @@
 """The command line: `entangle` or `python -m entangle`.
 
-`clean` needs nothing but the core. The other commands need the extra `cli` (typer and rich); without it they say so.
+`clean` needs nothing but the core. The other commands need the extra `cli` (typer and rich);
+without it they say so.
 
 What the exit status means, for every command:
 
     0    done
-    1    the program or task that was run has failed; `doctor` has found something broken; `clean` had to leave
-         something; records cannot be read, or a stream written
+    1    the program or task that was run has failed; `doctor` has found something broken;
+         `clean` had to leave something; records cannot be read, or output cannot be written
     2    wrong usage
-    3    what was asked for is not there: a run, a file, a name
+    3    what was asked for does not exist: a run, a file, a name
     4    a package that the command needs is not installed
     5    a server cannot be reached
     130  interrupted
@@ -25,7 +26,7 @@ from entangle.errors import EntangleError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit status, whose meaning stands at the top of this module.
+    """Run a command; gives the exit status, as the top of this module explains it.
 
     main(["clean"])
     """
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _run(given)
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where it can still be told that what was said cannot be written
+            sys.stdout.flush()  # here, where a failure to write can still be reported
         return status
     except Refused as refused:
         print(f"entangle: {plain(str(refused), lines=True)}", file=sys.stderr)
@@ -42,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EntangleError as error:
         print(f"entangle: {plain(str(error), lines=True)}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # whoever read our output has seen enough
-        sys.stdout = None  # else the interpreter complains when it flushes it
+    except BrokenPipeError:  # the reader of our output has closed it
+        sys.stdout = None  # or the interpreter reports an error when it flushes it at exit
         return status
     except OSError as error:  # a full disk behind stdout, a file that may not be read
         print(f"entangle: {plain(str(error))}", file=sys.stderr)

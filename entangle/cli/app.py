@@ -1,4 +1,5 @@
-"""The commands, their arguments and their help. What each does stands in the file of its name."""
+"""The commands, their arguments and their help. A command is carried out in the file of its name;
+`run` in `run_program.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from entangle.cli.exit_status import DONE, USAGE, Refused
 app = typer.Typer(
     name="entangle",
     help="Run Python functions in parallel, see what runs, and look at what ran.",
-    epilog="Exit status: 0 done, 1 what was run has failed, 2 wrong usage, 3 not there, 4 not installed, 5 not reachable, 130 interrupted.",
+    epilog="Exit status: 0 done, 1 what was run has failed, 2 wrong usage, 3 not found, 4 not installed, 5 not reachable, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -29,28 +30,30 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 def run_app(arguments: list[str]) -> int:
     """Run a command; gives the exit status."""
-    if arguments[:1] != ["run"]:  # what a program does is its own affair
-        from entangle._records.database import somebody_waits
+    if arguments[:1] != ["run"]:  # a program decides for itself how long it waits
+        from entangle._records.database import user_waits
 
-        somebody_waits()
+        user_waits()
     if arguments[:1] == ["run"]:
         arguments = ["run", *_options_first(arguments[1:])]
     try:
         app(arguments, prog_name="entangle")
-    except SystemExit as left:  # the way in which typer ends
+    except SystemExit as left:  # typer ends this way
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     return DONE
 
 
-#: The options of `run`, and whether a value follows.
+#: The options of `run`, and whether a value follows each.
 _RUN_OPTIONS = {"--json": False, "--progress": False, "--start": True, "--help": False, "-h": False}
 
 
 def _options_first(words: list[str]) -> list[str]:
-    """The words of `run`, with its options before the target, wherever they stood, and `--` behind them. A program gets all that stands
-    behind its file, as from python, and a task all that stands behind a `--`.
+    """The words of `run`, with its options before the target, wherever they stood, and `--` behind
+    them. A program gets all words behind its file, as from python. A task gets all words behind a
+    `--`.
 
-    Raises Refused for what looks like an option and is none: a task does not get what was meant for us.
+    Raises Refused for a word that looks like an option and is none: a task must not get what was
+    meant for us.
     """
     from entangle.cli.run_program import names_a_task
 
@@ -65,9 +68,9 @@ def _options_first(words: list[str]) -> list[str]:
             if _RUN_OPTIONS.get(word):
                 options += [value for value in [next(ahead, None)] if value is not None]
         elif word.startswith("--") and rest:
-            raise Refused(f"run has no option {word.partition('=')[0]}; write -- before words that are the task's, as -- {word}", USAGE)
+            raise Refused(f"run has no option {word.partition('=')[0]}; to pass it to the task, write -- before it: -- {word}", USAGE)
         elif word.startswith("-") and not rest:
-            options.append(word)  # of which it will be said that there is no such option
+            options.append(word)  # typer will say that there is no such option
         else:
             rest.append(word)
             if len(rest) == 1 and not names_a_task(word):
@@ -81,7 +84,7 @@ def _complete_run(incomplete: str) -> list[tuple[str, str]]:
         from entangle.cli.runs import names
 
         return [(name, about) for name, about in names() if name.startswith(incomplete)]
-    except Exception:  # a shell that completes is no place for errors
+    except Exception:  # an error would spoil the user's prompt
         return []
 
 
@@ -108,14 +111,15 @@ def _run(
         list[str] | None, typer.Argument(metavar="[ARGUMENTS]...", help="Python literals or words; KEYWORD=VALUE.")
     ] = None,
     as_json: Json = False,
-    progress: Annotated[bool, typer.Option("--progress", help="Show how far it is.")] = False,
+    progress: Annotated[bool, typer.Option("--progress", help="Show progress.")] = False,
     start: Annotated[str | None, typer.Option(help="How workers are started: auto, fork, forkserver, spawn.")] = None,
 ) -> None:
     """Run a program, or one task or call of it.
 
-    [b]entangle run work.py[/b] runs the program as python would; what stands behind the file is the program's.
-    [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs what comes of it and prints the value. Options may
-    stand before or behind the arguments; words behind [b]--[/b] are arguments, whatever they look like.
+    [b]entangle run work.py[/b] runs the program as python would; words behind the file go to it.
+    [b]entangle run work.py:simulate 3 seed=7[/b] calls [b]simulate(3, seed=7)[/b], runs the
+    resulting graph and prints its value. Options may stand before or behind the arguments; words
+    behind [b]--[/b] are always arguments.
     """
     from entangle.cli.run_program import run
 
@@ -140,7 +144,7 @@ def _show(
     run: Run = "last",
     form: Annotated[str, typer.Option("--format", "-f", help="tree, mermaid, dot, svg, trace, prov or json.")] = "tree",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file.")] = None,
-    node: Annotated[int | None, typer.Option(help="Only this node, with all that is known of it.")] = None,
+    node: Annotated[int | None, typer.Option(help="Only this node, with all its details.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a run: its graph with states and times, or in a form for other programs."""
@@ -153,7 +157,7 @@ def _show(
 def _top(
     as_json: Json = False,
     every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
-    looks: Annotated[int, typer.Option("--looks", "-n", min=0, help="End after so many looks; 0 is never.")] = 0,
+    looks: Annotated[int, typer.Option("--looks", "-n", min=0, help="End after so many looks; 0: never.")] = 0,
 ) -> None:
     """Watch the runs of this machine: workers, CPU, what each does, cookies."""
     from entangle.cli.top import top
@@ -171,7 +175,7 @@ def _clean(as_json: Json = False) -> None:
 
 @app.command("doctor")
 def _doctor(as_json: Json = False) -> None:
-    """Say what works on this machine, and how to get what does not."""
+    """Check what works on this machine, and say how to get the rest."""
     from entangle.cli.doctor import doctor
 
     raise typer.Exit(doctor(as_json))
@@ -179,7 +183,7 @@ def _doctor(as_json: Json = False) -> None:
 
 @app.command("ui")
 def _ui(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on loopback; 0 is any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on loopback; 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -192,10 +196,13 @@ def _ui(
 @graph_app.command("send")
 def _graph_send(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", autocompletion=_complete_run, help="These, sent before or not.")
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", autocompletion=_complete_run, help="Only these runs, even if they were sent before."),
     ] = None,
-    to: Annotated[str | None, typer.Option(help="The server, as ws://host:8182/gremlin; ENTANGLE_GRAPH if not given.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that it has not got, and not only those that were to be sent.")] = False,
+    to: Annotated[str | None, typer.Option(help="The server, as ws://host:8182/gremlin. Default: ENTANGLE_GRAPH.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All runs that the server does not have, not only those that were meant for it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Send the runs that a Gremlin server has missed."""
@@ -208,12 +215,12 @@ def _graph_send(
 def _hosts_check(
     hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="[USER@]HOST[:PORT].")],
     key: Annotated[str | None, typer.Option(help="A private key.")] = None,
-    python: Annotated[str | None, typer.Option(help="The interpreter there.")] = None,
-    known_hosts: Annotated[str | None, typer.Option(help="A file, or accept-new.")] = None,
+    python: Annotated[str | None, typer.Option(help="The Python interpreter on the host.")] = None,
+    known_hosts: Annotated[str | None, typer.Option(help="A known_hosts file, or accept-new.")] = None,
     transport: Annotated[str | None, typer.Option(help="openssh or paramiko.")] = None,
     as_json: Json = False,
 ) -> None:
-    """See whether tasks can run on these hosts."""
+    """Check whether tasks can run on these hosts."""
     from entangle.cli.hosts_check import check
 
     raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))

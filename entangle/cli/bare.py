@@ -1,4 +1,5 @@
-"""The command line of an installation without the extra `cli`: `clean`, and a word on how to get the rest."""
+"""The command line of an installation without the extra `cli`: `clean`, and a hint on how to get
+the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from entangle import __version__
 from entangle.cli.clean import clean
 from entangle.cli.exit_status import UNINSTALLED, Refused
 
-#: Commands that typer and rich carry.
+#: Commands that need typer and rich.
 OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts")
 
 

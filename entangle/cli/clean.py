@@ -1,4 +1,5 @@
-"""`entangle clean`: remove what runs of killed processes have left behind. Needs nothing but the core."""
+"""`entangle clean`: remove what runs of killed processes have left behind. Needs nothing but the
+core."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from entangle.cli.terminal_text import plain, stdout
 
 
 def clean(as_json: bool) -> int:
-    """Remove stale directories and containers, and say which; gives the exit status. What had to be
-    left is a failure. What could not be looked at is said, and is none."""
+    """Remove stale directories and containers, and say which; gives the exit status. It is a
+    failure where something had to be left, and none where something could not be looked at."""
     from entangle._remote.transport.docker_leftovers import sweep_containers
 
     left: list[str] = []

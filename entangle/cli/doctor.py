@@ -1,4 +1,5 @@
-"""`entangle doctor`: what works on this machine, and how to get what does not. It starts nothing that it does not end."""
+"""`entangle doctor`: what works on this machine, and how to get what does not. Whatever it starts,
+it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any
 from entangle.cli.exit_status import DONE, FAILED
 from entangle.cli.printing import console, print_json, size, text
 
-#: WORKS; OFF: not here, and nobody needs to mind who does not use it; BROKEN: entangle does not do its work.
+#: WORKS; OFF: not available, which matters only to those who use it; BROKEN: entangle itself fails.
 WORKS, OFF, BROKEN = "works", "off", "broken"
 
 #: Seconds that a program or a server gets to answer.
@@ -23,7 +24,7 @@ PATIENCE = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look at one thing has found; `advice` says how to get it."""
+    """The result of one check; `advice` says how to get what is missing."""
 
     what: str
     state: str
@@ -32,7 +33,7 @@ class Finding:
 
 
 def doctor(as_json: bool) -> int:
-    """Look at everything; gives 1 where something is broken."""
+    """Check everything; gives 1 where something is broken."""
     findings = [_careful(look) for look in LOOKS]
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -44,7 +45,7 @@ def doctor(as_json: bool) -> int:
 def _careful(look: Callable[[], Finding]) -> Finding:
     try:
         return look()
-    except Exception as error:  # one look that fails must not keep the others from being told
+    except Exception as error:  # one check that fails must not hide the others
         return Finding(look.__name__.strip("_").replace("_", " "), BROKEN, f"{type(error).__name__}: {error}"[:200])
 
 
@@ -52,7 +53,7 @@ def _show(findings: list[Finding]) -> None:
     out, colours = console(), {WORKS: "green", OFF: "yellow", BROKEN: "bold red"}
     wide = max(len(finding.what) for finding in findings)
     for finding in findings:
-        # One line each, however narrow the terminal: these are lines to be copied, and searched.
+        # One line each, however narrow the terminal is: people copy and search these lines.
         line = text((f"{finding.state:6}", colours[finding.state]), f"  {finding.what:{wide}}  {finding.detail}")
         out.print(line, soft_wrap=True)
         if finding.advice:
@@ -72,7 +73,7 @@ def _start(way: str) -> Callable[[], Finding]:
 
         began = time.monotonic()
         recording = os.environ.get("ENTANGLE_RECORD")
-        os.environ["ENTANGLE_RECORD"] = "0"  # nobody wants to remember this
+        os.environ["ENTANGLE_RECORD"] = "0"  # a check is no run of the user's
         try:
             value = process(_answer)(20)(start=way)
         except Exception as error:
@@ -128,7 +129,7 @@ def _cpus() -> Finding:
 
 
 def _cgroup_cpus() -> float | None:
-    """How many CPUs the control group allows, where it limits them (cgroup v2)."""
+    """The CPUs that the control group allows at a time (cgroup v2); None for no limit."""
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()

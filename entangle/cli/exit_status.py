@@ -7,7 +7,8 @@ INTERRUPTED = 130
 
 
 class Refused(Exception):
-    """A command cannot do what it was asked for. Shown as one line; the program ends with `status`."""
+    """A command cannot do what was asked. It is shown as one line, and the program ends with
+    `status`."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
@@ -15,7 +16,8 @@ class Refused(Exception):
 
 
 def need(module: str, extra: str, what: str) -> None:
-    """See that a module can be imported; raises Refused, with the extra that brings it, where it cannot."""
+    """Check that a module can be imported. Raises Refused, with the extra that brings it, where it
+    cannot."""
     import importlib
 
     try:

@@ -10,11 +10,11 @@ from entangle.cli.runs import run_called
 
 
 def send(runs: list[str], to: str | None, everything: bool, as_json: bool) -> None:
-    """Send these runs, or those that were to be sent and were not. Raises Refused where no server is named, there is no such run,
-    or the server does not answer."""
+    """Send these runs; without any, those that were meant for the server and are not there. Raises
+    Refused where no server is named, there is no such run, or the server does not answer."""
     address = to or os.environ.get("ENTANGLE_GRAPH")
     if not address:
-        raise Refused("which server? --to ws://localhost:8182/gremlin, or ENTANGLE_GRAPH", USAGE)
+        raise Refused("no server is named; use --to, as --to ws://localhost:8182/gremlin, or set ENTANGLE_GRAPH", USAGE)
     need("gremlin_python", "graph", "sending to a graph server")
     from entangle import records
     from entangle.errors import GraphError

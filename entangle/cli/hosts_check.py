@@ -13,8 +13,8 @@ from entangle.errors import OptionError
 
 
 def check(hosts: list[str], as_json: bool, **options: Any) -> int:
-    """Look at each host; gives 5 where one cannot be used. The options are those of @ssh. Raises Refused
-    for a word that names no host."""
+    """Check each host; gives 5 where one cannot be used. The options are those of @ssh. Raises
+    Refused for a word that names no host."""
     from entangle._remote.caller.check import check_hosts, look_at, transport_to
     from entangle._remote.caller.open_channels import close_all
 

@@ -25,13 +25,13 @@ COLOURS = {
 MARKS = {"done": "✓", "running": "▶", "failed": "✗", "cancelled": "○", "ready": "·", "waiting": "·"}
 
 
-#: Columns of what is no terminal: a file and a pipe have no edge at which anything would have to be cut or wrapped.
+#: Columns of a file or a pipe: it has no edge, so nothing is cut or wrapped.
 WIDE = 1 << 20
 
 
 def console(stderr: bool = False, file: TextIO | None = None) -> Console:
-    """Where people read. Not soft-wrapped: what is piped on, or written to a file, stays one line."""
-    # A text in brackets is a text: tasks and directories may be called so.
+    """Where people read. A line that goes to a pipe or a file stays one line."""
+    # No markup: names of tasks and directories may have brackets.
     out = Console(stderr=stderr, file=file or (None if stderr else stdout()), highlight=False, markup=False, emoji=False)
     if not out.is_terminal:
         out.width = WIDE
@@ -39,14 +39,15 @@ def console(stderr: bool = False, file: TextIO | None = None) -> Console:
 
 
 def text(*parts: str | tuple[str, str], style: str = "") -> Text:
-    """A text of parts, each alone or with its style. What would steer the terminal is shown escaped: names, values and errors are
-    whatever a program has made them."""
+    """A text of parts, each alone or with its style. Names, values and errors may contain anything,
+    so characters that would control the terminal are escaped."""
     return Text.assemble(*(plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts), style=style)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = ()) -> None:
-    """Rows under their heads, one line each; the columns named in `right` end flush. On a terminal the last column gets what the others
-    leave of a line, and is cut there: ids and numbers that are cut would be of no use."""
+    """Rows under their heads, one line each; columns in `right` are aligned to the right. On a
+    terminal, only the last column is cut, to what the others leave of the line: an id or a number
+    that is cut is useless."""
     out = console()
     lines = [[text(head, style="dim") for head in heads], *rows]
     widths = [max(row[at].cell_len for row in lines) for at in range(len(heads) - 1)]
@@ -61,7 +62,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Col
 
 
 def as_json(value: Any, encoding: str = "utf-8") -> str:
-    """A value as JSON that can be encoded so; what JSON does not know, as its text."""
+    """A value as JSON that can be encoded so. What JSON does not know becomes its text."""
     said = plain_json(json.dumps(value, default=str, ensure_ascii=False))
     try:
         said.encode(encoding)
@@ -71,7 +72,7 @@ def as_json(value: Any, encoding: str = "utf-8") -> str:
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON; what it does not know as its text."""
+    """One line of JSON. What JSON does not know becomes its text."""
     out = stdout()
     out.write(as_json(value, out.encoding or "utf-8") + "\n")
     out.flush()
@@ -91,7 +92,7 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """A point in time, by the clock of this place."""
+    """A point in time, in local time."""
     if seconds is None:
         return "—"
     then = datetime.fromtimestamp(seconds)

@@ -16,13 +16,14 @@ from entangle.cli.terminal_text import plain, stdout
 
 
 def run(target: str, arguments: list[str], as_json: bool, progress: bool, start: str | None) -> int:
-    """Run it; gives the exit status: that of the program, or 0 and 1 for a task that succeeds or fails.
+    """Run it; gives the exit status: that of the program, or 0 and 1 for a task that succeeds or
+    fails.
 
     Raises Refused where there is no such file or name, or where arguments do not fit.
     """
     if start is not None:
         if start not in ("auto", "fork", "forkserver", "spawn"):
-            raise Refused(f"--start is auto, fork, forkserver or spawn, not {start!r}", USAGE)
+            raise Refused(f"--start must be auto, fork, forkserver or spawn, not {start!r}", USAGE)
         os.environ["ENTANGLE_START"] = start
     if progress:
         os.environ["ENTANGLE_PROGRESS"] = "1"
@@ -32,7 +33,8 @@ def run(target: str, arguments: list[str], as_json: bool, progress: bool, start:
         status, value = _run_program(path, arguments), None
     else:
         status, value = _run_name(path, name, arguments, as_json)
-    # Looked for where somebody reads it: what has run has run, whatever the state of the records.
+    # Look for the record only where the id is shown: what has run has run, whatever the state of
+    # the records.
     run_id = _last_run(began) if as_json or sys.stderr.isatty() else None
     if as_json:
         print_json({"status": status, "value": value, "run": run_id, "seconds": round(time.time() - began, 6)})
@@ -42,12 +44,14 @@ def run(target: str, arguments: list[str], as_json: bool, progress: bool, start:
 
 
 def names_a_task(target: str) -> bool:
-    """Whether this is FILE:NAME, and not a program, whose own affair the words behind it are."""
+    """Whether this is FILE:NAME. If not, it is a program, and the words behind it belong to the
+    program."""
     return ":" in target and not os.path.exists(target)
 
 
 def _parse(target: str) -> tuple[str, str]:
-    """The file, and the name in it or ''. A file whose own name has a colon is still a file."""
+    """The file, and the name in it or "". A file whose own name has a colon is a file all the
+    same."""
     path, colon, name = target.rpartition(":")
     if not colon or os.path.exists(target):
         path, name = target, ""
@@ -61,7 +65,7 @@ def _parse(target: str) -> tuple[str, str]:
 
 
 def _run_program(path: str, arguments: list[str]) -> int:
-    """Run a file as `python FILE ARGUMENTS` would; what it raises is shown as Python shows it."""
+    """Run a file as `python FILE ARGUMENTS` would. An error is shown as Python shows it."""
     import runpy
 
     sys.argv = [path, *arguments]
@@ -77,7 +81,7 @@ def _run_program(path: str, arguments: list[str]) -> int:
 
 
 def _status_of(left: SystemExit) -> int:
-    """The status with which a program has left; where that is a text, it is shown, as Python does."""
+    """The exit status of a program. Where it is a text, that is shown, as Python does."""
     if left.code is None:
         return DONE
     if isinstance(left.code, int):
@@ -119,8 +123,9 @@ def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tupl
 
 
 def _load(path: str) -> Any:
-    """Import a file under its own name, so that workers which are not forked can import it too. Where that name is another module's,
-    or has dots, which would be packages, it gets another, and what is defined in it travels by value."""
+    """Import a file under its own name, so that workers that are not forked can import it too.
+    Where another module has that name, or the name has dots, which would mean packages, it gets
+    another name, and what it defines travels by value."""
     import importlib.util
 
     from entangle._shared.pickling import travel_by_value
@@ -128,7 +133,7 @@ def _load(path: str) -> Any:
     folder, file = os.path.split(os.path.abspath(path))
     own_name = os.path.splitext(file)[0]
     importable = "." not in own_name and own_name not in sys.modules
-    # Not first where the file would hide the other module from workers that import that.
+    # Not first where the file would hide the other module from workers that import it.
     sys.path.insert(0 if importable else len(sys.path), folder)
     module_name = own_name if importable else own_name.replace(".", "-") + "-run"
     while module_name in sys.modules:
@@ -145,7 +150,7 @@ def _load(path: str) -> Any:
         spec.loader.exec_module(module)
     except SystemExit as left:
         _status_of(left)
-        raise Refused(f"{path} cannot be imported: it leaves by sys.exit", FAILED) from None
+        raise Refused(f"{path} cannot be imported: it calls sys.exit", FAILED) from None
     except Exception as error:
         _show_error(error, path)
         raise Refused(f"{path} cannot be imported", FAILED) from None
@@ -167,8 +172,8 @@ def _find(module: Any, path: str, name: str) -> Any:
 
 
 def _arguments(words: list[str], name: str, found: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Words as arguments: Python literals where they are, else text; KEYWORD=VALUE where the function has that parameter. Raises
-    Refused where it takes no such arguments."""
+    """Words as arguments: Python literals, or else texts; KEYWORD=VALUE where the function has that
+    parameter. Raises Refused where it does not take such arguments."""
     from entangle.task import Call
 
     signature = _signature(found)
@@ -185,18 +190,18 @@ def _arguments(words: list[str], name: str, found: Any) -> tuple[list[Any], dict
         elif key in parameters or any_keyword:
             kwargs[key] = _literal(text)
         else:
-            raise Refused(f"{name} has no parameter {key!r}; {_described(parameters)}. A text is put in quotes: '\"{word}\"'", USAGE)
+            raise Refused(f"{name} has no parameter {key!r}; {_described(parameters)}. To pass it as a text, quote it: '\"{word}\"'", USAGE)
     before = (found.args, found.kwargs) if isinstance(found, Call) else ((), {})
     try:
         if signature is not None:
             signature.bind(*before[0], *args, **{**before[1], **kwargs})
     except TypeError as error:
-        raise Refused(f"{name} cannot be called so: {error}; {_described(parameters)}", USAGE) from None
+        raise Refused(f"{name} cannot be called with these arguments: {error}; {_described(parameters)}", USAGE) from None
     return args, kwargs
 
 
 def _signature(found: Any) -> inspect.Signature | None:
-    """What may be given to a task, a call or a function; None where that is not told."""
+    """The signature of a task, a call or a function; None where it is not known."""
     from entangle._tasks.parameters import without_injected
     from entangle.task import Call, Task
 
@@ -212,7 +217,8 @@ def _signature(found: Any) -> inspect.Signature | None:
 
 
 def _anything(*args: Any, **kwargs: Any) -> None:
-    """As a task takes it whose arguments are a layer's business: the fields of a request."""
+    """The signature of a task whose layer defines the arguments, such as the fields of a
+    request."""
 
 
 def _described(parameters: Mapping[str, inspect.Parameter]) -> str:
@@ -233,7 +239,7 @@ def _jsonable(value: Any) -> Any:
 
     try:
         json.dumps(value, allow_nan=False)
-    except Exception:  # a value of a class that does as it likes
+    except Exception:  # its class may raise anything
         return _text(value)
     return value
 
@@ -246,7 +252,7 @@ def _text(value: Any) -> str:
 
 
 def _show_error(error: BaseException, path: str) -> None:
-    """Show an error as Python does, from the user's own file on: the frames above are ours."""
+    """Show an error as Python does, from the user's file on: the frames above it are ours."""
     import traceback
 
     at = error.__traceback__
@@ -257,7 +263,8 @@ def _show_error(error: BaseException, path: str) -> None:
 
 
 def _last_run(began: float) -> str | None:
-    """The id of the last run that this process has recorded since then; None where nothing is recorded, or can be read."""
+    """The id of the last run that this process has recorded since then; None where runs are not
+    recorded, or records cannot be read."""
     from entangle.cli.runs import last_of_process
 
     try:

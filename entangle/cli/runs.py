@@ -19,11 +19,13 @@ HEADS = ("run", "task", "state", "began", "took", "nodes", "undone", "what")
 
 
 def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None:
-    """List them, the latest first. Raises Refused for a state that no run is ever in."""
+    """List runs, the latest first. Raises Refused for an unknown state."""
     from entangle import records
 
     if state not in (None, *STATES):
-        raise Refused(f"--state is {', '.join(STATES[:-1])} or {STATES[-1]} (which is shown as {told('killed')}), not {state!r}", USAGE)
+        raise Refused(
+            f"--state must be {', '.join(STATES[:-1])} or {STATES[-1]} (which is shown as {told('killed')}), not {state!r}", USAGE
+        )
     found = records.runs(limit, name=task, state=state)
     if as_json:
         print_json([summary(run) for run in found])
@@ -57,7 +59,7 @@ def told(state: str) -> str:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """What a list says of a run, as plain data."""
+    """A run as the list shows it, as plain data."""
     return {
         "id": run.id,
         "task": run.name,
@@ -76,8 +78,8 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def run_called(name: str) -> Run:
-    """A run by its id, the beginning of one, or `last`. Raises Refused where there is none, RecordsError where the records cannot be
-    read."""
+    """A run by its id, by the beginning of its id, or `last`. Raises Refused where there is none,
+    and RecordsError where the records cannot be read."""
     from entangle import records
 
     try:
@@ -89,14 +91,15 @@ def run_called(name: str) -> Run:
 
 
 def names() -> list[tuple[str, str]]:
-    """Ids of runs with a word on each, for a shell that completes."""
+    """Ids of runs, with a word on each, for a shell that completes."""
     from entangle import records
 
     return [(run.id, f"{run.name}, {told(run.state)}, {moment(run.started)}") for run in records.runs(30)]
 
 
 def last_of_process(pid: int, since: float) -> str | None:
-    """The id of the last run that this process has made since then, where runs are remembered."""
+    """The id of the last run that this process has made since then; None where runs are not
+    recorded."""
     from entangle import records
     from entangle._records.directory import recording
 

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from entangle.records import Node, Run
 
 FORMS = {"mermaid": "to_mermaid", "dot": "to_dot", "svg": "to_svg", "trace": "to_trace", "prov": "to_prov"}
-#: Nodes that a tree shows; above so many, tasks are shown instead.
+#: Up to so many nodes, a tree shows nodes; above, tasks.
 MOST = 200
-#: Inputs that are shown of one node.
+#: The most inputs that are shown of one node.
 INPUTS = 12
 
 
 def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
-    """Show it. Raises Refused where there is no such run, node or form."""
+    """Show a run or a node. Raises Refused where there is no such run, node or form."""
     from entangle.errors import RecordsError
 
     if form not in (*FORMS, "tree", "json"):
-        raise Refused(f"--format is {', '.join(('tree', *FORMS, 'json'))}, not {form!r}", USAGE)
+        raise Refused(f"--format must be {', '.join(('tree', *FORMS, 'json'))}, not {form!r}", USAGE)
     run = run_called(run_id)
     try:
         chosen = run.node(node) if node is not None else None
@@ -46,7 +46,7 @@ def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
         _write_json(run.to_dict(), output)
         return
     drawn = getattr(run, FORMS[form])()
-    # In the other forms, which are JSON, they are escaped already.
+    # The other forms are JSON, which escapes such characters itself.
     drawn = plain(drawn, lines=True) if form in ("mermaid", "dot", "svg") else drawn
     _write(drawn.rstrip("\n") + "\n", output)
 
@@ -80,7 +80,8 @@ def _print_tree(run: Run, output: Path | None) -> None:
 
 
 def tree(run: Run) -> Tree:
-    """A run as a tree: the node whose value it is on top, under each what it took. A run with many nodes, by task."""
+    """A run as a tree: on top the node whose value it is, under each node its inputs. A large run
+    is shown by task."""
     head = text(
         (run.name, "bold"),
         f"  {run.id}  ",
@@ -94,7 +95,8 @@ def tree(run: Run) -> Tree:
     if run.node_count > MOST:
         _add_tasks(run, top)
     else:
-        # One that several take is shown once; from then on its name alone. With a stack of our own, since a chain may be deep.
+        # A node that several others take is shown once, and after that by its name alone. The stack
+        # is our own: a chain may be deeper than Python's.
         shown: set[int] = set()
         states = _states_now(run)
         waiting: list[tuple[Node | None, Tree, str]] = [(run.root, top, "")]
@@ -122,7 +124,8 @@ def tree(run: Run) -> Tree:
 
 
 def _states_now(run: Run) -> dict[int, str]:
-    """The states of the nodes of a run that lasts, from its table; nothing for one that is over, or runs on another machine."""
+    """The states of the nodes of a run that lasts, from its table. Empty for a run that is over, or
+    on another machine."""
     if run.state != "running":
         return {}
     from entangle._watch.live_runs import live_runs
@@ -150,7 +153,7 @@ def _line(node: Node, argument: str, again: bool, state: str) -> Text:
 
 
 def _add_tasks(run: Run, top: Tree) -> None:
-    """Tasks instead of nodes, and who takes whose values."""
+    """Add tasks instead of nodes, and which takes values of which."""
     groups: dict[str, list[Node]] = {}
     for node in run.nodes:
         groups.setdefault(node.name, []).append(node)

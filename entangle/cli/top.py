@@ -17,14 +17,14 @@ from rich.table import Table
 from entangle._watch.live_runs import LiveRun, cookies, live_homes, live_runs, pid_of_home
 from entangle.cli.printing import console, duration, print_json, size, text
 
-#: Workers shown of one run; what they do repeats.
+#: The most workers that are shown of one run.
 MOST_WORKERS = 16
-#: Runs shown, the outermost first.
+#: The most runs that are shown, the outermost first.
 MOST_RUNS = 12
 
 
 def top(as_json: bool, every: float, looks: int) -> None:
-    """Look again and again, or once where nobody watches. Ctrl-C or q ends it."""
+    """Look again and again, or once where the output is no terminal. Ctrl-C or q ends it."""
     eye = Eye()
     if as_json:
         for _ in _times(every, looks or 1):
@@ -33,7 +33,7 @@ def top(as_json: bool, every: float, looks: int) -> None:
     out = console()
     if not out.is_terminal or looks == 1:
         eye.look()
-        time.sleep(min(every, 0.2))  # CPU use is a difference
+        time.sleep(min(every, 0.2))  # CPU use is a difference between two looks
         out.print(picture(eye.look()))
         return
     with _keys() as pressed, Live(console=out, auto_refresh=False, screen=not looks) as live:
@@ -42,7 +42,8 @@ def top(as_json: bool, every: float, looks: int) -> None:
 
 
 def _times(every: float, looks: int, ended: Any = None) -> Iterator[int]:
-    """Count up to `looks` (0: for ever), `every` seconds apart; `ended(seconds)` waits that long, and may say that it is enough."""
+    """Count up to `looks` (0: for ever), `every` seconds apart. `ended(seconds)` waits so long, and
+    says whether to stop."""
     count = 0
     while not looks or count < looks:
         yield count
@@ -57,7 +58,8 @@ def _times(every: float, looks: int, ended: Any = None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Any]:
-    """Keys as they are pressed, without Enter; gives a function that waits, and tells whether it was q."""
+    """Read keys as they are pressed, without Enter. Gives a function that waits, and tells whether
+    the key was q."""
     import select
     import termios
     import tty
@@ -91,7 +93,8 @@ class Eye:
         self._processes: dict[int, psutil.Process] = {}
 
     def look(self) -> dict[str, Any]:
-        """What runs now, as plain data: runs with their workers, cookies, the machine's own load. CPU in percent of one."""
+        """What runs now, as plain data: runs with their workers, cookies, the load of the machine.
+        CPU use is in percent of one CPU."""
         runs: list[dict[str, Any]] = []
         seen: set[int] = set()
         for run in live_runs():
@@ -144,7 +147,7 @@ class Eye:
 
 
 def picture(look: dict[str, Any]) -> Group:
-    """What a look has found, for people."""
+    """A look, for people."""
     free = "  ".join(
         f"{pid}: " + ", ".join(f"{name} {count}" for name, count in queues.items()) for pid, queues in look["cookies"].items() if queues
     )

@@ -9,7 +9,8 @@ from entangle.cli.printing import console, print_json
 
 
 def ui(port: int, browser: bool, as_json: bool) -> None:
-    """Serve the page until Ctrl-C. Raises Refused where the extra `web` is missing or the port is taken."""
+    """Serve the page until Ctrl-C. Raises Refused where the extra `web` is missing or the port is
+    taken."""
     need("starlette", "web", "the page")
     need("uvicorn", "web", "the page")
     from entangle.web.server import PageServer
@@ -22,14 +23,14 @@ def ui(port: int, browser: bool, as_json: bool) -> None:
         out.print("Runs, live and remembered, are at" if first else "For another browser:")
         print(f"\n    {address}\n", flush=True)
         if first:
-            out.print("The address is for you alone, and for one use. Another one follows then. Ctrl-C ends it.", style="dim")
+            out.print("Only you can use the address, and only once; then another one is shown. Ctrl-C ends the server.", style="dim")
         first = False
         sys.stdout.flush()
 
     try:
         server = PageServer(port) if as_json else PageServer(port, show)
     except OSError as error:
-        raise Refused(f"port {port} on 127.0.0.1 cannot be had: {error.strerror}; --port 0 takes one that is free", UNREACHABLE) from None
+        raise Refused(f"port {port} on 127.0.0.1 cannot be used: {error.strerror}; --port 0 takes a free one", UNREACHABLE) from None
     if as_json:
         print_json({"url": server.url, "port": server.port, "token": server.token})
     if browser and not as_json and sys.stdout.isatty():

@@ -266,6 +266,6 @@ def test_a_page_without_the_token_says_what_to_do(page: Page) -> None:
             answer = tab.goto(page.base)
             assert answer is not None
             assert answer.status == 401
-            assert "Open the address with the token" in tab.inner_text("body")
+            assert "This address has no token" in tab.inner_text("body")
         finally:
             browser.close()

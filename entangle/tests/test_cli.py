@@ -225,7 +225,7 @@ def test_a_task_may_have_parameters_that_are_called_like_options(here: Callable[
 def test_an_option_that_is_none_is_not_handed_to_the_task(here: Callable[..., tuple[int, str, str]]) -> None:
     status, said, complaint = here("run", "work.py:rest", "1", "--strat=fork")
     assert (status, said) == (USAGE, "")
-    assert "run has no option --strat; write -- before words that are the task's, as -- --strat=fork" in complaint
+    assert "run has no option --strat; to pass it to the task, write -- before it: -- --strat=fork" in complaint
     for words in (("--strat", "work.py:rest"), ("work.py:rest", "--start"), ("work.py:rest", "--json=1"), ("work.py:rest", "--start", "x")):
         status, said, complaint = here("run", *words)
         assert (status, said) == (USAGE, ""), complaint
@@ -277,7 +277,7 @@ def test_a_file_that_leaves_while_it_is_imported(line: Line) -> None:
     done = line("run", "leaving.py:call")
     assert (done.returncode, done.stderr) == (
         FAILED,
-        "need a licence\nentangle: leaving.py cannot be imported: it leaves by sys.exit\n",
+        "need a licence\nentangle: leaving.py cannot be imported: it calls sys.exit\n",
     )
 
 
@@ -335,12 +335,20 @@ def test_a_file_of_any_name_is_imported_and_not_run(line: Line, name: str, how: 
         (("run", "work.py:number"), USAGE, "is a int"),
         (("run", "work.py:1x"), USAGE, "is not a name"),
         (("run", "--start", "magic", "work.py"), USAGE, "auto, fork, forkserver or spawn"),
-        (("run", "work.py:double"), USAGE, "double cannot be called so: missing a required argument: 'n'; it takes n, times"),
+        (
+            ("run", "work.py:double"),
+            USAGE,
+            "double cannot be called with these arguments: missing a required argument: 'n'; it takes n, times",
+        ),
         (("run", "work.py:add", "1", "2", "3"), USAGE, "too many positional arguments; it takes a, b"),
         (("run", "work.py:add", "1", "a=3"), USAGE, "multiple values for argument 'a'; it takes a, b"),
         (("run", "work.py:add", "1", "c=3"), USAGE, "add has no parameter 'c'; it takes a, b."),
         (("run", "work.py:call", "1"), USAGE, "too many positional arguments"),
-        (("run", "work.py:many", "1"), USAGE, "many cannot be called so: too many positional arguments; it takes no arguments"),
+        (
+            ("run", "work.py:many", "1"),
+            USAGE,
+            "many cannot be called with these arguments: too many positional arguments; it takes no arguments",
+        ),
         (("run", "work.py:plain", "a=b", "c=[None]"), USAGE, "missing a required argument: 'text'; it takes text, **more"),
         (("run", "work.py:mistaken", "1"), FAILED, "TypeError"),
         (("run", "work.py:fail", "1"), FAILED, "ValueError: no 1"),
@@ -350,7 +358,7 @@ def test_a_file_of_any_name_is_imported_and_not_run(line: Line, name: str, how: 
         (("show", "--format", "gif"), USAGE, "tree, mermaid, dot, svg, trace, prov, json"),
         (("nothing",), USAGE, "No such command"),
         (("run",), USAGE, "Missing argument"),
-        (("graph", "send"), USAGE, "which server?"),
+        (("graph", "send"), USAGE, "no server is named"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -802,7 +802,9 @@ def test_a_limit_that_is_none_is_told_of_and_removes_nothing(
     for number in (1, 2):
         assert process(one)()() == 1
         assert len(records.runs()) == number
-        assert [f"{variable} is a number from 0 on, or inf, not '{value}'" in one.getMessage() for one in caplog.records] == [True] * number
+        assert [f"{variable} is '{value}'; it must be a number from 0 on, or inf" in one.getMessage() for one in caplog.records] == [
+            True
+        ] * number
     with pytest.raises(RecordsError, match=variable):
         records.retain()
 
@@ -883,7 +885,7 @@ def test_a_node_is_named_everywhere_in_the_same_ways(directory: Path) -> None:
             (99, "0 to 2"),
             (-1, "0 to 2"),
             ("two", "no nodes called 'two'; it has add, one, twice"),
-            (other.root, "not of run"),
+            (other.root, "not to run"),
         ):
             with pytest.raises(RecordsError, match=said):
                 ask(which)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from entangle.web.guard import Codes, Guard
 from entangle.web.lanes import Stretch, timeline
-from entangle.web.page_graph import OPENED, Part, drawn
+from entangle.web.page_graph import OPENED, GraphPart, drawn
 
 from .callers import ROOT
 from .evidence import wait_until
@@ -620,9 +620,9 @@ def test_a_server_ends_while_somebody_listens(tmp_path: Path) -> None:
 # --- pictures of graphs and times, without a server -------------------------------------------------------------------
 
 
-def part(tasks: list[str], states: str = "done", edges: list[tuple[int, int]] | None = None) -> Part:
+def part(tasks: list[str], states: str = "done", edges: list[tuple[int, int]] | None = None) -> GraphPart:
     names = list(dict.fromkeys(tasks))
-    return Part("run", names, [names.index(task) for task in tasks], [states] * len(tasks), edges or [])
+    return GraphPart("run", names, [names.index(task) for task in tasks], [states] * len(tasks), edges or [])
 
 
 def test_more_tasks_than_can_be_drawn_share_one_place() -> None:

@@ -1,13 +1,17 @@
-"""Who may ask, and what a browser may do with the answers.
+"""Which requests are answered, and what a browser may do with the answers.
 
-The server listens on loopback, where any program of any user of the machine, and any page that some browser has open, can reach it. So:
+The server listens on loopback. Any program of any user of the machine can reach it there, and so can
+any page that a browser has open. Hence:
 
-- A request needs the token of this server, in a cookie that pages of other sites cannot use and scripts cannot read. A browser gets
-  that cookie for a code in the address, which is good for one use within some minutes, and only by this user where the kernel tells
-  whose connection it is: command lines, on which addresses stand when a browser is started, are for all users to read. The answer is
-  a redirect to the address without the code. Programs may have the token itself in the address, or in a header.
-- The Host header must name loopback. Else a page of another site could have its name point here (DNS rebinding).
-- Pages may load nothing from anywhere else, run no script but ours, and be framed by nobody.
+- A request needs the token of this server, in a cookie that scripts cannot read and pages of other
+  sites cannot use. A browser gets the cookie for a code in the address. The code is good for one use
+  within some minutes and, where the kernel tells whose connection it is, for this user alone: when a
+  browser is started, the address is on its command line, which all users can read. The answer
+  redirects to the address without the code. Programs may have the token itself in the address, or in
+  a header.
+- The Host header must name loopback. Otherwise another site could let its name point here, and a
+  browser would take this server for that site (DNS rebinding).
+- Pages may load nothing from elsewhere, run no script but ours, and be framed by no other page.
 """
 
 from __future__ import annotations
@@ -32,10 +36,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 PARAMETER, CODE, BEARER = "token", "code", "bearer "
 _LOOPBACK = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
-_NO_TOKEN = "Open the address with the token, or with a code for it, which the server printed when it started, in its terminal."
+_NO_TOKEN = "This address has no token and no code. Open the address that `entangle ui` printed in its terminal."
 _NO_CODE = (
-    "This address is good for one use, within some minutes, by the user who has started the server. A new one stands in the terminal of "
-    "`entangle ui`. If you have not used this one yourself, somebody else has: end the server with Ctrl-C."
+    "This address has been used, or is too old: it is good for one use, within some minutes, by the user who started the server. "
+    "The terminal of `entangle ui` shows a new one. If you have not used this address, another user has: end the server with Ctrl-C."
 )
 
 _HEADERS = [
@@ -55,23 +59,24 @@ _HEADERS = [
 
 
 class Codes:
-    """Codes that are each good for one use, until their time is up."""
+    """Codes. Each is good for one use, until its time is up."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
 
     def new(self, seconds: float) -> str:
-        """A code that is good for so long."""
+        """A new code that is good for so many seconds."""
         code = secrets.token_urlsafe(24)
         self._until[code] = time.monotonic() + seconds
         return code
 
     def good(self, code: str) -> bool:
-        """Whether a code could be used now."""
+        """Whether a code is good now."""
         return self._until.get(code, 0.0) > time.monotonic()
 
     def use(self, given: str) -> bool:
-        """Use a code up; gives whether it was good. How long it takes tells nothing about the codes that there are."""
+        """Use a code up; gives whether it was good. The time that this takes tells nothing about
+        the codes."""
         found = [code for code in list(self._until) if hmac.compare_digest(code.encode(), given.encode())]
         good = any(self.good(code) for code in found)
         for code in [*found, *(code for code in list(self._until) if not self.good(code))]:
@@ -80,8 +85,8 @@ class Codes:
 
 
 class Guard:
-    """An ASGI application around another one. `port` tells the cookies of two servers on one machine apart. `used` is called after
-    every code that was given, good or not."""
+    """An ASGI application around another one. `port` keeps the cookies of two servers on one
+    machine apart. `used` is called after every code that was given, good or not."""
 
     def __init__(self, inner: Application, token: str, port: int, codes: Codes, used: Callable[[], None]) -> None:
         self.inner = inner
@@ -98,15 +103,17 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if not _LOOPBACK.fullmatch(headers.get(b"host", b"")):
-            return await _refuse(send, 421, "This server answers to its loopback address alone.")
+            return await _refuse(send, 421, "This server answers only to its loopback address: 127.0.0.1, localhost or [::1].")
         if scope["method"] not in ("GET", "HEAD"):
-            return await _refuse(send, 405, "This server only shows.")
+            return await _refuse(send, 405, "This server is read-only: it answers GET and HEAD.")
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = next((value for name, value in query if name == PARAMETER), None)
         code = next((value for name, value in query if name == CODE), None)
         if given is not None and not self._right(given):
-            return await _refuse(send, 401, "That is not the token of this server. It is in what `entangle ui --json` prints.")
-        # Who has the cookie needs no code, and may look at an old address again.
+            return await _refuse(
+                send, 401, "The token in this address is not the token of this server. `entangle ui --json` prints the right one."
+            )
+        # A browser with the cookie needs no code, and may open an old address again.
         if given is None and code is not None and not self._right(self._kept(headers)) and not self._code_is_good(code, scope):
             return await _refuse(send, 401, _NO_CODE)
         if given is not None or code is not None:
@@ -134,7 +141,7 @@ class Guard:
 
     def _code_is_good(self, code: str, scope: Scope) -> bool:
         if scope["method"] != "GET" or not _is_ours(scope.get("client"), scope.get("server")):
-            return False  # and it stays good: nobody has used it who could have had anything for it
+            return False  # the code stays good: this request would not have got the cookie anyway
         good = self.codes.use(code)
         self.used()
         return good
@@ -143,7 +150,7 @@ class Guard:
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
     def _kept(self, headers: dict[bytes, bytes]) -> str | None:
-        """The token that a browser has in its cookie, or a program in its Authorization header."""
+        """The token: in the cookie of a browser, or in the Authorization header of a program."""
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         if authorization.lower().startswith(BEARER):
             return authorization[len(BEARER) :].strip()
@@ -155,8 +162,8 @@ class Guard:
 
 
 def _is_ours(client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
-    """Whether the connection between these addresses of IPv4 is this user's, or that of root, who forwards ports; also where the kernel
-    does not tell."""
+    """Whether the connection between these IPv4 addresses belongs to this user, or to root, which
+    forwards ports. True as well where the kernel does not tell."""
     try:
         ends = [_as_listed(*end) for end in (client, server) if end]
         with open("/proc/net/tcp", encoding="ascii") as file:

@@ -1,11 +1,12 @@
-"""A timeline as the page draws it: a lane for each worker or CPU, and what is narrower than a pixel joined with its neighbours."""
+"""A timeline as the page draws it: a lane for each worker or CPU. What is narrower than a pixel is
+joined with its neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-#: Lanes that are drawn; a run with more workers shows its first ones.
+#: The most lanes that are drawn. A run with more workers shows the first of them.
 MOST = 400
 
 
@@ -22,7 +23,7 @@ class Stretch(NamedTuple):
 
 
 def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None) -> tuple[tuple[int, ...], str]:
-    """The lane of a node, and what is written beside it."""
+    """The lane of a node, and its label."""
     if by == "cpu":
         return (cpu if cpu is not None else -1,), f"cpu {cpu}" if cpu is not None and cpu >= 0 else "cpu ?"
     return (pid or 0, worker or 0), f"{pid or '?'}·{worker or 0}"
@@ -33,7 +34,8 @@ def timeline(
 ) -> dict[str, Any]:
     """Lanes and bars between `start` and `end`, for a picture of `width` pixels.
 
-    A bar is lane, started, ended, task (-1: several), node, how many nodes, whether one of them failed.
+    A bar is lane, started, ended, task (-1: several), node, how many nodes, whether one of them
+    failed.
     """
     low, high = start if start is not None else 0.0, end if end is not None else max(total, 1e-9)
     narrow = max(high - low, 1e-9) / max(1, width)
@@ -64,7 +66,8 @@ def timeline(
 def _joined(number: int, stretches: Sequence[Stretch], narrow: float, tasks: dict[str, int]) -> list[list[Any]]:
     bars: list[list[Any]] = []
     at: list[Any] | None = None
-    # Whose colour a joined bar has: the task that took most of it, by the vote of Boyer and Moore, one vote a nanosecond.
+    # A joined bar has the colour of the task that took most of its time, found by the majority vote
+    # of Boyer and Moore, weighted by time.
     lead = 0.0
     for _, _, started, ended, task, node, failed in stretches:
         index = tasks[task]

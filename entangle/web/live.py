@@ -1,4 +1,4 @@
-"""Runs that last, as the page wants them: read from their tables, which are mapped for as long as one look takes."""
+"""Runs that last, as the page wants them. Their tables are mapped for as long as one look takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
 from entangle._watch.live_runs import LiveRun, live_runs
 from entangle._watch.outline import Outline, read_outline
 from entangle.web.lanes import Stretch, lane_of
-from entangle.web.page_graph import Part, condensed, drawn, name_of, reached
+from entangle.web.page_graph import GraphPart, condensed, drawn, name_of, reached
 from entangle.web.recorded import Absent
 
 _STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
@@ -31,15 +31,16 @@ def watched() -> Iterator[list[LiveRun]]:
 
 @contextlib.contextmanager
 def family(run_id: str) -> Iterator[list[LiveRun]]:
-    """A run that lasts, and those nested in it. Raises Absent where it does not, or no longer."""
+    """A run that lasts, and those nested in it. Raises Absent where it does not last, or is over by
+    now."""
     with watched() as found:
         mine = {run_id}
-        for run in found:  # nested ones come after the run around them
+        for run in found:  # a nested run comes after the run around it
             if run.outer in mine:
                 mine.add(run.id)
         chosen = [run for run in found if run.id in mine]
         if not chosen or chosen[0].id != run_id:
-            raise Absent(f"Run {run_id} does not last.")
+            raise Absent(f"Run {run_id} is not running.")
         yield chosen
 
 
@@ -83,8 +84,9 @@ def _counts(run: LiveRun) -> dict[str, int]:
     return dict(zip(("done", "running", "waiting", "failed"), run.counts(), strict=True))
 
 
-def look(run_id: str, seen: dict[str, Part]) -> dict[str, Any]:
-    """How far a run is: counts, and its graph as it is now. `seen` keeps the graphs of runs nested in it which are over since."""
+def look(run_id: str, seen: dict[str, GraphPart]) -> dict[str, Any]:
+    """How far a run is: counts, and its graph as it is now. `seen` keeps the graphs of nested runs
+    that are over by now."""
     with family(run_id) as runs:
         now = {run.id: part for run in runs if (part := _part(run)) is not None}
         for over in seen.keys() - now.keys():
@@ -107,7 +109,8 @@ def graph(run_id: str, opened: list[str]) -> dict[str, Any]:
 
 
 class _Edges:
-    """The edges of an outline, as often as they are wanted and never all at once."""
+    """The edges of an outline. They can be iterated again and again, and are never all in
+    memory."""
 
     def __init__(self, outline: Outline) -> None:
         self._outline = outline
@@ -122,20 +125,21 @@ class _Edges:
 
 @lru_cache(maxsize=16)
 def _structure(directory: str) -> tuple[Outline, Counter[tuple[int, int]], list[int]]:
-    """What does not change of a run: its outline, and its edges in short. Kept from one look to the next, since a run may have a
-    million nodes. The name of the directory is never used again."""
+    """The outline of a run, and its edges in short. Neither changes, and a run may have a million
+    nodes, so they are kept from one look to the next. The name of a directory is never used
+    again."""
     outline = read_outline(directory)
     if outline is None:
         raise Absent(f"{directory} has no outline.")
     return outline, *condensed(outline.body_of, _Edges(outline))
 
 
-def _part(run: LiveRun) -> Part | None:
+def _part(run: LiveRun) -> GraphPart | None:
     try:
         outline, links, sinks = _structure(run.directory)
     except Absent:
         return None
-    return Part(
+    return GraphPart(
         run.id,
         outline.names,
         outline.body_of,
@@ -147,14 +151,15 @@ def _part(run: LiveRun) -> Part | None:
     )
 
 
-def _shapeless(run: LiveRun) -> Part:
-    """A run in its first moments: its states are known, its names not yet."""
+def _shapeless(run: LiveRun) -> GraphPart:
+    """A run in its first moments: its states are known, its names are not yet."""
     states = run.states()
-    return Part(run.id, ["task"], [0] * len(states), states, ())
+    return GraphPart(run.id, ["task"], [0] * len(states), states, ())
 
 
 def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
-    """Who ran what when, in seconds since the run began, and how long it has lasted. Nodes that run are among them."""
+    """Which worker ran what, in seconds since the run began, and how long it has lasted. Nodes that
+    are running are included."""
     found: list[Stretch] = []
     with family(run_id) as runs:
         lasted = runs[0].seconds
@@ -228,7 +233,7 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
 
 
 def node(root: str, run_id: str, number: int) -> dict[str, Any]:
-    """What is known of a node while its run lasts: values and source come with the record."""
+    """What is known of a node while its run lasts. Values and source come with its record."""
     with family(run_id) as runs:
         run = runs[0]
         if not 0 <= number < run.table.nodes:
@@ -262,7 +267,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
 
 
 def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
-    """All nodes that a node's value is made of, or that it will go into."""
+    """All nodes that a node's value is made from, or that will be made from it."""
     with family(run_id) as runs:
         run = runs[0]
         outline = run.outline

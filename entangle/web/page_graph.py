@@ -1,4 +1,5 @@
-"""A graph as the page draws it. One with many nodes is drawn with the nodes of a task as one, except for tasks that are opened."""
+"""A graph as the page draws it. In a large one, the nodes of a task are drawn as one, except for
+tasks that the user has opened."""
 
 from __future__ import annotations
 
@@ -7,22 +8,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: A graph of so many nodes is drawn node by node.
+#: Up to so many nodes, a graph is drawn node by node.
 WHOLE = 300
-#: Nodes that are drawn of a task that is opened; the others stay together.
+#: The most nodes that are drawn of a task that is opened. The others stay together.
 OPENED = 500
-#: Tasks that are drawn apart; those with the fewest nodes go together.
+#: The most tasks that are drawn apart. Those with the fewest nodes go together.
 TASKS = 250
 
 REST = "other tasks"
 
 
 @dataclass
-class Part:
-    """The graph of one run. `states` and `seconds` have an element for each node, as `task_of` does, which holds indexes into `tasks`.
+class GraphPart:
+    """The graph of one run. `states` and `seconds` have an element for each node. So has `task_of`,
+    whose elements are indexes into `tasks`.
 
-    `inside` is the run and the node in whose body this run was called. `links` says how often the nodes of one task take values from
-    those of another, and `sinks` whose values nobody takes; who knows them already spares us the way over all edges.
+    `inside` is the run and the node in whose body this run was called. `links` counts how often
+    nodes of one task take values from those of another; `sinks` are the nodes whose values no other
+    takes. A caller that knows the two spares us the way over all edges.
     """
 
     run: str
@@ -43,7 +46,8 @@ class Part:
 
 
 def condensed(task_of: Sequence[int], edges: Iterable[tuple[int, int]]) -> tuple[Counter[tuple[int, int]], list[int]]:
-    """How often the nodes of one task take values from those of another, and the nodes whose values nobody takes."""
+    """How often nodes of one task take values from those of another, and the nodes whose values no
+    other takes."""
     links: Counter[tuple[int, int]] = Counter()
     taken = bytearray(len(task_of))
     for source, target in edges:
@@ -53,7 +57,8 @@ def condensed(task_of: Sequence[int], edges: Iterable[tuple[int, int]]) -> tuple
 
 
 def reached(start: int, links: Iterable[tuple[int, int]]) -> set[int]:
-    """The nodes that can be reached from one along links, each of which leads from its first node to its second."""
+    """The nodes that can be reached from `start` along links, each of which leads from its first
+    node to its second."""
     further: dict[int, list[int]] = {}
     for at, to in links:
         further.setdefault(at, []).append(to)
@@ -89,12 +94,13 @@ class _Drawn:
 
 
 def name_of(root: str, run: str, node: int) -> str:
-    """How the page names a node: its number, and before it the run where that is not the one looked at."""
+    """How the page names a node: by its number, with the run before it where that is not `root`."""
     return str(node) if run == root else f"{run}:{node}"
 
 
-def drawn(parts: Sequence[Part], opened: Iterable[str] = ()) -> dict[str, Any]:
-    """Nodes and edges for the page. The first part is the run that is looked at, the others are runs nested in it."""
+def drawn(parts: Sequence[GraphPart], opened: Iterable[str] = ()) -> dict[str, Any]:
+    """Nodes and edges for the page. The first part is the run that the page shows; the others are
+    nested in it."""
     total = sum(len(part.task_of) for part in parts)
     sizes: Counter[str] = Counter()
     for part in parts:
@@ -121,14 +127,15 @@ def drawn(parts: Sequence[Part], opened: Iterable[str] = ()) -> dict[str, Any]:
 
 @dataclass
 class _Places:
-    """Where a node is drawn: with those of its task, with the tasks that are not drawn apart, or alone where its task has no other."""
+    """Where a node is drawn: alone, where its task has no other; with those of its task; or with
+    the tasks that are not drawn apart."""
 
     root: str
     sizes: Counter[str]
     apart: set[str]
 
-    def of_task(self, part: Part, task: int) -> tuple[str, str, bool]:
-        """The id of the place, what it is called, and whether it is a group."""
+    def of_task(self, part: GraphPart, task: int) -> tuple[str, str, bool]:
+        """The id of the place, its name, and whether it is a group."""
         name = part.tasks[task]
         if name not in self.apart:
             return "rest", REST, True
@@ -137,8 +144,9 @@ class _Places:
         return f"task:{name}", name, True
 
 
-def _draw_tasks(parts: Sequence[Part], places: _Places, nodes: dict[str, _Drawn], links: Counter[tuple[str, str, bool]]) -> None:
-    """The nodes of a task as one: in time that hardly depends on how many they are, once edges have been condensed."""
+def _draw_tasks(parts: Sequence[GraphPart], places: _Places, nodes: dict[str, _Drawn], links: Counter[tuple[str, str, bool]]) -> None:
+    """The nodes of a task as one. Once edges are condensed, the time for this hardly depends on
+    their number."""
     keys: dict[str, list[str]] = {}
     for part in parts:
         part.condense()
@@ -168,7 +176,7 @@ def _draw_tasks(parts: Sequence[Part], places: _Places, nodes: dict[str, _Drawn]
 
 
 def _draw_nodes(
-    parts: Sequence[Part],
+    parts: Sequence[GraphPart],
     opened: set[str],
     whole: bool,
     places: _Places,

@@ -1,4 +1,5 @@
-"""Paths and answers. Each question is answered in a thread, from memory where the run is remembered, from its table while it lasts."""
+"""Paths and answers. Each question is answered in a thread: from the table of a run that lasts,
+from the records of one that is over."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from entangle.errors import EntangleError, RecordsError
 from entangle.web import live, recorded
 from entangle.web.lanes import timeline
-from entangle.web.page_graph import Part, drawn
+from entangle.web.page_graph import GraphPart, drawn
 from entangle.web.recorded import Absent
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 
-#: Seconds between two looks at a run that lasts; a look that takes long is followed by a longer pause.
+#: Seconds between two looks at a run that lasts; a look that takes long is followed by a longer
+#: pause.
 EVERY = 0.2
-#: Seconds after which something is sent on a stream where nothing has happened, so that a dead one is noticed.
+#: Seconds after which something is sent on a stream where nothing has happened, so that a dead one
+#: is noticed.
 STILL_HERE = 10.0
 
 #: What can be taken away: the method of `entangle.records.Run`, the type, the ending.
@@ -40,8 +43,9 @@ EXPORTS = {
 
 
 def application(stopping: Callable[[], bool] = lambda: False) -> Starlette:
-    """The application, which still needs a guard around it. `stopping` tells streams that the server wants to end."""
-    # Here and not above: on Python 3.10 starlette brings a backport that changes sys.excepthook when it is imported.
+    """The application, which still needs a guard around it. `stopping` says whether the server is
+    shutting down; streams end then."""
+    # Import late: on Python 3.10 starlette imports a backport that changes sys.excepthook.
     from starlette.applications import Starlette
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
@@ -75,7 +79,7 @@ def application(stopping: Callable[[], bool] = lambda: False) -> Starlette:
 
 
 class _Bad(Exception):
-    """A question that makes no sense."""
+    """The parameters of a request are wrong."""
 
 
 def _answer(ask: Callable[[Request], Any]) -> Callable[[Request], Any]:
@@ -94,7 +98,7 @@ def _answer(ask: Callable[[Request], Any]) -> Callable[[Request], Any]:
         except (EntangleError, sqlite3.Error) as error:
             return JSONResponse({"error": str(error)}, 500)
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            # A row that has been damaged. What is asked for besides it has its answers.
+            # A damaged row. Other questions still have their answers.
             return JSONResponse({"error": f"This cannot be read, it may be damaged: {type(error).__name__}: {error}"}, 500)
         return found if isinstance(found, Response) else JSONResponse(found)
 
@@ -108,14 +112,15 @@ def _number(request: Request, name: str, usual: float | None, least: float, most
     try:
         value = float(given)
     except ValueError:
-        raise _Bad(f"{name} is a number, not {given!r}") from None
+        raise _Bad(f"{name} must be a number, not {given!r}") from None
     if not least <= value <= most:
-        raise _Bad(f"{name} lies between {least:g} and {most:g}")
+        raise _Bad(f"{name} is {value:g}; it must be from {least:g} to {most:g}")
     return value
 
 
 def _either(lasting: Callable[[], Any], over: Callable[[], Any]) -> Any:
-    """Asked of a run that lasts, else of memory; and again of memory where it ended in between."""
+    """Ask for a run that lasts, else for one that is over; this order also finds a run that ends in
+    between."""
     try:
         return lasting()
     except Absent:
@@ -143,7 +148,7 @@ def _timeline(request: Request) -> Any:
     run = request.path_params["run"]
     by = request.query_params.get("by", "worker")
     if by not in ("worker", "cpu"):
-        raise _Bad("by is worker or cpu")
+        raise _Bad(f"by must be worker or cpu, not {by!r}")
     width = int(_number(request, "width", 1200, 100, 10_000))
     start, end = _number(request, "start", None, 0, 1e12), _number(request, "end", None, 0, 1e12)
     stretches, total = _either(lambda: live.stretches(run, by), lambda: recorded.stretches(run, by))
@@ -163,11 +168,12 @@ def _nodes(request: Request) -> Any:
 
 
 def _place(request: Request) -> tuple[str, str, int]:
-    """The run that the page shows, and the run and number of the node, whose name is `number` or `run:number`."""
+    """The run that the page shows; and the run and number of the node, whose name is `number` or
+    `run:number`."""
     root = request.path_params["run"]
     run, colon, number = request.path_params["node"].rpartition(":")
     if not (number.isascii() and number.isdigit()) or len(number) > 12:
-        raise _Bad("a node is a number, or RUN:NUMBER")
+        raise _Bad("a node is named by its number, or as RUN:NUMBER")
     return root, run if colon else root, int(number)
 
 
@@ -193,12 +199,12 @@ def _export(request: Request) -> Any:
 
     form = request.path_params["form"]
     if form not in EXPORTS:
-        raise _Bad(f"there are {', '.join(EXPORTS)}")
+        raise _Bad(f"there is no form {form!r}; there are {', '.join(EXPORTS)}")
     method, kind, ending = EXPORTS[form]
     run = records.run(request.path_params["run"])
     made = getattr(run, method)()
     text = made if isinstance(made, str) else json.dumps(made, default=str)
-    # An SVG that is opened by itself must not run what some value has smuggled into it.
+    # `attachment`: an SVG opened as a page could run a script that came with a value.
     return PlainTextResponse(
         text,
         media_type=kind,
@@ -209,7 +215,7 @@ def _export(request: Request) -> Any:
 def _compare(request: Request) -> Any:
     a, b = request.query_params.get("a"), request.query_params.get("b")
     if not a or not b:
-        raise _Bad("a and b are the runs to compare")
+        raise _Bad("the parameters a and b must name the runs to compare")
     return recorded.compare(a, b)
 
 
@@ -218,10 +224,10 @@ def _value(request: Request) -> Any:
 
 
 def _nothing(request: Request) -> Any:
-    raise Absent("There is no such question.")
+    raise Absent("There is no such path.")
 
 
-# Streams ------------------------------------------------------------------------------------------------------------
+# Streams ------------------------------------------------------------------------------------------
 
 
 def _stream(messages: AsyncIterator[str]) -> Response:
@@ -235,7 +241,8 @@ def _event(name: str, data: Any) -> str:
 
 
 async def _all_runs(stopping: Callable[[], bool]) -> AsyncIterator[str]:
-    """The runs that last, whenever something about them has changed, and a word that changes when the memory does."""
+    """The runs that last, whenever something about them has changed, and a word that changes with
+    the records."""
     from starlette.concurrency import run_in_threadpool
 
     before, sent = None, 0.0
@@ -250,11 +257,11 @@ async def _all_runs(stopping: Callable[[], bool]) -> AsyncIterator[str]:
 
 
 async def _one_run(run: str, stopping: Callable[[], bool]) -> AsyncIterator[str]:
-    """Looks at a run until it is over. The graph is sent when it has changed."""
+    """Look at a run until it is over. The graph is sent only when it has changed."""
     from starlette.concurrency import run_in_threadpool
 
     graph, counts, sent = None, None, 0.0
-    seen: dict[str, Part] = {}
+    seen: dict[str, GraphPart] = {}
     while not stopping():
         began = time.monotonic()
         try:

@@ -1,4 +1,5 @@
-"""Runs that are remembered, as the page wants them: read from the file of records in bulk, since a run may have a million nodes."""
+"""Runs that are remembered, as the page wants them. They are read in bulk: a run may have a million
+nodes."""
 
 from __future__ import annotations
 
@@ -12,11 +13,10 @@ from typing import Any
 from entangle._records import ingest, queries
 from entangle._records.database import NAME, opened
 from entangle._records.directory import find_directory
-from entangle._records.log_segment import LogSegment
 from entangle._records.reading import readable_run
 from entangle.errors import RecordsError
 from entangle.web.lanes import Stretch, lane_of
-from entangle.web.page_graph import Part, name_of, reached
+from entangle.web.page_graph import GraphPart, name_of, reached
 
 #: Runs nested in one that are drawn with it.
 NESTED = 300
@@ -32,7 +32,8 @@ class Absent(Exception):
 
 @contextlib.contextmanager
 def records_file(fresh: bool = True) -> Iterator[sqlite3.Connection]:
-    """The file of records. `fresh`: with the runs in it that have ended since anybody looked."""
+    """A connection to the file of records. `fresh`: ingest first, so that runs are in it that have
+    just ended."""
     directory = find_directory()
     if fresh:
         ingest.ingest(directory)
@@ -41,7 +42,7 @@ def records_file(fresh: bool = True) -> Iterator[sqlite3.Connection]:
 
 
 def version() -> str:
-    """Changes whenever a run is added to the records or taken from them."""
+    """A word that changes whenever a run is added to the records, or removed."""
     directory = find_directory()
     with contextlib.suppress(RecordsError, OSError):
         ingest.ingest(directory)
@@ -53,14 +54,9 @@ def version() -> str:
     return " ".join(found)
 
 
-def lasting() -> list[LogSegment]:
-    """The segments of runs that last."""
-    return ingest.ingest(find_directory())
-
-
 def runs(limit: int, query: str) -> tuple[list[dict[str, Any]], bool]:
-    """The runs that are remembered and not nested in others, the latest first, and whether there are more. Every word of `query`
-    must be in its task, id, state, tags, program or commit."""
+    """The runs that no other run has called, the latest first, and whether there are more. Every
+    word of `query` is in their task, id, state, tags, program or commit."""
     with records_file() as connection:
         rows = queries.runs_with_words(connection, query, limit + 1)
     directory = find_directory()
@@ -69,7 +65,7 @@ def runs(limit: int, query: str) -> tuple[list[dict[str, Any]], bool]:
 
 
 def left_out() -> list[str]:
-    """What of the records cannot be read, in a line each: files that are there, and rows."""
+    """What cannot be read of the records, in a line each: files that still exist, and rows."""
     return [line for path, line in ingest.left_out.items() if os.path.lexists(path) or not os.path.isabs(path)]
 
 
@@ -126,7 +122,7 @@ def _critical(run_id: str) -> list[dict[str, Any]]:
     return [{"node": node.number, "task": node.name} for node in (path if len(path) <= 30 else [*path[:10], *path[-20:]])]
 
 
-def parts(run_id: str) -> list[Part]:
+def parts(run_id: str) -> list[GraphPart]:
     """The graph of a run, and those of the runs nested in it."""
     with records_file() as connection:
         family = _family(connection, find(connection, run_id))
@@ -135,7 +131,7 @@ def parts(run_id: str) -> list[Part]:
 
 
 def _family(connection: sqlite3.Connection, root: sqlite3.Row) -> list[sqlite3.Row]:
-    """A run and the runs that were called in its nodes, and in theirs, as far as they are drawn."""
+    """A run, the runs called in its nodes, and those called in theirs, as far as they are drawn."""
     family = [root]
     for row in family:
         if len(family) >= NESTED:
@@ -152,11 +148,11 @@ def _tasks(connection: sqlite3.Connection, key: int) -> tuple[list[str], dict[in
     return names, {key: places[name] for key, name in rows}
 
 
-def _part(connection: sqlite3.Connection, row: sqlite3.Row, labelled: bool) -> Part:
+def _part(connection: sqlite3.Connection, row: sqlite3.Row, labelled: bool) -> GraphPart:
     key = row["key"]
     names, place = _tasks(connection, key)
     nodes = queries.nodes(connection, key, "task, state, started, ended" + (", text" if labelled else ""))
-    return Part(
+    return GraphPart(
         row["id"],
         names,
         [place[node[0]] for node in nodes],
@@ -173,7 +169,7 @@ _STATES = {"stopped": "cancelled", "unknown": "waiting"}
 
 
 def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
-    """Who ran what when, in seconds since the run began, and how long it took."""
+    """Which worker ran what, in seconds since the run began, and how long it took."""
     found: list[Stretch] = []
     with records_file() as connection:
         root = find(connection, run_id)
@@ -296,8 +292,8 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row) -> dict[str, float]:
 
 
 def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
-    """All nodes that a node's value was made of, or that it has gone into."""
-    # One direction has no index of its own, so the edges of the run are read once.
+    """All nodes that a node's value was made from, or that were made from it."""
+    # Edges have an index for one direction only: read those of the run once.
     with records_file(fresh=False) as connection:
         key = find(connection, run_id)["key"]
         edges = queries.edges(connection, key)
@@ -333,15 +329,15 @@ def tasks(run_id: str) -> list[dict[str, Any]]:
 
 
 def makers(digest: str) -> dict[str, Any]:
-    """Every node, in whatever run, that gave a value of this hash, and what it was given."""
+    """The nodes of any run that made a value of this hash, and what each was given."""
     try:
         wanted = bytes.fromhex(digest)
     except ValueError:
-        raise Absent("That is no SHA-256 in hex.") from None
+        raise Absent(f"{digest!r} is not a SHA-256 in hex.") from None
     with records_file() as connection:
         rows = queries.makers(connection, wanted, 100)
         if not rows:
-            raise Absent("No call that is remembered has made this value; it was a constant.")
+            raise Absent("No call that is remembered has made this value. It was a constant, or its run is not remembered.")
         found = []
         for row in rows:
             given = queries.inputs_of(connection, row["run"], row["node"], 8)

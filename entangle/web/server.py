@@ -12,14 +12,17 @@ from typing import Any
 from entangle.web.guard import CODE, PARAMETER, Codes, Guard
 from entangle.web.pages import application
 
-#: Seconds in which a browser that we start must have asked, and in which a user must have opened an address that was shown.
+#: Seconds in which a browser that we start must have asked, and in which a user must have opened an
+#: address that was shown.
 _STARTED, _SHOWN = 120.0, 900.0
 
 
 class PageServer:
-    """A server of the page on 127.0.0.1. `port` 0 is any that is free. Raises OSError where the port is taken.
+    """A server of the page on 127.0.0.1. `port` 0 is any free port. Raises OSError where the port
+    is taken.
 
-    `show` is given an address to open, good for one use, at once and whenever the one before is used up or too old and somebody asks.
+    `show` gets an address to open, which is good for one use: at once, and again whenever the last
+    one is used up or too old and a browser asks.
 
     PageServer(0).serve()
     """
@@ -31,7 +34,8 @@ class PageServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind(("127.0.0.1", port))
-            # From here on a client that is quicker than the server waits for its answer, and is not refused.
+            # Listen now: a client that is quicker than the server waits for its answer, and is not
+            # refused.
             self._socket.listen(128)
         except BaseException:
             self._socket.close()
@@ -49,7 +53,7 @@ class PageServer:
             lifespan="off",
             ws="none",
             server_header=False,
-            # Streams notice at their next look that the server ends; what does not is cut off then.
+            # Streams end at their next look. What takes longer is cut off after so many seconds.
             timeout_graceful_shutdown=2,
         )
         self._server = uvicorn.Server(config)
@@ -63,10 +67,10 @@ class PageServer:
         return f"http://127.0.0.1:{self.port}/?{CODE}={code}"
 
     def _offer(self) -> None:
-        """Show an address, unless the last one that was shown could still be used."""
+        """Show an address, unless the last one that was shown is still good."""
         if not self._codes.good(self._shown):
             self._shown = self._codes.new(_SHOWN)
-            # A terminal that has gone away is no reason to stop.
+            # Go on serving when the terminal is gone.
             with contextlib.suppress(OSError, ValueError):
                 self._show(self._once(self._shown))
 
@@ -75,14 +79,14 @@ class PageServer:
         self._offer()
         try:
             self._server.run(sockets=[self._socket])
-        except KeyboardInterrupt:  # uvicorn gives the signal back once it has ended in good order
+        except KeyboardInterrupt:  # uvicorn raises the signal again when it has shut down
             pass
         finally:
             self._socket.close()
 
     def open_browser(self) -> None:
-        """Open the page in the user's browser. Its command line, which all users of the machine can read, has a code of its own and no
-        token."""
+        """Open the page in the user's browser. All users of the machine can read the browser's
+        command line, so the address has a code of its own, and no token."""
         import webbrowser
 
         address = self._once(self._codes.new(_STARTED))

@@ -1,4 +1,4 @@
-"""What is drawn of a run: a box for each node, or for each task where there are too many nodes to look at."""
+"""What is drawn of a run: a box for each node or, in a large run, for each task."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from entangle._records.rows import NodeRow, RunGraph
 
-#: Nodes up to which each has a box of its own.
+#: Up to so many nodes, each has a box of its own.
 MOST = 150
-#: The worst state of a box is that of its nodes which comes first here.
+#: The state of a box is the first of these that one of its nodes has.
 _WORST = ("failed", "stopped", "running", "unknown", "waiting", "done")
 
 
 @dataclass(frozen=True)
 class Box:
-    """One box: its number, its name, how many nodes it stands for, what is written below the name, and a state."""
+    """A box: its number, its name, the number of its nodes, what is written below the name, its
+    state."""
 
     number: int
     name: str
@@ -26,7 +27,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Link:
-    """An arrow from box to box, for so many edges; `label` is the argument where there is one edge."""
+    """An arrow between boxes, for `count` edges; `label` is the argument where there is one
+    edge."""
 
     source: int
     target: int
@@ -36,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn."""
+    """The boxes and arrows of a run."""
 
     boxes: list[Box]
     links: list[Link]
@@ -44,7 +46,7 @@ class Drawing:
 
 
 def lasted(seconds: float | None) -> str:
-    """A duration as people say it."""
+    """A duration in the unit that fits."""
     if seconds is None:
         return ""
     if seconds < 1e-3:
@@ -55,7 +57,7 @@ def lasted(seconds: float | None) -> str:
 
 
 def drawing_of(run: RunGraph, most: int = MOST) -> Drawing:
-    """What is drawn of a run whose nodes have boxes of their own up to `most` of them."""
+    """What is drawn of a run: nodes up to `most` of them, else tasks."""
     if run.node_count <= most:
         return _one_by_one(run)
     return _by_task(run)

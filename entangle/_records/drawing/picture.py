@@ -1,6 +1,8 @@
-"""A run as an SVG picture, laid out here: layers from left to right, each node as far left as what it takes allows.
+"""A run as an SVG picture. The layout is made here: layers from left to right, each node as far
+left as its sources allow.
 
-The order within a layer follows from the neighbours' (Sugiyama, Tagawa, Toda, 1981: barycentres, swept to and fro).
+Nodes of a layer are ordered by the mean place of their neighbours, in sweeps to and fro
+(barycentres: Sugiyama, Tagawa, Toda, 1981).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _DARK = {
 
 
 def _layers(drawing: Drawing) -> list[list[int]]:
-    """The boxes in layers, in order. Groups may form circles; the arrow that closes one does not count."""
+    """The boxes in layers, in order. Groups may form cycles; the arrow that closes a cycle does not
+    count."""
     sources: dict[int, list[int]] = {box.number: [] for box in drawing.boxes}
     takers: dict[int, list[int]] = {box.number: [] for box in drawing.boxes}
     for link in drawing.links:
@@ -38,7 +41,7 @@ def _layers(drawing: Drawing) -> list[list[int]]:
     ready = [number for number, count in missing.items() if not count]
     while left:
         if not ready:
-            ready = [min(left, key=lambda number: missing[number])]  # a circle
+            ready = [min(left, key=lambda number: missing[number])]  # a cycle
         for number in ready:
             left.pop(number, None)
         following = []
@@ -50,7 +53,7 @@ def _layers(drawing: Drawing) -> list[list[int]]:
                     if missing[taker] == 0:
                         following.append(taker)
         ready = following
-    # A leaf stands beside who takes it, not at the far left.
+    # A leaf stands beside the node that takes it, not at the far left.
     for number in sorted(depth, key=lambda at: -depth[at]):
         if not sources[number] and takers[number]:
             depth[number] = max(0, min(depth[taker] for taker in takers[number]) - 1)

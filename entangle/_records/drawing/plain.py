@@ -17,7 +17,7 @@ def value_as_dict(value: Value | None) -> dict[str, Any] | None:
 
 
 def node_as_dict(node: NodeRow, inputs: Iterable[Input], tasks: dict[int, int]) -> dict[str, Any]:
-    """A node; `tasks` has the place of its task in the list of the run's, by identity."""
+    """A node; `tasks` maps the identity of its task to the task's place in the list of tasks."""
     return {
         "number": node.number,
         "name": node.name,

@@ -1,7 +1,8 @@
 """The provenance of a run as PROV-JSON (https://www.w3.org/submissions/prov-json/).
 
-A node is an activity, a value an entity, a version of a task a plan, the user an agent. One value that several nodes made is
-still one entity for each of them: equal values may have different histories.
+A node is an activity, a value an entity, a version of a task a plan, the user an agent. Where
+several nodes made equal values, each has an entity of its own: equal values may have different
+histories.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
-"""A run as a trace for chrome://tracing and ui.perfetto.dev (Trace Event Format, JSON): a track for each worker, a slice for each
-node, arrows from who made a value to who took it. Runs that were called in its bodies have processes of their own."""
+"""A run as a trace for chrome://tracing and ui.perfetto.dev (Trace Event Format, JSON).
+
+There is a track for each worker, a slice for each node, and an arrow from the node that made a
+value to the one that took it. Runs that were called in bodies have processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from entangle._records.rows import RunGraph
 
-#: Arrows are drawn up to so many edges; a browser shows no more.
+#: Arrows are drawn up to so many edges: a browser cannot show more.
 MOST_ARROWS = 20_000
 
 
