@@ -192,7 +192,7 @@ def spanned(path: str, seconds: float = 0.02, *_: Any) -> int:
 def meet(path: str, number: int) -> int:
     """Wait, asleep, until `number` of us have come: a way to be sure that so many run at the same time.
 
-    Whoever comes opens the same named pipe first and leaves a line then; the last to come writes a byte, which nobody
+    Each body opens the same named pipe first, then leaves a line; the last to come writes a byte, which nobody
     takes out, and all see it.
     """
     gate = f"{path}.gate"

@@ -32,7 +32,7 @@ def _remove_runs() -> None:
 
 
 os.environ["ENTANGLE_RUN_DIR"] = RUNS
-# Every run of the tests is recorded, and none where the developer keeps his own.
+# Every run of the tests is recorded, and none among the records of the developer.
 os.environ["ENTANGLE_RECORD_DIR"] = os.path.join(RUNS, "records")
 for _name in (
     "ENTANGLE_START",

@@ -22,7 +22,7 @@ def add(a: Any, b: Any) -> Any:
 
 
 def slow(path: str, seconds: float = 60.0) -> int:
-    """Say who we are, and take some time."""
+    """Note the number of this process, and take some time."""
     note(path, os.getpid())
     time.sleep(seconds)
     return len(notes(path))

@@ -116,7 +116,7 @@ def plain(value: int, *others: int) -> int:
 
 
 def victim(folder: str, value: int, *others: int) -> int:
-    """A node that tells who runs it and waits to be killed, the first time; the second time it does its work."""
+    """A node that notes its process and waits to be killed, the first time; the second time it does its work."""
     path = os.path.join(folder, "victim")
     if not notes(path):
         note(path, os.getpid())
@@ -125,7 +125,7 @@ def victim(folder: str, value: int, *others: int) -> int:
 
 
 def victims(folder: Path) -> list[int]:
-    """Who has been the victim in this folder."""
+    """The processes that have been the victim in this folder."""
     return pids_in(folder / "victim")
 
 
@@ -153,7 +153,7 @@ def graph_with_a_victim(folder: Path | None, seed: int, retry: int) -> tuple[Any
 
 
 def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
-    """Kill whoever runs the victim, once, and see that the graph gives the right value all the same."""
+    """Kill the worker that runs the victim, once. The graph gives the right value all the same."""
     folder.mkdir()
     call, expected = graph_with_a_victim(folder, seed, retry=3)
     killer.kill_when_noted(folder / "victim")
@@ -162,7 +162,7 @@ def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
 
 
 def kill_at_any_moment(killer: Killer, seeds: Iterable[int], retry: int) -> None:
-    """Kill any worker some time after a graph's first has begun, once for each seed; most of the kills must hit."""
+    """Kill any worker some time after the first one of a graph has started: once a seed. Most kills must hit."""
     hits, tries = 0, 0
     for seed in seeds:
         tries += 1

@@ -132,7 +132,7 @@ def rooms_of_moments() -> set[str]:
 
 class Killing:
     """Kills one worker of a run at one moment: the one of that serial number, in a nested run of that depth. The first is alone until
-    it is replaced, so that every run of a graph has the same moments; the second is not."""
+    it is replaced, so every run of a graph has the same moments; the second is not."""
 
     def __init__(self, number: int, depth: int, serial: int) -> None:
         self.number, self.depth, self.serial = number, depth, serial

@@ -607,7 +607,7 @@ def test_a_worker_there_that_dies_is_named_and_the_agent_lives() -> None:
 
 
 def test_an_agent_that_says_nothing_any_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As if the line were cut without a word."""
+    """As if the connection were cut without a word."""
     monkeypatch.setenv("ENTANGLE_SILENCE", "0.4")
     log = str(tmp_path / "log")
 

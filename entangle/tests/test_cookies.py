@@ -154,7 +154,7 @@ def test_a_process_killed_at_any_instruction_takes_no_cookie_with_it(queue: Cook
     assert number > 10
 
 
-def test_who_waits_gets_the_cookie_of_one_that_was_killed(queue: CookieQueue) -> None:
+def test_a_waiting_process_gets_the_cookie_of_one_that_was_killed(queue: CookieQueue) -> None:
     pid = os.fork()
     if pid == 0:
         for _ in range(3):
@@ -253,7 +253,7 @@ def test_whether_others_hold_a_cookie(queue: CookieQueue) -> None:
         os.close(fd)
 
 
-def test_who_sleeps_for_a_cookie_gets_that_of_a_holder_that_dies_meanwhile(queue: CookieQueue) -> None:
+def test_a_waiting_process_gets_the_cookie_of_a_holder_that_dies_meanwhile(queue: CookieQueue) -> None:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -293,7 +293,7 @@ def two_pools(tmp_path: Path) -> Iterator[tuple[SharedQueue, SharedQueue]]:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         path = str(tmp_path / name / "cookies-2")
-        CookieQueue.create(path, (300, 301)).close()  # its cells stay, its bytes go with the last who has it open
+        CookieQueue.create(path, (300, 301)).close()  # its cells stay; its bytes go when nothing has it open any more
         queue = SharedQueue(path, str(locks))
         queue.refill()
         made.append(queue)
@@ -320,7 +320,7 @@ def test_pools_for_the_same_cpus_give_each_of_them_out_once(two_pools: tuple[Sha
     assert [path.stat().st_mode & 0o777 for path in (tmp_path / "locks").iterdir()] == [0o600, 0o600]
 
 
-def test_who_waits_for_a_cpu_that_another_pool_has_given_out_gets_it_when_it_comes_back(
+def test_a_cpu_that_another_pool_has_given_out_comes_when_it_is_given_back(
     two_pools: tuple[SharedQueue, SharedQueue],
 ) -> None:
     one, other = two_pools

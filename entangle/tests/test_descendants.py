@@ -1,4 +1,4 @@
-"""The processes that a process has started are found, wherever they have put themselves, and killed if they are still who they were."""
+"""The processes that a process has started are found, in whatever session or group, and killed if their numbers are still theirs."""
 
 from __future__ import annotations
 

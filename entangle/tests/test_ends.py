@@ -264,7 +264,7 @@ def test_cancel_says_what_it_did(kind: Any, tmp_path: Path, start: str) -> None:
 
 
 def test_a_cancel_in_the_last_moment_is_kept(tmp_path: Path) -> None:
-    """The body ends with a value while somebody cancels: who was told that it is cancelled gets no value."""
+    """The body ends with a value while another thread cancels. What was told that it is cancelled has no value."""
     inside = threading.Event()
     cancelled = threading.Event()
 

@@ -69,7 +69,7 @@ def program(folder: Path, text: str) -> str:
 
 @pytest.fixture
 def slow_python(tmp_path: Path) -> str:
-    """A Python at the end of a line that takes 4 MB a second each way."""
+    """A Python behind a connection that takes 4 MB a second each way."""
     return program(
         tmp_path,
         f"""
@@ -89,7 +89,7 @@ pump(child.stdout.fileno(), 1)
 
 @pytest.fixture(params=["interpreter", *(pytest.param(by, marks=pytest.mark.drill) for by in ("openssh", "paramiko"))])
 def any_door(request: pytest.FixtureRequest, hosts: None) -> Callable[..., Any]:
-    """The same, where the line makes no difference that is known of."""
+    """The same, where the connection is not known to make a difference."""
     if request.param == "interpreter":
         return interpreter()
     return ssh(**services.shared_hosts().options("alpha", transport=request.param))

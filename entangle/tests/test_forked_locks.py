@@ -67,7 +67,7 @@ def test_a_thread_draws_from_numpys_generator() -> None:
 
 
 def test_a_thread_pickles_a_class() -> None:
-    """cloudpickle keeps count of classes under a lock whose name is its own affair: where it is called otherwise, this says so."""
+    """cloudpickle keeps count of classes under a private lock. If it is renamed, this test says so."""
     from cloudpickle import cloudpickle
 
     @process

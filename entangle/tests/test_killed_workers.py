@@ -29,7 +29,7 @@ def killer() -> Iterator[Killer]:
 
 @pytest.mark.parametrize("block", range(3))
 def test_a_worker_killed_in_a_body_is_survived_with_retry(killer: Killer, tmp_path: Path, block: int) -> None:
-    """A graph of 200 nodes; whoever runs the victim, which may be any node, is killed while it does: ten times each."""
+    """A graph of 200 nodes, any of which may be the victim. The worker that runs it is killed: ten times each."""
     for number in range(10):
         kill_and_compare(killer, tmp_path / str(number), seed=100 * block + number)
 

@@ -273,7 +273,7 @@ def test_busy_nested_runs_share_one_budget(tmp_path: Path) -> None:
 
 
 def test_a_nested_run_under_one_cookie() -> None:
-    """Whoever waits for a nested run lends its cookie: with a single one, three levels get through."""
+    """A body that waits for a nested run lends its cookie: one cookie is enough for three levels."""
 
     @scheduler(cpus=1)
     @process
@@ -325,7 +325,7 @@ def by_threads() -> int:
 
 @pytest.mark.parametrize("way", ["fork", "forkserver"])
 @pytest.mark.parametrize("body", [by_future, by_future_with_time, by_await, by_several, by_threads])
-def test_who_holds_the_only_cookie_may_wait_in_any_way(body: Any, way: str) -> None:
+def test_the_holder_of_the_only_cookie_may_wait_in_any_way(body: Any, way: str) -> None:
     assert scheduler(cpus=1)(process(body))()(start=way) == 2
 
 

@@ -1,4 +1,4 @@
-"""What is remembered of runs, as those see it who look."""
+"""What is remembered of runs, as users see it."""
 
 from __future__ import annotations
 
@@ -729,7 +729,7 @@ def open_to_all() -> Iterator[Path]:
 
 @pytest.mark.parametrize("what", ["a segment", "the segments", "the file", "the place, for writing"])
 def test_what_this_user_may_not_read_is_said_and_hides_no_other(tmp_path: Path, open_to_all: Path, what: str) -> None:
-    """By a user who is not root: where the tests are root, by one who no longer is."""
+    """By a user other than root: where the tests run as root, in a process that gives that up."""
     source = f"""
         import logging, os, sys
         from entangle import records

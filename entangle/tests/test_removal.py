@@ -288,14 +288,14 @@ def test_a_run_looks_into_the_homes_of_others_once_in_a_while(tmp_path: Path) ->
                 same(number)()
             seconds = 2 + int(time.monotonic() - began)
             assert 50 <= len(looked) <= 60 * seconds < 200 * 50, (len(looked), seconds)
-            # One who has just died, with a number that is nobody's any more.
+            # A process that has just died; its number is free.
             dead = subprocess.Popen(["true"])
             dead.wait()
             left = os.path.join(base, f"p{dead.pid}-{1:012x}")
             os.mkdir(left, 0o700)
             same(1)()
             assert not os.path.exists(left)
-            # One who was in use, and dies.
+            # A home in use, whose process dies.
             script = "import fcntl, os, sys; os.mkdir(sys.argv[1], 0o700); fd = os.open(sys.argv[1], os.O_RDONLY)\\n"
             script += "fcntl.flock(fd, fcntl.LOCK_EX); print(os.getpid(), flush=True); sys.stdin.read()"
             child = f"os.execv({sys.executable!r}, [{sys.executable!r}, '-c', {script!r}, f'{base}/p{{os.getpid()}}-{2:012x}'])"

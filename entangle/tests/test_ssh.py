@@ -296,7 +296,7 @@ def test_a_line_of_the_users_own_is_used(hosts: Hosts, configured: Path, tmp_pat
     configured.write_text(f"ControlPath {control}\n" + configured.read_text())
     own = subprocess.Popen(["ssh", "-F", str(configured), "-N", "-M", "alpha"], stdin=subprocess.DEVNULL)
     try:
-        wait_until(control.exists, what="the user's line")
+        wait_until(control.exists, what="the user's connection")
         before = hosts["alpha"].handshakes()
         assert ssh(host="alpha", python=hosts.options("alpha")["python"])(where)()() == hosts["alpha"].address
         assert hosts["alpha"].handshakes() == before

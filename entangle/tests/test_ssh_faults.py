@@ -65,7 +65,7 @@ def fragile(hosts: Hosts, tmp_path: Path) -> Iterator[Hosts]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that is silent for a second is given up."""
+    """A connection that is silent for a second is given up."""
     monkeypatch.setenv("ENTANGLE_SILENCE", "1")
 
 
@@ -82,7 +82,7 @@ def begun(path: Path, times: int = 1) -> int:
     return pids_in(path)[-1]
 
 
-# --- the line -------------------------------------------------------------------------------------------------------------
+# --- the connection -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_cable_that_is_cut_in_the_middle_of_a_call(hosts: Hosts, carrier: str, soon: None, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_workers_use_who_do_not_wait(right: int, cpus: float) -> None:
         (0, 2, 1, 8, 2, True, More(FRESH, True, 1)),  # for nodes that want a process of their own
         (1, 2, 4, 8, 2, True, More(PROCESS, False, 3)),  # the others first
         (0, 0, 2, 8, 2, True, More(FRESH, False, 0)),  # idle workers have taken all
-        (3, 0, 0, 8, 0, True, More(PROCESS, True, 0)),  # nobody is there who could wait
+        (3, 0, 0, 8, 0, True, More(PROCESS, True, 0)),  # no worker could wait
     ],
 )
 def test_more_workers_at_a_look(ready: int, fresh: int, count: int, cap: int, right: int, waiting: bool, more: More) -> None:

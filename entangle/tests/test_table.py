@@ -161,7 +161,7 @@ def test_the_value_of_the_run_is_there_though_its_worker_died_before_it_said_so(
 
 @pytest.fixture
 def left_behind(tmp_path: Path) -> Iterator[Table]:
-    """A table whose lock a killed worker had, with every count and list that is derived from the states spoilt.
+    """A table whose lock a killed worker had, with every derived count and list spoilt.
 
     Leaves 0 to 3 are done. Node 4 takes 0 and 1, 5 takes 2 and is a thread's, 6 takes 3, is in a group with a limit and runs; 7 is the
     sink and takes all three.
@@ -269,7 +269,7 @@ def test_a_table_is_its_users_alone_and_what_cannot_be_made_leaves_nothing_open(
     os.fstat(1)
 
 
-def test_who_attaches_sees_what_others_do_and_waits_for_their_lock(tmp_path: Path) -> None:
+def test_an_attached_table_shows_what_others_do_and_waits_for_their_lock(tmp_path: Path) -> None:
     table = table_of(tmp_path / "table", 3)
     read, write = os.pipe()
     pid = os.fork()

@@ -1,4 +1,4 @@
-"""Runs are seen from outside while they last: who works at what, how far they are, and how they hang together."""
+"""Runs are seen from outside while they last: what each worker does, how far a run is, and which run is whose child."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames: what is sent comes out as it was, however it is cut; and no input hurts whoever reads it."""
+"""Frames: what is sent comes out as it was, however it is cut; and no input hurts the reader."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def test_messages_may_take_turns() -> None:
 
 
 @pytest.mark.parametrize("flag", [ZLIB, ZSTD])
-def test_a_slow_line_gets_compressed_frames(flag: int) -> None:
+def test_a_slow_connection_gets_compressed_frames(flag: int) -> None:
     if flag == ZSTD and sys.version_info < (3, 14):
         needed("zstandard")
     text = b"the same words again and again, " * 100_000
     press = Press(["zstd"] if flag == ZSTD else ["zlib"])
-    assert encoded(CALL, 1, [[text]], press).count(text[:1000])  # nothing is known of the line yet: as it is
+    assert encoded(CALL, 1, [[text]], press).count(text[:1000])  # nothing is known of the connection yet: as it is
     press.wrote(Press.ENOUGH, 60.0)
     packed = encoded(CALL, 1, [[text]], press)
     assert len(packed) < len(text) / 10
@@ -101,7 +101,7 @@ def test_a_slow_line_gets_compressed_frames(flag: int) -> None:
     noise = os.urandom(FRAME_LIMIT)
     assert len(encoded(CALL, 1, [[noise]], press)) >= len(noise)  # what does not shrink goes as it is
     press.wrote(1 << 40, 0.1)
-    assert len(encoded(CALL, 1, [[text]], press)) >= len(text)  # and so does all, when the line is quick again
+    assert len(encoded(CALL, 1, [[text]], press)) >= len(text)  # and so does all, when the connection is quick again
 
 
 def test_a_press_that_does_not_press_hands_on_what_it_was_given() -> None:
