@@ -2,10 +2,11 @@
 
     python docs/floors.py        writes it; `make docs` does so, and the tests see that it is fresh
 
-A box is a room, an arrow says that modules of the one room import modules of the other. An arrow that follows from others
-(a room imports what it imports also through a room between) is left out, else most boxes would be joined; the documentation
-lists them all beside the files of a room. Tools that draw
-imports (pydeps, import-linter) need the `dot` program and know no floors; here the floors are given, so a layout is short.
+A box is a room, an arrow says that modules of the one room import modules of the other. An arrow
+that follows from others (a room imports what it imports also through a room between) is left out,
+else most boxes would be joined; the documentation lists them all beside the files of a room. Tools
+that draw imports (pydeps, import-linter) need the `dot` program and know no floors; here the floors
+are given, so a layout is short.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, list[str]]:
 
 
 def layers(graph: dict[str, list[str]]) -> tuple[list[list[Spot]], list[tuple[int, Spot, Spot]]]:
-    """What lies on each floor, in an order with few crossings; and the pieces of arrows between one floor and the next."""
+    """What lies on each floor, in an order with few crossings; and the pieces of arrows
+    between one floor and the next."""
     floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
     spots: list[list[Spot]] = [[("room", room) for room in floor] for floor in FLOORS]
     pieces: list[tuple[int, Spot, Spot]] = []

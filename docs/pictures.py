@@ -1,4 +1,5 @@
-"""The pictures of runs in `images/`: a real run, drawn by our own renderer and photographed in a real browser.
+"""The pictures of runs in `images/`: a real run, drawn by our own renderer and
+photographed in a real browser.
 
     python docs/pictures.py        needs the extra `test` and a Chromium (.ci/browser)
 

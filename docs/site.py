@@ -1,6 +1,7 @@
 """What mkdocs has to know of a repository.
 
-The pictures lie beside `docs/`, so that the README shows the same ones. The list of all files is read from the files.
+The pictures lie beside `docs/`, so that the README shows the same ones. The list of all
+files is read from the files.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links to pictures at the place where the site has them, and put in the list of files where it is asked for."""
+    """Point links to pictures at the place where the site has them, and put in the list of
+    files where it is asked for."""
     return markdown.replace("](../images/", "](images/").replace("<!-- files -->", files())
 
 

@@ -1,4 +1,5 @@
-"""entangle: run ordinary Python functions in parallel, on one machine or many, with no server between.
+"""entangle: run ordinary Python functions in parallel, on one machine or
+many, with no server between.
 
 A decorator makes a function a task, calling it builds a graph, calling the graph runs it::
 
@@ -48,9 +49,10 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 
-class _Memory:
-    """Who writes down what runs. Its room is entered when there is something to remember, so that an import of entangle stays
-    what it is, and an agent, which would have to ask its caller for the room, does without."""
+class _Recording:
+    """Records runs. The recorder is imported when there is something to record: importing entangle
+    stays quick, and an agent, which would have to fetch the recorder from its caller, does without.
+    """
 
     def __init__(self) -> None:
         self._recorder: Any = None
@@ -87,12 +89,12 @@ def _travels() -> Travels:
     return travels
 
 
-_run.observers.append(_Memory())
+_run.observers.append(_Recording())
 _remote.travels = _travels
 
 
 def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:
-    """Say something of all runs that are called in the block; it is remembered with them, and they can be found by it.
+    """Tag all runs that are called in the block. Tags are recorded with a run, and find it later.
 
     Blocks nest; the inner one adds to the outer. Takes names and plain values.
 
@@ -105,7 +107,7 @@ def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:
 
 
 def progress() -> AbstractContextManager[None]:
-    """Show how far runs are, for as long as the block lasts: on a terminal, for runs that take more than a second.
+    """Show the progress of runs in the block: on a terminal, for runs of more than a second.
 
     Needs `rich` (`pip install 'py-entangle[progress]'`).
 

@@ -167,8 +167,7 @@ class CookieQueue:
 
     @classmethod
     def create(cls, path: str, cpus: Sequence[int], spill: str = "") -> CookieQueue:
-        """Make a queue of cookies that stand for these CPUs. Raises FileExistsError if there is
-        one.
+        """Make a queue of cookies for these CPUs. Raises FileExistsError if there is one.
 
         Where the file system of `path` is full, the file that processes map lies in `spill`.
         """
@@ -440,8 +439,7 @@ def reclaim_all() -> None:
 
 
 def _place(path: str, body: bytes, spill: str) -> None:
-    """Create a file at `path` with all its bytes atomically. Raises FileExistsError if there is
-    one.
+    """Create a file at `path` with all its bytes atomically. FileExistsError: there is one.
 
     Where there is no room, the file lies in `spill`, and `path` is a symbolic link to it.
     """

@@ -145,7 +145,7 @@ class Task(Generic[P, R]):
             if not of_script:
                 raise
             made_of = b""
-        return _make_again, (self.__qualname__ if of_script else "", _told(self.function), made_of)
+        return _make_again, (self.__qualname__ if of_script else "", _code_of(self.function), made_of)
 
     def for_others(self) -> Any:
         """For our own picklers: the receiver has another script, and functions travel by value."""
@@ -175,7 +175,7 @@ class Task(Generic[P, R]):
         return body
 
     def made_of(self) -> list[tuple[str, Any]]:
-        """The parts that travel with a task that is not sent by name, each after its name for errors."""
+        """The parts of a task that is not sent by name, each after its name for errors."""
         layers = [(f"the layer @{type(layer).__name__.lower()}", layer) for layer in self.layers]
         return [("the function", self.function), *layers]
 
@@ -207,13 +207,13 @@ def _find(module: str, name: str) -> Any:
     return found
 
 
-def _make_again(name: str, told: bytes, made_of: bytes) -> Any:
+def _make_again(name: str, code: bytes, made_of: bytes) -> Any:
     """A task of the script by its name, if this is that script; else built from its parts."""
     if name:
         found: Any = sys.modules["__main__"]
         for part in name.split("."):
             found = getattr(found, part, None)
-        if isinstance(found, Task) and (_told(found.function) == told or not made_of):
+        if isinstance(found, Task) and (_code_of(found.function) == code or not made_of):
             return found
     if not made_of:
         raise EntangleError(
@@ -223,7 +223,7 @@ def _make_again(name: str, told: bytes, made_of: bytes) -> Any:
     return kind(function, layers)
 
 
-def _told(function: Any) -> bytes:
+def _code_of(function: Any) -> bytes:
     """What tells a function from another one of its name: its code."""
     code = getattr(function, "__code__", None)
     return b"" if code is None else bytes(code.co_code)
@@ -304,8 +304,7 @@ def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 def task(function: None = None, /, *layers: Layer, attributes: dict[str, Any] | None = None) -> Decorator: ...
 @edge
 def task(function: Any = None, /, *layers: Layer, attributes: dict[str, Any] | None = None, **unknown: Any) -> Any:
-    """Make a function a task, with these layers around it. The other decorators are made of this
-    one.
+    """Make a function a task, with these layers around it. All decorators are made of this one.
 
     Takes a function, or a task, whose layers then come below. `attributes` are kept with the
     records of its runs: a dict from names to text, numbers, lists and dicts of these. Raises

@@ -1,1 +1,1 @@
-"""Dataflows: nodes and what stands in their parentheses, compiled to flows into which values are pushed."""
+"""Dataflows: graphs of nodes, compiled to flows into which values are pushed."""

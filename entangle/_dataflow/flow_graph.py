@@ -1,6 +1,7 @@
-"""The graph of a dataflow as data: nodes, and what stands in their parentheses. Nothing here runs anything.
+"""The graph of a dataflow as data: nodes, and their children. Nothing here runs anything.
 
-What is compiled of a graph is in `plan.py`; `Node`, which users hold and values are pushed into, is in `node.py`.
+The children of a node are what stands in its parentheses. `plan.py` compiles a graph; `node.py` has
+`Node`, which users hold and push values into.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from entangle.task import Call, Layer, Task
 
 _CARRIERS = {"thread": THREAD, "process": PROCESS}
 
-#: Called in the invoking process with a node's function and a value of it.
+#: Called in the invoking process with the function of a node and a value that it gave.
 Callback = Callable[[Any, Any], object]
 
 
 class Dataflow(Layer):
-    """The layer of @dataflow: which way values flow, and who is told of them."""
+    """The layer of @dataflow: what runs the function, how often at once, who is called back."""
 
     def __init__(self, callback: Callback | None, executor: str | None, maxworkers: int | None) -> None:
         if callback is not None and not callable(callback):
@@ -35,16 +36,16 @@ class Dataflow(Layer):
         self.maxworkers = maxworkers
 
     def __reduce__(self) -> Any:
-        # A worker process runs the function and nothing else of this layer; a callback need not be able to travel.
+        # Without the callback: it need not be picklable, since a worker process never calls it.
         return Dataflow, (None, self.executor, self.maxworkers)
 
     def terms(self) -> dict[str, Any]:
-        """Who carries the function, where that was said."""
+        """The carrier of the function, if `executor` says it."""
         return {} if self.executor is None else {"carrier": _CARRIERS[self.executor]}
 
 
 class GraphNode:
-    """What can stand in the parentheses of a node. It cannot be changed, so there are no cycles."""
+    """A node or a window, with its children. Immutable, so there are no cycles."""
 
     __slots__ = ("__weakref__", "children")
 
@@ -59,12 +60,12 @@ class GraphNode:
 
 
 class FunctionNode(GraphNode):
-    """A task of a dataflow with what stands in its parentheses."""
+    """A task of a dataflow with its children."""
 
     __slots__ = ("compiled", "task")
 
     task: Task[..., Any]
-    #: What has been compiled of it, once: a `Plan`.
+    #: The `Plan` of this node, once it has been compiled.
     compiled: Any
 
     def __init__(self, task: Task[..., Any], children: tuple[Any, ...]) -> None:
@@ -86,13 +87,13 @@ class FunctionNode(GraphNode):
 
     @property
     def carrier(self) -> int:
-        """Who runs the function."""
+        """What runs the function: PROCESS, THREAD or FRESH of `entangle.flow`."""
         carrier = self.task.body.carrier
         return THREAD if carrier == HERE else carrier
 
 
 def check_children(name: str, children: Iterable[Any]) -> tuple[Any, ...]:
-    """Nodes, windows and lambdas, each checked; lists of them are taken apart."""
+    """Check nodes, windows and lambdas, and flatten lists of them. Raises ArgumentError."""
     found: list[Any] = []
     for child in children:
         if isinstance(child, (list, tuple)):
@@ -100,7 +101,7 @@ def check_children(name: str, children: Iterable[Any]) -> tuple[Any, ...]:
         elif isinstance(child, GraphNode):
             found.append(child)
         elif isinstance(child, Task):
-            raise ArgumentError(f"{child.__name__} in {name}(…) is a task and no node of it: write {child.__name__}()")
+            raise ArgumentError(f"{child.__name__} in {name}(…) is a task, not a node; write {child.__name__}()")
         elif isinstance(child, Call):
             raise ArgumentError(
                 f"{child.task.__name__}(…) in {name}(…) is a call of a workflow; decorate {child.task.__name__} with @dataflow as well"
@@ -117,7 +118,10 @@ def _name(child: Any) -> str:
 
 
 def as_dict(root: Any) -> dict[str, Any]:
-    """The graph of a node, built from the leaves up, since nesting may be deep."""
+    """The graph of a node as nested dicts.
+
+    Built from the leaves up: nesting may be deeper than Python's recursion limit.
+    """
     built: dict[int, dict[str, Any]] = {}
     stack = [root]
     while stack:

@@ -1,4 +1,4 @@
-"""Nodes: a task of a dataflow with the nodes that stand in its parentheses. Building one runs nothing; calling one pushes a value."""
+"""Nodes, as users hold them: calling one pushes a value into the graph below it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ if TYPE_CHECKING:
 
 
 class DataflowTask(Task[..., Any]):
-    """A function that values are pushed into. Calling it with nodes (or lambdas that choose nodes) builds a `Node`."""
+    """A function that values are pushed into. Calling it builds a `Node`; nothing runs.
+
+    Takes nodes, windows, and lambdas that choose nodes.
+    """
 
     @edge
     def __call__(self, *children: Any, **unknown: Any) -> Node:  # type: ignore[override]
-        """A node with these in its parentheses. Raises ArgumentError for what is none of them."""
+        """A node with these children. Raises ArgumentError if one of them cannot be a child."""
         if unknown:
-            raise ArgumentError(f"{self.__name__}({', '.join(unknown)}=…): a node takes the nodes that its value goes to, by position")
+            raise ArgumentError(f"{self.__name__}({', '.join(unknown)}=…): a node takes no keywords; give the nodes below it by position")
         fits = self._fits or self._learn_parameters()
         if not fits(1, {}):
             raise ArgumentError(f"{self.__name__} cannot be a node of a dataflow: it must take one value")
         return Node(self, check_children(self.__name__, children))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """A task in a class is a method: what it is given comes after the instance."""
+        """A task in a class is a method: its value comes after the instance."""
         return self if instance is None else DataflowTask(types.MethodType(self.function, instance), self.layers)
 
 
 class Node(FunctionNode):
-    """A task of a dataflow with what stands in its parentheses. Immutable. `node(value)` pushes a value in."""
+    """A task of a dataflow with its children. Immutable. `node(value)` pushes a value in."""
 
     __slots__ = ()
 
@@ -48,10 +51,10 @@ class Node(FunctionNode):
 
     @edge
     def __call__(self, *values: Any, start: str | None = None) -> tuple[Any, ...]:
-        """Push one value in and wait until all is done: a tuple of the values of the leaves, left to right.
+        """Push one value in and wait. Gives a tuple of the values of the leaves, left to right.
 
-        `start` says how workers are started. Raises the error of the first node (left to right) that has failed, when the
-        branches that do not depend on it are done.
+        `start` says how workers are started. If nodes fail, raises the error of the first (left to
+        right), when all branches that do not depend on it are done.
         """
         from entangle._dataflow.push import Push
 
@@ -59,7 +62,10 @@ class Node(FunctionNode):
 
     @edge
     def future(self, *values: Any, callback: Callable[[Any], object] | None = None) -> RunFuture[tuple[Any, ...]]:
-        """A `concurrent.futures.Future` of what pushing this value gives; it starts at once. `callback` gets the future when it is done."""
+        """Push one value in without waiting. Gives a `concurrent.futures.Future` of the leaves.
+
+        It starts at once. `callback` gets the future when it is done.
+        """
         check_callback(callback)
         from entangle._dataflow.push import Push
         from entangle._run.future import RunFuture
@@ -73,7 +79,10 @@ class Node(FunctionNode):
 
     @edge
     def push(self, *values: Any) -> Coroutine[Any, Any, tuple[Any, ...]]:
-        """Push one value in without blocking the event loop, as `await flow.push(x)`; cancelling the waiting task stops it."""
+        """Push one value in without blocking the event loop, as `await flow.push(x)`.
+
+        Cancelling the waiting task stops it.
+        """
         from entangle._dataflow.push import Push
         from entangle._run.future import RunFuture
 
@@ -91,12 +100,14 @@ class Node(FunctionNode):
         on_error: OnError = "raise",
         start: str | None = None,
     ) -> Stream:
-        """Push many values through, several at a time, and give the tuples of their leaves as they come.
+        """Push many values through, several at a time. Gives tuples of their leaves as they come.
 
-        Takes any iterable, endless or asynchronous; `inflight`, the most values under way at a time (from the source to the
-        consumer; None: as many as keep the workers busy); `ordered=False` for results as they are done; `on_error`, what
-        becomes of a value with which a node fails: "raise" ends the stream, "skip" leaves the value out and logs it, a
-        function of (node, value, error) is called and the value left out. The stream ends when the consumer stops.
+        `source` is any iterable; it may be endless or asynchronous. `inflight` is the most values
+        under way at a time, from the source to the consumer; None: as many as keep the workers
+        busy. `ordered=False` gives results as they are done. `on_error` says what happens to a
+        value with which a node fails: "raise" ends the stream; "skip" leaves the value out and
+        logs it; a function of (node, value, error) is called, and the value left out. The stream
+        ends when the consumer stops.
 
             for (text,) in read(parse()).stream(paths): print(text)
         """
@@ -105,12 +116,15 @@ class Node(FunctionNode):
         return Stream(self, source, inflight, ordered, on_error, start)
 
     def graph(self) -> list[dict[str, Any]]:
-        """The graph as nested dicts: each node's name with what stands in its parentheses; a list where two siblings have one name."""
+        """The graph as nested dicts: the name of each node with its children.
+
+        Children of which two have one name are a list.
+        """
         return [as_dict(self)]
 
     @property
     def plan(self) -> Plan:
-        """What is compiled of this node, once."""
+        """The compiled graph below this node; compiled once."""
         from entangle._dataflow.push import plan_of
 
         return plan_of(self)

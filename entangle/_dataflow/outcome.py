@@ -1,4 +1,4 @@
-"""What comes out of a node for one item: a value, or one of three things that are none."""
+"""The outcome of a node for one item: a value, values of a lambda, the end, or a failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entangle.errors import EntangleError, ProcessRetryException, add_note
 
 
 class Ended:
-    """The branch has ended: a lambda has chosen nothing, or a window keeps the item."""
+    """The branch ends here: a lambda has chosen nothing, or a window keeps the item."""
 
     def __reduce__(self) -> str:
         return "ENDED"
@@ -23,23 +23,24 @@ ENDED = Ended()
 
 
 class Several:
-    """The values of all the leaves that a lambda has led to."""
+    """The values of all leaves below the nodes that a lambda has chosen."""
 
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
 
 
 class Attempt:
-    """An entry of a journal: an attempt at the item that comes next has failed."""
+    """An entry of a journal: an attempt at the next item has failed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
 
 class Failure:
-    """A node has failed for good with an item: which node, what it was given, what it raised, what earlier attempts raised.
+    """A node has failed for good with an item.
 
-    `call` is the node with that item, in short.
+    Holds which node it is (`number`, `name`, `path`), the item (`value`), the error, and the texts
+    of the errors of all attempts. `call` is the call of the node with that item, in short.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Failure:
         call: str,
         value: Any,
         error: BaseException,
-        told: list[str],
+        attempts: list[str],
         used_up: bool,
         sent: bool = True,
     ) -> None:
@@ -59,21 +60,21 @@ class Failure:
         self.path = path
         self.call = call
         self.value = value
-        self.told = told
+        self.attempts = attempts
         self.used_up = used_up
-        #: Which failure this is, however many branches have passed it on.
+        #: Identifies the failure, however many branches have passed it on.
         self.key = id(self), number
         self._error: BaseException | None = error
         self._report: dict[str, Any] | None = None
         self._sent = sent
-        #: The node, known where the flow was built.
+        #: The node; known only in the process that built the graph.
         self.node: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         known = dict(self.__dict__)
         if self._report is None:
             assert self._error is not None
-            known["_report"] = describe(self._error, self.name, len(self.told), self.call)
+            known["_report"] = describe(self._error, self.name, len(self.attempts), self.call)
         known["_error"] = known["node"] = None
         try:
             dumps(self.value)
@@ -89,8 +90,8 @@ class Failure:
             try:
                 error = pickle.loads(report["error"])
             except Exception as problem:
-                error = EntangleError(f"task {self.name!r} failed with an error that cannot be made here ({problem})")
-            if self._sent:  # raised by a body, and not the end of its process
+                error = EntangleError(f"task {self.name!r} failed with an error that cannot be unpickled here ({problem})")
+            if self._sent:  # a body has raised it; a dead process has no traceback
                 set_traceback(error, report["text"])
                 add_note(error, report["where"])
             self._error = error
@@ -99,22 +100,22 @@ class Failure:
         add_note(error, f"call: {self.call}")
         if not self.used_up:
             return error
-        failed = f"task {self.name!r} failed {len(self.told)} times; the last time with {type(error).__name__}: {text_of(error)}"
+        failed = f"task {self.name!r} failed {len(self.attempts)} times; the last time with {type(error).__name__}: {text_of(error)}"
         last, error = error, ProcessRetryException(failed)
         error.__cause__ = last
-        for note in few_of([f"attempt {attempt}: {text}" for attempt, text in enumerate(self.told[:-1], 1)]):
+        for note in few_of([f"attempt {number}: {text}" for number, text in enumerate(self.attempts[:-1], 1)]):
             add_note(error, note)
         add_note(error, f"call path: {self.path}")
         add_note(error, f"call: {self.call}")
         return error
 
 
-#: Types of what is no value of a node; a node that is given one passes it on.
+#: Outcomes that are no values. A node that is given one passes it on.
 PASSED = frozenset((Ended, Failure))
 
 
 def leaves_of(outcomes: Iterable[Any]) -> tuple[tuple[Any, ...], list[Failure]]:
-    """The values of the leaves for one item, in order, and what has failed, each failure once."""
+    """The values of the leaves for one item, in order; and the failures, each once."""
     values: list[Any] = []
     failures: dict[Any, Failure] = {}
     for outcome in outcomes:

@@ -1,10 +1,12 @@
-"""What a dataflow is compiled to: rows for the engine, from what is pushed to the leaves.
+"""Compiles a dataflow to rows for the engine, from the pushed value to the leaves.
 
-A row for each node on each path to it: a node that stands under two parents has two. A row for each lambda, which takes the
-value that was pushed into the node in whose parentheses it stands, and waits for that node. A row for the callback of a node
-that a process runs: those below the node take that row too, so a callback comes before what it precedes in the graph.
+- A row for each node on each path to it: a node with two parents has two rows.
+- A row for each lambda. It takes the value that was pushed into its parent, and waits for the
+  parent.
+- A row for the callback of a node that a process runs. The children of the node take that row too,
+  so the callback comes before them.
 
-In a stream a window is where one port ends and another begins: what it gathers is fed there, as a list.
+In a stream, a window ends one port and begins another: the lists that it gathers are fed there.
 """
 
 from __future__ import annotations
@@ -21,21 +23,22 @@ from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
 from entangle.flow import FRESH, PROCESS, THREAD, Body
 
-#: Groups for nodes that stand under several parents.
+#: The most groups for nodes with several parents.
 MOST_SHARED = 24
 
 
 class Leaf(NamedTuple):
-    """A result of a port: a value of a leaf, or what goes to the window that feeds port `port`."""
+    """A result of a port: the value of a leaf, or a value for the window that feeds port `port`."""
 
     window: Window | None
     port: int
 
 
 class Plan:
-    """The rows of a dataflow, by port; `leaves` are the results of each port in order.
+    """The rows of a dataflow, by port; `leaves` are the results of each port, in order.
 
-    `push` is how a lambda pushes into what it has chosen. `windows` says whether they gather; `limit`, how many nodes may run at once.
+    Lambdas use `push` for the nodes that they have chosen. `windows` says whether windows gather;
+    `limit`, how many nodes may run at once.
     """
 
     def __init__(self, roots: tuple[Any, ...], push: Pusher, windows: bool = False, limit: int | None = None) -> None:
@@ -43,9 +46,9 @@ class Plan:
         self.nodes: list[Any] = []
         self.ports: list[list[Row]] = []
         self.leaves: list[list[Leaf]] = []
-        #: Whether items may travel together.
+        #: Whether several items may be in one chunk.
         self.in_chunks = True
-        #: How many nodes of a group may run at once, and the groups.
+        #: For each group, how many of its nodes may run at once.
         self.limits: list[int] = []
         self._shared: dict[int, int] = {}
         self._push = push
@@ -62,7 +65,7 @@ class Plan:
         return next((str(row.body.name) for row in self.ports[0] if 0 in row.inputs), "")
 
     def _count(self, roots: tuple[Any, ...]) -> None:
-        """Find the nodes that stand under several parents: they take one value after the other."""
+        """Find the nodes with several parents: they run for one value at a time."""
         seen: set[int] = set()
         stack = list(roots)
         while stack:
@@ -71,7 +74,8 @@ class Plan:
                 continue
             if id(node) in seen:
                 if id(node) not in self._shared and isinstance(node, FunctionNode):
-                    # Where there are very many, some share a group: they wait for each other too, which does no harm.
+                    # Beyond MOST_SHARED, nodes share a group: they then wait for each other, which
+                    # is safe.
                     self._shared[id(node)] = len(self._shared) % MOST_SHARED
                     if len(self._shared) <= MOST_SHARED:
                         self.limits.append(1)
@@ -83,7 +87,7 @@ class Plan:
         rows: list[Row] = [Row(SOURCE, ())]
         leaves: list[Leaf] = []
         results: list[int] = []
-        tells: list[int] = []
+        callbacks: list[int] = []
         number = len(self.ports)
 
         def add(body: Body, inputs: tuple[int, ...]) -> int:
@@ -97,8 +101,8 @@ class Plan:
         limits: tuple[int, ...] = ()
         if self._limit is not None:
             limits = (self._group(self._limit),)
-        # What is still to be added: a child, the rows of its parent's value, of what was pushed into that, of its callback;
-        # the path to it, and the groups that bound how many run at once.
+        # To be added: a child; the rows of its parent, of the value pushed into its parent, and of
+        # the parent's callback; the path to the child; and the groups that limit it.
         stack: list[tuple[Any, int, int, tuple[int, ...], str, tuple[int, ...]]] = []
         stack += [(child, 0, 0, (), "", limits) for child in reversed(roots)]
         while stack:
@@ -117,12 +121,12 @@ class Plan:
                 if id(child) in self._shared:
                     child_limits = (*child_limits, self._shared[id(child)])
                 row, below = self._add_node(add, child, (above, *after), path, child_limits)
-                tells += below
+                callbacks += below
             elif isinstance(child, Window):
                 body = Body(_in_list, "window", THREAD)
                 row = add(body, (above, *after))
             else:
-                # One node at a time, where the lambda itself stands for one of a bounded number.
+                # In a limited group the lambda counts as one, so its nodes run one at a time.
                 stage = LambdaStage(child, self._number(child), path, self._push, 1 if limits else None)
                 row = add(Body(stage, name, THREAD, limits=limits), (pushed, above, *after))
                 self.in_chunks = False
@@ -132,18 +136,18 @@ class Plan:
                 stack += [(part, row, above, below, path, limits) for part in reversed(child.children)]
             else:
                 leaf(row)
-        if not leaves:  # a window with nothing in its parentheses: what it gathers is the value
+        if not leaves:  # a window without children: its list is the value
             leaf(0)
-        rows.append(Row(GATHER, tuple(dict.fromkeys((*results, *tells)))))
+        rows.append(Row(GATHER, tuple(dict.fromkeys((*results, *callbacks)))))
         self.ports.append(rows)
         self.leaves.append(leaves)
         self.results = getattr(self, "results", [])
         self.results.append([list(rows[-1].inputs).index(row) for row in results])
 
     def _group(self, most: int) -> int:
-        """A new group of nodes of which so many may run at once."""
+        """A new group of nodes, of which `most` may run at once."""
         if len(self.limits) == MOST_LIMITS:
-            raise OptionError(f"maxworkers is given at more than {MOST_LIMITS - MOST_SHARED} places of one flow; give it to fewer nodes")
+            raise OptionError(f"maxworkers is given to more than {MOST_LIMITS - MOST_SHARED} nodes of one flow; give it to fewer")
         self.limits.append(most)
         return len(self.limits) - 1
 
@@ -154,7 +158,7 @@ class Plan:
     def _add_node(
         self, add: Callable[[Body, tuple[int, ...]], int], node: FunctionNode, inputs: tuple[int, ...], path: str, limits: tuple[int, ...]
     ) -> tuple[int, tuple[int, ...]]:
-        """The row of a node, and that of its callback where it has one of its own."""
+        """Add the row of a node. Returns it, and the row of its callback if that has its own."""
         task = node.task
         known, callback, carrier = task.body, node.dataflow.callback, node.carrier
         stays = carrier == THREAD
@@ -183,6 +187,6 @@ class Plan:
 
 
 def _in_list(chunk: Any, *_: Any) -> Any:
-    """What a window is where one value is pushed: a list of that value."""
+    """The body of a window where a single value is pushed: a list of that value."""
     label, clean, items = chunk
     return label, clean, [item if type(item) in PASSED else [item] for item in items]

@@ -1,14 +1,16 @@
-"""The pump of a stream: values from the source into sets of rows, results out of them to the consumer.
+"""The pump of a stream: values go from the source into sets of rows, results to the consumer.
 
 ::
 
-    source ──▶ feeder (a thread) ──▶ chunk ──▶ sets of rows ──▶ collect ──▶ windows ──▶ their own sets of rows
-                  │ waits while `inflight` values                (the supervisor's        │
-                  │ are under way, or no set is free             thread)                  ▼
-                  └──────────────────────────────────── consumer ◀── results, in order ◀──┘
+    source ─▶ feeder ─▶ chunk ─▶ sets of rows ─▶ collect ─▶ windows ─▶ sets of rows of their own
+                ▲                                   │
+                │ room                              ▼
+                └────────── consumer ◀── results, in order
 
-Three threads take part: the feeder, who may be in the source for as long as that likes; the supervisor of the run, who never
-waits for any of the others; the consumer's own.
+The feeder waits while `inflight` values are under way, or while no set of rows is free.
+
+Three threads take part. The feeder may block in the source for any time. The supervisor of the run
+never waits for the others. The third is the consumer's own.
 """
 
 from __future__ import annotations
@@ -33,20 +35,21 @@ from entangle.errors import RunCancelledError
 
 log = logging.getLogger("entangle.dataflow")
 
-#: Most items of a chunk, the time that its bodies may take together (ns), and the room in the store (bytes).
+#: Limits of a chunk: its items, the time of its bodies together (ns), its room in the store
+#: (bytes).
 MOST_ITEMS, CHUNK_TIME, CHUNK_SIZE = 512, 4_000_000, 64 * 1024
-#: A chunk that waits for more from the source goes on its way after so long (seconds).
+#: Seconds that a chunk waits for more items from the source.
 PATIENCE = 0.002
 MOST_SETS = 1024
 #: Sets of rows below a window.
 WINDOW_SETS = 8
 
-#: What becomes of a value with which a node has failed.
+#: Decides about a failure: True leaves the value out, False ends the stream.
 Reaction = Callable[[Failure], bool]
 
 
 class Pump:
-    """Pushes the values of a source through a plan; the client of its run."""
+    """Pushes the values of a source through a plan. It is the client of its run."""
 
     def __init__(self, plan: Plan, inflight: int | None, ordered: bool, drop: Reaction, way: str | None) -> None:
         cpus = budget_of(available_cpus())
@@ -58,14 +61,15 @@ class Pump:
         self.failed: Failure | None = None
         self.run = RearmedRun(flow, ports, self, way)
         self.ordered = ordered
-        #: Asked what becomes of a failure: False ends the stream with it.
+        #: Asked about each failure: False ends the stream with it.
         self.drop = drop
         self._inflight = inflight
         self._sets = sets
         self._most = min(MOST_ITEMS, max(1, inflight // (4 * cpus))) if inflight is not None else MOST_ITEMS
         self._recovery = Recovery(flow)
         self._supervisor: RearmedSupervisor | None = None
-        # The feeder's side. Items pulled from the source; those that have left: with the consumer, or dropped.
+        # The feeder's side. `pulled` counts items from the source; `taken` and `dropped`, those
+        # that have left.
         self._room = threading.Condition()
         self.begun = threading.Event()
         self._chunk: list[Any] = []
@@ -77,7 +81,8 @@ class Pump:
         self.drained = False
         self.stopping = False
         self.source_error: BaseException | None = None
-        # Under way: chunks by port. Done, but not yet their turn, by port; and what windows wait to pass on.
+        # By port: how many chunks are under way; the number of the next chunk in order; chunks that
+        # were done before their turn.
         self._under_way = [0] * len(ports)
         self._next = [0] * len(ports)
         self._early: list[dict[int, Any]] = [{} for _ in ports]
@@ -88,23 +93,24 @@ class Pump:
             for at, leaf in enumerate(leaves)
             if leaf.window is not None
         ]
+        #: Lists of windows, with their ports, that wait for a free set of rows.
         self._backlog: collections.deque[tuple[int, list[Any]]] = collections.deque()
-        # The consumer's side: lists of results and how many items they stand for, and what ended the run.
+        # The consumer's side. A list of results, and whether they count as items of the source.
         self.arrived = threading.Condition()
         self.results: collections.deque[tuple[list[Any], bool]] = collections.deque()
         self.listeners: set[Callable[[], None]] = set()
         self.error: BaseException | None = None
         self.ended = False
 
-    # The supervisor's thread ------------------------------------------------------------------------------------
+    # The supervisor's thread ----------------------------------------------------------------------
 
     def supervise(self) -> None:
-        """Run it to its end."""
+        """Run the flow to its end."""
         try:
             self.run.value()
         except RunCancelledError:
             if not self.stopping:
-                self.error = RunCancelledError("the stream was cancelled before its source was at an end")
+                self.error = RunCancelledError("the stream was cancelled before its source had ended")
         except BaseException as error:
             self.error = error
         finally:
@@ -122,7 +128,7 @@ class Pump:
         self.begun.set()
 
     def failure(self) -> BaseException | None:
-        """What the consumer gets at the end, where that is an error."""
+        """The error that the consumer gets at the end, if any."""
         return self.failed.error() if self.failed is not None else self.source_error
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
@@ -142,24 +148,24 @@ class Pump:
             self._next[port] += 1
 
     def freed(self, port: int) -> None:
-        """A set is free: for a list of a window, or for the feeder."""
+        """A set of rows is free, for a list of a window or for the feeder."""
         self._pass_on()
         if port == 0:
             with self._room:
                 self._room.notify()
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
-        """What to do with a node whose worker is gone."""
+        """How far a node had come whose worker has died."""
         return self._recovery.lost(node, slot, value, error, directory)
 
     def tick(self) -> float:
-        """Send chunks on their way that have waited long enough, and windows whose time is up; end what is at an end."""
+        """Feed due chunks and windows; end a finished stream. Returns the seconds to the next."""
         due = 60.0
         with self._room:
             if self._chunk:
                 due = self._chunk_since + PATIENCE - time.monotonic()
                 if due <= 0:
-                    # The source is slow, so its values are not to wait for each other.
+                    # The source is slow: its values must not wait for each other.
                     self._size = max(1, min(self._size, len(self._chunk)))
                     due = 0.02 if not self._ship() else 60.0
         for _, _, port, buffer in self._windows:
@@ -177,7 +183,7 @@ class Pump:
         return due
 
     def _flush_a_window(self) -> bool:
-        """The stream is at its end: pass on what a window still holds. False where none holds anything."""
+        """Pass on the values that one window still holds. Returns whether there are any."""
         for _, _, port, buffer in self._windows:
             values = buffer.take()
             if values:
@@ -186,7 +192,7 @@ class Pump:
         return False
 
     def _pass_on(self) -> None:
-        """Feed what windows have gathered."""
+        """Feed the lists that windows have gathered."""
         assert self._supervisor is not None
         while self._backlog:
             port, values = self._backlog[0]
@@ -198,7 +204,7 @@ class Pump:
             self._backlog.popleft()
 
     def _adapt(self, count: int, full: bool, spent: int, size: int) -> None:
-        """How many items to put into a chunk, from what the last one took."""
+        """Adapt the size of chunks to what the last one took."""
         if not self.plan.in_chunks:
             return
         fitting = min(self._most, count * CHUNK_TIME // max(1, spent), count * CHUNK_SIZE // max(1, size))
@@ -208,7 +214,7 @@ class Pump:
             self._size = max(self._size, min(2 * count, fitting))
 
     def _emit(self, port: int, chunks: list[Any]) -> None:
-        """The outcomes of a chunk, whose turn it is, to windows and to the consumer."""
+        """Give the outcomes of a chunk to windows and to the consumer."""
         windows = [(at, below, buffer) for number, at, below, buffer in self._windows if number == port]
         outs: list[Any] = []
         columns = [chunk[2] for chunk in chunks]
@@ -246,15 +252,15 @@ class Pump:
             self.make_room()
 
     def _announce(self) -> None:
-        """Tell the consumer. `arrived` held."""
+        """Wake the consumer. `arrived` must be held."""
         self.arrived.notify_all()
         for listener in self.listeners:
             listener()
 
-    # The feeder's side, in a thread or a task of its own -----------------------------------------------------------
+    # The feeder's side, in a thread or a task of its own ------------------------------------------
 
     def feed(self, source: Iterable[Any]) -> None:
-        """Pull the source dry."""
+        """Read the source to its end."""
         try:
             values = iter(source)
             try:
@@ -281,7 +287,7 @@ class Pump:
         return self.pulled - self.taken - self.dropped < most and len(self._backlog) < WINDOW_SETS
 
     def wait_for_room(self) -> bool:
-        """Wait until one more item may be pulled from the source; False where the stream is over."""
+        """Wait until one more item may be pulled from the source. False if the stream is over."""
         self.begun.wait()
         if self.has_room() and not self.stopping:
             return True
@@ -289,19 +295,19 @@ class Pump:
             self.waits_for_room = True
             while not self.stopping and not self.has_room():
                 if self._chunk:
-                    self._ship()  # it is to go on its way: nothing will join it
+                    self._ship()  # no item will join it while we wait
                 self._room.wait(0.1)
             self.waits_for_room = False
             return not self.stopping
 
     def offer(self, value: Any) -> bool:
-        """Add an item to the chunk, which goes on its way when it is full; False where the stream is over."""
+        """Add an item to the chunk; feed it when it is full. False if the stream is over."""
         with self._room:
             chunk = self._chunk
             if not chunk:
                 last, self._chunk_since = self._chunk_since, time.monotonic()
                 if self._size > 1 and self._supervisor is not None and self._chunk_since - last > PATIENCE:
-                    self._supervisor.nudge()  # it may be alone, and is then not to wait for long
+                    self._supervisor.nudge()  # so that `tick` feeds it soon, if it stays alone
             chunk.append(value)
             self.pulled += 1
             while len(self._chunk) >= self._size and not self.stopping:
@@ -311,12 +317,12 @@ class Pump:
             return not self.stopping
 
     def make_room(self) -> None:
-        """An item has left."""
+        """Tell the feeder that an item has left."""
         with self._room:
             self._room.notify()
 
     def source_ended(self) -> None:
-        """There is nothing more to come."""
+        """Feed the last chunk, and let the stream end."""
         with self._room:
             while self._chunk and not self.stopping and not self._ship():
                 self._room.wait(0.1)
@@ -325,7 +331,7 @@ class Pump:
             self._supervisor.nudge()
 
     def _ship(self) -> bool:
-        """Feed the chunk, if a set is free. `_room` held."""
+        """Feed the chunk if a set is free. Returns whether it was fed. `_room` must be held."""
         supervisor, chunk = self._supervisor, self._chunk
         assert supervisor is not None
         label = self._label, len(chunk), len(chunk) >= self._size
@@ -336,7 +342,7 @@ class Pump:
         except OSError:
             raise
         except Exception:
-            # One of them cannot travel: its node has failed with it, before it began.
+            # An item cannot be pickled: a failure takes its place.
             fed = supervisor.feed(0, (self._label, False, [self._checked(value) for value in chunk]), label)
         finally:
             if not fed:
@@ -357,7 +363,7 @@ class Pump:
         return value
 
     def stop(self) -> None:
-        """End it from another thread."""
+        """End the stream from another thread."""
         with self._room:
             self.stopping = True
             self._room.notify_all()

@@ -1,4 +1,4 @@
-"""Pushing one value: a stream of one item, in the thread that pushes."""
+"""Pushing one value: a run with one set of rows, in the thread that pushes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entangle.flow import THREAD
 
 
 class Push:
-    """One value pushed into a flow; the client of a run with one set of rows."""
+    """One value pushed into a flow. It is the client of its run."""
 
     def __init__(self, plan: Plan, value: Any, way: str | None = None) -> None:
         self.plan = plan
@@ -30,7 +30,7 @@ class Push:
 
     @passes_on
     def value(self) -> tuple[Any, ...]:
-        """Run it in this thread: the values of the leaves. Raises the error of the first of them that has failed."""
+        """Run it in this thread. Gives the values of the leaves; raises the first error."""
         values, failures = leaves_of(self.outcomes())
         if failures:
             try:
@@ -40,7 +40,7 @@ class Push:
         return values
 
     def outcomes(self) -> list[Any]:
-        """Run it in this thread: what has come out at each leaf."""
+        """Run it in this thread. Gives the outcome of each leaf."""
         self._run.value()
         found = self._found()
         for outcome in found:
@@ -52,7 +52,7 @@ class Push:
         return [self._chunks[at][2][0] for at in self.plan.results[0]] if self._chunks else []
 
     def failure(self) -> BaseException | None:
-        """What the first leaf that has failed raises."""
+        """The error of the first leaf that has failed."""
         failures = leaves_of(self._found())[1]
         return failures[0].error() if failures else None
 
@@ -60,7 +60,7 @@ class Push:
         """End it from another thread."""
         self._run.cancel()
 
-    # The client of the run ------------------------------------------------------------------------------------
+    # The client of the run ------------------------------------------------------------------------
 
     def begin(self, supervisor: RearmedSupervisor) -> None:
         """Feed the value."""
@@ -74,20 +74,20 @@ class Push:
             raise why_not(value, f"the value that was pushed into {', '.join(_names(self.plan))}") from None
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
-        """It is all done."""
+        """The only item is done: the run is over."""
         self._chunks = values
         assert self._supervisor is not None
         self._supervisor.over()
 
     def freed(self, port: int) -> None:
-        """Nothing more is to come."""
+        """Nothing to do: there is only one item."""
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
-        """What to do with a node whose worker is gone."""
+        """How far a node had come whose worker has died."""
         return self._recovery.lost(node, slot, value, error, directory)
 
     def tick(self) -> float:
-        """Nothing is due."""
+        """Nothing is ever due."""
         return 60.0
 
 
@@ -96,7 +96,10 @@ def _names(plan: Plan) -> list[str]:
 
 
 def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]:
-    """What comes out at the leaves of nodes that a lambda has chosen; `limit` is how many of them may run at once."""
+    """Push a value into the nodes that a lambda has chosen. Gives the outcomes of their leaves.
+
+    At most `limit` of the nodes run at once.
+    """
     nodes: list[Any] = []
     waiting = list(chosen)
     while waiting:
@@ -119,7 +122,7 @@ def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]
 
 
 def plan_of(node: FunctionNode) -> Plan:
-    """What is compiled of a node, once."""
+    """The compiled graph below a node; compiled once."""
     if node.compiled is None:
         object.__setattr__(node, "compiled", Plan((node,), push_into))
     plan: Plan = node.compiled
@@ -127,7 +130,7 @@ def plan_of(node: FunctionNode) -> Plan:
 
 
 def _chain(nodes: list[Any]) -> list[FunctionNode] | None:
-    """The nodes of a chain that this thread can run itself, one after the other, as well as any other; None where they are not."""
+    """The nodes as a chain that this thread can run without the engine; None if they are none."""
     found: list[FunctionNode] = []
     while nodes:
         (node, *others) = nodes

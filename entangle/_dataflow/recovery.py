@@ -1,4 +1,7 @@
-"""What becomes of a node whose worker is gone: items that were done stay done, the one that ran is tried again or has failed."""
+"""Recovery of a node whose worker has died.
+
+Items that were done stay done. The item that ran is tried again, or has failed.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +16,45 @@ from entangle.flow import Flow
 
 
 class Recovery:
-    """How far nodes of a flow had come that have been interrupted."""
+    """How far the interrupted nodes of a flow had come."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._known: dict[int, tuple[Any, list[Any], list[str]]] = {}
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
-        """Outcomes and failed attempts that the next worker goes on from, and seconds until it may."""
+        """Outcomes and failed attempts to resume from, and seconds until the next attempt."""
         stage: Any = self._flow.body(node).function
         label = value[0]
         known = self._known.get(node)
         done: list[Any] = []
-        told: list[str] = []
+        attempts: list[str] = []
         if known is not None and known[0] == label:
-            _, done, told = known
+            _, done, attempts = known
         for entry in read_journal(directory, slot, (label, node)) if directory else ():
             if type(entry) is Attempt:
-                told.append(entry.text)
+                attempts.append(entry.text)
             else:
                 done.append(entry)
-                told = []
+                attempts = []
         wait = 0.0
         if len(done) < len(value[2]):
-            told.append(summary_of(error))
+            attempts.append(summary_of(error))
             allowed = _matches(error, stage.terms.on)
-            if len(told) <= stage.terms.retry and allowed:
-                wait = pause(stage.terms, len(told))
+            if len(attempts) <= stage.terms.retry and allowed:
+                wait = pause(stage.terms, len(attempts))
             else:
-                add_note(error, f"attempt {len(told)}")
+                add_note(error, f"attempt {len(attempts)}")
                 used_up = stage.terms.retry > 0 and allowed
-                done.append(stage.failure(value[2][len(done)], error, told, used_up, sent=False))
-                told = []
-        self._known[node] = label, done, told
-        return (done, told), wait
+                done.append(stage.failure(value[2][len(done)], error, attempts, used_up, sent=False))
+                attempts = []
+        self._known[node] = label, done, attempts
+        return (done, attempts), wait
 
 
 def _matches(error: Exception, wanted: tuple[type[BaseException], ...]) -> bool:
-    """Whether a lost worker is among the errors that are tried again: whoever asked for a narrower kind of its error did mean it."""
+    """Whether `retry` covers the death of a worker.
+
+    An `on` that names a subclass of the error counts too: it can only mean this error.
+    """
     return any(isinstance(error, kind) or issubclass(kind, type(error)) for kind in wanted)

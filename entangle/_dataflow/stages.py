@@ -1,9 +1,11 @@
-"""Stages: what the engine runs for a node, a lambda, a callback. Each takes a chunk of items and gives a chunk of outcomes.
+"""Stages: what the engine runs for a node, a callback or a lambda.
 
-A chunk is `(label, clean, items)`: the label is used once, `clean` says that all items are values. An item is one value that
-was pushed; items that are small and quick travel together, since to hand a node over costs tens of microseconds. What is
-promised is promised for each item: it is tried again alone, it fails alone, and one that was done when its worker died is not
-run again, for the worker has noted it in its journal.
+A stage takes a chunk of items and gives a chunk of outcomes. A chunk is `(label, clean, items)`:
+each label is used once; `clean` says that all items are values. An item is one pushed value. Small
+and quick items share a chunk, since handing over a node costs tens of microseconds.
+
+All guarantees hold for each item: it is retried alone, and it fails alone. An item that was done
+when its worker died does not run again, because the worker has noted its outcome in a journal.
 """
 
 from __future__ import annotations
@@ -35,12 +37,13 @@ log = logging.getLogger("entangle.dataflow")
 
 Chunk = tuple[Any, bool, list[Any]]
 
-#: Pushes a value into nodes that a lambda has chosen, of which so many may run at once; gives what comes out at their leaves.
+#: Pushes a value into the nodes that a lambda has chosen, of which at most so many run at once;
+#: gives the outcomes of their leaves.
 Pusher = Callable[[Sequence[Any], Any, int | None], list[Any]]
 
 
 class _Held(threading.local):
-    """What this thread's stage was given last."""
+    """The items that the stage of this thread was given last."""
 
     items: Sequence[Any] = ()
 
@@ -57,11 +60,14 @@ def _journal_of(worker: Worker) -> Journal:
 
 
 @passes_on
-def tell(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
-    """Call back; an exception is reported and stops nothing. One at a time in a run: what callbacks do need not be safe from threads."""
+def call_back(callback: Callable[[Any, Any], object], function: Any, value: Any) -> None:
+    """Call back. An exception is logged and stops nothing.
+
+    Callbacks of one run are called one at a time, so they need not be thread-safe.
+    """
     worker = here.worker
     assert worker is not None
-    # Not one lock for all: a callback may push into another flow, or into this one again, and wait for callbacks there.
+    # One lock for each run: a callback may push into a flow and wait for the callbacks there.
     with worker.site.telling:
         try:
             callback(function, value)
@@ -76,7 +82,10 @@ def summary_of(error: BaseException) -> str:
 
 
 def _kept(item: Any) -> bytes | None:
-    """An item as the next attempt is to get it, whatever this one does to it; None for what cannot change, or cannot be copied."""
+    """The pickle of an item, for the next attempt: this attempt may change the item.
+
+    None if the item cannot change, or cannot be pickled.
+    """
     if item is None or type(item) in (int, float, str, bytes, bool):
         return None
     try:
@@ -86,7 +95,10 @@ def _kept(item: Any) -> bytes | None:
 
 
 class NodeStage:
-    """Runs the function of a node for each item of a chunk, and calls back where it runs in the invoking process."""
+    """Runs the function of a node for each item of a chunk.
+
+    Calls back as well, if it runs in the invoking process.
+    """
 
     def __init__(self, task: Task[..., Any], number: int, path: str, callback: Callable[[Any, Any], object] | None = None) -> None:
         self.task = task
@@ -107,14 +119,14 @@ class NodeStage:
 
     @passes_on
     def __call__(self, chunk: Chunk, *_: Any, **named: Any) -> Chunk:
-        """The outcomes of a chunk; `named` is what layers have the engine fill in."""
+        """The outcomes of a chunk. `named` are arguments that the engine fills in for layers."""
         label, clean, items = chunk
         worker = here.worker
         assert worker is not None
         slots, base = worker.site.table.slots, worker.base
         node = slots[base + NODE]
         progress = progress_of(worker, node)
-        done, told = progress if progress is not None else ([], [])
+        done, attempts = progress if progress is not None else ([], [])
         if progress is not None:
             clean = False
         _held.items = items
@@ -138,28 +150,28 @@ class NodeStage:
             if tries:
                 kept = _kept(item)
             if stays and header[STOP]:
-                raise RunCancelledError("the run is over")  # a thread is not ended with its run
+                raise RunCancelledError("the run is over")  # a thread cannot be killed with its run
             try:
                 if timed:
                     slots[base + SINCE] = time.monotonic_ns()
                     slots[base + BEGUN] = RUNS
                 outcome = function(item)
             except BaseException as raised:
-                outcome = self._again(worker, node, item, raised, function, told, journal, kept)
+                outcome = self._again(worker, node, item, raised, function, attempts, journal, kept)
             if worker.forked:
                 end_child(None)
             if timed:
                 worker.end_body()
-            told = []
+            attempts = []
             if type(outcome) is Failure:
                 clean = False
             elif callback is not None:
-                tell(callback, self.task.function, outcome)
+                call_back(callback, self.task.function, outcome)
             if journal is not None:
                 try:
                     journal.note(outcome)
                 except OSError as error:
-                    raise StoreFullError(error.errno, f"no room to note what task {self.name!r} has done: {error}") from None
+                    raise StoreFullError(error.errno, f"no room for the journal of task {self.name!r}: {error}") from None
                 except Exception as error:
                     outcome = self._refused(item, outcome, error)
                     clean = False
@@ -170,7 +182,7 @@ class NodeStage:
 
     @passes_on
     def apply(self, item: Any) -> Any:
-        """The outcome of one item, in a thread that is not this node's own."""
+        """The outcome of one item, in the thread that pushes it."""
         kept = _kept(item) if self.terms.retry > 0 else None
         try:
             outcome = self.function(item)
@@ -179,7 +191,7 @@ class NodeStage:
             assert worker is not None
             outcome = self._again(worker, -1, item, raised, self.function, [], None, kept)
         if self.callback is not None and type(outcome) is not Failure:
-            tell(self.callback, self.task.function, outcome)
+            call_back(self.callback, self.task.function, outcome)
         return outcome
 
     @passes_on
@@ -190,25 +202,25 @@ class NodeStage:
         item: Any,
         raised: BaseException,
         function: Callable[[Any], Any],
-        told: list[str],
+        attempts: list[str],
         journal: Journal | None,
         kept: bytes | None,
     ) -> Any:
-        """An attempt has raised: try again as often as is allowed, with the item as it was."""
+        """Try again after a failed attempt, as often as `retry` allows, with the original item."""
         slots, base = worker.site.table.slots, worker.base
         while True:
             if worker.forked:
                 end_child(raised)
             error = worker.as_error(self.name, raised)
-            told.append(summary_of(error))
+            attempts.append(summary_of(error))
             allowed = isinstance(error, self.terms.on) or isinstance(raised, self.terms.on)
-            if len(told) > self.terms.retry or not allowed or worker.is_over(node):
-                return self.failure(item, error, told, self.terms.retry > 0 and allowed)
+            if len(attempts) > self.terms.retry or not allowed or worker.is_over(node):
+                return self.failure(item, error, attempts, self.terms.retry > 0 and allowed)
             if journal is not None:
-                journal.note(Attempt(told[-1]))
+                journal.note(Attempt(attempts[-1]))
             if node >= 0:
                 worker.end_body()
-            worker.rest(pause(self.terms, len(told)))
+            worker.rest(pause(self.terms, len(attempts)))
             if worker.is_over(node):
                 raise RunCancelledError("the run is over")
             try:
@@ -219,17 +231,17 @@ class NodeStage:
             except BaseException as again:
                 raised = again
 
-    def failure(self, item: Any, error: BaseException, told: list[str], used_up: bool, sent: bool = True) -> Failure:
+    def failure(self, item: Any, error: BaseException, attempts: list[str], used_up: bool, sent: bool = True) -> Failure:
         """The failure of this node with an item."""
         call = item_in_short(self.name, self.terms.parameters()[0], item)
-        return Failure(self.number, self.name, self.path, call, item, error, told, used_up, sent)
+        return Failure(self.number, self.name, self.path, call, item, error, attempts, used_up, sent)
 
     def _refused(self, item: Any, value: Any, error: Exception) -> Failure:
         why = error if isinstance(error, OSError) else why_not(value, f"the value of task {self.name!r}")
         return self.failure(item, why, ["cannot be pickled"], False)
 
     def rescue(self, chunk: Chunk, error: Exception) -> Chunk:
-        """The chunk with a failure in place of each value that cannot be stored."""
+        """The chunk, with a failure in place of each value that cannot be stored."""
         label, _, items = chunk
         if isinstance(error, (OSError, MemoryError)):
             return label, False, [self._refused(item, value, error) for item, value in zip(_held.items, items, strict=True)]
@@ -251,14 +263,14 @@ class CallbackStage:
         self.callback = callback
 
     def __call__(self, chunk: Chunk, *_: Any) -> None:
-        """Call back for each item that has a value."""
+        """Call back for each value of the chunk."""
         for value in chunk[2]:
             if type(value) not in PASSED:
-                tell(self.callback, self.task.function, value)
+                call_back(self.callback, self.task.function, value)
 
 
 class LambdaStage:
-    """Has a lambda choose for each item, and pushes the item into what it has chosen."""
+    """Lets a lambda choose nodes for each item, and pushes the item into them."""
 
     def __init__(self, choose: Callable[[Any], Any], number: int, path: str, push: Pusher, limit: int | None) -> None:
         self.choose = choose
@@ -269,7 +281,7 @@ class LambdaStage:
         self._limit = limit
 
     def __call__(self, pushed: Chunk, parent: Chunk, *_: Any) -> Chunk:
-        """What the chosen nodes give for the values that were pushed into the node in whose parentheses the lambda stands."""
+        """The outcomes of the chosen nodes, for items pushed into the parent and its outcomes."""
         _held.items = pushed[2]
         outcomes = [above if type(above) in PASSED else self._follow(item) for item, above in zip(pushed[2], parent[2], strict=True)]
         return pushed[0], False, outcomes

@@ -1,4 +1,4 @@
-"""A stream: what `flow.stream(…)` gives, an iterator over what comes out, that stops everything when it is let go."""
+"""A stream: the iterator that `flow.stream(…)` gives. Dropping it stops everything."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ OnError = Literal["raise", "skip"] | Callable[[Any, Any, BaseException], object]
 
 _open: weakref.WeakSet[Stream] = weakref.WeakSet()
 
-# Those of its parent are not a forked child's to close, when it ends as Python does.
+# A forked child must not close the streams of its parent when it exits.
 os.register_at_fork(after_in_child=_open.clear)
 
 
 class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
-    """Tuples of the values of the leaves, one for each value of the source, as they come; for `for` and for `async for`.
+    """Tuples of the values of the leaves, one for each value of the source.
 
-    It starts when the first is asked for, and ends with the source. `close()`, leaving a `with` block, or letting it go ends it
-    before: workers, threads and files are gone then. `skipped` counts the values that were left out.
+    Iterate with `for` or `async for`. The stream starts when the first tuple is asked for, and
+    ends with the source. `close()`, leaving a `with` block, or dropping the stream ends it
+    earlier; its workers, threads and files are then gone. `skipped` counts the values that were
+    left out.
     """
 
     def __init__(
@@ -50,20 +52,20 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         way: str | None,
     ) -> None:
         self._pump: Pump | None = None
-        self._closed = True  # as long as we are not made: a mistake in what we are given lets us go at once
+        self._closed = True  # `__del__` runs even if an argument is refused below
         if not hasattr(source, "__iter__") and not hasattr(source, "__aiter__"):
             raise ArgumentError(f"{node.__name__}.stream takes an iterable of values, not {type(source).__name__}")
         if inflight is not None and (isinstance(inflight, bool) or not isinstance(inflight, int) or inflight < 1):
             raise OptionError(f"stream: inflight={value_in_short(inflight)}; it is a whole number of values, 1 or above")
         if on_error not in ("raise", "skip") and not callable(on_error):
             raise OptionError(f"stream: on_error={value_in_short(on_error)}; it is 'raise', 'skip', or a function of (node, value, error)")
-        # Of a source that others iterate over as well, this iteration alone ends with us.
+        # Others may iterate over the source as well: only this iteration ends with the stream.
         self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
         self._failures = failures = _Failures(on_error)
         self._pump = Pump(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
         self._counted = False
-        #: How many values the consumer has of those that are counted: those it has been given, until it asks for the next.
+        #: Whether the consumer holds a counted value: until it asks for the next one.
         self._holding = False
         self._threads: list[threading.Thread] = []
         self._feeding: asyncio.Task[None] | None = None
@@ -71,17 +73,19 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 
     @property
     def skipped(self) -> int:
-        """How many values have been left out because a node has failed with them."""
+        """How many values were left out because a node failed with them."""
         return self._failures.count
 
-    # For `for` ------------------------------------------------------------------------------------------------
+    # For `for` ------------------------------------------------------------------------------------
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> tuple[Any, ...]:
-        """What came out for the next value. Raises the error of a node that has failed with it (`on_error="raise"`), or that
-        of the source, in its turn."""
+        """The tuple of the next value.
+
+        Raises the error of a node that failed with it (if `on_error="raise"`), or of the source.
+        """
         if self._closed:
             raise StopIteration
         try:
@@ -118,7 +122,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         return given
 
     def _let_go(self) -> None:
-        """What the consumer was given is his no more: there is room for another."""
+        """The consumer has finished with its value: there is room for another."""
         pump = self._pump
         assert pump is not None
         self._holding = False
@@ -127,7 +131,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             pump.make_room()
 
     def _fetch(self) -> bool:
-        """Take over what has arrived; whether there is anything, or nothing will come. `arrived` held."""
+        """Take over results. Returns whether waiting is over. `arrived` must be held."""
         pump = self._pump
         assert pump is not None
         if pump.results:
@@ -149,7 +153,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 
     @passes_on
     def _finish(self) -> None:
-        """Nothing more will come."""
+        """End the stream; raises StopIteration, or the error that ended it."""
         pump = self._pump
         assert pump is not None
         self.close()
@@ -162,7 +166,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
                 del error
         raise StopIteration
 
-    # For `async for` --------------------------------------------------------------------------------------------
+    # For `async for` ------------------------------------------------------------------------------
 
     def __aiter__(self) -> Stream:
         return self
@@ -216,7 +220,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         return False
 
     async def aclose(self) -> None:
-        """End it."""
+        """End the stream, as `close`."""
         self.close()
         await self._end_feeding()
 
@@ -227,7 +231,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
                 await self._feeding
             self._feeding = None
 
-    # Starting and ending --------------------------------------------------------------------------------------
+    # Starting and ending --------------------------------------------------------------------------
 
     def _start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         pump = self._pump
@@ -247,8 +251,11 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             thread.start()
 
     def close(self) -> None:
-        """End the stream: its workers, threads and files are gone when this returns. A source that sits in a call of its own
-        is left when that returns; those of `entangle.sources` return at once."""
+        """End the stream. Its workers, threads and files are gone when this returns.
+
+        A source that blocks is left when its call returns; those of `entangle.sources` return at
+        once.
+        """
         pump = self._pump
         if self._closed or pump is None:
             return
@@ -276,7 +283,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 
 
 class _Failures:
-    """What becomes of values with which a node has failed."""
+    """Applies `on_error` to values with which a node has failed."""
 
     def __init__(self, on_error: OnError) -> None:
         self._on_error = on_error
@@ -284,7 +291,7 @@ class _Failures:
 
     @passes_on
     def drop(self, failure: Failure) -> bool:
-        """Whether the value is left out, rather than the stream ended."""
+        """Whether the value is left out; if not, the stream ends."""
         if self._on_error == "raise":
             return False
         self.count += 1
@@ -297,12 +304,12 @@ class _Failures:
             self._on_error(failure.node, failure.value, failure.error())
         except Exception as raised:
             hide(raised)
-            log.exception("on_error has raised an exception; the stream goes on")
+            log.exception("on_error raised an exception; the value is left out, and the stream goes on")
         return True
 
 
 async def _feed_here(pump: Pump, source: Any) -> None:
-    """Pull an asynchronous source in the consumer's own event loop."""
+    """Read an asynchronous source in the event loop of the consumer."""
     loop = asyncio.get_running_loop()
     try:
         values = aiter_of(source)
@@ -322,7 +329,7 @@ async def _feed_here(pump: Pump, source: Any) -> None:
             if close is not None:
                 await close()
     except asyncio.CancelledError as error:
-        if not pump.stopping:  # not by us: something that the source was waiting for has been cancelled
+        if not pump.stopping:  # not cancelled by us, but inside the source
             pump.source_error = error
         pump.stopping = True
     except BaseException as error:
@@ -337,7 +344,7 @@ def aiter_of(source: Any) -> Any:
 
 
 def _feed_in_thread(pump: Pump, source: Any) -> None:
-    """Pull an asynchronous source where nobody has an event loop for it."""
+    """Read an asynchronous source in an event loop of its own."""
     asyncio.run(_feed_here(pump, source))
 
 

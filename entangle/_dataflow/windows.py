@@ -1,4 +1,4 @@
-"""Windows: nodes that gather values and pass lists of them on; and what each of them holds at a time in a stream."""
+"""Windows: nodes that gather values and pass on lists of them; and their buffers in a stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from entangle._dataflow.flow_graph import GraphNode
 
 
 class Window(GraphNode):
-    """Gathers values and passes lists of them on: `count` values, or those of `seconds`; what is left when a stream ends comes last."""
+    """Gathers values and passes on lists of `count` values, or of the values of `seconds`.
+
+    When a stream ends, the rest comes as the last list.
+    """
 
     __slots__ = ("count", "seconds")
 
@@ -23,7 +26,7 @@ class Window(GraphNode):
 
 
 class WindowBuffer:
-    """The values that one window has gathered so far. A window of seconds opens with its first value."""
+    """The values that one window holds now. A window of seconds opens with its first value."""
 
     def __init__(self, window: Window) -> None:
         self._count = window.count
@@ -32,17 +35,17 @@ class WindowBuffer:
         self._until = 0.0
 
     def add(self, value: Any) -> list[Any] | None:
-        """Take a value in: gives the list where that makes it full."""
+        """Add a value. Returns the list if that makes it full."""
         if self._seconds is not None and not self._values:
             self._until = time.monotonic() + self._seconds
         self._values.append(value)
         return self.take() if self._count is not None and len(self._values) >= self._count else None
 
     def due(self) -> float:
-        """Seconds until it is to be passed on."""
+        """Seconds until the list must be passed on."""
         return self._until - time.monotonic() if self._seconds is not None and self._values else 60.0
 
     def take(self) -> list[Any]:
-        """What it holds; it is empty then."""
+        """Return the values, and become empty."""
         values, self._values = self._values, []
         return values

@@ -1,7 +1,7 @@
-"""Running flows, in the process that calls: private. Knows flows, not calls. Start at `run.py`, or at `_worker/worker.py`.
+"""Running flows, in the process that calls. Private: it knows flows, not calls. Start at `run.py`.
 
-What is above tells this room what it wants by the hooks below. They lie here because entering this room costs nothing, so that
-`entangle/__init__.py` can fill them in before the engine is imported.
+Rooms above fill in the hooks below. They are declared here, since importing this file is cheap:
+`entangle/__init__.py` fills them in before the engine is imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ObservedRun(Protocol):
-    """What an observer may know of a run (`_run/run.py`)."""
+    """What an observer may read of a run (`run.py`)."""
 
     id: str
     way: str
@@ -34,18 +34,18 @@ class ObservedRun(Protocol):
 
     @property
     def site(self) -> Site | None:
-        """What the workers of the run share; None when it is over."""
+        """What the workers of the run share; None after the run has ended."""
 
     @property
     def workers_started(self) -> int:
-        """How many workers it has had so far."""
+        """How many workers it has started so far."""
 
     def reason(self) -> BaseException | None:
-        """What ended the run, if not its value; when it has ended."""
+        """What ended the run, if not its value. Known when it has ended."""
 
 
 class Observer(Protocol):
-    """Is told of runs, in the thread that supervises the run. It may read the table at any time."""
+    """Is told of runs, in the thread that supervises the run. May read the table at any time."""
 
     def started(self, run: ObservedRun, /) -> None:
         """The run is about to start."""
@@ -57,8 +57,8 @@ class Observer(Protocol):
         """The run is over; its table is still there."""
 
 
-#: Who wants to know of runs.
+#: Told of every run of this process.
 observers: list[Observer] = []
 
-#: What is called when SIGTERM ends this process during a run, to end what it has started in other places.
+#: Called when SIGTERM ends this process during a run, to end what it has started in other places.
 at_termination: list[Callable[[], None]] = []

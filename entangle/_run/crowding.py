@@ -1,4 +1,4 @@
-"""Which bodies of a crowded run compute: what the supervisor sees of them, and writes down for workers (`_worker/admission.py`)."""
+"""Which bodies of a crowded run compute: measured here, used by workers (`_worker/admission.py`)."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from entangle._shared.table import (
 from entangle._worker.admission import CPU, WAITS, demand_of_thread, scaled, share_of
 from entangle.flow import Flow
 
-#: Less than this is what it takes to wait (CPUs).
+#: A worker that uses less than this waits (CPUs).
 _LITTLE = 0.05
 
 
-#: What was learned in earlier runs of this process, and is in others under way: habit, calls and span of a body, by its name.
+#: What runs of this process have learned of a body, by its name: habit, calls and span.
 _known: dict[tuple[str, int], tuple[int, int, int]] = {}
 _MOST_KNOWN = 4096
 
 
 class _Seen:
-    """What has been seen of a worker while it ran one body."""
+    """What has been measured of a worker during one body."""
 
     __slots__ = ("body", "looks", "lows", "of", "share", "taken", "used", "written")
 
@@ -46,35 +46,38 @@ class _Seen:
         self.of = (-1, -1)
         self.body = -1
         self.looks = self.lows = 0
-        #: At the last look; and what it is taken to use, since one look may fall into a lock or a page fault.
+        #: The use at the last look, and the use that it is taken to have. They differ, since one
+        #: look may be a lock or a page fault.
         self.share = self.taken = 1.0
-        #: What its slot says that it is taken to use, -1 where we have not written that; others may have written something else.
+        #: What we have written into its slot as its use, -1 if nothing. Others may have written
+        #: since.
         self.written = -1
-        #: CPU time that a thread had wanted at the last look (ns).
+        #: CPU time that a thread had wanted by the last look (ns).
         self.used = 0
 
 
 class WorkerThread(NamedTuple):
-    """A thread of the invoking process that works for a run."""
+    """A thread of the caller's process that works for a run."""
 
     slot: int
     native_id: int | None
 
 
 class Admission:
-    """The supervisor's part: what running bodies use, and whether the run is crowded."""
+    """Measures what running bodies use, and notes whether the run is crowded."""
 
     def __init__(self, table: Table, flow: Flow) -> None:
         self.table = table
         self.flow = flow
         self._seen: dict[int, _Seen] = {}
         self._looked_at = time.monotonic_ns()
-        #: Whether bodies have ever had to wait for others, which would not be so in a run of as many workers as CPUs.
+        #: Whether the run has ever been crowded: bodies may have waited for others.
         self.was_crowded = False
         self._names: list[tuple[str, int]] = []
 
     def _recall(self) -> bool:
-        """Take over what other runs of this process have learned of bodies that nobody knows here. Whether that was anything."""
+        """Take over what other runs of this process have learned of bodies that are new here.
+        Return whether there was any."""
         table, found = self.table, False
         if not self._names:
             self._names = [(body.name, body.carrier) for body in self.flow.bodies]
@@ -86,7 +89,7 @@ class Admission:
         return found
 
     def remember(self) -> None:
-        """Leave what was learned to other runs of this process."""
+        """Keep what was learned for other runs of this process."""
         table = self.table
         for body, name in enumerate(self._names):
             if table.learned[body]:
@@ -100,7 +103,7 @@ class Admission:
         return bool(self.table.header[CROWDED])
 
     def entitle(self, cpus: int) -> None:
-        """The run has a right to so many CPUs from now on."""
+        """Give the run a right to so many CPUs from now on."""
         header = self.table.header
         if header[RIGHT] != cpus * CPU:
             more = cpus * CPU > header[RIGHT]
@@ -109,7 +112,7 @@ class Admission:
                 header[HELD_BACK] = 0
 
     def crowd(self, slots: Collection[int]) -> None:
-        """More workers than CPUs from now on; `slots` are those who are there."""
+        """Mark the run as crowded from now on. `slots` are those of its workers."""
         table = self.table
         self._recall()
         with table.locked(UNCLAIMED):
@@ -119,13 +122,13 @@ class Admission:
             self.was_crowded = True
 
     def thin_out(self) -> None:
-        """No more workers than CPUs from now on."""
+        """Mark the run as not crowded from now on."""
         with self.table.locked(UNCLAIMED):
             self.table.header[CROWDED] = self.table.header[HELD_BACK] = 0
 
     def look(self, now: int, processes: Iterable[WorkerProcess], threads: Collection[WorkerThread]) -> float:
-        """See what running bodies use, and correct what they are taken to use; `now` in ns, of the monotonic clock. Gives how many
-        CPUs the threads use."""
+        """Measure what running bodies use, and correct what they are taken to use. `now` is in ns,
+        of the monotonic clock. Return how many CPUs the threads use."""
         table = self.table
         header, slots = table.header, table.slots
         elapsed, self._looked_at = max(1, now - self._looked_at), now
@@ -134,12 +137,13 @@ class Admission:
             live.append(worker.slot)
             base = worker.slot * SLOT
             nested = slots[base + NESTED]
-            # A worker that waits for a nested run supervises it, which takes a little time, and no place.
+            # A worker that waits for a nested run also supervises it. That takes little CPU, and no
+            # place.
             share = nested / CPU if nested >= 0 and worker.share < 0.3 else max(worker.share, nested / CPU)
             seen = self._seen.get(worker.slot)
             doubtful = share > WAITS / CPU or (seen is not None and seen.taken > share + 0.1)
             if nested < 0 and share < 0.9 and doubtful and worker.runnable():
-                share = 1.0  # it would run if there were a CPU for it
+                share = 1.0  # it would compute if it had a CPU
             self._saw(worker.slot, share, now)
         together = self._look_at_threads(threads, elapsed, now) if threads else 0.0
         if header[CROWDED]:
@@ -166,7 +170,7 @@ class Admission:
         return together
 
     def _saw(self, slot: int, share: float, now: int) -> None:
-        """A worker has used this share of a CPU since the last look."""
+        """Note the share of a CPU that a worker has used since the last look."""
         table = self.table
         slots, base = table.slots, slot * SLOT
         node, since = slots[base + NODE], slots[base + SINCE]
@@ -190,12 +194,13 @@ class Admission:
                 seen.taken = max(share, seen.share)
                 usual = 2 * table.spans[body] > now - since
                 if table.learned[body] and usual and slots[base + BEGUN] == RUNS:
-                    # It waits now, and will compute before it ends.
+                    # It waits now, and is going to compute before it ends.
                     seen.taken = max(seen.taken, table.habits[body] / CPU)
         seen.share = share
 
     def _take_stock(self, live: Collection[int]) -> None:
-        """Write down what running bodies are taken to use, and what calls of tasks that nobody knows yet seem to. Lock held."""
+        """Write into the table what running bodies are taken to use, and guess for tasks that have
+        not ended yet. Lock held."""
         table = self.table
         header, slots = table.header, table.slots
         crowded = header[CROWDED]
@@ -212,7 +217,8 @@ class Admission:
             seen = self._seen.get(slot)
             if seen is not None and seen.of == (node, slots[base + SINCE]):
                 if seen.written not in (-1, slots[base + SHARE]):
-                    seen.taken, seen.lows = slots[base + SHARE] / CPU, 0  # the run that it waits for goes on
+                    # The nested run that it waits for has written more.
+                    seen.taken, seen.lows = slots[base + SHARE] / CPU, 0
                 slots[base + SHARE] = int(seen.taken * CPU) if seen.taken > _LITTLE else 0
                 seen.written = slots[base + SHARE]
                 if seen.looks > 1:

@@ -1,4 +1,7 @@
-"""Deadlines: `timeout` bounds a body, `wait` the arrival of its arguments. Who is past one is stopped."""
+"""Deadlines: `timeout` bounds a body, `wait` the arrival of its arguments.
+
+Late workers are killed; late threads are abandoned, since a thread cannot be killed.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,25 @@ from entangle._worker.failures import call_of, note_call
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import THREAD
 
-#: When nothing is due (seconds).
+#: Seconds until the next check, where nothing is due.
 _NEVER = float("inf")
 
 
 class Losses(Protocol):
-    """Says what the loss of a node means (`deaths.py`)."""
+    """Says what the loss of a node means. `Deaths` does."""
 
     error: BaseException | None
 
     def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
-        """A node's worker is gone, or given up."""
+        """Handle a node whose worker is gone or abandoned."""
 
     def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Whether the run goes on after a node whose body has begun was lost to that error."""
+        """Whether the run goes on after a node that had begun was lost to that error."""
 
 
 class _Late:
-    """A worker past its deadline: the node that it ran, the error of that, what it had started, when it is killed."""
+    """A worker past its deadline: its node, the error, what it had started, and when it is
+    killed."""
 
     def __init__(self, worker: WorkerProcess, node: int, error: ProcessTimeoutException) -> None:
         self.worker = worker
@@ -56,9 +60,10 @@ class Deadlines:
         self.flow = flow = site.flow
         #: Workers that were told to end, by their slots.
         self.late: dict[int, _Late] = {}
-        #: Whether there is any.
+        #: Whether the flow has any deadline.
         self.any = any(body.timed for body in flow.bodies)
-        #: Nodes whose arguments must arrive in time, and when the first of those started (ns; 0 as long as none has).
+        #: Nodes with a `wait`, and when the first of their arguments started (ns; 0 as long as none
+        #: has).
         self.waits = (
             {node: 0 for node in range(flow.count) if flow.body(node).wait is not None and flow.sources(node)}
             if any(body.wait is not None for body in flow.bodies)
@@ -66,7 +71,8 @@ class Deadlines:
         )
 
     def check(self, now: int) -> float:
-        """Stop whoever is past a deadline now (ns, of the monotonic clock). Gives the seconds until it is to be called again."""
+        """Stop what is past a deadline; `now` in ns, of the monotonic clock. Return the seconds
+        until the next check."""
         roster, next_check = self.roster, _NEVER
         flow, slots = self.flow, self.table.slots
         found: list[_Late] = []
@@ -80,7 +86,8 @@ class Deadlines:
                 if timeout is not None:
                     next_check = min(next_check, max(0.001, timeout - (now - since) / 1e9))
                 continue
-            # A worker that comes back from the body right now sees the mark and waits until we have decided.
+            # A worker that leaves its body right now sees the mark, and waits until we have
+            # decided.
             slots[base + DOOMED] = 1
             if slots[base + NODE] != node or slots[base + SINCE] != since or slots[base + BEGUN] != RUNS:
                 slots[base + DOOMED] = 0
@@ -95,11 +102,13 @@ class Deadlines:
                     slots[base + STATE] = ABANDONED
                     slots[base + DOOMED] = 0
                 roster.threads.pop(slot)[1].stop()
-                self.losses.lost(node, slot, ThreadTimeoutException(text + "; a thread cannot be killed, so it goes on unheard"), True)
+                self.losses.lost(
+                    node, slot, ThreadTimeoutException(text + "; its thread cannot be killed and runs on, but its value is dropped"), True
+                )
         if found:
             self._end_late(found)
         if self.late:
-            next_check = min(next_check, self._kill_deaf())
+            next_check = min(next_check, self._kill_overdue())
         for node in list(self.waits):
             next_check = min(next_check, self._check_wait(node, now))
         return next_check
@@ -127,7 +136,7 @@ class Deadlines:
         return _NEVER
 
     def _first_start(self, node: int) -> int:
-        """When the first of all the nodes that `node` waits for started (ns), 0 where none has."""
+        """When the first of the nodes that `node` depends on started (ns); 0 where none has."""
         flow, table = self.flow, self.table
         seen: set[int] = set()
         waiting = flow.sources(node)
@@ -145,9 +154,11 @@ class Deadlines:
         return min(starts, default=0)
 
     def _end_late(self, found: list[_Late]) -> None:
-        """Tell workers that are late to end, with everything that they have started, and go on: `ended` sees to their nodes.
+        """Tell late workers to end, with all that they have started. `ended` handles their nodes
+        later.
 
-        Where one of them ends the run, that ends all workers at once, and gives each its time to react.
+        Where one of them ends the run, all workers are stopped at once instead, with their time to
+        react.
         """
         for late in found:
             if not self.losses.goes_on_after(late.node, late.error):
@@ -160,8 +171,8 @@ class Deadlines:
         for late in found:
             late.worker.kill(signal.SIGTERM)
 
-    def _kill_deaf(self) -> float:
-        """Kill the workers that have had their time. Gives the seconds until the next ones have."""
+    def _kill_overdue(self) -> float:
+        """Kill late workers whose grace is over. Return the seconds until the next grace is."""
         left = min(late.kill_at for late in self.late.values()) - time.monotonic()
         if left <= 0:
             for late in self.late.values():
@@ -171,12 +182,13 @@ class Deadlines:
         return max(0.001, left)
 
     def ended(self, worker: WorkerProcess) -> _Late | None:
-        """A worker has ended: how late it was, None where it was not, or was told by nobody."""
+        """Forget a worker that has ended, and kill what it had started. Return how it was late,
+        None where it was not."""
         late = self.late.pop(worker.slot, None)
         if late is not None:
             descendants.kill(late.started)
         return late
 
     def started(self) -> list[Started]:
-        """What the workers that were told to end had started."""
+        """All that late workers had started."""
         return [process for late in self.late.values() for process in late.started]

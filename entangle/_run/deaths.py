@@ -1,14 +1,15 @@
-"""What the death of a worker means: it is reaped, its slot freed, and what it ran is run again or ends the run.
+"""What the death of a worker means: it is reaped, and its node is tried again or fails.
 
-A worker may die at any instruction, by a body's fault, by a deadline or by a kill. Its slot says how far it had come: a node
-whose body had not begun is another's to run, one whose body had begun is lost. `retry` decides what a lost node means.
+A worker may die at any instruction: by a fault of the body, by a deadline, by a kill. Its slot says
+how far it had come. A node whose body had not begun goes back to the ready list. A node whose body
+had begun is lost, and `retry` decides what that means.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import posix
+import signal
 import time
 
 from entangle._run.deadlines import Deadlines
@@ -52,12 +53,12 @@ from entangle.cookies import reclaim_all
 from entangle.errors import EntangleError, ProcessTerminatedException, add_note
 from entangle.flow import PROCESS, THREAD
 
-#: So many workers in a row may die before they have begun.
+#: So many workers in a row may die before they have begun. Then the run ends with an error.
 MOST_STILLBORN = 10
 
 
 class Deaths:
-    """Sees to the workers of a run that have ended, and to the nodes that they leave."""
+    """Reaps workers of a run that have ended, and sees to the nodes that they leave."""
 
     def __init__(self, site: Site, store: Store | None, roster: Roster) -> None:
         self.site = site
@@ -67,13 +68,13 @@ class Deaths:
         self.deadlines = Deadlines(site, store, roster, self)
         #: What ends the run, if anything does.
         self.error: BaseException | None = None
-        #: Workers that have died before they had begun, one after the other.
+        #: How many workers in a row have died before they had begun.
         self.stillborn = 0
-        #: Nodes that are tried again, and when (seconds, of the monotonic clock).
+        #: Nodes to try again, and when (seconds, of the monotonic clock).
         self.retries: list[tuple[float, int]] = []
 
     def reap(self, worker: WorkerProcess) -> None:
-        """A worker process has ended: in good order, or with a node that it ran."""
+        """Reap a worker process that has ended, in good order or with a node that it ran."""
         with Deferred():
             self._reap(worker)
             if worker.ended_by:
@@ -82,7 +83,7 @@ class Deaths:
     def _reap(self, worker: WorkerProcess) -> None:
         slots, base = self.table.slots, worker.slot * SLOT
         with self.table.locked(UNCLAIMED):
-            # Taking the lock has made right what it left half done, if it died with the lock.
+            # If it died with the lock, taking the lock has repaired what it left half done.
             node, begun = slots[base + NODE], bool(slots[base + BEGUN])
             began = slots[base + STATE] != STARTING
             if node >= 0 and self._runs_elsewhere(node, worker.slot):
@@ -91,7 +92,7 @@ class Deaths:
         assert code is not None
         after = slots[base + NEXT_NODE]
         if after not in (NOBODY, node) and node >= 0 and self.table.states[node] == DONE and self.table.states[after] in (WAITING, RUNNING):
-            # It died on its way to that consumer, with the last argument in its hands.
+            # It had delivered the last argument of that consumer, and died before it ran it.
             node, begun = after, True
             self.table.states[after] = RUNNING
         self.roster.forward_rest(worker)
@@ -101,7 +102,7 @@ class Deaths:
             self.lost(late.node, worker.slot, late.error, begun=True)
             return
         if code == 0:
-            # It may have gone with a node only if a body called os._exit(0).
+            # A worker exits with 0 in a body only if the body called os._exit(0).
             if node >= 0 and self.table.states[node] == RUNNING and not self.table.header[STOP]:
                 self.lost(node, worker.slot, self._exit_report(worker, node, code), begun)
             return
@@ -111,8 +112,9 @@ class Deaths:
             self.lost(node, worker.slot, self._exit_report(worker, node, code), begun)
 
     def _wake_in_its_place(self) -> None:
-        """Wake who rests while nodes are ready: the worker that has died may have counted them out and not woken them, or may have
-        taken a wake-up with it. Too many are woken in vain; too few would sleep for ever."""
+        """Wake resting workers for ready nodes. The dead worker may have counted them as woken
+        without waking them, or may have read their byte. Too many wake-ups cost little; one too few
+        hangs the run."""
         header, slots = self.table.header, self.table.slots
         woken = [0, 0]
         with self.table.locked(UNCLAIMED):
@@ -124,28 +126,31 @@ class Deaths:
         for pipe, count in ((self.site.wake, woken[PROCESS]), (self.site.wake_threads, woken[THREAD])):
             if count:
                 with contextlib.suppress(BlockingIOError):
-                    os.write(pipe[1], b"!" * count)
+                    posix.write(pipe[1], b"!" * count)
 
     def _runs_elsewhere(self, node: int, slot: int) -> bool:
-        """Whether a node that a worker had put its name to when it died is another's: it died before it had said that the node runs,
-        or after it had published its value and others had made it ready again. Lock held."""
+        """Whether a node in the slot of a dead worker belongs to another worker. It does if the
+        worker died before it had marked the node as running, or after it had published the value
+        and the node was made ready again. Lock held."""
         slots = self.table.slots
         others = (other * SLOT for other in (*self.roster.processes, *self.roster.threads) if other != slot)
         return any(slots[base + NODE] == node and slots[base + STATE] == BUSY for base in others)
 
     def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
-        """A worker has died outside of any body. One that was killed is replaced; one that cannot even begin ends the run."""
+        """A worker has died outside of any body. A killed one is replaced. One that cannot even
+        begin ends the run."""
         self.stillborn = 0 if began else self.stillborn + 1
         if code == BROKEN and (told := refusal(self.site.directory, self.site.flow)) is not None:
             self.error = told
         elif code == BROKEN or self.stillborn > MOST_STILLBORN:
-            how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
-            error = EntangleError(f"a worker process ended by {how} before it could run a task")
+            times = "" if code == BROKEN else f", the last of {self.stillborn} in a row"
+            error = EntangleError(f"a worker process ended by {_how(code)} before it could run a task{times}")
             quote(error, worker)
             self.error = error
 
     def clear_up(self, worker: WorkerProcess) -> None:
-        """Free what a worker that has ended held: its descriptors, its slot, its cookies, its place in a pool's queue."""
+        """Free what a dead worker held: descriptors, slot, cookies, its place in the queue of a
+        pool."""
         slots, base = self.table.slots, worker.slot * SLOT
         self.roster.remove(worker)
         pool = slots[base + WAITING_POOL]
@@ -164,7 +169,7 @@ class Deaths:
         with self.table.locked(UNCLAIMED):
             low, high = slots[base + LOW], slots[base + HIGH]
             if low < high:
-                # What it had merely claimed goes back.
+                # Put back the leaves that it had claimed and not begun.
                 for node in range(high - 1, low - 1, -1):
                     self.table.push(PROCESS, node)
             slots[base + LOW] = slots[base + HIGH] = 0
@@ -173,13 +178,15 @@ class Deaths:
 
     def _exit_report(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
         name = self.site.flow.body(node).name
-        how = f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"
-        error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {how}")
+        error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {_how(code)}")
+        if code == -signal.SIGKILL:
+            add_note(error, "SIGKILL comes from the system when memory is short (see dmesg), or from a user")
         quote(error, worker)
         return error
 
     def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
-        """A node's worker is gone: run the node again where that is allowed, else end the run with `error`."""
+        """Handle a node whose worker is gone: run it again where that is allowed, else end the run
+        with `error`."""
         flow, table = self.site.flow, self.table
         body = flow.body(node)
         if not begun and self._inputs_stored(node):
@@ -204,7 +211,8 @@ class Deaths:
         table.states[node] = FAILED
 
     def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Whether the run goes on after a node whose body has begun was lost to that error: there is an attempt left."""
+        """Whether the run goes on after a node was lost to that error: an attempt is left, and `on`
+        includes the error."""
         body = self.site.flow.body(node)
         wanted = any(isinstance(error, kind) or issubclass(kind, type(error)) for kind in body.on)
         return bool(self.table.attempts[node] < body.retry and wanted)
@@ -213,7 +221,7 @@ class Deaths:
         return all(self.table.record(taken)[4] != NOWHERE for taken in self.site.flow.sources(node))
 
     def put_back(self) -> None:
-        """Make the nodes ready again whose pause between two attempts is over."""
+        """Make nodes ready again whose pause between two attempts is over."""
         now = time.monotonic()
         flow, table = self.site.flow, self.table
         with table.locked(UNCLAIMED):
@@ -225,3 +233,8 @@ class Deaths:
             table.header[IDLE + PROCESS] -= woken
         if woken:
             posix.write(self.site.wake[1], b"!" * woken)
+
+
+def _how(code: int) -> str:
+    """How a process ended, by its exit code or minus the signal."""
+    return f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"

@@ -1,7 +1,7 @@
-"""The processes that a process has started, and they in turn, wherever they have put themselves.
+"""The processes that a process has started, and theirs in turn, in whatever group or session.
 
-Linux lists the children of each thread (proc(5)), which takes microseconds a process. Where it does not, psutil looks at every process
-there is.
+Linux lists the children of each thread (proc(5)), which takes microseconds a process. Elsewhere
+psutil looks at every process there is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-#: The kernel gives a page of children at a time, and no half of a number: a part that is nearly a page may not be the last.
+#: A read gives at most a page, of whole numbers. After nearly a page there may be more.
 _PAGE, _NEARLY = 4096, 4000
 _EVERY = 1 << 62
 
 
 class Started(NamedTuple):
-    """A process, with the time at which it began: by then another may have its number."""
+    """A process with its start time, which tells it from a later one with the same pid."""
 
     pid: int
     began: float
@@ -34,8 +34,11 @@ def listed() -> bool:
 
 
 def of(pids: Iterable[int], most: int = _EVERY) -> list[int]:
-    """The descendants of these processes, about `most` of them. None are known where the kernel does not list them and psutil is not
-    there: in another place, to which nothing compiled was sent."""
+    """The descendants of these processes; the search stops soon after `most` of them.
+
+    None are known if the kernel does not list them and psutil is missing, as in a place to which no
+    compiled module was sent.
+    """
     given = {pid for pid in pids if pid > 0}
     if not given:
         return []
@@ -49,12 +52,12 @@ def of(pids: Iterable[int], most: int = _EVERY) -> list[int]:
 
 
 def started_by(pids: Iterable[int]) -> list[Started]:
-    """The descendants of these processes, to be killed later."""
+    """The descendants of these processes, with their start times, to be killed later."""
     return [Started(pid, began) for pid in of(pids) if (began := _began(pid)) is not None]
 
 
 def kill(processes: Iterable[Started]) -> None:
-    """Kill processes, if they are still who they were."""
+    """Kill processes, except where the pid is another process's by now."""
     for pid, began in processes:
         if _began(pid) == began:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -65,7 +68,7 @@ def _listed(pid: int) -> list[int]:
     """The children of all threads of a process."""
     tasks, found = f"/proc/{pid}/task", bytearray()
     try:
-        # Two links are the directory's own.
+        # A directory has two links of its own.
         for thread in os.listdir(tasks) if os.stat(tasks).st_nlink > 3 else (pid,):
             with contextlib.suppress(OSError), open(f"{tasks}/{thread}/children", "rb", buffering=0) as file:
                 while len(part := file.read(_PAGE)) > _NEARLY:
@@ -77,7 +80,7 @@ def _listed(pid: int) -> list[int]:
 
 
 def _scanned() -> Callable[[int], list[int]]:
-    """The children of each process, by one look at all of them."""
+    """The children of each process, from one scan of all."""
     children: dict[int, list[int]] = {}
     psutil = _psutil()
     if psutil is not None:
@@ -88,7 +91,7 @@ def _scanned() -> Callable[[int], list[int]]:
 
 
 def _began(pid: int) -> float | None:
-    """When a process began; None where it has ended."""
+    """The start time of a process; None if it is gone."""
     if listed():
         try:
             with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
@@ -105,7 +108,8 @@ def _began(pid: int) -> float | None:
 
 
 def _psutil() -> Any:
-    # Looked for on disk alone: in another place the import would be asked of a caller who, having cancelled this call, does not listen.
+    # Look on disk alone. In another place an import would ask the caller for the module, and a
+    # caller that has cancelled this call no longer answers.
     if "psutil" not in sys.modules and importlib.machinery.PathFinder.find_spec("psutil") is None:
         return None
     import psutil

@@ -1,9 +1,12 @@
 """Whether a fork of this process can run anything, and if not, why.
 
-A child has the memory of its parent and none of its threads: it waits for ever for a lock that one of these held, or for work that a pool
-of them should do. Of Python's own threads we know. Native ones are somebody's: numpy's OpenBLAS, pyarrow and duckdb make new ones in
-a child; others do not, and are known by their names, or by the names of their threads. Such pools come late: with the first use, with a
-plug-in, by ctypes. So what could tell is looked at each time, in a microsecond or two, and the rest when that has changed.
+A child has the memory of its parent and none of its threads. It waits for ever for a lock that such
+a thread held, or for work that a pool of threads should do. Python's own threads are known. Native
+threads belong to libraries: numpy's OpenBLAS, pyarrow and duckdb start new ones in a child; others
+do not, and are known by the names of their files or threads.
+
+Such pools may start late: with the first use, with a plug-in, by ctypes. So what is cheap to ask (a
+microsecond or two) is asked before each fork, and the rest when that has changed.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 from entangle._run import reaper
 from entangle._shared import greenlets
 
-#: Libraries that do not survive a fork, by a part of the paths of their files, with what people call them.
+#: Libraries that do not survive a fork, by a part of the path of their file, with their usual name.
 UNSAFE = {
     "libgomp": "an OpenMP runtime",
     "libiomp5": "an OpenMP runtime",
@@ -38,7 +41,7 @@ UNSAFE = {
     "libtensorflow": "tensorflow",
     "/jaxlib/": "jax",
 }
-#: … and those whose threads are made anew in a child, or that do without.
+#: Libraries whose threads are started anew in a child, or that do without.
 _SURVIVE = (b"openblas", b"libarrow", b"duckdb", b"libblis")
 _THREADS_THAT_SURVIVE = frozenset((b"jemalloc_bg_thd",))
 
@@ -63,7 +66,7 @@ def _note(found: Any, size: int, _: Any) -> int:
     global _adds
     if size >= ctypes.sizeof(_Object):
         _adds = found.contents.adds
-    return 1  # the first is enough
+    return 1  # the first object is enough
 
 
 try:
@@ -88,7 +91,7 @@ def _native_threads() -> int:
         return 0
 
 
-#: What could tell when we last looked, and what was found.
+#: The cheap answers of the last look, and what the look found.
 _seen: tuple[object, ...] = ()
 _threads_seen = 0
 _found = ""
@@ -127,18 +130,19 @@ def _look() -> str:
     for part, name in UNSAFE.items():
         if part.encode() in text:
             return f"{name} is loaded"
-    return _strange_threads(text)
+    return _unknown_threads(text)
 
 
-def _strange_threads(maps: bytes) -> str:
-    """Whose native threads we do not know."""
+def _unknown_threads(maps: bytes) -> str:
+    """Why the native threads of this process are not safe, "" if they are."""
     for _ in range(5):
         if _native_threads() <= 0:
             return ""
-        time.sleep(0.001)  # one of Python's that has just ended is here a moment longer
+        time.sleep(0.001)  # a Python thread that has just ended is listed a moment longer
     names: list[bytes] = []
     for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm", "rb") as file:  # it may have ended
+        # A thread may have ended meanwhile.
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/comm", "rb") as file:
             names.append(file.read().strip())
     usual = _name_of_process()
     for name in names:

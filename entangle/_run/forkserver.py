@@ -1,12 +1,13 @@
-"""The forkserver: a clean single-threaded process from which workers are forked when the caller itself must not fork.
+"""The forkserver: a clean process that forks workers where the caller itself must not fork.
 
-It is started once in a process, when first needed, and keeps a few spare workers forked ahead. One request, one worker::
+It has one thread. A process starts it once, when it is first needed, and it keeps a few spare
+workers forked ahead. One request starts one worker::
 
-    caller ── run directory, slot, descriptors ──▶ server ──▶ a spare, who joins the run and works
-    caller ◀── status pipe: pid (8 bytes) at the start, exit code or minus the signal (4 bytes) at the end ── server
+    caller ── run directory, slot, descriptors ──▶ server ──▶ a spare, which joins the run and works
+    caller ◀── status pipe: pid (8 bytes) at first, exit code or minus signal (4) at last ── server
 
-Requests are JSON over a socket pair, with the descriptors beside them (SCM_RIGHTS). The server ends, with all workers that it
-has started, when its caller does.
+Requests are JSON over a socket pair, with the descriptors beside them (SCM_RIGHTS). When the caller
+ends, the server ends, and kills all workers that it has started.
 """
 
 from __future__ import annotations
@@ -39,17 +40,20 @@ from entangle.cookies import available_cpus, jobserver_style
 from entangle.errors import EntangleError
 from entangle.flow import PROCESS, Body, Flow, Shape
 
-_MOST = 1 << 20  # bytes of a request: run paths have thousands, and six a letter in JSON
-_QUIET = 0.002  # seconds without a request before a spare is forked: runs one after the other then find one that has rehearsed
+# Bytes of a request. The paths of a run may have thousands, and JSON takes up to six for a letter.
+_MOST = 1 << 20
+# Seconds without a request before a spare is forked. Runs that follow each other then find one that
+# has rehearsed.
+_QUIET = 0.002
 
 
-# The caller's side -----------------------------------------------------------------------------------------------
+# The caller's side --------------------------------------------------------------------------------
 
 
 class _Server:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        # What the caller has loaded of us, so that no worker has to.
+        # The caller's modules of ours are loaded once here, so that no worker has to load them.
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
         where = f"{theirs.fileno()}, {os.getpid()}, {home().path!r}, {jobserver_style()!r}, {loaded!r}"
@@ -76,11 +80,11 @@ _guard = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A forked child has the parent's server by name only; it makes its own if it needs one."""
+    """Forget the parent's server in a forked child. The child starts its own if it needs one."""
     global _server, _guard
     if _server is not None:
         _server.socket.close()
-        _server.process.returncode = 0  # not ours to wait for
+        _server.process.returncode = 0  # not our child
     _server, _guard = None, threading.Lock()
 
 
@@ -97,7 +101,7 @@ def warm_up() -> None:
                 if _server.pid == os.getpid() and _server.process.returncode == 1:
                     _server = None
                     raise EntangleError(
-                        "the server from which workers are forked cannot start; it has written to stderr why. start='spawn' does without"
+                        "the forkserver ended while it started; its error is on stderr. Workers started with start='spawn' do not need it"
                     )
             else:
                 atexit.register(stop)
@@ -105,7 +109,7 @@ def warm_up() -> None:
 
 
 def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
-    """Have a worker started; gives the read end of its status pipe."""
+    """Ask for a worker. Return the read end of its status pipe."""
     attempt = 0
     while True:
         attempt += 1
@@ -132,7 +136,7 @@ def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: 
             if attempt == 2:
                 raise
             with contextlib.suppress(subprocess.TimeoutExpired):
-                server.process.wait(1)  # it was killed; a new one serves us
+                server.process.wait(1)  # it was killed; a new one takes over
         finally:
             os.close(status_write)
 
@@ -151,17 +155,17 @@ def stop() -> None:
             server.process.wait()
 
 
-# The server's side -----------------------------------------------------------------------------------------------
+# The server's side --------------------------------------------------------------------------------
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """One order with its descriptors; None where the other side is gone."""
+    """Receive one order with its descriptors; None where the other side is gone."""
     head, fds, _, _ = socket.recv_fds(channel, 4, 16)
     if len(head) < 4:
         return None
     size = int.from_bytes(head, "little")
     if size > _MOST:
-        raise ValueError(f"an order of {size} bytes")
+        raise ValueError(f"an order of {size:,} bytes to the forkserver; the most is {_MOST:,}")
     text = b""
     while len(text) < size:
         more = channel.recv(size - len(text))
@@ -178,17 +182,18 @@ def _pass_on(channel: socket.socket, order: dict[str, Any], fds: list[int]) -> N
 
 
 def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: list[str]) -> None:
-    """What the server's interpreter runs."""
-    os.environ["ENTANGLE_JOBSERVER"] = jobserver  # else every worker would ask make anew
+    """Serve orders until the caller ends: the main function of the server's interpreter."""
+    # Every worker would run make to find out otherwise.
+    os.environ["ENTANGLE_JOBSERVER"] = jobserver
     # What a worker needs is loaded before it is forked.
     for name in ("cloudpickle", "entangle._run.start", *loaded):
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what the collector does not touch, a forked worker need not copy
+    gc.freeze()  # workers need not copy what the collector does not touch
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=channel_fd)
-    channel.setblocking(True)  # gevent's sockets, one of which this was, are not
+    channel.setblocking(True)  # gevent's sockets, one of which this was, do not block
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
@@ -196,7 +201,7 @@ def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: 
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     watched = [channel_fd, wake_read]
     with contextlib.suppress(AttributeError, OSError):
-        # The end of the caller shows here even while somebody whom he forked holds our socket open.
+        # Shows the end of the caller even while its other children hold our socket open.
         watched.append(os.pidfd_open(caller))
     wanted = min(len(available_cpus()) + 2, 8)
     spares: list[tuple[int, socket.socket]] = []
@@ -217,12 +222,12 @@ def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: 
                 order, fds = received
                 if not spares:
                     spares.append(_fork_spare(channel, spares, status, ""))
-                pid, line = spares.pop(0)  # the oldest, who has had the most time to rehearse
-                with contextlib.suppress(OSError):  # the run is over already; the spare will see that too
+                pid, to_spare = spares.pop(0)  # the oldest has most likely rehearsed
+                with contextlib.suppress(OSError):  # the run is over; the spare will see that too
                     os.write(fds[0], pid.to_bytes(8, "little"))
-                with contextlib.suppress(OSError):  # the spare was killed: its end will be told
-                    _pass_on(line, order, fds[1:])
-                line.close()
+                with contextlib.suppress(OSError):  # the spare was killed; its end will be reported
+                    _pass_on(to_spare, order, fds[1:])
+                to_spare.close()
                 for fd in fds[1:]:
                     os.close(fd)
                 status[pid] = fds[0]
@@ -249,7 +254,7 @@ def _reap(status: dict[int, int], spares: list[tuple[int, socket.socket]]) -> No
         if found is None:
             return
         pid = found.si_pid
-        # While the pid is still its own: what it has left running in its group.
+        # Kill what it has left in its process group, before the pid can be used again.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -267,7 +272,8 @@ def _reap(status: dict[int, int], spares: list[tuple[int, socket.socket]]) -> No
 def _fork_spare(
     channel: socket.socket, spares: list[tuple[int, socket.socket]], status: dict[int, int], home_path: str
 ) -> tuple[int, socket.socket]:
-    """Fork a worker that waits for its order; with a rehearsal before, where it is told the home that it will work in."""
+    """Fork a worker that waits for an order. It rehearses first if it is told the home that it will
+    work in."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     server = os.getpid()
     pid = os.fork()
@@ -276,18 +282,18 @@ def _fork_spare(
         return pid, ours
     code = BROKEN
     try:
-        # What is the server's alone: a spare that kept it would keep others from seeing the end of a stream.
+        # Close what is the server's alone. A spare that kept it would hide the end of a stream.
         ours.close()
         channel.close()
-        for _, line in spares:
-            line.close()
+        for _, to_spare in spares:
+            to_spare.close()
         for fd in status.values():
             os.close(fd)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         life.die_with(server)
         if home_path:
-            with contextlib.suppress(OSError):  # a full disk is no reason not to wait
+            with contextlib.suppress(OSError):  # on a full disk it waits without a rehearsal
                 _rehearse(home_path, server)
         received = _receive(theirs)
         if received is None:
@@ -305,9 +311,10 @@ def _fork_spare(
 
 
 def _rehearse(home: str, server: int) -> None:
-    """Go once through what a worker does first, in a process that is forked ahead and has nothing else to do.
+    """Go once through all that a worker does first, while there is nothing else to do.
 
-    A process just forked copies every page that it touches for the first time: the same steps take it five times as long.
+    A new process copies every page when it first touches it: the same steps take five times as
+    long.
     """
     import cloudpickle
 

@@ -1,4 +1,4 @@
-"""The future of a run: `concurrent.futures.Future`, and how the run behind it is started, awaited and cancelled."""
+"""The future of a run: a `concurrent.futures.Future` that starts, awaits and cancels its run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class RunFuture(Future[T]):
-    """The value of a run that may not have started yet."""
+    """The value of a run, which may not have started yet."""
 
     def __init__(self, work: Callable[[], T], stop: Callable[[], None]) -> None:
         super().__init__()
@@ -27,16 +27,18 @@ class RunFuture(Future[T]):
         self._stop = stop
         self._begun = False
         self._guard = threading.Lock()
-        #: Whether `cancel` has stopped the run, and whether its outcome is known. Who comes first decides: no value is given
-        #: after a cancel that has returned True.
+        #: Whether `cancel` has stopped the run, and whether its outcome is known. The first one
+        #: wins: after a cancel that has returned True there is no value.
         self._stopped = self._settled = False
-        #: Set when the callbacks have been called: `Future` wakes those who wait before it calls them.
+        #: Set after the callbacks have run. `Future` wakes waiters before that.
         self._told = threading.Event()
         self._teller: threading.Thread | None = None
 
     def result(self, timeout: float | None = None) -> T:
-        """The value of the run, or its error raised; starts the run if nothing has. After `timeout` seconds it is a
-        TimeoutError, and the run goes on."""
+        """Return the value of the run, or raise its error. Starts the run if nothing has.
+
+        Raises TimeoutError after `timeout` seconds; the run goes on.
+        """
         try:
             self._start_for(timeout)
             with self._lending():
@@ -46,18 +48,22 @@ class RunFuture(Future[T]):
             raise
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The error of the run, None where it gave a value; starts the run if nothing has."""
+        """Return the error of the run, None where it gave a value. Starts the run if nothing has.
+
+        Raises TimeoutError after `timeout` seconds; the run goes on.
+        """
         self._start_for(timeout)
         with self._lending():
             return super().exception(timeout)
 
     def _lending(self) -> contextlib.AbstractContextManager[None]:
-        """While a body waits for a run that it has started, its cookie is for others, that run's tasks among them."""
+        """Lend the cookie of the body that waits here: the tasks of the run may need it."""
         worker = here.worker
         return worker.lending() if worker is not None and not self.done() else contextlib.nullcontext()
 
     def _start_for(self, timeout: float | None) -> None:
-        """Start the run for somebody who waits so long: where he has the time, in his own thread, which Ctrl-C reaches."""
+        """Start the run: without a timeout in this thread, which Ctrl-C reaches; else in a thread
+        of its own."""
         if self._begun:
             return
         if timeout is None:
@@ -71,21 +77,22 @@ class RunFuture(Future[T]):
         return self._begun
 
     def instead(self, work: Callable[[], T], stop: Callable[[], None]) -> bool:
-        """Be the future of this run, unless another has been started; whether it is."""
+        """Become the future of another run, unless this one's has begun. Return whether it did."""
         with self._guard:
             if not self._begun:
                 self._work, self._stop = work, stop
             return not self._begun
 
     def run_first(self) -> bool:
-        """Run it in this thread, unless it was started before; whether it was this that ran."""
+        """Run it in this thread, unless it has begun. Return whether it ran here."""
         if not self._begin():
             return False
         self._finish()
         return True
 
     def entangle(self) -> T:
-        """Start the run if nothing has, wait for it, and give its value, or raise its error. Callbacks are fired by then."""
+        """Return the value of the run, or raise its error, after all callbacks. Starts the run if
+        nothing has."""
         try:
             if not self.run_first() and not self.cancelled() and self._teller is not threading.current_thread():
                 with self._lending():
@@ -96,23 +103,25 @@ class RunFuture(Future[T]):
             raise
 
     def start(self) -> None:
-        """Start the run in a thread of its own, unless it has been started. Where there is no room for a thread, the future ends
-        with an error that says so."""
+        """Start the run in a thread of its own, unless it has begun. If no thread can be started,
+        the future ends with an error that says so."""
         if not self._begin():
             return
         try:
             threading.Thread(target=contextvars.copy_context().run, args=(self._finish,), name="entangle-run").start()
         except RuntimeError as problem:
-            # Raised here alone it would leave a future that nobody ever ends.
+            # Raised only here, the error would leave a future that never ends.
             self._settled = True
             self.set_exception(no_thread(problem))
             self._told.set()
             del self._work, self._stop
 
     def cancel(self) -> bool:
-        """Cancel a run that has not started; stop one that runs, so that the future ends with RunCancelledError.
+        """Cancel a run that has not started, or stop one that runs: the future ends with
+        RunCancelledError.
 
-        True where it is cancelled by that, or was before; False where it had ended: its value or its error stays.
+        Returns True if the run is cancelled, by this call or before. Returns False if it had ended:
+        its value or its error stays.
         """
         with self._guard:
             if self._begun:
@@ -128,7 +137,8 @@ class RunFuture(Future[T]):
         return True
 
     async def wait_in_loop(self) -> T:
-        """Start the run and wait for it without blocking the event loop. Cancelled, it stops the run before it gives way."""
+        """Start the run and wait for it without blocking the event loop. On cancellation, stop the
+        run before raising."""
         self.start()
         waiting = asyncio.wrap_future(self)
         try:
@@ -136,7 +146,7 @@ class RunFuture(Future[T]):
                 return await asyncio.shield(waiting)
         except asyncio.CancelledError as error:
             self._stop_run()
-            # Its processes are to be gone when the canceller goes on.
+            # Its processes must be gone before the canceller goes on.
             with contextlib.suppress(BaseException):
                 await waiting
             hide(error)

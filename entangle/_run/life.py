@@ -1,10 +1,10 @@
-"""What every new process does first, however it was started: it settles in, joins its run if it must, and works.
+"""What every new process does first: it settles in, joins its run if it must, and works.
 
 ::
 
-    fork         the memory of the caller                  free_locks, settle_in, listen, live
+    fork         the memory of the caller                  free_locks, settle_in, unblock_signals, live
     forkserver   a spare forked ahead, told of its run     die_with, settle_in, join_run, live
-    spawn        a new interpreter, told of its run        settle_in, listen, join_run, live
+    spawn        a new interpreter, told of its run        settle_in, unblock_signals, join_run, live
 """
 
 from __future__ import annotations
@@ -29,36 +29,37 @@ _PR_SET_PDEATHSIG = 1
 
 try:
     _prctl: Any = ctypes.CDLL(None).prctl
-except AttributeError:  # macOS: a worker there outlives a killed caller by the body that it runs
+except AttributeError:  # macOS: a worker outlives a killed caller until its body ends
     _prctl = None
 
 _sigmask = plain.pthread_sigmask
 
 
-# Settling in -------------------------------------------------------------------------------------------------------
+# Settling in --------------------------------------------------------------------------------------
 
 
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent dies."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we could ask to be told
+        if os.getppid() != parent:  # it died before we asked
             os._exit(1)
 
 
-#: Signals whose handlers a worker does not keep.
+#: Signals that a worker handles in the default way, whatever its caller does.
 RESET = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
 
 def handlers_to_reset() -> list[int]:
-    """The signals among them that this process handles in a way of its own; asked before the fork, since in the child,
-    whose pages are all copied when first touched, everything takes several times as long."""
+    """Those of RESET that this process has handlers for. Call it before the fork: a child copies
+    every page that it touches, which makes each step several times as slow."""
     usual = (signal.SIG_DFL, signal.default_int_handler)
     return [number for number in RESET if handler_of(number) not in usual]
 
 
 def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = RESET) -> None:
-    """Make this process a worker: it dies with its parent, is deaf to the terminal, and its stderr goes to the supervisor."""
+    """Make this process a worker: it dies with its parent, ignores the terminal, and writes its
+    stderr to the supervisor."""
     die_with(parent)
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
@@ -80,13 +81,13 @@ def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = RES
         loop._set_running_loop(None)  # the caller's loop does not run here
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed()  # else every worker would draw the same numbers
+        numpy_random.seed()  # every worker would draw the same numbers otherwise
     janitor.watch_for_children()
 
 
-def listen(mask: Iterable[int] | None = None) -> None:
-    """Let signals come again that were blocked while this process was born: those that the caller lets come, or Ctrl-C alone.
-    One from the terminal was the caller's."""
+def unblock_signals(mask: Iterable[int] | None = None) -> None:
+    """Unblock the signals that were blocked during the fork: all but those in `mask`, or Ctrl-C
+    alone. A Ctrl-C that is pending was meant for the caller, and is dropped."""
     if hasattr(signal, "sigtimedwait"):
         signal.sigtimedwait((signal.SIGINT,), 0)
     if mask is None:
@@ -96,13 +97,14 @@ def listen(mask: Iterable[int] | None = None) -> None:
 
 
 def _open_streams(replaced: bool) -> None:
-    """Text streams on descriptors 1 and 2: line by line, so that what is printed is out before a worker is killed."""
+    """Open text streams on descriptors 1 and 2, buffered by line: what was printed is out before a
+    worker is killed."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         try:
             usable = stream.fileno() == fd and not (replaced and fd == 1)
             if usable and (stream.write_through or not stream.line_buffering):
-                # Written through (python -u), a line would leave in pieces, and mix with what others print.
+                # Unbuffered (python -u), a line leaves in pieces, which mix with other output.
                 stream.reconfigure(line_buffering=True, write_through=False)
         except Exception:
             usable = False
@@ -112,10 +114,11 @@ def _open_streams(replaced: bool) -> None:
 
 
 def free_locks() -> None:
-    """In a worker that was forked beside other threads: free what they may have locked, since they did not come along.
+    """Free locks that threads of the parent held during the fork: those threads are not in this
+    process.
 
-    Python does so for its own modules, and the modules of ours for theirs, but not for text streams, numpy's random numbers and
-    cloudpickle.
+    Python does so for its own modules, and ours do for theirs. Left are text streams, numpy's
+    random numbers and cloudpickle.
     """
     fresh: dict[int, Any] = {}
     for name, fd in (("stdout", 1), ("stderr", 2)):
@@ -140,15 +143,15 @@ def free_locks() -> None:
         pickling._DYNAMIC_CLASS_TRACKER_LOCK = threading.Lock()
 
 
-#: Streams that nobody flushes any more; freed, they would flush themselves.
+#: Streams that hold a lock for ever. Freed, they would flush themselves and hang.
 _locked: list[Any] = []
 
 
-# Working ---------------------------------------------------------------------------------------------------------
+# Working ------------------------------------------------------------------------------------------
 
 
 def live(worker: Worker) -> int:
-    """A worker process's life; gives its exit status."""
+    """Work for a run until it is over. Return the exit status."""
     slots = worker.site.table.slots
     slots[worker.base + PID] = os.getpid()
     here.worker = type(here).worker = worker
@@ -165,7 +168,7 @@ def live(worker: Worker) -> int:
 
 
 def report_bug() -> None:
-    """Say on stderr what went wrong in a worker outside of any body."""
+    """Write to stderr what went wrong in a worker outside of any body."""
     import traceback
 
     with contextlib.suppress(Exception):
@@ -173,12 +176,12 @@ def report_bug() -> None:
 
 
 def spawned(parent: int, directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> None:
-    """What a spawned interpreter runs."""
+    """Join a run and work for it: the main function of a spawned interpreter."""
     code = BROKEN
     try:
         err, out, *others = fds
         settle_in(parent, err, out)
-        listen()
+        unblock_signals()
         code = live(join_run(directory, flow_path, slot, lane, serial, others))
     except BaseException:
         report_bug()

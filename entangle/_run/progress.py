@@ -1,4 +1,7 @@
-"""How far a run is, on a terminal: done, running, waiting, failed, and the time left. Read from the table."""
+"""Progress of a run on a terminal: done, running, waiting, failed, and the time left.
+
+It is read from the table, so it costs the run nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ EVERY = 0.1
 
 
 def counts(table: Table) -> tuple[int, int, int, int]:
-    """done, running, waiting and failed nodes of a run, now."""
+    """How many nodes of a run are done, running, waiting and failed now."""
     slots = table.slots
     done = table.done()
     running = sum(bool(slots[base + BEGUN]) for base in range(SLOT, table.slot_count * SLOT, SLOT))
@@ -28,9 +31,12 @@ def counts(table: Table) -> tuple[int, int, int, int]:
 
 
 def final_counts(run: ObservedRun, table: Table) -> tuple[int, dict[str, int]]:
-    """How many nodes of a run that is over are done, and how many of the others came to which end. Taken from the states alone: slots
-    tell of workers that may have been killed where they were."""
-    if run.flow.rearmed:  # nodes of a stream are done over and over, and their states are those of the last round
+    """How many nodes of a run that has ended are done, and what became of the others.
+
+    Only the states are read: slots may still show bodies of workers that were killed.
+    """
+    # Nodes of a rearmed run are done many times; their states are those of the last round.
+    if run.flow.rearmed:
         return table.done(), {"failed": int(table.header[FAILED_NODE] >= 0)}
     states = bytes(table.states)
     done, failed, stopped = (states.count(state) for state in (DONE, FAILED, RUNNING))
@@ -38,7 +44,7 @@ def final_counts(run: ObservedRun, table: Table) -> tuple[int, dict[str, int]]:
 
 
 class Bar:
-    """An observer that draws a line on the terminal while a run lasts. One for each run."""
+    """An observer that draws a progress bar for one run."""
 
     def __init__(self) -> None:
         self._began = 0.0
@@ -51,7 +57,7 @@ class Bar:
         self._began = time.monotonic()
 
     def looked(self, run: ObservedRun) -> None:
-        """Draw, where it is time to and where there is a terminal."""
+        """Draw, if it is time and stderr is a terminal."""
         now = time.monotonic()
         if now - self._began < SILENT or now - self._last < EVERY or run.table is None:
             return
@@ -63,12 +69,12 @@ class Bar:
         self._draw(run.table)
 
     def ended(self, run: ObservedRun) -> None:
-        """Draw how it has ended, and leave the line standing."""
+        """Draw the end of the run, and leave the bar there."""
         live, table = self._live, run.table
         self._live = None
         if live is None:
             return
-        with contextlib.suppress(OSError):  # a terminal that has gone away
+        with contextlib.suppress(OSError):  # the terminal may be gone
             if table is not None:
                 done, ends = final_counts(run, table)
                 rest = f"{done} done, 0 running, 0 waiting" + _in_red(ends.pop("failed"))
@@ -82,7 +88,7 @@ class Bar:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         except ImportError:
             raise EntangleError("showing progress needs rich: pip install 'py-entangle[progress]'") from None
-        # Refreshed by us: rich's own thread would make a fork of this process unsafe.
+        # We refresh it ourselves: rich's thread would make a fork of this process unsafe.
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -107,7 +113,7 @@ def _in_red(failed: int) -> str:
 
 
 class _EveryRun:
-    """An observer for all runs of a block: one bar for each that is not inside another."""
+    """An observer that draws a bar for each run of a block that is not nested."""
 
     def __init__(self) -> None:
         self._bars: dict[str, Bar] = {}

@@ -1,4 +1,4 @@
-"""The command and the environment with which a new Python is started, so that it reads code as this one does."""
+"""The command and the environment that start a new Python which reads code as this one does."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import sys
 
 from entangle._worker import importing
 
-#: Code that a new Python runs first where it cannot find our modules by itself. An agent sets it.
+#: Code that a new Python runs first if it could not find our modules otherwise. An agent sets it.
 prelude = ""
 
 
 def environment() -> dict[str, str]:
-    """The environment for an interpreter that is to find the modules that this one finds, whatever its working directory."""
+    """The environment of an interpreter that finds the same modules as this one, in any
+    directory."""
     variables = dict(os.environ)
     found = []
     for entry in sys.path:
-        with contextlib.suppress(FileNotFoundError):  # our own working directory has been removed
+        with contextlib.suppress(FileNotFoundError):  # our working directory was removed
             found.append(os.path.abspath(entry))
     variables["PYTHONPATH"] = os.pathsep.join(found)
     return variables
 
 
 def command(code: str) -> list[str]:
-    """The command that starts an interpreter which reads code as this one does: assertions and the encoding of text are as here."""
+    """The command of an interpreter that reads code as this one does: same assertions, same
+    encoding."""
     flags = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
     flags += ["-X", f"utf8={sys.flags.utf8_mode}"]
     flags += ["-X", "dev"] if sys.flags.dev_mode else []

@@ -1,9 +1,11 @@
-"""What a run leaves for later: workers on their way out, and large directories.
+"""What a run leaves for later: workers that are still ending, and large directories.
 
-The end of a process takes most of a millisecond, and the kernel frees about two megabytes in one; a caller who has his value
-need not wait for that. What is not gone when the value is there goes to a thread, the reaper. A fork beside another thread is
-dangerous for the locks that the thread holds. The reaper waits for the kernel without any, and where it takes those of the
-caller's streams it holds `still`, which every fork of ours takes first.
+The end of a process takes most of a millisecond, in which the kernel frees about two megabytes. The
+caller has its value by then and need not wait. What is left goes to a thread, the reaper.
+
+A fork beside another thread is dangerous if that thread holds a lock. The reaper holds none while
+it waits for the kernel. While it uses the locks of the caller's streams it holds `still`, which
+every fork of ours takes first.
 """
 
 from __future__ import annotations
@@ -18,60 +20,64 @@ from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.polling import readable
 from entangle._worker import coverage, janitor
 
-#: Bytes of values that a run may leave for its caller to remove.
+#: A run leaves more bytes than this to the reaper, and removes fewer itself.
 MUCH = 8 << 20
 
-#: Held by whoever forks, and by the reaper while it writes to the caller's streams.
+#: Held during every fork of ours, and by the reaper while it writes to the caller's streams.
 still = threading.Lock()
 
 _reapers: set[threading.Thread] = set()
 
 
 def others() -> int:
-    """How many threads this process has beside the one that asks, reapers not counted."""
-    _forget_the_dead()
-    # Seen one by one: a reaper that ends is no longer listed a moment before it is dead.
+    """How many threads this process has beside the calling one, reapers not counted."""
+    _drop_ended()
+    # Not by `is_alive`: a reaper that ends leaves the list a moment before it is dead.
     return sum(thread not in _reapers for thread in threading.enumerate()) - 1
 
 
-def _forget_the_dead() -> None:
-    """Let go of reapers that have ended. Python keeps the stack of a thread for as long as somebody has its `Thread`."""
+def _drop_ended() -> None:
+    """Drop reapers that have ended. Python keeps the stack of a thread as long as its `Thread`
+    lives."""
     for thread in list(_reapers):
         if not thread.is_alive():
             _reapers.discard(thread)
 
 
 def leave(workers: list[WorkerProcess], directories: list[str]) -> None:
-    """See workers off whose run is over and remove directories, what takes long in a thread.
+    """Wait for workers whose run is over and remove directories; what takes long goes to a thread.
 
-    What they wrote before the last value is passed on first: the caller, who goes on now, may print something himself.
+    Output from before the last value is passed on first: the caller may print something next.
     """
     for worker in workers:
         for fd in (worker.err, worker.out):
-            # Once is enough: a pipe holds no more than that.
+            # Once is enough: it holds all that a pipe can.
             if fd >= 0 and _forward(worker, fd) == b"":
                 worker.close_stream(fd)
-    _forget_the_dead()
+    _drop_ended()
     janitor.reap_adopted()
-    # One that is killed while it saves what coverage.py has seen of it would leave nothing.
-    left = _see_off(workers, coverage.PATIENCE if coverage.measured() else 0.0)
+    # Wait for those that save coverage data. Killed meanwhile, they would leave none.
+    left = _wait_for(workers, coverage.PATIENCE if coverage.measured() else 0.0)
     if not left and not directories:
         return
     if directories:
         for thread in list(_reapers):
-            thread.join()  # the memory of one run is left behind at most, not of every run in a loop
+            # At most one run's memory is left to free, however many runs a loop makes.
+            thread.join()
     thread = threading.Thread(target=_reap, args=(left, directories), name="entangle-reaper", daemon=True)
     thread.start()
     _reapers.add(thread)
 
 
-def _see_off(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]:
-    """Wait so long for workers whose run is over, and pass on what they still write; gives those who are not gone by then."""
+def _wait_for(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess]:
+    """Wait up to `seconds` for workers whose run is over, and pass on their output. Return those
+    that still run."""
     until = time.monotonic() + seconds
     left = list(workers)
     while left:
         for worker in list(left):
-            # What it had to say was written before its last value; the forkserver waits for the end of its own children.
+            # All of its output is here by its last value. The forkserver waits for its own
+            # children.
             if not worker.is_child or worker.ended():
                 for fd in (worker.err, worker.out):
                     while fd >= 0 and _forward(worker, fd):
@@ -90,22 +96,22 @@ def _see_off(workers: list[WorkerProcess], seconds: float) -> list[WorkerProcess
 
 
 def _forward(worker: WorkerProcess, fd: int) -> bytes | None:
-    # It takes the locks of the caller's streams, which a child forked meanwhile would find taken for ever.
+    # This takes the locks of the caller's streams. A child forked meanwhile could never take them.
     with still:
         return forward(worker, fd)
 
 
 def _reap(workers: list[WorkerProcess], directories: list[str]) -> None:
     for directory in directories:
-        # Seldom needed, and slow to import. A child forked in the middle of that would wait for the import for ever.
+        # A child forked during this slow import would wait for it for ever.
         with still:
             import shutil
 
         shutil.rmtree(directory, ignore_errors=True)
-    left = _see_off(workers, GRACE)
+    left = _wait_for(workers, GRACE)
     for worker in left:
         worker.kill(signal.SIGKILL)
-    _see_off(left, 60.0)
+    _wait_for(left, 60.0)
 
 
 def _after_fork() -> None:

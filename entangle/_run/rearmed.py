@@ -1,18 +1,18 @@
-"""Runs whose rows are used again: values are put in while workers run, and results taken out as they come.
+"""Runs whose rows are armed again and again: values are fed while workers run.
 
 ::
 
-    feed(port, value)                        whoever has a value; never waits, False where no set is free
+    feed(port, value)                        from any thread; never waits, False where no set is free
       │ the value into the store, a free set of rows armed, its first nodes made ready
       ▼
     [ source ─▶ node ─▶ node ─▶ gather ]     one set of rows; a port has many of them, alike
                                   │          workers run the nodes as those of any other flow
                                   ▼
-    client.collect(port, label, values)      the supervisor: a gather that is ready is a set that is done
-                                             its values let go, its rows disarmed, the set is free again
+    client.collect(port, label, values)      in the supervisor: a gather that is ready is a set that is done;
+                                             its values are released, its rows disarmed, the set is free
 
-A flow of this kind has no end of its own: `Client` says when it is over. What a worker's death means to a node is the
-client's to say too, since the node may hold several items of which some are done.
+Such a flow has no end of its own: the `Client` ends it. The client also says what a worker's death
+means to a node, since the node may hold several items of which some are done.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import posix
 import threading
 import time
 from array import array
@@ -56,19 +57,20 @@ from entangle.cookies import available_cpus, budget_of
 from entangle.errors import RunAtImportError, RunCancelledError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow, Shape
 
-#: The serial number of the store through which values are fed: no worker has it.
+#: The serial number of the store through which values are fed. No worker has it.
 _FEEDER = 1 << 30
 
 
 class Row(NamedTuple):
-    """A node of a port: its body, and the rows of the port whose values it takes; row 0 is what is fed."""
+    """A node of a port: its body, and the rows of the port that it takes. Row 0 is what is fed."""
 
     body: Body
     inputs: tuple[int, ...]
 
 
 class Port(NamedTuple):
-    """A place where values are fed, and what they go through: `rows` (the first the source, the last the gather), `sets` times."""
+    """Where values are fed: `rows` that they go through, from source to gather, in `sets`
+    copies."""
 
     rows: tuple[Row, ...]
     sets: int
@@ -81,7 +83,7 @@ class Port(NamedTuple):
 
 
 def _unused(*_: Any) -> None:
-    """The body of sources and gathers, which nobody runs."""
+    """The body of sources and gathers. It never runs."""
 
 
 SOURCE = Body(_unused, "source", HERE)
@@ -89,8 +91,10 @@ GATHER = Body(_unused, "gather", HERE)
 
 
 def unroll(templates: list[tuple[list[Row], int]], limits: list[int]) -> tuple[Flow, list[Port]]:
-    """The flow in which each list of rows is there as many times as is said, and the ports to feed it; `limits`
-    are those of `Flow`."""
+    """Make the flow that has each list of rows as many times as given, and the ports to feed it.
+
+    `limits` are those of `Flow`.
+    """
     bodies: dict[int, int] = {}
     known: list[Body] = []
     shapes: dict[int, int] = {}
@@ -116,33 +120,36 @@ def unroll(templates: list[tuple[list[Row], int]], limits: list[int]) -> tuple[F
 
 
 class Client(Protocol):
-    """Who feeds a run and takes what comes out. All is called in the thread that supervises, and must not wait."""
+    """Feeds a run and takes what comes out. The supervisor calls it, in its thread; it must not
+    wait."""
 
     name: str
 
     def failure(self) -> BaseException | None:
-        """What the caller gets instead of a value, if anything: a run is in order where a body of it has failed."""
+        """The error that the caller gets instead of a value, if any. The run itself is in order
+        even if bodies failed."""
 
     def begin(self, supervisor: RearmedSupervisor) -> None:
         """The run has begun: values may be fed from now on."""
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
-        """A set that was fed with this label is done: the values of the gather's inputs, the time its bodies took together
-        (ns), the room that its values took in the store (bytes)."""
+        """A set is done that was fed with this label. `values` are the inputs of its gather,
+        `spent` the time of its bodies together (ns), `size` the room of its values in the store
+        (bytes)."""
 
     def freed(self, port: int) -> None:
-        """A set is free."""
+        """A set has become free."""
 
     def lost(self, node: int, slot: int, value: Any, error: Exception, directory: str) -> tuple[Any, float]:
-        """The worker of a node that took `value` is gone: how far it had come, for the next attempt, and seconds until that.
-        Its journal is in that directory."""
+        """The worker of a node that took `value` is gone. Return how far it had come, for the next
+        attempt, and the seconds until that. Its journal is in `directory`."""
 
     def tick(self) -> float:
-        """Whatever is due now; gives the seconds until the next time."""
+        """Do what is due now. Return the seconds until the next time."""
 
 
 class RearmedRun(Run):
-    """One execution of a flow made by `unroll`. `value` gives None when the client has said that it is over."""
+    """One execution of a flow made by `unroll`. Its value is None, when the client has ended it."""
 
     def __init__(self, flow: Flow, ports: list[Port], client: Client, way: str | None = None, observer: Observer | None = None) -> None:
         super().__init__(flow, way, observer)
@@ -151,11 +158,11 @@ class RearmedRun(Run):
 
     @property
     def name(self) -> str:
-        """What the run is known by: the first node of the dataflow."""
+        """The name of the run: the first node of the dataflow."""
         return self.client.name
 
     def reason(self) -> BaseException | None:
-        """What the caller gets instead of a value."""
+        """The error that the caller gets instead of a value."""
         return self.client.failure() or self.raised
 
     def _make_supervisor(self, *known: Any) -> Supervisor:
@@ -175,12 +182,12 @@ class RearmedRun(Run):
             raise RunCancelledError("the run was cancelled before it had a value")
 
 
-#: Steps from a chunk to the value of one item in it.
+#: Steps from a chunk to the value of one item.
 _CHUNK = 2
 
 
 class _Sets:
-    """The sets of rows of one port: which are free, and what a set looks like when it is armed."""
+    """The sets of rows of one port: which are free, and what an armed set looks like."""
 
     def __init__(self, port: Port, table: Table) -> None:
         self.port = port
@@ -195,20 +202,20 @@ class _Sets:
         self.readers = array("i", [starts[first + at + 1] - starts[first + at] for at in range(width)])
         self.states = bytes((DONE, *(WAITING,) * (width - 1)))
         self.ready = [at for at in range(1, width) if not self.pending[at]]
-        #: Whether what is fed is taken by processes, so that it has to be in the store.
+        #: Whether processes take what is fed. It has to be in the store then.
         self.stored = any(0 in row.inputs and row.body.carrier in (PROCESS, FRESH) for row in port.rows)
         self.results = port.rows[-1].inputs
 
 
 class _RearmedDeaths(Deaths):
-    """What the death of a worker means to a run whose rows are used again: the client says."""
+    """What the death of a worker means to a rearmed run: the client says."""
 
     def __init__(self, supervisor: RearmedSupervisor) -> None:
         super().__init__(supervisor.site, supervisor.store, supervisor.roster)
         self._supervisor = supervisor
 
     def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
-        """A node's worker is gone: the client says how far it had come and when it goes on."""
+        """Ask the client how far a lost node had come and when it goes on."""
         flow, table = self.site.flow, self.table
         pause = 0.0
         if begun:
@@ -221,22 +228,22 @@ class _RearmedDeaths(Deaths):
         if groups:
             with table.locked(UNCLAIMED):
                 table.release_limits(groups, self.site.lanes, flow.body_of)
-        # Not WAITING: a recount would take it for one that has been forgotten.
+        # Not WAITING: a recount would make it ready at once.
         table.states[node] = UNARMED
         self.retries.append((time.monotonic() + pause, node))
         self.retries.sort()
 
     def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Always: what a node's loss means to the stream is the client's to say."""
+        """Always true: the client handles every loss."""
         return True
 
     def put_back(self) -> None:
-        """Make the nodes ready again whose pause between two attempts is over, threads' among them."""
+        """Make nodes ready again whose pause between two attempts is over, in threads as well."""
         super().put_back()
         self._supervisor.wake_idle()
 
     def clear_up(self, worker: WorkerProcess) -> None:
-        """Free what a worker held, and the place in the store that it was filling."""
+        """Free what a worker held, and the segment of the store that it was filling."""
         super().clear_up(worker)
         table = self.table
         if self.store is None or table.header[FINISHED]:
@@ -256,7 +263,7 @@ class _RearmedDeaths(Deaths):
 
 
 class RearmedSupervisor(Supervisor):
-    """Supervises a run whose rows are used again, and whose workers stay for as long as it lasts."""
+    """Supervises a rearmed run, whose workers stay as long as it lasts."""
 
     client: Client
     ports: list[_Sets]
@@ -268,20 +275,21 @@ class RearmedSupervisor(Supervisor):
         self.width = budget_of(available_cpus())
         self.is_over = False
         self._thread_nodes: int | None = None
-        #: Set under the lock when the run has ended: what it had is about to be closed, and others may come with a value yet.
+        #: Set under the lock at the end of the run: its store and table are about to be closed, and
+        #: other threads may still feed.
         self._closed = False
 
     def _make_deaths(self) -> Deaths:
         return _RearmedDeaths(self)
 
-    # Feeding, from any thread ---------------------------------------------------------------------------------
+    # Feeding, from any thread ---------------------------------------------------------------------
 
     def feed(self, port: int, value: Any, label: Any) -> bool:
-        """Put a value in: False where no set is free. Raises what storing it raises."""
+        """Feed a value. Return False where no set is free. Raises what storing the value raises."""
         try:
             return self._feed(port, value, label)
         except BaseException:
-            self.table.let_go()  # the caller's main thread may be interrupted anywhere
+            self.table.let_go()  # the main thread may be interrupted anywhere
             raise
 
     def _feed(self, port: int, value: Any, label: Any) -> bool:
@@ -305,7 +313,7 @@ class RearmedSupervisor(Supervisor):
                 table.states[first:last] = memoryview(sets.states)
                 for at in sets.ready:
                     table.ready_at[first + at] = now
-                    # At the end: what was fed first goes first.
+                    # Append, so that values are taken in the order in which they were fed.
                     table.append(site.lanes[site.flow.body_of[first + at]], first + at)
                 woken, woken_threads, tell = self._hand.count_wakes()
             self._hand.wake(woken, woken_threads)
@@ -320,34 +328,35 @@ class RearmedSupervisor(Supervisor):
         self._hand.wake(woken, woken_threads)
 
     def nudge(self) -> None:
-        """Have the client's `tick` called soon."""
+        """Have `tick` of the client called soon."""
         with self._feeding:
             if not self._closed:
                 self.site.notify()
 
     def over(self) -> None:
-        """Nothing more is fed, and nothing under way: the run ends. In the supervisor's thread."""
+        """End the run: nothing is under way, and nothing more is fed. Called in the supervisor's
+        thread."""
         with self.table.locked(UNCLAIMED):
             self.table.header[FINISHED] = 1
             self.table.header[IDLE : IDLE + 4] = memoryview(array("q", bytes(32)))
         self.is_over = True
 
     def supervise(self) -> None:
-        """Run until the client says that it is over, or is cancelled."""
+        """Run until the client ends the run, or it is cancelled."""
         try:
             super().supervise()
         finally:
             with self._feeding:
                 self._closed = True
 
-    # Taking out -----------------------------------------------------------------------------------------------
+    # Taking out -----------------------------------------------------------------------------------
 
     def _start_first(self) -> None:
         self.client.begin(self)
         super()._start_first()
 
     def _run_here(self) -> bool:
-        """Take out what is done."""
+        """Collect the sets that are done."""
         table = self.table
         done = []
         with table.locked(UNCLAIMED):
@@ -384,7 +393,8 @@ class RearmedSupervisor(Supervisor):
             raise self.store.unpickling_error(problem, (where, offset, size), what, _CHUNK) from problem
 
     def _disarm(self, first: int, sets: _Sets) -> None:
-        """Let go of what a set still holds: its results, and what workers who died had not told that they had read."""
+        """Release what a set still holds: its results, and values that dead workers had not marked
+        as read."""
         table = self.table
         last = first + sets.port.width
         removed = []
@@ -403,22 +413,22 @@ class RearmedSupervisor(Supervisor):
             self.store.remove(gone)
         sets.free.append(first)
 
-    # Supervising ----------------------------------------------------------------------------------------------
+    # Supervising ----------------------------------------------------------------------------------
 
     def _sleep(self) -> None:
-        """As any supervisor, and no longer than the client likes."""
+        """Sleep as any supervisor does, and no longer than the client allows."""
         usual, due = self.pause, self.client.tick()
         if self.is_over:
             return
         self.pause = 0.0 if self.table.header[READY_COUNT + HERE] else min(usual, max(0.0, due))
         asked = self.pause
         super()._sleep()
-        if self.pause == asked:  # else somebody was started, which is looked after sooner
+        if self.pause == asked:  # a worker was started, which wants an earlier look
             self.pause = usual
 
     def _start_thread(self) -> None:
-        """No more threads than nodes that they could run at a time: those who are slow to wake are not too few, and in a run
-        that lasts they would take every slot there is."""
+        """Start no more threads than nodes can run at a time. Threads that wake slowly look too
+        few, and a run that lasts would fill every slot."""
         lanes, flow = self.site.lanes, self.site.flow
         if self._thread_nodes is None:
             self._thread_nodes = sum(lanes[body] == THREAD for body in flow.body_of)
@@ -433,20 +443,20 @@ class RearmedSupervisor(Supervisor):
         super()._start_process(lane)
 
     def _reclaim(self) -> None:
-        """Take back the slots of threads that were given up at a deadline and have come to their own end since."""
+        """Take back the slots of threads that were abandoned at a deadline and have ended since."""
         slots = self.table.slots
         used = {*self.free, *self.processes, *self.threads, UNCLAIMED}
         self.free += [slot for slot in range(self.table.slot_count) if slot not in used and slots[slot * SLOT + STATE] == GONE]
 
     def _retire_threads(self, now: int) -> None:
-        """Threads stay up for the whole stream: they are not more than its nodes."""
+        """Retire none: there are no more threads than nodes."""
 
     def _retire(self, now: int, ready: int) -> None:
-        """Workers stay up for the whole stream, as many as there are CPUs; while all rest, others may have the cookies."""
+        """Keep as many workers as CPUs; while all of them rest, give their cookies back."""
         header, slots = self.table.header, self.table.slots
         count = len(self.processes)
         if any(slots[slot * SLOT + STATE] in (BUSY, RESTING) for slot in self.processes):
-            self.deaths.stillborn = 0  # workers can begin; those that could not were killed
+            self.deaths.stillborn = 0  # workers can begin; the earlier ones were killed
         resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
         if resting < count or ready:
             self.idle_since = 0
@@ -460,17 +470,17 @@ class RearmedSupervisor(Supervisor):
             with self.table.locked(UNCLAIMED):
                 sent = max(0, min(count - self.width, header[IDLE + PROCESS]))
                 header[IDLE + PROCESS] -= sent
-            os.write(self.site.wake[1], b"." * sent)
+            posix.write(self.site.wake[1], b"." * sent)
             if resting == count:
                 self.entitlement.give_cookies(0)
             self.idle_since = 0
 
 
-# How far a node had come --------------------------------------------------------------------------------------------
+# How far a node had come --------------------------------------------------------------------------
 
 
 def keep_progress(site: Site, node: int, progress: Any, in_process: bool) -> None:
-    """Keep how far a node had come for its next attempt, wherever that runs."""
+    """Keep how far a node had come, for its next attempt in any process or thread."""
     if not in_process:
         site.resumed[node] = progress
         return
@@ -479,7 +489,7 @@ def keep_progress(site: Site, node: int, progress: Any, in_process: bool) -> Non
 
 
 def progress_of(worker: Worker, node: int) -> Any:
-    """How far a node had come before this attempt; None where this is the first."""
+    """How far a node had come before this attempt; None in the first."""
     site = worker.site
     if not site.table.attempts[node]:
         return None

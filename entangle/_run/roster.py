@@ -1,4 +1,4 @@
-"""Who works for a run now: worker processes and threads by their slots, and what they write."""
+"""The workers of a run: processes and threads by their slots, and what the processes write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entangle._worker.worker import Worker
 
 
 class Roster:
-    """The workers of a run. `slots` is how many slots its table has; the first is nobody's."""
+    """The workers of a run, and the free slots of its table. Slot 0 is never a worker's."""
 
     def __init__(self, slots: int) -> None:
         self.processes: dict[int, WorkerProcess] = {}
@@ -23,7 +23,7 @@ class Roster:
         self.by_fd: dict[int, WorkerProcess] = {}
 
     def add(self, worker: WorkerProcess) -> None:
-        """A worker process has been started in its slot."""
+        """Add a worker process that has been started in its slot."""
         self.processes[worker.slot] = worker
         for fd in (worker.watch, worker.err, worker.out):
             if fd >= 0:
@@ -31,7 +31,8 @@ class Roster:
                 self.poll.register(fd, select.POLLIN)
 
     def remove(self, worker: WorkerProcess) -> None:
-        """A worker process has ended: close its descriptors. Its slot is not free yet."""
+        """Remove a worker process that has ended, and close its descriptors. Its slot is not free
+        yet."""
         for fd in (worker.watch, worker.err, worker.out):
             if fd >= 0:
                 del self.by_fd[fd]
@@ -40,7 +41,7 @@ class Roster:
         del self.processes[worker.slot]
 
     def forward(self, worker: WorkerProcess, fd: int) -> bool:
-        """Pass on what a worker has written; False where there is no more."""
+        """Pass on what a worker has written. Return False where there is no more."""
         written = forward(worker, fd)
         if written == b"":
             with Deferred():

@@ -1,4 +1,4 @@
-"""A Run is one execution of a flow: make what it needs, supervise it, take the value, leave nothing behind."""
+"""A Run is one execution of a flow: equip it, supervise it, take the value, clean up."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Run:
         self.flow = flow
         self.way = chosen_way(way)
         self.observers = [*observers, observer] if observer is not None else list(observers)
-        #: In whose body this run was called, if in one.
+        #: The worker in whose body this run was called, if any.
         self.caller = here.worker
         #: Whether a worker process of another run has started this one.
         self.nested = here.worker is not None and here.worker.in_process
         self.id = os.urandom(8).hex()
-        #: The run and the node in whose body this run was called, where it was called in one.
+        #: The run and the node in whose body this run was called, if any.
         self.parent = (here.worker.site.run_id, here.worker.node()) if here.worker is not None else None
-        #: What was said around the call, such as tags; the run itself may be executed by another thread.
+        #: The context of the call, which holds tags. Another thread may execute the run.
         self.context = contextvars.copy_context()
         #: What ended the run, if not its value; for observers, when it has ended.
         self.raised: BaseException | None = None
@@ -61,23 +61,24 @@ class Run:
         self.supervisor: Supervisor | None = None
         self._cancelled = False
         self._outlined = self._opening = self._in_order = False
-        #: The directories of a run that has none but to be seen from outside.
+        #: The directories of a run that needs none itself, made to show its table to other
+        #: processes.
         self._shown: tuple[str, str] | None = None
         self._guard = threading.Lock()
 
     @property
     def name(self) -> str:
-        """What the run is known by: the task whose value it gives."""
+        """The name of the run: the task whose value it gives."""
         return self.flow.body(self.flow.sinks[0]).name
 
     @property
     def site(self) -> Site | None:
-        """What the workers of the run share; None before and after."""
+        """What the workers of the run share; None before it begins and after it has ended."""
         return self.supervisor.site if self.supervisor is not None else None
 
     @property
     def workers_started(self) -> int:
-        """How many workers it has had so far; 0 when it is over."""
+        """How many workers it has started so far; 0 after it has ended."""
         return self.supervisor.serial if self.supervisor is not None else 0
 
     def reason(self) -> BaseException | None:
@@ -85,7 +86,10 @@ class Run:
         return self.raised
 
     def value(self) -> Any:
-        """Run the flow in this thread and give the value of its sink. Raises the error of the task that failed first."""
+        """Run the flow in this thread and return the value of its sink.
+
+        Raises the error of the task that failed first, RunCancelledError after `cancel`.
+        """
         outer = here.worker
         if outer is None and self.caller is not None:
             return self._value_for(self.caller)
@@ -96,7 +100,8 @@ class Run:
             return self._execute()
 
     def _value_for(self, caller: Worker) -> Any:
-        """Run it for a body that does something else meanwhile, or waits in a loop: who stops that stops the run too."""
+        """Run it in a helper thread for a body that waits elsewhere. Stopping the body stops the
+        run."""
         here.worker = caller
         try:
             with caller.ending_with(self.cancel):
@@ -129,14 +134,14 @@ class Run:
                     room.leave()
 
     def _has_opened(self, room: Any) -> None:
-        """The run has what it needs to begin, or is over."""
+        """Note that the run has all the resources that it needs, or is over."""
         if self._opening:
             self._opening = False
             room.opened()
 
-    def _supervised(self, seen_off: list[WorkerProcess], large: list[str], deferred: Deferred) -> Any:
-        """Make what the run needs, supervise it, take the value, take everything down. Workers that are still on their
-        way out are added to `seen_off`, directories that take long to remove to `large`."""
+    def _supervised(self, still_ending: list[WorkerProcess], large: list[str], deferred: Deferred) -> Any:
+        """Equip the run, supervise it, take its value, and clean up. Workers that are still ending
+        are added to `still_ending`, and directories that take long to remove to `large`."""
         with contextlib.ExitStack() as leaving:
             with limits.explaining_limits(f"the run of {self.name!r} cannot begin"):
                 site, budget, listen, slots, processes = self._equipped(leaving, large)
@@ -161,16 +166,18 @@ class Run:
                 raise
             finally:
                 supervisor.finish()
-                seen_off += supervisor.leaving
+                still_ending += supervisor.leaving
                 for observer in self.observers:
                     observer.ended(self)
-                self.raised = None  # it would keep itself alive, and with it all that its frames hold
+                # The error holds the frames that hold this run: a reference cycle.
+                self.raised = None
                 with self._guard:
                     self.table = self.supervisor = None
 
     def _equipped(self, leaving: contextlib.ExitStack, large: list[str]) -> tuple[Site, CookieQueue | None, int, int, int]:
-        """Make what the run needs: what its workers share, with the store of the caller where processes take part, the budget,
-        the descriptor by which workers call the supervisor, how many slots and processes there may be. `leaving` takes it down."""
+        """Make what the run needs; `leaving` takes it down. Return what the workers share, the
+        budget, the descriptor that workers write to, and how many slots and processes there may be.
+        The caller has a store where processes take part."""
         flow = self.flow
         lanes = lanes_of(flow)
         used = {lanes[body] for body in set(flow.body_of)}
@@ -188,11 +195,11 @@ class Run:
             for pool in _open_pools(home, flow, directory):
                 leaving.callback(pool.close)
         processes = min(_most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
-        # One past its deadline keeps its slot, so a thread that may be tried again needs more than one.
+        # A thread past its deadline keeps its slot. So each attempt needs a slot of its own.
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
         slots = 2 + processes + threads
-        with contextlib.ExitStack() as undone:  # until the site is there, which closes all of it
+        with contextlib.ExitStack() as undone:  # until the site exists, which closes all of it
             try:
                 if processes:
                     table = Table.create(flow, slots, lanes, os.path.join(directory, "table"))
@@ -201,7 +208,7 @@ class Run:
             except OSError as error:
                 if not processes or error.errno in (errno.EMFILE, errno.ENFILE):
                     raise
-                # Shared memory has no room even for the table: the whole run lives on disk.
+                # Shared memory has no room even for the table: put the whole run on disk.
                 os.makedirs(spill, mode=0o700, exist_ok=True)
                 try:
                     table = Table.create(flow, slots, lanes, os.path.join(spill, "table"))
@@ -233,7 +240,7 @@ class Run:
         return site, budget, listen, slots, processes
 
     def _make_supervisor(self, *known: Any) -> Supervisor:
-        """Who supervises the run."""
+        """The supervisor of this run."""
         return Supervisor(*known)
 
     def _looked(self) -> None:
@@ -244,7 +251,8 @@ class Run:
             observer.looked(self)
 
     def _outline(self) -> None:
-        """Write down names and edges for who watches from outside, once the run has lasted a while."""
+        """Write names and edges for `entangle top` and the page, once the run has lasted a
+        while."""
         table, supervisor = self.table, self.supervisor
         if table is None or supervisor is None or time.monotonic_ns() - table.header[STARTED_AT] < LASTING * 1e9:
             return
@@ -271,7 +279,8 @@ class Run:
             try:
                 raise error
             finally:
-                del error  # else the traceback would keep itself alive, and with it all that its frames hold
+                # The traceback holds this frame, which holds the error: a reference cycle.
+                del error
         if not site.table.header[FINISHED]:
             raise RunCancelledError("the run was cancelled before it had a value")
         (sink,) = self.flow.sinks
@@ -291,7 +300,8 @@ class Run:
 
     @staticmethod
     def _make_directory(home: homes.Home, run_id: str) -> tuple[str, str]:
-        """A directory for this run, in that of the run around it where there is one; and the name of its twin on disk."""
+        """Make the directory of this run, inside that of the run around it if there is one. Return
+        it with the name of its twin on disk."""
         name = f"r{run_id}"
         outer = here.worker
         if outer is not None and outer.in_process:
@@ -303,12 +313,18 @@ class Run:
 
 
 def _most_workers() -> int:
-    """How many worker processes a run may have: ENTANGLE_MAX_WORKERS, else 512, as far as descriptors go (two or three each)."""
+    """How many worker processes a run may have.
+
+    That is ENTANGLE_MAX_WORKERS, or 512, and less where descriptors are short: a worker needs two
+    or three.
+    """
     given = os.environ.get("ENTANGLE_MAX_WORKERS", "512")
     try:
         wanted = int(given)
     except ValueError:
-        raise EntangleError(f"ENTANGLE_MAX_WORKERS={given}: it is a whole number of processes") from None
+        raise EntangleError(
+            f"ENTANGLE_MAX_WORKERS={given!r} is no whole number; set it to the most worker processes of a run, such as 16"
+        ) from None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = min(wanted, max(2, (soft - 128) // 3))
@@ -324,7 +340,8 @@ def _pipe(undone: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueue]:
-    """Have the pools that the flow wants: in the home where that is ours, else in the run's own directory."""
+    """Open the pools that the flow needs: in the home if it is ours, else in the run's own
+    directory."""
     sizes = {body.pool for body in flow.bodies if body.pool}
     if home.pid == os.getpid():
         home.open_pools(sizes)
@@ -334,10 +351,12 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
 
 
 def _remove(directory: str, spill: str, large: list[str]) -> None:
-    """Remove the files of a run; who has mapped one of its values keeps the memory. A directory with much in it is left to
-    `large`: the kernel takes half a millisecond to free a megabyte, and the caller has his value already."""
+    """Remove the files of a run. What is mapped stays in memory. A directory with large values is
+    left to `large`: the kernel frees two megabytes in a millisecond, and the caller has its value
+    already."""
     with contextlib.suppress(OSError):
-        # Opened once, and not through a link: what is unlinked lies in the directory that was listed, whatever has its name now.
+        # Open the directory once, and not through a link. What is unlinked then lies in the
+        # directory that was listed, even if the path leads elsewhere by now.
         fd = os.open(directory, DIRECTORY)
         try:
             with os.scandir(fd) as found:
@@ -354,17 +373,19 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
             os.close(fd)
         os.rmdir(directory)
     for left in (directory, spill):
-        if os.path.exists(left):  # what a nested run that was killed has left, or what was spilled
+        if os.path.exists(left):  # left by a nested run that was killed, or spilled
             import shutil
 
-            shutil.rmtree(left, ignore_errors=True)  # which refuses a link, and works by descriptors below that
+            # It refuses a link, and uses descriptors below.
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @block
 def _sigterm_ends_the_run() -> Iterator[None]:
-    """While a run lasts, SIGTERM ends it in good order first: workers, shared memory, files. Then it does what it does."""
+    """During a run, let SIGTERM end the run in good order first: workers, shared memory, files.
+    Then let it end the process."""
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield  # the caller has his own ideas
+        yield  # the program handles SIGTERM itself
         return
 
     def terminated(*_: object) -> None:
@@ -381,5 +402,6 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
         raise
     finally:
-        if signal.getsignal(signal.SIGTERM) is terminated:  # a body that ran here may have said otherwise
+        # A body that ran here may have set a handler of its own.
+        if signal.getsignal(signal.SIGTERM) is terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,7 @@
 """Starting worker processes: by fork, from the warm forkserver, or by spawning an interpreter.
 
-Fork is the quickest and inherits everything, but it is not safe everywhere (`forking.py`). `auto` looks each time a worker is started.
+Fork is the quickest and inherits everything, but it is not always safe (`forking.py`). `auto`
+decides anew for each worker.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ WAYS = ("auto", "fork", "forkserver", "spawn")
 _sigmask = plain.pthread_sigmask
 
 
-# Choosing ------------------------------------------------------------------------------------------------------
+# Choosing -----------------------------------------------------------------------------------------
 
 
 def chosen_way(wanted: str | None) -> str:
     """The way to start workers: what the caller wants, else ENTANGLE_START, else auto.
 
-    The environment speaks of the process that the user has started. A worker is clean: its nested runs look for themselves.
+    A worker ignores ENTANGLE_START: the variable is about the user's process, and a worker is a
+    clean one.
     """
     inside = here.worker is not None and here.worker.in_process
     way = wanted or ("" if inside else os.environ.get("ENTANGLE_START")) or "auto"
     if way not in WAYS:
-        raise OptionError(f"start={way!r}: there is no such way to start workers; choose one of {', '.join(WAYS)}")
+        where = "start" if wanted else "ENTANGLE_START"
+        raise OptionError(f"{where}={way!r} is no way to start workers; choose one of {', '.join(WAYS)}")
     return way
 
 
@@ -50,7 +53,9 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
         way = "fork" if fork_is_safe() else "forkserver"
     elif way == "fork" and greenlets.patched():
         way = "forkserver"
-    flush()  # what the caller has printed comes before what its workers print, and a fork does not print it twice
+    # Output of the caller comes before that of its workers. A fork must not copy it, or it would be
+    # printed twice.
+    flush()
     err_read, err_write = os.pipe()
     out_read, out_write = os.pipe() if capture else (-1, -1)
     try:
@@ -84,24 +89,26 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
 
 
 def _watch(pid: int) -> int:
-    """A descriptor that becomes readable when the process ends; -1 where there is no such thing (macOS)."""
+    """A descriptor that becomes readable when the process ends; -1 where there is none (macOS)."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
         return -1
 
 
-# By fork -----------------------------------------------------------------------------------------------------
+# By fork ------------------------------------------------------------------------------------------
 
 
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
     own_handlers = life.handlers_to_reset()
-    alone = not reaper.others()  # reapers hold no lock while somebody forks
-    # A newborn that is told to end waits with that until it has the handlers of a worker, and ends without a word.
+    alone = not reaper.others()  # reapers hold no lock during a fork
+    # A signal to the newborn waits until it has the handlers of a worker. It would print a
+    # traceback otherwise.
     masked = _sigmask(signal.SIG_BLOCK, life.RESET)
     with janitor.off_duty(), warnings.catch_warnings():
-        # Of other threads, which Python warns of: there is none but a reaper, or the caller has asked for fork in so many words.
+        # Python warns of other threads. There are none but reapers, or the caller has asked for
+        # fork.
         warnings.simplefilter("ignore", DeprecationWarning)
         with reaper.still:
             try:
@@ -118,7 +125,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         if not alone:
             life.free_locks()
         life.settle_in(parent, err, out, own_handlers)
-        life.listen(masked)
+        life.unblock_signals(masked)
         pickled_classes.inherit()
         store.become(slot, serial)
         code = life.live(Worker(site, slot, lane, serial, store))
@@ -128,7 +135,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         os._exit(code)
 
 
-# Without fork: the run is found by its directory -----------------------------------------------------------------
+# Without fork: the run is found by its directory --------------------------------------------------
 
 
 def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
@@ -137,7 +144,8 @@ def _spawn(directory: str, flow_path: str, slot: int, lane: int, serial: int, fd
     numbers = ",".join(str(fd) for fd in fds)
     where = f"{os.getpid()}, {directory!r}, {flow_path!r}, {slot}, {lane}, {serial}, [{numbers}]"
     code = f"from entangle._run.life import spawned; spawned({where})"
-    # Ctrl-C reaches it too as long as it is in our process group: it would tell of that while it imports.
+    # The interpreter is in our process group until it has set itself up. Ctrl-C in that time would
+    # print a traceback from its imports.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
         with janitor.off_duty():

@@ -1,14 +1,20 @@
-"""The supervisor: the part of the invoking process that starts workers, reaps them and keeps the deadlines of a run.
+"""The supervisor of a run: the part of the caller that starts, reaps and times workers.
 
-It decides nothing about what runs next. It sleeps in `poll` and wakes for three reasons: a worker has written to the pipe
-(the run is over, or has work for more workers), a worker process has ended, or it is time to look. A look is cheap
-(CPU clocks of the workers, some numbers of the table) and comes every few milliseconds at first, seldom later:
+It decides nothing about what runs next. It sleeps in `poll` and wakes for three reasons: a worker
+has written to the pipe (the run is over, or has work for more workers), a worker process has ended,
+or it is time to look. A look is cheap: CPU clocks of the workers and some numbers of the table.
+Looks come every few milliseconds at first, and less often later.
 
-- nodes are ready, and the workers use less CPU than they are entitled to: they wait for something, so add as many again;
-- nodes are ready and the budget has a cookie: one more worker;
-- workers are idle: send them home and give their cookies back, a nested or neighbouring run may need them;
-- more workers than CPUs are there: bodies begin only where there is a CPU for them (`admission.py`);
-- a body is past its `timeout`, or the arguments of a node are past its `wait`.
+- Nodes are ready, and the workers use less CPU than the run may: they wait for something, so as
+  many again are started.
+- Nodes are ready, and the budget has a cookie: one more worker is started.
+- Workers are idle: they are retired, and their cookies go back to the budget, where other runs may
+  take them.
+- There are more workers than CPUs: bodies begin only where there is a CPU for them
+  (`_worker/admission.py`).
+- A body is past its `timeout`, or the arguments of a node are past its `wait` (`deadlines.py`).
+
+How many workers to start or retire is decided in `staffing.py`, from numbers alone.
 """
 
 from __future__ import annotations
@@ -76,9 +82,9 @@ from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 FIRST_LOOK_NESTED = 0.01
-#: The longest pause between two looks while the workers use all the CPU that they are entitled to (seconds).
+#: The longest pause between two looks while the workers use all the CPU that they may (seconds).
 LONGEST_PAUSE = 0.06
-#: A worker that has found nothing to do for so long is sent home (seconds).
+#: A worker that has had nothing to do for so long is retired (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
 
@@ -111,38 +117,42 @@ class Supervisor:
         self.serial = 0
         self.roster.poll.register(listen, select.POLLIN)
         self.cancelled = False
-        #: The calling thread as a worker, while it runs a body: who cancels the run ends what that waits for.
+        #: The calling thread as a worker, while it runs a body. Cancelling the run stops what that
+        #: body waits for.
         self.calling: Worker | None = None
         self.looked_at = time.monotonic_ns()
         self.idle_since = self.threads_idle_since = 0
         self.low_looks = 0
         self.admission = Admission(site.table, site.flow)
-        #: Whether the flow turned out not to travel: workers that were forked have it, and more can only come by another fork.
+        #: Whether the flow turned out not to be picklable. Workers that were forked have it; more
+        #: can come only by another fork.
         self.rooted = False
         self.capture = not stdout_is_plain()
         self.deaths = self._make_deaths()
         self.deadlines = self.deaths.deadlines
-        #: The slot that we are in, where this is a nested run: whoever supervises us looks there.
+        #: The worker in whose body this run was called. Its supervisor looks at its slot.
         outer = here.worker
         if outer is not None and outer.forked:
             outer = None  # a child that a body has forked
         self.outer = outer if outer is not None and outer.in_process else None
         self.entitlement = Entitlement(site, budget, self.roster, self.admission, outer)
         self.around = self.entitlement.around
-        #: The pause until the next look (seconds), and after a worker has been started. A nested run is one of many, and their supervisors
-        #: compute when they look.
+        #: The pause until the next look, and the one after a worker has been started (seconds).
+        #: Nested runs look less often: each has a supervisor of its own, which computes when it
+        #: looks.
         self.first_pause = FIRST_LOOK if self.around is None else FIRST_LOOK_NESTED
         self.pause = self.first_pause
 
     def _make_deaths(self) -> Deaths:
         return Deaths(self.site, self.store, self.roster)
 
-    # The run -----------------------------------------------------------------------------------------------
+    # The run --------------------------------------------------------------------------------------
 
     def supervise(self) -> None:
         """Run the flow to its end. What ended it, if not its value, `failure` tells."""
         header = self.table.header
-        # Our own supervisor is to see a worker at work until we know better.
+        # Count as busy until the first look, or the supervisor around us would start workers in our
+        # place.
         self.entitlement.report(CPU)
         try:
             self.entitlement.begin()
@@ -153,7 +163,7 @@ class Supervisor:
                     break
                 if header[READY_COUNT + HERE] and self._run_here():
                     continue
-                # Said before we look at what is ready, so that nothing becomes ready unheard in between.
+                # Set the flag before looking at what is ready: avoids a lost wakeup.
                 header[HUNGRY] = HUNGRY_FOR_ALL if self._could_start() else HUNGRY_FOR_OTHERS
                 self._start_wanted()
                 self._sleep()
@@ -172,14 +182,14 @@ class Supervisor:
             self._retire_all()
 
     def cancel(self) -> None:
-        """End the run from another thread: `supervise` returns soon after."""
+        """End the run from another thread. `supervise` returns soon after."""
         self.cancelled = True
         if self.calling is not None:
             self.calling.stop()
         self.site.notify()
 
     def finish(self) -> None:
-        """After the value has been taken: wait for the workers of a run that ended in order."""
+        """Wait for the workers of a run that has ended in order, after its value has been taken."""
         self._end(in_order=True)
         self.entitlement.report(NOBODY)
 
@@ -190,7 +200,7 @@ class Supervisor:
         node: int = self.table.header[FAILED_NODE]
         return error_of(self.site, self.store, node) if node >= 0 else None
 
-    # Starting ----------------------------------------------------------------------------------------------
+    # Starting -------------------------------------------------------------------------------------
 
     def _start_first(self) -> None:
         header = self.table.header
@@ -205,7 +215,7 @@ class Supervisor:
                 break
 
     def _start_wanted(self) -> None:
-        """Start workers for what is ready and that nobody else will take."""
+        """Start workers for ready nodes that nobody else will take."""
         header = self.table.header
         if header[READY_COUNT + FRESH] and self.free:
             there, running = self._count(FRESH), self._running_fresh()
@@ -213,7 +223,7 @@ class Supervisor:
                 self._start_process(FRESH)
         ready = 0 if header[HELD_BACK] and self.processes else header[READY_COUNT + PROCESS]
         if not self.processes and not ready:
-            ready = self.table.leaves_left()  # the workers who were to take them have died
+            ready = self.table.leaves_left()  # the workers that had claimed them have died
         if ready > 0:
             at_once, with_cookies = staffing.for_ready(
                 ready, header[IDLE + PROCESS], self._count(PROCESS), self.cap, self.entitlement.right
@@ -229,11 +239,12 @@ class Supervisor:
         return sum(worker.lane == lane for worker in self.processes.values())
 
     def _must_not_grow(self) -> bool:
-        """Whether those who are there must do with each other, as long as there are threads beside which nobody forks."""
+        """Whether no worker can be added: the flow comes only by fork, and other threads make a
+        fork unsafe."""
         return self.rooted and self._count(PROCESS) > 0 and not fork_is_safe()
 
     def _could_start(self) -> bool:
-        """Whether one more worker process is ours to start."""
+        """Whether the run may start one more worker process now."""
         if self._must_not_grow():
             return False
         count = len(self.processes)
@@ -265,9 +276,9 @@ class Supervisor:
             self.table.slots[slot * SLOT + STATE] = FREE
             self.free.append(slot)
             if isinstance(error, OSError) and self.processes:
-                return  # no room for one more process: those who are there go on
+                return  # no room for one more process; the run goes on without it
             if isinstance(error, UnpicklableError) and lane == PROCESS and self._count(PROCESS):
-                self.rooted = True  # those who are there were forked, and go on
+                self.rooted = True  # the forked ones have the flow; the run goes on with them
                 return
             told = limit_error("no worker process can be started", error) if isinstance(error, OSError) else None
             if told is not None:
@@ -278,7 +289,7 @@ class Supervisor:
 
     def _start_thread(self) -> None:
         if not self.free:
-            self._see_threads_off()
+            self._join_retired_threads()
         if not self.free or len(self.threads) >= MOST_THREADS:
             return
         slot = self.free.pop()
@@ -295,7 +306,7 @@ class Supervisor:
             self.table.slots[slot * SLOT + STATE] = FREE
             self.free.append(slot)
             if self.threads:
-                return  # no room for one more thread: those who are there go on
+                return  # no room for one more thread; the run goes on without it
             raise no_thread(error) from None
         self.threads[slot] = (thread, worker)
         self.pause = self.first_pause
@@ -308,18 +319,19 @@ class Supervisor:
         slots[base + LANE] = lane
 
     def _run_here(self) -> bool:
-        """Nothing is left but a body that runs where the call is run: run it in this thread. Gives whether there may be more."""
+        """Run a body in this thread: nothing else is left to do. Return whether there may be
+        another."""
         self._retire_all()
         self._end_processes(time.monotonic() + 30.0, kill=False)
         self.entitlement.give_cookies(0)
         while not self.free and self.threads:
-            self._see_threads_off()  # told to end just now, or retired a moment ago
+            self._join_retired_threads()  # one that was told to end frees its slot in a moment
             time.sleep(0.001)
         slot = self.free.pop()
         self._clear_slot(slot, HERE)
         self.serial += 1
         worker = Worker(self.site, slot, HERE, self.serial)
-        worker.seat, worker.token = self.entitlement.seat, self.entitlement.token
+        worker.seat, worker.holder = self.entitlement.seat, self.entitlement.holder
         outer = here.worker
         self.calling = worker
         if self.cancelled:
@@ -333,10 +345,10 @@ class Supervisor:
                 self.free.append(slot)
         return True
 
-    # Looking -----------------------------------------------------------------------------------------------
+    # Looking --------------------------------------------------------------------------------------
 
     def _sleep(self) -> None:
-        """Sleep until somebody wants us or it is time to look, then see to what has come."""
+        """Sleep until something happens or it is time to look, then handle what has happened."""
         until = self.pause
         if self.deaths.retries:
             until = min(until, max(0.0, self.deaths.retries[0][0] - time.monotonic()))
@@ -369,7 +381,7 @@ class Supervisor:
             return
         self.looked_at = now
         if self.looked is not None:
-            with Deferred():  # it opens files
+            with Deferred():  # it opens files, which an interrupt would leave open
                 self.looked()
         table = self.table
         header = table.header
@@ -385,11 +397,12 @@ class Supervisor:
         if self.admission.crowded and self.entitlement.base and count + len(threads) <= self.entitlement.right:
             self.admission.thin_out()
         enough = staffing.enough(self.entitlement.right)
-        matters = ready or fresh or self.around is not None or self.entitlement.seat.wanted(self.entitlement.token)
+        matters = ready or fresh or self.around is not None or self.entitlement.seat.wanted(self.entitlement.holder)
         if used < enough and matters and (self.entitlement.base or not header[HELD_BACK]):
             with Deferred():
                 used = max(used, self._wanting_cpu())
-        # One look may fall into a lock, a page fault or the end of a nested run; two in a row mean that they wait.
+        # One low look may be a lock, a page fault or the end of a nested run. Two in a row are a
+        # wait.
         self.low_looks = self.low_looks + 1 if used < enough else 0
         waiting = self.low_looks > 1
         if waiting:
@@ -397,12 +410,12 @@ class Supervisor:
         if self.low_looks or self.admission.crowded:
             self.pause = min(LAST_LOOK, self.pause * 1.5)
         else:
-            # A supervisor that looks is one more that computes, and there may be one for each nested run.
+            # A look costs CPU, and there may be a supervisor for each of many nested runs.
             self.pause = min(LONGEST_PAUSE, self.pause * 2)
-        self.entitlement.look_after_place(waiting)
-        self.entitlement.look_after_stuck(now)
+        self.entitlement.share_place(waiting)
+        self.entitlement.watch_for_stall(now)
         if not self.entitlement.base:
-            used -= self.entitlement.cookies  # what we compute with cookies of our own takes nobody's place
+            used -= self.entitlement.cookies  # what runs with our own cookies takes nobody's place
         self.entitlement.report(int(max(0.0, min(1.0, used)) * CPU) if waiting or not self.entitlement.base else CPU)
         held_back = bool(header[HELD_BACK])
         if ready or fresh:
@@ -415,7 +428,7 @@ class Supervisor:
             for _ in range(1 if more.with_cookie and self.entitlement.take_cookies(1) else more.without):
                 self._start_process(more.lane)
         self._retire(now, 0 if held_back else ready + fresh)
-        self._see_threads_off()
+        self._join_retired_threads()
         waiting_threads = 0 if held_back else header[READY_COUNT + THREAD]
         waiting_threads -= self._wake_resting(THREAD, waiting_threads)
         more_threads = staffing.threads_for(waiting_threads, header[IDLE + THREAD], len(self.threads))
@@ -425,12 +438,13 @@ class Supervisor:
             self._retire_threads(now)
 
     def _fresh_may_begin(self) -> bool:
-        """Whether a body that wants a process of its own may begin now."""
+        """Whether a body that needs a process of its own may begin now."""
         node = self.table.header[READY_HEAD + FRESH]
         return node >= 0 and (not self.admission.crowded or admits(self.table, self.site.flow.body_of[node]))
 
     def _cpu_use(self, now: int) -> float:
-        """How many CPUs the workers have kept busy since the last look. A worker that waits for a nested run uses what that does."""
+        """How many CPUs the workers have kept busy since the last look. A worker that waits for a
+        nested run counts for what that run uses."""
         slots = self.table.slots
         total = 0.0
         for worker in self.processes.values():
@@ -439,12 +453,13 @@ class Supervisor:
             if not worker.look(now, (slots[base + NODE], slots[base + SINCE]), nested >= 0):
                 continue
             if slots[base + STATE] == STARTING:
-                nested = 1000  # on its way: it will take what is ready
+                nested = 1000  # it is starting and will take what is ready
             total += max(worker.share, nested / 1000)
         return total
 
     def _wanting_cpu(self) -> float:
-        """How many workers would run now if the machine had CPUs to spare for them: one that waits for a CPU waits for nothing else."""
+        """How many workers would run now if the machine had a CPU for each. One that waits for a
+        CPU waits for nothing else."""
         slots = self.table.slots
         found = 0.0
         for worker in self.processes.values():
@@ -455,11 +470,12 @@ class Supervisor:
         return found
 
     def _seek_room(self) -> None:
-        """Nodes are ready for whose bodies there is no CPU: seek one, and wake who rests."""
+        """Seek a CPU for nodes that are held back, and wake resting workers for them."""
         base = self.entitlement.base
         if not self.entitlement.seek():
             if self.around is not None:
-                self.pause = FIRST_LOOK  # nobody tells us when there is room in the run around this one
+                # Nothing tells us when the run around this one has room.
+                self.pause = FIRST_LOOK
             return
         if self.entitlement.base > base:
             self.low_looks = 0
@@ -468,8 +484,8 @@ class Supervisor:
         self._wake_resting(THREAD, min(places, header[READY_COUNT + THREAD]))
 
     def _wake_resting(self, lane: int, ready: int) -> int:
-        """Wake workers that rest while nodes are ready: the byte that should have woken them may have died with another. Gives how
-        many there are."""
+        """Wake resting workers for ready nodes, and return how many. The byte that should have
+        woken them may have been read by a worker that then died."""
         table = self.table
         slots = table.slots
         those = self.processes if lane == PROCESS else self.threads
@@ -484,7 +500,8 @@ class Supervisor:
         return woken
 
     def _retire(self, now: int, ready: int) -> None:
-        """Send home whoever has had nothing to do for a while, and give back the cookies that are no longer needed."""
+        """Retire workers that have had nothing to do for a while, and give back the cookies that
+        are no longer needed."""
         header, slots = self.table.header, self.table.slots
         resting = sum(slots[slot * SLOT + STATE] == RESTING for slot in self.processes)
         if ready or not resting:
@@ -501,14 +518,15 @@ class Supervisor:
             crowded, committed = self.admission.crowded, header[COMMITTED] / CPU
             self.entitlement.give_cookies(staffing.cookies_kept(len(self.processes), self.entitlement.base, crowded, committed))
 
-    def _see_threads_off(self) -> None:
+    def _join_retired_threads(self) -> None:
         """Take back the slots of threads that have retired."""
         for slot in [slot for slot in self.threads if self.table.slots[slot * SLOT + STATE] == GONE]:
             self.threads.pop(slot)[0].join()
             self.free.append(slot)
 
     def _retire_threads(self, now: int) -> None:
-        """As `_retire`, for threads: one that rests is a worker too many for those that compute."""
+        """Retire threads in a crowded run: one that rests is one too many for those that
+        compute."""
         header = self.table.header
         if not self.admission.crowded or not header[IDLE + THREAD]:
             self.threads_idle_since = 0
@@ -521,10 +539,10 @@ class Supervisor:
             posix.write(self.site.wake_threads[1], b"." * sent)
             self.threads_idle_since = 0
 
-    # Ending ------------------------------------------------------------------------------------------------
+    # Ending ---------------------------------------------------------------------------------------
 
     def _retire_all(self) -> None:
-        """Wake everybody who rests; those who look at the table see that the run is over."""
+        """Wake all resting workers. They see in the table that the run is over, and retire."""
         if self.processes:
             with contextlib.suppress(BlockingIOError):
                 posix.write(self.site.wake[1], b"." * (len(self.processes) + 1))
@@ -533,14 +551,15 @@ class Supervisor:
                 posix.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))
 
     def _end(self, in_order: bool) -> None:
-        """Stop whoever still runs, give everything back."""
+        """Stop what still runs, and give everything back."""
         with Deferred():
             self._end_all(in_order)
 
     def _end_all(self, in_order: bool) -> None:
         threads = []
         for slot, (thread, body) in list(self.threads.items()):
-            # A thread cannot be stopped in a body, but what it waits for can. All are told before any is waited for.
+            # A thread cannot be stopped in a body, but what it waits for can. Tell all before
+            # waiting for any.
             if in_order or body.stop() or self.table.slots[slot * SLOT + STATE] != BUSY:
                 threads.append(thread)
         if not in_order:
@@ -548,15 +567,16 @@ class Supervisor:
             trees = descendants.started_by([worker.pid for worker in self.processes.values() if self._runs(worker)])
             trees += self.deadlines.started()
             for worker in self.processes.values():
-                if worker.slot not in self.deadlines.late:  # told already
+                if worker.slot not in self.deadlines.late:
                     worker.kill(signal.SIGTERM)
             self._end_processes(time.monotonic() + GRACE, kill=True)
             descendants.kill(trees)
         elif self.processes:
             if self.outer is not None:
-                # Who waits in a nested run is a place on a CPU, which is not to be used twice.
+                # A worker that waits in a nested run holds a place on a CPU. It must not be used
+                # twice.
                 self._end_processes(time.monotonic() + 0.1, kill=False)
-            # Their end takes a while, since the kernel has to free what they hold; the caller need not wait for that.
+            # The kernel takes a while to free what they hold. The caller need not wait for that.
             self.leaving = list(self.processes.values())
             self.processes.clear()
         self.entitlement.give_cookies(0)
@@ -571,7 +591,7 @@ class Supervisor:
         return bool(self.table.slots[worker.slot * SLOT + BEGUN])
 
     def _end_processes(self, until: float, kill: bool) -> None:
-        """Wait until the workers have ended; at `until`, kill them (`kill`) or leave it at that."""
+        """Wait until the workers have ended. At `until`, kill the rest (`kill`) or leave them."""
         while self.processes:
             left = until - time.monotonic()
             if left <= 0:

@@ -1,4 +1,4 @@
-"""A worker process as its supervisor sees it: how to know that it has ended, how to end it, and all that it has started."""
+"""A worker process as its supervisor sees it: its end, its signals, the CPU that it uses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import time
 from entangle._run import descendants
 from entangle._shared.polling import readable
 
-#: Between SIGTERM and SIGKILL for those who are past a deadline or whose run is over (seconds).
+#: Between SIGTERM and SIGKILL, for workers past a deadline or of a run that is over (seconds).
 GRACE = 0.5
 
-#: So many processes that a body has started are looked at.
+#: The most processes started by a body whose CPU time is looked at.
 _MOST_LOOKED_AT = 64
 
 _EXIT = struct.Struct("<i")
@@ -22,7 +22,7 @@ _BORN = struct.Struct("<q")
 
 
 class WorkerProcess:
-    """A worker process as its supervisor sees it: how to know that it has ended, how to end it, what it writes to stderr."""
+    """A worker process: whether it has ended, how to end it, how much CPU it uses."""
 
     def __init__(self, slot: int, lane: int, pid: int, watch: int, err: int, out: int, ours: bool) -> None:
         self.slot = slot
@@ -34,7 +34,8 @@ class WorkerProcess:
         self._ours = ours
         self.ended_by: int | None = None
         self.tail = bytearray()
-        #: CPUs that it has used since it was last looked at, with what it has started; 1 is most that counts.
+        #: CPUs used between the last two looks, by it and what it has started. More than 1 counts
+        #: as 1.
         self.share = 1.0
         self._used = 0
         self._looked_at = time.monotonic_ns()
@@ -45,18 +46,18 @@ class WorkerProcess:
 
     @property
     def is_child(self) -> bool:
-        """Whether it is ours to wait for; one from the forkserver is not."""
+        """Whether it is our child. One from the forkserver is not."""
         return self._ours
 
     @property
     def pid(self) -> int:
-        """The process id; 0 as long as the forkserver has not told it, -1 where it never will."""
+        """The process id. 0 until the forkserver has told it, -1 where it never will."""
         if self._pid == 0:
-            self._hear_of_birth(0)
+            self._read_pid(0)
         return self._pid
 
-    def _hear_of_birth(self, seconds: float) -> None:
-        """Read the process id that the forkserver sends, if it comes within so many seconds."""
+    def _read_pid(self, seconds: float) -> None:
+        """Read the process id from the forkserver, if it comes within so many seconds."""
         if readable([self.watch], seconds):
             born = os.read(self.watch, _BORN.size)
             if len(born) == _BORN.size:
@@ -66,18 +67,20 @@ class WorkerProcess:
                 self.ended_by = -signal.SIGKILL
 
     def ended(self) -> bool:
-        """Whether the process has ended; then `ended_by` is its exit code, or minus the signal. Never waits."""
+        """Whether the process has ended, without waiting. If so, `ended_by` is its exit code or
+        minus the signal."""
         if self.ended_by is not None:
             return True
         if self._ours:
             try:
                 found = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:  # the caller ignores SIGCHLD, or reaps what is not his: how it ended is lost
-                self.ended_by = _told(self._pid)
+            # The caller ignores SIGCHLD or reaps all children: how this one ended is lost.
+            except ChildProcessError:
+                self.ended_by = _exit_code_elsewhere(self._pid)
                 return self.ended_by is not None
             if found is None:
                 return False
-            # Before the pid is free to be used again: what the worker has left running in its process group.
+            # Kill what it has left in its process group, before the pid can be used again.
             _kill_group(self._pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
@@ -89,10 +92,10 @@ class WorkerProcess:
         return self.ended_by is not None
 
     def kill(self, number: int) -> None:
-        """Send a signal to the worker and to all that it has started in its process group."""
+        """Send a signal to the worker and to its process group."""
         if self.pid == 0:
-            self._hear_of_birth(1.0)
-            if self.pid == 0:  # it will come to a run that is over, and go
+            self._read_pid(1.0)
+            if self.pid == 0:  # it will find that its run is over, and end
                 self.ended_by = 0
         if self.ended_by is None and self.pid > 0:
             _kill_group(self.pid, number)
@@ -100,8 +103,12 @@ class WorkerProcess:
                 os.kill(self.pid, number)
 
     def look(self, now: int, body: tuple[int, int], supervises: bool) -> bool:
-        """See how much CPU it has used since the last look (`share`); `now` in ns. `body` is what it runs, and since when; `supervises`
-        tells that the body waits for a run of its own, whose workers count there. False where the worker is gone, or not there yet."""
+        """Look at the CPU time since the last look, and set `share`. Return False if the worker is
+        gone or not there yet.
+
+        `now` is in ns. `body` is what it runs, and since when. `supervises` says that the body
+        waits for a nested run, which counts its own workers.
+        """
         spent = cpu_time(self.pid)
         if spent is None:
             return False
@@ -117,14 +124,15 @@ class WorkerProcess:
         self._low_looks = self._low_looks + 1 if body == self._body else 1
         self._body = body
         if self._low_looks <= 4 or self._low_looks % 8 == 0:
-            # It waits. What it has started may compute: a body that calls another program does nothing else.
+            # It waits. But what it has started may compute: the body may have called another
+            # program.
             known, self._family = self._family, self._cpu_times_of_family()
             if self._family.keys() - known.keys():
-                self.share = 1.0  # until we know better
+                self.share = 1.0  # assume the most until the next look
         return True
 
     def _used_by_family(self) -> int:
-        """CPU time that the processes have used since the last look which the body has started (ns)."""
+        """CPU time used since the last look by processes that the body has started (ns)."""
         before, self._family = self._family, self._cpu_times_of_family()
         return sum(max(0, spent - before.get(pid, 0)) for pid, spent in self._family.items())
 
@@ -133,11 +141,12 @@ class WorkerProcess:
         return {pid: cpu_time(pid) or 0 for pid in found}
 
     def runnable(self) -> bool:
-        """Whether it runs or would if it had a CPU, or something does that it has started; False where that is unknown."""
+        """Whether the worker or what it has started could use a CPU now; False where that is
+        unknown."""
         return runnable(self.pid) or any(map(runnable, self._family))
 
     def close_stream(self, fd: int) -> None:
-        """Let go of stderr or stdout, whose end has come."""
+        """Close stderr or stdout at its end."""
         os.close(fd)
         if fd == self.err:
             self.err = -1
@@ -145,15 +154,16 @@ class WorkerProcess:
             self.out = -1
 
     def close(self) -> None:
-        """Let go of the descriptors."""
+        """Close all descriptors."""
         for fd in (self.watch, self.err, self.out):
             if fd >= 0:
                 os.close(fd)
         self.watch = self.err = self.out = -1
 
 
-def _told(pid: int) -> int | None:
-    """How a child has ended that somebody else has waited for: gevent's loop has done it for `os.waitpid`. None while it lives."""
+def _exit_code_elsewhere(pid: int) -> int | None:
+    """The exit code of a child that somebody else may have reaped, such as gevent's loop; None if
+    it lives."""
     with contextlib.suppress(OSError):
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
@@ -175,10 +185,10 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 def cpu_time(pid: int) -> int | None:
-    """CPU time that a process has used (ns); None where it is gone."""
+    """CPU time that a process has used (ns); None if it is gone."""
     if pid <= 0:
         return None
-    # The clock of another process: clock_getcpuclockid(3) makes its number like this.
+    # The clock id of another process, as clock_getcpuclockid(3) makes it.
     try:
         return time.clock_gettime_ns((~pid << 3) | 2)
     except (OSError, AttributeError):
@@ -186,7 +196,8 @@ def cpu_time(pid: int) -> int | None:
 
 
 def runnable(pid: int) -> bool:
-    """Whether a process runs or would if it had a CPU, as the state letter of proc(5) tells; False where that is unknown."""
+    """Whether a process runs or waits for a CPU alone, by its state in proc(5); False where that is
+    unknown."""
     if pid <= 0:
         return False
     try:

@@ -329,7 +329,7 @@ def join(word: str) -> None:
     """In an agent that has no home yet: belong to the tree that `branch` has named."""
     global _branch
     if word and not _TREE.fullmatch(word):
-        raise ValueError(f"{word!r:.100} is no name of a process tree")
+        raise ValueError(f"{word!r:.100} is not the name of a process tree")
     _branch = word
 
 

@@ -248,7 +248,7 @@ def _reduce_variable(variable: Any) -> Any:
     """Send a context variable as its module and name; the reader makes one if it has none."""
     module = context_variables.module_of(variable)
     if not module:
-        raise TypeError(f"cannot pickle {variable!r}, which no module has under its own name")
+        raise TypeError(f"cannot pickle {variable!r}: no module has it under its own name; assign it to {variable.name!r} in a module")
     try:
         default: tuple[Any, ...] = (contextvars.Context().run(variable.get),)
     except LookupError:

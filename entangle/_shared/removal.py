@@ -35,7 +35,7 @@ def open_ours(path: str, within: int | None = None) -> int:
     try:
         found = os.fstat(fd)
         if found.st_uid != os.getuid():
-            raise NotOurs(f"it belongs to the user {found.st_uid}")
+            raise NotOurs(f"it belongs to user {found.st_uid}")
         if found.st_mode & 0o077:
             raise NotOurs(f"others may use it (its mode is {stat.S_IMODE(found.st_mode):o})")
     except BaseException:
@@ -55,7 +55,7 @@ def _what_it_is(path: str, within: int | None) -> str:
         if stat.S_ISLNK(mode):
             return "it is a symbolic link"
         if not stat.S_ISDIR(mode):
-            return "it is no directory"
+            return "it is not a directory"
     return ""
 
 

@@ -126,7 +126,7 @@ class ShareableList:
     @passes_on
     def _entry(self, position: int) -> int:
         if not -self._count <= position < self._count:
-            raise IndexError(f"item {position} of a ShareableList of {self._count}")
+            raise IndexError(f"item {position} is out of range: this ShareableList has {self._count} items")
         return _COUNT.size + _ENTRY.size * int(position % self._count)
 
 
@@ -144,7 +144,7 @@ def _packed(value: Item) -> tuple[int, bytes]:
     try:
         return kind, _AS[kind].pack(value)
     except struct.error:
-        raise OverflowError(f"a ShareableList holds whole numbers of 64 bits; this one has {int(value).bit_length()}") from None
+        raise OverflowError(f"a ShareableList holds integers of 64 bits; this one has {int(value).bit_length()}") from None
 
 
 class Segments:
@@ -160,7 +160,7 @@ class Segments:
         Raises ValueError for a size below 1, OSError (ENOSPC) if there is no room.
         """
         if size <= 0:
-            raise ValueError("a segment needs a size of at least 1 byte")
+            raise ValueError(f"a segment needs a size of at least 1 byte, not {size}")
         path = os.path.join(self._directory, f"s{os.urandom(8).hex()}")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

@@ -157,29 +157,25 @@ class Table:
         """
         size = cls.size(flow.count, slots, len(flow.bodies))
         fd = -1
-        if path is None:
-            if nameless >= 0:
-                try:
-                    reserve(nameless, 0, size)
-                except OSError:
-                    os.close(nameless)
-                    nameless = -1
-            try:
-                memory = mmap.mmap(nameless, size)
-            except BaseException:
-                if nameless >= 0:
-                    os.close(nameless)
-                raise
-        else:
+        if path is not None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        elif nameless >= 0:
             try:
+                reserve(nameless, 0, size)
+            except OSError:
+                os.close(nameless)
+                nameless = -1
+        file = fd if path is not None else nameless
+        try:
+            if fd >= 0:
                 reserve(fd, 0, size)
-                memory = mmap.mmap(fd, size)
-            except BaseException:
-                os.close(fd)
-                raise
-        struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
-        table = cls(memory, fd, flow.count, slots)
+            memory = mmap.mmap(file, size)
+            struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
+            table = cls(memory, fd, flow.count, slots)
+        except BaseException:
+            if file >= 0:
+                os.close(file)
+            raise
         table.nameless = nameless
         table.flow, table.lanes = flow, lanes
         header = table.header

@@ -1,4 +1,4 @@
-"""What an author says of a task with `@task(attributes={...})`."""
+"""What an author says about a task with `@task(attributes={...})`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from entangle.errors import OptionError
 
 
 class Attributes(Layer):
-    """What the author says of a task, for those who look at its records."""
+    """What the author says about a task, for readers of its records."""
 
     def __init__(self, attributes: dict[str, Any]) -> None:
         if not isinstance(attributes, dict) or not all(isinstance(name, str) for name in attributes):

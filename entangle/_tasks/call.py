@@ -193,8 +193,8 @@ class Call(Generic[R_co]):
     def graph(self, wait: bool = True) -> Any:
         """The graph as nested dicts: each task's name with what it takes; constants by their text.
 
-        A level where two siblings have one name is a list. `wait=False` gives a future of the
-        graph.
+        What the outermost call takes is a list, and so are siblings of which two have one name.
+        `wait=False` gives a future of the graph.
         """
         if wait:
             return self._compiler.as_dict(self)

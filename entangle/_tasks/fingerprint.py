@@ -153,9 +153,9 @@ class _Key:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def say(self, *told: Any) -> None:
+    def say(self, *facts: Any) -> None:
         """Add plain facts, each with its type and length: no two lists of facts look alike."""
-        for one in told:
+        for one in facts:
             body = one if isinstance(one, bytes) else repr(one).encode("utf-8", "surrogatepass")
             self._hash.update(b"%s %d:" % (type(one).__name__.encode(), len(body)))
             self._hash.update(body)

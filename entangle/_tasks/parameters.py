@@ -116,8 +116,7 @@ def code_of(function: Any) -> Any:
 
 
 def _innermost(function: Any) -> tuple[Any, int]:
-    """The function inside partials and wrappers, and how many of its parameters partials have
-    filled.
+    """The function inside partials and wrappers, and how many parameters partials have filled.
 
     Stops after 20 steps: an object such as a Mock has a wrapper in every wrapper.
     """

@@ -14,9 +14,7 @@ On = type[BaseException] | tuple[type[BaseException], ...] | None
 
 
 class Terms(Layer):
-    """How a body runs: who carries it, how long, how often it is tried, whether its value is
-    kept.
-    """
+    """How a body runs: its carrier, deadlines, attempts, and whether its value is kept."""
 
     def __init__(
         self,

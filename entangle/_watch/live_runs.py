@@ -1,7 +1,7 @@
-"""Watching runs of other processes: their homes are found, their tables mapped for reading alone.
+"""Runs of other processes: their homes are found, and their tables mapped read-only.
 
-Nothing is asked of the runs that are watched, and nothing that is done here shows in them. What is read may be a few microseconds
-apart, so numbers need not add up to the last one.
+Watching never disturbs a run. What is read may be a few microseconds apart, so numbers need not add
+up.
 """
 
 from __future__ import annotations
@@ -51,14 +51,18 @@ _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "d
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
 _QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
-#: Nodes, workers and nested runs of a table that is looked at. More is no table, or one that nobody could look at.
+#: The most nodes, workers and nested runs that are looked at. A file that claims more is no table.
 MOST_NODES, MOST_SLOTS, MOST_DEPTH = 1 << 26, 1 << 16, 200
 _STATES = {FREE: "free", STARTING: "starting", BUSY: "busy", RESTING: "idle"}
 
 
 @dataclass(frozen=True)
 class WorkerView:
-    """What a worker does now. `seconds` is how long it has been at its node; `task` is '' where that cannot be told yet."""
+    """What a worker does now.
+
+    `seconds` is how long it has been at its node. `task` is '' while the outline is not written
+    yet.
+    """
 
     slot: int
     pid: int
@@ -73,9 +77,9 @@ class WorkerView:
 
 
 class LiveRun:
-    """A run of another process, its table mapped. Close it, or use it in a `with`.
+    """A run of another process, with its table mapped. Close it, or use it in a `with`.
 
-    `id` is the id under which it will be remembered.
+    `id` is the id under which it is recorded.
     """
 
     def __init__(self, directory: str, home: str, outer: str | None) -> None:
@@ -105,14 +109,16 @@ class LiveRun:
 
     @property
     def parent(self) -> tuple[str, int] | None:
-        """The run and the node in whose body this run was called; None where there is none, or in the first moments of a run."""
+        """The run and the node in whose body this run was called; None if there is none, and in the
+        first moments of a run."""
         outline = self.outline
         parent = outline.about["parent"] if outline is not None else None
         return (parent[0], parent[1]) if parent else None
 
     @property
     def outer(self) -> str | None:
-        """The run in whose body this run was called. In its first moments that is known by its place, if a worker process called it."""
+        """The run in whose body this run was called. In its first moments, its directory tells, if
+        a worker process called it."""
         parent = self.parent
         return parent[0] if parent is not None else self._around
 
@@ -136,28 +142,28 @@ class LiveRun:
 
     @property
     def alive(self) -> bool:
-        """Whether the run still has its table: it goes with the run."""
+        """Whether the run is still under way: its table is removed when it ends."""
         return os.path.exists(os.path.join(self.directory, "table"))
 
     def counts(self) -> tuple[int, int, int, int]:
-        """done, running, waiting and failed nodes."""
+        """How many nodes are done, running, waiting and failed."""
         states = bytes(self.table.states)
         done, running, failed = states.count(DONE), states.count(RUNNING), states.count(FAILED)
         return done, running, len(states) - done - running - failed, failed
 
     def states(self) -> list[str]:
-        """What each node is now: waiting, ready, running, done or failed."""
+        """The state of each node: waiting, ready, running, done or failed."""
         return [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
 
     def name(self, node: int) -> str:
-        """The task of a node, '' where there is none or no outline yet."""
+        """The task of a node, '' if there is none or no outline yet."""
         outline = self.outline
         if outline is None or not 0 <= node < self.table.nodes:
             return ""
         return outline.name(node)
 
     def workers(self) -> list[WorkerView]:
-        """Who works for the run now."""
+        """What each worker of the run does now."""
         slots, now = self.table.slots, time.monotonic_ns()
         found = []
         for slot in range(1, self.table.slot_count):
@@ -190,19 +196,22 @@ class LiveRun:
 
 
 def _map(path: str) -> Table:
-    """Map a table for reading. Raises OSError where it is gone, ValueError where it is none: another version's, or no file of its size."""
+    """Map a table for reading.
+
+    Raises OSError if it is gone, ValueError if it is no table, or another version's.
+    """
     fd = open_file(path)
     try:
         size = os.fstat(fd).st_size
         if size < HEADER * 8:
-            raise ValueError(f"{path} is not made yet")
-        # Read before it is mapped: whatever else lies here under that name, and however large, is left alone.
+            raise ValueError(f"{path} is not written yet")
+        # Check the header before mapping: the file may be anything, of any size.
         header = os.pread(fd, HEADER * 8, 0)
         magic, nodes, slots = struct.unpack_from("<qqq", header)
         (bodies,) = struct.unpack_from("<q", header, 8 * BODIES)
         right = 0 <= nodes <= MOST_NODES and 0 <= slots <= MOST_SLOTS and 0 <= bodies <= MOST_NODES
         if magic != MAGIC or not right or Table.size(nodes, slots, bodies) > size:
-            raise ValueError(f"{path} is no table of this version of entangle")
+            raise ValueError(f"{path} is no table of this version of entangle; look with the version that runs it")
         memory = mmap.mmap(fd, Table.size(nodes, slots, bodies), prot=mmap.PROT_READ)
     finally:
         os.close(fd)
@@ -215,7 +224,7 @@ def pid_of_home(path: str) -> int:
 
 
 def live_homes() -> list[str]:
-    """The homes of processes that live, of this user, except our own."""
+    """The homes of live processes of this user, except our own."""
     found: list[str] = []
     ours = {home.path for home in homes._homes.values()}
     path = homes.base_in(homes._parent())
@@ -226,7 +235,7 @@ def live_homes() -> list[str]:
     try:
         for name in sorted(os.listdir(base)):
             inside = os.path.join(path, name)
-            # Not our own: to close a file is to let go of this process's lock on it, whoever of its threads has taken that.
+            # Not our own: closing a file drops the locks of the whole process on it.
             if inside not in ours and homes.is_home(name) and _held(name, base):
                 found.append(inside)
     finally:
@@ -235,7 +244,7 @@ def live_homes() -> list[str]:
 
 
 def _held(home: str, base: int) -> bool:
-    """Whether a process holds the home locked."""
+    """Whether a process holds the lock of the home."""
     try:
         fd = removal.open_ours(home, base)
     except OSError:
@@ -250,9 +259,9 @@ def _held(home: str, base: int) -> bool:
 
 
 def live_runs() -> list[LiveRun]:
-    """The runs of other processes that are under way, nested ones after the run around them. Close each."""
+    """The runs of other processes that are under way, each after the run around it. Close each."""
     found = [run for home in live_homes() for run in _runs_in(home, home, None)]
-    # One that was called by a thread lies beside the run around it and not in it, so it may come first.
+    # A run that was called in a thread lies beside the run around it, and may be listed first.
     depths: dict[str, int] = {}
     outer = {run.id: run.outer for run in found}
     for run in found:
@@ -269,7 +278,7 @@ def _runs_in(directory: str, home: str, outer: str | None, depth: int = 0) -> It
             path = os.path.join(directory, name)
             try:
                 run = LiveRun(path, home, outer)
-            except (OSError, ValueError):  # over meanwhile, or not begun
+            except (OSError, ValueError):  # ended meanwhile, or not begun
                 continue
             yield run
             if depth < MOST_DEPTH:
@@ -277,7 +286,7 @@ def _runs_in(directory: str, home: str, outer: str | None, depth: int = 0) -> It
 
 
 def _folders_in(directory: str) -> list[str]:
-    """The names of the directories in a directory, in order; none of what lies behind a link."""
+    """The names of the directories in a directory, sorted. Links are left out."""
     try:
         fd = os.open(directory, removal.DIRECTORY)
     except OSError:
@@ -292,7 +301,8 @@ def _folders_in(directory: str) -> list[str]:
 
 
 def cookies(home: str) -> dict[str, int]:
-    """The cookies that lie free in a home now: of its budget, and of each `@scheduler(cpus=n)` as 'cpus=n'."""
+    """How many cookies are free in a home now: 'budget', and 'cpus=n' for each
+    `@scheduler(cpus=n)`."""
     import array
     import stat
     import termios
@@ -306,7 +316,7 @@ def cookies(home: str) -> dict[str, int]:
         for name in sorted(os.listdir(base)):
             if not _QUEUE.fullmatch(name) or not stat.S_ISFIFO(os.stat(name, dir_fd=base, follow_symlinks=False).st_mode):
                 continue
-            # For reading alone and without waiting: nothing is taken.
+            # Read-only and non-blocking: counting takes no cookie.
             fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=base)
             try:
                 held = array.array("i", [0])
@@ -315,7 +325,7 @@ def cookies(home: str) -> dict[str, int]:
                 os.close(fd)
             found["budget" if name == "budget" else f"cpus={name.partition('-')[2]}"] = held[0]
     except OSError:
-        pass  # over meanwhile
+        pass  # the home is gone
     finally:
         os.close(base)
     return found

@@ -1,11 +1,11 @@
 """The outline of a run: names and edges, written beside its table once it has lasted a while.
 
-The table holds numbers alone, and the names are in the memory of the process that runs. Who watches from outside
-(`entangle top`, the page) needs both. A run that is over before anybody could look writes nothing.
+The table holds only numbers; the names are in the memory of the process that runs. Programs that
+watch from outside (`entangle top`, the page) need both. A short run writes nothing.
 
 ::
 
-    one line of JSON       when it began, who runs it, the names of its bodies, how many nodes and inputs there are
+    one line of JSON       when it began, its process, the names of its bodies, how many nodes and inputs
     body_of                4 bytes a node
     starts                 8 bytes a node, and one more
     inputs                 8 bytes each: a node, or a constant where negative
@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 from entangle._shared.masks import cleaned
 from entangle.flow import Flow
 
-#: Seconds that a run lasts before it is written down.
+#: A run that has lasted so long is written down (seconds).
 LASTING = 0.15
 NAME = "outline"
 _FORM = 1
-#: Bytes of the line of JSON. A flow of a million different tasks would need more, and go without names.
+#: The most bytes of the line of JSON. A flow of a million different tasks goes without names.
 _LONGEST_HEAD = 1 << 26
 
 
 class Outline(NamedTuple):
-    """What is known of a run from outside, besides its table. `began` is in seconds since 1970; `sources` are edges."""
+    """What is known of a run from outside, besides its table. `began` is in seconds since 1970."""
 
     about: dict[str, Any]
     names: list[str]
@@ -51,7 +51,8 @@ class Outline(NamedTuple):
 
 
 def write_outline(directory: str, flow: Flow, **about: Any) -> None:
-    """Write the outline of a flow that runs in `directory`. Where there is no room, there is none: nothing depends on it."""
+    """Write the outline of a flow that runs in `directory`. Without room on the disk there is none:
+    nothing depends on it."""
     import json
 
     head = {
@@ -71,25 +72,27 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
             file.write(json.dumps(head, default=str).encode("ascii") + b"\n")
             for column in (flow.body_of, flow.starts, flow.inputs):
                 file.write(memoryview(column))
-        os.rename(f"{path}.new", path)  # whole, or not there
+        os.rename(f"{path}.new", path)  # all of it appears at once
     except OSError:
         pass
 
 
 def open_file(path: str) -> int:
-    """Open a file of a run for reading, and nothing else: no link, and no FIFO, which would keep us until somebody writes to it.
+    """Open a regular file of a run for reading. It must not be a link, nor a FIFO, on which we
+    would hang.
 
-    Raises OSError where it is gone, ValueError where it is no file.
+    Raises OSError if it is gone, ValueError if it is no regular file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is no regular file")
     return fd
 
 
 def read_outline(directory: str) -> Outline | None:
-    """The outline of the run in `directory`; None where it has not been written, or by another version, or is none."""
+    """Read the outline of the run in `directory`. None if it is not there, is another version's, or
+    is damaged."""
     import json
 
     try:
@@ -109,7 +112,7 @@ def read_outline(directory: str) -> Outline | None:
             about["command"] = [str(word) for word in about["command"]]
             columns = array("i"), array("q"), array("q")
             counts = about["nodes"], about["nodes"] + 1, about["inputs"]
-            # What it says of itself is compared with what is there before memory is taken for it.
+            # Check the counts against the size of the file before allocating memory for them.
             if file.tell() + sum(column.itemsize * count for column, count in zip(columns, counts, strict=True)) != os.fstat(fd).st_size:
                 return None
             for column, count in zip(columns, counts, strict=True):

@@ -184,7 +184,7 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
         try:
             error = pickle.loads(report["error"])
         except Exception as problem:
-            error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be made here ({problem})")
+            error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be unpickled here ({problem})")
         set_traceback(error, report["text"])
         call = report["call"]
         note_call(error, flow, node, call)

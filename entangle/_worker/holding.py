@@ -39,7 +39,7 @@ class Holding(Delivery):
         self.lending_guard = threading.Lock()
         #: Our place on a CPU. The runs that our body waits for share it.
         self.seat = Seat()
-        self.token: object = None
+        self.holder: object = None
         self.stopped = False
         self.makeflags: str | None = None
 
@@ -207,7 +207,7 @@ class Holding(Delivery):
         self.nested.append(cancel)
         try:
             if self.stopped:
-                raise RunCancelledError("the run around this one is over")
+                raise RunCancelledError("the outer run is over")
             yield
         finally:
             self.nested.remove(cancel)

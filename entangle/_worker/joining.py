@@ -94,7 +94,7 @@ def _without_what_stays(flow: Flow) -> Flow:
 
 
 def _elsewhere(*_: Any, **__: Any) -> NoReturn:
-    raise EntangleError("this runs in the process that has started the run")
+    raise EntangleError("this body runs only in the process that has started the run")
 
 
 def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:

@@ -14,8 +14,8 @@ import entangle
 
 HOUSE = Path(entangle.__file__).resolve().parent
 
-#: The floors from the ground up, and the rooms of each. Rooms of one floor stand side by side: neither imports the other.
-#: A name that ends in a dot is a whole package.
+#: The floors from the ground up, and the rooms of each. Rooms of one floor stand side by side:
+#: neither imports the other. A name that ends in a dot is a whole package.
 FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"the ground": ("errors",)},
     {"what can be run, and with what": ("flow", "cookies")},
@@ -34,7 +34,8 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
 
 
 def _modules() -> dict[str, Path]:
-    """Every module of the house by its name within it; '' is the package itself. Tests are left out."""
+    """Every module of the house by its name within it; '' is the package
+    itself. Tests are left out."""
     found = {}
     for path in sorted(HOUSE.rglob("*.py")):
         parts = path.relative_to(HOUSE).with_suffix("").parts
@@ -61,7 +62,8 @@ def place(module: str) -> tuple[int, str] | None:
 
 @functools.cache
 def imports(module: str) -> list[tuple[str, int, bool]]:
-    """What a module imports, wherever in it: the absolute name, the line, and whether importing the module does it.
+    """What a module imports, wherever in it: the absolute name, the line, and whether
+    importing the module does it.
 
     A name given to `import_module` as a plain text counts as well.
     """
@@ -108,7 +110,8 @@ def inner(name: str) -> str | None:
 
 
 def arrows() -> dict[str, set[str]]:
-    """Each module, and those of the house that it imports: early, late, or for the type checker alone.
+    """Each module, and those of the house that it imports: early, late,
+    or for the type checker alone.
 
     The package itself is no arrow: every import of a module enters it first.
     """
@@ -116,7 +119,8 @@ def arrows() -> dict[str, set[str]]:
 
 
 def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
-    """The circles of a graph: sets of more than one node of which each reaches all others (Tarjan, 1972)."""
+    """The circles of a graph: sets of more than one node of which each reaches
+    all others (Tarjan, 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     path: list[str] = []

@@ -855,7 +855,7 @@ def test_what_a_list_in_shared_memory_cannot_hold(way: Way) -> None:
     assert told[1] == "nothing"
     assert told[2] == "TypeError: a ShareableList holds int, float, bool, str, bytes and None, not list"
     assert told[3].startswith("OverflowError")
-    assert told[4] == "IndexError: item 2 of a ShareableList of 2"
+    assert told[4] == "IndexError: item 2 is out of range: this ShareableList has 2 items"
     assert told[5].startswith("ValueError")
     assert told[6].startswith("TypeError")
     assert told[7] == "nothing"

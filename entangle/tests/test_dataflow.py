@@ -203,7 +203,7 @@ def test_very_many_shared_nodes_and_bounds() -> None:
     shared = [where() for _ in range(100)]
     assert len(add_one(double(*shared), double(*shared))(1)) == 200
     bounded = [dataflow(maxworkers=2)(lambda x: x)() for _ in range(70)]
-    with pytest.raises(OptionError, match="maxworkers is given at more than"):
+    with pytest.raises(OptionError, match="maxworkers is given to more than"):
         add_one(*bounded)(1)
 
 

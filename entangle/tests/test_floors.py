@@ -1,4 +1,5 @@
-"""The house stands: imports point down only, nobody imports in a circle, no two files are mistaken for each other.
+"""The house stands: imports point down only, nobody imports in a circle, no two files
+are mistaken for each other.
 
 The floors are in `house.py`. A module that is on none of them fails the test: say where it lives.
 """
@@ -15,8 +16,8 @@ import pytest
 
 from entangle.tests.house import FLOORS, HOUSE, MODULES, arrows, circles, imports, inner, place
 
-#: What may be imported, at the top of a module, besides the standard library and ourselves. Anything else is imported
-#: where it is used, so that it is needed only by those who use it.
+#: What may be imported, at the top of a module, besides the standard library and ourselves.
+#: Anything else is imported where it is used, so that it is needed only by those who use it.
 CORE_DEPENDENCIES = {"cloudpickle", "psutil"}
 
 #: Modules whose business another library is, which must not be there for anybody else.
@@ -28,6 +29,8 @@ PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter
 
 def test_every_module_has_a_floor() -> None:
     assert [module for module in MODULES if place(module) is None] == []
+    rooms = [room for floor in FLOORS for members in floor.values() for room in members]
+    assert [room for room in rooms if room.rstrip(".") not in MODULES] == []
 
 
 def test_imports_point_down() -> None:
@@ -64,7 +67,8 @@ def test_no_two_files_have_one_name() -> None:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    """Classes without an underscore: those that a reader takes for words of the project. Examples have words of their own."""
+    """Classes without an underscore: those that a reader takes for words of the project.
+    Examples have words of their own."""
     named = defaultdict(list)
     for module, path in MODULES.items():
         if not module.startswith("examples."):
@@ -96,7 +100,8 @@ def test_relative_imports_leave_no_room() -> None:
 
 
 def test_the_picture_is_fresh() -> None:
-    """images/floors.svg shows the rooms and arrows of today. If it does not: python docs/floors.py"""
+    """images/floors.svg shows the rooms and arrows of today. If it does
+    not: python docs/floors.py"""
     script = HOUSE.parent / "docs" / "floors.py"
     if not script.exists():
         pytest.skip("only a checkout has the pictures")
@@ -109,7 +114,8 @@ def test_the_picture_is_fresh() -> None:
 
 
 def test_the_test_would_notice() -> None:
-    """The table is read as it is meant: a room is a prefix, a door is not. Late imports and circles are seen."""
+    """The table is read as it is meant: a room is a prefix, a door is not. Late
+    imports and circles are seen."""
     assert place("errors") == (0, "the ground")
     assert place("_shared.table") == place("_shared") == (2, "what all processes of a run share")
     assert place("processes") is None

@@ -85,8 +85,8 @@ def test_a_link_in_the_place_of_our_directory_is_not_followed(place: Place, pare
     ("make", "why"),
     [
         (lambda path: path.mkdir() or path.chmod(0o770), "others may use it (its mode is 770)"),
-        (lambda path: path.touch(), "it is no directory"),
-        (lambda path: os.mkfifo(path), "it is no directory"),
+        (lambda path: path.touch(), "it is not a directory"),
+        (lambda path: os.mkfifo(path), "it is not a directory"),
         (lambda path: path.symlink_to(path), "it is a symbolic link"),
     ],
     ids=["open to others", "a file", "a FIFO", "a link to itself"],
@@ -120,7 +120,7 @@ def test_a_link_or_a_file_of_such_a_name_is_left_and_said(place: Place) -> None:
     done = place(*CLEAN)
     assert done.returncode == 1
     assert f"{STALE}: it is a symbolic link, so it was not removed" in done.stderr
-    assert "p2-0123456789ab: it is no directory, so it was not removed" in done.stderr
+    assert "p2-0123456789ab: it is not a directory, so it was not removed" in done.stderr
     assert place.untouched()
 
 
@@ -162,11 +162,11 @@ def test_a_directory_of_another_user_is_left_and_said(place: Place) -> None:
     os.chown(home, 12345, -1)
     done = place(*CLEAN)
     assert (done.returncode, home.exists()) == (1, True)
-    assert f"{home}: it belongs to the user 12345" in done.stderr
+    assert f"{home}: it belongs to user 12345" in done.stderr
     os.chown(base, 12345, -1)
     done = place(*CLEAN)
     assert (done.returncode, home.exists()) == (1, True)
-    assert f"{base}: it belongs to the user 12345" in done.stderr
+    assert f"{base}: it belongs to user 12345" in done.stderr
 
 
 def test_a_directory_that_is_swapped_for_a_link_at_any_moment_is_not_followed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

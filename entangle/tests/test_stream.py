@@ -602,7 +602,7 @@ def test_bad_input() -> None:
             add_one().stream([], inflight=inflight)
     with pytest.raises(OptionError, match="on_error"):
         add_one().stream([], on_error="ignore")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="no such way"):
+    with pytest.raises(OptionError, match="is no way to start workers"):
         add_one().stream([], start="thread")
 
 

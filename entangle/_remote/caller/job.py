@@ -113,7 +113,7 @@ def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
                 raise TypeError(f"it is a {type(error).__name__}")
         except Exception as problem:
             problems = escaped(f"{type(problem).__name__}: {problem}")
-            error = EntangleError(f"task {name!r} failed at {place} with {short}; that error cannot be made here ({problems})")
+            error = EntangleError(f"task {name!r} failed at {place} with {short}; that error cannot be unpickled here ({problems})")
     else:
         error = EntangleError(f"task {name!r} failed at {place}: {short}")
     if len(parts) > 2:  # the error of the last attempt, as ProcessRetryException promises
