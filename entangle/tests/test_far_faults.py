@@ -131,7 +131,7 @@ def test_ctrl_c_in_the_middle_of_a_large_message(door: Callable[..., Any], way: 
 
 
 @pytest.mark.parametrize("way", ["there", "back"])
-def test_a_slow_line_is_free_for_the_next_call(slow_python: str, way: str) -> None:
+def test_a_slow_connection_is_free_for_the_next_call(slow_python: str, way: str) -> None:
     """After Ctrl-C, a cancel, a deadline and the failure of another call in the middle of what takes a minute."""
     door = interpreter(python=slow_python)
     there, back = door(size), door(give)

@@ -275,13 +275,13 @@ def test_a_result_of_a_gigabyte(hosts: Hosts, carrier: str) -> None:
 
 @pytest.mark.drill
 def test_cables_cut_at_any_moment(hosts: Hosts, soon: None) -> None:
-    """A call either has its value or one error, whenever the cable is pulled; and some of the twenty pulls hit a call."""
+    """A call either has its value or one error, whenever the cable is pulled; and some of the pulls hit a call."""
     cuttable(hosts)
     host: Host = hosts["alpha"]
     hits = 0
-    for number in range(20):
+    for number in range(10):
         future = ssh(**hosts.options("alpha"))(lambda n: bytes(n))(20 << 20)(proc=True)
-        time.sleep(number * 0.06)
+        time.sleep(number * 0.12)
         host.cut()
         try:
             assert len(future.result(60)) == 20 << 20
@@ -291,4 +291,4 @@ def test_cables_cut_at_any_moment(hosts: Hosts, soon: None) -> None:
             host.mend()
         close_all()  # the next one connects anew
         wait_until(functools.partial(_rests, host), 15, f"what {host.name} runs")
-    assert hits >= 5, f"only {hits} of 20 cuts hit a call"
+    assert hits >= 2, f"only {hits} of 10 cuts hit a call"

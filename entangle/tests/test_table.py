@@ -150,6 +150,30 @@ def test_a_claim_looks_at_as_many_slots_whatever_their_number() -> None:
     assert many < few * 1.5
 
 
+def test_leaves_of_hundreds_of_workers_are_all_found_by_short_looks() -> None:
+    """All are asleep, or killed, but for one that takes what they have left."""
+    table = table_of(None, 302, 900)
+    table.slots[UNCLAIMED * SLOT + LOW] = 900
+    for slot in range(1, 301):  # the first has the last
+        table.slots[slot * SLOT + HIGH] = 900 - 3 * (slot - 1)
+        table.slots[slot * SLOT + LOW] = 900 - 3 * slot
+    table.slots = counted = Counted(table.slots)  # type: ignore[assignment]
+    looks: list[int] = []
+    taken: list[int] = []
+    mine = 301 * SLOT
+    while (node := table.claim_leaves(301)) != NOBODY:
+        taken.append(node)
+        while counted.slots[mine + LOW] < counted.slots[mine + HIGH]:
+            taken.append(counted.slots[mine + LOW])
+            counted.slots[mine + LOW] += 1
+        looks.append(counted.read)
+        counted.read = 0
+    assert sorted(taken) == list(range(900))
+    assert sorted(looks)[len(looks) * 9 // 10] < 100  # now and then it looks at all
+    table.slots = counted.slots
+    table.close()
+
+
 def test_the_value_of_the_run_is_there_though_its_worker_died_before_it_said_so(tmp_path: Path) -> None:
     table = table_of(tmp_path / "table", 3, 1)
     table.states[0] = DONE
