@@ -63,7 +63,7 @@ def test_many_children_are_found() -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_nobody_else_is_killed(tree: psutil.Process, listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_process_is_killed(tree: psutil.Process, listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that began at another time is not the one that was meant."""
     if listed and not descendants.listed():
         pytest.skip("this kernel lists no children")

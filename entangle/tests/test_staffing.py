@@ -35,7 +35,7 @@ def test_the_first_workers(ready: int, cap: int, right: int, workers: int) -> No
         (5, 0, 2, 8, 2, Start(0, 5)),
         (5, 0, 2, 4, 2, Start(0, 2)),  # never more than the cap
         (5, 0, 4, 4, 8, Start(0, 0)),
-        (5, 0, 6, 4, 8, Start(0, 0)),  # a cap that has shrunk retires nobody
+        (5, 0, 6, 4, 8, Start(0, 0)),  # a cap that has shrunk retires none
         (3, 0, 1, 8, 8, Start(3, 0)),  # the right is there for all
     ],
 )
@@ -59,7 +59,7 @@ def test_processes_for_nodes_that_want_their_own(ready: int, running: int, count
 
 
 @pytest.mark.parametrize(("right", "cpus"), [(0, 0.5), (1, 0.5), (2, 1.5), (8, 7.5)])
-def test_what_workers_use_who_do_not_wait(right: int, cpus: float) -> None:
+def test_what_workers_use_that_do_not_wait(right: int, cpus: float) -> None:
     assert staffing.enough(right) == cpus
 
 
