@@ -1,4 +1,5 @@
-"""Functions for graphs, at the level of a module that is quick to import: workers that are not forked import it."""
+"""Functions for graphs, at the level of a module that is quick to import: workers that are not
+forked import it."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def raise_frozen(a: int) -> None:
 
 
 class NeedsTwo(Exception):
-    """An error that pickles, and does not unpickle: its `args` are not what its constructor takes."""
+    """An error that pickles, and does not unpickle: its `args` are not what its constructor
+    takes."""
 
     def __init__(self, what: str, code: int) -> None:
         super().__init__(f"{what} ({code})")
@@ -190,11 +192,11 @@ def spanned(path: str, seconds: float = 0.02, *_: Any) -> int:
 
 
 def meet(path: str, number: int) -> int:
-    """Wait, asleep, until `number` of us have come: a way to be sure that so many run at the same time.
+    """Wait, asleep, until `number` of us have come: a way to be sure that so many run at the same
+    time.
 
-    Each body opens the same named pipe first, then leaves a line; the last to come writes a byte, which nobody
-    takes out, and all see it.
-    """
+    Each body opens the same named pipe first, then leaves a line; the last to come writes a byte,
+    which nobody takes out, and all see it."""
     gate = f"{path}.gate"
     try:
         os.mkfifo(gate)

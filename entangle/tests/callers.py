@@ -1,4 +1,5 @@
-"""Callers in a process of their own: scripts run as a user runs them, to be looked at, interrupted and killed."""
+"""Callers in a process of their own: scripts run as a user runs them, to be looked at, interrupted
+and killed."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ from .evidence import alive, wait_until
 
 ROOT = str(Path(entangle.__file__).resolve().parents[1])
 
-#: A promise of the design, in seconds: however the caller ends, no process of its runs is left after this long.
+#: A promise of the design, in seconds: however the caller ends, no process of its runs is left
+#: after this long.
 ORPHANS_GONE = 1.0
 
 
 class Caller:
-    """A script in a Python of its own, with an own run directory, an own temporary directory and an own session."""
+    """A script in a Python of its own, with an own run directory, an own temporary directory and an
+    own session."""
 
     def __init__(self, folder: Path, source: str, **environment: str) -> None:
         self.folder = folder
@@ -41,7 +44,8 @@ class Caller:
             "PYTHONWARNINGS": "error",
             **environment,
         }
-        # As a terminal has it: with PYTHONUNBUFFERED one print is several writes, and those of two processes mix.
+        # As a terminal has it: with PYTHONUNBUFFERED one print is several writes, and those of two
+        # processes mix.
         self.environment.pop("PYTHONUNBUFFERED", None)
         self.started: subprocess.Popen[str] | None = None
 
@@ -86,7 +90,8 @@ class Caller:
         return self.process.returncode, out, err
 
     def stop(self) -> None:
-        """Kill the script and what it started, whatever state they are in; harmless when all has ended."""
+        """Kill the script and what it started, whatever state they are in; harmless when all has
+        ended."""
         if self.started is None:
             return
         itself = [self.started.pid] if self.started.poll() is None else []  # its number may be somebody else's by now
@@ -104,18 +109,21 @@ class Caller:
                     pass
 
     def files(self) -> list[str]:
-        """What lies in the script's run directory and temporary directory, as paths relative to its folder."""
+        """What lies in the script's run directory and temporary directory, as paths relative to its
+        folder."""
         return [
             str(path.relative_to(top.parent))
             for top in (self.runs, self.temporary)
             for path in sorted(top.rglob("*"))
-            # The folder of a user stays, as a pigeon-hole for the next process; what matters is that it is empty.
+            # The folder of a user stays, as a pigeon-hole for the next process; what matters is
+            # that it is empty.
             if not (path.parent == top and path.name == f"entangle-{os.getuid()}")
         ]
 
 
 def output_of(folder: Path, source: str, **environment: str) -> str:
-    """Run a script to its end, see that it succeeded and left nothing behind, and give what it printed."""
+    """Run a script to its end, see that it succeeded and left nothing behind, and give what it
+    printed."""
     caller = Caller(folder, source, **environment).start()
     try:
         status, out, err = caller.finish()

@@ -1,4 +1,5 @@
-"""What every test relies on: a run directory of its own, ways to run, and the proof that nothing was left behind."""
+"""What every test relies on: a run directory of its own, ways to run, and the proof that nothing
+was left behind."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before entangle is imported: its processes, and the scripts that tests start, all carry this mark in their environment
-# or in their memory maps, and that is how a stray of ours is told from somebody else's. Registered first, so that it
-# is removed last, when entangle has cleaned up after itself.
+# Before entangle is imported: its processes, and the scripts that tests start, all carry this mark
+# in their environment or in their memory maps, and that is how a stray of ours is told from
+# somebody else's. Registered first, so that it is removed last, when entangle has cleaned up after
+# itself.
 _PARENT = os.environ.get("ENTANGLE_TESTS_DIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 RUNS = tempfile.mkdtemp(prefix="entangle-tests-", dir=_PARENT)
 _OWNER = os.getpid()
@@ -47,8 +49,8 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
-# A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be every script that a
-# test starts and interrupts.
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be
+# every script that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -62,7 +64,8 @@ from .ways import WAYS, Way, second_thread  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settings that hold wherever the tests are run from, also as `pytest --pyargs entangle.tests`."""
+    """Settings that hold wherever the tests are run from, also as `pytest --pyargs
+    entangle.tests`."""
     config.addinivalue_line("markers", "drill: a fault made on purpose, over and over; `make drill` runs these alone")
     config.addinivalue_line("markers", "near: about this machine alone, so not run in other places")
     config.addinivalue_line("markers", "everywhere: also run in places that are there to be different")
@@ -109,8 +112,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(params=["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the ways to start a worker. By spawn, which is slow, and but for its start a forkserver's worker, in drills alone; the
-    whole of the behaviour suite runs by spawn in any case."""
+    """Each of the ways to start a worker. By spawn, which is slow, and but for its start a
+    forkserver's worker, in drills alone; the whole of the behaviour suite runs by spawn in any
+    case."""
     monkeypatch.setenv("ENTANGLE_START", request.param)
     return str(request.param)
 
@@ -127,7 +131,8 @@ def _read(path: str) -> bytes:
 
 
 def _processes() -> dict[int, int]:
-    """All processes, each with its parent. Read once for a look: this is done before and after each of thousands of tests."""
+    """All processes, each with its parent. Read once for a look: this is done before and after each
+    of thousands of tests."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and (stat := _read(f"/proc/{name}/stat")):
@@ -142,7 +147,8 @@ def _run_directories() -> set[str]:
 
 
 def _belongs_to_us(pid: int) -> bool:
-    """Whether a process that is no descendant of ours any more has something of ours: in its memory, open, or by name."""
+    """Whether a process that is no descendant of ours any more has something of ours: in its
+    memory, open, or by name."""
     marked = os.fsencode(RUNS)
     if marked in _read(f"/proc/{pid}/maps") or marked in _read(f"/proc/{pid}/environ"):
         return True
@@ -160,7 +166,8 @@ def _belongs_to_us(pid: int) -> bool:
 
 
 def _line_of(pid: int, parents: dict[int, int]) -> list[int]:
-    """A process and those above it, up to but without the test process; none where it is not below that."""
+    """A process and those above it, up to but without the test process; none where it is not below
+    that."""
     line = [pid]
     while line[-1] > 1 and parents.get(line[-1], 0) != _OWNER:
         line.append(parents.get(line[-1], 0))
@@ -174,7 +181,8 @@ def _of_the_server(line: list[int]) -> bool:
 
 
 def _spares(parents: dict[int, int]) -> set[int]:
-    """The warm server and the workers that it has forked ahead: they are there before a run, and join one later."""
+    """The warm server and the workers that it has forked ahead: they are there before a run, and
+    join one later."""
     return {pid for pid in parents if _of_the_server(_line_of(pid, parents))}
 
 
@@ -192,7 +200,8 @@ def _why_stray(pid: int, parents: dict[int, int]) -> str | None:
     return None
 
 
-#: What a process opens once, when it first has a scheduler of this many cookies, and keeps: the queue they lie in.
+#: What a process opens once, when it first has a scheduler of this many cookies, and keeps: the
+#: queue they lie in.
 _POOL = re.compile(re.escape(RUNS) + rf"/entangle-\d+/p{_OWNER}-[0-9a-f]+/cookies-\d+$")
 
 
@@ -236,7 +245,8 @@ class _Before:
 
 
 def _shared_memory() -> set[str]:
-    """Segments of our user by the names that Python and entangle give them; other programs' are none of our business."""
+    """Segments of our user by the names that Python and entangle give them; other programs' are
+    none of our business."""
     try:
         entries = os.scandir("/dev/shm")
     except OSError:
@@ -254,7 +264,8 @@ def _shared_memory() -> set[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm() -> None:
-    """Make what a process has once and keeps: its home in the run directory, the warm server, what imports leave open."""
+    """Make what a process has once and keeps: its home in the run directory, the warm server, what
+    imports leave open."""
     for how in ("fork", "forkserver", "spawn"):
         assert process(one)()(start=how) == 1
 
@@ -287,10 +298,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[None]:
-    """Fail a test that left a process, a thread, a descriptor, a run directory or shared memory behind.
+    """Fail a test that left a process, a thread, a descriptor, a run directory or shared memory
+    behind.
 
-    Each gets time to go: a second by the design, and more on a machine that is busy with other things.
-    """
+    Each gets time to go: a second by the design, and more on a machine that is busy with other
+    things."""
     way = getattr(request.node, "callspec", None) and request.node.callspec.params.get("way")
     if isinstance(way, Way) and way.warm is not None:
         _kept_warm.add(way.warm())

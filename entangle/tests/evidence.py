@@ -1,4 +1,5 @@
-"""What runs leave for a test to look at: notes in a file, spans of time, and the processes that are still there.
+"""What runs leave for a test to look at: notes in a file, spans of time, and the processes that are
+still there.
 
 Bodies use the first half in whatever process they run, so nothing heavy is imported up here.
 """
@@ -16,7 +17,8 @@ from typing import Any
 
 
 def note(path: str | os.PathLike[str], *words: object) -> None:
-    """Add one line to the file at `path`: a single write to a file opened for appending, so that lines never mix."""
+    """Add one line to the file at `path`: a single write to a file opened for appending, so that
+    lines never mix."""
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, (" ".join(str(word) for word in words) + "\n").encode())
@@ -35,7 +37,8 @@ def notes(path: str | os.PathLike[str]) -> list[list[str]]:
 
 @contextmanager
 def span(path: str | os.PathLike[str], name: str = "span") -> Iterator[None]:
-    """Note when the block began and ended, by the clock that all processes of a machine share, and which process ran it."""
+    """Note when the block began and ended, by the clock that all processes of a machine share, and
+    which process ran it."""
     began = time.monotonic()
     try:
         yield
@@ -44,7 +47,8 @@ def span(path: str | os.PathLike[str], name: str = "span") -> Iterator[None]:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
-    """Ask again and again until `condition` holds, and give what it gave; an `AssertionError` once `seconds` have passed."""
+    """Ask again and again until `condition` holds, and give what it gave; an `AssertionError` once
+    `seconds` have passed."""
     end = time.monotonic() + seconds
     while True:
         answer = condition()
@@ -72,7 +76,8 @@ def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process with this number runs; one that has ended and only waits to be reaped does not count."""
+    """Whether a process with this number runs; one that has ended and only waits to be reaped does
+    not count."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
@@ -86,12 +91,14 @@ def pids_in(path: str | os.PathLike[str]) -> list[int]:
 
 
 def notes_of(error: BaseException) -> str:
-    """The notes on an error, one below the other; on Python 3.10 they are there as well, if the error was given any."""
+    """The notes on an error, one below the other; on Python 3.10 they are there as well, if the
+    error was given any."""
     return "\n".join(getattr(error, "__notes__", ()))
 
 
 def text_of(error: BaseException) -> str:
-    """Everything that an error tells: its own words, its notes, its traceback, and the errors that caused it."""
+    """Everything that an error tells: its own words, its notes, its traceback, and the errors that
+    caused it."""
     told: list[str] = []
     seen: set[int] = set()
     at: BaseException | None = error

@@ -1,4 +1,5 @@
-"""Bodies that run in other places, in a module that those can import: it needs nothing but Python."""
+"""Bodies that run in other places, in a module that those can import: it needs nothing but
+Python."""
 
 from __future__ import annotations
 

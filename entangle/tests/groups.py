@@ -15,8 +15,9 @@ from .evidence import wait_until
 
 @contextmanager
 def control_group(limits: Mapping[str, Mapping[str, str]]) -> Iterator[Path]:
-    """A group of version 2 or 1, whichever this machine lets us make: `limits` says, for each place where it may lie, what goes into
-    which of its files. The first file must be there; where there is none of the others, that is no limit here."""
+    """A group of version 2 or 1, whichever this machine lets us make: `limits` says, for each place
+    where it may lie, what goes into which of its files. The first file must be there; where there
+    is none of the others, that is no limit here."""
     for top, files in limits.items():
         group = Path(top, f"entangle-test-{os.getpid()}")
         try:

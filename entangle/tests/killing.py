@@ -1,4 +1,5 @@
-"""Killing workers on purpose: graphs in which any node may be the victim, and a process that does the killing."""
+"""Killing workers on purpose: graphs in which any node may be the victim, and a process that does
+the killing."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from .evidence import note, notes, pids_in, text_of
 
 NODES = 200
 
-#: Runs beside the test process: reads one order a line, kills once, and answers with the number of what it killed.
+#: Runs beside the test process: reads one order a line, kills once, and answers with the number of
+#: what it killed.
 _KILLER = """
 import os, random, signal, sys, time
 
@@ -116,7 +118,8 @@ def plain(value: int, *others: int) -> int:
 
 
 def victim(folder: str, value: int, *others: int) -> int:
-    """A node that notes its process and waits to be killed, the first time; the second time it does its work."""
+    """A node that notes its process and waits to be killed, the first time; the second time it does
+    its work."""
     path = os.path.join(folder, "victim")
     if not notes(path):
         note(path, os.getpid())
@@ -130,7 +133,8 @@ def victims(folder: Path) -> list[int]:
 
 
 def graph_with_a_victim(folder: Path | None, seed: int, retry: int) -> tuple[Any, int]:
-    """A random graph of 200 nodes, one of which is the victim when there is a folder; and the value it must give."""
+    """A random graph of 200 nodes, one of which is the victim when there is a folder; and the value
+    it must give."""
     chance = random.Random(seed)
     options: dict[str, Any] = {"retry": retry} if retry else {}
     task = process(**options)(plain)
@@ -162,7 +166,8 @@ def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
 
 
 def kill_at_any_moment(killer: Killer, seeds: Iterable[int], retry: int) -> None:
-    """Kill any worker some time after the first one of a graph has started: once a seed. Most kills must hit."""
+    """Kill any worker some time after the first one of a graph has started: once a seed. Most kills
+    must hit."""
     hits, tries = 0, 0
     for seed in seeds:
         tries += 1

@@ -1,7 +1,8 @@
-"""Classes of every kind, made in a function, with an instance of each; as a script, classes of a script.
+"""Classes of every kind, made in a function, with an instance of each; as a script, classes of a
+script.
 
-`python made_classes.py START` prints what does not come back from a task as it went, in that way to start workers.
-"""
+`python made_classes.py START` prints what does not come back from a task as it went, in that way to
+start workers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Every moment of the engine: a worker is killed, or its caller interrupted, after the first write or call, after the second …
+"""Every moment of the engine: a worker is killed, or its caller interrupted, after the first write
+or call, after the second …
 
-The engine's own files are traced by instruction. A moment is an instruction after one that has stored something where others may
-see it, or has called something: a write to the table, to a pool or to a pipe is always one of these. Of the moments at one place
-in the code the first two count: loops would else be most of them.
-"""
+The engine's own files are traced by instruction. A moment is an instruction after one that has
+stored something where others may see it, or has called something: a write to the table, to a pool
+or to a pipe is always one of these. Of the moments at one place in the code the first two count:
+loops would else be most of them."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def _after(code: CodeType, stores: bool) -> frozenset[int]:
 
 
 class Watch:
-    """Calls `act` at the moment of that number, counted from 1, of whatever this process does from `begin` on."""
+    """Calls `act` at the moment of that number, counted from 1, of whatever this process does from
+    `begin` on."""
 
     def __init__(self, number: int, act: Callable[[], None], stores: bool) -> None:
         self._number, self._act, self._stores = number, act, stores
@@ -131,8 +133,9 @@ def rooms_of_moments() -> set[str]:
 
 
 class Killing:
-    """Kills one worker of a run at one moment: the one of that serial number, in a nested run of that depth. The first is alone until
-    it is replaced, so every run of a graph has the same moments; the second is not."""
+    """Kills one worker of a run at one moment: the one of that serial number, in a nested run of
+    that depth. The first is alone until it is replaced, so every run of a graph has the same
+    moments; the second is not."""
 
     def __init__(self, number: int, depth: int, serial: int) -> None:
         self.number, self.depth, self.serial = number, depth, serial
@@ -261,7 +264,8 @@ def two(log: str, body: Any) -> Any:
 
 
 class Shape(NamedTuple):
-    """A graph, its value, how often a body may run, and which workers are killed: the depth of their run and their number in it."""
+    """A graph, its value, how often a body may run, and which workers are killed: the depth of
+    their run and their number in it."""
 
     call: Callable[[str], Any]
     value: int
@@ -293,8 +297,9 @@ def descriptors() -> int:
 
 
 def meets(shape: Shape, log: Path, moment: Killing | Interrupting) -> bool:
-    """Run the graph with that moment in it, and see that all holds: the right value or an error of ours, no body run too often, all
-    cookies where they were, nothing left open, and a next run. False where the moment never came."""
+    """Run the graph with that moment in it, and see that all holds: the right value or an error of
+    ours, no body run too often, all cookies where they were, nothing left open, and a next run.
+    False where the moment never came."""
     log.unlink(missing_ok=True)
     call, before = shape.call(str(log)), descriptors()
     value = error = None

@@ -84,7 +84,8 @@ RUNS = """
 
 
 class Page:
-    """A server of the page, in a process of its own, and a browser's view of it without a browser."""
+    """A server of the page, in a process of its own, and a browser's view of it without a
+    browser."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

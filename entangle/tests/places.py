@@ -17,7 +17,8 @@ from .ways import missing
 
 
 class Kept(DockerTransport):
-    """A container that stays for the runs of a process. From inside, where there is no docker, it is another Python there."""
+    """A container that stays for the runs of a process. From inside, where there is no docker, it
+    is another Python there."""
 
     ends_with_run = False
 

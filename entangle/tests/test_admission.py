@@ -1,4 +1,5 @@
-"""Computing gets no more places than there are CPUs, and waiting costs none, however work comes to wait and to compute."""
+"""Computing gets no more places than there are CPUs, and waiting costs none, however work comes to
+wait and to compute."""
 
 from __future__ import annotations
 
@@ -147,7 +148,8 @@ def test_a_task_that_waits_and_computes_by_turns_is_known_by_its_first_calls() -
         return burn()
 
     gather(*[by_turns(n) for n in range(ITEMS)])()
-    # Each uses about half a CPU, so there may be twice as many as CPUs and all of these may compute at one moment.
+    # Each uses about half a CPU, so there may be twice as many as CPUs and all of these may compute
+    # at one moment.
     assert at_once(gather(*[by_turns(n) for n in range(4 * ITEMS)])()) <= 2 * CPUS + 1
 
 
@@ -203,7 +205,8 @@ def test_a_run_that_computes_until_another_run_is_over_does_not_keep_it_out(tmp_
 
 
 def test_bodies_of_one_run_that_wait_for_each_other_all_get_their_turn() -> None:
-    """A body that looks for something over and over, as it seems to compute, does not keep those out that it looks for."""
+    """A body that looks for something over and over, as it seems to compute, does not keep those
+    out that it looks for."""
 
     @process
     def ask(path: str) -> str:

@@ -1,11 +1,12 @@
-"""The promises of a run, over every way to run it: fork, forkserver, spawn, and with a second thread in the caller.
+"""The promises of a run, over every way to run it: fork, forkserver, spawn, and with a second
+thread in the caller.
 
-Those marked `near` speak of this machine alone; those marked `everywhere` are also run in places that are there to be
-different (another version of Python, a host, a container), and the rest in another Python of this version too.
+Those marked `near` speak of this machine alone; those marked `everywhere` are also run in places
+that are there to be different (another version of Python, a host, a container), and the rest in
+another Python of this version too.
 
-Nothing in here asks how long something took. Functions are written at the level of a module, as closures, as lambdas
-and as methods, since each of these travels differently.
-"""
+Nothing in here asks how long something took. Functions are written at the level of a module, as
+closures, as lambdas and as methods, since each of these travels differently."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -406,7 +407,8 @@ def test_threads_and_processes_in_one_graph(way: Way) -> None:
 
 
 def test_waiting_bodies_hold_nobody_up(way: Way, tmp_path: Path) -> None:
-    """Each waits for all the others to have begun: with too few workers, nobody would ever get on."""
+    """Each waits for all the others to have begun: with too few workers, nobody would ever get
+    on."""
     log = str(tmp_path / "log")
     meet, gather = way.process(bodies.meet), way.process(bodies.gather)
     number = 16 if way.start != "spawn" else 8
@@ -602,7 +604,8 @@ def test_after_a_failure_the_call_can_be_called_again(way: Way, tmp_path: Path) 
 
 
 def test_an_error_of_a_local_class(way: Way) -> None:
-    """Where the class can travel, it arrives as itself; where it cannot, the error names it. Never a hang."""
+    """Where the class can travel, it arrives as itself; where it cannot, the error names it. Never
+    a hang."""
 
     class Mine(Exception):
         pass
@@ -657,7 +660,8 @@ def test_a_value_that_cannot_be_pickled(way: Way) -> None:
 
 
 def test_an_argument_that_cannot_be_pickled(way: Way) -> None:
-    """By fork it need not travel, and just works. Where it has to, the error names the task and the argument."""
+    """By fork it need not travel, and just works. Where it has to, the error names the task and the
+    argument."""
     lock = threading.Lock()
 
     @way.process

@@ -1,5 +1,5 @@
-"""The page in a real browser: what a user sees and does, by mouse and by keyboard, in the light and in the dark, on a wide screen and
-on a telephone."""
+"""The page in a real browser: what a user sees and does, by mouse and by keyboard, in the light and
+in the dark, on a wide screen and on a telephone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @contextmanager
 def looking(page: Page, path: str = "", **view: Any) -> Iterator[Any]:
-    """A tab of a browser of its own. Whatever the page complains of in the console fails the test."""
+    """A tab of a browser of its own. Whatever the page complains of in the console fails the
+    test."""
     from playwright.sync_api import sync_playwright
 
     complaints: list[str] = []

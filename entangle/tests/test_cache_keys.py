@@ -1,4 +1,5 @@
-"""`cache=True` gives a remembered value where nothing that the task uses has changed, and nowhere else."""
+"""`cache=True` gives a remembered value where nothing that the task uses has changed, and nowhere
+else."""
 
 from __future__ import annotations
 
@@ -154,7 +155,8 @@ if __name__ == "__main__":
 
 
 def test_one_call_is_one_key_in_every_process(tmp_path: Path) -> None:
-    """Whatever the hash seed is, however the worker was started, whichever arguments are written out."""
+    """Whatever the hash seed is, however the worker was started, whichever arguments are written
+    out."""
     script = tmp_path / "script.py"
     script.write_text(_SEEDS)
     ran = subprocess.run([sys.executable, script, tmp_path / "ran"], capture_output=True, text=True, timeout=100)

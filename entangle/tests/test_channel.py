@@ -1,4 +1,5 @@
-"""Calls over a stream to an agent, whatever place it is in: what travels, what is shared, what happens when something dies."""
+"""Calls over a stream to an agent, whatever place it is in: what travels, what is shared, what
+happens when something dies."""
 
 # mypy: disable-error-code="untyped-decorator"
 

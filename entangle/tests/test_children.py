@@ -1,4 +1,5 @@
-"""What bodies start, by whatever means: they wait for it as any program does, it ends as any program does, and does not stay."""
+"""What bodies start, by whatever means: they wait for it as any program does, it ends as any
+program does, and does not stay."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def _by_signal() -> int:
 
 
 def _ignoring() -> int:
-    """POSIX: where SIGCHLD is ignored, `wait` waits for the last of them, and says that there is none."""
+    """POSIX: where SIGCHLD is ignored, `wait` waits for the last of them, and says that there is
+    none."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         _two_children()
@@ -277,7 +279,8 @@ def test_a_child_by_every_way_of_starting(start: str, tmp_path: Path, capfd: pyt
 
 
 def test_what_the_caller_has_registered_is_not_the_childs(tmp_path: Path) -> None:
-    """Its temporary directories stay, its `atexit` is called once, and its homes are its own to remove."""
+    """Its temporary directories stay, its `atexit` is called once, and its homes are its own to
+    remove."""
     source = """
         import atexit, os, sys, tempfile
         from entangle.process import process
@@ -308,7 +311,8 @@ def test_what_the_caller_has_registered_is_not_the_childs(tmp_path: Path) -> Non
 
 
 def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
-    """Children that come back from a body used to give its cookie back as well, so that two held it."""
+    """Children that come back from a body used to give its cookie back as well, so that two held
+    it."""
 
     @process
     @scheduler(cpus=1)

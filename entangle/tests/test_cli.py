@@ -123,7 +123,8 @@ def line(tmp_path: Path) -> Line:
 
 @pytest.fixture
 def here(line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """The same in this process, for what needs no process of its own: gives the status, and what was written."""
+    """The same in this process, for what needs no process of its own: gives the status, and what
+    was written."""
     monkeypatch.chdir(line.folder)
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", line.environment["ENTANGLE_RECORD_DIR"])
     monkeypatch.setenv("COLUMNS", "160")

@@ -1,4 +1,5 @@
-"""`@apptainer` and `@singularity`: by a stand-in of their command that runs this machine's Python, and by the real one, where it is."""
+"""`@apptainer` and `@singularity`: by a stand-in of their command that runs this machine's Python,
+and by the real one, where it is."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -112,7 +113,8 @@ def test_gpus_are_asked_for(image: str) -> None:
 
 
 def test_packages_are_installed_once(command: str, image: str, tmp_path: Path) -> None:
-    """The stand-in binds nothing, so the words for it are what can be looked at; pip itself it runs."""
+    """The stand-in binds nothing, so the words for it are what can be looked at; pip itself it
+    runs."""
     there = door(command)(image=image, python="true", packages=["colours"])(add)
     with pytest.raises(Exception, match="Python"):  # `true` is no Python, but it lets itself be installed with
         there(1, 2)()

@@ -1,4 +1,5 @@
-"""Dataflows: nodes, what stands in their parentheses, lambdas that choose, callbacks, and what happens when one fails."""
+"""Dataflows: nodes, what stands in their parentheses, lambdas that choose, callbacks, and what
+happens when one fails."""
 
 # mypy: disable-error-code="untyped-decorator"
 

@@ -1,7 +1,8 @@
-"""Deadlines: `timeout` bounds a body, `wait` bounds the arrival of its arguments, and what is late is killed.
+"""Deadlines: `timeout` bounds a body, `wait` bounds the arrival of its arguments, and what is late
+is killed.
 
-Where a test needs a body that is late, it is late by half a minute; where it needs one that is not, it has many seconds.
-"""
+Where a test needs a body that is late, it is late by half a minute; where it needs one that is not,
+it has many seconds."""
 
 from __future__ import annotations
 
@@ -273,7 +274,8 @@ def test_wait_and_timeout_together(log: str) -> None:
 
 
 def test_a_thread_that_is_late() -> None:
-    """Its caller goes on at the deadline. The thread itself cannot be killed, and its value is dropped."""
+    """Its caller goes on at the deadline. The thread itself cannot be killed, and its value is
+    dropped."""
     release = threading.Event()
     finished: list[int] = []
 

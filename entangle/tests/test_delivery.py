@@ -1,4 +1,5 @@
-"""Delivery: how the value of a node gets to the nodes that take it, and what a failure does to the rest of the run."""
+"""Delivery: how the value of a node gets to the nodes that take it, and what a failure does to the
+rest of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What we take of other people's packages beyond what their documentation promises is there, in the oldest release and the newest."""
+"""What we take of other people's packages beyond what their documentation promises is there, in the
+oldest release and the newest."""
 
 from __future__ import annotations
 

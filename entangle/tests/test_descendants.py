@@ -1,4 +1,5 @@
-"""The processes that a process has started are found, in whatever session or group, and killed if their numbers are still theirs."""
+"""The processes that a process has started are found, in whatever session or group, and killed if
+their numbers are still theirs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ time.sleep(60)
 
 @pytest.fixture
 def tree() -> Iterator[psutil.Process]:
-    """A process with five descendants: one in a session of its own, one that a thread has started, one of a child."""
+    """A process with five descendants: one in a session of its own, one that a thread has started,
+    one of a child."""
     with subprocess.Popen([sys.executable, "-c", _TREE]) as process:
         root = psutil.Process(process.pid)
         wait_until(lambda: len(root.children(recursive=True)) == 5, 20)

@@ -1,4 +1,5 @@
-"""`@docker`: a call in a container. The daemon is a real one; the image is that of `make services`."""
+"""`@docker`: a call in a container. The daemon is a real one; the image is that of `make
+services`."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -385,7 +386,8 @@ def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
 
 
 def made(image: str, **changed: str) -> str:
-    """A container with our labels, but for these changes, made and not started; its id. Its home is gone unless one is named."""
+    """A container with our labels, but for these changes, made and not started; its id. Its home is
+    gone unless one is named."""
     from entangle._remote.transport.docker_daemon import labels
 
     words = [f"--label={name}={value}" for name, value in {**labels(), **changed}.items() if value]
@@ -422,7 +424,8 @@ def test_containers_of_others_stay_though_their_home_is_not_to_be_seen(image: st
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_user_of_the_same_daemon_sweeps_nothing_of_ours(image: str, removed: list[str]) -> None:
-    """He may ask the daemon, as members of the group docker may, and cannot look into our run directory."""
+    """He may ask the daemon, as members of the group docker may, and cannot look into our run
+    directory."""
     mine = made(image)
     removed.append(mine)
     # All is imported before, since another user may be unable to read this Python.
@@ -548,7 +551,8 @@ class Daemon:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
-        # In a network of its own: without a bridge it would remove that of the machine's own daemon.
+        # In a network of its own: without a bridge it would remove that of the machine's own
+        # daemon.
         command = ["unshare", "--net", "dockerd", "--host", self.host, "--bridge=none", "--iptables=false", "--ip-forward=false"]
         command += [f"--{option}={self.folder / name}" for option, name in places.items()]
         with open(self.folder / "log", "ab") as log:

@@ -1,4 +1,5 @@
-"""How runs and bodies end, and what they end with: many at once, cancelled, short of something that the system limits."""
+"""How runs and bodies end, and what they end with: many at once, cancelled, short of something that
+the system limits."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ gather = process(bodies.gather)
 
 @pytest.mark.parametrize("retry", [0, 1])
 def test_all_who_are_late_are_told_before_any_is_killed(retry: int, tmp_path: Path) -> None:
-    """Each of them sees, in the time that it has after SIGTERM, that the others were told as well."""
+    """Each of them sees, in the time that it has after SIGTERM, that the others were told as
+    well."""
 
     @process(timeout=2, retry=retry)
     def deaf(log: str) -> None:
@@ -59,7 +61,8 @@ def test_all_who_are_late_are_told_before_any_is_killed(retry: int, tmp_path: Pa
 
 
 def test_a_run_goes_on_while_a_late_body_has_its_time(tmp_path: Path) -> None:
-    """A body that is deaf to SIGTERM holds nobody up: others end, and go on to what is next, before it is killed."""
+    """A body that is deaf to SIGTERM holds nobody up: others end, and go on to what is next, before
+    it is killed."""
 
     @process(timeout=1, retry=1)
     def deaf(log: str) -> int:
@@ -123,7 +126,8 @@ def test_threads_that_wait_for_runs_are_stopped_together(tmp_path: Path) -> None
 
 
 def test_reapers_of_runs_by_fork_leave_no_stacks() -> None:
-    """`start="fork"` said in so many words: the threads that see workers off were kept, each with its stack."""
+    """`start="fork"` said in so many words: the threads that see workers off were kept, each with
+    its stack."""
 
     def stacks() -> int:
         gc.collect()
@@ -141,7 +145,8 @@ def test_reapers_of_runs_by_fork_leave_no_stacks() -> None:
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_worker_that_is_ended_while_it_is_born_says_nothing(name: str, start: str, tmp_path: Path) -> None:
-    """The signal comes in the first moment of each worker: neither the caller's handlers nor Python tell of it on stderr."""
+    """The signal comes in the first moment of each worker: neither the caller's handlers nor Python
+    tell of it on stderr."""
     source = """
         import os, signal, sys
         from entangle.errors import EntangleError
@@ -229,7 +234,8 @@ def test_no_body_of_a_thread_begins_after_the_run(how: str, tmp_path: Path) -> N
         assert waits.wait(20)
         stream.close()
         waiting.join()
-    # Threads cannot be killed. Those that slept for another attempt, or for a cookie, have nothing to do any more.
+    # Threads cannot be killed. Those that slept for another attempt, or for a cookie, have nothing
+    # to do any more.
     wait_until(lambda: not set(threading.enumerate()) - threads)
     assert began == [how]
 
@@ -264,7 +270,8 @@ def test_cancel_says_what_it_did(kind: Any, tmp_path: Path, start: str) -> None:
 
 
 def test_a_cancel_in_the_last_moment_is_kept(tmp_path: Path) -> None:
-    """The body ends with a value while another thread cancels. What was told that it is cancelled has no value."""
+    """The body ends with a value while another thread cancels. What was told that it is cancelled
+    has no value."""
     inside = threading.Event()
     cancelled = threading.Event()
 
@@ -389,7 +396,8 @@ def test_one_error_says_what_is_short(what: str, starts: list[str], words: list[
 
 
 def test_files_may_have_a_most_size(tmp_path: Path) -> None:
-    """Less than a segment of the store has: what fits is stored all the same, and what does not is told with the limit."""
+    """Less than a segment of the store has: what fits is stored all the same, and what does not is
+    told with the limit."""
     source = """
         import resource
         from entangle.errors import EntangleError

@@ -1,4 +1,5 @@
-"""A worker is killed, or the caller interrupted, at one moment after the other of the engine's own code.
+"""A worker is killed, or the caller interrupted, at one moment after the other of the engine's own
+code.
 
 Some of the moments here; `drill/` takes all.
 """
@@ -14,7 +15,8 @@ from .moments import SHAPES, Interrupting, Killing, meets, rooms_of_moments
 
 @pytest.fixture(autouse=True)
 def _pool(tmp_path: Path) -> None:
-    """The pool of one cookie, which a process makes once and keeps, is there before anybody counts."""
+    """The pool of one cookie, which a process makes once and keeps, is there before anybody
+    counts."""
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
 

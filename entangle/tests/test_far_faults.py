@@ -1,4 +1,5 @@
-"""What goes wrong between here and another place: interrupts in the middle of messages, cancels that come early, ends that must come.
+"""What goes wrong between here and another place: interrupts in the middle of messages, cancels
+that come early, ends that must come.
 
 Whatever it is, the next call works at once, and a program ends in a few seconds.
 """
@@ -39,14 +40,16 @@ from .evidence import alive, notes, pids_in, wait_until
 from .far_bodies import Slow, freezes, give, print_for_ever, size, touch
 from .services import given as services
 
-#: Seconds in which the next call has its value, and a program is over, on a machine that is busy with other things.
+#: Seconds in which the next call has its value, and a program is over, on a machine that is busy
+#: with other things.
 SOON = 15.0
 LARGE = 300 << 20
 
 
 @pytest.fixture(scope="session")
 def hosts() -> None:
-    """Start the hosts before anybody looks at what a test leaves behind. Without them the tests of other Pythons go on."""
+    """Start the hosts before anybody looks at what a test leaves behind. Without them the tests of
+    other Pythons go on."""
     with contextlib.suppress(pytest.skip.Exception):
         services.shared_hosts()
 
@@ -132,7 +135,8 @@ def test_ctrl_c_in_the_middle_of_a_large_message(door: Callable[..., Any], way: 
 
 @pytest.mark.parametrize("way", ["there", "back"])
 def test_a_slow_connection_is_free_for_the_next_call(slow_python: str, way: str) -> None:
-    """After Ctrl-C, a cancel, a deadline and the failure of another call in the middle of what takes a minute."""
+    """After Ctrl-C, a cancel, a deadline and the failure of another call in the middle of what
+    takes a minute."""
     door = interpreter(python=slow_python)
     there, back = door(size), door(give)
     assert there(b"x")() == 1
@@ -167,7 +171,8 @@ def together(*values: Any) -> int:
 
 
 def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
-    """Ctrl-C lands anywhere in many calls of the main thread; two other threads use the same agent, and so does it afterwards."""
+    """Ctrl-C lands anywhere in many calls of the main thread; two other threads use the same agent,
+    and so does it afterwards."""
     same, pid = interpreter(bodies.same), interpreter(bodies.pid)
     agent = pid()()
     over = threading.Event()
@@ -215,7 +220,8 @@ def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
 
 
 def test_what_a_handler_raises_is_the_callers(tmp_path: Path) -> None:
-    """Any signal whose handler raises, not only Ctrl-C; and handlers are as they were afterwards."""
+    """Any signal whose handler raises, not only Ctrl-C; and handlers are as they were
+    afterwards."""
 
     class Late(Exception):
         pass

@@ -1,4 +1,5 @@
-"""Words of another place: what could control the terminal is written out, what is no message is an error, questions are bounded."""
+"""Words of another place: what could control the terminal is written out, what is no message is an
+error, questions are bounded."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -394,7 +395,8 @@ def test_no_words_hurt_the_caller(words: bytes) -> None:
 
 
 def test_a_question_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even the packages around what is asked for; and what is found is what an import would find."""
+    """Not even the packages around what is asked for; and what is found is what an import would
+    find."""
     mark = tmp_path / "mark"
     for folder in ("regular/deep", "spaces/regular2"):
         (tmp_path / folder).mkdir(parents=True)
@@ -428,7 +430,8 @@ def test_a_question_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_traceback_names_no_file_that_is_read_for_ever(tmp_path: Path) -> None:
-    """Lines of a far traceback are looked up here; a name is no reason to read a device or a pipe."""
+    """Lines of a far traceback are looked up here; a name is no reason to read a device or a
+    pipe."""
     os.mkfifo(tmp_path / "pipe.py")
     for path in ("/dev/zero", "/dev/stdin", str(tmp_path / "pipe.py"), "/proc/kmsg"):
         told = {"text": f'Traceback:\n  File "{path}", line 1, in body\nValueError', "where": "", "short": "x"}
@@ -437,7 +440,8 @@ def test_a_traceback_names_no_file_that_is_read_for_ever(tmp_path: Path) -> None
 
 
 def test_a_message_that_is_broken_off_makes_room() -> None:
-    """CANCEL takes back what has come of a message, so that the next one of that number is no second announcement."""
+    """CANCEL takes back what has come of a message, so that the next one of that number is no
+    second announcement."""
     decoder = frames.Decoder(limit=3 << 20)
     sent = [b"".join(map(bytes, frame)) for frame in frames.encode(frames.CALL, 5, [[bytes(2 << 20)]])]
     for _ in range(3):

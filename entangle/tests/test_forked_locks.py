@@ -1,4 +1,5 @@
-"""Workers forked beside threads (`start="fork"`), which hold locks just then: a worker has none of those threads, and works."""
+"""Workers forked beside threads (`start="fork"`), which hold locks just then: a worker has none of
+those threads, and works."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_a_thread_draws_from_numpys_generator() -> None:
 
 
 def test_a_thread_pickles_a_class() -> None:
-    """cloudpickle keeps count of classes under a private lock. If it is renamed, this test says so."""
+    """cloudpickle keeps count of classes under a private lock. If it is renamed, this test says
+    so."""
     from cloudpickle import cloudpickle
 
     @process

@@ -51,7 +51,8 @@ def test_a_task_that_groups_by_polars_after_its_caller_has(tmp_path: Path) -> No
 
 
 def test_native_threads_that_begin_between_two_runs(tmp_path: Path) -> None:
-    """A pool is made when it is first used, which may be after many runs, without any new module."""
+    """A pool is made when it is first used, which may be after many runs, without any new
+    module."""
     source = HOW + THREAD + "print(way(), native_thread(b'pool-0'), way())"
     assert output_of(tmp_path, source) == "fork None another\n"
     assert output_of(tmp_path, HOW + THREAD + "native_thread(); print(way())") == "another\n"

@@ -1,4 +1,5 @@
-"""`@request`: the answer of a web server as a function's first argument. The server is a real one, on this machine."""
+"""`@request`: the answer of a web server as a function's first argument. The server is a real one,
+on this machine."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -241,7 +242,8 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
 
 
 def test_arguments_that_are_not_by_name(server: _Server) -> None:
-    """The content is the first argument; what else the function takes by position is given after it."""
+    """The content is the first argument; what else the function takes by position is given after
+    it."""
     with pytest.raises((TypeError, EntangleError)):
         request(url=server.url)(lambda data: data)(1, 2)()
 

@@ -18,7 +18,8 @@ from entangle.errors import OptionError
 
 from .callers import ROOT
 
-#: Meant to configure logging, which is their documented purpose; and the tests, which are nobody's dependency.
+#: Meant to configure logging, which is their documented purpose; and the tests, which are nobody's
+#: dependency.
 EXCEPT = ("entangle.logging.", "entangle.tests")
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(entangle.__path__, "entangle.") if not module.name.startswith(EXCEPT))

@@ -1,4 +1,5 @@
-"""Modules that run a graph while they are imported: once where they are imported by the user's program, never in a worker."""
+"""Modules that run a graph while they are imported: once where they are imported by the user's
+program, never in a worker."""
 
 import textwrap
 from pathlib import Path
@@ -99,7 +100,8 @@ def line_of(text: str, needle: str) -> int:
 
 @pytest.mark.parametrize("how", RUNS)
 def test_a_module_that_runs_a_graph_when_it_is_imported(tmp_path: Path, how: str, start: str) -> None:
-    """It runs once: what is defined in a module that is still being imported travels as that of a script does."""
+    """It runs once: what is defined in a module that is still being imported travels as that of a
+    script does."""
     text = HEAD + textwrap.dedent(RUNS[how])
     status, out, err, imports = finish(caller_with(tmp_path, "import flowmod", {"flowmod": text}, ENTANGLE_START=start))
     assert (status, out.count("the value is"), imports) == (0, 1, 1), err
@@ -108,7 +110,8 @@ def test_a_module_that_runs_a_graph_when_it_is_imported(tmp_path: Path, how: str
 @pytest.mark.parametrize("start", ["forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 @pytest.mark.parametrize("how", ["a call", "await", "a stream", "a function that the module calls"])
 def test_a_module_that_runs_a_graph_in_a_worker(tmp_path: Path, how: str, start: str) -> None:
-    """One that is imported there for the first time: it is one error that names the module and the line, and nothing runs."""
+    """One that is imported there for the first time: it is one error that names the module and the
+    line, and nothing runs."""
     body = textwrap.indent(textwrap.dedent(RUNS[how]), "    ")
     text = HEAD + f"if os.path.exists('seen'):\n{body}\n"
     source = "import flowmod\nopen('seen', 'w').close()\nprint(flowmod.add(flowmod.two(), flowmod.two())())"
@@ -155,7 +158,8 @@ def take(value):
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_a_value_whose_module_runs_a_graph(tmp_path: Path, start: str) -> None:
-    """The worker that takes it imports the module to make the value again, and must not run its graph: it is none of its tasks."""
+    """The worker that takes it imports the module to make the value again, and must not run its
+    graph: it is none of its tasks."""
     module = HEAD + "class Mine:\n    pass\n\nif os.environ.get('QUIET') != str(os.getpid()):\n    add(two(), two())()\n"
     source = """
     import os
@@ -197,7 +201,8 @@ def test_a_body_may_import_a_module_that_runs_a_graph(tmp_path: Path) -> None:
 
 
 def test_a_module_that_an_agent_imports(tmp_path: Path) -> None:
-    """Another Python imports the modules of the caller. It runs no graph of theirs, nor imports one that is still being imported."""
+    """Another Python imports the modules of the caller. It runs no graph of theirs, nor imports one
+    that is still being imported."""
     there = HEAD + "from entangle.interpreter import interpreter\nimport sys\n@interpreter(python=sys.executable)\n@process\n"
     there += "def there():\n    return two()()\n"
     status, out, err, imports = finish(caller_with(tmp_path, "import flowmod", {"flowmod": there + "print('the value is', there()())"}))
@@ -210,7 +215,8 @@ def test_a_module_that_an_agent_imports(tmp_path: Path) -> None:
 
 
 def test_a_body_that_imports_the_module_which_runs_it(tmp_path: Path) -> None:
-    """The module came to the worker with the body. Imported there by its name, it would begin all over again, without end."""
+    """The module came to the worker with the body. Imported there by its name, it would begin all
+    over again, without end."""
     module = HEAD + "@process\ndef more():\n    import flowmod\n    return flowmod.two()()\nprint('the value is', more()())\n"
     status, out, err, imports = finish(caller_with(tmp_path, "import flowmod", {"flowmod": module}, ENTANGLE_START="forkserver"))
     assert (status, out, imports) == (1, "", 2), err
@@ -218,7 +224,8 @@ def test_a_body_that_imports_the_module_which_runs_it(tmp_path: Path) -> None:
 
 
 def test_a_module_that_starts_a_thread_which_runs_a_graph(tmp_path: Path) -> None:
-    """A worker may have joined its run before that thread begins one: else there would be one more worker for each of them."""
+    """A worker may have joined its run before that thread begins one: else there would be one more
+    worker for each of them."""
     module = HEAD + textwrap.dedent("""
         import threading, time
         def later():
@@ -243,7 +250,8 @@ def test_a_module_that_starts_a_thread_which_runs_a_graph(tmp_path: Path) -> Non
 
 
 def test_a_module_that_exits_when_it_is_imported_by_a_worker(tmp_path: Path) -> None:
-    """What keeps a worker from its run is told as an error of the run, with the worker's traceback."""
+    """What keeps a worker from its run is told as an error of the run, with the worker's
+    traceback."""
     module = HEAD + "import sys\nif os.path.exists('seen'):\n    {}\nopen('seen', 'w').close()\n"
     for how in ("sys.exit(3)", "raise ValueError('not here')"):
         (tmp_path / "seen").unlink(missing_ok=True)
@@ -256,7 +264,8 @@ def test_a_module_that_exits_when_it_is_imported_by_a_worker(tmp_path: Path) -> 
 
 
 def test_a_module_with_the_name_of_one_that_workers_need(tmp_path: Path) -> None:
-    """The folder of the script is searched first, by an interpreter that we start as well: it must not run what it finds there."""
+    """The folder of the script is searched first, by an interpreter that we start as well: it must
+    not run what it finds there."""
     source = "from flowmod import two\nif __name__ == '__main__':\n    print(two()())"
     mine = "from flowmod import two\ntwo()()\n"
     status, out, err, imports = finish(caller_with(tmp_path, source, {"flowmod": HEAD, "cloudpickle": mine}, ENTANGLE_START="forkserver"))

@@ -187,7 +187,8 @@ def seen_in_a_process() -> str:
 
 
 def test_a_thread_has_the_context_of_the_caller() -> None:
-    """As `asyncio.to_thread` does: each call sees the caller's variables, and what it sets nobody else sees."""
+    """As `asyncio.to_thread` does: each call sees the caller's variables, and what it sets nobody
+    else sees."""
 
     def inside() -> None:
         user.set("caller")

@@ -178,7 +178,8 @@ def test_no_such_python_is_told_when_it_is_decorated(tmp_path: Path) -> None:
         interpreter(pyhton="x")  # type: ignore[call-overload]
 
 
-#: A module with tasks of several places: importing it there for one of them makes the others as well.
+#: A module with tasks of several places: importing it there for one of them makes the others as
+#: well.
 _SEVERAL = """
 import os
 from entangle.docker import docker

@@ -72,7 +72,8 @@ EXPECTED = {"sleep": 3, "program": 5, "nested": 3, "compute": 1, "threaded": 1}
 
 
 def busy(caller: Caller, log: Path) -> list[int]:
-    """Wait until everything that RUN_FOR_EVER does is under way; the numbers of all its processes."""
+    """Wait until everything that RUN_FOR_EVER does is under way; the numbers of all its
+    processes."""
 
     def under_way() -> bool:
         assert caller.process.poll() is None, caller.finish()
@@ -115,7 +116,8 @@ def test_kill_the_caller(tmp_path: Path, start: str, how: str) -> None:
 
 
 def test_kill_the_caller_of_bodies_whose_programs_have_left_the_group(tmp_path: Path, start: str) -> None:
-    """A program in a session of its own, and one whose parent has gone, belong to the run as well."""
+    """A program in a session of its own, and one whose parent has gone, belong to the run as
+    well."""
     log = tmp_path / "log"
     caller = Caller(
         tmp_path,
@@ -195,7 +197,8 @@ def test_clean_and_other_runs_leave_living_runs_alone(tmp_path: Path) -> None:
 
 
 def output_of_next_beside(folder: Path, caller: Caller) -> None:
-    """One more run beside a living one; that the directories are empty afterwards is not to be expected."""
+    """One more run beside a living one; that the directories are empty afterwards is not to be
+    expected."""
     (folder / "beside").mkdir()
     beside = Caller(
         folder / "beside",
@@ -219,7 +222,8 @@ def test_clean_with_nothing_to_clean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["the caller", "the group"])
 def test_control_c(tmp_path: Path, start: str, to: str) -> None:
-    """The caller gets a KeyboardInterrupt, as from any other code, and cleans up after itself on its way out."""
+    """The caller gets a KeyboardInterrupt, as from any other code, and cleans up after itself on
+    its way out."""
     log = tmp_path / "log"
     caller = Caller(
         tmp_path,
@@ -281,7 +285,8 @@ def test_terminate_the_caller(tmp_path: Path, start: str, handled: bool) -> None
     assert caller.files() == []
 
 
-#: Bodies that run in the caller's main thread: alone, around a run, and on their way to another place.
+#: Bodies that run in the caller's main thread: alone, around a run, and on their way to another
+#: place.
 HERE = """
     import os, signal, sys, time
     from entangle.interpreter import interpreter
@@ -306,7 +311,8 @@ HERE = """
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "handler"])
 @pytest.mark.parametrize("body", ["plain", "workflow", "far", "far, with retry"])
 def test_a_signal_ends_a_body_in_the_main_thread_and_its_caller(tmp_path: Path, body: str, how: str) -> None:
-    """It is for the program: no error of the body's, which an `except Exception` would take, and nothing to try again."""
+    """It is for the program: no error of the body's, which an `except Exception` would take, and
+    nothing to try again."""
     log = tmp_path / "log"
     handler = "\n    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n" if how == "handler" else ""
     main = f"""
@@ -370,7 +376,8 @@ def test_an_error_of_the_caller_while_it_waits(tmp_path: Path, start: str) -> No
         os.kill(caller.process.pid, signal.SIGUSR1)
         assert caller.process.stdout is not None
         assert caller.process.stdout.readline() == "enough\n"
-        # The caller lives on; its run does not. The warm server with its spares is not part of the run.
+        # The caller lives on; its run does not. The warm server with its spares is not part of the
+        # run.
         server = {child for child in caller.family() if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()}
         gone([pid for pid in pids if pid != caller.process.pid and pid not in server])
         assert caller.process.stdin is not None
@@ -383,7 +390,8 @@ def test_an_error_of_the_caller_while_it_waits(tmp_path: Path, start: str) -> No
 
 
 def test_a_script_that_ends_before_its_background_run(tmp_path: Path, start: str) -> None:
-    """A run that was started with `proc=True` may be waited for or stopped, but it leaves nothing."""
+    """A run that was started with `proc=True` may be waited for or stopped, but it leaves
+    nothing."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     caller = Caller(
         tmp_path,

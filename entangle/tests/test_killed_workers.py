@@ -29,7 +29,8 @@ def killer() -> Iterator[Killer]:
 
 @pytest.mark.parametrize("block", range(3))
 def test_a_worker_killed_in_a_body_is_survived_with_retry(killer: Killer, tmp_path: Path, block: int) -> None:
-    """A graph of 200 nodes, any of which may be the victim. The worker that runs it is killed: ten times each."""
+    """A graph of 200 nodes, any of which may be the victim. The worker that runs it is killed: ten
+    times each."""
     for number in range(10):
         kill_and_compare(killer, tmp_path / str(number), seed=100 * block + number)
 
@@ -51,17 +52,20 @@ def test_a_worker_killed_in_a_body_is_told_without_retry(killer: Killer, tmp_pat
 
 
 def test_a_worker_killed_at_any_moment(killer: Killer) -> None:
-    """Not only inside a body: between two bodies, while it takes a node, while it publishes a value."""
+    """Not only inside a body: between two bodies, while it takes a node, while it publishes a
+    value."""
     kill_at_any_moment(killer, range(15), retry=3)
 
 
 def test_a_worker_killed_at_any_moment_without_retry(killer: Killer) -> None:
-    """The right answer, if nothing ran in it just then, or the right error; never anything else, and never a hang."""
+    """The right answer, if nothing ran in it just then, or the right error; never anything else,
+    and never a hang."""
     kill_at_any_moment(killer, range(1000, 1015), retry=0)
 
 
 def test_all_workers_killed_at_once(tmp_path: Path, start: str) -> None:
-    """Four bodies meet, each in a process of its own, and all four are killed. On the second attempt they stay alive."""
+    """Four bodies meet, each in a process of its own, and all four are killed. On the second
+    attempt they stay alive."""
     met = str(tmp_path / "met")
 
     @process(retry=3)

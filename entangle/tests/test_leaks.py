@@ -1,4 +1,5 @@
-"""The proof that every test gives must be able to fail: tests that leave something behind are caught."""
+"""The proof that every test gives must be able to fail: tests that leave something behind are
+caught."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def test_to_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
 def test_bodies_log_as_well(tmp_path: Path, start: str) -> None:
-    """In a script, whose own module configures logging at its top: wherever its functions run, that has been done."""
+    """In a script, whose own module configures logging at its top: wherever its functions run, that
+    has been done."""
     output_of(
         tmp_path,
         """

@@ -52,7 +52,8 @@ def test_ten_thousand_levels_above_a_failure() -> None:
 
 
 def test_a_hundred_runs_leave_nothing() -> None:
-    """Files, descriptors, threads and memory maps: after a hundred runs there are as many as after twenty. (A drill makes 2,000.)"""
+    """Files, descriptors, threads and memory maps: after a hundred runs there are as many as after
+    twenty. (A drill makes 2,000.)"""
 
     def runs(number: int) -> None:
         for n in range(number):
@@ -186,7 +187,8 @@ def _server() -> int:
 
 
 def test_a_run_that_is_over_before_its_last_worker_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server is stopped while the supervisor asks for another worker; when it goes on, nobody may be listening.
+    """The server is stopped while the supervisor asks for another worker; when it goes on, nobody
+    may be listening.
 
     That is no reason for the server to end, which would take the workers of other runs with it.
     """
@@ -231,7 +233,8 @@ def test_a_cycle_of_calls() -> None:
 
 
 def test_a_run_forks_beside_what_the_one_before_has_left() -> None:
-    """The end of workers and the removal of large values are nobody's reason to start workers in a slower way."""
+    """The end of workers and the removal of large values are nobody's reason to start workers in a
+    slower way."""
 
     @process
     def large() -> bytes:
@@ -249,7 +252,8 @@ def test_a_run_forks_beside_what_the_one_before_has_left() -> None:
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_what_a_body_prints_is_there_before_its_value(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller is busy with the first line while the second is printed and the value comes; the worker is slow to end."""
+    """The caller is busy with the first line while the second is printed and the value comes; the
+    worker is slow to end."""
     monkeypatch.setenv("ENTANGLE_START", "fork")
     wrote: list[tuple[threading.Thread, str]] = []
 
@@ -288,7 +292,8 @@ def test_what_a_body_prints_is_there_before_its_value(name: str, tmp_path: Path,
 
 
 def test_runs_in_a_row_while_workers_still_talk(capfd: pytest.CaptureFixture[str]) -> None:
-    """A child forked while the reaper passes words on could find the lock of a stream taken for ever."""
+    """A child forked while the reaper passes words on could find the lock of a stream taken for
+    ever."""
 
     @process
     def talk(n: int) -> int:

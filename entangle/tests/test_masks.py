@@ -290,7 +290,8 @@ SECRET_TEXTS = [
 
 
 def as_texts_have_it(text: str) -> list[str]:
-    """A text as it is, among others, and as a string of other texts: of JSON, of JSON in JSON, of what `repr` gives."""
+    """A text as it is, among others, and as a string of other texts: of JSON, of JSON in JSON, of
+    what `repr` gives."""
     return [
         text,
         f"some words: here; {text}" if "\n" not in text else text,
@@ -337,8 +338,8 @@ LONG_TEXTS = r"""
 
 
 def test_long_texts_are_no_trap() -> None:
-    """A pattern that looks at a text again from each of its places takes an hour for all of these, and less than a second for each
-    without."""
+    """A pattern that looks at a text again from each of its places takes an hour for all of these,
+    and less than a second for each without."""
     program = f"""
 import signal
 from entangle._shared.masks import masked
@@ -492,7 +493,8 @@ def anything(value: Any, *values: Any, **named: Any) -> str:
 
 
 def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To functions with parameters that are filled already, to objects, by pairs and named tuples that calls stand in."""
+    """To functions with parameters that are filled already, to objects, by pairs and named tuples
+    that calls stand in."""
     directory = tmp_path / "records"
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")

@@ -1,4 +1,5 @@
-"""Masks against whatever texts and values there are: none takes longer than with its length, and no planted secret is found."""
+"""Masks against whatever texts and values there are: none takes longer than with its length, and no
+planted secret is found."""
 
 from __future__ import annotations
 
@@ -35,12 +36,14 @@ FRAGMENTS = (
     *("password: |\n  ", "token:\n- ", "if password:\n", "('password', ", '"token":"', 'name="password" value=', "--password ", "é", "İ"),
     *("a", "A", "1", "_", "-", "--", "a-", "x", "/", "."),
 )
-#: Events of the interpreter a character: calls of functions, of C as well. A second look at each place is hundreds by 2,000 characters.
+#: Events of the interpreter a character: calls of functions, of C as well. A second look at each
+#: place is hundreds by 2,000 characters.
 MOST_CALLS = 60
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """How many functions are called in it, those of C as well: what a computer's speed and load do not change."""
+    """How many functions are called in it, those of C as well: what a computer's speed and load do
+    not change."""
     count = 0
 
     def counted(frame: Any, event: str, argument: Any) -> None:
@@ -63,12 +66,14 @@ units = st.tuples(st.lists(st.sampled_from(FRAGMENTS), max_size=2), st.lists(st.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(units)
 def test_work_grows_with_the_length_of_a_text(parts: tuple[list[str], list[str]]) -> None:
-    """Ten times as many repetitions are ten times as many calls; how long one call of a pattern takes is looked at in the drill."""
+    """Ten times as many repetitions are ten times as many calls; how long one call of a pattern
+    takes is looked at in the drill."""
     before, unit = "".join(parts[0]), "".join(parts[1])
     few, many = (before + unit * (size // len(unit) + 1) for size in (3_000, 30_000))
     masked(few)  # what is compiled and remembered
     small, large = calls_of(lambda: masked(few)), calls_of(lambda: masked(many))
-    # A window that is looked ahead is longer than the short text: such work grows until it is filled.
+    # A window that is looked ahead is longer than the short text: such work grows until it is
+    # filled.
     assert large <= max(40 * small, MOST_CALLS * len(many) // 10)
 
 

@@ -216,7 +216,8 @@ CHAIN = """
 
 
 def test_arrays_are_not_kept_after_their_last_consumer(tmp_path: Path) -> None:
-    """While a long chain of large values runs, only a few of them exist: what was consumed is gone."""
+    """While a long chain of large values runs, only a few of them exist: what was consumed is
+    gone."""
     result, most = output_of(tmp_path, CHAIN).split()
     assert float(result) == 21
     assert int(most) < 4

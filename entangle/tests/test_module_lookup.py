@@ -1,4 +1,5 @@
-"""Tasks of modules that another process does not find by their names: plug-ins, what `runpy` runs, what no folder has any more."""
+"""Tasks of modules that another process does not find by their names: plug-ins, what `runpy` runs,
+what no folder has any more."""
 
 from pathlib import Path
 
@@ -129,7 +130,8 @@ LOADED = {
 
 @pytest.mark.parametrize("how", LOADED)
 def test_tasks_of_a_module_that_was_loaded_in_another_way(tmp_path: Path, how: str, start: str) -> None:
-    """They give their values, and their classes are those of the caller, as by fork. Nothing imports the module again."""
+    """They give their values, and their classes are those of the caller, as by fork. Nothing
+    imports the module again."""
     status, out, err, imports = finish(caller_with(tmp_path, LOADED[how], {"flowmod": MODULE}, ENTANGLE_START=start))
     assert (status, out) == (0, "the value is 3\n"), err
     if how != "a module that is found":

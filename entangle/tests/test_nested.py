@@ -273,7 +273,8 @@ def test_busy_nested_runs_share_one_budget(tmp_path: Path) -> None:
 
 
 def test_a_nested_run_under_one_cookie() -> None:
-    """A body that waits for a nested run lends its cookie: one cookie is enough for three levels."""
+    """A body that waits for a nested run lends its cookie: one cookie is enough for three
+    levels."""
 
     @scheduler(cpus=1)
     @process

@@ -1,4 +1,5 @@
-"""Values of classes that no module has under their name come back as values of the caller's own classes, however workers are started."""
+"""Values of classes that no module has under their name come back as values of the caller's own
+classes, however workers are started."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_a_local_class_comes_back_from_another_python() -> None:
 
 @pytest.mark.parametrize("start", START)
 def test_classes_that_each_body_makes_anew_are_not_mixed_up(start: str) -> None:
-    """Two workers that make a class by one statement have it at one address, and yet they are two."""
+    """Two workers that make a class by one statement have it at one address, and yet they are
+    two."""
 
     def made(n: int) -> Any:
         class Adder:

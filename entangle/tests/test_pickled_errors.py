@@ -1,4 +1,5 @@
-"""An error arrives as what was raised: its class, its arguments, its attributes, whatever its `__init__` takes."""
+"""An error arrives as what was raised: its class, its arguments, its attributes, whatever its
+`__init__` takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tasks and calls that a program pickles by itself, for another process of its own or a pool of somebody else's."""
+"""Tasks and calls that a program pickles by itself, for another process of its own or a pool of
+somebody else's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`@process` in scripts of users: functions and classes of `__main__`, prints, and what is left in the terminal."""
+"""`@process` in scripts of users: functions and classes of `__main__`, prints, and what is left in
+the terminal."""
 
 from __future__ import annotations
 
@@ -169,7 +170,8 @@ def test_exit_functions_are_the_callers(tmp_path: Path, start: str) -> None:
 
 
 def test_an_uncaught_error_is_readable(tmp_path: Path) -> None:
-    """What a user sees in the terminal: the error, where in the body it came from, and the way to it."""
+    """What a user sees in the terminal: the error, where in the body it came from, and the way to
+    it."""
     source = """
     from entangle.process import process
 

@@ -1,4 +1,5 @@
-"""What people read of an error: which call has failed, with which arguments, and a traceback of their own code."""
+"""What people read of an error: which call has failed, with which arguments, and a traceback of
+their own code."""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ def test_secrets_are_masked() -> None:
 
 
 def test_arguments_are_told_without_running_their_code() -> None:
-    """Whatever a class does when it is looked at, compared, or asked for its text: the error of the task is what arrives."""
+    """Whatever a class does when it is looked at, compared, or asked for its text: the error of the
+    task is what arrives."""
     asked: list[str] = []
     failing = threading.Event()
 
@@ -446,7 +448,9 @@ def our_frames(text: str) -> list[str]:
 def test_tracebacks_show_the_program_and_not_us(tmp_path: Path) -> None:
     told = run_program(tmp_path, PROGRAM)
     program = tmp_path / "program.py"
-    for part in told.split("## ")[1:]:
+    parts = told.split("## ")[1:]
+    assert parts[-1].startswith("uncaught")
+    for part in parts:
         name = part.split()[0]
         assert our_frames(part) == [], part
         assert f'File "{program}"' in part, name
@@ -460,7 +464,9 @@ def test_tracebacks_show_the_program_and_not_us(tmp_path: Path) -> None:
 
 def test_all_of_a_traceback_where_that_is_asked_for(tmp_path: Path) -> None:
     told = run_program(tmp_path, PROGRAM, full=True)
-    for part in told.split("## ")[1:]:
+    parts = told.split("## ")[1:]
+    assert parts[-1].startswith("uncaught")
+    for part in parts:
         assert len(our_frames(part)) > 3, part
 
 

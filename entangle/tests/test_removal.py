@@ -1,4 +1,5 @@
-"""`entangle clean`, and the sweep that every run makes: what is removed is ours by its name, its place and its owner, and nothing else."""
+"""`entangle clean`, and the sweep that every run makes: what is removed is ours by its name, its
+place and its owner, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ CLEAN = (sys.executable, "-m", "entangle", "clean")
 
 
 class Place:
-    """A run directory, a temporary directory, and a directory of the user's own that nothing of ours may touch."""
+    """A run directory, a temporary directory, and a directory of the user's own that nothing of
+    ours may touch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -144,7 +146,8 @@ def test_what_is_mounted_in_it_is_left_and_said(place: Place) -> None:
     home = stale(place.make_base())
     for name in ("one", "deep/two"):
         (home / name).mkdir(parents=True)
-    # In a name space of its own, so that nothing stays mounted whatever happens. A bind mount is of the same file system.
+    # In a name space of its own, so that nothing stays mounted whatever happens. A bind mount is of
+    # the same file system.
     bind = f"mount --bind {place.own} {home}"
     script = f"mount --make-rprivate / && {bind}/one && {bind}/deep/two && exec $0 -m entangle clean"
     done = place("unshare", "--mount", "sh", "-c", script, sys.executable)
@@ -170,7 +173,8 @@ def test_a_directory_of_another_user_is_left_and_said(place: Place) -> None:
 
 
 def test_a_directory_that_is_swapped_for_a_link_at_any_moment_is_not_followed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before each step of the removal, in turn, somebody who may write there puts a link in the place of our directory."""
+    """Before each step of the removal, in turn, somebody who may write there puts a link in the
+    place of our directory."""
     calls = ["listdir", "open", "unlink", "rmdir", "rename", "stat"]
     step, at = 0, -1
 
@@ -258,7 +262,8 @@ def test_a_live_home_is_not_removed(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_looks_into_the_homes_of_others_once_in_a_while(tmp_path: Path) -> None:
-    """Many callers on one machine: what each run costs does not grow with their number. What one of them leaves is found at once."""
+    """Many callers on one machine: what each run costs does not grow with their number. What one of
+    them leaves is found at once."""
     source = """
         import fcntl, os, shutil, subprocess, sys, time
         from entangle._shared.home import Home, base_in

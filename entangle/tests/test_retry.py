@@ -147,7 +147,8 @@ def test_jitter_adds_to_them(log: str) -> None:
 
 
 def test_nobody_waits_for_a_body_that_sleeps_between_attempts(log: str, tmp_path: Path) -> None:
-    """The sleeper comes back when it sees that the others have run meanwhile; it would wait in vain if it held a worker."""
+    """The sleeper comes back when it sees that the others have run meanwhile; it would wait in vain
+    if it held a worker."""
     others = str(tmp_path / "others")
 
     @process(retry=200, sleep=0.02)

@@ -1,4 +1,5 @@
-"""Cookies: a function under `@scheduler` runs with one, on its CPU, and there are never more of them than were asked for."""
+"""Cookies: a function under `@scheduler` runs with one, on its CPU, and there are never more of
+them than were asked for."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -209,7 +210,8 @@ def test_the_whole_tree_of_a_run(log: str) -> None:
 
 
 def test_a_body_with_a_cookie_waits_and_lends_it(log: str) -> None:
-    """One cookie, three levels that all need it: those above lend theirs, and only those that run count."""
+    """One cookie, three levels that all need it: those above lend theirs, and only those that run
+    count."""
 
     @scheduler(cpus=1)
     @process
@@ -316,7 +318,8 @@ def test_a_scheduler_of_ones_own_below() -> None:
 
 
 class Knowing:
-    """A scheduler of one's own that looks at the function: says what it is called, and how it is to be called."""
+    """A scheduler of one's own that looks at the function: says what it is called, and how it is to
+    be called."""
 
     def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
         """Wrap `f`."""

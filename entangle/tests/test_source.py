@@ -1,4 +1,5 @@
-"""Functions of a script in another version of Python, where they go as the lines in which they were written."""
+"""Functions of a script in another version of Python, where they go as the lines in which they were
+written."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ far = interpreter(python={python!r})
 
 
 def told(folder: Path, script: str, before: str = "") -> list[str]:
-    """The lines that a script prints. It has `far`, which runs a function in another version of Python; `before` comes first in it."""
+    """The lines that a script prints. It has `far`, which runs a function in another version of
+    Python; `before` comes first in it."""
     caller = Caller(folder, before + _HEAD.format(python=far_pythons(same=False)) + textwrap.dedent(script)).start()
     try:
         status, out, err = caller.finish()

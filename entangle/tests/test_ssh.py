@@ -331,7 +331,8 @@ def test_a_half_made_environment_is_made_anew(hosts: Hosts, tmp_path: Path) -> N
 
 
 def test_what_the_modules_of_a_project_import_is_installed_too(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function names its helper; the helper imports a package that is installed here, and the far side has no index but a folder."""
+    """The function names its helper; the helper imports a package that is installed here, and the
+    far side has no index but a folder."""
     installed, wheels, project = tmp_path / "site-packages", tmp_path / "wheels", tmp_path / "project"
     about = "greetings_of_tests-1.5.dist-info"
     files = {
@@ -496,7 +497,8 @@ def test_without_any_client_the_error_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_hosts_on_loopback_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the tests may not make network namespaces, hosts are addresses and ports; that must work here as well."""
+    """Where the tests may not make network namespaces, hosts are addresses and ports; that must
+    work here as well."""
     given.shared_hosts()  # or skip
     monkeypatch.setattr("entangle.tests.services.hosts.can_have_namespaces", lambda: False)
     with three_hosts(tmp_path) as simple:

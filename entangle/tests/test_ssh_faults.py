@@ -1,4 +1,5 @@
-"""What goes wrong with other hosts: each fault gives the right value or one clear error in time, and leaves nothing running."""
+"""What goes wrong with other hosts: each fault gives the right value or one clear error in time,
+and leaves nothing running."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -275,7 +276,8 @@ def test_a_result_of_a_gigabyte(hosts: Hosts, carrier: str) -> None:
 
 @pytest.mark.drill
 def test_cables_cut_at_any_moment(hosts: Hosts, soon: None) -> None:
-    """A call either has its value or one error, whenever the cable is pulled; and some of the pulls hit a call."""
+    """A call either has its value or one error, whenever the cable is pulled; and some of the pulls
+    hit a call."""
     cuttable(hosts)
     host: Host = hosts["alpha"]
     hits = 0

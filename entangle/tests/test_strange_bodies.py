@@ -98,7 +98,8 @@ def test_an_error_whose_pickling_fails_in_a_strange_way() -> None:
 
 
 def test_a_value_that_cannot_be_pickled(start: str) -> None:
-    """The error names the task and the part; that the next task would have run in the same worker changes nothing."""
+    """The error names the task and the part; that the next task would have run in the same worker
+    changes nothing."""
     with pytest.raises(UnpicklableError) as caught:
         process(bodies.a_lock)()()
     assert "a_lock" in str(caught.value)
@@ -128,7 +129,8 @@ def test_a_value_that_cannot_be_unpickled() -> None:
 
 
 def test_a_body_that_closes_stdout(start: str) -> None:
-    """The next file that its worker opens gets the number 1. What others write to stdout must not end up in there."""
+    """The next file that its worker opens gets the number 1. What others write to stdout must not
+    end up in there."""
 
     @process
     def close(n: int) -> bytes:
@@ -151,7 +153,8 @@ def test_a_body_that_closes_stdout(start: str) -> None:
 
 
 def test_a_body_that_closes_everything(start: str) -> None:
-    """As a program that becomes a daemon does. The worker is cut off: its answer may still arrive, or its end is told."""
+    """As a program that becomes a daemon does. The worker is cut off: its answer may still arrive,
+    or its end is told."""
 
     @process
     def close() -> int:
@@ -287,7 +290,8 @@ def test_a_module_that_cannot_be_imported_in_a_worker(tmp_path: Path) -> None:
 
 
 def test_a_function_of_the_script_that_remembers(tmp_path: Path, start: str) -> None:
-    """`functools.lru_cache` makes an object that pickles by its name alone, in a module that no worker can import."""
+    """`functools.lru_cache` makes an object that pickles by its name alone, in a module that no
+    worker can import."""
     source = """
     import functools
     from entangle.interpreter import interpreter

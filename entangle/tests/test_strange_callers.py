@@ -1,4 +1,5 @@
-"""Callers in strange states: closed descriptors, ignored signals, folders that are gone, forks of their own."""
+"""Callers in strange states: closed descriptors, ignored signals, folders that are gone, forks of
+their own."""
 
 import os
 import subprocess
@@ -75,7 +76,8 @@ def test_a_caller_that_reaps_all_children(tmp_path: Path) -> None:
 def test_a_caller_without_standard_streams(tmp_path: Path, closed: list[int]) -> None:
     source = f"    import os\n    REPORT = True\n    for fd in {closed}:\n        os.close(fd)\n" + SIMPLE
     read, write = os.pipe()
-    # The report goes to descriptor 3, which is the caller's only way to be heard when stdout is closed.
+    # The report goes to descriptor 3, which is the caller's only way to be heard when stdout is
+    # closed.
     os.set_inheritable(write, True)
     caller = Caller(tmp_path, source)
     command = ["bash", "-c", f'exec 3>&{write}; exec "$0" "$@"', sys.executable, str(caller.script)]
@@ -158,7 +160,8 @@ def test_a_caller_whose_files_are_for_itself_alone(tmp_path: Path, start: str) -
 
 
 def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """One clear error of our own tree, or a run that finds another place: not a traceback from the depths."""
+    """One clear error of our own tree, or a run that finds another place: not a traceback from the
+    depths."""
     source = """
     from entangle.errors import EntangleError
     from entangle.process import process
@@ -228,7 +231,8 @@ def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path, star
 
 
 def test_a_home_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> None:
-    """The names under a shared folder can be guessed: a symlink or a foreign folder there must not be followed."""
+    """The names under a shared folder can be guessed: a symlink or a foreign folder there must not
+    be followed."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     runs = tmp_path / "runs"
@@ -242,7 +246,8 @@ def test_a_home_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> No
 
 
 def test_fork_in_the_caller_between_runs(tmp_path: Path) -> None:
-    """A child of the caller that was made by other means has runs of its own, and does not take its parent's home along."""
+    """A child of the caller that was made by other means has runs of its own, and does not take its
+    parent's home along."""
     source = """
     import os
     from entangle.process import process
@@ -285,7 +290,8 @@ def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -
     caller = Caller(tmp_path, source).start()
     status, out, err = caller.finish()
     assert (status, out) == (0, "[2, 3, 4, 5]\n"), err
-    # Such children end without their exit functions (before Python 3.13), so what they had is left for the next to clean.
+    # Such children end without their exit functions (before Python 3.13), so what they had is left
+    # for the next to clean.
     (tmp_path / "after").mkdir()
     output_of_next(tmp_path / "after", caller)
     assert caller.files() == []
@@ -293,7 +299,8 @@ def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -
 
 @pytest.mark.parametrize("way", ["spawn", "forkserver"])
 def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Path, way: str) -> None:
-    """The script is another module there, `__mp_main__`, which is no more to be imported elsewhere than `__main__` is."""
+    """The script is another module there, `__mp_main__`, which is no more to be imported elsewhere
+    than `__main__` is."""
     source = """
     import functools
     import multiprocessing
@@ -346,7 +353,8 @@ def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Pa
         finally:
             caller.stop()
         assert (status, out) == (0, "[6.0, 8.0, 3, 8.0, 3, 8.0, 3, 3.0]\n"), err
-        # Such children end without their exit functions (before Python 3.13), so what they had is left for the next to clean.
+        # Such children end without their exit functions (before Python 3.13), so what they had is
+        # left for the next to clean.
         (tmp_path / "after").mkdir()
         output_of_next(tmp_path / "after", caller)
         assert caller.files() == []

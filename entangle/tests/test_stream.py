@@ -1,4 +1,5 @@
-"""Streams: many values through one flow, in order, with back-pressure, whatever the source, the consumer and the nodes do."""
+"""Streams: many values through one flow, in order, with back-pressure, whatever the source, the
+consumer and the nodes do."""
 
 from __future__ import annotations
 
@@ -149,7 +150,9 @@ def test_arrays_go_through_untouched() -> None:
         return x
 
     arrays = [np.full(200_000, n) for n in range(12)]
-    for n, (array,) in enumerate(scale(scale()).stream(arrays, inflight=4)):
+    got = list(scale(scale()).stream(arrays, inflight=4))
+    assert len(got) == 12
+    for n, (array,) in enumerate(got):
         assert array.shape == (200_000,)
         assert (array == 4 * n).all()
 

@@ -48,7 +48,8 @@ LEAVES = 40
 
 
 class Counted:
-    """The slots of a table: counts how often they are read and written, and ends the process after so many writes."""
+    """The slots of a table: counts how often they are read and written, and ends the process after
+    so many writes."""
 
     def __init__(self, slots: Any, last: int = 0) -> None:
         self.slots, self.last = slots, last
@@ -86,7 +87,8 @@ def graph_of(bodies: list[Body], nodes: list[tuple[int, tuple[int, ...]]]) -> Fl
 
 @pytest.fixture(params=["unclaimed", "unclaimed, worn", "another's", "another's, worn"])
 def half_done(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Table]:
-    """Nodes 0 to 18 are done, 19 runs, 20 to 39 nobody has, or slot 2 has. Slot 1 had a range before, which it has used up."""
+    """Nodes 0 to 18 are done, 19 runs, 20 to 39 nobody has, or slot 2 has. Slot 1 had a range
+    before, which it has used up."""
     table = table_of(tmp_path / "table", 6)
     slots = table.slots
     slots[UNCLAIMED * SLOT + LOW] = 20 if "unclaimed" in request.param else LEAVES
@@ -125,7 +127,8 @@ def test_a_worker_that_dies_while_it_claims_leaves_loses_none_and_repeats_none(h
 
 def test_a_claim_looks_at_as_many_slots_whatever_their_number() -> None:
     def looked(slots: int) -> int:
-        """Reads and writes of slots while 40 workers claim a thousand leaves one by one, to the last."""
+        """Reads and writes of slots while 40 workers claim a thousand leaves one by one, to the
+        last."""
         table = table_of(None, slots, 1000)
         table.slots = counted = Counted(table.slots)  # type: ignore[assignment]
         taken, claims, idle = set(), 0, 0
@@ -187,9 +190,8 @@ def test_the_value_of_the_run_is_there_though_its_worker_died_before_it_said_so(
 def left_behind(tmp_path: Path) -> Iterator[Table]:
     """A table whose lock a killed worker had, with every derived count and list spoilt.
 
-    Leaves 0 to 3 are done. Node 4 takes 0 and 1, 5 takes 2 and is a thread's, 6 takes 3, is in a group with a limit and runs; 7 is the
-    sink and takes all three.
-    """
+    Leaves 0 to 3 are done. Node 4 takes 0 and 1, 5 takes 2 and is a thread's, 6 takes 3, is in a
+    group with a limit and runs; 7 is the sink and takes all three."""
     bodies = [Body(int, "plain"), Body(int, "threaded"), Body(int, "limited", limits=(1,))]
     flow = graph_of(bodies, [(0, ())] * 4 + [(0, (0, 1)), (1, (2,)), (2, (3,)), (0, (4, 5, 6))])
     flow.limits = [3, 2]

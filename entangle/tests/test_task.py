@@ -1,4 +1,5 @@
-"""Tasks, layers and calls: what a decorator makes of a function, and what a call is before it runs."""
+"""Tasks, layers and calls: what a decorator makes of a function, and what a call is before it
+runs."""
 
 from __future__ import annotations
 
@@ -375,7 +376,8 @@ def test_a_mistake_in_a_call_of_a_call() -> None:
 
 
 def test_a_function_may_have_parameters_with_our_names() -> None:
-    """`proc`, `progress` and `start` mean something to a call, unless the function itself has a parameter of that name."""
+    """`proc`, `progress` and `start` mean something to a call, unless the function itself has a
+    parameter of that name."""
 
     def show(*, proc: Any = None, progress: Any = None, start: Any = None) -> list[Any]:
         return [proc, progress, start]

@@ -43,7 +43,8 @@ def test_values_that_cannot_be_pickled_stay_in_threads() -> None:
 
 
 def test_what_only_threads_use_does_not_travel(start: str) -> None:
-    """Beside processes, however these are started, a thread's function and its arguments stay where they are."""
+    """Beside processes, however these are started, a thread's function and its arguments stay where
+    they are."""
     lock = threading.Lock()
     seen: list[Any] = []
 
@@ -67,7 +68,8 @@ def test_what_only_threads_use_does_not_travel(start: str) -> None:
 
 
 def test_forked_workers_go_on_where_no_more_can_be_started(tmp_path: Path) -> None:
-    """A thread runs, so more workers could only come from the server, and what the bodies use cannot travel to them."""
+    """A thread runs, so more workers could only come from the server, and what the bodies use
+    cannot travel to them."""
     log = str(tmp_path / "log")
     lock = threading.Lock()
 
@@ -242,7 +244,8 @@ def test_a_value_that_one_task_takes_twice_stays_for_the_others() -> None:
 
 
 def test_a_thread_that_has_retired_makes_room_for_another() -> None:
-    """The second thread comes when the first, idle for long, is gone; and a body in the calling thread after both."""
+    """The second thread comes when the first, idle for long, is gone; and a body in the calling
+    thread after both."""
     release = threading.Event()
 
     @thread

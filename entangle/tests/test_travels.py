@@ -1,4 +1,5 @@
-"""Records of runs in other places come home: by the stream of their agent, to the run that wanted them."""
+"""Records of runs in other places come home: by the stream of their agent, to the run that wanted
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Values between tasks, and from tasks to the caller: large ones are not copied, are writable, and are private."""
+"""Values between tasks, and from tasks to the caller: large ones are not copied, are writable, and
+are private."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def test_memory_goes_when_the_last_view_goes() -> None:
 
 
 def test_a_large_result_is_not_copied_out_of_shared_memory() -> None:
-    """It is a map of the file that the worker wrote: a private one, so that writing costs only the pages written."""
+    """It is a map of the file that the worker wrote: a private one, so that writing costs only the
+    pages written."""
     array = ones(1_000_000)()
     address = array.__array_interface__["data"][0]
     with open("/proc/self/maps") as maps:

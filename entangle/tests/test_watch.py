@@ -1,4 +1,5 @@
-"""Runs are seen from outside while they last: what each worker does, how far a run is, and which run is whose child."""
+"""Runs are seen from outside while they last: what each worker does, how far a run is, and which
+run is whose child."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from entangle._watch.outline import read_outline
 from .callers import Caller, output_of
 from .evidence import wait_until
 
-#: A run that goes on until the file `go` is there: two chains, a run inside a task, and one that wants a cookie.
+#: A run that goes on until the file `go` is there: two chains, a run inside a task, and one that
+#: wants a cookie.
 LASTING = """
     import os, sys, time
     from entangle.process import process
@@ -66,7 +68,8 @@ def lasting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]
 
 
 def seen(count: int = 2) -> list[LiveRun]:
-    """The runs that last, once there are so many and all have their outline, everything that can run running."""
+    """The runs that last, once there are so many and all have their outline, everything that can
+    run running."""
 
     def look() -> list[LiveRun] | None:
         runs = live_runs()
@@ -165,7 +168,8 @@ def test_files_that_are_no_tables_or_outlines_are_passed_over(lasting: Caller) -
 
 
 def test_what_only_looks_like_a_run_is_neither_waited_for_nor_read(lasting: Caller) -> None:
-    """A FIFO, a link to one or to itself, a device, a file of a terabyte, and numbers that promise more than there is."""
+    """A FIFO, a link to one or to itself, a device, a file of a terabyte, and numbers that promise
+    more than there is."""
     for run in seen():
         run.close()
     (home,) = map(Path, live_homes())
@@ -247,7 +251,8 @@ def test_a_run_of_threads_alone_is_seen_as_well(tmp_path: Path, monkeypatch: pyt
 
 
 def test_our_own_runs_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that closed its own table would let go of the lock that one of its threads holds on it."""
+    """A process that closed its own table would let go of the lock that one of its threads holds on
+    it."""
     from entangle._shared.home import home
 
     path = home().path

@@ -182,7 +182,8 @@ def over_http(application: Any) -> Iterator[str]:
 
 
 def test_no_command_line_has_the_token(tmp_path: Path) -> None:
-    """`entangle ui` at a terminal opens a browser, here a script that notes its command line, and opens the page."""
+    """`entangle ui` at a terminal opens a browser, here a script that notes its command line, and
+    opens the page."""
     browser, noted = tmp_path / "browser", tmp_path / "noted"
     browser.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {noted}.draft\nmv {noted}.draft {noted}\n', encoding="utf-8")
     browser.chmod(0o755)

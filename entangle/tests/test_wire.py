@@ -105,7 +105,8 @@ def test_a_slow_connection_gets_compressed_frames(flag: int) -> None:
 
 
 def test_a_press_that_does_not_press_hands_on_what_it_was_given() -> None:
-    """Nothing is known of the connection; a last piece is too small to be worth it; what does not shrink is not tried again at once."""
+    """Nothing is known of the connection; a last piece is too small to be worth it; what does not
+    shrink is not tried again at once."""
     press = Press(frames.compressions())
     text, noise = bytes(FRAME_LIMIT + 100), os.urandom(FRAME_LIMIT)
     for seconds in (0.0, 60.0):
@@ -215,7 +216,8 @@ nonsense = st.lists(st.one_of(heads, announcements, brought, st.binary(max_size=
 @quick
 @given(nonsense, st.lists(st.integers(0, 1 << 16), max_size=8))
 def test_no_input_hurts(data: bytes, cuts: list[int]) -> None:
-    """It ends, with messages or with ProtocolError, and takes no more memory than its limit and a little."""
+    """It ends, with messages or with ProtocolError, and takes no more memory than its limit and a
+    little."""
     limit = 1 << 20
     tracemalloc.start()
     try:

@@ -120,7 +120,8 @@ def test_an_error_in_a_workflow() -> None:
 
 
 def test_a_list_of_calls_is_a_list_of_calls() -> None:
-    """What is given is a call or a value; a list that holds calls is resolved as an argument would be, or left alone."""
+    """What is given is a call or a value; a list that holds calls is resolved as an argument would
+    be, or left alone."""
 
     @workflow
     def both() -> Any:

@@ -16,11 +16,11 @@ from entangle.process import process
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a graph: how workers start, what else the caller is doing, and where bodies run.
+    """One way to run a graph: how workers start, what else the caller is doing, and where bodies
+    run.
 
-    `where` turns a task into one that runs somewhere else (by ssh, in a container); None leaves it on this machine.
-    A new place to run is one more line in WAYS.
-    """
+    `where` turns a task into one that runs somewhere else (by ssh, in a container); None leaves it
+    on this machine. A new place to run is one more line in WAYS."""
 
     name: str
     start: str = "auto"
@@ -48,7 +48,8 @@ class Way:
 
 
 def other_python(same: bool) -> Callable[[Any], Any]:
-    """What turns a task into one that runs in another Python of this machine, of this version or not."""
+    """What turns a task into one that runs in another Python of this machine, of this version or
+    not."""
 
     def there(task: Any) -> Any:
         from entangle.interpreter import interpreter
@@ -147,7 +148,8 @@ def second_thread() -> Iterator[threading.Thread]:
 
 
 def missing(what: str) -> None:
-    """Skip a test for want of something; in continuous integration, where everything must be there, fail instead."""
+    """Skip a test for want of something; in continuous integration, where everything must be there,
+    fail instead."""
     import pytest  # not up there: workers import this module too
 
     if os.environ.get("CI"):
@@ -156,7 +158,8 @@ def missing(what: str) -> None:
 
 
 def needed(name: str) -> Any:
-    """A package that `py-entangle[test]` brings: a test that cannot have it is no test that has passed."""
+    """A package that `py-entangle[test]` brings: a test that cannot have it is no test that has
+    passed."""
     try:
         return importlib.import_module(name)
     except ImportError:

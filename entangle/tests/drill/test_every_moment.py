@@ -1,4 +1,5 @@
-"""A worker is killed, or the caller interrupted, at every moment of the engine's own code in turn, until a whole run has none left."""
+"""A worker is killed, or the caller interrupted, at every moment of the engine's own code in turn,
+until a whole run has none left."""
 
 from __future__ import annotations
 
@@ -37,13 +38,14 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 
 @pytest.fixture(autouse=True)
 def _pool(tmp_path: Path) -> None:
-    """The pool of one cookie, which a process makes once and keeps, is there before anybody counts."""
+    """The pool of one cookie, which a process makes once and keeps, is there before anybody
+    counts."""
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
 
 def all_moments(name: str, log: Path, of: Callable[[int], Killing | Interrupting]) -> int:
-    """Run it with one moment after the other; gives how many came. Which worker does what differs from run to run, so the end is where
-    several in a row do not come."""
+    """Run it with one moment after the other; gives how many came. Which worker does what differs
+    from run to run, so the end is where several in a row do not come."""
     number, missed, came = 1, 0, 0
     while missed < 5:
         hit = meets(SHAPES[name], log, of(number))

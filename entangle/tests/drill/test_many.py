@@ -1,4 +1,5 @@
-"""Very many runs, very large graphs, very deep nesting: nothing may be left, and nothing may grow."""
+"""Very many runs, very large graphs, very deep nesting: nothing may be left, and nothing may
+grow."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ _RUNS: dict[str, Any] = {
 
 @pytest.mark.parametrize("how", list(_RUNS))
 def test_two_thousand_runs_hold_nothing(how: str) -> None:
-    """Maps, threads, descriptors and memory stay flat. Spawned interpreters take a tenth of a second each, so of those fewer."""
+    """Maps, threads, descriptors and memory stay flat. Spawned interpreters take a tenth of a
+    second each, so of those fewer."""
     run, number = _RUNS[how], 100 if how == "spawn" else 2_000
     for _ in range(50 if how != "spawn" else 10):
         run()
@@ -109,7 +111,8 @@ def test_a_hundred_thousand_levels(start: str) -> None:
 
 
 def test_two_hundred_nested_runs_three_deep(tmp_path: Path) -> None:
-    """However the runs nest, the bodies that compute at one moment are about as many as there are CPUs."""
+    """However the runs nest, the bodies that compute at one moment are about as many as there are
+    CPUs."""
     log = str(tmp_path / "log")
 
     @process

@@ -1,4 +1,5 @@
-"""Long streams under fire: what comes out is exact, whichever workers are killed meanwhile, and nothing grows."""
+"""Long streams under fire: what comes out is exact, whichever workers are killed meanwhile, and
+nothing grows."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def shoot(stream: Any, every: float, over: threading.Event, killed: list[int]) -
         supervisor = stream._pump.run.supervisor
         # Not `pid`: that reads the message that is meant for the supervisor.
         workers = list(supervisor.processes.values()) if supervisor is not None else []
-        # Only workers that have begun: a run whose workers are all killed before that fails, rightly.
+        # Only workers that have begun: a run whose workers are all killed before that fails,
+        # rightly.
         pids = [
             worker._pid for worker in workers if worker._pid > 0 and supervisor.table.slots[worker.slot * SLOT + STATE] in (BUSY, RESTING)
         ]

@@ -1,4 +1,5 @@
-"""Services that one test session shares: started when the first test wants them, ended with the process."""
+"""Services that one test session shares: started when the first test wants them, ended with the
+process."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def _remove(folder: Path, owner: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def shared_hosts() -> _hosts.Hosts:
-    """Three hosts with ssh servers; without the programs for it, the test is skipped, or in CI fails."""
+    """Three hosts with ssh servers; without the programs for it, the test is skipped, or in CI
+    fails."""
     lacking = _hosts.what_is_missing()
     if lacking:
         missing(lacking)
@@ -52,7 +54,8 @@ def _trouble_with_docker() -> str:
 
 
 def image() -> str:
-    """The name of the image for tests; without a docker daemon that has it, the test is skipped, or in CI fails."""
+    """The name of the image for tests; without a docker daemon that has it, the test is skipped, or
+    in CI fails."""
     trouble = _trouble_with_docker()
     if trouble:
         missing(trouble)
@@ -61,7 +64,8 @@ def image() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _trouble_with_packages() -> str:
-    """Why a container cannot install packages here, '' where it can: it asks the index, or the proxy, that pip is told of."""
+    """Why a container cannot install packages here, '' where it can: it asks the index, or the
+    proxy, that pip is told of."""
     from entangle._remote.transport.derived_images import settings_of_pip
 
     settings, _ = settings_of_pip()
@@ -79,8 +83,9 @@ def _trouble_with_packages() -> str:
 
 
 def packages() -> None:
-    """See that a container can install packages from an index. Where containers have no way out, the test is skipped, or in CI fails,
-    with that as the reason: what was to be tested is not broken."""
+    """See that a container can install packages from an index. Where containers have no way out,
+    the test is skipped, or in CI fails, with that as the reason: what was to be tested is not
+    broken."""
     image()
     trouble = _trouble_with_packages()
     if trouble:
@@ -88,14 +93,16 @@ def packages() -> None:
 
 
 def containers() -> list[str]:
-    """The containers of entangle that there are, running or not, but for those of tests that run beside these."""
+    """The containers of entangle that there are, running or not, but for those of tests that run
+    beside these."""
     command = ["docker", "ps", "--all", "--no-trunc", "--filter", "label=entangle", "--format", '{{.ID}} {{.Label "entangle.home"}}']
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     return [one for one, _, home in (line.partition(" ") for line in listed.splitlines()) if not _of_tests_beside(home)]
 
 
 def _of_tests_beside(home: str) -> bool:
-    """Whether a run directory is of other tests: that of their process, or one in a folder that pytest has made for theirs."""
+    """Whether a run directory is of other tests: that of their process, or one in a folder that
+    pytest has made for theirs."""
     if home.startswith(os.environ["ENTANGLE_RUN_DIR"]):
         return False
     worker = re.search(r"/popen-(\w+)/", home)

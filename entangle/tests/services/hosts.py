@@ -1,7 +1,8 @@
 """Three hosts with an ssh server each, on this machine.
 
-Where we may (as root, on Linux), each is a network namespace with a cable of its own to one switch, a host name and a
-`/dev/shm` of its own, and its cable can be cut. Elsewhere each is an address of the loopback interface with a port of its own.
+Where we may (as root, on Linux), each is a network namespace with a cable of its own to one switch,
+a host name and a `/dev/shm` of its own, and its cable can be cut. Elsewhere each is an address of
+the loopback interface with a port of its own.
 
 ::
 
@@ -31,7 +32,8 @@ from ..evidence import alive, wait_until
 
 NAMES = ("alpha", "bravo", "carol")
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
-#: The prefix of our namespaces: the number of the test process follows, so that those of dead ones can be told.
+#: The prefix of our namespaces: the number of the test process follows, so that those of dead ones
+#: can be told.
 _MARK = "entangle-tests-"
 _networks = itertools.count()
 
@@ -53,7 +55,8 @@ def can_have_namespaces() -> bool:
 
 
 def this_python() -> str:
-    """The interpreter below our virtual environment: this Python, and none of the packages that we have."""
+    """The interpreter below our virtual environment: this Python, and none of the packages that we
+    have."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
@@ -109,7 +112,8 @@ PrintMotd no
         )
         sshd = program("sshd")
         assert sshd is not None
-        # The server goes with us, however we end. It is started by its whole path, which it insists on.
+        # The server goes with us, however we end. It is started by its whole path, which it insists
+        # on.
         command = [*self._deadly(), sshd, "-D", "-e", "-f", str(configuration)]
         if self.namespace:
             # A memory of its own, and under /mnt a disk that is soon full.
@@ -152,7 +156,8 @@ PrintMotd no
         return (self.folder / f"{self.name}.log").read_text(errors="replace").count("Accepted publickey")
 
     def processes(self) -> list[int]:
-        """Everything that runs there because of somebody's login: what the server has started, without the server itself."""
+        """Everything that runs there because of somebody's login: what the server has started,
+        without the server itself."""
         if self._server is None:
             return []
         found, edge = [], [self._server.pid]
@@ -165,7 +170,8 @@ PrintMotd no
         return [pid for pid in found if alive(pid)]
 
     def kill_server(self, *, sessions: bool = False) -> None:
-        """Kill the server; with `sessions`, the part of it that carries each login too, as when the machine crashes."""
+        """Kill the server; with `sessions`, the part of it that carries each login too, as when the
+        machine crashes."""
         assert self._server is not None
         carriers = [pid for pid in self.processes() if b"sshd" in _command(pid)] if sessions else []
         for pid in [self._server.pid, *carriers]:
@@ -278,7 +284,8 @@ def write_known_hosts(hosts: Hosts) -> None:
 
 @contextmanager
 def three_hosts(folder: Path, settings: str = "") -> Iterator[Hosts]:
-    """Three hosts with running ssh servers for as long as the block lasts. `settings` are further lines of sshd_config."""
+    """Three hosts with running ssh servers for as long as the block lasts. `settings` are further
+    lines of sshd_config."""
     folder.chmod(0o700)
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where the server shuts itself in; the system's own start makes it
@@ -299,14 +306,16 @@ def three_hosts(folder: Path, settings: str = "") -> Iterator[Hosts]:
                 host.start()
             yield hosts
         finally:
-            # Not in a child that was forked from us and ends as Python does, taking its copy of this block down.
+            # Not in a child that was forked from us and ends as Python does, taking its copy of
+            # this block down.
             for host in made if os.getpid() == owner else ():
                 host.stop()
 
 
 @contextmanager
 def _network() -> Iterator[Any]:
-    """How to get the network of the k-th host: its namespace, the switch, its address and its port."""
+    """How to get the network of the k-th host: its namespace, the switch, its address and its
+    port."""
     if not can_have_namespaces():
         yield lambda number, name: ("", "", f"127.0.0.{number + 2}" if sys.platform == "linux" else "127.0.0.1", _free_port())
         return
@@ -353,7 +362,8 @@ def _free_port() -> int:
 
 
 def _free_subnet() -> str:
-    """A network of 198.18.0.0/15, which is set aside for tests of networks (RFC 2544), that nobody here uses yet."""
+    """A network of 198.18.0.0/15, which is set aside for tests of networks (RFC 2544), that nobody
+    here uses yet."""
     taken = _do("ip", "-o", "addr", "show")
     first = os.getpid() % 250
     for step in range(250):

@@ -1,4 +1,5 @@
-"""Every decorator, bare, with parentheses and with options: `call()` gives the function's own return type."""
+"""Every decorator, bare, with parentheses and with options: `call()` gives the function's own
+return type."""
 
 from __future__ import annotations
 
