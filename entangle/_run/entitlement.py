@@ -53,10 +53,14 @@ class Entitlement:
         #: ended.
         self.base = 0
         self.yielding = False
-        #: One place beyond the right, if nothing else would go on; since when nothing has ended
-        #: (ns), and how many nodes were done by then.
+        #: One place beyond the right, if nothing else would go on, and how many nodes were done
+        #: when it was taken.
         self.extra = 0
+        self.extra_done = -1
+        #: Since when nothing has ended (ns), how many nodes were done by then, and the CPU time
+        #: that the workers have used since (seconds).
         self.held_since, self.held_done = 0, -1
+        self.held_cpu = 0.0
 
     @property
     def right(self) -> int:
@@ -77,7 +81,7 @@ class Entitlement:
         """Take the caller's place, unless another run has it or others compute there now."""
         if not self.seat.take(self.holder, self.site.notify):
             return False
-        if self.around is None or claim(self.around, CPU if self._is_stalled() else 0):
+        if self.around is None or claim(self.around):
             return True
         self.seat.leave(self.holder)
         return False
@@ -96,6 +100,7 @@ class Entitlement:
             self._yield()
         elif not self.base and self._take_place():
             self.base = 1
+            self.held_since = 0
             self.admission.entitle(self.right)
             self.report(CPU)
         elif not self.take_cookies(1) and not self._squeeze_in():
@@ -104,32 +109,44 @@ class Entitlement:
 
     def _is_stalled(self) -> bool:
         """Whether nodes have waited for a CPU for long, and none has ended meanwhile."""
-        return bool(self.held_since) and time.monotonic_ns() - self.held_since > STALLED * 1e9
+        if not self.held_since or time.monotonic_ns() - self.held_since < STALLED * 1e9:
+            return False
+        # On a machine that others use, bodies take long though none waits for another. So the CPU
+        # time that they have used counts as well.
+        return self.table.header[COMMITTED] <= SLACK or self.held_cpu > STALLED / 2
 
     def _squeeze_in(self) -> bool:
         """Let one body more compute than there are CPUs, after nothing has ended for long. One run
         at a time may do so."""
+        if self.around is not None and not self.base:
+            return False  # the run around this one is held back as well, and takes one more
         if self.extra or not self._is_stalled() or not self.seat.squeeze(self.holder):
             return False
-        self.extra = 1
+        self.extra, self.extra_done = 1, self.table.done()
         self.admission.entitle(self.right)
         return True
 
-    def watch_for_stall(self, now: int) -> None:
-        """Note since when nodes have waited for a CPU with none that ends; `now` in ns."""
-        ready = self.table.waiting_for_worker() or self.table.header[READY_COUNT + THREAD]
+    def watch_for_stall(self, now: int, cpu: float) -> None:
+        """Note since when nodes have waited for a CPU with none that ends; `now` in ns. `cpu` is
+        what the workers have used since the last call (seconds)."""
+        header = self.table.header
+        self.held_cpu += cpu
+        # A run in one of our bodies that is held back counts: only the outermost run may take
+        # more than its right.
+        ready = self.table.waiting_for_worker() or header[READY_COUNT + THREAD] or header[HELD_BACK]
+        if self.extra and self.table.done() != self.extra_done and header[COMMITTED] <= (self.right - 1) * CPU + SLACK:
+            # Something has ended, and the running bodies fit without the extra place.
+            self.extra = 0
+            self.seat.ease(self.holder)
+            self.admission.entitle(self.right)
+            self.make_room()
         if not self.extra and not (self.admission.was_crowded and ready):
             self.held_since = 0
             return
         done = self.table.done()
         if not self.held_since or done != self.held_done:
-            self.held_since, self.held_done = now, done
-            if self.extra:
-                self.extra = 0
-                self.seat.ease(self.holder)
-                self.admission.entitle(self.right)
-                self.make_room()
-        elif not self.table.header[HELD_BACK]:
+            self.held_since, self.held_done, self.held_cpu = now, done, 0.0
+        elif not header[HELD_BACK]:
             self._squeeze_in()
 
     def share_place(self, waiting: bool) -> None:
@@ -161,7 +178,7 @@ class Entitlement:
             return
         # We wait. Counted as computing, runs that all wait here would block each other.
         self.report(0)
-        pause, self.held_since = _FIRST_TRY, time.monotonic_ns()
+        pause = _FIRST_TRY
         while not (around.stopped or around.site.table.header[STOP] or cancelled()) and not self._take_place():
             time.sleep(pause)
             pause = min(_LAST_TRY, pause * 1.5)

@@ -394,6 +394,7 @@ class Supervisor:
         with Deferred():  # these open files, too
             used = self._cpu_use(now)
             used += self.admission.look(now, self.processes.values(), threads)
+        cpu = used * elapsed / 1e9
         if self.admission.crowded and self.entitlement.base and count + len(threads) <= self.entitlement.right:
             self.admission.thin_out()
         enough = staffing.enough(self.entitlement.right)
@@ -413,7 +414,7 @@ class Supervisor:
             # A look costs CPU, and there may be a supervisor for each of many nested runs.
             self.pause = min(LONGEST_PAUSE, self.pause * 2)
         self.entitlement.share_place(waiting)
-        self.entitlement.watch_for_stall(now)
+        self.entitlement.watch_for_stall(now, cpu)
         if not self.entitlement.base:
             used -= self.entitlement.cookies  # what runs with our own cookies takes nobody's place
         self.entitlement.report(int(max(0.0, min(1.0, used)) * CPU) if waiting or not self.entitlement.base else CPU)

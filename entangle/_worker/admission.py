@@ -260,11 +260,10 @@ class Caller(Protocol):
     lending_guard: threading.Lock
 
 
-def claim(caller: Caller, more_than_right: int = 0) -> bool:
+def claim(caller: Caller) -> bool:
     """For a nested run: take the place of the worker that waits for it.
 
-    False if others compute there meanwhile, and use `more_than_right` more than the right
-    (thousandths of a CPU).
+    False if others compute there meanwhile, and use all that is right.
     """
     table: Table = caller.site.table
     header, slots = table.header, table.slots
@@ -274,7 +273,7 @@ def claim(caller: Caller, more_than_right: int = 0) -> bool:
         with table.locked(caller.slot):
             # What the outer run is seen to use counts already, but gives it no right to go on.
             more = max(0, CPU - slots[caller.base + SHARE])
-            if header[COMMITTED] + more > header[RIGHT] + SLACK + more_than_right:
+            if header[COMMITTED] + more > header[RIGHT] + SLACK:
                 header[HELD_BACK] = 1  # the outer run will look for room again
                 return False
             slots[caller.base + SHARE] = CPU

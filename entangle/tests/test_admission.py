@@ -190,10 +190,16 @@ def write_nested(path: str, number: int) -> bool:
     return write(path)()
 
 
+@process
+def spin_nested(path: str) -> bool:
+    return spin(path)()
+
+
+@pytest.mark.parametrize("spins", [spin, spin_nested], ids=["bodies", "nested runs"])
 @pytest.mark.parametrize("answer", [write, write_nested], ids=["a body", "a nested run"])
-def test_those_that_compute_until_another_body_has_run_do_not_keep_it_out(tmp_path: Path, answer: Any) -> None:
+def test_those_that_compute_until_another_body_has_run_do_not_keep_it_out(tmp_path: Path, answer: Any, spins: Any) -> None:
     path = str(tmp_path / "file")
-    assert all(gather(answer(path, download(1)), *[spin(path) for _ in range(CPUS)])())
+    assert all(gather(answer(path, download(1)), *[spins(path) for _ in range(CPUS)])())
 
 
 def test_a_run_that_computes_until_another_run_is_over_does_not_keep_it_out(tmp_path: Path) -> None:
