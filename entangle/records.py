@@ -78,8 +78,8 @@ def runs(
     since: float | datetime | None = None,
     nested: bool = False,
 ) -> list[Run]:
-    """The runs that are remembered, the latest first, at most `limit` (None: all). Runs that go on
-    are among them.
+    """The runs that are remembered, the latest first, at most `limit` (None: all). Runs that are
+    still running are among them.
 
     `name` is the name of the task whose value a run gives. `state` is done, failed, cancelled,
     killed or running. `tags` are tags that a run must have. `since` is a time (seconds since 1970,
@@ -142,7 +142,7 @@ def made(value_hash: str) -> list[Node]:
 @edge
 def forget(run_id: str) -> None:
     """Remove a run, and the runs called in it, from the records. Raises RecordsError where there is
-    no such run, or it goes on.
+    no such run, or it is still running.
 
     records.forget(records.run("last").id)
     """

@@ -2,7 +2,7 @@
 
 ::
 
-    a run begins    recorder.py     writes a log segment: what runs. Locked while the run lasts
+    a run begins    recorder.py     writes a log segment: what runs. Locked until the run ends
     a run ends      recorder.py     adds what became of it, read from the table, in one write
     a user looks    ingest.py       segments become rows of records.sqlite, one transaction each
                     queries.py      all SQL that reads those rows

@@ -44,8 +44,8 @@ _UNFIT = (
 
 
 def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
-    """Ingest every segment whose run is over; gives the segments of runs that last. With `seconds`,
-    stop after so many, and wait no longer than that for a lock."""
+    """Ingest every segment whose run is over; gives the segments of live runs. With `seconds`, stop
+    after so many, and wait no longer than that for a lock."""
     folder = segments_of(directory)
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
@@ -60,9 +60,9 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
         return []
     for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
         del left_out[path]  # the user has removed it
-    lasting: list[LogSegment] = []
+    live: list[LogSegment] = []
     if not names:
-        return lasting
+        return live
     until = time.monotonic() + seconds if seconds is not None else None
     with opened(directory, patience=patience() if seconds is None else seconds) as connection:
         closed = False
@@ -73,8 +73,8 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
             segment = _read(path)
             if segment is None:
                 continue
-            if segment.lasts:
-                lasting.append(segment)
+            if segment.live:
+                live.append(segment)
                 continue
             if closed:
                 continue
@@ -83,8 +83,8 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
             except NotASegment as error:
                 leave_out(path, _no_record(path, error))
             except sqlite3.OperationalError as error:
-                # The file cannot be written now. What is in it can be read, and so can the runs
-                # that last.
+                # The file cannot be written now. What is in it can be read, and so can the segments
+                # of live runs.
                 closed = True
                 file = os.path.join(directory, NAME)
                 leave_out(file, f"runs that have ended lately are left out: {file} cannot be written: {error}; {how_to_go_on(error)}")
@@ -93,7 +93,7 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
                 _remove(path)
     if not closed:
         retain_now_and_then(directory)
-    return lasting
+    return live
 
 
 def _read(path: str) -> LogSegment | None:
@@ -154,7 +154,7 @@ def take_segments(directory: str, run_ids: list[str]) -> list[bytes]:
     for run_id in run_ids:
         path = os.path.join(segments_of(directory), run_id + SUFFIX)
         try:
-            if read(path).lasts:
+            if read(path).live:
                 continue
             with open(path, "rb") as file:
                 taken.append(file.read())

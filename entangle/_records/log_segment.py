@@ -7,11 +7,10 @@
     tail     a line of JSON        what became of it: error, values, attempts; lengths
              columns               ready_at, records, states, attempts of the table
 
-The head is written when the run begins, and the file is locked (`flock`) for as long as the run
-lasts. The tail is written when it ends. A segment without a whole tail belongs to a run that lasts
-or, where no process holds the lock, to one whose process was killed. So no process that forks has a
-connection to a database open, no run waits for a lock, and a segment travels from another machine
-as it is.
+The head is written when the run begins, and the file is locked (`flock`) until it ends; then the
+tail is written. A segment without a whole tail belongs to a live run or, where no process holds the
+lock, to one whose process was killed. So no process that forks has a connection to a database open,
+no run waits for a lock, and a segment travels from another machine as it is.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Unfinished(ValueError):
 
 @dataclass
 class LogSegment:
-    """A segment, read. `tail` is None where the run was cut off, or `lasts`."""
+    """A segment, read. `tail` is None where the run is `live`, or was cut off."""
 
     head: dict[str, Any]
     body_of: array[int]
@@ -62,7 +61,7 @@ class LogSegment:
     records: bytes = b""
     states: bytes = b""
     attempts: bytes = b""
-    lasts: bool = False
+    live: bool = False
 
     @property
     def id(self) -> str:
@@ -167,7 +166,7 @@ def parse(body: bytes) -> LogSegment:
 
 
 def read(path: str) -> LogSegment:
-    """Read the segment at `path`, and see whether its run lasts. Raises OSError, NotASegment,
+    """Read the segment at `path`, and see whether its run is live. Raises OSError, NotASegment,
     Newer, and Unfinished."""
     # O_NONBLOCK: opening a FIFO would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -179,7 +178,7 @@ def read(path: str) -> LogSegment:
         if found.st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2:
             raise NotASegment(f"it has {found.st_size:,} bytes, more than half of the memory of this machine")
         # Ask before reading: a run that ends in between has then written everything.
-        lasts = _is_locked(fd)
+        locked = _is_locked(fd)
         start = file.read(1)
         if start not in (b"{", b""):
             raise NotASegment("it does not begin as one")
@@ -190,10 +189,10 @@ def read(path: str) -> LogSegment:
     try:
         segment = parse(body)
     except NotASegment:
-        if lasts or not body:
+        if locked or not body:
             raise Unfinished("nothing stands in it as yet") from None
         raise
-    segment.lasts = segment.tail is None and lasts and _is_there(segment.head)
+    segment.live = segment.tail is None and locked and _is_there(segment.head)
     return segment
 
 

@@ -1,4 +1,4 @@
-"""Reading: runs and nodes from the file, and from the log segments of runs that go on."""
+"""Reading: runs and nodes from the file, and from the log segments of live runs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def find_runs(
     since: float | None = None,
     nested: bool = False,
 ) -> list[RunRow]:
-    """Runs that fit, the latest first. Those that go on are among them."""
-    lasting = ingest(directory)
+    """Runs that fit, the latest first. Live ones are among them."""
+    segments = ingest(directory)
     if name is not None and not _is_text(name):
         return []
-    going = _going_runs(directory, lasting)
+    live = _live_runs(directory, segments)
     if not is_there(directory):
-        return [run for run in going if _fits(run, name, state, tags, since, nested)]
+        return [run for run in live if _fits(run, name, state, tags, since, nested)]
     found: list[RunRow] = []
     with opened(directory) as connection:
         rows = queries.runs(connection, name, state, int(since * 1e9) if since is not None else None, nested)
@@ -42,7 +42,7 @@ def find_runs(
                 found.append(run)
                 if limit is not None and len(found) >= limit:
                     break
-    found += [run for run in going if _fits(run, name, state, tags, since, nested)]
+    found += [run for run in live if _fits(run, name, state, tags, since, nested)]
     found.sort(key=lambda run: run.started, reverse=True)
     return found[:limit]
 
@@ -67,12 +67,12 @@ def find_run(directory: str, wanted: str) -> RunRow:
         return latest[0]
     if not _is_text(wanted):
         raise RecordsError(f"no run {wanted!r} is remembered in {directory}")
-    going = [segment for segment in ingest(directory) if segment.id.startswith(wanted)]
-    if not is_there(directory) and not going:
+    live = [segment for segment in ingest(directory) if segment.id.startswith(wanted)]
+    if not is_there(directory) and not live:
         raise RecordsError(f"no run is remembered in {directory}")
     with opened(directory) as connection:
         rows = queries.runs_beginning(connection, wanted, 3)
-    found = [run for row in rows if (run := readable_run(directory, row)) is not None] + _going_runs(directory, going)
+    found = [run for row in rows if (run := readable_run(directory, row)) is not None] + _live_runs(directory, live)
     exact = [run for run in found if run.id == wanted]
     if wanted and (exact or len(found) == 1):
         return (exact or found)[0]
@@ -113,16 +113,16 @@ def to_be_forgotten(directory: str, wanted: str) -> str:
                 raise
         return wanted  # its row is damaged: it shows no run, and can be removed all the same
     if run.state == "running":
-        raise RecordsError(f"run {run.id} goes on; it can be forgotten when it is over")
+        raise RecordsError(f"run {run.id} is still running; it can be forgotten when it has ended")
     return run.id
 
 
 def children_of(run: RunRow) -> list[RunRow]:
     """The runs that were called in a run, the oldest first."""
-    going = [child for child in _going_runs(run._directory, ingest(run._directory)) if child.parent_id == run.id]
+    live = [child for child in _live_runs(run._directory, ingest(run._directory)) if child.parent_id == run.id]
     with opened(run._directory) as connection:
         rows = queries.children(connection, run.id)
-    return [child for row in rows if (child := readable_run(run._directory, row)) is not None] + going
+    return [child for row in rows if (child := readable_run(run._directory, row)) is not None] + live
 
 
 def _row_name(directory: str, row: sqlite3.Row) -> str:
@@ -205,19 +205,19 @@ def _as_far_as_they_go(directory: str, rows: Iterable[sqlite3.Row]) -> Iterator[
         leave_out(path, f"{path} cannot be read to its end, and the rest is left out: {broken}; {how_to_go_on(broken)}")
 
 
-def _going_runs(directory: str, segments: list[LogSegment]) -> list[RunRow]:
-    """The runs of segments of runs that last. A damaged segment hides no other."""
+def _live_runs(directory: str, segments: list[LogSegment]) -> list[RunRow]:
+    """The live runs, from their segments. A damaged segment hides no other."""
     found = []
     for segment in segments:
         try:
-            found.append(_going(directory, segment))
+            found.append(_live_run(directory, segment))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            name = f"the record of run {segment.id:.40}, which lasts,"
+            name = f"the record of run {segment.id:.40}, which is still running,"
             leave_out(name, f"{name} is damaged, and is left out ({type(error).__name__}: {error})")
     return found
 
 
-def _going(directory: str, segment: LogSegment) -> RunRow:
+def _live_run(directory: str, segment: LogSegment) -> RunRow:
     head, place, git = segment.head, segment.head["place"], segment.head.get("git")
     parent, parent_node = head.get("parent") or (None, None)
     return RunRow(

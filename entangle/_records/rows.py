@@ -155,7 +155,7 @@ class RunRow:
     graph: str | None
     #: The directory of records that it was read from.
     _directory: str = field(repr=False)
-    #: Its key in the file; None where it lasts, and only its log segment says what it is.
+    #: Its key in the file; None for a live run, of which only its log segment is known.
     _key: int | None = field(repr=False)
     _tries: list[dict[str, Any]] = field(repr=False, default_factory=list)
     _segment: LogSegment | None = field(repr=False, default=None)
@@ -195,7 +195,7 @@ class NodeRow:
     @property
     def state(self) -> str:
         """done, failed, stopped (its run ended while it ran), waiting (it never began), or unknown
-        (its run was killed, or goes on)."""
+        (its run was killed, or is live)."""
         return str(self._row[0])
 
     @property

@@ -122,7 +122,7 @@ def collect() -> list[bytes]:
         for name in os.listdir(_guest.folder):
             path = os.path.join(_guest.folder, name)
             with contextlib.suppress(OSError, ValueError):  # another call has taken it
-                if not name.endswith(SUFFIX) or read(path).lasts:
+                if not name.endswith(SUFFIX) or read(path).live:
                     continue
                 with open(path, "rb") as file:
                     body = file.read()

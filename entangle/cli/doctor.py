@@ -101,7 +101,7 @@ def _auto() -> Finding:
     known = f"{', '.join(sorted(set(UNSAFE.values())))}{', ' + added if added else ''}"
     chosen = os.environ.get("ENTANGLE_START")
     if chosen not in (None, "", "auto"):
-        return Finding("start by auto", WORKS, f"not asked: ENTANGLE_START={chosen}")
+        return Finding("start by auto", WORKS, f"not used: ENTANGLE_START={chosen}")
     if why:
         return Finding("start by auto", WORKS, f"forkserver, since {why}", "a fork is quicker, and is taken where it is safe")
     return Finding(
@@ -146,7 +146,7 @@ def _run_directory() -> Finding:
     total, free = where.f_frsize * where.f_blocks, where.f_frsize * where.f_bavail
     detail = f"{parent}: {size(free)} of {size(total)} free"
     if not os.access(parent, os.W_OK | os.X_OK):
-        return Finding("shared memory", BROKEN, f"{parent} cannot be written to", "set ENTANGLE_RUN_DIR to a directory that can")
+        return Finding("shared memory", BROKEN, f"{parent} cannot be written to", "set ENTANGLE_RUN_DIR to a writable directory")
     if parent == "/dev/shm" and total < 256 << 20:
         return Finding("shared memory", OFF, detail + "; large values go through files", "in docker: run with --shm-size=1g")
     if not parent.startswith("/dev/shm"):
@@ -168,17 +168,19 @@ def _cookies() -> Finding:
         finally:
             queue.close()
     if taken is None or none is not None:
-        return Finding("cookies", BROKEN, "a named pipe does not keep what it is given")
+        return Finding("cookies", BROKEN, "a named pipe does not keep what is written to it")
     return Finding("cookies", WORKS, f"{len(available_cpus())}, offered to make as {jobserver_style()}")
 
 
 def _records() -> Finding:
-    if os.environ.get("ENTANGLE_RECORD") == "0":
-        return Finding("records", OFF, "ENTANGLE_RECORD=0", "unset it to have runs remembered")
+    from entangle._records.directory import recording
+
+    if not recording():
+        return Finding("records", OFF, f"ENTANGLE_RECORD={os.environ['ENTANGLE_RECORD']}", "unset it, and runs are remembered")
     from entangle.cli.runs import database
 
     path = database()
-    if path is None or not os.path.exists(path):
+    if not os.path.exists(path):
         return Finding("records", WORKS, f"none yet; they will lie in {path}")
     return Finding("records", WORKS, f"{path}, {size(os.path.getsize(path))}")
 
@@ -235,12 +237,16 @@ def _gremlin() -> Finding:
         return Finding("gremlin", OFF, "ENTANGLE_GRAPH is not set", "ENTANGLE_GRAPH=ws://localhost:8182/gremlin sends records there")
     parts = urlsplit(address)
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        return Finding("gremlin", BROKEN, "ENTANGLE_GRAPH is no address of a Gremlin server", "as ws://localhost:8182/gremlin")
+        return Finding(
+            "gremlin", BROKEN, "ENTANGLE_GRAPH is no address of a Gremlin server", "set it to one, as ws://localhost:8182/gremlin"
+        )
     try:
         port = parts.port or (443 if parts.scheme == "wss" else 8182)
         socket.create_connection((parts.hostname, port), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:
-        return Finding("gremlin", OFF, f"{parts.hostname} does not answer: {error}", "nothing is lost: entangle graph send, when it is up")
+        return Finding(
+            "gremlin", OFF, f"{parts.hostname} does not answer: {error}", "no record is lost: entangle graph send, when the server is up"
+        )
     return Finding("gremlin", WORKS, f"{parts.hostname}:{port} answers")
 
 

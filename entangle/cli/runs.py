@@ -1,4 +1,4 @@
-"""`entangle runs`: the runs that are remembered, and those that last."""
+"""`entangle runs`: the runs that are remembered, live ones among them."""
 
 from __future__ import annotations
 
@@ -109,8 +109,9 @@ def last_of_process(pid: int, since: float) -> str | None:
     return mine[0].id if mine else None
 
 
-def database() -> str | None:
-    """Where runs are remembered: the file."""
+def database() -> str:
+    """The path of the file in which runs are remembered."""
     from entangle import records
+    from entangle._records.database import NAME
 
-    return os.path.join(records.place(), "records.sqlite")
+    return os.path.join(records.place(), NAME)

@@ -124,8 +124,8 @@ def tree(run: Run) -> Tree:
 
 
 def _states_now(run: Run) -> dict[int, str]:
-    """The states of the nodes of a run that lasts, from its table. Empty for a run that is over, or
-    on another machine."""
+    """The states of the nodes of a live run, from its table. Empty for a run that is over, or on
+    another machine."""
     if run.state != "running":
         return {}
     from entangle._watch.live_runs import live_runs
@@ -188,8 +188,8 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
         value = node.value
         lines.append(f"  → {value.text}   {value.type}, {size(value.size)}" + (f", sha-256 {value.hash}" if value.hash else ""))
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["times"].items() if seconds)
-    goes_on = "the run goes on; times and values are told when it is over"
-    lines.append(f"  {times or (goes_on if node.run.state == 'running' else 'never ran')}")
+    not_yet = "the run is still running; times and values are known when it has ended"
+    lines.append(f"  {times or (not_yet if node.run.state == 'running' else 'never ran')}")
     if node.pid:
         lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
     if node.error is not None:

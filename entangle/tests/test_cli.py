@@ -657,7 +657,7 @@ def test_a_run_that_lasts_is_listed_and_shown_as_it_is_now(line: Line, lasting: 
         if state := states.get(node["name"]):
             one = line("show", "last", "--node", str(node["number"])).stdout
             assert re.match(rf"{node['name']}, node \d of run \w+: {state}$", one.splitlines()[0])
-            assert "the run goes on" in one
+            assert "the run is still running" in one
             assert "never ran" not in one
             assert line.json("show", "--node", str(node["number"]), "--json")["state"] == state
 

@@ -6,7 +6,7 @@
     server.py     uvicorn on loopback; the addresses to open
     guard.py      which requests are answered, and what a browser may do with the answers
     pages.py      paths and answers
-    live.py       runs that last, read from their tables
+    live.py       live runs, read from their tables
     recorded.py   runs that are remembered, read from the file of records
     page_graph.py a graph as the page draws it: in a large run, the nodes of a task as one
     lanes.py      a timeline as the page draws it: what is narrower than a pixel is joined

@@ -1,4 +1,4 @@
-"""Runs that last, as the page wants them. Their tables are mapped for as long as one look takes."""
+"""Live runs, as the page wants them. Their tables are mapped for as long as one look takes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done",
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[LiveRun]]:
-    """All runs that last."""
+    """All live runs."""
     found = live_runs()
     try:
         yield found
@@ -31,8 +31,7 @@ def watched() -> Iterator[list[LiveRun]]:
 
 @contextlib.contextmanager
 def family(run_id: str) -> Iterator[list[LiveRun]]:
-    """A run that lasts, and those nested in it. Raises Absent where it does not last, or is over by
-    now."""
+    """A live run, and those nested in it. Raises Absent where it is not live, or no longer."""
     with watched() as found:
         mine = {run_id}
         for run in found:  # a nested run comes after the run around it
@@ -45,7 +44,7 @@ def family(run_id: str) -> Iterator[list[LiveRun]]:
 
 
 def cards() -> list[dict[str, Any]]:
-    """The runs that last and are not nested in others."""
+    """The live runs that are not nested in others."""
     with watched() as found:
         return [_summary(run) for run in found if run.outer is None]
 
@@ -233,7 +232,7 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
 
 
 def node(root: str, run_id: str, number: int) -> dict[str, Any]:
-    """What is known of a node while its run lasts. Values and source come with its record."""
+    """What is known of a node of a live run. Values and source come with its record."""
     with family(run_id) as runs:
         run = runs[0]
         if not 0 <= number < run.table.nodes:

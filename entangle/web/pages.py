@@ -1,5 +1,5 @@
-"""Paths and answers. Each question is answered in a thread: from the table of a run that lasts,
-from the records of one that is over."""
+"""Paths and answers. Each question is answered in a thread: from the table of a live run, from the
+records of one that is over."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 
-#: Seconds between two looks at a run that lasts; a look that takes long is followed by a longer
-#: pause.
+#: Seconds between two looks at a live run; a look that takes long is followed by a longer pause.
 EVERY = 0.2
 #: Seconds after which something is sent on a stream where nothing has happened, so that a dead one
 #: is noticed.
@@ -118,11 +117,11 @@ def _number(request: Request, name: str, usual: float | None, least: float, most
     return value
 
 
-def _either(lasting: Callable[[], Any], over: Callable[[], Any]) -> Any:
-    """Ask for a run that lasts, else for one that is over; this order also finds a run that ends in
+def _either(running: Callable[[], Any], over: Callable[[], Any]) -> Any:
+    """Ask for a live run, else for one that is over; this order also finds a run that ends in
     between."""
     try:
-        return lasting()
+        return running()
     except Absent:
         return over()
 
@@ -241,8 +240,8 @@ def _event(name: str, data: Any) -> str:
 
 
 async def _all_runs(stopping: Callable[[], bool]) -> AsyncIterator[str]:
-    """The runs that last, whenever something about them has changed, and a word that changes with
-    the records."""
+    """The live runs, whenever something about them has changed, and a word that changes with the
+    records."""
     from starlette.concurrency import run_in_threadpool
 
     before, sent = None, 0.0

@@ -1,4 +1,4 @@
-// What is known of a run as a whole: its tasks, its place, its code, and forms in which it can be taken away.
+// A run as a whole: its tasks, its place, its code, and the files that can be downloaded.
 
 import { get } from "./api.js";
 import { duration, h, moment, number, replace, table } from "./dom.js";

@@ -14,12 +14,12 @@ export async function get(path) {
   }
   link.textContent = "";
   if (answer.status === 404) throw new Gone((await answer.json().catch(() => ({}))).error ?? "There is no such thing.");
-  if (answer.status === 401) throw new Error("This page has no right to look. Open the address that “entangle ui” has printed.");
+  if (answer.status === 401) throw new Error("This page has no token. Open the address that “entangle ui” has printed.");
   if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error ?? `The server answered ${answer.status}.`);
   return answer.json();
 }
 
-// Server-sent events: handlers by name. Gives a function that ends it.
+// Listen to server-sent events; handlers are found by name. Gives a function that ends it.
 export function listen(path, handlers) {
   const source = new EventSource(path);
   for (const [name, handle] of Object.entries(handlers)) source.addEventListener(name, (event) => handle(JSON.parse(event.data)));

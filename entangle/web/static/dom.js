@@ -1,4 +1,5 @@
-// Elements, and the words in which times, sizes and states are told. Text is set as text: no value of a run becomes markup.
+// Elements, and the words for times, sizes and states. Text is set as text, so that no value of a
+// run becomes markup.
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

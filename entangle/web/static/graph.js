@@ -1,5 +1,6 @@
-// The graph, drawn by Cytoscape. Small ones are laid out by dagre; one with many nodes arrives from the server with the nodes of a
-// task as one, and where somebody opens so many that dagre would take seconds, a layout by ranks does, in one pass.
+// The graph, drawn by Cytoscape. dagre lays out small graphs. A large one arrives from the server with
+// the nodes of a task as one. Where a user opens so many that dagre would take seconds, a layout by
+// ranks is used, in one pass.
 
 import { get } from "./api.js";
 import { css, duration, h, number, replace } from "./dom.js";
@@ -19,7 +20,7 @@ export function graphView(view, run) {
   let marked = null;
   let again = 0;
   let structure = "";
-  // Once somebody has moved the picture, it stays where it was put.
+  // Once the user has moved the picture, it stays there.
   let moved = false;
 
   replace(
@@ -164,7 +165,8 @@ export function graphView(view, run) {
     if (cy.zoom() > 1.4) cy.zoom(1.4), cy.center();
   }
 
-  // Rank: the longest way up from a leaf. Within a rank, in the order of the middle of what a node takes.
+  // Rank: the longest way up from a leaf. Within a rank, nodes are ordered by the mean place of their
+  // sources.
   function byRanks() {
     const nodes = cy.nodes();
     const rank = new Map();
@@ -225,7 +227,8 @@ export function graphView(view, run) {
         there.data({ states: node.states, state: stateOf(node), seconds: node.seconds, count: node.count });
       }
     });
-    // Pies read their sizes from a function of the data, which Cytoscape asks again when the style is looked at.
+    // Pies get their sizes from a function of the data. Cytoscape calls it again when the style is
+    // evaluated.
     cy.nodes("[?group]").updateStyle();
   }
 
@@ -277,7 +280,8 @@ export function graphView(view, run) {
     });
   }
 
-  // To the neighbour that lies in that direction: up to who takes the value, down to what was taken, sideways in the rank.
+  // The neighbour in that direction: up is a node that takes the value, down a source, sideways
+  // another node of the rank.
   function walk(key) {
     const node = at !== null ? cy.getElementById(at) : cy.collection();
     if (node.empty()) return focus(cy.nodes().sort((a, b) => a.position("y") - b.position("y"))[0]);

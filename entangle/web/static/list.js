@@ -1,4 +1,4 @@
-// All runs: those that last, as cards that move; those that are remembered, as a table.
+// All runs: live ones as cards that move, those that are remembered as a table.
 
 import { get, listen } from "./api.js";
 import { duration, h, meter, moment, number, replace, state, table } from "./dom.js";

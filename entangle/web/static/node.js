@@ -1,4 +1,4 @@
-// The panel of one node: what it is, what it took, what it gave, how long that lasted, and what made its value.
+// The panel of one node: its task, its arguments, its value, its times, and what made its value.
 
 import { get } from "./api.js";
 import { bytes, duration, h, number, replace, state } from "./dom.js";

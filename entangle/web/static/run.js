@@ -1,4 +1,4 @@
-// One run: its graph, its timeline, its nodes, and what is known of it; while it lasts, all of it moves.
+// One run: its graph, its timeline, its nodes, and the rest of its record. A live run is updated.
 
 import { Gone, get, listen } from "./api.js";
 import { duration, h, meter, moment, number, replace, state } from "./dom.js";
@@ -108,7 +108,7 @@ export function runPage(place, id, tab = "graph") {
       ended: async () => {
         stop?.();
         stop = null;
-        // It is written down in the moment in which it ends, so it may take a second look to find it.
+        // The record is written just when the run ends, so a second look may be needed to find it.
         for (let tries = 0; tries < 20 && !left; tries++) {
           try {
             const info = await get(`api/runs/${encodeURIComponent(id)}`);

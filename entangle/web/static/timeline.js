@@ -1,4 +1,5 @@
-// Who did what when: a lane for each worker or CPU, drawn on a canvas. The server joins what is narrower than a pixel.
+// Which worker ran what, and when: a lane for each worker or CPU, drawn on a canvas. The server joins
+// what is narrower than a pixel.
 
 import { get } from "./api.js";
 import { colour, css, duration, h, number, replace } from "./dom.js";
