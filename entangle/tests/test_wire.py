@@ -153,14 +153,15 @@ def test_bytes_are_those_of_the_protocol() -> None:
 
 
 def test_thousands_of_small_messages_in_pieces_that_end_anywhere() -> None:
-    """… also in the middle of a head each time."""
-    for length, piece in ((900, 1013), (1, 700)):
-        sent = [(PRINT, number, [os.urandom(72 + number % length)]) for number in range(5000)]
-        data = bytes(5) + b"".join(encoded(kind, number, [parts]) for kind, number, parts in sent)
+    """… also in the middle of a head each time, and where the decoder's memory ends."""
+    for size, more, piece in ((72, 900, 1013), (85, 1, 791)):
+        sent = [(PRINT, number, [os.urandom(size + number % more)]) for number in range(5000)]
+        before = 28 + size - 5
+        data = bytes(before) + b"".join(encoded(kind, number, [parts]) for kind, number, parts in sent)
         decoder, got = Decoder(), []
         for start in range(0, len(data), piece):
             assert len(decoder.room()) > 0
-            got += [plain(message) for message in decoder.feed(data[max(5, start) : start + piece])]
+            got += [plain(message) for message in decoder.feed(data[max(before, start) : start + piece])]
         assert got == sent
 
 
