@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from entangle.tests.house import HOUSE
+from entangle.tests.house import HOUSE, MODULES
 
 ROOT = HOUSE.parent
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
@@ -23,6 +23,18 @@ def test_files_that_are_named_exist() -> None:
         for name in re.findall(r"`([\w/.-]+\.py)`", page.read_text(encoding="utf-8")):
             if not any(f"/{path}".endswith(f"/{name}") for path in [*there, "setup.py"]):
                 missing.append(f"{page.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+def test_files_that_the_code_names_exist() -> None:
+    """A comment or a docstring that names a file is the first to be forgotten when that is renamed."""
+    users = {"queue.py", "work.py"}
+    there = [f"/{path.relative_to(ROOT)}" for path in (*HOUSE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"))]
+    missing = []
+    for module, path in MODULES.items():
+        for name in re.findall(r"(?<![\w./*])[\w/]+\.(?:py|md)\b", path.read_text(encoding="utf-8")):
+            if name not in users and not any(known.endswith(f"/{name}") for known in there):
+                missing.append(f"{module}: {name}")
     assert missing == []
 
 
