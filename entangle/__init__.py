@@ -16,7 +16,7 @@ The floors of the house from the ground up, and their rooms. Imports point down 
 
     errors                            every error, as one tree
     flow  cookies                     what can be run, and with what
-    _shared/                          what all processes of a run share: table, store, home, pickling
+    _shared/                          what all processes of a run share: table, store, pickling
     _worker/                          what happens in a worker: the loop, delivery, joining a run
     _watch/                           looking on from outside
     _run/                             what happens in the caller: start, supervise, deadlines, run
