@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from entangle._records import queries
 from entangle._records.database import NAME, how_to_go_on, is_there, opened, patience, transaction
 from entangle._records.directory import segments_of
 from entangle._records.log_segment import OURS, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
@@ -261,9 +262,9 @@ def _task_key(connection: sqlite3.Connection, body: dict[str, Any]) -> int:
     layers, terms = json.dumps(body.get("layers") or []), json.dumps(body.get("terms") or {}, sort_keys=True)
     attributes = json.dumps(body.get("attributes") or {}, sort_keys=True)
     identity = hashlib.sha256("\0".join((body["version"], body.get("file") or "", terms, attributes)).encode()).hexdigest()
-    found = connection.execute("SELECT key FROM tasks WHERE identity = ?", (identity,)).fetchone()
+    found = queries.task_key(connection, identity)
     if found is not None:
-        return int(found[0])
+        return found
     cursor = connection.execute(
         "INSERT INTO tasks (identity, version, name, module, qualified, file, line, source, layers, terms, attributes) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

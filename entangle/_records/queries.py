@@ -108,6 +108,12 @@ def task(connection: sqlite3.Connection, key: int) -> sqlite3.Row | None:
     return found
 
 
+def task_key(connection: sqlite3.Connection, identity: str) -> int | None:
+    """The key of the task with this identity."""
+    found = connection.execute("SELECT key FROM tasks WHERE identity = ?", (identity,)).fetchone()
+    return None if found is None else int(found[0])
+
+
 def tasks(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]]:
     """The tasks of a run: key, name, qualified, module, version, source, file, line, layers, terms,
     attributes."""

@@ -39,8 +39,8 @@ class RunRecord(RunGraph):
     """One run. `state` is done, failed, cancelled, killed (it ended abruptly) or running.
     `entangle.records.Run` is the same class.
 
-    Nodes, edges and children are read when they are first asked for. Of a run that is still running,
-    the graph is known, and nothing else of its nodes.
+    Nodes, edges and children are read when they are first asked for. Of a run that is still
+    running, the graph is known, and nothing else of its nodes.
     """
 
     @cached_property

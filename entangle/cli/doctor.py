@@ -15,7 +15,7 @@ from typing import Any
 from entangle.cli.exit_status import DONE, FAILED
 from entangle.cli.printing import console, print_json, size, text
 
-#: WORKS; OFF: not available, which matters only to those who use it; BROKEN: entangle itself fails.
+#: OFF: not available, which matters only to users of it. BROKEN: entangle itself does not work.
 WORKS, OFF, BROKEN = "works", "off", "broken"
 
 #: Seconds that a program or a server gets to answer.

@@ -1,14 +1,14 @@
 """Which requests are answered, and what a browser may do with the answers.
 
-The server listens on loopback. Any program of any user of the machine can reach it there, and so can
-any page that a browser has open. Hence:
+The server listens on loopback. Any program of any user of the machine can reach it there, and so
+can any page that a browser has open. Hence:
 
 - A request needs the token of this server, in a cookie that scripts cannot read and pages of other
-  sites cannot use. A browser gets the cookie for a code in the address. The code is good for one use
-  within some minutes and, where the kernel tells whose connection it is, for this user alone: when a
-  browser is started, the address is on its command line, which all users can read. The answer
-  redirects to the address without the code. Programs may have the token itself in the address, or in
-  a header.
+  sites cannot use. A browser gets the cookie for a code in the address. The code is good for one
+  use within some minutes and, where the kernel tells whose connection it is, for this user alone:
+  when a browser is started, the address is on its command line, which all users can read. The
+  answer redirects to the address without the code. Programs may have the token itself in the
+  address, or in a header.
 - The Host header must name loopback. Otherwise another site could let its name point here, and a
   browser would take this server for that site (DNS rebinding).
 - Pages may load nothing from elsewhere, run no script but ours, and be framed by no other page.
