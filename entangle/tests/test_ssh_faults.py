@@ -275,6 +275,7 @@ def test_a_result_of_a_gigabyte(hosts: Hosts, carrier: str) -> None:
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(1800)
 def test_cables_cut_at_any_moment(hosts: Hosts, soon: None) -> None:
     """A call either has its value or one error, whenever the cable is pulled; and some of the pulls
     hit a call."""
