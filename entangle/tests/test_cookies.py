@@ -388,3 +388,46 @@ def test_make_is_told_of_the_queue_and_keeps_what_the_user_has_told_it(queue: Co
     finally:
         forget_jobserver(queue.path)
         jobserver_style.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("said", "style"),
+    [
+        ("GNU Make 4.4", "fifo"),
+        ("GNU Make 4.4.1", "fifo"),
+        ("GNU Make 5.0", "fifo"),
+        ("GNU Make 4.3", "pipe"),
+        ("GNU Make 3.81", "pipe"),
+        ("a make of another kind", "pipe"),
+        ("", "pipe"),
+    ],
+)
+def test_a_make_is_offered_what_its_version_takes(said: str, style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENTANGLE_JOBSERVER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    jobserver_style.cache_clear()
+    try:
+        assert jobserver_style() == "fifo"  # there is none, so none is hurt
+        make = tmp_path / "make"
+        make.write_text(f"#!/bin/sh\necho '{said}'\necho and more\necho an error >&2\n")
+        make.chmod(0o755)
+        jobserver_style.cache_clear()
+        assert jobserver_style() == style
+    finally:
+        jobserver_style.cache_clear()
+
+
+def test_a_queue_is_three_files_and_what_cannot_be_opened_leaves_nothing_open(queue: CookieQueue, tmp_path: Path) -> None:
+    assert sorted(os.listdir(tmp_path)) == ["cookies-003", "cookies-03", "cookies-3"]
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600] * 3
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileExistsError):
+        CookieQueue.create(queue.path, (1, 2, 3))
+    for missing in ("cookies-003", "cookies-03", "cookies-3"):
+        os.rename(tmp_path / missing, tmp_path / "away")
+        with pytest.raises(FileNotFoundError):
+            CookieQueue(queue.path)
+        os.rename(tmp_path / "away", tmp_path / missing)
+    forget_jobserver("a queue that nobody was offered")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert (queue.count(), queue.held()) == (3, 0)

@@ -12,11 +12,12 @@ import pytest
 
 from entangle import records
 from entangle.errors import ProcessTerminatedException, ThreadTerminatedException
-from entangle.process import process
+from entangle.process import ProcessRetryException, process
 from entangle.thread import thread
 from entangle.workflow import workflow
 
 from . import bodies
+from .callers import output_of
 from .evidence import note, notes, text_of
 
 
@@ -173,3 +174,27 @@ def test_a_record_has_the_hash_and_size_of_what_went_between_processes(size: int
     assert node.state == "done"
     assert node.pid not in (None, os.getpid())
     assert [each.name for each in records.made(records.hash_of(make(size)))] == ["make"]
+
+
+def test_the_attempt_that_failed_for_good_is_told() -> None:
+    def fail() -> None:
+        raise ValueError("again")
+
+    with pytest.raises(ProcessRetryException) as caught:
+        process(retry=2)(fail)()()
+    assert "attempt 3" in text_of(caught.value)
+
+
+def test_half_a_line_that_a_body_prints_comes_before_the_caller_goes_on(tmp_path: Path) -> None:
+    source = """
+        import os
+        from entangle.process import process
+
+        @process
+        def half():
+            print("half", end="")
+
+        half()()
+        os.write(1, b" and the rest\\n")
+    """
+    assert output_of(tmp_path, source, ENTANGLE_START="fork") == "half and the rest\n"
