@@ -317,6 +317,8 @@ class Supervisor:
             slots[base + field] = 0
         slots[base + NODE] = slots[base + NEXT_NODE] = slots[base + NESTED] = NOBODY
         slots[base + LANE] = lane
+        # A thread that has retired may have left GONE there.
+        slots[base + STATE] = STARTING
 
     def _run_here(self) -> bool:
         """Run a body in this thread: nothing else is left to do. Return whether there may be

@@ -16,6 +16,7 @@ from entangle.task import task
 from entangle.thread import thread
 
 from . import bodies
+from .callers import output_of
 from .evidence import notes, wait_until
 
 gather = thread(bodies.gather)
@@ -263,3 +264,34 @@ def test_a_thread_that_has_retired_makes_room_for_another() -> None:
 
     for _ in range(5):
         assert last(slow(quick(), quick()), slow(slow(quick())), quick())() == 5
+
+
+def test_threads_that_begin_slowly_where_others_have_retired(tmp_path: Path) -> None:
+    """A thread that has not begun yet is not taken for the retired one whose place it has."""
+    source = """
+        import sys, threading, time
+        from entangle.process import process
+        from entangle.thread import thread
+
+        def slowly(*_):
+            sys.settrace(None)
+            time.sleep(0.05)
+
+        @thread
+        def wait(number, *after):
+            time.sleep(0.2)
+            return number
+
+        @process
+        def pause(*after):
+            time.sleep(0.4)
+
+        @process
+        def total(*numbers):
+            return sum(numbers)
+
+        threading.settrace(slowly)
+        middle = pause(*[wait(n) for n in range(8)])
+        print(total(*[wait(n, middle) for n in range(8)])())
+    """
+    assert output_of(tmp_path, source) == "28\n"
