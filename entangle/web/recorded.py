@@ -296,8 +296,7 @@ def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
     # Edges have an index for one direction only: read those of the run once.
     with records_file(fresh=False) as connection:
         key = find(connection, run_id)["key"]
-        edges = queries.edges(connection, key)
-        seen = reached(number, ((node, source) for source, node in edges) if back else edges)
+        seen = reached(number, queries.edges(connection, key, backwards=back))
         shown = sorted(seen, reverse=back)[:LISTED]
         told = {node: (name, text) for node, name, text in queries.nodes_numbered(connection, key, shown)}
         taken_part = queries.task_names_of(connection, key, [number, *seen])
