@@ -104,7 +104,7 @@ def test_what_has_no_short_text_is_told_by_its_type_and_where_it_comes_from() ->
     def load() -> Any:
         return enum.Enum("Colour", "RED").RED.__class__  # type: ignore[attr-defined]
 
-    error = failed(process(boom)(777, process(load)(), object(), self=threading.Event()))
+    error = failed(lambda: process(boom)(777, process(load)(), object(), self=threading.Event())(start="fork"))
     assert "<EnumType Colour> from load" in notes_of(error) or "<EnumMeta Colour> from load" in notes_of(error)
     assert "<object>" in notes_of(error)
     assert "self=<Event>" in notes_of(error)
