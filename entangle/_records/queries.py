@@ -253,10 +253,11 @@ def inputs_of(connection: sqlite3.Connection, run_key: int, node: int, limit: in
     ).fetchall()
 
 
-def edges(connection: sqlite3.Connection, run_key: int, backwards: bool = False) -> list[tuple[int, int]]:
-    """Which node takes whose value: source, node; node, source if `backwards`."""
+def edges(connection: sqlite3.Connection, run_key: int, backwards: bool = False) -> Iterable[tuple[int, int]]:
+    """Which node takes whose value: source, node; node, source if `backwards`. Rows are fetched while
+    the caller iterates."""
     columns = "node, source" if backwards else "source, node"
-    return connection.execute(f"SELECT {columns} FROM inputs WHERE run = ? AND source IS NOT NULL", (run_key,)).fetchall()
+    return connection.execute(f"SELECT {columns} FROM inputs WHERE run = ? AND source IS NOT NULL", (run_key,))
 
 
 def edges_by_place(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int, int]]:

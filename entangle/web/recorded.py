@@ -157,7 +157,7 @@ def _part(connection: sqlite3.Connection, row: sqlite3.Row, labelled: bool) -> G
         names,
         [place[node[0]] for node in nodes],
         [_STATES.get(node[1], node[1]) for node in nodes],
-        queries.edges(connection, key),
+        list(queries.edges(connection, key)),
         [(node[3] - node[2]) / 1e9 if node[3] is not None and node[2] is not None else None for node in nodes],
         [node[4] for node in nodes] if labelled else (),
         (row["parent"], row["parent_node"]) if row["parent"] else None,
