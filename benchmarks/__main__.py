@@ -17,7 +17,8 @@ def numbered(key: str) -> tuple[str, int]:
 
 
 def main() -> int:
-    """Run what the command line asks for; 0, or 1 if a contestant of ours failed or gave a wrong answer."""
+    """Run what the command line asks for; 0, or 1 if a contestant of ours
+    failed or gave a wrong answer."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("keys", nargs="*", metavar="ROW", help="rows to run, such as P1 P3 (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each contestant, half in either order (5)")
@@ -30,7 +31,8 @@ def main() -> int:
     options = parser.parse_args()
 
     if options.cpus:
-        # Before the rows are imported: they tell their targets from the CPUs there are. Children inherit it.
+        # Before the rows are imported: they tell their targets from the CPUs
+        # there are. Children inherit it.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cpus])
     from benchmarks import rows as _registered  # noqa: F401
     from benchmarks.row import ROWS

@@ -1,7 +1,9 @@
-"""Both orders: ours first and then the peers, then the peers first. Every visit is a process of its own.
+"""Both orders: ours first and then the peers, then the peers first. Every
+visit is a process of its own.
 
-What a visit leaves running is ended before the next begins: this process adopts orphans (``PR_SET_CHILD_SUBREAPER``), so
-that no daemon of a peer can hide from it or disturb the next contestant.
+What a visit leaves running is ended before the next begins: this process adopts
+orphans (``PR_SET_CHILD_SUBREAPER``), so that no daemon of a peer can hide from it or
+disturb the next contestant.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def end_leftovers() -> int:
 
 
 def settled() -> int:
-    """Give a visit's helpers a moment to end by themselves, end what still runs, and tell how many that were."""
+    """Give a visit's helpers a moment to end by themselves, end what still runs,
+    and tell how many that were."""
     deadline = time.monotonic() + 1.0
     while children(os.getpid()) and time.monotonic() < deadline:
         try:
@@ -89,7 +92,8 @@ def settled() -> int:
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Give the CPU seconds that the CPUs of this process have worked so far, and those of them that descendants used."""
+    """Give the CPU seconds that the CPUs of this process have worked so far, and those of
+    them that descendants used."""
     mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     worked = 0.0
     with open("/proc/stat", encoding="utf-8") as file:
@@ -103,15 +107,18 @@ def cpu_seconds() -> tuple[float, float]:
 
 
 def visit(name: str, keys: Sequence[str], rounds: range, say: Callable[[str], None]) -> dict[str, Any]:
-    """Let one contestant run some rows in a fresh process; give for each row a list of rounds, or the error as a str."""
+    """Let one contestant run some rows in a fresh process; give for each row a list of
+    rounds, or the error as a str."""
     reader, writer = os.pipe()
     modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    # Parsl finds its own programs on PATH, where this environment is only when somebody has activated it.
+    # Parsl finds its own programs on PATH, where this environment is only when
+    # somebody has activated it.
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-m", "benchmarks.arena", str(writer), str(rounds.start), str(rounds.stop), name, *keys]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
-        # What a contestant leaves lying goes with it. A short name: sockets below it have little room for theirs.
+        # What a contestant leaves lying goes with it. A short name: sockets below it
+        # have little room for theirs.
         tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as room,
     ):
         process = subprocess.Popen(
@@ -178,8 +185,9 @@ def hold(
 ) -> Tallies:
     """Run the rows in both orders.
 
-    Takes how many rounds each contestant runs of each row, half of them in either order, a function that is given lines
-    to show, names of contestants to leave out, and how often a disturbed visit is held again. Gives everything measured.
+    Takes how many rounds each contestant runs of each row, half of them in either order, a function
+    that is given lines to show, names of contestants to leave out, and how often a disturbed visit
+    is held again. Gives everything measured.
     """
     adopt_orphans()
     tallies: Tallies = {row.key: {} for row in rows}

@@ -1,8 +1,9 @@
 """Who takes part: entangle in its ways to start workers, its peers, and references.
 
-A contestant turns a function into something that can be called to build a graph (``task``) and gets the value of what
-was built (``value``); each in the peer's own terms, as its documentation tells users to. Peers are imported when they
-start, so that only the process that needs one pays for it, and one that is not installed leaves the others alone.
+A contestant turns a function into something that can be called to build a graph (``task``) and gets
+the value of what was built (``value``); each in the peer's own terms, as its documentation tells
+users to. Peers are imported when they start, so that only the process that needs one pays for it,
+and one that is not installed leaves the others alone.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ class Contestant:
     distribution: ClassVar[str | None] = None
     """What to look up the version of; ``None`` for what comes with Python or with this project."""
     waits_for_children: ClassVar[bool] = True
-    """Whether the CPU time of all its processes can be told afterwards: the kernel drops that of one nobody waits for."""
+    """Whether the CPU time of its processes can be told: the kernel drops it if none waits."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
     def start(self) -> None:
-        """Start what stays up between runs, and wait until it is ready. Not counted in any figure."""
+        """Start what stays up between runs, and wait until it is ready.
+        Not counted in any figure."""
 
     def stop(self) -> None:
         """End everything that was started."""
@@ -115,7 +117,8 @@ class OneProcess(Contestant):
 
 
 class BareFork(Contestant):
-    """A bare ``os.fork`` for each CPU, the leaves dealt out beforehand: what the machine gives at best just then.
+    """A bare ``os.fork`` for each CPU, the leaves dealt out beforehand: what the
+    machine gives at best just then.
 
     It knows one shape: leaves whose sum is wanted.
     """
@@ -195,7 +198,8 @@ def in_waves(root: Node) -> list[list[Node]]:
 
 
 class Futures(Contestant):
-    """``concurrent.futures.ProcessPoolExecutor``: a task is submitted when the last of its arguments is there."""
+    """``concurrent.futures.ProcessPoolExecutor``: a task is submitted when the last
+    of its arguments is there."""
 
     name = "concurrent.futures"
     short = "futures"
@@ -240,7 +244,8 @@ class Futures(Contestant):
 
 
 class Joblib(Contestant):
-    """joblib with its default processes (loky), one ``Parallel`` call for each wave of the graph."""
+    """joblib with its default processes (loky), one ``Parallel`` call
+    for each wave of the graph."""
 
     name = "joblib"
     short = "joblib"
@@ -304,7 +309,8 @@ class Mpire(Contestant):
 
 
 class Ray(Contestant):
-    """Ray on loopback with as many CPUs as there are, its workers warm; no dashboard, no usage statistics."""
+    """Ray on loopback with as many CPUs as there are, its workers warm; no
+    dashboard, no usage statistics."""
 
     name = "Ray"
     short = "Ray"
@@ -369,7 +375,8 @@ class DaskProcesses(Contestant):
 
 
 class DaskDistributed(Contestant):
-    """``dask.delayed`` on a local cluster of Dask distributed, one worker process for each CPU; no dashboard."""
+    """``dask.delayed`` on a local cluster of Dask distributed, one worker process
+    for each CPU; no dashboard."""
 
     name = "Dask distributed"
     short = "Dask dist."
@@ -414,7 +421,8 @@ class DaskThreads(DaskDistributed):
 
 
 class Parsl(Contestant):
-    """Parsl's HighThroughputExecutor on loopback, one worker process for each CPU; no usage tracking."""
+    """Parsl's HighThroughputExecutor on loopback, one worker process for
+    each CPU; no usage tracking."""
 
     name = "Parsl"
     short = "Parsl"
@@ -461,7 +469,8 @@ class Parsl(Contestant):
 
 
 class NestedPools(Contestant):
-    """A ``ProcessPoolExecutor`` for every run, also for those inside tasks: what nesting is with no common budget."""
+    """A ``ProcessPoolExecutor`` for every run, also for those inside tasks: what nesting
+    is with no common budget."""
 
     name = "a pool for each run"
     short = "nested pools"
@@ -476,7 +485,8 @@ class NestedPools(Contestant):
 
 
 class PoolImap(Contestant):
-    """``multiprocessing.Pool.imap``, chained once for each stage, as it comes: an item at a time."""
+    """``multiprocessing.Pool.imap``, chained once for each stage, as it
+    comes: an item at a time."""
 
     name = "multiprocessing.Pool.imap, chained"
     short = "Pool.imap"
@@ -506,7 +516,8 @@ class ImapInChunks(PoolImap):
 
 
 class MpireStream(Contestant):
-    """mpire's ``imap``, chained: a pool of workers for each stage, since one pool runs one map at a time."""
+    """mpire's ``imap``, chained: a pool of workers for each stage, since one
+    pool runs one map at a time."""
 
     name = "mpire.imap, chained, chunks of 100"
     short = "mpire"

@@ -1,6 +1,8 @@
-"""Who takes part where other places are concerned: entangle by ssh and in a container, and the bare programs beside it.
+"""Who takes part where other places are concerned: entangle by ssh and in a container, and
+the bare programs beside it.
 
-The ssh server is one of our own on the loopback interface; the container's image is ENTANGLE_IMAGE, or that of `make services`.
+The ssh server is one of our own on the loopback interface; the container's image is
+ENTANGLE_IMAGE, or that of `make services`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.memory``: the memory of the whole tree while 1,000,000 items stream through, drawn as images/stream_memory.png."""
+"""``python -m benchmarks.memory``: the memory of the whole tree while 1,000,000 items stream
+through, drawn as images/stream_memory.png."""
 
 from __future__ import annotations
 

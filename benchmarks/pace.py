@@ -1,7 +1,8 @@
 """How fast the machine is at the moment: figures of two sessions can be compared only beside this.
 
-Small machines are often shares of a larger one, and what their neighbours do shows in no counter of theirs. Means and not the
-best of several: a machine that is held back runs at full speed, a part of the time.
+Small machines are often shares of a larger one, and what their neighbours do shows in no
+counter of theirs. Means and not the best of several: a machine that is held back runs at
+full speed, a part of the time.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def markdown(session: Json) -> str:
 
 
 def how_fast(session: Json) -> str:
-    """Say how fast the machine was while the session lasted; nothing of sessions that did not look."""
+    """Say how fast the machine was while the session lasted; nothing of
+    sessions that did not look."""
     paces = [one for row in session["rows"] for kept in row["rounds"].values() for one in kept.get("paces", [])]
     if not paces:
         return ""

@@ -22,7 +22,8 @@ FILE = Path(__file__).with_name("results.json")
 
 
 def figure(tally: Tally | None, line: Line) -> float | None:
-    """Give what a line shows of a contestant: the median of all rounds, or the largest where the line says so."""
+    """Give what a line shows of a contestant: the median of all rounds, or the
+    largest where the line says so."""
     values = tally.values(line.metric) if tally else []
     if not values:
         return None
@@ -35,7 +36,8 @@ def rounded(value: float) -> float:
 
 
 def judge(row: Row, line: Line, tallies: Mapping[str, Tally]) -> Json:
-    """Give one line of the table: figures of ours and of each other, target, verdict, ratio to the best peer."""
+    """Give one line of the table: figures of ours and of each other, target,
+    verdict, ratio to the best peer."""
     ours = figure(tallies.get(line.ours), line)
     others = {name: figure(tallies[name], line) for name in row.others if name in tallies}
     peers = {name: one for name, one in others.items() if one is not None and name not in REFERENCES}
@@ -89,7 +91,8 @@ def summary(rows: Sequence[Row], tallies: Tallies) -> list[Json]:
 
 
 def machine() -> Json:
-    """Give what the figures depend on: CPUs, memory, Python, versions. Nothing that names the machine."""
+    """Give what the figures depend on: CPUs, memory, Python, versions.
+    Nothing that names the machine."""
     model = ""
     if platform.system() == "Linux":
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -121,9 +124,11 @@ def gather(rows: Sequence[Row], tallies: Tallies, rounds: int) -> Json:
 
 
 def write(session: Json, order: Sequence[str]) -> Json:
-    """Write a session to ``results.json``, keeping the rows of an earlier one that this one has not run again.
+    """Write a session to ``results.json``, keeping the rows of an earlier one
+    that this one has not run again.
 
-    Rows are comparisons of their own, each with its date; those of another machine or of other versions are not kept.
+    Rows are comparisons of their own, each with its date; those of another machine or of
+    other versions are not kept.
     """
     merged = dict(session)
     if FILE.exists():

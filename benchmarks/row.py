@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from benchmarks.contestants import Contestant
 
 Measured = dict[str, float]
-"""What one round measured: the name of a metric and its value, in the unit of the lines that show it."""
+"""What one round measured: a metric's name and its value, in the unit of the lines that show it."""
 
 Body = Callable[["Contestant", Iterable[int]], Iterator[Measured]]
 
@@ -25,8 +25,9 @@ class WrongAnswer(AssertionError):
 class Line:
     """One line of the table: a metric, who of ours is judged by it, and what is to be reached.
 
-    ``target`` is in ``unit``; with ``relative_to`` it is a factor on what that contestant took in the same session.
-    A line without a target is shown for its own sake. ``worst`` takes the largest round where others take the median.
+    ``target`` is in ``unit``; with ``relative_to`` it is a factor on what that contestant took in
+    the same session. A line without a target is shown for its own sake. ``worst`` takes the largest
+    round where others take the median.
     """
 
     label: str
@@ -42,9 +43,10 @@ class Line:
 class Row:
     """One benchmark: what it is, who takes part, and the function that measures a contestant.
 
-    Rows of one ``group`` share a visit to each contestant, so that a daemon that takes seconds to start is started once
-    for all of them. ``workers`` is how many workers a peer is told to keep (``None``: one for each CPU). ``bare`` rows
-    start nothing beforehand, because starting is what they measure.
+    Rows of one ``group`` share a visit to each contestant, so that a daemon that takes
+    seconds to start is started once for all of them. ``workers`` is how many workers a peer
+    is told to keep (``None``: one for each CPU). ``bare`` rows start nothing beforehand,
+    because starting is what they measure.
     """
 
     key: str
@@ -82,10 +84,11 @@ def row(
     workers: int | None = None,
     bare: bool = False,
 ) -> Callable[[Body], Body]:
-    """Make a benchmark of a function that takes a contestant and the numbers of the rounds and yields what each measured.
+    """Make a benchmark of a function that takes a contestant and the numbers of the rounds
+    and yields what each measured.
 
-    @row("X1", "one task", group="small", lines=[Line("", "µs", "time", "entangle", 10)], others=PEERS)
-    def one(contestant, rounds): ...
+    @row("X1", "one task", group="small", lines=[Line("", "µs", "time", "entangle", 10)],
+    others=PEERS) def one(contestant, rounds): ...
     """
 
     def register(body: Body) -> Body:
@@ -104,9 +107,11 @@ def check(given: Any, wanted: Any) -> None:
 
 
 def seconds(once: Callable[[], Any], wanted: Any, *, fill: float = 0.25, most: int = 25) -> float:
-    """Time one round of short work: repeat it for ``fill`` seconds, at most ``most`` times, and take the median.
+    """Time one round of short work: repeat it for ``fill`` seconds, at most
+    ``most`` times, and take the median.
 
-    The answer is checked each time, outside the clock. Work that takes longer than ``fill`` is run once.
+    The answer is checked each time, outside the clock. Work that takes
+    longer than ``fill`` is run once.
     """
     took: list[float] = []
     while not took or (sum(took) < fill and len(took) < most):
@@ -118,10 +123,12 @@ def seconds(once: Callable[[], Any], wanted: Any, *, fill: float = 0.25, most: i
 
 
 def within(rounds: Iterable[int], budget: float) -> Iterator[int]:
-    """Give the rounds one by one, and no further one when they have taken more than ``budget`` seconds.
+    """Give the rounds one by one, and no further one when they have taken
+    more than ``budget`` seconds.
 
-    One is always given. This is for contestants that need many seconds for what takes the others a moment: their
-    figures have fewer rounds, which the report says, and need no more to be told apart.
+    One is always given. This is for contestants that need many seconds for what takes
+    the others a moment: their figures have fewer rounds, which the report says, and
+    need no more to be told apart.
     """
     began: float | None = None
     for number in rounds:

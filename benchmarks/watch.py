@@ -1,10 +1,13 @@
-"""The eye on a process tree: how much memory it holds, and how many of its processes could run at once.
+"""The eye on a process tree: how much memory it holds, and how many of its
+processes could run at once.
 
-A program of its own, so that looking takes nothing from the process that is looked at but a share of a CPU:
+A program of its own, so that looking takes nothing from the process that is
+looked at but a share of a CPU:
 
     python watch.py PID memory|runnable
 
-It looks until its stdin ends, then prints one line of JSON. It leaves itself out. Linux only: it reads ``/proc``.
+It looks until its stdin ends, then prints one line of JSON. It leaves itself out.
+Linux only: it reads ``/proc``.
 """
 
 from __future__ import annotations
@@ -75,8 +78,9 @@ def runs(pid: int) -> bool:
 def runnable(root: int) -> int:
     """Count the processes of a tree that could run at one moment.
 
-    One look takes a while, and a process that hands over to another within it would be counted with that other. Those
-    seen running are therefore looked at again at once, and only who runs both times is counted.
+    One look takes a while, and a process that hands over to another within it would be
+    counted with that other. Those seen running are therefore looked at again at once, and
+    only who runs both times is counted.
     """
     return sum([runs(pid) for pid in [pid for pid in tree(root) if runs(pid)]])
 
@@ -95,7 +99,8 @@ def look(root: int, what: str) -> dict[str, float]:
 
 @contextmanager
 def watching(what: str) -> Iterator[dict[str, float]]:
-    """Watch this process and all below it while the block runs; the dict is filled when the block ends.
+    """Watch this process and all below it while the block runs; the dict
+    is filled when the block ends.
 
     with watching("memory") as seen: ...
     print(seen["largest"])                 # bytes

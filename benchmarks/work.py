@@ -1,4 +1,5 @@
-"""The tasks: plain functions that every contestant runs. ``decorated.py`` has the same for entangle."""
+"""The tasks: plain functions that every contestant runs. ``decorated.py``
+has the same for entangle."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ def total(*numbers: int) -> int:
 def busy(i: int, seconds: float) -> int:
     """Use a CPU for so many seconds of CPU time, and give ``i``.
 
-    CPU time and not the clock on the wall: work that is counted by the clock would seem to be done twice as fast by
-    twice as many processes as there are CPUs, and a contestant's own use of a CPU would cost it nothing.
+    CPU time and not the clock on the wall: work that is counted by the clock would seem to be
+    done twice as fast by twice as many processes as there are CPUs, and a contestant's own use of
+    a CPU would cost it nothing.
     """
     end = time.thread_time() + seconds
     while time.thread_time() < end:
@@ -98,7 +100,8 @@ def summed(array: Array) -> float:
 
 
 def signed(items: int, number: int) -> Array:
-    """Make an array of ones whose first items tell which process made it and which of the arrays it is."""
+    """Make an array of ones whose first items tell which process made it and
+    which of the arrays it is."""
     array = make(items)
     array[0] = os.getpid()
     array[1] = number
@@ -106,7 +109,8 @@ def signed(items: int, number: int) -> Array:
 
 
 def gather_others(*arrays: Array) -> tuple[Array, str, int]:
-    """Give back an array that another process made, if there is one; and the nanosecond at which the body ended."""
+    """Give back an array that another process made, if there is one; and the
+    nanosecond at which the body ended."""
     me = os.getpid()
     for array in arrays:
         if array[0] != me:
@@ -115,7 +119,8 @@ def gather_others(*arrays: Array) -> tuple[Array, str, int]:
 
 
 def gather_own(*arrays: Array) -> tuple[Array, str, int]:
-    """Give back an array that this process made, if there is one; and the nanosecond at which the body ended."""
+    """Give back an array that this process made, if there is one; and the
+    nanosecond at which the body ended."""
     me = os.getpid()
     for array in arrays:
         if array[0] == me:
@@ -132,7 +137,8 @@ def gather_new(*arrays: Array) -> tuple[Array, str, int]:
 def durations(seed: int, tasks: int = 200, mean: float = 0.010, sigma: float = 1.5) -> list[float]:
     """Give lognormal durations in seconds, scaled so that their mean is exactly ``mean``.
 
-    Without the scaling one sample in ten would be a fifth longer or shorter as a whole, and rounds could not be compared.
+    Without the scaling one sample in ten would be a fifth longer or shorter as a whole, and
+    rounds could not be compared.
     """
     source = random.Random(seed)
     raw = [math.exp(source.gauss(0.0, sigma)) for _ in range(tasks)]
@@ -141,12 +147,14 @@ def durations(seed: int, tasks: int = 200, mean: float = 0.010, sigma: float = 1
 
 
 def lower_bound(times: list[float], cpus: int) -> float:
-    """Seconds below which no schedule can be: the longest task, or all of the work spread evenly."""
+    """Seconds below which no schedule can be: the longest task, or all
+    of the work spread evenly."""
     return max(max(times), sum(times) / cpus)
 
 
 def longest_first(times: list[float], cpus: int) -> float:
-    """Seconds of the schedule that knows all durations and always starts the longest task left (Graham's LPT rule)."""
+    """Seconds of the schedule that knows all durations and always starts the longest task
+    left (Graham's LPT rule)."""
     loads = [0.0] * cpus
     for one in sorted(times, reverse=True):
         loads[loads.index(min(loads))] += one

@@ -1,4 +1,5 @@
-"""What is measured. Importing this package registers every row; nothing runs, and no contestant is imported."""
+"""What is measured. Importing this package registers every row; nothing runs, and
+no contestant is imported."""
 
 from benchmarks.rows import arrays, graphs, load, lock, memory, places, size, startup, streams
 

@@ -11,7 +11,7 @@ from benchmarks.contestants import PEERS, Contestant, Entangle, OneProcess, Pars
 from benchmarks.row import Line, Measured, check, row, seconds
 
 MOST = tuple(name for name in PEERS if name != Parsl.name)
-"""All but Parsl, whose way for large data is files: through its interchange one round of P7 takes it 18 seconds."""
+"""All but Parsl, which sends large data as files: by its interchange P7 takes 18 seconds."""
 
 
 @row(
@@ -24,7 +24,8 @@ MOST = tuple(name for name in PEERS if name != Parsl.name)
 )
 def array_chain(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     """Hand a large array from task to task."""
-    # As a program that works with arrays does at its top: else each run of fresh processes would import numpy, too.
+    # As a program that works with arrays does at its top: else each run of fresh
+    # processes would import numpy, too.
     import numpy  # noqa: F401
 
     make, touch, summed = contestant.task(work.make), contestant.task(work.touch), contestant.task(work.summed)
@@ -57,7 +58,8 @@ def array_back(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measur
 
     signed = contestant.task(work.signed)
     ours = isinstance(contestant, Entangle)
-    # A peer needs seconds for each of these, and what it does with an array does not depend on who made it.
+    # A peer needs seconds for each of these, and what it does with an array does
+    # not depend on who made it.
     gathers = [work.gather_others, work.gather_own, work.gather_new] if ours else [work.gather_others]
 
     def once(gather: Any, items: int = work.ITEMS) -> tuple[str, float]:
@@ -74,7 +76,8 @@ def array_back(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measur
         measured: Measured = {}
         for gather in tasks:
             made_by, took = once(gather)
-            # Which worker makes which array is chance: what was found is what counts, not what was looked for.
+            # Which worker makes which array is chance: what was found is what
+            # counts, not what was looked for.
             measured[made_by if ours else "other"] = took
         if not ours:
             measured["own"] = measured["new"] = measured["other"]

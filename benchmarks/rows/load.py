@@ -115,7 +115,8 @@ SPIN = 0.002
 
 
 def nested_sum(seconds: float, depth: int) -> int:
-    """Do what ``decorated.inner`` and ``decorated.innermost`` do, with a pool for each nested run."""
+    """Do what ``decorated.inner`` and ``decorated.innermost`` do, with a
+    pool for each nested run."""
     calls: list[tuple[Callable[..., int], tuple[Any, ...]]]
     if depth == 2:
         calls = [(nested_sum, (seconds, 3))] * 4 + [(work.busy, (1, seconds))]

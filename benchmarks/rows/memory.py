@@ -1,4 +1,5 @@
-"""P13: what it costs a run to be remembered; and what it takes to remember a large one and to show it."""
+"""P13: what it costs a run to be remembered; and what it takes to remember a
+large one and to show it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from benchmarks.watch import watching
 
 LEAVES = 500_000
 SHARE = 200
-"""A peer is given a two-hundredth of the graph, and its time is multiplied: the whole would take it minutes."""
+"""A peer runs a two-hundredth of the graph, times 200: the whole would take minutes."""
 
 
 @row(

@@ -41,7 +41,7 @@ if __name__ == "__main__":
     print(contestant.value(contestant.task(work.increment)(1)))
     contestant.stop()
 """
-"""A peer's first result: its pool or cluster started as for the other rows, one task, and everything ended again."""
+"""A peer's first result: its pool or cluster as in other rows, one task, and all ended again."""
 
 
 def whole(*arguments: str) -> float:
@@ -64,14 +64,16 @@ def whole(*arguments: str) -> float:
     note="ours: `import entangle.process`, `python -m entangle.examples.example`; a peer's program starts its pool, runs one task and ends",
 )
 def startup(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Start a Python that imports, and one that runs something; both next to one that does nothing."""
+    """Start a Python that imports, and one that runs something; both next
+    to one that does nothing."""
     line = IMPORTS[contestant.name]
     program = ("-m", "entangle.examples.example") if contestant.name == Entangle.name else ("-c", FIRST.format(name=contestant.name))
     whole("-c", line)
     if contestant.name == Entangle.name:
         whole(*program)
     for _ in rounds:
-        # The difference of two single starts is mostly noise: three pairs a round, each pair side by side.
+        # The difference of two single starts is mostly noise: three pairs a
+        # round, each pair side by side.
         pairs = [(whole("-c", "pass"), whole("-c", line)) for _ in range(3)]
         yield {
             "import": statistics.median(importing - bare for bare, importing in pairs),

@@ -254,8 +254,8 @@ def inputs_of(connection: sqlite3.Connection, run_key: int, node: int, limit: in
 
 
 def edges(connection: sqlite3.Connection, run_key: int, backwards: bool = False) -> Iterable[tuple[int, int]]:
-    """Which node takes whose value: source, node; node, source if `backwards`. Rows are fetched while
-    the caller iterates."""
+    """Which node takes whose value: source, node; node, source if `backwards`. Rows are fetched
+    while the caller iterates."""
     columns = "node, source" if backwards else "source, node"
     return connection.execute(f"SELECT {columns} FROM inputs WHERE run = ? AND source IS NOT NULL", (run_key,))
 

@@ -1,4 +1,5 @@
-"""Other places: one agent over any byte stream. Private; the doors are ssh, docker, containers and interpreter."""
+"""Other places: one agent over any byte stream. Private; the doors are ssh, docker,
+containers and interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ class Travels(Protocol):
     """Brings records of what ran elsewhere to the caller (`_records/travels.py`)."""
 
     def destination(self, worker: Worker, /) -> str:
-        """Here: the directory for records of calls that this worker makes; "" where none are wanted."""
+        """Here: the directory for records of calls that this worker makes;
+        "" where none are wanted."""
 
     def keep(self, destination: str, records: list[bytes], /) -> None:
         """Here: write records that have arrived. Never raises."""
@@ -26,5 +28,6 @@ class Travels(Protocol):
         """There: take the records of all runs that are over. Never raises."""
 
 
-#: `entangle/__init__.py` says who brings them. A function, so that the records are imported with the first call alone.
+#: `entangle/__init__.py` says who brings them. A function, so that the records are imported
+#: with the first call alone.
 travels: Callable[[], Travels]

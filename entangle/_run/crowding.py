@@ -1,4 +1,5 @@
-"""Which bodies of a crowded run compute: measured here, used by workers (`_worker/admission.py`)."""
+"""Which bodies of a crowded run compute: measured here, used by workers
+(`_worker/admission.py`)."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 ::
 
-    fork         the memory of the caller                  free_locks, settle_in, unblock_signals, live
-    forkserver   a spare forked ahead, told of its run     die_with, settle_in, join_run, live
-    spawn        a new interpreter, told of its run        settle_in, unblock_signals, join_run, live
+    fork         the memory of the caller               free_locks, settle_in, unblock_signals, live
+    forkserver   a spare forked ahead, told of its run  die_with, settle_in, join_run, live
+    spawn        a new interpreter, told of its run     settle_in, unblock_signals, join_run, live
 """
 
 from __future__ import annotations

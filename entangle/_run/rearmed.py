@@ -2,14 +2,14 @@
 
 ::
 
-    feed(port, value)                        from any thread; never waits, False where no set is free
+    feed(port, value)                     from any thread; never waits, False where no set is free
       │ the value into the store, a free set of rows armed, its first nodes made ready
       ▼
-    [ source ─▶ node ─▶ node ─▶ gather ]     one set of rows; a port has many of them, alike
-                                  │          workers run the nodes as those of any other flow
+    [ source ─▶ node ─▶ node ─▶ gather ]  one set of rows; a port has many of them, alike
+                                  │       workers run the nodes as those of any other flow
                                   ▼
-    client.collect(port, label, values)      in the supervisor: a gather that is ready is a set that is done;
-                                             its values are released, its rows disarmed, the set is free
+    client.collect(port, label, values)   in the supervisor: a gather that is ready ends a set;
+                                          its values are released, its rows disarmed, it is free
 
 Such a flow has no end of its own: the `Client` ends it. The client also says what a worker's death
 means to a node, since the node may hold several items of which some are done.

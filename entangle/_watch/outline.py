@@ -5,7 +5,7 @@ watch from outside (`entangle top`, the page) need both. A short run writes noth
 
 ::
 
-    one line of JSON       when it began, its process, the names of its bodies, how many nodes and inputs
+    one line of JSON       when it began, its process, its bodies, counts of nodes and inputs
     body_of                4 bytes a node
     starts                 8 bytes a node, and one more
     inputs                 8 bytes each: a node, or a constant where negative

@@ -95,7 +95,7 @@ def _belongs(item: pytest.Item) -> bool:
     return item.get_closest_marker("near") is None and (way.whole or item.get_closest_marker("everywhere") is not None)
 
 
-# --- ways to run ------------------------------------------------------------------------------------------------------
+# --- ways to run ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.name)
@@ -119,7 +119,7 @@ def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
-# --- nothing is left behind -------------------------------------------------------------------------------------------
+# --- nothing is left behind -----------------------------------------------------------------------
 
 
 def _read(path: str) -> bytes:

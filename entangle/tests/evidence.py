@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# --- for bodies, in any process ---------------------------------------------------------------------------------------
+# --- for bodies, in any process -------------------------------------------------------------------
 
 
 def note(path: str | os.PathLike[str], *words: object) -> None:
@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = 
         time.sleep(0.005)
 
 
-# --- for tests --------------------------------------------------------------------------------------------------------
+# --- for tests ------------------------------------------------------------------------------------
 
 
 def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:

@@ -198,7 +198,7 @@ class Interrupting:
             signal.raise_signal(signal.SIGINT)
 
 
-# What is run, and what must hold afterwards --------------------------------------------------------------------------------
+# What is run, and what must hold afterwards -------------------------------------------------------
 
 
 def leaf(log: str, name: str, value: int) -> int:

@@ -62,7 +62,7 @@ VALUES: list[Any] = [
 ]
 
 
-# --- values and arguments ---------------------------------------------------------------------------------------------
+# --- values and arguments -------------------------------------------------------------------------
 
 
 @pytest.mark.everywhere
@@ -250,7 +250,7 @@ def test_wrong_arguments_are_told_at_once(way: Way) -> None:
         one()(5)  # arguments added when the call is called must fit as well
 
 
-# --- kinds of functions -----------------------------------------------------------------------------------------------
+# --- kinds of functions ---------------------------------------------------------------------------
 
 
 @pytest.mark.everywhere
@@ -331,7 +331,7 @@ def test_a_builtin_function(way: Way) -> None:
     assert way.process(max)([3, way.process(bodies.five)(), 4])() == 5
 
 
-# --- graphs -----------------------------------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.near
@@ -432,7 +432,7 @@ def test_a_worker_is_gone_after_its_run(way: Way) -> None:
     wait_until(lambda: not alive(pid), 1.0)
 
 
-# --- what bodies find around them -------------------------------------------------------------------------------------
+# --- what bodies find around them -----------------------------------------------------------------
 
 
 @pytest.mark.near
@@ -525,7 +525,7 @@ def test_bodies_may_use_multiprocessing_and_subprocesses(way: Way) -> None:
     assert programs()() == (b"hello\n", 42)
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.everywhere
@@ -699,7 +699,7 @@ def test_a_body_that_exits(way: Way) -> None:
         way.process(bodies.interrupt)()()
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.everywhere
@@ -865,7 +865,7 @@ def test_what_a_list_in_shared_memory_cannot_hold(way: Way) -> None:
     assert told[7] == "nothing"
 
 
-# --- nested runs ------------------------------------------------------------------------------------------------------
+# --- nested runs ----------------------------------------------------------------------------------
 
 
 def test_a_body_that_gives_a_call(way: Way) -> None:
@@ -978,7 +978,7 @@ def test_nested_runs_share_the_cookies_of_a_scheduler(way: Way, tmp_path: Path) 
     assert most_at_once(log) == 1
 
 
-# --- other ways to call -----------------------------------------------------------------------------------------------
+# --- other ways to call ---------------------------------------------------------------------------
 
 
 @pytest.mark.everywhere

@@ -161,7 +161,7 @@ def test_a_body_waits_for_its_children_after_a_nested_run() -> None:
     assert outer()() == 2
 
 
-# --- how a child ends -------------------------------------------------------------------------------------------------------
+# --- how a child ends -----------------------------------------------------------------------------
 
 
 def _forked(child: Any) -> int:
@@ -333,7 +333,7 @@ def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
         assert notes(log) == [["in"], ["out"]] * 5
 
 
-# --- what stays ----------------------------------------------------------------------------------------------------------------
+# --- what stays -----------------------------------------------------------------------------------
 
 
 def _daemons(log: str) -> None:

@@ -140,7 +140,7 @@ def here(line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     sys.modules.pop("work", None)
 
 
-# --- run --------------------------------------------------------------------------------------------------------------
+# --- run ------------------------------------------------------------------------------------------
 
 
 def test_a_program_runs_as_python_would_run_it(line: Line) -> None:
@@ -371,7 +371,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert "site-packages" not in complaint
 
 
-# --- runs and show ----------------------------------------------------------------------------------------------------
+# --- runs and show --------------------------------------------------------------------------------
 
 
 def test_runs_are_listed_and_shown(line: Line) -> None:
@@ -613,7 +613,7 @@ def test_a_pipe_that_closes_early_is_no_error(line: Line) -> None:
     assert (done.stdout, done.stderr) == ("{", "")
 
 
-# --- top --------------------------------------------------------------------------------------------------------------
+# --- top ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -731,7 +731,7 @@ def test_what_cannot_be_read_among_the_records_is_said_in_a_line_and_the_rest_is
     assert len(json.loads(line("runs", "--json").stdout)) == 2
 
 
-# --- clean, doctor, and the rest --------------------------------------------------------------------------------------
+# --- clean, doctor, and the rest ------------------------------------------------------------------
 
 
 def test_clean_removes_what_a_killed_process_has_left(line: Line, lasting: Caller) -> None:

@@ -497,7 +497,7 @@ def test_the_graph() -> None:
     assert emit(window(printx(), count=2), lambda x: None).graph() == [{"emit": {"window": {"printx": []}, "<lambda>": []}}]
 
 
-# Failures ------------------------------------------------------------------------------------------------------------
+# Failures -----------------------------------------------------------------------------------------
 
 
 def notes_of(error: BaseException) -> list[str]:
@@ -647,7 +647,7 @@ def test_what_cannot_travel_is_named() -> None:
     assert told.lines.count("printx X: a!") == 1
 
 
-# Bad input -----------------------------------------------------------------------------------------------------------
+# Bad input ----------------------------------------------------------------------------------------
 
 
 def test_bad_options() -> None:

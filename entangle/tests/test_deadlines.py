@@ -35,7 +35,7 @@ def log(tmp_path: Path) -> str:
     return str(tmp_path / "log")
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def test_a_body_that_is_late(log: str, start: str) -> None:
@@ -234,7 +234,7 @@ def test_waiting_for_a_cookie_is_not_running(tmp_path: Path) -> None:
     assert len(notes(log)) == 4
 
 
-# --- wait -------------------------------------------------------------------------------------------------------------
+# --- wait -----------------------------------------------------------------------------------------
 
 
 def test_arguments_that_are_late_are_named(log: str, start: str) -> None:
@@ -270,7 +270,7 @@ def test_wait_and_timeout_together(log: str) -> None:
     gone(pids_in(log))
 
 
-# --- threads ----------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def test_a_thread_that_is_late() -> None:

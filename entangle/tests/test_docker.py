@@ -188,7 +188,7 @@ def test_large_values_travel_through_memory(image: str) -> None:
     assert turned(data)() == data[::-1]
 
 
-# --- packages -------------------------------------------------------------------------------------------------------------
+# --- packages -------------------------------------------------------------------------------------
 
 
 def make_wheel(folder: Path, name: str, body: str) -> str:
@@ -241,7 +241,7 @@ def test_packages_that_cannot_be_had(image: str, tmp_path: Path) -> None:
     assert derived() == before
 
 
-# --- what is not there ------------------------------------------------------------------------------------------------------
+# --- what is not there ----------------------------------------------------------------------------
 
 
 def test_an_image_that_is_not_there(image: str) -> None:
@@ -284,7 +284,7 @@ def test_gpus_that_are_not_there(image: str) -> None:
         docker(image=image, gpus="all")(add)(1, 2)()
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def ours(before: set[str]) -> list[str]:
@@ -497,7 +497,7 @@ def answering(path: Path, status: int, answer: bytes) -> Iterator[str]:
             serving.join()
 
 
-# --- options ----------------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -537,7 +537,7 @@ def test_options_travel() -> None:
     assert hash(again) == hash(there.layers[0].transport)  # type: ignore[attr-defined]
 
 
-# --- a daemon that goes ----------------------------------------------------------------------------------------------
+# --- a daemon that goes ---------------------------------------------------------------------------
 
 
 class Daemon:

@@ -27,7 +27,7 @@ def test_files_that_are_named_exist() -> None:
 
 
 def test_files_that_the_code_names_exist() -> None:
-    """A comment or a docstring that names a file is the first to be forgotten when that is renamed."""
+    """A renaming easily forgets the comments and docstrings that name the file."""
     users = {"queue.py", "work.py"}
     there = [f"/{path.relative_to(ROOT)}" for path in (*HOUSE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"))]
     missing = []

@@ -29,7 +29,7 @@ num = process(bodies.num)
 gather = process(bodies.gather)
 
 
-# --- many at once ------------------------------------------------------------------------------------------------------
+# --- many at once ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("retry", [0, 1])
@@ -183,7 +183,7 @@ def test_a_worker_that_is_ended_while_it_is_born_says_nothing(name: str, start: 
     assert len(out.splitlines()) == 2
 
 
-# --- nothing begins after the end ----------------------------------------------------------------------------------------
+# --- nothing begins after the end -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["retry", "cookie", "dataflow", "deadline"])
@@ -240,7 +240,7 @@ def test_no_body_of_a_thread_begins_after_the_run(how: str, tmp_path: Path) -> N
     assert began == [how]
 
 
-# --- cancelled ---------------------------------------------------------------------------------------------------------------
+# --- cancelled ------------------------------------------------------------------------------------
 
 
 def _wait(log: str) -> int:
@@ -301,7 +301,7 @@ def test_a_pushed_value_can_be_cancelled(tmp_path: Path) -> None:
         future.result(timeout=20)
 
 
-# --- short of something -------------------------------------------------------------------------------------------------------
+# --- short of something ---------------------------------------------------------------------------
 
 _MANY = """
     import asyncio, resource, sys

@@ -119,7 +119,7 @@ def works_at_once(call: Callable[[], Any], value: Any) -> None:
     assert time.monotonic() - began < SOON
 
 
-# --- the middle of a message --------------------------------------------------------------------------------------------
+# --- the middle of a message ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["there", "back"])
@@ -315,7 +315,7 @@ def test_lines_of_several_threads_that_are_long(capfd: pytest.CaptureFixture[str
     assert min(said.count(c) for c in "bcd") >= 100_000
 
 
-# --- a cancel that comes early -------------------------------------------------------------------------------------------
+# --- a cancel that comes early --------------------------------------------------------------------
 
 
 def cancelled_in(future: Any) -> None:
@@ -406,7 +406,7 @@ def test_a_cancel_in_the_pause_after_a_lost_line(tmp_path: Path) -> None:
     assert len(notes(log)) == 1
 
 
-# --- ends that must come ---------------------------------------------------------------------------------------------------
+# --- ends that must come --------------------------------------------------------------------------
 
 FLOODS = {
     "print": "threading.Thread(target=lambda: [print('tick\\n' * 2000, flush=True) for _ in iter(int, 1)], daemon=True).start()",

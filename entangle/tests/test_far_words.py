@@ -52,7 +52,7 @@ def program(folder: Path, text: str) -> str:
     return str(path)
 
 
-# --- words that would control the terminal -----------------------------------------------------------------------------------
+# --- words that would control the terminal --------------------------------------------------------
 
 WORDS = (
     "plain \x1b[31mred\x1b[0m \x1b[1;38:5:9mbold\x1b[m title\x1b]0;t\x07 clear\x1b[2J move\x1b[5A clip\x1b]52;c;aGk=\x1b\\ "
@@ -193,7 +193,7 @@ def test_what_is_escaped(text: str, shown: str) -> None:
     assert escaped(text) == shown
 
 
-# --- messages that are none ----------------------------------------------------------------------------------------------------
+# --- messages that are none -----------------------------------------------------------------------
 
 
 class Given(ByteStream):
@@ -391,7 +391,7 @@ def test_no_words_hurt_the_caller(words: bytes) -> None:
     assert not {"this", "antigravity"} & (set(sys.modules) - before)
 
 
-# --- questions ---------------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def test_a_question_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

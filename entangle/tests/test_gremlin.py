@@ -282,7 +282,7 @@ def test_without_gremlinpython_it_is_said_what_to_install(monkeypatch: pytest.Mo
         records.send("ws://127.0.0.1:1/gremlin", everything=True)
 
 
-# --- Neptune ----------------------------------------------------------------------------------------------------------
+# --- Neptune --------------------------------------------------------------------------------------
 
 NEPTUNE = "wss://db.cluster-abc.eu-west-1.neptune.amazonaws.com:8182/gremlin"
 

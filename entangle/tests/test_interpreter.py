@@ -86,7 +86,7 @@ def test_layers_below_are_that_places_business(python: str) -> None:
     assert pid not in (os.getpid(), agent()())
 
 
-# --- cookies there ---------------------------------------------------------------------------------------------------------
+# --- cookies there --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cpus", [1, 2])

@@ -77,7 +77,7 @@ def test_work_grows_with_the_length_of_a_text(parts: tuple[list[str], list[str]]
     assert large <= max(40 * small, MOST_CALLS * len(many) // 10)
 
 
-# --- leaks ------------------------------------------------------------------------------------------------------------
+# --- leaks ----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass

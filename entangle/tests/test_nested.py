@@ -294,7 +294,7 @@ def test_a_nested_run_under_one_cookie() -> None:
     assert outer(2)() == 8
 
 
-# Runs that a body does not wait for in its own thread ------------------------------------------------------------------
+# Runs that a body does not wait for in its own thread ---------------------------------------------
 
 
 @scheduler(cpus=1)

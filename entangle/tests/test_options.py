@@ -121,7 +121,7 @@ def test_layers_above_that_leave_the_options_below_alone() -> None:
     assert process(interpreter(python=sys.executable)(below)).body.timeout is None
 
 
-# --- cache ------------------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decorator", [process, thread])
@@ -195,7 +195,7 @@ def test_cache_with_arguments_that_are_calls(tmp_path: Path) -> None:
     assert len(notes(made)) == 2  # the argument is no cached task: it has to be made to be known
 
 
-# --- fresh ------------------------------------------------------------------------------------------------------------
+# --- fresh ----------------------------------------------------------------------------------------
 
 
 def test_fresh_processes_are_alone_and_go_after_their_body(start: str) -> None:
@@ -224,7 +224,7 @@ def test_fresh_with_an_error_and_with_retry(tmp_path: Path) -> None:
         process(fresh=True)(bodies.fail)()()
 
 
-# --- shared memory ----------------------------------------------------------------------------------------------------
+# --- shared memory --------------------------------------------------------------------------------
 
 
 def test_shared_memory_wants_both_parameters() -> None:
@@ -323,7 +323,7 @@ def test_segments_are_shared_both_ways() -> None:
     assert read(name, *(write(name, i) for i in range(4)))() == b"\1\2\3\4"
 
 
-# --- the environment --------------------------------------------------------------------------------------------------
+# --- the environment ------------------------------------------------------------------------------
 
 
 def test_a_cap_on_elastic_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

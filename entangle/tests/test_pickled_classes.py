@@ -118,7 +118,7 @@ def test_a_class_that_nobody_holds_any_longer_goes() -> None:
     assert len(object.__subclasses__()) <= before
 
 
-# What does not travel ----------------------------------------------------------------------------------------------------
+# What does not travel -----------------------------------------------------------------------------
 
 
 def _text(path: Path) -> Any:

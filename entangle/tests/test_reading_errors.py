@@ -327,7 +327,7 @@ def test_calls_to_other_places_are_told() -> None:
     assert our_frames("".join(traceback.format_exception(error))) == []
 
 
-# Tracebacks -----------------------------------------------------------------------------------------------------------
+# Tracebacks ---------------------------------------------------------------------------------------
 
 PROGRAM = """
 import asyncio, logging, math, sys, traceback
@@ -576,7 +576,7 @@ def test_callbacks_of_a_future_get_an_error_without_our_frames() -> None:
     assert "in boom" in text_of(seen[0])
 
 
-# Values that cannot be unpickled ---------------------------------------------------------------------------------------
+# Values that cannot be unpickled ------------------------------------------------------------------
 
 
 class Bad:

@@ -53,7 +53,7 @@ def inner_sum(x: int) -> Any:
     return process(add)(process(twice)(x), 1)
 
 
-# --- what a run leaves ------------------------------------------------------------------------------------------------
+# --- what a run leaves ----------------------------------------------------------------------------
 
 
 def test_a_run_is_remembered_with_its_graph_and_its_values(directory: Path, start: str) -> None:
@@ -174,7 +174,7 @@ def test_where_the_code_comes_from_and_where_it_ran(directory: Path, tmp_path: P
             file.write("# changed\n")
 
 
-# --- how runs end -----------------------------------------------------------------------------------------------------
+# --- how runs end ---------------------------------------------------------------------------------
 
 
 def fails(x: int) -> int:
@@ -279,7 +279,7 @@ def test_a_sheet_that_was_cut_off_anywhere_spoils_nothing(directory: Path, lengt
     assert records.run().state == "done"
 
 
-# --- where and whether ------------------------------------------------------------------------------------------------
+# --- where and whether ----------------------------------------------------------------------------
 
 
 def test_nothing_is_written_where_recording_is_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_a_full_disk_loses_a_record_and_no_run(directory: Path, monkeypatch: pyt
     assert list((directory / "sheets").iterdir()) == []
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0, None, "", False, -1.5, "text", [], [1, 2], {"a": (1,)}, 10**30, b"bytes", "x" * 1000], ids=repr)
@@ -398,7 +398,7 @@ def test_describing_a_value_runs_none_of_its_code(directory: Path) -> None:
     assert value.text == "[<Loud>, {'a': <Loud>}]"
 
 
-# --- many at once, and for ever ---------------------------------------------------------------------------------------
+# --- many at once, and for ever -------------------------------------------------------------------
 
 _MANY = """
     import sys, time
@@ -846,7 +846,7 @@ def test_runs_of_another_machine_come_home(directory: Path, tmp_path: Path, monk
         records.absorb([b"nonsense\n"])
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- looking --------------------------------------------------------------------------------------
 
 
 def test_ancestors_descendants_and_the_critical_path(directory: Path) -> None:

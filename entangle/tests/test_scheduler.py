@@ -60,7 +60,7 @@ def log(tmp_path: Path) -> str:
     return str(tmp_path / "log")
 
 
-# --- one CPU ----------------------------------------------------------------------------------------------------------
+# --- one CPU --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_bodies_that_run_together_are_on_different_cpus(log: str) -> None:
     assert first != second
 
 
-# --- never more than that ---------------------------------------------------------------------------------------------
+# --- never more than that -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
@@ -295,7 +295,7 @@ def test_runs_from_several_threads_keep_to_it_together(log: str) -> None:
     assert most_at_once(log) == 1
 
 
-# --- schedulers of one's own ------------------------------------------------------------------------------------------
+# --- schedulers of one's own ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("under", [process, thread, workflow])

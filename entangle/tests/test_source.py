@@ -31,7 +31,7 @@ def told(folder: Path, script: str, before: str = "") -> list[str]:
     return out.splitlines()
 
 
-# --- Its own name ----------------------------------------------------------------------------------------------------------
+# --- Its own name ---------------------------------------------------------------------------------
 
 
 def test_a_recursion_calls_what_its_name_stands_for(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_recursion_calls_what_its_name_stands_for(tmp_path: Path) -> None:
     ) == ["4 4 depth", "6", "4 3"]
 
 
-# --- A file that changes ---------------------------------------------------------------------------------------------------
+# --- A file that changes --------------------------------------------------------------------------
 
 _EDITED = """
 class Point:
@@ -136,7 +136,7 @@ def test_lines_that_have_moved_are_found(tmp_path: Path) -> None:
     assert told(tmp_path, _EDITED + "\ntell('# one more\\n' + text)") == ["same", "1", "(1, 0)", "8"]
 
 
-# --- Values ----------------------------------------------------------------------------------------------------------------
+# --- Values ---------------------------------------------------------------------------------------
 
 
 def test_attributes_that_were_set_later_go_along(tmp_path: Path) -> None:

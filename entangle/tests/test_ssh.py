@@ -54,7 +54,7 @@ def carrier(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# --- a call ---------------------------------------------------------------------------------------------------------------
+# --- a call ---------------------------------------------------------------------------------------
 
 
 def test_a_function_runs_on_the_host_and_its_value_comes_back(hosts: Hosts, carrier: str) -> None:
@@ -119,7 +119,7 @@ def test_large_values_travel(hosts: Hosts, carrier: str) -> None:
     assert ssh(**hosts.options("alpha", transport=carrier))(lambda x: x[::-1])(data)() == data[::-1]
 
 
-# --- flows over several hosts ------------------------------------------------------------------------------------------------
+# --- flows over several hosts ---------------------------------------------------------------------
 
 
 def test_a_workflow_there_calls_tasks_on_a_second_and_a_third_host(hosts: Hosts, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_host_name_is_that_of_the_host(hosts: Hosts) -> None:
     assert ssh(**hosts.options("carol"))(socket.gethostname)()() == "carol"
 
 
-# --- who may come in ------------------------------------------------------------------------------------------------------
+# --- who may come in ------------------------------------------------------------------------------
 
 
 def test_a_public_key_means_the_private_one_beside_it(hosts: Hosts, carrier: str) -> None:
@@ -226,7 +226,7 @@ def test_whoever_opts_in_is_let_through_unchecked(hosts: Hosts, carrier: str) ->
     assert ssh(**hosts.options("alpha", known_hosts=False, transport=carrier))(where)()() == hosts["alpha"].address
 
 
-# --- who is not there -----------------------------------------------------------------------------------------------------
+# --- who is not there -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["there.is.no.such.host.invalid", "127.0.0.1"])
@@ -266,7 +266,7 @@ def test_a_shell_that_talks_does_no_harm(hosts: Hosts, tmp_path: Path) -> None:
     assert ssh(**hosts.options("alpha", python=str(talking)))(where)()() == hosts["alpha"].address
 
 
-# --- the user's own configuration -----------------------------------------------------------------------------------------
+# --- the user's own configuration -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def test_a_line_of_the_users_own_is_used(hosts: Hosts, configured: Path, tmp_pat
         own.wait()
 
 
-# --- environments ---------------------------------------------------------------------------------------------------------
+# --- environments ---------------------------------------------------------------------------------
 
 
 def test_an_environment_is_made_once_with_what_the_function_imports(hosts: Hosts, tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_what_a_module_of_the_project_does_not_import_at_once_is_not_needed(tmp_
     assert [found.partition("==")[0] for found in requirements(function)] == ["psutil"]
 
 
-# --- options --------------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_without_any_client_the_error_says_what_to_install(monkeypatch: pytest.M
         ssh(host="h", transport="openssh")(where)()()
 
 
-# --- three servers without namespaces ---------------------------------------------------------------------------------------
+# --- three servers without namespaces -------------------------------------------------------------
 
 
 def test_hosts_on_loopback_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def module_level(n: int) -> int:
     return n + 1
 
 
-# --- decorators -------------------------------------------------------------------------------------------------------
+# --- decorators -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DECORATORS)
@@ -301,7 +301,7 @@ def test_layers_are_an_onion() -> None:
     assert order == ["into outer", "into inner", "body", "out of inner", "out of outer"]
 
 
-# --- calls ------------------------------------------------------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------------------
 
 
 def test_a_call_is_itself_and_nobody_else() -> None:
@@ -483,7 +483,7 @@ def test_no_parameter_name_is_taken(name: str) -> None:
     assert collected()(**given) == 45
 
 
-# --- futures ----------------------------------------------------------------------------------------------------------
+# --- futures --------------------------------------------------------------------------------------
 
 
 def test_a_future_is_of_the_next_run(tmp_path: Path) -> None:
@@ -624,7 +624,7 @@ def test_a_run_in_the_background_that_nobody_asks_about(tmp_path: Path) -> None:
     wait_until(lambda: notes(log))
 
 
-# --- graphs -----------------------------------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 GRAPH = """{
     "add": [
@@ -711,7 +711,7 @@ def test_a_graph_says_what_is_written_not_what_is_returned() -> None:
     assert json.dumps(graph).count('"one"') == 2
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_errors_in_threads_and_inline_bring_their_call_path() -> None:

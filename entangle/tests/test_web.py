@@ -38,7 +38,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield found
 
 
-# --- who may ask ------------------------------------------------------------------------------------------------------
+# --- who may ask ----------------------------------------------------------------------------------
 
 
 def test_nobody_sees_anything_without_the_token(page: Page) -> None:
@@ -269,7 +269,7 @@ def test_the_page_asks_nobody_else() -> None:
         assert "://" not in text.replace("http://www.w3.org/2000/svg", ""), path.name
 
 
-# --- what is answered -------------------------------------------------------------------------------------------------
+# --- what is answered -----------------------------------------------------------------------------
 
 
 def test_runs_are_found_by_words(page: Page) -> None:
@@ -549,7 +549,7 @@ def test_a_place_of_records_that_is_none_is_told(tmp_path: Path) -> None:
         assert (status, "ENTANGLE_RECORD_DIR" in json.loads(body)["error"]) == (500, True)
 
 
-# --- while a run lasts ------------------------------------------------------------------------------------------------
+# --- while a run lasts ----------------------------------------------------------------------------
 
 
 def events(page: Page, path: str) -> Iterator[tuple[str, Any]]:
@@ -618,7 +618,7 @@ def test_a_server_ends_while_somebody_listens(tmp_path: Path) -> None:
     stream.close()  # type: ignore[attr-defined]
 
 
-# --- pictures of graphs and times, without a server -------------------------------------------------------------------
+# --- pictures of graphs and times, without a server -----------------------------------------------
 
 
 def part(tasks: list[str], states: str = "done", edges: list[tuple[int, int]] | None = None) -> GraphPart:

@@ -184,7 +184,7 @@ def test_messages_under_way_have_room_together_up_to_the_limit() -> None:
         list(decoder.feed(announced(4, 1)))
 
 
-# --- what is no frame -------------------------------------------------------------------------------------------------
+# --- what is no frame -----------------------------------------------------------------------------
 
 #: Bytes of which much looks like a frame.
 heads = st.builds(

@@ -9,7 +9,7 @@ the loopback interface with a port of its own.
     test process ── 198.18.N.1 ──┐
                                  ├── switch (a namespace with a bridge)
     alpha ── 198.18.N.2 ─────────┤
-    bravo ── 198.18.N.3 ─────────┤      cut("alpha"): the port of alpha goes down, as if somebody pulled the plug
+    bravo ── 198.18.N.3 ─────────┤      cut("alpha"): the port of alpha goes down, as if unplugged
     carol ── 198.18.N.4 ─────────┘
 """
 
