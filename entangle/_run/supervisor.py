@@ -296,6 +296,10 @@ class Supervisor:
         self._clear_slot(slot, THREAD)
         self.entitlement.make_room()
         self.serial += 1
+        with Deferred():  # a thread that runs and is not noted would never be woken
+            self._start_thread_in(slot)
+
+    def _start_thread_in(self, slot: int) -> None:
         worker = Worker(self.site, slot, THREAD, self.serial)
         self.site.users += 1
         thread = threading.Thread(target=_thread_life, args=(worker,), name=f"entangle-{slot}", daemon=True)
