@@ -9,6 +9,7 @@ This file is the first that an agent gets. It needs the standard library only.
 
 from __future__ import annotations
 
+import _imp
 import importlib
 import importlib.machinery
 import importlib.util
@@ -74,7 +75,7 @@ class Finder:
         if self.ask is None:
             return None
         try:
-            answer = self.ask(name)
+            answer = _without_import_lock(self.ask, name)
         except OSError:  # the connection is lost: the import fails, and the call with it
             answer = None
         if isinstance(answer, dict):
@@ -150,6 +151,26 @@ class Finder:
     @staticmethod
     def _code(text: Any, origin: str) -> Any:
         return compile(text, origin, "exec", dont_inherit=True) if isinstance(text, str) else marshal.loads(text)
+
+
+def _without_import_lock(ask: Ask, name: str) -> Any:
+    """Ask while this thread does not hold the import lock.
+
+    `importlib` holds it around `find_spec`. The agent's main thread, which reads the answer, may
+    need it: a garbage collection frees locks of modules, and their callback takes the import lock.
+    """
+    held = 0
+    try:
+        while True:
+            _imp.release_lock()
+            held += 1
+    except RuntimeError:  # not held, or no longer
+        pass
+    try:
+        return ask(name)
+    finally:
+        for _ in range(held):
+            _imp.acquire_lock()
 
 
 class NoFiles:
