@@ -1,6 +1,4 @@
-"""@apptainer and @singularity, which start a container by their command; and @docker beside
-them.
-"""
+"""@apptainer and @singularity, which start a container by their command; @docker beside them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""@dataflow: a value is pushed through functions, from each to those written inside its
-parentheses.
+"""@dataflow: values are pushed through functions, from each to those in its parentheses.
 
 ::
 
@@ -46,8 +45,9 @@ def dataflow(
     maxworkers: int | None = None,
     **unknown: Any,
 ) -> Any:
-    """Make a function a node of dataflows: it takes the value of the node in whose parentheses it
-    stands.
+    """Make a function a node of dataflows: it takes the value of the node around it.
+
+    The node around it is the one in whose parentheses it stands.
 
     `callback(func, value)` is called in the calling process when the node is done, before what
     stands in its parentheses runs. `executor` is "thread" or "process", where no decorator below

@@ -37,8 +37,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     **unknown: Any,
 ) -> Any:
-    """Ask a web server, and give the answer's content (bytes) to the function as its first
-    argument.
+    """Ask a web server; the function gets the answer's content (bytes) as its first argument.
 
     Keyword arguments of the call become the query (GET, HEAD, DELETE, OPTIONS), or with other
     methods the form; where `headers` say `Content-Type: application/json`, the JSON body. `timeout`

@@ -43,8 +43,7 @@ def interpreter(function: Callable[P, R], /) -> Task[P, R]: ...
 def interpreter(*, python: str | os.PathLike[str] | None = None) -> Decorator: ...
 @edge
 def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | None = None, **unknown: Any) -> Any:
-    """Run the function in another Python of this machine: another version, or a virtual
-    environment.
+    """Run the function in another Python of this machine: a version, or a virtual environment.
 
     `python` is the path of an interpreter, the directory of a virtual environment, or a name to be
     found on PATH; by default it is the Python that runs the caller. Nothing needs to be installed

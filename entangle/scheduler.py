@@ -113,8 +113,7 @@ def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
 def scheduler(*, cpus: int = ..., impl: str = ...) -> Decorator: ...
 @edge
 def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _DEFAULT, **unknown: Any) -> Any:
-    """Run the function only with a cookie, bound to its CPU; at most `cpus` such functions run at
-    once.
+    """Run the function only with a cookie, bound to its CPU; at most `cpus` run at once.
 
     The cookies stand for the CPUs that this process may use; the whole process tree of the run
     shares them. A function that waits for a nested run lends its cookie meanwhile. `cpus` is by

@@ -107,8 +107,7 @@ def every(seconds: float) -> Source[int]:
 
 @edge
 def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "utf-8") -> Source[str]:
-    """The lines of a text file, without their ends; with `follow`, also those that are appended
-    later.
+    """The lines of a text file, without their ends; with `follow`, also those appended later.
 
     A file that is not there yet is waited for. One that is replaced or cut short is read anew from
     its start. A line is given when its end has been written. Raises FileNotFoundError without
@@ -169,8 +168,7 @@ def _followed(file: Any, path: str, stopped: threading.Event, encoding: str) -> 
 
 @edge
 def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool = True) -> Source[Path]:
-    """The paths of the files in a directory whose names match the pattern, then of new ones, each
-    once.
+    """The paths of a directory's files that match the pattern, then of new ones, each once.
 
     A file is new when its name is. Write it under another name and rename it, so that nobody reads
     half of it. `existing=False` leaves out those that are there at the start. Needs the extra

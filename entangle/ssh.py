@@ -72,8 +72,9 @@ def ssh(
     transport: str | None = None,
     **unknown: Any,
 ) -> Any:
-    """Run the function on another host, with the layers below: their processes and cookies are
-    there.
+    """Run the function on another host, with the layers below; its value comes back.
+
+    The processes and cookies of those layers are that host's.
 
     - `host`: a name, an address, or what `~/.ssh/config` calls it.
     - `user`, `port`, `key`: where that file does not say. `key` is a private key, or a path that

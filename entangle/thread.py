@@ -59,8 +59,7 @@ def thread(
     shared_memory: bool = False,
     **unknown: Any,
 ) -> Any:
-    """Run the function in a worker thread of the calling process: for what waits rather than
-    computes.
+    """Run the function in a worker thread of the calling process: for what waits, not computes.
 
     The options are those of @process, without `fresh`. A thread cannot be killed: after `timeout`
     seconds the caller gets ThreadTimeoutException, the body runs on, and its value is dropped. Nor

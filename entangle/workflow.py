@@ -44,8 +44,7 @@ def workflow(function: Callable[P, R], /) -> Task[P, R]: ...
 def workflow(*, graph: str | None = None) -> Decorator: ...
 @edge
 def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: Any) -> Any:
-    """Make a function a workflow: its body returns a call, and the value of that call is the
-    workflow's.
+    """Make a function a workflow: its body returns a call, whose value is the workflow's.
 
     The body runs where the workflow's call is run. It may also return a plain value. Arguments that
     are calls are run first, in parallel. `graph` is the address of a Gremlin server (`ws://…`,

@@ -1,5 +1,4 @@
-"""`cache=True`: a value is remembered by the function's code, by what that uses, and by its
-arguments.
+"""`cache=True`: a value is remembered by the function's code, what that uses, and the arguments.
 
 The values are in a directory in the home of the process, one file each, so that every worker of the
 process tree finds what another has computed. The directory goes with the process.

@@ -28,9 +28,7 @@ class Request(Layer):
         self.headers = dict(headers)
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Send the keyword arguments; call the function with the content, then the positional
-        arguments.
-        """
+        """Send the keyword arguments; the function gets the content, then the positional ones."""
         return inner(self._ask(kwargs), *args)
 
     def _ask(self, fields: dict[str, Any]) -> bytes:

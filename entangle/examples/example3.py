@@ -1,5 +1,4 @@
-"""One function over numpy arrays, on the GPU where there is one, and several such tasks in
-parallel.
+"""One function over numpy arrays, on the GPU where there is one; several such tasks in parallel.
 
 The function follows a population for a hundred years: a share `rate` is born, and a share starves,
 `x -> rate·x·(1-x)`. numba compiles it for the GPU, or where there is none for the CPU; without

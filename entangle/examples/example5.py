@@ -16,9 +16,7 @@ PEAK, WIDTH = 0.3, 0.02
 
 
 class Piece(NamedTuple):
-    """The area under a part of the curve, and the parts, (left, right), that it was put together
-    from.
-    """
+    """The area under a part of the curve, and the pieces (left, right) that add up to it."""
 
     area: float
     parts: tuple[tuple[float, float], ...]

@@ -1,5 +1,4 @@
-"""A value that goes several ways; how many is decided while it runs: a lambda may give a list of
-nodes.
+"""A value that goes several ways: a lambda may give a list of nodes, as long as it likes.
 
 Prints, for each order, the desks that worked on it, all at the same time.
 """

@@ -29,9 +29,7 @@ def flaky(diary: str) -> str:
 
 @process(retry=3, sleep=0.02, backoff=2, jitter=0.01)
 def hopeless(diary: str) -> str:
-    """Fails always. The pauses double, and vary, so that many such tasks do not return all at
-    once.
-    """
+    """Fails always. The pauses double, and vary, so that many such tasks do not retry at once."""
     raise Busy(f"not on attempt {note(diary)}")
 
 

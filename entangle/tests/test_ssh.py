@@ -291,7 +291,7 @@ def test_a_host_behind_another_one(hosts: Hosts, configured: Path) -> None:
     assert hosts["alpha"].handshakes() == before + 1
 
 
-def test_a_line_of_the_users_own_is_used(hosts: Hosts, configured: Path, tmp_path: Path) -> None:
+def test_a_connection_of_the_users_own_is_used(hosts: Hosts, configured: Path, tmp_path: Path) -> None:
     control = hosts.folder / "own"
     configured.write_text(f"ControlPath {control}\n" + configured.read_text())
     own = subprocess.Popen(["ssh", "-F", str(configured), "-N", "-M", "alpha"], stdin=subprocess.DEVNULL)

@@ -1,5 +1,4 @@
-"""Images with packages added: pip makes one from a given image, once. The tag is a hash of its
-recipe.
+"""Images with packages added: made from a given image by pip, once. The tag is the recipe's hash.
 
 A container of the image runs pip as root, and is then committed as an image. What pip must know of
 this machine (a package index, a certificate) goes to that one command and stays out of the image.
@@ -43,7 +42,7 @@ _QUIETLY = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "PIP_NO_INPUT": "1",
     "PIP_ROOT_USER_ACTION": "ignore",
-    "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the container has no other use for it
+    "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the image's system Python is ours to change
 }
 
 

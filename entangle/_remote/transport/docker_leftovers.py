@@ -1,6 +1,4 @@
-"""Docker containers that a crash has left: how to tell them from containers in use, and their
-removal.
-"""
+"""Docker containers that a crash has left: how they are told from those in use, and removed."""
 
 from __future__ import annotations
 

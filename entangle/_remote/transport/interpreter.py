@@ -26,8 +26,9 @@ class InterpreterTransport(Transport):
         return self.python
 
     def open(self, arguments: Sequence[str]) -> ByteStream:
-        """Start it in this process's working directory and environment, without the variables that
-        would make it find this Python's packages.
+        """Start it in this process's working directory and environment.
+
+        The variables that would make it find this Python's packages are left out.
         """
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")}
         try:

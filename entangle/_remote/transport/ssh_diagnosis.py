@@ -1,6 +1,4 @@
-"""Why no Python answered over ssh: the messages of the client, or of the shell there, as an
-error.
-"""
+"""Why no Python answered over ssh: errors from the messages of the client or the shell there."""
 
 from __future__ import annotations
 

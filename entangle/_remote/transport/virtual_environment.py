@@ -47,9 +47,7 @@ except (OSError, subprocess.CalledProcessError) as error:
 
 
 def words(env: str | None) -> list[str]:
-    """What goes between a Python and its arguments to make it the environment's, quoted for a
-    shell.
-    """
+    """What a Python gets before its arguments to become the environment's; quoted for a shell."""
     return [] if env is None else ["-c", shlex.quote(_PROGRAM), shlex.quote(env)]
 
 
