@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib
+import os
+import shutil
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import entangle
 from entangle._remote.agent.imports import Finder
 from entangle._remote.caller.modules import _ENGINE, FIRST
 
 from .house import MODULES, imports
+from .places import far_pythons
 
 
 def test_the_first_modules_need_only_each_other() -> None:
@@ -47,3 +54,42 @@ def test_other_threads_import_while_one_asks(monkeypatch: pytest.MonkeyPatch) ->
     finally:
         sys.modules.pop("comes_over_the_stream", None)
     assert len(imported) == 1
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder with a copy of entangle, without its tests."""
+    there = tmp_path / "copy"
+    shutil.copytree(Path(entangle.__file__).parent, there / "entangle", ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    return there
+
+
+def _said_elsewhere(tmp_path: Path, path: Path) -> str:
+    """What a program prints that runs a task in another Python, with entangle from that path."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import entangle\nassert entangle.__file__.startswith({os.fspath(path)!r})\n"
+        "from entangle.interpreter import interpreter\nfrom entangle.process import process\n"
+        "@process\ndef double(x):\n    return 2 * x\n"
+        f"@interpreter(python={far_pythons(same=True)!r})\ndef there(x):\n    return double(x + 1)()\n"
+        "try:\n    print(there(20)())\nexcept Exception as error:\n    print(f'{type(error).__name__}: {error}')\n"
+    )
+    run = [sys.executable, os.fspath(script)]
+    ran = subprocess.run(run, env={**os.environ, "PYTHONPATH": os.fspath(path)}, capture_output=True, text=True, timeout=100)
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+def test_entangle_may_lie_in_a_zip_file(tmp_path: Path, copy: Path) -> None:
+    """As `python -m zipapp` packs a program with all that it needs."""
+    packed = Path(shutil.make_archive(os.fspath(tmp_path / "packed"), "zip", copy))
+    assert _said_elsewhere(tmp_path, packed) == "42\n"
+
+
+def test_entangle_without_its_source_says_so(tmp_path: Path, copy: Path) -> None:
+    compileall.compile_dir(copy, quiet=1, legacy=True)
+    for file in copy.rglob("*.py"):
+        file.unlink()
+    told = _said_elsewhere(tmp_path, copy)
+    assert told.startswith("MissingModuleError: entangle cannot be sent to other places, since it is installed here without its source")
+    assert "install it with its files that end in .py" in told

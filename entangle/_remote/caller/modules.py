@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import marshal
 import os
+import pkgutil
 import re
 import sys
 import threading
@@ -23,6 +24,7 @@ from typing import Any
 from entangle._remote.agent import imports
 from entangle._remote.agent.imports import OURS, Known
 from entangle._shared.pickling import MAIN
+from entangle.errors import MissingModuleError
 
 #: Modules of ours that a far side gets only if it asks.
 _APART = (
@@ -83,8 +85,19 @@ if hasattr(os, "register_at_fork"):
 
 
 def first() -> dict[str, Known]:
-    """The sources that start an agent, for any version of Python."""
-    return {name: known for name in FIRST if isinstance(known := _known(name, None), tuple)}
+    """The sources that start an agent, for any version of Python.
+
+    Raises MissingModuleError where only compiled code is installed here.
+    """
+    known = {name: _known(name, None) for name in FIRST}
+    for name, found in known.items():
+        if not isinstance(found, tuple):
+            raise MissingModuleError(
+                f"entangle cannot be sent to other places, since it is installed here without its source ({name} has none); "
+                "install it with its files that end in .py",
+                name=name,
+            )
+    return {name: found for name, found in known.items() if isinstance(found, tuple)}
 
 
 def bundle(magic: str | None) -> bytes:
@@ -109,13 +122,10 @@ def _our_names() -> list[str]:
     if imports.finders:
         names += imports.finders[0].known
     else:
-        import entangle._run
-
-        house = os.path.dirname(os.path.dirname(entangle._run.__file__ or ""))
-        for room in ("_shared", "_worker", "_watch", "_run", "_tasks"):
-            folder = os.path.join(house, room)
-            names.append(f"entangle.{room}")
-            names += [f"entangle.{room}.{file[:-3]}" for file in os.listdir(folder) if file.endswith(".py") and not file.startswith("_")]
+        for room in ("entangle._shared", "entangle._worker", "entangle._watch", "entangle._run", "entangle._tasks"):
+            names.append(room)
+            # Not `os.listdir`: entangle may lie in a zip file.
+            names += [found.name for found in pkgutil.iter_modules(_find(room).submodule_search_locations, f"{room}.")]
     return list(dict.fromkeys(names))
 
 
