@@ -50,21 +50,36 @@ def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[
     return by_value(value, buffer_callback)
 
 
-#: Where the names in pickles of version 0.3.0 are now.
+#: Where the modules in pickles that earlier versions made are now.
 _MOVED = {
-    f"entangle._run.{before}": f"entangle._shared.{now}"
-    for before, now in (
-        ("classes", "pickled_classes"),
-        ("pickling", "pickling"),
-        ("raised", "pickled_errors"),
-        ("variables", "context_variables"),
-    )
+    "entangle._cache": "entangle._tasks.cache",
+    **{
+        f"entangle._run.{before}": f"entangle._shared.{now}"
+        for before, now in (
+            ("classes", "pickled_classes"),
+            ("pickling", "pickling"),
+            ("raised", "pickled_errors"),
+            ("segments", "segments"),
+            ("variables", "context_variables"),
+        )
+    },
+}
+#: Classes that have other names now: layers of tasks, and their parts.
+_RENAMED = {
+    ("entangle._tasks.layer", "Attributes"): ("entangle._tasks.attributes", "Attributes"),
+    ("entangle._dataflow.node", "Dataflow"): ("entangle._dataflow.flow_graph", "Dataflow"),
+    ("entangle.interpreter", "InterpreterLayer"): ("entangle.interpreter", "Interpreter"),
+    ("entangle.ssh", "Ssh"): ("entangle.ssh", "SSH"),
+    **{
+        (f"entangle._remote.transport.{name.lower()}", name): (f"entangle._remote.transport.{name.lower()}", f"{name}Transport")
+        for name in ("Apptainer", "Docker", "Interpreter", "SSH")
+    },
 }
 
 
 class _OfAnyVersion(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(_MOVED.get(module, module), name)
+        return super().find_class(*_RENAMED.get((module, name), (_MOVED.get(module, module), name)))
 
 
 def loads_kept(pickled: bytes) -> Any:
