@@ -197,12 +197,12 @@ def test_values_that_an_earlier_version_has_kept_are_read() -> None:
 
 #: Layers of tasks, as version 0.3.0 has pickled them before some had other names.
 LAYERS_OF_0_3_0 = (
-    b"\x80\x05\x95\x95\x01\x00\x00\x00\x00\x00\x00](\x8c\x15entangle._tasks.layer\x8c\nAttributes\x93)\x81}\x8c\nattributes}"
+    b"\x80\x05\x95\x82\x01\x00\x00\x00\x00\x00\x00](\x8c\x15entangle._tasks.layer\x8c\nAttributes\x93)\x81}\x8c\nattributes}"
     b"\x8c\x01aK\x01ssb\x8c\x14entangle.interpreter\x8c\x10InterpreterLayer\x93)\x81}\x8c\ttransport\x94\x8c&entangle._remot"
-    b"e.transport.interpreter\x8c\x0bInterpreter\x93)\x81}\x8c\x06python\x94\x8c\x1a/root/.pyenv/shims/python3sbsb\x8c\x0cen"
-    b"tangle.ssh\x8c\x03Ssh\x93)\x81}h\x00\x8c\x1eentangle._remote.transport.ssh\x8c\x03SSH\x93)\x81}(\x8c\x04host\x8c\x01h"
-    b"\x8c\x04userN\x8c\x08key_fileNh\x01\x8c\x07python3\x8c\x04portN\x8c\x03envN\x8c\x0bknown_hostsNh\x00Nubsb\x8c\x17entan"
-    b"gle._dataflow.node\x8c\x08Dataflow\x93N\x8c\x06threadN\x87Re."
+    b"e.transport.interpreter\x8c\x0bInterpreter\x93)\x81}\x8c\x06python\x94\x8c\x07/bin/shsbsb\x8c\x0centangle.ssh\x8c\x03S"
+    b"sh\x93)\x81}h\x00\x8c\x1eentangle._remote.transport.ssh\x8c\x03SSH\x93)\x81}(\x8c\x04host\x8c\x01h\x8c\x04userN\x8c"
+    b"\x08key_fileNh\x01\x8c\x07python3\x8c\x04portN\x8c\x03envN\x8c\x0bknown_hostsNh\x00Nubsb\x8c\x17entangle._dataflow.nod"
+    b"e\x8c\x08Dataflow\x93N\x8c\x06threadN\x87Re."
 )
 
 
@@ -210,6 +210,6 @@ def test_tasks_that_an_earlier_version_has_kept_are_read() -> None:
     found = {type(layer).__name__: vars(layer) for layer in loads_kept(LAYERS_OF_0_3_0)}
     assert list(found) == ["Attributes", "Interpreter", "SSH", "Dataflow"]
     assert found["Attributes"] == {"attributes": {"a": 1}}
-    assert found["Interpreter"]["transport"].python == "python3"
-    assert found["SSH"]["transport"].place == "h"
+    assert found["Interpreter"]["transport"].python == "/bin/sh"
+    assert found["SSH"]["transport"].host == "h"
     assert found["Dataflow"]["executor"] == "thread"
