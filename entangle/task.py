@@ -31,7 +31,7 @@ from entangle._tasks import tree
 from entangle._tasks.attributes import Attributes
 from entangle._tasks.call import Call, in_short
 from entangle._tasks.door import named_as_its_decorator
-from entangle._tasks.layer import Layer
+from entangle._tasks.layer import Decorated, Layer
 from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
 from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
@@ -355,4 +355,4 @@ def _refuse_lost_options(decorator: str, layers: tuple[Layer, ...], below: tuple
 
 named_as_its_decorator(__name__)
 
-__all__ = ["Attributes", "Call", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]
+__all__ = ["Attributes", "Call", "Decorated", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]

@@ -9,7 +9,7 @@ from typing_extensions import assert_type
 
 from entangle.process import process
 from entangle.scheduler import DefaultScheduler, scheduler
-from entangle.task import Layer, Task, task
+from entangle.task import Decorated, Layer, Task, task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,6 +19,16 @@ class Loud(Layer):
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         print("before")
         return inner(*args, **kwargs)
+
+
+class Elsewhere(Layer):
+    ships = True
+
+    def ship(self, rest: Decorated) -> Callable[..., Any]:
+        return rest.function
+
+    def lift(self, rest: Decorated) -> dict[str, Any]:
+        return {"timeout": rest.body.timeout}
 
 
 def loud(function: Callable[P, R]) -> Task[P, R]:
