@@ -26,8 +26,8 @@ BENCH_BIN := $(BENCH_VENV)/bin
 LOWEST_BIN := $(LOWEST_VENV)/bin
 MUTANTS_BIN := $(MUTANTS_VENV)/bin
 #: The tests of `make test-lowest`: those that use other packages, and the promises to users.
-LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py classes.py cli.py dependencies.py docker.py http.py interpreter.py \
-    memory.py progress.py source.py sources.py ssh.py values.py web.py)
+LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencies.py docker.py http.py interpreter.py \
+    memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
 
 # In an empty environment, too: without a PATH, Python cannot find its own prefix.
 PATH ?= /usr/local/bin:/usr/bin:/bin
