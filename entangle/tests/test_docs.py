@@ -38,6 +38,13 @@ def test_files_that_the_code_names_exist() -> None:
     assert missing == []
 
 
+def test_files_that_make_names_exist() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    found = re.search(r"\(addprefix (\S+?),(.+?)\)", text)
+    assert found
+    assert [name for name in found[2].split() if not (ROOT / f"{found[1]}{name}").is_file()] == []
+
+
 def test_folders_that_are_named_exist() -> None:
     missing = []
     for page in PAGES:
