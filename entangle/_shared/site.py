@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import ctypes
+import errno
 import os
 import posix  # eventlet's `os.write` waits for ever on a pipe that nobody reads any more
 import threading
@@ -117,7 +117,8 @@ class Site:
         for store in self.stores:
             store.close()
         self.table.close()
-        for fd in {*self.wake, *self.wake_threads, self.tell}:
+        opened, self.tell = {*self.wake, *self.wake_threads, self.tell}, -1
+        for fd in opened:
             if fd >= 0:
                 os.close(fd)
         for queue in self.pools.values():
@@ -128,8 +129,13 @@ class Site:
 
         A full pipe serves as well: it is still unread.
         """
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the run may be over
+        try:
             posix.write(self.tell, b"!")
+        except (BlockingIOError, BrokenPipeError):
+            pass
+        except OSError as error:
+            if error.errno != errno.EBADF:  # the run may be over, and its files closed
+                raise
 
 
 def lanes_of(flow: Flow) -> list[int]:
