@@ -54,7 +54,7 @@ from entangle._shared.table import (
 from entangle._shared.tracebacks import passes_on
 from entangle._worker.worker import Worker
 from entangle.cookies import available_cpus, budget_of
-from entangle.errors import RunAtImportError, RunCancelledError
+from entangle.errors import RunAtImportError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow, Shape
 
 #: The serial number of the store through which values are fed. No worker has it.
@@ -172,14 +172,7 @@ class RearmedRun(Run):
 
     @passes_on
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
-        error = supervisor.failure()
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
-        if not site.table.header[FINISHED]:
-            raise RunCancelledError("the run was cancelled before it had a value")
+        self._raise_failure(supervisor, site)
 
 
 #: Steps from a chunk to the value of one item.

@@ -273,7 +273,8 @@ class Run:
             _remove(*self._shown, [])
 
     @passes_on
-    def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
+    def _raise_failure(self, supervisor: Supervisor, site: Site) -> None:
+        """Raise what ended the run, if it was not its value."""
         error = supervisor.failure()
         if error is not None:
             try:
@@ -283,6 +284,10 @@ class Run:
                 del error
         if not site.table.header[FINISHED]:
             raise RunCancelledError("the run was cancelled before it had a value")
+
+    @passes_on
+    def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
+        self._raise_failure(supervisor, site)
         (sink,) = self.flow.sinks
         if sink in site.local:
             return site.local.pop(sink)
