@@ -64,6 +64,16 @@ class Plan:
         """The first node's name."""
         return next((str(row.body.name) for row in self.ports[0] if 0 in row.inputs), "")
 
+    @property
+    def feeds(self) -> dict[int, tuple[int, int]]:
+        """For each port below a window: the port and the row whose values the window gathers."""
+        return {
+            leaf.port: (number, self.ports[number][-1].inputs[self.results[number][at]])
+            for number, leaves in enumerate(self.leaves)
+            for at, leaf in enumerate(leaves)
+            if leaf.window is not None
+        }
+
     def _count(self, roots: tuple[Any, ...]) -> None:
         """Find the nodes with several parents: they run for one value at a time."""
         seen: set[int] = set()

@@ -59,7 +59,7 @@ class Pump:
         self.name = plan.name
         #: The failure that ends the stream.
         self.failed: Failure | None = None
-        self.run = RearmedRun(flow, ports, self, way)
+        self.run = RearmedRun(flow, ports, self, way, feeds=plan.feeds)
         self.ordered = ordered
         #: Asked about each failure: False ends the stream with it.
         self.drop = drop
@@ -78,6 +78,8 @@ class Pump:
         self._label = 0
         self.pulled = self.taken = self.dropped = 0
         self.waits_for_room = False
+        #: Seconds in which the source waited for room.
+        self.waited = 0.0
         self.drained = False
         self.stopping = False
         self.source_error: BaseException | None = None
@@ -182,6 +184,20 @@ class Pump:
                 self._supervisor.over()
         return due
 
+    def told(self) -> dict[str, Any]:
+        """How many items have come from the source and left, how many may be under way, and the
+        seconds in which the source waited for room."""
+        most = self._inflight if self._inflight is not None else self._sets * self._size
+        return {
+            "pulled": self.pulled,
+            "taken": self.taken,
+            "left_out": self.dropped,
+            "most": most,
+            "waited": round(self.waited, 3),
+            "full": self.waits_for_room,
+            "drained": self.drained,
+        }
+
     def _flush_a_window(self) -> bool:
         """Pass on the values that one window still holds. Returns whether there are any."""
         for _, _, port, buffer in self._windows:
@@ -227,6 +243,7 @@ class Pump:
                 for failure in leaves_of(outcomes)[1] if windows else failures:
                     if failure.node is None:
                         failure.node = self.plan.nodes[failure.number]
+                    self.run.history.fail((failure.number,))
                     if not self.drop(failure):
                         self.failed = self.failed or failure
                         outs.append(failure)
@@ -292,12 +309,14 @@ class Pump:
         if self.has_room() and not self.stopping:
             return True
         with self._room:
+            began = time.monotonic()
             self.waits_for_room = True
             while not self.stopping and not self.has_room():
                 if self._chunk:
                     self._ship()  # no item will join it while we wait
                 self._room.wait(0.1)
             self.waits_for_room = False
+            self.waited += time.monotonic() - began
             return not self.stopping
 
     def offer(self, value: Any) -> bool:

@@ -67,7 +67,7 @@ class Push:
         self._supervisor = supervisor
         value = self._pushed
         try:
-            supervisor.feed(0, (0, True, [value]), 0)
+            supervisor.feed(0, (0, True, [value]), (0, 1))
         except OSError:
             raise
         except Exception:
@@ -77,6 +77,7 @@ class Push:
         """The only item is done: the run is over."""
         self._chunks = values
         assert self._supervisor is not None
+        self._run.history.fail(failure.number for failure in leaves_of(self._found())[1])
         self._supervisor.over()
 
     def freed(self, port: int) -> None:
@@ -89,6 +90,10 @@ class Push:
     def tick(self) -> float:
         """Nothing is ever due."""
         return 60.0
+
+    def told(self) -> dict[str, Any]:
+        """Nothing: it is one value."""
+        return {}
 
 
 def _names(plan: Plan) -> list[str]:

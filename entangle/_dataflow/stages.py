@@ -259,14 +259,14 @@ class CallbackStage:
     """Calls back for the items of a node that a process has run."""
 
     def __init__(self, task: Task[..., Any], callback: Callable[[Any, Any], object]) -> None:
-        self.task = task
+        self._task = task
         self.callback = callback
 
     def __call__(self, chunk: Chunk, *_: Any) -> None:
         """Call back for each value of the chunk."""
         for value in chunk[2]:
             if type(value) not in PASSED:
-                call_back(self.callback, self.task.function, value)
+                call_back(self.callback, self._task.function, value)
 
 
 class LambdaStage:

@@ -99,9 +99,10 @@ class Recorder:
             _say_where(site.directory, folder)
         writer = Writer(folder, run.id)
         self._segments[run.id] = writer, None
-        flow = run.flow
+        # Of a rearmed run, its stages are remembered: its rows are used again and again.
+        flow = run.history.flow() if run.history is not None else run.flow
         # A stream may be endless, and so would be the notes of its values.
-        run.table.header[NOTING] = notes.QUIET if flow.rearmed else notes.WHOLE if whole else notes.SHORT
+        run.table.header[NOTING] = notes.QUIET if run.flow.rearmed else notes.WHOLE if whole else notes.SHORT
         bodies = [tasks.described(body) for body in flow.bodies]
         root = None
         if not run.nested:
@@ -112,7 +113,7 @@ class Recorder:
         head = {
             "form": FORM,
             "id": run.id,
-            "parent": run.parent,
+            "parent": _parent_of(run),
             "began": time.time_ns() - (time.monotonic_ns() - run.table.header[STARTED_AT]),
             "clock": run.table.header[STARTED_AT],
             "name": run.name,
@@ -149,6 +150,19 @@ def _follow_up(run: ObservedRun, place: str) -> None:
         from entangle._records.ingest import ingest
 
         ingest(place, max(0.5, lasted * SHARE))
+
+
+def _parent_of(run: ObservedRun) -> tuple[str, int] | None:
+    """The run and the node in whose body this run was called; of a rearmed run, the stage."""
+    if run.parent is None:
+        return None
+    from entangle._worker.worker import here
+
+    outer, node = run.parent
+    flow = here.worker.site.flow if here.worker is not None else None
+    if flow is not None and 0 <= node < len(flow.stage_of):
+        node = max(0, flow.stage_of[node])
+    return outer, node
 
 
 def _labels(flow: Flow) -> dict[str, list[str]]:
@@ -250,8 +264,15 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
         "values": _without_secrets(values),
         "constants": _constants(run, constants),
     }
+    columns: tuple[Any, ...] = (table.ready_at, table.records, table.states, table.attempts)
+    if run.history is not None:
+        tail["stream"] = run.how_far()
+        failed = tail["error"] is not None and run.history.latest >= 0
+        columns = run.history.columns(failed)
+        if failed:
+            tail["error"]["node"] = run.history.latest
     line = json.dumps(tail, default=_bytes_as_text)[:-1]
-    writer.write(line, (table.ready_at, table.records, table.states, table.attempts))
+    writer.write(line, columns)
 
 
 #: Secret arguments with fewer characters stay in texts that quote them: they occur in any text.

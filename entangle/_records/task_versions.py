@@ -22,14 +22,20 @@ _files: dict[str, tuple[float, list[str]]] = {}
 
 def described(body: Body) -> str:
     """A body as JSON. It is made once for each task: tasks are immutable."""
-    task: Task[..., Any] | None = getattr(body, "task", None)
+    task = task_of(body)
     if task is None:
         return json.dumps({"name": body.name, "version": hashlib.sha256(body.name.encode()).hexdigest()})
     known = task.__dict__
     if "_described" not in known:
-        known["_described"] = json.dumps(_describe(task, body), default=masked_text)
+        known["_described"] = json.dumps(_describe(task, body if hasattr(body, "task") else task.body), default=masked_text)
     text: str = known["_described"]
     return text
+
+
+def task_of(body: Body) -> Task[..., Any] | None:
+    """The task of a body: its own or, in a dataflow, that of the node whose stage it is."""
+    task: Task[..., Any] | None = getattr(body, "task", None) or getattr(body.function, "task", None)
+    return task if isinstance(task, Task) else None
 
 
 def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:

@@ -7,11 +7,12 @@ Rooms above fill in the hooks below. They are declared here, since importing thi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from contextvars import Context
 
+    from entangle._run.history import History
     from entangle._shared.site import Site
     from entangle._shared.table import Table
     from entangle.flow import Flow
@@ -27,6 +28,8 @@ class ObservedRun(Protocol):
     nested: bool
     parent: tuple[str, int] | None
     table: Table | None
+    #: What the stages of a rearmed run have done; None for any other run.
+    history: History | None
 
     @property
     def name(self) -> str:
@@ -39,6 +42,9 @@ class ObservedRun(Protocol):
     @property
     def workers_started(self) -> int:
         """How many workers it has started so far."""
+
+    def how_far(self) -> dict[str, Any]:
+        """What the stages of a rearmed run have done so far, as JSON takes it."""
 
     def reason(self) -> BaseException | None:
         """What ended the run, if not its value. Known when it has ended."""

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Protocol
 
 from entangle._run import Observer
 from entangle._run.deaths import Deaths
+from entangle._run.history import History
 from entangle._run.run import Run
 from entangle._run.supervisor import PATIENCE, Supervisor
 from entangle._run.worker_process import WorkerProcess
@@ -40,11 +41,13 @@ from entangle._shared.table import (
     FINISHED,
     GONE,
     IDLE,
+    READY,
     READY_COUNT,
     RECORD,
     RESTING,
     RUNNING,
     SLOT,
+    STARTED_AT,
     STATE,
     UNARMED,
     UNCLAIMED,
@@ -52,6 +55,7 @@ from entangle._shared.table import (
     Table,
 )
 from entangle._shared.tracebacks import passes_on
+from entangle._watch.outline import HOW_FAR, write_whole
 from entangle._worker.worker import Worker
 from entangle.cookies import available_cpus, budget_of
 from entangle.errors import RunAtImportError
@@ -116,6 +120,10 @@ def unroll(templates: list[tuple[list[Row], int]], limits: list[int]) -> tuple[F
     flow = Flow(known, [Shape(count) for count in shapes], body_of, shape_of, starts, inputs, [], leaves=0)
     flow.rearmed = True
     flow.limits = limits
+    stage = 0
+    for port in ports:
+        flow.stage_of.extend((-1, *range(stage, stage + port.width - 2), -1) * port.sets)
+        stage += port.width - 2
     return flow, ports
 
 
@@ -133,7 +141,8 @@ class Client(Protocol):
         """The run has begun: values may be fed from now on."""
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
-        """A set is done that was fed with this label. `values` are the inputs of its gather,
+        """A set is done that was fed with this label, whose second part is how many items it had.
+        `values` are the inputs of its gather,
         `spent` the time of its bodies together (ns), `size` the room of its values in the store
         (bytes)."""
 
@@ -147,14 +156,29 @@ class Client(Protocol):
     def tick(self) -> float:
         """Do what is due now. Return the seconds until the next time."""
 
+    def told(self) -> dict[str, Any]:
+        """What the client knows of how far it is, as JSON takes it."""
+
 
 class RearmedRun(Run):
-    """One execution of a flow made by `unroll`. Its value is None, when the client has ended it."""
+    """One execution of a flow made by `unroll`. Its value is None, when the client has ended it.
+    `feeds` are the rows that feed other ports, as `History` takes them."""
 
-    def __init__(self, flow: Flow, ports: list[Port], client: Client, way: str | None = None, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        ports: list[Port],
+        client: Client,
+        way: str | None = None,
+        observer: Observer | None = None,
+        feeds: dict[int, tuple[int, int]] | None = None,
+    ) -> None:
         super().__init__(flow, way, observer)
         self.ports = ports
         self.client = client
+        self.history: History = History([port.rows for port in ports], feeds or {})
+        #: When how far it is will be written down for others (seconds, of the monotonic clock).
+        self._told_at = 0.0
 
     @property
     def name(self) -> str:
@@ -168,7 +192,27 @@ class RearmedRun(Run):
     def _make_supervisor(self, *known: Any) -> Supervisor:
         supervisor = RearmedSupervisor(*known)
         supervisor.ports, supervisor.client = [_Sets(port, supervisor.table) for port in self.ports], self.client
+        supervisor.history = self.history
+        self.history.began = supervisor.table.header[STARTED_AT]
         return supervisor
+
+    def _looked(self) -> None:
+        super()._looked()
+        now = time.monotonic()
+        if self._outlined and now >= self._told_at and isinstance(self.supervisor, RearmedSupervisor):
+            directory = self.supervisor.site.directory or (self._shown[0] if self._shown is not None else "")
+            if directory:
+                write_whole(os.path.join(directory, HOW_FAR), self.how_far())
+            # What it costs grows with the history: at most a fiftieth of the time.
+            self._told_at = now + max(0.3, 50 * (time.monotonic() - now))
+
+    def how_far(self) -> dict[str, Any]:
+        """What the stages have done so far, and what the client says, as JSON takes it."""
+        told = {**self.history.told(), **self.client.told()}
+        if isinstance(self.supervisor, RearmedSupervisor):
+            for stage, under_way in zip(told["stages"], self.supervisor.under_way(), strict=True):
+                stage["running"], stage["waiting"] = under_way
+        return told
 
     @passes_on
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
@@ -260,6 +304,7 @@ class RearmedSupervisor(Supervisor):
 
     client: Client
     ports: list[_Sets]
+    history: History
 
     def __init__(self, *known: Any) -> None:
         super().__init__(*known)
@@ -278,7 +323,8 @@ class RearmedSupervisor(Supervisor):
     # Feeding, from any thread ---------------------------------------------------------------------
 
     def feed(self, port: int, value: Any, label: Any) -> bool:
-        """Feed a value. Return False where no set is free. Raises what storing the value raises."""
+        """Feed a value; the second part of its label is how many items are in it. Return False
+        where no set is free. Raises what storing the value raises."""
         try:
             return self._feed(port, value, label)
         except BaseException:
@@ -365,10 +411,25 @@ class RearmedSupervisor(Supervisor):
             records = [table.record(at) for at in range(first + 1, node)]
             spent, size = sum(record[1] - record[0] for record in records), sum(record[3] for record in records)
             label = sets.labels.pop(first)
+            self.history.add(index, records, label[1])
             self._disarm(first, sets)
             self.client.collect(index, label, values, spent, size)
             self.client.freed(index)
         return False
+
+    def under_way(self) -> list[tuple[int, int]]:
+        """For each stage, how many items are in its body now, and how many wait for it."""
+        found: list[tuple[int, int]] = []
+        for sets in self.ports:
+            inside, waiting = [0] * sets.port.width, [0] * sets.port.width
+            for first, label in [*sets.labels.items()]:
+                for at, state in enumerate(self.table.states[first : first + sets.port.width].tolist()):
+                    if state == RUNNING:
+                        inside[at] += label[1]
+                    elif state in (WAITING, READY, UNARMED):
+                        waiting[at] += label[1]
+            found += zip(inside[1:-1], waiting[1:-1], strict=True)
+        return found
 
     def value_of(self, node: int) -> Any:
         """The value of a node that is done."""

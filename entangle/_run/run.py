@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from entangle._run import Observer, at_termination, observers, reaper
+from entangle._run.history import History
 from entangle._run.start import chosen_way
 from entangle._run.supervisor import MOST_THREADS, Supervisor
 from entangle._run.worker_process import WorkerProcess
@@ -58,6 +59,7 @@ class Run:
         #: What ended the run, if not its value; for observers, when it has ended.
         self.raised: BaseException | None = None
         self.table: Table | None = None
+        self.history: History | None = None
         self.supervisor: Supervisor | None = None
         self._cancelled = False
         self._outlined = self._opening = self._in_order = False
@@ -80,6 +82,10 @@ class Run:
     def workers_started(self) -> int:
         """How many workers it has started so far; 0 after it has ended."""
         return self.supervisor.serial if self.supervisor is not None else 0
+
+    def how_far(self) -> dict[str, Any]:
+        """What the stages have done so far: nothing, in a run that is not rearmed."""
+        return {}
 
     def reason(self) -> BaseException | None:
         """What ended the run, if not its value; for observers, when it has ended."""

@@ -13,6 +13,7 @@ watch from outside (`entangle top`, the page) need both. A short run writes noth
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -26,6 +27,8 @@ from entangle.flow import Flow
 #: A run that has lasted so long is written down (seconds).
 LASTING = 0.15
 NAME = "outline"
+#: Files beside the outline: what a rearmed run says of its stages; CPU and memory over time.
+HOW_FAR, LOAD = "how-far", "load"
 _FORM = 1
 #: The most bytes of the line of JSON. A flow of a million different tasks goes without names.
 _LONGEST_HEAD = 1 << 26
@@ -75,6 +78,29 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         os.rename(f"{path}.new", path)  # all of it appears at once
     except OSError:
         pass
+
+
+def write_whole(path: str, told: Any) -> None:
+    """Write JSON to a file of a run, in place of what it held: readers see the old or the new.
+    Without room on the disk the old stays."""
+    import json
+
+    with contextlib.suppress(OSError):
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with open(fd, "wb") as file:
+            file.write(json.dumps(told, separators=(",", ":")).encode("ascii"))
+        os.rename(f"{path}.new", path)
+
+
+def read_whole(path: str) -> Any:
+    """What `write_whole` has written; None where there is nothing, or it is damaged."""
+    import json
+
+    try:
+        with open(open_file(path), "rb") as file:
+            return json.loads(file.read(_LONGEST_HEAD))
+    except (OSError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def open_file(path: str) -> int:

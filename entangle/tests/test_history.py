@@ -1,0 +1,148 @@
+"""What is remembered of a stream: its stages, with their items, in bounded room."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from entangle import records
+from entangle._run.history import MOST_BINS, MOST_STRETCHES, History
+from entangle._run.rearmed import GATHER, SOURCE, Row
+from entangle.flow import Body
+
+from .callers import ROOT
+
+STREAMS = """
+    import logging, sys
+    from entangle.dataflow import dataflow, process, thread
+
+    logging.disable()
+
+    @dataflow
+    @process
+    def load(n):
+        return n
+
+    @dataflow
+    @process
+    def parse(n):
+        if n % 10 == 3:
+            raise ValueError(f"no {n}")
+        return n
+
+    @dataflow
+    @thread
+    def save(n):
+        return n
+
+    @dataflow
+    @process
+    def total(ns):
+        return sum(ns)
+
+    flow = load(parse(save(), save()))
+    if sys.argv[1] == "skip":
+        print(sum(a + b for a, b in flow.stream(range(50), on_error="skip")))
+    elif sys.argv[1] == "raise":
+        try:
+            for _ in flow.stream(range(50)):
+                pass
+        except ValueError as error:
+            print(error)
+    elif sys.argv[1] == "push":
+        print(flow(7))
+    elif sys.argv[1] == "left":
+        for value in flow.stream(iter(int, 1)):
+            print(value)
+            break
+"""
+
+
+def stream(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> records.Run:
+    """A stream that a program has run, as it is remembered."""
+    script = folder / "streams.py"
+    environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RECORD_DIR": str(folder / "records")}
+    script.write_text(textwrap.dedent(STREAMS), encoding="utf-8")
+    subprocess.run([sys.executable, str(script), kind], check=True, env=environment, timeout=60, cwd=folder)
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", environment["ENTANGLE_RECORD_DIR"])
+    (run,) = records.runs()
+    return run
+
+
+@pytest.mark.parametrize("kind", ["skip", "push"])
+def test_a_stream_that_ended_well_is_remembered_by_its_stages_all_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    run = stream(monkeypatch, tmp_path, kind)
+    assert (run.state, run.name) == ("done", "load")
+    assert [(node.name, node.state) for node in run.nodes] == [("load", "done"), ("parse", "done"), ("save", "done"), ("save", "done")]
+    assert {(edge.source, edge.target) for edge in run.edges} == {(0, 1), (1, 2), (1, 3)}
+    assert all(node.pid and (node.seconds or 0) > 0 for node in run.nodes)
+    assert "def parse(n):" in run.nodes[1].task.source
+
+
+def test_the_stage_that_ended_a_stream_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = stream(monkeypatch, tmp_path, "raise")
+    assert run.state == "failed"
+    assert run.error is not None
+    assert run.error.node == 1
+    assert run.nodes[1].state == "failed"
+
+
+def test_a_stream_that_its_consumer_left_was_cancelled_and_its_stages_have_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = stream(monkeypatch, tmp_path, "left")
+    assert run.state == "cancelled"
+    assert run.nodes[0].state == "done"
+
+
+def named(name: str, number: int) -> Body:
+    return Body(SimpleNamespace(number=number), name)  # type: ignore[arg-type]
+
+
+def history() -> History:
+    """Three stages in a row, and one below a window that gathers from the second."""
+    a, b, c, d = (named(name, number) for number, name in enumerate("abcd"))
+    first = (Row(SOURCE, ()), Row(a, (0,)), Row(b, (1,)), Row(c, (2,)), Row(GATHER, (3,)))
+    second = (Row(SOURCE, ()), Row(d, (0,)), Row(GATHER, (1,)))
+    return History([first, second], {1: (0, 2)})
+
+
+def record(started: int, ended: int, slot: int = 1) -> tuple[int, ...]:
+    return started, ended, 0, 0, 0, 100 + slot, 0, slot
+
+
+def test_a_stage_below_a_window_takes_from_the_row_that_feeds_it() -> None:
+    assert [stage.inputs for stage in history().stages] == [(), (0,), (1,), (1,)]
+    assert list(history().flow().inputs) == [0, 1, 1]
+
+
+def test_items_that_failed_are_neither_done_there_nor_below() -> None:
+    told = history()
+    told.add(0, [record(0, 10), record(10, 20), record(20, 30)], 5)
+    told.add(1, [record(30, 40)], 1)
+    told.fail([1, 1, 99])
+    assert [(one["done"], one["failed"], one["skipped"]) for one in told.told()["stages"]] == [(5, 0, 0), (3, 2, 0), (3, 0, 2), (1, 0, 0)]
+
+
+def test_a_history_without_end_takes_bounded_room_and_loses_nothing() -> None:
+    told = history()
+    second, count = 1_000_000_000, 20_000
+    for at in range(count):
+        began = at * second // 4
+        told.add(0, [record(began + part * 1_000_000, began + (part + 1) * 1_000_000 - 1, at % 3 + 1) for part in range(3)], 2)
+    found = told.told()
+    assert len(found["bins"]) <= MOST_BINS
+    assert len(found["stretches"]) <= MOST_STRETCHES
+    assert [sum(items) for items in zip(*found["bins"], strict=True)] == [2 * count] * 3 + [0]
+    assert sum(one[6] for one in found["stretches"]) == 6 * count
+    assert max(one[4] for one in found["stretches"]) == told.ended[2]
+
+
+def test_a_stretch_has_the_stage_that_took_most_of_it() -> None:
+    told = history()
+    told.add(0, [record(0, 1_000), record(1_000, 90_000), record(90_000, 91_000)], 1)
+    assert [(one[5], one[6]) for one in told.told()["stretches"]] == [(1, 3)]
