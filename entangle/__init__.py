@@ -39,12 +39,15 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from entangle import _remote, _run
 
 if TYPE_CHECKING:
     from entangle._remote import Travels
+    from entangle._tasks.call import Call
+
+V = TypeVar("V")
 
 __version__ = "0.3.0"
 
@@ -91,6 +94,26 @@ def _travels() -> Travels:
 
 _run.observers.append(_Recording())
 _remote.travels = _travels
+
+
+@overload
+def gather(*calls: Call[V], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
+@overload
+def gather(*calls: Call[V], return_exceptions: bool) -> Call[list[V | BaseException]]: ...
+def gather(*calls: Any, return_exceptions: bool = False) -> Any:
+    """A call whose value is the list of the values of these calls, which run in parallel.
+
+    With `return_exceptions`, a failure is a value in the list: of what depends on the failed task,
+    nothing runs, and the rest goes on. A failure still ends the run if some other way from it to
+    the value of the run does not lead through such a `gather`.
+
+    Raises ArgumentError if an argument is no call.
+
+        gather(load("a"), load("b"))()
+    """
+    from entangle.task import gathered
+
+    return gathered(calls, return_exceptions)
 
 
 def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@
     ├── StoreFullError (OSError)                      machine: no room in memory or on disk
     ├── LimitError (OSError)                          machine: a limit of the system is reached
     ├── RunCancelledError                             caller: the run was cancelled
+    ├── RunTimeoutException (TimeoutError)            run: longer than the `timeout` of `run`
     ├── ProcessTerminatedException                    body, or its killer: a worker process died
     ├── ProcessTimeoutException (TimeoutError)        body: longer than `timeout` or `wait`
     ├── ProcessRetryException                         body: every allowed attempt failed
@@ -159,6 +160,13 @@ class LimitError(EntangleError, OSError):
 
 class RunCancelledError(EntangleError):
     """The run was cancelled before it had a value. The caller asked for that."""
+
+
+class RunTimeoutException(EntangleError, TimeoutError):
+    """A run took longer than its `timeout`. The fault of what ran.
+
+    The text names what was running then.
+    """
 
 
 class ProcessTerminatedException(EntangleError):

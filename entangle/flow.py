@@ -209,6 +209,14 @@ class Flow:
         self.stage_of = array("i")
         #: How many nodes of each group may run at once.
         self.limits: list[int] = []
+        #: The names that users have given to calls, by their nodes.
+        self.names: dict[int, str] = {}
+        #: How many leaves a worker claims at a time; 0: as many as seem best.
+        self.chunk = 0
+        #: For nodes that take failures as values: the nodes whose failures they take.
+        self.accepts: dict[int, frozenset[int]] = {}
+        #: For each node whether the run goes on if it fails; None: for none it does.
+        self.guarded: bytearray | None = None
         self.pending: array[int]
         self._connect()
 
@@ -242,6 +250,18 @@ class Flow:
         self.consumer_starts = offsets
         self.sinks = [node for node, takers in enumerate(number) if not takers]
 
+    def accept(self, accepts: dict[int, frozenset[int]]) -> None:
+        """Let these nodes take the failures of those nodes as values.
+
+        A failure ends the run if some path from it to a sink meets no node that takes it.
+        """
+        self.accepts = accepts
+        self.guarded = guarded = bytearray(self.count)
+        none: frozenset[int] = frozenset()
+        for node in range(self.count - 1, -1, -1):  # a node stands before those that take it
+            takers = self.takers(node)
+            guarded[node] = len(takers) > 0 and all(guarded[taker] or node in accepts.get(taker, none) for taker in takers)
+
     def takers(self, node: int) -> array[int]:
         """The nodes that take the value of `node`, each once."""
         return self.consumers[self.consumer_starts[node] : self.consumer_starts[node + 1]]
@@ -255,19 +275,23 @@ class Flow:
         """The body of a node."""
         return self.bodies[self.body_of[node]]
 
+    def name(self, node: int) -> str:
+        """The name of a node: the one that its call was given, else its task's."""
+        return self.names.get(node) or self.body(node).name
+
     def path(self, node: int) -> str:
         """The call path from a sink down to `node`, as `add → subtract → five`.
 
         Of a very long path, the middle is left out.
         """
-        names = [self.body(node).name]
+        names = [self.name(node)]
         at = node
         for _ in range(self.count):
             takers = self.takers(at)
             if not takers:
                 break
             at = takers[0]
-            names.append(self.body(at).name)
+            names.append(self.name(at))
         names.reverse()
         if len(names) > 24:
             names = [*names[:8], f"… {len(names) - 20} more …", *names[-12:]]

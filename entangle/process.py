@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
-from entangle._tasks.terms import On, Terms, check_whether
+from entangle._tasks.option_values import check_whether
+from entangle._tasks.terms import On, Terms
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException
 from entangle.flow import FRESH, PROCESS
 from entangle.task import Decorator, Task, decorate, refuse_unknown

@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import pickle
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_value
 from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks import tree
 from entangle._tasks.attributes import Attributes
-from entangle._tasks.call import Call, in_short
+from entangle._tasks.call import Call, Gathered, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated, Layer
 from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
@@ -123,7 +124,53 @@ class Task(Generic[P, R]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A task in a class is a method: the instance is the first argument of its calls."""
-        return self if instance is None else types.MethodType(self, instance)
+        return self if instance is None else Method(self, instance)
+
+    @edge
+    @passes_on
+    def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
+        """A call whose value is the list of the values for each item of `xs`.
+
+        With several iterables, the task gets one item of each, until the shortest ends. Each item
+        is a node of its own, with its own errors, name, retries and records. An item may be a call.
+        `xs` may be a call, too, whose value is iterable: the items are then mapped when it is
+        there. `chunksize` is how many items a worker takes at a time, by default as many as seem
+        best.
+
+        Raises ArgumentError if `xs` is no iterable, or the items do not fit the function.
+
+            total(square.map(range(10_000)))()
+        """
+        chunk = _chunk_of(chunksize)
+        columns = (xs, *more)
+        if any(isinstance(column, Call) for column in columns):
+            return Call(MAP, (self, chunk, *columns), {}, f"{self.__name__}.map")
+        for column in columns:
+            if not _is_iterable(column):
+                raise ArgumentError(f"{self.__name__}.map takes iterables, not {in_short(column)}; for one value write {self.__name__}(…)")
+        return Gathered(GATHER, tuple([self(*items) for items in zip(*columns)]), f"{self.__name__}.map", False, chunk)  # noqa: B905
+
+    @edge
+    @passes_on
+    def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
+        """A call whose value is the list of the values for each tuple of arguments in `pairs`.
+
+        As `map`, whose items are single arguments.
+
+            power.starmap([(2, 3), (3, 2)])()
+        """
+        chunk = _chunk_of(chunksize)
+        if isinstance(pairs, Call):
+            return Call(STARMAP, (self, chunk, pairs), {}, f"{self.__name__}.starmap")
+        if not _is_iterable(pairs):
+            raise ArgumentError(f"{self.__name__}.starmap takes an iterable of tuples, not {in_short(pairs)}")
+        calls: list[Call[R]] = []
+        for number, items in enumerate(pairs):
+            if not isinstance(items, (tuple, list)):
+                told = f"item {number} is {in_short(items)}; for single arguments write {self.__name__}.map(…)"
+                raise ArgumentError(f"{self.__name__}.starmap takes tuples of arguments; {told}")
+            calls.append(self(*items))
+        return Gathered(GATHER, tuple(calls), f"{self.__name__}.starmap", False, chunk)
 
     def __repr__(self) -> str:
         layers = " ".join(f"@{type(layer).__name__.lower()}" for layer in self.layers)
@@ -195,6 +242,113 @@ class Task(Generic[P, R]):
 
 
 otherwise(Task, Task.for_others)
+
+
+class Method(Generic[P, R]):
+    """A task in a class, of one instance: its calls have the instance as their first argument."""
+
+    __slots__ = ("__func__", "__self__", "__weakref__")
+
+    __func__: Task[..., R]
+    __self__: Any
+
+    def __init__(self, task: Task[..., R], instance: Any) -> None:
+        self.__func__ = task
+        self.__self__ = instance
+
+    @edge
+    @passes_on
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+        """A call of the method with these arguments, each a value or a call."""
+        call: Call[R] = self.__func__(self.__self__, *args, **kwargs)
+        return call
+
+    @edge
+    @passes_on
+    def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
+        """As the `map` of a task, with the instance as the first argument of every call."""
+        if any(isinstance(column, Call) for column in (xs, *more)):
+            return Call(MAP, (self, _chunk_of(chunksize), xs, *more), {}, f"{self.__name__}.map")
+        mapped: Call[list[R]] = self.__func__.map(itertools.repeat(self.__self__), xs, *more, chunksize=chunksize)
+        return mapped
+
+    @edge
+    @passes_on
+    def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
+        """As the `starmap` of a task, with the instance as the first argument of every call."""
+        if isinstance(pairs, Call):
+            return Call(STARMAP, (self, _chunk_of(chunksize), pairs), {}, f"{self.__name__}.starmap")
+        if isinstance(pairs, Iterable):
+            pairs = [(self.__self__, *items) if isinstance(items, (tuple, list)) else items for items in pairs]
+        mapped: Call[list[R]] = self.__func__.starmap(pairs, chunksize=chunksize)
+        return mapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__, name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Method) and self.__self__ is other.__self__ and self.__func__ is other.__func__
+
+    def __hash__(self) -> int:
+        return hash((id(self.__self__), self.__func__))
+
+    def __repr__(self) -> str:
+        return f"<method {self.__func__.__qualname__} of {in_short(self.__self__)}>"
+
+    def __reduce__(self) -> Any:
+        return Method, (self.__func__, self.__self__)
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        signature = inspect.signature(self.__func__.function)
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
+
+
+def _list_of(*values: Any) -> list[Any]:
+    return list(values)
+
+
+def _map(function: Task[..., Any] | Method[..., Any], chunk: int, *columns: Any) -> Call[list[Any]]:
+    return function.map(*columns, chunksize=chunk or None)
+
+
+def _starmap(function: Task[..., Any] | Method[..., Any], chunk: int, pairs: Any) -> Call[list[Any]]:
+    return function.starmap(pairs, chunksize=chunk or None)
+
+
+def _ours(function: Callable[..., R], name: str, title: str) -> Task[..., R]:
+    """A task of this module, which pickles find under `name`; errors and records show `title`."""
+    function.__qualname__, function.__name__ = name, title
+    return Task(function, ())
+
+
+#: The list of its arguments; the list of a task's values for items that are known when it runs.
+GATHER = _ours(_list_of, "GATHER", "gather")
+MAP = _ours(_map, "MAP", "map")
+STARMAP = _ours(_starmap, "STARMAP", "starmap")
+
+
+def _is_iterable(value: object) -> bool:
+    return hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
+
+
+def _chunk_of(chunksize: object) -> int:
+    if chunksize is None:
+        return 0
+    if isinstance(chunksize, bool) or not isinstance(chunksize, int) or chunksize < 1:
+        raise OptionError(f"chunksize={in_short(chunksize)}; it must be a whole number, at least 1, or None for what seems best")
+    return chunksize
+
+
+def gathered(calls: tuple[Any, ...], return_exceptions: bool) -> Call[list[Any]]:
+    """A call whose value is the list of the values of these calls. `entangle.gather` is this."""
+    for call in calls:
+        if not isinstance(call, Call):
+            hint = "write gather(*calls)" if isinstance(call, (list, tuple, types.GeneratorType)) else "build one by calling a task"
+            raise ArgumentError(f"gather takes calls, not {in_short(call)}; {hint}")
+    return Gathered(GATHER, calls, None, bool(return_exceptions), 0)
 
 
 def _find(module: str, name: str) -> Any:
@@ -355,4 +509,4 @@ def _refuse_lost_options(decorator: str, layers: tuple[Layer, ...], below: tuple
 
 named_as_its_decorator(__name__)
 
-__all__ = ["Attributes", "Call", "Decorated", "Decorator", "Layer", "Task", "compile_call", "decorate", "refuse_unknown", "task"]
+__all__ = ["Attributes", "Call", "Decorated", "Decorator", "Layer", "Method", "Task", "compile_call", "decorate", "refuse_unknown", "task"]

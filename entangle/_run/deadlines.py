@@ -93,7 +93,7 @@ class Deadlines:
                 slots[base + DOOMED] = 0
                 continue
             seconds = (now - since) / 1e9
-            text = f"task {flow.body(node).name!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
+            text = f"task {flow.name(node)!r} ran longer than its timeout of {timeout:g} s (stopped after {seconds:.2f} s)"
             if slot in roster.processes:
                 found.append(_Late(roster.processes[slot], node, ProcessTimeoutException(text)))
             else:
@@ -127,10 +127,10 @@ class Deadlines:
             return _NEVER
         if now - first < wait * 1e9:
             return max(0.001, wait - (now - first) / 1e9)
-        late = [flow.body(taken).name for taken in flow.sources(node) if table.states[taken] != DONE]
+        late = [flow.name(taken) for taken in flow.sources(node) if table.states[taken] != DONE]
         names = ", ".join(repr(name) for name in dict.fromkeys(late))
         kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
-        error = kind(f"task {flow.body(node).name!r} waited {wait:g} s for its arguments, and {names} had not arrived")
+        error = kind(f"task {flow.name(node)!r} waited {wait:g} s for its arguments, and {names} had not arrived")
         note_call(error, flow, node, call_of(self.site, self.store, node))
         self.losses.error = error
         return _NEVER

@@ -177,7 +177,7 @@ class Deaths:
         self.roster.free.append(worker.slot)
 
     def _exit_report(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
-        name = self.site.flow.body(node).name
+        name = self.site.flow.name(node)
         error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {_how(code)}")
         if code == -signal.SIGKILL:
             add_note(error, "SIGKILL comes from the system when memory is short (see dmesg), or from a user")

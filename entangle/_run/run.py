@@ -25,7 +25,7 @@ from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, lanes_of
 from entangle._shared.store import Store
-from entangle._shared.table import FINISHED, STARTED_AT, Table
+from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing
@@ -40,9 +40,20 @@ importing.unpickles(Store.get)
 
 
 class Run:
-    """One execution of a flow with a single sink. `way` says how workers are started."""
+    """One execution of a flow with a single sink.
 
-    def __init__(self, flow: Flow, way: str | None = None, observer: Observer | None = None) -> None:
+    `way` says how workers are started, `timeout` after how many seconds the run is stopped, and
+    `workers` how many processes, and threads, it has at most.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        way: str | None = None,
+        observer: Observer | None = None,
+        timeout: float | None = None,
+        workers: int | None = None,
+    ) -> None:
         importing.refuse_run(here.worker is not None and here.worker.in_process)
         self.flow = flow
         self.way = chosen_way(way)
@@ -56,6 +67,8 @@ class Run:
         self.parent = (here.worker.site.run_id, here.worker.node()) if here.worker is not None else None
         #: The context of the call, which holds tags. Another thread may execute the run.
         self.context = contextvars.copy_context()
+        self.timeout = timeout
+        self.workers = _fewest(workers, self.caller.site.table.header[MOST_WORKERS] if self.caller is not None else 0)
         #: What ended the run, if not its value; for observers, when it has ended.
         self.raised: BaseException | None = None
         self.table: Table | None = None
@@ -71,7 +84,7 @@ class Run:
     @property
     def name(self) -> str:
         """The name of the run: the task whose value it gives."""
-        return self.flow.body(self.flow.sinks[0]).name
+        return self.flow.name(self.flow.sinks[0])
 
     @property
     def site(self) -> Site | None:
@@ -125,13 +138,14 @@ class Run:
     def _execute(self) -> Any:
         leaving: list[WorkerProcess] = []
         large: list[str] = []
+        expires = time.monotonic() + self.timeout if self.timeout is not None else None
         room = limits.room_of_process()
         with Deferred() as deferred:
             with deferred.lifted():
                 room.enter(self.caller is None, lambda: self._cancelled)
             self._opening = True
             try:
-                return self._supervised(leaving, large, deferred)
+                return self._supervised(leaving, large, deferred, expires)
             finally:
                 try:
                     reaper.leave(leaving, large)
@@ -145,7 +159,7 @@ class Run:
             self._opening = False
             room.opened()
 
-    def _supervised(self, still_ending: list[WorkerProcess], large: list[str], deferred: Deferred) -> Any:
+    def _supervised(self, still_ending: list[WorkerProcess], large: list[str], deferred: Deferred, expires: float | None) -> Any:
         """Equip the run, supervise it, take its value, and clean up. Workers that are still ending
         are added to `still_ending`, and directories that take long to remove to `large`."""
         with contextlib.ExitStack() as leaving:
@@ -157,6 +171,7 @@ class Run:
             with self._guard:
                 self.table, self.supervisor = table, supervisor
                 supervisor.cancelled = self._cancelled
+            supervisor.limit(self.timeout, expires, self.workers)
             for observer in self.observers:
                 observer.started(self)
             try:
@@ -200,7 +215,7 @@ class Run:
             leaving.callback(_remove, directory, spill, large)
             for pool in _open_pools(home, flow, directory):
                 leaving.callback(pool.close)
-        processes = min(_most_workers(), flow.count) if used & {PROCESS, FRESH} else 0
+        processes = min(_fewest(_most_workers(), self.workers), flow.count) if used & {PROCESS, FRESH} else 0
         # A thread past its deadline keeps its slot. So each attempt needs a slot of its own.
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
@@ -304,7 +319,7 @@ class Run:
         except RunAtImportError:
             raise
         except Exception as problem:
-            what = f"the value of task {self.flow.body(sink).name!r} cannot be unpickled in this process"
+            what = f"the value of task {self.flow.name(sink)!r} cannot be unpickled in this process"
             error = store.unpickling_error(problem, (where, offset, size), what)
             note_call(error, self.flow, sink, call_of(site, store, sink))
             raise error from problem
@@ -321,6 +336,11 @@ class Run:
             directory, spill = os.path.join(home.path, name), os.path.join(home.spill, name)
         os.mkdir(directory, 0o700)
         return directory, spill
+
+
+def _fewest(*limits: int | None) -> int:
+    """The least of these limits that are any; 0 if none is."""
+    return min((limit for limit in limits if limit), default=0)
 
 
 def _most_workers() -> int:

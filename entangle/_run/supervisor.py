@@ -56,6 +56,7 @@ from entangle._shared.table import (
     HUNGRY_FOR_OTHERS,
     IDLE,
     LANE,
+    MOST_WORKERS,
     NESTED,
     NEXT_NODE,
     NOBODY,
@@ -64,6 +65,7 @@ from entangle._shared.table import (
     READY_COUNT,
     READY_HEAD,
     RESTING,
+    RUNNING,
     SHARE,
     SINCE,
     SLOT,
@@ -74,10 +76,10 @@ from entangle._shared.table import (
     WAITING_POOL,
 )
 from entangle._worker.admission import CPU, admits, room
-from entangle._worker.failures import error_of
+from entangle._worker.failures import call_of, error_of
 from entangle._worker.worker import Worker, here, run_as
 from entangle.cookies import CookieQueue
-from entangle.errors import UnpicklableError
+from entangle.errors import RunTimeoutException, UnpicklableError
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
@@ -87,6 +89,9 @@ LONGEST_PAUSE = 0.06
 #: A worker that has had nothing to do for so long is retired (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
+#: How many running calls the error of a run past its timeout names. In a flow of many nodes none:
+#: finding them would take long.
+_TOLD, _MANY = 4, 1_000_000
 
 
 class Supervisor:
@@ -114,12 +119,18 @@ class Supervisor:
         self.processes, self.threads, self.free = self.roster.processes, self.roster.threads, self.roster.free
         self.leaving: list[WorkerProcess] = []
         self.cap = cap
+        self.most_threads = MOST_THREADS
+        #: The timeout of the run (seconds), and when it is over (monotonic clock).
+        self.timeout: float | None = None
+        self.expires: float | None = None
         self.serial = 0
         self.roster.poll.register(listen, select.POLLIN)
         self.cancelled = False
         #: The calling thread as a worker, while it runs a body. Cancelling the run stops what that
         #: body waits for.
         self.calling: Worker | None = None
+        #: Whether a body has run in the calling thread.
+        self.ran_here = False
         self.looked_at = time.monotonic_ns()
         self.idle_since = self.threads_idle_since = 0
         self.low_looks = 0
@@ -148,6 +159,17 @@ class Supervisor:
 
     # The run --------------------------------------------------------------------------------------
 
+    def limit(self, timeout: float | None, expires: float | None, workers: int) -> None:
+        """Limit the run: its time, and how many processes and threads it has (0: no limit)."""
+        outer = here.worker
+        if outer is not None and outer.lane == HERE and outer.expires is not None and (expires is None or outer.expires < expires):
+            # The supervisor around us cannot look while we run in its thread.
+            timeout, expires = outer.timeout, outer.expires
+        self.timeout, self.expires = timeout, expires
+        self.table.header[MOST_WORKERS] = workers
+        if workers:
+            self.most_threads = min(MOST_THREADS, workers)
+
     def supervise(self) -> None:
         """Run the flow to its end. What ended it, if not its value, `failure` tells."""
         header = self.table.header
@@ -161,6 +183,9 @@ class Supervisor:
             while not header[FINISHED]:
                 if header[FAILED_NODE] >= 0 or self.deaths.error is not None or self.cancelled:
                     break
+                if self.expires is not None and time.monotonic() >= self.expires:
+                    self.deaths.error = self._timed_out()
+                    break
                 if header[READY_COUNT + HERE] and self._run_here():
                     continue
                 # Set the flag before looking at what is ready: avoids a lost wakeup.
@@ -173,6 +198,8 @@ class Supervisor:
             header[STOP] = 1
             self._end(in_order=False)
             raise
+        if header[FINISHED] and self.ran_here and self.expires is not None and time.monotonic() >= self.expires:
+            self.deaths.error = self._timed_out()  # nobody could stop the body in this thread
         in_order = bool(header[FINISHED])
         header[STOP] = 1
         self.admission.remember()
@@ -180,6 +207,17 @@ class Supervisor:
             self._end(in_order=False)
         else:
             self._retire_all()
+
+    def _timed_out(self) -> RunTimeoutException:
+        """The error of a run that has taken too long. It names what was running."""
+        flow, table = self.site.flow, self.table
+        running = [node for node in range(flow.count) if table.states[node] == RUNNING] if flow.count < _MANY else []
+        calls = [call_of(self.site, self.store, node) for node in running[:_TOLD]]
+        told = f"{', '.join(calls)}{f' and {len(running) - _TOLD} more' if len(running) > _TOLD else ''} ran" if calls else "nothing ran"
+        return RunTimeoutException(
+            f"the run of {flow.name(flow.sinks[0])!r} took longer than its timeout of {self.timeout:g} s: "
+            f"{table.done():,} of {flow.count:,} tasks were done, and {told}"
+        )
 
     def cancel(self) -> None:
         """End the run from another thread. `supervise` returns soon after."""
@@ -258,7 +296,7 @@ class Supervisor:
         )
 
     def _start_process(self, lane: int) -> None:
-        if not self.free or (lane == PROCESS and self._must_not_grow()):
+        if not self.free or len(self.processes) >= self.cap or (lane == PROCESS and self._must_not_grow()):
             return
         assert self.store is not None
         slot = self.free.pop()
@@ -290,7 +328,7 @@ class Supervisor:
     def _start_thread(self) -> None:
         if not self.free:
             self._join_retired_threads()
-        if not self.free or len(self.threads) >= MOST_THREADS:
+        if not self.free or len(self.threads) >= self.most_threads:
             return
         slot = self.free.pop()
         self._clear_slot(slot, THREAD)
@@ -338,6 +376,8 @@ class Supervisor:
         self.serial += 1
         worker = Worker(self.site, slot, HERE, self.serial)
         worker.seat, worker.holder = self.entitlement.seat, self.entitlement.holder
+        worker.timeout, worker.expires = self.timeout, self.expires
+        self.ran_here = True
         outer = here.worker
         self.calling = worker
         if self.cancelled:
@@ -358,6 +398,8 @@ class Supervisor:
         until = self.pause
         if self.deaths.retries:
             until = min(until, max(0.0, self.deaths.retries[0][0] - time.monotonic()))
+        if self.expires is not None:
+            until = min(until, max(0.0, self.expires - time.monotonic()))
         for fd, _ in self.roster.poll.poll(until * 1000):
             if fd == self.listen:
                 with contextlib.suppress(BlockingIOError):

@@ -45,6 +45,8 @@ READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
 # The queue of slots that may have a range left (0: none), and whether a search of all other slots
 # has found none.
 RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
+# How many processes, and how many threads, this run and those in its bodies may have; 0: no limit.
+MOST_WORKERS = 31
 # Which bodies may begin (`_worker/admission.py`): the CPUs that the run has a right to; what
 # running bodies are assumed to use; whether ready nodes wait for room; what threads use
 # (thousandths of a CPU).
@@ -405,7 +407,8 @@ class Table:
             # Guided self-scheduling (Polychronopoulos and Kuck, 1987): large pieces first, so that
             # neighbours stay together; smaller ones later, so that all workers end at one time.
             # Leaves begin nearly in the order written.
-            high = low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
+            chunk = self.flow.chunk if self.flow is not None else 0
+            high = min(high, low + chunk) if chunk else low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
             slots[mine + HIGH] = 0
             slots[mine + LOW] = low + 1
             slots[LOW] = high

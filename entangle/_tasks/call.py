@@ -13,6 +13,7 @@ from entangle._shared.masks import MASK, is_secret
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks.layer import Decorated
+from entangle._tasks.option_values import check_seconds
 from entangle._tasks.parameters import named_parameters, positional_names
 from entangle.errors import OptionError
 from entangle.flow import Flow
@@ -27,6 +28,9 @@ R_co = TypeVar("R_co", covariant=True)
 #: Keyword arguments of `call(...)` that say how to run it, unless the function has such a
 #: parameter.
 RUN_KEYWORDS = ("proc", "progress", "start")
+
+#: How worker processes are started.
+Start = Literal["auto", "fork", "forkserver", "spawn"]
 
 
 class Compiler(Protocol):
@@ -45,18 +49,21 @@ class Call(Generic[R_co]):
     Calling it runs the graph below it.
     """
 
-    __slots__ = ("__weakref__", "args", "kwargs", "task")
+    __slots__ = ("__weakref__", "args", "kwargs", "name", "task")
 
     task: Decorated
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    #: The name that the user has given it, if any.
+    name: str | None
     #: Filled in by `entangle.task`, which every call needs for its task.
     _compiler: ClassVar[Compiler]
 
-    def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None) -> None:
         _set_task(self, task)
         _set_args(self, args)
         _set_kwargs(self, kwargs)
+        _set_name(self, name)
 
     @edge
     @passes_on
@@ -69,14 +76,15 @@ class Call(Generic[R_co]):
         raise AttributeError(f"a call cannot be changed ({name!r}); build another one")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Call, (self.task, self.args, self.kwargs)
+        return Call, (self.task, self.args, self.kwargs, self.name)
 
     def __repr__(self) -> str:
         names, rest = positional_names(self.task.function)
         named = [*zip(names, self.args, strict=False), *((rest or "", argument) for argument in self.args[len(names) :])]
         parts = [MASK if is_secret(name) else in_short(argument) for name, argument in named]
         parts += [f"{name}={MASK if is_secret(name) else in_short(argument)}" for name, argument in self.kwargs.items()]
-        return f"<call {self.task.__name__}({', '.join(parts)})>"
+        named_as = f" {self.name!r}" if self.name is not None else ""
+        return f"<call {self.task.__name__}({', '.join(parts)}){named_as}>"
 
     # Hidden from type checkers: they refuse all but `bool` anyway, and would take code after a
     # `__bool__` that does not return for unreachable.
@@ -148,7 +156,100 @@ class Call(Generic[R_co]):
             hide(error)
             raise
 
-    def _run(self, progress: bool | None = None, start: str | None = None) -> Run:
+    @edge
+    def named(self, name: str) -> Call[R_co]:
+        """This call with a name, which errors, records, progress and pages show.
+
+        It is a call of its own: used beside this one, both are run. Raises OptionError unless
+        `name` is a text that is not empty.
+
+            gather(*[fit(data, fold).named(f"fold {fold}") for fold in range(5)])
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise OptionError(f"named({value_in_short(name)}): a name is a text that is not empty")
+        return self._named(name)
+
+    def _named(self, name: str) -> Call[R_co]:
+        return Call(self.task, self.args, self.kwargs, name)
+
+    @overload
+    def run(
+        self: Call[Call[Call[V]]],
+        *,
+        timeout: float | None = None,
+        workers: int | None = None,
+        start: Start | None = None,
+        progress: bool | None = None,
+    ) -> V: ...
+    @overload
+    def run(
+        self: Call[Call[V]],
+        *,
+        timeout: float | None = None,
+        workers: int | None = None,
+        start: Start | None = None,
+        progress: bool | None = None,
+    ) -> V: ...
+    @overload
+    def run(
+        self: Call[Coroutine[Any, Any, V]],
+        *,
+        timeout: float | None = None,
+        workers: int | None = None,
+        start: Start | None = None,
+        progress: bool | None = None,
+    ) -> V: ...
+    @overload
+    def run(
+        self: Call[V],
+        *,
+        timeout: float | None = None,
+        workers: int | None = None,
+        start: Start | None = None,
+        progress: bool | None = None,
+    ) -> V: ...
+    def run(
+        self,
+        *,
+        timeout: float | None = None,
+        workers: int | None = None,
+        start: Start | None = None,
+        progress: bool | None = None,
+    ) -> Any:
+        """Run the graph and give its value, as `call()` does, with options for the whole run.
+
+        - `timeout`: seconds. Then all that runs is stopped, and RunTimeoutException raised. It is
+          the run's own: no task gets it as a value.
+        - `workers`: at most so many processes, and so many threads, run tasks at a time, also in
+          runs that bodies call. By default as many as there are CPUs, more while some only wait.
+        - `start`: how worker processes are started: "auto", "fork", "forkserver" or "spawn".
+        - `progress`: whether to show how far it is.
+
+        Raises OptionError for bad options, else what `call()` raises.
+
+            report.run(timeout=600, workers=4)
+        """
+        try:
+            check_seconds("run", timeout=timeout)
+            if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+                raise OptionError(f"run: workers={value_in_short(workers)}; it must be a whole number, at least 1, or None for no limit")
+            options: dict[str, Any] = {"progress": progress, "start": start, "timeout": timeout, "workers": workers}
+            if _pending and self in _pending:
+                future = _future_of(self, self, options)
+                if future.run_first():
+                    return future.result()
+            return self._run(**options).value()
+        except BaseException as error:
+            hide(error)
+            raise
+
+    def _run(
+        self,
+        progress: bool | None = None,
+        start: str | None = None,
+        timeout: float | None = None,
+        workers: int | None = None,
+    ) -> Run:
         """The next execution of this graph."""
         if progress is None:
             progress = os.environ.get("ENTANGLE_PROGRESS", "") not in ("", "0")
@@ -157,7 +258,7 @@ class Call(Generic[R_co]):
             from entangle._run.progress import Bar
 
             observer = Bar()
-        return Run(self._compiler.compile_call(self), start, observer)
+        return Run(self._compiler.compile_call(self), start, observer, timeout, workers)
 
     @edge
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
@@ -204,7 +305,58 @@ class Call(Generic[R_co]):
 
 
 # The descriptors of the slots bypass `__setattr__`, in a third of the time of `object.__setattr__`.
-_set_task, _set_args, _set_kwargs = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs"))
+_set_task, _set_args, _set_kwargs, _set_name = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs", "name"))
+
+
+class Gathered(Call[R_co]):
+    """A call whose value is the list of the values of its arguments, which are calls.
+
+    As an argument of another call it is that list: it has no node of its own. `accepts`: a failure
+    of one of the calls is a value in the list. `chunk`: how many of them a worker takes at a time.
+    """
+
+    __slots__ = ("_accepts", "_chunk", "_node")
+
+    _accepts: bool
+    _chunk: int
+    _node: Call[R_co] | None
+
+    def __init__(self, task: Decorated, args: tuple[Any, ...], name: str | None, accepts: bool, chunk: int) -> None:
+        super().__init__(task, args, {}, name)
+        _set_accepts(self, accepts)
+        _set_chunk(self, chunk)
+        _set_node(self, None)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether a failure of one of the calls is a value in the list."""
+        return self._accepts
+
+    @property
+    def chunk(self) -> int:
+        """How many of the calls a worker takes at a time; 0: as many as seem best."""
+        return self._chunk
+
+    @property
+    def node(self) -> Call[R_co]:
+        """The same call with a node of its own; one and the same however often it is asked for."""
+        node = self._node
+        if node is None:
+            node = Call(self.task, self.args, {}, self.name)
+            _set_node(self, node)
+        return node
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Gathered, (self.task, self.args, self.name, self.accepts, self.chunk)
+
+    def _named(self, name: str) -> Call[R_co]:
+        return Gathered(self.task, self.args, name, self.accepts, self.chunk)
+
+
+_set_accepts, _set_chunk, _set_node = (vars(Gathered)[name].__set__ for name in ("_accepts", "_chunk", "_node"))
+
+#: The types of calls, for a quick look at a value's type.
+CALLS = frozenset((Call, Gathered))
 
 #: Futures that wait for the next run of their call.
 _pending: weakref.WeakKeyDictionary[Call[Any], RunFuture[Any]] = weakref.WeakKeyDictionary()

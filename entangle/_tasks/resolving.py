@@ -7,7 +7,7 @@ from types import CoroutineType
 from typing import Any
 
 from entangle._shared.tracebacks import passes_on
-from entangle._tasks.call import Call
+from entangle._tasks.call import CALLS
 from entangle.errors import EntangleError
 
 
@@ -22,7 +22,7 @@ def resolving(function: Callable[..., Any]) -> Callable[..., Any]:
     def body(*args: Any, **kwargs: Any) -> Any:
         value = function(*args, **kwargs)
         kind = type(value)
-        if kind is Call or kind is CoroutineType:
+        if kind in CALLS or kind is CoroutineType:
             return _resolved(value)
         return value
 
@@ -32,7 +32,7 @@ def resolving(function: Callable[..., Any]) -> Callable[..., Any]:
 @passes_on
 def _resolved(value: Any) -> Any:
     while True:
-        if type(value) is Call:
+        if type(value) in CALLS:
             value = value()
         elif type(value) is CoroutineType:
             value = _awaited(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.layer import Layer
+from entangle._tasks.option_values import check_seconds, check_whether, is_number
 from entangle.errors import OptionError
 
 On = type[BaseException] | tuple[type[BaseException], ...] | None
@@ -30,13 +30,9 @@ class Terms(Layer):
         cache: bool,
         shared_memory: bool,
     ) -> None:
-        for name, value in (("timeout", timeout), ("wait", wait)):
-            if value is not None and not (_is_number(value) and value > 0):
-                raise OptionError(
-                    f"@{decorator}: {name}={value_in_short(value)}; it must be a number of seconds above 0, or None for no limit"
-                )
+        check_seconds(f"@{decorator}", timeout=timeout, wait=wait)
         for name, value in (("sleep", sleep), ("backoff", backoff), ("jitter", jitter)):
-            if not _is_number(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it must be a number, 0 or above")
         if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= 250:
             raise OptionError(f"@{decorator}: retry={value_in_short(retry)}; it must be a whole number of further attempts, 0 to 250")
@@ -89,20 +85,3 @@ class Terms(Layer):
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """With `cache`, the memory around the function."""
         return self._cache.around(inner) if self._cache is not None else inner
-
-
-def check_whether(decorator: str, **options: object) -> None:
-    """Refuse an option that is neither true nor false: a text that says "no" would count as true.
-
-    Raises OptionError.
-    """
-    for name, value in options.items():
-        if value is not None and not isinstance(value, int) and type(value).__name__ not in ("bool_", "bool"):
-            raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it must be True or False")
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        return False

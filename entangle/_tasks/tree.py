@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from entangle._tasks.call import Call
+from entangle._tasks.call import CALLS, Call, Gathered
 from entangle._tasks.layer import Decorated
 from entangle.errors import ArgumentError, CycleError
 from entangle.flow import COPY, PROCESS, UNCHANGING, Body, Flow, Like, Shape, Template, is_copied
@@ -18,12 +18,27 @@ _CONTAINERS = (list, tuple, dict, set, frozenset)
 _DEEP = 200
 
 
-def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
-    """Append the calls and constants of an argument to `flat`; returns its template."""
+class _Gathering:
+    """What gathered calls say of the inputs of a node."""
+
+    def __init__(self) -> None:
+        #: The positions of the inputs whose failure is a value for the node.
+        self.accepted: set[int] = set()
+        #: How many of them a worker takes at a time; 0: as many as seem best.
+        self.chunk = 0
+
+
+def _flatten(value: Any, flat: list[Any], around: tuple[int, ...], said: _Gathering) -> Template:
+    """Append the calls and constants of an argument to `flat`; returns its template.
+
+    `said` gets what gathered calls say of them.
+    """
     kind = type(value)
     if kind is Call or kind in UNCHANGING:
         flat.append(value)
         return None
+    if kind is Gathered:
+        return _flatten_gathered(value, flat, (*around, id(value)), said)
     if not isinstance(value, _CONTAINERS):
         flat.append(value)
         return COPY if is_copied(value) else None
@@ -40,7 +55,28 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...]) -> Template:
     around = (*around, id(value))
     items = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
     made_by = kind if kind in _CONTAINERS or isinstance(value, (tuple, frozenset)) else Like(value)
-    return (made_by, tuple(_flatten(item, flat, around) for item in items))
+    return (made_by, tuple([_flatten(item, flat, around, said) for item in items]))
+
+
+def _flatten_gathered(value: Gathered[Any], flat: list[Any], around: tuple[int, ...], said: _Gathering) -> Template:
+    """Append the items of a gathered call in its place; `around` bounds their nesting."""
+    if not value.args and around:
+        flat.append([])  # an argument takes an input at least
+        return COPY
+    if len(around) == _DEEP:
+        flat.append(value.node)
+        return None
+    said.chunk = value.chunk or said.chunk
+    templates = []
+    for item in value.args:
+        if type(item) is Gathered and value.accepts and not item.accepts:
+            # Its own failure is one value of ours, so it is a node that can be skipped.
+            item = item.node
+        at = len(flat)
+        templates.append(_flatten(item, flat, around, said))
+        if value.accepts and type(item) is Call:
+            said.accepted.add(at)
+    return (list, tuple(templates))
 
 
 def _look_into(value: Any) -> tuple[bool, bool]:
@@ -55,7 +91,7 @@ def _look_into(value: Any) -> tuple[bool, bool]:
     endless = False
     while stack:
         for part in stack[-1][1]:
-            if type(part) is Call:
+            if type(part) in CALLS:
                 return True, endless
             number = id(part)
             if number in inside:
@@ -76,24 +112,35 @@ def _containers_in(value: Any) -> Iterator[Any]:
     """The items of a container that are calls or may contain calls."""
     parts = chain.from_iterable(value.items()) if isinstance(value, dict) else value
     return iter(
-        [part for part in parts if type(part) not in UNCHANGING and (type(part) is Call or (isinstance(part, _CONTAINERS) and part))]
+        [part for part in parts if type(part) not in UNCHANGING and (type(part) in CALLS or (isinstance(part, _CONTAINERS) and part))]
     )
 
 
-def _plan(call: Call[Any]) -> tuple[Sequence[Any], tuple[int, tuple[str, ...], tuple[Template, ...] | None]]:
-    """The flat inputs of a call, and the shape that makes its arguments of them."""
+_Shape = tuple[int, tuple[str, ...], "tuple[Template, ...] | None"]
+
+
+def _plan(call: Call[Any]) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
+    """The flat inputs of a call, and the shape that makes its arguments of them.
+
+    With them what gathered calls say of the inputs, if there are any.
+    """
     args, kwargs = call.args, call.kwargs
     for argument in args:
         kind = type(argument)
         if kind is not Call and kind not in UNCHANGING:
             break
     else:
-        if not kwargs:
-            return args, (len(args), (), None)
+        if not kwargs and type(call) is Call:
+            return args, (len(args), (), None), None
     flat: list[Any] = []
-    templates = tuple(_flatten(argument, flat, ()) for argument in (*args, *kwargs.values()))
+    said = _Gathering()
+    templates: tuple[Template, ...]
+    if type(call) is Gathered:
+        _, templates = _flatten_gathered(call, flat, (), said)
+    else:
+        templates = tuple([_flatten(argument, flat, (), said) for argument in (*args, *kwargs.values())])
     simple = all(template is None for template in templates)
-    return flat, (len(args), tuple(kwargs), None if simple else templates)
+    return flat, (len(args), tuple(kwargs), None if simple else templates), said
 
 
 def compile_call(root: Call[Any]) -> Flow:
@@ -109,17 +156,28 @@ def compile_call(root: Call[Any]) -> Flow:
     bodies: list[Body] = []
     body_numbers: dict[Decorated, int] = {}
     shapes: dict[Any, int] = {}
+    names: dict[int, str] = {}
+    accepts: dict[int, list[Call[Any]]] = {}  # nodes, and the calls whose failure is a value for them
+    chunk = 0
     stack: list[Any] = [root]
     while stack:
         call = stack.pop()
         if type(call) is tuple:  # all arguments of this call have been visited
-            call, body, shape, flat = call
-            numbers[call] = -2 - len(others)
+            call, body, shape, flat, said = call
+            number = numbers[call] = -2 - len(others)
+            if said is not None:
+                chunk = said.chunk or chunk
+                if said.accepted:
+                    # A call that is also taken as it is must not fail.
+                    plain = {part for at, part in enumerate(flat) if at not in said.accepted and type(part) is Call}
+                    accepts[number] = [flat[at] for at in said.accepted if flat[at] not in plain]
+            if call.name is not None:
+                names[number] = call.name
             others.append((body, shape, flat))
             continue
-        number = numbers.get(call)
-        if number is not None:
-            if number == -1:
+        known = numbers.get(call)
+        if known is not None:
+            if known == -1:
                 raise _cycle(call)
             continue
         task = call.task
@@ -127,20 +185,24 @@ def compile_call(root: Call[Any]) -> Flow:
         if found is None:
             found = body_numbers[task] = len(bodies)
             bodies.append(task.body)
-        flat, plan = _plan(call)
+        flat, plan, said = _plan(call)
         shape = shapes.setdefault(plan, len(shapes))
         children = [part for part in flat if type(part) is Call]
         if children:
             numbers[call] = -1
-            stack.append((call, found, shape, flat))
+            stack.append((call, found, shape, flat, said))
             if len(children) > 1:
                 children.reverse()
             stack += children
         elif bodies[found].carrier == PROCESS:
-            numbers[call] = len(leaves)
+            number = numbers[call] = len(leaves)
+            if call.name is not None:
+                names[number] = call.name
             leaves.append((found, shape, flat))
         else:
-            numbers[call] = -2 - len(others)
+            number = numbers[call] = -2 - len(others)
+            if call.name is not None:
+                names[number] = call.name
             others.append((found, shape, flat))
     first = len(leaves) - 2
     starts, inputs, constants = [0], array("q"), list[Any]()
@@ -159,7 +221,7 @@ def compile_call(root: Call[Any]) -> Flow:
                 inputs.append(~len(constants))
                 constants.append(part)
         starts.append(len(inputs))
-    return Flow(
+    flow = Flow(
         bodies,
         [Shape(*shape) for shape in shapes],
         array("i", [node[0] for node in (*leaves, *others)]),
@@ -169,6 +231,12 @@ def compile_call(root: Call[Any]) -> Flow:
         constants,
         len(leaves),
     )
+    flow.names = {number if number >= 0 else first - number: name for number, name in names.items()}
+    flow.chunk = chunk
+    if accepts:
+        places = {call: number if number >= 0 else first - number for call, number in numbers.items()}
+        flow.accept({first - number: frozenset(places[call] for call in calls) for number, calls in accepts.items()})
+    return flow
 
 
 def _cycle(call: Call[Any]) -> CycleError:
@@ -191,7 +259,7 @@ def as_dict(root: Call[Any]) -> dict[str, Any]:
         if call in built:
             stack.pop()
             continue
-        flat, (count, keywords, templates) = _plan(call)
+        flat, (count, keywords, templates), _ = _plan(call)
         missing = [part for part in flat if type(part) is Call and part not in built]
         if missing:
             waiting.add(call)

@@ -89,7 +89,7 @@ class Delivery(Taking):
             raise
         except Exception as problem:
             flow = self.site.flow
-            names = flow.body(node).name, flow.body(self.node()).name
+            names = flow.name(node), flow.name(self.node())
             raise self.store.unpickling_error(
                 problem, (where, offset, size), "the value of task {!r} cannot be unpickled in the process of task {!r}".format(*names)
             ) from problem
@@ -152,7 +152,7 @@ class Delivery(Taking):
                 self._fail(node, error)
                 return NOBODY
             except Exception:
-                self._fail(node, why_not(value, f"the value of task {flow.body(node).name!r}"))
+                self._fail(node, why_not(value, f"the value of task {flow.name(node)!r}"))
                 return NOBODY
         if self.notes is not None:
             self._note(node, value, started, ended, place, first == last)
@@ -258,7 +258,7 @@ class Delivery(Taking):
         error = self._failure(node, error)
         call, self.failed = self.failed or self._call_in_short(node, given), ""
         given = None
-        report = describe(error, site.flow.body(node).name, table.attempts[node] + 1, call)
+        report = describe(error, site.flow.name(node), table.attempts[node] + 1, call)
         if self.in_process:
             place = self.store.put_pickle(pickle.dumps(report, 5))
         since = table.slots[self.base + SINCE]
@@ -305,7 +305,7 @@ class Delivery(Taking):
         return at is not None
 
     def _failure(self, node: int, error: BaseException) -> Exception:
-        return self.as_error(self.site.flow.body(node).name, error)
+        return self.as_error(self.site.flow.name(node), error)
 
     def as_error(self, name: str, error: BaseException) -> Exception:
         """The error of a body.

@@ -184,7 +184,7 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
         try:
             error = pickle.loads(report["error"])
         except Exception as problem:
-            error = EntangleError(f"task {flow.body(node).name!r} failed with an error that cannot be unpickled here ({problem})")
+            error = EntangleError(f"task {flow.name(node)!r} failed with an error that cannot be unpickled here ({problem})")
         set_traceback(error, report["text"])
         call = report["call"]
         note_call(error, flow, node, call)
@@ -211,7 +211,9 @@ def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseExcept
     attempts = site.table.attempts[node] + 1
     if attempts <= body.retry and isinstance(last, Exception):
         return last
-    error = ProcessRetryException(f"task {body.name!r} failed {attempts} times; the last time with {type(last).__name__}: {text_of(last)}")
+    error = ProcessRetryException(
+        f"task {flow.name(node)!r} failed {attempts} times; the last time with {type(last).__name__}: {text_of(last)}"
+    )
     error.__cause__ = last
     earlier: list[str] = []
     with contextlib.suppress(FileNotFoundError), open(os.path.join(site.directory, "attempts"), "rb") as lines:

@@ -41,6 +41,9 @@ class Holding(Delivery):
         self.seat = Seat()
         self.holder: object = None
         self.stopped = False
+        #: In the calling thread, when its run is past its timeout (monotonic clock), and that.
+        self.expires: float | None = None
+        self.timeout: float | None = None
         self.makeflags: str | None = None
 
     @passes_on

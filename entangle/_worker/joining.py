@@ -105,7 +105,7 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
                 try:
                     dumps_for_others(flow.constants[~taken])
                 except Exception:
-                    what = f"argument {argument_at(flow, node, first + position)} of task {flow.body(node).name!r}"
+                    what = f"argument {argument_at(flow, node, first + position)} of task {flow.name(node)!r}"
                     refused = why_not(flow.constants[~taken], what, dumps_for_others)
                     note_call(refused, flow, node, call_in_short(flow, node))
                     return refused

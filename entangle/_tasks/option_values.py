@@ -1,0 +1,33 @@
+"""What the values of options may be."""
+
+from __future__ import annotations
+
+import math
+
+from entangle._shared.summaries import value_in_short
+from entangle.errors import OptionError
+
+
+def check_seconds(where: str, **options: object) -> None:
+    """Raise OptionError for an option that is neither None nor a number of seconds above 0."""
+    for name, value in options.items():
+        if value is not None and not (isinstance(value, (int, float)) and is_number(value) and value > 0):
+            raise OptionError(f"{where}: {name}={value_in_short(value)}; it must be a number of seconds above 0, or None for no limit")
+
+
+def check_whether(decorator: str, **options: object) -> None:
+    """Refuse an option that is neither true nor false: a text that says "no" would count as true.
+
+    Raises OptionError.
+    """
+    for name, value in options.items():
+        if value is not None and not isinstance(value, int) and type(value).__name__ not in ("bool_", "bool"):
+            raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it must be True or False")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no bool."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
