@@ -36,6 +36,8 @@ MAGIC = 0x656E7461_6E676C02
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
 # … of a node whose set of rows is not in use, or that pauses between attempts. A recount skips it.
 UNARMED = 5
+# … of a node that depends on a failed one, in a run that goes on.
+SKIPPED = 6
 
 # Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD,
 # FRESH, HERE).

@@ -259,6 +259,8 @@ class Delivery(Taking):
         call, self.failed = self.failed or self._call_in_short(node, given), ""
         given = None
         report = describe(error, site.flow.name(node), table.attempts[node] + 1, call)
+        if self.notes is not None:
+            self.notes.failure(node, report)
         if self.in_process:
             place = self.store.put_pickle(pickle.dumps(report, 5))
         since = table.slots[self.base + SINCE]

@@ -65,6 +65,8 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
         text = f"{type(error).__qualname__}: {text_of(error)}"
     return {
         "error": pickled_error(error, name),
+        "type": name_of_type(error),
+        "message": text_of(error),
         "text": text,
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
         "call": call,
@@ -112,6 +114,12 @@ def as_it_is(error: BaseException, dump: Callable[[Any], bytes], load: Callable[
     return pickled
 
 
+def name_of_type(error: BaseException) -> str:
+    """The name of an error's class, with its module unless it is built in."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def text_of(error: BaseException) -> str:
     """The text of an error, if its class can give it."""
     try:
@@ -139,10 +147,14 @@ def call_of(site: Site, store: Store | None, node: int) -> str:
 
 def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
     """Add notes that say which call has failed: its path, and the call with its arguments."""
-    add_note(error, f"call path: {flow.path(node)}")
-    if call:
-        add_note(error, f"call: {call}")
+    for note in notes_of_call(flow, node, call):
+        add_note(error, note)
     _bound_notes(error)
+
+
+def notes_of_call(flow: Flow, node: int, call: str) -> list[str]:
+    """What the notes of an error say of the call that failed."""
+    return [f"call path: {flow.path(node)}", *([f"call: {call}"] if call else [])]
 
 
 def _bound_notes(error: BaseException) -> None:
@@ -211,9 +223,7 @@ def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseExcept
     attempts = site.table.attempts[node] + 1
     if attempts <= body.retry and isinstance(last, Exception):
         return last
-    error = ProcessRetryException(
-        f"task {flow.name(node)!r} failed {attempts} times; the last time with {type(last).__name__}: {text_of(last)}"
-    )
+    error = ProcessRetryException(text_of_used_up(flow.name(node), attempts, type(last).__name__, text_of(last)))
     error.__cause__ = last
     earlier: list[str] = []
     with contextlib.suppress(FileNotFoundError), open(os.path.join(site.directory, "attempts"), "rb") as lines:
@@ -225,6 +235,11 @@ def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseExcept
         add_note(error, note)
     note_call(error, flow, node, call)
     return error
+
+
+def text_of_used_up(name: str, attempts: int, kind: str, text: str) -> str:
+    """The text of the error of a task whose attempts are used up."""
+    return f"task {name!r} failed {attempts} times; the last time with {kind}: {text}"
 
 
 def few_of(attempts: list[str]) -> list[str]:
