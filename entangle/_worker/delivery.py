@@ -110,7 +110,7 @@ class Delivery(Taking):
                 table.pending[consumer] == 1
                 and site.lanes[which] == self.lane
                 and not self.durable[which]
-                and not flow.bodies[which].pool
+                and not flow.bodies[which].pools
                 and not table.header[STOP]
                 and not table.header[CROWDED]
             ):
