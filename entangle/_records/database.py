@@ -108,6 +108,15 @@ MIGRATIONS = (
         PRIMARY KEY (run, node)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN load TEXT;          -- JSON: seconds, CPUs, bytes, workers over time (`_records/load.py`)
+    CREATE TABLE prints (
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        node INTEGER NOT NULL,
+        text TEXT NOT NULL,                         -- what its body printed, in short
+        PRIMARY KEY (run, node)
+    ) WITHOUT ROWID;
+    """,
 )
 VERSION = len(MIGRATIONS)
 

@@ -200,6 +200,8 @@ def ingest_segment(connection: sqlite3.Connection, segment: LogSegment) -> None:
                 _node_rows(key, segment, tasks),
             )
             connection.executemany("INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?)", _failure_rows(key, segment))
+            printed = (segment.tail or {}).get("prints") or {}
+            connection.executemany("INSERT INTO prints VALUES (?, ?, ?)", ((key, int(node), text) for node, text in printed.items()))
             connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, segment))
     except _UNFIT as error:
         raise NotASegment(f"{type(error).__name__}: {error}") from error
@@ -245,8 +247,9 @@ def _insert_run(connection: sqlite3.Connection, segment: LogSegment) -> int | No
         "traceback": error.get("traceback"),
         "notes": json.dumps(error["notes"]) if error else None,
         "error_node": error.get("node"),
-        "tries": json.dumps(tail["tries"]) if tail and tail["tries"] else None,
+        "tries": json.dumps([_dated(one, head["began"] - head["clock"]) for one in tail["tries"]]) if tail and tail["tries"] else None,
         "graph": head.get("graph"),
+        "load": json.dumps(tail["load"]) if tail and tail.get("load") else None,
     }
     names = ", ".join(row)
     marks = ", ".join(f":{name}" for name in row)
@@ -258,6 +261,13 @@ def _failed_count(segment: LogSegment, tail: dict[str, Any]) -> int:
     if "stream" in tail:
         return sum(one["failed"] for one in tail["stream"]["stages"])
     return segment.states.count(FAILED)
+
+
+def _dated(attempt: dict[str, Any], shift: int) -> dict[str, Any]:
+    """An attempt, with its times in nanoseconds since 1970. Where its body never began, it has
+    none."""
+    times = {name: attempt[name] + shift for name in ("began", "ended") if attempt.get("began")}
+    return {**{name: value for name, value in attempt.items() if name not in ("began", "ended")}, **times}
 
 
 def state_of(tail: dict[str, Any] | None) -> str:

@@ -242,6 +242,12 @@ def makers(connection: sqlite3.Connection, digest: bytes, limit: int) -> list[sq
     ).fetchall()
 
 
+def printed(connection: sqlite3.Connection, run_key: int, number: int) -> str | None:
+    """What the body of a node printed, in short; None where that is nothing, or not known."""
+    found = connection.execute("SELECT text FROM prints WHERE run = ? AND node = ?", (run_key, number)).fetchone()
+    return None if found is None else str(found[0])
+
+
 # Inputs -------------------------------------------------------------------------------------------
 
 

@@ -17,10 +17,11 @@ from typing import Any
 from entangle._records import commit, surroundings, tags
 from entangle._records import task_versions as tasks
 from entangle._records.directory import find_directory, make_directory, recording, segments_of, whole_values
+from entangle._records.load import Load
 from entangle._records.log_segment import FORM, Writer
 from entangle._run import ObservedRun
 from entangle._run.history import History
-from entangle._shared import notes
+from entangle._shared import notes, printout
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.summaries import home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
@@ -59,6 +60,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._segments: dict[str, tuple[Writer, str | None]] = {}
+        self._loads: dict[str, Load] = {}
 
     def started(self, run: ObservedRun) -> None:
         """Write the head of the run's log segment."""
@@ -68,15 +70,19 @@ class Recorder:
             complain(error)
 
     def looked(self, run: ObservedRun) -> None:
-        """Nothing: the table is read when the run has ended."""
+        """Note the run's CPU and memory now and then. All else is read when it has ended."""
+        load = self._loads.get(run.id)
+        if load is not None:
+            load.look(run)
 
     def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
         writer, root = self._segments.pop(run.id, (None, None))
+        load = self._loads.pop(run.id, None)
         if writer is None:
             return
         try:
-            _write_tail(run, writer, root)
+            _write_tail(run, writer, root, load.samples if load is not None else [])
         except Exception as error:
             writer.discard()
             complain(error)
@@ -105,6 +111,7 @@ class Recorder:
             _say_where(site.directory, folder)
         writer = Writer(folder, run.id)
         self._segments[run.id] = writer, None
+        self._loads[run.id] = Load(run)
         # Of a rearmed run, its stages are remembered: its rows are used again and again.
         flow = run.history.flow() if run.history is not None else run.flow
         # A stream may be endless, and so would be the notes of its values.
@@ -255,7 +262,7 @@ def _server_of(bodies: list[Body]) -> str | None:
         return None
 
 
-def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
+def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[Any]) -> None:
     table, site = run.table, run.site
     assert table is not None
     assert site is not None
@@ -277,7 +284,11 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
         "nodes": nodes,
         "values": _without_secrets(values),
         "constants": _constants(run, flow, constants),
+        "load": load,
     }
+    printed = printout.gather(site.directory) if site.directory else {}
+    if printed:
+        tail["prints"] = {node: _unquoted(masked(text), secrets) for node, text in printed.items() if 0 <= node < run.flow.count}
     columns: tuple[Any, ...] = (table.ready_at, table.records, table.states, table.attempts)
     if run.history is not None:
         tail["stream"] = run.how_far()

@@ -37,6 +37,7 @@ from entangle._shared.table import (
     READY_COUNT,
     RESTING,
     RUNNING,
+    SINCE,
     SLOT,
     STARTING,
     STATE,
@@ -196,7 +197,8 @@ class Deaths:
         attempt = table.attempts[node] + 1
         if self.goes_on_after(node, error):
             table.attempts[node] = attempt
-            note_attempt(self.site.directory, node, attempt, error)
+            slots, base = table.slots, slot * SLOT
+            note_attempt(self.site, node, attempt, error, slot, slots[base + SINCE] if begun else 0)
             table.states[node] = UNARMED
             self.retries.append((time.monotonic() + pause(body, attempt), node))
             self.retries.sort()

@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from entangle._shared.masks import beginning, hides_one, masked, suspicious
+from entangle._shared.printout import Printout
 from entangle._shared.summaries import LONG, home_of, short
 
 #: The name of the file in the run's directory.
@@ -113,6 +114,8 @@ class Notes:
         self._extras: list[int] = []
         self._allowance = ALLOWANCE
         self._failures = 0
+        #: What a worker process prints, if it is kept.
+        self.prints: Printout | None = None
 
     def value(self, node: int, value: Any, lasted: int, pickled: bytes | memoryview | None = None, last: bool = False) -> None:
         """Note a node's value; its body took `lasted` nanoseconds. `last`: it is the run's value.
@@ -164,6 +167,8 @@ class Notes:
 
     def flush(self) -> None:
         """Write the notes to where the recorder finds them. On a full disk they are lost."""
+        if self.prints is not None:
+            self.prints.settle()
         if not self._values and not self._extras:
             return
         body = marshal.dumps((self._values, self._extras))
@@ -178,6 +183,12 @@ class Notes:
                 os.write(fd, _HEAD.pack(len(body)) + body)
             finally:
                 os.close(fd)
+
+    def close(self) -> None:
+        """Write down what is left."""
+        self.flush()
+        if self.prints is not None:
+            self.prints.close()
 
 
 def gather(directory: str, noted: list[bytes]) -> tuple[list[int], list[Any], list[int]]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,10 @@ from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
 from entangle._shared.summaries import call_in_short, cut, plain_value
+from entangle._shared.table import LANE, PID, SLOT
 from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
-from entangle.flow import Body, Flow
+from entangle.flow import HERE, THREAD, Body, Flow
 
 
 def pause(body: Body, attempt: int) -> float:
@@ -36,8 +38,10 @@ def pause(body: Body, attempt: int) -> float:
 _LONGEST_PAUSE = 1e8
 
 
-def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:
-    """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker.
+def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot: int, began: int) -> None:
+    """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker;
+    and when (ns, CLOCK_MONOTONIC) it was begun by the worker of which slot. `began` is 0 where the
+    body had not begun.
 
     Each line is one write to a file opened for appending: lines of several processes do not mix.
     """
@@ -45,9 +49,12 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
     import traceback
 
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
+    slots, base = site.table.slots, slot * SLOT
+    pid = os.getpid() if slots[base + LANE] in (THREAD, HERE) else slots[base + PID]
+    told = {"node": node, "attempt": attempt, "began": began, "ended": time.monotonic_ns(), "pid": pid, "worker": slot}
+    line = json.dumps({**told, "error": text[:1500]}) + "\n"
     with contextlib.suppress(OSError):  # on a full disk the line is lost
-        fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(os.path.join(site.directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, line.encode())
         finally:

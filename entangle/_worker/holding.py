@@ -74,7 +74,7 @@ class Holding(Delivery):
             if self.durable[self.site.flow.body_of[node]]:
                 # Read from the store, not from memory: an attempt may change its arguments.
                 self.recent.clear()
-            args, named = None, {}  # type: ignore[var-annotated]
+            args, named, began = None, {}, 0  # type: ignore[var-annotated]
             try:
                 if body.pools:
                     self.take_cookies(body.pools, node)
@@ -90,7 +90,7 @@ class Holding(Delivery):
                 if self.stopped:  # while it waited for a cookie or gathered its arguments
                     raise RunCancelledError("the run was cancelled before the body began")
                 slots[base + BEGUN] = RUNS
-                started = slots[base + SINCE] = time.monotonic_ns()
+                began = started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
                 if self.forked:
@@ -114,7 +114,7 @@ class Holding(Delivery):
                     self.failed = self._call_in_short(node, args and [*args, *named.values()])
                     raise error from error.__cause__
                 table.attempts[node] = attempt
-                note_attempt(self.site.directory, node, attempt, error)
+                note_attempt(self.site, node, attempt, error, self.slot, began)
                 self.using.clear()
                 failed = error
             finally:
