@@ -44,8 +44,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from entangle import _remote, _run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from entangle._remote import Travels
     from entangle._tasks.call import Call
+    from entangle._tasks.completing import CompletedCall
 
 V = TypeVar("V")
 
@@ -70,8 +73,7 @@ class _Recording:
         self._recorder.started(run)
 
     def looked(self, run: Any) -> None:
-        if self._recorder is not None:
-            self._recorder.looked(run)
+        pass
 
     def ended(self, run: Any) -> None:
         if self._recorder is not None:
@@ -115,6 +117,24 @@ def gather(*calls: Any, return_exceptions: bool = False) -> Any:
     from entangle.task import gathered
 
     return gathered(calls, return_exceptions)
+
+
+def as_completed(calls: Iterable[Call[V]], timeout: float | None = None) -> Iterator[CompletedCall[V]]:
+    """Run calls as one graph; gives a future of each as soon as it is done.
+
+    What the calls share runs once. Each future has its `call`, and a `result()` that gives its
+    value or raises its error: the failure of one ends no other. The run begins with the first step
+    of the iteration. Leaving the iteration stops what is left of it.
+
+    Raises ArgumentError for what is no call. The iteration raises RunTimeoutException if not all
+    are done `timeout` seconds after it began.
+
+        for future in entangle.as_completed([load(name) for name in names]):
+            print(future.call, future.result())
+    """
+    from entangle._tasks.completing import completed
+
+    return completed(calls, timeout)
 
 
 def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from entangle.pools import Pool
-
 #: The carrier of a body, which runs it: a worker process, a worker thread of the invoking process,
 #: a process of the body's own, or whatever runs the call (for the last node of a run, the calling
 #: thread).
@@ -28,8 +26,8 @@ PROCESS, THREAD, FRESH, HERE = 0, 1, 2, 3
 class Body(NamedTuple):
     """A callable and the terms on which it runs.
 
-    Times are seconds. `pools` are those of which it needs a cookie, in the order in which they are
-    taken.
+    Times are seconds. `pool` is the number of cookies that functions of this pool share; 0: no
+    pool.
     """
 
     function: Callable[..., Any]
@@ -42,7 +40,7 @@ class Body(NamedTuple):
     backoff: float = 1.0
     jitter: float = 0.0
     on: tuple[type[BaseException], ...] = (Exception,)
-    pools: tuple[Pool, ...] = ()
+    pool: int = 0
     shared_memory: bool = False
     #: Makes the replacement of a value that cannot be stored, from that value and the error.
     #: None: such a value ends the run.
@@ -219,8 +217,8 @@ class Flow:
         self.accepts: dict[int, frozenset[int]] = {}
         #: For each node whether the run goes on if it fails; None: for none it does.
         self.guarded: bytearray | None = None
-        #: All pools of its bodies.
-        self.pools = sorted({pool for body in self.bodies for pool in body.pools})
+        #: The nodes whose outcomes the caller takes as soon as they are there, besides the end.
+        self.kept: frozenset[int] = frozenset()
         self.pending: array[int]
         self._connect()
 
@@ -254,17 +252,18 @@ class Flow:
         self.consumer_starts = offsets
         self.sinks = [node for node, takers in enumerate(number) if not takers]
 
-    def accept(self, accepts: dict[int, frozenset[int]]) -> None:
+    def accept(self, accepts: dict[int, frozenset[int]], sinks: bool = False) -> None:
         """Let these nodes take the failures of those nodes as values.
 
-        A failure ends the run if some path from it to a sink meets no node that takes it.
+        A failure ends the run if some path from it to a sink meets no node that takes it; with
+        `sinks`, the caller takes those of the sinks.
         """
         self.accepts = accepts
         self.guarded = guarded = bytearray(self.count)
         none: frozenset[int] = frozenset()
         for node in range(self.count - 1, -1, -1):  # a node stands before those that take it
             takers = self.takers(node)
-            guarded[node] = len(takers) > 0 and all(guarded[taker] or node in accepts.get(taker, none) for taker in takers)
+            guarded[node] = (sinks or len(takers) > 0) and all(guarded[taker] or node in accepts.get(taker, none) for taker in takers)
 
     def takers(self, node: int) -> array[int]:
         """The nodes that take the value of `node`, each once."""

@@ -37,8 +37,7 @@ from entangle._tasks.parameters import fitting, in_its_order, positional_names, 
 from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
-from entangle.flow import HERE, Body
-from entangle.pools import Pool, merged
+from entangle.flow import HERE, PROCESS, Body
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -311,6 +310,16 @@ def _list_of(*values: Any) -> list[Any]:
     return list(values)
 
 
+def _list_there(*values: Any) -> list[Any]:
+    return list(values)
+
+
+class _InProcess(Layer):
+    """Runs the body in a worker process."""
+
+    carrier = PROCESS
+
+
 def _map(function: Task[..., Any] | Method[..., Any], chunk: int, *columns: Any) -> Call[list[Any]]:
     return function.map(*columns, chunksize=chunk or None)
 
@@ -319,20 +328,24 @@ def _starmap(function: Task[..., Any] | Method[..., Any], chunk: int, pairs: Any
     return function.starmap(pairs, chunksize=chunk or None)
 
 
-def _ours(function: Callable[..., R], name: str, title: str) -> Task[..., R]:
+def _ours(function: Callable[..., R], name: str, title: str, *layers: Layer) -> Task[..., R]:
     """A task of this module, which pickles find under `name`; errors and records show `title`."""
     function.__qualname__, function.__name__ = name, title
-    return Task(function, ())
+    return Task(function, layers)
 
 
 #: The list of its arguments; the list of a task's values for items that are known when it runs.
 GATHER = _ours(_list_of, "GATHER", "gather")
+GATHER_THERE = _ours(_list_there, "GATHER_THERE", "gather", _InProcess())
 MAP = _ours(_map, "MAP", "map")
 STARMAP = _ours(_starmap, "STARMAP", "starmap")
 
 
 def _is_iterable(value: object) -> bool:
     return hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
+
+
+Gathered.in_process = GATHER_THERE
 
 
 def _chunk_of(chunksize: object) -> int:
@@ -400,7 +413,6 @@ def _make_body(task: Task[..., Any]) -> Body:
             outer = _as_written(layer.ship(rest), task)
             terms.update(layer.lift(rest))
             break
-    pools: tuple[Pool, ...] = terms.pop("pools", ())
     for layer in reversed(near):
         outer = layer.around(outer)
     if outer is not inner:
@@ -412,11 +424,9 @@ def _make_body(task: Task[..., Any]) -> Body:
             if carried:
                 continue  # only the outermost carrier counts: the terms of the others are dropped
             carried = True
-        stated = dict(layer.terms())
-        pools = merged(pools, stated.pop("pools", ()))
-        terms.update(stated)
+        terms.update(layer.terms())
     carrier = terms.pop("carrier", carrier)
-    body = TaskBody(outer, task.__name__, carrier, pools=pools, **terms)
+    body = TaskBody(outer, task.__name__, carrier, **terms)
     body.task = task
     return body
 

@@ -244,7 +244,6 @@ class Pump:
                     if failure.node is None:
                         failure.node = self.plan.nodes[failure.number]
                     self.run.history.fail((failure.number,))
-                    self.run.history.keep(failure.number, failure)
                     if not self.drop(failure):
                         self.failed = self.failed or failure
                         outs.append(failure)

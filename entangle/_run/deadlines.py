@@ -15,7 +15,23 @@ from entangle._run.roster import Roster
 from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.site import Site
 from entangle._shared.store import Store
-from entangle._shared.table import ABANDONED, BEGUN, DONE, DOOMED, NOBODY, NODE, READY, RUNS, SINCE, SLOT, STATE, UNCLAIMED, WAITING
+from entangle._shared.table import (
+    ABANDONED,
+    BEGUN,
+    DONE,
+    DOOMED,
+    FAILED,
+    NOBODY,
+    NODE,
+    READY,
+    RUNS,
+    SINCE,
+    SKIPPED,
+    SLOT,
+    STATE,
+    UNCLAIMED,
+    WAITING,
+)
 from entangle._worker.failures import call_of, note_call
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import THREAD
@@ -31,6 +47,9 @@ class Losses(Protocol):
 
     def lost(self, node: int, slot: int, error: Exception, begun: bool) -> None:
         """Handle a node whose worker is gone or abandoned."""
+
+    def fail(self, node: int, state: int, error: Exception, call: str) -> None:
+        """Make a node that is in this state fail, in a run that goes on."""
 
     def goes_on_after(self, node: int, error: Exception) -> bool:
         """Whether the run goes on after a node that had begun was lost to that error."""
@@ -101,9 +120,7 @@ class Deadlines:
                     slots[base + NODE] = NOBODY
                     slots[base + STATE] = ABANDONED
                     slots[base + DOOMED] = 0
-                abandoned = roster.threads.pop(slot)[1]
-                abandoned.stop()
-                abandoned.forfeit()
+                roster.threads.pop(slot)[1].stop()
                 self.losses.lost(
                     node, slot, ThreadTimeoutException(text + "; its thread cannot be killed and runs on, but its value is dropped"), True
                 )
@@ -129,12 +146,17 @@ class Deadlines:
             return _NEVER
         if now - first < wait * 1e9:
             return max(0.001, wait - (now - first) / 1e9)
-        late = [flow.name(taken) for taken in flow.sources(node) if table.states[taken] != DONE]
+        late = [flow.name(taken) for taken in flow.sources(node) if table.states[taken] not in (DONE, FAILED, SKIPPED)]
         names = ", ".join(repr(name) for name in dict.fromkeys(late))
         kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
         error = kind(f"task {flow.name(node)!r} waited {wait:g} s for its arguments, and {names} had not arrived")
-        note_call(error, flow, node, call_of(self.site, self.store, node))
-        self.losses.error = error
+        call = call_of(self.site, self.store, node)
+        note_call(error, flow, node, call)
+        if flow.guarded is not None and flow.guarded[node]:
+            del self.waits[node]
+            self.losses.fail(node, WAITING, error, call)
+        else:
+            self.losses.error = error
         return _NEVER
 
     def _first_start(self, node: int) -> int:

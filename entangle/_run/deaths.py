@@ -8,6 +8,7 @@ had begun is lost, and `retry` decides what that means.
 from __future__ import annotations
 
 import contextlib
+import pickle
 import posix
 import signal
 import time
@@ -18,7 +19,7 @@ from entangle._run.roster import Roster
 from entangle._run.worker_process import WorkerProcess, signal_name
 from entangle._shared.interrupts import Deferred
 from entangle._shared.site import Site
-from entangle._shared.store import NOWHERE, Store
+from entangle._shared.store import NOWHERE, Place, Store
 from entangle._shared.table import (
     BEGUN,
     BUSY,
@@ -31,13 +32,15 @@ from entangle._shared.table import (
     LANE,
     LOW,
     NESTED,
+    NEVER,
     NEXT_NODE,
     NOBODY,
     NODE,
+    POOL_WAITING,
     READY_COUNT,
+    RECORD,
     RESTING,
     RUNNING,
-    SINCE,
     SLOT,
     STARTING,
     STATE,
@@ -47,7 +50,7 @@ from entangle._shared.table import (
     WAITING,
     WAITING_POOL,
 )
-from entangle._worker.failures import call_of, note_attempt, note_call, pause, used_up
+from entangle._worker.failures import call_of, note_attempt, note_call, pause, pickled_error, used_up
 from entangle._worker.joining import BROKEN, refusal
 from entangle.cookies import reclaim_all
 from entangle.errors import EntangleError, ProcessTerminatedException, add_note
@@ -153,20 +156,19 @@ class Deaths:
         pool."""
         slots, base = self.table.slots, worker.slot * SLOT
         self.roster.remove(worker)
-        flow, node, waiting = self.site.flow, slots[base + NODE], slots[base + WAITING_POOL]
-        pools = flow.body(node).pools if node >= 0 else ()
+        pool = slots[base + WAITING_POOL]
         if worker.ended_by or slots[base + COOKIE] or slots[base + NESTED] != NOBODY:
-            for pool in pools if slots[base + COOKIE] or waiting else ():
-                self.site.queue(pool)  # opened, so that the next line sees it
+            for size in {slots[base + COOKIE], self.site.pool_sizes[pool - 1] if pool else 0} - {0}:
+                self.site.pool(size)
             reclaim_all()
         slots[base + COOKIE] = 0
-        if pools or waiting:
+        if pool:
             with self.table.locked(UNCLAIMED):
                 slots[base + WAITING_POOL] = 0
-                if waiting:
-                    self.table.waiting[waiting - 1] = 0
-                turn = {waiting - 1, *map(flow.pools.index, pools)} - {NOBODY}
-                self.table.pass_turn(turn, self.site.lanes, flow.body_of)
+                self.table.header[POOL_WAITING + pool - 1] = 0
+                other = self.table.take_deferred(pool - 1)
+                if other >= 0:
+                    self.table.push(self.site.lanes[self.site.flow.body_of[other]], other)
         with self.table.locked(UNCLAIMED):
             low, high = slots[base + LOW], slots[base + HIGH]
             if low < high:
@@ -195,10 +197,9 @@ class Deaths:
                 table.push(self.site.lanes[flow.body_of[node]], node)
             return
         attempt = table.attempts[node] + 1
-        if self.goes_on_after(node, error):
+        if self._is_tried_again(node, error):
             table.attempts[node] = attempt
-            slots, base = table.slots, slot * SLOT
-            note_attempt(self.site, node, attempt, error, slot, slots[base + SINCE] if begun else 0)
+            note_attempt(self.site.directory, node, attempt, error)
             table.states[node] = UNARMED
             self.retries.append((time.monotonic() + pause(body, attempt), node))
             self.retries.sort()
@@ -206,21 +207,66 @@ class Deaths:
         call = call_of(self.site, self.store, node)
         note_call(error, flow, node, call)
         add_note(error, f"attempt {attempt}")
+        if self._is_guarded(node):
+            self.fail(node, RUNNING, error, call)
+            return
         if body.retry:
             self.error = used_up(self.site, node, error, call)
         else:
             self.error = error
         table.states[node] = FAILED
 
+    def fail(self, node: int, state: int, error: Exception, call: str) -> None:
+        """Make a node that is in this state fail, in a run that goes on.
+
+        Others take the error as a value.
+        """
+        site, table, store = self.site, self.table, self.store
+        place: Place = (NOWHERE, 0, 0)
+        if store is not None:
+            attempt = table.attempts[node] + 1
+            report = {"error": pickled_error(error, site.flow.name(node)), "text": "", "where": f"attempt {attempt}", "call": call}
+            place = store.put_pickle(pickle.dumps(report, 5))
+        site.errors[node], site.failed[node] = error, call
+        removed: list[Place] = []
+        with table.locked(UNCLAIMED):
+            if table.states[node] != state:
+                return  # its last argument has just arrived
+            began, _, _, _, _, pid, cpu, slot = table.record(node)
+            table.pending[node] = NEVER
+            RECORD.pack_into(table.records, node * RECORD.size, began, time.monotonic_ns(), place[1], place[2], place[0], pid, cpu, slot)
+            table.states[node] = FAILED
+            if groups := site.flow.body(node).limits:
+                table.release_limits(groups, site.lanes, site.flow.body_of)
+            _, unread = table.spread_failure(site.flow, site.lanes, node)
+            for taken in (*site.flow.sources(node), *unread):
+                table.readers[taken] -= 1
+                _, _, offset, size, where, _, _, _ = table.record(taken)
+                if not table.readers[taken] and where != NOWHERE and store is not None:
+                    removed += filter(None, [store.release((where, offset, size))])
+        for gone in removed:
+            assert store is not None
+            store.remove(gone)
+        self._wake_in_its_place()
+
+    def _is_guarded(self, node: int) -> bool:
+        """Whether the run goes on if this node fails."""
+        guarded = self.site.flow.guarded
+        return guarded is not None and bool(guarded[node])
+
     def goes_on_after(self, node: int, error: Exception) -> bool:
-        """Whether the run goes on after a node was lost to that error: an attempt is left, and `on`
-        includes the error."""
+        """Whether the run goes on after a node was lost to that error."""
+        return self._is_tried_again(node, error) or self._is_guarded(node)
+
+    def _is_tried_again(self, node: int, error: Exception) -> bool:
+        """Whether an attempt is left, and `on` includes the error."""
         body = self.site.flow.body(node)
         wanted = any(isinstance(error, kind) or issubclass(kind, type(error)) for kind in body.on)
         return bool(self.table.attempts[node] < body.retry and wanted)
 
     def _inputs_stored(self, node: int) -> bool:
-        return all(self.table.record(taken)[4] != NOWHERE for taken in self.site.flow.sources(node))
+        table = self.table
+        return all(table.record(table.cause(taken))[4] != NOWHERE for taken in self.site.flow.sources(node))
 
     def put_back(self) -> None:
         """Make nodes ready again whose pause between two attempts is over."""

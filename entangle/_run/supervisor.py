@@ -115,6 +115,8 @@ class Supervisor:
         self.budget = budget
         self.listen = listen
         self.looked = looked
+        #: Called when something may have happened.
+        self.told: Callable[[], None] | None = None
         self.roster = Roster(slots)
         self.processes, self.threads, self.free = self.roster.processes, self.roster.threads, self.roster.free
         self.leaving: list[WorkerProcess] = []
@@ -192,6 +194,8 @@ class Supervisor:
                 header[HUNGRY] = HUNGRY_FOR_ALL if self._could_start() else HUNGRY_FOR_OTHERS
                 self._start_wanted()
                 self._sleep()
+                if self.told is not None:
+                    self.told()
                 self._look()
         except BaseException:
             self.table.let_go()
@@ -386,7 +390,7 @@ class Supervisor:
             run_as(worker)
         finally:
             self.calling = None
-            worker.give_cookies()
+            worker.give_cookie()
             if outer is None or not worker.forked:
                 self.free.append(slot)
         return True

@@ -16,7 +16,7 @@ from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_seconds
 from entangle._tasks.parameters import named_parameters, positional_names
 from entangle.errors import OptionError
-from entangle.flow import Flow
+from entangle.flow import FRESH, PROCESS, Flow
 
 if TYPE_CHECKING:
     from entangle._run.future import RunFuture
@@ -317,6 +317,9 @@ class Gathered(Call[R_co]):
 
     __slots__ = ("_accepts", "_chunk", "_node")
 
+    #: The same task for worker processes. Filled in by `entangle.task`.
+    in_process: ClassVar[Decorated]
+
     _accepts: bool
     _chunk: int
     _node: Call[R_co] | None
@@ -339,10 +342,14 @@ class Gathered(Call[R_co]):
 
     @property
     def node(self) -> Call[R_co]:
-        """The same call with a node of its own; one and the same however often it is asked for."""
+        """The same call with a node of its own; one and the same however often it is asked for.
+
+        Where processes make the values, one makes the list: the caller need not take part.
+        """
         node = self._node
         if node is None:
-            node = Call(self.task, self.args, {}, self.name)
+            there = any(call.task.body.carrier in (PROCESS, FRESH) for call in self.args)
+            node = Call(self.in_process if there else self.task, self.args, {}, self.name)
             _set_node(self, node)
         return node
 

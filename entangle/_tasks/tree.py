@@ -148,6 +148,22 @@ def compile_call(root: Call[Any]) -> Flow:
 
     The same call twice is one node. Raises CycleError if there is a cycle.
     """
+    return _compiled([root])[0]
+
+
+def compile_calls(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
+    """The flow of several calls, and their nodes; what they share is in it once.
+
+    A failure of one ends no other. Raises CycleError if there is a cycle.
+    """
+    flow, numbers = _compiled(roots)
+    flow.accept(flow.accepts, sinks=True)
+    flow.kept = frozenset(numbers)
+    return flow, numbers
+
+
+def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
+    """The flow of some calls, and their nodes."""
     # The number of a call: -1 while its arguments are visited; then k for the k-th leaf, and -2 -
     # k for the k-th other node, whose final number is known once all leaves are counted.
     numbers: dict[Call[Any], int] = {}
@@ -159,7 +175,7 @@ def compile_call(root: Call[Any]) -> Flow:
     names: dict[int, str] = {}
     accepts: dict[int, list[Call[Any]]] = {}  # nodes, and the calls whose failure is a value for them
     chunk = 0
-    stack: list[Any] = [root]
+    stack: list[Any] = [*reversed(roots)]
     while stack:
         call = stack.pop()
         if type(call) is tuple:  # all arguments of this call have been visited
@@ -233,10 +249,14 @@ def compile_call(root: Call[Any]) -> Flow:
     )
     flow.names = {number if number >= 0 else first - number: name for number, name in names.items()}
     flow.chunk = chunk
+
+    def place(call: Call[Any]) -> int:
+        number = numbers[call]
+        return number if number >= 0 else first - number
+
     if accepts:
-        places = {call: number if number >= 0 else first - number for call, number in numbers.items()}
-        flow.accept({first - number: frozenset(places[call] for call in calls) for number, calls in accepts.items()})
-    return flow
+        flow.accept({first - number: frozenset(map(place, calls)) for number, calls in accepts.items()})
+    return flow, [place(root) for root in roots]
 
 
 def _cycle(call: Call[Any]) -> CycleError:

@@ -36,7 +36,7 @@ from entangle._shared.table import (
     STOP,
 )
 from entangle._worker.admission import WAITS, learn, share_of
-from entangle._worker.failures import describe
+from entangle._worker.failures import describe, error_of
 from entangle._worker.taking import Taking, flush
 from entangle.errors import ProcessTerminatedException, RunAtImportError, ThreadTerminatedException
 from entangle.flow import FRESH, HERE, PROCESS, THREAD
@@ -65,13 +65,19 @@ class Delivery(Taking):
         self.failed = ""
         # Arguments of these bodies are in the store before they run. With `retry`, a second attempt
         # may run in any worker. Where rows are used again, a value in hand may be an earlier use's.
-        self.durable = [body.retry > 0 or site.flow.rearmed for body in site.flow.bodies]
+        # A body with `wait` may be given up where the run goes on: that happens under the lock.
+        self.guarded = site.flow.guarded
+        self.kept_for_caller = site.flow.kept
+        rearmed = site.flow.rearmed
+        self.durable = [body.retry > 0 or rearmed or (self.guarded is not None and body.wait is not None) for body in site.flow.bodies]
 
     def _value_of(self, node: int) -> Any:
         """The value of a node, for the body that runs next."""
         if node == self.kept_node:
             return self.kept
         self.using[node] = None
+        if self.guarded is not None and self.site.table.states[node] != DONE:
+            return error_of(self.site, None if node in self.site.errors else self.store, node)
         if node in self.recent:
             # A body with `retry` reads from the store instead: fresh arguments for every attempt.
             return self.recent[node]
@@ -110,9 +116,10 @@ class Delivery(Taking):
                 table.pending[consumer] == 1
                 and site.lanes[which] == self.lane
                 and not self.durable[which]
-                and not flow.bodies[which].pools
+                and not flow.bodies[which].pool
                 and not table.header[STOP]
                 and not table.header[CROWDED]
+                and not (self.kept_for_caller and node in self.kept_for_caller)
             ):
                 # All others have delivered, so nobody else touches the consumer: no lock needed.
                 # `recount` relies on the order of these writes.
@@ -142,7 +149,8 @@ class Delivery(Taking):
         place: Place = (NOWHERE, 0, 0)
         in_process = self.in_process
         slots[self.base + BEGUN] = OVER
-        if in_process and (first == last or flow.rearmed):
+        told = first == last or (bool(self.kept_for_caller) and node in self.kept_for_caller)
+        if in_process and (told or flow.rearmed):
             # The caller goes on as soon as it has this value: print what is buffered before that.
             flush()
         if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
@@ -155,8 +163,8 @@ class Delivery(Taking):
                 self._fail(node, why_not(value, f"the value of task {flow.name(node)!r}"))
                 return NOBODY
         if self.notes is not None:
-            self._note(node, value, started, ended, place, first == last)
-            if first == last:
+            self._note(node, value, started, ended, place, told)
+            if told:
                 self.notes.flush()  # the run is over when it has this value
         if in_process:
             RECORD.pack_into(table.records, node * RECORD.size, started, ended, place[1], place[2], place[0], pid, cpu(), self.slot)
@@ -193,6 +201,9 @@ class Delivery(Taking):
                     pushed += 1
                     if header[HELD_BACK] and share_of(table, body_of[taker]) <= WAITS:
                         header[HELD_BACK] = 0
+            if self.guarded is not None and first < last and not table.readers[node]:
+                table.readers[node] = 1  # all that would have read it is skipped: we do
+                self.spent.append(node)
             if self.spent:
                 self._count_reads(removed)
             if first == last:
@@ -214,7 +225,7 @@ class Delivery(Taking):
                 slots[self.base + NODE] = NOBODY
         finally:
             table.unlock()
-        if finished or tell:
+        if finished or tell or (told and self.kept_for_caller):
             site.notify()
         if woken or woken_threads:
             self.wake(woken, woken_threads)
@@ -250,7 +261,8 @@ class Delivery(Taking):
     # Failing -------------------------------------------------------------------------------------
 
     def _fail(self, node: int, error: BaseException, given: Any = None) -> None:
-        """Publish an error and end the run. `given` are the arguments of the body."""
+        """Publish an error: it ends the run, or others take it as a value. `given` are the
+        arguments of the body."""
         site = self.site
         table = site.table
         place: Place = (NOWHERE, 0, 0)
@@ -258,10 +270,9 @@ class Delivery(Taking):
         error = self._failure(node, error)
         call, self.failed = self.failed or self._call_in_short(node, given), ""
         given = None
+        guarded = self.guarded is not None and self.guarded[node]
         report = describe(error, site.flow.name(node), table.attempts[node] + 1, call)
-        if self.notes is not None:
-            self.notes.failure(node, report)
-        if self.in_process:
+        if self.in_process or (guarded and self.site.directory):
             place = self.store.put_pickle(pickle.dumps(report, 5))
         since = table.slots[self.base + SINCE]
         table.lock(self.slot)
@@ -284,11 +295,31 @@ class Delivery(Taking):
                 self.slot,
             )
             table.states[node] = FAILED
+            if guarded:
+                self._spread_failure(node)
+                return
             if table.header[FAILED_NODE] < 0:
                 table.header[FAILED_NODE] = node
             table.header[STOP] = 1
         finally:
             table.unlock()
+        site.notify()
+
+    def _spread_failure(self, node: int) -> None:
+        """Tell those that depend on a node whose failure does not end the run. Lock held."""
+        site, table = self.site, self.site.table
+        if groups := self.limited[site.flow.body_of[node]]:
+            table.release_limits(groups, site.lanes, site.flow.body_of)
+        _, unread = table.spread_failure(site.flow, site.lanes, node)
+        self.spent += (*self.using, *unread)
+        self.using.clear()
+        if table.header[FINISHED]:
+            woken, woken_threads = (max(0, table.header[IDLE + lane]) for lane in (PROCESS, THREAD))
+            table.header[IDLE + PROCESS] = table.header[IDLE + THREAD] = 0
+        else:
+            woken, woken_threads, _ = self.count_wakes()
+        # The pipes have room: waking under the lock does not wait. A failure is rare.
+        self.wake(woken, woken_threads)
         site.notify()
 
     def _is_the_callers(self, error: BaseException) -> bool:

@@ -269,6 +269,36 @@ def mixed(log: str) -> Any:
     return process(plus)(log, "sum", *pairs)
 
 
+def bad(log: str, name: str) -> int:
+    """Fails."""
+    note(log, name)
+    raise ValueError(name)
+
+
+def judge(log: str, outcomes: list[Any]) -> int:
+    """15 for two failures, two that depend on one, and two values; each may be a death instead."""
+    note(log, "judge")
+    wanted = (ValueError, ValueError, ValueError, 3, 4)
+    for outcome, expected in zip(outcomes, wanted, strict=True):
+        if not isinstance(outcome, ProcessTerminatedException):
+            assert type(outcome) is expected if isinstance(expected, type) else outcome == expected, outcomes
+    return 15
+
+
+def failing(log: str) -> Any:
+    """Failures that are values, and what is skipped for them: 15."""
+    leaf_of, plus_of, bad_of = process(leaf), process(plus), process(bad)
+    skipped = plus_of(log, "never", bad_of(log, "bad1"), leaf_of(log, "leaf1", 1))
+    calls = (
+        skipped,
+        plus_of(log, "never too", skipped, leaf_of(log, "leaf2", 2)),
+        bad_of(log, "bad2"),
+        plus_of(log, "plus", leaf_of(log, "leaf3", 2), leaf_of(log, "leaf4", 1)),
+        leaf_of(log, "leaf5", 4),
+    )
+    return process(judge)(log, entangle.gather(*calls, return_exceptions=True))
+
+
 def two(log: str, body: Any) -> Any:
     """Two nested runs: 30."""
     return process(plus)(log, "both", process(body)(log, "a"), process(body)(log, "b"))
@@ -293,13 +323,14 @@ SHAPES = {
     "nested pool": Shape(lambda log: two(log, inner_pool), 30, 1, ((0, 1), (0, 2), (1, 1))),
     "retry": Shape(lambda log: tree(log, process(retry=2)), 15, 3, ((0, 1), (0, 2))),
     "mixed": Shape(mixed, 15, 1, ((0, 1), (0, 2))),
+    "failing": Shape(failing, 15, 1, ((0, 1), (0, 2))),
 }
 
 
 def queues() -> list[CookieQueue]:
     """The budget of this process and its pools."""
     here = home()
-    return [here.budget, *(queue for queue in here.pools.values() if isinstance(queue, CookieQueue))]
+    return [here.budget, *here.pools.values()]
 
 
 def descriptors() -> dict[str, str]:

@@ -20,7 +20,9 @@ def _pool(tmp_path: Path) -> None:
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
 
-@pytest.mark.parametrize(("name", "step"), [("leaves", 29), ("pool", 41), ("nested pool", 131), ("retry", 31), ("mixed", 23)])
+@pytest.mark.parametrize(
+    ("name", "step"), [("leaves", 29), ("pool", 41), ("nested pool", 131), ("retry", 31), ("mixed", 23), ("failing", 37)]
+)
 def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path) -> None:
     shape = SHAPES[name]
     for depth, serial in shape.victims:

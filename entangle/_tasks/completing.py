@@ -1,0 +1,83 @@
+"""`as_completed`: the futures of several calls, in the order in which they are done."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from entangle._run.completions import CompletionsRun
+from entangle._run.future import RunFuture
+from entangle._shared.tracebacks import hide
+from entangle._tasks.call import Call, in_short
+from entangle._tasks.option_values import check_seconds
+from entangle._tasks.tree import compile_calls
+from entangle._worker.worker import here
+from entangle.errors import ArgumentError, RunTimeoutException
+
+V = TypeVar("V")
+
+
+class CompletedCall(Future[V]):
+    """The future of one call of several: done, with its value or its error."""
+
+    def __init__(self, call: Call[V]) -> None:
+        super().__init__()
+        #: The call.
+        self.call = call
+
+
+def completed(calls: Iterable[Call[Any]], timeout: float | None) -> Iterator[CompletedCall[Any]]:
+    """Check the arguments of `as_completed`; gives the iterator."""
+    if isinstance(calls, Call) or not hasattr(type(calls), "__iter__"):
+        raise ArgumentError(f"as_completed takes an iterable of calls, not {in_short(calls)}")
+    known = list(calls)
+    for call in known:
+        if not isinstance(call, Call):
+            raise ArgumentError(f"as_completed takes calls, not {in_short(call)}; build one by calling a task")
+    check_seconds("as_completed", timeout=timeout)
+    return _completed(list(dict.fromkeys(known)), timeout)
+
+
+def _completed(calls: list[Call[Any]], timeout: float | None) -> Iterator[CompletedCall[Any]]:
+    if not calls:
+        return
+    until = time.monotonic() + timeout if timeout is not None else None
+    flow, nodes = compile_calls(calls)
+    call_of = dict(zip(nodes, calls, strict=True))
+    ended: queue.SimpleQueue[CompletedCall[Any] | None] = queue.SimpleQueue()
+
+    def tell(node: int, value: Any, error: BaseException | None) -> None:
+        future = CompletedCall(call_of[node])
+        if error is not None:
+            hide(error)
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+        ended.put(future)
+
+    run = CompletionsRun(flow, tell)
+    whole: RunFuture[Any] = RunFuture(run.value, run.cancel)
+    whole.add_done_callback(lambda _: ended.put(None))
+    worker = here.worker
+    left = len(calls)
+    try:
+        whole.start()
+        while left:
+            with worker.lending() if worker is not None else contextlib.nullcontext():
+                try:
+                    future = ended.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+                except queue.Empty:
+                    raise RunTimeoutException(f"{left} of {len(calls)} calls were not done after the timeout of {timeout:g} s") from None
+            if future is None:
+                whole.result()  # raises what has ended the run
+                raise AssertionError("the run has ended, and some of its calls have not")
+            left -= 1
+            yield future
+    finally:
+        if left:
+            whole.cancel()
+        whole.exception()
