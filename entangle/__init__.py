@@ -73,7 +73,8 @@ class _Recording:
         self._recorder.started(run)
 
     def looked(self, run: Any) -> None:
-        pass
+        if self._recorder is not None:
+            self._recorder.looked(run)
 
     def ended(self, run: Any) -> None:
         if self._recorder is not None:

@@ -6,8 +6,9 @@ No process coordinates; the kernel keeps the queue. This is the protocol of the 
 that a task starts take from the same queue.
 
 There are two kinds of queue. The *budget* of a process tree holds one cookie fewer than there are
-CPUs: whoever starts a run waits for it, and leaves its own CPU to the run. A *pool* belongs to
-`@scheduler(cpus=n)`: each of its cookies stands for one CPU, to which the holder binds itself.
+CPUs: whoever starts a run waits for it, and leaves its own CPU to the run. A *pool* (`pools.py`)
+belongs to `@scheduler(cpus=n)`, where each of its cookies stands for one CPU, to which the holder
+binds itself; or to `@limit(name, at_once=n)`, where each is a place.
 """
 
 from __future__ import annotations
@@ -39,18 +40,15 @@ MOST_COOKIES = 4096
 #: The CPU of a cookie of the budget: none in particular.
 ANY_CPU = -1
 
+#: Seconds between two checks whether a holder is dead.
+PATIENCE = 0.1
+
 #: make writes this byte back, whichever it has read.
 _BYTE = b"+"
 #: Each byte that is spliced into a pipe takes a slot of its ring; a pipe has so many by default.
 _RING = 16
-#: Seconds between two checks whether a holder is dead.
-_PATIENCE = 0.1
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _PIPE = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | _NO_LINK
-
-#: The sizes of all pools that schedulers have asked for so far. The process that starts the first
-#: run makes them all, since a pool must outlive the nested runs that share it.
-registered_pools: set[int] = set()
 
 
 def available_cpus() -> list[int]:
@@ -166,54 +164,71 @@ class CookieQueue:
         _open_queues.add(self)
 
     @classmethod
-    def create(cls, path: str, cpus: Sequence[int], spill: str = "") -> CookieQueue:
-        """Make a queue of cookies for these CPUs. Raises FileExistsError if there is one.
+    def create(cls, path: str, numbers: Sequence[int], spill: str = "") -> CookieQueue:
+        """Make a queue of cookies that stand for these CPUs, or for whatever has numbers.
 
-        Where the file system of `path` is full, the file that processes map lies in `spill`.
+        Where the file system of `path` is full, the file that processes map lies in `spill`. Raises
+        FileExistsError if there is such a queue.
         """
-        cpus = cpus[:MOST_COOKIES]
+        numbers = numbers[:MOST_COOKIES]
         hand, cells = _beside(path)
         for pipe in (hand, path):
             with contextlib.suppress(FileExistsError):
                 os.mkfifo(pipe, 0o600)
-        count = len(cpus)
+        count = len(numbers)
         # Last and atomically: of two processes that make the same queue, the second must find
         # all of it.
-        _place(cells, struct.pack(f"{2 + count}q", count, 0, *cpus) + bytes(17 * count), spill)
+        place(cells, struct.pack(f"{2 + count}q", count, 0, *numbers) + bytes(17 * count), spill)
         queue = cls(path)
         if count > _RING:
             with contextlib.suppress(AttributeError, OSError):  # then not every byte is spliced
                 fcntl.fcntl(queue._fd, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE << (count - 1).bit_length())
-        if count:
-            os.write(queue._fd, _BYTE * count)
+        queue.refill()  # the second process may have filled it already
         return queue
 
     # Any number of processes and threads at once --------------------------------------------------
 
     def take(self) -> int | None:
         """Take a cookie if there is one. Returns its CPU, or None. Never waits."""
-        cell = self._take()
-        if cell < 0 and time.monotonic() - self._looked > _PATIENCE and self.reclaim():
-            cell = self._take()
+        cell = self.take_cell()
         return self._numbers[cell] if cell >= 0 else None
 
     def wait(self) -> int:
         """Take a cookie; sleep until there is one. Returns its CPU."""
-        while True:
-            cookie = self.take()
-            if cookie is not None:
-                return cookie
-            # With a timeout: the death of a holder writes nothing into the pipe.
-            if _wait_for_bytes(self._fd, _PATIENCE):
-                cookie = self._contend()
-                if cookie is not None:
-                    return cookie
+        return self._numbers[self.wait_cell(_never)]
 
-    def _contend(self) -> int | None:
+    def take_cell(self) -> int:
+        """Take a cookie if there is one. Returns its cell, or -1. Never waits."""
+        cell = self._take()
+        if cell < 0 and time.monotonic() - self._looked > PATIENCE and self.reclaim():
+            cell = self._take()
+        return cell
+
+    def wait_cell(self, over: Callable[[], bool]) -> int:
+        """Take a cookie; sleep until there is one. Returns its cell, or -1 once `over` says so."""
+        while not over():
+            cell = self.take_cell()
+            # With a timeout: the death of a holder writes nothing into the pipe.
+            if cell < 0 and _wait_for_bytes(self._fd, PATIENCE):
+                cell = self._contend()
+            if cell >= 0:
+                return cell
+        return -1
+
+    def _contend(self) -> int:
         """Handle a pipe that holds a byte, though no cookie could be taken."""
         if self.held() == self.size:
-            time.sleep(_PATIENCE)  # the byte is none of our cookies: another program wrote it
-        return None
+            time.sleep(PATIENCE)  # the byte is none of our cookies: another program wrote it
+        return -1
+
+    def number(self, cell: int) -> int:
+        """What the cookie in a cell stands for: its CPU."""
+        return self._numbers[cell]
+
+    def give_cell(self, cell: int, thread: int = 0) -> None:
+        """Put back a cookie that this process holds; with `thread`, only one that it has taken."""
+        if self._holders[cell] == _identity(os.getpid()) and thread in (0, self._threads[cell]):
+            self._locked(self._give, cell)
 
     def give(self, cookie: int) -> None:
         """Put back a cookie that this process holds. Does nothing if it holds no such cookie."""
@@ -381,9 +396,10 @@ class CookieQueue:
 class SharedQueue(CookieQueue):
     """One of several pools for the same CPUs, each filled by another process of the tree.
 
-    A cookie is then also a lock (`flock`) on a file in `directory` that names its CPU; only one
-    holder of all pools can have it. The kernel frees the lock when the holder dies, so a pool that
-    is lost with its process takes no CPU from the others.
+    A cookie is then also a lock (`flock`) on a file in `directory` that names its CPU, and its
+    number among the cookies for that CPU; only one holder of all pools can have it. The kernel
+    frees the lock when the holder dies, so a pool that is lost with its process takes no CPU from
+    the others.
     """
 
     def __init__(self, path: str, directory: str) -> None:
@@ -391,15 +407,14 @@ class SharedQueue(CookieQueue):
         self._lock_path = os.path.join(directory, os.path.basename(path))
         self._locks: dict[int, int] = {}
 
-    def _contend(self) -> int | None:
+    def _contend(self) -> int:
         """Other pools hold all CPUs: wait for the lock on the CPU of the first free cell."""
         before = self.held_here()
         try:
             cell = self._locked(self._fill_any)
-            if cell < 0:
-                return None
-            self._claim(cell, wait=True)
-            return self._numbers[cell]
+            if cell >= 0:
+                self._claim(cell, wait=True)
+            return cell
         except BaseException:
             self.give_back(but=before)
             raise
@@ -413,7 +428,9 @@ class SharedQueue(CookieQueue):
         return next((cell for cell, held in enumerate(bytes(self._held)) if not held and self._claim(cell, wait=False)), -1)
 
     def _claim(self, cell: int, wait: bool) -> bool:
-        fd = os.open(f"{self._lock_path}-{self._numbers[cell]}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o600)
+        number = self._numbers[cell]
+        before = self._numbers[:cell].tolist().count(number)  # cookies that stand for the same
+        fd = os.open(f"{self._lock_path}-{number}{f'.{before}' if before else ''}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | _NO_LINK, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException as error:
@@ -431,6 +448,10 @@ class SharedQueue(CookieQueue):
             os.close(fd)
 
 
+def _never() -> bool:
+    return False
+
+
 def reclaim_all() -> None:
     """Put back the cookies of dead processes in every open queue, after a process has died."""
     for queue in list(_open_queues):
@@ -438,7 +459,7 @@ def reclaim_all() -> None:
             queue.reclaim()
 
 
-def _place(path: str, body: bytes, spill: str) -> None:
+def place(path: str, body: bytes, spill: str) -> None:
     """Create a file at `path` with all its bytes atomically. FileExistsError: there is one.
 
     Where there is no room, the file lies in `spill`, and `path` is a symbolic link to it.

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from entangle.pools import Pool
+
 #: The carrier of a body, which runs it: a worker process, a worker thread of the invoking process,
 #: a process of the body's own, or whatever runs the call (for the last node of a run, the calling
 #: thread).
@@ -26,8 +28,8 @@ PROCESS, THREAD, FRESH, HERE = 0, 1, 2, 3
 class Body(NamedTuple):
     """A callable and the terms on which it runs.
 
-    Times are seconds. `pool` is the number of cookies that functions of this pool share; 0: no
-    pool.
+    Times are seconds. `pools` are those of which it needs a cookie, in the order in which they are
+    taken.
     """
 
     function: Callable[..., Any]
@@ -40,7 +42,7 @@ class Body(NamedTuple):
     backoff: float = 1.0
     jitter: float = 0.0
     on: tuple[type[BaseException], ...] = (Exception,)
-    pool: int = 0
+    pools: tuple[Pool, ...] = ()
     shared_memory: bool = False
     #: Makes the replacement of a value that cannot be stored, from that value and the error.
     #: None: such a value ends the run.
@@ -219,6 +221,8 @@ class Flow:
         self.guarded: bytearray | None = None
         #: The nodes whose outcomes the caller takes as soon as they are there, besides the end.
         self.kept: frozenset[int] = frozenset()
+        #: All pools of its bodies.
+        self.pools = sorted({pool for body in self.bodies for pool in body.pools})
         self.pending: array[int]
         self._connect()
 

@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
-from entangle.cookies import registered_pools
+from entangle.pools import cpus as pool_of
+from entangle.pools import registered
 from entangle.scheduler import check_cpus
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
@@ -22,11 +23,11 @@ class Local(Layer):
         self.cpus = cpus
         if cpus is not None:
             check_cpus("local", cpus)
-            registered_pools.add(cpus)
+            registered.add(pool_of(cpus))
 
     def terms(self) -> dict[str, Any]:
         """With `cpus`, the pool of cookies that the function takes from."""
-        return {} if self.cpus is None else {"pool": self.cpus}
+        return {} if self.cpus is None else {"pools": (pool_of(self.cpus),)}
 
 
 @overload

@@ -12,8 +12,10 @@ from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._worker.worker import here
-from entangle.cookies import available_cpus, bind, registered_pools, roam
+from entangle.cookies import available_cpus, bind, roam
 from entangle.errors import OptionError, SchedulerImportError
+from entangle.pools import cpus as pool_of
+from entangle.pools import registered
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
@@ -32,24 +34,25 @@ class DefaultScheduler:
     def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
         """`f`, taking a cookie first, bound to its CPU meanwhile, giving the cookie back after."""
         check_cpus("scheduler", cpus)
-        registered_pools.add(cpus)
+        pool = pool_of(cpus)
+        registered.add(pool)
 
         @functools.wraps(f)
         def scheduled(*args: Any, **kwargs: Any) -> Any:
             worker = here.worker
-            if worker is not None and worker.site.directory and cpus in worker.site.pool_sizes:
-                with worker.holding(cpus):
+            if worker is not None and worker.site.directory and pool in worker.site.flow.pools:
+                with worker.holding(pool):
                     return f(*args, **kwargs)
             place = home()
-            place.open_pools({cpus})
-            pool, roaming = place.pools[cpus], set[int]()
-            held = pool.held_here()
+            place.open_pools({pool})
+            queue, roaming = place.queue(pool), set[int]()
+            held = queue.held_here()
             try:
-                roaming = bind(pool.wait())
+                roaming = bind(queue.number(queue.wait_cell(lambda: False)))
                 return f(*args, **kwargs)
             finally:
                 roam(roaming)
-                pool.give_back(but=held)
+                queue.give_back(but=held)
 
         return scheduled
 
@@ -64,11 +67,11 @@ class Scheduler(Layer):
         if impl != _DEFAULT:
             self.other = load_scheduler(impl)
         else:
-            registered_pools.add(cpus)
+            registered.add(pool_of(cpus))
 
     def terms(self) -> dict[str, Any]:
-        """The number of cookies in the pool that this function takes from."""
-        return {} if self.other is not None else {"pool": self.cpus}
+        """The pool of cookies that this function takes from."""
+        return {} if self.other is not None else {"pools": (pool_of(self.cpus),)}
 
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """The function as the other scheduler wraps it, where there is one."""

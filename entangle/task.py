@@ -38,6 +38,7 @@ from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, PROCESS, Body
+from entangle.pools import Pool, merged
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -413,6 +414,7 @@ def _make_body(task: Task[..., Any]) -> Body:
             outer = _as_written(layer.ship(rest), task)
             terms.update(layer.lift(rest))
             break
+    pools: tuple[Pool, ...] = terms.pop("pools", ())
     for layer in reversed(near):
         outer = layer.around(outer)
     if outer is not inner:
@@ -424,9 +426,11 @@ def _make_body(task: Task[..., Any]) -> Body:
             if carried:
                 continue  # only the outermost carrier counts: the terms of the others are dropped
             carried = True
-        terms.update(layer.terms())
+        stated = dict(layer.terms())
+        pools = merged(pools, stated.pop("pools", ()))
+        terms.update(stated)
     carrier = terms.pop("carrier", carrier)
-    body = TaskBody(outer, task.__name__, carrier, **terms)
+    body = TaskBody(outer, task.__name__, carrier, pools=pools, **terms)
     body.task = task
     return body
 

@@ -22,6 +22,7 @@ from entangle._run.rearmed import GATHER, SOURCE, Row
 from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
 from entangle.flow import FRESH, PROCESS, THREAD, Body
+from entangle.pools import TOKENS
 
 #: The most groups for nodes with several parents.
 MOST_SHARED = 24
@@ -178,12 +179,19 @@ class Plan:
             known.name,
             carrier,
             timeout=known.timeout,
-            pool=known.pool,
+            pools=known.pools,
             shared_memory=known.shared_memory,
             rescue=stage.rescue,
             limits=limits,
         )
-        if carrier == FRESH or known.shared_memory or (stays and known.timeout is not None) or known.sleep or known.jitter:
+        if (
+            carrier == FRESH
+            or known.shared_memory
+            or (stays and known.timeout is not None)
+            or known.sleep
+            or known.jitter
+            or any(pool.kind == TOKENS for pool in known.pools)
+        ):
             self.in_chunks = False
         row = add(body, inputs)
         if callback is None or stays:

@@ -244,6 +244,7 @@ class Pump:
                     if failure.node is None:
                         failure.node = self.plan.nodes[failure.number]
                     self.run.history.fail((failure.number,))
+                    self.run.history.keep(failure.number, failure)
                     if not self.drop(failure):
                         self.failed = self.failed or failure
                         outs.append(failure)

@@ -142,7 +142,7 @@ def _chain(nodes: list[Any]) -> list[FunctionNode] | None:
         if others or not isinstance(node, FunctionNode):
             return None
         body = node.task.body
-        if node.carrier != THREAD or body.timed or body.pool or body.shared_memory:
+        if node.carrier != THREAD or body.timed or body.pools or body.shared_memory:
             return None
         found.append(node)
         nodes = list(node.children)

@@ -220,7 +220,7 @@ class NodeStage:
                 journal.note(Attempt(attempts[-1]))
             if node >= 0:
                 worker.end_body()
-            worker.rest(pause(self.terms, len(attempts)))
+            worker.rest_without_cookies(node, pause(self.terms, len(attempts)))
             if worker.is_over(node):
                 raise RunCancelledError("the run is over")
             try:

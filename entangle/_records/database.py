@@ -67,7 +67,7 @@ MIGRATIONS = (
         run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
         node INTEGER NOT NULL,
         task INTEGER NOT NULL REFERENCES tasks (key),
-        state TEXT NOT NULL,                        -- done, failed, stopped, waiting, unknown
+        state TEXT NOT NULL,                        -- done, failed, skipped, stopped, waiting, unknown
         attempts INTEGER, ready INTEGER, started INTEGER, ended INTEGER,  -- nanoseconds since 1970
         pid INTEGER, cpu INTEGER, worker INTEGER,
         memory INTEGER,                             -- bytes: the peak of its process so far
@@ -89,6 +89,32 @@ MIGRATIONS = (
         run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
         graph TEXT NOT NULL, at INTEGER NOT NULL,
         PRIMARY KEY (run, graph)
+    ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE runs ADD COLUMN failed_count INTEGER;   -- nodes; of a stream, items with which one has failed
+    ALTER TABLE runs ADD COLUMN skipped_count INTEGER;
+    ALTER TABLE runs ADD COLUMN stream TEXT;            -- JSON: the history of a dataflow (_run/history.py)
+    ALTER TABLE nodes ADD COLUMN named TEXT;            -- the name that its call was given
+    ALTER TABLE nodes ADD COLUMN items INTEGER;         -- of a stage of a dataflow: with how many items it is done,
+    ALTER TABLE nodes ADD COLUMN items_failed INTEGER;  -- with how many it has failed,
+    ALTER TABLE nodes ADD COLUMN items_skipped INTEGER; -- and how many have not come to it, as a stage above had failed
+    ALTER TABLE nodes ADD COLUMN spent INTEGER;         -- nanoseconds in its body, for all items together
+    CREATE TABLE failures (
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        node INTEGER NOT NULL,
+        type TEXT, message TEXT, traceback TEXT, notes TEXT,  -- of a node that failed; notes: JSON
+        cause INTEGER,                                        -- of a node that was skipped: the node that failed
+        PRIMARY KEY (run, node)
+    ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE runs ADD COLUMN load TEXT;          -- JSON: seconds, CPUs, bytes, workers over time (`_records/load.py`)
+    CREATE TABLE prints (
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        node INTEGER NOT NULL,
+        text TEXT NOT NULL,                         -- what its body printed, in short
+        PRIMARY KEY (run, node)
     ) WITHOUT ROWID;
     """,
 )

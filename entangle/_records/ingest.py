@@ -22,11 +22,11 @@ from entangle._records.directory import segments_of
 from entangle._records.log_segment import OURS, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
 from entangle._records.retention import retain_now_and_then
 from entangle._shared.notes import COOKIE_WAIT, MEMORY, MOVED
-from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
+from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, SKIPPED, WAITING
 from entangle.errors import RecordsError
 
 #: States of a node whose run has ended.
-_STATES = {DONE: "done", FAILED: "failed", RUNNING: "stopped", READY: "waiting", WAITING: "waiting"}
+_STATES = {DONE: "done", FAILED: "failed", SKIPPED: "skipped", RUNNING: "stopped", READY: "waiting", WAITING: "waiting"}
 #: How the names of errors end that a cancelled run raises. Without their modules: those have moved
 #: since older segments were written.
 _CANCELLED = ("CancelledError", "KeyboardInterrupt", "interrupts.Terminated")
@@ -34,6 +34,8 @@ _CANCELLED = ("CancelledError", "KeyboardInterrupt", "interrupts.Terminated")
 #: type, size, SHA-256, text, whole.
 _Told = tuple[Any, Any, Any, Any, Any]
 _NOTHING: _Told = (None, None, None, None, None)
+#: The counts of a node that is no stage of a dataflow.
+_NO_STAGE = (None, None, None, None)
 
 #: What could not be read so far, by path, and why. It is logged once in a process.
 left_out: dict[str, str] = {}
@@ -194,9 +196,12 @@ def ingest_segment(connection: sqlite3.Connection, segment: LogSegment) -> None:
                 return
             tasks = [_task_key(connection, body) for body in segment.head["bodies"]]
             connection.executemany(
-                "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO nodes ({_NODE_COLUMNS}) VALUES ({', '.join('?' * len(_NODE_COLUMNS.split()))})",
                 _node_rows(key, segment, tasks),
             )
+            connection.executemany("INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?)", _failure_rows(key, segment))
+            printed = (segment.tail or {}).get("prints") or {}
+            connection.executemany("INSERT INTO prints VALUES (?, ?, ?)", ((key, int(node), text) for node, text in printed.items()))
             connection.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", input_rows(key, segment))
     except _UNFIT as error:
         raise NotASegment(f"{type(error).__name__}: {error}") from error
@@ -218,6 +223,9 @@ def _insert_run(connection: sqlite3.Connection, segment: LogSegment) -> int | No
         "ended": tail["ended"] - head["clock"] + head["began"] if tail else None,
         "node_count": len(segment.body_of),
         "done_count": segment.states.count(DONE) if tail else None,
+        "failed_count": _failed_count(segment, tail) if tail else None,
+        "skipped_count": segment.states.count(SKIPPED) if tail else None,
+        "stream": json.dumps(tail["stream"]) if tail and "stream" in tail else None,
         "workers": (tail or {}).get("workers"),
         "host": place["host"],
         "pid": head["pid"],
@@ -239,13 +247,27 @@ def _insert_run(connection: sqlite3.Connection, segment: LogSegment) -> int | No
         "traceback": error.get("traceback"),
         "notes": json.dumps(error["notes"]) if error else None,
         "error_node": error.get("node"),
-        "tries": json.dumps(tail["tries"]) if tail and tail["tries"] else None,
+        "tries": json.dumps([_dated(one, head["began"] - head["clock"]) for one in tail["tries"]]) if tail and tail["tries"] else None,
         "graph": head.get("graph"),
+        "load": json.dumps(tail["load"]) if tail and tail.get("load") else None,
     }
     names = ", ".join(row)
     marks = ", ".join(f":{name}" for name in row)
     cursor = connection.execute(f"INSERT OR IGNORE INTO runs ({names}) VALUES ({marks})", row)
     return cursor.lastrowid if cursor.rowcount else None
+
+
+def _failed_count(segment: LogSegment, tail: dict[str, Any]) -> int:
+    if "stream" in tail:
+        return sum(one["failed"] for one in tail["stream"]["stages"])
+    return segment.states.count(FAILED)
+
+
+def _dated(attempt: dict[str, Any], shift: int) -> dict[str, Any]:
+    """An attempt, with its times in nanoseconds since 1970. Where its body never began, it has
+    none."""
+    times = {name: attempt[name] + shift for name in ("began", "ended") if attempt.get("began")}
+    return {**{name: value for name, value in attempt.items() if name not in ("began", "ended")}, **times}
 
 
 def state_of(tail: dict[str, Any] | None) -> str:
@@ -315,11 +337,19 @@ class _Values:
         return known
 
 
+#: The columns of a node, in the order of `_node_rows`.
+_NODE_COLUMNS = (
+    "run, node, task, state, attempts, ready, started, ended, pid, cpu, worker, memory, cookie_wait, moved, "
+    "type, size, hash, text, whole, named, items, items_failed, items_skipped, spent"
+)
+
+
 def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tuple[Any, ...]]:
     tail = segment.tail
+    names = segment.names.get
     if tail is None:
         for node, body in enumerate(segment.body_of):
-            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING)
+            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING, names(node), *_NO_STAGE)
         return
     assert segment.ready_at is not None
     began = segment.head["began"]
@@ -332,6 +362,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         mine[node] = max(mine.get(node, 0), much) if what == MEMORY else mine.get(node, 0) + much
     memory, cookies, moved = extras[MEMORY].get, extras[COOKIE_WAIT].get, extras[MOVED].get
     told = _Values().told
+    stages = [[one["done"], one["failed"], one["skipped"], one["busy"]] for one in tail["stream"]["stages"]] if "stream" in tail else []
     missing = object()
     rows = zip(segment.body_of, segment.states, segment.attempts, segment.ready_at, RECORD.iter_unpack(segment.records), strict=True)
     for node, (body, state, attempts, ready, (started, ended, _, _, _, pid, cpu, slot)) in enumerate(rows):
@@ -353,7 +384,30 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             cookies(node),
             moved(node),
             *(_NOTHING if value is missing else told(value)),
+            names(node),
+            *(stages[node] if stages else _NO_STAGE),
         )
+
+
+def _failure_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:
+    """The rows of `failures`: nodes that failed and have not ended the run, and nodes that were
+    skipped."""
+    for one in (segment.tail or {}).get("failures", ()):
+        yield key, one["node"], one["type"], one["message"], one["traceback"], json.dumps(one["notes"]), None
+    states = segment.states if segment.tail else b""
+    causes: dict[int, int | None] = {}
+    node = states.find(SKIPPED)
+    while node >= 0:  # sources have lower numbers
+        taken = (source for source in segment.inputs[segment.starts[node] : segment.starts[node + 1]] if source >= 0)
+        causes[node] = next(
+            (source if states[source] == FAILED else causes.get(source) for source in taken if states[source] in _LOST), None
+        )
+        yield key, node, None, None, None, None, causes[node]
+        node = states.find(SKIPPED, node + 1)
+
+
+#: The states of nodes that give no value to those that depend on them.
+_LOST = (FAILED, SKIPPED)
 
 
 def input_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:

@@ -68,6 +68,11 @@ class LogSegment:
         """The id of the run."""
         return str(self.head["id"])
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The names that calls were given, by node."""
+        return {int(node): str(name) for node, name in self.head.get("names", {}).items()}
+
 
 class Writer:
     """Writes the segment of one run. Raises OSError where there is no room."""

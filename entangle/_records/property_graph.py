@@ -44,7 +44,7 @@ class GraphEdge:
 def vertices_of(run: RunGraph) -> Iterator[Vertex]:
     """The vertices of a run."""
     git = {"git_commit": run.git.commit, "git_branch": run.git.branch, "git_dirty": run.git.dirty} if run.git else {}
-    error = {"error": f"{run.error.type}: {run.error.message}"} if run.error else {}
+    error = {"error": str(run.error)} if run.error else {}
     about = {
         "name": run.name,
         "state": run.state,
@@ -52,6 +52,8 @@ def vertices_of(run: RunGraph) -> Iterator[Vertex]:
         "ended": run.ended,
         "seconds": run.seconds,
         "calls": run.node_count,
+        "failed": run.failed_count or None,
+        "skipped": run.skipped_count or None,
         "host": run.host,
         "user": run.user,
         "python": run.python,
@@ -80,6 +82,8 @@ def vertices_of(run: RunGraph) -> Iterator[Vertex]:
             "pid": node.pid,
             "cpu": node.cpu,
             "peak_memory": node.peak_memory,
+            "error": str(node.error) if node.error else None,
+            "cause": node.cause,
         }
         yield Vertex(f"call:{run.id}:{node.number}", "call", _said(about))
         if node.state == "done":

@@ -166,6 +166,21 @@ def finished_nodes(connection: sqlite3.Connection, run_key: int) -> Iterable[tup
     )
 
 
+def failures(connection: sqlite3.Connection, run_key: int) -> list[tuple[Any, ...]]:
+    """The nodes of a run that have failed and not ended it, and those that were skipped: node;
+    type, message, traceback and notes of the error; the node whose failure is why it was
+    skipped."""
+    return connection.execute(
+        "SELECT node, type, message, traceback, notes, cause FROM failures WHERE run = ? ORDER BY node", (run_key,)
+    ).fetchall()
+
+
+def failure(connection: sqlite3.Connection, run_key: int, number: int) -> sqlite3.Row | None:
+    """The failure of one node of a run: type, message, traceback, notes, cause."""
+    found: sqlite3.Row | None = _named(connection, "SELECT * FROM failures WHERE run = ? AND node = ?", (run_key, number)).fetchone()
+    return found
+
+
 #: The orders in which `nodes_with_words` gives nodes, by name.
 ORDERS = {"node": "node", "seconds": "ended - started DESC", "started": "started IS NULL, started", "memory": "memory DESC"}
 
@@ -225,6 +240,12 @@ def makers(connection: sqlite3.Connection, digest: bytes, limit: int) -> list[sq
         "JOIN tasks ON tasks.key = nodes.task WHERE nodes.hash = ? ORDER BY nodes.ended DESC LIMIT ?",
         (digest, limit),
     ).fetchall()
+
+
+def printed(connection: sqlite3.Connection, run_key: int, number: int) -> str | None:
+    """What the body of a node printed, in short; None where that is nothing, or not known."""
+    found = connection.execute("SELECT text FROM prints WHERE run = ? AND node = ?", (run_key, number)).fetchone()
+    return None if found is None else str(found[0])
 
 
 # Inputs -------------------------------------------------------------------------------------------

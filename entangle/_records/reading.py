@@ -146,7 +146,9 @@ def readable_run(directory: str, row: sqlite3.Row) -> RunRow | None:
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("id", "name", "state", "packages", "tags"), str),
     **dict.fromkeys(("started", "node_count"), int),
-    **dict.fromkeys(("ended", "done_count", "workers", "pid", "parent_node", "error_node"), (int, type(None))),
+    **dict.fromkeys(
+        ("ended", "done_count", "workers", "pid", "parent_node", "error_node", "failed_count", "skipped_count"), (int, type(None))
+    ),
     **dict.fromkeys(("parent", "error_type", "error", "traceback", "tries", "host", "program"), (str, type(None))),
 }
 
@@ -187,6 +189,8 @@ def _run(directory: str, row: sqlite3.Row) -> RunRow:
         directory,
         row["key"],
         json.loads(row["tries"]) if row["tries"] else [],
+        failed_count=row["failed_count"],
+        skipped_count=row["skipped_count"],
     )
 
 
@@ -257,8 +261,8 @@ def nodes_of(run: RunRow) -> Iterator[tuple[int, TaskRecord, tuple[Any, ...]]]:
     if run._key is None:
         assert run._segment is not None
         tasks = [_task_of_segment(body) for body in run._segment.head["bodies"]]
-        nothing = ("unknown", *(None,) * 15)
-        return ((number, tasks[body], nothing) for number, body in enumerate(run._segment.body_of))
+        nothing, names = ("unknown", *(None,) * 15), run._segment.names
+        return ((number, tasks[body], (*nothing, names.get(number), *(None,) * 4)) for number, body in enumerate(run._segment.body_of))
     with opened(run._directory) as connection:
         known = {row[0]: _task(row[1:]) for row in queries.tasks(connection, run._key)}
         rows = queries.nodes(connection, run._key)
@@ -295,6 +299,21 @@ def _task_of_segment(body: dict[str, Any]) -> TaskRecord:
     told = {name: json.dumps(body.get(name) or default) for name, default in (("layers", []), ("terms", {}), ("attributes", {}))}
     plain = [body.get(name) for name in ("name", "qualified", "module", "version", "source", "file", "line")]
     return _task((*plain, told["layers"], told["terms"], told["attributes"]))
+
+
+def failures_of(run: RunRow) -> tuple[dict[int, Error], dict[int, int]]:
+    """The errors of nodes that have not ended the run; and for nodes that were skipped, the node
+    whose failure is why."""
+    if run._key is None or not (run.failed_count or run.skipped_count):
+        return {}, {}
+    with opened(run._directory) as connection:
+        rows = queries.failures(connection, run._key)
+    errors = {
+        node: Error(kind, message or "", traceback or "", tuple(_loaded(notes, [])), node)
+        for node, kind, message, traceback, notes, _ in rows
+        if kind is not None
+    }
+    return errors, {row[0]: row[5] for row in rows if row[5] is not None}
 
 
 def inputs_of(run: RunRow) -> list[list[tuple[Any, ...]]]:

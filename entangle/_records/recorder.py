@@ -11,21 +11,25 @@ import json
 import os
 import time
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
 from entangle._records import commit, surroundings, tags
 from entangle._records import task_versions as tasks
 from entangle._records.directory import find_directory, make_directory, recording, segments_of, whole_values
+from entangle._records.load import Load
 from entangle._records.log_segment import FORM, Writer
 from entangle._run import ObservedRun
-from entangle._shared import notes
+from entangle._run.history import History
+from entangle._shared import notes, printout
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.summaries import home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._shared.tracebacks import hide
 from entangle._tasks import gremlin_address
 from entangle._tasks.parameters import code_of
-from entangle.errors import GraphError
+from entangle._worker import failures
+from entangle.errors import GraphError, ProcessRetryException
 from entangle.flow import Body, Flow
 
 #: A file in the directory of a run. It tells nested runs where log segments go.
@@ -34,6 +38,9 @@ LINK = "record"
 SHARE = 0.02
 #: How many log segments may wait to be ingested before a short run, now and then, does it.
 MANY = 500
+
+#: The type of the error of a node whose attempts are used up.
+USED_UP = f"{ProcessRetryException.__module__}.{ProcessRetryException.__qualname__}"
 
 _warned = False
 
@@ -53,6 +60,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._segments: dict[str, tuple[Writer, str | None]] = {}
+        self._loads: dict[str, Load] = {}
 
     def started(self, run: ObservedRun) -> None:
         """Write the head of the run's log segment."""
@@ -62,15 +70,19 @@ class Recorder:
             complain(error)
 
     def looked(self, run: ObservedRun) -> None:
-        """Nothing: the table is read when the run has ended."""
+        """Note the run's CPU and memory now and then. All else is read when it has ended."""
+        load = self._loads.get(run.id)
+        if load is not None:
+            load.look(run)
 
     def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
         writer, root = self._segments.pop(run.id, (None, None))
+        load = self._loads.pop(run.id, None)
         if writer is None:
             return
         try:
-            _write_tail(run, writer, root)
+            _write_tail(run, writer, root, load.samples if load is not None else [])
         except Exception as error:
             writer.discard()
             complain(error)
@@ -99,6 +111,7 @@ class Recorder:
             _say_where(site.directory, folder)
         writer = Writer(folder, run.id)
         self._segments[run.id] = writer, None
+        self._loads[run.id] = Load(run)
         # Of a rearmed run, its stages are remembered: its rows are used again and again.
         flow = run.history.flow() if run.history is not None else run.flow
         # A stream may be endless, and so would be the notes of its values.
@@ -116,7 +129,7 @@ class Recorder:
             "parent": _parent_of(run),
             "began": time.time_ns() - (time.monotonic_ns() - run.table.header[STARTED_AT]),
             "clock": run.table.header[STARTED_AT],
-            "name": run.name,
+            "name": masked(run.name),
             "way": run.way,
             "place": surroundings.place(),
             "host": surroundings.place()["host"],
@@ -127,6 +140,7 @@ class Recorder:
             "packages": {} if run.nested else surroundings.packages(),
             "git": commit.described(root) if root is not None else None,
             "labels": _labels(flow),
+            **_names(flow),
         }
         line = f'{json.dumps(head, default=masked_text)[:-1]}, "bodies": [{", ".join(bodies)}]'
         writer.write(line, (flow.body_of, flow.shape_of, flow.starts, flow.inputs))
@@ -163,6 +177,11 @@ def _parent_of(run: ObservedRun) -> tuple[str, int] | None:
     if flow is not None and 0 <= node < len(flow.stage_of):
         node = max(0, flow.stage_of[node])
     return outer, node
+
+
+def _names(flow: Flow) -> dict[str, Any]:
+    """The names that calls were given, by node."""
+    return {"names": cleaned({str(node): name for node, name in flow.names.items()})} if flow.names else {}
 
 
 def _labels(flow: Flow) -> dict[str, list[str]]:
@@ -243,16 +262,18 @@ def _server_of(bodies: list[Body]) -> str | None:
         return None
 
 
-def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
+def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[Any]) -> None:
     table, site = run.table, run.site
     assert table is not None
     assert site is not None
     ended = time.monotonic_ns()
     _await_notes(table)
     nodes, values, extras = notes.gather(site.directory, site.noted)
-    constants, outputs = _secret_inputs(run)
-    _hide_outputs(run, nodes, values, outputs)
-    secrets = [constant for constant in (run.flow.constants[index] for index in constants) if type(constant) is str]
+    flow = run.flow
+    noted = _failures_among(nodes, values) if FAILED in bytes(table.states) else {}
+    constants, outputs = _secret_inputs(flow)
+    _hide_outputs(flow, nodes, values, outputs)
+    secrets = [constant for constant in (flow.constants[index] for index in constants) if type(constant) is str]
     tail: dict[str, Any] = {
         "ended": ended,
         "workers": run.workers_started,
@@ -262,17 +283,87 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None) -> None:
         "extras": extras,
         "nodes": nodes,
         "values": _without_secrets(values),
-        "constants": _constants(run, constants),
+        "constants": _constants(run, flow, constants),
+        "load": load,
     }
+    printed = printout.gather(site.directory) if site.directory else {}
+    if printed:
+        tail["prints"] = {node: _unquoted(masked(text), secrets) for node, text in printed.items() if 0 <= node < run.flow.count}
     columns: tuple[Any, ...] = (table.ready_at, table.records, table.states, table.attempts)
     if run.history is not None:
         tail["stream"] = run.how_far()
         failed = tail["error"] is not None and run.history.latest >= 0
-        columns = run.history.columns(failed)
+        columns = run.history.columns(failed, tail["error"] is None)
         if failed:
             tail["error"]["node"] = run.history.latest
+        lost = _failed_stages(run.history, tail["error"])
+    else:
+        lost = _failed(run, table, noted, tail["error"])
+    if lost:
+        tail["failures"] = _unquoted(lost, secrets)
     line = json.dumps(tail, default=_bytes_as_text)[:-1]
     writer.write(line, columns)
+
+
+def _failures_among(nodes: list[int], values: list[Any]) -> dict[int, list[str]]:
+    """Take the failures out of the notes of values."""
+    found = {node: value for node, value in zip(nodes, values, strict=True) if type(value) is list}
+    if found:
+        kept = [(node, value) for node, value in zip(nodes, values, strict=True) if type(value) is not list]
+        nodes[:], values[:] = [node for node, _ in kept], [value for _, value in kept]
+    return found
+
+
+def _failed(run: ObservedRun, table: Table, noted: dict[int, list[str]], ending: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Why nodes failed that have not ended the run, whose error is `ending`."""
+    site, flow = run.site, run.flow
+    assert site is not None
+    told = []
+    states = bytes(table.states)
+    node = states.find(FAILED)
+    while node >= 0:
+        failure = noted.get(node)
+        if failure is None and node in site.errors:  # a thread's, or that of a process that is gone
+            report = failures.describe(site.errors[node], flow.name(node), table.attempts[node] + 1, site.failed.get(node, ""))
+            failure = [report["type"], report["message"], report["text"], report["call"], ""]
+        if failure is not None and (ending is None or ending["node"] != node):
+            kind, message, text, call, where = failure
+            body, attempts = flow.body(node), table.attempts[node] + 1
+            if body.retry and attempts > body.retry:
+                message = failures.text_of_used_up(flow.name(node), attempts, kind.rpartition(".")[2], message)
+                kind = USED_UP
+            about = [*failures.notes_of_call(flow, node, call), *([where] if where else [])]
+            told.append(_told(kind, message, text, about, node))
+        node = states.find(FAILED, node + 1)
+    return told
+
+
+def _failed_stages(history: History, ending: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Why stages failed with items: of each, the first of its failures. Not of the one that has
+    ended the run, whose error is `ending`."""
+    ended = ending["node"] if ending is not None else None
+    return [_described(failure.error(), stage) for stage, failure in history.failures.items() if stage != ended]
+
+
+def _described(error: BaseException, node: int | None) -> dict[str, Any]:
+    cause = getattr(error.__cause__, "text", None)
+    if cause is None:
+        import traceback
+
+        hide(error)
+        cause = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return _told(failures.name_of_type(error), failures.text_of(error), cause, getattr(error, "__notes__", []), node)
+
+
+def _told(kind: str, message: str, text: str, about: Iterable[object], node: int | None) -> dict[str, Any]:
+    return {
+        "type": kind,
+        # Mask before cutting: half of a secret is not recognised.
+        "message": masked(message[:20_000])[:10_000],
+        "traceback": masked(text[-200_000:])[-100_000:],
+        "notes": [masked(str(note)[:20_000])[:10_000] for note in about],
+        "node": node,
+    }
 
 
 #: Secret arguments with fewer characters stay in texts that quote them: they occur in any text.
@@ -321,19 +412,18 @@ def _hidden(value: Any) -> notes.Described:
     return kind, None, None, MASK, None
 
 
-def _hide_outputs(run: ObservedRun, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
+def _hide_outputs(flow: Flow, nodes: list[int], values: list[Any], outputs: set[int]) -> None:
     """Mask the values of tasks that are named like a secret, and those that a parameter takes which
     is named like one."""
-    secret = {index for index, body in enumerate(run.flow.bodies) if is_secret(body.name)}
+    secret = {index for index, body in enumerate(flow.bodies) if is_secret(body.name)}
     if secret or outputs:
         for index, node in enumerate(nodes):
-            if run.flow.body_of[node] in secret or node in outputs:
+            if flow.body_of[node] in secret or node in outputs:
                 values[index] = _hidden(values[index])
 
 
-def _constants(run: ObservedRun, hidden: set[int]) -> list[Any]:
+def _constants(run: ObservedRun, flow: Flow, hidden: set[int]) -> list[Any]:
     """The constants of the flow, as values are noted; those in `hidden` are masked."""
-    flow = run.flow
     if not hidden and _all_small(flow.constants):
         return flow.constants
     assert run.table is not None
@@ -388,10 +478,9 @@ def _pickle_of(value: Any) -> bytes | None:
     return pickle.dumps(value, 5)
 
 
-def _secret_inputs(run: ObservedRun) -> tuple[set[int], set[int]]:
+def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
     """The constants, and the nodes with values, that are arguments named like a secret: by their
     parameter or, in a dict, by the key beside them."""
-    flow = run.flow
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
@@ -465,22 +554,4 @@ def _error_of(run: ObservedRun, table: Table) -> dict[str, Any] | None:
     node = table.header[FAILED_NODE]
     if node < 0:
         node = bytes(table.states).find(bytes([FAILED]))
-    cause = getattr(error.__cause__, "text", None)
-    if cause is None:
-        import traceback
-
-        hide(error)
-        cause = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    try:
-        message = str(error)
-    except Exception as problem:
-        message = f"<its text raises {type(problem).__name__}>"
-    kind = type(error)
-    return {
-        "type": kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}",
-        # Mask before cutting: half of a secret is not recognised.
-        "message": masked(message[:20_000])[:10_000],
-        "traceback": masked(cause[-200_000:])[-100_000:],
-        "notes": [masked(str(note)[:20_000])[:10_000] for note in getattr(error, "__notes__", [])],
-        "node": node if node >= 0 else None,
-    }
+    return _described(error, node if node >= 0 else None)

@@ -7,7 +7,7 @@ They know neither where they are read from (`reading.py`) nor how they are drawn
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,14 +64,17 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Error:
-    """What ended a run: the type of the error, its text, the traceback as the worker saw it, its
-    notes, and the node."""
+    """What ended a run, or why a node failed: the type of the error, its text, the traceback as the
+    worker saw it, its notes, and the node."""
 
     type: str
     message: str
     traceback: str
     notes: tuple[str, ...]
     node: int | None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,11 @@ class RunRow:
     _key: int | None = field(repr=False)
     _tries: list[dict[str, Any]] = field(repr=False, default_factory=list)
     _segment: LogSegment | None = field(repr=False, default=None)
+    #: How many nodes have failed, and how many were skipped since they depend on one that has. A
+    #: run may have both and end well: where a gather accepts failures. Of a stream: with how many
+    #: items a stage has failed.
+    failed_count: int | None = None
+    skipped_count: int | None = None
 
     @property
     def started(self) -> float:
@@ -181,7 +189,7 @@ class NodeRow:
 
     __slots__ = ("_row", "number", "run", "task")
 
-    def __init__(self, run: RunRow, number: int, task: TaskRecord, row: tuple[Any, ...]) -> None:
+    def __init__(self, run: RunGraph, number: int, task: TaskRecord, row: tuple[Any, ...]) -> None:
         self.run = run
         self.number = number
         self.task = task
@@ -194,8 +202,9 @@ class NodeRow:
 
     @property
     def state(self) -> str:
-        """done, failed, stopped (its run ended while it ran), waiting (it never began), or unknown
-        (its run was killed, or is live)."""
+        """done, failed, skipped (what it depends on has failed, and the run went on), stopped (its
+        run ended while it ran), waiting (it never began), or unknown (its run was killed, or is
+        live)."""
         return str(self._row[0])
 
     @property
@@ -243,12 +252,28 @@ class NodeRow:
     @property
     def value(self) -> Value | None:
         """Its value, in short."""
-        return value_of(*self._row[11:])
+        return value_of(*self._row[11:16])
+
+    @property
+    def items(self) -> int | None:
+        """Of a stage of a dataflow: how many items it is done with. None for other nodes, here and
+        below."""
+        return _number(self._row[17])
+
+    @property
+    def items_failed(self) -> int | None:
+        """With how many items it has failed."""
+        return _number(self._row[18])
+
+    @property
+    def items_skipped(self) -> int | None:
+        """How many items never came to it, since a stage above had failed with them."""
+        return _number(self._row[19])
 
     @property
     def name(self) -> str:
-        """The name of its task."""
-        return self.task.name
+        """The name that its call was given; without one, that of its task."""
+        return str(self._row[16]) if self._row[16] is not None else self.task.name
 
     @property
     def ready(self) -> float | None:
@@ -267,7 +292,9 @@ class NodeRow:
 
     @property
     def seconds(self) -> float | None:
-        """How long its body ran."""
+        """How long its body ran; of a stage, for all items together."""
+        if self._row[20] is not None:
+            return int(self._row[20]) / 1e9
         return (self.ended_ns - self.started_ns) / 1e9 if self.ended_ns is not None and self.started_ns is not None else None
 
     @property
@@ -284,9 +311,14 @@ class NodeRow:
 
     @property
     def error(self) -> Error | None:
-        """The error with which it ended the run."""
+        """The error with which it failed."""
         error = self.run.error
-        return error if error is not None and error.node == self.number else None
+        return error if error is not None and error.node == self.number else self.run.failures.get(self.number)
+
+    @property
+    def cause(self) -> int | None:
+        """The node whose failure is why this one was skipped."""
+        return self.run.causes.get(self.number)
 
     @property
     def tries(self) -> tuple[str, ...]:
@@ -301,6 +333,16 @@ class RunGraph(RunRow, ABC):
     @abstractmethod
     def nodes(self) -> Sequence[NodeRow]:
         """Its nodes, by number."""
+
+    @property
+    @abstractmethod
+    def failures(self) -> Mapping[int, Error]:
+        """The errors of nodes that have not ended the run, by node."""
+
+    @property
+    @abstractmethod
+    def causes(self) -> Mapping[int, int]:
+        """For each node that was skipped, the node whose failure is why."""
 
     @property
     @abstractmethod

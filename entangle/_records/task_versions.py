@@ -53,9 +53,11 @@ def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:
     usual = Body._field_defaults
     terms = {
         name: getattr(body, name)
-        for name in ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "pool", "shared_memory")
+        for name in ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "shared_memory")
         if getattr(body, name) != usual[name]
     }
+    if body.pools:
+        terms["pools"] = [str(pool) for pool in body.pools]
     return {
         "name": task.__name__,
         "qualified": task.__qualname__,

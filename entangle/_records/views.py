@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from entangle._records import queries, reading
 from entangle._records.database import opened
-from entangle._records.rows import Edge, Input, NodeRow, RunGraph, RunRow, TaskRecord, Times, Value, value_of
+from entangle._records.rows import Edge, Error, Input, NodeRow, RunGraph, RunRow, TaskRecord, Times, Value, value_of
 from entangle.errors import RecordsError
 
 if TYPE_CHECKING:
@@ -47,6 +47,20 @@ class RunRecord(RunGraph):
     def nodes(self) -> list[NodeRecord]:
         """Its nodes, by number."""
         return [NodeRecord(self, *told) for told in reading.nodes_of(self)]
+
+    @property
+    def failures(self) -> dict[int, Error]:
+        """The errors of nodes that have not ended the run, by node."""
+        return self._failures[0]
+
+    @property
+    def causes(self) -> dict[int, int]:
+        """For each node that was skipped, the node whose failure is why."""
+        return self._failures[1]
+
+    @cached_property
+    def _failures(self) -> tuple[dict[int, Error], dict[int, int]]:
+        return reading.failures_of(self)
 
     @property
     def root(self) -> NodeRecord:

@@ -120,7 +120,9 @@ class Deadlines:
                     slots[base + NODE] = NOBODY
                     slots[base + STATE] = ABANDONED
                     slots[base + DOOMED] = 0
-                roster.threads.pop(slot)[1].stop()
+                abandoned = roster.threads.pop(slot)[1]
+                abandoned.stop()
+                abandoned.forfeit()
                 self.losses.lost(
                     node, slot, ThreadTimeoutException(text + "; its thread cannot be killed and runs on, but its value is dropped"), True
                 )

@@ -36,11 +36,11 @@ from entangle._shared.table import (
     NEXT_NODE,
     NOBODY,
     NODE,
-    POOL_WAITING,
     READY_COUNT,
     RECORD,
     RESTING,
     RUNNING,
+    SINCE,
     SLOT,
     STARTING,
     STATE,
@@ -156,19 +156,20 @@ class Deaths:
         pool."""
         slots, base = self.table.slots, worker.slot * SLOT
         self.roster.remove(worker)
-        pool = slots[base + WAITING_POOL]
+        flow, node, waiting = self.site.flow, slots[base + NODE], slots[base + WAITING_POOL]
+        pools = flow.body(node).pools if node >= 0 else ()
         if worker.ended_by or slots[base + COOKIE] or slots[base + NESTED] != NOBODY:
-            for size in {slots[base + COOKIE], self.site.pool_sizes[pool - 1] if pool else 0} - {0}:
-                self.site.pool(size)
+            for pool in pools if slots[base + COOKIE] or waiting else ():
+                self.site.queue(pool)  # opened, so that the next line sees it
             reclaim_all()
         slots[base + COOKIE] = 0
-        if pool:
+        if pools or waiting:
             with self.table.locked(UNCLAIMED):
                 slots[base + WAITING_POOL] = 0
-                self.table.header[POOL_WAITING + pool - 1] = 0
-                other = self.table.take_deferred(pool - 1)
-                if other >= 0:
-                    self.table.push(self.site.lanes[self.site.flow.body_of[other]], other)
+                if waiting:
+                    self.table.waiting[waiting - 1] = 0
+                turn = {waiting - 1, *map(flow.pools.index, pools)} - {NOBODY}
+                self.table.pass_turn(turn, self.site.lanes, flow.body_of)
         with self.table.locked(UNCLAIMED):
             low, high = slots[base + LOW], slots[base + HIGH]
             if low < high:
@@ -199,7 +200,8 @@ class Deaths:
         attempt = table.attempts[node] + 1
         if self._is_tried_again(node, error):
             table.attempts[node] = attempt
-            note_attempt(self.site.directory, node, attempt, error)
+            slots, base = table.slots, slot * SLOT
+            note_attempt(self.site, node, attempt, error, slot, slots[base + SINCE] if begun else 0)
             table.states[node] = UNARMED
             self.retries.append((time.monotonic() + pause(body, attempt), node))
             self.retries.sort()

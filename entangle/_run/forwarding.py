@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from entangle._run.worker_process import WorkerProcess
+from entangle._shared.printout import unheard
 from entangle.errors import add_note
 
 #: Lines of a dead worker's stderr that the exit report quotes.
@@ -33,7 +34,7 @@ def forward(worker: WorkerProcess, fd: int) -> bytes | None:
 def _write(stream: Any, fd: int, written: bytes) -> None:
     """Write output of a worker to the caller's own stream, which may be a notebook's."""
     try:
-        stream.write(written.decode("utf-8", "replace"))
+        unheard(stream)(written.decode("utf-8", "replace"))
         stream.flush()
     except Exception:
         with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from entangle._shared.table import DONE, FAILED, RECORD, WAITING
+from entangle._shared.table import DONE, FAILED, RECORD, SKIPPED, WAITING
 from entangle.flow import Body, Flow, Shape
 
 MOST_BINS, MOST_STRETCHES = 240, 1500
@@ -75,6 +75,8 @@ class History:
         #: The stages of nodes by their numbers in the plan; the stage that failed last.
         self._numbered = {getattr(stage.body.function, "number", None): at for at, stage in enumerate(self.stages)}
         self.latest = -1
+        #: For each stage that has failed with items, the first failure.
+        self.failures: dict[int, Any] = {}
 
     # While it runs --------------------------------------------------------------------------------
 
@@ -111,6 +113,12 @@ class History:
             if at is not None:
                 self.failed[at] += 1
                 self.latest = at
+
+    def keep(self, number: int, failure: Any) -> None:
+        """Keep a failure of the node of this number, if it is its first."""
+        at = self._numbered.get(number)
+        if at is not None:
+            self.failures.setdefault(at, failure)
 
     def _bin(self, ended: int) -> int:
         at = max(0, (ended - self.began) // self.every)
@@ -174,15 +182,24 @@ class History:
             starts.append(len(inputs))
         return Flow(known, [Shape(count) for count in shapes], body_of, shape_of, starts, inputs, [], leaves=0)
 
-    def columns(self, failed: bool) -> tuple[array[int], bytes, bytes, bytes]:
+    def columns(self, failed: bool, well: bool) -> tuple[array[int], bytes, bytes, bytes]:
         """What a table of those nodes would have at the end: times of readiness, records, states,
-        attempts. `failed`: a failure has ended the run."""
-        records, states = bytearray(), bytearray()
+        attempts. `failed`: a failure has ended the run; `well`: nothing has ended it early."""
+        records, states, skipped = bytearray(), bytearray(), self._skipped()
         for stage in range(len(self.stages)):
             pid, cpu, slot = self.where[stage]
             records += RECORD.pack(self.started[stage], self.ended[stage], 0, 0, 0, pid, cpu, slot)
-            states.append(FAILED if failed and stage == self.latest else DONE if self.items[stage] else WAITING)
+            states.append(self._state(stage, failed, well, skipped[stage]))
         return array("q", self.started), bytes(records), bytes(states), bytes(len(self.stages))
+
+    def _state(self, stage: int, failed: bool, well: bool, skipped: int) -> int:
+        """The state of a stage at the end. One that was done with no item has failed with all that
+        came to it, or was skipped by all."""
+        if failed and stage == self.latest:
+            return FAILED
+        if self.items[stage] > self.failed[stage] + skipped:
+            return DONE
+        return FAILED if self.failed[stage] else SKIPPED if skipped else DONE if well else WAITING
 
 
 def _extend(last: list[int], started: int, ended: int, stage: int, items: int) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from entangle._shared.interrupts import handler_of, plain
+from entangle._shared.printout import Printout
 from entangle._shared.table import PID
 from entangle._worker import child, coverage, janitor
 from entangle._worker.joining import BROKEN, join_run
@@ -156,11 +157,17 @@ def live(worker: Worker) -> int:
     slots[worker.base + PID] = os.getpid()
     here.worker = type(here).worker = worker
     child.begin()
+    if worker.notes is not None:
+        worker.notes.prints = kept = Printout(worker.site.directory, worker.node)
+        kept.listen(sys.stdout)
+        kept.listen(sys.stderr)
     if worker.site.makeflags is not None:
         os.environ["MAKEFLAGS"] = worker.site.makeflags
     try:
         run_as(worker)
     finally:
+        if worker.notes is not None:
+            worker.notes.close()
         flush()
         coverage.save()
         janitor.dismiss()

@@ -21,6 +21,7 @@ from entangle._run.worker_process import WorkerProcess
 from entangle._shared import home as homes
 from entangle._shared import limits
 from entangle._shared.block import block
+from entangle._shared.home import open_pool
 from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, lanes_of
@@ -34,6 +35,7 @@ from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
 from entangle.flow import FRESH, PROCESS, THREAD, Flow
+from entangle.pools import CookieSource, agree, compare
 
 importing.runs_bodies(Worker.work)
 importing.unpickles(Store.get)
@@ -202,7 +204,7 @@ class Run:
         flow = self.flow
         lanes = lanes_of(flow)
         used = {lanes[body] for body in set(flow.body_of)}
-        needs_files = bool(used & {PROCESS, FRESH}) or any(body.pool or body.shared_memory or body.retry for body in flow.bodies)
+        needs_files = bool(used & {PROCESS, FRESH}) or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
         directory = spill = home_path = ""
         budget: CookieQueue | None = None
         if needs_files:
@@ -370,15 +372,22 @@ def _pipe(undone: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueue]:
+def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieSource]:
     """Open the pools that the flow needs: in the home if it is ours, else in the run's own
-    directory."""
-    sizes = {body.pool for body in flow.bodies if body.pool}
-    if home.pid == os.getpid():
-        home.open_pools(sizes)
+    directory. Those of limits always lie in the home, where the whole tree finds them."""
+    ours = home.pid == os.getpid()
+    for name, (task, stated) in compare((body.name, body.pools) for body in flow.bodies).items():
+        agree(home.path, name, task, stated, replace=ours)
+    if ours:
+        home.open_pools(set(flow.pools))
         return []
-    missing = [size for size in sizes if not os.path.exists(os.path.join(home.path, f"cookies-{size}"))]
-    return [CookieQueue.create(os.path.join(directory, f"cookies-{size}"), home.cpus[:size], home.spill) for size in missing]
+    made = []
+    for pool in flow.pools:
+        if pool.stays:
+            made.append(open_pool(pool, home.path, home.path, home.cpus, home.spill))
+        elif not os.path.exists(os.path.join(home.path, pool.file)):
+            made.append(open_pool(pool, directory, home.path, home.cpus, home.spill))
+    return made
 
 
 def _remove(directory: str, spill: str, large: list[str]) -> None:

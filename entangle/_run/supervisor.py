@@ -390,7 +390,7 @@ class Supervisor:
             run_as(worker)
         finally:
             self.calling = None
-            worker.give_cookie()
+            worker.give_cookies()
             if outer is None or not worker.forked:
                 self.free.append(slot)
         return True

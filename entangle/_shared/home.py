@@ -6,14 +6,18 @@
         p<pid>-<random>/          a process; locked (flock) while it, or a worker of it, lives
             budget                cookies of its process tree; and `budget-0`, `budget-00`
             cookies-<n>           cookies of @scheduler(cpus=n); `cookies-0<n>`, `cookies-00<n>`
+            limit-<name>          figures of a @limit, and who has stated them (names are hashed)
+            limit-<name>-<n>      its places: a queue, as of a scheduler
+            rate-<name>-<x>-<n>   its tokens
             tree                  of an agent: a link to the directory that agents of its tree share
             r<random>/            a run: table, values, flow, attempts; nested runs lie inside
         t<home>-<depth>/          shared by the agents of one process tree here, locked by each
-            cookies-<n>-<cpu>     locked by the holder of that cookie
+            cookies-<n>-<cpu>     locked by the holder of that cookie; `limit-<name>-<n>-<place>`
 
-`cookies.py` describes the queues of cookies. `<parent>` is ENTANGLE_RUN_DIR, else /dev/shm, else
-the temporary directory. A home that nobody holds locked is stale: its process was killed. The next
-run of any process removes it, and so does `python -m entangle clean`.
+`pools.py` says which queues of cookies there are; `cookies.py` and `token_bucket.py` describe them.
+`<parent>` is ENTANGLE_RUN_DIR, else /dev/shm, else the temporary directory. A home that nobody
+holds locked is stale: its process was killed. The next run of any process removes it, and so does
+`python -m entangle clean`.
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ from entangle.cookies import (
     budget_of,
     forget_jobserver,
     jobserver_flags,
-    registered_pools,
 )
 from entangle.errors import EntangleError
+from entangle.pools import CPUS, TOKENS, CookieSource, Pool, registered
+from entangle.token_bucket import TokenBucket
 
 #: The names of homes, of their spill directories, and of what the agents of one process tree share.
 #: A directory of any other name is not ours, and is never removed.
@@ -215,7 +220,7 @@ class Home:
         self.cpus = available_cpus()
         budget = (ANY_CPU,) * (budget_of(self.cpus) - 1)
         self.budget = CookieQueue.create(os.path.join(self.path, "budget"), budget, self.spill)
-        self.pools: dict[int, CookieQueue] = {}
+        self.pools: dict[Pool, CookieSource] = {}
         self._runs = 0
         self._count = threading.Lock()
         # Computed here: a worker just forked is slow at anything.
@@ -236,7 +241,7 @@ class Home:
             self._runs -= 1
             if self._runs:
                 return
-            queues = [self.budget, *self.pools.values()]
+            queues = [self.budget, *(queue for queue in self.pools.values() if isinstance(queue, CookieQueue))]
             if not in_order:
                 # Nested runs that were killed with their caller die a moment later.
                 until = time.monotonic() + _DYING
@@ -256,20 +261,18 @@ class Home:
         found.makeflags = jobserver_flags(found.budget.path)
         _homes[_parent()] = found
 
-    def open_pools(self, sizes: set[int]) -> None:
-        """Make the pools of these sizes, and those of every `@scheduler` so far, if missing."""
-        wanted = sizes | registered_pools
+    def open_pools(self, pools: set[Pool]) -> None:
+        """Make these pools, and those of every `@scheduler` so far, if missing."""
+        wanted = pools | registered
         if wanted <= self.pools.keys():
             return
         with _guard:  # runs may begin in several threads at once
-            for size in wanted - self.pools.keys():
-                path = os.path.join(self.path, f"cookies-{size}")
-                made: CookieQueue | None = None
-                with contextlib.suppress(FileExistsError):  # a worker finds those of its tree
-                    made = CookieQueue.create(path, self.cpus[:size], self.spill)
-                self.pools[size] = pool_at(path, self.path)
-                if made is not None:
-                    made.close()
+            for pool in wanted - self.pools.keys():
+                self.pools[pool] = open_pool(pool, self.path, self.path, self.cpus, self.spill)
+
+    def queue(self, pool: Pool) -> CookieSource:
+        """A pool that is open here."""
+        return self.pools[pool]
 
     def remove(self) -> None:
         """Remove the directories. The locks go with the process."""
@@ -305,10 +308,38 @@ def _remove_open(path: str, fd: int) -> bool:
         os.close(base)
 
 
-def pool_at(path: str, home: str) -> CookieQueue:
-    """The queue of the pool at `path`, for processes that live in that home."""
-    tree = os.path.join(home, "tree")
-    return SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
+def open_pool(pool: Pool, directory: str, home: str, cpus: list[int], spill: str) -> CookieSource:
+    """Open a pool in `directory`, for processes that live in that home; make it if missing.
+
+    A pool of CPUs is made for the first of `cpus`.
+    """
+    path, made = os.path.join(directory, pool.file), None
+    with contextlib.suppress(FileExistsError):  # a worker finds those of its tree
+        if pool.kind == TOKENS:
+            TokenBucket.create(path, spill)
+        else:
+            made = CookieQueue.create(path, pool.numbers(cpus), spill)
+    try:
+        return pool_at(pool, directory, home)
+    finally:
+        if made is not None:
+            made.close()
+
+
+def pool_at(pool: Pool, directory: str, home: str) -> CookieSource:
+    """Open a pool that is there. Raises FileNotFoundError."""
+    path, tree = os.path.join(directory, pool.file), os.path.join(home, "tree")
+    if pool.kind == TOKENS:
+        return TokenBucket(path, pool.rate, pool.size)
+    queue = SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
+    if pool.kind != CPUS:
+        queue.refill()  # a pipe that nobody had open has lost its bytes
+    return queue
+
+
+def home_of_tree(path: str) -> Home | None:
+    """The home at `path`, if this process uses it."""
+    return next((found for found in list(_homes.values()) if found.path == path), None)
 
 
 def branch() -> str:

@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from entangle._shared.masks import beginning, hides_one, masked, suspicious
+from entangle._shared.printout import Printout
 from entangle._shared.summaries import LONG, home_of, short
 
 #: The name of the file in the run's directory.
@@ -38,6 +39,8 @@ ALLOWANCE, SHARE = 200_000, 20
 #: The memory of bodies that take less than this (nanoseconds) is not measured.
 LASTING = 1_000_000
 _MANY = 2000
+#: How many failures of a worker are noted with their tracebacks; the most characters of a text.
+FAILURES, LONGEST_TEXT = 100, 20_000
 
 #: Extras: time that a node waited for a cookie; time in which its values were moved (nanoseconds);
 #: peak memory of its process (bytes).
@@ -110,6 +113,9 @@ class Notes:
         self._values: list[Any] = []
         self._extras: list[int] = []
         self._allowance = ALLOWANCE
+        self._failures = 0
+        #: What a worker process prints, if it is kept.
+        self.prints: Printout | None = None
 
     def value(self, node: int, value: Any, lasted: int, pickled: bytes | memoryview | None = None, last: bool = False) -> None:
         """Note a node's value; its body took `lasted` nanoseconds. `last`: it is the run's value.
@@ -146,12 +152,23 @@ class Notes:
         finally:
             self._allowance -= time.monotonic_ns() - began
 
+    def failure(self, node: int, report: dict[str, Any]) -> None:
+        """Note why a node has failed, as `describe` in `_worker/failures.py` tells it. The text of
+        its traceback is kept of the first FAILURES only."""
+        self._values.append(node)
+        self._failures += 1
+        text = report["text"][-LONGEST_TEXT:] if self._failures <= FAILURES else ""
+        # A list: values in short are tuples.
+        self._values.append([report["type"], report["message"][:LONGEST_TEXT], text, report["call"], report["where"]])
+
     def extra(self, node: int, what: int, much: int) -> None:
         """Note a number about a node."""
         self._extras += (node, what, much)
 
     def flush(self) -> None:
         """Write the notes to where the recorder finds them. On a full disk they are lost."""
+        if self.prints is not None:
+            self.prints.settle()
         if not self._values and not self._extras:
             return
         body = marshal.dumps((self._values, self._extras))
@@ -167,9 +184,16 @@ class Notes:
             finally:
                 os.close(fd)
 
+    def close(self) -> None:
+        """Write down what is left."""
+        self.flush()
+        if self.prints is not None:
+            self.prints.close()
+
 
 def gather(directory: str, noted: list[bytes]) -> tuple[list[int], list[Any], list[int]]:
-    """All notes of a run: nodes, their values (plain or in short), and the extras in threes.
+    """All notes of a run: nodes, their values (plain or in short; a list for a failure), and the
+    extras in threes.
 
     Of two notes of one node, the later one counts.
     """

@@ -11,12 +11,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from entangle._shared.home import pool_at
+from entangle._shared.home import home_of_tree, pool_at
 from entangle._shared.interrupts import Deferred
 from entangle._shared.store import Store
 from entangle._shared.table import NOBODY, Table
-from entangle.cookies import CookieQueue
 from entangle.flow import HERE, THREAD, Flow
+from entangle.pools import CPUS, CookieSource, Pool
 
 
 def _find_cpu() -> Callable[[], int]:
@@ -52,8 +52,8 @@ class Site:
         self.tell = tell
         self.lanes = lanes_of(flow)
         table.flow, table.lanes = flow, self.lanes
-        self.pool_sizes = sorted({body.pool for body in flow.bodies if body.pool})
-        self.pools: dict[int, CookieQueue] = {}
+        #: The pools that this site has opened itself; others are open in the home.
+        self.pools: dict[Pool, CookieSource] = {}
         #: The context in which the run began, for bodies in threads.
         self.context: contextvars.Context | None = None
         #: MAKEFLAGS for programs that bodies start.
@@ -87,16 +87,20 @@ class Site:
         """The name of the run: that of its directory, if it has one."""
         return os.path.basename(self.directory)[1:] if self.directory else self.own_id
 
-    def pool(self, size: int) -> CookieQueue:
-        """The cookies of `@scheduler(cpus=size)`."""
-        queue = self.pools.get(size)
+    def queue(self, pool: Pool) -> CookieSource:
+        """The cookies of a pool."""
+        queue = self.pools.get(pool)
         if queue is None:
-            # A scheduler decorated after the process tree began has its cookies in the run's
-            # directory.
-            own = os.path.join(self.directory, f"cookies-{size}")
-            path = own if os.path.exists(own) else os.path.join(self.home, f"cookies-{size}")
+            home = home_of_tree(self.home)
+            queue = home.pools.get(pool) if home is not None else None
+        if queue is None:
+            directory = self.home
+            if pool.kind == CPUS and os.path.exists(os.path.join(self.directory, pool.file)):
+                # A scheduler decorated after the process tree began has its cookies in the run's
+                # directory.
+                directory = self.directory
             with Deferred():
-                queue = self.pools[size] = pool_at(path, self.home)
+                queue = self.pools[pool] = pool_at(pool, directory, self.home)
         return queue
 
     def forked(self) -> None:

@@ -7,6 +7,7 @@
     columns   per node: state, pending inputs, readers, next on its list, time of readiness
     records   per node: when it ran, where its value is, which worker ran it       48 bytes each
     habits    per body: how much of a CPU it uses, from how many calls, how long one takes
+    pools     per pool: the list of nodes deferred until a worker has a cookie; whether one waits
 
 Everything changes under the lock, except a worker's own slot and the record of the node that it
 runs. The lock is `fcntl.lockf` on the table's file: the kernel releases it when its holder dies.
@@ -23,14 +24,14 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import sub
 from typing import Literal, Protocol
 
 from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
 
 #: The last byte is the version of the layout: other versions refuse to read the table.
-MAGIC = 0x656E7461_6E676C02
+MAGIC = 0x656E7461_6E676C03
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
@@ -52,12 +53,12 @@ READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
 RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
 # How many processes, and how many threads, this run and those in its bodies may have; 0: no limit.
 MOST_WORKERS = 31
+# How many pools the flow has.
+POOLS = 32
 # Which bodies may begin (`_worker/admission.py`): the CPUs that the run has a right to; what
 # running bodies are assumed to use; whether ready nodes wait for room; what threads use
 # (thousandths of a CPU).
 RIGHT, COMMITTED, HELD_BACK, THREADS_USE = range(196, 200)
-POOL_HEAD, POOL_WAITING = 32, 48
-MOST_POOLS = 16
 # How many nodes of a group run, and the list of those deferred until fewer do.
 LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64
@@ -66,8 +67,9 @@ READY_TAIL = 192
 HEADER = 200
 
 # Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in
-# thousandths, or -1. COOKIE is the size of the pool of which the worker holds a cookie, or 0. The
-# pool knows which cookie it is. NEXT_NODE is written before a worker goes on to a consumer without
+# thousandths, or -1. COOKIE says whether the worker holds cookies of the pools of its body; the
+# pools know which. WAITING_POOL is one more than the index of the pool for whose cookie it sleeps,
+# or 0. NEXT_NODE is written before a worker goes on to a consumer without
 # the lock, so that a recount skips that node. NEXT_RANGE is the next slot in the queue of ranges: 0
 # for a slot outside of it, NOBODY for the last. SHARE is how much of a CPU its body is assumed to
 # use, in thousandths.
@@ -122,6 +124,7 @@ class Table:
         self.nodes = nodes
         self.slot_count = slots
         (bodies,) = struct.unpack_from("<q", memory, 8 * BODIES)
+        (pools,) = struct.unpack_from("<q", memory, 8 * POOLS)
         self.thread_lock: AnyLock | None = None
         #: Set by processes that change the table: a recount after a holder's death needs them.
         self.flow: Flow | None = None
@@ -147,12 +150,14 @@ class Table:
         self.habits = cut("q", 8, bodies)
         self.learned = cut("q", 8, bodies)
         self.spans = cut("q", 8, bodies)
+        self.deferred = cut("q", 8, pools)
+        self.waiting = cut("q", 8, pools)
         self._whole = whole
 
     @staticmethod
-    def size(nodes: int, slots: int, bodies: int) -> int:
+    def size(nodes: int, slots: int, bodies: int, pools: int = 0) -> int:
         """The size of a table in bytes."""
-        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 64
+        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 16 * pools + 64
 
     @classmethod
     def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None, nameless: int = -1) -> Table:
@@ -162,7 +167,7 @@ class Table:
         can then give it a name later. Raises OSError (ENOSPC) if there is no room. All of it is
         reserved here, since a write to a full tmpfs is a SIGBUS.
         """
-        size = cls.size(flow.count, slots, len(flow.bodies))
+        size = cls.size(flow.count, slots, len(flow.bodies), len(flow.pools))
         fd = -1
         if path is not None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -178,6 +183,7 @@ class Table:
                 reserve(fd, 0, size)
             memory = mmap.mmap(file, size)
             struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
+            struct.pack_into("<q", memory, 8 * POOLS, len(flow.pools))
             table = cls(memory, fd, flow.count, slots)
         except BaseException:
             if file >= 0:
@@ -190,8 +196,8 @@ class Table:
         header[FAILED_NODE] = header[FREE_SEGMENT] = NOBODY
         for lane in (PROCESS, THREAD, FRESH, HERE):
             header[READY_HEAD + lane] = NOBODY
-        for pool in range(MOST_POOLS):
-            header[POOL_HEAD + pool] = NOBODY
+        for pool in range(len(flow.pools)):
+            table.deferred[pool] = NOBODY
         for group in range(len(flow.limits)):
             header[LIMIT_HEAD + group] = NOBODY
         header[STARTED_AT] = time.monotonic_ns()
@@ -293,16 +299,16 @@ class Table:
             claimed.update(range(self.slots[base + LOW], self.slots[base + HIGH]))
             if slot and self.slots[base + STATE] == BUSY:
                 claimed.add(self.slots[base + NEXT_NODE])
-        for field in (*range(READY_HEAD, READY_HEAD + 4), *range(POOL_HEAD, POOL_HEAD + MOST_POOLS)):
-            header[field] = NOBODY
         for lane in range(4):
+            header[READY_HEAD + lane] = NOBODY
             header[READY_COUNT + lane] = 0
-        for pool in range(MOST_POOLS):
-            header[POOL_WAITING + pool] = 0
+        for pool in range(len(self.deferred)):
+            self.deferred[pool] = NOBODY
+            self.waiting[pool] = 0
         for slot in range(1, self.slot_count):
             pool = self.slots[slot * SLOT + WAITING_POOL]
             if pool and self.slots[slot * SLOT + STATE] in (STARTING, BUSY):
-                header[POOL_WAITING + pool - 1] = 1
+                self.waiting[pool - 1] = 1
         for group in range(len(flow.limits)):
             header[LIMIT_RUNNING + group] = sum(
                 states[node] == RUNNING and group in flow.bodies[flow.body_of[node]].limits for node in range(flow.count)
@@ -432,15 +438,27 @@ class Table:
     def defer_for_cookie(self, pool: int, node: int) -> None:
         """Defer a node until the worker that waits for a cookie of its pool has one."""
         self.states[node] = READY
-        self.next[node] = self.header[POOL_HEAD + pool]
-        self.header[POOL_HEAD + pool] = node
+        self.next[node] = self.deferred[pool]
+        self.deferred[pool] = node
 
     def take_deferred(self, pool: int) -> int:
         """Take a deferred node of a pool; NOBODY if there is none."""
-        node: int = self.header[POOL_HEAD + pool]
+        node: int = self.deferred[pool]
         if node >= 0:
-            self.header[POOL_HEAD + pool] = self.next[node]
+            self.deferred[pool] = self.next[node]
         return node
+
+    def pass_turn(self, pools: Iterable[int], lanes: list[int], body_of: array[int]) -> None:
+        """Make ready one deferred node of each of these pools for which no worker sleeps.
+
+        A node that waits for several pools lies on the list of one. Whoever takes it from the ready
+        list, and begins it or defers it once more, passes the turn of all its pools on.
+        """
+        for pool in pools:
+            if not self.waiting[pool]:
+                node = self.take_deferred(pool)
+                if node >= 0:
+                    self.push(lanes[body_of[node]], node)
 
     def full(self, groups: tuple[int, ...], most: list[int]) -> int:
         """The first of these groups that has reached its limit; NOBODY if none has."""
@@ -580,8 +598,9 @@ class Table:
 
     def close(self) -> None:
         """Unmap the table and close its file."""
-        columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts", "habits", "learned", "spans")
-        for name in ("header", "slots", *columns, "_whole"):
+        columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts")
+        others = ("habits", "learned", "spans", "deferred", "waiting")
+        for name in ("header", "slots", *columns, *others, "_whole"):
             getattr(self, name).release()
         self.memory.close()
         for fd in (self.fd, self.nameless):

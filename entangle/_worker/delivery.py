@@ -116,7 +116,7 @@ class Delivery(Taking):
                 table.pending[consumer] == 1
                 and site.lanes[which] == self.lane
                 and not self.durable[which]
-                and not flow.bodies[which].pool
+                and not flow.bodies[which].pools
                 and not table.header[STOP]
                 and not table.header[CROWDED]
                 and not (self.kept_for_caller and node in self.kept_for_caller)
@@ -272,6 +272,8 @@ class Delivery(Taking):
         given = None
         guarded = self.guarded is not None and self.guarded[node]
         report = describe(error, site.flow.name(node), table.attempts[node] + 1, call)
+        if self.notes is not None:
+            self.notes.failure(node, report)
         if self.in_process or (guarded and self.site.directory):
             place = self.store.put_pickle(pickle.dumps(report, 5))
         since = table.slots[self.base + SINCE]

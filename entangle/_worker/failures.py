@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,10 @@ from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
 from entangle._shared.summaries import call_in_short, cut, plain_value
+from entangle._shared.table import LANE, PID, SLOT
 from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
-from entangle.flow import Body, Flow
+from entangle.flow import HERE, THREAD, Body, Flow
 
 
 def pause(body: Body, attempt: int) -> float:
@@ -36,8 +38,10 @@ def pause(body: Body, attempt: int) -> float:
 _LONGEST_PAUSE = 1e8
 
 
-def note_attempt(directory: str, node: int, attempt: int, error: BaseException) -> None:
-    """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker.
+def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot: int, began: int) -> None:
+    """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker;
+    and when (ns, CLOCK_MONOTONIC) it was begun by the worker of which slot. `began` is 0 where the
+    body had not begun.
 
     Each line is one write to a file opened for appending: lines of several processes do not mix.
     """
@@ -45,9 +49,12 @@ def note_attempt(directory: str, node: int, attempt: int, error: BaseException) 
     import traceback
 
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    line = json.dumps({"node": node, "attempt": attempt, "error": text[:1500]}) + "\n"
+    slots, base = site.table.slots, slot * SLOT
+    pid = os.getpid() if slots[base + LANE] in (THREAD, HERE) else slots[base + PID]
+    told = {"node": node, "attempt": attempt, "began": began, "ended": time.monotonic_ns(), "pid": pid, "worker": slot}
+    line = json.dumps({**told, "error": text[:1500]}) + "\n"
     with contextlib.suppress(OSError):  # on a full disk the line is lost
-        fd = os.open(os.path.join(directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(os.path.join(site.directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, line.encode())
         finally:
@@ -65,6 +72,8 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
         text = f"{type(error).__qualname__}: {text_of(error)}"
     return {
         "error": pickled_error(error, name),
+        "type": name_of_type(error),
+        "message": text_of(error),
         "text": text,
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
         "call": call,
@@ -112,6 +121,12 @@ def as_it_is(error: BaseException, dump: Callable[[Any], bytes], load: Callable[
     return pickled
 
 
+def name_of_type(error: BaseException) -> str:
+    """The name of an error's class, with its module unless it is built in."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def text_of(error: BaseException) -> str:
     """The text of an error, if its class can give it."""
     try:
@@ -139,10 +154,14 @@ def call_of(site: Site, store: Store | None, node: int) -> str:
 
 def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
     """Add notes that say which call has failed: its path, and the call with its arguments."""
-    add_note(error, f"call path: {flow.path(node)}")
-    if call:
-        add_note(error, f"call: {call}")
+    for note in notes_of_call(flow, node, call):
+        add_note(error, note)
     _bound_notes(error)
+
+
+def notes_of_call(flow: Flow, node: int, call: str) -> list[str]:
+    """What the notes of an error say of the call that failed."""
+    return [f"call path: {flow.path(node)}", *([f"call: {call}"] if call else [])]
 
 
 def _bound_notes(error: BaseException) -> None:
@@ -217,9 +236,7 @@ def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseExcept
     attempts = site.table.attempts[node] + 1
     if attempts <= body.retry and isinstance(last, Exception):
         return last
-    error = ProcessRetryException(
-        f"task {flow.name(node)!r} failed {attempts} times; the last time with {type(last).__name__}: {text_of(last)}"
-    )
+    error = ProcessRetryException(text_of_used_up(flow.name(node), attempts, type(last).__name__, text_of(last)))
     error.__cause__ = last
     earlier: list[str] = []
     with contextlib.suppress(FileNotFoundError), open(os.path.join(site.directory, "attempts"), "rb") as lines:
@@ -231,6 +248,11 @@ def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseExcept
         add_note(error, note)
     note_call(error, flow, node, call)
     return error
+
+
+def text_of_used_up(name: str, attempts: int, kind: str, text: str) -> str:
+    """The text of the error of a task whose attempts are used up."""
+    return f"task {name!r} failed {attempts} times; the last time with {kind}: {text}"
 
 
 def few_of(attempts: list[str]) -> list[str]:

@@ -7,13 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from entangle._shared.block import block
 from entangle._shared.notes import COOKIE_WAIT
 from entangle._shared.site import Site
 from entangle._shared.store import Store
-from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, POOL_WAITING, RUNS, SINCE, STOP, WAITING_POOL
+from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, RUNS, SINCE, STOP, WAITING_POOL
 from entangle._shared.tracebacks import passes_on
 from entangle._worker.admission import Seat
 from entangle._worker.child import end_child
@@ -21,7 +21,25 @@ from entangle._worker.delivery import Delivery
 from entangle._worker.failures import note_attempt, pause
 from entangle.cookies import bind, jobserver_flags, roam
 from entangle.errors import RunCancelledError
-from entangle.flow import Body
+from entangle.flow import HERE, Body
+from entangle.pools import CPUS, TOKENS, CookieSource, Pool
+
+
+class PutOff(BaseException):
+    """A worker leaves its node to others before the body has begun: it would wait in vain."""
+
+
+class Cookie(NamedTuple):
+    """A cookie that a worker holds, and the thread that has taken it."""
+
+    pool: Pool
+    source: CookieSource
+    cell: int
+    thread: int
+
+    def give(self) -> None:
+        """Put it back; does nothing if that has been done."""
+        self.source.give_cell(self.cell, self.thread)
 
 
 class Holding(Delivery):
@@ -31,11 +49,12 @@ class Holding(Delivery):
         super().__init__(site, slot, lane, serial, store)
         #: Set in a child that a body has forked: it must not go on as a second copy of this worker.
         self.forked = False
-        self.cookie: tuple[int, int] | None = None
+        self.cookies: list[Cookie] = []
         self.roaming: set[int] = set()
         self.nested: list[Callable[[], None]] = []
-        #: How many threads of the body wait for nested runs; the pool size of the cookie lent out.
-        self.waiting = self.lent = 0
+        #: How many threads of the body wait for nested runs; the pools of the cookies lent out.
+        self.waiting = 0
+        self.lent: tuple[Pool, ...] = ()
         self.lending_guard = threading.Lock()
         #: Our place on a CPU. The runs that our body waits for share it.
         self.seat = Seat()
@@ -55,12 +74,12 @@ class Holding(Delivery):
             if self.durable[self.site.flow.body_of[node]]:
                 # Read from the store, not from memory: an attempt may change its arguments.
                 self.recent.clear()
-            args, named = None, {}  # type: ignore[var-annotated]
+            args, named, began = None, {}, 0  # type: ignore[var-annotated]
             try:
-                if body.pool:
-                    self._take_cookie(body.pool)
-                if body.pool and self.is_over(node):  # a thread slept until it had its cookie
-                    raise RunCancelledError("the run is over")
+                if body.pools:
+                    self.take_cookies(body.pools, node)
+                    if self.is_over(node):  # it slept until it had its cookies
+                        raise PutOff
                 args, named = self.site.flow.arguments(node, self._value_of)
                 self.kept_node, self.kept = NOBODY, None
                 if body.shared_memory:
@@ -71,13 +90,16 @@ class Holding(Delivery):
                 if self.stopped:  # while it waited for a cookie or gathered its arguments
                     raise RunCancelledError("the run was cancelled before the body began")
                 slots[base + BEGUN] = RUNS
-                started = slots[base + SINCE] = time.monotonic_ns()
+                began = started = slots[base + SINCE] = time.monotonic_ns()
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
                 if self.forked:
                     end_child(None)  # the cookie and the slot are its parent's
                 self.end_body()
                 return value, started, ended
+            except PutOff:
+                self.leave()
+                raise
             except BaseException as raised:
                 if self.forked:
                     end_child(raised)
@@ -92,11 +114,11 @@ class Holding(Delivery):
                     self.failed = self._call_in_short(node, args and [*args, *named.values()])
                     raise error from error.__cause__
                 table.attempts[node] = attempt
-                note_attempt(self.site.directory, node, attempt, error)
+                note_attempt(self.site, node, attempt, error, self.slot, began)
                 self.using.clear()
                 failed = error
             finally:
-                self.give_cookie()
+                self.give_cookies()
             args = named = value = None  # type: ignore[assignment]
             if not self.rest(pause(body, attempt)) or self.is_over(node):
                 raise failed from failed.__cause__
@@ -120,6 +142,15 @@ class Holding(Delivery):
                 woken.wait(seconds)
         return not self.stopped
 
+    def rest_without_cookies(self, node: int, seconds: float) -> None:
+        """Sleep between two attempts within a body. The next attempt takes tokens anew."""
+        with self.lending():
+            self.rest(seconds)
+        pools = self.site.flow.body(node).pools if node >= 0 else ()
+        tokens = tuple(pool for pool in pools if pool.kind == TOKENS)
+        if tokens:
+            self.take_cookies(tokens)
+
     def end_body(self) -> None:
         """Mark the body as over.
 
@@ -132,66 +163,168 @@ class Holding(Delivery):
 
     # Cookies -------------------------------------------------------------------------------------
 
-    def _take_cookie(self, size: int) -> None:
-        """Take a cookie of a pool and bind this worker to its CPU. Sleeps until there is one."""
-        site, table = self.site, self.site.table
-        queue = site.pool(size)
-        before = queue.held_here()
+    def take_cookies(self, pools: tuple[Pool, ...], node: int = NOBODY) -> None:
+        """Take a cookie of each of these pools. Sleeps until all are to be had, holding none.
+
+        With `node`, whose body has not begun: raises PutOff where another worker of the run sleeps
+        for one of them already, or where the run ends first. Without, it then returns with none.
+        """
+        site, slots, base = self.site, self.site.table.slots, self.base
+        sources = [site.queue(pool) for pool in pools]
+        before = [source.held_here() for source in sources]
+        known = len(self.cookies)
         began = time.monotonic_ns()
         try:
-            self.cookie = size, queue.wait()
+            cells = self._take_all(node, pools, sources)
+            for pool, source, cell in zip(pools, sources, cells, strict=False):
+                if pool.kind != TOKENS:
+                    self.cookies.append(Cookie(pool, source, cell, threading.get_ident()))
         except BaseException:
-            queue.give_back(but=before)  # a signal may interrupt the caller after it took one
+            for source, held in zip(sources, before, strict=True):
+                source.give_back(but=held)  # a signal may interrupt the caller after it took one
+            del self.cookies[known:]
             raise
-        if self.notes is not None:
-            self.notes.extra(table.slots[self.base + NODE], COOKIE_WAIT, time.monotonic_ns() - began)
-        index = site.pool_sizes.index(size)
-        table.slots[self.base + COOKIE] = size
-        if table.slots[self.base + WAITING_POOL]:
-            table.lock(self.slot)
-            try:
-                table.slots[self.base + WAITING_POOL] = 0
-                table.header[POOL_WAITING + index] = 0
-                other = table.take_deferred(index)
-                if other >= 0:
-                    table.push(site.lanes[site.flow.body_of[other]], other)
-                woken, woken_threads, tell = self.count_wakes()
-            finally:
-                table.unlock()
-            if tell:
-                site.notify()
-            self.wake(woken, woken_threads)
-        self.roaming = bind(self.cookie[1])
-        if self.in_process:
-            # Programs that the body starts keep to the pool, not to the whole budget.
-            self.makeflags = os.environ.get("MAKEFLAGS")
-            flags = jobserver_flags(queue.path, serial=size == 1)
-            if flags is not None:
-                os.environ["MAKEFLAGS"] = flags
+        finally:
+            self._pass_turn(node)
+        slots[base + COOKIE] = bool(self.cookies)
+        if cells and self.notes is not None:
+            self.notes.extra(slots[base + NODE], COOKIE_WAIT, time.monotonic_ns() - began)
+        for cookie in self.cookies[known:]:
+            self._use(cookie)
+        if self.stopped:  # nobody waits for this thread any more: others need its cookies
+            self.give_cookies()
 
-    def give_cookie(self) -> None:
-        """Give back the cookie, if any, and use all CPUs again. Repeatable, if interrupted."""
-        if self.cookie is None:
+    def _take_all(self, node: int, pools: tuple[Pool, ...], sources: list[CookieSource]) -> list[int]:
+        """Take all, or none. Gives their cells; none where the run is over first.
+
+        All bodies take in one order, and none sleeps for a cookie with another in hand: nobody
+        waits for anybody who waits.
+        """
+        cells: list[int] = []
+        while True:
+            short = NOBODY
+            for at in range(len(cells), len(sources)):
+                cell = sources[at].take_cell()
+                if cell < 0:
+                    short = at
+                    break
+                cells.append(cell)
+            if short < 0:
+                return cells
+            while cells:
+                cell = cells.pop()
+                sources[len(cells)].give_cell(cell)
+            if node >= 0 and self.lane != HERE:
+                self._sleep_for(node, pools[short])
+            cell = sources[short].wait_cell(lambda: self.is_over(node))
+            if cell < 0:
+                if node >= 0:
+                    raise PutOff
+                return cells
+            if short:
+                sources[short].give_cell(cell)  # those before it come first
+            else:
+                cells.append(cell)
+
+    def _sleep_for(self, node: int, pool: Pool) -> None:
+        """Become the worker of this run that sleeps for a cookie of this pool.
+
+        If another one does, the node is deferred until it has one: raises PutOff.
+        """
+        site, table, slots, base = self.site, self.site.table, self.site.table.slots, self.base
+        index = site.flow.pools.index(pool)
+        if slots[base + WAITING_POOL] == index + 1:
             return
-        size, cookie = self.cookie
-        roam(self.roaming)
-        if self.in_process and self.makeflags is not None:
-            os.environ["MAKEFLAGS"] = self.makeflags
-        self.site.pool(size).give(cookie)
-        self.site.table.slots[self.base + COOKIE] = 0
-        self.cookie = None
+        which = site.flow.body_of[node]
+        with table.locked(self.slot):
+            if slots[base + WAITING_POOL]:
+                table.waiting[slots[base + WAITING_POOL] - 1] = 0
+                slots[base + WAITING_POOL] = 0
+            put_off = bool(table.waiting[index])
+            if put_off:
+                table.defer_for_cookie(index, node)
+                slots[base + NODE] = NOBODY
+                table.release_limits(self.limited[which], site.lanes, site.flow.body_of)
+            else:
+                table.waiting[index] = 1
+                slots[base + WAITING_POOL] = index + 1
+            table.pass_turn(self.pooled[which], site.lanes, site.flow.body_of)
+            woken, woken_threads, tell = self.count_wakes()
+        if tell:
+            site.notify()
+        self.wake(woken, woken_threads)
+        if put_off:
+            raise PutOff
+
+    def _pass_turn(self, node: int) -> None:
+        """Sleep for no cookie any more: a deferred node of each pool of our node may try."""
+        site, table, slots, base = self.site, self.site.table, self.site.table.slots, self.base
+        if node < 0 or not slots[base + WAITING_POOL]:
+            return
+        with table.locked(self.slot):
+            table.waiting[slots[base + WAITING_POOL] - 1] = 0
+            slots[base + WAITING_POOL] = 0
+            table.pass_turn(self.pooled[site.flow.body_of[node]], site.lanes, site.flow.body_of)
+            woken, woken_threads, tell = self.count_wakes()
+        if tell:
+            site.notify()
+        self.wake(woken, woken_threads)
+
+    def leave(self) -> None:
+        """Let others have the node: we have not begun its body, and have read nothing for it."""
+        if self.kept_node in self.spent:
+            self.spent.remove(self.kept_node)
+        self.kept_node, self.kept = NOBODY, None
+
+    def _use(self, cookie: Cookie) -> None:
+        """Set what the holder of a cookie sets: of a CPU, where this thread runs."""
+        if cookie.pool.kind == CPUS:
+            self.roaming = bind(cookie.source.number(cookie.cell))
+            if self.in_process:
+                # Programs that the body starts keep to the pool, not to the whole budget.
+                self.makeflags = os.environ.get("MAKEFLAGS")
+                flags = jobserver_flags(cookie.source.path, serial=cookie.pool.size == 1)
+                if flags is not None:
+                    os.environ["MAKEFLAGS"] = flags
+
+    def _unuse(self, cookie: Cookie) -> None:
+        """Undo what `_use` has done."""
+        if cookie.pool.kind == CPUS:
+            roam(self.roaming)
+            if self.in_process and self.makeflags is not None:
+                os.environ["MAKEFLAGS"] = self.makeflags
+
+    def give_cookies(self, but: int = 0) -> None:
+        """Give back all cookies except the first, and use all CPUs again.
+
+        Repeatable, if interrupted.
+        """
+        with contextlib.suppress(IndexError):  # the supervisor has abandoned this thread just now
+            while len(self.cookies) > but:
+                cookie = self.cookies[-1]
+                self._unuse(cookie)
+                cookie.give()
+                self.cookies.pop()
+                self.site.table.slots[self.base + COOKIE] = bool(self.cookies)
+
+    def forfeit(self) -> None:
+        """Give back the cookies of a thread that was abandoned, from another thread."""
+        with contextlib.suppress(IndexError):  # it may have come to its end just now
+            while True:
+                self.cookies.pop().give()
 
     @block
-    def holding(self, size: int) -> Iterator[None]:
-        """Hold a cookie of that pool during the block; the one we have, if there is one."""
-        if self.cookie is not None:
+    def holding(self, pool: Pool) -> Iterator[None]:
+        """Hold a cookie of that kind of pool during the block; the one we have, if there is one."""
+        if any(cookie.pool.kind == pool.kind for cookie in self.cookies):
             yield
             return
+        known = len(self.cookies)
         try:
-            self._take_cookie(size)
+            self.take_cookies((pool,))
             yield
         finally:
-            self.give_cookie()
+            self.give_cookies(but=known)
 
     # Waiting for nested runs ---------------------------------------------------------------------
 
@@ -199,7 +332,7 @@ class Holding(Delivery):
     def waiting_for(self, cancel: Callable[[], None]) -> Iterator[None]:
         """Wait for a nested run.
 
-        Others may use our cookie; whoever stops us ends it by `cancel`.
+        Others may use our cookies; whoever stops us ends it by `cancel`.
         """
         with self.ending_with(cancel), self.lending():
             yield
@@ -228,17 +361,17 @@ class Holding(Delivery):
 
     @block
     def lending(self) -> Iterator[None]:
-        """Lend the cookie while the body waits for nested runs, in however many threads."""
+        """Lend the cookies while the body waits for nested runs, in however many threads."""
         with self.lending_guard:
             self.waiting += 1
-            if self.waiting == 1 and self.cookie is not None:
-                self.lent = self.cookie[0]
-                self.give_cookie()
+            if self.waiting == 1 and self.cookies:
+                self.lent = tuple(cookie.pool for cookie in self.cookies)
+                self.give_cookies()
         try:
             yield
         finally:
             with self.lending_guard:
                 self.waiting -= 1
                 if not self.waiting and self.lent:
-                    size, self.lent = self.lent, 0
-                    self._take_cookie(size)
+                    lent, self.lent = self.lent, ()
+                    self.take_cookies(lent)

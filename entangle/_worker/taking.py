@@ -28,7 +28,6 @@ from entangle._shared.table import (
     NOBODY,
     NODE,
     NOTING,
-    POOL_WAITING,
     READY_COUNT,
     RECORD,
     RESTING,
@@ -64,7 +63,8 @@ class Taking:
         noting = site.table.header[NOTING]
         self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
         bodies = site.flow.bodies
-        self.pooled = [body.pool for body in bodies]
+        #: The pools of each body, as indexes into `Flow.pools`.
+        self.pooled = [tuple(map(site.flow.pools.index, body.pools)) for body in bodies]
         self.limited = [body.limits for body in bodies]
 
     @property
@@ -157,16 +157,22 @@ class Taking:
                 if full >= 0:
                     table.defer_for_limit(full, node)
                     continue
-            if self.pooled[which]:
-                pool = self.pooled[which]
-                index = self.site.pool_sizes.index(pool)
-                if table.header[POOL_WAITING + index]:
-                    # One worker sleeps already until a cookie of this pool is free. A second would
-                    # help nobody.
-                    table.defer_for_cookie(index, node)
+            pools = self.pooled[which]
+            if pools:
+                waiting = table.waiting
+                for pool in pools:
+                    if waiting[pool]:
+                        # One worker sleeps already until a cookie of this pool is free. A second
+                        # would help nobody.
+                        table.defer_for_cookie(pool, node)
+                        table.pass_turn(pools, self.site.lanes, self.site.flow.body_of)
+                        break
+                else:
+                    waiting[pools[0]] = 1
+                    slots[base + WAITING_POOL] = pools[0] + 1
+                    pools = ()
+                if pools:
                     continue
-                table.header[POOL_WAITING + index] = 1
-                slots[base + WAITING_POOL] = index + 1
             for group in groups:
                 table.header[LIMIT_RUNNING + group] += 1
             if crowded:

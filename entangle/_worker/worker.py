@@ -37,7 +37,7 @@ from entangle._shared.table import BEGUN, BUSY, GONE, LANE, NOBODY, RUNS, SINCE,
 from entangle._shared.tracebacks import passes_on
 from entangle._worker import child, delivery
 from entangle._worker.child import end_child
-from entangle._worker.holding import Holding
+from entangle._worker.holding import Holding, PutOff
 from entangle._worker.inheritance import in_context_of
 from entangle.flow import FRESH, THREAD, Body
 
@@ -47,7 +47,7 @@ class Worker(Holding):
 
     def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
         super().__init__(site, slot, lane, serial, store)
-        self.special = [bool(body.retry or body.pool or body.timed or body.shared_memory) for body in site.flow.bodies]
+        self.special = [bool(body.retry or body.pools or body.timed or body.shared_memory) for body in site.flow.bodies]
 
     @passes_on
     def work(self) -> None:
@@ -91,6 +91,9 @@ class Worker(Holding):
                         started = slots[base + SINCE] = clock()
                         value = bodies[which].function(*args)
                     ended = clock()
+            except PutOff:
+                node = self._take()
+                continue
             except BaseException as error:
                 if self.forked:
                     end_child(error)
@@ -133,7 +136,7 @@ def _begin_child() -> None:
     worker = here.worker
     if worker is not None:
         worker.forked = True
-        worker.cookie, worker.lent, worker.waiting = None, 0, 0  # its parent's
+        worker.cookies, worker.lent, worker.waiting = [], (), 0  # its parent's
         if worker.lane == THREAD:
             child.begin()
 

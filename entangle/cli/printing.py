@@ -17,12 +17,13 @@ COLOURS = {
     "done": "green",
     "running": "cyan",
     "failed": "red",
+    "skipped": "magenta",
     "cancelled": "yellow",
     "ended abruptly": "red",
     "ready": "blue",
     "waiting": "dim",
 }
-MARKS = {"done": "✓", "running": "▶", "failed": "✗", "cancelled": "○", "ready": "·", "waiting": "·"}
+MARKS = {"done": "✓", "running": "▶", "failed": "✗", "skipped": "↷", "cancelled": "○", "ready": "·", "waiting": "·"}
 
 
 #: Columns of a file or a pipe: it has no edge, so nothing is cut or wrapped.

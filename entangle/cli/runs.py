@@ -39,7 +39,7 @@ def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None
 
 def _row(run: Run) -> list[Text]:
     what = run.error.message.splitlines()[0] if run.error is not None and run.error.message else ""
-    what = what or " ".join(f"{name}={value}" for name, value in run.tags.items())
+    what = what or "  ".join(part for part in (went_on(run), *(f"{name}={value}" for name, value in run.tags.items())) if part)
     missing = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
     return [
         text(run.id),
@@ -51,6 +51,14 @@ def _row(run: Run) -> list[Text]:
         text(f"{missing:,}" if missing else ""),
         text(what),
     ]
+
+
+def went_on(run: Run) -> str:
+    """What a run that ended well has lost, as "10 failed, 3 skipped"; empty for any other."""
+    if run.state != "done":
+        return ""
+    counts = ((run.failed_count, "failed"), (run.skipped_count, "skipped"))
+    return ", ".join(f"{count:,} {state}" for count, state in counts if count)
 
 
 def told(state: str) -> str:
@@ -68,6 +76,8 @@ def summary(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "nodes": run.node_count,
         "done": run.done_count,
+        "failed": run.failed_count,
+        "skipped": run.skipped_count,
         "host": run.host,
         "pid": run.pid,
         "commit": run.git.commit if run.git else None,

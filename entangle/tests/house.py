@@ -18,7 +18,7 @@ HOUSE = Path(entangle.__file__).resolve().parent
 #: neither imports the other. A name that ends in a dot is a whole package.
 FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"the ground": ("errors",)},
-    {"what can be run, and with what": ("flow", "cookies")},
+    {"what can be run, and with what": ("flow", "cookies", "pools", "token_bucket")},
     {"what all processes of a run share": ("_shared.",)},
     {"what happens in a worker": ("_worker.",), "looking on from outside": ("_watch.",)},
     {"what happens in the caller": ("_run.",)},
@@ -26,7 +26,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"both sides of a byte stream": ("_remote", "_remote.wire.")},
     {"the far side": ("_remote.agent.",), "how a far Python is started": ("_remote.transport.",)},
     {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",)},
-    {"doors": ("process", "thread", "workflow", "scheduler", "local", "http", "logging.")},
+    {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
     {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "dataflow", "sources")},
     {"records of runs": ("_records.", "records")},
     {"people": ("", "__main__", "cli.", "web.", "examples.")},

@@ -330,7 +330,7 @@ SHAPES = {
 def queues() -> list[CookieQueue]:
     """The budget of this process and its pools."""
     here = home()
-    return [here.budget, *here.pools.values()]
+    return [here.budget, *(queue for queue in here.pools.values() if isinstance(queue, CookieQueue))]
 
 
 def descriptors() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from entangle import records
+from entangle._records.load import MOST, halved
 from entangle._run.history import MOST_BINS, MOST_STRETCHES, History
 from entangle._run.rearmed import GATHER, SOURCE, Row
 from entangle.flow import Body
@@ -146,3 +149,38 @@ def test_a_stretch_has_the_stage_that_took_most_of_it() -> None:
     told = history()
     told.add(0, [record(0, 1_000), record(1_000, 90_000), record(90_000, 91_000)], 1)
     assert [(one[5], one[6]) for one in told.told()["stretches"]] == [(1, 3)]
+
+
+LASTING = """
+    import time
+    from entangle.process import process
+
+    @process
+    def busy(seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+        return bytes(30_000_000) and seconds
+
+    print(busy(0.8)())
+"""
+
+
+def test_the_load_of_a_run_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "lasting.py").write_text(textwrap.dedent(LASTING), encoding="utf-8")
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    subprocess.run([sys.executable, "lasting.py"], check=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=60, cwd=tmp_path)
+    (run,) = records.runs()
+    with sqlite3.connect(tmp_path / "records" / "records.sqlite") as connection:
+        (load,) = connection.execute("SELECT load FROM runs").fetchone()
+    connection.close()
+    samples = json.loads(load)
+    assert len(samples) >= 2
+    assert all(0 < seconds < run.seconds for seconds, _, _, _ in samples)
+    assert max(cpus for _, cpus, _, _ in samples) > 0.1
+    assert any(memory > 1_000_000 and workers >= 1 for _, _, memory, workers in samples)
+
+
+def test_half_as_many_samples_of_a_load_tell_the_same() -> None:
+    assert halved([(1.0, 1.0, 5, 1), (2.0, 3.0, 4, 2), (3.0, 1.0, 9, 1)]) == [(2.0, 2.0, 5, 2), (3.0, 1.0, 9, 1)]
+    assert len(halved([(float(at), 1.0, at, 1) for at in range(MOST + 1)])) == MOST // 2 + 1

@@ -199,6 +199,36 @@ def test_an_error_is_remembered_with_its_node_and_the_traceback_of_the_worker(di
     assert run.root.state == "waiting"
 
 
+def test_a_call_is_remembered_by_the_name_that_it_was_given(directory: Path, start: str) -> None:
+    total = process(add)(process(one)().named("left"), process(one)().named("right")).named("both")
+    assert total(start=start) == 2
+    run = records.run()
+    assert run.name == "both"
+    assert [(node.name, node.task.name) for node in run.nodes] == [("left", "one"), ("right", "one"), ("both", "add")]
+    assert run.node("right").number == 1
+    assert [task.name for task in run.tasks] == ["one", "add"]
+    assert [node["name"] for node in run.to_dict()["node_list"]] == ["left", "right", "both"]
+
+
+def test_a_name_that_is_a_secret_is_masked_and_one_of_a_live_run_is_known(directory: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def waits() -> None:
+        begun.touch()
+        signal.pause()
+
+    key = "AKIA" + "IOSFODNN7EXAMPLE"
+    future = process(waits)().named(f"upload {key}")(proc=True)
+    wait_until(begun.exists, 20, "the body to begin")
+    (going,) = records.runs(state="running")
+    assert going.root.name == "upload ***"
+    future.cancel()
+    with pytest.raises(RunCancelledError):
+        future.result()
+    assert records.run().root.name == "upload ***"
+    assert key.encode() not in b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+
 def test_a_worker_that_was_killed_and_attempts_that_failed_are_remembered(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ProcessTerminatedException):
         process(kills_itself)()()
@@ -497,6 +527,29 @@ def test_an_older_file_is_brought_to_the_present_and_a_newer_one_is_refused(dire
         assert connection.execute("SELECT mood FROM runs").fetchall() == [(None,)]
     with pytest.raises(RecordsError, match="newer entangle"):
         records.runs()
+
+
+def test_runs_that_an_earlier_version_has_kept_are_read_as_they_were(directory: Path) -> None:
+    assert process(add)(process(one)(), 1)() == 2
+    old = records.run()
+    shutil.rmtree(directory)
+    with record_file.opened(str(directory), record_file.MIGRATIONS[:1]) as connection:
+        task = (1, "x", "x", "add", None, None, None, None, None, "[]", "{}", "{}")
+        connection.execute(f"INSERT INTO tasks VALUES ({', '.join('?' * len(task))})", task)
+        run = {"id": "0123456789abcdef", "name": "add", "state": "failed", "started": old.started_ns, "node_count": 2, "pid": 1}
+        run |= {"packages": "{}", "tags": "{}", "error_type": "ValueError", "error": "no", "notes": "[]", "error_node": 0}
+        connection.execute(f"INSERT INTO runs ({', '.join(run)}) VALUES ({', '.join('?' * len(run))})", tuple(run.values()))
+        for node, state in ((0, "failed"), (1, "waiting")):
+            connection.execute("INSERT INTO nodes (run, node, task, state) VALUES (1, ?, 1, ?)", (node, state))
+    (run_there,) = records.runs()
+    assert (run_there.state, run_there.failed_count, run_there.skipped_count) == ("failed", None, None)
+    assert [(node.name, node.state, node.items, node.cause) for node in run_there.nodes] == [
+        ("add", "failed", None, None),
+        ("add", "waiting", None, None),
+    ]
+    assert run_there.nodes[0].error == run_there.error
+    assert process(one)()() == 1
+    assert [run.name for run in records.runs()] == ["one", "add"]
 
 
 def test_what_is_no_file_of_records_is_refused_as_that(directory: Path) -> None:
@@ -990,8 +1043,11 @@ def test_a_stream_is_remembered_without_its_values(directory: Path) -> None:
     assert values == [2 * (2 * n) + 1 for n in range(20)]
     (run,) = records.runs()
     assert run.state == "done"
-    assert all(node.value is None for node in run.nodes)
-    assert len(run.children) == 20
+    assert [(node.name, node.state, node.items, node.value) for node in run.nodes] == [
+        ("twice", "done", 20, None),
+        ("inner_sum", "done", 20, None),
+    ]
+    assert len(run.children) == len(run.nodes[1].children) == 20
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
@@ -1014,8 +1070,15 @@ def test_a_dataflow_that_fails_is_remembered_as_failed(executor: str) -> None:
         assert (run.name, run.state) == ("twice", "failed")
         assert run.error is not None
         assert (run.error.type, run.error.message) == ("ValueError", "no 2")
+    assert list(flow.stream([])) == []
+    assert [(node.state, node.items) for node in records.run("last").nodes] == [("done", 0), ("done", 0)]
     assert list(flow.stream([1, 2], on_error="skip")) == []
-    assert records.run("last").state == "done"
+    skipped = records.run("last")
+    assert (skipped.state, [node.state for node in skipped.nodes]) == ("done", ["done", "failed"])
+    assert [(node.items, node.items_failed, node.items_skipped) for node in skipped.nodes] == [(2, 0, 0), (0, 2, 0)]
+    assert skipped.nodes[1].error is not None
+    assert (skipped.nodes[1].error.type, skipped.nodes[1].error.message) == ("ValueError", "no 2")
+    assert any(note.startswith("call path: twice → no") for note in skipped.nodes[1].error.notes)
 
 
 @pytest.mark.parametrize("address", ["ws://localhost:abc/g", "ws://localhost:99999/g", "ws://[::1/g"])

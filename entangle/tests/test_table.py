@@ -27,7 +27,6 @@ from entangle._shared.table import (
     NODE,
     OWNER,
     PLANNED,
-    POOL_WAITING,
     READY,
     READY_COUNT,
     READY_HEAD,
@@ -43,6 +42,7 @@ from entangle._shared.table import (
     Table,
 )
 from entangle.flow import PROCESS, THREAD, Body, Flow, Shape
+from entangle.pools import cpus
 
 LEAVES = 40
 
@@ -192,7 +192,7 @@ def left_behind(tmp_path: Path) -> Iterator[Table]:
 
     Leaves 0 to 3 are done. Node 4 takes 0 and 1, 5 takes 2 and is a thread's, 6 takes 3, is in a
     group with a limit and runs; 7 is the sink and takes all three."""
-    bodies = [Body(int, "plain"), Body(int, "threaded"), Body(int, "limited", limits=(1,))]
+    bodies = [Body(int, "plain", pools=tuple(map(cpus, range(1, 5)))), Body(int, "threaded"), Body(int, "limited", limits=(1,))]
     flow = graph_of(bodies, [(0, ())] * 4 + [(0, (0, 1)), (1, (2,)), (2, (3,)), (0, (4, 5, 6))])
     flow.limits = [3, 2]
     table = Table.create(flow, 6, [PROCESS, THREAD, PROCESS], str(tmp_path / "table"))
@@ -206,8 +206,10 @@ def left_behind(tmp_path: Path) -> Iterator[Table]:
     slots[1 * SLOT + STATE], slots[1 * SLOT + NODE] = BUSY, 6
     for slot, lane in ((2, PROCESS), (3, THREAD), (4, THREAD)):
         slots[slot * SLOT + STATE], slots[slot * SLOT + LANE] = RESTING, lane
-    for field in (*range(READY_HEAD, READY_HEAD + 4), *range(POOL_WAITING, POOL_WAITING + 4), IDLE + PROCESS, IDLE + THREAD):
+    for field in (*range(READY_HEAD, READY_HEAD + 4), IDLE + PROCESS, IDLE + THREAD):
         header[field] = 3
+    for pool in range(4):
+        table.waiting[pool] = table.deferred[pool] = 3
     header[READY_COUNT + PROCESS] = header[READY_COUNT + THREAD] = 9
     header[LIMIT_RUNNING + 0] = header[LIMIT_RUNNING + 1] = 5
     header[SINKS_LEFT] = 0
@@ -229,7 +231,7 @@ def test_whoever_takes_the_lock_of_a_killed_worker_makes_counts_and_lists_right(
         assert [header[READY_COUNT + lane] for lane in (PROCESS, THREAD)] == [0, 0]
         assert [table.pending[node] for node in (4, 5, 7)] == [0, 0, 3]
         assert [header[LIMIT_RUNNING + group] for group in (0, 1)] == [0, 1]
-        assert [header[POOL_WAITING + pool] for pool in range(4)] == [0, 1, 0, 0]
+        assert [*table.waiting] == [0, 1, 0, 0]
         assert [header[IDLE + lane] for lane in (PROCESS, THREAD)] == [1, 2]
         assert (header[SINKS_LEFT], header[FINISHED], header[STOP]) == (1, 0, 0)
 
@@ -249,7 +251,8 @@ def test_a_failure_that_a_killed_worker_has_not_told_ends_the_run(left_behind: T
 
 
 def test_nodes_that_wait_for_cookies_of_several_pools_are_kept_apart() -> None:
-    table = table_of(None, 2)
+    flow = graph_of([Body(int, "pooled", pools=tuple(map(cpus, range(1, 17))))], [(0, ())] * LEAVES)
+    table = Table.create(flow, 2, [PROCESS], None)
     for pool in (0, 1, 15):
         for node in (pool, pool + 16):
             table.defer_for_cookie(pool, node)

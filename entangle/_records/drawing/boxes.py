@@ -10,7 +10,7 @@ from entangle._records.rows import NodeRow, RunGraph
 #: Up to so many nodes, each has a box of its own.
 MOST = 150
 #: The state of a box is the first of these that one of its nodes has.
-_WORST = ("failed", "stopped", "running", "unknown", "waiting", "done")
+_WORST = ("failed", "skipped", "stopped", "running", "unknown", "waiting", "done")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Box:
     count: int
     below: str
     state: str
+    #: Its task, state and error, in full.
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,25 @@ def _state(node: NodeRow) -> str:
     return "failed" if node.error is not None else node.state
 
 
+def _about(run: RunGraph, node: NodeRow) -> str:
+    about = f"{node.name}: {_state(node)}" if node.name == node.task.name else f"{node.name} ({node.task.name}): {_state(node)}"
+    if node.error is not None:
+        about += f", {node.error}"
+    if node.cause is not None:
+        about += f", since {run.nodes[node.cause].name} (node {node.cause}) failed"
+    return about
+
+
 def _one_by_one(run: RunGraph) -> Drawing:
     boxes = []
     for node in run.nodes:
         shown = node.value.text if node.value is not None else ""
+        if node.error is not None:
+            shown = str(node.error).partition("\n")[0]
         if len(shown) > 24:
             shown = shown[:23] + "…"
         below = " · ".join(part for part in (shown, lasted(node.seconds)) if part)
-        boxes.append(Box(node.number, node.name, 1, below, _state(node)))
+        boxes.append(Box(node.number, node.name, 1, below, _state(node), _about(run, node)))
     taken: dict[tuple[int, int], list[str]] = {}
     for edge in run.edges:
         taken.setdefault((edge.source, edge.target), []).append(edge.argument)
@@ -91,8 +104,18 @@ def _by_task(run: RunGraph) -> Drawing:
     for key, nodes in groups.items():
         seconds = sum(node.seconds or 0.0 for node in nodes)
         states = Counter(_state(node) for node in nodes)
+        told = ", ".join(f"{count:,} {state}" for state, count in states.items())
         state = next((worst for worst in _WORST if states[worst]), "done")
-        boxes.append(Box(numbers[key], nodes[0].name, len(nodes), f"{len(nodes):,} calls · {lasted(seconds)}", state))
+        boxes.append(
+            Box(
+                numbers[key],
+                nodes[0].task.name,
+                len(nodes),
+                f"{len(nodes):,} calls · {lasted(seconds)}",
+                state,
+                f"{nodes[0].task.name}: {told}",
+            )
+        )
     counts = Counter((numbers[id(run.nodes[edge.source].task)], numbers[id(run.nodes[edge.target].task)]) for edge in run.edges)
     links = [Link(source, target, count, f"{count:,}") for (source, target), count in counts.items()]
     return Drawing(boxes, links, grouped=True)

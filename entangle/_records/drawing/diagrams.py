@@ -11,6 +11,7 @@ from entangle._records.rows import RunGraph
 COLOURS = {
     "done": ("#e6f4ea", "#2e7d4f", "#12301f"),
     "failed": ("#fde7e7", "#b3261e", "#410e0b"),
+    "skipped": ("#f3e8fb", "#7b3fa0", "#2d0f42"),
     "stopped": ("#fff1dc", "#a15c00", "#3d2300"),
     "running": ("#e3ecfd", "#2457c5", "#0b1d4a"),
     "waiting": ("#f1f1f4", "#75757f", "#2b2b30"),
@@ -48,7 +49,8 @@ def to_dot(run: RunGraph) -> str:
     for box in drawing.boxes:
         fill, frame, text = COLOURS[box.state]
         label = _dot(f"{box.name}\n{box.below}" if box.below else box.name)
-        lines.append(f'    n{box.number} [label={label}, fillcolor="{fill}", color="{frame}", fontcolor="{text}"];')
+        tip = _dot(box.about)
+        lines.append(f'    n{box.number} [label={label}, tooltip={tip}, fillcolor="{fill}", color="{frame}", fontcolor="{text}"];')
     for link in drawing.links:
         lines.append(f"    n{link.source} -> n{link.target} [label={_dot(link.label)}];")
     return "\n".join([*lines, "}"]) + "\n"

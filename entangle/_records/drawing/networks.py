@@ -19,7 +19,10 @@ def to_networkx(run: RunGraph) -> Any:
         graph.add_node(
             node.number,
             name=node.name,
+            task=node.task.name,
             state=node.state,
+            error=str(node.error) if node.error else None,
+            cause=node.cause,
             seconds=node.seconds,
             text=node.value.text if node.value else None,
             hash=node.value.hash if node.value else None,

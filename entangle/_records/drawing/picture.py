@@ -19,6 +19,7 @@ _SWEEPS = 6
 _DARK = {
     "done": ("#16301f", "#5fbf86", "#dff3e6"),
     "failed": ("#3d1512", "#ff8a80", "#ffe3e0"),
+    "skipped": ("#2f1a3d", "#c58be8", "#f3e4fd"),
     "stopped": ("#3a2708", "#f0b35a", "#fff0d8"),
     "running": ("#14244a", "#8fb2ff", "#e3ecff"),
     "waiting": ("#26262b", "#9a9aa5", "#e8e8ee"),
@@ -127,7 +128,7 @@ def to_svg(run: RunGraph) -> str:
     for box in drawing.boxes:
         left, top, wide = at[box.number]
         parts.append(
-            f'<g class="box {box.state}"><title>{_clean(box.name)}: {box.state}</title>'
+            f'<g class="box {box.state}"><title>{_clean(box.about)}</title>'
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide}" height="{_HEIGHT}" rx="9"/>'
             f'<text class="name" x="{left + 13:.1f}" y="{top + (19 if box.below else 27):.1f}">{_clean(box.name)}</text>'
             + (f'<text class="below" x="{left + 13:.1f}" y="{top + 35:.1f}">{_clean(box.below)}</text>' if box.below else "")

@@ -25,6 +25,7 @@ def to_prov(run: RunGraph) -> str:
             "prov:type": _qualified("entangle:Run"),
             **_span(run.started_ns, run.ended_ns),
             "entangle:state": run.state,
+            **({"entangle:error": str(run.error)} if run.error else {}),
             "entangle:host": run.host,
             "entangle:python": run.python,
             "entangle:version": run.entangle,
@@ -55,6 +56,8 @@ def to_prov(run: RunGraph) -> str:
             "prov:type": _qualified("entangle:Call"),
             **_span(node.started_ns, node.ended_ns),
             "entangle:state": node.state,
+            **({"entangle:error": str(node.error)} if node.error else {}),
+            **({"entangle:cause": f"call:{run.id}-{node.cause}"} if node.cause is not None else {}),
             **({"entangle:pid": node.pid} if node.pid is not None else {}),
             **({"entangle:cpu": node.cpu} if node.cpu is not None else {}),
         }

@@ -59,8 +59,16 @@ def _events(run: RunGraph, number: int, zero: int) -> Iterator[dict[str, Any]]:
                 "cpu": node.cpu,
                 "attempts": node.attempts,
                 "value": node.value.text if node.value else None,
+                **({"error": str(node.error)} if node.error else {}),
+                **({"task": node.task.name} if node.name != node.task.name else {}),
             },
         }
+    for node in nodes:
+        if node.cause in where:
+            # It never ran: an instant on the track of the node that failed.
+            track, _, end = where[node.cause]
+            about = {"node": node.number, "cause": node.cause}
+            yield {"ph": "i", "s": "t", "pid": number, "tid": track, "name": node.name, "cat": node.state, "ts": end, "args": about}
     if len(run.edges) > MOST_ARROWS:
         return
     for serial, edge in enumerate(run.edges):

@@ -16,12 +16,15 @@ from entangle._tasks.layer import Decorated, Layer
 from entangle._worker.worker import here
 from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
 from entangle.flow import HERE, Body
+from entangle.pools import PLACES, TOKENS
 
 
 class Far(Layer):
     """Runs a function in another place, together with the layers below this one.
 
     Those layers are the business of that place: it takes their cookies and starts their processes.
+    A `@limit` counts on both sides: here, where the whole process tree keeps it, and there, for
+    the runs that the function begins.
     Here a thread waits for the value, the calling one if nothing else is left to do.
 
     If the connection is lost during the call, the error is a LinkLostError. If a layer below has
@@ -41,9 +44,11 @@ class Far(Layer):
         _watch_runs(self.transport)
 
     def lift(self, rest: Decorated) -> dict[str, Any]:
-        """`wait` of a layer below holds here, since the arguments arrive here."""
-        waits = [wait for layer in rest.layers if (wait := layer.terms().get("wait")) is not None]
-        return {"wait": min(waits)} if waits else {}
+        """`wait` of a layer below holds here, since the arguments arrive here; and so do limits."""
+        terms = [layer.terms() for layer in rest.layers]
+        waits = [wait for of in terms if (wait := of.get("wait")) is not None]
+        limits = tuple(pool for of in terms for pool in of.get("pools", ()) if pool.kind in (PLACES, TOKENS))
+        return {**({"wait": min(waits)} if waits else {}), **({"pools": limits} if limits else {})}
 
     def ship(self, rest: Decorated) -> Callable[..., Any]:
         """The function that runs here for a task that runs there."""
