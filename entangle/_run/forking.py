@@ -12,15 +12,14 @@ microsecond or two) is asked before each fork, and the rest when that has change
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import sys
 import threading
 import time
-from typing import Any
 
 from entangle._run import reaper
 from entangle._shared import greenlets
+from entangle._shared.loaded_libraries import loads, mapped_files
 
 #: Libraries that do not survive a fork, by a part of the path of their file, with their usual name.
 UNSAFE = {
@@ -44,43 +43,6 @@ UNSAFE = {
 #: Libraries whose threads are started anew in a child, or that do without.
 _SURVIVE = (b"openblas", b"libarrow", b"duckdb", b"libblis")
 _THREADS_THAT_SURVIVE = frozenset((b"jemalloc_bg_thd",))
-
-
-class _Object(ctypes.Structure):
-    """`struct dl_phdr_info`, see dl_iterate_phdr(3)."""
-
-    _fields_ = [
-        ("address", ctypes.c_void_p),
-        ("name", ctypes.c_char_p),
-        ("headers", ctypes.c_void_p),
-        ("count", ctypes.c_uint16),
-        ("adds", ctypes.c_ulonglong),
-        ("subs", ctypes.c_ulonglong),
-    ]
-
-
-_adds = 0
-
-
-def _note(found: Any, size: int, _: Any) -> int:
-    global _adds
-    if size >= ctypes.sizeof(_Object):
-        _adds = found.contents.adds
-    return 1  # the first object is enough
-
-
-try:
-    _each_object: Any = ctypes.CDLL(None).dl_iterate_phdr
-except AttributeError:  # macOS
-    _each_object = None
-_hear: Any = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Object), ctypes.c_size_t, ctypes.c_void_p)(_note)
-
-
-def _loads() -> int:
-    """How many libraries this process has ever loaded."""
-    if _each_object is not None:
-        _each_object(_hear, None)
-    return _adds
 
 
 def _native_threads() -> int:
@@ -111,7 +73,7 @@ def why_not_fork() -> str:
         return "threads are greenlets"
     if reaper.others():
         return "another thread runs"
-    now = (len(sys.modules), _loads(), os.environ.get("ENTANGLE_FORK_UNSAFE"))
+    now = (len(sys.modules), loads(), os.environ.get("ENTANGLE_FORK_UNSAFE"))
     threads = _native_threads()
     if now != _seen or threads > _threads_seen or (_found and threads != _threads_seen):
         _found, _seen, _threads_seen = _look(), now, threads
@@ -119,11 +81,7 @@ def why_not_fork() -> str:
 
 
 def _look() -> str:
-    try:
-        with open("/proc/self/maps", "rb") as maps:
-            text = maps.read()
-    except OSError:
-        return ""
+    text = mapped_files()
     for name in filter(None, (part.strip() for part in os.environ.get("ENTANGLE_FORK_UNSAFE", "").split(","))):
         if name in sys.modules or name.encode() in text:
             return f"{name} is loaded (ENTANGLE_FORK_UNSAFE)"

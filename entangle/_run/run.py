@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from entangle._run import Observer, at_termination, observers, reaper
+from entangle._run import Observer, at_termination, library_shares, observers, reaper
 from entangle._run.history import History
 from entangle._run.start import chosen_way
 from entangle._run.supervisor import MOST_THREADS, Supervisor
@@ -252,6 +252,8 @@ class Run:
             site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
             site.elsewhere = self.way != "fork"
             if processes:
+                site.shares = library_shares.begin(self.id, flow, lanes, home.most, self.caller)
+                leaving.callback(library_shares.end, self.id)
                 site.stores.append(Store(directory, table, 0, 0, spill))
             undone.pop_all()
         leaving.callback(os.close, listen)

@@ -18,7 +18,7 @@ from entangle._shared.interrupts import plain
 from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import SLOT, STARTING, STATE
-from entangle._worker import janitor
+from entangle._worker import janitor, library_threads
 from entangle._worker.joining import BROKEN, write_flow
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here
@@ -61,6 +61,7 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
     try:
         if way == "fork":
             store.before_fork()
+            library_threads.look()
             pid = _fork(site, store, slot, lane, serial, err_write, out_write)
             watch = _watch(pid)
         else:
@@ -127,6 +128,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         life.settle_in(parent, err, out, own_handlers)
         life.unblock_signals(masked)
         pickled_classes.inherit()
+        library_threads.keep_to(site.shares.each, forked=True)
         store.become(slot, serial)
         code = life.live(Worker(site, slot, lane, serial, store))
     except BaseException:

@@ -218,7 +218,9 @@ class Home:
                 os.symlink(self._shared[0], os.path.join(self.path, "tree"))
         self.spill = os.path.join(spill_base, spill_name)
         self.cpus = available_cpus()
-        budget = (ANY_CPU,) * (budget_of(self.cpus) - 1)
+        #: How many CPUs the process tree may keep busy.
+        self.most = budget_of(self.cpus)
+        budget = (ANY_CPU,) * (self.most - 1)
         self.budget = CookieQueue.create(os.path.join(self.path, "budget"), budget, self.spill)
         self.pools: dict[Pool, CookieSource] = {}
         self._runs = 0
@@ -256,6 +258,7 @@ class Home:
         found = cls.__new__(cls)
         found.pid, found.path, found.spill, found._locks, found._shared = -1, path, spill, [], ("", -1)
         found.cpus = available_cpus()
+        found.most = len(found.cpus)  # workers have a share of the budget (`library_threads.py`)
         found.budget = CookieQueue(os.path.join(path, "budget"))
         found.pools = {}
         found.makeflags = jobserver_flags(found.budget.path)

@@ -9,7 +9,7 @@ import os
 import posix  # eventlet's `os.write` waits for ever on a pipe that nobody reads any more
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from entangle._shared.home import home_of_tree, pool_at
 from entangle._shared.interrupts import Deferred
@@ -26,6 +26,17 @@ def _find_cpu() -> Callable[[], int]:
 
 
 cpu = _find_cpu()
+
+
+class Shares(NamedTuple):
+    """How many threads numerical libraries may use (`_run/library_shares.py`).
+
+    In `each` worker process; and as a `whole` for nodes that run `alone`. 0: as they are.
+    """
+
+    each: int = 0
+    whole: int = 0
+    alone: tuple[int, ...] = ()
 
 
 class Site:
@@ -58,6 +69,7 @@ class Site:
         self.context: contextvars.Context | None = None
         #: MAKEFLAGS for programs that bodies start.
         self.makeflags: str | None = None
+        self.shares = Shares()
         #: The file with the flow, for workers that were not forked.
         self.flow_path = ""
         #: Notes of workers in the invoking process.

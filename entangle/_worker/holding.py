@@ -15,6 +15,7 @@ from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, RUNS, SINCE, STOP, WAITING_POOL
 from entangle._shared.tracebacks import passes_on
+from entangle._worker import library_threads
 from entangle._worker.admission import Seat
 from entangle._worker.child import end_child
 from entangle._worker.delivery import Delivery
@@ -286,6 +287,8 @@ class Holding(Delivery):
                 flags = jobserver_flags(cookie.source.path, serial=cookie.pool.size == 1)
                 if flags is not None:
                     os.environ["MAKEFLAGS"] = flags
+                if self.site.shares.each > 1:
+                    library_threads.keep_to(1)
 
     def _unuse(self, cookie: Cookie) -> None:
         """Undo what `_use` has done."""
@@ -293,6 +296,8 @@ class Holding(Delivery):
             roam(self.roaming)
             if self.in_process and self.makeflags is not None:
                 os.environ["MAKEFLAGS"] = self.makeflags
+            if self.in_process and self.site.shares.each > 1:
+                library_threads.keep_to(self.site.shares.each)
 
     def give_cookies(self, but: int = 0) -> None:
         """Give back all cookies except the first, and use all CPUs again.

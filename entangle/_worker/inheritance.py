@@ -39,6 +39,7 @@ from typing import Any
 from entangle._shared.context_variables import module_of, variable_of
 from entangle._shared.interrupts import plain
 from entangle._shared.pickling import MAIN, dumps_for_others
+from entangle._worker.library_threads import users_environment
 
 #: Signals that a worker answers in its own way (`life.settle_in`), or that cannot be answered.
 _OWN = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP))
@@ -357,7 +358,7 @@ def _put_limits(known: tuple[Any, ...]) -> None:
 _ITEMS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "path": (lambda: list(sys.path), lambda known: _put_list(known, sys.path)),
     "argv": (lambda: list(sys.argv), lambda known: _put_list(known, sys.argv)),
-    "environment": (lambda: dict(os.environ), _put_environment),
+    "environment": (users_environment, _put_environment),
     "directory": (_directory, _put_directory),
     "umask": (_umask, _put_umask),
     "interpreter": (_interpreter, _put_interpreter),

@@ -15,7 +15,7 @@ from entangle._shared.site import Site
 from entangle._shared.summaries import argument_at, call_in_short
 from entangle._shared.table import Table, reserve
 from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
-from entangle._worker import importing, inheritance
+from entangle._worker import importing, inheritance, library_threads
 from entangle._worker.failures import describe, note_call
 from entangle._worker.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
@@ -46,6 +46,7 @@ def write_flow(site: Site) -> None:
         "home_spill": os.path.dirname(site.spill),
         "state": inheritance.take(),
         "jobserver": jobserver_style(),
+        "shares": site.shares,
     }
     known["travelled"] = sorted(module_lookup.travelled)
     body = pickle.dumps(known, 5)
@@ -133,6 +134,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
         os._exit(0)  # the run has ended before we joined
     inheritance.take_on(known["state"], "before")
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
+    library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
     Home.adopt(known["home"], known["home_spill"])
     module_lookup.arrive(known["travelled"])
     try:
@@ -145,6 +147,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
     wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
     site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
     site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
+    site.shares = known["shares"]
     return Worker(site, slot, lane, serial)
 
 

@@ -29,13 +29,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+from array import array
 from typing import Any
 
 from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import BEGUN, BUSY, GONE, LANE, NOBODY, RUNS, SINCE, STATE
 from entangle._shared.tracebacks import passes_on
-from entangle._worker import child, delivery
+from entangle._worker import child, delivery, library_threads
 from entangle._worker.child import end_child
 from entangle._worker.holding import Holding, PutOff
 from entangle._worker.inheritance import in_context_of
@@ -59,6 +60,8 @@ class Worker(Holding):
         clock, value_of, deliver = time.monotonic_ns, self._value_of, self._deliver
         if self.lane == THREAD and site.context is not None:
             bodies = [Body(*body)._replace(function=in_context_of(site.context, body.function)) for body in bodies]
+        if site.shares.alone and self.in_process:
+            bodies, body_of, special = _with_all_cpus(site, special)
         plain = [shape.templates is None and not shape.keywords for shape in shapes]
         slots[base + LANE] = self.lane
         slots[base + STATE] = BUSY
@@ -117,6 +120,18 @@ class Worker(Holding):
                 value = None
                 node = self._take()
         slots[base + STATE] = GONE
+
+
+def _with_all_cpus(site: Site, special: list[bool]) -> tuple[list[Body], array[int], list[bool]]:
+    """Bodies, which of them each node has, and which are special: nodes that run alone have one of
+    their own, in which libraries may use all CPUs of the run."""
+    bodies, body_of, special = list(site.flow.bodies), site.flow.body_of[:], list(special)
+    for node in site.shares.alone:
+        body = bodies[body_of[node]]
+        special.append(special[body_of[node]])
+        body_of[node] = len(bodies)
+        bodies.append(Body(*body)._replace(function=library_threads.alone(site.shares, body.function, node in site.flow.sinks)))
+    return bodies, body_of, special
 
 
 class _Here(threading.local):
