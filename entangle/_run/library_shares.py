@@ -26,18 +26,18 @@ _under_way: set[str] = set()
 os.register_at_fork(after_in_child=_under_way.clear)
 
 
-def begin(run: str, flow: Flow, lanes: list[int], budget: int, caller: Worker | None) -> Shares:
+def begin(run: str, flow: Flow, lanes: list[int], budget: int, workers: int, caller: Worker | None) -> Shares:
     """Count a run that begins, and give how many threads the libraries of its workers may use.
 
-    `budget` is how many CPUs the process tree may keep busy. `caller` is the worker in whose body
-    the run is called.
+    `budget` is how many CPUs the process tree may keep busy. The run has at most so many `workers`.
+    `caller` is the worker in whose body it is called.
     """
     _under_way.add(run)
     count = len(_under_way)
     if caller is not None and caller.lane == HERE and caller.site.run_id in _under_way:
         count -= 1  # nothing else of that run is left to do
     whole = max(1, (library_threads.share or budget) // count)
-    each = max(1, whole // at_once(flow, lanes, whole))
+    each = max(1, whole // at_once(flow, lanes, min(whole, workers)))
     return Shares(each, whole, alone(flow, lanes) if each < whole and not flow.rearmed else ())
 
 

@@ -252,7 +252,7 @@ class Run:
             site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
             site.elsewhere = self.way != "fork"
             if processes:
-                site.shares = library_shares.begin(self.id, flow, lanes, home.most, self.caller)
+                site.shares = library_shares.begin(self.id, flow, lanes, home.most, processes, self.caller)
                 leaving.callback(library_shares.end, self.id)
                 site.stores.append(Store(directory, table, 0, 0, spill))
             undone.pop_all()

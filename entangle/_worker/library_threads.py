@@ -50,7 +50,7 @@ _READ_BY_OTHERS = (("OMP_NUM_THREADS",), 1024)
 _FILES = (b"openblas", b"libmkl_rt", b"libblis", b"libflexiblas", b"libgomp", b"libomp", b"libiomp5")
 
 
-class Pool(Protocol):
+class Library(Protocol):
     """A loaded library with threads, as threadpoolctl's controllers are."""
 
     filepath: str
@@ -74,7 +74,7 @@ _told: dict[str, int] = {}
 _crippled: set[str] = set()
 #: Libraries with threads that this process has loaded, and how many libraries it had ever loaded
 #: when we looked.
-_pools: list[Pool] = []
+_pools: list[Library] = []
 _looked_at = -1
 
 
@@ -92,7 +92,7 @@ def look() -> None:
     _looked_at = loads()  # looking may load some
 
 
-def _loaded(maps: bytes) -> list[Pool]:
+def _loaded(maps: bytes) -> list[Library]:
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
@@ -100,7 +100,7 @@ def _loaded(maps: bytes) -> list[Pool]:
         return [pool for pool in map(_OpenBLAS, map(os.fsdecode, sorted(paths))) if pool.usable]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # two OpenMP runtimes in one program
-        found: list[Pool] = list(ThreadpoolController().lib_controllers)
+        found: list[Library] = list(ThreadpoolController().lib_controllers)
     return found
 
 
@@ -218,7 +218,7 @@ def _installed(package: str) -> bool:
     return package in sys.modules or PathFinder.find_spec(package) is not None
 
 
-def _tell(pool: Pool, threads: int, before: int, cpus: int, forked: bool) -> None:
+def _tell(pool: Library, threads: int, before: int, cpus: int, forked: bool) -> None:
     """Tell a loaded library how many threads to use, unless the user has."""
     variables, most = _READ.get(pool.internal_api, _READ_BY_OTHERS)
     if any(name in os.environ and os.environ[name] != _ours.get(name) for name in variables):

@@ -182,6 +182,14 @@ print(min(first.result(), second.result()), of_one()())
 
 
 @several_cpus
+@pytest.mark.parametrize("start", WAYS)
+def test_a_run_with_one_worker_has_all_cpus_in_it(tmp_path: Path, start: str) -> None:
+    """Its bodies come one after the other."""
+    lines = f"print(all_of(of_one(), of_one()).run(start={start!r}, workers=1))"
+    assert output(tmp_path, lines) == f"[{CPUS}, {CPUS}, {CPUS}]\n"
+
+
+@several_cpus
 def test_a_forked_worker_uses_gnus_openmp_with_one_thread(tmp_path: Path) -> None:
     """With more it waits for ever for threads that only its parent has. `auto` does not fork then,
     and `start="fork"` can be had all the same."""
