@@ -152,13 +152,17 @@ def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:
 
 
 def progress() -> AbstractContextManager[None]:
-    """Show the progress of runs in the block: on a terminal, for runs of more than a second.
+    """Show how far the runs in the block are, those that last over a second.
 
-    Needs `rich` (`pip install 'py-entangle[progress]'`).
+    On a terminal, a line at the bottom says how much of each task is done, what has failed, and
+    how long the rest may take: what its tasks have taken so far, over how many run at once. In
+    Jupyter and marimo it is a table that moves. Where stderr is no terminal, as in a log or a
+    pipe, a line is written every ten seconds, or after a tenth of the run. At its end a last line
+    says how a run has ended.
 
         with entangle.progress():
             flow()
     """
-    from entangle._run.progress import showing
+    from entangle._run.progress.following import showing
 
     return showing()

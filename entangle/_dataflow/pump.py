@@ -51,6 +51,8 @@ Reaction = Callable[[Failure], bool]
 class Pump:
     """Pushes the values of a source through a plan. It is the client of its run."""
 
+    many = True
+
     def __init__(self, plan: Plan, inflight: int | None, ordered: bool, drop: Reaction, way: str | None) -> None:
         cpus = budget_of(available_cpus())
         sets = max(8, 4 * cpus) if inflight is None else min(inflight, MOST_SETS)

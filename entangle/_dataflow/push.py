@@ -18,6 +18,8 @@ from entangle.flow import THREAD
 class Push:
     """One value pushed into a flow. It is the client of its run."""
 
+    many = False
+
     def __init__(self, plan: Plan, value: Any, way: str | None = None) -> None:
         self.plan = plan
         self.name = plan.name

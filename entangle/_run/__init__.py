@@ -46,8 +46,15 @@ class ObservedRun(Protocol):
     def how_far(self) -> dict[str, Any]:
         """What the stages of a rearmed run have done so far, as JSON takes it."""
 
+    @property
+    def many(self) -> bool:
+        """Whether it is a stream: any number of values may go through it."""
+
     def reason(self) -> BaseException | None:
         """What ended the run, if not its value. Known when it has ended."""
+
+    def take_prints(self) -> None:
+        """Have what bodies print pass through this process. For a run that is about to start."""
 
 
 class Observer(Protocol):

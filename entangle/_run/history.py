@@ -151,9 +151,8 @@ class History:
         """All of it as JSON takes it. Times are nanoseconds since the run began."""
         began = self.began
         stages = []
-        for at, (stage, skipped) in enumerate(zip(self.stages, self._skipped(), strict=True)):
-            done = self.items[at] - self.failed[at] - skipped
-            counts = {"done": done, "failed": self.failed[at], "skipped": skipped, "busy": self.busy[at]}
+        for at, (stage, (done, failed, skipped)) in enumerate(zip(self.stages, self.counts(), strict=True)):
+            counts = {"done": done, "failed": failed, "skipped": skipped, "busy": self.busy[at]}
             stages.append({"name": stage.body.name, "port": stage.port, "inputs": stage.inputs, **counts})
         return {
             "stages": stages,
@@ -161,6 +160,16 @@ class History:
             "bins": self.bins,
             "stretches": [[slot, pid, cpu, a - began, b - began, stage, items] for slot, pid, cpu, a, b, stage, items, _ in self.stretches],
         }
+
+    def counts(self) -> list[tuple[int, int, int]]:
+        """For each stage, how many items it has done, has failed with and has skipped."""
+        both = zip(self.items, self.failed, self._skipped(), strict=True)
+        return [(items - failed - skipped, failed, skipped) for items, failed, skipped in both]
+
+    def out(self) -> int:
+        """How many items have gone through all stages of the first port, failed ones included."""
+        taken = {one for stage in self.stages for one in stage.inputs if stage.port == 0}
+        return min((self.items[at] for at, stage in enumerate(self.stages) if stage.port == 0 and at not in taken), default=0)
 
     def _skipped(self) -> list[int]:
         """For each stage, how many items have passed it by, since they had failed before."""

@@ -132,6 +132,8 @@ class Client(Protocol):
     wait."""
 
     name: str
+    #: Whether any number of values may go through, and not only one.
+    many: bool
 
     def failure(self) -> BaseException | None:
         """The error that the caller gets instead of a value, if any. The run itself is in order
@@ -188,6 +190,11 @@ class RearmedRun(Run):
     def reason(self) -> BaseException | None:
         """The error that the caller gets instead of a value."""
         return self.client.failure() or self.raised
+
+    @property
+    def many(self) -> bool:
+        """Whether it is a stream: any number of values may go through it."""
+        return self.client.many
 
     def _make_supervisor(self, *known: Any) -> Supervisor:
         supervisor = RearmedSupervisor(*known)

@@ -106,6 +106,17 @@ class Run:
         """What ended the run, if not its value; for observers, when it has ended."""
         return self.raised
 
+    @property
+    def many(self) -> bool:
+        """Whether it is a stream: any number of values may go through it."""
+        return False
+
+    def take_prints(self) -> None:
+        """Have what bodies print pass through this process. For observers, when the run is about to
+        start."""
+        if self.supervisor is not None:
+            self.supervisor.capture = True
+
     def value(self) -> Any:
         """Run the flow in this thread and return the value of its sink.
 

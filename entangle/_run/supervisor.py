@@ -32,7 +32,7 @@ from entangle._run.crowding import Admission, WorkerThread
 from entangle._run.deaths import Deaths
 from entangle._run.entitlement import Entitlement
 from entangle._run.forking import fork_is_safe
-from entangle._run.forwarding import stdout_is_plain
+from entangle._run.forwarding import forward, stdout_is_plain
 from entangle._run.roster import Roster
 from entangle._run.start import start_worker
 from entangle._run.worker_process import GRACE, WorkerProcess
@@ -632,6 +632,11 @@ class Supervisor:
             # The kernel takes a while to free what they hold. The caller need not wait for that.
             self.leaving = list(self.processes.values())
             self.processes.clear()
+            if self.capture:
+                # What was printed comes before the news that the run is over.
+                for worker in self.leaving:
+                    if worker.out >= 0:
+                        forward(worker, worker.out)
         self.entitlement.give_cookies(0)
         if in_order:
             self.entitlement.regain(lambda: self.cancelled)

@@ -18,7 +18,7 @@ from entangle.errors import EntangleError
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Packages of ours that count as users' code: examples and tests.
-_AS_USERS = ("entangle.examples", "entangle.tests")
+AS_USERS = ("entangle.examples", "entangle.tests")
 #: Modules of Python through which we call users' code. Their frames go if they follow one of ours.
 _BETWEEN = ("asyncio", "concurrent.futures", "contextlib")
 #: How many errors of one chain are treated.
@@ -120,7 +120,7 @@ def _module(entry: types.TracebackType) -> str:
 
 def _is_ours(entry: types.TracebackType) -> bool:
     name = _module(entry)
-    return name == "entangle" or (name.startswith("entangle.") and not name.startswith(_AS_USERS))
+    return name == "entangle" or (name.startswith("entangle.") and not name.startswith(AS_USERS))
 
 
 def _others(first: types.TracebackType | None) -> types.TracebackType | None:

@@ -255,7 +255,7 @@ class Call(Generic[R_co]):
             progress = os.environ.get("ENTANGLE_PROGRESS", "") not in ("", "0")
         observer: Observer | None = None
         if progress:
-            from entangle._run.progress import Bar
+            from entangle._run.progress.following import Bar
 
             observer = Bar()
         return Run(self._compiler.compile_call(self), start, observer, timeout, workers)

@@ -255,7 +255,6 @@ def _extras() -> Finding:
 
     wanted = {
         "http": "httpx",
-        "progress": "rich",
         "ssh": "paramiko",
         "docker": "docker",
         "graph": "gremlin_python",

@@ -1,0 +1,163 @@
+"""A line about a run, and its last line: `load 31/80, train 2/80 · 2 failed · 1:10 left`."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from entangle._run.progress.tally import Count, Left
+
+#: How a run can end.
+DONE, FAILED, CANCELLED, INTERRUPTED, TIMED_OUT, TERMINATED = (
+    "done",
+    "failed",
+    "cancelled",
+    "interrupted",
+    "timed out",
+    "terminated",
+)
+#: More task names than this are not shown in full: those that are done are left out.
+MANY = 6
+
+
+@dataclass
+class View:
+    """What is shown of a run: its name, its counts by task name, seconds since it began."""
+
+    run: str
+    name: str
+    counts: list[Count]
+    seconds: float
+    left: Left = field(default_factory=Left)
+    at_once: float = 0.0
+    #: How it has ended; None while it lasts.
+    end: str | None = None
+    #: Of a stream: how many items have come out, failed ones included, and how many come a second
+    #: of late.
+    items: int | None = None
+    rate: float = 0.0
+
+    def sum(self, what: str) -> int:
+        """The sum of one number over all task names."""
+        return sum(getattr(count, what) for count in self.counts)
+
+    @property
+    def share(self) -> float:
+        """How much of it has ended, from 0 to 1."""
+        total = self.sum("total") - self.sum("lost")
+        return (total - self.sum("left")) / total if total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest may take; None where nothing is known."""
+        left = self.left
+        if not left.known:
+            return 0.0 if not left.unknown else None
+        at_once = max(1.0, min(self.at_once, self.sum("left")))
+        return max(left.work / at_once, left.longest)
+
+
+def clock(seconds: float) -> str:
+    """A time as `0:42`, `1:02:03` or `3 d 04:05:06`."""
+    whole = int(seconds)
+    minutes, hours = whole // 60 % 60, whole // 3600
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24:02}:{minutes:02}:{whole % 60:02}"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def time_left(view: View) -> str:
+    """`1:10 left`; `1:10+ left` while tasks are to come of which none has ended; `? left` while
+    nothing is known."""
+    seconds = view.seconds_left
+    if seconds is None:
+        return "? left"
+    return f"{clock(math.ceil(seconds))}{'+' if view.left.unknown else ''} left"
+
+
+def _count(count: Count, many: bool) -> str:
+    return f"{count.name} {count.done:,}" + ("" if many else f"/{count.total - count.lost:,}")
+
+
+def names(counts: Sequence[Count], room: int, many: bool = False) -> str:
+    """The counts by task name, in `room` columns: where there are many, of those that are not done;
+    where these are too many, the first that run."""
+    shown = [count for count in counts if count.total > count.lost]
+    texts = [_count(count, many) for count in shown]
+    if len(shown) <= MANY and width(", ".join(texts)) <= room:
+        return ", ".join(texts)
+    active = [count for count in shown if count.left] or shown[-1:]
+    whole = ", ".join(_count(count, many) for count in active)
+    if len(active) <= MANY and width(whole) <= room:
+        return whole
+    first = sorted(active, key=lambda count: not count.running)[:MANY]
+    for most in range(len(first), 0, -1):
+        kept = set(map(id, first[:most]))
+        more = len(active) - most
+        told = ", ".join(_count(count, many) for count in active if id(count) in kept) + (f", {more} more" if more else "")
+        if width(told) <= room:
+            return told
+    tail = _count(first[0], many)[len(first[0].name) :]
+    return cut(first[0].name, max(1, room - len(tail))) + tail
+
+
+def line(view: View, room: int, prefix: str = "") -> str:
+    """A run that lasts, in `room` columns."""
+    parts = [f"{view.sum(what):,} {what}" for what in ("failed", "skipped") if view.sum(what) and (view.items is None or what == "failed")]
+    parts.append(time_left(view) if view.items is None else _rate(view.rate))
+    rest = "".join(f" · {part}" for part in parts)
+    return cut(prefix + names(view.counts, max(8, room - width(prefix) - width(rest)), view.items is not None) + rest, room)
+
+
+def last_line(view: View, prefix: str = "") -> str:
+    """How a run has ended."""
+    took = clock(view.seconds)
+    where = ", ".join(count.name for count in view.counts if count.failed)
+    where = f" in {where}" if where and view.end == FAILED else ""
+    if view.items is not None:
+        failed = view.sum("failed")
+        items = f"{view.items - failed:,} items"
+        told = f"done {items} in {took}" if view.end == DONE else f"{view.end}{where} after {took} · {items} done"
+        return prefix + told + (f" · {failed:,} failed" if failed else "")
+    done, total, running = view.sum("done"), view.sum("total"), view.sum("running")
+    if view.end == DONE:
+        told = f"done {done:,} of {total - view.sum('lost'):,} in {took}"
+        rest = [("failed", view.sum("failed")), ("skipped", view.sum("skipped"))]
+    else:
+        told = f"{view.end}{where} after {took} · {done:,} of {total:,} done"
+        stopped = ("stopped", running)
+        rest = [("failed", view.sum("failed")), ("skipped", view.sum("skipped")), stopped, ("not run", view.sum("lost") - running)]
+    told_of = ", ".join(f"{count:,} {what}" for what, count in rest if count > 0)
+    return prefix + told + (f" · {told_of}" if told_of else "")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s" if rate >= 0.1 or not rate else f"{60 * rate:.1f}/min"
+
+
+def width(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    if unicodedata.combining(char) or unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(text: str, room: int) -> str:
+    """The text, cut to that many columns."""
+    if width(text) <= room:
+        return text
+    kept, left = [], room - 1
+    for char in text:
+        left -= width(char)
+        if left < 0:
+            break
+        kept.append(char)
+    return "".join(kept) + "…"
