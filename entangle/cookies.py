@@ -227,12 +227,12 @@ class CookieQueue:
 
     def give_cell(self, cell: int, thread: int = 0) -> None:
         """Put back a cookie that this process holds; with `thread`, only one that it has taken."""
-        if self._holders[cell] == _identity(os.getpid()) and thread in (0, self._threads[cell]):
+        if self._holders[cell] == identity(os.getpid()) and thread in (0, self._threads[cell]):
             self._locked(self._give, cell)
 
     def give(self, cookie: int) -> None:
         """Put back a cookie that this process holds. Does nothing if it holds no such cookie."""
-        me, thread = _identity(os.getpid()), threading.get_ident()
+        me, thread = identity(os.getpid()), threading.get_ident()
         found = -1
         for cell in self._cells_of(me):
             if self._numbers[cell] == cookie:
@@ -245,7 +245,7 @@ class CookieQueue:
     def held_here(self) -> set[int]:
         """The cells of the cookies that this thread holds."""
         thread = threading.get_ident()
-        return {cell for cell in self._cells_of(_identity(os.getpid())) if self._threads[cell] == thread}
+        return {cell for cell in self._cells_of(identity(os.getpid())) if self._threads[cell] == thread}
 
     def give_back(self, but: Collection[int] = ()) -> None:
         """Put back all cookies that this thread holds, except those in the cells `but`.
@@ -278,8 +278,8 @@ class CookieQueue:
 
     def held_by_others(self) -> bool:
         """Whether another living process holds a cookie."""
-        me = _identity(os.getpid())
-        return any(self._held[cell] and self._holders[cell] != me and _lives(self._holders[cell]) for cell in range(self.size))
+        me = identity(os.getpid())
+        return any(self._held[cell] and self._holders[cell] != me and lives(self._holders[cell]) for cell in range(self.size))
 
     def close(self) -> None:
         """Close the pipes and unmap the file."""
@@ -340,7 +340,7 @@ class CookieQueue:
 
     def _fill(self, cell: int) -> bool:
         """Move a byte from the pipe into a cell. Returns whether there was one."""
-        self._holders[cell], self._threads[cell] = _identity(os.getpid()), threading.get_ident()
+        self._holders[cell], self._threads[cell] = identity(os.getpid()), threading.get_ident()
         try:
             os.readv(self._fd, [self._held[cell : cell + 1]])
         except BlockingIOError:
@@ -373,9 +373,9 @@ class CookieQueue:
         """Called before a cell becomes free."""
 
     def _reclaim(self) -> bool:
-        me, found = _identity(os.getpid()), False
+        me, found = identity(os.getpid()), False
         for cell in range(self.size):
-            if self._held[cell] and self._holders[cell] != me and not _lives(self._holders[cell]):
+            if self._held[cell] and self._holders[cell] != me and not lives(self._holders[cell]):
                 self._give(cell)
                 found = True
         return found
@@ -508,12 +508,17 @@ def _mapped(path: str) -> mmap.mmap:
         path = os.readlink(path)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | _NO_LINK)
     try:
-        size = os.fstat(fd).st_size
-        if sys.version_info >= (3, 13):
-            return mmap.mmap(fd, size, trackfd=False)
-        return mmap.mmap(fd, size)
+        return mapped(fd)
     finally:
         os.close(fd)
+
+
+def mapped(fd: int) -> mmap.mmap:
+    """An open file, mapped; without a descriptor of its own where Python can do that."""
+    size = os.fstat(fd).st_size
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, size, trackfd=False)
+    return mmap.mmap(fd, size)
 
 
 def _bytes_in(fd: int) -> int:
@@ -539,7 +544,7 @@ def _wait_for_bytes(fd: int, seconds: float) -> bool:
     return _bytes_in(fd) > 0
 
 
-def _identity(pid: int) -> int:
+def identity(pid: int) -> int:
     """A number that identifies a process for good: its pid and its start time. 0 for a dead one."""
     global _own
     own_pid, own = _own
@@ -566,8 +571,9 @@ def _without_proc(pid: int) -> int:
     return 0 if os.path.exists("/proc/self/stat") else pid << 32
 
 
-def _lives(holder: int) -> bool:
-    return _identity(holder >> 32) == holder
+def lives(holder: int) -> bool:
+    """Whether the process that `identity` has told is still there."""
+    return identity(holder >> 32) == holder
 
 
 def _after_fork() -> None:

@@ -10,6 +10,7 @@
     ├── CacheKeyError (TypeError)                     author: no cache key can be made of it
     ├── RunAtImportError                              author: a module runs a graph on import
     ├── SchedulerImportError (ImportError)            author: `impl` names no scheduler class
+    ├── DeviceError                                   machine: no GPU, or fewer than are wanted
     ├── RequestError                                  server, network: an HTTP request failed
     ├── FarError                                      another place, or the way to it
     │   ├── UnreachableError (ConnectionError)        place, network: no Python started there
@@ -78,6 +79,13 @@ class RunAtImportError(EntangleError):
 
 class SchedulerImportError(EntangleError, ImportError):
     """The `impl` of a scheduler cannot be imported, or is no scheduler. The author's fault."""
+
+
+class DeviceError(EntangleError):
+    """A task wants a GPU, or several, and there are none or fewer. The machine's fault.
+
+    The text says what was looked for, and how to say which there are.
+    """
 
 
 class RequestError(EntangleError):

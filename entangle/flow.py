@@ -23,6 +23,11 @@ from entangle.pools import Pool
 #: a process of the body's own, or whatever runs the call (for the last node of a run, the calling
 #: thread).
 PROCESS, THREAD, FRESH, HERE = 0, 1, 2, 3
+#: The first lane of processes that serve a device. Each kind of claim on devices has one of its
+#: own, since a process that has opened a device serves it for life.
+DEVICE = 4
+#: What runs in the process of the caller.
+IN_CALLER = (THREAD, HERE)
 
 
 class Body(NamedTuple):
@@ -50,6 +55,9 @@ class Body(NamedTuple):
     #: The groups of the node, each with a limit of how many run at once: indexes into
     #: `Flow.limits`.
     limits: tuple[int, ...] = ()
+    #: How many GPUs it needs, and into how many shares each is divided.
+    gpus: int = 0
+    share: int = 1
 
     @property
     def timed(self) -> bool:

@@ -14,10 +14,11 @@ from typing import NamedTuple, Protocol
 from entangle.cookies import ANY_CPU
 from entangle.errors import OptionError
 
-#: What the cookies of a pool stand for: a place in a named limit, a GPU, a CPU, or the right to
-#: begin once (a token, which is used up). This is also the order in which a body takes them. Tokens
-#: come last: between a token and the begin of the body there must be no wait.
-PLACES, GPUS, CPUS, TOKENS = range(4)
+#: What the cookies of a pool stand for: a place in a named limit, a CPU, or the right to begin once
+#: (a token, which is used up). This is also the order in which a body takes them. Tokens come last:
+#: between a token and the begin of the body there must be no wait. Devices are no pool: a worker
+#: has the cookie of its device before it takes a node (`_worker/serving.py`).
+PLACES, CPUS, TOKENS = range(3)
 
 
 class Pool(NamedTuple):
@@ -37,7 +38,7 @@ class Pool(NamedTuple):
         """The name of its files in a home."""
         if self.kind == CPUS:
             return f"cookies-{self.size}"
-        word = ("limit", "gpus", "", "rate")[self.kind]
+        word = ("limit", "", "rate")[self.kind]
         figures = f"{self.rate:g}-{self.size}" if self.kind == TOKENS else f"{self.size}"
         return f"{word}-{digest(self.name)}-{figures}"
 
@@ -47,7 +48,7 @@ class Pool(NamedTuple):
 
         Not that of CPUs: programs such as `make` hold cookies of it that nobody counts.
         """
-        return self.kind in (PLACES, GPUS, TOKENS)
+        return self.kind in (PLACES, TOKENS)
 
     def numbers(self, cpus: list[int]) -> Sequence[int]:
         """What its cookies stand for: of CPUs, the first of `cpus`."""

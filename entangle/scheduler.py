@@ -1,4 +1,4 @@
-"""@scheduler: the body runs only with a cookie, bound to the CPU that the cookie names."""
+"""@scheduler: the body runs only with a cookie, bound to its CPU, or in a process for its GPUs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from entangle._shared.devices import MOST_DEVICES
 from entangle._shared.home import home
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -21,8 +22,10 @@ from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OPTIONS = ("cpus", "impl")
+_OPTIONS = ("cpus", "impl", "gpus", "share")
 _DEFAULT = "entangle.scheduler.DefaultScheduler"
+#: How many functions may share a GPU.
+_MOST_SHARES = 256
 
 
 class DefaultScheduler:
@@ -60,18 +63,25 @@ class DefaultScheduler:
 class Scheduler(Layer):
     """The layer of @scheduler: cookies of the engine, or another scheduler around the function."""
 
-    def __init__(self, cpus: int, impl: str) -> None:
+    def __init__(self, cpus: int | None, impl: str, gpus: int = 0, share: int = 1) -> None:
         self.cpus = cpus
         self.impl = impl
+        self.gpus = gpus
+        self.share = share
         self.other: Any = None
         if impl != _DEFAULT:
             self.other = load_scheduler(impl)
-        else:
+        elif cpus is not None:
             registered.add(pool_of(cpus))
 
     def terms(self) -> dict[str, Any]:
-        """The pool of cookies that this function takes from."""
-        return {} if self.other is not None else {"pools": (pool_of(self.cpus),)}
+        """The pools that this function takes cookies from, and what it needs of GPUs."""
+        terms: dict[str, Any] = {}
+        if self.other is None and self.cpus is not None:
+            terms["pools"] = (pool_of(self.cpus),)
+        if self.gpus:
+            terms.update(gpus=self.gpus, share=self.share)
+        return terms
 
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """The function as the other scheduler wraps it, where there is one."""
@@ -108,35 +118,73 @@ def check_cpus(decorator: str, cpus: object) -> None:
         raise OptionError(f"@{decorator}: cpus={value_in_short(cpus)}; it must be a whole number, at least 1")
 
 
+def _check_gpus(gpus: object, share: object) -> None:
+    """Raise OptionError unless both are whole numbers that can be served."""
+    for name, value, most in (("gpus", gpus, MOST_DEVICES), ("share", share, _MOST_SHARES)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise OptionError(f"@scheduler: {name}={value_in_short(value)}; it must be a whole number from 1 to {most}")
+
+
 @overload
 def scheduler(function: Task[P, R], /) -> Task[P, R]: ...
 @overload
 def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def scheduler(*, cpus: int = ..., impl: str = ...) -> Decorator: ...
+@overload
+def scheduler(*, gpus: int, share: int = ..., cpus: int = ...) -> Decorator: ...
 @edge
-def scheduler(function: Any = None, /, *, cpus: int | None = None, impl: str = _DEFAULT, **unknown: Any) -> Any:
-    """Run the function only with a cookie, bound to its CPU; at most `cpus` run at once.
+def scheduler(
+    function: Any = None,
+    /,
+    *,
+    cpus: int | None = None,
+    impl: str = _DEFAULT,
+    gpus: int | None = None,
+    share: int | None = None,
+    **unknown: Any,
+) -> Any:
+    """Run the function only with a cookie: for a CPU, to which it is bound, or for GPUs.
 
     The cookies stand for the CPUs that this process may use; the whole process tree of the run
-    shares them. A function that waits for a nested run lends its cookie meanwhile. `cpus` is by
-    default the number of those CPUs. `impl` is the dotted name of another scheduler's class,
-    imported here: its `register(self, f, cpus=12)` gives a callable around `f`. Stands above or
-    below @process, @thread and @workflow.
+    shares them. At most `cpus` such functions run at once, by default as many as there are CPUs. A
+    function that waits for a nested run lends its cookies meanwhile. Stands above or below
+    @process, @thread and @workflow.
 
-    Raises OptionError and SchedulerImportError here.
+    With `gpus`, the function needs that many GPUs, and runs in a process that CUDA_VISIBLE_DEVICES
+    (and HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES) show these alone, before it loads anything.
+    `share=4` lets four such functions use a GPU at a time. The process serves these GPUs for life:
+    what it has compiled and loaded there, the next call finds. With `gpus` and no `cpus`, it needs
+    no cookie for a CPU.
+
+    `impl` is the dotted name of another scheduler's class, imported here: its
+    `register(self, f, cpus=12)` gives a callable around `f`.
+
+    Raises OptionError and SchedulerImportError here; DeviceError, when the run begins, where there
+    are fewer GPUs.
 
         @scheduler(cpus=4)
         @process
         def simulate(seed): ...
+
+        @scheduler(gpus=1)
+        @process
+        def train(fold): ...
     """
     refuse_unknown("scheduler", _OPTIONS, unknown)
-    if cpus is None:
+    if gpus is not None:
+        _check_gpus(gpus, 1 if share is None else share)
+        if impl != _DEFAULT:
+            raise OptionError(f"@scheduler: gpus={gpus} with impl={value_in_short(impl)}; another scheduler hands out no GPUs")
+    elif share is not None:
+        raise OptionError(f"@scheduler: share={value_in_short(share)} says how many functions share a GPU; say gpus=1 with it")
+    if cpus is None and gpus is None:
         cpus = len(available_cpus())
-    check_cpus("scheduler", cpus)
+    if cpus is not None:
+        check_cpus("scheduler", cpus)
     if not isinstance(impl, str):
         raise OptionError(f"@scheduler: impl={value_in_short(impl)}; it must be the dotted name of a class, as 'package.module.Class'")
-    layer = Scheduler(cpus, impl)
+    layer = Scheduler(cpus, impl, gpus or 0, share or 1)
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:

@@ -37,7 +37,7 @@ from entangle._tasks.parameters import fitting, in_its_order, positional_names, 
 from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
-from entangle.flow import HERE, PROCESS, Body
+from entangle.flow import HERE, IN_CALLER, PROCESS, Body
 from entangle.pools import Pool, merged
 
 P = ParamSpec("P")
@@ -430,6 +430,8 @@ def _make_body(task: Task[..., Any]) -> Body:
         pools = merged(pools, stated.pop("pools", ()))
         terms.update(stated)
     carrier = terms.pop("carrier", carrier)
+    if terms.get("gpus") and carrier in IN_CALLER:
+        raise OptionError(_no_device(task.layers, f"task {task.__name__!r}"))
     body = TaskBody(outer, task.__name__, carrier, pools=pools, **terms)
     body.task = task
     return body
@@ -506,8 +508,25 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     for layer in layers:
         layer.accept(inner)
     _refuse_lost_options(decorator, layers, below)
+    above = (*layers, *below)
+    for index, layer in enumerate(above):
+        if layer.carrier in IN_CALLER:  # it may stand below a carrier that is still to come
+            if any(other.terms().get("gpus") for other in (above[:index] if layer.ships else above)):
+                raise OptionError(_no_device(above, f"@{decorator}"))
+            break
     kind = type(function) if isinstance(function, Task) else Task  # a task of a dataflow stays one
     return kind(inner, (*layers, *below))
+
+
+def _no_device(layers: tuple[Layer, ...], whose: str) -> str:
+    """Why the body of these layers cannot have a GPU of its own."""
+    number = next(gpus for layer in layers if (gpus := layer.terms().get("gpus")))
+    if other := next((type(layer).__name__.lower() for layer in layers if layer.ships), ""):
+        why = f"@{other} runs the body in another place, which has GPUs of its own; put @scheduler(gpus={number}) below @{other}"
+    else:
+        why = "a body in the caller's process shares its GPUs with all that runs there; put @process on top"
+    whose = "" if whose == "@scheduler" else f"{whose}: "
+    return f"{whose}@scheduler(gpus={number}) needs a process of its own: {why}"
 
 
 def _refuse_lost_options(decorator: str, layers: tuple[Layer, ...], below: tuple[Layer, ...]) -> None:

@@ -21,7 +21,7 @@ from entangle._dataflow.windows import Window
 from entangle._run.rearmed import GATHER, SOURCE, Row
 from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
-from entangle.flow import FRESH, PROCESS, THREAD, Body
+from entangle.flow import FRESH, IN_CALLER, THREAD, Body
 from entangle.pools import TOKENS
 
 #: The most groups for nodes with several parents.
@@ -183,6 +183,8 @@ class Plan:
             shared_memory=known.shared_memory,
             rescue=stage.rescue,
             limits=limits,
+            gpus=known.gpus,
+            share=known.share,
         )
         if (
             carrier == FRESH
@@ -201,7 +203,7 @@ class Plan:
     @property
     def uses_processes(self) -> bool:
         """Whether any node runs in a process."""
-        return any(row.body.carrier in (PROCESS, FRESH) for rows in self.ports for row in rows)
+        return any(row.body.carrier not in IN_CALLER for rows in self.ports for row in rows)
 
 
 def _in_list(chunk: Any, *_: Any) -> Any:

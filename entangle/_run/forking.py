@@ -40,6 +40,9 @@ UNSAFE = {
     "libtensorflow": "tensorflow",
     "/jaxlib/": "jax",
 }
+#: Where the devices of GPUs lie, and the libraries that open them.
+DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render")
+_DRIVERS = (b"libcuda.so", b"libcudart", b"libhsa-runtime", b"libamdhip", b"libnvidia-ml")
 #: Libraries whose threads are started anew in a child, or that do without.
 _SURVIVE = (b"openblas", b"libarrow", b"duckdb", b"libblis")
 _THREADS_THAT_SURVIVE = frozenset((b"jemalloc_bg_thd",))
@@ -53,6 +56,8 @@ def _native_threads() -> int:
         return 0
 
 
+#: Whether a library that opens devices is loaded.
+_drives = False
 #: The cheap answers of the last look, and what the look found.
 _seen: tuple[object, ...] = ()
 _threads_seen = 0
@@ -74,17 +79,38 @@ def why_not_fork() -> str:
     if reaper.others():
         return "another thread runs"
     now = (len(sys.modules), loads(), os.environ.get("ENTANGLE_FORK_UNSAFE"))
+    if _drives and now == _seen and (opened := opened_device()):
+        return f"{opened} is open"
     threads = _native_threads()
     if now != _seen or threads > _threads_seen or (_found and threads != _threads_seen):
         _found, _seen, _threads_seen = _look(), now, threads
     return _found
 
 
+def opened_device() -> str:
+    """A device of a GPU that this process has open; "" if there is none.
+
+    A library opens it when it first uses the device, long after it has been loaded.
+    """
+    found = ""
+    with contextlib.suppress(OSError):
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                path = os.readlink(f"/proc/self/fd/{fd}")
+                if path.startswith(DEVICES):
+                    found = path
+    return found
+
+
 def _look() -> str:
+    global _drives
     text = mapped_files()
     for name in filter(None, (part.strip() for part in os.environ.get("ENTANGLE_FORK_UNSAFE", "").split(","))):
         if name in sys.modules or name.encode() in text:
             return f"{name} is loaded (ENTANGLE_FORK_UNSAFE)"
+    _drives = any(part in text for part in _DRIVERS)
+    if _drives and (opened := opened_device()):
+        return f"{opened} is open"
     for part, name in UNSAFE.items():
         if part.encode() in text:
             return f"{name} is loaded"

@@ -41,6 +41,7 @@ from entangle._shared.table import (
     FINISHED,
     GONE,
     IDLE,
+    LANES,
     READY,
     READY_COUNT,
     RECORD,
@@ -59,7 +60,7 @@ from entangle._watch.outline import HOW_FAR, write_whole
 from entangle._worker.worker import Worker
 from entangle.cookies import available_cpus, budget_of
 from entangle.errors import RunAtImportError
-from entangle.flow import FRESH, HERE, PROCESS, THREAD, Body, Flow, Shape
+from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD, Body, Flow, Shape
 
 #: The serial number of the store through which values are fed. No worker has it.
 _FEEDER = 1 << 30
@@ -247,7 +248,7 @@ class _Sets:
         self.states = bytes((DONE, *(WAITING,) * (width - 1)))
         self.ready = [at for at in range(1, width) if not self.pending[at]]
         #: Whether processes take what is fed. It has to be in the store then.
-        self.stored = any(0 in row.inputs and row.body.carrier in (PROCESS, FRESH) for row in port.rows)
+        self.stored = any(0 in row.inputs and row.body.carrier not in IN_CALLER for row in port.rows)
         self.results = port.rows[-1].inputs
 
 
@@ -264,7 +265,7 @@ class _RearmedDeaths(Deaths):
         pause = 0.0
         if begun:
             (taken, *_) = flow.inputs[flow.starts[node] : flow.starts[node + 1]]
-            supervisor, in_process = self._supervisor, slot in self.roster.processes or flow.body(node).carrier in (PROCESS, FRESH)
+            supervisor, in_process = self._supervisor, slot in self.roster.processes or flow.body(node).carrier not in IN_CALLER
             progress, pause = supervisor.client.lost(node, slot, supervisor.value_of(taken), error, self.site.directory)
             keep_progress(self.site, node, progress, in_process)
             table.attempts[node] = 1
@@ -384,7 +385,7 @@ class RearmedSupervisor(Supervisor):
         thread."""
         with self.table.locked(UNCLAIMED):
             self.table.header[FINISHED] = 1
-            self.table.header[IDLE : IDLE + 4] = memoryview(array("q", bytes(32)))
+            self.table.header[IDLE : IDLE + LANES] = memoryview(array("q", bytes(8 * LANES)))
         self.is_over = True
 
     def supervise(self) -> None:

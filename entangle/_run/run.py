@@ -21,10 +21,11 @@ from entangle._run.worker_process import WorkerProcess
 from entangle._shared import home as homes
 from entangle._shared import limits
 from entangle._shared.block import block
+from entangle._shared.devices import Claim, Visible
 from entangle._shared.home import open_pool
 from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
-from entangle._shared.site import Site, lanes_of
+from entangle._shared.site import Site, claims_of, lanes_of
 from entangle._shared.store import Store
 from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, Table
 from entangle._shared.tracebacks import passes_on
@@ -34,7 +35,7 @@ from entangle._worker.failures import call_of, note_call
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
-from entangle.flow import FRESH, PROCESS, THREAD, Flow
+from entangle.flow import IN_CALLER, THREAD, Flow
 from entangle.pools import CookieSource, agree, compare
 
 importing.runs_bodies(Worker.work)
@@ -213,9 +214,11 @@ class Run:
         budget, the descriptor that workers write to, and how many slots and processes there may be.
         The caller has a store where processes take part."""
         flow = self.flow
+        claims = claims_of(flow)
+        visible = self._visible(claims)
         lanes = lanes_of(flow)
         used = {lanes[body] for body in set(flow.body_of)}
-        needs_files = bool(used & {PROCESS, FRESH}) or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
+        needs_files = not used <= {*IN_CALLER} or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
         directory = spill = home_path = ""
         budget: CookieQueue | None = None
         if needs_files:
@@ -228,7 +231,7 @@ class Run:
             leaving.callback(_remove, directory, spill, large)
             for pool in _open_pools(home, flow, directory):
                 leaving.callback(pool.close)
-        processes = min(_fewest(_most_workers(), self.workers), flow.count) if used & {PROCESS, FRESH} else 0
+        processes = min(_fewest(_most_workers(), self.workers), flow.count) if not used <= {*IN_CALLER} else 0
         # A thread past its deadline keeps its slot. So each attempt needs a slot of its own.
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
@@ -256,11 +259,13 @@ class Run:
                 table.thread_lock = threading.RLock()
             wake = _pipe(undone) if processes else (-1, -1)
             wake_threads = _pipe(undone) if threads else (-1, -1)
+            wake_devices = [_pipe(undone) for _ in claims]
             listen, tell = _pipe(undone)
-            for fd in (listen, tell, wake[1], wake_threads[1]):
+            for fd in (listen, tell, wake[1], wake_threads[1], *(write for _, write in wake_devices)):
                 if fd >= 0:
                     os.set_blocking(fd, False)
-            site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell)
+            site = Site(flow, table, directory, home_path, spill, wake, wake_threads, tell, wake_devices)
+            site.visible = visible
             site.elsewhere = self.way != "fork"
             if processes:
                 site.shares = library_shares.begin(self.id, flow, lanes, home.most, processes, self.caller)
@@ -274,6 +279,19 @@ class Run:
         if needs_files:
             site.makeflags = home.makeflags
         return site, budget, listen, slots, processes
+
+    def _visible(self, claims: list[Claim]) -> Visible:
+        """The devices that this run may use: those of the run around it, else what is found here.
+
+        Raises DeviceError if there are fewer than a body wants.
+        """
+        outer = self.caller.site.visible if self.caller is not None else Visible()
+        if not claims:
+            return outer
+        from entangle._run import gpus
+
+        body = max(self.flow.bodies, key=lambda body: body.gpus)
+        return gpus.needed(body.name, body.gpus, outer)
 
     def _make_supervisor(self, *known: Any) -> Supervisor:
         """The supervisor of this run."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from itertools import chain
 
 from entangle._run import life, python_command, reaper
-from entangle._run.forking import fork_is_safe
+from entangle._run.forking import fork_is_safe, opened_device
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared import greenlets, pickled_classes
 from entangle._shared.interrupts import plain
@@ -20,9 +21,11 @@ from entangle._shared.store import Store
 from entangle._shared.table import SLOT, STARTING, STATE
 from entangle._worker import janitor, library_threads
 from entangle._worker.joining import BROKEN, write_flow
+from entangle._worker.serving import serve
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here
 from entangle.errors import OptionError
+from entangle.flow import DEVICE
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
 
@@ -53,6 +56,11 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
         way = "fork" if fork_is_safe() else "forkserver"
     elif way == "fork" and greenlets.patched():
         way = "forkserver"
+    elif way == "fork" and (opened := opened_device()):
+        raise OptionError(
+            f"start='fork': this process has opened a GPU ({opened}), and a fork of it could not use any; leave out start= and "
+            "ENTANGLE_START, or say 'forkserver' or 'spawn'"
+        )
     # Output of the caller comes before that of its workers. A fork must not copy it, or it would be
     # printed twice.
     flush()
@@ -66,7 +74,7 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
             watch = _watch(pid)
         else:
             write_flow(site)
-            fds = [err_write, out_write, *site.wake, *site.wake_threads, site.tell]
+            fds = [err_write, out_write, *site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
             if way == "forkserver":
                 from entangle._run.forkserver import ask
 
@@ -130,7 +138,11 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         pickled_classes.inherit()
         library_threads.keep_to(site.shares.each, forked=True)
         store.become(slot, serial)
-        code = life.live(Worker(site, slot, lane, serial, store))
+        worker = Worker(site, slot, lane, serial, store)
+        if lane >= DEVICE:
+            claim = site.claims[lane - DEVICE]
+            worker.serving = serve(lambda: site.devices, claim, site.visible, site.run_id, site.table, slot, lane)
+        code = life.live(worker) if lane < DEVICE or worker.serving is not None else 0
     except BaseException:
         life.report_bug()
     finally:

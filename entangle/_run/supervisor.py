@@ -36,6 +36,7 @@ from entangle._run.forwarding import forward, stdout_is_plain
 from entangle._run.roster import Roster
 from entangle._run.start import start_worker
 from entangle._run.worker_process import GRACE, WorkerProcess
+from entangle._shared.devices import Claim
 from entangle._shared.interrupts import Deferred
 from entangle._shared.limits import limit_error, no_thread
 from entangle._shared.site import Site
@@ -80,7 +81,7 @@ from entangle._worker.failures import call_of, error_of
 from entangle._worker.worker import Worker, here, run_as
 from entangle.cookies import CookieQueue
 from entangle.errors import RunTimeoutException, UnpicklableError
-from entangle.flow import FRESH, HERE, PROCESS, THREAD
+from entangle.flow import DEVICE, FRESH, HERE, PROCESS, THREAD
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 FIRST_LOOK_NESTED = 0.01
@@ -276,6 +277,48 @@ class Supervisor:
                 self._start_process(PROCESS)
         if header[READY_COUNT + THREAD] and not self.threads:
             self._start_thread()
+        for lane, claim in enumerate(self.site.claims, DEVICE):
+            if header[READY_COUNT + lane]:
+                self._start_serving(lane, claim)
+        if self.site.claims and (ready > 0 or header[READY_COUNT + FRESH]) and not self._has_place():
+            self._make_place()
+
+    def _start_serving(self, lane: int, claim: Claim) -> None:
+        """Wake or start workers that serve devices, for nodes that are ready for them."""
+        ready = self.table.header[READY_COUNT + lane]
+        self._wake_resting(lane, ready)
+        there, slots = self._count(lane), self.table.slots
+        # Some may be about to take a node: they start, wait for a cookie, or were woken.
+        ready -= sum(slots[slot * SLOT + NODE] < 0 for slot, worker in self.processes.items() if worker.lane == lane)
+        visible = self.site.visible.names
+        most = claim.most(len(visible)) - there
+        if ready <= 0 or most <= 0:
+            return
+        # The first one queues for a cookie. More make sense where there are cookies now.
+        wanted = max(min(ready, most, self.site.devices.room(claim, visible)), not there)
+        for _ in range(wanted):
+            if not self._has_place() and not self._make_place(lane):
+                return
+            if len(self.processes) >= self.entitlement.right:
+                self.entitlement.take_cookies(1)  # with or without: admission sees to the CPUs
+            self._start_process(lane)
+
+    def _has_place(self) -> bool:
+        """Whether the run may have one more worker process."""
+        return bool(self.free) and len(self.processes) < self.cap
+
+    def _make_place(self, but: int = NOBODY) -> bool:
+        """Retire a worker that serves a device and has nothing to do, unless in the lane `but`.
+        Its place is free soon. Return whether there is a place now."""
+        header, slots = self.table.header, self.table.slots
+        for slot, worker in self.processes.items():
+            lane = worker.lane
+            if lane >= DEVICE and lane != but and slots[slot * SLOT + STATE] == RESTING and not header[READY_COUNT + lane]:
+                with self.table.locked(UNCLAIMED):
+                    header[IDLE + lane] -= 1
+                posix.write(self.site.wake_of(lane)[1], b".")
+                break
+        return self._has_place()
 
     def _count(self, lane: int) -> int:
         return sum(worker.lane == lane for worker in self.processes.values())
@@ -289,8 +332,8 @@ class Supervisor:
         """Whether the run may start one more worker process now."""
         if self._must_not_grow():
             return False
-        count = len(self.processes)
-        return count < self.cap and (count < self.entitlement.right or (self.budget is not None and self.budget.count() > 0))
+        count = sum(worker.lane < DEVICE for worker in self.processes.values())
+        return self._has_place() and (count < self.entitlement.right or (self.budget is not None and self.budget.count() > 0))
 
     def _running_fresh(self) -> int:
         slots = self.table.slots
@@ -442,6 +485,7 @@ class Supervisor:
         ready = table.waiting_for_worker()
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
+        ordinary = sum(worker.lane < DEVICE for worker in self.processes.values()) if self.site.claims else count
         threads = [WorkerThread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
         with Deferred():  # these open files, too
             used = self._cpu_use(now)
@@ -477,7 +521,7 @@ class Supervisor:
             if self._must_not_grow():
                 unclaimed = 0
             fresh = fresh if self._fresh_may_begin() else 0
-            more = staffing.at_look(unclaimed, fresh, count, self.cap, self.entitlement.right, waiting)
+            more = staffing.at_look(unclaimed, fresh, ordinary, self.cap, self.entitlement.right, waiting)
             for _ in range(1 if more.with_cookie and self.entitlement.take_cookies(1) else more.without):
                 self._start_process(more.lane)
         self._retire(now, 0 if held_back else ready + fresh)
@@ -541,7 +585,7 @@ class Supervisor:
         woken them may have been read by a worker that then died."""
         table = self.table
         slots = table.slots
-        those = self.processes if lane == PROCESS else self.threads
+        those = self.threads if lane == THREAD else self.processes
         if ready <= 0 or not any(slots[slot * SLOT + STATE] == RESTING for slot in those):
             return 0
         with table.locked(UNCLAIMED):
@@ -549,7 +593,7 @@ class Supervisor:
             woken = min(ready, resting)
             table.header[IDLE + lane] -= woken
         if woken:
-            posix.write((self.site.wake if lane == PROCESS else self.site.wake_threads)[1], b"!" * woken)
+            posix.write(self.site.wake_of(lane)[1], b"!" * woken)
         return woken
 
     def _retire(self, now: int, ready: int) -> None:
@@ -598,7 +642,8 @@ class Supervisor:
         """Wake all resting workers. They see in the table that the run is over, and retire."""
         if self.processes:
             with contextlib.suppress(BlockingIOError):
-                posix.write(self.site.wake[1], b"." * (len(self.processes) + 1))
+                for write in (self.site.wake[1], *(write for _, write in self.site.wake_devices)):
+                    posix.write(write, b"." * (len(self.processes) + 1))
         if self.threads:
             with contextlib.suppress(BlockingIOError):
                 posix.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))

@@ -9,6 +9,7 @@
             limit-<name>          figures of a @limit, and who has stated them (names are hashed)
             limit-<name>-<n>      its places: a queue, as of a scheduler
             rate-<name>-<x>-<n>   its tokens
+            devices               cookies of @scheduler(gpus=n); and `devices-0`
             tree                  of an agent: a link to the directory that agents of its tree share
             r<random>/            a run: table, values, flow, attempts; nested runs lie inside
         t<home>-<depth>/          shared by the agents of one process tree here, locked by each
@@ -32,6 +33,7 @@ import threading
 import time
 
 from entangle._shared import removal
+from entangle._shared.devices import Devices
 from entangle.cookies import (
     ANY_CPU,
     CookieQueue,
@@ -54,6 +56,8 @@ _TREE = re.compile(r"tp[0-9]+-[0-9a-f]{12}-[0-9]+")
 _DYING = 0.2
 
 _homes: dict[str, Home] = {}
+#: The cookies of devices, by the path of the home.
+_devices: dict[str, Devices] = {}
 _guard = threading.Lock()
 _sweeper: _Sweeper | None = None
 
@@ -251,6 +255,7 @@ class Home:
                     time.sleep(0.002)
             for queue in queues:
                 queue.refill()
+            close_devices(self.path)
 
     @classmethod
     def adopt(cls, path: str, spill: str) -> None:
@@ -282,6 +287,7 @@ class Home:
         if os.getpid() != self.pid:
             return
         self.budget.close()
+        close_devices(self.path)
         forget_jobserver(self.budget.path)
         for pool in self.pools.values():
             pool.close()
@@ -343,6 +349,31 @@ def pool_at(pool: Pool, directory: str, home: str) -> CookieSource:
 def home_of_tree(path: str) -> Home | None:
     """The home at `path`, if this process uses it."""
     return next((found for found in list(_homes.values()) if found.path == path), None)
+
+
+def devices_of(path: str) -> Devices:
+    """The cookies of devices of the process tree whose home is at `path`; made if missing.
+
+    One for each process: closing a file drops the record locks that the process has on it. Agents
+    of one tree on one machine share theirs.
+    """
+    found = _devices.get(path)
+    if found is None:
+        with _guard:
+            tree = os.path.join(path, "tree")
+            where = os.path.realpath(tree) if os.path.islink(tree) else path
+            known = [home for home in _homes.values() if home.path == path]
+            spill = known[0].spill if known and where == path else ""
+            found = _devices.setdefault(path, Devices(os.path.join(where, "devices"), spill))
+    return found
+
+
+def close_devices(path: str) -> None:
+    """Close the cookies of devices of that home, where this process has them open."""
+    with _guard:
+        found = _devices.pop(path, None)
+        if found is not None:
+            found.close()
 
 
 def branch() -> str:

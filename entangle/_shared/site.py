@@ -8,14 +8,17 @@ import errno
 import os
 import posix  # eventlet's `os.write` waits for ever on a pipe that nobody reads any more
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
-from entangle._shared.home import home_of_tree, pool_at
+from entangle._shared.devices import Claim, Devices, Visible
+from entangle._shared.home import devices_of, home_of_tree, pool_at
 from entangle._shared.interrupts import Deferred
 from entangle._shared.store import Store
-from entangle._shared.table import NOBODY, Table
-from entangle.flow import HERE, THREAD, Flow
+from entangle._shared.table import LANES, NOBODY, Table
+from entangle.errors import OptionError
+from entangle.flow import DEVICE, FRESH, HERE, THREAD, Flow
 from entangle.pools import CPUS, CookieSource, Pool
 
 
@@ -52,6 +55,7 @@ class Site:
         wake: tuple[int, int],
         wake_threads: tuple[int, int],
         tell: int,
+        wake_devices: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.flow = flow
         self.table = table
@@ -61,6 +65,12 @@ class Site:
         self.wake = wake
         self.wake_threads = wake_threads
         self.tell = tell
+        #: The pipes that wake workers that serve devices, one for each of their lanes.
+        self.wake_devices = list(wake_devices)
+        #: What bodies want of devices; the lane of the first is DEVICE.
+        self.claims = claims_of(flow)
+        #: The devices that this run and those in its bodies may use, if any are known.
+        self.visible = Visible()
         self.lanes = lanes_of(flow)
         table.flow, table.lanes = flow, self.lanes
         #: The pools that this site has opened itself; others are open in the home.
@@ -115,6 +125,15 @@ class Site:
                 queue = self.pools[pool] = pool_at(pool, directory, self.home)
         return queue
 
+    @property
+    def devices(self) -> Devices:
+        """The cookies of devices of this process tree."""
+        return devices_of(self.home)
+
+    def wake_of(self, lane: int) -> tuple[int, int]:
+        """The pipe that wakes workers of this lane."""
+        return self.wake_devices[lane - DEVICE] if lane >= DEVICE else self.wake_threads if lane == THREAD else self.wake
+
     def forked(self) -> None:
         """In a forked worker: make new locks. Threads that held the old ones do not exist here."""
         self._leaving, self.telling = threading.Lock(), threading.RLock()
@@ -133,7 +152,7 @@ class Site:
         for store in self.stores:
             store.close()
         self.table.close()
-        opened, self.tell = {*self.wake, *self.wake_threads, self.tell}, -1
+        opened, self.tell = {*self.wake, *self.wake_threads, *chain(*self.wake_devices), self.tell}, -1
         for fd in opened:
             if fd >= 0:
                 os.close(fd)
@@ -154,6 +173,14 @@ class Site:
                 raise
 
 
+def claims_of(flow: Flow) -> list[Claim]:
+    """What the bodies of a flow want of devices, each kind once."""
+    found = sorted({Claim(body.gpus, body.share, body.carrier == FRESH) for body in flow.bodies if body.gpus})
+    if len(found) > LANES - DEVICE:
+        raise OptionError(f"a run has tasks with {len(found)} different pairs of gpus= and share=; it may have {LANES - DEVICE}")
+    return found
+
+
 def lanes_of(flow: Flow) -> list[int]:
     """For each body, the lane of its nodes: whose ready list they go to.
 
@@ -161,8 +188,13 @@ def lanes_of(flow: Flow) -> list[int]:
     is left to do then; otherwise a worker thread. In a flow that is armed again, its carrier
     decides.
     """
+    claims = claims_of(flow)
+    serving = [DEVICE + claims.index(Claim(body.gpus, body.share, body.carrier == FRESH)) if body.gpus else 0 for body in flow.bodies]
     if flow.rearmed:
-        return [body.carrier for body in flow.bodies]
+        return [lane or body.carrier for lane, body in zip(serving, flow.bodies, strict=True)]
     here = flow.body_of[flow.sinks[0]] if len(flow.sinks) == 1 else NOBODY
     alone = here >= 0 and sum(1 for body in flow.body_of if body == here) == 1
-    return [body.carrier if body.carrier != HERE or (index == here and alone) else THREAD for index, body in enumerate(flow.bodies)]
+    return [
+        lane or (body.carrier if body.carrier != HERE or (index == here and alone) else THREAD)
+        for index, (lane, body) in enumerate(zip(serving, flow.bodies, strict=True))
+    ]

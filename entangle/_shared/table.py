@@ -2,7 +2,7 @@
 
 ::
 
-    header    holder of the lock, ready lists, idle workers, whether to stop       200 numbers
+    header    holder of the lock, ready lists, idle workers, whether to stop       264 numbers
     slots     one row a worker: pid, its node, its range of leaves …               16 numbers each
     columns   per node: state, pending inputs, readers, next on its list, time of readiness
     records   per node: when it ran, where its value is, which worker ran it       48 bytes each
@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from operator import sub
 from typing import Literal, Protocol
 
-from entangle.flow import FRESH, HERE, PROCESS, THREAD, Flow
+from entangle.flow import DEVICE, PROCESS, THREAD, Flow
 
 #: The last byte is the version of the layout: other versions refuse to read the table.
 MAGIC = 0x656E7461_6E676C03
@@ -43,11 +43,12 @@ SKIPPED = 6
 #: The pending inputs of a node that is skipped or given up: no delivery makes it ready.
 NEVER = 1 << 30
 
-# Header fields. READY_HEAD, READY_COUNT and IDLE have one field for each lane (PROCESS, THREAD,
-# FRESH, HERE).
+# Header fields. READY_HEAD, READY_COUNT, IDLE and READY_TAIL have one field for each lane.
+# READY_TAIL is the last node of a ready list, and undefined while the list is empty.
 (MAGIC_AT, NODES, SLOTS, OWNER, STOP, FINISHED, FAILED_NODE, SINKS_LEFT, HUNGRY, STARTED_AT, PLANNED, SEGMENTS) = range(12)
 FREE_SEGMENT, CROWDED, NOTING, BODIES = range(12, 16)
-READY_HEAD, READY_COUNT, IDLE = 16, 20, 24
+LANES = 16
+READY_HEAD, READY_COUNT, IDLE, READY_TAIL = 200, 216, 232, 248
 # The queue of slots that may have a range left (0: none), and whether a search of all other slots
 # has found none.
 RANGES_HEAD, RANGES_TAIL, NO_RANGES = 28, 29, 30
@@ -62,9 +63,7 @@ RIGHT, COMMITTED, HELD_BACK, THREADS_USE = range(196, 200)
 # How many nodes of a group run, and the list of those deferred until fewer do.
 LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64
-# The last node of each ready list; undefined while the list is empty.
-READY_TAIL = 192
-HEADER = 200
+HEADER = 264
 
 # Fields of a slot. NESTED is how much of a CPU the nested run uses that the worker waits for, in
 # thousandths, or -1. COOKIE says whether the worker holds cookies of the pools of its body; the
@@ -194,7 +193,7 @@ class Table:
         header = table.header
         header[MAGIC_AT], header[NODES], header[SLOTS] = MAGIC, flow.count, slots
         header[FAILED_NODE] = header[FREE_SEGMENT] = NOBODY
-        for lane in (PROCESS, THREAD, FRESH, HERE):
+        for lane in range(LANES):
             header[READY_HEAD + lane] = NOBODY
         for pool in range(len(flow.pools)):
             table.deferred[pool] = NOBODY
@@ -299,7 +298,7 @@ class Table:
             claimed.update(range(self.slots[base + LOW], self.slots[base + HIGH]))
             if slot and self.slots[base + STATE] == BUSY:
                 claimed.add(self.slots[base + NEXT_NODE])
-        for lane in range(4):
+        for lane in range(LANES):
             header[READY_HEAD + lane] = NOBODY
             header[READY_COUNT + lane] = 0
         for pool in range(len(self.deferred)):
@@ -335,7 +334,7 @@ class Table:
                 header[FAILED_NODE] = failed
                 header[STOP] = 1
         self._find_ranges()
-        for lane in (PROCESS, THREAD):
+        for lane in (PROCESS, THREAD, *range(DEVICE, LANES)):
             header[IDLE + lane] = sum(
                 self.slots[base + STATE] == RESTING and self.slots[base + LANE] == lane
                 for base in range(SLOT, self.slot_count * SLOT, SLOT)

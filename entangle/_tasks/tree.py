@@ -210,7 +210,7 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
             if len(children) > 1:
                 children.reverse()
             stack += children
-        elif bodies[found].carrier == PROCESS:
+        elif bodies[found].carrier == PROCESS and not bodies[found].gpus:
             number = numbers[call] = len(leaves)
             if call.name is not None:
                 names[number] = call.name

@@ -46,7 +46,7 @@ from entangle._shared.table import (
 )
 from entangle._watch.outline import Outline, open_file, read_outline
 
-_LANES = ("process", "thread", "fresh", "caller")
+_LANES = ("process", "thread", "fresh", "caller", "gpu")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
@@ -182,7 +182,7 @@ class LiveRun:
                 WorkerView(
                     slot,
                     slots[base + PID],
-                    _LANES[slots[base + LANE] % len(_LANES)],
+                    _LANES[min(slots[base + LANE], len(_LANES) - 1)],
                     _STATES[state],
                     node,
                     self.name(node),

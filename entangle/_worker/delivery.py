@@ -39,7 +39,7 @@ from entangle._worker.admission import WAITS, learn, share_of
 from entangle._worker.failures import describe, error_of
 from entangle._worker.taking import Taking, flush
 from entangle.errors import ProcessTerminatedException, RunAtImportError, ThreadTerminatedException
-from entangle.flow import FRESH, HERE, PROCESS, THREAD
+from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD
 
 #: How many published values a worker keeps at hand, for consumers that it runs itself.
 RECENT = 1024
@@ -109,7 +109,7 @@ class Delivery(Taking):
         if self.using:
             self.spent += self.using
             self.using.clear()
-        if last - first == 1 and self.in_process:
+        if last - first == 1 and self.goes_on:
             consumer = consumers[first]
             which = flow.body_of[consumer]
             if (
@@ -153,7 +153,7 @@ class Delivery(Taking):
         if in_process and (told or flow.rearmed):
             # The caller goes on as soon as it has this value: print what is buffered before that.
             flush()
-        if in_process or any(lanes[body_of[taker]] in (PROCESS, FRESH) for taker in takers):
+        if in_process or any(lanes[body_of[taker]] not in IN_CALLER for taker in takers):
             try:
                 value, place = self._stored(node, value)
             except (OSError, MemoryError) as error:
@@ -215,7 +215,7 @@ class Delivery(Taking):
                 woken, woken_threads = max(0, header[IDLE + PROCESS]), max(0, header[IDLE + THREAD])
                 header[IDLE + PROCESS] = header[IDLE + THREAD] = 0
             else:
-                if self.lane in (PROCESS, THREAD) and not header[STOP]:
+                if self.stays and not header[STOP] and (self.serving is None or self.serving.goes_on()):
                     chosen = self._next_ready()
                 # Nobody sleeps while something is ready, so only what has become ready now wakes
                 # anybody.

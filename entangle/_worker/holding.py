@@ -369,6 +369,8 @@ class Holding(Delivery):
         """Lend the cookies while the body waits for nested runs, in however many threads."""
         with self.lending_guard:
             self.waiting += 1
+            if self.waiting == 1 and self.serving is not None:
+                self.serving.lend()
             if self.waiting == 1 and self.cookies:
                 self.lent = tuple(cookie.pool for cookie in self.cookies)
                 self.give_cookies()
@@ -377,6 +379,8 @@ class Holding(Delivery):
         finally:
             with self.lending_guard:
                 self.waiting -= 1
+                if not self.waiting and self.serving is not None:
+                    self.serving.take_back()
                 if not self.waiting and self.lent:
                     lent, self.lent = self.lent, ()
                     self.take_cookies(lent)

@@ -9,7 +9,7 @@ import pickle
 from typing import Any, NoReturn
 
 from entangle._shared import module_lookup
-from entangle._shared.home import Home, private
+from entangle._shared.home import Home, devices_of, private
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.site import Site
 from entangle._shared.summaries import argument_at, call_in_short
@@ -17,10 +17,11 @@ from entangle._shared.table import Table, reserve
 from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
 from entangle._worker import importing, inheritance, library_threads
 from entangle._worker.failures import describe, note_call
+from entangle._worker.serving import serve
 from entangle._worker.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
-from entangle.flow import HERE, THREAD, Body, Flow, Shape
+from entangle.flow import DEVICE, HERE, THREAD, Body, Flow, Shape
 
 #: The exit status of a worker that failed outside any body: it could not join its run, or hit a bug
 #: of ours.
@@ -47,6 +48,8 @@ def write_flow(site: Site) -> None:
         "state": inheritance.take(),
         "jobserver": jobserver_style(),
         "shares": site.shares,
+        "claims": site.claims,
+        "visible": site.visible,
     }
     known["travelled"] = sorted(module_lookup.travelled)
     body = pickle.dumps(known, 5)
@@ -136,6 +139,12 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
     Home.adopt(known["home"], known["home_spill"])
+    serving = None
+    if lane >= DEVICE:  # before the flow is loaded, which imports modules of the user's
+        claim, run = known["claims"][lane - DEVICE], os.path.basename(directory)[1:]
+        serving = serve(lambda: devices_of(known["home"]), claim, known["visible"], run, table, slot, lane)
+        if serving is None:
+            os._exit(0)
     module_lookup.arrive(known["travelled"])
     try:
         flow: Flow = pickle.loads(known["flow"])
@@ -145,10 +154,14 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
             os._exit(BROKEN)
         raise
     wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
-    site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell)
+    wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
+    site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell, wake_devices)
+    site.visible = known["visible"]
     site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
     site.shares = known["shares"]
-    return Worker(site, slot, lane, serial)
+    worker = Worker(site, slot, lane, serial)
+    worker.serving = serving
+    return worker
 
 
 #: The error's text while the part that cannot be unpickled is unknown; the supervisor names it.

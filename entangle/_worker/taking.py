@@ -39,7 +39,8 @@ from entangle._shared.table import (
     WAITING_POOL,
 )
 from entangle._worker.admission import MOST_TRIED, Meter, admits, commit, release, room, take
-from entangle.flow import FRESH, HERE, PROCESS, THREAD
+from entangle._worker.serving import Serving
+from entangle.flow import DEVICE, FRESH, HERE, IN_CALLER, PROCESS, THREAD
 
 
 class Taking:
@@ -55,7 +56,13 @@ class Taking:
         self._store = store
         self.base = slot * SLOT
         self.lane = lane
-        self.in_process = lane in (PROCESS, FRESH)
+        self.in_process = lane not in IN_CALLER
+        #: The devices of this worker, where it serves some.
+        self.serving: Serving | None = None
+        #: Whether it runs one node after another, and rests while there is none.
+        self.stays = lane in (PROCESS, THREAD) or (lane >= DEVICE and not site.claims[lane - DEVICE].fresh)
+        #: Whether it goes on with a consumer, the value in hand.
+        self.goes_on = self.in_process and self.stays
         self.recent: dict[int, Any] = {}
         self.spent: list[int] = []
         #: Measures the CPU time of the body, if the run is crowded.
@@ -86,23 +93,26 @@ class Taking:
         site = self.site
         table = site.table
         header, slots, base = table.header, table.slots, self.base
-        lane = self.lane
-        wake = site.wake if lane == PROCESS else site.wake_threads
+        lane, serving = self.lane, self.serving
+        wake = site.wake_of(lane)
         removed: list[Place] = []
         self.meter = None
         if self.notes is not None:
             self.notes.flush()
         while True:
+            may = serving is None or serving.begin()
+            again = False
             table.lock(self.slot)
             try:
                 slots[base + NODE] = NOBODY
                 if self.spent:
                     self._count_reads(removed)
                 over = header[STOP] or header[FINISHED] or slots[base + STATE] != BUSY
-                node = NOBODY if over else self._next_ready()
+                node = NOBODY if over or not may else self._next_ready()
                 woken, woken_threads, tell = (0, 0, False) if over else self.count_wakes()
                 over = over or slots[base + STATE] != BUSY
-                if node < 0 and not over and lane in (PROCESS, THREAD):
+                again = not may and not over and bool(header[READY_COUNT + lane])
+                if node < 0 and not over and self.stays and not again:
                     header[IDLE + lane] += 1
                     slots[base + STATE] = RESTING
                     tell = tell or bool(header[HELD_BACK])
@@ -114,13 +124,17 @@ class Taking:
             for gone in removed:
                 self.store.remove(gone)
             removed.clear()
-            if node >= 0 or over or lane not in (PROCESS, THREAD):
+            if again:
+                continue
+            if node >= 0 or over or not self.stays:
                 self._measure(node)
                 return node
             self.recent.clear()
-            if lane == PROCESS:
+            if serving is not None:
+                serving.rest()
+            if lane != THREAD:
                 flush()
-            if (os.read(wake[0], 1) if lane == PROCESS else greenlets.read_byte(wake[0])) == b".":
+            if (os.read(wake[0], 1) if lane != THREAD else greenlets.read_byte(wake[0])) == b".":
                 # The supervisor has retired this worker, and does not count it as idle any more.
                 return NOBODY
             slots[base + STATE] = BUSY
@@ -189,7 +203,7 @@ class Taking:
         """
         table, body_of = self.site.table, self.site.flow.body_of
         slots, base = table.slots, self.base
-        node = table.pop(self.lane) if self.lane == FRESH else take(table, self.lane, body_of)
+        node = take(table, self.lane, body_of) if self.stays else table.pop(self.lane)
         if node >= 0 or self.lane != PROCESS:
             table.header[HELD_BACK] |= node < 0 and table.header[READY_COUNT + self.lane] > 0
             return node
@@ -238,7 +252,7 @@ class Taking:
         header = self.site.table.header
         woken: int = header[READY_COUNT + PROCESS]
         woken_threads: int = header[READY_COUNT + THREAD]
-        others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE]
+        others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE] or (self.site.claims and self._for_devices())
         if not (woken or woken_threads or others):
             return 0, 0, False
         if header[HELD_BACK]:
@@ -254,6 +268,10 @@ class Taking:
         header[IDLE + PROCESS] -= woken
         header[IDLE + THREAD] -= woken_threads
         return woken, woken_threads, bool(tell)
+
+    def _for_devices(self) -> bool:
+        """Whether nodes are ready for workers that serve devices. The supervisor wakes these."""
+        return any(self.site.table.header[READY_COUNT + DEVICE : READY_COUNT + DEVICE + len(self.site.claims)])
 
     def wake(self, processes: int, threads: int) -> None:
         """Wake that many sleeping processes and threads."""

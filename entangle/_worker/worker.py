@@ -40,7 +40,7 @@ from entangle._worker import child, delivery, library_threads
 from entangle._worker.child import end_child
 from entangle._worker.holding import Holding, PutOff
 from entangle._worker.inheritance import in_context_of
-from entangle.flow import FRESH, THREAD, Body
+from entangle.flow import THREAD, Body
 
 
 class Worker(Holding):
@@ -106,7 +106,7 @@ class Worker(Holding):
                     raise
                 self._fail(node, error, given)
                 given = None
-                if self.lane == FRESH:
+                if self.in_process and not self.stays:
                     break
                 node = self._take()
                 continue
@@ -115,7 +115,7 @@ class Worker(Holding):
             args = None
             node = deliver(node, value, started, ended)
             if node < 0:
-                if self.lane == FRESH:
+                if self.in_process and not self.stays:
                     break  # its process was for that body alone
                 value = None
                 node = self._take()
@@ -152,6 +152,7 @@ def _begin_child() -> None:
     if worker is not None:
         worker.forked = True
         worker.cookies, worker.lent, worker.waiting = [], (), 0  # its parent's
+        worker.serving = None
         if worker.lane == THREAD:
             child.begin()
 
