@@ -41,12 +41,13 @@ import os
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from entangle import _remote, _run
+from entangle import _remote, _run, _tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from entangle._remote import Travels
+    from entangle._tasks import Streams
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
 
@@ -96,8 +97,15 @@ def _travels() -> Travels:
     return travels
 
 
+def _streams() -> Streams:
+    from entangle._dataflow import task_stream
+
+    return task_stream
+
+
 _run.observers.append(_Recording())
 _remote.travels = _travels
+_tasks.streams = _streams
 
 
 @overload

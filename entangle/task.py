@@ -23,14 +23,15 @@ import itertools
 import pickle
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
+from entangle import _tasks
 from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_value
 from entangle._shared.tracebacks import edge, hide, passes_on
-from entangle._tasks import tree
+from entangle._tasks import OnError, Values, tree
 from entangle._tasks.attributes import Attributes
-from entangle._tasks.call import Call, Gathered, in_short
+from entangle._tasks.call import Call, Gathered, Start, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated, Layer
 from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
@@ -42,6 +43,7 @@ from entangle.pools import Pool, merged
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 
 Call._compiler = tree
 
@@ -173,6 +175,67 @@ class Task(Generic[P, R]):
             calls.append(self(*items))
         return Gathered(GATHER, tuple(calls), f"{self.__name__}.starmap", False, chunk)
 
+    @overload
+    def stream(
+        self: Task[..., Coroutine[Any, Any, V]],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: Start | None = None,
+    ) -> Values[V]: ...
+    @overload
+    def stream(
+        self: Task[..., Call[V]],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: Start | None = None,
+    ) -> Values[V]: ...
+    @overload
+    def stream(
+        self: Task[..., V],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: Start | None = None,
+    ) -> Values[V]: ...
+    @edge
+    @passes_on
+    def stream(
+        self,
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: str | None = None,
+    ) -> Values[Any]:
+        """The values for each item of `xs`, as they come, several items at a time.
+
+        `xs` is any iterable; it may be endless, or asynchronous. Each item is one argument.
+        `inflight` is the most items under way, from `xs` to the loop; None: as many as keep the
+        workers busy. `xs` waits while there are so many. `ordered=False` gives values as they are
+        done. `on_error` says what happens to an item with which the task fails: "raise" ends the
+        stream with the error; "skip" leaves the item out and logs it; a function of (task, item,
+        error) is called, and the item left out. The stream ends with `xs`, or when the loop is
+        left.
+
+        Raises ArgumentError where `xs` is no iterable or the task does not take one argument.
+
+            for image in shrink.stream(paths): show(image)
+        """
+        return _tasks.streams().stream_of(self, _tasks.NO_INSTANCE, xs, inflight, ordered, on_error, start)
+
     def __repr__(self) -> str:
         layers = " ".join(f"@{type(layer).__name__.lower()}" for layer in self.layers)
         return f"<task {self.__qualname__} {layers}>".replace(" >", ">")
@@ -242,7 +305,7 @@ class Task(Generic[P, R]):
         raise AssertionError(f"{self.__name__}{signature} takes what it refused")
 
 
-otherwise(Task, Task.for_others)
+otherwise(Task, lambda task: task.for_others())
 
 
 class Method(Generic[P, R]):
@@ -283,6 +346,54 @@ class Method(Generic[P, R]):
             pairs = [(self.__self__, *items) if isinstance(items, (tuple, list)) else items for items in pairs]
         mapped: Call[list[R]] = self.__func__.starmap(pairs, chunksize=chunksize)
         return mapped
+
+    @overload
+    def stream(
+        self: Method[..., Coroutine[Any, Any, V]],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: Start | None = None,
+    ) -> Values[V]: ...
+    @overload
+    def stream(
+        self: Method[..., Call[V]],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: Start | None = None,
+    ) -> Values[V]: ...
+    @overload
+    def stream(
+        self: Method[..., V],
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: Start | None = None,
+    ) -> Values[V]: ...
+    @edge
+    @passes_on
+    def stream(
+        self,
+        xs: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        inflight: int | None = None,
+        ordered: bool = True,
+        on_error: OnError = "raise",
+        start: str | None = None,
+    ) -> Values[Any]:
+        """As the `stream` of a task, with the instance as the first argument of every call."""
+        return _tasks.streams().stream_of(self.__func__, self.__self__, xs, inflight, ordered, on_error, start)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__func__, name)

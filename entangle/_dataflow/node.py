@@ -14,8 +14,9 @@ from entangle.task import Task
 
 if TYPE_CHECKING:
     from entangle._dataflow.plan import Plan
-    from entangle._dataflow.stream import OnError, Stream
+    from entangle._dataflow.stream import Stream
     from entangle._run.future import RunFuture
+    from entangle._tasks import OnError
 
 
 class DataflowTask(Task[..., Any]):
@@ -99,7 +100,7 @@ class Node(FunctionNode):
         ordered: bool = True,
         on_error: OnError = "raise",
         start: str | None = None,
-    ) -> Stream:
+    ) -> Stream[tuple[Any, ...]]:
         """Push many values through, several at a time. Gives tuples of their leaves as they come.
 
         `source` is any iterable; it may be endless or asynchronous. `inflight` is the most values

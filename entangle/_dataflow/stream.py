@@ -10,8 +10,8 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Any, TypeVar
 
 from entangle._dataflow.flow_graph import FunctionNode
 from entangle._dataflow.outcome import Failure
@@ -20,21 +20,24 @@ from entangle._dataflow.pump import Pump
 from entangle._dataflow.push import push_into
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import hide, passes_on
+from entangle._tasks import OnError
+from entangle._tasks.layer import Decorated
 from entangle._worker.worker import here
 from entangle.errors import ArgumentError, OptionError
 
 log = logging.getLogger("entangle.dataflow")
 
-OnError = Literal["raise", "skip"] | Callable[[Any, Any, BaseException], object]
+V = TypeVar("V")
 
-_open: weakref.WeakSet[Stream] = weakref.WeakSet()
+_open: weakref.WeakSet[Stream[Any]] = weakref.WeakSet()
 
 # A forked child must not close the streams of its parent when it exits.
 os.register_at_fork(after_in_child=_open.clear)
 
 
-class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
-    """Tuples of the values of the leaves, one for each value of the source.
+class Stream(Iterator[V], AsyncIterator[V]):
+    """Tuples of the values of the leaves, one for each value of the source. The stream of a
+    `plain` task gives its values as they are.
 
     Iterate with `for` or `async for`. The stream starts when the first tuple is asked for, and
     ends with the source. `close()`, leaving a `with` block, or dropping the stream ends it
@@ -50,6 +53,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         ordered: bool,
         on_error: OnError,
         way: str | None,
+        plain: Decorated | None = None,
     ) -> None:
         self._pump: Pump | None = None
         self._closed = True  # `__del__` runs even if an argument is refused below
@@ -58,10 +62,14 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
         if inflight is not None and (isinstance(inflight, bool) or not isinstance(inflight, int) or inflight < 1):
             raise OptionError(f"stream: inflight={value_in_short(inflight)}; it is a whole number of values, 1 or above")
         if on_error not in ("raise", "skip") and not callable(on_error):
-            raise OptionError(f"stream: on_error={value_in_short(on_error)}; it is 'raise', 'skip', or a function of (node, value, error)")
+            what = "node" if plain is None else "task"
+            raise OptionError(
+                f"stream: on_error={value_in_short(on_error)}; it is 'raise', 'skip', or a function of ({what}, value, error)"
+            )
         # Others may iterate over the source as well: only this iteration ends with the stream.
         self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
-        self._failures = failures = _Failures(on_error)
+        self._failures = failures = _Failures(on_error, plain)
+        self._plain = plain is not None
         self._pump = Pump(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
         self._counted = False
@@ -78,10 +86,10 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 
     # For `for` ------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> Stream[V]:
         return self
 
-    def __next__(self) -> tuple[Any, ...]:
+    def __next__(self) -> V:
         """The tuple of the next value.
 
         Raises the error of a node that failed with it (if `on_error="raise"`), or of the source.
@@ -107,7 +115,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             raise
 
     @passes_on
-    def _give(self) -> tuple[Any, ...]:
+    def _give(self) -> V:
         if not self._results:
             self._finish()
         result = self._results.popleft()
@@ -118,7 +126,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
             finally:
                 del result
         self._holding = self._counted
-        given: tuple[Any, ...] = result
+        given: V = result[0] if self._plain else result
         return given
 
     def _let_go(self) -> None:
@@ -168,10 +176,10 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 
     # For `async for` ------------------------------------------------------------------------------
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> Stream[V]:
         return self
 
-    async def __anext__(self) -> tuple[Any, ...]:
+    async def __anext__(self) -> V:
         """As `next`, without blocking the event loop."""
         if self._closed:
             raise StopAsyncIteration
@@ -272,7 +280,7 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
                 self._feeding.get_loop().call_soon_threadsafe(self._feeding.cancel)
         _open.discard(self)
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Stream[V]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -285,8 +293,9 @@ class Stream(Iterator[tuple[Any, ...]], AsyncIterator[tuple[Any, ...]]):
 class _Failures:
     """Applies `on_error` to values with which a node has failed."""
 
-    def __init__(self, on_error: OnError) -> None:
+    def __init__(self, on_error: OnError, task: Decorated | None) -> None:
         self._on_error = on_error
+        self._task = task
         self.count = 0
 
     @passes_on
@@ -297,11 +306,12 @@ class _Failures:
         self.count += 1
         if self._on_error == "skip":
             error = failure.error()
-            log.warning("skipped a value: node %r failed with %s: %s (%s)", failure.name, type(error).__name__, error, failure.call)
+            what = "node" if self._task is None else "task"
+            log.warning("skipped a value: %s %r failed with %s: %s (%s)", what, failure.name, type(error).__name__, error, failure.call)
             return True
         assert callable(self._on_error)
         try:
-            self._on_error(failure.node, failure.value, failure.error())
+            self._on_error(failure.node if self._task is None else self._task, failure.value, failure.error())
         except Exception as raised:
             hide(raised)
             log.exception("on_error raised an exception; the value is left out, and the stream goes on")

@@ -1,1 +1,79 @@
-"""What users hold: layers, calls, and how calls become a Flow. Tasks are in `entangle.task`."""
+"""What users hold: layers, calls, and how calls become a Flow. Tasks are in `entangle.task`.
+
+A stream of a task is a dataflow of one node, and dataflows are on a floor above. The hook for it is
+declared here: `entangle/__init__.py` fills it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from entangle._tasks.layer import Decorated
+
+R_co = TypeVar("R_co", covariant=True)
+
+#: What happens to an item with which a task fails: the stream ends, or the item is left out; a
+#: function is told of it, with the task, the item and the error.
+OnError = Literal["raise", "skip"] | Callable[[Any, Any, BaseException], object]
+
+
+class Values(Protocol[R_co]):
+    """What `task.stream(…)` gives: the values, by `for` or `async for`.
+
+    It starts when the first value is asked for. `close()`, leaving a `with` block, or dropping it
+    ends it before its source does: its workers, threads and files are gone then.
+    """
+
+    def __iter__(self) -> Iterator[R_co]:
+        """The stream."""
+
+    def __next__(self) -> R_co:
+        """The next value."""
+
+    def __aiter__(self) -> AsyncIterator[R_co]:
+        """The stream."""
+
+    async def __anext__(self) -> R_co:
+        """The next value, without blocking the event loop."""
+
+    @property
+    def skipped(self) -> int:
+        """How many items were left out because the task failed with them."""
+
+    def close(self) -> None:
+        """End the stream."""
+
+    async def aclose(self) -> None:
+        """End the stream, without blocking the event loop."""
+
+    def __enter__(self) -> Values[R_co]:
+        """The stream."""
+
+    def __exit__(self, *_: object) -> None:
+        """End the stream."""
+
+
+class Streams(Protocol):
+    """What makes the stream of a task. It builds on tasks."""
+
+    def stream_of(
+        self,
+        task: Decorated,
+        instance: Any,
+        source: Iterable[Any] | AsyncIterable[Any],
+        inflight: int | None,
+        ordered: bool,
+        on_error: OnError,
+        start: str | None,
+        /,
+    ) -> Values[Any]:
+        """The values of a task for the items of a source; of a method, with that instance."""
+
+
+#: Gives the module that makes streams. It is imported when there is one to make.
+streams: Callable[[], Streams]
+
+#: In place of an instance, where the task is no method of one.
+NO_INSTANCE = object()

@@ -42,6 +42,7 @@ FIRST = (
     "entangle.errors",
     "entangle._run",
     "entangle._remote",
+    "entangle._tasks",
     "entangle._remote.wire",
     "entangle._remote.wire.frames",
     "entangle._remote.agent",
