@@ -13,6 +13,9 @@ What the exit status means, for every command:
     4    a package that the command needs is not installed
     5    a server cannot be reached
     130  interrupted
+
+With --json, which may stand before the command or anywhere behind it, a command that cannot do what
+was asked says so on stdout: {"status": 3, "error": {"type": "NotFound", "message": "…"}}.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from entangle.cli.exit_status import DONE, FAILED, Refused
+from entangle.cli.exit_status import DONE, FAILED, KINDS, Refused
+from entangle.cli.json_lines import print_refusal
 from entangle.cli.terminal_text import plain
+from entangle.cli.words import asks_for_json, in_order
 from entangle.errors import EntangleError
 
 
@@ -32,16 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     status = DONE
+    for_programs = "--json" in given
     try:
-        status = _run(given)
+        words = in_order(given)
+        for_programs = asks_for_json(words)
+        status = _run(words, for_programs)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure to write can still be reported
         return status
     except Refused as refused:
-        print(f"entangle: {plain(str(refused), lines=True)}", file=sys.stderr)
+        _refuse(KINDS.get(refused.status, "Failed"), str(refused), refused.status, for_programs)
         return refused.status
     except EntangleError as error:
-        print(f"entangle: {plain(str(error), lines=True)}", file=sys.stderr)
+        _refuse(f"{type(error).__module__}.{type(error).__qualname__}", str(error), FAILED, for_programs)
         return FAILED
     except BrokenPipeError:  # the reader of our output has closed it
         sys.stdout = None  # or the interpreter reports an error when it flushes it at exit
@@ -55,13 +63,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def _run(given: list[str]) -> int:
+def _refuse(kind: str, message: str, status: int, for_programs: bool) -> None:
+    """Say why a command cannot do what was asked."""
+    if for_programs:
+        try:
+            print_refusal(kind, message, status)
+            return
+        except (OSError, ValueError, AttributeError):  # stdout is full, or closed
+            sys.stdout = None
+    print(f"entangle: {plain(message, lines=True)}", file=sys.stderr)
+
+
+def _run(words: list[str], for_programs: bool) -> int:
     try:
         import typer  # noqa: F401
     except ImportError:
         from entangle.cli.bare import run_bare
 
-        return run_bare(given)
+        return run_bare(words)
     from entangle.cli.app import run_app
 
-    return run_app(given)
+    return run_app(words, for_programs)

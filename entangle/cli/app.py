@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from entangle import __version__
-from entangle.cli.exit_status import DONE, USAGE, Refused
+from entangle.cli.exit_status import DONE, Refused
+from entangle.cli.json_lines import print_json
 
 app = typer.Typer(
     name="entangle",
@@ -28,54 +29,30 @@ app.add_typer(hosts_app, name="hosts")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def run_app(arguments: list[str]) -> int:
-    """Run a command; gives the exit status."""
+def run_app(arguments: list[str], for_programs: bool) -> int:
+    """Run a command; gives the exit status. `arguments` are in order (`words.py`); usage errors are
+    told as JSON if `for_programs`."""
     if arguments[:1] != ["run"]:  # a program decides for itself how long it waits
         from entangle._records.database import user_waits
 
         user_waits()
-    if arguments[:1] == ["run"]:
-        arguments = ["run", *_options_first(arguments[1:])]
+    if not for_programs:
+        try:
+            app(arguments, prog_name="entangle")
+        except SystemExit as left:  # typer ends this way
+            return left.code if isinstance(left.code, int) else int(left.code is not None)
+        return DONE
+    if arguments == ["--version", "--json"]:
+        print_json({"entangle": __version__})
+        return DONE
     try:
-        app(arguments, prog_name="entangle")
-    except SystemExit as left:  # typer ends this way
-        return left.code if isinstance(left.code, int) else int(left.code is not None)
-    return DONE
-
-
-#: The options of `run`, and whether a value follows each.
-_RUN_OPTIONS = {"--json": False, "--progress": False, "--start": True, "--help": False, "-h": False}
-
-
-def _options_first(words: list[str]) -> list[str]:
-    """The words of `run`, with its options before the target, wherever they stood, and `--` behind
-    them. A program gets all words behind its file, as from python. A task gets all words behind a
-    `--`.
-
-    Raises Refused for a word that looks like an option and is none: a task must not get what was
-    meant for us.
-    """
-    from entangle.cli.run_program import names_a_task
-
-    options: list[str] = []
-    rest: list[str] = []
-    ahead = iter(words)
-    for word in ahead:
-        if word == "--":
-            rest += ahead
-        elif word.partition("=")[0] in _RUN_OPTIONS:
-            options.append(word)
-            if _RUN_OPTIONS.get(word):
-                options += [value for value in [next(ahead, None)] if value is not None]
-        elif word.startswith("--") and rest:
-            raise Refused(f"run has no option {word.partition('=')[0]}; to pass it to the task, write -- before it: -- {word}", USAGE)
-        elif word.startswith("-") and not rest:
-            options.append(word)  # typer will say that there is no such option
-        else:
-            rest.append(word)
-            if len(rest) == 1 and not names_a_task(word):
-                rest += ahead
-    return [*options, "--", *rest]
+        status = app(arguments, prog_name="entangle", standalone_mode=False)
+    except Exception as error:
+        # typer's own errors: it has no public name for what they have in common.
+        if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+            raise
+        raise Refused(error.format_message(), error.exit_code) from None
+    return status if isinstance(status, int) else DONE
 
 
 def _complete_run(incomplete: str) -> list[tuple[str, str]]:
@@ -100,6 +77,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _app(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs. May stand behind the command as well.")] = False,
 ) -> None:
     pass
 

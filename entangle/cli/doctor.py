@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from entangle.cli.exit_status import DONE, FAILED
-from entangle.cli.printing import console, print_json, size, text
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import console, size, text
 
 #: OFF: not available, which matters only to users of it. BROKEN: entangle itself does not work.
 WORKS, OFF, BROKEN = "works", "off", "broken"

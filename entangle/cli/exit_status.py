@@ -4,6 +4,8 @@ from __future__ import annotations
 
 DONE, FAILED, USAGE, ABSENT, UNINSTALLED, UNREACHABLE = range(6)
 INTERRUPTED = 130
+#: What programs are told instead of a status.
+KINDS = {FAILED: "Failed", USAGE: "UsageError", ABSENT: "NotFound", UNINSTALLED: "NotInstalled", UNREACHABLE: "NotReachable"}
 
 
 class Refused(Exception):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from entangle.cli.exit_status import UNREACHABLE, USAGE, Refused, need
-from entangle.cli.printing import console, print_json, text
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import console, text
 from entangle.cli.runs import run_called
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from entangle.cli.exit_status import DONE, UNREACHABLE, USAGE, Refused
-from entangle.cli.printing import print_json
+from entangle.cli.json_lines import print_json
 from entangle.errors import OptionError
 
 

@@ -1,16 +1,15 @@
-"""How commands print: JSON for programs, tables for people."""
+"""How commands print for people."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from entangle.cli.terminal_text import plain, plain_json, stdout
+from entangle.cli.terminal_text import plain, stdout
 
 #: How a state looks.
 COLOURS = {
@@ -60,23 +59,6 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Col
         line = Text("  ").join(row)
         line.rstrip()
         out.print(line, soft_wrap=True)
-
-
-def as_json(value: Any, encoding: str = "utf-8") -> str:
-    """A value as JSON that can be encoded so. What JSON does not know becomes its text."""
-    said = plain_json(json.dumps(value, default=str, ensure_ascii=False))
-    try:
-        said.encode(encoding)
-    except UnicodeEncodeError:
-        return json.dumps(value, default=str)
-    return said
-
-
-def print_json(value: Any) -> None:
-    """One line of JSON. What JSON does not know becomes its text."""
-    out = stdout()
-    out.write(as_json(value, out.encoding or "utf-8") + "\n")
-    out.flush()
 
 
 def duration(seconds: float | None) -> str:

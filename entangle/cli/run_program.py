@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from entangle.cli.exit_status import ABSENT, DONE, FAILED, USAGE, Refused
-from entangle.cli.printing import console, duration, print_json, text
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import console, duration, text
 from entangle.cli.terminal_text import plain, stdout
 
 
@@ -29,24 +30,34 @@ def run(target: str, arguments: list[str], as_json: bool, progress: bool, start:
         os.environ["ENTANGLE_PROGRESS"] = "1"
     path, name = _parse(target)
     began = time.time()
-    if not name:
-        status, value = _run_program(path, arguments), None
-    else:
-        status, value = _run_name(path, name, arguments, as_json)
+    value: Any = None
+    error: BaseException | None = None
+    try:
+        if name:
+            value = _run_name(path, name, arguments)
+            _print_value(value, as_json)
+        else:
+            _run_program(path, arguments)
+        status = DONE
+    except _Ended as ended:
+        status, error = ended.status, ended.__cause__
     # Look for the record only where the id is shown: what has run has run, whatever the state of
     # the records.
     run_id = _last_run(began) if as_json or sys.stderr.isatty() else None
     if as_json:
-        print_json({"status": status, "value": value, "run": run_id, "seconds": round(time.time() - began, 6)})
+        seconds = round(time.time() - began, 6)
+        told = _error_as_dict(error, path) if error is not None else None
+        print_json({"status": status, "value": _jsonable(value), "error": told, "run": run_id, "seconds": seconds})
     elif run_id is not None:
         console(stderr=True).print(text((f"run {run_id}, {duration(time.time() - began)}; ", "dim"), f"entangle show {run_id}"))
     return status
 
 
-def names_a_task(target: str) -> bool:
-    """Whether this is FILE:NAME. If not, it is a program, and the words behind it belong to the
-    program."""
-    return ":" in target and not os.path.exists(target)
+class _Ended(Exception):
+    """What was run has ended with this status, and not with a value. Its cause is the error."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
 
 
 def _parse(target: str) -> tuple[str, str]:
@@ -64,8 +75,9 @@ def _parse(target: str) -> tuple[str, str]:
     return path, name
 
 
-def _run_program(path: str, arguments: list[str]) -> int:
-    """Run a file as `python FILE ARGUMENTS` would. An error is shown as Python shows it."""
+def _run_program(path: str, arguments: list[str]) -> None:
+    """Run a file as `python FILE ARGUMENTS` would. An error is shown as Python shows it. Raises
+    _Ended."""
     import runpy
 
     sys.argv = [path, *arguments]
@@ -73,11 +85,17 @@ def _run_program(path: str, arguments: list[str]) -> int:
     try:
         runpy.run_path(path, run_name="__main__")
     except SystemExit as left:
-        return _status_of(left)
+        _leave(left)
     except Exception as error:
         _show_error(error, path)
-        return FAILED
-    return DONE
+        raise _Ended(FAILED) from error
+
+
+def _leave(left: SystemExit) -> None:
+    """End as a program that calls `sys.exit`. Raises _Ended, unless it has ended well."""
+    status = _status_of(left)
+    if status != DONE:
+        raise _Ended(status) from left
 
 
 def _status_of(left: SystemExit) -> int:
@@ -90,8 +108,8 @@ def _status_of(left: SystemExit) -> int:
     return FAILED
 
 
-def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tuple[int, Any]:
-    """Run what a file calls `name`; gives the status and the value."""
+def _run_name(path: str, name: str, arguments: list[str]) -> Any:
+    """Run what a file calls `name`; gives the value. Raises _Ended."""
     from entangle.task import Call
 
     found = _find(_load(path), path, name)
@@ -111,15 +129,17 @@ def _run_name(path: str, name: str, arguments: list[str], as_json: bool) -> tupl
     except Refused:
         raise
     except SystemExit as left:
-        return _status_of(left), None
+        _leave(left)
+        return None
     except Exception as error:
         _show_error(error, path)
-        return FAILED, None
-    if as_json:
-        return DONE, _jsonable(value)
-    if value is not None:
+        raise _Ended(FAILED) from error
+    return value
+
+
+def _print_value(value: Any, as_json: bool) -> None:
+    if value is not None and not as_json:
         print(_text(value), file=stdout())
-    return DONE, None
 
 
 def _load(path: str) -> Any:
@@ -153,7 +173,7 @@ def _load(path: str) -> Any:
         raise Refused(f"{path} cannot be imported: it calls sys.exit", FAILED) from None
     except Exception as error:
         _show_error(error, path)
-        raise Refused(f"{path} cannot be imported", FAILED) from None
+        raise Refused(f"{path} cannot be imported: {_last_line(error)}", FAILED) from None
     return module
 
 
@@ -252,14 +272,39 @@ def _text(value: Any) -> str:
 
 
 def _show_error(error: BaseException, path: str) -> None:
-    """Show an error as Python does, from the user's file on: the frames above it are ours."""
+    """Show an error as Python does."""
+    sys.stderr.write(_traceback_of(error, path))
+
+
+def _traceback_of(error: BaseException, path: str) -> str:
+    """The text of an error as Python shows it, from the user's file on: the frames above it are
+    ours."""
     import traceback
 
     at = error.__traceback__
     ours = os.path.abspath(path)
     while at is not None and os.path.abspath(at.tb_frame.f_code.co_filename) != ours:
         at = at.tb_next
-    traceback.print_exception(type(error), error, at)
+    return "".join(traceback.format_exception(type(error), error, at))
+
+
+def _last_line(error: BaseException) -> str:
+    import traceback
+
+    return traceback.format_exception_only(type(error), error)[-1].strip()
+
+
+def _error_as_dict(error: BaseException, path: str) -> dict[str, Any]:
+    """An error as programs are told it."""
+    from entangle._worker.failures import name_of_type, text_of
+
+    message = text_of(error)
+    return {
+        "type": name_of_type(error),
+        "message": message,
+        "notes": [str(note) for note in getattr(error, "__notes__", None) or ()],
+        "traceback": "" if isinstance(error, SystemExit) else _traceback_of(error, path),
+    }
 
 
 def _last_run(began: float) -> str | None:

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
-from entangle.cli.printing import COLOURS, console, duration, moment, print_json, print_table, text
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import COLOURS, console, duration, moment, print_table, text
 
 if TYPE_CHECKING:
     from rich.text import Text

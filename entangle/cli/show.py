@@ -9,7 +9,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
-from entangle.cli.printing import COLOURS, MARKS, as_json, console, duration, moment, print_json, size, text
+from entangle.cli.json_lines import as_json, print_json
+from entangle.cli.printing import COLOURS, MARKS, console, duration, moment, size, text
 from entangle.cli.runs import run_called, summary, told
 from entangle.cli.terminal_text import plain, stdout
 

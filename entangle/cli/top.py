@@ -15,7 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from entangle._watch.live_runs import LiveRun, cookies, live_homes, live_runs, pid_of_home
-from entangle.cli.printing import console, duration, print_json, size, text
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import console, duration, size, text
 
 #: The most workers that are shown of one run.
 MOST_WORKERS = 16

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from entangle.cli.exit_status import UNREACHABLE, Refused, need
-from entangle.cli.printing import console, print_json
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import console
 
 
 def ui(port: int, browser: bool, as_json: bool) -> None:
