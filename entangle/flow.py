@@ -294,20 +294,23 @@ class Flow:
         """The name of a node: the one that its call was given, else its task's."""
         return self.names.get(node) or self.body(node).name
 
+    def way_to(self, node: int) -> list[int]:
+        """The nodes from a sink down to `node`, each taken by the one before it."""
+        way = [node]
+        for _ in range(self.count):
+            takers = self.takers(way[-1])
+            if not takers:
+                break
+            way.append(takers[0])
+        way.reverse()
+        return way
+
     def path(self, node: int) -> str:
         """The call path from a sink down to `node`, as `add → subtract → five`.
 
         Of a very long path, the middle is left out.
         """
-        names = [self.name(node)]
-        at = node
-        for _ in range(self.count):
-            takers = self.takers(at)
-            if not takers:
-                break
-            at = takers[0]
-            names.append(self.name(at))
-        names.reverse()
+        names = [self.name(at) for at in self.way_to(node)]
         if len(names) > 24:
             names = [*names[:8], f"… {len(names) - 20} more …", *names[-12:]]
         if sum(map(len, names)) > LONGEST_PATH:

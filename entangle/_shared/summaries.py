@@ -22,6 +22,8 @@ LONG = 100
 #: arguments, of parts of a container; depth of calls.
 _TEXT, _ARGUMENT, _CALL, _NAMED = 48, 72, 260, 60
 _ARGUMENTS, _PARTS, _DEEP = 12, 4, 2
+#: In a path of calls: the most calls, and characters.
+_STEPS, _PATH = 24, 600
 
 _NAME, _QUALIFIED, _MODULE, _ORDER = (vars(type)[name].__get__ for name in ("__name__", "__qualname__", "__module__", "__mro__"))
 
@@ -178,6 +180,38 @@ def call_in_short(flow: Flow, node: int, given: Sequence[Any] | None = None, kno
         return f"{cut(flow.body(node).name, _NAMED)}(…)"
 
 
+def path_in_short(flow: Flow, node: int) -> str:
+    """The calls from a sink down to a node, as `total(load('a'), 2) → load`, in some 600 characters
+    at most. Of a very long path, the middle is left out.
+
+    The last one is shown by its name alone: its arguments may be known by their values elsewhere.
+    """
+    path = flow.way_to(node)
+    parts = [_named_call(flow, at) for at in path[:-1]]
+    parts.append(cut(flow.name(node), _NAMED))
+    if len(path) > _STEPS:
+        first, last = _STEPS // 3, _STEPS // 2
+        parts = [*parts[:first], f"… {len(path) - first - last} more …", *parts[-last:]]
+    if sum(map(len, parts)) > _PATH:
+        most = max(_PATH // len(parts), 16)
+        parts = [cut(part, most) for part in parts]
+    return " → ".join(parts)
+
+
+def _named_call(flow: Flow, node: int) -> str:
+    """A call with its arguments, which are shown by their names alone; after its own, if it was
+    given one."""
+    try:
+        told = masked(_call(flow, node, None, {}, _DEEP))
+    except Exception:
+        told = f"{cut(flow.body(node).name, _NAMED)}(…)"
+    if node not in flow.names:
+        return told
+    name = cut(flow.names[node], _NAMED)
+    # `square.map` says more than that it is a gather.
+    return f"{name}{told.removeprefix('gather')}" if flow.body(node).name == "gather" else f"{name}: {told}"
+
+
 def argument_at(flow: Flow, node: int, position: int) -> str:
     """The argument that an input belongs to: its number, from 1, or its keyword."""
     shape = flow.shapes[flow.shape_of[node]]
@@ -248,7 +282,9 @@ def _argument(flow: Flow, template: Template, flat: Iterator[int], known: Mappin
             return value_in_short(flow.constants[~taken])
         if is_secret(flow.body(taken).name):
             return MASK
-        return value_in_short(known[taken]) if taken in known else _call(flow, taken, None, known, depth + 1)
+        if taken in known:
+            return value_in_short(known[taken])
+        return cut(flow.names[taken], _NAMED) if taken in flow.names else _call(flow, taken, None, known, depth + 1)
     kind, parts = template
     if isinstance(kind, Like):
         kind = type(kind.container)

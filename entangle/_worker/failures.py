@@ -14,7 +14,7 @@ from entangle._shared import pickled_errors
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
-from entangle._shared.summaries import call_in_short, cut, plain_value
+from entangle._shared.summaries import call_in_short, cut, path_in_short, plain_value
 from entangle._shared.table import LANE, PID, SLOT
 from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
@@ -161,7 +161,8 @@ def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
 
 def notes_of_call(flow: Flow, node: int, call: str) -> list[str]:
     """What the notes of an error say of the call that failed."""
-    return [f"call path: {flow.path(node)}", *([f"call: {call}"] if call else [])]
+    path = flow.path(node) if flow.rearmed else path_in_short(flow, node)
+    return [f"call path: {path}", *([f"call: {call}"] if call else [])]
 
 
 def _bound_notes(error: BaseException) -> None:

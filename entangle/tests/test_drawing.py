@@ -13,6 +13,7 @@ import pytest
 
 import entangle
 from entangle import records
+from entangle._records.property_graph import vertices_of
 from entangle.errors import RecordsError
 from entangle.process import process
 
@@ -147,6 +148,68 @@ def test_prov_as_the_reference_reader_sees_it(run: records.Run, failed: records.
     assert "wasGeneratedBy" in text
     short = ProvDocument.deserialize(content=failed.to_prov(), format="json")
     assert len(list(short.get_records(ProvGeneration))) < failed.node_count
+
+
+def breaks(x: int) -> int:
+    raise ValueError(f'no "{x}" <b>\nand more')
+
+
+@pytest.fixture
+def went_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
+    """A run that went on when a named call of it failed, and skipped what depends on that."""
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    entangle.gather(process(add)(process(breaks)(3).named("fold <3>"), 1), process(one)(), return_exceptions=True)()
+    return records.run()
+
+
+def test_every_form_has_states_names_and_errors(went_on: records.Run) -> None:
+    networkx = needed("networkx")
+    failed, skipped = went_on.node("fold <3>"), went_on.node("add")
+    message = 'ValueError: no "3" <b>\nand more'
+
+    plain = {node["number"]: node for node in json.loads(json.dumps(went_on.to_dict()))["node_list"]}
+    assert (plain[failed.number]["name"], plain[failed.number]["state"]) == ("fold <3>", "failed")
+    assert plain[failed.number]["error"]["message"] == 'no "3" <b>\nand more'
+    assert (plain[skipped.number]["state"], plain[skipped.number]["cause"]) == ("skipped", failed.number)
+    assert (went_on.to_dict()["failed"], went_on.to_dict()["skipped"]) == (1, 1)
+
+    mermaid = went_on.to_mermaid()
+    assert f'n{failed.number}["fold #lt;3#gt;<br/>' in mermaid
+    assert ":::failed" in mermaid
+    assert ":::skipped" in mermaid
+    assert "classDef skipped" in mermaid
+
+    svg = ElementTree.fromstring(went_on.to_svg())
+    tips = {box.attrib["class"]: box.findtext(f"{SVG}title") or "" for box in svg.findall(f".//{SVG}g")}
+    assert tips["box failed"] == f"fold <3> (breaks): failed, {message}".replace("\n", "\ufffd")
+    assert tips["box skipped"] == f"add: skipped, since fold <3> (node {failed.number}) failed"
+    assert ".skipped rect" in went_on.to_svg()
+
+    dot = went_on.to_dot()
+    assert "skipped, since fold <3>" in dot
+    assert json.dumps(f"fold <3> (breaks): failed, {message}") in dot
+
+    graph = went_on.to_networkx()
+    assert networkx.get_node_attributes(graph, "error")[failed.number] == message
+    assert graph.nodes[failed.number]["task"] == "breaks"
+    assert graph.nodes[skipped.number]["cause"] == failed.number
+
+    events = json.loads(went_on.to_trace())["traceEvents"]
+    (slice_of,) = [event for event in events if event["ph"] == "X" and event["cat"] == "failed"]
+    assert (slice_of["name"], slice_of["args"]["error"], slice_of["args"]["task"]) == ("fold <3>", message, "breaks")
+    (instant,) = [event for event in events if event["ph"] == "i"]
+    assert (instant["name"], instant["cat"], instant["tid"]) == ("add", "skipped", slice_of["tid"])
+    assert instant["ts"] == slice_of["ts"] + slice_of["dur"]
+
+    activities = json.loads(went_on.to_prov())["activity"]
+    about = activities[f"call:{went_on.id}-{failed.number}"]
+    assert (about["prov:label"], about["entangle:state"], about["entangle:error"]) == ("fold <3>", "failed", message)
+    assert activities[f"call:{went_on.id}-{skipped.number}"]["entangle:cause"] == f"call:{went_on.id}-{failed.number}"
+
+    vertices = {vertex.id: vertex.properties for vertex in vertices_of(went_on)}
+    assert vertices[f"call:{went_on.id}:{failed.number}"]["error"] == message
+    assert vertices[f"call:{went_on.id}:{skipped.number}"]["cause"] == failed.number
+    assert vertices[f"run:{went_on.id}"]["failed"] == 1
 
 
 def test_networkx(run: records.Run) -> None:

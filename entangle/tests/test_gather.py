@@ -161,7 +161,7 @@ def test_a_failed_item_is_named() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         inverse.map([1, 0, 2])()
     said = notes_of(caught.value)
-    assert "call path: inverse.map → inverse" in said
+    assert "call path: inverse.map(inverse(…), inverse(…), inverse(…)) → inverse\n" in said
     assert "inverse(0)" in said
 
 
@@ -208,7 +208,7 @@ def test_errors_show_the_name_of_a_call() -> None:
 
     with pytest.raises(ValueError, match="3") as caught:
         total(gather(square(1), fail(3).named("fold 3")))()
-    assert "call path: total → fold 3" in notes_of(caught.value)
+    assert "call path: total([square(…), fold 3]) → fold 3\n" in notes_of(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "  ", 3, None])

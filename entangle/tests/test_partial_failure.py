@@ -81,7 +81,7 @@ def test_a_failure_is_a_value(kind: str, start: Any) -> None:
     got = gather(good(2), bad(3), good(4), return_exceptions=True).run(start=start)
     assert names(got) == [4, "ValueError", 16]
     assert str(got[1]) == "no 3"
-    assert f"call path: gather → {bad.__name__}" in notes_of(got[1])
+    assert f"call path: gather(square(…), {bad.__name__}(…), square(…)) → {bad.__name__}" in notes_of(got[1])
     assert "call: fail(3)" in notes_of(got[1])
 
 

@@ -75,7 +75,47 @@ def test_the_call_that_failed_is_named_with_its_arguments(carrier: Any, body: An
     task = carrier(body)
     error = failed(process(boom)(1, task(777), 3))
     assert f"call: {body.__name__}(777)" in notes_of(error)
-    assert f"call path: boom → {body.__name__}" in notes_of(error)
+    assert f"call path: boom(1, {body.__name__}(…), 3) → {body.__name__}\n" in notes_of(error)
+
+
+def test_the_path_of_calls_has_their_arguments_and_their_names(secret: str = "hunter2-hunter2") -> None:
+    def login(number: Any, password: str, rows: Any) -> Any:
+        return number
+
+    task = process(boom)
+    inner = task(777, [1, 2], key="x" * 500).named("fold 3")
+    call = process(login)(task(task(1), inner, "text", unit="m"), secret, list(range(1000)))
+    (path,) = [note for note in failed(call).__notes__ if note.startswith("call path: ")]
+    assert path == "call path: login(boom(…), ***, [0, 1, 2, 3, …]) → boom(boom(…), fold 3, 'text', unit='m') → fold 3"
+    assert secret not in notes_of(failed(call))
+    outer = task(0, call).named("all of it")
+    assert f"call path: all of it: boom(0, login(…)) → {path[11:]}" in notes_of(failed(outer))
+
+
+def test_a_path_of_many_calls_and_of_many_arguments_is_told_in_short() -> None:
+    task = process(boom)
+    call = task(777)
+    for number in range(60):
+        call = task(number, call, "x" * 100, *range(1000))
+    (path,) = [note for note in failed(call).__notes__ if note.startswith("call path: ")]
+    assert path.startswith("call path: boom(59, boom(…")
+    assert "more … → " in path
+    assert path.endswith(" → boom")
+    assert len(path) < 900
+
+
+class Unreadable:
+    """Whatever is asked of it, it fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not to be asked")
+
+    __str__ = __format__ = __repr__  # type: ignore[assignment]
+
+
+def test_a_path_runs_no_code_of_an_argument() -> None:
+    error = failed(process(boom)(Unreadable(), process(boom)(777)))
+    assert "call path: boom(<Unreadable>, boom(…)) → boom\n" in notes_of(error)
 
 
 def test_of_a_thousand_siblings_one_is_named() -> None:

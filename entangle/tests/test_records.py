@@ -229,6 +229,79 @@ def test_a_name_that_is_a_secret_is_masked_and_one_of_a_live_run_is_known(direct
     assert key.encode() not in b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
 
 
+def fails_at(x: int, *_: Any) -> int:
+    if x % 10 == 3:
+        raise ValueError(f"no {x}")
+    return x
+
+
+@pytest.mark.parametrize("executor", [process, thread])
+def test_a_run_that_goes_on_keeps_why_nodes_failed_and_were_skipped(directory: Path, start: str, executor: Any) -> None:
+    body, after = executor(fails_at), executor(add)
+    calls = [after(after(body(n).named(f"item {n}"), 1), 1) for n in range(24)]
+    values = entangle.gather(*calls, return_exceptions=True)(start=start)
+    assert [n for n, value in enumerate(values) if isinstance(value, ValueError)] == [3, 13, 23]
+    run = records.run()
+    assert (run.state, run.error, run.node_count, run.done_count) == ("done", None, 73, 64)
+    assert (run.failed_count, run.skipped_count) == (3, 6)
+    failed = [node for node in run.nodes if node.state == "failed"]
+    assert [node.name for node in failed] == ["item 3", "item 13", "item 23"]
+    for node, n in zip(failed, (3, 13, 23), strict=True):
+        assert node.error is not None
+        assert (node.error.type, node.error.message, node.error.node) == ("ValueError", f"no {n}", node.number)
+        assert "in fails_at" in node.error.traceback
+        assert f"call: fails_at({n})" in node.error.notes
+        (path,) = [note for note in node.error.notes if note.startswith("call path: ")]
+        assert path.endswith(f" → add(add(…), 1) → add(item {n}, 1) → item {n}")
+        assert node.value is None
+    skipped = [node for node in run.nodes if node.state == "skipped"]
+    assert [run.nodes[node.cause or 0].name for node in skipped] == [f"item {n}" for n in (3, 3, 13, 13, 23, 23)]
+    assert all((node.started, node.value, node.error) == (None, None, None) for node in skipped)
+    assert all(node.cause is None for node in run.nodes if node.state != "skipped")
+
+
+def test_what_failed_after_attempts_died_or_came_late_is_kept_in_a_run_that_goes_on(directory: Path, start: str) -> None:
+    calls = [
+        process(retry=1, sleep=0)(fails_at)(3),
+        process(kills_itself)(),
+        process(timeout=0.2)(signal.pause)(),
+        thread(retry=1)(fails_at)(3),
+    ]
+    values = entangle.gather(*calls, return_exceptions=True)(start=start)
+    run = records.run()
+    assert (run.state, run.failed_count) == ("done", 4)
+    errors = {node.name: node.error for node in run.nodes if node.error is not None}
+    kinds = [type(value).__name__ for value in values]
+    assert kinds == ["ProcessRetryException", "ProcessTerminatedException", "ProcessTimeoutException", "ProcessRetryException"]
+    told = [node.error for node in run.nodes if node.state == "failed"]
+    assert len(told) == 4
+    assert sorted(error.type.rpartition(".")[2] for error in told if error is not None) == sorted(kinds)
+    assert sorted(error.message for error in told if error is not None) == sorted(map(str, values))
+    retried = [node for node in run.nodes if node.name == "fails_at"]
+    assert all(node.attempts == 2 and len(node.tries) == 1 for node in retried)
+    assert any(note.startswith("call: kills_itself()") for note in (errors["kills_itself"] or fail()).notes)
+
+
+def fail() -> Any:
+    pytest.fail("there is none")
+
+
+def test_ten_of_a_thousand_that_fail_are_all_kept_and_secrets_in_them_are_not(directory: Path) -> None:
+    def login(n: int, password: str) -> int:
+        if n % 100 == 7:
+            raise ValueError(f"no {n} with {password}")
+        return n
+
+    secret = "correct-horse-battery"
+    calls = [process(login)(n, password=secret) for n in range(1000)]
+    values = entangle.gather(*calls, return_exceptions=True)()
+    assert sum(isinstance(value, ValueError) for value in values) == 10
+    run = records.run()
+    assert (run.failed_count, run.skipped_count) == (10, 0)
+    assert sorted(error.message for error in run.failures.values()) == sorted(f"no {n} with ***" for n in range(7, 1000, 100))
+    assert secret.encode() not in b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+
+
 def test_a_worker_that_was_killed_and_attempts_that_failed_are_remembered(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ProcessTerminatedException):
         process(kills_itself)()()

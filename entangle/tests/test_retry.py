@@ -51,7 +51,7 @@ def test_used_up(decorator: Any, log: str) -> None:
     told = notes_of(caught.value)
     assert "attempt 1" in told
     assert "attempt 2" in told
-    assert "gather → fail_until" in told
+    assert "gather(fail_until(…), 1) → fail_until\n" in told
     assert "in fail_until" in text_of(caught.value)  # the last attempt's traceback
 
 
