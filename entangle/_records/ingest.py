@@ -394,20 +394,14 @@ def _failure_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:
     skipped."""
     for one in (segment.tail or {}).get("failures", ()):
         yield key, one["node"], one["type"], one["message"], one["traceback"], json.dumps(one["notes"]), None
-    states = segment.states if segment.tail else b""
-    causes: dict[int, int | None] = {}
+    if segment.tail is None or "stream" in segment.tail:
+        return
+    states = segment.states
     node = states.find(SKIPPED)
-    while node >= 0:  # sources have lower numbers
-        taken = (source for source in segment.inputs[segment.starts[node] : segment.starts[node + 1]] if source >= 0)
-        causes[node] = next(
-            (source if states[source] == FAILED else causes.get(source) for source in taken if states[source] in _LOST), None
-        )
-        yield key, node, None, None, None, None, causes[node]
+    while node >= 0:
+        _, _, cause, *_ = RECORD.unpack_from(segment.records, node * RECORD.size)
+        yield key, node, None, None, None, None, cause
         node = states.find(SKIPPED, node + 1)
-
-
-#: The states of nodes that give no value to those that depend on them.
-_LOST = (FAILED, SKIPPED)
 
 
 def input_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:

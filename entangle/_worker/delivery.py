@@ -77,7 +77,8 @@ class Delivery(Taking):
             return self.kept
         self.using[node] = None
         if self.guarded is not None and self.site.table.states[node] != DONE:
-            return error_of(self.site, None if node in self.site.errors else self.store, node)
+            # A run of threads has no directory, and no store: its errors are in `errors`.
+            return error_of(self.site, self.store if self.site.directory else None, node)
         if node in self.recent:
             # A body with `retry` reads from the store instead: fresh arguments for every attempt.
             return self.recent[node]

@@ -107,6 +107,13 @@ def test_a_failure_as_an_argument_of_a_task() -> None:
     assert kinds_of(gather(mixed(1), square(2), return_exceptions=True))() == ["ValueError", "int"]
 
 
+def test_threads_that_fail_and_are_skipped_leave_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bad, plus = thread(fail.function), thread(add.function)
+    assert names(gather(plus(bad(1), 1), bad(2), return_exceptions=True)()) == ["ValueError", "ValueError"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failure_ends_the_run_where_some_path_meets_nobody_who_accepts_it() -> None:
     shared = fail(1)
     with pytest.raises(ValueError, match="no 1"):
