@@ -78,7 +78,9 @@ def test_the_call_that_failed_is_named_with_its_arguments(carrier: Any, body: An
     assert f"call path: boom(1, {body.__name__}(…), 3) → {body.__name__}\n" in notes_of(error)
 
 
-def test_the_path_of_calls_has_their_arguments_and_their_names(secret: str = "hunter2-hunter2") -> None:
+def test_the_path_of_calls_has_their_arguments_and_their_names() -> None:
+    secret = "hunter2-hunter2"
+
     def login(number: Any, password: str, rows: Any) -> Any:
         return number
 
