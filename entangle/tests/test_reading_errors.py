@@ -87,7 +87,7 @@ def test_the_path_of_calls_has_their_arguments_and_their_names() -> None:
     task = process(boom)
     inner = task(777, [1, 2], key="x" * 500).named("fold 3")
     call = process(login)(task(task(1), inner, "text", unit="m"), secret, list(range(1000)))
-    (path,) = [note for note in failed(call).__notes__ if note.startswith("call path: ")]
+    (path,) = [note for note in notes_of(failed(call)).splitlines() if note.startswith("call path: ")]
     assert path == "call path: login(boom(…), ***, [0, 1, 2, 3, …]) → boom(boom(…), fold 3, 'text', unit='m') → fold 3"
     assert secret not in notes_of(failed(call))
     outer = task(0, call).named("all of it")
@@ -99,7 +99,7 @@ def test_a_path_of_many_calls_and_of_many_arguments_is_told_in_short() -> None:
     call = task(777)
     for number in range(60):
         call = task(number, call, "x" * 100, *range(1000))
-    (path,) = [note for note in failed(call).__notes__ if note.startswith("call path: ")]
+    (path,) = [note for note in notes_of(failed(call)).splitlines() if note.startswith("call path: ")]
     assert path.startswith("call path: boom(59, boom(…")
     assert "more … → " in path
     assert path.endswith(" → boom")
