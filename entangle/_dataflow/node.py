@@ -35,6 +35,14 @@ class DataflowTask(Task[..., Any]):
             raise ArgumentError(f"{self.__name__} cannot be a node of a dataflow: it must take one value")
         return Node(self, check_children(self.__name__, children))
 
+    @edge
+    def map(self, *_: Any, **__: Any) -> Any:
+        """Raises ArgumentError: values are pushed into a graph, many of them by `stream`."""
+        name = self.__name__
+        raise ArgumentError(f"{name} is a node of a dataflow, into which values are pushed: for y in {name}().stream(values)")
+
+    starmap = map
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A task in a class is a method: its value comes after the instance."""
         return self if instance is None else DataflowTask(types.MethodType(self.function, instance), self.layers)

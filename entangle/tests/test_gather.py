@@ -331,3 +331,12 @@ def test_a_future_waits_for_the_run_with_options() -> None:
 
 def test_the_names_of_the_package_are_functions() -> None:
     assert callable(entangle.gather)
+
+
+def test_nodes_of_a_dataflow_say_how_many_values_are_pushed() -> None:
+    from entangle.dataflow import dataflow
+
+    node: Any = dataflow(square.function)
+    for build in (lambda: node.map([1]), lambda: node.starmap([(1,)])):
+        with pytest.raises(ArgumentError, match=r"for y in square\(\)\.stream"):
+            build()

@@ -15,7 +15,6 @@ import entangle
 from entangle._run.run import Run
 from entangle._shared.table import DONE, FAILED, SKIPPED
 from entangle._tasks.tree import compile_call
-from entangle._worker.worker import here
 from entangle.errors import (
     ProcessRetryException,
     ProcessTerminatedException,
@@ -285,6 +284,8 @@ def test_what_a_skipped_task_would_have_read_is_given_back(tmp_path: Path) -> No
 
     @process
     def left() -> int:
+        from entangle._worker.worker import here
+
         worker = here.worker
         assert worker is not None
         directory = worker.site.directory
