@@ -53,6 +53,10 @@ class Contestant:
         """Push items through one function after the other; what comes out, in order."""
         raise NotImplementedError
 
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        """Give the values of a function for many items, in order, as its documentation does it."""
+        raise NotImplementedError
+
 
 # ------------------------------------------------------------------ ours
 
@@ -74,6 +78,10 @@ class Entangle(Contestant):
 
     def value(self, built: Any) -> Any:
         return built(start=self.way)
+
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        values: list[Any] = self.value(self.task(function).map(items))  # type: ignore[attr-defined]
+        return values
 
     def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
         dataflow: Any = import_module("entangle.dataflow").dataflow
@@ -215,6 +223,9 @@ class Futures(Contestant):
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: Node(function, args)
 
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        return list(self.pool.map(function, items))
+
     def value(self, built: Any) -> Any:
         nodes = in_order(built)
         consumers: dict[Node, list[Node]] = {node: [] for node in nodes}
@@ -265,6 +276,10 @@ class Joblib(Contestant):
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: Node(function, args)
 
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        values: list[Any] = self.parallel([self.delayed(function)(item) for item in items])
+        return values
+
     def value(self, built: Any) -> Any:
         for wave in in_waves(built):
             values = self.parallel([self.delayed(node.function)(*node.arguments()) for node in wave])
@@ -292,6 +307,10 @@ class Mpire(Contestant):
 
     def stop(self) -> None:
         self.pool.stop_and_join()
+
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        values: list[Any] = self.pool.map(function, items)
+        return values
 
     def _map(self, pairs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
         values: list[Any] = self.pool.map(apply, pairs, concatenate_numpy_output=False)
@@ -507,6 +526,16 @@ class PoolImap(Contestant):
         return iter(values)
 
 
+class PoolMap(PoolImap):
+    """``multiprocessing.Pool.map``, which sends a quarter of a worker's share at a time."""
+
+    name = "multiprocessing.Pool.map"
+    short = "Pool.map"
+
+    def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
+        return self.pool.map(function, items)
+
+
 class ImapInChunks(PoolImap):
     """The same, told to send a hundred items at a time."""
 
@@ -559,6 +588,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         Parsl,
         NestedPools,
         PoolImap,
+        PoolMap,
         ImapInChunks,
         MpireStream,
     )

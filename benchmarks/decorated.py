@@ -30,6 +30,20 @@ def add(a: int, b: int) -> int:
 
 
 @process
+def square(x: int) -> int:
+    """Multiply a number with itself."""
+    return x * x
+
+
+@process
+def fails_for_hundredth(x: int) -> int:
+    """Fail for each hundredth number."""
+    if x % 100 == 50:
+        raise ValueError(x)
+    return x
+
+
+@process
 def increment(x: int) -> int:
     """Add one."""
     return x + 1

@@ -82,6 +82,18 @@ def pause(i: int, seconds: float) -> int:
     return i
 
 
+def square(x: int) -> int:
+    """Multiply a number with itself."""
+    return x * x
+
+
+def fails_for_hundredth(x: int) -> int:
+    """Fail for each hundredth number."""
+    if x % 100 == 50:
+        raise ValueError(x)
+    return x
+
+
 def make(items: int) -> Array:
     """Make an array of ones."""
     import numpy as np

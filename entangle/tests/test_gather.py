@@ -337,6 +337,7 @@ def test_nodes_of_a_dataflow_say_how_many_values_are_pushed() -> None:
     from entangle.dataflow import dataflow
 
     node: Any = dataflow(square.function)
-    for build in (lambda: node.map([1]), lambda: node.starmap([(1,)])):
+    builds: list[Any] = [lambda: node.map([1]), lambda: node.starmap([(1,)])]
+    for build in builds:
         with pytest.raises(ArgumentError, match=r"for y in square\(\)\.stream"):
             build()
