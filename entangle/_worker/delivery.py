@@ -317,13 +317,14 @@ class Delivery(Taking):
         self.spent += (*self.using, *unread)
         self.using.clear()
         if table.header[FINISHED]:
-            woken, woken_threads = (max(0, table.header[IDLE + lane]) for lane in (PROCESS, THREAD))
+            woken, woken_threads, tell = (*(max(0, table.header[IDLE + lane]) for lane in (PROCESS, THREAD)), True)
             table.header[IDLE + PROCESS] = table.header[IDLE + THREAD] = 0
         else:
-            woken, woken_threads, _ = self.count_wakes()
+            woken, woken_threads, tell = self.count_wakes()
         # The pipes have room: waking under the lock does not wait. A failure is rare.
         self.wake(woken, woken_threads)
-        site.notify()
+        if tell or self.kept_for_caller:
+            site.notify()
 
     def _is_the_callers(self, error: BaseException) -> bool:
         """Whether a signal has ended a body in the main thread: Ctrl-C, or an error of a handler.

@@ -129,6 +129,10 @@ def inc(x: int) -> int:
     return x + 1
 
 
+def inverse(x: float) -> float:
+    return 1 / x
+
+
 def total(*values: int) -> int:
     return sum(values)
 

@@ -202,7 +202,7 @@ def _why_stray(pid: int, parents: dict[int, int]) -> str | None:
 
 #: What a process opens once, when it first has a scheduler of this many cookies, and keeps: the
 #: queue they lie in.
-_POOL = re.compile(re.escape(RUNS) + rf"/entangle-\d+/p{_OWNER}-[0-9a-f]+/cookies-\d+$")
+_POOL = re.compile(re.escape(RUNS) + rf"/entangle-\d+/p{_OWNER}-[0-9a-f]+/(cookies|limit)-[-\w]+$")
 
 
 def _open_files() -> dict[int, str]:
