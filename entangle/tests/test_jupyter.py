@@ -1,14 +1,17 @@
-"""Inside Jupyter: functions of a notebook, a kernel full of threads, a loop that already runs."""
+"""Inside Jupyter and marimo: functions of a notebook, a kernel full of threads, a loop that already
+runs; and what is shown there."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -117,3 +120,274 @@ def test_a_notebook(tmp_path: Path) -> None:
     for how in ("fork", "forkserver", "spawn"):
         assert f"{how} 100 2" in outputs[11]
     assert list(runs.glob("entangle-*/*")) == []
+
+
+STUDY = """
+import time
+import entangle
+from entangle._run.progress import following, notebook
+following.SILENT = following.EVERY = notebook.EVERY = 0.0
+
+from entangle.dataflow import dataflow
+from entangle.process import process
+from entangle.thread import thread
+
+@process
+def load(n):
+    time.sleep(0.1)
+    print("loaded", n)
+    return n
+
+@process
+def total(*values):
+    return sum(values)
+
+@thread
+def fail(n):
+    raise ValueError("no")
+
+@dataflow
+def odd(n):
+    time.sleep(0.02)
+    return n
+
+def study(n):
+    return total(*[load(i) for i in range(n)])
+"""
+
+
+class Cell(NamedTuple):
+    """What a cell has shown: its texts, and each display by its id, with all its states."""
+
+    text: str
+    displays: dict[str, list[dict[str, str]]]
+    errors: list[str]
+    value: dict[str, str]
+
+
+#: What a front end does: it runs the cells that it reads, and writes all messages of each. In a
+#: process of its own, since the library leaves its event loop open.
+FRONT_END = """
+import json, os, sys
+from jupyter_client.manager import KernelManager
+
+manager = KernelManager(kernel_name="python3", connection_file=os.path.abspath("connection.json"), transport="ipc")
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+try:
+    client.wait_for_ready(timeout=60)
+    for cell in json.load(sys.stdin):
+        number, messages, over = client.execute(cell), [], False
+        while not over:
+            message = client.get_iopub_msg(timeout=60)
+            kind, content = message["msg_type"], message["content"]
+            assert message["parent_header"].get("msg_id") == number, (kind, content)
+            messages.append((kind, content))
+            over = kind == "status" and content["execution_state"] == "idle"
+        print(json.dumps(messages))
+finally:
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+"""
+
+
+def shown_in_jupyter(folder: Path, cells: list[str]) -> list[Cell]:
+    """Run cells in a kernel of Jupyter, one after the other: what a front end is sent by each."""
+    for name in ("jupyter_client", "ipykernel"):
+        if importlib.util.find_spec(name) is None:
+            missing(f"{name} is not installed")
+    (folder / "runs").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FRONT_END],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RUN_DIR": str(folder / "runs"), "IPYTHONDIR": str(folder / "ipython")},
+        input=json.dumps(cells),
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    return [_cell(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _cell(messages: list[tuple[str, Any]]) -> Cell:
+    text = "".join(content["text"] for kind, content in messages if kind == "stream")
+    cell = Cell(text, {}, [content["ename"] for kind, content in messages if kind == "error"], {})
+    for kind, content in messages:
+        if kind in ("display_data", "update_display_data"):
+            states = cell.displays.setdefault(content["transient"]["display_id"], [])
+            assert bool(states) == (kind == "update_display_data")
+            states.append(content["data"])
+        elif kind == "execute_result":
+            cell.value.update(content["data"])
+    return cell
+
+
+def said_by(states: list[dict[str, str]]) -> list[str]:
+    return [re.sub(r"\b\d+:\d\d\b", "TIME", state["text/plain"]) for state in states]
+
+
+WRITTEN = [
+    "study(4)(progress=True)",
+    "study(4).run(progress=True)",
+    "with entangle.progress(): await study(4)",
+    "with entangle.progress(): study(4)(proc=True).result()",
+    "study(4)(start='spawn', progress=True)",
+]
+SEVERAL = """
+import asyncio
+with entangle.progress():
+    await asyncio.gather(study(2), study(3))
+    print(sum(n for n, in odd().stream(range(20))))
+"""
+
+
+@pytest.mark.timeout(180)
+def test_progress_in_a_notebook(tmp_path: Path) -> None:
+    """One display a run, under the cell that asked for it, that moves and is right at its end."""
+    _, *cells, failed, several = shown_in_jupyter(tmp_path, [STUDY, *WRITTEN, "total(fail(load(1)))(progress=True)", SEVERAL])
+    for written, cell in zip(WRITTEN, cells, strict=True):
+        assert cell.errors == [], written
+        (states,) = cell.displays.values()
+        said = said_by(states)
+        assert len(said) > 1, written
+        assert re.fullmatch(r"load \d/4, total 0/1 · (\?|TIME\+) left", said[0]), said
+        assert said[-1] == "done 5 of 5 in TIME"
+        assert said.count(said[-1]) == 1
+        page = states[-1]["text/html"]
+        assert "<b>total</b> · done 5 of 5" in page
+        assert 'aria-label="load" aria-valuemin="0" aria-valuemax="4" aria-valuenow="4"' in page
+        assert not re.search("<script|<style|http", page)
+        assert sorted(cell.text.splitlines()) == [f"loaded {n}" for n in range(4)], written  # as without progress
+
+    assert failed.errors == ["ValueError"]
+    (states,) = failed.displays.values()
+    assert said_by(states)[-1] == "failed in fail after TIME · 1 of 3 done · 1 failed, 1 not run"
+    assert "1 failed" in states[-1]["text/html"]
+
+    assert several.errors == []
+    assert sorted(said_by(states)[-1] for states in several.displays.values()) == [
+        "done 20 items in TIME",
+        "done 3 of 3 in TIME",
+        "done 4 of 4 in TIME",
+    ]
+    assert "190\n" in several.text
+
+
+def test_names_in_a_notebook_are_text() -> None:
+    """Whatever a task is called, nothing of it is read as HTML."""
+    from entangle._run.progress.notebook import html_of
+    from entangle._run.progress.tally import Count
+    from entangle._run.progress.wording import View
+
+    name = "<img src=x onerror=alert(1)>\"'&"
+    page = html_of(View("", name, [Count(name, 4, 1, failed=1, running=1), Count("empty")], 1.0))
+    assert "<img" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;&quot;&#x27;&amp;") == 3
+    assert "empty" not in page
+
+
+def test_a_notebook_shows_so_many_rows() -> None:
+    from entangle._run.progress.notebook import ROWS, html_of
+    from entangle._run.progress.tally import Count
+    from entangle._run.progress.wording import View
+
+    counts = [Count(f"task_{n}", 4, 1, running=n == 77) for n in range(100)]
+    page = html_of(View("", "study", counts, 1.0))
+    assert page.count("<tr") == ROWS + 1
+    assert ">task_77<" in page
+    assert f">{100 - ROWS} more<" in page
+
+
+NOTEBOOK = """
+    import marimo
+
+    app = marimo.App()
+
+
+    @app.cell
+    def _():
+        import time
+        import marimo as mo
+        import entangle
+        from entangle._run.progress import following, notebook
+        from entangle.process import process
+
+        following.SILENT = following.EVERY = notebook.EVERY = 0.0
+        states = []
+        put = mo.output.replace_at_index
+
+        def watched(value, place):
+            put(value, place)
+            states.append((place, value.text))
+
+        mo.output.replace_at_index = watched
+
+        @process
+        def load(n):
+            time.sleep(0.1)
+            return n
+
+        @process
+        def total(*values):
+            return sum(values)
+
+        def study(n):
+            return total(*[load(i) for i in range(n)])
+
+        return entangle, load, mo, states, study
+
+
+    @app.cell
+    def _(mo, states, study):
+        mo.output.append("what was there")
+        study(4)(progress=True)
+        print("places", sorted({place for place, _ in states}), len(states) > 2)
+        done = True
+        return (done,)
+
+
+    @app.cell
+    async def _(done, entangle, states, study):
+        states.clear()
+        with entangle.progress():
+            print("awaited", await study(5))
+        print("places", sorted({place for place, _ in states}), len(states) > 2)
+        return
+
+
+    @app.cell
+    def _(load):
+        load("a text")
+        return
+
+
+    if __name__ == "__main__":
+        app.run()
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_notebook_of_marimo(tmp_path: Path) -> None:
+    """A program of marimo, run by marimo: what its cells have shown at their end."""
+    if importlib.util.find_spec("marimo") is None:
+        missing("marimo is not installed: pip install marimo-base")
+    (tmp_path / "book.py").write_text(textwrap.dedent(NOTEBOOK))
+    (tmp_path / "runs").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "marimo", "-q", "export", "session", "book.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RUN_DIR": str(tmp_path / "runs"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=170,
+    )
+    assert done.returncode == 0, done.stderr
+    session = json.loads((tmp_path / "__marimo__" / "session" / "book.py.json").read_text())
+    cells = [(str(cell["outputs"]), "".join(part.get("text", "") for part in cell["console"])) for cell in session["cells"]]
+    assert "what was there" in cells[1][0]
+    assert "<b>total</b> · done 5 of 5" in cells[1][0]
+    assert cells[1][1] == "places [1] True\n"
+    assert "<b>total</b> · done 6 of 6" in cells[2][0]
+    assert cells[2][1] == "awaited 10\nplaces [0] True\n"

@@ -213,20 +213,23 @@ def _end_of(run: ObservedRun) -> str:
 
 
 _following = _Following()
-_terminal = Terminal()
+_terminal, _log = Terminal(), Log()
 os.register_at_fork(after_in_child=_following.forget)
 
 
 def _place() -> Place:
     """Where progress is shown, as seen from the thread that asks for it."""
+    if "IPython" in sys.modules or "marimo" in sys.modules:
+        from entangle._run.progress.notebook import notebook
+
+        found = notebook()
+        if found is not None:
+            return found
     try:
         terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     except (AttributeError, ValueError):
         terminal = False
     return _terminal if terminal else _log
-
-
-_log = Log()
 
 
 class Bar:

@@ -81,32 +81,41 @@ def _count(count: Count, many: bool) -> str:
     return f"{count.name} {count.done:,}" + ("" if many else f"/{count.total - count.lost:,}")
 
 
+def chosen(counts: Sequence[Count], most: int) -> list[Count]:
+    """The task names to show, at most so many: all of them; else those that are not done; else the
+    first that run."""
+    shown = [count for count in counts if count.total > count.lost or count.done]
+    if len(shown) > most:
+        shown = [count for count in shown if count.left] or shown
+    if len(shown) > most:
+        first = set(map(id, sorted(shown, key=lambda count: not count.running)[:most]))
+        shown = [count for count in shown if id(count) in first]
+    return shown
+
+
 def names(counts: Sequence[Count], room: int, many: bool = False) -> str:
-    """The counts by task name, in `room` columns: where there are many, of those that are not done;
-    where these are too many, the first that run."""
-    shown = [count for count in counts if count.total > count.lost]
-    texts = [_count(count, many) for count in shown]
-    if len(shown) <= MANY and width(", ".join(texts)) <= room:
-        return ", ".join(texts)
-    active = [count for count in shown if count.left] or shown[-1:]
-    whole = ", ".join(_count(count, many) for count in active)
-    if len(active) <= MANY and width(whole) <= room:
-        return whole
-    first = sorted(active, key=lambda count: not count.running)[:MANY]
-    for most in range(len(first), 0, -1):
-        kept = set(map(id, first[:most]))
-        more = len(active) - most
-        told = ", ".join(_count(count, many) for count in active if id(count) in kept) + (f", {more} more" if more else "")
+    """The counts by task name, in `room` columns. What finds no room is counted."""
+    all_of_them = sum(count.total > count.lost for count in counts)
+    told = ""
+    for most in (all_of_them, *range(min(MANY, all_of_them), 0, -1)):
+        if most > MANY:
+            continue
+        shown = chosen(counts, most)
+        more = sum(bool(count.left) for count in counts) - sum(bool(count.left) for count in shown)
+        told = ", ".join(_count(count, many) for count in shown) + (f", {more} more" if more > 0 else "")
         if width(told) <= room:
             return told
-    tail = _count(first[0], many)[len(first[0].name) :]
-    return cut(first[0].name, max(1, room - len(tail))) + tail
+    shown = chosen(counts, 1)
+    if not shown:
+        return ""
+    tail = _count(shown[0], many)[len(shown[0].name) :]
+    return cut(shown[0].name, max(1, room - len(tail))) + tail
 
 
 def line(view: View, room: int, prefix: str = "") -> str:
     """A run that lasts, in `room` columns."""
     parts = [f"{view.sum(what):,} {what}" for what in ("failed", "skipped") if view.sum(what) and (view.items is None or what == "failed")]
-    parts.append(time_left(view) if view.items is None else _rate(view.rate))
+    parts.append(time_left(view) if view.items is None else rate(view.rate))
     rest = "".join(f" · {part}" for part in parts)
     return cut(prefix + names(view.counts, max(8, room - width(prefix) - width(rest)), view.items is not None) + rest, room)
 
@@ -133,7 +142,8 @@ def last_line(view: View, prefix: str = "") -> str:
     return prefix + told + (f" · {told_of}" if told_of else "")
 
 
-def _rate(rate: float) -> str:
+def rate(rate: float) -> str:
+    """So many a second, or a minute."""
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s" if rate >= 0.1 or not rate else f"{60 * rate:.1f}/min"
 
 
