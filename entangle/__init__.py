@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from entangle._remote import Travels
-    from entangle._tasks import Streams
+    from entangle._tasks import Drawings, Streams
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
 
@@ -103,9 +103,16 @@ def _streams() -> Streams:
     return task_stream
 
 
+def _drawings() -> Drawings:
+    from entangle._records.drawing import calls
+
+    return calls
+
+
 _run.observers.append(_Recording())
 _remote.travels = _travels
 _tasks.streams = _streams
+_tasks.drawings = _drawings
 
 
 @overload

@@ -246,15 +246,10 @@ def _call(flow: Flow, node: int, given: Sequence[Any] | None, known: Mapping[int
         return f"{name}()"
     if depth > _DEEP:
         return f"{name}(…)"
-    names, rest = body.parameters()
-    templates: Sequence[Template] = shape.templates or (None,) * len(taken)
     told: list[str] = []
     room = _CALL if depth == 0 else _ARGUMENT
-    flat = iter(taken)
-    for index, template in enumerate(templates):
-        inputs = [next(flat) for _ in range(_width(template))]
-        keyword = shape.keywords[index - shape.positional] if index >= shape.positional else ""
-        parameter = keyword or (names[index] if index < len(names) else rest or "")
+    count = len(shape.templates or taken)
+    for index, (template, inputs, keyword, parameter) in enumerate(_arguments(flow, node)):
         if is_secret(parameter) or (template is None and inputs[0] >= 0 and is_secret(flow.body(inputs[0]).name)):
             text = MASK
         elif given is not None and index < len(given) and not (template in (None, COPY) and inputs[0] < 0):
@@ -264,14 +259,43 @@ def _call(flow: Flow, node: int, given: Sequence[Any] | None, known: Mapping[int
         else:
             # A constant as the flow has it: the body may have changed its own copy.
             text = cut(_argument(flow, template, iter(inputs), known, depth), _ARGUMENT)
-        text = f"{keyword if keyword.isidentifier() else repr(keyword)}={text}" if keyword else text
+        text = _after(keyword, text)
         room -= len(text) + 2
-        left = len(templates) - index
+        left = count - index
         if told and (room < 0 or (len(told) >= _ARGUMENTS and left > 1)):
             told.append(f"… {left} more")
             break
         told.append(text)
     return f"{name}({', '.join(told)})"
+
+
+def _arguments(flow: Flow, node: int) -> Iterator[tuple[Template, list[int], str, str]]:
+    """Each argument of a node: its template, its inputs, its keyword if it has one, and the name of
+    the parameter that it is for, if that is known."""
+    shape = flow.shapes[flow.shape_of[node]]
+    taken = flow.inputs[flow.starts[node] : flow.starts[node + 1]]
+    names, rest = flow.body(node).parameters()
+    flat = iter(taken)
+    for index, template in enumerate(shape.templates or (None,) * len(taken)):
+        inputs = [next(flat) for _ in range(_width(template))]
+        keyword = shape.keywords[index - shape.positional] if index >= shape.positional else ""
+        yield template, inputs, keyword, keyword or (names[index] if index < len(names) else rest or "")
+
+
+def _after(keyword: str, text: str) -> str:
+    return f"{keyword if keyword.isidentifier() else repr(keyword)}={text}" if keyword else text
+
+
+def constants_in_short(flow: Flow, node: int) -> str:
+    """The arguments of a node that no call is part of, as `'a.csv', unit='m'`."""
+    told = []
+    for template, inputs, keyword, parameter in _arguments(flow, node):
+        if all(taken < 0 for taken in inputs):
+            text = MASK if is_secret(parameter) else cut(_argument(flow, template, iter(inputs), {}, 0), _ARGUMENT)
+            told.append(_after(keyword, text))
+            if len(told) == _ARGUMENTS:
+                break
+    return masked(", ".join(told))
 
 
 def _argument(flow: Flow, template: Template, flat: Iterator[int], known: Mapping[int, Any], depth: int) -> str:

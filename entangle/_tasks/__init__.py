@@ -1,7 +1,7 @@
 """What users hold: layers, calls, and how calls become a Flow. Tasks are in `entangle.task`.
 
-A stream of a task is a dataflow of one node, and dataflows are on a floor above. The hook for it is
-declared here: `entangle/__init__.py` fills it in.
+A stream of a task is a dataflow of one node, and dataflows are on a floor above; so is what draws a
+call. The hooks for them are declared here: `entangle/__init__.py` fills them in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from entangle._tasks.layer import Decorated
+    from entangle.flow import Flow
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -74,6 +75,17 @@ class Streams(Protocol):
 
 #: Gives the module that makes streams. It is imported when there is one to make.
 streams: Callable[[], Streams]
+
+
+class Drawings(Protocol):
+    """What draws the graph of a call for a notebook."""
+
+    def html_of(self, flow: Flow, /) -> str:
+        """The graph as HTML."""
+
+
+#: Gives the module that draws. It is imported when a notebook shows a call.
+drawings: Callable[[], Drawings]
 
 #: In place of an instance, where the task is no method of one.
 NO_INSTANCE = object()

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
+from entangle import _tasks
 from entangle._run import Observer
 from entangle._run.run import Run
 from entangle._shared.masks import MASK, is_secret
@@ -15,7 +16,7 @@ from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_seconds
 from entangle._tasks.parameters import named_parameters, positional_names
-from entangle.errors import OptionError
+from entangle.errors import EntangleError, OptionError
 from entangle.flow import FRESH, PROCESS, Flow
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ class Call(Generic[R_co]):
         parts += [f"{name}={MASK if is_secret(name) else in_short(argument)}" for name, argument in self.kwargs.items()]
         named_as = f" {self.name!r}" if self.name is not None else ""
         return f"<call {self.task.__name__}({', '.join(parts)}){named_as}>"
+
+    def _repr_html_(self) -> str | None:
+        """The graph drawn, where a cell of a notebook ends with this call."""
+        try:
+            return _tasks.drawings().html_of(self._compiler.compile_call(self))
+        except EntangleError:  # it cannot be run, either: its text remains
+            return None
 
     # Hidden from type checkers: they refuse all but `bool` anyway, and would take code after a
     # `__bool__` that does not return for unreachable.

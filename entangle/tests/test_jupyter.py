@@ -12,9 +12,14 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 
+import entangle
+from entangle.process import process
+
+from .bodies import add, one
 from .callers import ROOT
 from .ways import missing
 
@@ -52,7 +57,7 @@ def fail():
     "p = point(add(1, 1))()\nprint(type(p) is Point, p.x)",
     "print(await add(one(), 5))",
     "import asyncio\nprint(await asyncio.gather(add(1, one()), add(2, one())))",
-    "try:\n    add(1, fail())()\nexcept KeyError as error:\n    print('caught', error, 'add → fail' in str(error.__notes__))",
+    "try:\n    add(1, fail())()\nexcept KeyError as error:\n    print('caught', error, 'add(1, fail()) → fail' in str(error.__notes__))",
     "scale = 100\nprint(point(1)().x)",
     "@workflow\ndef flow(n):\n    return add(n, one())\nprint(flow(3)())",
     "add(1, one())",
@@ -246,7 +251,8 @@ with entangle.progress():
 @pytest.mark.timeout(180)
 def test_progress_in_a_notebook(tmp_path: Path) -> None:
     """One display a run, under the cell that asked for it, that moves and is right at its end."""
-    _, *cells, failed, several = shown_in_jupyter(tmp_path, [STUDY, *WRITTEN, "total(fail(load(1)))(progress=True)", SEVERAL])
+    more = ["total(fail(load(1)))(progress=True)", SEVERAL, "study(3)"]
+    _, *cells, failed, several, drawn = shown_in_jupyter(tmp_path, [STUDY, *WRITTEN, *more])
     for written, cell in zip(WRITTEN, cells, strict=True):
         assert cell.errors == [], written
         (states,) = cell.displays.values()
@@ -273,6 +279,73 @@ def test_progress_in_a_notebook(tmp_path: Path) -> None:
         "done 4 of 4 in TIME",
     ]
     assert "190\n" in several.text
+
+    # A cell that ends with a call shows its graph.
+    assert drawn.value["text/plain"] == "<call total(load(…), load(…), load(…))>"
+    assert texts_of(drawn.value["text/html"]) == ["load", "0", "load", "1", "load", "2", "total"]
+    assert drawn.text == ""
+
+
+def texts_of(page: str) -> list[str]:
+    """What is written in a picture. It must be XML, and have the colours of the page."""
+    root = ElementTree.fromstring(page)
+    assert not re.search("<script|<style|<img|href|url[(]|prefers-color", page)
+    assert root[0].get("fill") == "currentColor"
+    return [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def arrows_of(page: str) -> int:
+    return page.count("stroke-width")
+
+
+def page_of(call: Any) -> str:
+    page = call._repr_html_()
+    assert isinstance(page, str)
+    return page
+
+
+def test_a_call_is_drawn() -> None:
+    x = process(one)()
+    page = page_of(process(add)(x, process(add)(x, b=(1, 2)).named("fold 3")))
+    assert texts_of(page) == ["one", "fold 3", "add(b=(1, 2))", "add"]
+    assert arrows_of(page) == 3
+    assert texts_of(page_of(process(one).map([]))) == ["one.map"]
+    assert texts_of(page_of(entangle.gather(x, x))) == ["one", "gather"]
+
+
+def test_a_picture_of_many_calls_has_a_box_for_each_task() -> None:
+    page = page_of(process(len)([process(add)(process(one)(), n) for n in range(20_000)]))
+    assert texts_of(page) == ["one", "20,000 calls", "add", "20,000 calls", "len", "1 call"]
+    assert arrows_of(page) == 2
+    chain = process(one)()
+    for _ in range(3000):
+        chain = process(add)(chain, 1)
+    assert texts_of(page_of(chain)) == ["one", "1 call", "add", "3,000 calls"]
+
+
+def test_nothing_in_a_picture_is_read_as_html() -> None:
+    def odd(text: str, token: str = "") -> str:
+        return text
+
+    odd.__name__ = "<b onclick=alert(1)>&\x1b\ud800"
+    page = page_of(process(odd)("</svg><script>alert(1)</script>&\x00", token="hunter2").named("<i>'\"&"))
+    assert "hunter2" not in page
+    assert texts_of(page)[0] == "<i>'\"&"
+    assert "script" not in "".join(element.tag for element in ElementTree.fromstring(page).iter())
+
+
+def test_secrets_are_masked_in_a_picture() -> None:
+    def connect(host: str, password: str, url: str = "") -> None: ...
+
+    page = page_of(process(connect)("db", "hunter2", url="https://me:hunter3@db/x"))
+    assert "hunter" not in page
+    assert "db" in page
+
+
+def test_a_call_that_cannot_be_run_has_no_picture() -> None:
+    endless: list[Any] = [process(one)()]
+    endless.append(endless)
+    assert process(len)(endless)._repr_html_() is None
 
 
 def test_names_in_a_notebook_are_text() -> None:
@@ -391,3 +464,5 @@ def test_a_notebook_of_marimo(tmp_path: Path) -> None:
     assert cells[1][1] == "places [1] True\n"
     assert "<b>total</b> · done 6 of 6" in cells[2][0]
     assert cells[2][1] == "awaited 10\nplaces [0] True\n"
+    assert "<svg" in cells[3][0]
+    assert "a text" in cells[3][0]

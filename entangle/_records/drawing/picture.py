@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape, quoteattr
 
-from entangle._records.drawing.boxes import Box, Drawing, drawing_of, lasted
+from entangle._records.drawing.boxes import Box, Drawing, Link, drawing_of, lasted
 from entangle._records.drawing.diagrams import COLOURS
 from entangle._records.rows import RunGraph
 
-_HEIGHT, _GAP, _BETWEEN, _MARGIN = 44, 14, 64, 20
+HEIGHT, _GAP, _BETWEEN, _MARGIN = 44, 14, 64, 20
 _SWEEPS = 6
 
 _DARK = {
@@ -81,7 +81,7 @@ def _ordered(layers: list[list[int]], sources: dict[int, list[int]], takers: dic
     return layers
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that may stand in XML: most control characters may not."""
     return escape("".join(char if char >= " " and not "\ud800" <= char <= "\udfff" else "\ufffd" for char in text))
 
@@ -90,48 +90,61 @@ def _width(box: Box) -> int:
     return int(max(len(box.name) * 8.2, len(box.below) * 6.4)) + 26
 
 
-def to_svg(run: RunGraph) -> str:
-    """The picture."""
-    drawing = drawing_of(run)
+Places = dict[int, tuple[float, float, int]]
+
+
+def places_of(drawing: Drawing, top: int) -> tuple[Places, int, float]:
+    """Where each box stands: its left, its top and its width; and the size of all, with `top` above
+    it."""
     boxes = {box.number: box for box in drawing.boxes}
     layers = _layers(drawing)
     tallest = max((len(layer) for layer in layers), default=0)
-    height = _MARGIN * 2 + max(1, tallest) * (_HEIGHT + _GAP) - _GAP + 26
-    at: dict[int, tuple[float, float, int]] = {}
+    height = _MARGIN * 2 + max(1, tallest) * (HEIGHT + _GAP) - _GAP + top
+    at: Places = {}
     x = float(_MARGIN)
     for layer in layers:
         width = max(_width(boxes[number]) for number in layer)
-        step = (height - 26 - 2 * _MARGIN + _GAP) / len(layer)
+        step = (height - top - 2 * _MARGIN + _GAP) / len(layer)
         for index, number in enumerate(layer):
-            at[number] = (x, 26 + _MARGIN + step * (index + 0.5) - (_HEIGHT + _GAP) / 2, width)
+            at[number] = (x, top + _MARGIN + step * (index + 0.5) - (HEIGHT + _GAP) / 2, width)
         x += width + _BETWEEN
-    width_of_all = int(max(x - _BETWEEN + _MARGIN, 320))
+    return at, int(x - _BETWEEN + _MARGIN), height
+
+
+def path_of(link: Link, at: Places) -> str:
+    """The path of an arrow, as SVG has it."""
+    (x1, y1, wide), (x2, y2, _) = at[link.source], at[link.target]
+    y1, y2 = y1 + HEIGHT / 2, y2 + HEIGHT / 2
+    x1 += wide
+    if link.source == link.target:
+        return f"M{x1 - 30:.1f} {y1 - HEIGHT / 2:.1f}c10 -22 -34 -22 -24 0"
+    bend = max(24.0, abs(x2 - x1) / 2)
+    return f"M{x1:.1f} {y1:.1f}C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
+
+
+def to_svg(run: RunGraph) -> str:
+    """The picture."""
+    drawing = drawing_of(run)
+    at, width, height = places_of(drawing, 26)
+    width_of_all = max(width, 320)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width_of_all}" height="{height:.0f}" '
-        f'viewBox="0 0 {width_of_all} {height:.0f}" role="img" aria-label={quoteattr(_clean(f"{run.name}: {run.state}"))}>',
+        f'viewBox="0 0 {width_of_all} {height:.0f}" role="img" aria-label={quoteattr(clean(f"{run.name}: {run.state}"))}>',
         _style(dict.fromkeys(box.state for box in drawing.boxes)),
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>',
-        f'<text class="title" x="{_MARGIN}" y="{_MARGIN + 6}">{_clean(run.name)} · {run.state} · {run.node_count:,} calls'
+        f'<text class="title" x="{_MARGIN}" y="{_MARGIN + 6}">{clean(run.name)} · {run.state} · {run.node_count:,} calls'
         f"{' · ' + lasted(run.seconds) if run.seconds is not None else ''}</text>",
     ]
     for link in drawing.links:
-        (x1, y1, wide), (x2, y2, _) = at[link.source], at[link.target]
-        y1, y2 = y1 + _HEIGHT / 2, y2 + _HEIGHT / 2
-        x1 += wide
-        if link.source == link.target:
-            path = f"M{x1 - 30:.1f} {y1 - _HEIGHT / 2:.1f}c10 -22 -34 -22 -24 0"
-        else:
-            bend = max(24.0, abs(x2 - x1) / 2)
-            path = f"M{x1:.1f} {y1:.1f}C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
-        parts.append(f'<path class="link" d="{path}" marker-end="url(#tip)"><title>{_clean(link.label)}</title></path>')
+        parts.append(f'<path class="link" d="{path_of(link, at)}" marker-end="url(#tip)"><title>{clean(link.label)}</title></path>')
     for box in drawing.boxes:
         left, top, wide = at[box.number]
         parts.append(
-            f'<g class="box {box.state}"><title>{_clean(box.about)}</title>'
-            f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide}" height="{_HEIGHT}" rx="9"/>'
-            f'<text class="name" x="{left + 13:.1f}" y="{top + (19 if box.below else 27):.1f}">{_clean(box.name)}</text>'
-            + (f'<text class="below" x="{left + 13:.1f}" y="{top + 35:.1f}">{_clean(box.below)}</text>' if box.below else "")
+            f'<g class="box {box.state}"><title>{clean(box.about)}</title>'
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{wide}" height="{HEIGHT}" rx="9"/>'
+            f'<text class="name" x="{left + 13:.1f}" y="{top + (19 if box.below else 27):.1f}">{clean(box.name)}</text>'
+            + (f'<text class="below" x="{left + 13:.1f}" y="{top + 35:.1f}">{clean(box.below)}</text>' if box.below else "")
             + "</g>"
         )
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -153,7 +153,7 @@ def html_of(view: View) -> str:
     return (
         '<div class="entangle-progress" style="color:inherit">'
         f'<div style="margin-bottom:2px"><b>{escape(view.name)}</b> · {escape(_head(view))}</div>'
-        f'<table style="border:0;border-collapse:collapse;margin:0;width:auto">{"".join(rows)}</table></div>'
+        f'<table style="border:0;border-collapse:collapse;margin:0;width:auto;font-size:inherit">{"".join(rows)}</table></div>'
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from entangle._run.history import History
 from entangle._shared.table import BEGUN, DONE, FAILED, NODE, RECORD, RUNNING, SINCE, SKIPPED, SLOT, UNARMED, Table
-from entangle._shared.tracebacks import AS_USERS
+from entangle._shared.tracebacks import is_ours
 from entangle.flow import HERE, Body, Flow
 
 #: Nodes of a block. Smaller ones are more to compare, larger ones more to count again.
@@ -94,7 +94,7 @@ class Tally:
         of_body = [numbers.setdefault((_printable(body.name), _is_ours(body)), len(numbers)) for body in flow.bodies]
         self._group_of = [of_body[body] for body in flow.body_of]
         self._groups = [_Group(Count(name)) for name, _ in numbers]
-        ours = {number for (_, is_ours), number in numbers.items() if is_ours}
+        ours = {number for (_, of_ours), number in numbers.items() if of_ours}
         for number, total in Counter(self._group_of).items():
             self._groups[number].count.total = total
         self._shown = [self._groups[number] for number in dict.fromkeys(self._group_of) if number not in ours]
@@ -230,8 +230,7 @@ class Tally:
 
 def _is_ours(body: Body) -> bool:
     """Whether a body is none of the user's: the ends of a dataflow, what makes a list of values."""
-    module = getattr(body.function, "__module__", None) or ""
-    return body.carrier == HERE and module.startswith("entangle.") and not module.startswith(AS_USERS)
+    return body.carrier == HERE and is_ours(getattr(body.function, "__module__", None) or "")
 
 
 def _printable(name: str) -> str:

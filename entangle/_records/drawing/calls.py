@@ -1,0 +1,85 @@
+"""The graph of a call that has not run, as a notebook shows it: `repr` of a call there.
+
+One SVG in the page itself. It has the text colour of the page, and no styles of its own, which
+would be those of the whole page: so it is right in the light and in the dark.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from xml.sax.saxutils import quoteattr
+
+from entangle._records.drawing.boxes import Box, Drawing, Link
+from entangle._records.drawing.picture import HEIGHT, clean, path_of, places_of
+from entangle._shared.masks import masked
+from entangle._shared.summaries import call_in_short, constants_in_short, cut
+from entangle._shared.tracebacks import is_ours
+from entangle.flow import Flow
+
+#: Up to so many calls, each has a box of its own.
+MOST = 40
+#: Characters of a name, and of what is written below it.
+_NAME, _BELOW = 40, 36
+_STATE = "waiting"
+
+
+def html_of(flow: Flow) -> str:
+    """The graph of a flow: a box for each call or, of many calls, for each task."""
+    drawing = _one_by_one(flow) if flow.count <= MOST else _by_task(flow)
+    at, width, height = places_of(drawing, 0)
+    root = flow.name(flow.sinks[0])
+    said = f"{root}: {flow.count:,} call{'s' if flow.count != 1 else ''}, not run"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:.0f}" viewBox="0 0 {width} {height:.0f}" role="img" '
+        f'aria-label={quoteattr(_plain(said))} fill="currentColor" font-family="system-ui,sans-serif" style="max-width:none">'
+    ]
+    for link in drawing.links:
+        x, y, _ = at[link.target]
+        y += HEIGHT / 2
+        parts.append(
+            f'<g opacity=".55"><title>{clean(link.label)}</title>'
+            f'<path d="{path_of(link, at)}" fill="none" stroke="currentColor" stroke-width="1.3"/>'
+            f'<path d="M{x - 7:.1f} {y - 4:.1f}l7 4l-7 4z"/></g>'
+        )
+    for box in drawing.boxes:
+        x, y, wide = at[box.number]
+        parts.append(
+            f"<g><title>{clean(box.about)}</title>"
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide}" height="{HEIGHT}" rx="9" '
+            'fill-opacity=".06" stroke="currentColor" stroke-opacity=".45"/>'
+            f'<text x="{x + 13:.1f}" y="{y + (19 if box.below else 27):.1f}" font-size="14">{clean(box.name)}</text>'
+            + (f'<text x="{x + 13:.1f}" y="{y + 35:.1f}" font-size="11" opacity=".75">{clean(box.below)}</text>' if box.below else "")
+            + "</g>"
+        )
+    return f'<div class="entangle-call" style="overflow-x:auto;color:inherit">{"".join(parts)}</svg></div>'
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def _one_by_one(flow: Flow) -> Drawing:
+    boxes, links = [], []
+    for node in range(flow.count):
+        name, task = flow.name(node), flow.body(node).name
+        below = constants_in_short(flow, node)
+        if name != task and not is_ours(getattr(flow.body(node).function, "__module__", None) or ""):
+            below = f"{task}({below})"
+        boxes.append(Box(node, cut(masked(name), _NAME), 1, cut(below, _BELOW), _STATE, call_in_short(flow, node)))
+        links += [Link(source, node, 1, f"{flow.name(source)} → {name}") for source in flow.sources(node)]
+    return Drawing(boxes, links, grouped=False)
+
+
+def _by_task(flow: Flow) -> Drawing:
+    numbers: dict[str, int] = {}
+    of_body = [numbers.setdefault(body.name, len(numbers)) for body in flow.bodies]
+    group_of = [of_body[body] for body in flow.body_of]
+    names = list(numbers)
+    boxes = [
+        Box(number, cut(names[number], _NAME), count, f"{count:,} call{'s' if count != 1 else ''}", _STATE, f"{names[number]}: {count:,}")
+        for number, count in Counter(group_of).items()
+    ]
+    taken = ((source, node) for node in range(flow.leaves, flow.count) for source in flow.sources(node))
+    arrows = Counter((group_of[source], group_of[node]) for source, node in taken)
+    links = [Link(source, target, count, f"{count:,} values") for (source, target), count in arrows.items()]
+    return Drawing(boxes, links, grouped=True)
