@@ -191,6 +191,7 @@ def _run(directory: str, row: sqlite3.Row) -> RunRow:
         json.loads(row["tries"]) if row["tries"] else [],
         failed_count=row["failed_count"],
         skipped_count=row["skipped_count"],
+        stream=row["stream"] is not None,
     )
 
 

@@ -167,6 +167,8 @@ class RunRow:
     #: items a stage has failed.
     failed_count: int | None = None
     skipped_count: int | None = None
+    #: Whether it is a dataflow, whose nodes are stages.
+    stream: bool = False
 
     @property
     def started(self) -> float:

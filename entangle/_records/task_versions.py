@@ -86,7 +86,8 @@ def _bytecode(code: Any) -> bytes:
 
 def parameters_of(body: Body) -> dict[str, Any]:
     """The names of positional parameters, and the parameter that takes further arguments."""
-    names, rest = body.parameters()
+    task = task_of(body)
+    names, rest = (body if task is None or hasattr(body, "task") else task.body).parameters()
     return {"names": names, "rest": rest}
 
 

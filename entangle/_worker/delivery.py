@@ -275,6 +275,8 @@ class Delivery(Taking):
         report = describe(error, site.flow.name(node), table.attempts[node] + 1, call)
         if self.notes is not None:
             self.notes.failure(node, report)
+            if not guarded:
+                self.notes.flush()  # the run is over: what the body was given must not be lost
         if self.in_process or (guarded and self.site.directory):
             place = self.store.put_pickle(pickle.dumps(report, 5))
         since = table.slots[self.base + SINCE]

@@ -44,19 +44,30 @@ def text(*parts: str | tuple[str, str], style: str = "") -> Text:
     return Text.assemble(*(plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts), style=style)
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = ()) -> None:
-    """Rows under their heads, one line each; columns in `right` are aligned to the right. On a
-    terminal, only the last column is cut, to what the others leave of the line: an id or a number
-    that is cut is useless."""
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = (), optional: Sequence[str] = (), least: int = 12
+) -> None:
+    """Rows under their heads, one line each; columns in `right` are aligned to the right. Columns
+    that have nothing in any row are left out.
+
+    On a terminal, the `optional` columns are left out, the first of them first, while the last
+    column would have fewer than `least` columns of the line. Then only the last one is cut: an id
+    or a number that is cut is useless.
+    """
     out = console()
+    shown = [at for at, head in enumerate(heads) if at in (0, len(heads) - 1) or any(row[at].cell_len for row in rows)]
     lines = [[text(head, style="dim") for head in heads], *rows]
-    widths = [max(row[at].cell_len for row in lines) for at in range(len(heads) - 1)]
-    left = max(1, out.width - sum(widths) - 2 * len(widths))
+    widths = [max(row[at].cell_len for row in lines) for at in range(len(heads))]
+    wanted = min(least, max(row[-1].cell_len for row in rows)) if rows else 0
+    leaving = [heads.index(head) for head in optional if heads.index(head) in shown]
+    while leaving and out.width - sum(widths[at] + 2 for at in shown[:-1]) < wanted:
+        shown.remove(leaving.pop(0))
+    left = max(1, out.width - sum(widths[at] + 2 for at in shown[:-1]))
     for row in lines:
-        for head, cell, width in zip(heads, row, widths, strict=False):
-            cell.align("right" if head in right else "left", width)
+        for at in shown[:-1]:
+            row[at].align("right" if heads[at] in right else "left", widths[at])
         row[-1].truncate(left, overflow="ellipsis")
-        line = Text("  ").join(row)
+        line = Text("  ").join(row[at] for at in shown)
         line.rstrip()
         out.print(line, soft_wrap=True)
 

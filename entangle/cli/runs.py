@@ -35,7 +35,7 @@ def runs(as_json: bool, limit: int, task: str | None, state: str | None) -> None
         said = "No run is remembered" + (" that fits." if task or state else f" in {records.place()}. Run something, then look again.")
         console().print(text(said), soft_wrap=True)
         return
-    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "undone"))
+    print_table(HEADS, [_row(run) for run in found], right=("took", "nodes", "undone"), optional=("undone", "began", "nodes", "took"))
 
 
 def _row(run: Run) -> list[Text]:
@@ -55,9 +55,12 @@ def _row(run: Run) -> list[Text]:
 
 
 def went_on(run: Run) -> str:
-    """What a run that ended well has lost, as "10 failed, 3 skipped"; empty for any other."""
+    """What a run that ended well has lost, as "10 failed, 3 skipped" or "2 items failed"; empty for
+    any other."""
     if run.state != "done":
         return ""
+    if run.stream:
+        return f"{run.failed_count:,} item{'' if run.failed_count == 1 else 's'} failed" if run.failed_count else ""
     counts = ((run.failed_count, "failed"), (run.skipped_count, "skipped"))
     return ", ".join(f"{count:,} {state}" for count, state in counts if count)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +11,18 @@ from rich.tree import Tree
 
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
 from entangle.cli.json_lines import as_json, print_json
-from entangle.cli.printing import COLOURS, MARKS, console, duration, moment, size, text
-from entangle.cli.runs import run_called, summary, told
+from entangle.cli.printing import COLOURS, MARKS, WIDE, console, duration, moment, size, text
+from entangle.cli.runs import run_called, summary, told, went_on
 from entangle.cli.terminal_text import plain, stdout
 
 if TYPE_CHECKING:
-    from entangle.records import Node, Run
+    from entangle.records import Error, Input, Node, Run
 
 FORMS = {"mermaid": "to_mermaid", "dot": "to_dot", "svg": "to_svg", "trace": "to_trace", "prov": "to_prov"}
 #: Up to so many nodes, a tree shows nodes; above, tasks.
 MOST = 200
-#: The most inputs that are shown of one node.
-INPUTS = 12
+#: The most inputs that are shown of one node; lines of an error on a terminal; failures of a task.
+INPUTS, LINES, FAILURES = 12, 6, 3
 
 
 def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
@@ -71,57 +72,122 @@ def _write_json(value: Any, output: Path | None) -> None:
 
 def _print_tree(run: Run, output: Path | None) -> None:
     if output is None:
-        console().print(tree(run))
+        out = console()
+        out.print(tree(run, out.width))
         return
     try:
         with output.open("w", encoding="utf-8") as file:
-            console(file=file).print(tree(run))
+            console(file=file).print(tree(run, WIDE))
     except OSError as error:
         raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
 
 
-def tree(run: Run) -> Tree:
+def tree(run: Run, width: int) -> Tree:
     """A run as a tree: on top the node whose value it is, under each node its inputs. A large run
-    is shown by task."""
+    is shown by task. No line is longer than `width` columns."""
+    counts = went_on(run)
     head = text(
         (run.name, "bold"),
         f"  {run.id}  ",
         (told(run.state), COLOURS.get(run.state, "red" if run.state == "killed" else "")),
-        f"  {run.node_count:,} node{'s' if run.node_count != 1 else ''}  {duration(run.seconds)}  {moment(run.started)}",
+        f"  {run.node_count:,} node{'s' if run.node_count != 1 else ''}",
+        (f"  {counts}" if counts else "", "red"),
+        f"  {duration(run.seconds)}  {moment(run.started)}",
         ("  " + " ".join(f"{name}={value}" for name, value in run.tags.items()) if run.tags else "", "dim"),
     )
-    top = Tree(head, guide_style="dim")
+    top = Tree(_fitted(head, width), guide_style="dim")
     if run.error is not None:
-        top.add(Text(plain(f"{run.error.type}: {run.error.message}", lines=True), style="red"))
+        _add_error(run, top, width - _STEP)
     if run.node_count > MOST:
-        _add_tasks(run, top)
+        _add_tasks(run, top, width - _STEP)
     else:
-        # A node that several others take is shown once, and after that by its name alone. The stack
-        # is our own: a chain may be deeper than Python's.
-        shown: set[int] = set()
-        states = _states_now(run)
-        waiting: list[tuple[Node | None, Tree, str]] = [(run.root, top, "")]
-        while waiting:
-            node, above, argument = waiting.pop()
-            if node is None:
-                above.add(text(argument, style="dim"))
-                continue
-            branch = above.add(_line(node, argument, node.number in shown, states.get(node.number, node.state)))
-            if node.number in shown:
-                continue
-            shown.add(node.number)
-            later: list[tuple[Node | None, Tree, str]] = []
-            for given in node.inputs[:INPUTS]:
-                if given.source is not None:
-                    later.append((run.nodes[given.source], branch, given.argument))
-                elif given.value is not None:
-                    branch.add(text((f"{given.argument} = ", "dim"), given.value.text))
-            if len(node.inputs) > INPUTS:
-                later.append((None, branch, f"… and {len(node.inputs) - INPUTS} more"))
-            for inner in node.children:
-                branch.add(text(("ran inside: ", "dim"), inner.name, (f"  {inner.id}, {inner.node_count} nodes", "dim")))
-            waiting += reversed(later)
+        _add_nodes(run, top, width)
     return top
+
+
+#: Columns by which a tree is indented with each level, the fewest that a line gets, and the most
+#: levels.
+_STEP, _FEWEST, _DEEPEST = 4, 28, 30
+
+
+def _fitted(line: Text, width: int) -> Text:
+    """The line, cut to so many columns."""
+    line.truncate(max(width, 1), overflow="ellipsis")
+    return line
+
+
+def _add_error(run: Run, top: Tree, width: int) -> None:
+    """Add what ended a run: the error, the path of calls, and the arguments of the call that
+    failed."""
+    error = run.error
+    assert error is not None
+    branch = top
+    for number, part in enumerate(str(error).splitlines() or [error.type]):
+        if number == LINES and width < WIDE - _STEP:
+            where = f" --node {error.node}" if error.node is not None else " --json"
+            branch.add(_fitted(text(f"… entangle show {run.id}{where}", style="dim"), width - _STEP))
+            break
+        line = _fitted(text(part, style="red"), width if number == 0 else width - _STEP)
+        branch = top.add(line) if number == 0 else branch
+        if number:
+            branch.add(line)
+    for note in error.notes:
+        kind, colon, said = note.partition(": ")
+        if not colon or kind not in ("call path", "call"):
+            branch.add(_fitted(text(note, style="dim"), width - _STEP))
+            continue
+        # A call a line: the last one, which has failed, must not be cut off.
+        for number, call in enumerate(said.split(" → ") if kind == "call path" else [said]):
+            label = f"{kind}: " if number == 0 else " " * (len(kind) - 1) + " → "
+            branch.add(_fitted(text((label, "dim"), call), width - _STEP))
+    if error.node is not None and error.node < len(run.nodes):
+        for given in run.nodes[error.node].inputs[:INPUTS]:
+            branch.add(_fitted(text((f"{given.argument} = ", "dim"), _text_of(run, given)), width - _STEP))
+
+
+def _text_of(run: Run, given: Input) -> str:
+    value = run.nodes[given.source].value if given.source is not None else given.value
+    return value.text if value is not None else f"the value of {run.nodes[given.source].name}" if given.source is not None else "?"
+
+
+def _add_nodes(run: Run, top: Tree, width: int) -> None:
+    """Add the nodes. One that several others take is shown once, and after that by its name
+    alone."""
+    shown: set[int] = set()
+    states = _states_now(run)
+    deepest = min(max(2, (width - _FEWEST) // _STEP), _DEEPEST)
+    taken = {edge.source for edge in run.edges}
+    # The stack is our own: a chain may be deeper than Python's. A level deeper than there is room
+    # for is added beside the one above it.
+    waiting: list[tuple[Node | None, Tree, str, int]] = [(node, top, "", 1) for node in run.nodes if node.number not in taken]
+    while waiting:
+        node, above, argument, depth = waiting.pop()
+        room = width - _STEP * min(depth, deepest)
+        if node is None:
+            above.add(_fitted(text(argument, style="dim"), room))
+            continue
+        again, state = node.number in shown, states.get(node.number, node.state)
+        deeper = "↳ " if depth > deepest else ""
+        branch = above.add(_line(node, f"{deeper}{argument}", again, state, room))
+        if again:
+            continue
+        shown.add(node.number)
+        branch = branch if depth < deepest else above
+        room = width - _STEP * min(depth + 1, deepest)
+        for number, tried in enumerate(node.tries, 1):
+            branch.add(_fitted(text((f"attempt {number}: ", "dim"), (tried.partition("\n")[0], "yellow")), room))
+        later: list[tuple[Node | None, Tree, str, int]] = []
+        for given in node.inputs[:INPUTS]:
+            if given.source is not None:
+                later.append((run.nodes[given.source], branch, given.argument, depth + 1))
+            elif given.value is not None:
+                branch.add(_fitted(text((f"{given.argument} = ", "dim"), given.value.text), room))
+        if len(node.inputs) > INPUTS:
+            later.append((None, branch, f"… and {len(node.inputs) - INPUTS} more", depth + 1))
+        for inner in node.children:
+            about = f"  {inner.id}, {inner.node_count} nodes"
+            branch.add(_fitted(text(("ran inside: ", "dim"), inner.name, (about, "dim")), room))
+        waiting += reversed(later)
 
 
 def _states_now(run: Run) -> dict[int, str]:
@@ -139,38 +205,76 @@ def _states_now(run: Run) -> dict[int, str]:
     return found
 
 
-def _line(node: Node, argument: str, again: bool, state: str) -> Text:
+def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text:
+    """A node: its name, its value or what it lacks, its time and, where there is room, its
+    process."""
     state = {"stopped": "cancelled", "unknown": "waiting"}.get(state, state)
-    line = text((f"{argument} = ", "dim") if argument else "", (MARKS.get(state, "·"), COLOURS.get(state, "")), " ", (node.name, "cyan"))
+    colour = COLOURS.get(state, "")
+    line = text((f"{argument} = ", "dim") if argument.strip("↳ ") else argument, (MARKS.get(state, "·"), colour), " ", (node.name, "cyan"))
     if again:
-        return line.append("  as above", style="dim")
-    if node.value is not None:
-        line.append(text(f" → {node.value.text}"))
-    if node.seconds is not None:
-        line.append(f"  {duration(node.seconds)}", style="dim")
-    if node.pid:
-        line.append(f"  pid {node.pid}" + (f" cpu {node.cpu}" if node.cpu is not None else ""), style="dim")
-    return line
+        return _fitted(line.append("  as above", style="dim"), room)
+    said = Text()
+    if node.items is not None:
+        said = text(f"  {items_of(node)}", (f": {_in_short(node.error)}" if node.error is not None else "", "red"))
+    elif node.error is not None:
+        said = text((f"  {_in_short(node.error)}", "red"))
+    elif node.cause is not None:
+        said = text((f"  skipped, since {node.run.nodes[node.cause].name} (node {node.cause}) failed", colour))
+    elif node.value is not None:
+        said = text(f" → {node.value.text}")
+    tail = f"  {node.attempts} attempts" if node.attempts is not None and node.attempts > 1 else ""
+    tail += f"  {duration(node.seconds)}" if node.seconds is not None else ""
+    place = f"  pid {node.pid}" + (f" cpu {node.cpu}" if node.cpu is not None else "") if node.pid else ""
+    if line.cell_len + said.cell_len + len(tail) + len(place) > room:
+        place = ""
+    left = room - line.cell_len - len(tail) - len(place)
+    if said.cell_len > left:
+        said.truncate(max(left, 4), overflow="ellipsis")
+    return _fitted(Text.assemble(line, said, (tail, "dim"), (place, "dim")), room)
 
 
-def _add_tasks(run: Run, top: Tree) -> None:
-    """Add tasks instead of nodes, and which takes values of which."""
+def _in_short(error: Error) -> str:
+    """An error without the module of its class, and the first line of its text."""
+    kind, message = error.type.rpartition(".")[2], error.message.partition("\n")[0]
+    return f"{kind}: {message}" if message else kind
+
+
+def items_of(node: Node) -> str:
+    """The items of a stage, as "20 items, 2 failed, 3 skipped"."""
+    said = f"{node.items:,} item{'' if node.items == 1 else 's'}"
+    for count, state in ((node.items_failed, "failed"), (node.items_skipped, "skipped")):
+        said += f", {count:,} {state}" if count else ""
+    return said
+
+
+def _add_tasks(run: Run, top: Tree, width: int) -> None:
+    """Add tasks instead of nodes, with the first of their failures, and which takes values of
+    which."""
     groups: dict[str, list[Node]] = {}
     for node in run.nodes:
-        groups.setdefault(node.name, []).append(node)
+        groups.setdefault(node.task.name, []).append(node)
     links: dict[str, dict[str, int]] = {}
     for edge in run.edges:
-        taken = links.setdefault(run.nodes[edge.target].name, {})
-        taken[run.nodes[edge.source].name] = taken.get(run.nodes[edge.source].name, 0) + 1
+        taken = links.setdefault(run.nodes[edge.target].task.name, {})
+        taken[run.nodes[edge.source].task.name] = taken.get(run.nodes[edge.source].task.name, 0) + 1
     for name, nodes in sorted(groups.items(), key=lambda group: -len(group[1]))[:50]:
         states: dict[str, int] = {}
         for node in nodes:
             states[node.state] = states.get(node.state, 0) + 1
+        again = sum((node.attempts or 0) > 1 for node in nodes)
         spent = sum(node.seconds or 0.0 for node in nodes)
-        line = text((name, "cyan"), f" x{len(nodes):,}  ", ", ".join(f"{count:,} {state}" for state, count in states.items()))
-        branch = top.add(line.append(f"  {duration(spent)} in all, {duration(spent / len(nodes))} each", style="dim"))
+        told_of = [(f"{count:,} {state}", COLOURS.get(state, "") if state != "done" else "") for state, count in states.items()]
+        line = text((name, "cyan"), f" x{len(nodes):,}  ", *[part for one in told_of for part in (one, ", ")][:-1])
+        line.append(f", {again:,} tried again" if again else "", style="yellow")
+        line.append(f"  {duration(spent)} in all, {duration(spent / len(nodes))} each", style="dim")
+        branch = top.add(_fitted(line, width))
+        failed = [node for node in nodes if node.error is not None]
+        for node in failed[:FAILURES]:
+            branch.add(_line(node, "", False, node.state, width - _STEP))
+        if len(failed) > FAILURES:
+            branch.add(text(f"… and {len(failed) - FAILURES:,} more that failed", style="dim"))
         for source, count in sorted(links.get(name, {}).items(), key=lambda link: -link[1])[:INPUTS]:
-            branch.add(text(("takes ", "dim"), source, (f" x{count:,}", "dim")))
+            branch.add(_fitted(text(("takes ", "dim"), source, (f" x{count:,}", "dim")), width - _STEP))
 
 
 def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
@@ -179,11 +283,16 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     if for_programs:
         _write_json(found, output)
         return
-    lines = [f"{node.name}, node {node.number} of run {node.run.id}: {state}"]
+    task = f" ({node.task.name})" if node.name != node.task.name else ""
+    lines = [f"{node.name}{task}, node {node.number} of run {node.run.id}: {state}"]
+    if node.cause is not None:
+        lines.append(f"  skipped, since {node.run.nodes[node.cause].name} (node {node.cause}) failed")
+    if node.items is not None:
+        lines.append(f"  {items_of(node)}")
     for given in found["inputs"]:
         lines.append(
             f"  {given['argument']} = {given['text']}"
-            + (f"   from {given['task']}, node {given['source']}" if given["source"] is not None else "")
+            + (f"   from {given['name']}, node {given['source']}" if given["source"] is not None else "")
         )
     if node.value is not None:
         value = node.value
@@ -193,8 +302,9 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     lines.append(f"  {times or (not_yet if node.run.state == 'running' else 'never ran')}")
     if node.pid:
         lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
+    lines += [f"  attempt {number}: {tried}" for number, tried in enumerate(node.tries, 1)]
     if node.error is not None:
-        lines += ["", node.error.traceback or f"{node.error.type}: {node.error.message}"]
+        lines += ["", (node.error.traceback or str(node.error)).rstrip(), *node.error.notes]
     if node.task.source:
         lines += ["", f"# {node.task.file}:{node.task.line}, version {node.task.version[:12]}", node.task.source]
     _write(plain("\n".join(lines), lines=True).rstrip() + "\n", output)
@@ -209,7 +319,8 @@ def _node_as_dict(node: Node) -> dict[str, Any]:
             {
                 "argument": given.argument,
                 "source": given.source,
-                "task": run.nodes[given.source].name if given.source is not None else None,
+                "name": run.nodes[given.source].name if given.source is not None else None,
+                "task": run.nodes[given.source].task.name if given.source is not None else None,
                 "text": value.text if value is not None else "?",
                 "hash": value.hash if value is not None else None,
             }
@@ -217,10 +328,16 @@ def _node_as_dict(node: Node) -> dict[str, Any]:
     return {
         "run": summary(run),
         "node": node.number,
-        "task": node.name,
+        "name": node.name,
+        "task": node.task.name,
         "state": node.state,
         "attempts": node.attempts,
-        "times": vars(node.times),
+        "tries": list(node.tries),
+        "items": node.items,
+        "items_failed": node.items_failed,
+        "items_skipped": node.items_skipped,
+        "cause": node.cause,
+        "times": asdict(node.times),
         "pid": node.pid,
         "cpu": node.cpu,
         "peak_memory": node.peak_memory,
@@ -228,7 +345,7 @@ def _node_as_dict(node: Node) -> dict[str, Any]:
         "value": {"type": node.value.type, "size": node.value.size, "hash": node.value.hash, "text": node.value.text}
         if node.value
         else None,
-        "error": vars(node.error) if node.error else None,
+        "error": asdict(node.error) if node.error else None,
         "code": {"version": node.task.version, "file": node.task.file, "line": node.task.line, "source": node.task.source},
         "attributes": node.task.attributes,
     }

@@ -371,6 +371,97 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert "site-packages" not in complaint
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--json", "runs", "-n", "1"),
+        ("runs", "--json", "-n", "1"),
+        ("runs", "-n", "1", "--json"),
+        ("--json", "runs", "--limit=1"),
+        ("show", "--json", "last"),
+        ("show", "last", "--json"),
+        ("--json", "show"),
+        ("--json", "show", "--node", "0", "last"),
+        ("show", "--node=0", "last", "--json"),
+        ("--json", "run", "work.py:double", "1"),
+        ("run", "--json", "work.py:double", "1"),
+        ("run", "work.py:double", "1", "--json"),
+        ("--json", "--version"),
+        ("--version", "--json"),
+        ("--json", "clean"),
+    ],
+    ids=" ".join,
+)
+def test_options_stand_before_the_command_and_anywhere_behind_it(here: Callable[..., tuple[int, str, str]], words: tuple[str, ...]) -> None:
+    assert here("run", "work.py:double", "21")[0] == DONE
+    status, out, err = here(*words)
+    assert (status, err) == (DONE, "")
+    found = json.loads(out)
+    if "runs" in words:
+        assert [run["task"] for run in found] == ["double"]
+    elif "--node" in words:
+        assert found["value"]["text"] == "42"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "kind", "said"),
+    [
+        (("--json", "nothing"), USAGE, "UsageError", "No such command 'nothing'."),
+        (("runs", "--json", "--bogus"), USAGE, "UsageError", "No such option: --bogus"),
+        (("runs", "--limit", "x", "--json"), USAGE, "UsageError", "--limit"),
+        (("--json",), USAGE, "UsageError", "name a command"),
+        (("run", "--json"), USAGE, "UsageError", "Missing argument"),
+        (("graph", "--json", "send"), USAGE, "UsageError", "no server is named"),
+        (("--json", "graph", "send"), USAGE, "UsageError", "no server is named"),
+        (("--json", "hosts", "check"), USAGE, "UsageError", "Missing argument"),
+        (("show", "beef", "--json"), ABSENT, "NotFound", "is remembered"),
+        (("run", "no.py:x", "--json"), ABSENT, "NotFound", "there is no file no.py"),
+        (("run", "work.py:double", "--json"), USAGE, "UsageError", "missing a required argument: 'n'"),
+        (("run", "work.py:double", "1", "--json", "--bogus"), USAGE, "UsageError", "run has no option --bogus"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_errors_of_the_command_line_are_json_where_that_is_asked_for(
+    here: Callable[..., tuple[int, str, str]], words: tuple[str, ...], status: int, kind: str, said: str
+) -> None:
+    found, out, complaint = here(*words)
+    assert (found, complaint) == (status, "")
+    told = json.loads(out)
+    assert (told["status"], told["error"]["type"], set(told["error"])) == (status, kind, {"type", "message"})
+    assert said in told["error"]["message"]
+
+
+def test_json_behind_two_dashes_is_the_tasks(here: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, _ = here("run", "work.py:rest", "--", "--json")
+    assert (status, out) == (DONE, "('--json',)\n")
+    status, _, complaint = here("run", "nothing.py:rest", "--", "--json")
+    assert (status, complaint) == (ABSENT, "entangle: there is no file nothing.py\n")
+
+
+def test_a_run_that_fails_tells_programs_its_error(line: Line) -> None:
+    found = line.json("run", "work.py:fail", "4", "--json", status=FAILED)
+    assert set(found) == {"status", "value", "error", "run", "seconds"}
+    assert (found["status"], found["value"], found["run"]) == (FAILED, None, line.json("runs", "--json")[0]["id"])
+    assert (found["error"]["type"], found["error"]["message"]) == ("ValueError", "no 4")
+    assert "call: fail(4)" in found["error"]["notes"]
+    assert "in fail" in found["error"]["traceback"]
+    whole = line.json("run", "--json", "work.py:double", "4")
+    assert (whole["error"], whole["value"]) == (None, 8)
+
+
+def test_a_program_that_fails_or_leaves_tells_programs_why(line: Line) -> None:
+    (line.folder / "leaves.py").write_text("import sys\nsys.exit('no more' if len(sys.argv) == 1 else 7)\n", encoding="utf-8")
+    found = line.json("run", "--json", "leaves.py", status=FAILED)
+    assert (found["error"]["type"], found["error"]["message"]) == ("SystemExit", "no more")
+    assert line.json("run", "--json", "leaves.py", "x", status=7)["error"]["message"] == "7"
+    (line.folder / "broken.py").write_text("raise KeyError('x')\n", encoding="utf-8")
+    found = line.json("run", "--json", "broken.py", status=FAILED)
+    assert (found["error"]["type"], found["error"]["message"]) == ("KeyError", "'x'")
+    imported = line("run", "--json", "broken.py:x")
+    assert json.loads(imported.stdout)["error"]["message"] == "broken.py cannot be imported: KeyError: 'x'"
+    assert "Traceback" in imported.stderr
+
+
 # --- runs and show --------------------------------------------------------------------------------
 
 
@@ -390,6 +481,146 @@ def test_runs_are_listed_and_shown(line: Line) -> None:
     assert "n = 4" in tree
     assert line("show", "last").stdout == line("show").stdout
     assert "ValueError: no 1" in line("show").stdout
+
+
+WENT_ON = """
+    import os, sys, time
+    from entangle import gather
+    from entangle.dataflow import dataflow
+    from entangle.process import process
+
+    @process(retry=2, sleep=0)
+    def load(path):
+        with open(path, "a") as file:
+            file.write("x")
+        if os.path.getsize(path) < 3:
+            raise OSError(f"{path} is not there yet\\nsecond line")
+        return [1.5, 2.5]
+
+    @process
+    def train(xs, lr, password=None):
+        if lr == 3:
+            raise ValueError("the loss is not a number, and here is " + "more " * 40 + "\\n" + "and more\\n" * 20)
+        return sum(xs) * lr
+
+    @process
+    def total(parts, label):
+        return sum(parts)
+
+    folds = [train(load(f"mark{k}"), k, password="hunter2").named(f"fold {k}") for k in range(2, 5)]
+    fails = total(folds, "the label")
+
+    def goes_on():
+        return len(gather(fails, *folds, return_exceptions=True)())
+
+    def many():
+        return len(gather(*[train([k % 10], k % 10).named(f"fold {k}") for k in range(300)], return_exceptions=True)())
+
+    @dataflow
+    @process
+    def halve(x):
+        if x % 2:
+            raise ValueError(f"{x} is odd")
+        return x // 2
+
+    @dataflow
+    @process
+    def keep(x):
+        return x
+
+    def streams():
+        return len(list(halve(keep(), keep()).stream(range(10), on_error="skip")))
+"""
+
+
+@pytest.fixture
+def went_on(line: Line) -> Line:
+    (line.folder / "went_on.py").write_text(textwrap.dedent(WENT_ON), encoding="utf-8")
+    return line
+
+
+def test_a_run_that_failed_shows_the_path_of_calls_and_the_arguments(went_on: Line) -> None:
+    assert went_on("run", "went_on.py:fails").returncode == FAILED
+    lines = [shown.strip("├─│└ ") for shown in went_on("show").stdout.splitlines()]
+    at = next(number for number, shown in enumerate(lines) if shown.startswith("call path: "))
+    assert lines[at : at + 3] == [
+        "call path: total([fold 2, fold 3, fold 4], 'the label')",
+        "→ fold 3",
+        "call: train([1.5, 2.5], 3, password=***)",
+    ]
+    assert lines[at + 3].startswith("host ")
+    assert lines[at + 4 : at + 7] == ["xs = [1.5, 2.5]", "lr = 3", "password = ***"]
+    assert lines.count("and more") == 20
+    node = went_on("show", "--node", str(went_on.json("runs", "--json")[0]["error"]["node"])).stdout
+    assert node.startswith("fold 3 (train), node ")
+    assert "\ncall path: total([fold 2, fold 3, fold 4], 'the label') → fold 3\ncall: train(" in node
+    assert "hunter2" not in node
+
+
+def test_a_run_that_went_on_says_what_failed_and_what_was_skipped(went_on: Line) -> None:
+    assert went_on("run", "went_on.py:goes_on").stdout == "4\n"
+    assert re.search(r"gather +done .* 1 failed, 1 skipped$", went_on("runs").stdout.splitlines()[1])
+    (run,) = went_on.json("runs", "--json")
+    assert (run["state"], run["failed"], run["skipped"], run["error"]) == ("done", 1, 1, None)
+    tree = went_on("show").stdout
+    assert re.search(r"gather  \w+  done  8 nodes  1 failed, 1 skipped  ", tree)
+    assert re.search(r"↷ total  skipped, since fold 3 \(node \d\) failed", tree)
+    assert re.search(r"✗ fold 3  ValueError: the loss is not a number, and here is .* more   \d", tree)
+    assert tree.count("3 attempts") == 3
+    assert tree.count("attempt 1: OSError: mark2 is not there yet\n") == 1
+    nodes = {node["name"]: node for node in went_on.json("show", "--json")["node_list"]}
+    assert nodes["total"]["cause"] == nodes["fold 3"]["number"]
+    one = went_on("show", "--node", str(nodes["total"]["number"])).stdout
+    assert f"skipped, since fold 3 (node {nodes['fold 3']['number']}) failed" in one
+    told = went_on.json("show", "--json", "--node", str(nodes["fold 3"]["number"]))
+    assert (told["name"], told["task"], told["error"]["type"]) == ("fold 3", "train", "ValueError")
+    tried = went_on("show", "--node", str(nodes["load"]["number"])).stdout
+    assert "attempt 1: OSError: mark" in tried
+
+
+def test_a_large_run_shows_the_first_failures_of_a_task(went_on: Line) -> None:
+    went_on("run", "went_on.py:many")
+    lines = [shown.strip("├─│└ ") for shown in went_on("show").stdout.splitlines()]
+    assert re.match("train x300  270 done, 30 failed  ", lines[1])
+    assert [shown.partition(":")[0] for shown in lines[2:5]] == [f"✗ fold {k}  ValueError" for k in (3, 13, 23)]
+    assert lines[5] == "… and 27 more that failed"
+
+
+def test_a_stream_is_shown_by_its_stages_with_their_items(went_on: Line) -> None:
+    assert went_on("run", "went_on.py:streams").stdout == "5\n"
+    assert re.search(r"halve +done .* 5 items failed$", went_on("runs").stdout.splitlines()[1])
+    shown = went_on("show").stdout
+    assert shown.count("✓ keep  5 items, 5 skipped  ") == 2
+    assert "x = ✓ halve  5 items, 5 failed: ValueError: 1 is odd  " in shown
+    (halve, *_) = went_on.json("show", "--json")["node_list"]
+    assert (halve["items"], halve["items_failed"], halve["items_skipped"], halve["state"]) == (5, 5, 0, "done")
+
+
+def test_what_a_terminal_shows_fits_into_its_width(went_on: Line) -> None:
+    for name in ("fails", "goes_on", "many", "streams"):
+        went_on("run", f"went_on.py:{name}")
+    runs = went_on.json("runs", "--json")
+    for columns in (40, 80):
+        for run in runs:
+            shown = at_a_terminal(went_on, "show", run["id"], columns=columns)
+            assert max(map(len, shown)) <= columns
+            assert run["id"] in shown[0]
+        listed = at_a_terminal(went_on, "runs", columns=columns)
+        assert max(map(len, listed)) <= columns
+        assert [run["id"] for run in runs] == [shown.split()[0] for shown in listed[1:]]
+        assert all(run["state"] in shown for run, shown in zip(runs, listed[1:], strict=True))
+
+
+def test_colours_are_for_terminals_that_want_them(went_on: Line) -> None:
+    went_on("run", "went_on.py:fails")
+    colour = re.compile(r"\x1b\[(\d+;)*[39]\d[;m]")
+    for words in (("runs",), ("show",), ("show", "--node", "0"), ("doctor",), ("--help",)):
+        done = went_on(*words)
+        assert "\x1b" not in done.stdout + done.stderr, words
+        assert colour.search(drawn(went_on, *words, NO_COLOR="1")) is None, words
+    refused = drawn(went_on, "runs", "--bogus", status=USAGE, NO_COLOR="1")
+    assert colour.search(refused) is None
+    assert colour.search(drawn(went_on, "runs")) is not None
 
 
 MESSY = """
@@ -557,8 +788,13 @@ def test_records_that_cannot_be_read_spoil_no_run(line: Line, spoilt: str) -> No
 
 def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
     """The lines that a command shows on a terminal that has so many columns, and no colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", drawn(line, *words, columns=columns, NO_COLOR="1")).splitlines()
+
+
+def drawn(line: Line, *words: str, columns: int = 80, status: int = DONE, **environment: str) -> str:
+    """All that a command writes to a terminal."""
     ours, theirs = pty.openpty()
-    environment = {**line.environment, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
+    environment = {**line.environment, "COLUMNS": str(columns), "TERM": "xterm", **environment}
     command = [sys.executable, "-m", "entangle", *words]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=line.folder, env=environment)
     os.close(theirs)
@@ -569,8 +805,8 @@ def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
                 shown += part
         except OSError:  # the other end is closed
             pass
-    assert process.returncode == DONE
-    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()).splitlines()
+    assert process.returncode == status
+    return shown.decode()
 
 
 def test_a_run_is_shown_in_other_forms(line: Line) -> None:
