@@ -502,6 +502,11 @@ def _beside(path: str) -> tuple[str, str]:
     return f"{name}-0{size}", f"{name}-00{size}"
 
 
+def cells_at(path: str) -> str:
+    """The file of cells of the queue at `path`: once it is there, the queue is."""
+    return _beside(path)[1]
+
+
 def _mapped(path: str) -> mmap.mmap:
     """A file of cells, mapped; `path` may be a symbolic link of ours to it."""
     with contextlib.suppress(OSError):

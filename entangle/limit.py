@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
+from entangle._tasks.option_values import is_number
 from entangle.cookies import MOST_COOKIES
 from entangle.errors import OptionError
 from entangle.pools import PLACES, TOKENS, Pool, figures_of, state
@@ -74,9 +74,7 @@ def limit(
     for option, value in whole.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_COOKIES):
             raise OptionError(f"@limit({name!r}): {option}={value_in_short(value)}; it must be a whole number, 1 to {MOST_COOKIES}")
-    if per_second is not None and (
-        isinstance(per_second, bool) or not isinstance(per_second, (int, float)) or not 0 < per_second < math.inf
-    ):
+    if per_second is not None and not (is_number(per_second) and per_second > 0):
         raise OptionError(f"@limit({name!r}): per_second={value_in_short(per_second)}; it must be a number above 0")
     if burst is not None and per_second is None:
         raise OptionError(f"@limit({name!r}): burst={burst} says how many of per_second= may begin together; give per_second= as well")

@@ -38,8 +38,8 @@ class Pool(NamedTuple):
         """The name of its files in a home."""
         if self.kind == CPUS:
             return f"cookies-{self.size}"
-        word = ("limit", "", "rate")[self.kind]
-        figures = f"{self.rate:g}-{self.size}" if self.kind == TOKENS else f"{self.size}"
+        word = ("limit", "", "tokens")[self.kind]
+        figures = f"{self.rate!r}-{self.size}" if self.kind == TOKENS else f"{self.size}"
         return f"{word}-{digest(self.name)}-{figures}"
 
     @property
@@ -58,7 +58,8 @@ class Pool(NamedTuple):
         if self.kind == CPUS:
             return f"cpus={self.size}"
         if self.kind == TOKENS:
-            return f"limit {self.name!r}: per_second={self.rate:g}" + (f", burst={self.size}" if self.size > 1 else "")
+            rate = repr(self.rate).removesuffix(".0")
+            return f"limit {self.name!r}: per_second={rate}" + (f", burst={self.size}" if self.size > 1 else "")
         return f"limit {self.name!r}: at_once={self.size}"
 
 

@@ -48,7 +48,7 @@ class DefaultScheduler:
                     return f(*args, **kwargs)
             place = home()
             place.open_pools({pool})
-            queue, roaming = place.queue(pool), set[int]()
+            queue, roaming = place.pools[pool], set[int]()
             held = queue.held_here()
             try:
                 roaming = bind(queue.number(queue.wait_cell(lambda: False)))

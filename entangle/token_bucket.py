@@ -19,8 +19,8 @@ from collections.abc import Callable, Collection
 
 from entangle.cookies import PATIENCE, place
 
-#: The longest interval between two tokens (ns): nine years. Sums of times must fit into 63 bits.
-_LONGEST = 1 << 58
+#: The longest time that a burst may stand for (ns): 73 years. Sums of times must fit into 63 bits.
+_LONGEST = 1 << 61
 
 
 class TokenBucket:
@@ -28,8 +28,8 @@ class TokenBucket:
 
     def __init__(self, path: str, rate: float, burst: int) -> None:
         self.path = path
-        self._interval = int(min(1e9 / rate, _LONGEST))
-        self._slack = min((burst - 1) * self._interval, _LONGEST)
+        self._interval = int(min(1e9 / rate, _LONGEST // burst))
+        self._slack = (burst - 1) * self._interval
         with contextlib.suppress(OSError):
             path = os.readlink(path)  # ours, to where there was room
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -22,7 +22,6 @@ from entangle._shared import home as homes
 from entangle._shared import limits
 from entangle._shared.block import block
 from entangle._shared.devices import Claim, Visible
-from entangle._shared.home import open_pool
 from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, claims_of, lanes_of
@@ -36,7 +35,7 @@ from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
 from entangle.flow import IN_CALLER, THREAD, Flow
-from entangle.pools import CookieSource, agree, compare
+from entangle.pools import agree, compare
 
 importing.runs_bodies(Worker.work)
 importing.unpickles(Store.get)
@@ -403,22 +402,21 @@ def _pipe(undone: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieSource]:
+def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueue]:
     """Open the pools that the flow needs: in the home if it is ours, else in the run's own
     directory. Those of limits always lie in the home, where the whole tree finds them."""
     ours = home.pid == os.getpid()
     for name, (task, stated) in compare((body.name, body.pools) for body in flow.bodies).items():
         agree(home.path, name, task, stated, replace=ours)
-    if ours:
-        home.open_pools(set(flow.pools))
-        return []
-    made = []
     for pool in flow.pools:
         if pool.stays:
-            made.append(open_pool(pool, home.path, home.path, home.cpus, home.spill))
-        elif not os.path.exists(os.path.join(home.path, pool.file)):
-            made.append(open_pool(pool, directory, home.path, home.cpus, home.spill))
-    return made
+            homes.make_pool(pool, home.path, home.cpus, home.spill)
+    others = [pool for pool in flow.pools if not pool.stays]
+    if ours:
+        home.open_pools(set(others))
+        return []
+    missing = [pool for pool in others if not os.path.exists(os.path.join(home.path, pool.file))]
+    return [homes.open_queue(pool, directory, home.path, home.cpus, home.spill) for pool in missing]
 
 
 def _remove(directory: str, spill: str, large: list[str]) -> None:

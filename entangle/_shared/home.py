@@ -8,7 +8,7 @@
             cookies-<n>           cookies of @scheduler(cpus=n); `cookies-0<n>`, `cookies-00<n>`
             limit-<name>          figures of a @limit, and who has stated them (names are hashed)
             limit-<name>-<n>      its places: a queue, as of a scheduler
-            rate-<name>-<x>-<n>   its tokens
+            tokens-<name>-<x>-<n> its tokens
             devices               cookies of @scheduler(gpus=n); and `devices-0`
             tree                  of an agent: a link to the directory that agents of its tree share
             r<random>/            a run: table, values, flow, attempts; nested runs lie inside
@@ -40,11 +40,12 @@ from entangle.cookies import (
     SharedQueue,
     available_cpus,
     budget_of,
+    cells_at,
     forget_jobserver,
     jobserver_flags,
 )
 from entangle.errors import EntangleError
-from entangle.pools import CPUS, TOKENS, CookieSource, Pool, registered
+from entangle.pools import TOKENS, CookieSource, Pool, registered
 from entangle.token_bucket import TokenBucket
 
 #: The names of homes, of their spill directories, and of what the agents of one process tree share.
@@ -226,7 +227,7 @@ class Home:
         self.most = budget_of(self.cpus)
         budget = (ANY_CPU,) * (self.most - 1)
         self.budget = CookieQueue.create(os.path.join(self.path, "budget"), budget, self.spill)
-        self.pools: dict[Pool, CookieSource] = {}
+        self.pools: dict[Pool, CookieQueue] = {}
         self._runs = 0
         self._count = threading.Lock()
         # Computed here: a worker just forked is slow at anything.
@@ -247,7 +248,7 @@ class Home:
             self._runs -= 1
             if self._runs:
                 return
-            queues = [self.budget, *(queue for queue in self.pools.values() if isinstance(queue, CookieQueue))]
+            queues = [self.budget, *self.pools.values()]
             if not in_order:
                 # Nested runs that were killed with their caller die a moment later.
                 until = time.monotonic() + _DYING
@@ -270,17 +271,13 @@ class Home:
         _homes[_parent()] = found
 
     def open_pools(self, pools: set[Pool]) -> None:
-        """Make these pools, and those of every `@scheduler` so far, if missing."""
+        """Make these pools of CPUs, and those of every `@scheduler` so far, if missing."""
         wanted = pools | registered
         if wanted <= self.pools.keys():
             return
         with _guard:  # runs may begin in several threads at once
             for pool in wanted - self.pools.keys():
-                self.pools[pool] = open_pool(pool, self.path, self.path, self.cpus, self.spill)
-
-    def queue(self, pool: Pool) -> CookieSource:
-        """A pool that is open here."""
-        return self.pools[pool]
+                self.pools[pool] = open_queue(pool, self.path, self.path, self.cpus, self.spill)
 
     def remove(self) -> None:
         """Remove the directories. The locks go with the process."""
@@ -317,33 +314,43 @@ def _remove_open(path: str, fd: int) -> bool:
         os.close(base)
 
 
-def open_pool(pool: Pool, directory: str, home: str, cpus: list[int], spill: str) -> CookieSource:
-    """Open a pool in `directory`, for processes that live in that home; make it if missing.
-
-    A pool of CPUs is made for the first of `cpus`.
-    """
-    path, made = os.path.join(directory, pool.file), None
-    with contextlib.suppress(FileExistsError):  # a worker finds those of its tree
+def make_pool(pool: Pool, directory: str, cpus: list[int], spill: str) -> None:
+    """Make a pool that any process can fill again, unless it is there."""
+    path = os.path.join(directory, pool.file)
+    if os.path.exists(path if pool.kind == TOKENS else cells_at(path)):
+        return
+    with contextlib.suppress(FileExistsError):
         if pool.kind == TOKENS:
             TokenBucket.create(path, spill)
         else:
-            made = CookieQueue.create(path, pool.numbers(cpus), spill)
-    try:
-        return pool_at(pool, directory, home)
-    finally:
-        if made is not None:
-            made.close()
+            CookieQueue.create(path, pool.numbers(cpus), spill).close()
 
 
-def pool_at(pool: Pool, directory: str, home: str) -> CookieSource:
-    """Open a pool that is there. Raises FileNotFoundError."""
-    path, tree = os.path.join(directory, pool.file), os.path.join(home, "tree")
+def open_queue(pool: Pool, directory: str, home: str, cpus: list[int], spill: str) -> CookieQueue:
+    """Open the queue of a pool for the first of `cpus` in `directory`; make it if missing."""
+    path, made = os.path.join(directory, pool.file), None
+    with contextlib.suppress(FileExistsError):  # a worker finds those of its tree
+        made = CookieQueue.create(path, pool.numbers(cpus), spill)
+    queue = _queue_at(path, home)
+    if made is not None:
+        made.close()
+    return queue
+
+
+def open_pool(pool: Pool, directory: str, home: str) -> CookieSource:
+    """Open a pool that is there, for processes that live in that home."""
+    path = os.path.join(directory, pool.file)
     if pool.kind == TOKENS:
         return TokenBucket(path, pool.rate, pool.size)
-    queue = SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
-    if pool.kind != CPUS:
+    queue = _queue_at(path, home)
+    if pool.stays:
         queue.refill()  # a pipe that nobody had open has lost its bytes
     return queue
+
+
+def _queue_at(path: str, home: str) -> CookieQueue:
+    tree = os.path.join(home, "tree")
+    return SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
 
 
 def home_of_tree(path: str) -> Home | None:

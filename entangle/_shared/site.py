@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from entangle._shared.devices import Claim, Devices, Visible
-from entangle._shared.home import devices_of, home_of_tree, pool_at
+from entangle._shared.home import devices_of, home_of_tree, open_pool
 from entangle._shared.interrupts import Deferred
 from entangle._shared.store import Store
 from entangle._shared.table import LANES, NOBODY, Table
@@ -122,7 +122,7 @@ class Site:
                 # directory.
                 directory = self.directory
             with Deferred():
-                queue = self.pools[pool] = pool_at(pool, directory, self.home)
+                queue = self.pools[pool] = open_pool(pool, directory, self.home)
         return queue
 
     @property

@@ -46,6 +46,31 @@ def span(path: str | os.PathLike[str], name: str = "span") -> Iterator[None]:
         note(path, name, began, time.monotonic(), os.getpid())
 
 
+@contextmanager
+def place_among(path: str | os.PathLike[str], most: int) -> Iterator[int]:
+    """Hold one of `most` locks during the block; an error where all are taken, noted as "excess".
+
+    The kernel frees the lock of a process that is killed, so this sees how many are in such blocks
+    at once, whoever dies. Gives the number of the lock.
+    """
+    import fcntl
+
+    for number in range(most):
+        fd = os.open(f"{os.fspath(path)}.place-{number}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            os.close(fd)
+    else:
+        note(path, "excess", os.getpid())
+        raise AssertionError(f"more than {most} at once")
+    try:
+        yield number
+    finally:
+        os.close(fd)
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
     """Ask again and again until `condition` holds, and give what it gave; an `AssertionError` once
     `seconds` have passed."""

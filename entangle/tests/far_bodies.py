@@ -74,3 +74,30 @@ def print_for_ever() -> None:
     """Never come to an end."""
     while True:
         print("tick\n" * 100)
+
+
+def alone_there(path: str, most: int) -> int:
+    """Take one of so many locks for a moment; an error where all are taken."""
+    import fcntl
+
+    for number in range(most):
+        fd = os.open(f"{path}.place-{number}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            os.close(fd)
+    else:
+        raise AssertionError("too many at once")
+    time.sleep(0.02)
+    os.close(fd)
+    return 1
+
+
+def waits_there(path: str) -> int:
+    """Begins a run there that needs the same place."""
+    from entangle.limit import limit
+    from entangle.process import process
+
+    inner = limit("few", at_once=1)(process(int))
+    return int(inner(2)()) + int(process(sum)([inner(3), inner(4)])())

@@ -330,7 +330,7 @@ SHAPES = {
 def queues() -> list[CookieQueue]:
     """The budget of this process and its pools."""
     here = home()
-    return [here.budget, *(queue for queue in here.pools.values() if isinstance(queue, CookieQueue))]
+    return [here.budget, *here.pools.values()]
 
 
 def descriptors() -> dict[str, str]:

@@ -108,6 +108,7 @@ def test_there_are_modules_to_look_at() -> None:
         ("entangle.task", ["task"]),
         ("entangle.workflow", ["workflow"]),
         ("entangle.scheduler", ["scheduler", "DefaultScheduler"]),
+        ("entangle.limit", ["limit"]),
         ("entangle.local", ["local"]),
         ("entangle.http", ["request"]),
         ("entangle.logging.info", ["logging"]),
@@ -132,8 +133,9 @@ def test_a_door_is_light() -> None:
 def test_doors_are_modules_and_not_shadowed() -> None:
     code = """
 import types, entangle
-import entangle.process, entangle.thread, entangle.task, entangle.workflow, entangle.scheduler, entangle.local, entangle.logging
-for name in ("process", "thread", "task", "workflow", "scheduler", "local", "logging"):
+import entangle.process, entangle.thread, entangle.task, entangle.workflow, entangle.scheduler, entangle.limit
+import entangle.local, entangle.logging
+for name in ("process", "thread", "task", "workflow", "scheduler", "limit", "local", "logging"):
     assert isinstance(getattr(entangle, name), types.ModuleType), name
 print("modules")
 """
@@ -141,7 +143,7 @@ print("modules")
 
 
 @pytest.mark.parametrize(
-    "name", ["dataflow", "docker", "interpreter", "local", "process", "scheduler", "ssh", "task", "thread", "workflow"]
+    "name", ["dataflow", "docker", "interpreter", "limit", "local", "process", "scheduler", "ssh", "task", "thread", "workflow"]
 )
 def test_a_module_that_is_taken_for_its_decorator_says_so(name: str) -> None:
     module = importlib.import_module(f"entangle.{name}")

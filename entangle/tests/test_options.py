@@ -13,6 +13,7 @@ from entangle.dataflow import dataflow
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.http import request
 from entangle.interpreter import interpreter
+from entangle.limit import limit
 from entangle.local import local
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -115,7 +116,15 @@ def test_options_that_a_layer_above_would_make_void(upper: Any, lower: Any, lost
 
 def test_layers_above_that_leave_the_options_below_alone() -> None:
     below = process(timeout=3)(bodies.one)
-    for upper in (scheduler(cpus=1), local, task, task(attributes={"a": 1}), dataflow, dataflow(executor="thread")):
+    for upper in (
+        scheduler(cpus=1),
+        limit("one", at_once=1),
+        local,
+        task,
+        task(attributes={"a": 1}),
+        dataflow,
+        dataflow(executor="thread"),
+    ):
         assert upper(below).body.timeout == 3
     # What is below a layer that ships it is carried where that is.
     assert process(interpreter(python=sys.executable)(below)).body.timeout is None

@@ -20,6 +20,7 @@ import pytest
 
 from entangle.errors import ArgumentError, CycleError, EntangleError, OptionError
 from entangle.interpreter import interpreter
+from entangle.limit import limit
 from entangle.local import local
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -114,6 +115,8 @@ def test_decorators_stack_in_any_order() -> None:
         scheduler(cpus=1)(workflow(three)),
         workflow(scheduler(cpus=1)(three)),
         scheduler(cpus=2)(thread(local(three))),
+        limit("three", at_once=1)(process(three)),
+        process(limit("three", at_once=1)(three)),
         process(timeout=60)(local(cpus=1)(three)),
         task(process(task(three))),
     ):
@@ -328,7 +331,9 @@ def test_a_call_is_itself_and_nobody_else() -> None:
         lambda call: dict(call),
     ],
 )
-@pytest.mark.parametrize("decorator", [process, thread, workflow, task, scheduler(cpus=1), lambda f: interpreter(process(f))])
+@pytest.mark.parametrize(
+    "decorator", [process, thread, workflow, task, scheduler(cpus=1), limit("one", at_once=1), lambda f: interpreter(process(f))]
+)
 def test_a_call_that_somebody_forgot_to_run(use: Callable[[Any], Any], decorator: Any) -> None:
     with pytest.raises(TypeError, match=r"<call add\(0\)> has not run.*`call\(\)`"):
         use(decorator(add)(0))
