@@ -42,6 +42,7 @@ from .far_bodies import alone_there, waits_there
 from .killing import Killer
 from .places import far_pythons
 from .services import given
+from .services.hosts import Hosts
 
 total = process(bodies.total)
 together = process(bodies.gather)
@@ -636,9 +637,15 @@ def test_the_caller_holds_the_limit_of_a_function_in_another_python(same: bool, 
     assert total(*(task(log, 2) for _ in range(6)), *(few(process(alone))(log, 2) for _ in range(6)))() == 12
 
 
+@pytest.fixture(scope="session")
+def hosts() -> Hosts:
+    """Real ssh servers, on this machine."""
+    return given.shared_hosts()
+
+
 @pytest.mark.parametrize("stack", ["above", "below"])
-def test_the_caller_holds_the_limit_of_a_function_on_another_host(stack: str, log: str) -> None:
-    hosts, few = given.shared_hosts(), limit("few", at_once=2)
+def test_the_caller_holds_the_limit_of_a_function_on_another_host(stack: str, hosts: Hosts, log: str) -> None:
+    few = limit("few", at_once=2)
     tasks = []
     for name in hosts.hosts:
         where = ssh(**hosts.options(name))
