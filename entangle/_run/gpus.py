@@ -119,12 +119,10 @@ def needed(task: str, most: int, known: Visible) -> Visible:
         there = f"there {'is 1' if len(found.gpus) == 1 else f'are {len(found.gpus)}'}: {', '.join(gpu.name for gpu in found.gpus)}"
         raise DeviceError(f"{wants} at once, and {there} (from {found.source}). Lower gpus=, or give this process more of them")
     restricted = found.source.rpartition(" ")[2]
-    advice = (
-        f"unset {restricted}, or name devices in it"
-        if restricted in VARIABLES
-        else f"where there is one all the same, say which: {OURS}=0,1"
-    )
-    raise DeviceError(f"{wants}, and none was found. Looked for: {found.looked}. To have one: {advice}")
+    advice = f"Where there is one all the same, say which: {OURS}=0,1"
+    if restricted in VARIABLES:
+        advice = f"Unset {restricted}, or name devices in it"
+    raise DeviceError(f"{wants}, and none was found. Looked for: {found.looked}. {advice}")
 
 
 def _style(found: Found) -> str:

@@ -15,7 +15,7 @@ from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
-from entangle._shared import context_variables, module_lookup, pickled_classes, pickled_errors
+from entangle._shared import context_variables, device_arrays, module_lookup, pickled_classes, pickled_errors
 from entangle.errors import UnpicklableError
 
 _OnBuffer = Callable[[pickle.PickleBuffer], Any]
@@ -36,6 +36,8 @@ def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[
     `again` is called before a second try, to reset collected buffers. Raises what cloudpickle
     raises if that refuses as well.
     """
+    if device_arrays.MODULE in sys.modules:
+        device_arrays.register()
     try:
         if module_lookup.travelled or isinstance(value, BaseException):
             body = by_name(value, buffer_callback)
@@ -139,6 +141,7 @@ class PicklerByName(pickle.Pickler):
 
 def by_name(value: Any, buffer_callback: _OnBuffer | None = None) -> bytes:
     """Pickle a value whose functions and classes the reader finds by name; raises if it cannot."""
+    device_arrays.register()
     file = io.BytesIO()
     PicklerByName(file, 5, buffer_callback=buffer_callback).dump(value)
     return file.getvalue()
@@ -165,6 +168,7 @@ def by_value(value: Any, buffer_callback: _OnBuffer | None = None) -> bytes:
 
 def pickler_by_value(file: Any, buffer_callback: _OnBuffer | None = None) -> pickle.Pickler:
     """The pickler that `by_value` uses, writing to `file`."""
+    device_arrays.register()
     made: pickle.Pickler = _kind_by_value()(file, 5, buffer_callback)
     return made
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from typing import Any
 
+from entangle._shared.device_arrays import bytes_on_device
 from entangle._shared.interrupts import Terminated
 from entangle._shared.notes import MOVED
 from entangle._shared.pickling import why_not
@@ -174,8 +176,14 @@ class Delivery(Taking):
         finished = tell = False
         woken = woken_threads = pushed = 0
         chosen = NOBODY
-        if last - first == 1 and in_process and place[2] < SMALL and not self.durable[body_of[takers[0]]]:
+        moved = bytes_on_device(value) if self.serving is not None and place[0] != NOWHERE else 0
+        if moved:
+            self._tell_of_move(node, moved)
+        if last - first == 1 and in_process and (place[2] < SMALL or moved) and not self.durable[body_of[takers[0]]]:
             recent = self.recent
+            if moved:  # others may have read those that it keeps on the device
+                for read in [known for known in recent if table.readers[known] <= 0]:
+                    del recent[read]
             recent[node] = value
             if len(recent) > RECENT:
                 del recent[next(iter(recent))]
@@ -250,6 +258,19 @@ class Delivery(Taking):
                 raise
             value = rescue(value, error)
         return value, self.store.put(value)
+
+    def _tell_of_move(self, node: int, size: int) -> None:
+        """Log that arrays have been copied from a device, to a program that wants to know."""
+        logging: Any = sys.modules.get("logging")
+        if logging is not None:
+            flow = self.site.flow
+            takers = [flow.name(taker) for taker in flow.takers(node)[:4]]
+            logging.getLogger("entangle").info(
+                "the value of task %r was copied from its GPU: %s bytes through the host, for %s",
+                flow.name(node),
+                f"{size:,}",
+                ", ".join(map(repr, takers)) or "the caller",
+            )
 
     def _note(self, node: int, value: Any, started: int, ended: int, place: Place, last: bool) -> None:
         """Note a published value, and the time that it took to move it into the store."""

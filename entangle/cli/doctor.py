@@ -218,15 +218,15 @@ def _apptainer() -> Finding:
 
 
 def _gpu() -> Finding:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return Finding("gpu", OFF, "no nvidia-smi", "tasks for a GPU use the CPU where there is none")
-    done = subprocess.run(
-        [program, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=PATIENCE
-    )
-    if done.returncode:
-        return Finding("gpu", OFF, (done.stdout.strip() or done.stderr.strip() or "no answer")[:160])
-    return Finding("gpu", WORKS, "; ".join(done.stdout.strip().splitlines()))
+    from entangle._run.gpus import OURS, VARIABLES, find
+
+    found = find()
+    if not found.gpus:
+        chosen = found.source.rpartition(" ")[2]
+        advice = f"unset {chosen}, or name devices in it" if chosen in VARIABLES else f"{OURS}=0,1 says which there are"
+        return Finding("gpu", OFF, f"none; looked for {found.looked}", f"for @scheduler(gpus=1): {advice}")
+    each = [" ".join(filter(None, (gpu.name, gpu.model, f"({size(gpu.memory)})" if gpu.memory else ""))) for gpu in found.gpus]
+    return Finding("gpu", WORKS, f"{len(each)} by {found.source}: {'; '.join(each)}")
 
 
 def _gremlin() -> Finding:

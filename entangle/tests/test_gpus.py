@@ -328,7 +328,7 @@ def test_variables_name_devices(given: dict[str, str], there: str, monkeypatch: 
 @pytest.mark.parametrize("none", ["", "-1"])
 def test_a_variable_that_names_none_leaves_none(none: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
-    with pytest.raises(DeviceError, match=r"task 'on_gpu' wants a GPU, and none was found.*unset CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(DeviceError, match=r"task 'on_gpu' wants a GPU, and none was found.*Unset CUDA_VISIBLE_DEVICES"):
         on_gpu()()
 
 

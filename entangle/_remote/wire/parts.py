@@ -14,6 +14,7 @@ from typing import Any
 from entangle._remote.wire.frames import MOST_PARTS, Bytes, Segments
 from entangle._remote.wire.source_format import Pickler, Unpickler
 from entangle._shared import module_lookup
+from entangle._shared.device_arrays import register
 from entangle._shared.pickling import OF_MAIN, PicklerByName, pickler_by_value
 
 #: A buffer of this size or more is a part of its own (bytes).
@@ -55,6 +56,7 @@ def dump(value: Any, ours: bool = False) -> list[Segments]:
     """
     buffers = _Buffers()
     written = _Segments()
+    register()
     try:
         kind = PicklerByName if ours or module_lookup.travelled else pickle.Pickler
         kind(written, 5, buffer_callback=buffers.take).dump(value)
