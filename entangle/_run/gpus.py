@@ -9,7 +9,6 @@ or ROCR_VISIBLE_DEVICES, else ENTANGLE_GPUS.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -166,16 +165,21 @@ def _restricted(known: Sequence[_Known], wanted: Sequence[str]) -> tuple[Gpu, ..
     return tuple(found)
 
 
+#: What NVML has told this process, and why it told nothing.
+_told: tuple[list[_Known], str] | None = None
+
+
 def _asked() -> tuple[list[_Known], str]:
-    """The devices that NVML knows; else none, and why."""
+    """The devices that NVML knows; else none, and why. It is asked once."""
+    global _told
+    if _told is None:
+        _told = _ask_nvml()
+    return _told
+
+
+def _ask_nvml() -> tuple[list[_Known], str]:
     if find_spec("pynvml") is None:
         return [], "not installed: pip install nvidia-ml-py" if _has_driver() else "no NVIDIA driver"
-    told, trouble = _asked_once(os.getpid())
-    return [_Known(*one) for one in json.loads(told)], trouble
-
-
-@functools.lru_cache(maxsize=1)
-def _asked_once(pid: int) -> tuple[str, str]:
     try:
         done = subprocess.run(
             python_command.command(_ASK),
@@ -186,11 +190,11 @@ def _asked_once(pid: int) -> tuple[str, str]:
             timeout=_PATIENCE,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return "[]", f"no answer: {type(error).__name__}"
+        return [], f"no answer: {type(error).__name__}"
     if done.returncode:
-        return "[]", ([line for line in done.stderr.splitlines() if line.strip()] or ["it failed"])[-1].strip()[:160]
-    devices = json.loads(done.stdout.splitlines()[-1])
-    return json.dumps(devices), "" if devices else "it finds none"
+        return [], ([line for line in done.stderr.splitlines() if line.strip()] or ["it failed"])[-1].strip()[:160]
+    known = [_Known(*one) for one in json.loads(done.stdout.splitlines()[-1])]
+    return known, "" if known else "it finds none"
 
 
 def _has_driver() -> bool:

@@ -264,8 +264,9 @@ class Supervisor:
             there, running = self._count(FRESH), self._running_fresh()
             for _ in range(staffing.for_fresh(header[READY_COUNT + FRESH], running, there, self.entitlement.right)):
                 self._start_process(FRESH)
-        ready = 0 if header[HELD_BACK] and self.processes else header[READY_COUNT + PROCESS]
-        if not self.processes and not ready:
+        there = any(worker.lane != FRESH and worker.lane < DEVICE for worker in self.processes.values())
+        ready = 0 if header[HELD_BACK] and there else header[READY_COUNT + PROCESS]
+        if not there and not ready:
             ready = self.table.leaves_left()  # the workers that had claimed them have died
         if ready > 0:
             at_once, with_cookies = staffing.for_ready(

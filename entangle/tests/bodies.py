@@ -177,6 +177,10 @@ def pid_and(_: Any) -> int:
     return os.getpid()
 
 
+def pids_up_to(before: list[int]) -> list[int]:
+    return [*before, os.getpid()]
+
+
 def noted(path: str, value: Any = None) -> Any:
     """Leave a line with the process number, and give the value."""
     note(path, "noted", os.getpid())

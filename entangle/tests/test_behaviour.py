@@ -765,6 +765,11 @@ def test_a_process_of_its_own(way: Way) -> None:
     assert len(set(pids)) == 3
 
 
+def test_each_of_a_chain_has_a_process_of_its_own(way: Way) -> None:
+    after = way.process(fresh=True)(bodies.pids_up_to)
+    assert len(set(after(after(after([])))())) == 3
+
+
 def test_a_cached_value(way: Way, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     noted = way.process(cache=True)(bodies.noted)

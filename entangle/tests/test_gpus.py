@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from entangle._run import gpus
+from entangle._run.forking import why_not_fork
+from entangle._shared import device_arrays
+from entangle._shared.devices import shown
 from entangle.dataflow import dataflow
 from entangle.errors import DeviceError, OptionError
 from entangle.interpreter import interpreter
@@ -22,6 +29,8 @@ from entangle.process import ProcessTimeoutException, process
 from entangle.scheduler import scheduler
 from entangle.thread import thread
 from entangle.workflow import workflow
+
+from .callers import ROOT
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -159,12 +168,12 @@ def nested(depth: int) -> list[str]:
     return [before, *inner]
 
 
-@pytest.mark.parametrize("gpus", ["0", "0,1"])
-def test_a_device_is_lent_while_its_body_waits_for_a_run(gpus: str, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
-    monkeypatch.setenv("ENTANGLE_GPUS", gpus)
+@pytest.mark.parametrize("there", ["0", "0,1"])
+def test_a_device_is_lent_while_its_body_waits_for_a_run(there: str, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setenv("ENTANGLE_GPUS", there)
     for found in gather(*[nested(2) for _ in range(3)])():
         assert len(found) == 3
-        assert set(found) <= set(gpus.split(","))
+        assert set(found) <= set(there.split(","))
 
 
 @process
@@ -305,6 +314,167 @@ def test_another_place_gives_its_own_devices() -> None:
     assert elsewhere()() in "01"
 
 
+def test_one_cpu_is_enough() -> None:
+    """Workers that serve devices take no place from those that a graph needs besides."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        for _ in range(5):
+            assert len(gather(*[with_cpu() for _ in range(4)])()) == 4
+            assert len(gather(*[nested(1) for _ in range(3)])()) == 3
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+# What is imported, and what is opened ------------------------------------------------------------
+
+
+def test_the_device_is_shown_before_anything_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    """A library may look at the environment once, when it is imported."""
+    if start == "fork":
+        pytest.skip("a forked worker has what its parent had imported; what opens a device looks later")
+    (tmp_path / "looks_once.py").write_text("import os\nseen = os.environ.get('CUDA_VISIBLE_DEVICES')\ndef look(): return seen\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import looks_once  # type: ignore[import-not-found, unused-ignore]
+
+    assert looks_once.seen is None
+    look: Any = scheduler(gpus=1)(process(looks_once.look))
+    assert look()() in ("0", "1")
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A device that this process has open, by a library that was loaded long before."""
+    device = tmp_path / "nvidia0"
+    device.touch()
+    assert process(os.getppid)()(start="fork") == os.getpid()
+    monkeypatch.setattr("entangle._run.forking.DEVICES", (str(tmp_path),))
+    monkeypatch.setattr("entangle._run.forking._DRIVERS", (b"libc",))
+    monkeypatch.setattr("entangle._run.forking._seen", ())
+    with device.open():
+        yield str(device)
+
+
+def test_a_process_with_an_open_device_does_not_fork(opened: str) -> None:
+    assert process(os.getppid)()() != os.getpid()
+    assert opened in why_not_fork()
+
+
+def test_start_by_fork_is_refused_where_a_device_is_open(opened: str) -> None:
+    with pytest.raises(OptionError, match="start='fork': this process has opened a GPU"):
+        on_gpu()(start="fork")
+
+
+# Values ------------------------------------------------------------------------------------------
+
+
+class Array:
+    """As an array on a device: it says how many bytes it has there. Each copy is counted."""
+
+    def __init__(self, nbytes: int, copies: int = 0) -> None:
+        self.nbytes = nbytes
+        self.copies = copies
+
+    def copy_to_host(self) -> None:
+        """What arrays on devices have."""
+
+    def __reduce__(self) -> Any:
+        return Array, (self.nbytes, self.copies + 1)
+
+
+@scheduler(gpus=1)
+@process
+def array(nbytes: int) -> Array:
+    return Array(nbytes)
+
+
+@scheduler(gpus=1)
+@process
+def copies(*arrays: Array) -> list[int]:
+    return [one.copies for one in arrays]
+
+
+def test_values_for_one_consumer_stay_on_the_device(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setenv("ENTANGLE_GPUS", "0")
+    assert copies(array(1), array(2), array(3))() == [0, 0, 0]
+
+
+PROGRAM = """
+import json, logging, sys
+import numpy as np
+from numba import cuda
+from entangle.process import process
+from entangle.scheduler import scheduler
+
+@cuda.jit
+def kernel(a):
+    at = cuda.grid(1)
+    if at < a.size:
+        a[at] *= 2
+
+@scheduler(gpus=1)
+@process
+def load(size):
+    return cuda.to_device(np.arange(size, dtype=np.float32))
+
+@scheduler(gpus=1)
+@process
+def double(a):
+    kernel.forall(a.size)(a)
+    return a
+
+@scheduler(gpus=1)
+@process
+def mean(a):
+    return float(a.copy_to_host().mean())
+
+@process
+def on_cpu(a):
+    return float(a["one"].copy_to_host().sum()), type(a["two"][0]).__name__
+
+@process
+def pair(a):
+    return {"one": a, "two": [a]}
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("entangle").setLevel(logging.INFO)
+    start = sys.argv[1]
+    print(mean(double(double(load(5))))(start=start), flush=True)
+    print("now it leaves", flush=True)
+    print(on_cpu(pair(double(load(5))))(start=start), flush=True)
+    print(load(3)(start=start).copy_to_host().tolist())
+    print(mean(cuda.to_device(np.ones((4, 4)))[::2])(start=start))
+"""
+
+
+def test_arrays_of_numba_go_from_device_to_device(tmp_path: Path, start: str) -> None:
+    """numba's simulator stands for the device; its arrays cannot be pickled either."""
+    pytest.importorskip("numba")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": ROOT, "NUMBA_ENABLE_CUDASIM": "1", "ENTANGLE_GPUS": "0", "ENTANGLE_RECORD": "0"}
+    done = subprocess.run([sys.executable, "program.py", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    chain, told, moved, on_cpu, root, given = [line for line in done.stdout.splitlines() if "the caller" not in line]
+    assert (chain, told) == ("8.0", "now it leaves")
+    assert moved == "the value of task 'double' was copied from its GPU: 20 bytes through the host, for 'pair'"
+    assert on_cpu == "(20.0, 'FakeCUDAArray')"
+    assert root == "[0.0, 1.0, 2.0]"
+    assert given == "1.0"
+
+
+def test_an_array_for_a_process_without_a_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses:
+        class cuda:  # noqa: N801
+            @staticmethod
+            def to_device(_: Any) -> None:
+                raise RuntimeError("no driver")
+
+    monkeypatch.setitem(sys.modules, "numba", Refuses)
+    with pytest.raises(DeviceError, match=r"an array of 8,000 bytes .* no driver.*@scheduler\(gpus=1\) on the function that takes it"):
+        device_arrays._on_device(SimpleNamespace(nbytes=8000))
+
+
 # Which devices there are --------------------------------------------------------------------------
 
 
@@ -342,6 +512,100 @@ def test_fewer_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTANGLE_GPUS", "0")
     with pytest.raises(DeviceError, match="'on_both' wants 2 GPUs at once, and there is 1: 0"):
         gather(on_gpu(), on_both())()
+
+
+NVML = """
+class NVMLError(Exception):
+    pass
+GPUS = [("GPU-aa11", "A100", 40 << 30, 0), ("GPU-bb22", "H100", 80 << 30, 2)]
+def nvmlInit():
+    {begin}
+def nvmlDeviceGetCount(): return len(GPUS)
+def nvmlDeviceGetHandleByIndex(n): return GPUS[n]
+def nvmlDeviceGetMaxMigDeviceCount(gpu): return 7
+def nvmlDeviceGetMigMode(gpu):
+    if not gpu[3]: raise NVMLError("not supported")
+    return (1, 1)
+def nvmlDeviceGetMigDeviceHandleByIndex(gpu, n):
+    if n >= gpu[3]: raise NVMLError("not found")
+    return (f"MIG-{{n}}", gpu[1] + " 1g.10gb", 10 << 30, 0)
+def nvmlDeviceGetName(one): return one[1]
+def nvmlDeviceGetUUID(one): return one[0].encode()
+class nvmlDeviceGetMemoryInfo:
+    def __init__(self, one): self.total = one[2]
+"""
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A library for NVML that knows an A100, and an H100 in two parts."""
+    monkeypatch.undo()
+    for name in (*VARIABLES, "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    begin = getattr(request, "param", "pass")
+    (tmp_path / "pynvml.py").write_text(NVML.format(begin=begin))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("entangle._run.gpus._told", None)
+
+
+def names() -> list[str]:
+    return [gpu.name for gpu in gpus.find().gpus]
+
+
+def test_nvml_tells_devices_and_parts_of_devices(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_GPUS", "7")  # for machines without NVML
+    found = gpus.find()
+    assert [gpu.name for gpu in found.gpus] == ["0", "MIG-0", "MIG-1"]
+    assert found.gpus[0] == ("0", "A100", 40 << 30)
+    assert "pynvml" not in sys.modules  # another process has asked: this one has opened no device
+
+
+@pytest.mark.parametrize(
+    ("variable", "there"),
+    [
+        ("0", ["0"]),
+        ("1,0", ["1", "0"]),
+        ("GPU-aa", ["GPU-aa"]),
+        ("MIG-1,GPU-aa11", ["MIG-1", "GPU-aa11"]),
+        ("MIG-GPU-bb22/1/0", ["MIG-GPU-bb22/1/0"]),
+        ("0,9,1", ["0"]),
+        ("GPU-zz", []),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_the_variable_restricts_what_nvml_tells(nvml: None, variable: str, there: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert names() == there
+    if not there:
+        with pytest.raises(DeviceError, match="leaves none of those that NVML finds \\(0, MIG-0, MIG-1\\)"):
+            on_gpu()()
+
+
+@scheduler(gpus=1)
+@process
+def order() -> tuple[str, str | None]:
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("CUDA_DEVICE_ORDER")
+
+
+def test_numbers_of_nvml_are_those_of_cuda(nvml: None) -> None:
+    """CUDA numbers the fastest device first, unless told otherwise; NVML goes by the bus."""
+    assert set(gather(*[order() for _ in range(3)])()) <= {("0", "PCI_BUS_ID"), ("MIG-0", "PCI_BUS_ID"), ("MIG-1", "PCI_BUS_ID")}
+
+
+@pytest.mark.parametrize("nvml", ["raise NVMLError('Driver Not Loaded')"], indirect=True)
+def test_nvml_that_fails_is_told(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENTANGLE_GPUS", raising=False)
+    with pytest.raises(DeviceError, match=r"NVML \(pynvml.NVMLError: Driver Not Loaded\)"):
+        on_gpu()()
+    monkeypatch.setenv("ENTANGLE_GPUS", "4")
+    assert names() == ["4"]
+
+
+def test_rocm_counts_in_two_ways() -> None:
+    """HIP numbers the devices that ROCR_VISIBLE_DEVICES leaves."""
+    assert shown(["1", "3"], "rocr") == {"ROCR_VISIBLE_DEVICES": "1,3", "HIP_VISIBLE_DEVICES": "0,1", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert shown(["1"], "hip") == {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "1"}
 
 
 # What cannot be -----------------------------------------------------------------------------------
