@@ -46,9 +46,10 @@ _UNFIT = (
 )
 
 
-def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
+def ingest(directory: str, seconds: float | None = None, largest: int | None = None) -> list[LogSegment]:
     """Ingest every segment whose run is over; gives the segments of live runs. With `seconds`, stop
-    after so many, and wait no longer than that for a lock."""
+    after so many, and wait no longer than that for a lock. With `largest`, leave segments of more
+    bytes for later."""
     folder = segments_of(directory)
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
@@ -73,6 +74,8 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
             if until is not None and time.monotonic() > until:
                 break
             path = os.path.join(folder, name)
+            if largest is not None and _size_of(path) > largest:
+                continue
             segment = _read(path)
             if segment is None:
                 continue
@@ -97,6 +100,13 @@ def ingest(directory: str, seconds: float | None = None) -> list[LogSegment]:
     if not closed:
         retain_now_and_then(directory)
     return live
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def _read(path: str) -> LogSegment | None:

@@ -48,11 +48,14 @@ def runs(
     return _named(connection, f"SELECT * FROM runs WHERE {' AND '.join(where)} ORDER BY started DESC", values)
 
 
-def runs_with_words(connection: sqlite3.Connection, query: str, limit: int) -> list[sqlite3.Row]:
-    """The runs that no other run has called, the latest first. Every word of `query` is in their
-    task, id, state, tags, program or commit."""
+def runs_with_words(connection: sqlite3.Connection, query: str, limit: int, state: str = "") -> list[sqlite3.Row]:
+    """The runs in that state ("": any) that no other run has called, the latest first. Every word
+    of `query` is in their task, id, state, tags, program or commit."""
     text = " || ' ' || ".join(("name", "id", "state", "tags", "coalesce(program, '')", "coalesce(git_commit, '')"))
     fitting, words = _having_words(connection, text, query)
+    if state:
+        fitting.append("state = ?")
+        words.append(state)
     where = " AND ".join(["parent IS NULL", *fitting])
     return _named(connection, f"SELECT * FROM runs WHERE {where} ORDER BY started DESC LIMIT ?", (*words, limit)).fetchall()
 
@@ -132,11 +135,12 @@ def task_names(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, 
 
 
 def task_totals(connection: sqlite3.Connection, run_key: int) -> list[sqlite3.Row]:
-    """The tasks of a run: name, version, count of nodes, failed among them; total, mean and longest
-    seconds of their bodies."""
+    """The tasks of a run: name, version, count of nodes, how many of them are done, failed and
+    skipped; total, mean and longest seconds of their bodies."""
     return _named(
         connection,
-        "SELECT tasks.name, tasks.version, count(*) AS count, sum(nodes.state = 'failed') AS failed, "
+        "SELECT tasks.name, tasks.version, count(*) AS count, sum(nodes.state = 'done') AS done, "
+        "sum(nodes.state = 'failed') AS failed, sum(nodes.state = 'skipped') AS skipped, "
         "sum(ended - started) / 1e9 AS total, avg(ended - started) / 1e9 AS mean, max(ended - started) / 1e9 AS longest "
         "FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? GROUP BY nodes.task ORDER BY total DESC",
         (run_key,),
@@ -155,6 +159,55 @@ def node(connection: sqlite3.Connection, run_key: int, number: int) -> sqlite3.R
     """One node of a run."""
     found: sqlite3.Row | None = _named(connection, "SELECT * FROM nodes WHERE run = ? AND node = ?", (run_key, number)).fetchone()
     return found
+
+
+def state_counts(connection: sqlite3.Connection, run_key: int) -> dict[str, int]:
+    """How many nodes of a run are in each state."""
+    return dict(connection.execute("SELECT state, count(*) FROM nodes WHERE run = ? GROUP BY state", (run_key,)).fetchall())
+
+
+def task_states(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, str, int, float | None]]:
+    """The nodes of a run by task and state: task, state, how many, seconds of their bodies."""
+    return connection.execute(
+        "SELECT task, state, count(*), sum(ended - started) / 1e9 FROM nodes WHERE run = ? GROUP BY task, state", (run_key,)
+    ).fetchall()
+
+
+def task_links(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int, int]]:
+    """How often nodes of one task of a run take values from those of another: the task that gives,
+    the one that takes, how often."""
+    return connection.execute(
+        "SELECT source.task, node.task, count(*) FROM inputs "
+        "JOIN nodes AS source ON source.run = inputs.run AND source.node = inputs.source "
+        "JOIN nodes AS node ON node.run = inputs.run AND node.node = inputs.node "
+        "WHERE inputs.run = ? AND inputs.source IS NOT NULL GROUP BY source.task, node.task",
+        (run_key,),
+    ).fetchall()
+
+
+def sinks(connection: sqlite3.Connection, run_key: int) -> list[int]:
+    """The nodes of a run whose values no other takes."""
+    found = connection.execute(
+        "SELECT node FROM nodes WHERE run = ?1 AND node NOT IN (SELECT source FROM inputs WHERE run = ?1 AND source IS NOT NULL)",
+        (run_key,),
+    ).fetchall()
+    return [node for (node,) in found]
+
+
+def given(connection: sqlite3.Connection, run_key: int) -> Iterable[tuple[int, str | None]]:
+    """The arguments of all nodes of a run in their order: node, text of the value. Rows are fetched
+    while the caller iterates."""
+    return connection.execute(
+        "SELECT inputs.node, CASE WHEN inputs.source IS NULL THEN inputs.text ELSE nodes.text END FROM inputs "
+        "LEFT JOIN nodes ON nodes.run = inputs.run AND nodes.node = inputs.source "
+        "WHERE inputs.run = ? ORDER BY inputs.node, inputs.position",
+        (run_key,),
+    )
+
+
+def names(connection: sqlite3.Connection, run_key: int) -> dict[int, str]:
+    """The names that calls of a run were given, by node."""
+    return dict(connection.execute("SELECT node, named FROM nodes WHERE run = ? AND named IS NOT NULL", (run_key,)).fetchall())
 
 
 def finished_nodes(connection: sqlite3.Connection, run_key: int) -> Iterable[tuple[Any, ...]]:
@@ -189,13 +242,13 @@ def nodes_with_words(
     connection: sqlite3.Connection, run_key: int, state: str, query: str, order: str, limit: int
 ) -> tuple[list[sqlite3.Row], int]:
     """The nodes of a run in that state ("": any), with every word of `query` in the name of their
-    task or the text of their value: at most `limit` of them, with the name of their task; and how
-    many fit."""
+    task, that of their call or the text of their value: at most `limit` of them, with the name of
+    their task; and how many fit."""
     where, values = ["run = ?"], list[Any]([run_key])
     if state:
         where.append("state = ?")
         values.append(state)
-    fitting, words = _having_words(connection, "tasks.name || ' ' || coalesce(text, '')", query)
+    fitting, words = _having_words(connection, "tasks.name || ' ' || coalesce(named, '') || ' ' || coalesce(text, '')", query)
     values += words
     joined = f"nodes JOIN tasks ON tasks.key = nodes.task WHERE {' AND '.join([*where, *fitting])}"
     (total,) = connection.execute(f"SELECT count(*) FROM {joined}", values).fetchone()
@@ -212,6 +265,14 @@ def nodes_numbered(connection: sqlite3.Connection, run_key: int, numbers: Sequen
         "WHERE run = ? AND node IN (SELECT value FROM json_each(?))",
         (run_key, json.dumps(numbers)),
     ).fetchall()
+
+
+def task_name_of(connection: sqlite3.Connection, run_key: int, number: int) -> str | None:
+    """The name that a call of a run was given; without one, that of its task."""
+    found = connection.execute(
+        "SELECT coalesce(named, tasks.name) FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? AND node = ?", (run_key, number)
+    ).fetchone()
+    return None if found is None else str(found[0])
 
 
 def task_names_of(connection: sqlite3.Connection, run_key: int, numbers: Sequence[int]) -> list[str]:

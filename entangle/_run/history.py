@@ -97,7 +97,7 @@ class History:
                 at = self._bin(ended)
             self.bins[at][stage] += items
             last = self._last.get(slot)
-            if last is not None and last[1] == pid and 0 <= started - last[4] < self.gap:
+            if last is not None and last[1] == pid and 0 <= started - last[4] < self.gap and (last[5] == stage or self.gap > _FIRST_GAP):
                 _extend(last, started, ended, stage, items)
             else:
                 last = self._last[slot] = [slot, pid, cpu, started, ended, stage, items, ended - started]

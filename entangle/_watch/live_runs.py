@@ -36,6 +36,7 @@ from entangle._shared.table import (
     RESTING,
     RUNNING,
     SINCE,
+    SKIPPED,
     SLOT,
     STARTED_AT,
     STARTING,
@@ -47,7 +48,7 @@ from entangle._shared.table import (
 from entangle._watch.outline import Outline, open_file, read_outline
 
 _LANES = ("process", "thread", "fresh", "caller", "gpu")
-_NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
+_NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", SKIPPED: "skipped"}
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
 _QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
@@ -152,7 +153,8 @@ class LiveRun:
         return done, running, len(states) - done - running - failed, failed
 
     def states(self) -> list[str]:
-        """The state of each node: waiting, ready, running, done or failed."""
+        """The state of each node: waiting, ready, running, done, failed or skipped. One that pauses
+        between attempts is waiting."""
         return [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
 
     def name(self, node: int) -> str:

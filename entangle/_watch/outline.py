@@ -19,6 +19,7 @@ import stat
 import sys
 import time
 from array import array
+from itertools import islice
 from typing import Any, NamedTuple
 
 from entangle._shared.masks import cleaned
@@ -29,9 +30,11 @@ LASTING = 0.15
 NAME = "outline"
 #: Files beside the outline: what a rearmed run says of its stages; CPU and memory over time.
 HOW_FAR, LOAD = "how-far", "load"
-_FORM = 1
+_FORM = 2
 #: The most bytes of the line of JSON. A flow of a million different tasks goes without names.
 _LONGEST_HEAD = 1 << 26
+#: The most names that calls were given.
+_MOST_GIVEN = 20_000
 
 
 class Outline(NamedTuple):
@@ -44,6 +47,10 @@ class Outline(NamedTuple):
     inputs: array[int]
 
     def name(self, node: int) -> str:
+        """The name of a node: the one that its call was given, else its task's."""
+        return self.about["given"].get(str(node)) or self.task(node)
+
+    def task(self, node: int) -> str:
         """The name of the task of a node."""
         body = self.body_of[node]
         return self.names[body] if 0 <= body < len(self.names) else ""
@@ -66,6 +73,7 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         "nodes": flow.count,
         "inputs": len(flow.inputs),
         "names": [body.name for body in flow.bodies],
+        "given": cleaned({str(node): name for node, name in islice(flow.names.items(), _MOST_GIVEN)}),
         **about,
     }
     path = os.path.join(directory, NAME)
@@ -134,6 +142,9 @@ def read_outline(directory: str) -> Outline | None:
             if not (isinstance(about["pid"], int) and isinstance(about["began"], float)):
                 return None
             if parent is not None and not (isinstance(parent[0], str) and isinstance(parent[1], int)):
+                return None
+            given = about["given"]
+            if not (isinstance(given, dict) and all(isinstance(name, str) for name in given.values())):
                 return None
             about["command"] = [str(word) for word in about["command"]]
             columns = array("i"), array("q"), array("q")

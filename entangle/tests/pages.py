@@ -19,8 +19,10 @@ from .callers import ROOT
 
 #: What the page shows in tests. Each word on the command line is a run.
 RUNS = """
-    import os, sys, time
+    import logging, os, sys, time
     import entangle
+    from entangle.dataflow import dataflow
+    from entangle.dataflow import process as flowing
     from entangle.process import process
     from entangle.task import task
     from entangle.workflow import workflow
@@ -57,6 +59,54 @@ RUNS = """
         wait(0)()
         return add(num(n), wait(n))()
 
+    @process(retry=2, sleep=0.2)
+    def flaky(n):
+        with open(f"tries-{n}", "a") as file:
+            file.write("x")
+        print("try", os.path.getsize(f"tries-{n}"), "of", n)
+        if os.path.getsize(f"tries-{n}") < n:
+            raise TimeoutError(f"<i>not yet</i> {n}")
+        return n
+
+    @process(retry=9)
+    def patient(n):
+        sys.stdout.write("waits with password=hunter2hunter2\\n")
+        if not os.path.exists("tried"):
+            open("tried", "w").close()
+            raise TimeoutError("<i>not yet</i> password=hunter2hunter2")
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return n
+
+    @process
+    def some(values):
+        return [value for value in values if isinstance(value, int)]
+
+    @dataflow
+    @flowing
+    def load(n):
+        return n
+
+    @dataflow
+    @flowing
+    def parse(n):
+        if n % 10 == 3:
+            raise ValueError(f"no {n}")
+        return n
+
+    @dataflow
+    @flowing
+    def save(n):
+        return n
+
+    def counting():
+        n = 0
+        while n < 40 or not os.path.exists("go"):
+            yield n
+            n += 1
+            if n >= 40:
+                time.sleep(0.01)
+
     def tree(n):
         level = [num(k) for k in range(n)]
         while len(level) > 1:
@@ -78,6 +128,22 @@ RUNS = """
                 print(add(inside(1), inside(2))())
             elif word == "many":
                 print(tree(5000)())
+            elif word == "retried":
+                try:
+                    add(flaky(2), flaky(9))()
+                except Exception:
+                    pass
+            elif word == "patient":
+                print(add(patient(3).named("the patient one"), 1)())
+            elif word == "partial":
+                good, bad = add(num(1), 2).named("good"), add(broken(4), 5).named("lost")
+                print(some(entangle.gather(good, bad, return_exceptions=True))())
+            elif word == "stream":
+                logging.disable(logging.WARNING)
+                print(sum(n for (n,) in load(parse(save())).stream(range(100), on_error="skip")))
+            elif word == "streaming":
+                logging.disable(logging.WARNING)
+                print(sum(1 for _ in load(parse(save())).stream(counting(), on_error="skip")))
             elif word == "live":
                 print(add(add(num(1), wait(2)), grow(3))())
 """

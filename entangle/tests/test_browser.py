@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,8 +71,8 @@ def drawn(tab: Any) -> None:
 
 def labels(tab: Any) -> list[str]:
     """What stands on the nodes of the graph."""
-    found: list[str] = tab.evaluate("entangleGraph.nodes().map(node => node.data('label')).sort()")
-    return found
+    found: list[str] = tab.evaluate("entangleGraph.nodes().map(node => node.data('text')).sort()")
+    return [re.sub(r"[\d.]+ (µs|ms|s)\b", "TIME", text).replace("\n", " ") for text in found]
 
 
 def at(tab: Any) -> str:
@@ -88,7 +89,8 @@ def test_a_user_finds_a_run_and_looks_at_it(page: Page) -> None:
         tab.wait_for_selector("tr.row:only-child")
         tab.click("tr.row >> text=add")
         drawn(tab)
-        assert labels(tab) == ["add = 10", "add = 7", "num = 1", "num = 2", "num = 5", "num = 6", "subtract = 3"]
+        calls = [("add", "6, 1", 7), ("add", "7, 3", 10), *(("num", str(n), n) for n in (1, 2, 5, 6)), ("subtract", "5, 2", 3)]
+        assert labels(tab) == [f"{name}({given}) ✓ TIME = {value}" for name, given, value in calls]
         tab.click("role=tab[name='Nodes']")
         tab.click("tr.row >> text=subtract")
         panel = tab.locator("aside")
@@ -126,11 +128,12 @@ def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
         drawn(tab)
         tab.focus(".stage")
         tab.keyboard.press("ArrowDown")  # from nowhere: the top
-        assert at(tab).startswith("add = 10, done")
+        assert at(tab).startswith("add(7, 3), ✓")
+        assert at(tab).endswith(", done")
         tab.keyboard.press("ArrowDown")
-        assert at(tab).startswith(("add = 7", "subtract = 3"))
+        assert at(tab).startswith(("add(6, 1)", "subtract(5, 2)"))
         tab.keyboard.press("ArrowUp")
-        assert at(tab).startswith("add = 10")
+        assert at(tab).startswith("add(7, 3)")
         tab.keyboard.press("Enter")
         tab.wait_for_selector("aside h2 >> text=add")
         tab.keyboard.press("m")
@@ -139,7 +142,13 @@ def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
         tab.keyboard.press("Escape")
         tab.wait_for_selector("aside", state="detached")
         assert tab.evaluate("entangleGraph.nodes('.marked').length") == 0
-        for key, what in (("t", "canvas[data-ready]"), ("n", "tr.row"), ("a", ".about h2"), ("g", ".stage[data-ready]")):
+        for key, what in (
+            ("t", "canvas[data-ready]"),
+            ("n", "tr.row"),
+            ("p", ".progress [data-ready]"),
+            ("a", ".about h2"),
+            ("g", ".stage[data-ready]"),
+        ):
             tab.keyboard.press(key)
             tab.wait_for_selector(what)
         tab.focus("[role=tab][aria-selected=true]")
@@ -181,7 +190,10 @@ def test_a_graph_of_ten_thousand_nodes_is_drawn_by_task_and_never_freezes_the_pa
     run = page.id_of("many")
     with looking(page, f"/run/{run}") as tab:
         drawn(tab)
-        assert [label.split()[0] for label in labels(tab)] == ["add", "num"]
+        assert [label.partition(" ·")[0] for label in labels(tab)] == [
+            "add \N{MULTIPLICATION SIGN}4,999 ✓ 4,999",
+            "num \N{MULTIPLICATION SIGN}5,000 ✓ 5,000",
+        ]
         # How long the page has been deaf, in milliseconds: the longest time between two frames.
         tab.evaluate(
             "() => { window.deaf = 0; let last = performance.now();"
@@ -223,7 +235,7 @@ def test_a_run_is_seen_growing_and_then_as_it_is_remembered(tmp_path: Path) -> N
         tab.wait_for_selector(".run-head .state.done")
         tab.wait_for_selector(".stage[data-nodes='9']")
         assert tab.evaluate("entangleGraph.nodes().every(node => node.data('state') === 'done')")
-        assert "add = 9" in labels(tab)
+        assert "add(3, 6) ✓ TIME = 9" in labels(tab)
         tab.keyboard.press("Escape")
         tab.wait_for_selector("tr.row >> text=add")
         assert tab.locator("a.card").count() == 0
@@ -241,7 +253,7 @@ def test_on_a_telephone_nothing_is_wider_than_the_screen(page: Page, scheme: str
         tab.goto(f"{page.base}#/run/{page.id_of('small')}")
         drawn(tab)
         fits()
-        for key, what in (("t", "canvas[data-ready]"), ("n", "tr.row"), ("a", ".about h2")):
+        for key, what in (("t", "canvas[data-ready]"), ("n", "tr.row"), ("p", ".progress [data-ready]"), ("a", ".about h2")):
             tab.keyboard.press(key)
             tab.wait_for_selector(what)
             fits()

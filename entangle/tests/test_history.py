@@ -147,6 +147,7 @@ def test_a_history_without_end_takes_bounded_room_and_loses_nothing() -> None:
 
 def test_a_stretch_has_the_stage_that_took_most_of_it() -> None:
     told = history()
+    told.gap *= 4
     told.add(0, [record(0, 1_000), record(1_000, 90_000), record(90_000, 91_000)], 1)
     assert [(one[5], one[6]) for one in told.told()["stretches"]] == [(1, 3)]
 

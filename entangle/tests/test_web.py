@@ -258,7 +258,7 @@ def test_only_our_own_files_are_served(page: Page) -> None:
     for path in ("/../pages.py", "/%2e%2e/pages.py", "/vendor/../../pages.py", "/vendor/%2e%2e/%2e%2e/guard.py"):
         status, _, body = page.ask(path)
         assert (status, "import" in body) == (404, False)
-    for path in ("/vendor/cytoscape.min.js", "/vendor/cytoscape-dagre.min.js", "/vendor/cytoscape.LICENSE", "/vendor/dagre.LICENSE"):
+    for path in ("/layout.js", "/vendor/cytoscape.min.js", "/vendor/cytoscape.LICENSE"):
         assert page.ask(path)[0] == 200
 
 
@@ -285,16 +285,19 @@ def test_runs_are_found_by_words(page: Page) -> None:
 def test_a_small_graph_is_drawn_node_by_node(page: Page) -> None:
     graph = page.get(f"/api/runs/{page.id_of('small')}/graph")
     assert graph["total"] == len(graph["nodes"]) == 7
-    labels = {node["id"]: node["label"] for node in graph["nodes"]}
+    labels = {node["id"]: f"{node['label']}({node['call']}) = {node['value']}" for node in graph["nodes"]}
     edges = {(labels[edge["source"]], labels[edge["target"]]) for edge in graph["edges"]}
     assert edges == {
-        ("num = 6", "add = 7"),
-        ("num = 1", "add = 7"),
-        ("num = 5", "subtract = 3"),
-        ("num = 2", "subtract = 3"),
-        ("add = 7", "add = 10"),
-        ("subtract = 3", "add = 10"),
+        ("num(6) = 6", "add(6, 1) = 7"),
+        ("num(1) = 1", "add(6, 1) = 7"),
+        ("num(5) = 5", "subtract(5, 2) = 3"),
+        ("num(2) = 2", "subtract(5, 2) = 3"),
+        ("add(6, 1) = 7", "add(7, 3) = 10"),
+        ("subtract(5, 2) = 3", "add(7, 3) = 10"),
     }
+    # In the order of the arguments.
+    into = [edge["source"] for edge in graph["edges"] if labels[edge["target"]] == "add(7, 3) = 10"]
+    assert [labels[source] for source in into] == ["add(6, 1) = 7", "subtract(5, 2) = 3"]
 
 
 def test_a_large_graph_is_drawn_by_task_and_opened_as_far_as_it_can_be_looked_at(page: Page) -> None:
@@ -332,7 +335,7 @@ def test_a_node_tells_what_it_took_and_gave_and_where_its_time_went(page: Page) 
     assert [(given["name"], given["task"], given["value"]["text"]) for given in node["inputs"]] == [("a", "num", "5"), ("b", "num", "2")]
     assert "def subtract(a, b):" in node["source"]
     assert node["attributes"] == {"part": "wing"}
-    assert set(node["spans"]) == {"arguments", "queue", "cookie", "moving", "running"}
+    assert set(node["spans"]) == {"arguments", "queue", "cookie", "tried", "pauses", "moving", "running"}
     assert node["pid"] > 0
 
 
@@ -343,6 +346,108 @@ def test_what_failed_is_shown_with_its_traceback(page: Page) -> None:
     node = page.get(f"/api/runs/{run}/nodes/{info['error']['node']}")
     assert node["task"] == "broken"
     assert "raise ValueError" in node["error"]["traceback"]
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with served(tmp_path_factory.mktemp("further"), "retried", "partial", "stream") as found:
+        yield found
+
+
+def test_each_attempt_is_told_with_its_time_and_why_it_failed(further: Page) -> None:
+    run = further.id_of("retried")
+    nodes = further.get(f"/api/runs/{run}/nodes?query=flaky")["nodes"]
+    one, other = (further.get(f"/api/runs/{run}/nodes/{node['node']}") for node in nodes)
+    assert [(tried["number"], tried["error"]) for tried in one["tries"]] == [(1, "TimeoutError: <i>not yet</i> 2"), (2, None)]
+    assert [tried["number"] for tried in other["tries"]] == [1, 2, 3]
+    assert "failed 3 times" in other["tries"][-1]["error"]
+    for node in (one, other):
+        times = [moment for tried in node["tries"] for moment in (tried["began"], tried["ended"])]
+        assert times == sorted(times)
+        # Pauses are none of the time in which it waited for a worker.
+        assert node["spans"]["pauses"] >= 0.19 * (len(node["tries"]) - 1)
+        assert node["spans"]["tried"] > 0
+    assert one["printed"] == "try 1 of 2\ntry 2 of 2\n"
+    bars = further.get(f"/api/runs/{run}/timeline?width=4000")["bars"]
+    attempts = [bar for bar in bars if bar[6] == 2]
+    assert sum(bar[5] for bar in attempts) == 3
+    assert all(bar[7].startswith("TimeoutError: <i>not yet</i>") for bar in attempts)
+    assert [bar[6] for bar in bars].count(1) == 1
+
+
+def test_a_failed_run_says_its_error_in_the_list(further: Page) -> None:
+    found = {run["tags"]["kind"]: run for run in further.get("/api/runs")["runs"]}
+    assert found["retried"]["error"]["message"].startswith("task 'flaky' failed 3 times")
+    assert found["retried"]["program"].endswith("runs.py")
+    assert found["partial"]["error"] is None
+    assert [run["tags"]["kind"] for run in further.get("/api/runs?state=failed")["runs"]] == ["retried"]
+    assert further.get("/api/runs?state=killed")["runs"] == []
+
+
+def test_what_was_skipped_names_the_failure_that_is_why(further: Page) -> None:
+    run = further.id_of("partial")
+    info = further.get(f"/api/runs/{run}")
+    assert info["state"] == "done"
+    assert info["counts"] == {"done": 3, "failed": 1, "skipped": 1}
+    found = further.get(f"/api/runs/{run}/nodes?state=skipped")
+    assert found["counts"] == info["counts"]
+    (lost,) = found["nodes"]
+    assert (lost["name"], lost["task"]) == ("lost", "add")
+    node = further.get(f"/api/runs/{run}/nodes/{lost['node']}")
+    assert node["cause"]["task"] == "broken"
+    failed = further.get(f"/api/runs/{run}/nodes/{node['cause']['node']}")
+    assert (failed["state"], failed["error"]["message"]) == ("failed", "<b>no</b> 4")
+    assert "raise ValueError" in failed["error"]["traceback"]
+    labels = {node["label"]: node for node in further.get(f"/api/runs/{run}/graph")["nodes"]}
+    assert labels["lost"]["states"] == {"skipped": 1}
+    assert labels["good"]["call"] == "1, 2"
+    tasks = {task["task"]: task for task in further.get(f"/api/runs/{run}/tasks")["tasks"]}
+    assert [tasks["add"][name] for name in ("count", "done", "failed", "skipped")] == [2, 1, 0, 1]
+    assert [node["name"] for node in further.get(f"/api/runs/{run}/nodes?query=good")["nodes"]] == ["good"]
+
+
+def test_a_stream_is_a_node_a_stage_with_its_items(further: Page) -> None:
+    run = further.id_of("stream")
+    info = further.get(f"/api/runs/{run}")
+    assert (info["state"], info["nodes"], info["counts"]) == ("done", 3, {"done": 3})
+    told = info["stream"]
+    assert (told["pulled"], told["taken"], told["left_out"]) == (100, 90, 10)
+    assert told["waited"] >= 0
+    assert [sum(items) for items in zip(*told["bins"], strict=True)] == [100, 100, 100]
+    graph = further.get(f"/api/runs/{run}/graph")
+    assert [(node["label"], node["states"]) for node in graph["nodes"]] == [(name, {"done": 1}) for name in ("load", "parse", "save")]
+    numbers = [tuple(node["items"][name] for name in ("done", "failed", "skipped")) for node in graph["nodes"]]
+    assert numbers == [(100, 0, 0), (90, 10, 0), (90, 0, 10)]
+    assert all(node["items"]["rate"] > 0 for node in graph["nodes"])
+    timeline = further.get(f"/api/runs/{run}/timeline")
+    assert set(timeline["tasks"]) == {"load", "parse", "save"}
+    assert sum(bar[5] for bar in timeline["bars"]) == 300
+    node = further.get(f"/api/runs/{run}/nodes/1")
+    assert (node["task"], node["items"]["failed"], node["spans"]) == ("parse", 10, {})
+    assert "def parse(n):" in node["source"]
+    assert [task["skipped"] for task in further.get(f"/api/runs/{run}/tasks")["tasks"]] == [0, 0, 10]
+
+
+def test_a_large_run_is_shown_before_its_segment_is_ingested(tmp_path: Path) -> None:
+    with served(tmp_path) as page:
+        page.run("many")
+        (segment,) = (tmp_path / "records" / "sheets").iterdir()
+        with open(segment, "ab") as file:
+            file.truncate(2 << 20)  # as large as that of a hundred thousand nodes; what follows the tail is not read
+        (run,) = page.get("/api/runs")["runs"]
+        assert (run["state"], run["nodes"], run["done"]) == ("done", 9999, 9999)
+        before = page.get(f"/api/runs/{run['id']}"), page.get(f"/api/runs/{run['id']}/graph")
+        assert segment.exists()
+        assert page.get(f"/api/runs/{run['id']}/nodes?limit=1")["total"] == 9999
+        assert not segment.exists()
+        info, graph = page.get(f"/api/runs/{run['id']}"), page.get(f"/api/runs/{run['id']}/graph")
+        assert {name: before[0][name] for name in ("id", "task", "counts", "nodes", "error")} == {
+            name: info[name] for name in ("id", "task", "counts", "nodes", "error")
+        }
+        told = [{node["id"]: (node["count"], node["states"]) for node in one["nodes"]} for one in (before[1], graph)]
+        assert told[0] == told[1]
+        links = [{(edge["source"], edge["target"]): edge["count"] for edge in one["edges"]} for one in (before[1], graph)]
+        assert links[0] == links[1]
 
 
 def test_what_made_a_value_and_what_it_led_to(page: Page) -> None:
@@ -609,6 +714,65 @@ def test_a_run_is_followed_from_its_table_to_its_record(tmp_path: Path) -> None:
         assert page.ask(f"/api/runs/{run}/events")[2].startswith("event: ended")
 
 
+def test_a_live_stream_says_how_far_its_stages_are(tmp_path: Path) -> None:
+    with served(tmp_path) as page:
+        script = page.start("streaming")
+        try:
+            run = str(wait_until(lambda: (found := live_runs(page)) and found[0]["stream"] and found[0]["id"]))
+            told = wait_until(lambda: (found := page.get(f"/api/runs/{run}")["stream"]) and found["left_out"] and found)
+            assert [stage["name"] for stage in told["stages"]] == ["load", "parse", "save"]
+            assert told["pulled"] >= told["taken"] + told["left_out"]
+            graph = page.get(f"/api/runs/{run}/graph")
+            assert (graph["total"], len(graph["nodes"])) == (3, 3)
+            assert graph["nodes"][1]["items"]["failed"] > 0
+            assert page.get(f"/api/runs/{run}/timeline")["bars"]
+            assert page.get(f"/api/runs/{run}/nodes")["total"] == 3
+            assert page.get(f"/api/runs/{run}/nodes/2")["items"]["skipped"] > 0
+            assert page.ask(f"/api/runs/{run}/nodes/3")[0] == 404
+            assert [task["task"] for task in page.get(f"/api/runs/{run}/tasks")["tasks"]] == ["load", "parse", "save"]
+            page.go()
+            assert script.communicate(timeout=30)[1] == ""
+        finally:
+            script.kill()
+            script.communicate()
+        info = wait_until(lambda: (found := page.get(f"/api/runs/{run}"))["state"] == "done" and found)
+        assert info["stream"]["pulled"] == info["stream"]["taken"] + info["stream"]["left_out"]
+
+
+def live_runs(page: Page) -> Any:
+    """The live runs, as the list of runs gets them."""
+    stream = events(page, "/api/events")
+    try:
+        return next(stream)[1]["live"]
+    finally:
+        stream.close()  # type: ignore[attr-defined]
+
+
+def test_a_live_run_says_its_attempts_its_load_and_what_its_bodies_print(tmp_path: Path) -> None:
+    with served(tmp_path) as page:
+        script = page.start("patient")
+        try:
+            run = str(wait_until(lambda: (found := live_runs(page)) and found[0]["counts"].get("running") and found[0]["id"]))
+            wait_until(lambda: page.get(f"/api/runs/{run}/graph")["total"] == 2 and page.get(f"/api/runs/{run}")["load"])
+            node = wait_until(
+                lambda: (found := page.get(f"/api/runs/{run}/nodes/0"))["tries"] and found["printed"] and found["name"] and found
+            )
+            assert node["tries"][0]["error"].startswith("TimeoutError: <i>not yet</i> password=")
+            assert node["printed"].startswith("waits with password=")
+            assert "hunter2" not in json.dumps(node)
+            assert node["name"] == "the patient one"
+            assert [bar[6] for bar in page.get(f"/api/runs/{run}/timeline")["bars"]].count(2) == 1
+            seconds, cpus, memory = page.get(f"/api/runs/{run}")["load"][-1]
+            assert seconds > 0
+            assert cpus >= 0
+            assert memory >= 0
+            page.go()
+            assert script.communicate(timeout=30) == ("waits with password=hunter2hunter2\n" * 2 + "4\n", "")
+        finally:
+            script.kill()
+            script.communicate()
+
+
 def test_a_server_ends_while_somebody_listens(tmp_path: Path) -> None:
     with served(tmp_path) as page:
         stream = events(page, "/api/events")
@@ -639,9 +803,11 @@ def test_an_empty_graph_and_one_without_edges() -> None:
 
 
 def test_a_failure_among_a_thousand_is_not_joined_away() -> None:
-    bars = timeline([Stretch((1,), "1", n * 1e-6, (n + 1) * 1e-6, "t", str(n), n == 500) for n in range(1000)], 1.0, 100)["bars"]
+    bars = timeline(
+        [Stretch((1,), "1", n * 1e-6, (n + 1) * 1e-6, "t", str(n), "ValueError: no" if n == 500 else "") for n in range(1000)], 1.0, 100
+    )["bars"]
     assert sum(bar[5] for bar in bars) == 1000
-    assert [bar[6] for bar in bars if bar[6]] == [1]
+    assert [bar[6:] for bar in bars if bar[6]] == [[1, "ValueError: no"]]
 
 
 def test_a_timeline_of_nothing() -> None:

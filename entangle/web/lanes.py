@@ -11,7 +11,11 @@ MOST = 400
 
 
 class Stretch(NamedTuple):
-    """One node on a worker, in seconds since the run began. `lane` sorts, `label` is shown."""
+    """One node on a worker, in seconds since the run began. `lane` sorts, `label` is shown.
+
+    `failed` says what it failed with; "" where it did not. `items` are those that it did. `attempt`
+    is its number where others followed, else 0.
+    """
 
     lane: tuple[int, ...]
     label: str
@@ -19,14 +23,16 @@ class Stretch(NamedTuple):
     ended: float
     task: str
     node: str
-    failed: bool
+    failed: str = ""
+    items: int = 1
+    attempt: int = 0
 
 
 def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None) -> tuple[tuple[int, ...], str]:
     """The lane of a node, and its label."""
     if by == "cpu":
         return (cpu if cpu is not None else -1,), f"cpu {cpu}" if cpu is not None and cpu >= 0 else "cpu ?"
-    return (pid or 0, worker or 0), f"{pid or '?'}·{worker or 0}"
+    return (pid or 0, worker or 0), f"{worker or 0} · pid {pid or '?'}"
 
 
 def timeline(
@@ -34,8 +40,8 @@ def timeline(
 ) -> dict[str, Any]:
     """Lanes and bars between `start` and `end`, for a picture of `width` pixels.
 
-    A bar is lane, started, ended, task (-1: several), node, how many nodes, whether one of them
-    failed.
+    A bar is lane, started, ended, task, node, how many nodes or items, whether one of them failed
+    (1: for good, 2: an attempt that others followed), and with what.
     """
     low, high = start if start is not None else 0.0, end if end is not None else max(total, 1e-9)
     narrow = max(high - low, 1e-9) / max(1, width)
@@ -69,13 +75,15 @@ def _joined(number: int, stretches: Sequence[Stretch], narrow: float, tasks: dic
     # A joined bar has the colour of the task that took most of its time, found by the majority vote
     # of Boyer and Moore, weighted by time.
     lead = 0.0
-    for _, _, started, ended, task, node, failed in stretches:
+    for _, _, started, ended, task, node, reason, items, attempt in stretches:
         index = tasks[task]
+        failed = 0 if not reason else 2 if attempt else 1
         long = ended - started
         if at is not None and long < 2 * narrow and started - at[2] < narrow and at[2] - at[1] < 2 * narrow + (at[5] > 1) * 30 * narrow:
             at[2] = max(at[2], ended)
-            at[5] += 1
-            at[6] = at[6] or failed
+            at[5] += items
+            if failed and at[6] != 1:
+                at[6], at[7] = failed, reason
             if at[3] == index:
                 lead += long
             elif long > lead:
@@ -83,10 +91,11 @@ def _joined(number: int, stretches: Sequence[Stretch], narrow: float, tasks: dic
             else:
                 lead -= long
             continue
-        at = [number, round(started, 9), ended, index, node, 1, failed]
+        at = [number, round(started, 9), ended, index, node, items, failed, reason]
         lead = long
         bars.append(at)
     for bar in bars:
         bar[2] = round(bar[2], 9)
-        bar[6] = int(bar[6])
+        if not bar[7]:
+            del bar[7]
     return bars

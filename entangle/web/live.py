@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, WAITING
+from entangle._shared import printout
+from entangle._shared.masks import masked
+from entangle._shared.table import BEGUN, DONE, FAILED, READY, RECORD, RUNNING, RUNS, SKIPPED, SLOT, UNARMED, WAITING
 from entangle._watch.live_runs import LiveRun, live_runs
-from entangle._watch.outline import Outline, read_outline
+from entangle._watch.outline import HOW_FAR, LOAD, Outline, open_file, read_outline, read_whole
+from entangle.web import stage_numbers
 from entangle.web.lanes import Stretch, lane_of
 from entangle.web.page_graph import GraphPart, condensed, drawn, name_of, reached
 from entangle.web.recorded import Absent
 
-_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed"}
+_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", UNARMED: "waiting", SKIPPED: "skipped"}
 
 
 @contextlib.contextmanager
@@ -50,20 +56,20 @@ def cards() -> list[dict[str, Any]]:
 
 
 def _summary(run: LiveRun) -> dict[str, Any]:
-    done, running, waiting, failed = run.counts()
+    told = _how_far(run)
+    counts = _counts(run, told)
     outline = run.outline
     return {
         "id": run.id,
-        "task": run.name(run.table.nodes - 1),
+        "task": told["stages"][0]["name"] if told else run.name(run.table.nodes - 1),
         "state": "running",
         "live": True,
         "began": outline.about["began"] if outline else None,
         "seconds": run.seconds,
-        "nodes": run.table.nodes,
-        "done": done,
-        "running": running,
-        "waiting": waiting,
-        "failed": failed,
+        "nodes": len(told["stages"]) if told else run.table.nodes,
+        "stream": bool(told),
+        "counts": counts,
+        **{name: counts.get(name, 0) for name in ("done", "running", "failed")},
         "pid": run.pid,
         "command": " ".join(outline.about["command"]) if outline else "",
     }
@@ -73,14 +79,49 @@ def info(run_id: str) -> dict[str, Any]:
     """What is known of a run as a whole."""
     with family(run_id) as runs:
         found = _summary(runs[0])
-        found["counts"] = _counts(runs[0])
+        told = _how_far(runs[0])
+        found["stream"] = stage_numbers.summary(told, runs[0].seconds, live=True) if told else None
+        found["load"] = _load(runs)
         if runs[0].parent is not None:
             found["parent"] = dict(zip(("run", "node"), runs[0].parent, strict=True))
         return found
 
 
-def _counts(run: LiveRun) -> dict[str, int]:
-    return dict(zip(("done", "running", "waiting", "failed"), run.counts(), strict=True))
+def _counts(run: LiveRun, told: dict[str, Any] | None) -> dict[str, int]:
+    """How many nodes are in each state; of a stream, how many items."""
+    if told:
+        first, last = told["stages"][0], told["stages"][-1]
+        failed = sum(stage["failed"] for stage in told["stages"])
+        under_way = max(0, told.get("pulled", first["done"]) - last["done"] - failed)
+        return {"done": last["done"], "running": under_way, "failed": failed}
+    counts: Counter[str] = Counter()
+    states = bytes(run.table.states)
+    for number, name in _STATES.items():
+        counts[name] += states.count(number)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _how_far(run: LiveRun) -> dict[str, Any] | None:
+    """What a stream says of its stages; None for any other run, and in the first moments of one."""
+    told = read_whole(os.path.join(run.directory, HOW_FAR))
+    return told if isinstance(told, dict) and told.get("stages") else None
+
+
+def _load(runs: list[LiveRun]) -> list[list[float]]:
+    """CPU and memory of a run and of those nested in it, as their supervisors have last said:
+    seconds, CPUs, bytes."""
+    first, *nested = (read_whole(os.path.join(run.directory, LOAD)) or [] for run in runs)
+    total = [[at, cpus, memory] for at, cpus, memory, _ in first]
+    for run, samples in zip(runs[1:], nested, strict=True):
+        later = (run.began_ns - runs[0].began_ns) / 1e9
+        at = 0
+        for moment in total:
+            while at < len(samples) and later + samples[at][0] < moment[0]:
+                at += 1
+            if samples and later <= moment[0]:
+                _, cpus, memory, _ = samples[min(at, len(samples) - 1)]
+                moment[1], moment[2] = round(moment[1] + cpus, 3), moment[2] + memory
+    return total
 
 
 def look(run_id: str, seen: dict[str, GraphPart]) -> dict[str, Any]:
@@ -92,10 +133,12 @@ def look(run_id: str, seen: dict[str, GraphPart]) -> dict[str, Any]:
             seen[over].states = ["done"] * len(seen[over].states)
         seen.update(now)
         parts = [seen[run_id], *(part for run, part in seen.items() if run != run_id)] if run_id in seen else [_shapeless(runs[0])]
+        told = _how_far(runs[0])
         return {
             "seconds": runs[0].seconds,
-            "counts": _counts(runs[0]),
-            "nodes": runs[0].table.nodes,
+            "counts": _counts(runs[0], told),
+            "nodes": len(told["stages"]) if told else runs[0].table.nodes,
+            **({"stream": stage_numbers.summary(told, runs[0].seconds, live=True)} if told else {}),
             "workers": sum(len(run.workers()) for run in runs),
             "graph": drawn(parts),
         }
@@ -138,16 +181,36 @@ def _part(run: LiveRun) -> GraphPart | None:
         outline, links, sinks = _structure(run.directory)
     except Absent:
         return None
+    inside = tuple(outline.about["parent"]) if outline.about["parent"] else None
+    told = _how_far(run)
+    if told:
+        return stage_numbers.part(run.id, told, run.seconds, inside)
     return GraphPart(
         run.id,
         outline.names,
         outline.body_of,
         run.states(),
         _Edges(outline),
-        inside=tuple(outline.about["parent"]) if outline.about["parent"] else None,
+        seconds=_seconds(run) if run.table.nodes <= LABELLED else (),
+        names={int(node): name for node, name in outline.about["given"].items()},
+        inside=inside,
         links=links,
         sinks=sinks,
     )
+
+
+#: Nodes of a graph that say how long they took.
+LABELLED = 400
+
+
+def _seconds(run: LiveRun) -> list[float | None]:
+    """How long the body of each node took that is over."""
+    states = bytes(run.table.states)
+    records = RECORD.iter_unpack(bytes(run.table.records))
+    return [
+        (ended - started) / 1e9 if state in (DONE, FAILED) and started else None
+        for state, (started, ended, *_) in zip(states, records, strict=True)
+    ]
 
 
 def _shapeless(run: LiveRun) -> GraphPart:
@@ -164,6 +227,18 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
         lasted = runs[0].seconds
         began = runs[0].began_ns
         for run in runs:
+            told = _how_far(run)
+            if told:
+                later = (run.began_ns - began) / 1e9
+                for one in stage_numbers.stretches(told, by, functools.partial(name_of, run_id, run.id)):
+                    found.append(one._replace(started=one.started + later, ended=one.ended + later))
+                continue
+            for tried in _attempts(run):
+                if tried["began"]:
+                    lane, label = lane_of(by, tried["pid"], None, tried["worker"])
+                    since, until = ((tried[moment] - began) / 1e9 for moment in ("began", "ended"))
+                    name, task = name_of(run_id, run.id, tried["node"]), _task(run, tried["node"])
+                    found.append(Stretch(lane, label, since, until, task, name, tried["error"][:200], attempt=tried["attempt"]))
             states = bytes(run.table.states)
             for node, (started, ended, _, _, _, pid, cpu, worker) in enumerate(RECORD.iter_unpack(bytes(run.table.records))):
                 if states[node] not in (DONE, FAILED) or not started:
@@ -175,9 +250,9 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                         label,
                         (started - began) / 1e9,
                         (ended - began) / 1e9,
-                        run.name(node) or "task",
+                        _task(run, node),
                         name_of(run_id, run.id, node),
-                        states[node] == FAILED,
+                        "failed" if states[node] == FAILED else "",
                     )
                 )
             if by == "worker":
@@ -190,9 +265,8 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                                 label,
                                 max(0.0, lasted - view.seconds),
                                 lasted,
-                                view.task or "task",
+                                _task(run, view.node),
                                 name_of(run_id, run.id, view.node),
-                                False,
                             )
                         )
     return found, lasted
@@ -204,17 +278,23 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
     with family(run_id) as runs:
         run = runs[0]
         rows: list[dict[str, Any]] = []
+        stream = _how_far(run)
+        if stream:
+            return _stages(stream, run.seconds)
         states = bytes(run.table.states)
+        counts = _counts(run, None)
+        given = run.outline.about["given"] if run.outline is not None else {}
         for node, (started, ended, _, _, _, pid, cpu, _) in enumerate(RECORD.iter_unpack(bytes(run.table.records))):
-            name = run.name(node)
+            name = _task(run, node)
             told = _STATES.get(states[node], "waiting")
-            if (state and told != state) or not all(word in name.lower() for word in words):
+            if (state and told != state) or not all(word in f"{name} {given.get(str(node), '')}".lower() for word in words):
                 continue
             over = states[node] in (DONE, FAILED) and started
             rows.append(
                 {
                     "node": node,
-                    "task": name or "task",
+                    "task": name,
+                    "name": given.get(str(node)),
                     "state": told,
                     "seconds": (ended - started) / 1e9 if over else None,
                     "started": started if over else 1 << 62,
@@ -228,25 +308,72 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
         rows.sort(key=lambda row: -(row["seconds"] or 0.0))
     elif order == "started":
         rows.sort(key=lambda row: row["started"])
-    return {"total": len(rows), "nodes": rows[:limit]}
+    return {"total": len(rows), "counts": counts, "nodes": rows[:limit]}
+
+
+def _task(run: LiveRun, node: int) -> str:
+    """The name of the task of a node."""
+    outline = run.outline
+    return (outline.task(node) if outline is not None and 0 <= node < run.table.nodes else "") or "task"
+
+
+def _stages(told: dict[str, Any], seconds: float) -> dict[str, Any]:
+    items = stage_numbers.items_of(told, seconds, live=True)
+    rows = [
+        {
+            "node": number,
+            "task": stage["name"],
+            "state": "running" if one["running"] else "done" if one["done"] else "waiting",
+            "seconds": one["busy"],
+            "value": None,
+            "pid": None,
+            "cpu": -1,
+            "attempts": 0,
+        }
+        for number, (stage, one) in enumerate(zip(told["stages"], items, strict=True))
+    ]
+    return {"total": len(rows), "counts": dict(Counter(row["state"] for row in rows)), "nodes": rows}
+
+
+def _attempts(run: LiveRun) -> list[dict[str, Any]]:
+    """The attempts that were followed by others, or will be."""
+    found: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError), open(open_file(os.path.join(run.directory, "attempts")), encoding="utf-8") as lines:
+        for line in lines:
+            one = json.loads(line)
+            one["error"] = masked(one["error"])
+            found.append(one)
+    return found
 
 
 def node(root: str, run_id: str, number: int) -> dict[str, Any]:
     """What is known of a node of a live run. Values and source come with its record."""
     with family(run_id) as runs:
         run = runs[0]
-        if not 0 <= number < run.table.nodes:
+        stream = _how_far(run)
+        if not 0 <= number < (len(stream["stages"]) if stream else run.table.nodes):
             raise Absent(f"Run {run_id} has no node {number}.")
+        if stream:
+            return _stage(root, run, stream, number)
         started, ended, _, _, _, pid, cpu, _ = run.table.record(number)
         state = run.table.states[number]
         over = state in (DONE, FAILED) and bool(started)
         worker = next((view for view in run.workers() if view.node == number), None)
         outline = run.outline
+        tries = [
+            {**one, "number": one["attempt"], **{name: _moment(run, one[name]) for name in ("began", "ended")}}
+            for one in _attempts(run)
+            if one["node"] == number
+        ]
         return {
             "node": name_of(root, run_id, number),
-            "task": run.name(number) or "task",
+            "task": _task(run, number),
+            "name": outline.about["given"].get(str(number)) if outline is not None else None,
             "state": _STATES.get(state, "waiting"),
+            "pausing": bool(tries) and not over and (worker is None or run.table.slots[worker.slot * SLOT + BEGUN] != RUNS),
             "attempts": run.table.attempts[number] + 1,
+            "tries": tries,
+            "printed": masked(printout.gather(run.directory, number).get(number, "")) or None,
             "error": None,
             "output": None,
             "inputs": [
@@ -265,12 +392,40 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
         }
 
 
+def _moment(run: LiveRun, clock: int) -> float | None:
+    """Seconds from the beginning of the run to a moment of CLOCK_MONOTONIC (ns); None for 0."""
+    return (clock - run.began_ns) / 1e9 if clock else None
+
+
+def _stage(root: str, run: LiveRun, told: dict[str, Any], number: int) -> dict[str, Any]:
+    """What is known of a stage of a live stream."""
+    items, stage = stage_numbers.items_of(told, run.seconds, live=True)[number], told["stages"][number]
+    return {
+        "node": name_of(root, run.id, number),
+        "task": stage["name"],
+        "state": "running" if items["running"] else "done" if items["done"] else "waiting",
+        "attempts": 1,
+        "error": None,
+        "output": None,
+        "items": items,
+        "inputs": [
+            {"name": "", "source": name_of(root, run.id, taken), "task": told["stages"][taken]["name"], "value": None}
+            for taken in stage["inputs"]
+        ],
+        "spans": {},
+        "started": None,
+        "pid": None,
+        "cpu": -1,
+        "nested": [],
+    }
+
+
 def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
     """All nodes that a node's value is made from, or that will be made from it."""
     with family(run_id) as runs:
         run = runs[0]
         outline = run.outline
-        if outline is None:
+        if outline is None or _how_far(run):
             return {"total": 0, "nodes": [], "tasks": [], "list": []}
         edges = _Edges(outline)
         seen = reached(number, ((node, source) for source, node in edges) if back else edges)
@@ -287,13 +442,20 @@ def tasks(run_id: str) -> list[dict[str, Any]]:
     """The tasks of a run: how many calls, and how long those took that are over."""
     with family(run_id) as runs:
         run = runs[0]
+        stream = _how_far(run)
+        if stream:
+            return stage_numbers.totals(stream)
         found: dict[str, dict[str, Any]] = {}
         states = bytes(run.table.states)
         for node, (started, ended, *_) in enumerate(RECORD.iter_unpack(bytes(run.table.records))):
-            name = run.name(node) or "task"
-            row = found.setdefault(name, {"task": name, "code": None, "count": 0, "over": 0, "failed": 0, "total": 0.0, "longest": 0.0})
+            name = _task(run, node)
+            row = found.get(name)
+            if row is None:
+                row = found[name] = {"task": name, "code": None, "over": 0, "total": 0.0, "longest": 0.0, **dict.fromkeys(_COUNTED, 0)}
             row["count"] += 1
-            row["failed"] += states[node] == FAILED
+            told = _STATES.get(states[node], "waiting")
+            if told in _COUNTED:
+                row[told] += 1
             if states[node] == DONE and started:
                 lasted = (ended - started) / 1e9
                 row["over"] += 1
@@ -302,3 +464,7 @@ def tasks(run_id: str) -> list[dict[str, Any]]:
         for row in found.values():
             row["mean"] = row["total"] / row.pop("over") if row["over"] else row.pop("over") or None
         return list(found.values())
+
+
+#: States of nodes that are counted for each task.
+_COUNTED = ("count", "done", "running", "failed", "skipped")

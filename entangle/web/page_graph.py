@@ -4,7 +4,7 @@ tasks that the user has opened."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,12 @@ class GraphPart:
 
     `inside` is the run and the node in whose body this run was called. `links` counts how often
     nodes of one task take values from those of another; `sinks` are the nodes whose values no other
-    takes. A caller that knows the two spares us the way over all edges.
+    takes. A caller that knows the two spares us the way over all edges. So do `totals`, how many
+    nodes of a task are in a state, and `spent`, seconds by task.
+
+    `names` are those that calls were given. `calls` are arguments in short, and `values` what came
+    of them; `items` are the numbers of the stages of a stream. `edges` come in the order of
+    arguments.
     """
 
     run: str
@@ -35,9 +40,14 @@ class GraphPart:
     edges: Iterable[tuple[int, int]]
     seconds: Sequence[float | None] = ()
     values: Sequence[str | None] = ()
+    calls: Sequence[str] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    items: Sequence[dict[str, Any]] = ()
     inside: tuple[str, int] | None = None
     links: Counter[tuple[int, int]] | None = None
     sinks: Sequence[int] | None = None
+    totals: Mapping[tuple[int, str], int] | None = None
+    spent: Mapping[int, float] | None = None
 
     def condense(self) -> None:
         """Find `links` and `sinks` from the edges, unless they are known."""
@@ -76,20 +86,24 @@ class _Drawn:
     id: str
     task: str
     group: bool
-    label: str = ""
+    name: str = ""
     count: int = 0
     states: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    call: str | None = None
+    value: str | None = None
+    items: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "task": self.task,
             "group": self.group,
-            "label": self.label or self.task,
+            "label": self.name or self.task,
             "count": self.count,
             "states": dict(self.states),
             "seconds": round(self.seconds, 9),
+            **{name: told for name in ("call", "value", "items") if (told := getattr(self, name)) is not None},
         }
 
 
@@ -104,7 +118,7 @@ def drawn(parts: Sequence[GraphPart], opened: Iterable[str] = ()) -> dict[str, A
     total = sum(len(part.task_of) for part in parts)
     sizes: Counter[str] = Counter()
     for part in parts:
-        for task, count in Counter(part.task_of).items():
+        for task, count in _sizes(part).items():
             sizes[part.tasks[task]] += count
     apart = {name for name, _ in sizes.most_common(TASKS)}
     opened = {name for name in opened if name in apart and sizes[name] > 1}
@@ -123,6 +137,15 @@ def drawn(parts: Sequence[GraphPart], opened: Iterable[str] = ()) -> dict[str, A
             for (source, target, inner), count in links.items()
         ],
     }
+
+
+def _sizes(part: GraphPart) -> Counter[int]:
+    if part.totals is None:
+        return Counter(part.task_of)
+    sizes: Counter[int] = Counter()
+    for (task, _), count in part.totals.items():
+        sizes[task] += count
+    return sizes
 
 
 @dataclass
@@ -156,10 +179,13 @@ def _draw_tasks(parts: Sequence[GraphPart], places: _Places, nodes: dict[str, _D
             mine.append(key)
             if key and key not in nodes:
                 nodes[key] = _Drawn(key, name, group)
-        for (task, state), count in Counter(zip(part.task_of, part.states, strict=True)).items():
+        totals = Counter(zip(part.task_of, part.states, strict=True)) if part.totals is None else part.totals
+        for (task, state), count in totals.items():
             one = nodes[mine[task]]
             one.count += count
             one.states[state] += count
+        for task, seconds in (part.spent or {}).items():
+            nodes[mine[task]].seconds += seconds
         if part.seconds:
             for task, lasted in zip(part.task_of, part.seconds, strict=True):
                 if lasted:
@@ -197,8 +223,12 @@ def _draw_nodes(
                 key, name, group = name_of(places.root, part.run, number), part.tasks[task], False
             one = nodes.get(key)
             if one is None:
-                text = part.values[number] if part.values and not group else None
-                one = nodes[key] = _Drawn(key, name, group, name if text is None or len(text) > 12 else f"{name} = {text}")
+                one = nodes[key] = _Drawn(key, name, group)
+                if not group:
+                    one.name = part.names.get(number, "")
+                    one.value = part.values[number] if part.values else None
+                    one.call = part.calls[number] if part.calls else None
+                    one.items = part.items[number] if part.items else None
             one.count += 1
             one.states[state] += 1
             one.seconds += lasted or 0.0

@@ -128,7 +128,7 @@ def _either(running: Callable[[], Any], over: Callable[[], Any]) -> Any:
 
 def _runs(request: Request) -> Any:
     limit = int(_number(request, "limit", 100, 1, 10_000))
-    found, more = recorded.runs(limit, request.query_params.get("query", ""))
+    found, more = recorded.runs(limit, request.query_params.get("query", ""), request.query_params.get("state", ""))
     return {"runs": found, "more": more, "left_out": recorded.left_out()}
 
 
@@ -140,7 +140,7 @@ def _run(request: Request) -> Any:
 def _graph(request: Request) -> Any:
     run = request.path_params["run"]
     opened = [name for name in request.query_params.get("open", "").split(",") if name]
-    return _either(lambda: live.graph(run, opened), lambda: drawn(recorded.parts(run), opened))
+    return _either(lambda: live.graph(run, opened), lambda: drawn(recorded.parts(run, bool(opened)), opened))
 
 
 def _timeline(request: Request) -> Any:

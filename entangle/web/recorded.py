@@ -4,10 +4,14 @@ nodes."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from entangle._records import ingest, queries
@@ -15,8 +19,9 @@ from entangle._records.database import NAME, opened
 from entangle._records.directory import find_directory
 from entangle._records.reading import readable_run
 from entangle.errors import RecordsError
+from entangle.web import large_segments, stage_numbers
 from entangle.web.lanes import Stretch, lane_of
-from entangle.web.page_graph import GraphPart, name_of, reached
+from entangle.web.page_graph import WHOLE, GraphPart, name_of, reached
 
 #: Runs nested in one that are drawn with it.
 NESTED = 300
@@ -30,13 +35,21 @@ class Absent(Exception):
     """There is no such run, node or value."""
 
 
+#: A log segment of more bytes takes so long to ingest that a user who opens the page does not wait
+#: for it: its run is shown from the segment.
+LARGE = 1 << 20
+#: For so many seconds after a page was opened, large segments wait: ingesting would slow it down.
+_FIRST = 2.0
+_opened_at = 0.0
+
+
 @contextlib.contextmanager
-def records_file(fresh: bool = True) -> Iterator[sqlite3.Connection]:
+def records_file(fresh: bool = True, largest: int | None = None) -> Iterator[sqlite3.Connection]:
     """A connection to the file of records. `fresh`: ingest first, so that runs are in it that have
-    just ended."""
+    just ended; with `largest`, all but segments of more bytes."""
     directory = find_directory()
     if fresh:
-        ingest.ingest(directory)
+        ingest.ingest(directory, largest=largest)
     with opened(directory) as connection:
         yield connection
 
@@ -45,7 +58,7 @@ def version() -> str:
     """A word that changes whenever a run is added to the records, or removed."""
     directory = find_directory()
     with contextlib.suppress(RecordsError, OSError):
-        ingest.ingest(directory)
+        ingest.ingest(directory, largest=LARGE if time.monotonic() < _opened_at + _FIRST else None)
     found = []
     for name in (NAME, f"{NAME}-wal"):
         with contextlib.suppress(OSError):
@@ -54,14 +67,21 @@ def version() -> str:
     return " ".join(found)
 
 
-def runs(limit: int, query: str) -> tuple[list[dict[str, Any]], bool]:
-    """The runs that no other run has called, the latest first, and whether there are more. Every
-    word of `query` is in their task, id, state, tags, program or commit."""
-    with records_file() as connection:
-        rows = queries.runs_with_words(connection, query, limit + 1)
+def runs(limit: int, query: str, state: str = "") -> tuple[list[dict[str, Any]], bool]:
+    """The runs in that state ("": any) that no other run has called, the latest first, and whether
+    there are more. Every word of `query` is in their task, id, state, tags, program or commit."""
+    global _opened_at
+    _opened_at = time.monotonic()
+    with records_file(largest=LARGE) as connection:
+        rows = queries.runs_with_words(connection, query, limit + 1, state)
     directory = find_directory()
-    readable = [row for row in rows[:limit] if readable_run(directory, row) is not None]
-    return [_summary(row) for row in readable], len(rows) > limit
+    found = [_summary(row) for row in rows[:limit] if readable_run(directory, row) is not None]
+    known = {run["id"] for run in found}
+    for run in () if query or state else large_segments.runs(directory):
+        if run["id"] not in known:
+            found.append(run)
+    found.sort(key=lambda run: -run["began"])
+    return found[:limit], len(rows) > limit
 
 
 def left_out() -> list[str]:
@@ -78,6 +98,11 @@ def _summary(row: sqlite3.Row) -> dict[str, Any]:
         "seconds": (row["ended"] - row["started"]) / 1e9 if row["ended"] is not None else None,
         "nodes": row["node_count"],
         "done": row["done_count"],
+        "failed": row["failed_count"] or 0,
+        "skipped": row["skipped_count"] or 0,
+        "stream": row["stream"] is not None,
+        "error": {"type": row["error_type"], "message": (row["error"] or "")[:300]} if row["error_type"] is not None else None,
+        "program": row["program"],
         "commit": row["git_commit"],
         "dirty": bool(row["git_dirty"]),
         "tags": json.loads(row["tags"]),
@@ -96,13 +121,21 @@ def find(connection: sqlite3.Connection, run_id: str) -> sqlite3.Row:
 
 def info(run_id: str) -> dict[str, Any]:
     """What is known of a run as a whole."""
-    with records_file() as connection:
+    with records_file(largest=LARGE) as connection:
+        row = queries.run(connection, run_id)
+        if row is None and (found := large_segments.info(find_directory(), run_id)) is not None:
+            return found
         row = find(connection, run_id)
+        counts = queries.state_counts(connection, row["key"])
+        load = _load(connection, row)
     error = None
     if row["error_type"] is not None:
         error = {"type": row["error_type"], "message": row["error"], "traceback": row["traceback"], "node": row["error_node"]}
     return {
         **_summary(row),
+        "counts": {_STATES.get(state, state): count for state, count in counts.items()},
+        "load": load,
+        "stream": stage_numbers.summary(stream, _lasted(row) or 0.0, live=False) if (stream := _history(row)) else None,
         "parent": {"run": row["parent"], "node": row["parent_node"]} if row["parent"] else None,
         "error": error,
         "platform": row["platform"],
@@ -122,12 +155,75 @@ def _critical(run_id: str) -> list[dict[str, Any]]:
     return [{"node": node.number, "task": node.name} for node in (path if len(path) <= 30 else [*path[:10], *path[-20:]])]
 
 
-def parts(run_id: str) -> list[GraphPart]:
-    """The graph of a run, and those of the runs nested in it."""
-    with records_file() as connection:
+def _history(row: sqlite3.Row) -> dict[str, Any] | None:
+    """The history of a stream; None for any other run."""
+    found: dict[str, Any] | None = json.loads(row["stream"]) if row["stream"] else None
+    return found
+
+
+def _load(connection: sqlite3.Connection, root: sqlite3.Row) -> list[list[float]]:
+    """CPU and memory of a run and of those nested in it, at the moments of its own samples:
+    seconds, CPUs, bytes."""
+    own: list[list[float]] = json.loads(root["load"]) if root["load"] else []
+    total = [[at, cpus, memory] for at, cpus, memory, _ in own]
+    for row in _family(connection, root)[1:]:
+        samples = json.loads(row["load"]) if row["load"] else []
+        later = (row["started"] - root["started"]) / 1e9
+        ended = later + (_lasted(row) or 0.0)
+        at = 0
+        for moment in total:
+            while at < len(samples) and later + samples[at][0] < moment[0]:
+                at += 1
+            if samples and later <= moment[0] <= ended:
+                _, cpus, memory, _ = samples[min(at, len(samples) - 1)]
+                moment[1], moment[2] = round(moment[1] + cpus, 3), moment[2] + memory
+    return total
+
+
+def parts(run_id: str, opened: bool = False) -> list[GraphPart]:
+    """The graph of a run, and those of the runs nested in it. `opened`: node by node, however many
+    there are."""
+    with records_file(largest=LARGE) as connection:
+        row = queries.run(connection, run_id)
+        if row is None and not opened and (found := large_segments.part(find_directory(), run_id)) is not None:
+            return [found]
+    with records_file(fresh=row is None) as connection:
         family = _family(connection, find(connection, run_id))
         total = sum(row["node_count"] for row in family)
+        if total > WHOLE and not opened:
+            return [_condensed(connection, row) for row in family]
         return [_part(connection, row, total <= LABELLED) for row in family]
+
+
+def _inside(row: sqlite3.Row) -> tuple[str, int] | None:
+    return (row["parent"], row["parent_node"]) if row["parent"] and row["parent_node"] is not None else None
+
+
+def _condensed(connection: sqlite3.Connection, row: sqlite3.Row) -> GraphPart:
+    """The graph of a run as far as it is drawn with the nodes of a task as one. SQLite counts: a
+    row for each node would take a second for a hundred thousand."""
+    key = row["key"]
+    names, place = _tasks(connection, key)
+    totals: Counter[tuple[int, str]] = Counter()
+    spent: dict[int, float] = {}
+    for task, state, count, seconds in queries.task_states(connection, key):
+        totals[place[task], _STATES.get(state, state)] += count
+        spent[place[task]] = spent.get(place[task], 0.0) + (seconds or 0.0)
+    links: Counter[tuple[int, int]] = Counter()
+    for source, target, count in queries.task_links(connection, key):
+        links[place[source], place[target]] += count
+    return GraphPart(
+        row["id"],
+        names,
+        array("i", [place[task] for (task,) in queries.nodes(connection, key, "task")]),
+        (),
+        (),
+        inside=_inside(row),
+        links=links,
+        sinks=queries.sinks(connection, key) if row["parent"] else (),
+        totals=totals,
+        spent=spent,
+    )
 
 
 def _family(connection: sqlite3.Connection, root: sqlite3.Row) -> list[sqlite3.Row]:
@@ -159,9 +255,29 @@ def _part(connection: sqlite3.Connection, row: sqlite3.Row, labelled: bool) -> G
         [_STATES.get(node[1], node[1]) for node in nodes],
         list(queries.edges(connection, key)),
         [(node[3] - node[2]) / 1e9 if node[3] is not None and node[2] is not None else None for node in nodes],
-        [node[4] for node in nodes] if labelled else (),
-        (row["parent"], row["parent_node"]) if row["parent"] else None,
+        values=[node[4] for node in nodes] if labelled else (),
+        calls=_calls(connection, key, len(nodes)) if labelled else (),
+        names=queries.names(connection, key),
+        items=stage_numbers.items_of(stream, _lasted(row) or 0.0, live=False) if (stream := _history(row)) else (),
+        inside=_inside(row),
     )
+
+
+#: Characters of an argument, and arguments, that stand on a node.
+_ARGUMENT, _ARGUMENTS = 12, 4
+
+
+def _calls(connection: sqlite3.Connection, key: int, count: int) -> list[str]:
+    """The arguments of each node in short."""
+    found: list[list[str]] = [[] for _ in range(count)]
+    for node, text in queries.given(connection, key):
+        mine = found[node]
+        if len(mine) < _ARGUMENTS:
+            shown = "…" if text is None else text if len(text) <= _ARGUMENT else f"{text[: _ARGUMENT - 1]}…"
+            mine.append(" ".join(shown.split()))
+        elif len(mine) == _ARGUMENTS:
+            mine.append("…")
+    return [", ".join(mine) for mine in found]
 
 
 #: How the page shows the states of nodes whose run did not come to its end.
@@ -178,6 +294,15 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
         for row in _family(connection, root):
             names, place = _tasks(connection, row["key"])
             mine = row["id"]
+            if (stream := _history(row)) is not None:
+                later = (row["started"] - began) / 1e9
+                for one in stage_numbers.stretches(stream, by, functools.partial(name_of, run_id, mine)):
+                    found.append(one._replace(started=one.started + later, ended=one.ended + later))
+                continue
+            why = {one[0]: f"{one[1]}: {one[2]}" for one in queries.failures(connection, row["key"]) if one[1]}
+            if row["error_node"] is not None:
+                why[row["error_node"]] = f"{row['error_type']}: {row['error']}"
+            found += _tried(connection, row, by, began, functools.partial(name_of, run_id, mine))
             for node, task, state, started, ended, pid, cpu, worker in queries.finished_nodes(connection, row["key"]):
                 lane, label = lane_of(by, pid, cpu, worker)
                 found.append(
@@ -188,7 +313,7 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                         (ended - began) / 1e9,
                         names[place[task]],
                         name_of(run_id, mine, node),
-                        state == "failed",
+                        why.get(node, "failed")[:200] if state == "failed" else "",
                     )
                 )
                 if ended > last:
@@ -196,21 +321,44 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
     return found, (last - began) / 1e9
 
 
+def _tried(connection: sqlite3.Connection, run: sqlite3.Row, by: str, began: int, named: Callable[[int], str]) -> Iterator[Stretch]:
+    """The attempts of a run that were followed by others, in seconds since `began`."""
+    tries = [one for one in _tries(run) if "began" in one]
+    if not tries:
+        return
+    names, place = _tasks(connection, run["key"])
+    rows: list[tuple[Any, ...]] = queries.nodes(connection, run["key"], "node, task")
+    task_of = {node: names[place[task]] for node, task in rows}
+    for one in tries:
+        lane, label = lane_of(by, one["pid"], None, one["worker"])
+        started, ended = ((one[name] - began) / 1e9 for name in ("began", "ended"))
+        task = task_of.get(one["node"], "?")
+        yield Stretch(lane, label, started, ended, task, named(one["node"]), one["error"][:200], attempt=one["attempt"])
+
+
 def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[str, Any]:
     """Nodes of a run that fit, in that order, at most `limit`, and how many there are."""
     state = {"cancelled": "stopped"}.get(state, state)
     with records_file() as connection:
-        key = find(connection, run_id)["key"]
+        run = find(connection, run_id)
+        key = run["key"]
         rows, total = queries.nodes_with_words(connection, key, state, query, order, limit)
+        why = {one[0]: f"{one[1]}: {one[2]}" for one in queries.failures(connection, key) if one[1]}
+        if run["error_node"] is not None:
+            why[run["error_node"]] = f"{run['error_type']}: {run['error']}"
+        counts = queries.state_counts(connection, key)
     return {
         "total": total,
+        "counts": {_STATES.get(name, name): count for name, count in counts.items()},
         "nodes": [
             {
                 "node": row["node"],
                 "task": row["name"],
+                "name": row["named"],
                 "state": _STATES.get(row["state"], row["state"]),
                 "seconds": _lasted(row),
                 "value": row["text"],
+                "error": why.get(row["node"], "")[:300] or None,
                 "pid": row["pid"],
                 "cpu": row["cpu"] if row["cpu"] is not None else -1,
                 "attempts": row["attempts"],
@@ -243,15 +391,29 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
             raise Absent(f"The task of node {number} of run {run_id} is not in the records.")
         inputs = queries.inputs_of(connection, key, number, 1000)
         nested = queries.children(connection, run_id, number, 50)
-    error = None
+        failure = queries.failure(connection, key, number)
+        printed = queries.printed(connection, key, number)
+        why = queries.task_name_of(connection, key, failure["cause"]) if failure is not None and failure["cause"] is not None else None
+    error = cause = None
     if run["error_type"] is not None and run["error_node"] == number:
         error = {"type": run["error_type"], "message": run["error"], "traceback": run["traceback"]}
+    elif failure is not None and failure["type"] is not None:
+        error = {"type": failure["type"], "message": failure["message"], "traceback": failure["traceback"]}
+    if failure is not None and failure["cause"] is not None:
+        cause = {"node": name_of(root, run_id, failure["cause"]), "task": why}
+    attempts = _attempts(run, row)
+    stream = _history(run)
     return {
         "node": name_of(root, run_id, number),
         "task": task["name"],
+        "name": row["named"],
         "state": _STATES.get(row["state"], row["state"]),
         "attempts": row["attempts"],
+        "tries": attempts,
         "error": error,
+        "cause": cause,
+        "printed": printed,
+        "items": stage_numbers.items_of(stream, _lasted(run) or 0.0, live=False)[number] if stream else None,
         "output": _value(row),
         "inputs": [
             {
@@ -262,7 +424,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
             }
             for given in inputs
         ],
-        "spans": _spans(run, row),
+        "spans": {} if stream else _spans(run, row, attempts),
         "started": (row["started"] - run["started"]) / 1e9 if row["started"] is not None else None,
         "host": run["host"],
         "pid": row["pid"],
@@ -276,19 +438,53 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
     }
 
 
-def _spans(run: sqlite3.Row, row: sqlite3.Row) -> dict[str, float]:
-    """Where the time of a node went, in seconds."""
+def _tries(run: sqlite3.Row) -> list[dict[str, Any]]:
+    """The attempts of a run that were followed by others."""
+    return json.loads(run["tries"]) if run["tries"] else []
+
+
+def _attempts(run: sqlite3.Row, row: sqlite3.Row) -> list[dict[str, Any]]:
+    """The attempts of a node, the last one included, if there was more than one: number, began and
+    ended (seconds since the run began), pid, and the error of those that failed."""
+    mine = sorted((one for one in _tries(run) if one["node"] == row["node"]), key=lambda one: one["attempt"])
+    if not mine:
+        return []
+    began = run["started"]
+
+    def told(number: int, started: int | None, ended: int | None, pid: int | None, error: str | None) -> dict[str, Any]:
+        times = [(moment - began) / 1e9 if moment is not None else None for moment in (started, ended)]
+        return {"number": number, "began": times[0], "ended": times[1], "pid": pid, "error": error}
+
+    found = [told(one["attempt"], one.get("began"), one.get("ended"), one.get("pid"), one["error"]) for one in mine]
+    if row["started"] is not None and (row["attempts"] or 0) > len(mine):
+        error = None if row["state"] != "failed" else "failed"
+        if run["error_node"] == row["node"]:
+            error = f"{run['error_type']}: {run['error']}"
+        found.append(told(row["attempts"], row["started"], row["ended"], row["pid"], error))
+    return found
+
+
+def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Where the time of a node went, in seconds. A pause between two attempts is none in which it
+    waited for a worker."""
     if row["ready"] is None or row["started"] is None:
         return {}
     cookie = row["cookie_wait"] or 0
+    ready = (row["ready"] - run["started"]) / 1e9
+    started = (row["started"] - run["started"]) / 1e9
+    before = [one for one in attempts if one["began"] is not None and one["began"] < started]
+    first = min([one["began"] for one in before], default=started)
+    tried = sum(one["ended"] - one["began"] for one in before)
     spans = {
-        "arguments": row["ready"] - run["started"],
-        "queue": row["started"] - row["ready"] - cookie,
-        "cookie": cookie,
-        "moving": row["moved"] or 0,
-        "running": (row["ended"] or row["started"]) - row["started"],
+        "arguments": ready,
+        "queue": first - ready - (0 if before else cookie / 1e9),
+        "cookie": cookie / 1e9,
+        "tried": tried,
+        "pauses": started - first - tried - (cookie / 1e9 if before else 0),
+        "moving": (row["moved"] or 0) / 1e9,
+        "running": ((row["ended"] or row["started"]) - row["started"]) / 1e9,
     }
-    return {name: max(0, lasted) / 1e9 for name, lasted in spans.items()}
+    return {name: max(0.0, lasted) for name, lasted in spans.items()}
 
 
 def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
@@ -311,14 +507,19 @@ def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
 def tasks(run_id: str) -> list[dict[str, Any]]:
     """The tasks of a run: how many calls, how long they took."""
     with records_file() as connection:
-        key = find(connection, run_id)["key"]
-        rows = queries.task_totals(connection, key)
+        run = find(connection, run_id)
+        rows = queries.task_totals(connection, run["key"])
+    if (stream := _history(run)) is not None:
+        versions = {row["name"]: row["version"] for row in rows}
+        return [{**stage, "code": versions.get(stage["task"])} for stage in stage_numbers.totals(stream)]
     return [
         {
             "task": row["name"],
             "code": row["version"],
             "count": row["count"],
+            "done": row["done"],
             "failed": row["failed"],
+            "skipped": row["skipped"],
             "total": row["total"],
             "mean": row["mean"],
             "longest": row["longest"],

@@ -1,47 +1,22 @@
-// A run as a whole: its tasks, its place, its code, and the files that can be downloaded.
+// A run as a whole: its error, its place, its code, and the files that can be downloaded.
 
-import { get } from "./api.js";
-import { duration, h, moment, number, replace, table } from "./dom.js";
+import { duration, h, moment, replace } from "./dom.js";
 
 const FORMS = { svg: "SVG", mermaid: "Mermaid", dot: "DOT", trace: "Perfetto trace", prov: "W3C PROV", json: "JSON" };
 
 export function aboutView(view, run) {
   view.className = "view text about";
-  let left = false;
 
   function pairs(entries) {
     return h("dl", {}, entries.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   }
 
-  async function load() {
+  function load() {
     const info = run.info;
-    let tasks = [];
-    try {
-      tasks = (await get(`api/runs/${encodeURIComponent(run.id)}/tasks`)).tasks;
-    } catch (error) {
-      if (!left) replace(view, h("div", { class: "empty", role: "alert" }, error.message));
-      return;
-    }
-    if (left) return;
     const versions = Object.entries(info.packages ?? {});
     replace(
       view,
       info.error ? [h("h2", {}, "Error"), h("pre", { class: "error", tabindex: "0" }, info.error.traceback || `${info.error.type}: ${info.error.message}`)] : null,
-      h("h2", {}, "Tasks"),
-      table(
-        [
-          ["task", (task) => task.task],
-          ["calls", (task) => number(task.count), "number"],
-          ["failed", (task) => (task.failed ? number(task.failed) : ""), "number"],
-          ["in all", (task) => duration(task.total), "number"],
-          ["mean", (task) => duration(task.mean), "number"],
-          ["longest", (task) => duration(task.longest), "number"],
-          ["code", (task) => h("span", { class: "mono quiet" }, (task.code ?? "").slice(0, 12)), "narrow-hide"],
-        ],
-        tasks,
-        null,
-        "Tasks",
-      ),
       h("h2", {}, "Where and when"),
       pairs([
         ["began", moment(info.began)],
@@ -60,5 +35,5 @@ export function aboutView(view, run) {
     );
   }
   load();
-  return { ended: load, leave: () => (left = true) };
+  return { ended: load };
 }

@@ -46,32 +46,79 @@ export function bytes(count) {
 
 export const number = (value) => (value ?? 0).toLocaleString("en");
 
+// The states of nodes, as they are ordered everywhere, each with a sign of its own: no state is told by
+// its colour alone.
+export const STATES = { done: "✓", running: "▸", ready: "◦", waiting: "·", failed: "✗", skipped: "⊘", cancelled: "■" };
+
 export function state(name) {
-  return h("span", { class: `state ${name === "ended abruptly" ? "abrupt" : name}` }, name);
+  return h("span", { class: `state ${["killed", "ended abruptly"].includes(name) ? "abrupt" : name.split(",")[0]}` }, name);
 }
 
-export function meter(done, running, failed, all) {
+// "997 done · 3 failed": the states of which there are any.
+export function counted(counts, names = Object.keys(STATES)) {
+  return names.filter((name) => counts?.[name]).map((name) => `${number(counts[name])} ${name}`).join(" · ");
+}
+
+// A bar with a part for each state; `all` is how many nodes it stands for.
+export function meter(counts, all) {
   const share = (count) => `${(100 * count) / Math.max(1, all)}%`;
   return h(
     "span",
-    { class: "meter", role: "img", "aria-label": `${number(done)} of ${number(all)} done` },
-    h("i", { class: "done", style: { width: share(done) } }),
-    h("i", { class: "running", style: { width: share(running) } }),
-    h("i", { class: "failed", style: { width: share(failed) } }),
+    { class: "meter", role: "img", "aria-label": `${counted(counts) || "nothing done"}, of ${number(all)}` },
+    ["done", "running", "failed", "skipped", "cancelled"].map((name) => (counts?.[name] ? h("i", { class: name, style: { width: share(counts[name]) } }) : null)),
   );
 }
 
+// The first line of an error, as `ValueError: no such angle`, without the module of its class.
+export function errorLine(error) {
+  const kind = error.type.split(".").pop();
+  const message = (error.message ?? "").split("\n")[0];
+  // Its message says all of it, with the error of the last attempt.
+  if (kind === "ProcessRetryException" && message) return message;
+  return `${kind}${message ? ": " : ""}${message}`;
+}
+
+// A line chart of values over seconds, with its highest value and its last second written beside it.
+export function chart(title, lines, seconds, shown) {
+  const [width, height] = [600, 90];
+  const top = Math.max(1e-9, ...lines.flatMap((line) => line.points.map(([, value]) => value)));
+  const end = Math.max(1e-9, seconds);
+  const draw = (points) => points.map(([at, value], index) => `${index ? "L" : "M"}${((at / end) * width).toFixed(1)} ${(height - (value / top) * (height - 4) - 1).toFixed(1)}`).join("");
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const label = lines.map((line) => `${line.name}: at most ${shown(Math.max(0, ...line.points.map(([, value]) => value)))}`).join(", ");
+  for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title} over ${duration(seconds)}; ${label}` })) svg.setAttribute(name, value);
+  for (const line of lines) {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", draw(line.points));
+    path.setAttribute("stroke", line.colour);
+    if (line.dash) path.setAttribute("stroke-dasharray", line.dash);
+    svg.append(path);
+  }
+  return h(
+    "figure",
+    { class: "chart" },
+    h("figcaption", {}, h("b", {}, title), h("span", { class: "quiet" }, ` at most ${shown(top)}, in ${duration(seconds)}`)),
+    svg,
+    lines.length > 1 ? h("div", { class: "legend" }, lines.map((line) => h("span", {}, h("i", { class: "swatch", style: { background: line.colour } }), line.name))) : null,
+  );
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
 const HUES = [172, 22, 214, 280, 48, 330, 120, 248, 0, 90];
 export function colour(index) {
-  return `hsl(${HUES[index % HUES.length]} ${55 + 10 * (Math.floor(index / HUES.length) % 3)}% ${44 + 8 * (Math.floor(index / HUES.length) % 2)}%)`;
+  const light = (dark.matches ? 66 : 31) + 5 * (Math.floor(index / HUES.length) % 2);
+  return `hsl(${HUES[index % HUES.length]} ${52 + 10 * (Math.floor(index / HUES.length) % 3)}% ${light}%)`;
 }
 
 export function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-// A table whose rows can be walked with the keyboard. Columns are [title, row => content, class?].
-export function table(columns, rows, open, label) {
+// A table whose rows can be walked with the keyboard. Columns are [title, row => content, class?]. One
+// with a title whose cells are all empty is left out.
+export function table(all, rows, open, label) {
+  const filled = (content) => content !== "" && content !== null && content !== undefined && content !== "—";
+  const columns = all.filter(([title, content]) => !title || !rows.length || rows.some((row) => filled(content(row))));
   const body = h("tbody");
   for (const row of rows) {
     const line = h(

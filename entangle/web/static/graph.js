@@ -1,13 +1,19 @@
-// The graph, drawn by Cytoscape. dagre lays out small graphs. A large one arrives from the server with
-// the nodes of a task as one. Where a user opens so many that dagre would take seconds, a layout by
-// ranks is used, in one pass.
+// The graph, drawn by Cytoscape where `layout.js` places the nodes. A large one arrives from the server
+// with the nodes of a task as one. A node says its call, its value and its time; its state by a sign,
+// and by its border.
 
 import { get } from "./api.js";
-import { css, duration, h, number, replace } from "./dom.js";
+import { STATES, css, duration, h, number, replace } from "./dom.js";
+import { placed } from "./layout.js";
+import { pressure } from "./progress.js";
 
-const STATES = ["done", "running", "ready", "failed", "cancelled", "waiting"];
-// Above so many elements dagre is too slow to wait for.
-const DAGRE_ELEMENTS = 700;
+const NAMES = Object.keys(STATES);
+// Above so many elements, moving the picture draws less.
+const MANY_ELEMENTS = 700;
+// Characters of a line on a node.
+const LONGEST = 34;
+const FONT = "12px system-ui, sans-serif";
+const pen = document.createElement("canvas").getContext("2d");
 
 export function graphView(view, run) {
   const stage = h("div", { class: "stage", tabindex: "0", role: "application", "aria-label": "Graph; arrows move to a neighbour, Enter opens it" });
@@ -20,8 +26,13 @@ export function graphView(view, run) {
   let marked = null;
   let again = 0;
   let structure = "";
+  let down = false;
   // Once the user has moved the picture, it stays there.
   let moved = false;
+  // The states that are looked for; the others fade.
+  const wanted = new Set();
+  const legend = h("div", { class: "chips", role: "group", "aria-label": "State" });
+  const told = h("p", { class: "tools quiet told", role: "status", hidden: true });
 
   replace(
     view,
@@ -32,15 +43,16 @@ export function graphView(view, run) {
       button("−", "Further", () => zoom(1 / 1.3)),
       button("All", "All of it", () => all()),
       button("Open", "Open or close the nodes of this task (e)", () => toggle()),
+      legend,
       summary,
-      h("span", { class: "legend" }, ["done", "running", "waiting", "failed"].map((name) => h("span", {}, h("i", { class: "swatch", style: { background: `var(--${name})` } }), name))),
     ),
+    told,
     stage,
   );
 
   function all() {
     moved = false;
-    if (cy) frame();
+    if (cy) frame(true);
   }
 
   function zoom(factor) {
@@ -49,27 +61,32 @@ export function graphView(view, run) {
   }
 
   function styles() {
-    const pie = STATES.flatMap((name, index) => [
+    const pie = NAMES.flatMap((name, index) => [
       [`pie-${index + 1}-background-color`, css(`--${name === "ready" ? "waiting" : name}`)],
-      [`pie-${index + 1}-background-size`, (element) => 100 * ((element.data("states")[name] ?? 0) / Math.max(1, element.data("count")))],
+      [`pie-${index + 1}-background-size`, (element) => slice(element.data("states"), name, element.data("count"))],
     ]);
+    const border = (name) => css(`--${name === "ready" ? "waiting" : name}`);
     return [
       {
         selector: "node",
         style: {
-          label: "data(label)", "font-size": 13, "font-family": "system-ui, sans-serif", color: css("--on-state"), "text-valign": "center",
-          "text-wrap": "ellipsis", "text-max-width": 150, width: (node) => node.data("width"), height: 30, shape: "round-rectangle",
-          "background-color": (node) => css(`--${node.data("state")}`), "border-width": 0, "min-zoomed-font-size": 6,
+          label: "data(text)", "font-size": 12, "font-family": "system-ui, sans-serif", color: css("--text"), "text-valign": "center", "line-height": 1.35,
+          "text-wrap": "wrap", width: "data(width)", height: "data(height)", shape: "round-rectangle",
+          "background-color": css("--raised"), "border-width": 2, "border-color": (node) => border(node.data("state")), "min-zoomed-font-size": 5,
         },
       },
+      { selector: "node[state = 'failed']", style: { "border-width": 4, "border-style": "double" } },
+      { selector: "node[state = 'running']", style: { "border-width": 3 } },
+      { selector: "node[state = 'waiting'], node[state = 'ready']", style: { "border-style": "dotted", color: css("--quiet") } },
+      { selector: "node[state = 'skipped'], node[state = 'cancelled']", style: { "border-style": "dashed", color: css("--quiet") } },
+      { selector: "node[kind = 'source']", style: { shape: "cut-rectangle", "border-color": css("--edge"), "border-style": "solid" } },
       {
         selector: "node[?group]",
         style: {
-          shape: "ellipse", width: (node) => 34 + 12 * Math.log10(node.data("count")), height: (node) => 34 + 12 * Math.log10(node.data("count")),
-          color: css("--text"), "text-halign": "right", "text-margin-x": 6, "pie-size": "100%", ...Object.fromEntries(pie),
+          shape: "ellipse", width: "data(size)", height: "data(size)", "border-width": 0, "background-color": css("--waiting"),
+          "text-halign": "right", "text-margin-x": 6, "text-justification": "left", "pie-size": "100%", ...Object.fromEntries(pie),
         },
       },
-      { selector: "node[state = 'waiting'], node[state = 'ready']", style: { opacity: 0.75 } },
       {
         selector: "edge",
         style: {
@@ -81,20 +98,98 @@ export function graphView(view, run) {
       { selector: "edge:loop", style: { "loop-direction": "-90deg", "loop-sweep": "40deg", "control-point-step-size": 70 } },
       { selector: "edge[?part]", style: { "line-style": "dashed", "line-color": css("--part"), "target-arrow-color": css("--part") } },
       { selector: ".faded", style: { opacity: 0.15 } },
-      { selector: ".marked", style: { opacity: 1, "border-width": 2, "border-color": css("--accent"), "line-color": css("--accent"), "target-arrow-color": css("--accent") } },
-      { selector: ".at", style: { opacity: 1, "border-width": 4, "border-color": css("--focus") } },
+      { selector: ".marked", style: { opacity: 1, "border-color": css("--accent"), "line-color": css("--accent"), "target-arrow-color": css("--accent") } },
+      { selector: ".at", style: { opacity: 1, "border-width": 4, "border-style": "solid", "border-color": css("--focus") } },
     ];
   }
 
+  // A state that few nodes are in is seen, too.
+  function slice(states, name, count) {
+    const share = (one) => (states[one] ? Math.max(4, (100 * states[one]) / Math.max(1, count)) : 0);
+    return (100 * share(name)) / NAMES.reduce((sum, one) => sum + share(one), 1e-9);
+  }
+
+  const short = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST - 1)}…` : text);
+
+  // What stands on a node: its call; its state, value and time.
+  function lines(node) {
+    if (node.kind === "source") return [node.label, `${number(node.pulled)} items`];
+    const state = stateOf(node);
+    if (node.items) {
+      const rate = node.items.rate;
+      const under = [node.items.running ? `${number(node.items.running)} in it` : "", node.items.waiting ? `${number(node.items.waiting)} wait` : ""].filter(Boolean).join(", ");
+      const lost = [node.items.failed ? `✗ ${number(node.items.failed)}` : "", node.items.skipped ? `${STATES.skipped} ${number(node.items.skipped)}` : ""].filter(Boolean).join("  ");
+      return [short(node.label), `✓ ${number(node.items.done)}${lost ? `  ${lost}` : ""} · ${rate >= 100 ? number(Math.round(rate)) : rate.toFixed(1)}/s`, ...(under ? [under] : [])];
+    }
+    if (node.group) {
+      const many = NAMES.filter((name) => node.states[name]).map((name) => `${STATES[name]} ${number(node.states[name])}`).join("  ");
+      return [`${short(node.label)} ×${number(node.count)}`, `${many}${node.seconds ? ` · ${duration(node.seconds)} in all` : ""}`];
+    }
+    const call = node.label !== node.task ? `${node.label} · ${node.task}` : node.label;
+    const first = node.call === undefined ? call : `${call}(${node.call})`;
+    const rest = [state === "done" ? "" : state, node.seconds ? duration(node.seconds) : ""].filter(Boolean).join(" · ");
+    return [short(first), short(`${STATES[state]} ${rest}${state === "done" && node.value !== undefined ? ` = ${node.value}` : ""}`.trim())];
+  }
+
   function element(node) {
-    const label = node.group ? `${node.label} ×${number(node.count)}` : node.label;
-    return { group: "nodes", data: { ...node, label, state: stateOf(node), width: Math.max(36, Math.min(170, 16 + 7.4 * label.length)) } };
+    const said = lines(node);
+    pen.font = FONT;
+    const wide = Math.max(...said.map((line) => pen.measureText(line).width));
+    const size = 34 + 12 * Math.log10(Math.max(1, node.count ?? 1));
+    return {
+      group: "nodes",
+      data: { ...node, label: said[0], text: said.join("\n"), state: stateOf(node), size, width: Math.max(48, Math.round(wide) + 20), height: 14 + 17 * said.length },
+    };
   }
 
   function stateOf(node) {
-    for (const name of ["failed", "running", "cancelled"]) if (node.states[name]) return name;
+    if (node.kind) return "done";
+    for (const name of ["failed", "running", "cancelled", "skipped"]) if (node.states[name]) return name;
     if (node.states.done === node.count) return "done";
     return node.states.ready ? "ready" : "waiting";
+  }
+
+  // A stream has a node more: where its items come from.
+  function withSource(graph) {
+    const stream = run.info.stream;
+    if (!stream || stream.pulled === undefined || !graph.nodes.length || graph.nodes.some((node) => node.kind)) return graph;
+    const fed = new Set(graph.edges.map((edge) => edge.target));
+    const first = graph.nodes.filter((node) => node.items && !fed.has(node.id));
+    const source = { id: "source", kind: "source", task: "source", label: "source", pulled: stream.pulled, count: 1, states: {} };
+    return { ...graph, nodes: [...graph.nodes, source], edges: [...first.map((node) => ({ source: "source", target: node.id, count: 1 })), ...graph.edges] };
+  }
+
+  function tell() {
+    const stream = run.info.stream;
+    told.hidden = !stream || stream.pulled === undefined;
+    if (!told.hidden) replace(told, `${number(Math.max(0, stream.pulled - stream.taken - stream.left_out))} of at most ${number(stream.most)} items under way, ${number(stream.taken)} taken${stream.left_out ? `, ${number(stream.left_out)} left out` : ""}. ${pressure(stream, run.info.seconds ?? 0)}`);
+  }
+
+  // A button for each state that there is: those that are pressed stay, the others fade.
+  function drawLegend(nodes) {
+    const counts = {};
+    for (const node of nodes) for (const [name, count] of Object.entries(node.states)) counts[name] = (counts[name] ?? 0) + count;
+    for (const name of wanted) counts[name] ??= 0;
+    const shown = NAMES.filter((name) => name in counts);
+    if (legend.childElementCount === shown.length) {
+      for (const button of legend.children) {
+        button.lastChild.textContent = number(counts[button.dataset.state] ?? 0);
+        button.setAttribute("aria-pressed", String(wanted.has(button.dataset.state)));
+      }
+      if ([...legend.children].every((button, index) => button.dataset.state === shown[index])) return;
+    }
+    replace(
+      legend,
+      shown.map((name) =>
+        h("button", { type: "button", "aria-pressed": String(wanted.has(name)), "data-state": name, onclick: () => choosing(name) }, h("span", { class: `state ${name}` }, name), " ", h("span", { class: "quiet" }, number(counts[name]))),
+      ),
+    );
+  }
+
+  function choosing(name) {
+    if (!wanted.delete(name)) wanted.add(name);
+    for (const button of legend.children) button.setAttribute("aria-pressed", String(wanted.has(button.dataset.state)));
+    remark();
   }
 
   async function load(fit = true) {
@@ -108,21 +203,24 @@ export function graphView(view, run) {
     if (!left) draw(graph, fit);
   }
 
-  function draw(graph, fit) {
+  function draw(found, fit) {
+    const graph = withSource(found);
+    tell();
+    drawLegend(graph.nodes);
     const shape = graph.nodes.map((node) => node.id).join(" ") + "|" + graph.edges.length;
     if (cy && shape === structure) return update(graph.nodes);
     structure = shape;
-    const wanted = new Map();
-    for (const node of graph.nodes) wanted.set(node.id, element(node));
+    const elements = new Map();
+    for (const node of graph.nodes) elements.set(node.id, element(node));
     for (const edge of graph.edges) {
       const id = `${edge.source}>${edge.target}${edge.part ? "p" : ""}`;
-      wanted.set(id, { group: "edges", data: { ...edge, id } });
+      elements.set(id, { group: "edges", data: { ...edge, id } });
     }
-    const many = wanted.size > DAGRE_ELEMENTS;
+    const many = elements.size > MANY_ELEMENTS;
     let grown = false;
     if (!cy) {
       cy = window.cytoscape({
-        container: stage, elements: [...wanted.values()], style: styles(), minZoom: 0.02, maxZoom: 4, boxSelectionEnabled: false, autounselectify: true,
+        container: stage, elements: [...elements.values()], style: styles(), minZoom: 0.02, maxZoom: 4, boxSelectionEnabled: false, autounselectify: true,
         textureOnViewport: many, hideEdgesOnViewport: many, hideLabelsOnViewport: many, pixelRatio: many ? 1 : "auto", layout: { name: "preset" },
       });
       cy.on("tap", "node", (event) => (focus(event.target), open(event.target)));
@@ -134,8 +232,8 @@ export function graphView(view, run) {
       window.entangleGraph = cy;
     } else {
       cy.batch(() => {
-        cy.elements().filter((one) => !wanted.has(one.id())).remove();
-        for (const [id, one] of wanted) {
+        cy.elements().filter((one) => !elements.has(one.id())).remove();
+        for (const [id, one] of elements) {
           const there = cy.getElementById(id);
           if (there.empty()) cy.add(one), (grown = true);
           else there.data(one.data);
@@ -143,80 +241,36 @@ export function graphView(view, run) {
       });
       fit = fit || (grown && run.live);
     }
-    lay(many, fit);
-    const shown = graph.nodes.length;
-    replace(summary, graph.total > shown ? `${number(graph.total)} nodes, drawn as ${number(shown)}: double-click or e opens a task` : `${number(graph.total)} nodes`);
+    lay(graph, fit);
+    const shown = graph.nodes.filter((node) => !node.kind).length;
+    replace(summary, graph.total > shown ? `${number(graph.total)} nodes, drawn as ${number(shown)}: double-click or e opens a task` : "");
     stage.dataset.nodes = String(shown);
     choose(at);
     remark();
   }
 
-  function lay(many, fit) {
-    if (!many) {
-      cy.layout({ name: "dagre", rankDir: "BT", nodeSep: 18, rankSep: 46, edgeSep: 8, fit: false, animate: false }).run();
-    } else {
-      byRanks();
-    }
+  function lay(graph, fit) {
+    const sizes = cy.nodes().map((node) => ({ id: node.id(), width: node.data("group") ? node.data("size") + 8 + 2 * node.data("width") : node.data("width"), height: node.data("group") ? node.data("size") : node.data("height") }));
+    const found = placed(sizes, graph.edges);
+    // A stream runs down, from its source; a call stands above its arguments.
+    down = graph.nodes.some((node) => node.items);
+    cy.nodes().positions((node) => {
+      const { x, y } = found.get(node.id()) ?? { x: 0, y: 0 };
+      return { x, y: down ? -y : y };
+    });
     if (fit && !moved) frame();
   }
 
-  function frame() {
-    cy.fit(undefined, 24);
-    if (cy.zoom() > 1.4) cy.zoom(1.4), cy.center();
-  }
-
-  // Rank: the longest way up from a leaf. Within a rank, nodes are ordered by the mean place of their
-  // sources.
-  function byRanks() {
-    const nodes = cy.nodes();
-    const rank = new Map();
-    const waits = new Map();
-    nodes.forEach((node) => {
-      rank.set(node.id(), 0);
-      waits.set(node.id(), 0);
-    });
-    const takers = new Map();
-    cy.edges().forEach((edge) => {
-      if (edge.data("source") === edge.data("target")) return;
-      takers.set(edge.data("source"), [...(takers.get(edge.data("source")) ?? []), edge.data("target")]);
-      waits.set(edge.data("target"), waits.get(edge.data("target")) + 1);
-    });
-    const queue = [...waits].filter(([, count]) => !count).map(([id]) => id);
-    const order = new Map();
-    const sums = new Map();
-    const rows = [];
-    while (queue.length) {
-      const id = queue.shift();
-      const row = (rows[rank.get(id)] ??= []);
-      const sum = sums.get(id);
-      order.set(id, sum ? sum[0] / sum[1] : row.length);
-      row.push(id);
-      for (const taker of takers.get(id) ?? []) {
-        rank.set(taker, Math.max(rank.get(taker), rank.get(id) + 1));
-        const [total, count] = sums.get(taker) ?? [0, 0];
-        sums.set(taker, [total + order.get(id), count + 1]);
-        waits.set(taker, waits.get(taker) - 1);
-        if (!waits.get(taker)) queue.push(taker);
-      }
+  // All of it; where that would be too small to read, its top.
+  function frame(whole = false) {
+    cy.fit(undefined, 20);
+    if (cy.zoom() > 1.2) cy.zoom(1.2), cy.center();
+    if (!whole && cy.zoom() < 0.62 && cy.nodes().length < 60) {
+      cy.zoom(0.62);
+      const top = cy.nodes().min((node) => node.position("y")).ele;
+      cy.center(top);
+      cy.panBy({ x: 0, y: 50 - top.renderedPosition("y") });
     }
-    const positions = {};
-    const widest = Math.max(1, ...rows.map((row) => row.length));
-    rows.forEach((row, level) => {
-      row.sort((a, b) => order.get(a) - order.get(b));
-      // A very wide rank takes several lines.
-      const across = Math.min(row.length, Math.max(60, Math.ceil(Math.sqrt(widest) * 2)));
-      row.forEach((id, place) => {
-        const line = Math.floor(place / across);
-        const inLine = Math.min(across, row.length - line * across);
-        positions[id] = { x: ((place % across) - (inLine - 1) / 2) * 130, y: -level * 90 + line * 40 };
-      });
-    });
-    let shift = 0;
-    rows.forEach((row) => {
-      for (const id of row) positions[id].y -= shift;
-      shift += 40 * Math.floor((row.length - 1) / Math.max(60, Math.ceil(Math.sqrt(widest) * 2)));
-    });
-    nodes.positions((node) => positions[node.id()] ?? { x: 0, y: 200 });
   }
 
   function update(nodes) {
@@ -224,9 +278,12 @@ export function graphView(view, run) {
       for (const node of nodes) {
         const there = cy.getElementById(node.id);
         if (there.empty()) continue;
-        there.data({ states: node.states, state: stateOf(node), seconds: node.seconds, count: node.count });
+        const { data } = element(node);
+        // Its place was found for the width that it had.
+        there.data({ ...data, width: Math.max(data.width, there.data("width")), height: Math.max(data.height, there.data("height")) });
       }
     });
+    remark();
     // Pies get their sizes from a function of the data. Cytoscape calls it again when the style is
     // evaluated.
     cy.nodes("[?group]").updateStyle();
@@ -236,14 +293,11 @@ export function graphView(view, run) {
     at = node?.id() ?? null;
     cy.nodes(".at").removeClass("at");
     node?.addClass("at");
-    if (node) stage.setAttribute("aria-label", `${node.data("label")}, ${node.data("state")}${node.data("seconds") ? ", " + duration(node.data("seconds")) : ""}`);
+    if (node) stage.setAttribute("aria-label", `${node.data("text").replace("\n", ", ")}, ${node.data("state")}`);
   }
 
   function open(node) {
-    if (node.data("group")) {
-      if (run.view?.grouped) run.view.grouped(node);
-      return;
-    }
+    if (node.data("group") || node.data("kind")) return;
     run.select(node.id());
   }
 
@@ -268,6 +322,14 @@ export function graphView(view, run) {
   function remark() {
     if (!cy) return;
     cy.elements().removeClass("marked faded");
+    if (!marked && wanted.size) {
+      cy.nodes().forEach((node) => {
+        if (!Object.keys(node.data("states")).some((name) => wanted.has(name))) node.addClass("faded");
+      });
+      cy.edges().forEach((edge) => {
+        if (edge.source().hasClass("faded") || edge.target().hasClass("faded")) edge.addClass("faded");
+      });
+    }
     if (!marked) return;
     const keys = new Set(marked);
     cy.batch(() => {
@@ -287,8 +349,8 @@ export function graphView(view, run) {
     if (node.empty()) return focus(cy.nodes().sort((a, b) => a.position("y") - b.position("y"))[0]);
     const here = node.position();
     let candidates;
-    if (key === "ArrowUp") candidates = node.outgoers("node");
-    else if (key === "ArrowDown") candidates = node.incomers("node");
+    if (key === (down ? "ArrowDown" : "ArrowUp")) candidates = node.outgoers("node");
+    else if (key === "ArrowUp" || key === "ArrowDown") candidates = node.incomers("node");
     else candidates = cy.nodes().filter((other) => Math.abs(other.position("y") - here.y) < 20 && (key === "ArrowLeft" ? other.position("x") < here.x : other.position("x") > here.x));
     candidates = candidates.filter((other) => other.id() !== node.id());
     if (candidates.empty()) return;

@@ -1,22 +1,34 @@
 // All runs: live ones as cards that move, those that are remembered as a table.
 
 import { get, listen } from "./api.js";
-import { duration, h, meter, moment, number, replace, state, table } from "./dom.js";
+import { counted, duration, errorLine, h, meter, moment, number, replace, state, table } from "./dom.js";
 
 const PAGE = 100;
+
+// A program as it was called, without the directories of its file.
+function shortProgram(program) {
+  const [first, ...rest] = program.split(" ");
+  return [first.split("/").pop(), ...rest].join(" ");
+}
+
+// What is worth a word besides the state: failures in a run that ended well, and what was skipped.
+function unusual(run) {
+  return counted({ failed: run.state === "failed" && run.failed === 1 ? 0 : run.failed, skipped: run.skipped });
+}
 
 export function listPage(place) {
   const live = h("section", { "aria-label": "Running now" });
   const past = h("section", { "aria-label": "Remembered" });
   const search = h("input", { type: "search", placeholder: "task, id, tag, state …", "aria-label": "Search", oninput: () => later() });
-  const compare = h("button", { type: "button", disabled: true, onclick: () => (location.hash = `#/compare/${[...chosen].map(encodeURIComponent).join("/")}`) }, "Compare two");
+  const states = h("select", { "aria-label": "State", onchange: () => load() }, ["any state", "done", "failed", "cancelled", "killed"].map((name) => h("option", { value: name === "any state" ? "" : name }, name)));
+  const compare = h("button", { type: "button", class: "narrow-hide", disabled: true, onclick: () => (location.hash = `#/compare/${[...chosen].map(encodeURIComponent).join("/")}`) }, "Compare two");
   const chosen = new Set();
   let limit = PAGE;
   let timer = 0;
   let known = null;
   let ended = false;
 
-  replace(place.content, h("div", { class: "bar" }, h("h1", { class: "grow" }, "Runs"), search, compare), live, past);
+  replace(place.content, h("div", { class: "bar" }, h("h1", { class: "grow" }, "Runs"), search, states, compare), live, past);
 
   function later() {
     clearTimeout(timer);
@@ -34,7 +46,7 @@ export function listPage(place) {
   async function load() {
     let found;
     try {
-      found = await get(`api/runs?limit=${limit}&query=${encodeURIComponent(search.value)}`);
+      found = await get(`api/runs?limit=${limit}&state=${states.value}&query=${encodeURIComponent(search.value)}`);
     } catch (error) {
       if (!ended) replace(past, h("div", { class: "empty", role: "alert" }, error.message));
       return;
@@ -46,22 +58,24 @@ export function listPage(place) {
       replace(
         past,
         leftOut,
-        search.value
+        search.value || states.value
           ? h("div", { class: "empty" }, "No run fits.")
           : h("div", { class: "empty" }, h("p", {}, "Nothing is remembered yet. Run something:"), h("pre", {}, "python -m entangle.examples.example_graph")),
       );
       return;
     }
+    const longest = Math.max(1e-9, ...found.runs.map((run) => run.seconds ?? 0));
     const columns = [
-      ["", (run) => h("input", { type: "checkbox", value: run.id, "aria-label": `Compare ${run.id}`, onchange: (event) => choose(run.id, event.target.checked) })],
-      ["task", (run) => h("a", { href: `#/run/${run.id}` }, run.task)],
-      ["state", (run) => state(run.state)],
-      ["began", (run) => moment(run.began), "number"],
-      ["took", (run) => duration(run.seconds), "number"],
-      ["nodes", (run) => number(run.nodes), "number narrow-hide"],
-      ["id", (run) => h("span", { class: "mono quiet" }, run.id.slice(0, 8)), "narrow-hide"],
-      ["commit", (run) => h("span", { class: "mono quiet" }, run.commit ? run.commit.slice(0, 8) + (run.dirty ? "*" : "") : ""), "narrow-hide"],
+      ["", (run) => h("input", { type: "checkbox", value: run.id, "aria-label": `Compare ${run.task} ${run.id.slice(0, 8)}`, onchange: (event) => choose(run.id, event.target.checked) }), "narrow-hide"],
+      ["run", (run) => [h("a", { href: `#/run/${run.id}` }, run.task), run.error ? h("a", { class: "problem", href: `#/run/${run.id}${run.state === "failed" ? "?node=failed" : ""}`, title: errorLine(run.error) }, errorLine(run.error)) : null], "what"],
+      ["state", (run) => [state(run.state), unusual(run) ? h("div", { class: "quiet" }, unusual(run) + (run.stream ? " items" : "")) : null]],
+      ["began", (run) => moment(run.began), "number narrow-hide"],
+      ["took", (run) => h("span", { class: "took" }, duration(run.seconds), h("i", { style: { width: `${(100 * (run.seconds ?? 0)) / longest}%` } })), "number"],
+      ["nodes", (run) => (run.stream ? `${number(run.nodes)} stages` : number(run.nodes)), "number narrow-hide"],
+      ["program", (run) => (run.program ? h("span", { class: "mono program", title: run.program }, shortProgram(run.program)) : ""), "narrow-hide"],
       ["tags", (run) => Object.entries(run.tags ?? {}).map(([key, value]) => `${key}=${value}`).join(" "), "narrow-hide"],
+      ["commit", (run) => (run.commit ? h("span", { class: "mono quiet", title: run.dirty ? "with changes that are not committed" : "" }, run.commit.slice(0, 8) + (run.dirty ? "*" : "")) : ""), "narrow-hide"],
+      ["id", (run) => h("span", { class: "mono quiet" }, run.id.slice(0, 8)), "narrow-hide"],
     ];
     replace(
       past,
@@ -86,8 +100,8 @@ export function listPage(place) {
                 "a",
                 { class: "card", href: `#/run/${run.id}` },
                 h("b", {}, run.task || "a run"),
-                meter(run.done, run.running, run.failed, run.nodes),
-                h("div", {}, `${number(run.done)} of ${number(run.nodes)} done, ${number(run.running)} running`),
+                run.stream ? null : meter(run.counts, run.nodes),
+                h("div", {}, run.stream ? `a stream: ${counted(run.counts) || "nothing yet"}` : `${counted(run.counts, ["done", "running", "failed", "skipped"]) || "nothing done"}, of ${number(run.nodes)}`),
                 h("div", { class: "quiet" }, `${duration(run.seconds)} · pid ${run.pid} · ${run.command}`),
               ),
             ),

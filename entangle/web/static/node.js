@@ -1,9 +1,9 @@
 // The panel of one node: its task, its arguments, its value, its times, and what made its value.
 
 import { get } from "./api.js";
-import { bytes, duration, h, number, replace, state } from "./dom.js";
+import { bytes, duration, errorLine, h, number, replace, state } from "./dom.js";
 
-const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["moving", "moving data", "--part"], ["running", "running", "--done"]];
+const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["tried", "attempts that failed", "--failed"], ["pauses", "pauses between attempts", "--skipped"], ["moving", "moving data", "--part"], ["running", "running", "--done"]];
 
 export function nodePanel(run, key, { close, trace }) {
   const body = h("div");
@@ -35,6 +35,32 @@ export function nodePanel(run, key, { close, trace }) {
     ];
   }
 
+  // The attempts on one line of time, and the reason why each failed.
+  function attempts(tries) {
+    if (!tries?.length) return null;
+    const timed = tries.filter((one) => one.began !== null && one.began !== undefined);
+    const first = Math.min(...timed.map((one) => one.began));
+    const last = Math.max(...timed.map((one) => one.ended ?? one.began), first + 1e-9);
+    const part = (seconds) => `${(100 * seconds) / (last - first)}%`;
+    return [
+      h("h3", {}, "Attempts"),
+      timed.length
+        ? h("div", { class: "attempts", role: "img", "aria-label": tries.map((one) => `attempt ${one.number} ${one.error ? "failed" : "ended well"}`).join(", ") }, timed.map((one) => h("i", { class: one.error ? "failed" : "done", style: { left: part(one.began - first), width: part((one.ended ?? one.began) - one.began) } })))
+        : null,
+      h(
+        "ol",
+        { class: "tries" },
+        tries.map((one) => h("li", { value: one.number }, one.began === null || one.began === undefined ? "had not begun" : `${duration(one.ended - one.began)}, from ${duration(one.began)}${one.pid ? `, pid ${one.pid}` : ""}`, one.error ? h("div", { class: "value problem" }, one.error) : h("div", { class: "value" }, "ended well"))),
+      ),
+    ];
+  }
+
+  function stage(items) {
+    if (!items) return null;
+    const names = { done: "done", running: "in its body", waiting: "waiting", failed: "failed", skipped: "skipped, as a stage before had failed" };
+    return [h("h3", {}, "Items"), h("dl", {}, Object.entries(names).flatMap(([name, title]) => (items[name] ? pair(title, number(items[name])) : [])), pair("items a second", items.rate >= 100 ? number(Math.round(items.rate)) : items.rate.toFixed(1)), pair("in bodies", duration(items.busy)), pair("an item", items.done ? duration(items.busy / items.done) : null))];
+  }
+
   async function lead(which) {
     if (asked === which) {
       asked = null;
@@ -55,10 +81,11 @@ export function nodePanel(run, key, { close, trace }) {
   let node = null;
   function draw(found, way = null) {
     node = found;
-    replace(heading, found.task);
+    replace(heading, found.name ?? found.task);
     replace(
       body,
-      h("p", {}, state(found.state), " ", h("span", { class: "quiet" }, `node ${found.node}${found.attempts > 1 ? `, ${found.attempts} attempts` : ""}`)),
+      h("p", {}, state(found.state), " ", h("span", { class: "quiet" }, `${found.name ? `${found.task}, ` : ""}${found.items ? "stage" : "node"} ${found.node}${found.attempts > 1 ? `, ${found.attempts} attempts` : ""}${found.pausing ? ", pausing between attempts" : ""}`)),
+      found.cause ? h("p", {}, "Skipped, since ", h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(found.cause.node)}` }, found.cause.task ?? `node ${found.cause.node}`), " has failed.") : null,
       h(
         "p",
         { class: "bar" },
@@ -72,9 +99,12 @@ export function nodePanel(run, key, { close, trace }) {
             way.total > way.list.length ? h("p", { class: "quiet" }, `… and ${number(way.total - way.list.length)} more`) : null,
           ]
         : null,
-      found.error ? [h("h3", {}, "Error"), h("p", { class: "value" }, `${found.error.type}: ${found.error.message}`), found.error.traceback ? h("pre", { class: "error", tabindex: "0" }, found.error.traceback) : null] : null,
-      h("h3", {}, "Gave"),
-      h("div", {}, shown(found.output)),
+      found.error ? [h("h3", {}, "Error"), h("p", { class: "value problem" }, errorLine(found.error))] : null,
+      attempts(found.tries),
+      stage(found.items),
+      found.printed ? [h("h3", {}, "Printed"), h("pre", { tabindex: "0" }, found.printed)] : null,
+      found.error?.traceback ? [h("h3", {}, "Traceback"), h("pre", { class: "error", tabindex: "0" }, found.error.traceback)] : null,
+      found.items ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output))],
       h("h3", {}, "Took"),
       found.inputs.length
         ? h("dl", {}, found.inputs.map((input) => [h("dt", {}, input.name), h("dd", {}, input.source !== null && input.source !== undefined ? h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(input.source)}` }, `${input.task} `) : null, shown(input.value))]))
@@ -87,13 +117,20 @@ export function nodePanel(run, key, { close, trace }) {
     );
   }
 
-  get(`api/runs/${encodeURIComponent(run.id)}/nodes/${encodeURIComponent(key)}`).then(
-    (found) => left || draw(found),
-    (error) => left || replace(body, h("p", { role: "alert" }, error.message)),
-  );
+  let last = 0;
+  function load() {
+    last = Date.now();
+    get(`api/runs/${encodeURIComponent(run.id)}/nodes/${encodeURIComponent(key)}`).then(
+      (found) => left || asked || draw(found),
+      (error) => left || node || replace(body, h("p", { role: "alert" }, error.message)),
+    );
+  }
+  load();
 
   return {
     element,
+    // What is selected in the panel stays so: it is drawn anew only while nobody is in it.
+    look: () => Date.now() - last > 1000 && !(node && ["done", "failed", "skipped"].includes(node.state) && !node.items) && !element.contains(document.activeElement) && load(),
     made: () => lead("ancestors"),
     leave() {
       left = true;

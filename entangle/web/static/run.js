@@ -1,14 +1,15 @@
 // One run: its graph, its timeline, its nodes, and the rest of its record. A live run is updated.
 
 import { Gone, get, listen } from "./api.js";
-import { duration, h, meter, moment, number, replace, state } from "./dom.js";
+import { counted, duration, errorLine, h, meter, moment, number, replace, state } from "./dom.js";
 import { graphView } from "./graph.js";
 import { timelineView } from "./timeline.js";
 import { nodesView } from "./nodes.js";
+import { progressView } from "./progress.js";
 import { aboutView } from "./about.js";
 import { nodePanel } from "./node.js";
 
-const TABS = { graph: ["Graph", graphView], timeline: ["Timeline", timelineView], nodes: ["Nodes", nodesView], about: ["About", aboutView] };
+const TABS = { graph: ["Graph", graphView], timeline: ["Timeline", timelineView], nodes: ["Nodes", nodesView], progress: ["Progress", progressView], about: ["About", aboutView] };
 
 export function runPage(place, id, tab = "graph") {
   if (!(tab in TABS)) tab = "graph";
@@ -44,18 +45,38 @@ export function runPage(place, id, tab = "graph") {
   function drawHead() {
     const info = run.info;
     const counts = info.counts ?? {};
+    const focused = head.contains(document.activeElement);
     document.title = `${info.task} · entangle`;
     replace(
       head,
       h("h1", {}, info.task || "a run"),
       state(info.state),
-      h("span", {}, `${number(info.nodes)} nodes`),
-      run.live ? meter(counts.done ?? 0, counts.running ?? 0, counts.failed ?? 0, info.nodes) : null,
+      h("span", {}, info.stream ? `${number(info.nodes)} stages` : `${number(info.nodes)} nodes`),
+      run.live && !info.stream ? meter(counts, info.nodes) : null,
+      run.live || counts.failed || counts.skipped ? h("span", { class: "quiet counts" }, run.live && info.stream ? `items: ${counted(counts) || "none yet"}` : counted(counts)) : null,
       h("span", {}, duration(info.seconds)),
       h("span", { class: "quiet narrow-hide" }, moment(info.began)),
       info.parent ? h("a", { href: `#/run/${info.parent.run}?node=${info.parent.node ?? ""}` }, "part of a run") : null,
       h("span", { class: "quiet narrow-hide" }, Object.entries(info.tags ?? {}).map(([key, value]) => `${key}=${value}`).join(" ")),
+      info.error ? problem(info.error) : null,
     );
+    if (focused) head.querySelector(".problem")?.focus();
+  }
+
+  // What ended the run, and the way to the node that failed.
+  function problem(error) {
+    const known = error.node !== null && error.node !== undefined;
+    return h(
+      "p",
+      { class: "problem", role: "alert" },
+      h("span", { class: "said" }, errorLine(error)),
+      known ? h("a", { href: link("graph", String(error.node)) }, `to node ${error.node}`) : null,
+    );
+  }
+
+  // `failed` stands for the node whose failure ended the run.
+  function nodeNamed(node) {
+    return node === "failed" ? (run.info?.error?.node !== null && run.info?.error?.node !== undefined ? String(run.info.error.node) : null) : node;
   }
 
   function show(name) {
@@ -92,6 +113,7 @@ export function runPage(place, id, tab = "graph") {
     }
     if (left) return;
     run.live = run.info.live;
+    nodeOpen = nodeNamed(nodeOpen);
     drawHead();
     show(tab);
     if (nodeOpen !== null) select(nodeOpen, true);
@@ -101,9 +123,10 @@ export function runPage(place, id, tab = "graph") {
   function follow() {
     stop = listen(`api/runs/${encodeURIComponent(id)}/events`, {
       look: (look) => {
-        Object.assign(run.info, { seconds: look.seconds, counts: look.counts, nodes: look.nodes, workers: look.workers });
+        Object.assign(run.info, { seconds: look.seconds, counts: look.counts, nodes: look.nodes, workers: look.workers, stream: look.stream ?? null });
         drawHead();
         run.view?.look?.(look);
+        panel?.look?.();
       },
       ended: async () => {
         stop?.();
@@ -142,7 +165,7 @@ export function runPage(place, id, tab = "graph") {
       if (!found || decodeURIComponent(found[1]) !== id || !run.info) return false;
       const wanted = found[2] ?? "graph";
       if (wanted !== tab && wanted in TABS) show(wanted);
-      const node = parameters.get("node");
+      const node = nodeNamed(parameters.get("node"));
       if (node !== nodeOpen) select(node, true);
       return true;
     },
@@ -159,7 +182,7 @@ export function runPage(place, id, tab = "graph") {
     },
     key(event) {
       if (run.view?.key?.(event)) return true;
-      const name = { g: "graph", t: "timeline", n: "nodes", a: "about" }[event.key];
+      const name = { g: "graph", t: "timeline", n: "nodes", p: "progress", a: "about" }[event.key];
       if (name) location.hash = link(name);
       if (event.key === "m") panel?.made?.();
       if (tabs.contains(document.activeElement) && ["ArrowLeft", "ArrowRight"].includes(event.key)) {

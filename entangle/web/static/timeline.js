@@ -54,7 +54,9 @@ export function timelineView(view, run) {
     if (left || ticket !== asked) return;
     data = found;
     if (to === null) from = 0;
-    replace(legend, data.tasks.slice(0, 12).map((name, index) => h("span", {}, h("i", { class: "swatch", style: { background: colour(index) } }), name)));
+    const failures = [1, 2].filter((kind) => data.bars.some((bar) => bar[6] === kind));
+    canvas.setAttribute("aria-label", `Timeline of ${data.lanes.length} lanes over ${duration(data.total)}: ${data.tasks.slice(0, 12).join(", ")}${failures.length ? "; some failed" : ""}. Arrows move, plus and minus zoom`);
+    replace(legend, failures.map((kind) => h("span", {}, h("i", { class: `swatch ${kind === 2 ? "hatched" : "failed"}` }), kind === 2 ? "failed, tried again" : "failed")), data.tasks.slice(0, 12).map((name, index) => h("span", {}, h("i", { class: "swatch", style: { background: colour(index) } }), name)));
     replace(summary, `${number(data.lanes.length)} ${by === "cpu" ? "CPU" : "worker"}${data.lanes.length === 1 ? "" : "s"}, ${duration(data.total)}, busy ${(100 * data.busy).toFixed(0)} %`);
     canvas.dataset.ready = "yes";
     canvas.dataset.bars = String(data.bars.length);
@@ -80,7 +82,7 @@ export function timelineView(view, run) {
     const quiet = css("--quiet");
     const line = css("--line");
     const failed = css("--failed");
-    const ground = css("--on-state");
+    const ground = css("--on-bar");
     pen.fillStyle = quiet;
     pen.strokeStyle = line;
     for (const tick of ticks(from, end(), Math.max(2, Math.floor((width - LABEL) / 110)))) {
@@ -89,19 +91,24 @@ export function timelineView(view, run) {
       pen.moveTo(at + 0.5, AXIS - 6);
       pen.lineTo(at + 0.5, height);
       pen.stroke();
-      pen.fillText(duration(tick), at + 4, AXIS / 2);
+      if (at + 4 + pen.measureText(duration(tick)).width < width) pen.fillText(duration(tick), at + 4, AXIS / 2);
     }
     pen.save();
     pen.beginPath();
     pen.rect(LABEL, AXIS, width - LABEL, height - AXIS);
     pen.clip();
+    const stripes = hatched(pen, failed);
     for (const [lane, started, ended, task, node, count, bad] of data.bars) {
       const top = AXIS + lane * LANE - scroll;
       if (top < -LANE || top > height) continue;
       const begin = x(started);
       const wide = Math.max(0.8, x(ended) - begin);
-      pen.fillStyle = bad ? failed : task < 0 ? line : colour(task);
+      pen.fillStyle = bad === 2 ? stripes : bad ? failed : task < 0 ? line : colour(task);
       pen.fillRect(begin, top + 3, wide, LANE - 6);
+      if (bad) {
+        pen.strokeStyle = failed;
+        pen.strokeRect(begin + 0.5, top + 3.5, Math.max(1, wide - 1), LANE - 7);
+      }
       if (chosen !== null && String(node) === String(chosen)) {
         pen.strokeStyle = text;
         pen.lineWidth = 2;
@@ -109,8 +116,13 @@ export function timelineView(view, run) {
         pen.lineWidth = 1;
       }
       if (wide > 34 && task >= 0) {
-        pen.fillStyle = ground;
-        pen.fillText(count > 1 ? `${data.tasks[task]} ×${count}` : data.tasks[task], begin + 5, top + LANE / 2, wide - 8);
+        pen.fillStyle = bad === 2 ? text : ground;
+        pen.save();
+        pen.beginPath();
+        pen.rect(begin, top, wide - 3, LANE);
+        pen.clip();
+        pen.fillText(`${bad ? "✗ " : ""}${data.tasks[task]}${count > 1 ? ` ×${number(count)}` : ""}`, begin + 5, top + LANE / 2);
+        pen.restore();
       }
     }
     pen.restore();
@@ -121,6 +133,19 @@ export function timelineView(view, run) {
     pen.clip();
     data.lanes.forEach((lane, index) => pen.fillText(lane, 8, AXIS + index * LANE + LANE / 2 - scroll, LABEL - 14));
     pen.restore();
+  }
+
+  // What an attempt is filled with that others followed: it failed, and the task did not.
+  function hatched(pen, colour) {
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = 8;
+    const brush = tile.getContext("2d");
+    brush.fillStyle = css("--ground");
+    brush.fillRect(0, 0, 8, 8);
+    brush.strokeStyle = colour;
+    brush.lineWidth = 1.5;
+    for (const start of [-8, 0, 8]) brush.beginPath(), brush.moveTo(start, 8), brush.lineTo(start + 8, 0), brush.stroke();
+    return pen.createPattern(tile, "repeat");
   }
 
   function* ticks(low, high, count) {
@@ -195,18 +220,24 @@ export function timelineView(view, run) {
     tip.hidden = !bar;
     if (!bar) return;
     const box = stage.getBoundingClientRect();
-    tip.textContent = `${bar[3] < 0 ? "several tasks" : data.tasks[bar[3]]}${bar[5] > 1 ? ` ×${number(bar[5])}` : ""}, ${duration(bar[2] - bar[1])}, from ${duration(bar[1])}`;
-    tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - 180)}px`;
+    tip.textContent = told(bar);
+    tip.style.left = `${Math.max(0, Math.min(event.clientX - box.left + 12, box.width - 270))}px`;
     tip.style.top = `${event.clientY - box.top + 14}px`;
   });
   canvas.addEventListener("pointerup", (event) => {
     const bar = drag && !drag.moved ? under(event) : null;
     drag = null;
     if (!bar) return;
-    if (bar[5] > 1) zoomTo(bar);
+    if (bar[5] > 1 && !run.info.stream) zoomTo(bar);
     else run.select(String(bar[4]));
   });
   canvas.addEventListener("pointerleave", () => (tip.hidden = true));
+
+  // A bar in words: what ran, how long, and with what it failed.
+  function told(bar) {
+    const what = `${data.tasks[bar[3]]}${bar[5] > 1 ? ` ×${number(bar[5])}` : ""}`;
+    return `${what}, ${duration(bar[2] - bar[1])}, from ${duration(bar[1])}${bar[6] ? `: ${bar[6] === 2 ? "an attempt that failed with " : ""}${bar[7] ?? "failed"}` : ""}`;
+  }
 
   function zoomTo(bar) {
     const margin = (bar[2] - bar[1]) * 0.2;

@@ -1,0 +1,129 @@
+"""Runs whose log segments are large and not ingested yet, as the page wants them.
+
+Ingesting a hundred thousand nodes takes a second or two, and a user who opens the page just after
+such a run does not wait for that. What the page shows first is in the segment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+from entangle._records.directory import segments_of
+from entangle._records.ingest import state_of
+from entangle._records.log_segment import OURS, SUFFIX, LogSegment, read
+from entangle._shared.table import DONE, FAILED, READY, RUNNING, SKIPPED, WAITING
+from entangle.web.page_graph import GraphPart
+
+#: Smaller ones have been ingested when these functions are called.
+_STATES = {DONE: "done", FAILED: "failed", SKIPPED: "skipped", RUNNING: "cancelled", READY: "waiting", WAITING: "waiting"}
+
+
+@lru_cache(maxsize=2)
+def _read(path: str, size: int, changed: int) -> LogSegment | None:
+    """A segment whose run is over. A segment does not change after that."""
+    try:
+        segment = read(path)
+    except (OSError, ValueError):
+        return None
+    return None if segment.live or segment.tail is None else segment
+
+
+def _segment(directory: str, run_id: str) -> LogSegment | None:
+    path = os.path.join(segments_of(directory), run_id + SUFFIX)
+    if not OURS.fullmatch(os.path.basename(path)):
+        return None
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return _read(path, found.st_size, found.st_mtime_ns)
+
+
+def _summary(segment: LogSegment) -> dict[str, Any]:
+    head, tail = segment.head, segment.tail
+    assert tail is not None
+    git, error = head.get("git") or {}, tail.get("error")
+    return {
+        "id": segment.id,
+        "task": head["name"],
+        "state": state_of(tail),
+        "began": head["began"] / 1e9,
+        "seconds": (tail["ended"] - head["clock"]) / 1e9,
+        "nodes": len(segment.body_of),
+        "done": segment.states.count(DONE),
+        "failed": segment.states.count(FAILED),
+        "skipped": segment.states.count(SKIPPED),
+        "error": {"type": error["type"], "message": error["message"][:300]} if error else None,
+        "program": head["place"].get("program"),
+        "commit": git.get("commit"),
+        "dirty": bool(tail.get("dirty")),
+        "tags": head.get("tags") or {},
+        "host": head["host"],
+        "live": False,
+    }
+
+
+def runs(directory: str) -> list[dict[str, Any]]:
+    """The runs that no other run has called."""
+    try:
+        names = os.listdir(segments_of(directory))
+    except OSError:
+        return []
+    found = (_segment(directory, name.removesuffix(SUFFIX)) for name in names if OURS.fullmatch(name))
+    return [_summary(segment) for segment in found if segment is not None and not segment.head.get("parent")]
+
+
+def info(directory: str, run_id: str) -> dict[str, Any] | None:
+    """What is known of a run as a whole; None where there is no such segment."""
+    segment = _segment(directory, run_id)
+    if segment is None:
+        return None
+    assert segment.tail is not None
+    found = _summary(segment)
+    error = segment.tail.get("error")
+    counts: Counter[str] = Counter()
+    for state, count in Counter(segment.states).items():
+        counts[_STATES.get(state, "waiting")] += count
+    place = segment.head["place"]
+    return {
+        **found,
+        "counts": dict(counts),
+        "error": {name: error[name] for name in ("type", "message", "traceback", "node")} if error else None,
+        "load": [sample[:3] for sample in segment.tail.get("load") or []],
+        "stream": None,
+        "parent": None,
+        "platform": place.get("platform"),
+        "python": place.get("python"),
+        "command": place.get("program"),
+        "pid": segment.head["pid"],
+        "workers": segment.tail.get("workers"),
+        "packages": {"entangle": place.get("entangle"), **(segment.head.get("packages") or {})},
+        "critical": [],
+    }
+
+
+def part(directory: str, run_id: str) -> GraphPart | None:
+    """The graph of a run, to be drawn with the nodes of a task as one; None where there is no such
+    segment."""
+    segment = _segment(directory, run_id)
+    if segment is None:
+        return None
+    body_of, starts, inputs = segment.body_of, segment.starts, segment.inputs
+    names = list(dict.fromkeys(body["name"] for body in segment.head["bodies"]))
+    place = [names.index(body["name"]) for body in segment.head["bodies"]]
+    totals: Counter[tuple[int, str]] = Counter()
+    for (body, state), count in Counter(zip(body_of, segment.states, strict=True)).items():
+        totals[place[body], _STATES.get(state, "waiting")] += count
+    links: Counter[tuple[int, int]] = Counter()
+    for node, body in enumerate(body_of):
+        for taken in inputs[starts[node] : starts[node + 1]]:
+            if taken >= 0:
+                links[body_of[taken], body] += 1
+    joined: Counter[tuple[int, int]] = Counter()
+    for (source, target), count in links.items():
+        joined[place[source], place[target]] += count
+    task_of = [place[body] for body in body_of]
+    return GraphPart(run_id, names, task_of, (), (), links=joined, sinks=(), totals=totals)
