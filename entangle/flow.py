@@ -64,6 +64,11 @@ class Body(NamedTuple):
         """Whether this body has a deadline, or its arguments have."""
         return self.timeout is not None or self.wait is not None
 
+    @property
+    def ours(self) -> bool:
+        """Whether it is none of the user's: the ends of a dataflow, what makes a list of values."""
+        return getattr(self.function, "of_entangle", False)
+
     def made_of(self) -> list[tuple[str, Any]]:
         """The parts that travel with the body when it is sent, each after its name for errors."""
         return [("the function", self.function)]

@@ -443,6 +443,7 @@ def _starmap(function: Task[..., Any] | Method[..., Any], chunk: int, pairs: Any
 def _ours(function: Callable[..., R], name: str, title: str, *layers: Layer) -> Task[..., R]:
     """A task of this module, which pickles find under `name`; errors and records show `title`."""
     function.__qualname__, function.__name__ = name, title
+    function.of_entangle = True  # type: ignore[attr-defined]
     return Task(function, layers)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._run import Observer
+from entangle._run.progress import observer_for
 from entangle._run.run import Run
 from entangle._run.supervisor import Supervisor
 from entangle._shared.site import Site
@@ -29,7 +30,7 @@ class CompletionsRun(Run):
     """
 
     def __init__(self, flow: Flow, tell: Tell, way: str | None = None, observer: Observer | None = None) -> None:
-        super().__init__(flow, way, observer)
+        super().__init__(flow, way, observer or observer_for(None))
         self._tell = tell
         self._left = sorted(flow.kept)
         self._looks_at = 0.0

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, Protocol
 from entangle._run import Observer
 from entangle._run.deaths import Deaths
 from entangle._run.history import History
+from entangle._run.progress import observer_for
 from entangle._run.run import Run
 from entangle._run.supervisor import PATIENCE, Supervisor
 from entangle._run.worker_process import WorkerProcess
@@ -90,6 +91,8 @@ class Port(NamedTuple):
 def _unused(*_: Any) -> None:
     """The body of sources and gathers. It never runs."""
 
+
+_unused.of_entangle = True  # type: ignore[attr-defined]
 
 SOURCE = Body(_unused, "source", HERE)
 GATHER = Body(_unused, "gather", HERE)
@@ -176,7 +179,7 @@ class RearmedRun(Run):
         observer: Observer | None = None,
         feeds: dict[int, tuple[int, int]] | None = None,
     ) -> None:
-        super().__init__(flow, way, observer)
+        super().__init__(flow, way, observer or observer_for(None))
         self.ports = ports
         self.client = client
         self.history: History = History([port.rows for port in ports], feeds or {})

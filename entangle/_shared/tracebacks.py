@@ -110,7 +110,7 @@ def _is_passed_on(error: BaseException) -> bool:
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
-    return at is None or not is_ours(_module(at)) or at.tb_frame.f_code in _passing_on
+    return at is None or not _is_ours(at) or at.tb_frame.f_code in _passing_on
 
 
 def _module(entry: types.TracebackType) -> str:
@@ -118,9 +118,9 @@ def _module(entry: types.TracebackType) -> str:
     return name if type(name) is str else ""
 
 
-def is_ours(module: str) -> bool:
-    """Whether a module is part of entangle, and no user's."""
-    return module == "entangle" or (module.startswith("entangle.") and not module.startswith(_AS_USERS))
+def _is_ours(entry: types.TracebackType) -> bool:
+    name = _module(entry)
+    return name == "entangle" or (name.startswith("entangle.") and not name.startswith(_AS_USERS))
 
 
 def _others(first: types.TracebackType | None) -> types.TracebackType | None:
@@ -129,7 +129,7 @@ def _others(first: types.TracebackType | None) -> types.TracebackType | None:
     after_ours, hidden = False, 0
     at = first
     while at is not None:
-        after_ours = is_ours(_module(at)) or (after_ours and _module(at).startswith(_BETWEEN))
+        after_ours = _is_ours(at) or (after_ours and _module(at).startswith(_BETWEEN))
         if after_ours:
             hidden += 1
         else:

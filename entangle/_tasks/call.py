@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
 from entangle import _tasks
-from entangle._run import Observer
+from entangle._run.progress import observer_for
 from entangle._run.run import Run
 from entangle._shared.masks import MASK, is_secret
 from entangle._shared.summaries import value_in_short
@@ -259,14 +258,7 @@ class Call(Generic[R_co]):
         workers: int | None = None,
     ) -> Run:
         """The next execution of this graph."""
-        if progress is None:
-            progress = os.environ.get("ENTANGLE_PROGRESS", "") not in ("", "0")
-        observer: Observer | None = None
-        if progress:
-            from entangle._run.progress.following import Bar
-
-            observer = Bar()
-        return Run(self._compiler.compile_call(self), start, observer, timeout, workers)
+        return Run(self._compiler.compile_call(self), start, observer_for(progress), timeout, workers)
 
     @edge
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:

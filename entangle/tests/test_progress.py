@@ -137,6 +137,30 @@ def test_plain_lines_on_a_terminal_that_can_do_no_better(tmp_path: Path) -> None
     assert without_times(shown.splitlines())[-2:] == ["done 17 of 17 in TIME", "answer 2"]
 
 
+ALL_RUNS = """
+    @dataflow
+    def odd(n):
+        time.sleep(0.05)
+        return n
+
+    print(load(1)())
+    print(odd(odd())(1))
+    print(sum(n for n, in odd().stream(range(5))))
+    print(sum(future.result() for future in entangle.as_completed([load(2), load(3)])))
+    print(load(4)(progress=False))
+"""
+ALL_LINES = ["done 1 of 1 in TIME", "1", "done 2 of 2 in TIME", "(1,)", "done 5 items in TIME", "10", "done 2 of 2 in TIME", "5", "4"]
+
+
+@pytest.mark.parametrize("how", ["by a block", "by the environment"])
+def test_every_kind_of_run_is_shown(tmp_path: Path, how: str) -> None:
+    """But one that says no."""
+    program = textwrap.dedent(ALL_RUNS)
+    if how == "by a block":
+        program = "with entangle.progress():" + textwrap.indent(program, "    ")
+    assert lines_of(on_a_terminal(Caller(tmp_path, script(program), **environment_of(how)))) == ALL_LINES
+
+
 def test_nothing_unless_it_is_asked_for(tmp_path: Path) -> None:
     assert on_a_terminal(Caller(tmp_path, script(HOW["by the environment"], SLOW))).split() == ["answer", "2"]
 
@@ -225,8 +249,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("ending", ENDS)
-@pytest.mark.parametrize("where", ["terminal", "pipe"])
+@pytest.mark.parametrize(
+    ("where", "ending"), [*(("terminal", ending) for ending in ENDS), ("pipe", "all done"), ("pipe", "one has failed")]
+)
 def test_the_last_line_says_how_a_run_has_ended(tmp_path: Path, ending: str, where: str) -> None:
     program, last = ENDS[ending]
     caller = Caller(tmp_path, script(program))
@@ -312,7 +337,7 @@ def test_a_prompt_stays_whole(tmp_path: Path) -> None:
     assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["your name?", "done 9 of 9 in TIME"]
 
 
-@pytest.mark.parametrize("columns", [20, 40, 60])
+@pytest.mark.parametrize("columns", [20, 40])
 def test_a_narrow_terminal(tmp_path: Path, columns: int) -> None:
     shown = on_a_terminal(Caller(tmp_path, script("study(4)(progress=True)")), columns=columns)
     assert lines_of(shown, columns) == ["done 9 of 9 in TIME"]
@@ -361,6 +386,43 @@ def test_runs_of_bodies_have_no_line_of_their_own(tmp_path: Path) -> None:
     shown = on_a_terminal(Caller(tmp_path, script(program), ENTANGLE_PROGRESS="1"))
     assert "train" not in shown, shown
     assert lines_of(shown) == ["done 2 of 2 in TIME", "done 1 of 1 in TIME"]
+
+
+def test_a_list_of_values_is_no_task_and_every_task_of_a_user_is_one(tmp_path: Path) -> None:
+    program = """
+        from entangle.interpreter import interpreter
+
+        @interpreter(python=sys.executable)
+        def far(n):
+            print("from afar", n)
+            time.sleep(0.2)
+            return n
+
+        load.map(range(4)).run(progress=True)
+        load.map(load.map(range(2))).run(progress=True)
+        load(far(3)).run(progress=True)
+    """
+    lines = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
+    assert [line for line in lines if "afar" not in line] == ["done 4 of 4 in TIME", "done 4 of 4 in TIME", "done 2 of 2 in TIME"]
+    assert sum(line.endswith("] from afar 3") for line in lines) == 1, lines
+
+
+def test_a_run_that_goes_on_after_a_failure(tmp_path: Path) -> None:
+    program = """
+        total(entangle.gather(load(1), train(fail(2)), return_exceptions=True)).run(progress=True)
+    """.replace("total(", "process(len)(")
+    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["done 2 of 4 in TIME · 1 failed, 1 skipped"]
+
+
+def test_a_run_that_is_timed_out(tmp_path: Path) -> None:
+    program = """
+        try:
+            train(endless(load(1))).run(timeout=0.5, progress=True)
+        except entangle.errors.RunTimeoutException:
+            pass
+    """
+    lines = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
+    assert re.fullmatch(r"timed out after TIME · [01] of 3 done · 1 stopped, [12] not run", lines[0]), lines
 
 
 def test_a_stream_shows_its_items(tmp_path: Path) -> None:

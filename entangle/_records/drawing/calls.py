@@ -13,7 +13,6 @@ from entangle._records.drawing.boxes import Box, Drawing, Link
 from entangle._records.drawing.picture import HEIGHT, clean, path_of, places_of
 from entangle._shared.masks import masked
 from entangle._shared.summaries import call_in_short, constants_in_short, cut
-from entangle._shared.tracebacks import is_ours
 from entangle.flow import Flow
 
 #: Up to so many calls, each has a box of its own.
@@ -63,7 +62,7 @@ def _one_by_one(flow: Flow) -> Drawing:
     for node in range(flow.count):
         name, task = flow.name(node), flow.body(node).name
         below = constants_in_short(flow, node)
-        if name != task and not is_ours(getattr(flow.body(node).function, "__module__", None) or ""):
+        if name != task and not flow.body(node).ours:
             below = f"{task}({below})"
         boxes.append(Box(node, cut(masked(name), _NAME), 1, cut(below, _BELOW), _STATE, call_in_short(flow, node)))
         links += [Link(source, node, 1, f"{flow.name(source)} → {name}") for source in flow.sources(node)]

@@ -177,17 +177,24 @@ class _Following:
         if run.id not in self._by_run:
             return
         with self._guard:
-            shown = self._by_run.pop(run.id, None)
+            shown = self.leave(run)
             if shown is None:
                 return
-            if shown.run is not run:
+            if shown.run is run:
+                shown.place.ended(shown.view(_end_of(run)))
+            else:
                 shown.close(run)
-                return
-            for inner in list(shown.inside):
-                self._by_run.pop(inner, None)
-            if not self._by_run:
-                observers.remove(self)
-            shown.place.ended(shown.view(_end_of(run)))
+
+    def leave(self, run: ObservedRun) -> _Shown | None:
+        """Follow a run no longer. Gives the one with which it was shown, if it was."""
+        with self._guard:
+            shown = self._by_run.pop(run.id, None)
+            if shown is not None and shown.run is run:
+                for inner in list(shown.inside):
+                    self._by_run.pop(inner, None)
+                if not self._by_run:
+                    observers.remove(self)
+            return shown
 
     def forget(self) -> None:
         """This is a forked child: its runs are its own."""
@@ -249,6 +256,20 @@ class Bar:
     def ended(self, run: ObservedRun) -> None:
         """Show how it has ended."""
         _following.ended(run)
+
+
+class NoBar:
+    """An observer that keeps one run from being shown, in a block that shows all."""
+
+    def started(self, run: ObservedRun) -> None:
+        """Follow it no longer."""
+        _following.leave(run)
+
+    def looked(self, run: ObservedRun) -> None:
+        """Nothing to do."""
+
+    def ended(self, run: ObservedRun) -> None:
+        """Nothing to do."""
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from entangle._run.history import History
 from entangle._shared.table import BEGUN, DONE, FAILED, NODE, RECORD, RUNNING, SINCE, SKIPPED, SLOT, UNARMED, Table
-from entangle._shared.tracebacks import is_ours
-from entangle.flow import HERE, Body, Flow
+from entangle.flow import Flow
 
 #: Nodes of a block. Smaller ones are more to compare, larger ones more to count again.
 BLOCK = 1024
@@ -91,7 +90,7 @@ class Tally:
     def __init__(self, flow: Flow, history: History | None = None, many: bool = False) -> None:
         self._history, self._many = history, many
         numbers: dict[tuple[str, bool], int] = {}
-        of_body = [numbers.setdefault((_printable(body.name), _is_ours(body)), len(numbers)) for body in flow.bodies]
+        of_body = [numbers.setdefault((_printable(body.name), body.ours), len(numbers)) for body in flow.bodies]
         self._group_of = [of_body[body] for body in flow.body_of]
         self._groups = [_Group(Count(name)) for name, _ in numbers]
         ours = {number for (_, of_ours), number in numbers.items() if of_ours}
@@ -226,11 +225,6 @@ class Tally:
             group.count.lost = group.count.left
             group.since.clear()
         self._at_once = 0.0
-
-
-def _is_ours(body: Body) -> bool:
-    """Whether a body is none of the user's: the ends of a dataflow, what makes a list of values."""
-    return body.carrier == HERE and is_ours(getattr(body.function, "__module__", None) or "")
 
 
 def _printable(name: str) -> str:
