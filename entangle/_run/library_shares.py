@@ -72,7 +72,7 @@ def alone(flow: Flow, lanes: list[int]) -> tuple[int, ...]:
         found.append(node)
         while len(below := flow.sources(node)) == 1 and len(flow.takers(below[0])) == 1:
             found.append(node := below[0])
-    if flow.pending.count(0) == 1:
+    if flow.leaves <= 1 and flow.pending.count(0) == 1:
         node = flow.pending.index(0)
         found.append(node)
         while len(above := flow.takers(node)) == 1 and flow.pending[above[0]] == 1:

@@ -69,7 +69,6 @@ def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, seria
     try:
         if way == "fork":
             store.before_fork()
-            library_threads.look()
             pid = _fork(site, store, slot, lane, serial, err_write, out_write)
             watch = _watch(pid)
         else:
@@ -111,6 +110,8 @@ def _watch(pid: int) -> int:
 def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int, out: int) -> int:
     parent = os.getpid()
     own_handlers = life.handlers_to_reset()
+    if site.settings is None:
+        site.settings = library_threads.settings(site.shares.each, forked=True)
     alone = not reaper.others()  # reapers hold no lock during a fork
     # A signal to the newborn waits until it has the handlers of a worker. It would print a
     # traceback otherwise.
@@ -136,7 +137,7 @@ def _fork(site: Site, store: Store, slot: int, lane: int, serial: int, err: int,
         life.settle_in(parent, err, out, own_handlers)
         life.unblock_signals(masked)
         pickled_classes.inherit()
-        library_threads.keep_to(site.shares.each, forked=True)
+        library_threads.apply(site.settings)
         store.become(slot, serial)
         worker = Worker(site, slot, lane, serial, store)
         if lane >= DEVICE:

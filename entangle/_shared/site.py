@@ -80,6 +80,8 @@ class Site:
         #: MAKEFLAGS for programs that bodies start.
         self.makeflags: str | None = None
         self.shares = Shares()
+        #: What forked workers set to keep to their share (`_worker/library_threads.py`).
+        self.settings: Any = None
         #: The file with the flow, for workers that were not forked.
         self.flow_path = ""
         #: Notes of workers in the invoking process.

@@ -4,27 +4,27 @@ BLAS, OpenMP, numba, polars and their like start a thread for each CPU of the ma
 on two CPUs would compute with four threads, and sixty-four on sixty-four with four thousand.
 
 A library that is not loaded yet reads environment variables when it is. One that a forked worker
-has inherited is told by a call: `look` finds it in the caller before the fork, since looking takes
+has inherited is told by a call; it is found in the caller before the fork, since looking takes
 milliseconds. Both leave alone what the user has set: a variable that is there, or a number of
 threads that is not the library's own choice.
 
-threadpoolctl knows such libraries. Where it is not installed, OpenBLAS is told here, which numpy
-and scipy bring along: beside the others, `auto` does not fork.
+threadpoolctl knows such libraries. Where it is not installed, OpenBLAS is told all the same, which
+numpy and scipy bring along: beside the others, `auto` does not fork.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from entangle._shared.loaded_libraries import loads, mapped_files
 from entangle._shared.site import Shares
 from entangle._shared.tracebacks import passes_on
+from entangle._worker.openblas import OpenBLAS
 from entangle.cookies import available_cpus
 
 #: What libraries read when they are loaded; and the package, where only one reads it. OpenBLAS,
@@ -64,76 +64,53 @@ class Library(Protocol):
         """Use so many threads from now on."""
 
 
+class Settings(NamedTuple):
+    """What a worker sets so that libraries keep to so many `threads`: variables, and the numbers of
+    threads of libraries that are loaded. `broken` are libraries that can have one thread only."""
+
+    threads: int
+    variables: list[tuple[str, str]]
+    loaded: list[tuple[Library, int]]
+    broken: list[str]
+
+
 #: How many threads the libraries of this process may use; 0 where nobody has said.
 share = 0
 #: The variables that we have set in this process, with their values.
 _ours: dict[str, str] = {}
 #: The numbers of threads that we have set in loaded libraries.
 _told: dict[str, int] = {}
-#: Libraries that have started no thread of their own in this process, and cannot: see `_tell`.
-_crippled: set[str] = set()
+#: Libraries that wait for ever if they are told to use more than one thread: see `settings`.
+_broken: set[str] = set()
 #: Libraries with threads that this process has loaded, and how many libraries it had ever loaded
 #: when we looked.
 _pools: list[Library] = []
 _looked_at = -1
 
 
-def look() -> None:
-    """Find the libraries with threads that this process has loaded: before a fork, or before they
-    are told. Nothing is done, in a microsecond, unless a library has been loaded since."""
+def _look() -> None:
+    """Find the libraries with threads that this process has loaded. Nothing is done, in a
+    microsecond, unless a library has been loaded since."""
     global _looked_at, _pools
     now = loads()
     if now == _looked_at:
         return
-    for package in filter(None, VARIABLES.values()):
-        _installed(package)  # known in the children
     text = mapped_files(now)
     _pools = _loaded(text) if any(name in text for name in _FILES) else []
     _looked_at = loads()  # looking may load some
 
 
 def _loaded(maps: bytes) -> list[Library]:
+    paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if b"openblas" in line}
+    found: list[Library] = [blas for path in sorted(paths) if (blas := OpenBLAS(os.fsdecode(path), maps)).usable]
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
-        paths = {line.split(maxsplit=5)[5] for line in maps.splitlines() if b"openblas" in line}
-        return [pool for pool in map(_OpenBLAS, map(os.fsdecode, sorted(paths))) if pool.usable]
+        return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # two OpenMP runtimes in one program
-        found: list[Library] = list(ThreadpoolController().lib_controllers)
-    return found
-
-
-class _OpenBLAS:
-    """A loaded OpenBLAS. Builds differ in the affixes of their functions' names."""
-
-    internal_api = "openblas"
-
-    def __init__(self, filepath: str) -> None:
-        self.filepath = filepath
-        self._get: Any = None
-        self._set: Any = None
-        try:
-            library = ctypes.CDLL(filepath, mode=os.RTLD_NOLOAD)
-        except OSError:
-            return
-        for before in ("", "scipy_"):
-            for after in ("", "64_", "_64"):
-                name = f"{before}openblas_%s_num_threads{after}"
-                if hasattr(library, name % "set") and hasattr(library, name % "get"):
-                    self._get, self._set = getattr(library, name % "get"), getattr(library, name % "set")
-
-    @property
-    def usable(self) -> bool:
-        """Whether it has the functions that we know."""
-        return self._set is not None
-
-    @property
-    def num_threads(self) -> int | None:
-        return int(self._get())
-
-    def set_num_threads(self, num_threads: int) -> None:
-        self._set(num_threads)
+        others = ThreadpoolController().lib_controllers
+    return [*found, *(other for other in others if other.internal_api != "openblas")]
 
 
 class _Numba:
@@ -174,40 +151,69 @@ class _Numexpr:
         self._module.set_num_threads(min(num_threads, self._module.MAX_THREADS))
 
 
-def keep_to(threads: int, forked: bool = False) -> None:
-    """Have the libraries of this process use so many threads; 0 changes nothing.
+def settings(threads: int, forked: bool = False) -> Settings:
+    """What a worker must set to keep to so many threads; 0 changes nothing.
 
-    `forked` says that this process has just been forked, with the libraries of its parent.
+    With `forked`, the worker is about to be forked from this process. What is found out here need
+    not be in the child, which is slow: it copies each page that it touches first.
     """
-    global share
-    if not threads:
-        return
-    before, share = share, threads
-    if before == threads and not forked:
-        return
-    if before and not forked:
-        look()
-    cpus = len(available_cpus())
-    if _ours or threads < cpus:
-        _set_variables(threads)
+    variables: list[tuple[str, str]] = []
+    loaded: list[tuple[Library, int]] = []
+    broken: list[str] = []
+    if not threads or (threads == share and not forked):
+        return Settings(threads, variables, loaded, broken)
+    if share or forked:
+        _look()
+    if _ours or threads < len(available_cpus()):
+        variables = list(_variables(str(threads)))
     pools = _pools
     if "numba.core.config" in sys.modules:
         pools = [*pools, _Numba()]
     if hasattr(sys.modules.get("numexpr"), "get_num_threads"):
         pools = [*pools, _Numexpr()]
     for pool in pools:
-        _tell(pool, threads, before, cpus, forked)
+        if not _may_be_told(pool):
+            continue
+        if forked and "gomp" in os.path.basename(pool.filepath):
+            broken.append(pool.filepath)
+        # GNU's OpenMP waits for ever in a child for the threads that only its parent has, but not
+        # with one thread.
+        wanted = 1 if pool.filepath in _broken or pool.filepath in broken else threads
+        if pool.num_threads != wanted:
+            loaded.append((pool, wanted))
+    return Settings(threads, variables, loaded, broken)
 
 
-def _set_variables(threads: int) -> None:
-    wanted = str(threads)
+def apply(settings: Settings) -> None:
+    """Have the libraries of this process, a worker, keep to these settings."""
+    global share
+    threads, variables, loaded, broken = settings
+    if not threads:
+        return
+    share = threads
+    for name, value in variables:
+        os.environ[name] = _ours[name] = value
+    if loaded or broken:
+        _broken.update(broken)
+        for library, number in loaded:
+            library.set_num_threads(number)
+            _told[library.filepath] = number
+
+
+def keep_to(threads: int) -> None:
+    """Have the libraries of this process, a worker, use so many threads; 0 changes nothing."""
+    apply(settings(threads))
+
+
+def _variables(wanted: str) -> Iterator[tuple[str, str]]:
+    """The variables to set: those that the user has not set."""
     for name, package in VARIABLES.items():
         now = os.environ.get(name)
         if now == wanted or (now is not None and now != _ours.get(name)) or (package and not _installed(package)):
             continue
         if package == "numba" and "numba.core.config" in sys.modules:
             continue  # it would read it again, and refuse another number once its threads run
-        os.environ[name] = _ours[name] = wanted
+        yield name, wanted
 
 
 @functools.cache
@@ -218,23 +224,16 @@ def _installed(package: str) -> bool:
     return package in sys.modules or PathFinder.find_spec(package) is not None
 
 
-def _tell(pool: Library, threads: int, before: int, cpus: int, forked: bool) -> None:
-    """Tell a loaded library how many threads to use, unless the user has."""
-    variables, most = _READ.get(pool.internal_api, _READ_BY_OTHERS)
+def _may_be_told(library: Library) -> bool:
+    """Whether a loaded library has the number of threads that it or we have chosen, not the
+    user."""
+    variables, most = _READ.get(library.internal_api, _READ_BY_OTHERS)
     if any(name in os.environ and os.environ[name] != _ours.get(name) for name in variables):
-        return
-    now = pool.num_threads
-    own_choice = now is not None and min(cpus, most) <= now <= (os.cpu_count() or 1)
-    if now is None or not (own_choice or now == _told.get(pool.filepath, before)):
-        return
-    if forked and "gomp" in os.path.basename(pool.filepath):
-        # With more than one, a child waits for ever for the threads that only its parent has.
-        _crippled.add(pool.filepath)
-    if pool.filepath in _crippled:
-        threads = 1
-    if now != threads:
-        pool.set_num_threads(threads)
-        _told[pool.filepath] = threads
+        return False
+    now = library.num_threads
+    if now is None or now == _told.get(library.filepath, share):
+        return now is not None
+    return min(len(available_cpus()), most) <= now <= (os.cpu_count() or 1)
 
 
 def users_environment() -> dict[str, str]:

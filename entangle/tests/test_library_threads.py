@@ -14,6 +14,7 @@ from entangle.thread import thread
 from entangle.workflow import workflow
 
 from .callers import output_of
+from .services import given
 from .ways import needed
 
 CPUS = len(os.sched_getaffinity(0))
@@ -221,7 +222,7 @@ from entangle._worker import library_threads
 numpy.ones((300, 300)) @ numpy.ones((300, 300))
 
 def count():
-    library_threads.look()
+    library_threads._look()
     (pool,) = library_threads._pools
     return type(pool).__name__, pool.num_threads
 
@@ -239,8 +240,42 @@ def both(*values):
 
 print(both(told(meet), told(meet))(start="fork"), count())
 """
-    half = ("_OpenBLAS", CPUS // 2)
-    assert output(tmp_path, lines) == f"{(half, half)} {('_OpenBLAS', CPUS)}\n"
+    half = ("OpenBLAS", CPUS // 2)
+    assert output(tmp_path, lines) == f"{(half, half)} {('OpenBLAS', CPUS)}\n"
+
+
+@several_cpus
+@pytest.mark.parametrize("known", [True, False])
+def test_a_worker_that_computes_nothing_starts_no_threads(tmp_path: Path, known: bool) -> None:
+    """OpenBLAS would start those of the whole machine, which spin for a while, as soon as it is
+    told how many it may use. Where its symbols are not known, it is told all the same."""
+    lines = f"""
+from entangle._worker import openblas
+if not {known}:
+    openblas._VARIABLE = b"no_such_variable"
+
+@process
+def count(meet, product=False):
+    open(meet + str(os.getpid()), "w").close()
+    until = time.monotonic() + 20
+    while len(os.listdir(os.path.dirname(meet))) < 2 and time.monotonic() < until:
+        time.sleep(0.005)
+    before = len(os.listdir("/proc/self/task"))
+    return before, threads(), len(os.listdir("/proc/self/task"))
+
+@process
+def both(*values):
+    return values
+
+numpy.ones((300, 300)) @ numpy.ones((300, 300))
+print(both(count(meet), count(meet))(start="fork"), threads())
+"""
+    half = CPUS // 2
+    if CPUS == 2:
+        each = (1, 1, 1) if known else (2, 1, 2)
+        assert output(tmp_path, lines) == f"{(each, each)} {CPUS}\n"
+    else:
+        assert f", {half}, " in output(tmp_path, lines)
 
 
 @several_cpus
@@ -272,6 +307,56 @@ print(both(counted(meet), counted(meet))(start={start!r}))
 """
     half = CPUS // 2
     assert output(tmp_path, lines) == f"{((2, half, min(half, 16), half),) * 2}\n"
+
+
+@several_cpus
+def test_values_pushed_through_a_dataflow(tmp_path: Path) -> None:
+    """One value through one process has all CPUs; of many, each has its share."""
+    lines = """
+from entangle.dataflow import dataflow
+
+@dataflow
+@process
+def pushed(x):
+    return threads()
+
+print(pushed()(1), {value for (value,) in pushed().stream(range(20))}, set(process(pushed.function).stream(range(20))))
+"""
+    assert output(tmp_path, lines) == f"({CPUS},) {{1}} {{1}}\n"
+
+
+@several_cpus
+def test_a_number_that_a_body_sets_is_the_users(tmp_path: Path) -> None:
+    """Runs inside the body go by it."""
+    lines = f"""
+@process
+def outer(meet):
+    os.environ["OMP_NUM_THREADS"] = "{CPUS + 1}"
+    return [os.environ.get("OMP_NUM_THREADS"), *all_of(named(), named())(start="spawn")]
+
+@process
+def named():
+    return os.environ.get("OMP_NUM_THREADS")
+
+print(outer(meet)())
+"""
+    answer = output(tmp_path, lines)
+    assert answer.startswith(f"['{CPUS + 1}', '{CPUS + 1}', '{CPUS + 1}', ")
+
+
+def test_a_container_with_a_quota_of_cpus(tmp_path: Path) -> None:
+    """The budget there is one CPU, however many the machine has."""
+    from entangle.docker import docker
+
+    image = given.image()
+
+    @docker(image=image, cpus=1)
+    @process
+    def told() -> tuple[int, str | None]:
+        return len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS")
+
+    cpus, number = told()()
+    assert number == (None if cpus == 1 else "1")
 
 
 def test_one_cpu(tmp_path: Path) -> None:
