@@ -17,7 +17,7 @@ import os
 from entangle._shared.site import Shares
 from entangle._worker import library_threads
 from entangle._worker.worker import Worker
-from entangle.flow import FRESH, HERE, PROCESS, Body, Flow
+from entangle.flow import HERE, IN_CALLER, Body, Flow
 from entangle.pools import CPUS
 
 #: The runs with worker processes that this process has under way.
@@ -57,9 +57,9 @@ def at_once(flow: Flow, lanes: list[int], most: int) -> int:
     if wide < most:
         wide = flow.pending.count(0) + forks
     wide = max(1, min(most, wide))
-    if wide == 1 or all(lane in (PROCESS, FRESH) for lane in lanes):
+    if wide == 1 or not any(lane in IN_CALLER for lane in lanes):
         return wide
-    of_processes = (1 for body in flow.body_of if lanes[body] in (PROCESS, FRESH))
+    of_processes = (1 for body in flow.body_of if lanes[body] not in IN_CALLER)
     return max(1, sum(itertools.islice(of_processes, wide)))
 
 
@@ -77,7 +77,7 @@ def alone(flow: Flow, lanes: list[int]) -> tuple[int, ...]:
         found.append(node)
         while len(above := flow.takers(node)) == 1 and flow.pending[above[0]] == 1:
             found.append(node := above[0])
-    return tuple(node for node in found if lanes[flow.body_of[node]] in (PROCESS, FRESH) and not _bound(flow.body(node)))
+    return tuple(node for node in found if lanes[flow.body_of[node]] not in IN_CALLER and not _bound(flow.body(node)))
 
 
 def _bound(body: Body) -> bool:

@@ -35,6 +35,7 @@ VARIABLES = {
     "RAYON_NUM_THREADS": "",
     "NUMBA_NUM_THREADS": "numba",
     "POLARS_MAX_THREADS": "polars",
+    "LOKY_MAX_CPU_COUNT": "joblib",  # what n_jobs=-1 means, in scikit-learn as well
     **({"VECLIB_MAXIMUM_THREADS": ""} if sys.platform == "darwin" else {}),
 }
 #: By which variables a loaded library goes, and the most threads that it chooses by itself.

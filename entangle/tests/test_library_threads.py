@@ -191,6 +191,26 @@ def test_a_run_with_one_worker_has_all_cpus_in_it(tmp_path: Path, start: str) ->
 
 
 @several_cpus
+@pytest.mark.parametrize("start", WAYS)
+def test_all_jobs_of_scikit_learn_are_those_of_the_share(tmp_path: Path, start: str) -> None:
+    """`n_jobs=-1` asks joblib how many CPUs there are."""
+    needed("sklearn")
+    lines = f"""
+@process
+def jobs(*given):
+    import joblib
+    return joblib.effective_n_jobs(-1)
+
+@process
+def both(*values):
+    return values
+
+print(jobs()(start={start!r}), both(jobs(), jobs())(start={start!r}))
+"""
+    assert output(tmp_path, lines) == f"{CPUS} {(CPUS // 2, CPUS // 2)}\n"
+
+
+@several_cpus
 def test_a_forked_worker_uses_gnus_openmp_with_one_thread(tmp_path: Path) -> None:
     """With more it waits for ever for threads that only its parent has. `auto` does not fork then,
     and `start="fork"` can be had all the same."""
