@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from entangle import _tasks
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, passes_on
 from entangle.errors import ArgumentError, OptionError
@@ -57,6 +58,10 @@ class GraphNode:
         raise AttributeError(f"a node cannot be changed ({name!r}); build another one")
 
     __name__: str
+
+    def _repr_html_(self) -> str:
+        """The graph drawn, where a cell of a notebook ends with this node."""
+        return _tasks.drawings().html_of_nodes(*_names_and_links(self))
 
 
 class FunctionNode(GraphNode):
@@ -115,6 +120,24 @@ def check_children(name: str, children: Iterable[Any]) -> tuple[Any, ...]:
 
 def _name(child: Any) -> str:
     return str(getattr(child, "__name__", type(child).__name__))
+
+
+def _names_and_links(root: GraphNode) -> tuple[list[str], list[tuple[int, int]]]:
+    """The nodes and lambdas of a graph, each once, by name; and which gives its value to which."""
+    numbers: dict[int, int] = {}
+    names: list[str] = []
+    links: list[tuple[int, int]] = []
+    stack: list[tuple[Any, int]] = [(root, -1)]
+    while stack:
+        node, parent = stack.pop()
+        known = id(node) in numbers
+        number = numbers.setdefault(id(node), len(names))
+        if parent >= 0:
+            links.append((parent, number))
+        if not known:
+            names.append(_name(node))
+            stack += [(child, number) for child in reversed(node.children)] if isinstance(node, GraphNode) else []
+    return names, links
 
 
 def as_dict(root: Any) -> dict[str, Any]:

@@ -78,13 +78,16 @@ streams: Callable[[], Streams]
 
 
 class Drawings(Protocol):
-    """What draws the graph of a call for a notebook."""
+    """What draws graphs for a notebook, as HTML."""
 
     def html_of(self, flow: Flow, /) -> str:
-        """The graph as HTML."""
+        """The graph of a call."""
+
+    def html_of_nodes(self, names: list[str], links: list[tuple[int, int]], /) -> str:
+        """The graph of a dataflow: nodes by name, and which gives its value to which."""
 
 
-#: Gives the module that draws. It is imported when a notebook shows a call.
+#: Gives the module that draws. It is imported when a notebook shows a call, or a dataflow.
 drawings: Callable[[], Drawings]
 
 #: In place of an instance, where the task is no method of one.

@@ -83,10 +83,11 @@ class Screen:
         return lines
 
 
-def on_a_terminal(caller: Caller, columns: int = 120, seen: Callable[[str], None] | None = None, **streams: int) -> str:
+def on_a_terminal(caller: Caller, columns: int = 120, seen: Callable[[str], object] | None = None, **streams: int) -> str:
     """Run a script to its good end with a terminal of its own, and give what was written there.
 
-    `streams` go elsewhere. `seen` is called with all that is there so far, as more comes.
+    `streams` go elsewhere. `seen` is called with all that is there so far, as more comes; what it
+    gives, if that is bytes, is typed there.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("hhhh", 24, columns, 0, 0))
@@ -106,8 +107,9 @@ def on_a_terminal(caller: Caller, columns: int = 120, seen: Callable[[str], None
                 if not part:
                     break
                 shown += part
-                if seen is not None:
-                    seen(shown.decode(errors="replace"))
+                typed = seen(shown.decode(errors="replace")) if seen is not None else None
+                if isinstance(typed, bytes):
+                    os.write(ours, typed)
             elif caller.process.poll() is not None:
                 break
         assert caller.process.wait(30) == 0, shown.decode()

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import pytest
 
 import entangle
+from entangle.dataflow import dataflow
 from entangle.process import process
 
 from .bodies import add, one
@@ -321,6 +322,16 @@ def test_a_picture_of_many_calls_has_a_box_for_each_task() -> None:
     for _ in range(3000):
         chain = process(add)(chain, 1)
     assert texts_of(page_of(chain)) == ["one", "1 call", "add", "3,000 calls"]
+
+
+def test_a_dataflow_is_drawn() -> None:
+    first, second = dataflow(str), dataflow(abs)
+    shared = second()
+    page = page_of(first(shared, first(shared), lambda x: None))
+    assert texts_of(page) == ["str", "abs", "str", "<lambda>"]
+    assert arrows_of(page) == 4
+    many = first(*[second() for _ in range(60)])
+    assert texts_of(page_of(many)) == ["str", "1 node", "abs", "60 nodes"]
 
 
 def test_nothing_in_a_picture_is_read_as_html() -> None:

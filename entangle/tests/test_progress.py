@@ -263,6 +263,37 @@ def test_the_last_line_says_how_a_run_has_ended(tmp_path: Path, ending: str, whe
     assert re.fullmatch(last, lines[-1]), lines
 
 
+def test_ctrl_c_leaves_the_terminal_whole(tmp_path: Path) -> None:
+    """Typed on the terminal itself, at which the script is the one in front."""
+    program = """
+        import fcntl, termios
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        before = termios.tcgetattr(0)
+
+        @process
+        def endless_and_says(n):
+            print("it has begun")
+            endless.function(n)
+
+        try:
+            total(load(1), endless_and_says(load(2)))(progress=True)
+        except KeyboardInterrupt:
+            print("whole", termios.tcgetattr(0) == before, "write" not in vars(sys.stderr))
+    """
+    caller = Caller(tmp_path, script(program))
+    typed: list[bytes] = []
+
+    def press(shown: str) -> bytes | None:
+        if "it has begun" in shown and not typed:
+            typed.append(b"\x03")
+            return typed[0]
+        return None
+
+    _, first, second = lines_of(on_a_terminal(caller, seen=press))
+    assert re.fullmatch(r"interrupted after TIME · [12] of 4 done · [12] stopped, 1 not run", first), first
+    assert second == "whole True True"
+
+
 def test_the_last_line_of_threads(tmp_path: Path) -> None:
     program = """
         @thread

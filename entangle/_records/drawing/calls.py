@@ -1,4 +1,4 @@
-"""The graph of a call that has not run, as a notebook shows it: `repr` of a call there.
+"""The graph of a call that has not run, or of a dataflow, as a notebook shows it.
 
 One SVG in the page itself. It has the text colour of the page, and no styles of its own, which
 would be those of the whole page: so it is right in the light and in the dark.
@@ -23,11 +23,31 @@ _STATE = "waiting"
 
 
 def html_of(flow: Flow) -> str:
-    """The graph of a flow: a box for each call or, of many calls, for each task."""
+    """The graph of a call: a box for each call or, of many, for each task."""
     drawing = _one_by_one(flow) if flow.count <= MOST else _by_task(flow)
+    return _html(drawing, f"{flow.name(flow.sinks[0])}: {_so_many(flow.count, 'call')}, not run")
+
+
+def html_of_nodes(names: list[str], links: list[tuple[int, int]]) -> str:
+    """The graph of a dataflow: nodes by name, and which gives its value to which."""
+    numbers: dict[str, int] = {}
+    count = len(names)
+    group_of = list(range(count)) if count <= MOST else [numbers.setdefault(name, len(numbers)) for name in names]
+    arrows = Counter((group_of[source], group_of[target]) for source, target in links)
+    boxes = [
+        Box(number, cut(name, _NAME), 1, "" if count <= MOST else _so_many(of_name, "node"), _STATE, name)
+        for (number, name), of_name in Counter(zip(group_of, names, strict=True)).items()
+    ]
+    drawing = Drawing(boxes, [Link(*ends, number, _so_many(number, "value")) for ends, number in arrows.items()], count > MOST)
+    return _html(drawing, f"{names[0]}: a dataflow of {_so_many(count, 'node')}")
+
+
+def _so_many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
+def _html(drawing: Drawing, said: str) -> str:
     at, width, height = places_of(drawing, 0)
-    root = flow.name(flow.sinks[0])
-    said = f"{root}: {flow.count:,} call{'s' if flow.count != 1 else ''}, not run"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:.0f}" viewBox="0 0 {width} {height:.0f}" role="img" '
         f'aria-label={quoteattr(_plain(said))} fill="currentColor" font-family="system-ui,sans-serif" style="max-width:none">'
@@ -75,10 +95,10 @@ def _by_task(flow: Flow) -> Drawing:
     group_of = [of_body[body] for body in flow.body_of]
     names = list(numbers)
     boxes = [
-        Box(number, cut(names[number], _NAME), count, f"{count:,} call{'s' if count != 1 else ''}", _STATE, f"{names[number]}: {count:,}")
+        Box(number, cut(names[number], _NAME), count, _so_many(count, "call"), _STATE, f"{names[number]}: {count:,}")
         for number, count in Counter(group_of).items()
     ]
     taken = ((source, node) for node in range(flow.leaves, flow.count) for source in flow.sources(node))
     arrows = Counter((group_of[source], group_of[node]) for source, node in taken)
-    links = [Link(source, target, count, f"{count:,} values") for (source, target), count in arrows.items()]
+    links = [Link(source, target, count, _so_many(count, "value")) for (source, target), count in arrows.items()]
     return Drawing(boxes, links, grouped=True)
