@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from entangle._shared import home as homes
 from entangle._shared import removal
@@ -45,7 +46,7 @@ from entangle._shared.table import (
     WAITING_POOL,
     Table,
 )
-from entangle._watch.outline import Outline, open_file, read_outline
+from entangle._watch.outline import HOW_FAR, Outline, open_file, read_outline, read_whole
 
 _LANES = ("process", "thread", "fresh", "caller", "gpu")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", SKIPPED: "skipped"}
@@ -62,7 +63,7 @@ class WorkerView:
     """What a worker does now.
 
     `seconds` is how long it has been at its node. `task` is '' while the outline is not written
-    yet.
+    yet, and so is `name`, which its call may have been given.
     """
 
     slot: int
@@ -71,6 +72,7 @@ class WorkerView:
     state: str
     node: int
     task: str
+    name: str
     seconds: float
     done: int
     cookie: bool
@@ -147,10 +149,18 @@ class LiveRun:
         return os.path.exists(os.path.join(self.directory, "table"))
 
     def counts(self) -> tuple[int, int, int, int]:
-        """How many nodes are done, running, waiting and failed."""
+        """How many nodes are done, running, waiting and failed. The rest were skipped."""
         states = bytes(self.table.states)
-        done, running, failed = states.count(DONE), states.count(RUNNING), states.count(FAILED)
-        return done, running, len(states) - done - running - failed, failed
+        done, running, failed, skipped = (states.count(state) for state in (DONE, RUNNING, FAILED, SKIPPED))
+        return done, running, len(states) - done - running - failed - skipped, failed
+
+    def stages(self) -> list[dict[str, Any]]:
+        """The stages of a stream, as it has last written them down: name, done, failed, skipped,
+        running, waiting, and busy (nanoseconds). Empty for other runs, and in the first moments of
+        a stream."""
+        told = read_whole(os.path.join(self.directory, HOW_FAR))
+        found = told.get("stages") if isinstance(told, dict) else None
+        return [stage for stage in found if isinstance(stage, dict)] if isinstance(found, list) else []
 
     def states(self) -> list[str]:
         """The state of each node: waiting, ready, running, done, failed or skipped. One that pauses
@@ -158,11 +168,15 @@ class LiveRun:
         return [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
 
     def name(self, node: int) -> str:
+        """The name that the call of a node was given, else its task; '' if there is none or no
+        outline yet."""
+        outline = self.outline
+        return outline.name(node) if outline is not None and 0 <= node < self.table.nodes else ""
+
+    def task(self, node: int) -> str:
         """The task of a node, '' if there is none or no outline yet."""
         outline = self.outline
-        if outline is None or not 0 <= node < self.table.nodes:
-            return ""
-        return outline.name(node)
+        return outline.task(node) if outline is not None and 0 <= node < self.table.nodes else ""
 
     def workers(self) -> list[WorkerView]:
         """What each worker of the run does now."""
@@ -187,6 +201,7 @@ class LiveRun:
                     _LANES[min(slots[base + LANE], len(_LANES) - 1)],
                     _STATES[state],
                     node,
+                    self.task(node),
                     self.name(node),
                     max(0.0, (now - slots[base + SINCE]) / 1e9) if busy and slots[base + SINCE] else 0.0,
                     slots[base + COUNT],

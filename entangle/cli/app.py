@@ -136,11 +136,12 @@ def _top(
     as_json: Json = False,
     every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
     looks: Annotated[int, typer.Option("--looks", "-n", min=0, help="End after so many looks; 0: never.")] = 0,
+    program: Annotated[str | None, typer.Option(help="Only runs of this program: its file, or its pid.")] = None,
 ) -> None:
     """Watch the runs of this machine: workers, CPU, what each does, cookies."""
     from entangle.cli.top import top
 
-    top(as_json, every, looks)
+    top(as_json, every, looks, program)
 
 
 @app.command("clean")

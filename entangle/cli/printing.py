@@ -44,31 +44,50 @@ def text(*parts: str | tuple[str, str], style: str = "") -> Text:
     return Text.assemble(*(plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts), style=style)
 
 
-def print_table(
-    heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = (), optional: Sequence[str] = (), least: int = 12
-) -> None:
-    """Rows under their heads, one line each; columns in `right` are aligned to the right. Columns
-    that have nothing in any row are left out.
+def fitted(line: Text, width: int) -> Text:
+    """The line, cut to so many columns."""
+    line.truncate(max(width, 1), overflow="ellipsis")
+    return line
 
-    On a terminal, the `optional` columns are left out, the first of them first, while the last
-    column would have fewer than `least` columns of the line. Then only the last one is cut: an id
-    or a number that is cut is useless.
+
+def table_lines(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    width: int,
+    right: Collection[int] = (),
+    optional: Sequence[int] = (),
+    least: int = 12,
+) -> list[Text]:
+    """Rows under their heads, if these have any words, a line each; columns in `right` are aligned
+    to the right. Columns that have nothing in any row are left out.
+
+    The `optional` columns are left out, the first of them first, while the last column would have
+    fewer than `least` columns of the line. Then only the last one is cut: an id or a number that is
+    cut is useless.
     """
-    out = console()
-    shown = [at for at, head in enumerate(heads) if at in (0, len(heads) - 1) or any(row[at].cell_len for row in rows)]
-    lines = [[text(head, style="dim") for head in heads], *rows]
-    widths = [max(row[at].cell_len for row in lines) for at in range(len(heads))]
-    wanted = min(least, max(row[-1].cell_len for row in rows)) if rows else 0
-    leaving = [heads.index(head) for head in optional if heads.index(head) in shown]
-    while leaving and out.width - sum(widths[at] + 2 for at in shown[:-1]) < wanted:
+    shown = [at for at in range(len(heads)) if at in (0, len(heads) - 1) or any(row[at].cell_len for row in rows)]
+    lines = [*([[text(head, style="dim") for head in heads]] if any(heads) else []), *rows]
+    widths = [max((row[at].cell_len for row in lines), default=0) for at in range(len(heads))]
+    wanted = min(least, max((row[-1].cell_len for row in rows), default=0))
+    leaving = [at for at in optional if at in shown]
+    while leaving and width - sum(widths[at] + 2 for at in shown[:-1]) < wanted:
         shown.remove(leaving.pop(0))
-    left = max(1, out.width - sum(widths[at] + 2 for at in shown[:-1]))
+    left = max(1, width - sum(widths[at] + 2 for at in shown[:-1]))
+    made = []
     for row in lines:
         for at in shown[:-1]:
-            row[at].align("right" if heads[at] in right else "left", widths[at])
-        row[-1].truncate(left, overflow="ellipsis")
-        line = Text("  ").join(row[at] for at in shown)
+            row[at].align("right" if at in right else "left", widths[at])
+        line = Text("  ").join([*(row[at] for at in shown[:-1]), fitted(row[-1], left)])
         line.rstrip()
+        made.append(line)
+    return made
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[Text]], right: Collection[str] = (), optional: Sequence[str] = ()) -> None:
+    """Print a table within the width of the terminal, as `table_lines` makes it."""
+    out = console()
+    place = heads.index
+    for line in table_lines(heads, rows, out.width, right=[*map(place, right)], optional=[*map(place, optional)]):
         out.print(line, soft_wrap=True)
 
 

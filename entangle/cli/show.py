@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
 from entangle.cli.json_lines import as_json, print_json
-from entangle.cli.printing import COLOURS, MARKS, WIDE, console, duration, moment, size, text
+from entangle.cli.printing import COLOURS, MARKS, WIDE, console, duration, fitted, moment, size, text
 from entangle.cli.runs import run_called, summary, told, went_on
 from entangle.cli.terminal_text import plain, stdout
 
@@ -95,7 +95,7 @@ def tree(run: Run, width: int) -> Tree:
         f"  {duration(run.seconds)}  {moment(run.started)}",
         ("  " + " ".join(f"{name}={value}" for name, value in run.tags.items()) if run.tags else "", "dim"),
     )
-    top = Tree(_fitted(head, width), guide_style="dim")
+    top = Tree(fitted(head, width), guide_style="dim")
     if run.error is not None:
         _add_error(run, top, width - _STEP)
     if run.node_count > MOST:
@@ -110,12 +110,6 @@ def tree(run: Run, width: int) -> Tree:
 _STEP, _FEWEST, _DEEPEST = 4, 28, 30
 
 
-def _fitted(line: Text, width: int) -> Text:
-    """The line, cut to so many columns."""
-    line.truncate(max(width, 1), overflow="ellipsis")
-    return line
-
-
 def _add_error(run: Run, top: Tree, width: int) -> None:
     """Add what ended a run: the error, the path of calls, and the arguments of the call that
     failed."""
@@ -125,24 +119,24 @@ def _add_error(run: Run, top: Tree, width: int) -> None:
     for number, part in enumerate(str(error).splitlines() or [error.type]):
         if number == LINES and width < WIDE - _STEP:
             where = f" --node {error.node}" if error.node is not None else " --json"
-            branch.add(_fitted(text(f"… entangle show {run.id}{where}", style="dim"), width - _STEP))
+            branch.add(fitted(text(f"… entangle show {run.id}{where}", style="dim"), width - _STEP))
             break
-        line = _fitted(text(part, style="red"), width if number == 0 else width - _STEP)
+        line = fitted(text(part, style="red"), width if number == 0 else width - _STEP)
         branch = top.add(line) if number == 0 else branch
         if number:
             branch.add(line)
     for note in error.notes:
         kind, colon, said = note.partition(": ")
         if not colon or kind not in ("call path", "call"):
-            branch.add(_fitted(text(note, style="dim"), width - _STEP))
+            branch.add(fitted(text(note, style="dim"), width - _STEP))
             continue
         # A call a line: the last one, which has failed, must not be cut off.
         for number, call in enumerate(said.split(" → ") if kind == "call path" else [said]):
             label = f"{kind}: " if number == 0 else " " * (len(kind) - 1) + " → "
-            branch.add(_fitted(text((label, "dim"), call), width - _STEP))
+            branch.add(fitted(text((label, "dim"), call), width - _STEP))
     if error.node is not None and error.node < len(run.nodes):
         for given in run.nodes[error.node].inputs[:INPUTS]:
-            branch.add(_fitted(text((f"{given.argument} = ", "dim"), _text_of(run, given)), width - _STEP))
+            branch.add(fitted(text((f"{given.argument} = ", "dim"), _text_of(run, given)), width - _STEP))
 
 
 def _text_of(run: Run, given: Input) -> str:
@@ -164,7 +158,7 @@ def _add_nodes(run: Run, top: Tree, width: int) -> None:
         node, above, argument, depth = waiting.pop()
         room = width - _STEP * min(depth, deepest)
         if node is None:
-            above.add(_fitted(text(argument, style="dim"), room))
+            above.add(fitted(text(argument, style="dim"), room))
             continue
         again, state = node.number in shown, states.get(node.number, node.state)
         deeper = "↳ " if depth > deepest else ""
@@ -175,18 +169,18 @@ def _add_nodes(run: Run, top: Tree, width: int) -> None:
         branch = branch if depth < deepest else above
         room = width - _STEP * min(depth + 1, deepest)
         for number, tried in enumerate(node.tries, 1):
-            branch.add(_fitted(text((f"attempt {number}: ", "dim"), (tried.partition("\n")[0], "yellow")), room))
+            branch.add(fitted(text((f"attempt {number}: ", "dim"), (tried.partition("\n")[0], "yellow")), room))
         later: list[tuple[Node | None, Tree, str, int]] = []
         for given in node.inputs[:INPUTS]:
             if given.source is not None:
                 later.append((run.nodes[given.source], branch, given.argument, depth + 1))
             elif given.value is not None:
-                branch.add(_fitted(text((f"{given.argument} = ", "dim"), given.value.text), room))
+                branch.add(fitted(text((f"{given.argument} = ", "dim"), given.value.text), room))
         if len(node.inputs) > INPUTS:
             later.append((None, branch, f"… and {len(node.inputs) - INPUTS} more", depth + 1))
         for inner in node.children:
             about = f"  {inner.id}, {inner.node_count} nodes"
-            branch.add(_fitted(text(("ran inside: ", "dim"), inner.name, (about, "dim")), room))
+            branch.add(fitted(text(("ran inside: ", "dim"), inner.name, (about, "dim")), room))
         waiting += reversed(later)
 
 
@@ -212,7 +206,7 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
     colour = COLOURS.get(state, "")
     line = text((f"{argument} = ", "dim") if argument.strip("↳ ") else argument, (MARKS.get(state, "·"), colour), " ", (node.name, "cyan"))
     if again:
-        return _fitted(line.append("  as above", style="dim"), room)
+        return fitted(line.append("  as above", style="dim"), room)
     said = Text()
     if node.items is not None:
         said = text(f"  {items_of(node)}", (f": {_in_short(node.error)}" if node.error is not None else "", "red"))
@@ -230,7 +224,7 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
     left = room - line.cell_len - len(tail) - len(place)
     if said.cell_len > left:
         said.truncate(max(left, 4), overflow="ellipsis")
-    return _fitted(Text.assemble(line, said, (tail, "dim"), (place, "dim")), room)
+    return fitted(Text.assemble(line, said, (tail, "dim"), (place, "dim")), room)
 
 
 def _in_short(error: Error) -> str:
@@ -267,14 +261,14 @@ def _add_tasks(run: Run, top: Tree, width: int) -> None:
         line = text((name, "cyan"), f" x{len(nodes):,}  ", *[part for one in told_of for part in (one, ", ")][:-1])
         line.append(f", {again:,} tried again" if again else "", style="yellow")
         line.append(f"  {duration(spent)} in all, {duration(spent / len(nodes))} each", style="dim")
-        branch = top.add(_fitted(line, width))
+        branch = top.add(fitted(line, width))
         failed = [node for node in nodes if node.error is not None]
         for node in failed[:FAILURES]:
             branch.add(_line(node, "", False, node.state, width - _STEP))
         if len(failed) > FAILURES:
             branch.add(text(f"… and {len(failed) - FAILURES:,} more that failed", style="dim"))
         for source, count in sorted(links.get(name, {}).items(), key=lambda link: -link[1])[:INPUTS]:
-            branch.add(_fitted(text(("takes ", "dim"), source, (f" x{count:,}", "dim")), width - _STEP))
+            branch.add(fitted(text(("takes ", "dim"), source, (f" x{count:,}", "dim")), width - _STEP))
 
 
 def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,12 +12,11 @@ from typing import Any
 import psutil
 from rich.console import Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.text import Text
 
 from entangle._watch.live_runs import LiveRun, cookies, live_homes, live_runs, pid_of_home
 from entangle.cli.json_lines import print_json
-from entangle.cli.printing import console, duration, size, text
+from entangle.cli.printing import console, duration, fitted, size, table_lines, text
 
 #: The most workers that are shown of one run.
 MOST_WORKERS = 16
@@ -24,9 +24,10 @@ MOST_WORKERS = 16
 MOST_RUNS = 12
 
 
-def top(as_json: bool, every: float, looks: int) -> None:
-    """Look again and again, or once where the output is no terminal. Ctrl-C or q ends it."""
-    eye = Eye()
+def top(as_json: bool, every: float, looks: int, program: str | None) -> None:
+    """Look again and again, or once where the output is no terminal. Ctrl-C or q ends it. Of
+    `program`, if one is named, and of no other."""
+    eye = Eye(program)
     if as_json:
         for _ in _times(every, looks or 1):
             print_json(eye.look())
@@ -35,11 +36,11 @@ def top(as_json: bool, every: float, looks: int) -> None:
     if not out.is_terminal or looks == 1:
         eye.look()
         time.sleep(min(every, 0.2))  # CPU use is a difference between two looks
-        out.print(picture(eye.look()))
+        out.print(picture(eye.look(), out.width, program))
         return
     with _keys() as pressed, Live(console=out, auto_refresh=False, screen=not looks) as live:
         for _ in _times(every, looks, pressed):
-            live.update(picture(eye.look()), refresh=True)
+            live.update(picture(eye.look(), out.width, program), refresh=True)
 
 
 def _times(every: float, looks: int, ended: Any = None) -> Iterator[int]:
@@ -88,32 +89,42 @@ def _only_wait(seconds: float) -> bool:
 
 
 class Eye:
-    """Looks at the machine. CPU use is the difference between two looks, so the first has none."""
+    """Looks at the machine, or at the runs of one program. CPU use is the difference between two
+    looks, so the first has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str | None = None) -> None:
+        self._program = program
         self._processes: dict[int, psutil.Process] = {}
 
     def look(self) -> dict[str, Any]:
-        """What runs now, as plain data: runs with their workers, cookies, the load of the machine.
-        CPU use is in percent of one CPU."""
+        """What runs now, as plain data: runs with their workers, each before those nested in it;
+        cookies, the load of the machine. CPU use is in percent of one CPU."""
         runs: list[dict[str, Any]] = []
-        seen: set[int] = set()
-        for run in live_runs():
-            with run:
-                runs.append(self._run(run))
-                seen.update(worker["pid"] for worker in runs[-1]["workers"])
+        with contextlib.ExitStack() as opened:
+            found = [opened.enter_context(run) for run in live_runs()]
+            for run in _nested_after_outer(found):
+                runs.append(self._run(run, runs))
+                if self._program is not None and not _is_called(runs[-1], self._program):
+                    runs.pop()
+        seen = {worker["pid"] for run in runs for worker in run["workers"]}
         self._processes = {pid: process for pid, process in self._processes.items() if pid in seen}
+        homes = {pid_of_home(home): home for home in live_homes()}
+        pids = set(homes) if self._program is None else {run["program_pid"] for run in runs}
         return {
             "time": time.time(),
             "cpus": psutil.cpu_count(),
             "cpu_percent": psutil.cpu_percent(),
             "memory_percent": psutil.virtual_memory().percent,
-            "cookies": {str(pid_of_home(home)): cookies(home) for home in live_homes()},
+            "cookies": {str(pid): cookies(home) for pid, home in homes.items() if pid in pids},
             "runs": runs,
         }
 
-    def _run(self, run: LiveRun) -> dict[str, Any]:
+    def _run(self, run: LiveRun, before: list[dict[str, Any]]) -> dict[str, Any]:
         done, running, waiting, failed = run.counts()
+        skipped = run.table.nodes - done - running - waiting - failed
+        if stages := run.stages():  # items: its rows are used again and again
+            done, skipped = stages[-1].get("done", 0), 0
+            running, waiting, failed = (sum(stage.get(state, 0) for stage in stages) for state in ("running", "waiting", "failed"))
         outline = run.outline
         pids = set()
         workers = []
@@ -121,18 +132,26 @@ class Eye:
             cpu, memory = self._use(worker.pid) if worker.pid not in pids else (None, None)
             pids.add(worker.pid)
             workers.append({**vars(worker), "cpu_percent": cpu, "memory": memory})
+        outer = next((one for one in before if one["run"] == run.outer), None)
+        command = outline.about["command"] if outline else []
         return {
             "run": run.id,
             "outer": run.outer,
+            "depth": outer["depth"] + 1 if outer is not None else 0,
             "pid": run.pid,
-            "command": " ".join(outline.about["command"]) if outline else "",
-            "task": run.name(run.table.nodes - 1),
+            "program": outer["program"] if outer is not None else command[0] if command else "",
+            "program_pid": outer["program_pid"] if outer is not None else pid_of_home(run.home),
+            "command": " ".join(command),
+            "task": stages[0]["name"] if stages else run.task(run.table.nodes - 1),
+            "name": stages[0]["name"] if stages else run.name(run.table.nodes - 1),
             "seconds": run.seconds,
-            "nodes": run.table.nodes,
+            "nodes": len(stages) or run.table.nodes,
             "done": done,
             "running": running,
             "waiting": waiting,
             "failed": failed,
+            "skipped": skipped,
+            "stages": stages,
             "workers": workers,
         }
 
@@ -147,70 +166,123 @@ class Eye:
             return None, None
 
 
-def picture(look: dict[str, Any]) -> Group:
-    """A look, for people."""
-    free = "  ".join(
-        f"{pid}: " + ", ".join(f"{name} {count}" for name, count in queues.items()) for pid, queues in look["cookies"].items() if queues
-    )
-    head = text(
-        ("entangle top", "bold"),
-        f"   {time.strftime('%H:%M:%S', time.localtime(look['time']))}   {look['cpus']} CPUs at {look['cpu_percent']:.0f} %",
-        f"   memory {look['memory_percent']:.0f} %",
-        f"   free cookies {free}" if free else "",
-    )
-    parts: list[Any] = [head]
+def _nested_after_outer(runs: list[LiveRun]) -> list[LiveRun]:
+    """The runs, each followed by those that were called in its bodies."""
+    inner: dict[str | None, list[LiveRun]] = {}
+    known = {run.id for run in runs}
+    for run in runs:
+        inner.setdefault(run.outer if run.outer in known else None, []).append(run)
+    ordered: list[LiveRun] = []
+    waiting = inner.pop(None, [])[::-1]
+    while waiting:
+        ordered.append(waiting.pop())
+        waiting += inner.pop(ordered[-1].id, [])[::-1]
+    return ordered
+
+
+def _is_called(run: dict[str, Any], program: str) -> bool:
+    """Whether a run is of that program: its path, the name of its file, with or without what it
+    ends in; or its pid."""
+    path = run["program"]
+    name = os.path.basename(path)
+    return program in (path, name, os.path.splitext(name)[0], str(run["program_pid"])) or os.path.realpath(program) == path
+
+
+def picture(look: dict[str, Any], width: int, program: str | None = None) -> Group:
+    """A look, for people, in so many columns."""
+    moment = time.strftime("%H:%M:%S", time.localtime(look["time"]))
+    load = f"  {look['cpus']} CPUs {look['cpu_percent']:.0f} %  memory {look['memory_percent']:.0f} %"
+    parts = [fitted(text(("entangle top", "bold"), f"  {moment}{load}"), width)]
     if not look["runs"]:
-        parts += ["", text("Nothing runs. What ran: entangle runs", style="dim")]
+        nothing = f"Nothing runs of {program}." if program is not None else "Nothing runs."
+        parts += [Text(), fitted(text(f"{nothing} What ran: entangle runs", style="dim"), width)]
+    last = None
     for run in look["runs"][:MOST_RUNS]:
-        parts += ["", _title(run), _workers(run["workers"])]
+        if run["program_pid"] != last:
+            last = run["program_pid"]
+            mine = [one for one in look["runs"] if one["program_pid"] == last]
+            parts += [Text(), _heading(mine, look["cookies"].get(str(last), {}), width)]
+        parts += [*_title(run, width), *_stages(run, width), *_workers(run["workers"], 2 * run["depth"] + 2, width)]
     left = len(look["runs"]) - MOST_RUNS
     if left > 0:
-        parts += ["", text(f"… and {left} more runs", style="dim")]
+        parts += [Text(), text(f"… and {left} more runs", style="dim")]
     return Group(*parts)
 
 
-def _title(run: dict[str, Any]) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    name = text(
-        "  ↳ " if run["outer"] else "",
-        (run["task"] or "a run", "bold cyan"),
-        f"  {run['run']}",
-        (f"  pid {run['pid']}" if run["pid"] else "", "dim"),
-        (f"  {run['command']}" if run["command"] and not run["outer"] else "", "dim"),
-    )
-    numbers = f"{run['done']:,} of {run['nodes']:,} done, {run['running']:,} running, {run['waiting']:,} waiting"
-    tail = text(numbers, (f", {run['failed']} failed" if run["failed"] else "", "red"), f"   {duration(run['seconds'])}")
-    grid.add_row(name)
-    bar = Table.grid(padding=(0, 1))
-    bar.add_row(ProgressBar(total=max(1, run["nodes"]), completed=run["done"], width=24), tail)
-    grid.add_row(bar)
-    return grid
+def _heading(runs: list[dict[str, Any]], free: dict[str, int], width: int) -> Text:
+    """A program: its file, its pid, what it uses, its free cookies."""
+    workers = {worker["pid"]: worker for run in runs for worker in run["workers"] if worker["cpu_percent"] is not None}
+    use = f"  {sum(worker['cpu_percent'] for worker in workers.values()):.0f} % CPU"
+    use += f"  {size(sum(worker['memory'] or 0 for worker in workers.values()))}"
+    command = runs[0]["command"] or "a program"
+    path, _, rest = command.partition(" ")
+    if len(command) > width // 2:
+        command = f"{os.path.basename(path)} {rest}".strip()
+    cookies = "  free: " + ", ".join(f"{name} {count}" for name, count in free.items()) if free else ""
+    tail = text((f"  pid {runs[0]['program_pid']}", "dim"), use, (cookies, "dim"))
+    return fitted(Text.assemble(fitted(text((command, "bold")), max(12, width - tail.cell_len)), tail), width)
 
 
-def _workers(workers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("pid", justify="right")
-    for name in ("kind", "state", "task"):
-        table.add_column(name)
-    for name in ("for", "done", "cpu", "memory"):
-        table.add_column(name, justify="right")
-    table.add_column("cookie")
-    order = {"busy": 0, "starting": 1, "idle": 2}
-    shown = sorted(workers, key=lambda worker: (order.get(worker["state"], 3), worker["slot"]))
-    for worker in shown[:MOST_WORKERS]:
+def _title(run: dict[str, Any], width: int) -> list[Text]:
+    """A run: its name, its id and its time; how far it is."""
+    indent = "  " * run["depth"]
+    head = text(f"{indent}↳ " if run["depth"] else "", (run["name"] or "a run", "bold cyan"), f"  {run['run']}  {duration(run['seconds'])}")
+    if run["stages"]:
+        return [fitted(head, width)]
+    told = f"  {run['done']:,} of {run['nodes']:,} done, {run['running']:,} running"
+    told += f", {run['waiting']:,} waiting" if run["waiting"] else ""
+    lost = "".join(f", {run[state]:,} {state}" for state in ("failed", "skipped") if run[state])
+    filled = _BAR * run["done"] // max(1, run["nodes"])
+    bar = text(f"{indent}  ", ("━" * filled, "green"), ("━" * (_BAR - filled), "dim"), told, (lost, "red"))
+    return [fitted(head, width), fitted(bar, width)]
+
+
+#: Columns of a bar.
+_BAR = 16
+
+
+def _stages(run: dict[str, Any], width: int) -> list[Text]:
+    """The stages of a stream, a line each."""
+    rows = []
+    for stage in run["stages"]:
+        done = stage.get("done", 0)
+        under_way = f"{stage.get('running', 0):,} in it, {stage.get('waiting', 0):,} before it"
+        lost = "".join(f", {stage[state]:,} {state}" for state in ("failed", "skipped") if stage.get(state))
+        about = text(f"{done / max(run['seconds'], 1e-3):,.0f}/s, {under_way}", (lost, "red"))
+        rows.append([text(str(stage.get("name", "")), style="cyan"), text(f"{done:,} done"), about])
+    return _indented(table_lines(("", "", ""), rows, width - 2 * run["depth"] - 2, right=(1,)), 2 * run["depth"] + 2)
+
+
+def _workers(workers: list[dict[str, Any]], indent: int, width: int) -> list[Text]:
+    order = {"busy": 0, "starting": 1}
+    working = sorted((worker for worker in workers if worker["state"] != "idle"), key=lambda one: (order.get(one["state"], 2), one["slot"]))
+    rows = []
+    for worker in working[:MOST_WORKERS]:
         state = {"run": "waits for a run", "cookie": "waits for a cookie"}.get(worker["waits_for"], worker["state"])
-        colour = {"busy": "green", "idle": "dim", "starting": "blue"}.get(state, "yellow")
-        table.add_row(
-            str(worker["pid"]),
-            worker["kind"],
-            text(state, style=colour),
-            text(worker["task"] or (f"node {worker['node']}" if worker["node"] >= 0 else "")),
-            duration(worker["seconds"]) if worker["seconds"] else "",
-            f"{worker['done']:,}",
-            f"{worker['cpu_percent']:.0f} %" if worker["cpu_percent"] is not None else "",
-            size(worker["memory"]) if worker["memory"] is not None else "",
-            "yes" if worker["cookie"] else "",
+        colour = {"busy": "green", "starting": "blue"}.get(state, "yellow")
+        name = worker["name"] or (f"node {worker['node']}" if worker["node"] >= 0 else "")
+        rows.append(
+            [
+                text(str(worker["pid"])),
+                text(worker["kind"] if worker["kind"] != "process" else ""),
+                text(state, style=colour),
+                text(duration(worker["seconds"]) if worker["seconds"] else ""),
+                text(f"{worker['done']:,}"),
+                text(f"{worker['cpu_percent']:.0f} %" if worker["cpu_percent"] is not None else ""),
+                text(size(worker["memory"]) if worker["memory"] is not None else ""),
+                text("yes" if worker["cookie"] else ""),
+                text(name, (f" ({worker['task']})" if worker["task"] not in ("", name) else "", "dim")),
+            ]
         )
-    if len(shown) > MOST_WORKERS:
-        table.add_row("", "", f"… {len(shown) - MOST_WORKERS} more")
-    return table
+    heads = ("pid", "kind", "state", "for", "done", "cpu", "memory", "cookie", "task")
+    lines = table_lines(heads, rows, width - indent, right=(0, 3, 4, 5, 6), optional=(7, 4, 6, 1, 3)) if rows else []
+    idle = len(workers) - len(working)
+    more = [f"{len(working) - MOST_WORKERS} more"] if len(working) > MOST_WORKERS else []
+    more += [f"{idle} idle"] if idle else []
+    if more:
+        lines.append(text(f"{'… ' if rows else ''}{', '.join(more)}", style="dim"))
+    return _indented(lines, indent)
+
+
+def _indented(lines: list[Text], columns: int) -> list[Text]:
+    return [Text.assemble(" " * columns, line) for line in lines]

@@ -881,6 +881,75 @@ def test_top_tells_programs_what_runs(line: Line, lasting: Caller) -> None:
     assert found["cookies"][str(lasting.process.pid)]["cpus=1"] == 0
 
 
+def test_top_looks_at_one_program(line: Line, lasting: Caller) -> None:
+    wait_until(lambda: all(run["task"] for run in line.json("top", "--json")["runs"]) and line.json("top", "--json")["runs"])
+    (path,) = {run["program"] for run in line.json("top", "--json")["runs"]}
+    name = os.path.basename(path)
+    for program in (path, name, name.removesuffix(".py"), str(lasting.process.pid), os.path.relpath(path, line.folder)):
+        found = line.json("top", "--json", "--program", program)
+        assert [run["depth"] for run in found["runs"]] == [0, 1], program
+        assert set(found["cookies"]) == {str(lasting.process.pid)}
+    none = line.json("--json", "top", "--program", "nothing.py")
+    assert (none["runs"], none["cookies"]) == ([], {})
+    assert "Nothing runs of nothing.py." in line("top", "--program", "nothing.py").stdout
+    shown = line("top", "--program", name).stdout.splitlines()
+    assert f"pid {lasting.process.pid}" in shown[2]
+    assert sum("↳ " in one for one in shown) == 1
+
+
+STREAMING = """
+    import time
+    from entangle.dataflow import dataflow, thread
+    from entangle.process import process
+
+    @dataflow
+    @thread
+    def halve(x):
+        time.sleep(0.01)
+        if x % 2:
+            raise ValueError(x)
+        return x
+
+    @dataflow
+    @thread
+    def keep(x):
+        return x
+
+    import logging
+    logging.disable()
+    for _ in halve(keep()).stream(range(1_000_000), on_error="skip"):
+        pass
+"""
+
+
+def test_top_shows_streams_by_stage_and_fits_into_a_terminal(line: Line, lasting: Caller) -> None:
+    folder = line.folder / "streaming"
+    folder.mkdir()
+    caller = Caller(
+        folder,
+        STREAMING,
+        ENTANGLE_RUN_DIR=line.environment["ENTANGLE_RUN_DIR"],
+        ENTANGLE_RECORD_DIR=line.environment["ENTANGLE_RECORD_DIR"],
+    ).start()
+    try:
+
+        def stages() -> Any:
+            found = line.json("top", "--json", "--program", str(caller.process.pid))["runs"]
+            return found[0] if found and found[0]["stages"] and found[0]["stages"][0]["failed"] else None
+
+        run = wait_until(stages)
+        assert [stage["name"] for stage in run["stages"]] == ["halve", "keep"]
+        assert (run["nodes"], run["task"]) == (2, "halve")
+        assert run["done"] == run["stages"][1]["done"]
+        for columns in (40, 80):
+            shown = at_a_terminal(line, "top", "--looks", "1", columns=columns)
+            assert max(map(len, shown)) <= columns
+            assert len([one for one in shown if re.match(r"  (halve|keep) +[\d,]+ done", one)]) == 2
+            assert any("waits for a run" in one for one in shown)
+    finally:
+        caller.stop()
+
+
 def test_a_run_that_lasts_is_listed_and_shown_as_it_is_now(line: Line, lasting: Caller) -> None:
     wait_until(lambda: sum(run["running"] for run in line.json("top", "--json")["runs"]) == 4)
     assert "running" in line("runs").stdout
