@@ -176,7 +176,12 @@ class RunRecord(RunGraph):
         return total
 
     def to_dict(self) -> dict[str, Any]:
-        """All that is known of the run as plain data, fit for JSON."""
+        """All that is known of the run as plain data, fit for JSON.
+
+        Keys are the names of its attributes, but for `nodes`, `done`, `failed` and `skipped` (how
+        many), `parent` (an id), `tasks` (a list), `children` (ids), and `node_list`: a dict for
+        each node, whose `task` is the index of its task in `tasks`.
+        """
         from entangle._records.drawing import plain
 
         return plain.run_as_dict(self)
