@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import NamedTuple
 
 from entangle._run import python_command
@@ -28,29 +27,64 @@ _ROCM = "/dev/kfd"
 #: Seconds for NVML to answer: a driver that is not loaded may take some to be.
 _PATIENCE = 30.0
 
-#: Prints the devices as JSON: of a GPU in MIG mode, its MIG devices in its place.
+#: Prints the devices as JSON: of a GPU in MIG mode, its MIG devices in its place. It uses the C
+#: interface (https://docs.nvidia.com/deploy/nvml-api): the library comes with the driver, and a
+#: package around it would have to be installed on every host and in every image.
 _ASK = """
-import json
-import pynvml as nvml
-text = lambda found: found.decode() if isinstance(found, bytes) else found
-nvml.nvmlInit()
-found = []
-for number in range(nvml.nvmlDeviceGetCount()):
-    gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-    parts = []
+import ctypes, json, sys
+
+def call(name, *args):
+    code = getattr(library, name)(*args)
+    if code:
+        explain = library.nvmlErrorString
+        explain.restype = ctypes.c_char_p
+        raise OSError(explain(code).decode())
+
+def number(name, *args):
+    found = ctypes.c_uint()
+    call(name, *args, ctypes.byref(found))
+    return found.value
+
+def text(name, device):
+    found = ctypes.create_string_buffer(256)
+    call(name, device, found, 256)
+    return found.value.decode()
+
+def handle(name, *args):
+    found = ctypes.c_void_p()
+    call(name, *args, ctypes.byref(found))
+    return found
+
+def memory(device):
+    found = (ctypes.c_ulonglong * 3)()  # total, free, used
+    call("nvmlDeviceGetMemoryInfo", device, ctypes.byref(found))
+    return found[0]
+
+def parts(gpu):
     try:
-        most = nvml.nvmlDeviceGetMaxMigDeviceCount(gpu) if nvml.nvmlDeviceGetMigMode(gpu)[0] else 0
-    except nvml.NVMLError:
-        most = 0
-    for part in range(most):
+        mode, pending = ctypes.c_uint(), ctypes.c_uint()
+        call("nvmlDeviceGetMigMode", gpu, ctypes.byref(mode), ctypes.byref(pending))
+        most = number("nvmlDeviceGetMaxMigDeviceCount", gpu) if mode.value else 0
+    except (OSError, AttributeError):  # it has no such mode, or the driver knows of none
+        return
+    for index in range(most):
         try:
-            parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, part))
-        except nvml.NVMLError:
+            yield handle("nvmlDeviceGetMigDeviceHandleByIndex", gpu, index)
+        except OSError:  # there are fewer
             pass
-    for one in parts or [gpu]:
-        model = text(nvml.nvmlDeviceGetName(one))
-        uuid = text(nvml.nvmlDeviceGetUUID(one))
-        found.append([number, bool(parts), uuid, text(nvml.nvmlDeviceGetUUID(gpu)), model, int(nvml.nvmlDeviceGetMemoryInfo(one).total)])
+
+try:
+    library = ctypes.CDLL("libnvidia-ml.so.1")
+    call("nvmlInit_v2")
+    found = []
+    for index in range(number("nvmlDeviceGetCount_v2")):
+        gpu = handle("nvmlDeviceGetHandleByIndex_v2", index)
+        inside = list(parts(gpu))
+        whole = text("nvmlDeviceGetUUID", gpu)
+        for one in inside or [gpu]:
+            found.append([index, bool(inside), text("nvmlDeviceGetUUID", one), whole, text("nvmlDeviceGetName", one), memory(one)])
+except OSError as error:
+    sys.exit(str(error))
 print(json.dumps(found))
 """
 
@@ -178,8 +212,8 @@ def _asked() -> tuple[list[_Known], str]:
 
 
 def _ask_nvml() -> tuple[list[_Known], str]:
-    if find_spec("pynvml") is None:
-        return [], "not installed: pip install nvidia-ml-py" if _has_driver() else "no NVIDIA driver"
+    if not _has_driver():
+        return [], "no NVIDIA driver"
     try:
         done = subprocess.run(
             python_command.command(_ASK),

@@ -126,7 +126,9 @@ class Devices:
                 if name not in known:
                     if len(known) == MOST_DEVICES:
                         raise DeviceError(f"more than {MOST_DEVICES} devices have been named in one process tree")
-                    raw = name.encode()[: _NAME - 1]
+                    raw = name.encode("utf-8", "surrogateescape")
+                    if len(raw) >= _NAME:
+                        raise DeviceError(f"{name!r:.120} is too long for the name of a device; use a number, or the start of a UUID")
                     at = _FIRST_NAME + _NAME * len(known)
                     self._whole[at : at + len(raw)] = raw
                     known.append(name)
@@ -260,7 +262,7 @@ class Devices:
             raw = bytes(self._whole[at : at + _NAME]).rstrip(b"\0")
             if not raw:
                 break
-            found.append(raw.decode())
+            found.append(raw.decode("utf-8", "surrogateescape"))
         return found
 
     def _used(self) -> list[int]:

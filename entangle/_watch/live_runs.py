@@ -47,6 +47,7 @@ from entangle._shared.table import (
     Table,
 )
 from entangle._watch.outline import HOW_FAR, Outline, open_file, read_outline, read_whole
+from entangle.flow import DEVICE
 
 _LANES = ("process", "thread", "fresh", "caller", "gpu")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", SKIPPED: "skipped"}
@@ -192,13 +193,13 @@ class LiveRun:
             waits = ""
             if slots[base + NESTED] >= 0 and busy:
                 waits = "run"
-            elif slots[base + WAITING_POOL]:
+            elif slots[base + WAITING_POOL] or (state == BUSY and slots[base + LANE] >= DEVICE and slots[base + NODE] < 0):
                 waits = "cookie"
             found.append(
                 WorkerView(
                     slot,
                     slots[base + PID],
-                    _LANES[min(slots[base + LANE], len(_LANES) - 1)],
+                    _LANES[max(0, min(slots[base + LANE], DEVICE))],
                     _STATES[state],
                     node,
                     self.task(node),

@@ -54,7 +54,8 @@ def write_flow(site: Site) -> None:
     known["travelled"] = sorted(module_lookup.travelled)
     body = pickle.dumps(known, 5)
     for directory in (site.directory, site.spill):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        if directory != site.directory:  # if that is gone, its run or its process is over
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         path = os.path.join(directory, "flow")
         try:
             with open(path, "xb", opener=private) as file:

@@ -11,10 +11,13 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from entangle._tasks.tree import compile_call
+from entangle._worker.joining import write_flow
 from entangle.dataflow import dataflow
 from entangle.errors import RunCancelledError
 from entangle.process import ProcessTimeoutException, process
@@ -463,3 +466,16 @@ def test_a_path_that_is_too_long_for_the_system_is_told(tmp_path: Path, monkeypa
     monkeypatch.setenv("ENTANGLE_RUN_DIR", "/tmp/" + "x" * 5_000)
     with pytest.raises(Exception, match="ENTANGLE_RUN_DIR"):
         num(1)()
+
+
+def test_a_directory_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    """A spare worker may still rehearse when its process has removed its home. A home made anew
+    would belong to nobody, and stay."""
+    gone = str(tmp_path / "home" / "run")
+    flow = compile_call(num(1))
+    site: Any = SimpleNamespace(
+        flow=flow, flow_path="", directory=gone, spill=gone, home=str(tmp_path / "home"), shares=None, claims=[], visible=None
+    )
+    with pytest.raises(FileNotFoundError):
+        write_flow(site)
+    assert list(tmp_path.iterdir()) == []

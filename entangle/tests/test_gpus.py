@@ -6,6 +6,7 @@ The devices are made up: ENTANGLE_GPUS names them, and what a body sees of them 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -463,6 +464,26 @@ def test_arrays_of_numba_go_from_device_to_device(tmp_path: Path, start: str) ->
     assert given == "1.0"
 
 
+def test_arrays_on_a_real_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.undo()
+    if not gpus.find().gpus:
+        pytest.skip("no GPU here")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RECORD": "0"}
+    done = subprocess.run(
+        [sys.executable, "program.py", "auto"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if "copied" not in line] == [
+        "8.0",
+        "now it leaves",
+        "(20.0, 'DeviceNDArray')",
+        "[0.0, 1.0, 2.0]",
+        "1.0",
+    ]
+
+
 def test_an_array_for_a_process_without_a_gpu_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refuses:
         class cuda:  # noqa: N801
@@ -514,37 +535,42 @@ def test_fewer_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
         gather(on_gpu(), on_both())()
 
 
+#: Stands for the library of the driver in the process that asks it: an A100, and an H100 in parts.
 NVML = """
-class NVMLError(Exception):
-    pass
-GPUS = [("GPU-aa11", "A100", 40 << 30, 0), ("GPU-bb22", "H100", 80 << 30, 2)]
-def nvmlInit():
-    {begin}
-def nvmlDeviceGetCount(): return len(GPUS)
-def nvmlDeviceGetHandleByIndex(n): return GPUS[n]
-def nvmlDeviceGetMaxMigDeviceCount(gpu): return 7
-def nvmlDeviceGetMigMode(gpu):
-    if not gpu[3]: raise NVMLError("not supported")
-    return (1, 1)
-def nvmlDeviceGetMigDeviceHandleByIndex(gpu, n):
-    if n >= gpu[3]: raise NVMLError("not found")
-    return (f"MIG-{{n}}", gpu[1] + " 1g.10gb", 10 << 30, 0)
-def nvmlDeviceGetName(one): return one[1]
-def nvmlDeviceGetUUID(one): return one[0].encode()
-class nvmlDeviceGetMemoryInfo:
-    def __init__(self, one): self.total = one[2]
+import ctypes
+
+DEVICES = [None, (b"GPU-aa11", b"A100", 40 << 30, 0), (b"GPU-bb22", b"H100", 80 << 30, 2)]
+DEVICES += [(b"MIG-0", b"H100 MIG 1g.10gb", 10 << 30, 0), (b"MIG-1", b"H100 MIG 1g.10gb", 10 << 30, 0)]
+
+def put(reference, value):
+    reference._obj.value = value
+    return 0
+
+class Library:
+    def nvmlInit_v2(self): return {begin}
+    def nvmlDeviceGetCount_v2(self, count): return put(count, 2)
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle): return put(handle, index + 1)
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu, count): return put(count, 7)
+    def nvmlDeviceGetMigMode(self, gpu, mode, pending): return put(mode, 1) if DEVICES[gpu.value][3] else 3
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu, index, handle): return put(handle, index + 3) if index < 2 else 6
+    def nvmlDeviceGetName(self, one, buffer, size): buffer.value = DEVICES[one.value][1]
+    def nvmlDeviceGetUUID(self, one, buffer, size): buffer.value = DEVICES[one.value][0]
+    def nvmlDeviceGetMemoryInfo(self, one, memory): memory._obj[0] = DEVICES[one.value][2]
+    class nvmlErrorString:
+        def __new__(cls, code): return b"Driver Not Loaded"
+
+usual = ctypes.CDLL
+ctypes.CDLL = lambda name, *args, **kwargs: Library() if name == "libnvidia-ml.so.1" else usual(name, *args, **kwargs)
 """
 
 
 @pytest.fixture
-def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A library for NVML that knows an A100, and an H100 in two parts."""
+def nvml(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.undo()
     for name in (*VARIABLES, "CUDA_DEVICE_ORDER"):
         monkeypatch.delenv(name, raising=False)
-    begin = getattr(request, "param", "pass")
-    (tmp_path / "pynvml.py").write_text(NVML.format(begin=begin))
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("entangle._run.gpus._ASK", NVML.format(begin=getattr(request, "param", 0)) + gpus._ASK)
+    monkeypatch.setattr("entangle._run.gpus._has_driver", lambda: True)
     monkeypatch.setattr("entangle._run.gpus._told", None)
 
 
@@ -555,9 +581,11 @@ def names() -> list[str]:
 def test_nvml_tells_devices_and_parts_of_devices(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTANGLE_GPUS", "7")  # for machines without NVML
     found = gpus.find()
-    assert [gpu.name for gpu in found.gpus] == ["0", "MIG-0", "MIG-1"]
-    assert found.gpus[0] == ("0", "A100", 40 << 30)
-    assert "pynvml" not in sys.modules  # another process has asked: this one has opened no device
+    assert list(found.gpus) == [
+        ("0", "A100", 40 << 30),
+        ("MIG-0", "H100 MIG 1g.10gb", 10 << 30),
+        ("MIG-1", "H100 MIG 1g.10gb", 10 << 30),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -582,6 +610,35 @@ def test_the_variable_restricts_what_nvml_tells(nvml: None, variable: str, there
             on_gpu()()
 
 
+LIBRARY = """
+#include <string.h>
+typedef struct { unsigned long long total, free, used; } memory;
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = (void *)(0x7f1200000000UL + index); return 0; }
+int nvmlDeviceGetName(void *one, char *name, unsigned size) { strcpy(name, "A100"); return 0; }
+int nvmlDeviceGetUUID(void *one, char *name, unsigned size) { strcpy(name, (unsigned long)one & 1 ? "GPU-b" : "GPU-a"); return 0; }
+int nvmlDeviceGetMemoryInfo(void *one, memory *found) { found->total = 40UL << 30; return 0; }
+const char *nvmlErrorString(int code) { return "Not Supported"; }
+"""
+
+
+def test_a_library_in_c_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of before MIG: the functions for that are not there."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    monkeypatch.undo()
+    (tmp_path / "nvml.c").write_text(LIBRARY)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"], check=True)
+    for name in (*VARIABLES, "ENTANGLE_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setattr("entangle._run.gpus._has_driver", lambda: True)
+    monkeypatch.setattr("entangle._run.gpus._told", None)
+    assert list(gpus.find().gpus) == [("0", "A100", 40 << 30), ("1", "A100", 40 << 30)]
+
+
 @scheduler(gpus=1)
 @process
 def order() -> tuple[str, str | None]:
@@ -593,10 +650,10 @@ def test_numbers_of_nvml_are_those_of_cuda(nvml: None) -> None:
     assert set(gather(*[order() for _ in range(3)])()) <= {("0", "PCI_BUS_ID"), ("MIG-0", "PCI_BUS_ID"), ("MIG-1", "PCI_BUS_ID")}
 
 
-@pytest.mark.parametrize("nvml", ["raise NVMLError('Driver Not Loaded')"], indirect=True)
+@pytest.mark.parametrize("nvml", ["9"], indirect=True)
 def test_nvml_that_fails_is_told(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ENTANGLE_GPUS", raising=False)
-    with pytest.raises(DeviceError, match=r"NVML \(pynvml.NVMLError: Driver Not Loaded\)"):
+    with pytest.raises(DeviceError, match=r"NVML \(Driver Not Loaded\)"):
         on_gpu()()
     monkeypatch.setenv("ENTANGLE_GPUS", "4")
     assert names() == ["4"]

@@ -83,6 +83,18 @@ def scheduled_below(a: int) -> str:
     return str(a)
 
 
+@scheduler(gpus=1, share=4)
+@process
+def scheduled_on_a_gpu(a: int) -> str:
+    return str(a)
+
+
+@process
+@scheduler(gpus=2, cpus=1)
+def scheduled_on_two_gpus() -> int:
+    return 2
+
+
 @process
 @local
 def at_home() -> complex:

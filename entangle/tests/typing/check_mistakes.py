@@ -37,5 +37,8 @@ def options() -> None:
     thread(fresh=True)  # type: ignore[call-overload]
     scheduler(cpus="2")  # type: ignore[call-overload]
     scheduler(cpu=2)  # type: ignore[call-overload]
+    scheduler(gpus="1")  # type: ignore[call-overload]
+    scheduler(share=2)  # type: ignore[call-overload]
+    scheduler(gpus=1, impl="package.Class")  # type: ignore[call-overload]
     local(cpu=2)  # type: ignore[call-overload]
     workflow(timeout=3)  # type: ignore[call-overload]
