@@ -136,6 +136,8 @@ def check() -> None:
     assert_type(scheduled_bare()(), int)
     assert_type(scheduled_above(1)(), str)
     assert_type(scheduled_below(1)(), str)
+    assert_type(scheduled_on_a_gpu(1)(), str)
+    assert_type(scheduled_on_two_gpus()(), int)
     assert_type(at_home()(), complex)
     assert_type(at_home_with_options(1, 2)(), int)
     # Behind a descriptor the checkers lose sight of it, and let it pass as anything.
