@@ -166,10 +166,11 @@ def state_counts(connection: sqlite3.Connection, run_key: int) -> dict[str, int]
     return dict(connection.execute("SELECT state, count(*) FROM nodes WHERE run = ? GROUP BY state", (run_key,)).fetchall())
 
 
-def task_states(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, str, int, float | None]]:
-    """The nodes of a run by task and state: task, state, how many, seconds of their bodies."""
+def task_states(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, str, int, float | None, int]]:
+    """The nodes of a run by task and state: task, state, how many, seconds of their bodies, the
+    first of them."""
     return connection.execute(
-        "SELECT task, state, count(*), sum(ended - started) / 1e9 FROM nodes WHERE run = ? GROUP BY task, state", (run_key,)
+        "SELECT task, state, count(*), sum(ended - started) / 1e9, min(node) FROM nodes WHERE run = ? GROUP BY task, state", (run_key,)
     ).fetchall()
 
 
@@ -211,10 +212,11 @@ def names(connection: sqlite3.Connection, run_key: int) -> dict[int, str]:
 
 
 def finished_nodes(connection: sqlite3.Connection, run_key: int) -> Iterable[tuple[Any, ...]]:
-    """The nodes of a run whose bodies have ended: node, task, state, started, ended, pid, cpu,
-    worker. Rows are fetched while the caller iterates."""
+    """The nodes of a run whose bodies have ended: node, task, whether it failed, started, ended,
+    pid, cpu, worker. Rows are fetched while the caller iterates."""
     return connection.execute(
-        "SELECT node, task, state, started, ended, pid, cpu, worker FROM nodes WHERE run = ? AND started IS NOT NULL AND ended IS NOT NULL",
+        "SELECT node, task, state = 'failed', started, ended, pid, cpu, worker FROM nodes "
+        "WHERE run = ? AND started IS NOT NULL AND ended IS NOT NULL",
         (run_key,),
     )
 

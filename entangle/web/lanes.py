@@ -4,6 +4,7 @@ joined with its neighbours."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 #: The most lanes that are drawn. A run with more workers shows the first of them.
@@ -28,6 +29,9 @@ class Stretch(NamedTuple):
     attempt: int = 0
 
 
+_BEGAN = itemgetter(2)
+
+
 def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None) -> tuple[tuple[int, ...], str]:
     """The lane of a node, and its label."""
     if by == "cpu":
@@ -50,15 +54,22 @@ def timeline(
     tasks: dict[str, int] = {}
     worked = 0.0
     for stretch in stretches:
-        by_lane.setdefault(stretch.lane, []).append(stretch)
-        labels[stretch.lane] = stretch.label
-        tasks.setdefault(stretch.task, len(tasks))
-        worked += stretch.ended - stretch.started
+        lane, label, began, ended, task = stretch[:5]
+        mine = by_lane.get(lane)
+        if mine is None:
+            mine = by_lane[lane] = []
+            labels[lane] = label
+        mine.append(stretch)
+        if task not in tasks:
+            tasks[task] = len(tasks)
+        worked += ended - began
     lanes = sorted(by_lane)
     bars: list[list[Any]] = []
     for number, lane in enumerate(lanes[:MOST]):
-        mine = [stretch for stretch in by_lane[lane] if stretch.ended >= low and stretch.started <= high]
-        mine.sort(key=lambda stretch: stretch.started)
+        mine = by_lane[lane]
+        if start is not None or end is not None:
+            mine = [stretch for stretch in mine if stretch.ended >= low and stretch.started <= high]
+        mine.sort(key=_BEGAN)
         bars += _joined(number, mine, narrow, tasks)
     return {
         "total": total,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -105,25 +106,29 @@ def info(directory: str, run_id: str) -> dict[str, Any] | None:
     }
 
 
-def part(directory: str, run_id: str) -> GraphPart | None:
-    """The graph of a run, to be drawn with the nodes of a task as one; None where there is no such
-    segment."""
+def part(directory: str, run_id: str, opened: bool) -> GraphPart | None:
+    """The graph of a run, node by node if `opened`, else with the nodes of a task as one;
+    None where there is no such segment."""
     segment = _segment(directory, run_id)
     if segment is None:
         return None
-    body_of, starts, inputs = segment.body_of, segment.starts, segment.inputs
+    body_of = segment.body_of
     names = list(dict.fromkeys(body["name"] for body in segment.head["bodies"]))
     place = [names.index(body["name"]) for body in segment.head["bodies"]]
+    task_of = [place[body] for body in body_of]
+    if opened:
+        states = [_STATES.get(state, "waiting") for state in segment.states]
+        return GraphPart(run_id, names, task_of, states, _edges(segment), names=segment.names)
     totals: Counter[tuple[int, str]] = Counter()
     for (body, state), count in Counter(zip(body_of, segment.states, strict=True)).items():
         totals[place[body], _STATES.get(state, "waiting")] += count
-    links: Counter[tuple[int, int]] = Counter()
-    for node, body in enumerate(body_of):
+    links = Counter((task_of[source], task_of[node]) for source, node in _edges(segment))
+    return GraphPart(run_id, names, task_of, (), (), links=links, sinks=(), totals=totals)
+
+
+def _edges(segment: LogSegment) -> Iterator[tuple[int, int]]:
+    starts, inputs = segment.starts, segment.inputs
+    for node in range(len(segment.body_of)):
         for taken in inputs[starts[node] : starts[node + 1]]:
             if taken >= 0:
-                links[body_of[taken], body] += 1
-    joined: Counter[tuple[int, int]] = Counter()
-    for (source, target), count in links.items():
-        joined[place[source], place[target]] += count
-    task_of = [place[body] for body in body_of]
-    return GraphPart(run_id, names, task_of, (), (), links=joined, sinks=(), totals=totals)
+                yield taken, node

@@ -26,7 +26,7 @@ class GraphPart:
     `inside` is the run and the node in whose body this run was called. `links` counts how often
     nodes of one task take values from those of another; `sinks` are the nodes whose values no other
     takes. A caller that knows the two spares us the way over all edges. So do `totals`, how many
-    nodes of a task are in a state, and `spent`, seconds by task.
+    nodes of a task are in a state; `spent`, seconds by task; and `firsts`, the first node of each.
 
     `names` are those that calls were given. `calls` are arguments in short, and `values` what came
     of them; `items` are the numbers of the stages of a stream. `edges` come in the order of
@@ -48,6 +48,7 @@ class GraphPart:
     sinks: Sequence[int] | None = None
     totals: Mapping[tuple[int, str], int] | None = None
     spent: Mapping[int, float] | None = None
+    firsts: Mapping[int, int] | None = None
 
     def condense(self) -> None:
         """Find `links` and `sinks` from the edges, unless they are known."""
@@ -115,11 +116,11 @@ def name_of(root: str, run: str, node: int) -> str:
 def drawn(parts: Sequence[GraphPart], opened: Iterable[str] = ()) -> dict[str, Any]:
     """Nodes and edges for the page. The first part is the run that the page shows; the others are
     nested in it."""
-    total = sum(len(part.task_of) for part in parts)
     sizes: Counter[str] = Counter()
     for part in parts:
         for task, count in _sizes(part).items():
             sizes[part.tasks[task]] += count
+    total = sum(sizes.values())
     apart = {name for name, _ in sizes.most_common(TASKS)}
     opened = {name for name in opened if name in apart and sizes[name] > 1}
     nodes: dict[str, _Drawn] = {}
@@ -163,7 +164,8 @@ class _Places:
         if name not in self.apart:
             return "rest", REST, True
         if self.sizes[name] == 1:
-            return name_of(self.root, part.run, list(part.task_of).index(task)), name, False
+            node = part.firsts[task] if part.firsts is not None else list(part.task_of).index(task)
+            return name_of(self.root, part.run, node), name, False
         return f"task:{name}", name, True
 
 

@@ -185,13 +185,13 @@ def parts(run_id: str, opened: bool = False) -> list[GraphPart]:
     there are."""
     with records_file(largest=LARGE) as connection:
         row = queries.run(connection, run_id)
-        if row is None and not opened and (found := large_segments.part(find_directory(), run_id)) is not None:
+        if row is None and (found := large_segments.part(find_directory(), run_id, opened)) is not None:
             return [found]
     with records_file(fresh=row is None) as connection:
         family = _family(connection, find(connection, run_id))
         total = sum(row["node_count"] for row in family)
         if total > WHOLE and not opened:
-            return [_condensed(connection, row) for row in family]
+            return [_condensed(connection, row, len(family) == 1) for row in family]
         return [_part(connection, row, total <= LABELLED) for row in family]
 
 
@@ -199,23 +199,27 @@ def _inside(row: sqlite3.Row) -> tuple[str, int] | None:
     return (row["parent"], row["parent_node"]) if row["parent"] and row["parent_node"] is not None else None
 
 
-def _condensed(connection: sqlite3.Connection, row: sqlite3.Row) -> GraphPart:
+def _condensed(connection: sqlite3.Connection, row: sqlite3.Row, alone: bool) -> GraphPart:
     """The graph of a run as far as it is drawn with the nodes of a task as one. SQLite counts: a
-    row for each node would take a second for a hundred thousand."""
+    row for each node would take a second for a hundred thousand. `alone`: no run is nested in
+    it."""
     key = row["key"]
     names, place = _tasks(connection, key)
     totals: Counter[tuple[int, str]] = Counter()
     spent: dict[int, float] = {}
-    for task, state, count, seconds in queries.task_states(connection, key):
-        totals[place[task], _STATES.get(state, state)] += count
-        spent[place[task]] = spent.get(place[task], 0.0) + (seconds or 0.0)
+    firsts: dict[int, int] = {}
+    for task, state, count, seconds, first in queries.task_states(connection, key):
+        at = place[task]
+        firsts[at] = min(first, firsts.get(at, first))
+        totals[at, _STATES.get(state, state)] += count
+        spent[at] = spent.get(at, 0.0) + (seconds or 0.0)
     links: Counter[tuple[int, int]] = Counter()
     for source, target, count in queries.task_links(connection, key):
         links[place[source], place[target]] += count
     return GraphPart(
         row["id"],
         names,
-        array("i", [place[task] for (task,) in queries.nodes(connection, key, "task")]),
+        () if alone else array("i", [place[task] for (task,) in queries.nodes(connection, key, "task")]),
         (),
         (),
         inside=_inside(row),
@@ -223,6 +227,7 @@ def _condensed(connection: sqlite3.Connection, row: sqlite3.Row) -> GraphPart:
         sinks=queries.sinks(connection, key) if row["parent"] else (),
         totals=totals,
         spent=spent,
+        firsts=firsts,
     )
 
 
@@ -303,19 +308,19 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
             if row["error_node"] is not None:
                 why[row["error_node"]] = f"{row['error_type']}: {row['error']}"
             found += _tried(connection, row, by, began, functools.partial(name_of, run_id, mine))
-            for node, task, state, started, ended, pid, cpu, worker in queries.finished_nodes(connection, row["key"]):
-                lane, label = lane_of(by, pid, cpu, worker)
-                found.append(
-                    Stretch(
-                        lane,
-                        label,
-                        (started - began) / 1e9,
-                        (ended - began) / 1e9,
-                        names[place[task]],
-                        name_of(run_id, mine, node),
-                        why.get(node, "failed")[:200] if state == "failed" else "",
-                    )
-                )
+            task_of = {task: names[at] for task, at in place.items()}
+            lanes: dict[tuple[int | None, ...], tuple[tuple[int, ...], str]] = {}
+            before = "" if mine == run_id else f"{mine}:"
+            # A loop over each node of a run, of which there may be a million: no call for each.
+            make, add = tuple.__new__, found.append
+            for node, task, failed, started, ended, pid, cpu, worker in queries.finished_nodes(connection, row["key"]):
+                key = (cpu,) if by == "cpu" else (pid, worker)
+                lane = lanes.get(key)
+                if lane is None:
+                    lane = lanes[key] = lane_of(by, pid, cpu, worker)
+                reason = why.get(node, "failed")[:200] if failed else ""
+                told = (*lane, (started - began) / 1e9, (ended - began) / 1e9, task_of[task], f"{before}{node}", reason, 1, 0)
+                add(make(Stretch, told))
                 if ended > last:
                     last = ended
     return found, (last - began) / 1e9
