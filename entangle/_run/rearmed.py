@@ -437,7 +437,7 @@ class RearmedSupervisor(Supervisor):
                 for at, state in enumerate(self.table.states[first : first + sets.port.width].tolist()):
                     if state == RUNNING:
                         inside[at] += label[1]
-                    elif state in (WAITING, READY, UNARMED):
+                    elif state in (READY, UNARMED):
                         waiting[at] += label[1]
             found += zip(inside[1:-1], waiting[1:-1], strict=True)
         return found

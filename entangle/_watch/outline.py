@@ -23,6 +23,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from entangle._shared.masks import cleaned
+from entangle._shared.summaries import constants_in_short
 from entangle.flow import Flow
 
 #: A run that has lasted so long is written down (seconds).
@@ -33,8 +34,8 @@ HOW_FAR, LOAD = "how-far", "load"
 _FORM = 2
 #: The most bytes of the line of JSON. A flow of a million different tasks goes without names.
 _LONGEST_HEAD = 1 << 26
-#: The most names that calls were given.
-_MOST_GIVEN = 20_000
+#: The most names that calls were given; the most nodes whose arguments are told.
+_MOST_GIVEN, _MOST_CALLS = 20_000, 400
 
 
 class Outline(NamedTuple):
@@ -73,6 +74,7 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         "nodes": flow.count,
         "inputs": len(flow.inputs),
         "names": [body.name for body in flow.bodies],
+        "calls": [] if flow.rearmed or flow.count > _MOST_CALLS else [_call(flow, node) for node in range(flow.count)],
         "given": cleaned({str(node): name for node, name in islice(flow.names.items(), _MOST_GIVEN)}),
         **about,
     }
@@ -86,6 +88,16 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         os.rename(f"{path}.new", path)  # all of it appears at once
     except OSError:
         pass
+
+
+def _call(flow: Flow, node: int) -> str:
+    """The arguments of a node, as far as they are known before it runs."""
+    try:
+        constants = constants_in_short(flow, node)
+    except Exception:  # nothing depends on it
+        constants = ""
+    others = "…" if any(taken >= 0 for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]]) else ""
+    return ", ".join(filter(None, (constants, others)))
 
 
 def write_whole(path: str, told: Any) -> None:
@@ -143,7 +155,9 @@ def read_outline(directory: str) -> Outline | None:
                 return None
             if parent is not None and not (isinstance(parent[0], str) and isinstance(parent[1], int)):
                 return None
-            given = about["given"]
+            given, calls = about["given"], about["calls"]
+            if not (isinstance(calls, list) and all(isinstance(call, str) for call in calls) and len(calls) in (0, about["nodes"])):
+                return None
             if not (isinstance(given, dict) and all(isinstance(name, str) for name in given.values())):
                 return None
             about["command"] = [str(word) for word in about["command"]]

@@ -133,6 +133,8 @@ RUNS = """
                     add(flaky(2), flaky(9))()
                 except Exception:
                     pass
+            elif word == "wide":
+                print(some([add(num(n), n) for n in range(50)])())
             elif word == "patient":
                 print(add(patient(3).named("the patient one"), 1)())
             elif word == "partial":

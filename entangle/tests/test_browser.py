@@ -178,6 +178,128 @@ def test_what_failed_is_told_and_no_value_becomes_markup(page: Page) -> None:
         assert tab.evaluate("entangleGraph.nodes('[state = \"failed\"]').length") == 1
 
 
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    assert not MISSING, MISSING
+    with served(tmp_path_factory.mktemp("further"), "retried", "partial", "stream", "wide") as found:
+        yield found
+
+
+def test_a_failed_run_says_its_error_and_leads_to_the_node_and_to_each_attempt(further: Page) -> None:
+    with looking(further) as tab:
+        said = "task 'flaky' failed 3 times; the last time with TimeoutError: <i>not yet</i> 9"
+        assert tab.inner_text("tr.row .problem") == said
+        tab.click("tr.row .problem")
+        tab.wait_for_selector("aside h2 >> text=flaky")
+        assert tab.inner_text(".run-head [role=alert] .said") == said
+        tries = tab.locator("aside .tries li")
+        assert [text.splitlines()[-1] for text in tries.all_inner_texts()] == ["TimeoutError: <i>not yet</i> 9"] * 3
+        assert tab.locator("aside .attempts i.failed").count() == 3
+        assert tab.locator("aside i >> text=not yet").count() == 0
+        assert "pauses between attempts" in tab.inner_text("aside .legend")
+        assert tab.inner_text("aside pre >> nth=0") == "try 1 of 9\ntry 2 of 9\ntry 3 of 9\n"
+        tab.keyboard.press("Escape")
+        tab.click(".run-head .problem a")
+        tab.wait_for_selector("aside h2 >> text=flaky")
+        tab.keyboard.press("t")
+        tab.wait_for_selector("canvas[data-ready]")
+        tab.wait_for_selector(".legend >> text=failed, tried again")
+
+
+def test_nodes_are_filtered_by_state_in_the_graph_and_in_the_table(further: Page) -> None:
+    with looking(further, f"/run/{further.id_of('partial')}") as tab:
+        drawn(tab)
+        assert "lost · add(…, 5) ⊘ skipped" in labels(tab)
+        tab.focus(".tools button[data-state=skipped]")
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("entangleGraph.nodes().not('.faded').map(node => node.data('state'))") == ["skipped"]
+        assert tab.get_attribute(".tools button[data-state=skipped]", "aria-pressed") == "true"
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("entangleGraph.nodes('.faded').length") == 0
+        tab.keyboard.press("n")
+        tab.wait_for_selector("tr.row")
+        tab.click(".chips button[data-state=skipped]")
+        tab.wait_for_selector("tr.row:only-child")
+        tab.click("tr.row")
+        tab.wait_for_selector("aside >> text=Skipped, since broken has failed.")
+        tab.click("aside p a")
+        tab.wait_for_selector("aside >> text=ValueError: <b>no</b> 4")
+        assert tab.locator("aside b").count() == 0
+
+
+def test_a_stream_is_drawn_by_stage_from_its_source_down(further: Page) -> None:
+    with looking(further, f"/run/{further.id_of('stream')}") as tab:
+        drawn(tab)
+        found = [re.sub(r"[\d.,]+/s", "RATE", text) for text in labels(tab)]
+        assert found == ["load ✓ 100 · RATE", "parse ✓ 90  ✗ 10 · RATE", "save ✓ 90  ⊘ 10 · RATE", "source 100 items"]
+        down = tab.evaluate("entangleGraph.nodes().sort((a, b) => a.position('y') - b.position('y')).map(node => node.data('task'))")
+        assert down == ["source", "load", "parse", "save"]
+        assert "90 taken, 10 left out" in tab.inner_text(".told")
+        tab.focus(".stage")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("ArrowDown")
+        assert at(tab).startswith("load")
+        tab.keyboard.press("p")
+        tab.wait_for_selector(".progress [data-ready]")
+        rows = tab.inner_text("table[aria-label=Stages]").splitlines()
+        assert [row.split("\t")[:4] for row in rows[1:]] == [["load", "100", "", ""], ["parse", "90", "10", ""], ["save", "90", "", "10"]]
+        tab.keyboard.press("t")
+        tab.wait_for_selector("canvas[data-ready]")
+
+
+def test_arguments_stand_in_their_order_and_no_node_covers_another(further: Page) -> None:
+    with looking(further, f"/run/{further.id_of('wide')}") as tab:
+        drawn(tab)
+        boxes = tab.evaluate(
+            "entangleGraph.nodes().map(node => { const box = node.boundingBox({includeLabels: false});"
+            " return [node.data('task'), node.data('value'), box.x1, box.y1, box.x2, box.y2]; })"
+        )
+        assert len(boxes) == 101
+        for place, (*_, left, top, right, bottom) in enumerate(boxes):
+            for *_, x1, y1, x2, y2 in boxes[:place]:
+                assert right <= x1 or x2 <= left or bottom <= y1 or y2 <= top
+        for task in ("add", "num"):
+            values = [int(box[1]) for box in sorted(boxes, key=lambda box: box[2]) if box[0] == task]
+            assert values == sorted(values)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_and_signs_stand_out_from_their_ground(page: Page, scheme: str) -> None:
+    with looking(page, color_scheme=scheme) as tab:
+        names = ["ground", "raised", "text", "quiet", "accent", "problem", "on-bar", "focus"]
+        states = ["done", "running", "waiting", "failed", "skipped", "cancelled"]
+        found = tab.evaluate(
+            "names => Object.fromEntries(names.map(name => [name,"
+            " getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()]))",
+            [*names, *states],
+        )
+        bars = tab.evaluate("import('./dom.js').then(dom => [0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map(dom.colour))")
+
+        def contrast(one: str, other: str) -> float:
+            # As in WCAG 2.2, https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
+            high, low = sorted((_luminance(tab, one), _luminance(tab, other)), reverse=True)
+            return (high + 0.05) / (low + 0.05)
+
+        for ground in ("ground", "raised"):
+            for name in ("text", "quiet", "accent", "problem"):
+                assert contrast(found[name], found[ground]) >= 4.5, (name, ground)
+            for name in (*states, "focus"):
+                assert contrast(found[name], found[ground]) >= 3, (name, ground)
+        for bar in (*bars, found["failed"]):
+            assert contrast(found["on-bar"], bar) >= 4.5, bar
+
+
+def _luminance(tab: Any, colour: str) -> float:
+    """The relative luminance of a colour, as the browser draws it."""
+    drawn = tab.evaluate(
+        "colour => { const pen = document.createElement('canvas').getContext('2d'); pen.fillStyle = colour;"
+        " pen.fillRect(0, 0, 1, 1); return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3); }",
+        colour,
+    )
+    red, green, blue = (part / 255 / 12.92 if part / 255 <= 0.04045 else ((part / 255 + 0.055) / 1.055) ** 2.4 for part in drawn)
+    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+
 def test_two_runs_side_by_side(page: Page) -> None:
     with looking(page, f"/compare/{page.id_of('small')}/{page.id_of('other')}") as tab:
         tab.wait_for_selector("h2 >> text=Values")

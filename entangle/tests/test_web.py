@@ -360,7 +360,7 @@ def test_each_attempt_is_told_with_its_time_and_why_it_failed(further: Page) -> 
     one, other = (further.get(f"/api/runs/{run}/nodes/{node['node']}") for node in nodes)
     assert [(tried["number"], tried["error"]) for tried in one["tries"]] == [(1, "TimeoutError: <i>not yet</i> 2"), (2, None)]
     assert [tried["number"] for tried in other["tries"]] == [1, 2, 3]
-    assert "failed 3 times" in other["tries"][-1]["error"]
+    assert {tried["error"] for tried in other["tries"]} == {"TimeoutError: <i>not yet</i> 9"}
     for node in (one, other):
         times = [moment for tried in node["tries"] for moment in (tried["began"], tried["ended"])]
         assert times == sorted(times)

@@ -18,7 +18,7 @@ from entangle._watch.live_runs import LiveRun, live_runs
 from entangle._watch.outline import HOW_FAR, LOAD, Outline, open_file, read_outline, read_whole
 from entangle.web import stage_numbers
 from entangle.web.lanes import Stretch, lane_of
-from entangle.web.page_graph import GraphPart, condensed, drawn, name_of, reached
+from entangle.web.page_graph import GraphPart, condensed, drawn, name_of, reached, short_call
 from entangle.web.recorded import Absent
 
 _STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", UNARMED: "waiting", SKIPPED: "skipped"}
@@ -192,6 +192,7 @@ def _part(run: LiveRun) -> GraphPart | None:
         run.states(),
         _Edges(outline),
         seconds=_seconds(run) if run.table.nodes <= LABELLED else (),
+        calls=[short_call(call) for call in outline.about["calls"]],
         names={int(node): name for node, name in outline.about["given"].items()},
         inside=inside,
         links=links,
@@ -323,7 +324,7 @@ def _stages(told: dict[str, Any], seconds: float) -> dict[str, Any]:
         {
             "node": number,
             "task": stage["name"],
-            "state": "running" if one["running"] else "done" if one["done"] else "waiting",
+            "state": stage_numbers.state_of(one),
             "seconds": one["busy"],
             "value": None,
             "pid": None,
@@ -403,7 +404,7 @@ def _stage(root: str, run: LiveRun, told: dict[str, Any], number: int) -> dict[s
     return {
         "node": name_of(root, run.id, number),
         "task": stage["name"],
-        "state": "running" if items["running"] else "done" if items["done"] else "waiting",
+        "state": stage_numbers.state_of(items),
         "attempts": 1,
         "error": None,
         "output": None,

@@ -108,6 +108,16 @@ class _Drawn:
         }
 
 
+def short_call(text: str) -> str:
+    """Arguments as they stand on a node."""
+    text = " ".join(text.split())
+    return text if len(text) <= _CALL else f"{text[: _CALL - 1]}…"
+
+
+#: Characters of the arguments on a node.
+_CALL = 48
+
+
 def name_of(root: str, run: str, node: int) -> str:
     """How the page names a node: by its number, with the run before it where that is not `root`."""
     return str(node) if run == root else f"{run}:{node}"

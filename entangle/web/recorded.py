@@ -304,9 +304,7 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                 for one in stage_numbers.stretches(stream, by, functools.partial(name_of, run_id, mine)):
                     found.append(one._replace(started=one.started + later, ended=one.ended + later))
                 continue
-            why = {one[0]: f"{one[1]}: {one[2]}" for one in queries.failures(connection, row["key"]) if one[1]}
-            if row["error_node"] is not None:
-                why[row["error_node"]] = f"{row['error_type']}: {row['error']}"
+            why = {node: _last_of(error) for node, error in _errors(connection, row).items()}
             found += _tried(connection, row, by, began, functools.partial(name_of, run_id, mine))
             task_of = {task: names[at] for task, at in place.items()}
             lanes: dict[tuple[int | None, ...], tuple[tuple[int, ...], str]] = {}
@@ -324,6 +322,14 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                 if ended > last:
                     last = ended
     return found, (last - began) / 1e9
+
+
+def _errors(connection: sqlite3.Connection, run: sqlite3.Row) -> dict[int, dict[str, Any]]:
+    """The errors of the nodes of a run that have failed: type and message."""
+    found = {node: {"type": kind, "message": message} for node, kind, message, *_ in queries.failures(connection, run["key"]) if kind}
+    if run["error_node"] is not None:
+        found[run["error_node"]] = {"type": run["error_type"], "message": run["error"]}
+    return found
 
 
 def _tried(connection: sqlite3.Connection, run: sqlite3.Row, by: str, began: int, named: Callable[[int], str]) -> Iterator[Stretch]:
@@ -348,9 +354,7 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
         run = find(connection, run_id)
         key = run["key"]
         rows, total = queries.nodes_with_words(connection, key, state, query, order, limit)
-        why = {one[0]: f"{one[1]}: {one[2]}" for one in queries.failures(connection, key) if one[1]}
-        if run["error_node"] is not None:
-            why[run["error_node"]] = f"{run['error_type']}: {run['error']}"
+        why = {node: f"{error['type']}: {error['message']}" for node, error in _errors(connection, run).items()}
         counts = queries.state_counts(connection, key)
     return {
         "total": total,
@@ -406,7 +410,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
         error = {"type": failure["type"], "message": failure["message"], "traceback": failure["traceback"]}
     if failure is not None and failure["cause"] is not None:
         cause = {"node": name_of(root, run_id, failure["cause"]), "task": why}
-    attempts = _attempts(run, row)
+    attempts = _attempts(run, row, error)
     stream = _history(run)
     return {
         "node": name_of(root, run_id, number),
@@ -448,7 +452,16 @@ def _tries(run: sqlite3.Row) -> list[dict[str, Any]]:
     return json.loads(run["tries"]) if run["tries"] else []
 
 
-def _attempts(run: sqlite3.Row, row: sqlite3.Row) -> list[dict[str, Any]]:
+def _last_of(error: dict[str, Any] | None) -> str:
+    """What the last attempt of a node failed with, whose attempts are used up; "" where there is no
+    error."""
+    if error is None:
+        return ""
+    _, last, reason = (error["message"] or "").partition("; the last time with ")
+    return reason if last and error["type"].endswith("ProcessRetryException") else f"{error['type']}: {error['message']}"
+
+
+def _attempts(run: sqlite3.Row, row: sqlite3.Row, why: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The attempts of a node, the last one included, if there was more than one: number, began and
     ended (seconds since the run began), pid, and the error of those that failed."""
     mine = sorted((one for one in _tries(run) if one["node"] == row["node"]), key=lambda one: one["attempt"])
@@ -462,9 +475,7 @@ def _attempts(run: sqlite3.Row, row: sqlite3.Row) -> list[dict[str, Any]]:
 
     found = [told(one["attempt"], one.get("began"), one.get("ended"), one.get("pid"), one["error"]) for one in mine]
     if row["started"] is not None and (row["attempts"] or 0) > len(mine):
-        error = None if row["state"] != "failed" else "failed"
-        if run["error_node"] == row["node"]:
-            error = f"{run['error_type']}: {run['error']}"
+        error = None if row["state"] != "failed" else _last_of(why) or "failed"
         found.append(told(row["attempts"], row["started"], row["ended"], row["pid"], error))
     return found
 

@@ -54,9 +54,15 @@ def part(run_id: str, told: dict[str, Any], seconds: float, inside: tuple[str, i
     stages = told["stages"]
     names = list(dict.fromkeys(stage["name"] for stage in stages))
     items = items_of(told, seconds, live=True)
-    states = ["running" if one["running"] else "ready" if one["waiting"] else "done" if one["done"] else "waiting" for one in items]
+    states = [state_of(one) for one in items]
     edges = [(taken, number) for number, stage in enumerate(stages) for taken in stage["inputs"]]
     return GraphPart(run_id, names, [names.index(stage["name"]) for stage in stages], states, edges, inside=inside, items=items)
+
+
+def state_of(items: dict[str, Any]) -> str:
+    """The state of a stage of a live stream: it runs from its first item on, whatever is in it."""
+    begun = any(items[name] for name in ("done", "failed", "skipped", "running"))
+    return "running" if begun else "ready" if items["waiting"] else "waiting"
 
 
 def stretches(told: dict[str, Any], by: str, named: Callable[[int], str]) -> list[Stretch]:

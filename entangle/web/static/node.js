@@ -104,11 +104,11 @@ export function nodePanel(run, key, { close, trace }) {
       stage(found.items),
       found.printed ? [h("h3", {}, "Printed"), h("pre", { tabindex: "0" }, found.printed)] : null,
       found.error?.traceback ? [h("h3", {}, "Traceback"), h("pre", { class: "error", tabindex: "0" }, found.error.traceback)] : null,
-      found.items ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output))],
+      found.items || (run.live && !found.output) ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output))],
       h("h3", {}, "Took"),
       found.inputs.length
         ? h("dl", {}, found.inputs.map((input) => [h("dt", {}, input.name), h("dd", {}, input.source !== null && input.source !== undefined ? h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(input.source)}` }, `${input.task} `) : null, shown(input.value))]))
-        : h("p", { class: "quiet" }, "nothing"),
+        : h("p", { class: "quiet" }, run.live ? "Values are known when the run is over." : "nothing"),
       spans(found.spans),
       h("h3", {}, "Where"),
       h("dl", {}, pair("host", found.host), pair("worker", found.pid ? String(found.pid) : null), pair("cpu", found.cpu >= 0 ? String(found.cpu) : null), pair("memory", found.memory ? bytes(found.memory) : null), pair("began", found.started !== null && found.started !== undefined ? `${duration(found.started)} into the run` : null), pair("attributes", Object.entries(found.attributes ?? {}).map(([name, value]) => `${name}=${value}`).join(" ")), pair("layers", found.layers)),

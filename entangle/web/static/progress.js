@@ -70,9 +70,9 @@ export function progressView(view, run) {
         [
           ["task", (task) => task.task],
           ["progress", (task) => h("div", { class: "by-task" }, meter(task, task.count), h("span", { class: "quiet" }, `${counted(task) || "none begun"}, of ${number(task.count)}`))],
-          ["in all", (task) => duration(task.total), "number narrow-hide"],
+          ["in all", (task) => duration(task.total || null), "number narrow-hide"],
           ["mean", (task) => duration(task.mean), "number"],
-          ["longest", (task) => duration(task.longest), "number narrow-hide"],
+          ["longest", (task) => duration(task.longest || null), "number narrow-hide"],
           ["code", (task) => (task.code ? h("span", { class: "mono quiet" }, task.code.slice(0, 12)) : ""), "narrow-hide"],
         ],
         tasks,
