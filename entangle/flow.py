@@ -172,6 +172,23 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
     return made
 
 
+#: The fewest leaves that are a fan.
+LEAST_FAN = 16
+
+
+def _climbing(numbers: array[int], at: int, most: int) -> int:
+    """How many of these numbers, from that place on, are each one more than the one before."""
+    if most <= 1:
+        return most
+    first = numbers[at]
+    if numbers[at : at + most] == array("q", range(first, first + most)):
+        return most
+    length = 1
+    while length < most and numbers[at + length] == first + length:
+        length += 1
+    return length
+
+
 def rebuild(template: Template, flat: Iterator[Any]) -> Any:
     """One argument, made of as many flat inputs as its template needs."""
     if template is None:
@@ -232,12 +249,17 @@ class Flow:
         self.accepts: dict[int, frozenset[int]] = {}
         #: For each node whether the run goes on if it fails; None: for none it does.
         self.guarded: bytearray | None = None
+        #: Ranges of leaves with one body and one consumer, all of plain arguments: the first leaf,
+        #: and the one after the last.
+        self.fans: list[tuple[int, int]] = []
         #: The nodes whose outcomes the caller takes as soon as they are there, besides the end.
         self.kept: frozenset[int] = frozenset()
         #: All pools of its bodies.
         self.pools = sorted({pool for body in self.bodies for pool in body.pools})
         self.pending: array[int]
         self._connect()
+        if not self.rearmed:
+            self._find_fans()
 
     def _connect(self) -> None:
         count = self.count
@@ -268,6 +290,38 @@ class Flow:
         self.consumers = consumers
         self.consumer_starts = offsets
         self.sinks = [node for node, takers in enumerate(number) if not takers]
+
+    def _find_fans(self) -> None:
+        """Find the fans below nodes that take many leaves, in the order in which they stand."""
+        starts, inputs, consumers = self.starts, self.inputs, self.consumer_starts
+        for node in range(self.leaves, self.count):
+            if starts[node + 1] - starts[node] < LEAST_FAN:
+                continue
+            taken = inputs[starts[node] : starts[node + 1]]
+            at = 0
+            while at < len(taken):
+                first = taken[at]
+                most = min(len(taken) - at, self.leaves - first) if first >= 0 else 0
+                length = _climbing(taken, at, most)
+                while length >= LEAST_FAN:
+                    part = self._alike(first, length)
+                    shape = self.shapes[self.shape_of[first]]
+                    plain = shape.templates is None and not shape.keywords
+                    # Each has this consumer; so if there are as many as leaves, none has another.
+                    if plain and part >= LEAST_FAN and consumers[first + part] - consumers[first] == part:
+                        self.fans.append((first, first + part))
+                    first, at, length = first + part, at + part, length - part
+                at += max(1, length)
+
+    def _alike(self, first: int, most: int) -> int:
+        """How many leaves from `first` on, at most `most`, have its body and its shape."""
+        body, shape = self.body_of[first], self.shape_of[first]
+        if self.body_of[first : first + most].count(body) == most == self.shape_of[first : first + most].count(shape):
+            return most
+        for leaf in range(first, first + most):
+            if self.body_of[leaf] != body or self.shape_of[leaf] != shape:
+                return leaf - first
+        return most
 
     def accept(self, accepts: dict[int, frozenset[int]], sinks: bool = False) -> None:
         """Let these nodes take the failures of those nodes as values.

@@ -7,6 +7,7 @@ reaches a run: it is logged once, and the run has no record.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -483,13 +484,14 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
     parameter or, in a dict, by the key beside them."""
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
+    secret_name = functools.lru_cache(maxsize=None)(is_secret)  # ten thousand items have one name
     for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
         labels = tasks.arguments_of(tasks.parameters_of(flow.bodies[pair[0]]), flow.shapes[pair[1]])
         # The name of a parameter, and names of fields of named tuples in it.
         places = [
             index
             for index, label in enumerate(labels)
-            if any(is_secret(name.partition("[")[0].partition("{")[0]) for name in label.split("."))
+            if any(secret_name(name.partition("[")[0].partition("{")[0]) for name in label.split("."))
         ]
         if places:
             secret[pair] = places
@@ -516,22 +518,25 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
 def _named_by_others(labels: list[str]) -> list[tuple[int, list[int]]]:
     """The arguments that may name others, and those others: keys of a dict, and the first of a
     pair, as in ("password", x)."""
-    if not any("{key " in label or label.endswith("[0]") for label in labels):
-        return []
-    within: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
-        for at, letter in enumerate(label):
-            if letter in "]}":
-                within.setdefault(label[: at + 1], []).append(index)
-    found = []
+    naming: dict[int, str] = {}
     for index, label in enumerate(labels):
         before, _, last = label.rpartition("{key ")
-        beside = f"{before}{{value {last}" if before else ""
-        if not before and label.endswith("[0]") and f"{label[:-3]}[2]" not in within:
-            beside = f"{label[:-3]}[1]"
-        if beside in within:
-            found.append((index, within[beside]))
-    return found
+        if before:
+            naming[index] = f"{before}{{value {last}"
+        elif label.endswith("[0]"):
+            third = f"{label[:-3]}[2]"
+            if not any(other.startswith(third) for other in labels):
+                naming[index] = f"{label[:-3]}[1]"
+    if not naming:
+        return []
+    wanted = tuple(naming.values())
+    within: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        if label.startswith(wanted):
+            for at, letter in enumerate(label):
+                if letter in "]}":
+                    within.setdefault(label[: at + 1], []).append(index)
+    return [(index, within[beside]) for index, beside in naming.items() if beside in within]
 
 
 def _tries(directory: str, table: Table) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from entangle._shared.table import (
     BEGUN,
     BUSY,
     COOKIE,
+    COUNT,
     DONE,
     FAILED,
     FREE,
@@ -36,6 +37,7 @@ from entangle._shared.table import (
     NEXT_NODE,
     NOBODY,
     NODE,
+    READY,
     READY_COUNT,
     RECORD,
     RESTING,
@@ -45,6 +47,8 @@ from entangle._shared.table import (
     STARTING,
     STATE,
     STOP,
+    STRETCH_HIGH,
+    STRETCH_LOW,
     UNARMED,
     UNCLAIMED,
     WAITING,
@@ -171,14 +175,31 @@ class Deaths:
                 turn = {waiting - 1, *map(flow.pools.index, pools)} - {NOBODY}
                 self.table.pass_turn(turn, self.site.lanes, flow.body_of)
         with self.table.locked(UNCLAIMED):
-            low, high = slots[base + LOW], slots[base + HIGH]
-            if low < high:
-                # Put back the leaves that it had claimed and not begun.
-                for node in range(high - 1, low - 1, -1):
-                    self.table.push(PROCESS, node)
+            # Put back the leaves that it had claimed and not begun.
+            back = set(range(slots[base + LOW], slots[base + HIGH])) | self._end_stretch(base)
+            for node in sorted(back, reverse=True):
+                self.table.push(PROCESS, node)
             slots[base + LOW] = slots[base + HIGH] = 0
             slots[base + STATE] = FREE
         self.roster.free.append(worker.slot)
+
+    def _end_stretch(self, base: int) -> set[int]:
+        """Tell the consumer of the leaves of a dead worker's stretch that are done. Gives those
+        that it had not begun. Lock held."""
+        flow, table = self.site.flow, self.table
+        low, high = table.slots[base + STRETCH_LOW], table.slots[base + STRETCH_HIGH]
+        if low >= high:
+            return set()
+        table.slots[base + STRETCH_HIGH] = 0
+        table.slots[base + STRETCH_LOW] = 0
+        leaves = range(low, high)
+        consumer = flow.consumers[flow.consumer_starts[low]]
+        done = sum(table.states[leaf] == DONE for leaf in leaves)
+        table.slots[base + COUNT] += done
+        table.pending[consumer] -= done
+        if done and not table.pending[consumer]:
+            table.push(self.site.lanes[flow.body_of[consumer]], consumer)
+        return {leaf for leaf in leaves if table.states[leaf] in (WAITING, READY)}
 
     def _exit_report(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
         name = self.site.flow.name(node)

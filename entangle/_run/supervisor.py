@@ -73,6 +73,8 @@ from entangle._shared.table import (
     STARTING,
     STATE,
     STOP,
+    STRETCH_HIGH,
+    STRETCH_LOW,
     UNCLAIMED,
     WAITING_POOL,
 )
@@ -90,6 +92,8 @@ LONGEST_PAUSE = 0.06
 #: A worker that has had nothing to do for so long is retired (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
+#: A leaf that has run for so long keeps others of its stretch waiting (nanoseconds).
+LONG_LEAF = 3_000_000
 #: How many running calls the error of a run past its timeout names. In a flow of many nodes none:
 #: finding them would take long.
 _TOLD, _MANY = 4, 1_000_000
@@ -403,7 +407,7 @@ class Supervisor:
 
     def _clear_slot(self, slot: int, lane: int) -> None:
         slots, base = self.table.slots, slot * SLOT
-        for field in (BEGUN, COOKIE, WAITING_POOL, DOOMED, SINCE, SHARE):
+        for field in (STRETCH_HIGH, STRETCH_LOW, BEGUN, COOKIE, WAITING_POOL, DOOMED, SINCE, SHARE):
             slots[base + field] = 0
         slots[base + NODE] = slots[base + NEXT_NODE] = slots[base + NESTED] = NOBODY
         slots[base + LANE] = lane
@@ -483,6 +487,8 @@ class Supervisor:
         header = table.header
         if header[FINISHED] or header[STOP]:
             return
+        if self.site.flow.fans:
+            self._shorten_stretches(now)
         ready = table.waiting_for_worker()
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
@@ -534,6 +540,15 @@ class Supervisor:
             self._start_thread()
         if not more_threads:
             self._retire_threads(now)
+
+    def _shorten_stretches(self, now: int) -> None:
+        """Make the leaves ready that wait in a worker's stretch for one that takes long."""
+        table, slots = self.table, self.table.slots
+        for slot in self.processes:
+            base = slot * SLOT
+            if slots[base + NODE] + 1 < slots[base + STRETCH_HIGH] and slots[base + BEGUN] and now - slots[base + SINCE] > LONG_LEAF:
+                with table.locked(UNCLAIMED):
+                    table.take_back(slot, self.site.flow, self.site.lanes)
 
     def _fresh_may_begin(self) -> bool:
         """Whether a body that needs a process of its own may begin now."""

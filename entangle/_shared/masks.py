@@ -171,25 +171,29 @@ def hides_one(pickled: bytes | memoryview) -> bool:
     Keys, attributes and texts are plain in a pickle, at any depth. Fields of a class may not be:
     its class is asked.
     """
-    text, names = _read_pickle(str(pickled, "latin-1"))
+    texts, names = _read_pickle(str(pickled, "latin-1"))
     if any(is_secret(name) for name in names) or _classes_have_one(names):
         return True
-    if masked(text) != text:
+    if any(masked(text) != text for text in texts):
         return True
+    text = texts[0]
     if any(name.startswith("-") for name in names) and masked(joined := " ".join(names)) != joined:
         return True  # a command line, word by word
     # UTF-16, and texts in numpy arrays, have zeros between the letters.
     return text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain
 
 
-def _read_pickle(text: str) -> tuple[str, list[str]]:
+def _read_pickle(text: str) -> tuple[list[str], list[str]]:
     """A pickle's text with line breaks in place of lengths, which may look like letters.
 
-    The second item is what may be its short strings: keys and names are among them.
+    The second item is what may be its short strings: keys and names are among them. A letter of a
+    string may look like the start of another one. So there are two texts, if they differ: with all
+    that may be a string parted, and without those that lie in another one.
     """
     names: list[str] = []
     pieces: list[str] = []
-    done = 0
+    outer: list[str] = []
+    done = outer_done = end = 0
     for opcode in sorted(at for letter in _SHORT_STRINGS for at in places(text, letter)):
         start = opcode + 2
         length = ord(text[opcode + 1]) if start <= len(text) else 0
@@ -198,7 +202,13 @@ def _read_pickle(text: str) -> tuple[str, list[str]]:
         if text[start + length : start + length + 1] == _MEMOIZE and opcode >= done:
             pieces += (text[done:opcode], "\n\n")
             done = start
-    return "".join((*pieces, text[done:])), names
+            if opcode >= end:
+                outer += (text[outer_done:opcode], "\n\n")
+                outer_done, end = start, start + length
+    texts = ["".join((*pieces, text[done:]))]
+    if len(outer) < len(pieces):
+        texts.append("".join((*outer, text[outer_done:])))
+    return texts, names
 
 
 def _classes_have_one(names: list[str]) -> bool:

@@ -159,7 +159,8 @@ class Store:
         self.slot = slot
         self.serial = serial
         self._fd = open_file(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
-        self._windows: dict[int, memoryview] = {}
+        #: The mapped windows of the segments, by their numbers.
+        self.windows: dict[int, memoryview] = {}
         self._segment = -1
         self._position = self._reserved = SEGMENT_SIZE
         self._written = 0
@@ -237,14 +238,14 @@ class Store:
     def _window_of(self, segment: int) -> tuple[memoryview, int]:
         """The mapped window that holds a segment, and the segment's offset in it."""
         number, within = divmod(segment * SEGMENT_SIZE, WINDOW)
-        window = self._windows.get(number)
+        window = self.windows.get(number)
         if window is None:
             # A mapping may reach past the end of the file. Only reserved bytes are ever touched.
             needed = (number + 1) * WINDOW
             if os.fstat(self._fd).st_size < needed:
                 with contextlib.suppress(OSError):  # a file may not be that long (RLIMIT_FSIZE)
                     os.ftruncate(self._fd, needed)
-            window = self._windows[number] = _map_window(self._fd, number * WINDOW)
+            window = self.windows[number] = _map_window(self._fd, number * WINDOW)
         return window, within
 
     def _make_room(self, size: int) -> bool:
@@ -395,7 +396,7 @@ class Store:
         where, offset, size = place
         if where == IN_SEGMENT:
             number, within = divmod(offset, WINDOW)
-            window = self._windows.get(number)
+            window = self.windows.get(number)
             if window is None:
                 window, _ = self._window_of(offset // SEGMENT_SIZE)
             return pickle.loads(window[within : within + size])
@@ -490,14 +491,14 @@ class Store:
 
     def close(self) -> None:
         """Unmap the segments and close their file. Values taken from the store stay valid."""
-        for window in self._windows.values():
+        for window in self.windows.values():
             owner: Any = window.obj
             window.release()
             if isinstance(owner, mmap.mmap):
                 owner.close()
             else:
                 _libc.munmap(ctypes.addressof(owner), WINDOW)
-        self._windows.clear()
+        self.windows.clear()
         os.close(self._fd)
 
 

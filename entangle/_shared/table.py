@@ -31,7 +31,7 @@ from typing import Literal, Protocol
 from entangle.flow import DEVICE, PROCESS, THREAD, Flow
 
 #: The last byte is the version of the layout: other versions refuse to read the table.
-MAGIC = 0x656E7461_6E676C03
+MAGIC = 0x656E7461_6E676C04
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
@@ -73,7 +73,10 @@ HEADER = 264
 # for a slot outside of it, NOBODY for the last. SHARE is how much of a CPU its body is assumed to
 # use, in thousandths.
 (PID, STATE, NODE, SINCE, LOW, HIGH, COUNT, BEGUN, COOKIE, WAITING_POOL, NEXT_RANGE, NESTED, DOOMED, NEXT_NODE, LANE, SHARE) = range(16)
-SLOT = 16
+# Leaves of a fan that the worker has claimed at once, from its node on: their consumer is told of
+# them together (`_worker/fans.py`).
+STRETCH_LOW, STRETCH_HIGH = 16, 17
+SLOT = 18
 
 #: How many ranges a claim compares before it takes from the longest.
 COMPARED = 8
@@ -293,9 +296,12 @@ class Table:
         """
         header, states = self.header, self.states
         claimed: set[int] = set()
+        untold: set[int] = set()
         for slot in range(self.slot_count):
             base = slot * SLOT
             claimed.update(range(self.slots[base + LOW], self.slots[base + HIGH]))
+            if self.slots[base + STRETCH_LOW] < self.slots[base + STRETCH_HIGH]:
+                untold.update(range(self.slots[base + STRETCH_LOW], self.slots[base + STRETCH_HIGH]))
             if slot and self.slots[base + STATE] == BUSY:
                 claimed.add(self.slots[base + NEXT_NODE])
         for lane in range(LANES):
@@ -317,10 +323,11 @@ class Table:
         if flow.guarded is not None:
             self._skip_again(flow)
         for node in range(flow.count - 1, -1, -1):
-            if states[node] in (WAITING, READY) and node not in claimed:
+            if states[node] in (WAITING, READY) and node not in claimed and node not in untold:
                 accepted = flow.accepts.get(node, ())
                 missing = sum(
-                    states[taken] != DONE and not (taken in accepted and states[taken] in (FAILED, SKIPPED)) for taken in flow.sources(node)
+                    taken in untold or (states[taken] != DONE and not (taken in accepted and states[taken] in (FAILED, SKIPPED)))
+                    for taken in flow.sources(node)
                 )
                 self.pending[node] = missing
                 if not missing:
@@ -518,6 +525,24 @@ class Table:
         if low + 1 < high:
             self._queue_range(slot)
         return low
+
+    def take_back(self, slot: int, flow: Flow, lanes: list[int]) -> int:
+        """Take the leaves of a stretch back that its worker has not begun; gives how many.
+
+        For the supervisor, which holds the lock. See `_worker/fans.py`.
+        """
+        base = slot * SLOT
+        node, high = self.slots[base + NODE], self.slots[base + STRETCH_HIGH]
+        if not self.slots[base + STRETCH_LOW] <= node < high - 1:
+            return 0
+        self.slots[base + STRETCH_HIGH] = node + 1
+        os.getppid()  # a system call: no processor moves the next read before the last write
+        if self.slots[base + NODE] != node:
+            self.slots[base + STRETCH_HIGH] = high
+            return 0
+        for leaf in range(high - 1, node, -1):
+            self.push(lanes[flow.body_of[leaf]], leaf)
+        return high - 1 - node
 
     def _queue_range(self, slot: int) -> None:
         """Append a slot that has a range to the queue of ranges, unless it is in it."""

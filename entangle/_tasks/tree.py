@@ -67,7 +67,12 @@ def _flatten_gathered(value: Gathered[Any], flat: list[Any], around: tuple[int, 
         flat.append(value.node)
         return None
     said.chunk = value.chunk or said.chunk
-    templates = []
+    if set(map(type, value.args)) == {Call}:
+        if value.accepts:
+            said.accepted.update(range(len(flat), len(flat) + len(value.args)))
+        flat += value.args
+        return (list, (None,) * len(value.args))
+    templates: list[Template] = []
     for item in value.args:
         if type(item) is Gathered and value.accepts and not item.accepts:
             # Its own failure is one value of ours, so it is a node that can be skipped.
@@ -139,7 +144,7 @@ def _plan(call: Call[Any]) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
         _, templates = _flatten_gathered(call, flat, (), said)
     else:
         templates = tuple([_flatten(argument, flat, (), said) for argument in (*args, *kwargs.values())])
-    simple = all(template is None for template in templates)
+    simple = templates.count(None) == len(templates)
     return flat, (len(args), tuple(kwargs), None if simple else templates), said
 
 

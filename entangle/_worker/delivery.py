@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from array import array
 from typing import Any
 
 from entangle._shared.device_arrays import bytes_on_device
@@ -15,7 +16,7 @@ from entangle._shared.interrupts import Terminated
 from entangle._shared.notes import MOVED
 from entangle._shared.pickling import why_not
 from entangle._shared.site import Site, cpu
-from entangle._shared.store import IN_SEGMENT, NOWHERE, Place, Store
+from entangle._shared.store import IN_SEGMENT, NOWHERE, WINDOW, Place, Store
 from entangle._shared.summaries import call_in_short
 from entangle._shared.table import (
     BEGUN,
@@ -70,6 +71,7 @@ class Delivery(Taking):
         # A body with `wait` may be given up where the run goes on: that happens under the lock.
         self.guarded = site.flow.guarded
         self.kept_for_caller = site.flow.kept
+        self.alone_at_end = len(site.flow.sinks) == 1 and not site.flow.rearmed
         rearmed = site.flow.rearmed
         self.durable = [body.retry > 0 or rearmed or (self.guarded is not None and body.wait is not None) for body in site.flow.bodies]
 
@@ -103,6 +105,30 @@ class Delivery(Taking):
                 problem, (where, offset, size), "the value of task {!r} cannot be unpickled in the process of task {!r}".format(*names)
             ) from problem
 
+    def _values_of(self, taken: array[int]) -> list[Any]:
+        """The inputs of a body that takes many: as `_value_of` gives them, in a quarter of the
+        time for small values of other workers."""
+        site, table = self.site, self.site.table
+        constants, using, windows, states = site.flow.constants, self.using, self.store.windows, table.states
+        records, unpack, size, loads = table.records, RECORD.unpack_from, RECORD.size, pickle.loads
+        at_hand = {self.kept_node, *self.recent} if self.in_process else {*self.recent, *site.local}
+        values: list[Any] = []
+        for node in taken:
+            if node < 0:
+                values.append(constants[~node])
+                continue
+            _, _, offset, length, where, _, _, _ = unpack(records, node * size)
+            window = windows.get(offset // WINDOW) if where == IN_SEGMENT and states[node] == DONE and node not in at_hand else None
+            if window is None:
+                values.append(self._value_of(node))
+                continue
+            using[node] = None
+            try:
+                values.append(loads(window[offset % WINDOW : offset % WINDOW + length]))
+            except Exception:
+                values.append(self._value_of(node))  # which says what is wrong
+        return values
+
     def _deliver(self, node: int, value: Any, started: int, ended: int) -> int:
         """Publish a value. Gives the node to go on with, or NOBODY."""
         site = self.site
@@ -110,7 +136,8 @@ class Delivery(Taking):
         starts, consumers = flow.consumer_starts, flow.consumers
         first, last = starts[node], starts[node + 1]
         if self.using:
-            self.spent += self.using
+            if first < last or not self.alone_at_end:
+                self.spent += self.using  # else the run is over, and all values go with it
             self.using.clear()
         if last - first == 1 and self.goes_on:
             consumer = consumers[first]

@@ -20,8 +20,9 @@ The path of one call::
 
 A worker that finds nothing sleeps on a pipe, until a byte says that a node has become ready.
 
-`Taking`, `Delivery` and `Holding` are the parts of `Worker`, each in a file: what a worker takes,
-what it delivers, and what it holds for bodies with terms. Each builds on the one before.
+`Taking`, `Delivery`, `Holding` and `Fanning` are the parts of `Worker`, each in a file: what a
+worker takes, what it delivers, what it holds for bodies with terms, and how it runs many small
+leaves in a row. Each builds on the one before.
 """
 
 from __future__ import annotations
@@ -33,22 +34,18 @@ from array import array
 from typing import Any
 
 from entangle._shared.site import Site
-from entangle._shared.store import Store
-from entangle._shared.table import BEGUN, BUSY, GONE, LANE, NOBODY, RUNS, SINCE, STATE
+from entangle._shared.table import BEGUN, BUSY, GONE, LANE, NOBODY, NODE, RUNS, SINCE, STATE
 from entangle._shared.tracebacks import passes_on
 from entangle._worker import child, delivery, library_threads
 from entangle._worker.child import end_child
-from entangle._worker.holding import Holding, PutOff
+from entangle._worker.fans import Fanning
+from entangle._worker.holding import PutOff
 from entangle._worker.inheritance import in_context_of
-from entangle.flow import THREAD, Body
+from entangle.flow import LEAST_FAN, THREAD, Body
 
 
-class Worker(Holding):
+class Worker(Fanning):
     """One worker of a run: a process, a thread of the invoking process, or the calling thread."""
-
-    def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
-        super().__init__(site, slot, lane, serial, store)
-        self.special = [bool(body.retry or body.pools or body.timed or body.shared_memory) for body in site.flow.bodies]
 
     @passes_on
     def work(self) -> None:
@@ -62,6 +59,7 @@ class Worker(Holding):
             bodies = [Body(*body)._replace(function=in_context_of(site.context, body.function)) for body in bodies]
         if site.shares.alone and self.in_process:
             bodies, body_of, special = _with_all_cpus(site, special)
+        fans, run_stretch = self.fans, self._run_stretch
         plain = [shape.templates is None and not shape.keywords for shape in shapes]
         slots[base + LANE] = self.lane
         slots[base + STATE] = BUSY
@@ -73,11 +71,19 @@ class Worker(Holding):
             which = body_of[node]
             first, last = starts[node], starts[node + 1]
             try:
+                if fans and (until := self._fan_of(node)):
+                    args = None
+                    node = run_stretch(node, until, bodies[which])
+                    if node < 0:
+                        node = self._take()
+                    continue
                 if special[which]:
                     value, started, ended = self._run_special(node, bodies[which])
                 else:
                     if first == last:
                         args = ()
+                    elif plain[shape_of[node]] and last - first >= LEAST_FAN and site.directory:
+                        args = self._values_of(inputs[first:last])
                     elif plain[shape_of[node]]:
                         args = [constants[~x] if x < 0 else value_of(x) for x in inputs[first:last]]
                     else:
@@ -100,6 +106,7 @@ class Worker(Holding):
             except BaseException as error:
                 if self.forked:
                     end_child(error)
+                node = slots[base + NODE]  # of a stretch, the one that has failed
                 given = args if args is None or first == last or plain[shape_of[node]] else [*args, *named.values()]
                 args = value = None
                 if self._is_the_callers(error):

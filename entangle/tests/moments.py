@@ -285,6 +285,35 @@ def judge(log: str, outcomes: list[Any]) -> int:
     return 15
 
 
+def quick(log: str, name: str, value: int) -> int:
+    """Takes no time; those of a name with a question mark fail."""
+    note(log, name)
+    if "?" in name:
+        raise ValueError(name)
+    return value
+
+
+def fan(log: str) -> Any:
+    """Many small leaves of one consumer, which are run a stretch at a time: 15."""
+    values = [int(number % 4 == 1) for number in range(60)]
+    return process(plus)(log, "sum", *(process(quick)(log, f"leaf{number}", value) for number, value in enumerate(values)))
+
+
+def judge_many(log: str, outcomes: list[Any]) -> int:
+    """15 for outcomes of which each tenth is a failure; each may be a death instead."""
+    note(log, "judge")
+    for number, outcome in enumerate(outcomes):
+        if not isinstance(outcome, ProcessTerminatedException):
+            assert type(outcome) is ValueError if number % 10 == 7 else outcome == number, (number, outcome)
+    return 15
+
+
+def failing_fan(log: str) -> Any:
+    """Many small leaves, of which some fail: 15."""
+    leaves = [process(quick)(log, f"leaf{number}{'?' if number % 10 == 7 else ''}", number) for number in range(60)]
+    return process(judge_many)(log, entangle.gather(*leaves, return_exceptions=True))
+
+
 def failing(log: str) -> Any:
     """Failures that are values, and what is skipped for them: 15."""
     leaf_of, plus_of, bad_of = process(leaf), process(plus), process(bad)
@@ -324,6 +353,8 @@ SHAPES = {
     "retry": Shape(lambda log: tree(log, process(retry=2)), 15, 3, ((0, 1), (0, 2))),
     "mixed": Shape(mixed, 15, 1, ((0, 1), (0, 2))),
     "failing": Shape(failing, 15, 1, ((0, 1), (0, 2))),
+    "fan": Shape(fan, 15, 1, ((0, 1), (0, 2))),
+    "failing fan": Shape(failing_fan, 15, 1, ((0, 1), (0, 2))),
 }
 
 

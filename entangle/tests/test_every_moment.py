@@ -21,7 +21,8 @@ def _pool(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("leaves", 29), ("pool", 41), ("nested pool", 131), ("retry", 31), ("mixed", 23), ("failing", 37)]
+    ("name", "step"),
+    [("leaves", 29), ("pool", 41), ("nested pool", 131), ("retry", 31), ("mixed", 23), ("failing", 37), ("fan", 17), ("failing fan", 43)],
 )
 def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path) -> None:
     shape = SHAPES[name]

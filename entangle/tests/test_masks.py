@@ -18,7 +18,7 @@ import pytest
 
 import entangle
 from entangle import records
-from entangle._shared.masks import is_secret, masked
+from entangle._shared.masks import hides_one, is_secret, masked
 from entangle._shared.notes import describe
 from entangle._shared.summaries import short
 from entangle.process import process
@@ -613,3 +613,9 @@ def test_a_secret_argument_that_an_error_quotes_is_not_recorded(tmp_path: Path, 
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert b"zz-" not in written
     assert b"cannot connect with" in written
+
+
+def test_a_letter_of_a_secret_that_looks_like_the_start_of_a_string_hides_nothing() -> None:
+    """The C of the token is the code of short bytes, whose length ends where the token does."""
+    token = "ghp_" + 3 * "Zq022222CA222222222222229"
+    assert hides_one(pickle.dumps([1] * 7 + [token], 5))

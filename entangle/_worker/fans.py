@@ -1,0 +1,201 @@
+"""Fans: many leaves with one body and one consumer, which a worker runs a few at a time.
+
+Publishing a value takes the lock, and longer than many a body runs. Of a fan, a worker claims a
+*stretch* of its leaves, publishes the value of each as soon as it is there, and tells the consumer
+of all of them at once. A stretch takes about a millisecond, so nobody waits long for it.
+
+A leaf may take much longer than those before it. The supervisor then takes the rest of the stretch
+back (`Table.take_back`), while its worker may be about to begin the next leaf. Both write first and
+look then: the worker says which leaf it begins and reads where the stretch ends; the supervisor
+moves the end and reads which leaf has begun. So at least one of them sees the other.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from entangle._shared.pickling import why_not
+from entangle._shared.site import Site, cpu
+from entangle._shared.store import Place, Store
+from entangle._shared.table import (
+    BEGUN,
+    BUSY,
+    COUNT,
+    CROWDED,
+    DONE,
+    HIGH,
+    LOW,
+    NODE,
+    OVER,
+    RECORD,
+    RUNNING,
+    RUNS,
+    SINCE,
+    STATE,
+    STOP,
+    STRETCH_HIGH,
+    STRETCH_LOW,
+)
+from entangle._shared.tracebacks import passes_on
+from entangle._worker import delivery
+from entangle._worker.child import end_child
+from entangle._worker.holding import Holding
+from entangle.flow import PROCESS, Body
+
+#: How long a stretch should take (nanoseconds), and how many leaves it has at most.
+_LASTING, _MOST = 1_000_000, 256
+
+
+class Fanning(Holding):
+    """The part of a worker that runs the leaves of a fan."""
+
+    def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
+        super().__init__(site, slot, lane, serial, store)
+        self.special = [bool(body.retry or body.pools or body.timed or body.shared_memory) for body in site.flow.bodies]
+        #: The fans that this worker may run: first leaf, and the one after the last.
+        self.fans = [fan for fan in site.flow.fans if not self.special[site.flow.body_of[fan[0]]]] if lane == PROCESS else []
+        self._stretch = 1
+        self._fence = threading.Lock()
+
+    def _fan_of(self, node: int) -> int:
+        """Where the fan ends of which this worker may run this leaf and the next; 0 if in none."""
+        slots, base = self.site.table.slots, self.base
+        if slots[base + LOW] != node + 1 or slots[base + HIGH] <= node + 1 or self.site.table.header[CROWDED]:
+            return 0
+        return next((last for first, last in self.fans if first <= node < last - 1), 0)
+
+    @passes_on
+    def _run_stretch(self, node: int, last: int, body: Body) -> int:
+        """Run a leaf, which is marked as ours, and some after it. Gives the node to go on with.
+
+        If a leaf fails, raises its error after all before it have been published; it is still ours.
+        """
+        flow, table = self.site.flow, self.site.table
+        slots, base, states, records = table.slots, self.base, table.states, table.records
+        starts, inputs, constants = flow.starts, flow.inputs, flow.constants
+        function, store, notes, clock, pack, size = body.function, self.store, self.notes, time.monotonic_ns, RECORD.pack_into, RECORD.size
+        pid, where, slot, fence = delivery.pid, cpu(), self.slot, self._fence
+        high = self._claim_stretch(node, last)
+        self.kept_node, self.kept = -1, None
+        at = node
+        began = started = clock()
+        failed: BaseException | None = None
+        try:
+            while True:
+                args = [constants[~x] for x in inputs[starts[at] : starts[at + 1]]]
+                slots[base + BEGUN] = RUNS
+                slots[base + SINCE] = started
+                value = function(*args)
+                ended = clock()
+                if self.forked:
+                    end_child(None)
+                slots[base + BEGUN] = OVER
+                try:
+                    place = store.put(value)
+                except (OSError, MemoryError):
+                    raise
+                except Exception:
+                    raise why_not(value, f"the value of task {flow.name(at)!r}") from None
+                if notes is not None:
+                    self._note(at, value, started, ended, place, last=False)
+                pack(records, at * size, started, ended, place[1], place[2], place[0], pid, where, slot)
+                states[at] = DONE
+                at += 1
+                if at >= high or ended - began > 2 * _LASTING:
+                    break
+                # A worker that dies between the next writes had not begun this leaf.
+                slots[base + BEGUN] = 0
+                slots[base + NODE] = at
+                fence.acquire()  # no processor moves the next read before the last write
+                fence.release()
+                if at >= slots[base + STRETCH_HIGH]:
+                    break
+                states[at] = RUNNING
+                started = ended
+        except BaseException as error:
+            if self.forked:
+                end_child(error)
+            failed = error
+        if failed is not None:
+            try:
+                self._publish_stretch(node, at, at + 1, going_on=False)
+                raise failed
+            finally:
+                del failed
+        each = (ended - began) // (at - node)
+        self._stretch = max(1, min(2 * self._stretch, _MOST, _LASTING // max(1, each)))
+        return self._publish_stretch(node, at, at, going_on=True)
+
+    def _claim_stretch(self, node: int, last: int) -> int:
+        """Claim leaves after this one, all in our own range; gives the one after the last."""
+        table = self.site.table
+        slots, base = table.slots, self.base
+        most = self.site.flow.chunk or _MOST
+        table.lock(self.slot)
+        try:
+            low = slots[base + LOW]
+            high = min(slots[base + HIGH], last, node + min(self._stretch, most))
+            if low != node + 1 or high <= low or table.header[STOP]:
+                return node + 1
+            # Until the last write, the leaves are those of our range.
+            slots[base + STRETCH_LOW] = node
+            slots[base + STRETCH_HIGH] = high
+            slots[base + LOW] = high
+        finally:
+            table.unlock()
+        return high
+
+    def _publish_stretch(self, node: int, done: int, left: int, going_on: bool) -> int:
+        """Tell the consumer that the leaves from `node` to `done` are there, and give back those
+        from `left` on. Gives the node to go on with, if any is wanted."""
+        site, flow, table = self.site, self.site.flow, self.site.table
+        header, slots, base, pending = table.header, table.slots, self.base, table.pending
+        consumer = flow.consumers[flow.consumer_starts[node]]
+        removed: list[Place] = []
+        woken = woken_threads = 0
+        tell = False
+        chosen = -1
+        table.lock(self.slot)
+        try:
+            high = slots[base + STRETCH_HIGH]
+            if left < high:
+                if slots[base + LOW] == high and slots[base + HIGH] >= high:
+                    slots[base + LOW] = left
+                else:
+                    for leaf in range(high - 1, left - 1, -1):
+                        table.push(PROCESS, leaf)
+            if self.guarded is not None:
+                for leaf in range(node, done):
+                    if not table.readers[leaf]:
+                        table.readers[leaf] = 1  # its consumer is skipped: we read it
+                        self.spent.append(leaf)
+            slots[base + COUNT] += done - node
+            pending[consumer] -= done - node
+            # Whoever recounts takes an open stretch as not yet told. Its upper end goes first: a
+            # stretch that begins at leaf 0 would else be one of others' leaves for a moment.
+            slots[base + STRETCH_HIGH] = 0
+            slots[base + STRETCH_LOW] = 0
+            ready = not pending[consumer]
+            if ready:
+                table.ready_at[consumer] = time.monotonic_ns()
+                table.push(site.lanes[flow.body_of[consumer]], consumer)
+            if self.spent:
+                self._count_reads(removed)
+            if going_on:
+                if not header[STOP] and slots[base + STATE] == BUSY:
+                    chosen = self._next_ready()
+                if chosen < 0:
+                    slots[base + NODE] = -1
+            if ready and chosen != consumer:
+                woken, woken_threads, tell = self.count_wakes()
+        finally:
+            table.unlock()
+        if tell:
+            site.notify()
+        if woken or woken_threads:
+            self.wake(woken, woken_threads)
+        for gone in removed:
+            self.store.remove(gone)
+        self._measure(chosen)
+        return chosen

@@ -1,0 +1,248 @@
+"""Fans: many leaves with one body and one consumer, which a worker runs a few at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entangle
+from entangle._run.run import Run
+from entangle._shared.table import (
+    BUSY,
+    DONE,
+    HIGH,
+    LOW,
+    NODE,
+    OWNER,
+    READY,
+    RUNNING,
+    SLOT,
+    STATE,
+    STRETCH_HIGH,
+    STRETCH_LOW,
+    UNCLAIMED,
+    WAITING,
+    Table,
+)
+from entangle._tasks.tree import compile_call
+from entangle.errors import ProcessTerminatedException, UnpicklableError
+from entangle.flow import LEAST_FAN, PROCESS
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.thread import thread
+
+from .evidence import note, notes, notes_of, wait_until
+
+gather: Any = entangle.gather
+
+
+@process
+def square(x: int) -> int:
+    return x * x
+
+
+@process
+def total(*values: int) -> int:
+    return sum(values)
+
+
+def test_where_fans_are() -> None:
+    cube, keyed = process(lambda x: x**3), process(lambda x=0: x)
+    shared = square(1)
+    few = [square(x) for x in range(LEAST_FAN - 1)]
+    assert compile_call(square.map(range(100))).fans == [(0, 100)]
+    assert compile_call(total(*[square(x) for x in range(30)], 5, *[cube(x) for x in range(20)])).fans == [(0, 30), (30, 50)]
+    assert compile_call(total(*[square(x) for x in range(30)], *[cube(x) for x in range(20)])).fans == [(0, 30), (30, 50)]
+    assert compile_call(total(*few)).fans == []
+    assert compile_call(gather(*[keyed(x=x) for x in range(50)])).fans == []
+    assert compile_call(total(shared, *[square(x) for x in range(1, 30)], total(shared))).fans == []
+    assert compile_call(gather(*[thread(square.function)(x) for x in range(50)])).fans == []
+    assert compile_call(total(square.map(range(20)), square.map(range(20)))).fans == [(0, 40)]
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_each_leaf_runs_once_and_has_its_record(start: Any, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    spans: list[tuple[int, int]] = []
+
+    class Watch:
+        def started(self, run: Any) -> None: ...
+        def looked(self, run: Any) -> None: ...
+        def ended(self, run: Any) -> None:
+            spans.extend(run.table.record(leaf)[:2] for leaf in range(run.flow.leaves))
+
+    @process
+    def noted(x: int) -> int:
+        note(log, str(x))
+        return x
+
+    assert Run(compile_call(noted.map(range(500))), start, Watch()).value() == list(range(500))
+    assert Counter(name for (name,) in notes(log)) == Counter(map(str, range(500)))
+    assert len(spans) == 500
+    assert all(0 < began <= ended for began, ended in spans)
+
+
+def test_values_of_every_size() -> None:
+    same = process(lambda x: x)
+    values: list[Any] = [None, 0, "", [], b"x" * 300_000, {"a": 1}, list(range(20_000))] * 5
+    assert same.map(values)() == values
+
+
+def test_a_leaf_fails_amid_others(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @process
+    def fails(x: int) -> int:
+        note(log, str(x))
+        return 1 // (x - 77)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        fails.map(range(200)).run(workers=1)
+    assert "call: fails(77)" in notes_of(caught.value)
+    got = gather(*[fails(x) for x in range(200)], return_exceptions=True)()
+    assert [x for x, value in enumerate(got) if isinstance(value, ZeroDivisionError)] == [77]
+    assert "call: fails(77)" in notes_of(got[77])
+    assert max(Counter(name for (name,) in notes(log)).values()) == 2  # once in each of the runs
+
+
+def test_a_value_that_cannot_be_sent_is_named() -> None:
+    opens = process(lambda x: open(os.devnull) if x == 60 else x)
+    with pytest.raises(UnpicklableError) as caught:
+        opens.map(range(100))()
+    assert "call: <lambda>(60)" in notes_of(caught.value)
+
+
+def test_of_a_killed_worker_one_leaf_is_lost(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @process
+    def dies(x: int) -> int:
+        note(log, str(x))
+        if x % 50 == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+    got = gather(*[dies(x) for x in range(200)], return_exceptions=True)()
+    assert [x for x, value in enumerate(got) if isinstance(value, ProcessTerminatedException)] == [40, 90, 140, 190]
+    assert [value for x, value in enumerate(got) if x % 50 != 40] == [x for x in range(200) if x % 50 != 40]
+    assert Counter(name for (name,) in notes(log)) == Counter(map(str, range(200)))
+
+
+def test_leaves_do_not_wait_for_one_that_takes_long(tmp_path: Path) -> None:
+    """The fortieth waits for the last: nobody gets anywhere if it keeps the others."""
+    last = tmp_path / "last"
+
+    @process
+    def waits(x: int) -> int:
+        if x % 60 == 40:
+            wait_until(last.exists)
+        if x == 119:
+            last.touch()
+        return x
+
+    assert waits.map(range(120))() == list(range(120))
+
+
+def test_a_child_that_a_body_forks_ends_there(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @process
+    def forks(x: int) -> int:
+        if x == 50 and not os.fork():
+            return -1
+        note(log, str(x))
+        return x
+
+    assert forks.map(range(100))() == list(range(100))
+    assert len(notes(log)) == 100
+
+
+def test_bodies_with_terms_keep_them(tmp_path: Path) -> None:
+    @process(retry=1)
+    def second(x: int) -> int:
+        path = tmp_path / str(x)
+        if x == 30 and not path.exists():
+            path.touch()
+            raise ValueError(x)
+        return x
+
+    assert second.map(range(60))() == list(range(60))
+    bound = scheduler(cpus=1)(process(lambda x: len(os.sched_getaffinity(0))))
+    assert bound.map(range(40))() == [1] * 40
+
+
+def test_nested_runs_in_a_fan() -> None:
+    nested: Any = process(lambda x: total(square(x), square(x)))
+    assert nested.map(range(20))() == [2 * x * x for x in range(20)]
+
+
+# The table ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stretch(tmp_path: Path) -> Any:
+    """Thirty leaves of one consumer. Slot 1 has claimed 0 to 9 as a stretch, of which 0 to 3 are
+    done and 4 runs; its range goes on to 14."""
+    flow = compile_call(square.map(range(30)))
+    table = Table.create(flow, 3, [PROCESS] * len(flow.bodies), str(tmp_path / "table"))
+    slots = table.slots
+    slots[UNCLAIMED * SLOT + LOW] = 15
+    slots[SLOT + STATE], slots[SLOT + NODE] = BUSY, 4
+    slots[SLOT + LOW], slots[SLOT + HIGH] = 10, 15
+    slots[SLOT + STRETCH_LOW], slots[SLOT + STRETCH_HIGH] = 0, 10
+    for leaf in range(4):
+        table.states[leaf] = DONE
+    table.states[4] = RUNNING
+    yield table
+    table.close()
+
+
+def test_a_recount_leaves_an_open_stretch_to_its_worker(stretch: Table) -> None:
+    stretch.header[OWNER] = 2
+    with stretch.locked(UNCLAIMED):
+        assert stretch.pop(PROCESS) == -1
+        assert stretch.pending[30] == 30  # not told of any
+
+
+def test_the_rest_of_a_stretch_is_taken_back(stretch: Table) -> None:
+    flow = stretch.flow
+    assert flow is not None
+    with stretch.locked(UNCLAIMED):
+        assert stretch.take_back(1, flow, stretch.lanes) == 5
+        assert [stretch.pop(PROCESS) for _ in range(6)] == [5, 6, 7, 8, 9, -1]
+        assert stretch.take_back(1, flow, stretch.lanes) == 0
+    assert stretch.slots[SLOT + STRETCH_HIGH] == 5
+    assert [stretch.states[leaf] for leaf in (4, 5, 10)] == [RUNNING, READY, WAITING]
+
+
+def test_nothing_is_taken_back_from_a_worker_that_has_gone_on(stretch: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = stretch.flow
+    assert flow is not None
+
+    def goes_on() -> int:
+        stretch.slots[SLOT + NODE] = 5
+        return 1
+
+    monkeypatch.setattr(os, "getppid", goes_on)
+    with stretch.locked(UNCLAIMED):
+        assert stretch.take_back(1, flow, stretch.lanes) == 0
+        assert stretch.pop(PROCESS) == -1
+    assert stretch.slots[SLOT + STRETCH_HIGH] == 10
+
+
+def test_many_small_leaves_with_jumps_in_what_they_take() -> None:
+    """Whatever a stretch was sized for, all leaves come out, each once."""
+
+    @process
+    def jumps(x: int) -> int:
+        if x % 97 == 0:
+            time.sleep(0.02)
+        return x
+
+    assert jumps.map(range(600))() == list(range(600))
