@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from entangle._run import library_shares
 from entangle._run.library_shares import alone, at_once
+from entangle._worker import library_threads
 from entangle.flow import Flow
 from entangle.process import process
 from entangle.task import compile_call
@@ -475,3 +477,32 @@ def test_nodes_that_run_alone(call: Any, expected: list[str]) -> None:
     if flow.pending.count(0) == 1:
         names[flow.pending.index(0)] = "first"
     assert [names.get(node, "last") for node in alone(flow, lanes)] == expected
+
+
+def shares(run: str, call: Any, workers: int = 512) -> tuple[int, int]:
+    """Of a run that begins, on 64 CPUs."""
+    found = library_shares.begin(run, *flow_of(call), 64, workers, None)
+    return found.each, found.whole
+
+
+def test_shares_on_many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_shares, "_under_way", set())
+    several = [
+        (one(), 512, 64),
+        (one(one(), one()), 512, 32),
+        (one(*[one() for _ in range(5)]), 512, 12),
+        (one(*[one() for _ in range(5)]), 2, 32),
+        (fanned(100), 512, 1),
+        (fanned(100), 4, 16),
+    ]
+    for call, workers, each in several:
+        assert shares("run", call, workers) == (each, 64)
+        library_shares.end("run")
+    # Runs beside each other, and one that begins when the first is over.
+    assert [shares("a", one()), shares("b", one()), shares("c", one(one(), one()))] == [(64, 64), (32, 32), (10, 21)]
+    library_shares.end("a")
+    assert shares("d", one()) == (21, 21)
+    # In a body whose worker has four CPUs.
+    monkeypatch.setattr(library_shares, "_under_way", set())
+    monkeypatch.setattr(library_threads, "share", 4)
+    assert shares("e", one(one(), one())) == (2, 4)
