@@ -65,6 +65,8 @@ def stream_of(
 
     Raises ArgumentError where the task does not take one item, or the source is no iterable.
     """
+    if type(source) in CALLS:
+        raise ArgumentError(f"{task.__name__}.stream takes an iterable, and {source!r} has not run: call it, or take {task.__name__}.map")
     streamed = StreamedTask(task, instance)
     fits = streamed._fits or streamed._learn_parameters()
     if not fits(1, {}):

@@ -1,8 +1,8 @@
 """A folder of images: thumbnails by all CPUs, with a progress bar, and one file that is no image.
 
 `thumbnail.map(paths)` would end with the bad file. Here `gather` takes its error as a value, so the
-other files do not notice. The bar shows how many are done and failed, on a terminal; a log gets
-lines. Prints how much smaller the thumbnails are, and what is wrong with the bad file.
+other files do not notice. Once it takes a second, a bar shows how many are done and failed; a log
+gets lines. Prints how much smaller the thumbnails are, and what is wrong with the bad file.
 """
 
 import sys

@@ -302,6 +302,8 @@ def test_what_is_wrong_is_said_at_once() -> None:
             wrong.stream([1])
     with pytest.raises(ArgumentError, match=r"square\.stream takes an iterable of values, not int"):
         square.stream(3)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"<call add\(1, 2\)> has not run: call it, or take square\.map"):
+        square.stream(add(1, 2))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"inflight=0"):
         square.stream([1], inflight=0)
     with pytest.raises(OptionError, match=r"a function of \(task, value, error\)"):
