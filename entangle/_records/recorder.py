@@ -37,6 +37,8 @@ from entangle.flow import Body, Flow
 LINK = "record"
 #: The share of a long run's time that ingesting may take when the run has ended.
 SHARE = 0.02
+#: How many bytes of log segments are ingested in a second, by a cautious guess.
+PACE = 5 << 20
 #: How many log segments may wait to be ingested before a short run, now and then, does it.
 MANY = 500
 
@@ -164,7 +166,9 @@ def _follow_up(run: ObservedRun, place: str) -> None:
     if worth_it or (run.id.endswith("00") and len(os.listdir(segments_of(place))) > MANY):
         from entangle._records.ingest import ingest
 
-        ingest(place, max(0.5, lasted * SHARE))
+        seconds = max(0.5, lasted * SHARE)
+        # Another program's large run is for whoever looks at records: this caller wants its value.
+        ingest(place, seconds, largest=int(seconds * PACE))
 
 
 def _parent_of(run: ObservedRun) -> tuple[str, int] | None:

@@ -19,6 +19,8 @@ import pytest
 import entangle
 from entangle import records
 from entangle._records import database as record_file
+from entangle._records import recorder
+from entangle._records.directory import segments_of
 from entangle.errors import OptionError, ProcessTerminatedException, RecordsError, RunCancelledError
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -1175,3 +1177,17 @@ def test_what_is_no_address_of_a_server_costs_no_record(address: str, tmp_path: 
     assert "Traceback" not in err
     with pytest.raises(OptionError, match="not the address"):
         workflow(graph=address)
+
+
+def test_a_run_does_not_wait_for_what_a_larger_one_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it ends, it ingests small segments; a large one is left to whoever looks."""
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    monkeypatch.setattr(recorder, "PACE", 20_000)
+    process(len)([process(one)() for _ in range(5000)])()
+    process(one)()()
+    monkeypatch.setattr(recorder, "SHARE", 20.0)
+    process(one)()()
+    left = os.listdir(segments_of(str(tmp_path)))
+    assert len(left) == 1, left
+    assert sorted(run.node_count for run in records.runs()) == [1, 1, 5001]
+    assert os.listdir(segments_of(str(tmp_path))) == []
