@@ -15,6 +15,7 @@ from entangle._run.roster import Roster
 from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.site import Site
 from entangle._shared.store import Store
+from entangle._shared.summaries import named_call
 from entangle._shared.table import (
     ABANDONED,
     BEGUN,
@@ -38,6 +39,8 @@ from entangle.flow import THREAD
 
 #: Seconds until the next check, where nothing is due.
 _NEVER = float("inf")
+#: How many arguments that came too late an error names.
+_NAMED = 4
 
 
 class Losses(Protocol):
@@ -148,8 +151,9 @@ class Deadlines:
             return _NEVER
         if now - first < wait * 1e9:
             return max(0.001, wait - (now - first) / 1e9)
-        late = [flow.name(taken) for taken in flow.sources(node) if table.states[taken] not in (DONE, FAILED, SKIPPED)]
-        names = ", ".join(repr(name) for name in dict.fromkeys(late))
+        late = [taken for taken in flow.sources(node) if table.states[taken] not in (DONE, FAILED, SKIPPED)]
+        more = f" and {len(late) - _NAMED} more" if len(late) > _NAMED else ""
+        names = ", ".join(named_call(flow, taken) for taken in late[:_NAMED]) + more
         kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
         error = kind(f"task {flow.name(node)!r} waited {wait:g} s for its arguments, and {names} had not arrived")
         call = call_of(self.site, self.store, node)

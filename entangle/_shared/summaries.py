@@ -187,7 +187,7 @@ def path_in_short(flow: Flow, node: int) -> str:
     The last one is shown by its name alone: its arguments may be known by their values elsewhere.
     """
     path = flow.way_to(node)
-    parts = [_named_call(flow, at) for at in path[:-1]]
+    parts = [named_call(flow, at) for at in path[:-1]]
     parts.append(cut(flow.name(node), _NAMED))
     if len(path) > _STEPS:
         first, last = _STEPS // 3, _STEPS // 2
@@ -198,9 +198,9 @@ def path_in_short(flow: Flow, node: int) -> str:
     return " → ".join(parts)
 
 
-def _named_call(flow: Flow, node: int) -> str:
-    """A call with its arguments, which are shown by their names alone; after its own, if it was
-    given one."""
+def named_call(flow: Flow, node: int) -> str:
+    """A call in some 140 characters at most: its name, if it was given one, and its arguments, of
+    which calls are shown by their names alone."""
     try:
         told = masked(_call(flow, node, None, {}, _DEEP))
     except Exception:

@@ -117,6 +117,21 @@ class Call(Generic[R_co]):
         def __contains__(self, item: object) -> NoReturn:
             raise self._not_run("contains nothing")
 
+        @edge
+        @passes_on
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_") or name in Call.__slots__:
+                raise AttributeError(f"'Call' object has no attribute {name!r}", name=name, obj=self)
+            said = f"{self!r} has not run and has no {name!r}; run it first: `call()` gives its value"
+            raise AttributeError(said, name=name, obj=self)
+
+        @edge
+        @passes_on
+        def __format__(self, form: str) -> str:
+            if form:
+                raise self._not_run(f"cannot be formatted as {form!r}")
+            return str(self)
+
         def _not_run(self, what: str) -> TypeError:
             return TypeError(f"{self!r} has not run and {what}; run it first: `call()` gives its value")
 
@@ -303,6 +318,42 @@ class Call(Generic[R_co]):
 
         return RunFuture(lambda: self._compiler.as_dict(self), lambda: None)
 
+
+#: Operators that a call refuses, by the methods that Python calls for them. The first ones also
+#: have a method for the right side.
+_TWO_SIDED = {
+    **{"add": "+", "sub": "-", "mul": "*", "matmul": "@", "truediv": "/", "floordiv": "//", "mod": "%", "divmod": "divmod()"},
+    **{"pow": "**", "lshift": "<<", "rshift": ">>", "and": "&", "xor": "^", "or": "|"},
+}
+_ONE_SIDED = {
+    **{"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "neg": "-", "pos": "+", "invert": "~", "abs": "abs()", "round": "round()"},
+    **{"int": "int()", "float": "float()", "complex": "complex()"},
+}
+
+
+def _refuse_operators() -> None:
+    """Give calls methods that say that a call has not run, where Python would only say that it has
+    no such operator."""
+
+    def refuse(method: str, what: str) -> None:
+        @edge
+        @passes_on
+        def refused(self: Call[Any], *_: Any) -> NoReturn:
+            raise self._not_run(what)  # type: ignore[attr-defined]
+
+        setattr(Call, method, refused)
+
+    for side in ("", "r"):
+        for name, written in _TWO_SIDED.items():
+            refuse(f"__{side}{name}__", f"is no operand of `{written}`")
+    for name, written in _ONE_SIDED.items():
+        refuse(f"__{name}__", f"is no operand of `{written}`")
+    for name in ("getitem", "setitem", "delitem"):
+        refuse(f"__{name}__", "has no items")
+    refuse("__index__", "is no whole number")
+
+
+_refuse_operators()
 
 # The descriptors of the slots bypass `__setattr__`, in a third of the time of `object.__setattr__`.
 _set_task, _set_args, _set_kwargs, _set_name = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs", "name"))

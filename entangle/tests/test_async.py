@@ -92,7 +92,7 @@ def test_an_error_arrives(start: str) -> None:
 
     with pytest.raises(ValueError, match="no such thing") as caught:
         asyncio.run(main())
-    assert "add → fail" in notes_of(caught.value)
+    assert "add(1, fail()) → fail" in notes_of(caught.value)
 
 
 def test_cancelling_stops_the_run(log: str, start: str) -> None:

@@ -557,7 +557,7 @@ def test_an_error_tells_the_call_path_and_where_it_ran(way: Way) -> None:
     with pytest.raises(ValueError) as caught:
         add(num(1), subtract(num(2), fail()))()
     told = notes_of(caught.value)
-    assert "add → subtract → fail" in told
+    assert "add(num(…), subtract(…)) → subtract(num(…), fail()) → fail" in told
     for word in ("host", "pid", "cpu", "attempt"):
         assert word in told.lower(), told
 
@@ -687,7 +687,7 @@ def test_a_body_that_ends_its_process(way: Way) -> None:
         way.process(bodies.same)(way.process(bodies.die)(3))()
     told = text_of(caught.value)
     assert "3" in str(caught.value)
-    assert "same → die" in told
+    assert "same(die(…)) → die" in told
     assert "these were my last words" in told
 
 

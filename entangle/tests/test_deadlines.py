@@ -45,7 +45,7 @@ def test_a_body_that_is_late(log: str, start: str) -> None:
     told = text_of(caught.value)
     assert "linger" in told
     assert "0.6" in told
-    assert "add → linger" in told
+    assert "add(1, linger(…)) → linger" in told
     gone(pids_in(log))
 
 
@@ -241,9 +241,21 @@ def test_arguments_that_are_late_are_named(log: str, start: str) -> None:
     values = process(wait=1)(bodies.gather)
     with pytest.raises(ProcessTimeoutException) as caught:
         values(one(), process(bodies.linger)(log))()
-    assert "linger" in str(caught.value)
-    assert "'one'" not in str(caught.value)
+    assert "for its arguments, and linger('/" in str(caught.value)
+    assert "one()" not in str(caught.value)
     assert "gather" in text_of(caught.value)
+    gone(pids_in(log))
+
+
+def test_of_many_arguments_that_are_late_some_are_named_as_they_were_called(log: str) -> None:
+    values = process(wait=0.5)(bodies.gather)
+    late = [process(bodies.linger)(log).named(f"shard {n}") for n in range(2)] + [process(bodies.pid_and)(process(bodies.linger)(log))]
+    with pytest.raises(ProcessTimeoutException) as caught:
+        values(one(), late, *[process(bodies.same)(late[0]) for _ in range(3)])()
+    told = str(caught.value)
+    assert "shard 0: linger('/" in told
+    assert "pid_and(linger(…))" in told
+    assert told.endswith("same(shard 0) and 2 more had not arrived")
     gone(pids_in(log))
 
 

@@ -31,7 +31,7 @@ def test_a_body_that_may_have_no_more_memory(start: str) -> None:
 
     with pytest.raises(MemoryError) as caught:
         add(eat(), 1)()
-    assert "add → eat" in text_of(caught.value)
+    assert "add(eat(), 1) → eat" in text_of(caught.value)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_body_that_the_kernel_kills_for_its_memory(memory_group: Path) -> None
 
     with pytest.raises(ProcessTerminatedException, match="SIGKILL") as caught:
         add(eat(str(memory_group)), 1)()
-    assert "add → eat" in text_of(caught.value)
+    assert "add(eat(…), 1) → eat" in text_of(caught.value)
 
 
 @pytest.fixture

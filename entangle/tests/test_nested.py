@@ -137,7 +137,7 @@ def test_an_error_names_the_whole_way() -> None:
     with pytest.raises(ValueError, match="no such thing") as caught:
         outer()()
     told = text_of(caught.value)
-    for name in ("outer", "middle", "inner", "add → fail", "in fail"):
+    for name in ("outer", "middle", "inner", "add(1, fail()) → fail", "in fail"):
         assert name in told
 
 
@@ -163,7 +163,7 @@ def test_a_death_inside_is_told_outside(start: str) -> None:
     with pytest.raises(ProcessTerminatedException) as caught:
         outer()()
     told = text_of(caught.value)
-    assert "add → die" in told
+    assert "add(1, die(…)) → die" in told
     assert "outer" in told
 
 

@@ -29,7 +29,7 @@ def test_exit_status_and_last_words(start: str) -> None:
         add(1, process(bodies.die)(3))()
     told = text_of(caught.value)
     assert "3" in str(caught.value)
-    assert "add → die" in told
+    assert "add(1, die(…)) → die" in told
     assert "these were my last words" in told
 
 
@@ -45,7 +45,7 @@ def test_a_segmentation_fault(start: str) -> None:
 
     with pytest.raises(ProcessTerminatedException, match="SIGSEGV") as caught:
         add(crash(), 1)()
-    assert "add → crash" in text_of(caught.value)
+    assert "add(crash(), 1) → crash" in text_of(caught.value)
 
 
 @pytest.mark.parametrize("code", [None, 0, 1, "words"])

@@ -8,6 +8,7 @@ import copy
 import gc
 import inspect
 import json
+import math
 import os
 import pickle
 import threading
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import numpy
 import pytest
 
 from entangle.errors import ArgumentError, CycleError, EntangleError, OptionError
@@ -337,6 +340,58 @@ def test_a_call_is_itself_and_nobody_else() -> None:
 def test_a_call_that_somebody_forgot_to_run(use: Callable[[Any], Any], decorator: Any) -> None:
     with pytest.raises(TypeError, match=r"<call add\(0\)> has not run.*`call\(\)`"):
         use(decorator(add)(0))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda call: call + 1,
+        lambda call: 1 + call,
+        lambda call: "text " + call,
+        lambda call: [0] * call,
+        lambda call: call - call,
+        lambda call: 2 / call,
+        lambda call: call**2,
+        lambda call: divmod(7, call),
+        lambda call: call % 3,
+        lambda call: {1} | call,
+        lambda call: -call,
+        lambda call: abs(call),
+        lambda call: round(call, 2),
+        lambda call: call < 3,
+        lambda call: call > 3,
+        lambda call: sorted([call, call]),
+        lambda call: int(call),
+        lambda call: float(call),
+        lambda call: complex(call),
+        lambda call: sum([call]),
+        lambda call: range(call),
+        lambda call: "text"[call],
+        lambda call: call[0],
+        lambda call: call["key"],
+        lambda call: call.__setitem__(0, 1),
+        lambda call: f"{call:.2f}",
+        lambda call: math.sqrt(call),
+        lambda call: numpy.float64(2) * call,
+        lambda call: numpy.arange(3) + call,
+    ],
+)
+def test_an_operator_on_a_call_says_that_it_has_not_run(use: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"<call add\(0\)> has not run.*`call\(\)`"):
+        use(process(add)(0))
+
+
+def test_an_attribute_of_the_value_is_no_attribute_of_the_call() -> None:
+    call: Any = process(add)(0)
+    with pytest.raises(AttributeError, match=r"<call add\(0\)> has not run and has no 'mean'; run it first") as caught:
+        call.mean()
+    assert (caught.value.name, caught.value.obj) == ("mean", call)
+    assert not hasattr(call, "keys")
+    assert not hasattr(call, "__array__")
+    assert (f"{call}", str(call), f"{call!r}", "%s" % call) == (repr(call),) * 4  # noqa: UP031
+    assert copy.copy(call).args == pickle.loads(cloudpickle.dumps(call)).args == (0,)
+    assert (call == call, call != call, call == 1, hash(call) == hash(call)) == (True, False, False, True)
+    assert numpy.array([call, call], dtype=object).tolist() == [call, call]
 
 
 def test_a_call_is_found_in_collections_that_hold_it() -> None:
@@ -733,7 +788,7 @@ def test_errors_in_threads_and_inline_bring_their_call_path() -> None:
 
         with pytest.raises(KeyError, match="nothing") as caught:
             outer(process(bodies.same)(broken()))()
-        assert "outer → same → broken" in notes_of(caught.value)
+        assert "outer(same(…)) → same(broken()) → broken" in notes_of(caught.value)
 
 
 def test_one_error_object_can_be_raised_by_many_runs() -> None:
