@@ -135,3 +135,11 @@ def test_named_limits(way: Way, tmp_path: Path) -> None:
     spanned = limit("everyday", at_once=2)(way.process(lambda log: bodies.spanned(log, 0.05)))
     gather(*[spanned(log) for _ in range(8)])()
     assert most_at_once(log) <= 2
+
+
+def test_a_stream_of_values(way: Way) -> None:
+    inc = way.process(bodies.inc)
+    assert list(inc.stream(range(10))) == list(range(1, 11))
+    endless = iter(inc.stream(iter(int, 1), inflight=4))
+    assert [next(endless) for _ in range(5)] == [1] * 5
+    endless.close()
