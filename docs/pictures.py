@@ -3,7 +3,8 @@ photographed in a real browser.
 
     python docs/pictures.py        needs the extra `test` and a Chromium (.ci/browser)
 
-Writes images/run.svg, page-graph.png, page-live.png, page-timeline.png and page-narrow.png.
+Writes images/run.svg, page-graph.png, page-live.png, page-timeline.png, page-attempts.png,
+page-stream.png and page-narrow.png.
 """
 
 from __future__ import annotations
@@ -91,6 +92,74 @@ STUDY = """
 """
 
 
+#: Three downloads: one comes at once, one at the third attempt, one never.
+DOWNLOADS = """
+    import os
+    import time
+
+    from entangle.process import process
+
+
+    @process(retry=2, sleep=0.2)
+    def download(name):
+        time.sleep(0.15)
+        with open(f"{name}.tries", "a") as tries:
+            tries.write("x")
+        if name == "mirror" and os.path.getsize("mirror.tries") < 3:
+            raise TimeoutError(f"{name}: no answer within 0.15 s")
+        if name == "archive":
+            raise ConnectionError(f"{name}: connection reset by peer")
+        return len(name)
+
+
+    @process
+    def total(*sizes):
+        return sum(sizes)
+
+
+    try:
+        total(*(download(name) for name in ("main", "mirror", "archive")))()
+    except Exception as error:
+        print(error)
+"""
+
+#: Lines that are parsed and added up by the hundred, of which some cannot be parsed.
+LINES = """
+    import logging
+    import time
+
+    from entangle.dataflow import dataflow, process
+
+    logging.disable()
+
+
+    @dataflow
+    @process
+    def read(number):
+        time.sleep(0.001)
+        return f"{number},{number * 7 % 31}"
+
+
+    @dataflow
+    @process
+    def parse(line):
+        time.sleep(0.003)
+        number, value = map(int, line.split(","))
+        if value == 30:
+            raise ValueError(f"line {number} is damaged")
+        return value
+
+
+    @dataflow
+    @process
+    def clean(value):
+        return value / 31
+
+
+    print(sum(value for (value,) in read(parse(clean())).stream(range(1500), on_error="skip")))
+"""
+
+
 def photograph(page_of: dict[str, str], environment: dict[str, str], folder: Path) -> None:
     """Take the pictures of the page."""
     from playwright.sync_api import sync_playwright
@@ -121,6 +190,19 @@ def photograph(page_of: dict[str, str], environment: dict[str, str], folder: Pat
         tab.set_viewport_size({"width": 1080, "height": 400})
         tab.wait_for_timeout(300)
         tab.screenshot(path=IMAGES / "page-timeline.png")
+        for program, view, ready, name, height in (
+            ("downloads.py", "timeline", "canvas[data-ready]", "page-attempts.png", 330),
+            ("lines.py", "graph", ".stage[data-ready]", "page-stream.png", 560),
+        ):
+            subprocess.run([sys.executable, program], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+            tab.set_viewport_size({"width": 1080, "height": height})
+            tab.goto(f"{base}#/")
+            tab.wait_for_selector(f"tr.row >> text={program}")
+            latest = tab.get_attribute("tr.row a", "href").partition("#/run/")[2]
+            tab.goto(f"{base}#/run/{latest}/{view}")
+            tab.wait_for_selector(ready)
+            tab.wait_for_timeout(300)
+            tab.screenshot(path=IMAGES / name)
 
         narrow: Any = browser.new_context(viewport={"width": 400, "height": 700}, color_scheme="dark", reduced_motion="reduce").new_page()
         narrow.goto(page_of["url"])
@@ -148,7 +230,8 @@ def main() -> None:
     """Make the run, and draw it."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "wing.py").write_text(textwrap.dedent(STUDY), encoding="utf-8")
+        for name, program in (("wing.py", STUDY), ("downloads.py", DOWNLOADS), ("lines.py", LINES)):
+            (folder / name).write_text(textwrap.dedent(program), encoding="utf-8")
         environment = {**os.environ, "ENTANGLE_RECORD_DIR": str(folder / "records"), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "wing.py"], cwd=folder, env=environment, check=True)
         entangle = [sys.executable, "-m", "entangle"]

@@ -109,13 +109,16 @@ class Git:
 @dataclass(frozen=True)
 class Times:
     """Where the time of a node went, in seconds: until its arguments arrived, until a worker took
-    it, until it had a cookie, in its body, and in moving large values from and to the store."""
+    it, until it had a cookie, in its body, and in moving large values from and to the store. Of a
+    node that was tried again: in earlier attempts, and in the pauses after them."""
 
     arguments: float = 0.0
     worker: float = 0.0
     cookie: float = 0.0
     running: float = 0.0
     moving: float = 0.0
+    tried: float = 0.0
+    pauses: float = 0.0
 
     def __add__(self, other: Times) -> Times:
         return Times(
@@ -124,6 +127,8 @@ class Times:
             self.cookie + other.cookie,
             self.running + other.running,
             self.moving + other.moving,
+            self.tried + other.tried,
+            self.pauses + other.pauses,
         )
 
 
@@ -308,8 +313,15 @@ class NodeRow:
         if self.started_ns is None:
             return Times(arguments / 1e9)
         cookie, moved = self._row[9] or 0, self._row[10] or 0
-        queue = max(0, self.started_ns - self.ready_ns - cookie)
-        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, self.seconds or 0.0, moved / 1e9)
+        mine = [one for one in self.run._tries if one["node"] == self.number and "began" in one]
+        first = min([one["began"] for one in mine], default=self.started_ns)
+        tried = sum(one["ended"] - one["began"] for one in mine)
+        # Of the attempts together: a node with a cookie has one for each.
+        waited = self.started_ns - self.ready_ns - tried - cookie
+        pauses = min(max(0, self.started_ns - first - tried), max(0, waited))
+        queue = max(0, waited - pauses)
+        running = self.seconds or 0.0
+        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, running, moved / 1e9, tried / 1e9, pauses / 1e9)
 
     @property
     def error(self) -> Error | None:

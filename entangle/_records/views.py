@@ -29,6 +29,15 @@ class NodeRecord(NodeRow):
         return self.run.inputs_of(self)
 
     @property
+    def printed(self) -> str:
+        """What its body printed in a worker process, in short; '' where that is nothing, or not
+        known."""
+        if self.run._key is None:
+            return ""
+        with opened(self.run._directory) as connection:
+            return queries.printed(connection, self.run._key, self.number) or ""
+
+    @property
     def children(self) -> list[RunRecord]:
         """The runs that were called in its body."""
         return [run for run in self.run.children if run.parent_node == self.number]

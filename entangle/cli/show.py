@@ -297,6 +297,8 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     if node.pid:
         lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
     lines += [f"  attempt {number}: {tried}" for number, tried in enumerate(node.tries, 1)]
+    if found["printed"]:
+        lines += ["  printed:", *(f"    {line}" for line in found["printed"].splitlines())]
     if node.error is not None:
         lines += ["", (node.error.traceback or str(node.error)).rstrip(), *node.error.notes]
     if node.task.source:
@@ -332,6 +334,7 @@ def _node_as_dict(node: Node) -> dict[str, Any]:
         "items_skipped": node.items_skipped,
         "cause": node.cause,
         "times": asdict(node.times),
+        "printed": node.printed,
         "pid": node.pid,
         "cpu": node.cpu,
         "peak_memory": node.peak_memory,

@@ -185,3 +185,34 @@ def test_the_load_of_a_run_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_half_as_many_samples_of_a_load_tell_the_same() -> None:
     assert halved([(1.0, 1.0, 5, 1), (2.0, 3.0, 4, 2), (3.0, 1.0, 9, 1)]) == [(2.0, 2.0, 5, 2), (3.0, 1.0, 9, 1)]
     assert len(halved([(float(at), 1.0, at, 1) for at in range(MOST + 1)])) == MOST // 2 + 1
+
+
+RETRIED = """
+    import os
+    from entangle.process import process
+
+    @process(retry=2, sleep=0.3)
+    def flaky():
+        with open("tries", "a") as file:
+            file.write("x")
+        if os.path.getsize("tries") < 3:
+            raise OSError("not yet")
+        return 1
+
+    print(flaky()())
+"""
+
+
+def test_a_pause_between_attempts_is_no_time_in_which_a_node_waited_for_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "retried.py").write_text(textwrap.dedent(RETRIED), encoding="utf-8")
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    subprocess.run([sys.executable, "retried.py"], check=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=60, cwd=tmp_path)
+    (run,) = records.runs()
+    (node,) = run.nodes
+    assert node.attempts == 3
+    assert node.times.pauses >= 0.6
+    assert node.times.tried > 0
+    assert node.ready is not None
+    assert node.started is not None
+    spent = node.times.worker + node.times.cookie + node.times.tried + node.times.pauses
+    assert spent == pytest.approx(node.started - node.ready, abs=1e-3)

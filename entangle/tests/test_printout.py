@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from entangle import records
 from entangle._shared import printout
 
 from .callers import ROOT
@@ -94,6 +95,24 @@ def printed(folder: Path, kind: str, way: str = "auto") -> tuple[str, str, dict[
     finally:
         connection.close()
     return done.stdout, done.stderr, {(name, node): text for name, node, text in rows}
+
+
+def test_records_and_the_command_line_tell_what_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed(tmp_path, "secret")
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    (run,) = records.runs()
+    assert run.root.printed.startswith("password=")
+    assert "hunter2" not in run.root.printed
+    shown = subprocess.run(
+        [sys.executable, "-m", "entangle", "show", "last", "--node", "0"],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "  printed:\n    password=" in shown.stdout
+    assert "hunter2" not in shown.stdout
 
 
 @pytest.mark.parametrize("way", ["fork", "forkserver", "spawn"])

@@ -265,12 +265,28 @@ export function graphView(view, run) {
   function frame(whole = false) {
     cy.fit(undefined, 20);
     if (cy.zoom() > 1.2) cy.zoom(1.2), cy.center();
-    if (!whole && cy.zoom() < 0.62 && cy.nodes().length < 60) {
+    if (whole) return;
+    if (cy.zoom() < 0.62 && cy.nodes().length < 60) {
       cy.zoom(0.62);
       const top = cy.nodes().min((node) => node.position("y")).ele;
       cy.center(top);
       cy.panBy({ x: 0, y: 50 - top.renderedPosition("y") });
     }
+    reveal(cy.nodes(".at"));
+  }
+
+  // Move the picture no further than is needed to see these nodes.
+  function reveal(nodes) {
+    if (!cy || nodes.empty()) return;
+    const margin = 16;
+    const box = nodes.renderedBoundingBox({ includeEdges: false });
+    if (box.w > cy.width() - 2 * margin || box.h > cy.height() - 2 * margin) {
+      cy.fit(nodes, margin);
+      if (cy.zoom() > 1.2) cy.zoom(1.2), cy.center(nodes);
+      return;
+    }
+    const step = (low, high, size) => (low < margin ? margin - low : high > size - margin ? size - margin - high : 0);
+    cy.panBy({ x: step(box.x1, box.x2, cy.width()), y: step(box.y1, box.y2, cy.height()) });
   }
 
   function update(nodes) {
@@ -316,7 +332,7 @@ export function graphView(view, run) {
     if (!cy) return;
     cy.nodes(".at").removeClass("at");
     const node = at === null ? null : cy.getElementById(at);
-    if (node && node.nonempty()) node.addClass("at");
+    if (node && node.nonempty()) node.addClass("at"), reveal(node);
   }
 
   function remark() {
@@ -356,8 +372,7 @@ export function graphView(view, run) {
     if (candidates.empty()) return;
     const near = candidates.sort((a, b) => Math.abs(a.position("x") - here.x) - Math.abs(b.position("x") - here.x))[0];
     focus(near);
-    const box = near.renderedBoundingBox();
-    if (box.x1 < 0 || box.y1 < 0 || box.x2 > cy.width() || box.y2 > cy.height()) cy.center(near);
+    reveal(near);
   }
 
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -383,6 +398,7 @@ export function graphView(view, run) {
     mark(which, found) {
       marked = found ? Object.assign([...found.nodes], { tasks: new Set(found.tasks) }) : null;
       remark();
+      if (marked && cy) reveal(cy.nodes(".marked"));
     },
     resized: () => setTimeout(() => cy?.resize(), 0),
     leave() {
