@@ -5,7 +5,7 @@
 ARG BASE=python:3.13-slim
 FROM ${BASE}
 
-ARG EXTRAS=http,progress,gpu
+ARG EXTRAS=http,gpu
 COPY . /src
 # An environment of its own works in any base image, also where the system manages Python packages.
 RUN python3 -m venv /opt/entangle \

@@ -357,15 +357,27 @@ def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> 
     assert "━" not in said
 
 
-def test_a_prompt_stays_whole(tmp_path: Path) -> None:
-    """A line that is begun and not ended is not drawn over."""
-    program = """
-        future = study(4)(proc=True, progress=True)
-        time.sleep(0.1)
+@pytest.mark.parametrize("silent", [0.0, 0.2])
+def test_a_prompt_stays_whole(tmp_path: Path, silent: float) -> None:
+    """A line that is begun and not ended is not drawn over, however early it is begun."""
+    program = f"""
+        following.SILENT = {silent}
+        future = total(train(endless_until(1)))(proc=True, progress=True)
+        wait_for("began")
         print("your name? ", end="", flush=True)
+        time.sleep(0.3)
+        open("go on", "w").close()
         future.result()
     """
-    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["your name?", "done 9 of 9 in TIME"]
+    body = """
+        @process
+        def endless_until(n):
+            open("began", "w").close()
+            wait_for("go on")
+            return n
+    """
+    shown = on_a_terminal(Caller(tmp_path, script(program, SOON + body.replace("\n        ", "\n    "))))
+    assert lines_of(shown) == ["your name?", "done 3 of 3 in TIME"]
 
 
 @pytest.mark.parametrize("columns", [20, 40])
@@ -561,21 +573,30 @@ def test_without_a_stderr(tmp_path: Path) -> None:
     assert output_of(tmp_path, script(program)) == "1\n"
 
 
-def test_other_characters(tmp_path: Path) -> None:
-    """A stderr that knows ASCII only, and a name that a terminal would obey."""
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_other_characters(tmp_path: Path, where: str) -> None:
+    """A stderr that knows ASCII only, and names that a terminal would obey, or that fill it."""
     program = r"""
-        @process
-        def odd(n):
-            time.sleep(0.1)
-            return n
-        odd = process(odd.function)
-        odd.function.__name__ = "l\x1b[2Jöad"
-        total(process(odd.function)(1))(progress=True)
+        def renamed(name):
+            def body(n):
+                time.sleep(0.1)
+                return n
+            body.__name__ = name
+            return process(body)
+
+        renamed("x" * 10_000)(renamed("l\x1b[2Jöad")(1))(progress=True)
     """
-    shown = on_a_terminal(Caller(tmp_path, script(program), PYTHONIOENCODING="ascii"))
+    caller = Caller(tmp_path, script(program), PYTHONIOENCODING="ascii")
+    if where == "terminal":
+        shown = on_a_terminal(caller)
+        assert lines_of(shown) == ["done 2 of 2 in TIME"]
+    else:
+        shown = caller.start().finish()[2]
+        assert without_times(shown.splitlines())[-1] == "done 2 of 2 in TIME"
     assert shown.isascii()
+    assert "\\" not in shown
     assert "\x1b[2J" not in shown
-    assert lines_of(shown) == ["done 2 of 2 in TIME"]
+    assert "l?[2J?ad 0/1, " + "x" * 59 + "~ 0/1 | ? left" in shown
 
 
 # What is said ------------------------------------------------------------------------------------

@@ -40,11 +40,17 @@ class Place(Protocol):
     def takes_prints(self) -> bool:
         """Whether what bodies print must pass through this process."""
 
+    def begin(self, run: str, /) -> None:
+        """A run has begun that may be shown."""
+
     def show(self, view: View, /) -> None:
         """A run that lasts."""
 
     def ended(self, view: View, /) -> None:
         """How a run has ended."""
+
+    def leave(self, run: str, /) -> None:
+        """Show it no longer, without a last line."""
 
     def forget(self) -> None:
         """This is a forked child: nothing is shown any more."""
@@ -143,6 +149,7 @@ class _Following:
             if not self._by_run:
                 observers.append(self)
             self._by_run[run.id] = _Shown(run, place)
+            place.begin(run.id)
         if place.takes_prints:
             run.take_prints()
 
@@ -263,7 +270,9 @@ class NoBar:
 
     def started(self, run: ObservedRun) -> None:
         """Follow it no longer."""
-        _following.leave(run)
+        shown = _following.leave(run)
+        if shown is not None:
+            shown.place.leave(run.id)
 
     def looked(self, run: ObservedRun) -> None:
         """Nothing to do."""

@@ -7,7 +7,7 @@ import select
 import sys
 from dataclasses import dataclass
 
-from entangle._run.progress.wording import View, clock, last_line, line
+from entangle._run.progress.wording import View, clock, last_line, line, spelled
 
 #: A line is written after so many seconds; sooner after so large a part of the run, but not before
 #: so many seconds.
@@ -33,6 +33,13 @@ class Log:
     def takes_prints(self) -> bool:
         """What bodies print may go where it goes."""
         return False
+
+    def begin(self, run: str) -> None:
+        """Nothing to do yet."""
+
+    def leave(self, run: str) -> None:
+        """Nothing is shown of it any more."""
+        self._last.pop(run, None)
 
     def show(self, view: View) -> None:
         """Write a line, if it is time for one."""
@@ -63,11 +70,11 @@ class Log:
 def _write(text: str) -> None:
     """Write a line, unless nobody reads the other end and the run would have to wait."""
     stream = sys.stderr
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, or one that is closed
+    with contextlib.suppress(Exception):  # no stderr, or a broken one; the run goes on
         with contextlib.suppress(OSError, ValueError):
             poll = select.poll()
             poll.register(stream.fileno(), select.POLLOUT)
             if not poll.poll(1000):
                 return
-        stream.write(text + "\n")
+        stream.write(spelled(text, getattr(stream, "encoding", None) or "utf-8") + "\n")
         stream.flush()

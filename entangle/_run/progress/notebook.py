@@ -42,6 +42,13 @@ class Jupyter:
         self._context = contextvars.copy_context()
         self._shown: dict[str, float] = {}
 
+    def begin(self, run: str) -> None:
+        """Nothing to do yet."""
+
+    def leave(self, run: str) -> None:
+        """Nothing is shown of it any more."""
+        self._shown.pop(run, None)
+
     def show(self, view: View) -> None:
         """Display a run, or update it if it is time."""
         now = time.monotonic()
@@ -82,6 +89,13 @@ class Marimo:
         self._shown: dict[str, float] = {}
         #: The places of runs among the outputs of the cell.
         self._places: dict[str, int] = {}
+
+    def begin(self, run: str) -> None:
+        """Nothing to do yet."""
+
+    def leave(self, run: str) -> None:
+        """Nothing is shown of it any more."""
+        self._shown.pop(run, None)
 
     def show(self, view: View) -> None:
         """Show a run, or update it if it is time."""

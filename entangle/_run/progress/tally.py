@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from entangle._run.history import History
+from entangle._shared.summaries import cut
 from entangle._shared.table import BEGUN, DONE, FAILED, NODE, RECORD, RUNNING, SINCE, SKIPPED, SLOT, UNARMED, Table
 from entangle.flow import Flow
 
@@ -20,6 +21,8 @@ BLOCK = 1024
 _SAMPLES = 32
 #: Over how many seconds it is averaged how many nodes run at once.
 _RECENT = 5.0
+#: The most characters of a name.
+_LONGEST = 60
 _STATES = (DONE, FAILED, SKIPPED, RUNNING)
 #: Turns a state into whether it is DONE.
 _IS_DONE = bytes(state == DONE for state in range(256))
@@ -228,5 +231,5 @@ class Tally:
 
 
 def _printable(name: str) -> str:
-    """A name that a terminal shows and does not obey."""
-    return name if name.isprintable() else "".join(char if char.isprintable() else "\ufffd" for char in name)
+    """A name that a terminal shows and does not obey, of a length that leaves room for others."""
+    return cut(name if name.isprintable() else "".join(char if char.isprintable() else "\ufffd" for char in name), _LONGEST)

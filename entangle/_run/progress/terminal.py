@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any
 
-from entangle._run.progress.wording import DONE, View, last_line, line, width
+from entangle._run.progress.wording import DONE, View, last_line, line, spelled, width
 
 #: Columns of the bar, at most and at least; without room for the least there is none.
 WIDEST, NARROWEST = 24, 8
@@ -41,6 +41,8 @@ class Terminal:
             return False
 
     def __init__(self) -> None:
+        #: The runs that have begun, and what is shown of those that have lasted long enough.
+        self._runs: set[str] = set()
         self._views: dict[str, View] = {}
         #: Runs that were shown beside others: their last line says whose it is.
         self._beside: set[str] = set()
@@ -52,16 +54,21 @@ class Terminal:
         #: Whether the cursor stands within a line that was printed. The lines wait for its end.
         self._within = False
         self._fd = -1
-        self._encoding = "utf-8"
+        self._encoding: str | None = "utf-8"
         self._watched: list[tuple[Any, Any]] = []
+
+    def begin(self, run: str) -> None:
+        """A run has begun that may be shown: from now on we know where the cursor stands."""
+        with self._guard:
+            if not self._runs:
+                self._open()
+            self._runs.add(run)
 
     def show(self, view: View) -> None:
         """Draw a run that lasts. Does nothing while the terminal takes nothing."""
         if not self._guard.acquire(blocking=False):
             return  # something is being printed
         try:
-            if not self._watched and not self._open():
-                return
             self._views[view.run] = view
             if len(self._views) > 1:
                 self._beside.update(self._views)
@@ -71,27 +78,33 @@ class Terminal:
             self._guard.release()
 
     def ended(self, view: View) -> None:
-        """Print the last line of a run."""
+        """Print the last line of a run, if it was shown."""
         with self._guard:
-            if self._views.pop(view.run, None) is None:
-                return
-            prefix = f"{view.name}: " if view.run in self._beside else ""
-            self._beside.discard(view.run)
-            text = last_line(view, prefix)
-            if view.end != DONE:
-                text = self._colored(_RED, text)
-            self._erase()
-            if _takes(self._fd, 1.0):
-                self._write(("\n" if self._within else "") + text + "\n")
-            self._within = False
-            if self._views:
-                self._draw()
-            else:
+            if view.run in self._views and _takes(self._fd, 1.0):
+                text = last_line(view, f"{view.name}: " if view.run in self._beside else "")
+                self._erase()
+                # An echo of what was typed, as of Ctrl-C, is drawn over.
+                start = "\n" if self._within else "\r\x1b[K"
+                self._write(start + (text if view.end == DONE else self._colored(_RED, text)) + "\n")
+                self._within = False
+            self.leave(view.run)
+
+    def leave(self, run: str) -> None:
+        """A run is over, or is no longer to be shown."""
+        with self._guard:
+            self._runs.discard(run)
+            self._beside.discard(run)
+            if self._views.pop(run, None) is not None:
+                self._erase()
+                if self._views and not self._within:
+                    self._draw()
+            if not self._runs:
                 self._close()
 
     def forget(self) -> None:
         """Leave the terminal to others: in a forked child."""
         self._guard = threading.RLock()
+        self._runs.clear()
         self._views.clear()
         self._drawn = 0
         self._close()
@@ -133,20 +146,18 @@ class Terminal:
         return text if os.environ.get("NO_COLOR") or not text else f"{code}{text}{_PLAIN}"
 
     def _write(self, text: str) -> None:
-        for there, plain in ("━#", "─-", "…~", "·|") if self._encoding != "utf-8" else ():
-            text = text.replace(there, plain)
         with contextlib.suppress(OSError):  # the terminal may be gone
-            os.write(self._fd, text.encode(self._encoding, "replace"))
+            os.write(self._fd, spelled(text, self._encoding).encode())
 
     # What is printed ------------------------------------------------------------------------------
 
-    def _open(self) -> bool:
+    def _open(self) -> None:
         """Begin to draw on the terminal of stderr, if there still is one."""
+        self._within = False
         try:
-            self._fd = sys.stderr.fileno()
-            self._encoding = "utf-8" if "utf" in (sys.stderr.encoding or "").lower() else "ascii"
+            self._fd, self._encoding = sys.stderr.fileno(), sys.stderr.encoding
         except (AttributeError, OSError, ValueError):
-            return False
+            self._fd = -1
         for stream in (sys.stderr, sys.stdout):
             # Of the stream itself, not of `sys`: handlers of `logging` hold streams for long.
             with contextlib.suppress(AttributeError, OSError, ValueError):
@@ -155,7 +166,6 @@ class Terminal:
                     through = self._through(stream)
                     stream.write = through  # type: ignore[method-assign]
                     self._watched.append((stream, through))
-        return bool(self._watched)
 
     def _close(self) -> None:
         for stream, through in self._watched:
@@ -172,7 +182,8 @@ class Terminal:
                 try:
                     return write(text)
                 finally:
-                    stream.flush()
+                    if self._views:
+                        stream.flush()
                     if text:
                         self._within = not text.endswith("\n")
                     if not self._within and self._views and time.monotonic() - self._drawn_at > _PAUSE:
@@ -183,6 +194,8 @@ class Terminal:
 
 def _takes(fd: int, seconds: float = 0.0) -> bool:
     """Whether a write would not block: a terminal may be stopped (Ctrl-S), and the run must not."""
+    if fd < 0:
+        return False
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))

@@ -147,6 +147,15 @@ def rate(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s" if rate >= 0.1 or not rate else f"{60 * rate:.1f}/min"
 
 
+def spelled(text: str, encoding: str | None) -> str:
+    """The text in characters that a stream of that encoding has."""
+    if "utf" in (encoding or "").lower():
+        return text
+    for char, plain in ("━#", "─-", "…~", "·|"):
+        text = text.replace(char, plain)
+    return text.encode("ascii", "replace").decode()
+
+
 def width(text: str) -> int:
     """How many columns of a terminal a text takes."""
     if text.isascii():
