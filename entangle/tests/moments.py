@@ -13,8 +13,10 @@ import contextlib
 import dis
 import functools
 import gc
+import itertools
 import mmap
 import os
+import re
 import signal
 import sys
 import time
@@ -28,6 +30,7 @@ from entangle._run import life
 from entangle._shared.home import home
 from entangle.cookies import CookieQueue
 from entangle.errors import ProcessTerminatedException
+from entangle.limit import limit
 from entangle.process import process
 from entangle.scheduler import scheduler
 from entangle.thread import thread
@@ -251,6 +254,16 @@ def pooled(body: Any) -> Any:
     return scheduler(cpus=1)(process(body))
 
 
+def limited(body: Any) -> Any:
+    """A task that needs a place in each of two limits, a CPU, and a token."""
+    return limit("moments", at_once=2)(limit("one moment", at_once=1, per_second=1e6)(scheduler(cpus=1)(process(body))))
+
+
+def in_thread_limited(body: Any) -> Any:
+    """A task of a thread that needs a place."""
+    return limit("moments", at_once=2)(thread(body))
+
+
 def inner_tree(log: str, name: str) -> Any:
     """A body that runs a graph."""
     note(log, name)
@@ -261,6 +274,18 @@ def inner_pool(log: str, name: str) -> Any:
     """A body that runs a graph with a scheduler."""
     note(log, name)
     return leaves(log, pooled, name)(start="fork")
+
+
+def inner_limit(log: str, name: str) -> Any:
+    """A body that has a place, and runs a graph with the same limits."""
+    note(log, name)
+    return leaves(log, limited, name)(start="fork")
+
+
+def limits(log: str) -> Any:
+    """Places of threads and of processes: 15."""
+    kinds = itertools.cycle((limited, in_thread_limited))
+    return process(plus)(log, "sum", *(next(kinds)(leaf)(log, f"leaf{number}", number) for number in range(6)))
 
 
 def mixed(log: str) -> Any:
@@ -328,9 +353,9 @@ def failing(log: str) -> Any:
     return process(judge)(log, entangle.gather(*calls, return_exceptions=True))
 
 
-def two(log: str, body: Any) -> Any:
+def two(log: str, body: Any, how: Any = process) -> Any:
     """Two nested runs: 30."""
-    return process(plus)(log, "both", process(body)(log, "a"), process(body)(log, "b"))
+    return process(plus)(log, "both", how(body)(log, "a"), how(body)(log, "b"))
 
 
 class Shape(NamedTuple):
@@ -350,6 +375,8 @@ SHAPES = {
     "pool": Shape(lambda log: leaves(log, pooled), 15, 1, ((0, 1), (0, 2))),
     "nested": Shape(lambda log: two(log, inner_tree), 30, 1, ((0, 1), (0, 2), (1, 1))),
     "nested pool": Shape(lambda log: two(log, inner_pool), 30, 1, ((0, 1), (0, 2), (1, 1))),
+    "limits": Shape(limits, 15, 1, ((0, 1), (0, 2))),
+    "nested limits": Shape(lambda log: two(log, inner_limit, limited), 30, 1, ((0, 1), (0, 2), (1, 1))),
     "retry": Shape(lambda log: tree(log, process(retry=2)), 15, 3, ((0, 1), (0, 2))),
     "mixed": Shape(mixed, 15, 1, ((0, 1), (0, 2))),
     "failing": Shape(failing, 15, 1, ((0, 1), (0, 2))),
@@ -359,9 +386,22 @@ SHAPES = {
 
 
 def queues() -> list[CookieQueue]:
-    """The budget of this process and its pools."""
+    """The budget of this process and its pools of CPUs."""
     here = home()
     return [here.budget, *here.pools.values()]
+
+
+def places_held() -> int:
+    """How many places in limits are held in this process tree."""
+    held = 0
+    for name in os.listdir(home().path):
+        if re.fullmatch("limit-[0-9a-f]+-[1-9][0-9]*", name):
+            queue = CookieQueue(os.path.join(home().path, name))
+            queue.refill()
+            held += queue.held()
+            assert queue.held() + queue.count() == queue.size
+            queue.close()
+    return held
 
 
 def descriptors() -> dict[str, str]:
@@ -397,6 +437,9 @@ def meets(shape: Shape, log: Path, moment: Killing | Interrupting) -> bool:
     with contextlib.suppress(AssertionError):
         wait_until(lambda: all(queue.count() == queue.size and not queue.held() for queue in queues()), 2)
     assert [(queue.count(), queue.held()) for queue in queues()] == [(queue.size, 0) for queue in queues()], told
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not places_held(), 2)
+    assert places_held() == 0, told
     with contextlib.suppress(AssertionError):
         wait_until(lambda: len(descriptors()) <= len(before), 2)
     assert len(after := descriptors()) <= len(before), f"{told}: {dict(after.items() - before.items())}"

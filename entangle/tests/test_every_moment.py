@@ -22,7 +22,18 @@ def _pool(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("leaves", 29), ("pool", 41), ("nested pool", 131), ("retry", 31), ("mixed", 23), ("failing", 37), ("fan", 17), ("failing fan", 43)],
+    [
+        ("leaves", 29),
+        ("pool", 41),
+        ("nested pool", 131),
+        ("limits", 67),
+        ("nested limits", 211),
+        ("retry", 31),
+        ("mixed", 23),
+        ("failing", 37),
+        ("fan", 17),
+        ("failing fan", 43),
+    ],
 )
 def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path) -> None:
     shape = SHAPES[name]
@@ -38,7 +49,7 @@ def test_moments_are_those_of_the_whole_engine() -> None:
     assert rooms_of_moments() == {"_shared", "_worker", "_run", "entangle"}
 
 
-@pytest.mark.parametrize(("name", "step"), [("tree", 73), ("pool", 91), ("mixed", 83)])
+@pytest.mark.parametrize(("name", "step"), [("tree", 73), ("pool", 91), ("limits", 131), ("mixed", 83)])
 def test_ctrl_c_between_two_instructions(name: str, step: int, tmp_path: Path) -> None:
     number = 1
     while meets(SHAPES[name], tmp_path / "log", Interrupting(number)):
