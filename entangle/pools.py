@@ -170,22 +170,21 @@ def agree(directory: str, name: str, task: str, pools: tuple[Pool, ...], replace
     They are noted in `directory`; `replace`: other figures of before count no more. Raises
     OptionError.
     """
+    import json
+
     path = os.path.join(directory, f"limit-{digest(name)}")
     while True:
-        try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                figures, _, other = file.read().partition("\n")
-        except FileNotFoundError:
-            pass
-        else:
-            if figures == figures_of(pools):
+        with contextlib.suppress(FileNotFoundError):
+            with open(path, encoding="ascii") as file:
+                known = json.load(file)
+            if known["figures"] == figures_of(pools):
                 return
             if not replace:
-                raise OptionError(_text(name, task, figures_of(pools), other, figures))
+                raise OptionError(_text(name, task, figures_of(pools), known["task"], known["figures"]))
         draft = os.path.join(directory, f"l{os.urandom(6).hex()}")
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, f"{figures_of(pools)}\n{task}".encode("utf-8", "surrogateescape"))
+            os.write(fd, json.dumps({"name": name, "figures": figures_of(pools), "task": task}).encode("ascii"))
             if replace:
                 os.replace(draft, path)
             else:

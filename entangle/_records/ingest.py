@@ -363,7 +363,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         return
     assert segment.ready_at is not None
     began = segment.head["began"]
-    shift = began - segment.head["clock"]
+    shift, began_ns = began - segment.head["clock"], segment.head["clock"]
     values = dict(zip(tail["nodes"], tail["values"], strict=True))
     extras: tuple[dict[int, int], ...] = ({}, {}, {})
     triples = tail["extras"]
@@ -391,12 +391,17 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             cpu if ran and cpu >= 0 else None,
             slot if ran else None,
             memory(node),
-            cookies(node),
+            _within(cookies(node), started - (ready or began_ns)),
             moved(node),
             *(_NOTHING if value is missing else told(value)),
             names(node),
             *(stages[node] if stages else _NO_STAGE),
         )
+
+
+def _within(waited: int | None, most: int) -> int | None:
+    """How long a node has waited for cookies. Of notes of two workers one may be lost with it."""
+    return waited and max(0, min(waited, most))
 
 
 def _failure_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:

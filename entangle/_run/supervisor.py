@@ -220,9 +220,13 @@ class Supervisor:
     def _timed_out(self) -> RunTimeoutException:
         """The error of a run that has taken too long. It names what was running."""
         flow, table = self.site.flow, self.table
+        slots = ((base, table.slots[base + NODE]) for base in range(SLOT, len(table.slots), SLOT) if table.slots[base + WAITING_POOL])
+        waiting = [(node, flow.pools[table.slots[base + WAITING_POOL] - 1]) for base, node in slots if node >= 0]
         running = [node for node in range(flow.count) if table.states[node] == RUNNING] if flow.count < _MANY else []
+        running = [node for node in running if node not in dict(waiting)]
         calls = [call_of(self.site, self.store, node) for node in running[:_TOLD]]
         told = f"{', '.join(calls)}{f' and {len(running) - _TOLD} more' if len(running) > _TOLD else ''} ran" if calls else "nothing ran"
+        told += "".join(f"; {call_of(self.site, self.store, node)} waited for {pool}" for node, pool in waiting[:_TOLD])
         return RunTimeoutException(
             f"the run of {flow.name(flow.sinks[0])!r} took longer than its timeout of {self.timeout:g} s: "
             f"{table.done():,} of {flow.count:,} tasks were done, and {told}"

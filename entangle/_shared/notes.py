@@ -42,8 +42,8 @@ _MANY = 2000
 #: How many failures of a worker are noted with their tracebacks; the most characters of a text.
 FAILURES, LONGEST_TEXT = 100, 20_000
 
-#: Extras: time that a node waited for a cookie; time in which its values were moved (nanoseconds);
-#: peak memory of its process (bytes).
+#: Extras: time that a node waited for cookies, in parts; time in which its values were moved
+#: (nanoseconds); peak memory of its process (bytes).
 COOKIE_WAIT, MOVED, MEMORY = range(3)
 
 _HEAD = struct.Struct("<q")

@@ -454,17 +454,22 @@ class Table:
             self.deferred[pool] = self.next[node]
         return node
 
-    def pass_turn(self, pools: Iterable[int], lanes: list[int], body_of: array[int]) -> None:
+    def pass_turn(self, pools: Iterable[int], lanes: list[int], body_of: array[int]) -> list[int]:
         """Make ready one deferred node of each of these pools for which no worker sleeps.
+
+        Returns these nodes.
 
         A node that waits for several pools lies on the list of one. Whoever takes it from the ready
         list, and begins it or defers it once more, passes the turn of all its pools on.
         """
+        turn = []
         for pool in pools:
             if not self.waiting[pool]:
                 node = self.take_deferred(pool)
                 if node >= 0:
                     self.push(lanes[body_of[node]], node)
+                    turn.append(node)
+        return turn
 
     def full(self, groups: tuple[int, ...], most: list[int]) -> int:
         """The first of these groups that has reached its limit; NOBODY if none has."""

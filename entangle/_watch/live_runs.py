@@ -33,6 +33,7 @@ from entangle._shared.table import (
     NESTED,
     NODE,
     PID,
+    POOLS,
     READY,
     RESTING,
     RUNNING,
@@ -54,6 +55,7 @@ _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "d
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
 _QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
+_PLACES = re.compile(r"(limit-[0-9a-f]+)-00([1-9][0-9]{0,3})")
 #: The most nodes, workers and nested runs that are looked at. A file that claims more is no table.
 MOST_NODES, MOST_SLOTS, MOST_DEPTH = 1 << 26, 1 << 16, 200
 _STATES = {FREE: "free", STARTING: "starting", BUSY: "busy", RESTING: "idle"}
@@ -64,7 +66,8 @@ class WorkerView:
     """What a worker does now.
 
     `seconds` is how long it has been at its node. `task` is '' while the outline is not written
-    yet, and so is `name`, which its call may have been given.
+    yet, and so is `name`, which its call may have been given. `pool` says what it waits for a
+    cookie of: `limit 'db': at_once=5`.
     """
 
     slot: int
@@ -78,6 +81,7 @@ class WorkerView:
     done: int
     cookie: bool
     waits_for: str
+    pool: str = ""
 
 
 class LiveRun:
@@ -179,6 +183,11 @@ class LiveRun:
         outline = self.outline
         return outline.task(node) if outline is not None and 0 <= node < self.table.nodes else ""
 
+    def _pool(self, number: int) -> str:
+        """A pool of the run, as its decorator has it; '' if it is unknown."""
+        pools = self.outline.about["pools"] if self.outline is not None else []
+        return pools[number] if 0 <= number < len(pools) else ""
+
     def workers(self) -> list[WorkerView]:
         """What each worker of the run does now."""
         slots, now = self.table.slots, time.monotonic_ns()
@@ -190,10 +199,10 @@ class LiveRun:
                 continue
             busy = state == BUSY and bool(slots[base + BEGUN])
             node = slots[base + NODE] if busy else -1
-            waits = ""
+            waits, pool = "", slots[base + WAITING_POOL]
             if slots[base + NESTED] >= 0 and busy:
                 waits = "run"
-            elif slots[base + WAITING_POOL] or (state == BUSY and slots[base + LANE] >= DEVICE and slots[base + NODE] < 0):
+            elif pool or (state == BUSY and slots[base + LANE] >= DEVICE and slots[base + NODE] < 0):
                 waits = "cookie"
             found.append(
                 WorkerView(
@@ -208,6 +217,7 @@ class LiveRun:
                     slots[base + COUNT],
                     slots[base + COOKIE] != 0,
                     waits,
+                    self._pool(pool - 1) if waits == "cookie" else "",
                 )
             )
         return found
@@ -226,11 +236,11 @@ def _map(path: str) -> Table:
         # Check the header before mapping: the file may be anything, of any size.
         header = os.pread(fd, HEADER * 8, 0)
         magic, nodes, slots = struct.unpack_from("<qqq", header)
-        (bodies,) = struct.unpack_from("<q", header, 8 * BODIES)
-        right = 0 <= nodes <= MOST_NODES and 0 <= slots <= MOST_SLOTS and 0 <= bodies <= MOST_NODES
-        if magic != MAGIC or not right or Table.size(nodes, slots, bodies) > size:
+        (bodies,), (pools,) = (struct.unpack_from("<q", header, 8 * field) for field in (BODIES, POOLS))
+        right = 0 <= nodes <= MOST_NODES and 0 <= slots <= MOST_SLOTS and 0 <= bodies <= MOST_NODES and 0 <= pools <= MOST_NODES
+        if magic != MAGIC or not right or Table.size(nodes, slots, bodies, pools) > size:
             raise ValueError(f"{path} is no table of this version of entangle; look with the version that runs it")
-        memory = mmap.mmap(fd, Table.size(nodes, slots, bodies), prot=mmap.PROT_READ)
+        memory = mmap.mmap(fd, Table.size(nodes, slots, bodies, pools), prot=mmap.PROT_READ)
     finally:
         os.close(fd)
     return Table(memory, -1, nodes, slots)
@@ -319,8 +329,8 @@ def _folders_in(directory: str) -> list[str]:
 
 
 def cookies(home: str) -> dict[str, int]:
-    """How many cookies are free in a home now: 'budget', and 'cpus=n' for each
-    `@scheduler(cpus=n)`."""
+    """How many cookies are free in a home now: 'budget', 'cpus=n' for each `@scheduler(cpus=n)`,
+    and "limit 'db'" for the places of each `@limit(name, at_once=n)`."""
     import array
     import stat
     import termios
@@ -332,6 +342,10 @@ def cookies(home: str) -> dict[str, int]:
         return found
     try:
         for name in sorted(os.listdir(base)):
+            if (places := _PLACES.fullmatch(name)) is not None:
+                limit = read_whole(os.path.join(home, places[1]))
+                if isinstance(limit, dict) and isinstance(limit.get("name"), str):
+                    found[f"limit {limit['name']!r}"] = _free_places(os.path.join(home, name), int(places[2]))
             if not _QUEUE.fullmatch(name) or not stat.S_ISFIFO(os.stat(name, dir_fd=base, follow_symlinks=False).st_mode):
                 continue
             # Read-only and non-blocking: counting takes no cookie.
@@ -347,3 +361,13 @@ def cookies(home: str) -> dict[str, int]:
     finally:
         os.close(base)
     return found
+
+
+def _free_places(path: str, most: int) -> int:
+    """How many of the cells of a queue are free. Its pipe may be empty while nobody has it open."""
+    try:
+        with open(open_file(path), "rb") as file:
+            cells = file.read(8 * (2 + 3 * most) + most)
+    except (OSError, ValueError):
+        return 0
+    return cells[8 * (2 + 3 * most) :].count(0)

@@ -31,7 +31,7 @@ LASTING = 0.15
 NAME = "outline"
 #: Files beside the outline: what a rearmed run says of its stages; CPU and memory over time.
 HOW_FAR, LOAD = "how-far", "load"
-_FORM = 2
+_FORM = 3
 #: The most bytes of the line of JSON. A flow of a million different tasks goes without names.
 _LONGEST_HEAD = 1 << 26
 #: The most names that calls were given; the most nodes whose arguments are told.
@@ -75,6 +75,7 @@ def write_outline(directory: str, flow: Flow, **about: Any) -> None:
         "inputs": len(flow.inputs),
         "names": [body.name for body in flow.bodies],
         "calls": [] if flow.rearmed or flow.count > _MOST_CALLS else [_call(flow, node) for node in range(flow.count)],
+        "pools": cleaned([str(pool) for pool in flow.pools]),
         "given": cleaned({str(node): name for node, name in islice(flow.names.items(), _MOST_GIVEN)}),
         **about,
     }
@@ -149,7 +150,7 @@ def read_outline(directory: str) -> Outline | None:
         try:
             about = json.loads(file.readline(_LONGEST_HEAD))
             names, parent = about["names"], about["parent"]
-            if about["form"] != _FORM or not all(isinstance(name, str) for name in names):
+            if about["form"] != _FORM or not all(isinstance(name, str) for name in (*names, *about["pools"])):
                 return None
             if not (isinstance(about["pid"], int) and isinstance(about["began"], float)):
                 return None

@@ -249,7 +249,7 @@ class Holding(Delivery):
             else:
                 table.waiting[index] = 1
                 slots[base + WAITING_POOL] = index + 1
-            table.pass_turn(self.pooled[which], site.lanes, site.flow.body_of)
+            self._note_turns(node if put_off else NOBODY, table.pass_turn(self.pooled[which], site.lanes, site.flow.body_of))
             woken, woken_threads, tell = self.count_wakes()
         if tell:
             site.notify()
@@ -265,7 +265,7 @@ class Holding(Delivery):
         with table.locked(self.slot):
             table.waiting[slots[base + WAITING_POOL] - 1] = 0
             slots[base + WAITING_POOL] = 0
-            table.pass_turn(self.pooled[site.flow.body_of[node]], site.lanes, site.flow.body_of)
+            self._note_turns(NOBODY, table.pass_turn(self.pooled[site.flow.body_of[node]], site.lanes, site.flow.body_of))
             woken, woken_threads, tell = self.count_wakes()
         if tell:
             site.notify()

@@ -6,10 +6,11 @@ import contextlib
 import os
 import posix
 import sys
+import time
 from typing import Any
 
 from entangle._shared import greenlets
-from entangle._shared.notes import SHORT, WHOLE, Notes
+from entangle._shared.notes import COOKIE_WAIT, SHORT, WHOLE, Notes
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Place, Store
 from entangle._shared.table import (
@@ -179,7 +180,7 @@ class Taking:
                         # One worker sleeps already until a cookie of this pool is free. A second
                         # would help nobody.
                         table.defer_for_cookie(pool, node)
-                        table.pass_turn(pools, self.site.lanes, self.site.flow.body_of)
+                        self._note_turns(node, table.pass_turn(pools, self.site.lanes, self.site.flow.body_of))
                         break
                 else:
                     waiting[pools[0]] = 1
@@ -195,6 +196,15 @@ class Taking:
             slots[base + NODE] = node
             table.states[node] = RUNNING
             return node
+
+    def _note_turns(self, deferred: int, ready: list[int]) -> None:
+        """Note that a node waits for a cookie from now on, and that others do so no more."""
+        if self.notes is not None:
+            now = time.monotonic_ns()
+            if deferred >= 0:
+                self.notes.extra(deferred, COOKIE_WAIT, -now)
+            for node in ready:
+                self.notes.extra(node, COOKIE_WAIT, now)
 
     def _pop_admitted(self) -> int:
         """Take a node whose body may begin now, from the ready list or a range. Lock held.

@@ -259,6 +259,8 @@ def _workers(workers: list[dict[str, Any]], indent: int, width: int) -> list[Tex
     rows = []
     for worker in working[:MOST_WORKERS]:
         state = {"run": "waits for a run", "cookie": "waits for a cookie"}.get(worker["waits_for"], worker["state"])
+        if worker["pool"].startswith("limit "):
+            state = f"waits for {worker['pool'].rpartition(': ')[0]}"
         colour = {"busy": "green", "starting": "blue"}.get(state, "yellow")
         name = worker["name"] or (f"node {worker['node']}" if worker["node"] >= 0 else "")
         rows.append(

@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-import entangle
 from entangle import pools, records
+from entangle._watch.live_runs import cookies, live_homes, live_runs
 from entangle.dataflow import dataflow
-from entangle.errors import EntangleError, OptionError, ProcessTerminatedException, RunCancelledError
+from entangle.errors import EntangleError, OptionError, ProcessTerminatedException, RunCancelledError, RunTimeoutException
 from entangle.interpreter import interpreter
 from entangle.limit import limit
 from entangle.local import local
@@ -301,13 +301,71 @@ def _children() -> int:
 
 
 def test_waiting_for_a_place_is_noted(log: str) -> None:
-    task = limit("one", at_once=1)(process(alone))
-    with entangle.tags(noted="waiting for a place"):
-        together(*(task(log, 1, 0.05) for _ in range(4)))()
+    """Of the one that sleeps for it, and of those that wait on the list."""
+
+    @limit("one", at_once=1)
+    @process
+    def first(path: str) -> int:
+        wait_until(lambda: len(notes(path)) == 8)
+        time.sleep(0.1)
+        return 1
+
+    @process
+    def free(path: str) -> int:
+        note(path, "free")
+        return 1
+
+    together(*(first(log) for _ in range(8)), *(free(log) for _ in range(8)))()
     run = records.run()
-    assert run.tags == {"noted": "waiting for a place"}
-    waits = sorted(node.times.cookie for node in run.nodes if node.name == "alone")
-    assert waits[0] < 0.04 <= waits[-1]
+    waits = sorted(node.times.cookie for node in run.nodes if node.name == "first")
+    assert waits[0] < 0.1
+    assert len([wait for wait in waits if wait >= 0.1]) >= 2
+    assert all(node.times.cookie == 0 for node in run.nodes if node.name == "free")
+    (task,) = {node.task.version: node.task for node in run.nodes if node.name == "first"}.values()
+    assert task.terms == {"pools": ["limit 'one': at_once=1"]}
+
+
+def test_a_run_that_waits_is_seen_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+        from entangle.limit import limit
+        from entangle.process import process
+        from entangle.tests import bodies
+
+        gather = process(bodies.gather)
+        stay = limit("a database, say", at_once=1)(process(bodies.linger))
+        others = [limit(f"host {number}", at_once=2)(process(bodies.one)) for number in range(40)]
+        gather(stay("log"), stay("log"), *(other() for other in others))()
+    """
+    caller = Caller(tmp_path, source)
+    monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
+    caller.start()
+
+    def looked() -> bool:
+        runs = live_runs()
+        try:
+            seen = [worker.pool for run in runs for worker in run.workers() if worker.waits_for == "cookie"]
+        finally:
+            for run in runs:
+                run.close()
+        return seen == ["limit 'a database, say': at_once=1"]
+
+    try:
+        wait_until(looked)
+        (home,) = live_homes()
+        free = cookies(home)
+        assert (free["limit 'a database, say'"], free["limit 'host 3'"]) == (0, 2)
+    finally:
+        caller.stop()
+
+
+def test_a_run_past_its_timeout_says_what_waited_for_a_limit() -> None:
+    @limit("rare", per_second=0.01)
+    @process
+    def ask(n: int) -> int:
+        return n
+
+    with pytest.raises(RunTimeoutException, match=r"nothing ran; ask\(\d\) waited for limit 'rare': per_second=0.01"):
+        total(ask(1), ask(2), ask(3)).run(timeout=1)
 
 
 # --- several limits -------------------------------------------------------------------------------
