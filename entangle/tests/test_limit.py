@@ -333,7 +333,7 @@ def test_a_run_that_waits_is_seen_from_outside(tmp_path: Path, monkeypatch: pyte
 
         gather = process(bodies.gather)
         stay = limit("a database, say", at_once=1)(process(bodies.linger))
-        others = [limit(f"host {number}", at_once=2)(process(bodies.one)) for number in range(40)]
+        others = [limit(f"host {number}", at_once=2)(process(bodies.one)) for number in range(10)]
         gather(stay("log"), stay("log"), *(other() for other in others))()
     """
     caller = Caller(tmp_path, source)
@@ -535,11 +535,11 @@ def test_places_come_back_whoever_is_killed_and_when(tmp_path: Path) -> None:
     def nested(path: str) -> int:
         return int(total(*(work(path) for _ in range(6)))())
 
-    hits = 0
+    summed, hits = process(retry=5)(bodies.total), 0
     with Killer() as killer:
         for seed in range(12):
             killer.kill_any_child(seed)
-            assert total(*(work(log) for _ in range(20)), nested(log), nested(log))() == 32
+            assert summed(*(work(log) for _ in range(20)), nested(log), nested(log))() == 32
             hits += len(killer.killed())
     assert hits > 6
     assert [line for line in notes(log) if line[0] == "excess"] == []
