@@ -54,7 +54,7 @@ from entangle._shared.table import (
     WAITING,
     WAITING_POOL,
 )
-from entangle._worker.failures import call_of, note_attempt, note_call, pause, pickled_error, used_up
+from entangle._worker.failures import call_of, note_attempt, note_call, pause, pickled_error, process_of, used_up
 from entangle._worker.joining import BROKEN, refusal
 from entangle.cookies import reclaim_all
 from entangle.errors import EntangleError, ProcessTerminatedException, add_note
@@ -221,12 +221,16 @@ class Deaths:
         attempt = table.attempts[node] + 1
         if self._is_tried_again(node, error):
             table.attempts[node] = attempt
-            slots, base = table.slots, slot * SLOT
-            note_attempt(self.site, node, attempt, error, slot, slots[base + SINCE] if begun else 0)
+            note_attempt(self.site, node, attempt, error, slot, table.slots[slot * SLOT + SINCE] if begun else 0)
             table.states[node] = UNARMED
             self.retries.append((time.monotonic() + pause(body, attempt), node))
             self.retries.sort()
             return
+        if begun:
+            # Records and the page tell when it ran, and where.
+            times = table.slots[slot * SLOT + SINCE], time.monotonic_ns()
+            pid = process_of(table, slot)
+            RECORD.pack_into(table.records, node * RECORD.size, *times, 0, 0, NOWHERE, pid, NOBODY, slot)
         call = call_of(self.site, self.store, node)
         note_call(error, flow, node, call)
         add_note(error, f"attempt {attempt}")

@@ -15,7 +15,7 @@ from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
 from entangle._shared.summaries import call_in_short, cut, path_in_short, plain_value
-from entangle._shared.table import LANE, PID, SLOT
+from entangle._shared.table import LANE, PID, SLOT, Table
 from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
 from entangle.flow import HERE, THREAD, Body, Flow
@@ -38,6 +38,12 @@ def pause(body: Body, attempt: int) -> float:
 _LONGEST_PAUSE = 1e8
 
 
+def process_of(table: Table, slot: int) -> int:
+    """The process of the worker of a slot, which may be gone."""
+    base = slot * SLOT
+    return os.getpid() if table.slots[base + LANE] in (THREAD, HERE) else table.slots[base + PID]
+
+
 def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot: int, began: int) -> None:
     """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker;
     and when (ns, CLOCK_MONOTONIC) it was begun by the worker of which slot. `began` is 0 where the
@@ -49,8 +55,7 @@ def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot
     import traceback
 
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    slots, base = site.table.slots, slot * SLOT
-    pid = os.getpid() if slots[base + LANE] in (THREAD, HERE) else slots[base + PID]
+    pid = process_of(site.table, slot)
     told = {"node": node, "attempt": attempt, "began": began, "ended": time.monotonic_ns(), "pid": pid, "worker": slot}
     line = json.dumps({**told, "error": text[:1500]}) + "\n"
     with contextlib.suppress(OSError):  # on a full disk the line is lost

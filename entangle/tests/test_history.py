@@ -216,3 +216,40 @@ def test_a_pause_between_attempts_is_no_time_in_which_a_node_waited_for_a_worker
     assert node.started is not None
     spent = node.times.worker + node.times.cookie + node.times.tried + node.times.pauses
     assert spent == pytest.approx(node.started - node.ready, abs=1e-3)
+
+
+LOST = """
+    import os, sys, time
+    from entangle.process import process
+
+    @process(timeout=0.3, retry=1)
+    def late():
+        time.sleep(60)
+
+    @process
+    def killed():
+        os.kill(os.getpid(), 9)
+
+    try:
+        {"late": late, "killed": killed}[sys.argv[1]]()()
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(("kind", "attempts", "least"), [("late", 2, 0.3), ("killed", 1, 0.0)])
+def test_when_and_where_a_lost_body_ran_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, attempts: int, least: float
+) -> None:
+    (tmp_path / "lost.py").write_text(textwrap.dedent(LOST), encoding="utf-8")
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    subprocess.run([sys.executable, "lost.py", kind], check=True, env={**os.environ, "PYTHONPATH": ROOT}, timeout=60, cwd=tmp_path)
+    (run,) = records.runs()
+    (node,) = run.nodes
+    assert (node.state, node.attempts) == ("failed", attempts)
+    assert node.pid
+    assert node.seconds is not None
+    assert node.seconds >= least
+    assert run.ended is not None
+    assert node.ended is not None
+    assert node.ended <= run.ended

@@ -69,10 +69,13 @@ export function meter(counts, all) {
   );
 }
 
+// A text of a task without the codes that colour a terminal. Python and others write them.
+export const uncoloured = (text) => text.replace(/\x1b\[[0-9;?]*[ -/]*[@-~]/g, "");
+
 // The first line of an error, as `ValueError: no such angle`, without the module of its class.
 export function errorLine(error) {
   const kind = error.type.split(".").pop();
-  const message = (error.message ?? "").split("\n")[0];
+  const message = uncoloured(error.message ?? "").split("\n")[0];
   // Its message says all of it, with the error of the last attempt.
   if (kind === "ProcessRetryException" && message) return message;
   return `${kind}${message ? ": " : ""}${message}`;

@@ -1,7 +1,7 @@
 // The panel of one node: its task, its arguments, its value, its times, and what made its value.
 
 import { get } from "./api.js";
-import { bytes, duration, errorLine, h, number, replace, state } from "./dom.js";
+import { bytes, duration, errorLine, h, number, replace, state, uncoloured } from "./dom.js";
 
 const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["tried", "attempts that failed", "--failed"], ["pauses", "pauses between attempts", "--skipped"], ["moving", "moving data", "--part"], ["running", "running", "--done"]];
 
@@ -50,7 +50,7 @@ export function nodePanel(run, key, { close, trace }) {
       h(
         "ol",
         { class: "tries" },
-        tries.map((one) => h("li", { value: one.number }, one.began === null || one.began === undefined ? "had not begun" : `${duration(one.ended - one.began)}, from ${duration(one.began)}${one.pid ? `, pid ${one.pid}` : ""}`, one.error ? h("div", { class: "value problem" }, one.error) : h("div", { class: "value" }, "ended well"))),
+        tries.map((one) => h("li", { value: one.number }, one.began === null || one.began === undefined ? "had not begun" : `${duration(one.ended - one.began)}, from ${duration(one.began)}${one.pid ? `, pid ${one.pid}` : ""}`, one.error ? h("div", { class: "value problem" }, uncoloured(one.error)) : h("div", { class: "value" }, "ended well"))),
       ),
     ];
   }
@@ -102,8 +102,8 @@ export function nodePanel(run, key, { close, trace }) {
       found.error ? [h("h3", {}, "Error"), h("p", { class: "value problem" }, errorLine(found.error))] : null,
       attempts(found.tries),
       stage(found.items),
-      found.printed ? [h("h3", {}, "Printed"), h("pre", { tabindex: "0" }, found.printed)] : null,
-      found.error?.traceback ? [h("h3", {}, "Traceback"), h("pre", { class: "error", tabindex: "0" }, found.error.traceback)] : null,
+      found.printed ? [h("h3", {}, "Printed"), h("pre", { tabindex: "0" }, uncoloured(found.printed))] : null,
+      found.error?.traceback ? [h("h3", {}, "Traceback"), h("pre", { class: "error", tabindex: "0" }, uncoloured(found.error.traceback))] : null,
       found.items || (run.live && !found.output) ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output))],
       h("h3", {}, "Took"),
       found.inputs.length
