@@ -225,12 +225,6 @@ class Devices:
             found += 1
         return found
 
-    def held(self) -> dict[str, int]:
-        """What is taken of each device, of WHOLE."""
-        with self._locked():
-            free = self._free()
-            return {name: WHOLE - free[number] for number, name in enumerate(self._names())}
-
     def close(self) -> None:
         """Close the files."""
         if self._fd < 0:

@@ -304,6 +304,24 @@ def test_nodes_of_a_dataflow_have_devices() -> None:
     assert [values[0][0] for values in flow.stream(range(20))] == list(range(20))
 
 
+@dataflow(executor="process")
+@scheduler(gpus=1)
+@process(retry=2)
+def killed_at_first(told: tuple[str, int]) -> int:
+    folder, number = told
+    mark = os.path.join(folder, str(number))
+    if number % 5 == 2 and not os.path.exists(mark):
+        open(mark, "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_stream_goes_on_when_a_worker_of_a_device_dies(tmp_path: Path, start: str) -> None:
+    flow: Any = killed_at_first()
+    assert [value for (value,) in flow.stream((str(tmp_path), number) for number in range(12))] == list(range(12))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @interpreter(python=sys.executable)
 @scheduler(gpus=1)
 @process
