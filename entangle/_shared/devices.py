@@ -261,7 +261,7 @@ class Devices:
 
     def _used(self) -> list[int]:
         """The rows that belong to somebody."""
-        return [row for row in range(0, _ROW * _ROWS, _ROW) if self._rows[row + _HOLDER]]
+        return [_ROW * at for at, holder in enumerate(self._rows[_HOLDER::_ROW].tolist()) if holder]
 
     def _free(self) -> list[int]:
         free = [WHOLE] * MOST_DEVICES

@@ -5,6 +5,7 @@ The devices are made up: ENTANGLE_GPUS names them, and what a body sees of them 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import pytest
 from entangle._run import gpus
 from entangle._run.forking import why_not_fork
 from entangle._shared import device_arrays
-from entangle._shared.devices import shown
+from entangle._shared.devices import Claim, Devices, shown
 from entangle.dataflow import dataflow
 from entangle.errors import DeviceError, OptionError
 from entangle.interpreter import interpreter
@@ -32,6 +33,7 @@ from entangle.thread import thread
 from entangle.workflow import workflow
 
 from .callers import ROOT
+from .moments import Watch
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -343,6 +345,85 @@ def test_one_cpu_is_enough() -> None:
             assert len(gather(*[nested(1) for _ in range(3)])()) == 3
     finally:
         os.sched_setaffinity(0, cpus)
+
+
+# Cookies of devices, by themselves ----------------------------------------------------------------
+
+
+@pytest.fixture
+def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
+    monkeypatch.setattr("entangle._shared.devices._ROWS", 16)  # each instruction is looked at
+    made = Devices(str(tmp_path / "devices"))
+    yield made
+    made.close()
+
+
+ONE, BOTH = Claim(1, 1, False), Claim(2, 1, False)
+NAMES = ("GPU-a", "GPU-b")
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("free", [True, False])
+def test_a_process_killed_at_any_moment_takes_no_device_with_it(
+    devices: Devices, free: bool, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entangle._shared.devices._PATIENCE", 0.001)
+    mine = devices.join(BOTH, NAMES, "")
+    for number in range(1, 3000, every):
+        assert free or devices.take(mine)
+        pid = os.fork()
+        if pid == 0:
+            looks = iter((False, False, True))
+            watch = Watch(number, lambda: os.kill(os.getpid(), signal.SIGKILL), stores=True)
+            watch.begin()
+            row = devices.join(ONE, NAMES, "")
+            devices.wait(row, functools.partial(next, looks))
+            devices.give(row)
+            devices.leave(row)
+            os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        devices.give(mine)
+        assert devices.room(ONE, NAMES) == 2, number
+        assert not devices.others_wait(), number
+        if not ended:
+            break
+    assert number > 20
+
+
+def test_who_wants_several_is_not_passed_by_for_ever(devices: Devices) -> None:
+    """What it could use is kept for it; those who came later wait."""
+    one, other = devices.join(ONE, NAMES, ""), devices.join(ONE, NAMES, "")
+    assert devices.take(one)
+    waiting, has = threading.Event(), threading.Event()
+
+    def want() -> None:
+        row = devices.join(BOTH, NAMES, "")
+        waiting.set()
+        assert devices.wait(row, lambda: False)
+        has.set()
+
+    thread_of_both = threading.Thread(target=want)
+    thread_of_both.start()
+    waiting.wait()
+    while not devices.others_wait():
+        time.sleep(0.001)
+    assert not devices.take(other)  # though one device is free
+    devices.give(one)
+    thread_of_both.join()
+    assert has.is_set()
+    assert not devices.take(other)
+
+
+def test_workers_of_a_run_spread_over_the_devices(devices: Devices) -> None:
+    rows = [devices.join(Claim(1, 4, False), NAMES, "1f") for _ in range(8)]
+    assert all(devices.take(row) for row in rows)
+    assert [devices.bound(row) for row in rows] == [["GPU-a"], ["GPU-b"]] * 4
+    assert not devices.take(devices.join(Claim(1, 4, False), NAMES, "1f"))
+
+
+def test_a_name_that_is_too_long(devices: Devices) -> None:
+    with pytest.raises(DeviceError, match="too long for the name of a device"):
+        devices.numbers(["G" * 200])
 
 
 # What is imported, and what is opened ------------------------------------------------------------
