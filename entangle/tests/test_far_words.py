@@ -6,6 +6,7 @@ error, questions are bounded."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import importlib
 import json
@@ -170,6 +171,28 @@ def test_errors_are_escaped_wherever_they_speak() -> None:
     with pytest.raises(OSError, match="plain") as kept:
         interpreter(system)()()
     assert kept.value.errno == 5
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="groups of errors are of Python 3.11")
+def test_groups_of_errors_are_escaped_and_stay_groups() -> None:
+    def raises() -> None:
+        group = vars(builtins)["ExceptionGroup"]
+        outer = group(WORDS, [group(WORDS, [ValueError(WORDS), OSError(5, WORDS)]), KeyError(WORDS)])
+        outer.kept = 5
+        outer.__notes__ = [WORDS]
+        raise outer from group(WORDS, [ValueError(WORDS)])
+
+    with pytest.raises(Exception, match="plain") as caught:
+        interpreter(raises)()()
+    found: Any = caught.value
+    said = text_of(found) + repr(found)
+    assert [bad for bad in BAD if bad in said] == []
+    assert said.count("clear") > 6
+    inner, key = found.exceptions
+    assert (type(found).__name__, type(inner).__name__, type(key), found.kept) == ("ExceptionGroup", "ExceptionGroup", KeyError, 5)
+    assert [type(each) for each in inner.exceptions] == [ValueError, OSError]
+    assert inner.exceptions[1].errno == 5
+    assert found.split(OSError)[0].exceptions[0].exceptions == (inner.exceptions[1],)
 
 
 def test_what_a_place_says_before_there_is_an_agent(tmp_path: Path) -> None:

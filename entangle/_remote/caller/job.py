@@ -93,8 +93,7 @@ def value_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
             raise ProtocolError(f"{place}: the value of task {name!r} was damaged on its way ({told})") from error
         what = f"the value of task {name!r}, which {place} has sent, cannot be unpickled here"
         made = unpickling_error(error, what, failing_part(parts[0], parts[1:]) if given is None else None)
-        escape_error(made)
-        raise made from error
+        raise escape_error(made) from error
 
 
 def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -> BaseException:
@@ -119,7 +118,7 @@ def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
     if len(parts) > 2:  # the error of the last attempt, as ProcessRetryException promises
         with contextlib.suppress(Exception):
             set_cause(error, load(parts[2:], given))
-    escape_error(error)
+    error = escape_error(error)
     set_cause(error.__cause__ or error, RemoteTraceback(text))
     if where:
         add_note(error, where)
