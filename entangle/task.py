@@ -34,7 +34,7 @@ from entangle._tasks.attributes import Attributes
 from entangle._tasks.call import Call, Gathered, Start, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated, Layer
-from entangle._tasks.parameters import fitting, in_its_order, positional_names, without_injected
+from entangle._tasks.parameters import fitting, in_its_order, positional_names, signature_in_short, without_injected
 from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
 from entangle.errors import ArgumentError, EntangleError, OptionError
@@ -301,7 +301,7 @@ class Task(Generic[P, R]):
         try:
             without_injected(signature, self.layers).bind(*args, **kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{self.__name__}{signature}: {error}") from None
+            raise ArgumentError(f"{self.__name__}{signature_in_short(signature)}: {error}") from None
         raise AssertionError(f"{self.__name__}{signature} takes what it refused")
 
 

@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from entangle._shared.masks import MASK, is_secret
+from entangle._shared.summaries import value_in_short
 from entangle._tasks.layer import Decorated, Layer
 
 if TYPE_CHECKING:
@@ -20,6 +22,26 @@ def without_injected(signature: inspect.Signature, layers: Sequence[Layer]) -> i
     if not injected:
         return signature
     return signature.replace(parameters=[p for p in signature.parameters.values() if p.name not in injected])
+
+
+class _Told:
+    """A text that stands for a value in a signature."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def signature_in_short(signature: inspect.Signature) -> str:
+    """A signature as errors show it: defaults in short, those of secrets masked, and no code of
+    their classes run."""
+    told = [
+        p if p.default is p.empty else p.replace(default=_Told(MASK if is_secret(p.name) else value_in_short(p.default)))
+        for p in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=told))
 
 
 def in_its_order(function: Callable[..., Any], layers: Sequence[Layer]) -> Callable[..., Any]:

@@ -120,6 +120,19 @@ def test_a_path_runs_no_code_of_an_argument() -> None:
     assert "call path: boom(<Unreadable>, boom(…)) → boom\n" in notes_of(error)
 
 
+@pytest.mark.parametrize("decorator", [process, thread, workflow])
+def test_wrong_arguments_show_no_default_that_is_a_secret_or_long(decorator: Any) -> None:
+    def login(user: Any, password: Any = "hunter2-hunter2", rows: Any = [1] * 1000, *, what: Any = Unreadable(), unit: str = "m") -> None:  # noqa: B008
+        pass
+
+    calls: tuple[Callable[[], Any], ...] = (lambda: decorator(login)(), lambda: decorator(login)(1, x=2))
+    for call in calls:
+        with pytest.raises(ArgumentError) as caught:
+            call()
+        told = str(caught.value)
+        assert "password: 'Any' = ***, rows: 'Any' = [1, 1, 1, 1, …], *, what: 'Any' = <Unreadable>, unit: 'str' = 'm')" in told
+
+
 def test_of_a_thousand_siblings_one_is_named() -> None:
     task = process(boom)
     error = failed(process(boom)(0, *[task(number) for number in range(1000)]))
