@@ -68,8 +68,10 @@ class _Recording:
         if self._recorder is None:
             if not _to_be_remembered(run):
                 return
-            from entangle._records.recorder import Recorder
-
+            try:
+                from entangle._records.recorder import Recorder
+            except OSError:  # no descriptor is left: the run says so itself, if it cannot begin
+                return
             self._recorder = Recorder()
         self._recorder.started(run)
 

@@ -7,6 +7,7 @@ reaches a run: it is logged once, and the run has no record.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -53,9 +54,10 @@ def complain(error: Exception) -> None:
     global _warned
     if not _warned:
         _warned = True
-        import logging
+        with contextlib.suppress(Exception):  # importing it needs a descriptor
+            import logging
 
-        logging.getLogger("entangle").warning("runs are not recorded: %s: %s", type(error).__name__, error)
+            logging.getLogger("entangle").warning("runs are not recorded: %s: %s", type(error).__name__, error)
 
 
 class Recorder:

@@ -8,8 +8,10 @@ had begun is lost, and `retry` decides what that means.
 from __future__ import annotations
 
 import contextlib
+import errno
 import pickle
 import posix
+import re
 import signal
 import time
 
@@ -17,6 +19,7 @@ from entangle._run.deadlines import Deadlines
 from entangle._run.forwarding import quote
 from entangle._run.roster import Roster
 from entangle._run.worker_process import WorkerProcess, signal_name
+from entangle._shared import limits
 from entangle._shared.interrupts import Deferred
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Place, Store
@@ -62,6 +65,21 @@ from entangle.flow import PROCESS, THREAD
 
 #: So many workers in a row may die before they have begun. Then the run ends with an error.
 MOST_STILLBORN = 10
+
+
+def _met_limit(worker: WorkerProcess) -> EntangleError | None:
+    """The error for a worker that has met a limit of the system: by its last words or, where it had
+    no descriptor to say any, by what this process has left, whose limits it has inherited."""
+    words = bytes(worker.tail).decode("utf-8", "replace").splitlines()
+    met = re.match(r"\w+: \[Errno (\d+)\] ", words[-1]) if words else None
+    most = limits.soft_limit()
+    if met is None and most is not None and limits.open_descriptors() + _NEEDED > most:
+        return limits.limit_error(_DOING, OSError(errno.EMFILE, ""))
+    return limits.limit_error(_DOING, OSError(int(met[1]), "")) if met is not None else None
+
+
+#: How many descriptors a worker needs to begin.
+_DOING, _NEEDED = "a worker process cannot begin", 6
 
 
 class Deaths:
@@ -151,7 +169,7 @@ class Deaths:
             self.error = told
         elif code == BROKEN or self.stillborn > MOST_STILLBORN:
             times = "" if code == BROKEN else f", the last of {self.stillborn} in a row"
-            error = EntangleError(f"a worker process ended by {_how(code)} before it could run a task{times}")
+            error = _met_limit(worker) or EntangleError(f"a worker process ended by {_how(code)} before it could run a task{times}")
             quote(error, worker)
             self.error = error
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from entangle._shared import module_lookup
 from entangle._shared.home import Home, devices_of, private
+from entangle._shared.limits import explaining_limits
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.site import Site
 from entangle._shared.summaries import argument_at, call_in_short
@@ -20,7 +21,7 @@ from entangle._worker.failures import describe, note_call
 from entangle._worker.serving import serve
 from entangle._worker.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
-from entangle.errors import EntangleError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
+from entangle.errors import EntangleError, LimitError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
 from entangle.flow import DEVICE, HERE, THREAD, Body, Flow, Shape
 
 #: The exit status of a worker that failed outside any body: it could not join its run, or hit a bug
@@ -37,7 +38,10 @@ def write_flow(site: Site) -> None:
         return
     flow = _without_what_stays(site.flow)
     try:
-        pickled = dumps_for_others(flow)
+        with explaining_limits("workers cannot be told what to run"):
+            pickled = dumps_for_others(flow)
+    except LimitError:
+        raise
     except Exception as error:
         raise _what_cannot_travel(flow, error) from None
     known = {

@@ -123,6 +123,27 @@ def test_a_caller_with_few_descriptors(tmp_path: Path) -> None:
     assert output_of(tmp_path, source) == "10000000\n"
 
 
+@pytest.mark.parametrize("left", range(6, 21, 2))
+def test_a_caller_with_next_to_no_descriptors_has_a_value_or_an_error_that_says_so(tmp_path: Path, start: str, left: int) -> None:
+    source = f"""
+    import os, resource
+    from entangle.errors import LimitError
+    from entangle.process import process
+
+    @process
+    def double(n):
+        return 2 * n
+
+    most = len(os.listdir("/proc/self/fd")) - 1 + {left}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    try:
+        print(double(double(1))())
+    except LimitError as error:
+        print(4 if f"all {{most}} descriptors that this process may have are open" in str(error) else error)
+    """
+    assert output_of(tmp_path, source, ENTANGLE_START=start) == "4\n"
+
+
 def test_a_caller_whose_folder_is_gone(tmp_path: Path, start: str) -> None:
     source = """
     import os
