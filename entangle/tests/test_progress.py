@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import textwrap
+import time
 import types
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from entangle._run.progress import wording
 from entangle._run.progress.tally import BLOCK, Count, Left, Tally
 from entangle._run.progress.wording import View
-from entangle._shared.table import DONE, FAILED, RECORD, RUNNING, WAITING, Table
+from entangle._shared.table import BEGUN, DONE, FAILED, NODE, RECORD, RUNNING, SINCE, SLOT, WAITING, Table
 from entangle.task import compile_call
 from entangle.thread import thread
 
@@ -330,6 +331,8 @@ def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> 
             print("err", n, "y" * 100, file=sys.stderr)
             logging.info("log %s", n)
             print("two\\nlines", n)
+            if {carrier == "process"}:
+                os.system("echo a program prints")
             return n
 
         @{carrier}
@@ -354,6 +357,7 @@ def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> 
     if carrier == "thread":  # workers log nothing unless they are told to
         assert said.count("log 0") == 6, said
     assert "begun ended 0" in said
+    assert said.count("\na program prints") == (6 if carrier == "process" else 0), said
     assert "━" not in said
 
 
@@ -704,6 +708,26 @@ def test_the_time_left_follows_from_what_each_task_has_taken() -> None:
         left = tally.left(set())
         assert left.work == pytest.approx(200 * 2 + 200 * 5)
         assert (left.longest, left.known, left.unknown) == (5.0, 400, 1)  # and nobody knows about `total`
+    finally:
+        table.close()
+
+
+def test_a_body_that_takes_much_longer_than_others_did_is_unknown() -> None:
+    table, tally, _ = made_up(1, 10)
+    try:
+        for node in range(9):
+            RECORD.pack_into(table.records, node * RECORD.size, 10**9, 2 * 10**9, 0, 0, 0, 1, 0, 1)
+            table.states[node] = DONE
+        table.states[9] = RUNNING
+        table.slots[SLOT + NODE], table.slots[SLOT + BEGUN] = 9, 1
+        table.slots[SLOT + SINCE] = time.monotonic_ns() - 10**9
+        tally.look(table)
+        left = tally.left(set())
+        assert (left.known, left.unknown) == (1, 1)  # and `total`
+        table.slots[SLOT + SINCE] = time.monotonic_ns() - 60 * 10**9
+        tally.look(table)
+        left = tally.left(set())
+        assert (left.known, left.unknown, left.work) == (0, 2, 0.0)
     finally:
         table.close()
 

@@ -19,7 +19,7 @@ from html import escape
 from typing import Any
 
 from entangle._run.progress.tally import Count
-from entangle._run.progress.wording import View, chosen, last_line, line, rate, time_left
+from entangle._run.progress.wording import View, chosen, last_line, line, summary
 
 #: Seconds between two updates.
 EVERY = 0.25
@@ -164,18 +164,12 @@ def html_of(view: View) -> str:
     more = sum(count.total > count.lost for count in view.counts) - len(rows)
     if more > 0:
         rows.append(f'<tr style="background:none"><td style="{_CELL};opacity:.7" colspan="3">{more:,} more</td></tr>')
+    told = summary(view) if view.end is None else last_line(view)
     return (
         '<div class="entangle-progress" style="color:inherit">'
-        f'<div style="margin-bottom:2px"><b>{escape(view.name)}</b> · {escape(_head(view))}</div>'
+        f'<div style="margin-bottom:2px"><b>{escape(view.name)}</b> · {escape(told)}</div>'
         f'<table style="border:0;border-collapse:collapse;margin:0;width:auto;font-size:inherit">{"".join(rows)}</table></div>'
     )
-
-
-def _head(view: View) -> str:
-    if view.end is not None:
-        return last_line(view)
-    parts = [f"{view.sum(what):,} {what}" for what in ("failed", "skipped") if view.sum(what)]
-    return " · ".join([*parts, time_left(view) if view.items is None else rate(view.rate)])
 
 
 def _row(count: Count, many: bool, over: bool) -> str:
@@ -191,6 +185,6 @@ def _row(count: Count, many: bool, over: bool) -> str:
         f'style="display:flex;width:14em;height:.7em;border-radius:.35em;overflow:hidden;background:{_TRACK}">{filled}</div>'
     )
     told = f"{count.done:,}" if many else f"{count.done:,}/{total:,}"
-    rest = [f"{number:,} {what}" for number, what in ((count.failed, "failed"), (count.skipped, "skipped")) if number]
-    cells = [escape(count.name), *([] if many else [bar]), " · ".join([told, *rest])]
+    lost = ", ".join(f"{number:,} {what}" for number, what in ((count.failed, "failed"), (count.skipped, "skipped")) if number)
+    cells = [escape(count.name), *([] if many else [bar]), f"{told} · {lost}" if lost else told]
     return '<tr style="background:none">' + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"

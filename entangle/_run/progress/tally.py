@@ -214,10 +214,17 @@ class Tally:
                 found.unknown += left
                 continue
             mean = group.spent / group.asked
-            past = [min(mean, (now - since) / 1e9) for since in group.since]
+            past = [(now - since) / 1e9 for since in group.since]
+            # One that runs far longer than others did will not end when they did, either.
+            overdue = sum(seconds > 2 * mean + 1 for seconds in past)
+            found.unknown += overdue
+            left -= overdue
+            if left <= 0:
+                continue
+            past = [min(mean, seconds) for seconds in past if seconds <= 2 * mean + 1]
             found.known += left
             found.work += max(0.0, left * mean - sum(past))
-            found.longest = max(found.longest, mean if left > len(past) else mean - min(past))
+            found.longest = max(found.longest, mean if left > len(past) else mean - min(past, default=0.0))
         return found
 
     def close(self) -> None:

@@ -112,11 +112,17 @@ def names(counts: Sequence[Count], room: int, many: bool = False) -> str:
     return cut(shown[0].name, max(1, room - len(tail))) + tail
 
 
+def summary(view: View) -> str:
+    """What has failed, and how long the rest may take; of a stream, how many items a second."""
+    told = ("failed", "skipped") if view.items is None else ("failed",)
+    lost = ", ".join(f"{view.sum(what):,} {what}" for what in told if view.sum(what))
+    rest = time_left(view) if view.items is None else rate(view.rate)
+    return f"{lost} · {rest}" if lost else rest
+
+
 def line(view: View, room: int, prefix: str = "") -> str:
     """A run that lasts, in `room` columns."""
-    parts = [f"{view.sum(what):,} {what}" for what in ("failed", "skipped") if view.sum(what) and (view.items is None or what == "failed")]
-    parts.append(time_left(view) if view.items is None else rate(view.rate))
-    rest = "".join(f" · {part}" for part in parts)
+    rest = " · " + summary(view)
     return cut(prefix + names(view.counts, max(8, room - width(prefix) - width(rest)), view.items is not None) + rest, room)
 
 
