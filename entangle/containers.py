@@ -30,10 +30,6 @@ class Singularity(Far):
 
 
 @overload
-def apptainer(function: Task[P, R], /) -> Task[P, R]: ...
-@overload
-def apptainer(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
 def apptainer(
     *,
     image: str,
@@ -45,6 +41,8 @@ def apptainer(
     cpus: float | None = None,
     python: str = "python3",
 ) -> Decorator: ...
+@overload
+def apptainer(function: Callable[P, R], /, *, image: str, **options: Any) -> Task[P, R]: ...
 @edge
 def apptainer(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
     """Run the function in a container of Apptainer, with the layers below; its value comes back.
@@ -64,10 +62,6 @@ def apptainer(function: Any = None, /, *, image: str | None = None, **options: A
 
 
 @overload
-def singularity(function: Task[P, R], /) -> Task[P, R]: ...
-@overload
-def singularity(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
 def singularity(
     *,
     image: str,
@@ -79,6 +73,8 @@ def singularity(
     cpus: float | None = None,
     python: str = "python3",
 ) -> Decorator: ...
+@overload
+def singularity(function: Callable[P, R], /, *, image: str, **options: Any) -> Task[P, R]: ...
 @edge
 def singularity(function: Any = None, /, *, image: str | None = None, **options: Any) -> Any:
     """Run the function in a container of Singularity, with the options of @apptainer.

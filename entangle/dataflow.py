@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from entangle._dataflow.flow_graph import Callback, Dataflow, check_children
 from entangle._dataflow.node import DataflowTask, Node
@@ -26,6 +26,8 @@ from entangle.thread import thread
 
 __all__ = ["Node", "dataflow", "merge", "process", "thread", "window"]
 
+Executor = Literal["thread", "process"]
+
 _OPTIONS = ("callback", "executor", "maxworkers")
 
 
@@ -33,7 +35,7 @@ _OPTIONS = ("callback", "executor", "maxworkers")
 def dataflow(function: Callable[..., Any], /) -> DataflowTask: ...
 @overload
 def dataflow(
-    *, callback: Callback | None = None, executor: str | None = None, maxworkers: int | None = None
+    *, callback: Callback | None = None, executor: Executor | None = None, maxworkers: int | None = None
 ) -> Callable[[Callable[..., Any]], DataflowTask]: ...
 @edge
 def dataflow(
@@ -41,7 +43,7 @@ def dataflow(
     /,
     *,
     callback: Callback | None = None,
-    executor: str | None = None,
+    executor: Executor | None = None,
     maxworkers: int | None = None,
     **unknown: Any,
 ) -> Any:

@@ -27,10 +27,6 @@ class Docker(Far):
 
 
 @overload
-def docker(function: Task[P, R], /) -> Task[P, R]: ...
-@overload
-def docker(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
 def docker(
     *,
     image: str,
@@ -44,6 +40,8 @@ def docker(
     cpus: float | None = None,
     python: str = "python3",
 ) -> Decorator: ...
+@overload
+def docker(function: Callable[P, R], /, *, image: str, **options: Any) -> Task[P, R]: ...
 @edge
 def docker(
     function: Any = None,

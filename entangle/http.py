@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, TypeVar, overload
 from urllib.parse import urlsplit
 
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.web_request import Request
 from entangle.errors import OptionError, RequestError
-from entangle.task import Task, decorate, refuse_unknown
+from entangle.task import InjectingDecorator, Task, decorate, refuse_unknown
 
 __all__ = ["RequestError", "request"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _OPTIONS = ("url", "method", "timeout", "headers")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
+# The function gets the content, and what a call takes is up to the server.
 @overload
-def request(function: None = None, /, **options: Any) -> Callable[[Callable[..., R]], Task[..., R]]: ...
+def request(*, url: str, method: str = "GET", timeout: float = 30.0, headers: Mapping[str, str] | None = None) -> InjectingDecorator: ...
 @overload
-def request(function: Callable[..., R], /) -> Task[..., R]: ...
+def request(function: Callable[..., R], /, *, url: str, **options: Any) -> Task[..., R]: ...
 @edge
 def request(
     function: Any = None,

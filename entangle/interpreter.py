@@ -15,7 +15,7 @@ from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError
-from entangle.task import Decorator, Task, decorate, refuse_unknown
+from entangle.task import AnyTask, Decorator, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +36,9 @@ class Interpreter(Far):
 
 
 @overload
-def interpreter(function: Task[P, R], /) -> Task[P, R]: ...
+def interpreter(function: AnyTask, /) -> AnyTask: ...
+@overload
+def interpreter(function: type[R], /) -> Task[..., R]: ...
 @overload
 def interpreter(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -38,6 +38,10 @@ def _name_of(function: Callable[..., Any]) -> str:
     return f"{getattr(function, '__module__', None) or '?'}.{name}"
 
 
+@overload
+def limit(name: str, /, *, at_once: int, per_second: float | None = None, burst: int | None = None) -> Decorator: ...
+@overload
+def limit(name: str, /, *, per_second: float, at_once: int | None = None, burst: int | None = None) -> Decorator: ...
 @edge
 def limit(
     name: str, /, *, at_once: int | None = None, per_second: float | None = None, burst: int | None = None, **unknown: Any

@@ -10,7 +10,7 @@ from entangle._tasks.door import named_as_its_decorator
 from entangle.pools import cpus as pool_of
 from entangle.pools import registered
 from entangle.scheduler import check_cpus
-from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
+from entangle.task import AnyTask, Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,9 @@ class Local(Layer):
 
 
 @overload
-def local(function: Task[P, R], /) -> Task[P, R]: ...
+def local(function: AnyTask, /) -> AnyTask: ...
+@overload
+def local(function: type[R], /) -> Task[..., R]: ...
 @overload
 def local(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload

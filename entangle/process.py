@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
@@ -11,7 +11,7 @@ from entangle._tasks.option_values import check_whether
 from entangle._tasks.terms import On, Terms
 from entangle.errors import ProcessRetryException, ProcessTerminatedException, ProcessTimeoutException
 from entangle.flow import FRESH, PROCESS
-from entangle.task import Decorator, Task, decorate, refuse_unknown
+from entangle.task import AnyTask, Decorator, InjectingDecorator, Task, decorate, refuse_unknown
 
 __all__ = ["ProcessRetryException", "ProcessTerminatedException", "ProcessTimeoutException", "process"]
 
@@ -35,9 +35,25 @@ class Process(Terms):
 
 
 @overload
-def process(function: Task[P, R], /) -> Task[P, R]: ...
+def process(function: AnyTask, /) -> AnyTask: ...
+@overload
+def process(function: type[R], /) -> Task[..., R]: ...
 @overload
 def process(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    *,
+    timeout: float | None = None,
+    wait: float | None = None,
+    retry: int = 0,
+    sleep: float = 0.0,
+    backoff: float = 1.0,
+    jitter: float = 0.0,
+    on: On = None,
+    cache: bool = False,
+    fresh: bool = False,
+    shared_memory: Literal[True],
+) -> InjectingDecorator: ...
 @overload
 def process(
     *,

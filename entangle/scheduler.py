@@ -17,7 +17,7 @@ from entangle.cookies import available_cpus, bind, roam
 from entangle.errors import OptionError, SchedulerImportError
 from entangle.pools import cpus as pool_of
 from entangle.pools import registered
-from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
+from entangle.task import AnyTask, Decorator, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -126,7 +126,9 @@ def _check_gpus(gpus: object, share: object) -> None:
 
 
 @overload
-def scheduler(function: Task[P, R], /) -> Task[P, R]: ...
+def scheduler(function: AnyTask, /) -> AnyTask: ...
+@overload
+def scheduler(function: type[R], /) -> Task[..., R]: ...
 @overload
 def scheduler(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload

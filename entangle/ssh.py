@@ -42,10 +42,6 @@ class SSH(Far):
 
 
 @overload
-def ssh(function: Task[P, R], /) -> Task[P, R]: ...
-@overload
-def ssh(function: Callable[P, R], /) -> Task[P, R]: ...
-@overload
 def ssh(
     *,
     host: str,
@@ -57,6 +53,8 @@ def ssh(
     known_hosts: str | bool | None = None,
     transport: str | None = None,
 ) -> Decorator: ...
+@overload
+def ssh(function: Callable[P, R], /, *, host: str, **options: Any) -> Task[P, R]: ...
 @edge
 def ssh(
     function: Any = None,

@@ -23,8 +23,8 @@ import itertools
 import pickle
 import sys
 import types
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from entangle import _tasks
 from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_value
@@ -41,9 +41,18 @@ from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, IN_CALLER, PROCESS, Body
 from entangle.pools import Pool, merged
 
+if TYPE_CHECKING:
+    from entangle._tasks.task_arguments import NeverFits, Takes1
+    from entangle._tasks.task_arguments import TaskArguments as _Arguments
+else:
+    _Arguments = Generic
+
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R")
 V = TypeVar("V")
+#: An instance of the class in which a task is a method.
+Instance = TypeVar("Instance")
 
 Call._compiler = tree
 
@@ -72,7 +81,7 @@ def _body_of(task: Task[..., Any]) -> Body:
     return task.body
 
 
-class Task(Generic[P, R]):
+class Task(_Arguments[P, R]):
     """A decorated function: the function and its stack of layers, outermost first. Immutable.
 
     It keeps the function's name, docstring, module and signature. Calling it builds a `Call`;
@@ -107,134 +116,119 @@ class Task(Generic[P, R]):
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a task cannot be changed ({name!r}); decorate the function anew")
 
-    @overload
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
-    @overload
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]: ...
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]:
-        """A call of this task with these arguments, each a value or a call.
+    if not TYPE_CHECKING:  # checkers see the overloads of TaskArguments
 
-        Raises ArgumentError if they do not fit the function.
-        """
-        fits = self._fits or self._learn_parameters()
-        if not fits(len(args), kwargs):
-            try:
-                self._complain(args, kwargs)
-            except ArgumentError as error:
-                hide(error)
-                raise
-        return Call(self, args, kwargs)
+        def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]:
+            """A call of this task with these arguments, each a value or a call.
 
+            Raises ArgumentError if they do not fit the function.
+            """
+            fits = self._fits or self._learn_parameters()
+            if not fits(len(args), kwargs):
+                try:
+                    self._complain(args, kwargs)
+                except ArgumentError as error:
+                    hide(error)
+                    raise
+            return Call(self, args, kwargs)
+
+    # A first parameter that takes anything is no `self`: that is a static method. Nor is one that
+    # takes other instances: that is an attribute that holds a task.
+    @overload
+    def __get__(self: Takes1[NeverFits, Q, V], instance: None, owner: Any = None) -> Task[P, R]: ...
+    @overload
+    def __get__(self: Takes1[NeverFits, Q, V], instance: object, owner: Any = None) -> Task[..., V]: ...
+    @overload
+    def __get__(self: Takes1[type[Instance], Q, V], instance: None, owner: type[Instance]) -> Method[Q, V]: ...
+    @overload
+    def __get__(self: Takes1[type[Instance], Q, V], instance: Instance, owner: Any = None) -> Method[Q, V]: ...
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> Task[P, R]: ...
+    @overload
+    def __get__(self: Takes1[Instance, Q, V], instance: Instance, owner: Any = None) -> Method[Q, V]: ...
+    @overload
+    def __get__(self, instance: object, owner: Any = None) -> Task[..., R]: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A task in a class is a method: the instance is the first argument of its calls."""
         return self if instance is None else Method(self, instance)
 
-    @edge
-    @passes_on
-    def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
-        """A call whose value is the list of the values for each item of `xs`.
+    if not TYPE_CHECKING:  # checkers see the overloads of TaskArguments
 
-        With several iterables, the task gets one item of each, until the shortest ends. Each item
-        is a node of its own, with its own errors, name, retries and records. An item may be a call.
-        `xs` may be a call, too, whose value is iterable: the items are then mapped when it is
-        there. `chunksize` is how many items a worker takes at a time, by default as many as seem
-        best.
+        @edge
+        @passes_on
+        def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
+            """A call whose value is the list of the values for each item of `xs`.
 
-        Raises ArgumentError if `xs` is no iterable, or the items do not fit the function.
+            With several iterables, the task gets one item of each, until the shortest ends. Each
+            item is a node of its own, with its own errors, name, retries and records. An item may
+            be a call. `xs` may be a call, too, whose value is iterable: the items are then mapped
+            when it is there. `chunksize` is how many items a worker takes at a time, by default as
+            many as seem best.
 
-            total(square.map(range(10_000)))()
-        """
-        chunk = _chunk_of(chunksize)
-        columns = (xs, *more)
-        if any(isinstance(column, Call) for column in columns):
-            return Call(MAP, (self, chunk, *columns), {}, f"{self.__name__}.map")
-        for column in columns:
-            if not _is_iterable(column):
-                raise ArgumentError(f"{self.__name__}.map takes iterables, not {in_short(column)}; for one value write {self.__name__}(…)")
-        return Gathered(GATHER, tuple([self(*items) for items in zip(*columns)]), f"{self.__name__}.map", False, chunk)  # noqa: B905
+            Raises ArgumentError if `xs` is no iterable, or the items do not fit the function.
 
-    @edge
-    @passes_on
-    def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
-        """A call whose value is the list of the values for each tuple of arguments in `pairs`.
+                total(square.map(range(10_000)))()
+            """
+            chunk = _chunk_of(chunksize)
+            columns = (xs, *more)
+            if any(isinstance(column, Call) for column in columns):
+                return Call(MAP, (self, chunk, *columns), {}, f"{self.__name__}.map")
+            for column in columns:
+                if not _is_iterable(column):
+                    raise ArgumentError(
+                        f"{self.__name__}.map takes iterables, not {in_short(column)}; for one value write {self.__name__}(…)"
+                    )
+            return Gathered(GATHER, tuple([self(*items) for items in zip(*columns)]), f"{self.__name__}.map", False, chunk)  # noqa: B905
 
-        As `map`, whose items are single arguments.
+        @edge
+        @passes_on
+        def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
+            """A call whose value is the list of the values for each tuple of arguments in `pairs`.
 
-            power.starmap([(2, 3), (3, 2)])()
-        """
-        chunk = _chunk_of(chunksize)
-        if isinstance(pairs, Call):
-            return Call(STARMAP, (self, chunk, pairs), {}, f"{self.__name__}.starmap")
-        if not _is_iterable(pairs):
-            raise ArgumentError(f"{self.__name__}.starmap takes an iterable of tuples, not {in_short(pairs)}")
-        calls: list[Call[R]] = []
-        for number, items in enumerate(pairs):
-            if not isinstance(items, (tuple, list)):
-                told = f"item {number} is {in_short(items)}; for single arguments write {self.__name__}.map(…)"
-                raise ArgumentError(f"{self.__name__}.starmap takes tuples of arguments; {told}")
-            calls.append(self(*items))
-        return Gathered(GATHER, tuple(calls), f"{self.__name__}.starmap", False, chunk)
+            As `map`, whose items are single arguments.
 
-    @overload
-    def stream(
-        self: Task[..., Coroutine[Any, Any, V]],
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: Start | None = None,
-    ) -> Values[V]: ...
-    @overload
-    def stream(
-        self: Task[..., Call[V]],
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: Start | None = None,
-    ) -> Values[V]: ...
-    @overload
-    def stream(
-        self: Task[..., V],
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: Start | None = None,
-    ) -> Values[V]: ...
-    @edge
-    @passes_on
-    def stream(
-        self,
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: str | None = None,
-    ) -> Values[Any]:
-        """The values for each item of `xs`, as they come, several items at a time.
+                power.starmap([(2, 3), (3, 2)])()
+            """
+            chunk = _chunk_of(chunksize)
+            if isinstance(pairs, Call):
+                return Call(STARMAP, (self, chunk, pairs), {}, f"{self.__name__}.starmap")
+            if not _is_iterable(pairs):
+                raise ArgumentError(f"{self.__name__}.starmap takes an iterable of tuples, not {in_short(pairs)}")
+            calls: list[Call[R]] = []
+            for number, items in enumerate(pairs):
+                if not isinstance(items, (tuple, list)):
+                    told = f"item {number} is {in_short(items)}; for single arguments write {self.__name__}.map(…)"
+                    raise ArgumentError(f"{self.__name__}.starmap takes tuples of arguments; {told}")
+                calls.append(self(*items))
+            return Gathered(GATHER, tuple(calls), f"{self.__name__}.starmap", False, chunk)
 
-        `xs` is any iterable; it may be endless, or asynchronous. Each item is one argument.
-        `inflight` is the most items under way, from `xs` to the loop; None: as many as keep the
-        workers busy. `xs` waits while there are so many. `ordered=False` gives values as they are
-        done. `on_error` says what happens to an item with which the task fails: "raise" ends the
-        stream with the error; "skip" leaves the item out and logs it; a function of (task, item,
-        error) is called, and the item left out. The stream ends with `xs`, or when the loop is
-        left.
+        @edge
+        @passes_on
+        def stream(
+            self,
+            xs: Iterable[Any] | AsyncIterable[Any],
+            /,
+            *,
+            inflight: int | None = None,
+            ordered: bool = True,
+            on_error: OnError = "raise",
+            start: str | None = None,
+        ) -> Values[Any]:
+            """The values for each item of `xs`, as they come, several items at a time.
 
-        Raises ArgumentError where `xs` is no iterable or the task does not take one argument.
+            `xs` is any iterable; it may be endless, or asynchronous. Each item is one argument.
+            `inflight` is the most items under way, from `xs` to the loop; None: as many as keep the
+            workers busy. `xs` waits while there are so many. `ordered=False` gives values as they
+            are done. `on_error` says what happens to an item with which the task fails: "raise"
+            ends the stream with the error; "skip" leaves the item out and logs it; a function of
+            (task, item, error) is called, and the item left out. The stream ends with `xs`, or when
+            the loop is left.
 
-            for image in shrink.stream(paths): show(image)
-        """
-        return _tasks.streams().stream_of(self, _tasks.NO_INSTANCE, xs, inflight, ordered, on_error, start)
+            Raises ArgumentError where `xs` is no iterable or the task does not take one argument.
+
+                for image in shrink.stream(paths): show(image)
+            """
+            return _tasks.streams().stream_of(self, _tasks.NO_INSTANCE, xs, inflight, ordered, on_error, start)
 
     def __repr__(self) -> str:
         layers = " ".join(f"@{type(layer).__name__.lower()}" for layer in self.layers)
@@ -308,7 +302,7 @@ class Task(Generic[P, R]):
 otherwise(Task, lambda task: task.for_others())
 
 
-class Method(Generic[P, R]):
+class Method(_Arguments[P, R]):
     """A task in a class, of one instance: its calls have the instance as their first argument."""
 
     __slots__ = ("__func__", "__self__", "__weakref__")
@@ -320,80 +314,49 @@ class Method(Generic[P, R]):
         self.__func__ = task
         self.__self__ = instance
 
-    @edge
-    @passes_on
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
-        """A call of the method with these arguments, each a value or a call."""
-        call: Call[R] = self.__func__(self.__self__, *args, **kwargs)
-        return call
+    if not TYPE_CHECKING:  # checkers see the overloads of TaskArguments
 
-    @edge
-    @passes_on
-    def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
-        """As the `map` of a task, with the instance as the first argument of every call."""
-        if any(isinstance(column, Call) for column in (xs, *more)):
-            return Call(MAP, (self, _chunk_of(chunksize), xs, *more), {}, f"{self.__name__}.map")
-        mapped: Call[list[R]] = self.__func__.map(itertools.repeat(self.__self__), xs, *more, chunksize=chunksize)
-        return mapped
+        @edge
+        @passes_on
+        def __call__(self, /, *args: Any, **kwargs: Any) -> Call[R]:
+            """A call of the method with these arguments, each a value or a call."""
+            call: Call[R] = self.__func__(self.__self__, *args, **kwargs)
+            return call
 
-    @edge
-    @passes_on
-    def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
-        """As the `starmap` of a task, with the instance as the first argument of every call."""
-        if isinstance(pairs, Call):
-            return Call(STARMAP, (self, _chunk_of(chunksize), pairs), {}, f"{self.__name__}.starmap")
-        if isinstance(pairs, Iterable):
-            pairs = [(self.__self__, *items) if isinstance(items, (tuple, list)) else items for items in pairs]
-        mapped: Call[list[R]] = self.__func__.starmap(pairs, chunksize=chunksize)
-        return mapped
+        @edge
+        @passes_on
+        def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
+            """As the `map` of a task, with the instance as the first argument of every call."""
+            if any(isinstance(column, Call) for column in (xs, *more)):
+                return Call(MAP, (self, _chunk_of(chunksize), xs, *more), {}, f"{self.__name__}.map")
+            mapped: Call[list[R]] = self.__func__.map(itertools.repeat(self.__self__), xs, *more, chunksize=chunksize)
+            return mapped
 
-    @overload
-    def stream(
-        self: Method[..., Coroutine[Any, Any, V]],
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: Start | None = None,
-    ) -> Values[V]: ...
-    @overload
-    def stream(
-        self: Method[..., Call[V]],
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: Start | None = None,
-    ) -> Values[V]: ...
-    @overload
-    def stream(
-        self: Method[..., V],
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: Start | None = None,
-    ) -> Values[V]: ...
-    @edge
-    @passes_on
-    def stream(
-        self,
-        xs: Iterable[Any] | AsyncIterable[Any],
-        /,
-        *,
-        inflight: int | None = None,
-        ordered: bool = True,
-        on_error: OnError = "raise",
-        start: str | None = None,
-    ) -> Values[Any]:
-        """As the `stream` of a task, with the instance as the first argument of every call."""
-        return _tasks.streams().stream_of(self.__func__, self.__self__, xs, inflight, ordered, on_error, start)
+        @edge
+        @passes_on
+        def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
+            """As the `starmap` of a task, with the instance as the first argument of every call."""
+            if isinstance(pairs, Call):
+                return Call(STARMAP, (self, _chunk_of(chunksize), pairs), {}, f"{self.__name__}.starmap")
+            if isinstance(pairs, Iterable):
+                pairs = [(self.__self__, *items) if isinstance(items, (tuple, list)) else items for items in pairs]
+            mapped: Call[list[R]] = self.__func__.starmap(pairs, chunksize=chunksize)
+            return mapped
+
+        @edge
+        @passes_on
+        def stream(
+            self,
+            xs: Iterable[Any] | AsyncIterable[Any],
+            /,
+            *,
+            inflight: int | None = None,
+            ordered: bool = True,
+            on_error: OnError = "raise",
+            start: str | None = None,
+        ) -> Values[Any]:
+            """As the `stream` of a task, with the instance as the first argument of every call."""
+            return _tasks.streams().stream_of(self.__func__, self.__self__, xs, inflight, ordered, on_error, start)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__func__, name)
@@ -563,13 +526,28 @@ def _as_written(function: Callable[..., Any], task: Task[..., Any]) -> Callable[
 # Making decorators --------------------------------------------------------------------------------
 
 
+#: A task of any type, which stays what it is under one more decorator.
+AnyTask = TypeVar("AnyTask", bound=Task[..., Any])
+
+
 class Decorator(Protocol):
     """What a decorator with options gives: it takes a function, or a task with layers."""
 
     @overload
-    def __call__(self, function: Task[P, R], /) -> Task[P, R]: ...
+    def __call__(self, function: AnyTask, /) -> AnyTask: ...
+    @overload
+    def __call__(self, function: type[R], /) -> Task[..., R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class InjectingDecorator(Protocol):
+    """A decorator that fills in parameters of the function: no checker knows what is left."""
+
+    @overload
+    def __call__(self, function: Task[..., R], /) -> Task[..., R]: ...
+    @overload
+    def __call__(self, function: Callable[..., R], /) -> Task[..., R]: ...
 
 
 def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]) -> None:
@@ -583,7 +561,9 @@ def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]
 
 
 @overload
-def task(function: Task[P, R], /, *layers: Layer) -> Task[P, R]: ...
+def task(function: AnyTask, /, *layers: Layer) -> AnyTask: ...
+@overload
+def task(function: type[R], /, *layers: Layer) -> Task[..., R]: ...
 @overload
 def task(function: Callable[P, R], /, *layers: Layer) -> Task[P, R]: ...
 @overload
@@ -658,4 +638,19 @@ def _refuse_lost_options(decorator: str, layers: tuple[Layer, ...], below: tuple
 
 named_as_its_decorator(__name__)
 
-__all__ = ["Attributes", "Call", "Decorated", "Decorator", "Layer", "Method", "Task", "compile_call", "decorate", "refuse_unknown", "task"]
+__all__ = [
+    "AnyTask",
+    "Attributes",
+    "Call",
+    "Decorated",
+    "Decorator",
+    "InjectingDecorator",
+    "Layer",
+    "Method",
+    "Start",
+    "Task",
+    "compile_call",
+    "decorate",
+    "refuse_unknown",
+    "task",
+]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.terms import On, Terms
 from entangle.errors import ThreadTerminatedException, ThreadTimeoutException
 from entangle.flow import THREAD
-from entangle.task import Decorator, Task, decorate, refuse_unknown
+from entangle.task import AnyTask, Decorator, InjectingDecorator, Task, decorate, refuse_unknown
 
 __all__ = ["ThreadTerminatedException", "ThreadTimeoutException", "thread"]
 
@@ -27,9 +27,24 @@ class Thread(Terms):
 
 
 @overload
-def thread(function: Task[P, R], /) -> Task[P, R]: ...
+def thread(function: AnyTask, /) -> AnyTask: ...
+@overload
+def thread(function: type[R], /) -> Task[..., R]: ...
 @overload
 def thread(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def thread(  # type: ignore[overload-overlap]
+    *,
+    timeout: float | None = None,
+    wait: float | None = None,
+    retry: int = 0,
+    sleep: float = 0.0,
+    backoff: float = 1.0,
+    jitter: float = 0.0,
+    on: On = None,
+    cache: bool = False,
+    shared_memory: Literal[True],
+) -> InjectingDecorator: ...
 @overload
 def thread(
     *,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import GraphError, OptionError
 from entangle.flow import HERE
-from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
+from entangle.task import AnyTask, Call, Layer, Task, decorate, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,12 +36,46 @@ class Workflow(Layer):
         self.graph = graph
 
 
+class Listed(Protocol):
+    """What any object is but a call, to type checkers."""
+
+    def __dir__(self) -> Iterable[str]: ...
+
+
+NoCall = TypeVar("NoCall", bound=Listed | None)
+
+
+class WorkflowDecorator(Protocol):
+    """What @workflow(…) gives. The type of a workflow's value is that of the call it returns."""
+
+    @overload
+    def __call__(self, function: Task[P, Call[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: AnyTask, /) -> AnyTask: ...
+    @overload
+    def __call__(self, function: Callable[P, NoCall], /) -> Task[P, NoCall]: ...
+    @overload
+    def __call__(self, function: Callable[P, Call[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Call[R] | R], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
 @overload
-def workflow(function: Task[P, R], /) -> Task[P, R]: ...
+def workflow(function: Task[P, Call[R]], /) -> Task[P, R]: ...
+@overload
+def workflow(function: AnyTask, /) -> AnyTask: ...
+@overload
+def workflow(function: Callable[P, NoCall], /) -> Task[P, NoCall]: ...
+@overload
+def workflow(function: Callable[P, Call[R]], /) -> Task[P, R]: ...
+@overload
+def workflow(function: Callable[P, Call[R] | R], /) -> Task[P, R]: ...
 @overload
 def workflow(function: Callable[P, R], /) -> Task[P, R]: ...
 @overload
-def workflow(*, graph: str | None = None) -> Decorator: ...
+def workflow(*, graph: str | None = None) -> WorkflowDecorator: ...
 @edge
 def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: Any) -> Any:
     """Make a function a workflow: its body returns a call, whose value is the workflow's.

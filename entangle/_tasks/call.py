@@ -93,6 +93,14 @@ class Call(Generic[R_co]):
         except EntangleError:  # it cannot be run, either: its text remains
             return None
 
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> Any:
+            """The hash of an object. Any: by this, checkers tell a call from other arguments."""
+
+        #: By this, they tell a call from other values that a workflow may return.
+        __dir__: None  # type: ignore[assignment]
+
     # Hidden from type checkers: they refuse all but `bool` anyway, and would take code after a
     # `__bool__` that does not return for unreachable.
     if not TYPE_CHECKING:
@@ -136,19 +144,59 @@ class Call(Generic[R_co]):
             return TypeError(f"{self!r} has not run and {what}; run it first: `call()` gives its value")
 
     @overload
-    def __call__(self: Call[Call[V]], /, *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
+    def __call__(
+        self: Call[Call[V]], /, *args: Any, proc: Literal[True], progress: bool | None = None, start: Start | None = None, **kwargs: Any
+    ) -> RunFuture[V]: ...
     @overload
-    def __call__(self: Call[Coroutine[Any, Any, V]], /, *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
+    def __call__(
+        self: Call[Coroutine[Any, Any, V]],
+        /,
+        *args: Any,
+        proc: Literal[True],
+        progress: bool | None = None,
+        start: Start | None = None,
+        **kwargs: Any,
+    ) -> RunFuture[V]: ...
     @overload
-    def __call__(self: Call[V], /, *args: Any, proc: Literal[True], **kwargs: Any) -> RunFuture[V]: ...
+    def __call__(
+        self: Call[V], /, *args: Any, proc: Literal[True], progress: bool | None = None, start: Start | None = None, **kwargs: Any
+    ) -> RunFuture[V]: ...
     @overload
-    def __call__(self: Call[Call[Call[V]]], /, *args: Any, **kwargs: Any) -> V: ...
+    def __call__(
+        self: Call[Call[Call[V]]],
+        /,
+        *args: Any,
+        proc: Literal[False] = False,
+        progress: bool | None = None,
+        start: Start | None = None,
+        **kwargs: Any,
+    ) -> V: ...
     @overload
-    def __call__(self: Call[Call[V]], /, *args: Any, **kwargs: Any) -> V: ...
+    def __call__(
+        self: Call[Call[V]],
+        /,
+        *args: Any,
+        proc: Literal[False] = False,
+        progress: bool | None = None,
+        start: Start | None = None,
+        **kwargs: Any,
+    ) -> V: ...
     @overload
-    def __call__(self: Call[Coroutine[Any, Any, V]], /, *args: Any, **kwargs: Any) -> V: ...
+    def __call__(
+        self: Call[Coroutine[Any, Any, V]],
+        /,
+        *args: Any,
+        proc: Literal[False] = False,
+        progress: bool | None = None,
+        start: Start | None = None,
+        **kwargs: Any,
+    ) -> V: ...
     @overload
-    def __call__(self: Call[V], /, *args: Any, **kwargs: Any) -> V: ...
+    def __call__(
+        self: Call[V], /, *args: Any, proc: Literal[False] = False, progress: bool | None = None, start: Start | None = None, **kwargs: Any
+    ) -> V: ...
+    @overload
+    def __call__(self, /, *args: Any, proc: bool, progress: bool | None = None, start: Start | None = None, **kwargs: Any) -> Any: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the graph and give its value. Arguments given here are added to those of the call.
 
@@ -275,8 +323,14 @@ class Call(Generic[R_co]):
         """The next execution of this graph."""
         return Run(self._compiler.compile_call(self), start, observer_for(progress), timeout, workers)
 
+    @overload
+    def future(self: Call[Call[V]], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...
+    @overload
+    def future(self: Call[Coroutine[Any, Any, V]], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...
+    @overload
+    def future(self: Call[V], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...
     @edge
-    def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[R_co]:
+    def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[Any]:
         """A `concurrent.futures.Future` of the next run of this call.
 
         The next `call()` or `call(proc=True)` is that run. Until then, the future's `entangle()`,

@@ -15,6 +15,7 @@ from typing import Any
 from entangle.cli.exit_status import DONE, FAILED
 from entangle.cli.json_lines import print_json
 from entangle.cli.printing import console, size, text
+from entangle.task import Start
 
 #: OFF: not available, which matters only to users of it. BROKEN: entangle itself does not work.
 WORKS, OFF, BROKEN = "works", "off", "broken"
@@ -68,7 +69,7 @@ def _python() -> Finding:
     return Finding("python", WORKS, f"{version} on {sys.platform}, entangle {__version__}")
 
 
-def _start(way: str) -> Callable[[], Finding]:
+def _start(way: Start) -> Callable[[], Finding]:
     def look() -> Finding:
         from entangle.process import process
 

@@ -35,9 +35,9 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
 
 def _modules() -> dict[str, Path]:
     """Every module of the house by its name within it; '' is the package
-    itself. Tests are left out."""
+    itself. Those for type checkers alone count, tests are left out."""
     found = {}
-    for path in sorted(HOUSE.rglob("*.py")):
+    for path in sorted([*HOUSE.rglob("*.py"), *HOUSE.rglob("*.pyi")]):
         parts = path.relative_to(HOUSE).with_suffix("").parts
         if parts[0] == "tests":
             continue

@@ -268,7 +268,7 @@ def dispatched(value: UserId) -> str:
     return kind_of(value)
 
 
-def wrong(start: str) -> list[str]:
+def wrong(start: Any) -> list[str]:
     """What does not come back as it went."""
     values = instances()
 

@@ -490,7 +490,7 @@ def test_functions_with_all_that_they_use(python: str) -> None:
 
 
 def test_an_argument_that_cannot_travel_is_named(python: str) -> None:
-    far = interpreter(python=python)(bodies.describe)
+    far: Any = interpreter(python=python)(bodies.describe)
     with pytest.raises(UnpicklableError, match=r"argument 2.*describe.*lock"):
         far(1, {"deep": [threading.Lock()]})()
     with pytest.raises(UnpicklableError, match=r"argument 'k'.*describe"):

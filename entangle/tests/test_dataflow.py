@@ -209,7 +209,7 @@ def test_very_many_shared_nodes_and_bounds() -> None:
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
-def test_siblings_run_at_the_same_time(kind: str, tmp_path: Path) -> None:
+def test_siblings_run_at_the_same_time(kind: Any, tmp_path: Path) -> None:
     @dataflow(executor=kind)
     def meets(path: str) -> int:
         return bodies.meet(path, 20)
@@ -223,7 +223,7 @@ def test_siblings_run_at_the_same_time(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
-def test_maxworkers_bounds_what_runs_at_once(kind: str) -> None:
+def test_maxworkers_bounds_what_runs_at_once(kind: Any) -> None:
     @dataflow(executor=kind)
     def slow(x: float) -> tuple[float, float]:
         begin = time.monotonic()

@@ -54,7 +54,7 @@ def log(tmp_path: Path) -> str:
     return str(tmp_path / "log")
 
 
-def test_a_chain_of_calls_stays_in_one_worker_and_pickles_nothing(log: str, start: str) -> None:
+def test_a_chain_of_calls_stays_in_one_worker_and_pickles_nothing(log: str, start: Any) -> None:
     call: Any = process(begin)(log)
     for _ in range(5):
         call = process(step)(call)
@@ -103,7 +103,7 @@ def test_after_a_failure_nothing_more_begins(carrier: Any, log: str) -> None:
 
 
 def test_the_first_of_two_failures_is_told(tmp_path: Path) -> None:
-    def fail(word: str, mine: str, others: str) -> None:
+    def fail(word: str, mine: str, others: str) -> Any:
         note(mine, word)
         end = time.monotonic() + 20
         while word == "second" and not notes(others + ".over") and time.monotonic() < end:

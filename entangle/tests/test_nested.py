@@ -50,7 +50,7 @@ def test_a_task_that_calls_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("how", ["forkserver", "spawn"])
-def test_a_task_that_calls_itself_without_fork(how: str) -> None:
+def test_a_task_that_calls_itself_without_fork(how: Any) -> None:
     assert fibonacci(3)(start=how) == 2
 
 
@@ -85,7 +85,7 @@ def test_every_kind_inside_every_kind(tmp_path: Path) -> None:
 
 def test_a_nested_run_sees_the_arguments_of_its_body() -> None:
     @process
-    def outer(values: list[int]) -> Any:
+    def outer(values: Any) -> Any:
         return total(*(num(v) for v in values))
 
     assert outer(gather(num(1), num(2))()[0])() == 3

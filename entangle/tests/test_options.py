@@ -346,7 +346,7 @@ def test_a_cap_on_elastic_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_unknown_way_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EntangleError, match="frok"):
-        pid()(start="frok")
+        pid()(start="frok")  # type: ignore[call-overload]
     monkeypatch.setenv("ENTANGLE_START", "sapwn")
     with pytest.raises(EntangleError, match="sapwn"):
         pid()()

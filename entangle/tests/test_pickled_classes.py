@@ -46,12 +46,12 @@ def test_classes_of_the_script(start: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", START)
-def test_a_class_that_its_module_has_under_another_name(start: str) -> None:
+def test_a_class_that_its_module_has_under_another_name(start: Any) -> None:
     assert type(same(Row(1, 2))(start=start)) is Row
 
 
 @pytest.mark.parametrize("start", START)
-def test_an_error_of_a_local_class_is_caught_by_it(start: str) -> None:
+def test_an_error_of_a_local_class_is_caught_by_it(start: Any) -> None:
     class Mine(Exception):
         pass
 
@@ -73,7 +73,7 @@ def test_a_local_class_comes_back_from_another_python() -> None:
 
 
 @pytest.mark.parametrize("start", START)
-def test_classes_that_each_body_makes_anew_are_not_mixed_up(start: str) -> None:
+def test_classes_that_each_body_makes_anew_are_not_mixed_up(start: Any) -> None:
     """Two workers that make a class by one statement have it at one address, and yet they are
     two."""
 

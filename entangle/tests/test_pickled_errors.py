@@ -146,7 +146,7 @@ def test_however_it_was_run(make: Any, told: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("start", START)
-def test_however_workers_start_and_after_the_last_attempt(start: str) -> None:
+def test_however_workers_start_and_after_the_last_attempt(start: Any) -> None:
     make, told, wanted = ERRORS[0]
     _arrives(lambda: process(fail)(make)(start=start), make, told, wanted)
     for task in (process(retry=1)(fail), process(lambda make: process(retry=1)(fail)(make))):
@@ -167,7 +167,7 @@ def test_from_another_python_after_the_last_attempt(same: bool) -> None:
 
 
 @pytest.mark.parametrize("start", START)
-def test_what_does_not_travel_stays_and_a_note_says_so(start: str) -> None:
+def test_what_does_not_travel_stays_and_a_note_says_so(start: Any) -> None:
     @process
     def hold() -> None:
         raise HoldsMuch("held", threading.Lock())
@@ -200,7 +200,7 @@ def test_an_error_that_is_a_value() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="there are no exception groups before Python 3.11")
 @pytest.mark.parametrize("start", START)
-def test_the_members_of_a_group(start: str) -> None:
+def test_the_members_of_a_group(start: Any) -> None:
     group = vars(builtins)["ExceptionGroup"]
 
     def several() -> None:

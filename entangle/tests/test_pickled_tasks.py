@@ -86,7 +86,7 @@ def test_a_task_of_a_module_is_found_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
-def test_tasks_are_values_of_tasks(start: str) -> None:
+def test_tasks_are_values_of_tasks(start: Any) -> None:
     """Also where the other side has another script, and with what they close over."""
     by = [1]
 

@@ -143,7 +143,7 @@ def test_of_a_thousand_siblings_one_is_named() -> None:
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_the_call_is_named_by_workers_that_were_not_forked(start: str) -> None:
+def test_the_call_is_named_by_workers_that_were_not_forked(start: Any) -> None:
     error = failed(lambda: process(boom)(process(boom)(1), process(boom)(777, unit="m"))(start=start))
     assert "call: boom(777, unit='m')" in notes_of(error)
 
@@ -699,7 +699,7 @@ def test_a_value_that_cannot_be_made_in_a_consumer_is_named() -> None:
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
-def test_an_argument_that_cannot_be_made_in_a_worker_is_named(start: str) -> None:
+def test_an_argument_that_cannot_be_made_in_a_worker_is_named(start: Any) -> None:
     call = process(nothing)(process(nothing)(1), [2], key={"a": Model(OnlyThere())})
     error = failed(lambda: call(start=start), UnpicklableError)
     assert "argument 'key' of nothing(nothing(1), [2], key={'a': <Model>}) cannot be unpickled" in str(error)

@@ -201,7 +201,7 @@ def test_an_error_is_remembered_with_its_node_and_the_traceback_of_the_worker(di
     assert run.root.state == "waiting"
 
 
-def test_a_call_is_remembered_by_the_name_that_it_was_given(directory: Path, start: str) -> None:
+def test_a_call_is_remembered_by_the_name_that_it_was_given(directory: Path, start: Any) -> None:
     total = process(add)(process(one)().named("left"), process(one)().named("right")).named("both")
     assert total(start=start) == 2
     run = records.run()
@@ -238,7 +238,7 @@ def fails_at(x: int, *_: Any) -> int:
 
 
 @pytest.mark.parametrize("executor", [process, thread])
-def test_a_run_that_goes_on_keeps_why_nodes_failed_and_were_skipped(directory: Path, start: str, executor: Any) -> None:
+def test_a_run_that_goes_on_keeps_why_nodes_failed_and_were_skipped(directory: Path, start: Any, executor: Any) -> None:
     body, after = executor(fails_at), executor(add)
     calls = [after(after(body(n).named(f"item {n}"), 1), 1) for n in range(24)]
     values = entangle.gather(*calls, return_exceptions=True)(start=start)
@@ -262,7 +262,7 @@ def test_a_run_that_goes_on_keeps_why_nodes_failed_and_were_skipped(directory: P
     assert all(node.cause is None for node in run.nodes if node.state != "skipped")
 
 
-def test_what_failed_after_attempts_died_or_came_late_is_kept_in_a_run_that_goes_on(directory: Path, start: str) -> None:
+def test_what_failed_after_attempts_died_or_came_late_is_kept_in_a_run_that_goes_on(directory: Path, start: Any) -> None:
     calls = [
         process(retry=1, sleep=0)(fails_at)(3),
         process(kills_itself)(),
@@ -1126,7 +1126,7 @@ def test_a_stream_is_remembered_without_its_values(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
-def test_a_dataflow_that_fails_is_remembered_as_failed(executor: str) -> None:
+def test_a_dataflow_that_fails_is_remembered_as_failed(executor: Any) -> None:
     from entangle import dataflow
 
     def no(x: int) -> int:

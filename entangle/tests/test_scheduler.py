@@ -228,7 +228,8 @@ def test_a_body_with_a_cookie_waits_and_lends_it(log: str) -> None:
 
 @pytest.mark.parametrize("how", ["process", "thread", "workflow"])
 def test_lending_never_deadlocks(how: str) -> None:
-    kind = {"process": process, "thread": thread, "workflow": workflow}[how]
+    kinds: dict[str, Any] = {"process": process, "thread": thread, "workflow": workflow}
+    kind = kinds[how]
 
     @scheduler(cpus=1)
     @kind

@@ -454,7 +454,7 @@ def test_bad_options_are_refused_when_decorated(options: dict[str, Any], told: s
 
 def test_bare_it_lacks_a_host() -> None:
     with pytest.raises(OptionError, match="needs a host"):
-        ssh(where)
+        ssh(where)  # type: ignore[call-overload]
 
 
 def test_options_become_words_for_the_ssh_program(tmp_path: Path) -> None:

@@ -267,11 +267,12 @@ def test_deadlines_deaths_and_retries_are_those_of_each_item() -> None:
             raise ValueError("never")
         return x
 
-    for made, items, kind in (
+    cases: Any = (
         (sleepy, [0, 30, 0.001], ProcessTimeoutException),
         (deadly, [0, 1, 2], ProcessTerminatedException),
         (stubborn, [0, 1, 2], ProcessRetryException),
-    ):
+    )
+    for made, items, kind in cases:
         errors: list[Any] = []
         assert list(made.stream(items, on_error=lambda *what, into=errors: into.append(what))) == [items[0], items[2]]
         assert [type(error) for _, _, error in errors] == [kind]
@@ -297,6 +298,7 @@ def test_what_is_wrong_is_said_at_once() -> None:
     def of_none() -> int:
         return 1
 
+    wrong: Any
     for wrong in (of_two, of_none):
         with pytest.raises(ArgumentError, match=rf"{wrong.__name__}\.stream gives the task one item at a time"):
             wrong.stream([1])

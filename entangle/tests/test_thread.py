@@ -86,7 +86,7 @@ def test_forked_workers_go_on_where_no_more_can_be_started(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["forkserver", "spawn"])
-def test_what_a_process_uses_as_well_is_named_where_it_cannot_travel(how: str) -> None:
+def test_what_a_process_uses_as_well_is_named_where_it_cannot_travel(how: Any) -> None:
     lock = threading.Lock()
     with pytest.raises(UnpicklableError, match="argument 2 of task 'gather'"):
         process(bodies.gather)(thread(lambda held: held is lock)(lock), lock)(start=how)

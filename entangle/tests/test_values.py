@@ -306,7 +306,7 @@ def _grow(values: Any) -> int:
 @pytest.mark.parametrize(
     ("carrier", "way"), [(process, "fork"), (process, "forkserver"), (thread, "fork")], ids=["fork", "forkserver", "thread"]
 )
-def test_what_is_written_in_a_call_is_every_functions_own(written: Any, carrier: Any, way: str) -> None:
+def test_what_is_written_in_a_call_is_every_functions_own(written: Any, carrier: Any, way: Any) -> None:
     grow = carrier(_grow)
     assert process(bodies.gather)(*(grow(written) for _ in range(4)))(start=way) == ((1, 1, 1, 1), {})
     assert grow(written)(start=way) == 1, "nor has the caller's been changed"

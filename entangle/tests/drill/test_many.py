@@ -38,7 +38,7 @@ def _held() -> dict[str, int]:
     return {**found, "descriptors": len(os.listdir("/proc/self/fd"))}
 
 
-def _failing(start: str) -> None:
+def _failing(start: Any) -> None:
     with pytest.raises(ValueError):
         process(bodies.fail)()(start=start)
 
@@ -51,9 +51,9 @@ def _cancelled() -> None:
         future.result()
 
 
-def _nested(start: str) -> None:
+def _nested(start: Any) -> None:
     @process
-    def outer(way: str) -> Any:
+    def outer(way: Any) -> Any:
         return num(1)(start=way)
 
     assert outer(start)(start=start) == 1

@@ -1,5 +1,3 @@
-"""Files for type checkers: `make lint` runs mypy and pyright over them, and so does
-`test_typing.py`.
+"""Files for type checkers, as users write them: `test_typing.py` gives them to mypy and pyright.
 
-A line that must be refused carries an ignore with its reason; when it is no longer refused, the
-checker says so."""
+A line that ends in `# error` must be refused by both, and no other line by either."""

@@ -61,7 +61,7 @@ def flow(a: int) -> Call[int]:
 
 
 @workflow()
-def flow_of_flows(a: int) -> Call[Call[int]]:
+def flow_of_flows(a: int) -> Call[int]:
     return flow(a)
 
 
