@@ -63,7 +63,8 @@ def test_where_fans_are() -> None:
     assert compile_call(gather(*[keyed(x=x) for x in range(50)])).fans == []
     assert compile_call(total(shared, *[square(x) for x in range(1, 30)], total(shared))).fans == []
     assert compile_call(gather(*[thread(square.function)(x) for x in range(50)])).fans == []
-    assert compile_call(total(square.map(range(20)), square.map(range(20)))).fans == [(0, 40)]
+    lists: Any = square.map(range(20)), square.map(range(20))
+    assert compile_call(total(*lists)).fans == [(0, 40)]
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])

@@ -186,7 +186,8 @@ def test_a_function_that_waits_lends_its_place(log: str) -> None:
 
 @pytest.mark.parametrize("how", ["process", "thread", "workflow"])
 def test_lending_never_deadlocks(how: str) -> None:
-    kind = {"process": process, "thread": thread, "workflow": workflow}[how]
+    kinds: dict[str, Any] = {"process": process, "thread": thread, "workflow": workflow}
+    kind = kinds[how]
     limited = limit("one", at_once=1, per_second=10_000)
 
     @limited
@@ -514,7 +515,7 @@ def all_places(name: str, count: int, log: str) -> None:
 
 
 def test_places_come_back_from_holders_that_die(start: str, log: str) -> None:
-    die = limit("few", at_once=2)(process(bodies.die))
+    die: Any = limit("few", at_once=2)(process(bodies.die))
     for _ in range(3):
         with pytest.raises(ProcessTerminatedException):
             total(die(3), die(3))()
@@ -582,7 +583,7 @@ def test_a_thread_that_was_abandoned_holds_no_place(log: str) -> None:
 
 
 def test_a_failed_body_gives_its_place_back(log: str) -> None:
-    fail = limit("few", at_once=2)(process(bodies.fail))
+    fail: Any = limit("few", at_once=2)(process(bodies.fail))
     for _ in range(3):
         with pytest.raises(ValueError):
             total(fail(), fail(), fail())()
@@ -722,7 +723,7 @@ def test_a_function_in_another_place_may_need_there_what_it_has_here(stack: str,
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
-def test_a_node_of_a_dataflow(executor: str, log: str) -> None:
+def test_a_node_of_a_dataflow(executor: Any, log: str) -> None:
     @dataflow(executor=executor)
     @limit("few", at_once=2)
     def node(n: int) -> int:
@@ -741,7 +742,7 @@ def test_a_node_of_a_dataflow(executor: str, log: str) -> None:
 
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
-def test_each_item_of_a_stream_takes_a_token(executor: str, log: str) -> None:
+def test_each_item_of_a_stream_takes_a_token(executor: Any, log: str) -> None:
     @dataflow(executor=executor)
     @limit("api", per_second=50)
     def node(n: int) -> int:
