@@ -437,6 +437,8 @@ def test_a_large_run_is_shown_before_its_segment_is_ingested(tmp_path: Path) -> 
         (run,) = page.get("/api/runs")["runs"]
         assert (run["state"], run["nodes"], run["done"]) == ("done", 9999, 9999)
         before = page.get(f"/api/runs/{run['id']}"), page.get(f"/api/runs/{run['id']}/graph")
+        times = page.get(f"/api/runs/{run['id']}/timeline")
+        opened = page.get(f"/api/runs/{run['id']}/graph?open=add")
         assert segment.exists()
         assert page.get(f"/api/runs/{run['id']}/nodes?limit=1")["total"] == 9999
         assert not segment.exists()
@@ -446,6 +448,8 @@ def test_a_large_run_is_shown_before_its_segment_is_ingested(tmp_path: Path) -> 
         }
         told = [{node["id"]: (node["count"], node["states"]) for node in one["nodes"]} for one in (before[1], graph)]
         assert told[0] == told[1]
+        assert times == page.get(f"/api/runs/{run['id']}/timeline")
+        assert len(opened["nodes"]) == len(page.get(f"/api/runs/{run['id']}/graph?open=add")["nodes"])
         links = [{(edge["source"], edge["target"]): edge["count"] for edge in one["edges"]} for one in (before[1], graph)]
         assert links[0] == links[1]
 

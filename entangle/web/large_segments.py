@@ -15,7 +15,8 @@ from typing import Any
 from entangle._records.directory import segments_of
 from entangle._records.ingest import state_of
 from entangle._records.log_segment import OURS, SUFFIX, LogSegment, read
-from entangle._shared.table import DONE, FAILED, READY, RUNNING, SKIPPED, WAITING
+from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, SKIPPED, WAITING
+from entangle.web.lanes import Stretch, lane_of
 from entangle.web.page_graph import GraphPart
 
 #: Smaller ones have been ingested when these functions are called.
@@ -132,3 +133,37 @@ def _edges(segment: LogSegment) -> Iterator[tuple[int, int]]:
         for taken in inputs[starts[node] : starts[node + 1]]:
             if taken >= 0:
                 yield taken, node
+
+
+def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], float] | None:
+    """Which worker ran what, in seconds since the run began, and how long it took; None where there
+    is no such segment."""
+    segment = _segment(directory, run_id)
+    if segment is None:
+        return None
+    tail, clock = segment.tail, segment.head["clock"]
+    assert tail is not None
+    names = [body["name"] for body in segment.head["bodies"]]
+    error, failed = tail.get("error") or {}, {one["node"]: f"{one['type']}: {one['message']}" for one in tail.get("failures") or ()}
+    if error.get("node") is not None:
+        failed[error["node"]] = f"{error['type']}: {error['message']}"
+    found = []
+    for one in tail["tries"]:
+        if one.get("began"):
+            lane, label = lane_of(by, one["pid"], None, one["worker"])
+            began, ended = ((one[moment] - clock) / 1e9 for moment in ("began", "ended"))
+            name = names[segment.body_of[one["node"]]]
+            found.append(Stretch(lane, label, began, ended, name, str(one["node"]), one["error"][:200], attempt=one["attempt"]))
+    lanes: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
+    make, add = tuple.__new__, found.append
+    rows = zip(segment.body_of, segment.states, RECORD.iter_unpack(segment.records), strict=True)
+    for node, (body, state, (started, ended, _, _, _, pid, cpu, worker)) in enumerate(rows):
+        if not started or not ended:
+            continue
+        key = (cpu,) if by == "cpu" else (pid, worker)
+        lane_label = lanes.get(key)
+        if lane_label is None:
+            lane_label = lanes[key] = lane_of(by, pid, cpu, worker)
+        reason = failed.get(node, "failed")[:200] if state == FAILED else ""
+        add(make(Stretch, (*lane_label, (started - clock) / 1e9, (ended - clock) / 1e9, names[body], str(node), reason, 1, 0)))
+    return found, (tail["ended"] - clock) / 1e9

@@ -292,7 +292,11 @@ _STATES = {"stopped": "cancelled", "unknown": "waiting"}
 def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
     """Which worker ran what, in seconds since the run began, and how long it took."""
     found: list[Stretch] = []
-    with records_file() as connection:
+    with records_file(largest=LARGE) as connection:
+        row = queries.run(connection, run_id)
+        if row is None and (waiting := large_segments.stretches(find_directory(), run_id, by)) is not None:
+            return waiting
+    with records_file(fresh=row is None) as connection:
         root = find(connection, run_id)
         began = root["started"]
         last = root["ended"] or began
