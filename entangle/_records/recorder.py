@@ -25,6 +25,7 @@ from entangle._run import ObservedRun
 from entangle._run.history import History
 from entangle._shared import notes, printout
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
+from entangle._shared.missing_lines import with_lines
 from entangle._shared.summaries import home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._shared.tracebacks import hide
@@ -367,7 +368,7 @@ def _told(kind: str, message: str, text: str, about: Iterable[object], node: int
         "type": kind,
         # Mask before cutting: half of a secret is not recognised.
         "message": masked(message[:20_000])[:10_000],
-        "traceback": masked(text[-200_000:])[-100_000:],
+        "traceback": masked(with_lines(text[-200_000:]))[-100_000:],
         "notes": [masked(str(note)[:20_000])[:10_000] for note in about],
         "node": node,
     }

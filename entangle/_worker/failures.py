@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._shared import pickled_errors
+from entangle._shared.missing_lines import with_lines
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import IN_SEGMENT, Store
@@ -230,7 +231,7 @@ def set_traceback(error: BaseException, text: str) -> None:
     last = error
     while isinstance(last, ProcessRetryException) and last.__cause__ is not None:
         last = last.__cause__
-    set_cause(last, RemoteTraceback(text))
+    set_cause(last, RemoteTraceback(with_lines(text)))
 
 
 def used_up(site: Site, node: int, last: BaseException, call: str) -> BaseException:

@@ -65,6 +65,13 @@ def fail():
     "import json\nprint(json.dumps(add(one(), 1).graph()))",
     "print('graph', add(one(), 1)(progress=True))",
     "for how in ('fork', 'forkserver', 'spawn'):\n    print(how, point(1)(start=how).x, add(one(), 1)(start=how))",
+    """
+for how in ('fork', 'forkserver', 'spawn'):
+    try:
+        fail()(start=how)
+    except KeyError as error:
+        print(how, 'raise KeyError("from a body")' in str(error.__cause__))
+""",
 ]
 
 
@@ -125,6 +132,7 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert outputs[10].startswith("graph 2")
     for how in ("fork", "forkserver", "spawn"):
         assert f"{how} 100 2" in outputs[11]
+        assert f"{how} True" in outputs[12]  # the line of the cell that has failed
     assert list(runs.glob("entangle-*/*")) == []
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import pickle
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from entangle._remote.wire.controls import escape_error, escaped
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import PICKLE, SOURCE, Given, dump, dump_plain, load
 from entangle._shared import module_lookup
+from entangle._shared.missing_lines import with_lines
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle._tasks.layer import Decorated
@@ -103,7 +103,7 @@ def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
         text, where, short = (_text(told[part]) for part in ("text", "where", "short"))
     except (IndexError, KeyError, TypeError, ValueError, RecursionError) as why:
         return ProtocolError(f"{place}: the error of task {name!r} was damaged on its way ({type(why).__name__}: {why})")
-    text = _with_lines(text)
+    text = with_lines(text, escaped)
     error: BaseException
     if len(parts) > 1:
         try:
@@ -132,39 +132,3 @@ def _text(value: Any) -> str:
     if len(value) > LONGEST_TEXT:
         value = value[: LONGEST_TEXT // 2] + "\n…\n" + value[-LONGEST_TEXT // 2 :]
     return escaped(value)
-
-
-_FRAME = re.compile(r' *File "([^"]+)", line (\d{1,9}), in .+')
-
-
-def _with_lines(text: str) -> str:
-    """A traceback with source lines that are missing there and known here."""
-    import linecache
-
-    told: list[str] = []
-    frame: re.Match[str] | None = None
-    files: dict[str, bool] = {}
-    for line in [*text.splitlines(), ""]:
-        if frame is not None and not line.startswith("    "):
-            file = frame[1]
-            if file not in files and len(files) < 64:
-                files[file] = _is_source(file)
-            source = linecache.getline(file, int(frame[2])).strip() if files.get(file) else ""
-            told += [f"    {escaped(source)}"] if source else []
-        told.append(line)
-        frame = _FRAME.fullmatch(line)
-    return "\n".join(told)
-
-
-def _is_source(path: str) -> bool:
-    """Whether this is a source file here. The other side names it, and it might name a device."""
-    import linecache
-    import stat
-
-    if path in linecache.cache:
-        return True
-    with contextlib.suppress(OSError, ValueError):
-        found = os.stat(path)
-        known = path.endswith(".py") or path == getattr(sys.modules.get("__main__"), "__file__", None)
-        return known and stat.S_ISREG(found.st_mode) and found.st_size < 4 << 20
-    return False
