@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from entangle import _remote, _run, _tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Coroutine, Iterable, Iterator
 
     from entangle._remote import Travels
     from entangle._tasks import Drawings, Streams
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from entangle._tasks.completing import CompletedCall
 
 V = TypeVar("V")
+W = TypeVar("W")
+X = TypeVar("X")
+Y = TypeVar("Y")
 
 __version__ = "0.3.0"
 
@@ -117,6 +120,29 @@ _tasks.streams = _streams
 _tasks.drawings = _drawings
 
 
+# Of calls that differ, mypy would say that they give objects: each of the first ones has a type.
+@overload
+def gather(*calls: Call[Coroutine[Any, Any, V]], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
+@overload
+def gather(*calls: Call[Coroutine[Any, Any, V]], return_exceptions: bool) -> Call[list[V | BaseException]]: ...
+@overload
+def gather(*calls: Call[Call[V]], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
+@overload
+def gather(*calls: Call[Call[V]], return_exceptions: bool) -> Call[list[V | BaseException]]: ...
+@overload
+def gather(a: Call[V], b: Call[W], /, *, return_exceptions: Literal[False] = False) -> Call[list[V | W]]: ...
+@overload
+def gather(a: Call[V], b: Call[W], /, *, return_exceptions: bool) -> Call[list[V | W | BaseException]]: ...
+@overload
+def gather(a: Call[V], b: Call[W], c: Call[X], /, *, return_exceptions: Literal[False] = False) -> Call[list[V | W | X]]: ...
+@overload
+def gather(a: Call[V], b: Call[W], c: Call[X], /, *, return_exceptions: bool) -> Call[list[V | W | X | BaseException]]: ...
+@overload
+def gather(
+    a: Call[V], b: Call[W], c: Call[X], d: Call[Y], /, *, return_exceptions: Literal[False] = False
+) -> Call[list[V | W | X | Y]]: ...
+@overload
+def gather(a: Call[V], b: Call[W], c: Call[X], d: Call[Y], /, *, return_exceptions: bool) -> Call[list[V | W | X | Y | BaseException]]: ...
 @overload
 def gather(*calls: Call[V], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
 @overload
@@ -137,7 +163,11 @@ def gather(*calls: Any, return_exceptions: bool = False) -> Any:
     return gathered(calls, return_exceptions)
 
 
-def as_completed(calls: Iterable[Call[V]], timeout: float | None = None) -> Iterator[CompletedCall[V]]:
+@overload
+def as_completed(calls: Iterable[Call[Coroutine[Any, Any, V]]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
+@overload
+def as_completed(calls: Iterable[Call[V]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
+def as_completed(calls: Iterable[Call[Any]], timeout: float | None = None) -> Iterator[CompletedCall[Any]]:
     """Run calls as one graph; gives a future of each as soon as it is done.
 
     What the calls share runs once. Each future has its `call`, and a `result()` that gives its

@@ -358,8 +358,16 @@ class Method(_Arguments[P, R]):
             """As the `stream` of a task, with the instance as the first argument of every call."""
             return _tasks.streams().stream_of(self.__func__, self.__self__, xs, inflight, ordered, on_error, start)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__func__, name)
+    if TYPE_CHECKING:  # what it has of its task
+        __name__: str
+        __qualname__: str
+        function: Callable[..., Any]
+        layers: tuple[Layer, ...]
+        body: Body
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.__func__, name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Method) and self.__self__ is other.__self__ and self.__func__ is other.__func__
