@@ -156,7 +156,7 @@ class Task(_Arguments[P, R]):
 
         @edge
         @passes_on
-        def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
+        def map(self, xs: Any, /, *more: Any, chunksize: int | None = None, **unknown: Any) -> Call[list[R]]:
             """A call whose value is the list of the values for each item of `xs`.
 
             With several iterables, the task gets one item of each, until the shortest ends. Each
@@ -169,6 +169,7 @@ class Task(_Arguments[P, R]):
 
                 total(square.map(range(10_000)))()
             """
+            _refuse_keywords(self.__name__, unknown)
             chunk = _chunk_of(chunksize)
             columns = (xs, *more)
             if any(isinstance(column, Call) for column in columns):
@@ -325,8 +326,9 @@ class Method(_Arguments[P, R]):
 
         @edge
         @passes_on
-        def map(self, xs: Any, /, *more: Any, chunksize: int | None = None) -> Call[list[R]]:
+        def map(self, xs: Any, /, *more: Any, chunksize: int | None = None, **unknown: Any) -> Call[list[R]]:
             """As the `map` of a task, with the instance as the first argument of every call."""
+            _refuse_keywords(self.__name__, unknown)
             if any(isinstance(column, Call) for column in (xs, *more)):
                 return Call(MAP, (self, _chunk_of(chunksize), xs, *more), {}, f"{self.__name__}.map")
             mapped: Call[list[R]] = self.__func__.map(itertools.repeat(self.__self__), xs, *more, chunksize=chunksize)
@@ -423,6 +425,14 @@ GATHER = _ours(_list_of, "GATHER", "gather")
 GATHER_THERE = _ours(_list_there, "GATHER_THERE", "gather", _InProcess())
 MAP = _ours(_map, "MAP", "map")
 STARMAP = _ours(_starmap, "STARMAP", "starmap")
+
+
+def _refuse_keywords(name: str, unknown: dict[str, Any]) -> None:
+    """Raise ArgumentError for keywords that `map` does not take, and say how it is written."""
+    for keyword in unknown:
+        if keyword == "return_exceptions":
+            raise ArgumentError(f"{name}.map takes no {keyword}; write gather(*[{name}(x) for x in xs], return_exceptions=True)")
+        raise ArgumentError(f"{name}.map takes no {keyword!r}; write gather(*[{name}(x, {keyword}=…) for x in xs])")
 
 
 def _is_iterable(value: object) -> bool:

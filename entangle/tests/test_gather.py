@@ -173,6 +173,8 @@ def test_a_failed_item_is_named() -> None:
         (lambda: gather(square(x) for x in (1, 2)), r"gather\(\*calls\)"),
         (lambda: gather(3), "gather takes calls, not 3"),
         (lambda: square.map(3), "square.map takes iterables, not 3"),  # type: ignore[call-overload]
+        (lambda: square.map([1], return_exceptions=True), r"write gather\(\*\[square\(x\) for x in xs\], return_exceptions=True\)"),  # type: ignore[call-overload]
+        (lambda: add.map([1], b=3), r"write gather\(\*\[add\(x, b=…\) for x in xs\]\)"),  # type: ignore[call-overload]
         (lambda: square.starmap([1]), "item 0 is 1"),  # type: ignore[list-item]
         (lambda: square.starmap(5), "iterable of tuples, not 5"),  # type: ignore[call-overload]
         (lambda: square.starmap([(1, 2, 3)]), "square"),  # type: ignore[list-item]
