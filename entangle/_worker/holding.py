@@ -143,14 +143,18 @@ class Holding(Delivery):
                 woken.wait(seconds)
         return not self.stopped
 
-    def rest_without_cookies(self, node: int, seconds: float) -> None:
-        """Sleep between two attempts within a body. The next attempt takes tokens anew."""
+    def rest_without_cookies(self, node: int, seconds: float) -> bool:
+        """Sleep between two attempts within a body. The next attempt takes tokens anew.
+
+        False if the run has ended meanwhile.
+        """
         with self.lending():
-            self.rest(seconds)
+            rested = self.rest(seconds)
         pools = self.site.flow.body(node).pools if node >= 0 else ()
         tokens = tuple(pool for pool in pools if pool.kind == TOKENS)
-        if tokens:
+        if tokens and rested:
             self.take_cookies(tokens)
+        return rested
 
     def end_body(self) -> None:
         """Mark the body as over.

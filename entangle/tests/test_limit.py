@@ -24,6 +24,7 @@ import pytest
 from entangle import pools, records
 from entangle._watch.live_runs import cookies, live_homes, live_runs
 from entangle.dataflow import dataflow
+from entangle.docker import docker
 from entangle.errors import EntangleError, OptionError, ProcessTerminatedException, RunCancelledError, RunTimeoutException
 from entangle.interpreter import interpreter
 from entangle.limit import limit
@@ -38,11 +39,12 @@ from entangle.workflow import workflow
 from . import bodies
 from .callers import Caller, output_of
 from .evidence import note, notes, place_among, wait_until
-from .far_bodies import alone_there, waits_there
+from .far_bodies import alone_there, die_once, waits_there
 from .killing import Killer
 from .places import far_pythons
 from .services import given
 from .services.hosts import Hosts
+from .ways import needed
 
 total = process(bodies.total)
 together = process(bodies.gather)
@@ -413,6 +415,15 @@ def test_a_hundred_names(log: str) -> None:
     assert total(*(task(f"{log}{number}") for number, task in enumerate(tasks) for _ in range(2)))() == 200
 
 
+def test_with_devices(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_GPUS", "0,1")
+    task = limit("one", at_once=1)(scheduler(gpus=1, share=2)(process(alone)))
+    other = limit("one", at_once=1)(process(alone))
+    assert total(*(kind(log) for kind in (task, other) for _ in range(6)))() == 12
+    meets = limit("two", at_once=2)(scheduler(gpus=1)(process(meet)))
+    together(meets(log + "2", 2), meets(log + "2", 2))()
+
+
 # --- a second -------------------------------------------------------------------------------------
 
 
@@ -717,6 +728,32 @@ def test_a_function_in_another_place_may_need_there_what_it_has_here(stack: str,
     where, one = interpreter(python=far_pythons(True)), limit("few", at_once=1)
     task = one(where(waits_there)) if stack == "above" else where(one(waits_there))
     assert total(task(log), task(log))() == 18
+
+
+def test_the_caller_holds_the_limit_of_a_function_in_a_container() -> None:
+    needed("docker")
+    few = limit("few", at_once=2, per_second=1000)
+    task = docker(image=given.image())(few(alone_there))
+    assert total(*(task("/tmp/limits", 2) for _ in range(6)))() == 6
+
+
+def test_a_pause_after_a_lost_connection_gives_the_place_back(log: str) -> None:
+    one = limit("one", at_once=1)
+    tries = interpreter(python=far_pythons(True))(one(thread(retry=1, sleep=2)(die_once)))
+
+    @one
+    @process
+    def meanwhile(path: str, _: int) -> int:
+        note(path, "meanwhile")
+        return 1
+
+    @process
+    def later(path: str) -> int:
+        wait_until(lambda: notes(path))
+        return 1
+
+    assert total(tries(log), meanwhile(log, later(log)))() == 2
+    assert [line[0] for line in notes(log)] == ["tries", "meanwhile", "tries"]
 
 
 # --- dataflows ------------------------------------------------------------------------------------

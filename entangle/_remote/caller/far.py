@@ -83,7 +83,7 @@ class Far(Layer):
                     worker = here.worker
                     if worker is None:
                         time.sleep(pause(body, len(lost)))
-                    elif not worker.rest(pause(body, len(lost))) or worker.is_over(NOBODY):
+                    elif not worker.rest_without_cookies(worker.node(), pause(body, len(lost))) or worker.is_over(NOBODY):
                         raise RunCancelledError("the run is over; there is no other attempt") from error
 
         return far
