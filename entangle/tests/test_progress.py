@@ -569,6 +569,47 @@ def test_a_log_that_nobody_reads_holds_up_no_run(tmp_path: Path) -> None:
         os.close(writer)
 
 
+def test_a_child_that_the_program_forks_meanwhile_has_its_streams_for_itself(tmp_path: Path) -> None:
+    program = """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        future = study(6)(proc=True, progress=True)
+        while "write" not in vars(sys.stderr):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        pid = os.fork()
+        if not pid:
+            os._exit(0 if not {"write"} & {*vars(sys.stderr), *vars(sys.stdout)} else 3)
+        print("child", os.waitpid(pid, 0)[1], future.result())
+    """
+    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["done 13 of 13 in TIME", "child 0 15"]
+
+
+def test_streams_of_other_kinds(tmp_path: Path) -> None:
+    """Such as other programs put into `sys`."""
+    program = """
+        class Stream:
+            __slots__ = ("stream",)
+
+            def __init__(self, stream):
+                self.stream = stream
+
+            def __getattr__(self, name):
+                return getattr(self.stream, name)
+
+        sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)
+        print(study(2)(progress=True))
+        import io
+        sys.stderr = io.StringIO()
+        print(study(2)(progress=True))
+        told = sys.stderr.getvalue()
+        sys.stderr = sys.__stderr__
+        print(told.splitlines()[-1])
+    """
+    shown = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
+    assert shown == ["done 5 of 5 in TIME", "1", "1", "done 5 of 5 in TIME"]
+
+
 def test_without_a_stderr(tmp_path: Path) -> None:
     program = """
         sys.stderr = None

@@ -160,7 +160,7 @@ class Terminal:
             self._fd = -1
         for stream in (sys.stderr, sys.stdout):
             # Of the stream itself, not of `sys`: handlers of `logging` hold streams for long.
-            with contextlib.suppress(AttributeError, OSError, ValueError):
+            with contextlib.suppress(AttributeError, OSError, TypeError, ValueError):
                 if stream.isatty() and "write" not in vars(stream):
                     stream.flush()
                     through = self._through(stream)
