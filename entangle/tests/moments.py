@@ -259,6 +259,11 @@ def limited(body: Any) -> Any:
     return limit("moments", at_once=2)(limit("one moment", at_once=1, per_second=1e6)(scheduler(cpus=1)(process(body))))
 
 
+def on_gpu(body: Any) -> Any:
+    """A task of a worker that serves a device."""
+    return scheduler(gpus=1)(process(body))
+
+
 def in_thread_limited(body: Any) -> Any:
     """A task of a thread that needs a place."""
     return limit("moments", at_once=2)(thread(body))
@@ -280,6 +285,12 @@ def inner_limit(log: str, name: str) -> Any:
     """A body that has a place, and runs a graph with the same limits."""
     note(log, name)
     return leaves(log, limited, name)(start="fork")
+
+
+def inner_gpu(log: str, name: str) -> Any:
+    """A body that has a device, and runs a graph of bodies that need one."""
+    note(log, name)
+    return leaves(log, on_gpu, name)(start="fork")
 
 
 def limits(log: str) -> Any:
@@ -377,6 +388,9 @@ SHAPES = {
     "nested pool": Shape(lambda log: two(log, inner_pool), 30, 1, ((0, 1), (0, 2), (1, 1))),
     "limits": Shape(limits, 15, 1, ((0, 1), (0, 2))),
     "nested limits": Shape(lambda log: two(log, inner_limit, limited), 30, 1, ((0, 1), (0, 2), (1, 1))),
+    "devices": Shape(lambda log: leaves(log, on_gpu), 15, 1, ((0, 1), (0, 2))),
+    "chain on a device": Shape(lambda log: chain(log, on_gpu), 15, 1, ((0, 1),)),
+    "nested devices": Shape(lambda log: two(log, inner_gpu, on_gpu), 30, 1, ((0, 1), (0, 2), (1, 1))),
     "retry": Shape(lambda log: tree(log, process(retry=2)), 15, 3, ((0, 1), (0, 2))),
     "mixed": Shape(mixed, 15, 1, ((0, 1), (0, 2))),
     "failing": Shape(failing, 15, 1, ((0, 1), (0, 2))),

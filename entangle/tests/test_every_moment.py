@@ -14,9 +14,10 @@ from .moments import SHAPES, Interrupting, Killing, meets, rooms_of_moments
 
 
 @pytest.fixture(autouse=True)
-def _pool(tmp_path: Path) -> None:
+def _pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool of one cookie, which a process makes once and keeps, is there before anybody
-    counts."""
+    counts. There is one device."""
+    monkeypatch.setenv("ENTANGLE_GPUS", "0")
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
 
@@ -28,6 +29,9 @@ def _pool(tmp_path: Path) -> None:
         ("nested pool", 131),
         ("limits", 67),
         ("nested limits", 211),
+        ("devices", 59),
+        ("chain on a device", 31),
+        ("nested devices", 173),
         ("retry", 31),
         ("mixed", 23),
         ("failing", 37),

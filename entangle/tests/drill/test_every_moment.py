@@ -37,9 +37,10 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(autouse=True)
-def _pool(tmp_path: Path) -> None:
+def _pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool of one cookie, which a process makes once and keeps, is there before anybody
-    counts."""
+    counts. There is one device."""
+    monkeypatch.setenv("ENTANGLE_GPUS", "0")
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
 
