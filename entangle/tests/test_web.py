@@ -814,5 +814,17 @@ def test_a_failure_among_a_thousand_is_not_joined_away() -> None:
     assert [bar[6:] for bar in bars if bar[6]] == [[1, "ValueError: no"]]
 
 
+def test_a_failure_looks_no_larger_than_it_is_and_many_of_them_take_bounded_room() -> None:
+    why = dict.fromkeys(range(0, 100_000, 2), "ValueError: no")
+    few = [Stretch((1,), "1", n * 1e-3, (n + 1) * 1e-3, "t", str(n), "ValueError: no" if n == 500 else "") for n in range(1000)]
+    failed = [bar for bar in timeline(few, 1.0, 100)["bars"] if bar[6]]
+    assert len(failed) == 1
+    assert failed[0][2] - failed[0][1] <= 0.021
+    many = [Stretch((1,), "1", n * 1e-5, (n + 1) * 1e-5, "t", str(n), why.get(n, "")) for n in range(100_000)]
+    bars = timeline(many, 1.0, 500)["bars"]
+    assert len(bars) <= 1000
+    assert sum(bar[5] for bar in bars) == 100_000
+
+
 def test_a_timeline_of_nothing() -> None:
     assert timeline([], 0.0, 100) == {"total": 0.0, "lanes": [], "tasks": [], "bars": [], "busy": 0.0}

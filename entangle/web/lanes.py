@@ -90,7 +90,10 @@ def _joined(number: int, stretches: Sequence[Stretch], narrow: float, tasks: dic
         index = tasks[task]
         failed = 0 if not reason else 2 if attempt else 1
         long = ended - started
-        if at is not None and long < 2 * narrow and started - at[2] < narrow and at[2] - at[1] < 2 * narrow + (at[5] > 1) * 30 * narrow:
+        # A failure is joined with what is no failure only within a pixel: it must be seen, and not
+        # look larger than it is.
+        near = at is not None and long < 2 * narrow and started - at[2] < narrow
+        if at is not None and near and at[2] - at[1] < (narrow if failed != at[6] else (2 + (at[5] > 1) * 30) * narrow):
             at[2] = max(at[2], ended)
             at[5] += items
             if failed and at[6] != 1:

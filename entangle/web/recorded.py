@@ -358,7 +358,7 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
         run = find(connection, run_id)
         key = run["key"]
         rows, total = queries.nodes_with_words(connection, key, state, query, order, limit)
-        why = {node: f"{error['type']}: {error['message']}" for node, error in _errors(connection, run).items()}
+        why = {node: _in_a_line(error) for node, error in _errors(connection, run).items()}
         counts = queries.state_counts(connection, key)
     return {
         "total": total,
@@ -454,6 +454,13 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
 def _tries(run: sqlite3.Row) -> list[dict[str, Any]]:
     """The attempts of a run that were followed by others."""
     return json.loads(run["tries"]) if run["tries"] else []
+
+
+def _in_a_line(error: dict[str, Any]) -> str:
+    """An error as it stands in a table: without the module of its class. That of a node whose
+    attempts are used up says all in its message."""
+    kind, message = error["type"].rpartition(".")[2], (error["message"] or "").partition("\n")[0]
+    return message if kind == "ProcessRetryException" and message else f"{kind}: {message}" if message else kind
 
 
 def _last_of(error: dict[str, Any] | None) -> str:

@@ -86,7 +86,8 @@ export function chart(title, lines, seconds, shown) {
   const [width, height] = [600, 90];
   const top = Math.max(1e-9, ...lines.flatMap((line) => line.points.map(([, value]) => value)));
   const end = Math.max(1e-9, seconds);
-  const draw = (points) => points.map(([at, value], index) => `${index ? "L" : "M"}${((at / end) * width).toFixed(1)} ${(height - (value / top) * (height - 4) - 1).toFixed(1)}`).join("");
+  // Each value is that of the time before it.
+  const draw = (points) => [[0, points[0]?.[1] ?? 0], ...points].map(([at, value], index) => `${index ? "L" : "M"}${((at / end) * width).toFixed(1)} ${(height - (value / top) * (height - 4) - 1).toFixed(1)}`).join("");
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const label = lines.map((line) => `${line.name}: at most ${shown(Math.max(0, ...line.points.map(([, value]) => value)))}`).join(", ");
   for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title} over ${duration(seconds)}; ${label}` })) svg.setAttribute(name, value);

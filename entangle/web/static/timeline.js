@@ -85,7 +85,7 @@ export function timelineView(view, run) {
     const ground = css("--on-bar");
     pen.fillStyle = quiet;
     pen.strokeStyle = line;
-    for (const tick of ticks(from, end(), Math.max(2, Math.floor((width - LABEL) / 110)))) {
+    for (const tick of ticks(from, end(), Math.max(2, Math.floor((width - LABEL) / 90)))) {
       const at = x(tick);
       pen.beginPath();
       pen.moveTo(at + 0.5, AXIS - 6);
@@ -98,11 +98,12 @@ export function timelineView(view, run) {
     pen.rect(LABEL, AXIS, width - LABEL, height - AXIS);
     pen.clip();
     const stripes = hatched(pen, failed);
-    for (const [lane, started, ended, task, node, count, bad] of data.bars) {
+    // Failures last: a thin one must not be covered by its neighbour.
+    for (const [lane, started, ended, task, node, count, bad] of [...data.bars.filter((bar) => !bar[6]), ...data.bars.filter((bar) => bar[6])]) {
       const top = AXIS + lane * LANE - scroll;
       if (top < -LANE || top > height) continue;
       const begin = x(started);
-      const wide = Math.max(0.8, x(ended) - begin);
+      const wide = Math.max(bad ? 3 : 0.8, x(ended) - begin);
       pen.fillStyle = bad === 2 ? stripes : bad ? failed : task < 0 ? line : colour(task);
       pen.fillRect(begin, top + 3, wide, LANE - 6);
       if (bad) {
