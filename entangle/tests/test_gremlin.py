@@ -101,6 +101,22 @@ def test_a_run_is_sent_with_all_that_it_consists_of(gremlin: Gremlin) -> None:
         assert mine.clone().in_("part_of").has("pid").count().next() == 3
 
 
+def test_names_errors_and_what_was_skipped_are_sent(gremlin: Gremlin) -> None:
+    def breaks(x: int) -> int:
+        raise ValueError(f"no {x}")
+
+    entangle.gather(process(add)(process(breaks)(3).named("fold 3"), 1), process(one)(), return_exceptions=True)()
+    run = records.run()
+    assert records.send(gremlin.address, [run.id]) == 1
+    with asking(gremlin) as g:
+        mine = g.V(f"run:{run.id}")
+        assert mine.clone().value_map("state", "failed", "skipped").next() == {"state": ["done"], "failed": [1], "skipped": [1]}
+        failed = mine.clone().in_("part_of").has("name", "fold 3").value_map("state", "error").next()
+        assert failed == {"state": ["failed"], "error": ["ValueError: no 3"]}
+        skipped = mine.clone().in_("part_of").has("state", "skipped").value_map("name", "cause").next()
+        assert skipped == {"name": ["add"], "cause": [run.node("fold 3").number]}
+
+
 def test_what_made_a_value_is_a_path(gremlin: Gremlin) -> None:
     from gremlin_python.process.graph_traversal import __
 
