@@ -81,9 +81,10 @@ def runs(
     """The runs that are remembered, the latest first, at most `limit` (None: all). Runs that are
     still running are among them.
 
-    `name` is the name of the task whose value a run gives. `state` is done, failed, cancelled,
-    killed or running. `tags` are tags that a run must have. `since` is a time (seconds since 1970,
-    or a datetime). Runs that were called in the bodies of others are left out unless `nested`.
+    `name` is the task whose value a run gives, or the name that its call was given. `state` is
+    done, failed, cancelled, killed or running. `tags` are tags that a run must have. `since` is a
+    time (seconds since 1970, or a datetime). Runs that were called in the bodies of others are left
+    out unless `nested`.
     Raises RecordsError where the records cannot be read.
 
         for run in records.runs(state="failed"):

@@ -42,7 +42,7 @@ MIGRATIONS = (
         key INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
         parent TEXT, parent_node INTEGER,           -- the run and the node in whose body it was called
-        name TEXT NOT NULL,                         -- of the task whose value it gives
+        name TEXT NOT NULL,                         -- of the call whose value it gives
         state TEXT NOT NULL,                        -- done, failed, cancelled, killed
         started INTEGER NOT NULL, ended INTEGER,    -- nanoseconds since 1970
         node_count INTEGER NOT NULL, done_count INTEGER, workers INTEGER,
@@ -116,6 +116,9 @@ MIGRATIONS = (
         text TEXT NOT NULL,                         -- what its body printed, in short
         PRIMARY KEY (run, node)
     ) WITHOUT ROWID;
+    """,
+    """
+    ALTER TABLE runs ADD COLUMN task TEXT;  -- of the call whose value it gives, where that was given a name, which is `name`
     """,
 )
 VERSION = len(MIGRATIONS)

@@ -228,6 +228,7 @@ def _insert_run(connection: sqlite3.Connection, segment: LogSegment) -> int | No
         "parent": parent,
         "parent_node": parent_node,
         "name": head["name"],
+        "task": head.get("task"),
         "state": state_of(tail),
         "started": head["began"],
         "ended": tail["ended"] - head["clock"] + head["began"] if tail else None,

@@ -30,13 +30,13 @@ def _named(connection: sqlite3.Connection, query: str, values: Sequence[Any]) ->
 def runs(
     connection: sqlite3.Connection, name: str | None = None, state: str | None = None, since: int | None = None, nested: bool = True
 ) -> Iterable[sqlite3.Row]:
-    """The runs of that task, in that state, begun since then (nanoseconds since 1970), the latest
-    first. Without `nested`, only those that no other run has called. Rows are fetched while the
-    caller iterates."""
+    """The runs of that task or call, in that state, begun since then (nanoseconds since 1970), the
+    latest first. Without `nested`, only those that no other run has called. Rows are fetched while
+    the caller iterates."""
     where, values = ["1"], list[Any]()
     if name is not None:
-        where.append("name = ?")
-        values.append(name)
+        where.append("(name = ? OR task = ?)")
+        values += [name, name]
     if state is not None:
         where.append("state = ?")
         values.append(state)

@@ -49,7 +49,7 @@ def find_runs(
 
 def _fits(run: RunRow, name: str | None, state: str | None, tags: dict[str, Any] | None, since: float | None, nested: bool) -> bool:
     return (
-        (name is None or run.name == name)
+        (name is None or name in (run.name, run.task))
         and (state is None or run.state == state)
         and (since is None or run.started >= since)
         and (nested or run.parent_id is None)
@@ -149,7 +149,7 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(
         ("ended", "done_count", "workers", "pid", "parent_node", "error_node", "failed_count", "skipped_count"), (int, type(None))
     ),
-    **dict.fromkeys(("parent", "error_type", "error", "traceback", "tries", "host", "program"), (str, type(None))),
+    **dict.fromkeys(("parent", "error_type", "error", "traceback", "tries", "host", "program", "task"), (str, type(None))),
 }
 
 
@@ -192,6 +192,7 @@ def _run(directory: str, row: sqlite3.Row) -> RunRow:
         failed_count=row["failed_count"],
         skipped_count=row["skipped_count"],
         stream=row["stream"] is not None,
+        _task=row["task"],
     )
 
 
@@ -254,6 +255,7 @@ def _live_run(directory: str, segment: LogSegment) -> RunRow:
         None,
         [],
         segment,
+        _task=head.get("task"),
     )
 
 

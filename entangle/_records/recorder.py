@@ -188,8 +188,13 @@ def _parent_of(run: ObservedRun) -> tuple[str, int] | None:
 
 
 def _names(flow: Flow) -> dict[str, Any]:
-    """The names that calls were given, by node."""
-    return {"names": cleaned({str(node): name for node, name in flow.names.items()})} if flow.names else {}
+    """The names that calls were given, by node; the task of the run, where its call has one."""
+    if not flow.names:
+        return {}
+    found: dict[str, Any] = {"names": cleaned({str(node): name for node, name in flow.names.items()})}
+    if flow.sinks and flow.sinks[0] in flow.names:
+        found["task"] = flow.body(flow.sinks[0]).name
+    return found
 
 
 def _labels(flow: Flow) -> dict[str, list[str]]:

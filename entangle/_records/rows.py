@@ -174,6 +174,13 @@ class RunRow:
     skipped_count: int | None = None
     #: Whether it is a dataflow, whose nodes are stages.
     stream: bool = False
+    #: The task of the call whose value it gives; `name` where None: that call was given no name.
+    _task: str | None = field(repr=False, default=None)
+
+    @property
+    def task(self) -> str:
+        """The task whose value it gives; `name` is the name that its call was given, if any."""
+        return self._task if self._task is not None else self.name
 
     @property
     def started(self) -> float:

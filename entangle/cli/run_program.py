@@ -285,7 +285,10 @@ def _traceback_of(error: BaseException, path: str) -> str:
     ours = os.path.abspath(path)
     while at is not None and os.path.abspath(at.tb_frame.f_code.co_filename) != ours:
         at = at.tb_next
-    return "".join(traceback.format_exception(type(error), error, at))
+    told = "".join(traceback.format_exception(type(error), error, at))
+    if sys.version_info < (3, 11):  # it keeps notes, and does not show them
+        told += "".join(f"{note}\n" for note in getattr(error, "__notes__", ()))
+    return told
 
 
 def _last_line(error: BaseException) -> str:

@@ -74,7 +74,8 @@ def summary(run: Run) -> dict[str, Any]:
     """A run as the list shows it, as plain data."""
     return {
         "id": run.id,
-        "task": run.name,
+        "name": run.name,
+        "task": run.task,
         "state": run.state,
         "started": run.started,
         "seconds": run.seconds,

@@ -445,6 +445,7 @@ def test_a_run_that_fails_tells_programs_its_error(line: Line) -> None:
     assert (found["error"]["type"], found["error"]["message"]) == ("ValueError", "no 4")
     assert "call: fail(4)" in found["error"]["notes"]
     assert "in fail" in found["error"]["traceback"]
+    assert "\ncall: fail(4)\n" in line("run", "work.py:fail", "4").stderr
     whole = line.json("run", "--json", "work.py:double", "4")
     assert (whole["error"], whole["value"]) == (None, 8)
 

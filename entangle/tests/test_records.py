@@ -205,7 +205,8 @@ def test_a_call_is_remembered_by_the_name_that_it_was_given(directory: Path, sta
     total = process(add)(process(one)().named("left"), process(one)().named("right")).named("both")
     assert total(start=start) == 2
     run = records.run()
-    assert run.name == "both"
+    assert (run.name, run.task) == ("both", "add")
+    assert [one.id for one in records.runs(name="add")] == [one.id for one in records.runs(name="both")] == [run.id]
     assert [(node.name, node.task.name) for node in run.nodes] == [("left", "one"), ("right", "one"), ("both", "add")]
     assert run.node("right").number == 1
     assert [task.name for task in run.tasks] == ["one", "add"]
@@ -224,6 +225,7 @@ def test_a_name_that_is_a_secret_is_masked_and_one_of_a_live_run_is_known(direct
     wait_until(begun.exists, 20, "the body to begin")
     (going,) = records.runs(state="running")
     assert going.root.name == "upload ***"
+    assert [one.id for one in records.runs(name="waits", state="running")] == [going.id]
     future.cancel()
     with pytest.raises(RunCancelledError):
         future.result()

@@ -49,6 +49,7 @@ def summary(run: RunRow) -> dict[str, Any]:
     return {
         "id": run.id,
         "name": run.name,
+        "task": run.task,
         "state": run.state,
         "started": run.started,
         "ended": run.ended,
