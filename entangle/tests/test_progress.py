@@ -535,15 +535,28 @@ def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_is_stopped_holds_up_no_run(tmp_path: Path) -> None:
-    """Ctrl-S: nothing more is shown, and the run goes on. It ends with nobody reading, either."""
+    """Ctrl-S: nothing more is shown, and the run goes on, to its end."""
     program = """
         import termios
         termios.tcflow(2, termios.TCOOFF)
         value = study(6)(progress=True)
         termios.tcflow(2, termios.TCOON)
         print(value, flush=True)
+
+        @thread
+        def stop(n):
+            time.sleep(0.3)  # the line is there
+            termios.tcflow(2, termios.TCOOFF)
+            return n
+
+        value = stop(load(7))(progress=True)
+        termios.tcflow(2, termios.TCOON)
+        print(value, flush=True)
     """
-    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["15"]
+    lines = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
+    assert lines[0] == "15"
+    assert "load 1/1, stop 0/1" in lines[1]  # as it was when the terminal was stopped
+    assert lines[1].endswith("7") or lines[2:] == ["7"]
 
 
 def test_a_log_that_nobody_reads_holds_up_no_run(tmp_path: Path) -> None:

@@ -32,14 +32,6 @@ _RED, _GREEN, _DIM, _PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
 class Terminal:
     """The lines at the bottom of the terminal that stderr leads to."""
 
-    @property
-    def takes_prints(self) -> bool:
-        """Whether what bodies print must pass through this process: it would land in a line."""
-        try:
-            return sys.stdout.isatty()
-        except (AttributeError, ValueError):
-            return False
-
     def __init__(self) -> None:
         #: The runs that have begun, and what is shown of those that have lasted long enough.
         self._runs: set[str] = set()
@@ -56,6 +48,14 @@ class Terminal:
         self._fd = -1
         self._encoding: str | None = "utf-8"
         self._watched: list[tuple[Any, Any]] = []
+
+    @property
+    def takes_prints(self) -> bool:
+        """Whether what bodies print must pass through this process: it would land in a line."""
+        try:
+            return sys.stdout.isatty()
+        except (AttributeError, ValueError):
+            return False
 
     def begin(self, run: str) -> None:
         """A run has begun that may be shown: from now on we know where the cursor stands."""
@@ -94,10 +94,12 @@ class Terminal:
         with self._guard:
             self._runs.discard(run)
             self._beside.discard(run)
-            if self._views.pop(run, None) is not None:
+            if self._views.pop(run, None) is not None and _takes(self._fd):
                 self._erase()
                 if self._views and not self._within:
                     self._draw()
+            if not self._views:
+                self._drawn = 0
             if not self._runs:
                 self._close()
 
