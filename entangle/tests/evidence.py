@@ -68,6 +68,7 @@ def place_among(path: str | os.PathLike[str], most: int) -> Iterator[int]:
     try:
         yield number
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a worker that was forked meanwhile has it open as well
         os.close(fd)
 
 
