@@ -680,6 +680,8 @@ class Supervisor:
             # waiting for any.
             if in_order or body.stop() or self.table.slots[slot * SLOT + STATE] != BUSY:
                 threads.append(thread)
+            else:
+                body.forfeit()  # it may run on for long
         if not in_order:
             self._retire_all()
             trees = descendants.started_by([worker.pid for worker in self.processes.values() if self._runs(worker)])

@@ -598,6 +598,27 @@ def test_a_thread_that_was_abandoned_holds_no_place(log: str) -> None:
     all_places("one", 1, log + "2")
 
 
+def test_a_thread_that_a_cancelled_run_leaves_behind_holds_no_place(log: str) -> None:
+    go = threading.Event()
+
+    @limit("one", at_once=1)
+    @thread
+    def stay(path: str) -> None:
+        note(path, "there")
+        go.wait(100)
+
+    future = together(stay(log), process(bodies.one)()).future()
+    future.start()
+    wait_until(lambda: notes(log))
+    future.cancel()
+    with pytest.raises(RunCancelledError):
+        future.result(20)
+    try:
+        all_places("one", 1, log + "2")
+    finally:
+        go.set()
+
+
 def test_a_failed_body_gives_its_place_back(log: str) -> None:
     fail: Any = limit("few", at_once=2)(process(bodies.fail))
     for _ in range(3):
