@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, overload
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
-from entangle._dataflow.flow_graph import Callback, Dataflow, check_children
-from entangle._dataflow.node import DataflowTask, Node
+from entangle._dataflow.flow_graph import Callback, Dataflow, GraphNode, check_children
+from entangle._dataflow.node import DataflowMethod, DataflowTask, Leaves, Node
 from entangle._dataflow.windows import Window
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -26,17 +26,51 @@ from entangle.thread import thread
 
 __all__ = ["Node", "dataflow", "merge", "process", "thread", "window"]
 
+if TYPE_CHECKING:
+    from entangle._tasks.task_arguments import TakesOnly1, TakesOnly2
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 Executor = Literal["thread", "process"]
 
 _OPTIONS = ("callback", "executor", "maxworkers")
 
 
+class DataflowDecorator(Protocol):
+    """What @dataflow(…) gives. In a class, the first parameter of a function is the instance."""
+
+    @overload
+    def __call__(self, function: type[Out], /) -> DataflowTask[Any, Out]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: TakesOnly1[In, Coroutine[Any, Any, Out]], /) -> DataflowTask[In, Out]: ...
+    @overload
+    def __call__(self, function: TakesOnly1[In, Out], /) -> DataflowTask[In, Out]: ...
+    @overload
+    def __call__(self, function: Callable[[In], Coroutine[Any, Any, Out]], /) -> DataflowTask[In, Out]: ...
+    @overload
+    def __call__(self, function: Callable[[In], Out], /) -> DataflowTask[In, Out]: ...
+    @overload
+    def __call__(self, function: TakesOnly2[Any, In, Out], /) -> DataflowMethod[In, Out]: ...
+    @overload
+    def __call__(self, function: Callable[[Any, In], Out], /) -> DataflowMethod[In, Out]: ...
+
+
 @overload
-def dataflow(function: Callable[..., Any], /) -> DataflowTask: ...
+def dataflow(function: type[Out], /) -> DataflowTask[Any, Out]: ...  # type: ignore[overload-overlap]
 @overload
-def dataflow(
-    *, callback: Callback | None = None, executor: Executor | None = None, maxworkers: int | None = None
-) -> Callable[[Callable[..., Any]], DataflowTask]: ...
+def dataflow(function: TakesOnly1[In, Coroutine[Any, Any, Out]], /) -> DataflowTask[In, Out]: ...
+@overload
+def dataflow(function: TakesOnly1[In, Out], /) -> DataflowTask[In, Out]: ...
+@overload
+def dataflow(function: Callable[[In], Coroutine[Any, Any, Out]], /) -> DataflowTask[In, Out]: ...
+@overload
+def dataflow(function: Callable[[In], Out], /) -> DataflowTask[In, Out]: ...
+@overload
+def dataflow(function: TakesOnly2[Any, In, Out], /) -> DataflowMethod[In, Out]: ...
+@overload
+def dataflow(function: Callable[[Any, In], Out], /) -> DataflowMethod[In, Out]: ...
+@overload
+def dataflow(*, callback: Callback | None = None, executor: Executor | None = None, maxworkers: int | None = None) -> DataflowDecorator: ...
 @edge
 def dataflow(
     function: Any = None,
@@ -64,15 +98,21 @@ def dataflow(
     refuse_unknown("dataflow", _OPTIONS, unknown)
 
     @edge
-    def wrap(inner: Any) -> DataflowTask:
+    def wrap(inner: Any) -> DataflowTask[Any, Any]:
         task: Task[..., Any] = decorate("dataflow", inner, Dataflow(callback, executor, maxworkers))
         return DataflowTask(task.function, task.layers)
 
     return wrap if function is None else wrap(function)
 
 
+@overload
+def window(child: GraphNode[list[In], Leaves], /, *, count: int | None = None, seconds: float | None = None) -> Window[In, Leaves]: ...
+@overload
+def window(
+    *children: GraphNode[list[In], Any] | Callable[[list[In]], Any], count: int | None = None, seconds: float | None = None
+) -> Window[In, tuple[Any, ...]]: ...
 @edge
-def window(*children: Any, count: int | None = None, seconds: float | None = None) -> Window:
+def window(*children: Any, count: int | None = None, seconds: float | None = None) -> Any:
     """A node that gathers the values of a stream into lists: of `count` values, or of `seconds`.
 
     What is left when the stream ends comes last. Takes nodes and lambdas, as any node does. With

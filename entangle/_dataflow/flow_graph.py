@@ -7,7 +7,7 @@ The children of a node are what stands in its parentheses. `plan.py` compiles a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from entangle import _tasks
 from entangle._shared.summaries import value_in_short
@@ -15,6 +15,10 @@ from entangle._shared.tracebacks import edge, passes_on
 from entangle.errors import ArgumentError, OptionError
 from entangle.flow import HERE, PROCESS, THREAD
 from entangle.task import Call, Layer, Task
+
+#: What a node takes, and the tuple of what the leaves below it give.
+In_contra = TypeVar("In_contra", contravariant=True)
+Leaves_co = TypeVar("Leaves_co", bound=tuple[Any, ...], covariant=True)
 
 _CARRIERS = {"thread": THREAD, "process": PROCESS}
 
@@ -45,7 +49,7 @@ class Dataflow(Layer):
         return {} if self.executor is None else {"carrier": _CARRIERS[self.executor]}
 
 
-class GraphNode:
+class GraphNode(Generic[In_contra, Leaves_co]):
     """A node or a window, with its children. Immutable, so there are no cycles."""
 
     __slots__ = ("__weakref__", "children")
@@ -64,7 +68,7 @@ class GraphNode:
         return _tasks.drawings().html_of_nodes(*_names_and_links(self))
 
 
-class FunctionNode(GraphNode):
+class FunctionNode(GraphNode[In_contra, Leaves_co]):
     """A task of a dataflow with its children."""
 
     __slots__ = ("compiled", "task")
@@ -122,7 +126,7 @@ def _name(child: Any) -> str:
     return str(getattr(child, "__name__", type(child).__name__))
 
 
-def _names_and_links(root: GraphNode) -> tuple[list[str], list[tuple[int, int]]]:
+def _names_and_links(root: GraphNode[Any, Any]) -> tuple[list[str], list[tuple[int, int]]]:
     """The nodes and lambdas of a graph, each once, by name; and which gives its value to which."""
     numbers: dict[int, int] = {}
     names: list[str] = []

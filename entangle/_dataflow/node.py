@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
-from entangle._dataflow.flow_graph import FunctionNode, as_dict, check_children
+from entangle._dataflow.flow_graph import FunctionNode, GraphNode, In_contra, Leaves_co, as_dict, check_children
 from entangle._shared.tracebacks import edge
 from entangle._tasks.call import check_callback
 from entangle.errors import ArgumentError
@@ -17,16 +17,76 @@ if TYPE_CHECKING:
     from entangle._dataflow.stream import Stream
     from entangle._run.future import RunFuture
     from entangle._tasks import OnError
+    from entangle._tasks.call import Start
+
+#: What a function of a dataflow gives, and the values of leaves.
+Out_co = TypeVar("Out_co", covariant=True)
+Leaves = TypeVar("Leaves", bound=tuple[Any, ...])
+W = TypeVar("W")
+X = TypeVar("X")
+Y = TypeVar("Y")
+Z = TypeVar("Z")
 
 
-class DataflowTask(Task[..., Any]):
+class Chooser(Protocol[In_contra]):
+    """A lambda that chooses nodes: it gets what was pushed into the node around it, as they do."""
+
+    def __call__(self, value: In_contra, /) -> GraphNode[In_contra, Any] | list[Any] | None: ...
+
+
+class DataflowTask(Task[..., Any], Generic[In_contra, Out_co]):
     """A function that values are pushed into. Calling it builds a `Node`; nothing runs.
 
     Takes nodes, windows, and lambdas that choose nodes.
     """
 
+    @overload  # type: ignore[override]
+    def __call__(self) -> Node[In_contra, tuple[Out_co]]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, Leaves], /) -> Node[In_contra, Leaves]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, tuple[W]], b: GraphNode[Out_co, tuple[X]], /) -> Node[In_contra, tuple[W, X]]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, tuple[W]], b: GraphNode[Out_co, tuple[X, Y]], /) -> Node[In_contra, tuple[W, X, Y]]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, tuple[W, X]], b: GraphNode[Out_co, tuple[Y]], /) -> Node[In_contra, tuple[W, X, Y]]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, tuple[W]], b: GraphNode[Out_co, tuple[X, Y, Z]], /) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, tuple[W, X, Y]], b: GraphNode[Out_co, tuple[Z]], /) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(self, a: GraphNode[Out_co, tuple[W, X]], b: GraphNode[Out_co, tuple[Y, Z]], /) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(
+        self, a: GraphNode[Out_co, tuple[W]], b: GraphNode[Out_co, tuple[X]], c: GraphNode[Out_co, tuple[Y]], /
+    ) -> Node[In_contra, tuple[W, X, Y]]: ...
+    @overload
+    def __call__(
+        self, a: GraphNode[Out_co, tuple[W]], b: GraphNode[Out_co, tuple[X]], c: GraphNode[Out_co, tuple[Y, Z]], /
+    ) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(
+        self, a: GraphNode[Out_co, tuple[W]], b: GraphNode[Out_co, tuple[X, Y]], c: GraphNode[Out_co, tuple[Z]], /
+    ) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(
+        self, a: GraphNode[Out_co, tuple[W, X]], b: GraphNode[Out_co, tuple[Y]], c: GraphNode[Out_co, tuple[Z]], /
+    ) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(
+        self,
+        a: GraphNode[Out_co, tuple[W]],
+        b: GraphNode[Out_co, tuple[X]],
+        c: GraphNode[Out_co, tuple[Y]],
+        d: GraphNode[Out_co, tuple[Z]],
+        /,
+    ) -> Node[In_contra, tuple[W, X, Y, Z]]: ...
+    @overload
+    def __call__(
+        self, *children: GraphNode[Out_co, Any] | Chooser[In_contra] | Sequence[GraphNode[Out_co, Any] | Chooser[In_contra]]
+    ) -> Node[In_contra, tuple[Any, ...]]: ...
     @edge
-    def __call__(self, *children: Any, **unknown: Any) -> Node:  # type: ignore[override]
+    def __call__(self, *children: Any, **unknown: Any) -> Any:
         """A node with these children. Raises ArgumentError if one of them cannot be a child."""
         if unknown:
             raise ArgumentError(f"{self.__name__}({', '.join(unknown)}=…): a node takes no keywords; give the nodes below it by position")
@@ -43,23 +103,39 @@ class DataflowTask(Task[..., Any]):
 
     starmap = map
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    # An attribute that holds a task is one as it stands; for methods, see DataflowMethod.
+    def __get__(  # type: ignore[override]
+        self, instance: Any, owner: Any = None
+    ) -> DataflowTask[In_contra, Out_co]:
         """A task in a class is a method: its value comes after the instance."""
         return self if instance is None else DataflowTask(types.MethodType(self.function, instance), self.layers)
 
 
-class Node(FunctionNode):
+class DataflowMethod(DataflowTask[Any, Any], Generic[In_contra, Out_co]):
+    """To type checkers, a function in a class: of an instance it is a task of a dataflow."""
+
+    def __get__(  # type: ignore[override]
+        self, instance: Any, owner: Any = None
+    ) -> DataflowTask[In_contra, Out_co]:
+        raise NotImplementedError
+
+
+class Node(FunctionNode[In_contra, Leaves_co]):
     """A task of a dataflow with its children. Immutable. `node(value)` pushes a value in."""
 
     __slots__ = ()
 
-    task: DataflowTask
+    task: DataflowTask[Any, Any]
 
     def __reduce__(self) -> Any:
         return Node, (self.task, self.children)
 
+    @overload
+    def __call__(self, value: In_contra, /) -> Leaves_co: ...
+    @overload
+    def __call__(self, value: In_contra, /, *, start: Start | None) -> Leaves_co: ...
     @edge
-    def __call__(self, *values: Any, start: str | None = None) -> tuple[Any, ...]:
+    def __call__(self, *values: Any, start: str | None = None) -> Any:
         """Push one value in and wait. Gives a tuple of the values of the leaves, left to right.
 
         `start` says how workers are started. If nodes fail, raises the error of the first (left to
@@ -69,8 +145,12 @@ class Node(FunctionNode):
 
         return Push(self.plan, self._one(values), start).value()
 
+    @overload
+    def future(self, value: In_contra, /) -> RunFuture[Leaves_co]: ...
+    @overload
+    def future(self, value: In_contra, /, *, callback: Callable[[RunFuture[Leaves_co]], object] | None) -> RunFuture[Leaves_co]: ...
     @edge
-    def future(self, *values: Any, callback: Callable[[Any], object] | None = None) -> RunFuture[tuple[Any, ...]]:
+    def future(self, *values: Any, callback: Callable[[Any], object] | None = None) -> RunFuture[Any]:
         """Push one value in without waiting. Gives a `concurrent.futures.Future` of the leaves.
 
         It starts at once. `callback` gets the future when it is done.
@@ -80,14 +160,14 @@ class Node(FunctionNode):
         from entangle._run.future import RunFuture
 
         push = Push(self.plan, self._one(values))
-        future: RunFuture[tuple[Any, ...]] = RunFuture(push.value, push.cancel)
+        future: RunFuture[Any] = RunFuture(push.value, push.cancel)
         if callback is not None:
             future.add_done_callback(callback)
         future.start()
         return future
 
     @edge
-    def push(self, *values: Any) -> Coroutine[Any, Any, tuple[Any, ...]]:
+    def push(self, *values: In_contra) -> Coroutine[Any, Any, Leaves_co]:
         """Push one value in without blocking the event loop, as `await flow.push(x)`.
 
         Cancelling the waiting task stops it.
@@ -96,19 +176,19 @@ class Node(FunctionNode):
         from entangle._run.future import RunFuture
 
         push = Push(self.plan, self._one(values))
-        future: RunFuture[tuple[Any, ...]] = RunFuture(push.value, push.cancel)
+        future: RunFuture[Any] = RunFuture(push.value, push.cancel)
         return future.wait_in_loop()
 
     @edge
     def stream(
         self,
-        source: Iterable[Any] | AsyncIterable[Any],
+        source: Iterable[In_contra] | AsyncIterable[In_contra],
         *,
         inflight: int | None = None,
         ordered: bool = True,
         on_error: OnError = "raise",
-        start: str | None = None,
-    ) -> Stream[tuple[Any, ...]]:
+        start: Start | None = None,
+    ) -> Stream[Leaves_co]:
         """Push many values through, several at a time. Gives tuples of their leaves as they come.
 
         `source` is any iterable; it may be endless or asynchronous. `inflight` is the most values

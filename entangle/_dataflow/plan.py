@@ -31,7 +31,7 @@ MOST_SHARED = 24
 class Leaf(NamedTuple):
     """A result of a port: the value of a leaf, or a value for the window that feeds port `port`."""
 
-    window: Window | None
+    window: Window[Any, Any] | None
     port: int
 
 
@@ -105,7 +105,7 @@ class Plan:
             rows.append(Row(body, inputs))
             return len(rows) - 1
 
-        def leaf(row: int, window: Window | None = None, port: int = 0) -> None:
+        def leaf(row: int, window: Window[Any, Any] | None = None, port: int = 0) -> None:
             results.append(row)
             leaves.append(Leaf(window, port))
 
@@ -167,7 +167,12 @@ class Plan:
         return len(self.nodes) - 1
 
     def _add_node(
-        self, add: Callable[[Body, tuple[int, ...]], int], node: FunctionNode, inputs: tuple[int, ...], path: str, limits: tuple[int, ...]
+        self,
+        add: Callable[[Body, tuple[int, ...]], int],
+        node: FunctionNode[Any, Any],
+        inputs: tuple[int, ...],
+        path: str,
+        limits: tuple[int, ...],
     ) -> tuple[int, tuple[int, ...]]:
         """Add the row of a node. Returns it, and the row of its callback if that has its own."""
         task = node.task

@@ -128,7 +128,7 @@ def push_into(chosen: Sequence[Any], value: Any, limit: int | None) -> list[Any]
     return Push(plan, value).outcomes()
 
 
-def plan_of(node: FunctionNode) -> Plan:
+def plan_of(node: FunctionNode[Any, Any]) -> Plan:
     """The compiled graph below a node; compiled once."""
     if node.compiled is None:
         object.__setattr__(node, "compiled", Plan((node,), push_into))
@@ -136,9 +136,9 @@ def plan_of(node: FunctionNode) -> Plan:
     return plan
 
 
-def _chain(nodes: list[Any]) -> list[FunctionNode] | None:
+def _chain(nodes: list[Any]) -> list[FunctionNode[Any, Any]] | None:
     """The nodes as a chain that this thread can run without the engine; None if they are none."""
-    found: list[FunctionNode] = []
+    found: list[FunctionNode[Any, Any]] = []
     while nodes:
         (node, *others) = nodes
         if others or not isinstance(node, FunctionNode):
@@ -151,7 +151,7 @@ def _chain(nodes: list[Any]) -> list[FunctionNode] | None:
     return found
 
 
-def _run_chain(chain: list[FunctionNode], value: Any) -> list[Any]:
+def _run_chain(chain: list[FunctionNode[Any, Any]], value: Any) -> list[Any]:
     plan = plan_of(chain[0])
     outcome: Any = value
     for row, node in zip(plan.ports[0][1:], chain, strict=False):

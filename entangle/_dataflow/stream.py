@@ -47,7 +47,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
 
     def __init__(
         self,
-        node: FunctionNode,
+        node: FunctionNode[Any, Any],
         source: Iterable[Any] | AsyncIterable[Any],
         inflight: int | None,
         ordered: bool,

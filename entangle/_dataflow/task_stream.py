@@ -32,7 +32,7 @@ class Items(Dataflow):
         return body
 
 
-class StreamedTask(DataflowTask):
+class StreamedTask(DataflowTask[Any, Any]):
     """A task as the only node of its stream. It travels as the task does, by name if it has one."""
 
     of: tuple[Task[..., Any], Any]

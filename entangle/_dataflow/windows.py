@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from entangle._dataflow.flow_graph import GraphNode
+from entangle._dataflow.flow_graph import GraphNode, In_contra, Leaves_co
 
 
-class Window(GraphNode):
+class Window(GraphNode[In_contra, Leaves_co]):
     """Gathers values and passes on lists of `count` values, or of the values of `seconds`.
 
     When a stream ends, the rest comes as the last list.
@@ -28,7 +28,7 @@ class Window(GraphNode):
 class WindowBuffer:
     """The values that one window holds now. A window of seconds opens with its first value."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window[Any, Any]) -> None:
         self._count = window.count
         self._seconds = window.seconds
         self._values: list[Any] = []

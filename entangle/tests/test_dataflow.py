@@ -677,7 +677,7 @@ def test_bad_nodes() -> None:
     with pytest.raises(ArgumentError, match="by position"):
         add_one(x=double())
     with pytest.raises(ArgumentError, match="one value"):
-        dataflow(lambda: 1)()
+        dataflow(lambda: 1)()  # type: ignore[misc, arg-type]
     with pytest.raises(ArgumentError, match="one value"):
         add_one()()
     with pytest.raises(AttributeError):

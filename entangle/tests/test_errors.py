@@ -100,6 +100,6 @@ def test_a_frozen_error_arrives(decorator: Any) -> None:
 
 def test_a_frozen_error_of_a_dataflow() -> None:
     for executor in ("thread", "process"):
-        flow = dataflow(executor=executor)(fail)()
+        flow: Any = dataflow(executor=executor)(fail)()
         with pytest.raises(Frozen):
             flow(3)

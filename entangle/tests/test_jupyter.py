@@ -334,7 +334,8 @@ def test_a_picture_of_many_calls_has_a_box_for_each_task() -> None:
 
 
 def test_a_dataflow_is_drawn() -> None:
-    first, second = dataflow(str), dataflow(abs)
+    first: Any = dataflow(str)
+    second: Any = dataflow(abs)
     shared = second()
     page = page_of(first(shared, first(shared), lambda x: None))
     assert texts_of(page) == ["str", "abs", "str", "<lambda>"]

@@ -597,14 +597,15 @@ def test_the_loop_goes_on_meanwhile() -> None:
 
 
 def test_bad_input() -> None:
+    anything: Any = add_one()
     with pytest.raises(ArgumentError, match="iterable"):
-        add_one().stream(3)  # type: ignore[arg-type]
+        anything.stream(3)
     wrong: list[Any] = [0, -1, 1.5, True]
     for inflight in wrong:
         with pytest.raises(OptionError, match="inflight"):
             add_one().stream([], inflight=inflight)
     with pytest.raises(OptionError, match="on_error"):
-        add_one().stream([], on_error="ignore")  # type: ignore[arg-type]
+        anything.stream([], on_error="ignore")
     with pytest.raises(OptionError, match="is no way to start workers"):
         add_one().stream([], start="thread")
 
@@ -614,7 +615,7 @@ def test_a_source_whose_own_wait_was_cancelled_has_failed() -> None:
         yield 1
         raise asyncio.CancelledError("of the source's own")
 
-    flow = dataflow(thread(abs))()
+    flow: Any = dataflow(thread(abs))()
     stream = flow.stream(source())
     assert next(stream) == (1,)
     with pytest.raises(asyncio.CancelledError):
@@ -631,7 +632,8 @@ def test_a_source_whose_own_wait_was_cancelled_has_failed() -> None:
 
 def test_several_tasks_of_a_loop_share_a_stream() -> None:
     async def consume() -> list[Any]:
-        stream = dataflow(thread(abs))().stream(range(200))
+        flow: Any = dataflow(thread(abs))()
+        stream = flow.stream(range(200))
         found: list[Any] = []
 
         async def some() -> None:
@@ -647,7 +649,7 @@ def test_several_tasks_of_a_loop_share_a_stream() -> None:
 
 def test_streams_of_one_source_end_each_for_itself() -> None:
     ticks = every(0.01)
-    flow = dataflow(thread(abs))()
+    flow: Any = dataflow(thread(abs))()
     first, second, third = flow.stream(ticks), flow.stream(ticks), flow.stream(merge(ticks))
     for stream in (first, second, third):
         next(stream)
