@@ -304,7 +304,8 @@ class Supervisor:
         if ready <= 0 or most <= 0:
             return
         # The first one queues for a cookie. More make sense where there are cookies now.
-        wanted = max(min(ready, most, self.site.devices.room(claim, visible)), not there)
+        with Deferred():  # an interrupt might leave the cookies locked
+            wanted = max(min(ready, most, self.site.devices.room(claim, visible)), not there)
         for _ in range(wanted):
             if not self._has_place() and not self._make_place(lane):
                 return

@@ -130,7 +130,8 @@ class Site:
     @property
     def devices(self) -> Devices:
         """The cookies of devices of this process tree."""
-        return devices_of(self.home)
+        with Deferred():  # it opens files
+            return devices_of(self.home)
 
     def wake_of(self, lane: int) -> tuple[int, int]:
         """The pipe that wakes workers of this lane."""

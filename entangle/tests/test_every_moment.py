@@ -53,7 +53,7 @@ def test_moments_are_those_of_the_whole_engine() -> None:
     assert rooms_of_moments() == {"_shared", "_worker", "_run", "entangle"}
 
 
-@pytest.mark.parametrize(("name", "step"), [("tree", 73), ("pool", 91), ("limits", 131), ("mixed", 83)])
+@pytest.mark.parametrize(("name", "step"), [("tree", 73), ("pool", 91), ("limits", 131), ("devices", 127), ("mixed", 83)])
 def test_ctrl_c_between_two_instructions(name: str, step: int, tmp_path: Path) -> None:
     number = 1
     while meets(SHAPES[name], tmp_path / "log", Interrupting(number)):
