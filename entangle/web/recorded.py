@@ -27,8 +27,9 @@ from entangle.web.page_graph import WHOLE, GraphPart, name_of, reached
 NESTED = 300
 #: Calls that are listed on the way to a value.
 LISTED = 200
-#: Nodes of a graph whose values are shown on them.
-LABELLED = 400
+#: Nodes of a graph whose arguments and values are shown on them; the same of one in which a task is
+#: opened, where they are read for all and shown for some.
+LABELLED, MOST_LABELLED = 400, 20_000
 
 
 class Absent(Exception):
@@ -192,7 +193,7 @@ def parts(run_id: str, opened: bool = False) -> list[GraphPart]:
         total = sum(row["node_count"] for row in family)
         if total > WHOLE and not opened:
             return [_condensed(connection, row, len(family) == 1) for row in family]
-        return [_part(connection, row, total <= LABELLED) for row in family]
+        return [_part(connection, row, total <= (MOST_LABELLED if opened else LABELLED)) for row in family]
 
 
 def _inside(row: sqlite3.Row) -> tuple[str, int] | None:

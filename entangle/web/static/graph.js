@@ -190,6 +190,7 @@ export function graphView(view, run) {
     if (!wanted.delete(name)) wanted.add(name);
     for (const button of legend.children) button.setAttribute("aria-pressed", String(wanted.has(button.dataset.state)));
     remark();
+    if (cy && wanted.size) (moved = true), reveal(cy.nodes().not(".faded"), 0.5);
   }
 
   async function load(fit = true) {
@@ -276,8 +277,9 @@ export function graphView(view, run) {
   }
 
   // Move the picture no further than is needed to see these nodes.
-  function reveal(nodes) {
+  function reveal(nodes, least = 0) {
     if (!cy || nodes.empty()) return;
+    if (cy.zoom() < least) cy.fit(nodes, 40), cy.zoom() > 1.2 && (cy.zoom(1.2), cy.center(nodes));
     const margin = 16;
     const box = nodes.renderedBoundingBox({ includeEdges: false });
     if (box.w > cy.width() - 2 * margin || box.h > cy.height() - 2 * margin) {

@@ -12,6 +12,7 @@ const RANK = 52;
 const LINE = 10;
 // So many leaves below one node stand in a row.
 const IN_ROW = 10;
+const WIDEST = 280;
 
 // nodes: [{id, width, height}]; edges: [{source, target}], those of a target in the order of its
 // arguments. Gives a Map from id to {x, y}.
@@ -115,7 +116,8 @@ function spaced(child, above) {
 
 function fold(box, sizes) {
   if (!box.ids.length) return;
-  const leaves = box.below.filter((child) => child.ids.length && !child.below.length);
+  // A place as wide as that of a group would set all others far apart.
+  const leaves = box.below.filter((child) => child.ids.length && !child.below.length && child.width <= WIDEST);
   if (leaves.length <= IN_ROW) return;
   const block = { ids: leaves.flatMap((leaf) => leaf.ids), depth: box.depth + 1, below: [] };
   block.columns = Math.min(leaves.length, Math.max(IN_ROW, Math.ceil(Math.sqrt(leaves.length * 1.3))));
