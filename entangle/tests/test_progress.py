@@ -461,6 +461,18 @@ def test_a_run_that_goes_on_after_a_failure(tmp_path: Path) -> None:
     assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["done 2 of 4 in TIME · 1 failed, 1 skipped"]
 
 
+def test_the_last_line_names_the_call_that_has_ended_the_run(tmp_path: Path) -> None:
+    """And not those whose failures others took as values."""
+    program = """
+        try:
+            total(process(len)(entangle.gather(fail(1), return_exceptions=True)), train(fail(load(2)).named("fold\\t3"))).run(progress=True)
+        except ValueError:
+            pass
+    """
+    (line,) = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
+    assert re.match("failed in fold\ufffd3 after TIME · [0123] of 6 done · [12] failed, ", line), line
+
+
 def test_a_run_that_is_timed_out(tmp_path: Path) -> None:
     program = """
         try:

@@ -16,10 +16,11 @@ from typing import Protocol
 
 from entangle._run import ObservedRun, observers
 from entangle._run.progress.log import Log
-from entangle._run.progress.tally import Count, Tally
+from entangle._run.progress.tally import Count, Tally, printable
 from entangle._run.progress.terminal import Terminal
 from entangle._run.progress.wording import CANCELLED, DONE, FAILED, INTERRUPTED, TERMINATED, TIMED_OUT, View
 from entangle._shared.interrupts import Terminated
+from entangle._shared.table import FAILED_NODE
 from entangle.errors import RunCancelledError
 
 #: Runs shorter than this (seconds) show nothing.
@@ -95,6 +96,9 @@ class _Shown:
         for count in self._past.values():
             _add(counts, count)
         view.counts = list(counts.values())
+        if end == FAILED:
+            node = run.table.header[FAILED_NODE] if run.table is not None else -1
+            view.failed_in = printable(run.flow.name(node)) if node >= 0 else ", ".join(count.name for count in view.counts if count.failed)
         return view
 
     def close(self, run: ObservedRun) -> None:

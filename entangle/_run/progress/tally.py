@@ -93,7 +93,7 @@ class Tally:
     def __init__(self, flow: Flow, history: History | None = None, many: bool = False) -> None:
         self._history, self._many = history, many
         numbers: dict[tuple[str, bool], int] = {}
-        of_body = [numbers.setdefault((_printable(body.name), body.ours), len(numbers)) for body in flow.bodies]
+        of_body = [numbers.setdefault((printable(body.name), body.ours), len(numbers)) for body in flow.bodies]
         self._group_of = [of_body[body] for body in flow.body_of]
         self._groups = [_Group(Count(name)) for name, _ in numbers]
         ours = {number for (_, of_ours), number in numbers.items() if of_ours}
@@ -237,6 +237,6 @@ class Tally:
         self._at_once = 0.0
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name that a terminal shows and does not obey, of a length that leaves room for others."""
     return cut(name if name.isprintable() else "".join(char if char.isprintable() else "\ufffd" for char in name), _LONGEST)

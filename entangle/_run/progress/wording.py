@@ -34,6 +34,8 @@ class View:
     at_once: float = 0.0
     #: How it has ended; None while it lasts.
     end: str | None = None
+    #: The name of the call, or else of the tasks, whose failure has ended it.
+    failed_in: str = ""
     #: Of a stream: how many items have come out, failed ones included, and how many come a second
     #: of late.
     items: int | None = None
@@ -129,8 +131,7 @@ def line(view: View, room: int, prefix: str = "") -> str:
 def last_line(view: View, prefix: str = "") -> str:
     """How a run has ended."""
     took = clock(view.seconds)
-    where = ", ".join(count.name for count in view.counts if count.failed)
-    where = f" in {where}" if where and view.end == FAILED else ""
+    where = f" in {view.failed_in}" if view.failed_in and view.end == FAILED else ""
     if view.items is not None:
         failed = view.sum("failed")
         items = f"{view.items - failed:,} items"
