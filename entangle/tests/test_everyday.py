@@ -19,6 +19,8 @@ import pytest
 import entangle
 from entangle.errors import EntangleError, ProcessRetryException, RunTimeoutException
 from entangle.limit import limit
+from entangle.process import process
+from entangle.scheduler import scheduler
 from entangle.workflow import workflow
 
 from . import bodies
@@ -143,3 +145,30 @@ def test_a_stream_of_values(way: Way) -> None:
     endless = iter(inc.stream(iter(int, 1), inflight=4))
     assert [next(endless) for _ in range(5)] == [1] * 5
     endless.close()
+
+
+def test_a_gpu_each(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another place by a run of the body there: it has GPUs of its own."""
+
+    def devices() -> list[tuple[int, str]]:
+        os.environ["ENTANGLE_GPUS"] = "0,1"
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        seen: Any = scheduler(gpus=1)(process(lambda x: (x, os.environ["CUDA_VISIBLE_DEVICES"])))
+        found: list[tuple[int, str]] = seen.map(range(6))()
+        return found
+
+    for name in ("ENTANGLE_GPUS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "0,1")  # put back afterwards
+    got = devices() if way.here else way.process(devices)()()
+    assert [x for x, _ in got] == list(range(6))
+    assert {device for _, device in got} <= {"0", "1"}
+
+
+def test_a_call_that_has_not_run_is_no_value(way: Way) -> None:
+    call = way.process(bodies.inc)(1)
+    for use in (bool, len, list, lambda call: call + 1, lambda call: call[0], lambda call: 1 in call):
+        with pytest.raises(TypeError, match="has not run"):
+            use(call)
+    assert call == call
+    assert call != way.process(bodies.inc)(1)
+    assert "inc(1)" in repr(call)
