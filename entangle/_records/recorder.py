@@ -346,7 +346,7 @@ def _failed(run: ObservedRun, table: Table, noted: dict[int, list[str]], ending:
                 message = failures.text_of_used_up(flow.name(node), attempts, kind.rpartition(".")[2], message)
                 kind = USED_UP
             about = [*failures.notes_of_call(flow, node, call), *([where] if where else [])]
-            told.append(_told(kind, message, text, about, node))
+            told.append(_told(kind, message, text, about, node, notes.LONGEST_TEXT // 2))
         node = states.find(FAILED, node + 1)
     return told
 
@@ -368,12 +368,12 @@ def _described(error: BaseException, node: int | None) -> dict[str, Any]:
     return _told(failures.name_of_type(error), failures.text_of(error), cause, getattr(error, "__notes__", []), node)
 
 
-def _told(kind: str, message: str, text: str, about: Iterable[object], node: int | None) -> dict[str, Any]:
+def _told(kind: str, message: str, text: str, about: Iterable[object], node: int | None, most: int = 100_000) -> dict[str, Any]:
     return {
         "type": kind,
         # Mask before cutting: half of a secret is not recognised.
         "message": masked(message[:20_000])[:10_000],
-        "traceback": masked(with_lines(text[-200_000:]))[-100_000:],
+        "traceback": masked(with_lines(text[-2 * most :]))[-most:],
         "notes": [masked(str(note)[:20_000])[:10_000] for note in about],
         "node": node,
     }

@@ -79,7 +79,7 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
     return {
         "error": pickled_error(error, name),
         "type": name_of_type(error),
-        "message": text_of(error),
+        "message": text_of(error)[:_LONGEST],
         "text": text,
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
         "call": call,
@@ -271,5 +271,7 @@ def few_of(attempts: list[str]) -> list[str]:
     return [cut(text, most) for text in attempts]
 
 
+#: The most characters of the text of an error that are sent beside the error itself.
+_LONGEST = 20_000
 #: How many earlier attempts an error's notes tell of, and how many characters they may take.
 _ATTEMPTS, _TOLD = 8, 640

@@ -286,6 +286,43 @@ def test_what_failed_after_attempts_died_or_came_late_is_kept_in_a_run_that_goes
     assert any(note.startswith("call: kills_itself()") for note in (errors["kills_itself"] or fail()).notes)
 
 
+KEY = "AKIA" + "IOSFODNN7EXAMPLE"
+
+
+class Odd(Exception):
+    """An error that has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def raises_what_is_hard_to_keep(kind: str) -> None:
+    if kind == "no text":
+        raise Odd
+    if kind == "exits":
+        sys.exit("leaving")
+    if kind == "empty":
+        raise ValueError
+    raise ValueError(KEY + "y" * (20_000 - 11) if kind == "cut" else KEY + "z" * 5_000_000)
+
+
+@pytest.mark.parametrize("executor", [process, thread])
+def test_errors_that_are_hard_to_keep_are_kept_in_short_and_without_secrets(directory: Path, executor: Any) -> None:
+    kinds = ["no text", "exits", "empty", "cut", "huge"]
+    values = entangle.gather(*[executor(raises_what_is_hard_to_keep)(kind) for kind in kinds], return_exceptions=True)()
+    assert [isinstance(value, Exception) for value in values] == [True] * 5
+    run = records.run()
+    errors = {node.inputs[0].value.text.strip("'"): node.error for node in run.nodes if node.error and node.inputs[0].value}
+    assert sorted(errors) == sorted(kinds)
+    assert errors["no text"].message == "<its text raises RuntimeError>"
+    assert "SystemExit" in errors["exits"].message
+    assert (errors["empty"].type, errors["empty"].message) == ("ValueError", "")
+    assert all(len(error.message) <= 10_000 and len(error.traceback) <= 10_000 for error in run.failures.values())
+    kept = b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+    assert b"7EXAMPLE" not in kept
+    assert len(kept) < 1_000_000
+
+
 def fail() -> Any:
     pytest.fail("there is none")
 
