@@ -73,6 +73,9 @@ class Recorder:
         try:
             self._begin(run)
         except Exception as error:
+            writer, _ = self._segments.pop(run.id, (None, None))
+            if writer is not None:
+                writer.discard()  # a tail without a head is no record
             complain(error)
 
     def looked(self, run: ObservedRun) -> None:

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None  # or the interpreter reports an error when it flushes it at exit
         return status
     except OSError as error:  # a full disk behind stdout, a file that may not be read
-        print(f"entangle: {plain(str(error))}", file=sys.stderr)
+        _refuse(type(error).__name__, str(error), FAILED, for_programs)
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -460,6 +461,22 @@ def test_a_place_that_cannot_be_written_to_stops_no_run(tmp_path: Path, monkeypa
     status, out, err = caller.finish()
     assert (status, out) == (0, "5 5\n")
     assert err.count("runs are not recorded") == 1
+
+
+def test_a_record_that_could_not_begin_leaves_nothing_that_is_none(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_descriptor() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("entangle._records.surroundings.place", no_descriptor)
+        assert process(one)()() == 1
+    assert list((directory / "sheets").iterdir()) == []
+    caplog.clear()
+    assert process(add)(1, 2)() == 3
+    assert [run.name for run in records.runs()] == ["add"]
+    assert caplog.text == ""
 
 
 def test_a_full_disk_loses_a_record_and_no_run(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
