@@ -302,9 +302,8 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         "constants": _constants(run, flow, constants),
         "load": load,
     }
-    printed = printout.gather(site.directory) if site.directory else {}
-    if printed:
-        tail["prints"] = {node: _unquoted(masked(text), secrets) for node, text in printed.items() if 0 <= node < run.flow.count}
+    if site.directory and (printed := printout.gather(site.directory)):
+        tail["prints"] = _printed(run, printed, outputs, secrets)
     columns: tuple[Any, ...] = (table.ready_at, table.records, table.states, table.attempts)
     if run.history is not None:
         tail["stream"] = run.how_far()
@@ -421,6 +420,15 @@ def _without_secrets(values: list[Any]) -> list[Any]:
     if any(type(value) is str for value in values) and suspicious("\n".join([value for value in values if type(value) is str])):
         return [notes.describe(value) if type(value) is str and masked(value) != value else value for value in values]
     return values
+
+
+def _printed(run: ObservedRun, printed: dict[int, str], outputs: set[int], secrets: list[str]) -> dict[int, str]:
+    """What bodies have printed, with secrets masked; nothing of one whose value is a secret by its
+    name or by that of the parameter that takes it."""
+    flow = run.flow
+    known = {node: text for node, text in printed.items() if 0 <= node < flow.count}
+    hidden = outputs | {node for node in known if is_secret(flow.body(node).name)}
+    return {node: MASK if node in hidden else _unquoted(masked(text), secrets) for node, text in known.items()}
 
 
 def _hidden(value: Any) -> notes.Described:

@@ -36,9 +36,19 @@ PRINTING = """
         os.kill(os.getpid(), 9)
 
     @process
-    def secret(n):
+    def leaky(n):
         print("password=hunter2hunter2")
         return n
+
+    @process
+    def password(n):
+        print("it is correct-horse", n)
+        return "correct-horse"
+
+    @process
+    def login(password, user):
+        print("in with", password)
+        return len(password)
 
     @process
     def endless(n):
@@ -71,7 +81,8 @@ PRINTING = """
     if __name__ == "__main__":
         call = {
             "loud": lambda: quiet(*(loud(n) for n in range(5))),
-            "killed": lambda: killed(1), "secret": lambda: secret(1), "endless": lambda: quiet(endless(1)),
+            "killed": lambda: killed(1), "leaky": lambda: leaky(1), "endless": lambda: quiet(endless(1)),
+            "named": lambda: quiet(login("battery-staple", "me"), login(password(1), "me")),
             "around": lambda: around(7), "forks": lambda: forks(1),
         }[sys.argv[1]]()
         try:
@@ -98,7 +109,7 @@ def printed(folder: Path, kind: str, way: str = "auto") -> tuple[str, str, dict[
 
 
 def test_records_and_the_command_line_tell_what_was_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    printed(tmp_path, "secret")
+    printed(tmp_path, "leaky")
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
     (run,) = records.runs()
     assert run.root.printed.startswith("password=")
@@ -130,10 +141,19 @@ def test_the_lines_of_a_killed_body_are_remembered(tmp_path: Path) -> None:
 
 
 def test_secrets_in_what_was_printed_are_masked(tmp_path: Path) -> None:
-    out, _, kept = printed(tmp_path, "secret")
+    out, _, kept = printed(tmp_path, "leaky")
     assert "hunter2hunter2" in out
     assert "hunter2" not in json.dumps(list(kept.values()))
-    assert kept[("secret", 0)].startswith("password=")
+    assert kept[("leaky", 0)].startswith("password=")
+
+
+def test_what_a_task_prints_that_is_named_like_a_secret_is_not_kept_nor_a_secret_argument(tmp_path: Path) -> None:
+    out, _, kept = printed(tmp_path, "named")
+    assert "battery-staple" in out
+    told = json.dumps(list(kept.values()))
+    assert "battery-staple" not in told
+    assert "it is" not in told
+    assert "in with" in told
 
 
 def test_of_a_body_that_prints_without_end_the_first_and_the_last_lines_are_kept(tmp_path: Path) -> None:

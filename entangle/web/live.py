@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from entangle._shared import printout
-from entangle._shared.masks import masked
+from entangle._shared.masks import is_secret, masked
 from entangle._shared.table import BEGUN, DONE, FAILED, READY, RECORD, RUNNING, RUNS, SKIPPED, SLOT, UNARMED, WAITING
 from entangle._watch.live_runs import LiveRun, live_runs
 from entangle._watch.outline import HOW_FAR, LOAD, Outline, open_file, read_outline, read_whole
@@ -374,7 +374,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
             "pausing": bool(tries) and not over and (worker is None or run.table.slots[worker.slot * SLOT + BEGUN] != RUNS),
             "attempts": run.table.attempts[number] + 1,
             "tries": tries,
-            "printed": masked(printout.gather(run.directory, number).get(number, "")) or None,
+            "printed": None if is_secret(_task(run, number)) else masked(printout.gather(run.directory, number).get(number, "")) or None,
             "error": None,
             "output": None,
             "inputs": [
