@@ -123,6 +123,15 @@ class Writer:
 _DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
+def _encodable(said: Any) -> Any:
+    """The same without lone surrogates, as file names may have: SQLite takes no text with them."""
+    if isinstance(said, str):
+        return said.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(said, dict):
+        return {_encodable(key): _encodable(value) for key, value in said.items()}
+    return [_encodable(item) for item in said] if isinstance(said, list) else said
+
+
 def _cut(body: bytes, at: int) -> tuple[dict[str, Any], list[bytes], int]:
     """One line of JSON, its columns, and where they end. Raises ValueError where they are not
     whole."""
@@ -130,6 +139,8 @@ def _cut(body: bytes, at: int) -> tuple[dict[str, Any], list[bytes], int]:
     if end < 0:
         raise ValueError("it is cut off")
     line = json.loads(body[at:end])
+    if body.find(b"\\ud", at, end) >= 0 or body.find(b"\\uD", at, end) >= 0:
+        line = _encodable(line)
     at = end + 1
     columns = []
     for length in line["columns"]:

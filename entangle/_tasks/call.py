@@ -15,7 +15,7 @@ from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_seconds
 from entangle._tasks.parameters import named_parameters, positional_names
-from entangle.errors import EntangleError, OptionError
+from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import FRESH, PROCESS, Flow
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class Call(Generic[R_co]):
                 options = {name: kwargs.pop(name) for name in RUN_KEYWORDS if name in kwargs and name not in named}
             call: Call[Any] = self
             if args or kwargs:
-                call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+                call = self._with(args, kwargs)
             proc = options.pop("proc", False)
             if proc:
                 future = _future_of(self, call, options)
@@ -241,6 +241,11 @@ class Call(Generic[R_co]):
 
     def _named(self, name: str) -> Call[R_co]:
         return Call(self.task, self.args, self.kwargs, name)
+
+    def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
+        """The same call with these arguments added."""
+        call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+        return call if self.name is None else call._named(self.name)
 
     @overload
     def run(
@@ -463,6 +468,12 @@ class Gathered(Call[R_co]):
 
     def _named(self, name: str) -> Call[R_co]:
         return Gathered(self.task, self.args, name, self.accepts, self.chunk)
+
+    def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
+        for argument in (*args, *kwargs.values()):
+            if kwargs or not isinstance(argument, Call):
+                raise ArgumentError(f"{self!r} takes more calls as arguments, not {in_short(argument)}; build one by calling a task")
+        return Gathered(self.task, (*self.args, *args), self.name, self.accepts, self.chunk)
 
 
 _set_accepts, _set_chunk, _set_node = (vars(Gathered)[name].__set__ for name in ("_accepts", "_chunk", "_node"))

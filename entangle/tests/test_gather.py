@@ -34,6 +34,16 @@ def add(a: int, b: int = 0) -> int:
 
 
 @process
+def add_then_fail(a: int, b: int = 0) -> None:
+    raise ValueError(a + b)
+
+
+@process
+def fails(x: int) -> int:
+    raise ValueError(x)
+
+
+@process
 def total(values: list[int], more: int = 0) -> int:
     return sum(values) + more
 
@@ -202,6 +212,20 @@ def test_a_named_call_is_another_call() -> None:
     assert repr(named) == "<call square(3) 'three'>"
     assert gather(square(1).named("a"), square(2)).named("both")() == [1, 4]
     assert total(square.map([1, 2]).named("squares"))() == 5
+
+
+def test_arguments_that_are_added_leave_name_and_options_as_they_are() -> None:
+    failed, value = gather(fails(3), return_exceptions=True)(square(2))
+    assert isinstance(failed, ValueError) and value == 4
+    with pytest.raises(ValueError) as caught:
+        add_then_fail(1).named("fold 3")(2)
+    assert "call path: fold 3" in notes_of(caught.value)
+
+
+@pytest.mark.parametrize("add_to", [lambda call: call(2), lambda call: call(square(2), return_exceptions=True), lambda call: call([3])])
+def test_what_is_no_call_cannot_be_added_to_gathered_calls(add_to: Any) -> None:
+    with pytest.raises(ArgumentError, match="takes more calls"):
+        add_to(square.map([1]))
 
 
 def test_errors_show_the_name_of_a_call() -> None:
