@@ -185,8 +185,9 @@ class Run:
                 self.table, self.supervisor = table, supervisor
                 supervisor.cancelled = self._cancelled
             supervisor.limit(self.timeout, expires, self.workers)
-            for observer in self.observers:
-                observer.started(self)
+            with limits.explaining_limits(f"the run of {self.name!r} cannot begin"):
+                for observer in self.observers:
+                    observer.started(self)
             try:
                 with deferred.lifted():
                     supervisor.supervise()

@@ -39,7 +39,7 @@ from entangle._shared.table import (
     STOP,
 )
 from entangle._worker.admission import WAITS, learn, share_of
-from entangle._worker.failures import describe, error_of
+from entangle._worker.failures import describe, error_of, shorter
 from entangle._worker.taking import Taking, flush
 from entangle.errors import ProcessTerminatedException, RunAtImportError, ThreadTerminatedException
 from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD
@@ -326,7 +326,7 @@ class Delivery(Taking):
             if not guarded:
                 self.notes.flush()  # the run is over: what the body was given must not be lost
         if self.in_process or (guarded and self.site.directory):
-            place = self.store.put_pickle(pickle.dumps(report, 5))
+            place = self._put_report(node, report)
         since = table.slots[self.base + SINCE]
         table.lock(self.slot)
         try:
@@ -357,6 +357,13 @@ class Delivery(Taking):
         finally:
             table.unlock()
         site.notify()
+
+    def _put_report(self, node: int, report: dict[str, Any]) -> Place:
+        """Store the report of an error; a shorter one where there is no room for it."""
+        try:
+            return self.store.put_pickle(pickle.dumps(report, 5))
+        except (OSError, MemoryError) as full:
+            return self.store.put_pickle(pickle.dumps(shorter(report, self.site.flow.name(node), full), 5))
 
     def _spread_failure(self, node: int) -> None:
         """Tell those that depend on a node whose failure does not end the run. Lock held."""

@@ -18,7 +18,7 @@ from entangle._shared.store import IN_SEGMENT, Store
 from entangle._shared.summaries import call_in_short, cut, path_in_short, plain_value
 from entangle._shared.table import LANE, PID, SLOT, Table
 from entangle._shared.tracebacks import hide
-from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, UnpicklableError, add_note, set_cause
+from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, StoreFullError, UnpicklableError, add_note, set_cause
 from entangle.flow import HERE, THREAD, Body, Flow
 
 
@@ -84,6 +84,24 @@ def describe(error: BaseException, name: str, attempt: int, call: str = "") -> d
         "where": f"host {os.uname().nodename}, pid {os.getpid()}, cpu {cpu()}, attempt {attempt}",
         "call": call,
     }
+
+
+def shorter(report: dict[str, Any], name: str, why: BaseException) -> dict[str, Any]:
+    """A report that finds room where the whole one does not: `why` says what is full."""
+    told = cut(report["message"], _SHORT)
+    what = getattr(why, "strerror", None) or why
+    full = StoreFullError(f"task {name!r} failed with {report['type']}: {told}; that error is not kept: {what}")
+    return {
+        **report,
+        "error": pickle.dumps(full, 5),
+        "message": told,
+        "text": cut(report["text"], _SHORT),
+        "call": cut(report["call"], _SHORT),
+    }
+
+
+#: How many characters of a text are in a report for which there is little room.
+_SHORT = 500
 
 
 def pickled_error(error: BaseException, name: str) -> bytes:

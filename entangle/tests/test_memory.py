@@ -176,6 +176,39 @@ def test_neither_memory_nor_disk_has_room(tiny: Path, tmp_path: Path) -> None:
     assert out == "full: True\n1000\n"
 
 
+def test_an_error_for_which_there_is_no_room(tiny: Path, tmp_path: Path) -> None:
+    """It is still known what has failed, and why the error itself is not there."""
+    with Mounted(tmp_path / "small", "512k") as small:
+        out = output_of(
+            tmp_path,
+            """
+            from entangle import gather
+            from entangle.errors import StoreFullError
+            from entangle.process import process
+
+            @process
+            def fails(n):
+                raise ValueError("x" * n)
+
+            def told(error):
+                assert type(error) is StoreFullError, error
+                print("task 'fails' failed with ValueError: xxx" in str(error), "no room" in str(error), len(str(error)) < 2000)
+
+            try:
+                fails(3_000_000)()
+            except StoreFullError as error:
+                told(error)
+            large, small, skipped = gather(fails(3_000_000), fails(3), fails(fails(2_000_000)), return_exceptions=True)()
+            told(large)
+            told(skipped)
+            print(repr(small))
+            """,
+            ENTANGLE_RUN_DIR=str(tiny),
+            TMPDIR=str(small),
+        )
+    assert out == "True True True\n" * 3 + "ValueError('xxx')\n"
+
+
 CHAIN = """
     import os
     import numpy
