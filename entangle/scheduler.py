@@ -125,6 +125,16 @@ def _check_gpus(gpus: object, share: object) -> None:
             raise OptionError(f"@scheduler: {name}={value_in_short(value)}; it must be a whole number from 1 to {most}")
 
 
+def _refuse_two_claims(layer: Scheduler, inner: Any) -> None:
+    """Raise OptionError if a task that needs GPUs is to need others as well."""
+    for below in inner.layers if isinstance(inner, Task) and layer.gpus else ():
+        if below.ships:
+            return  # the layers below it count in another place
+        if isinstance(below, Scheduler) and below.gpus and (below.gpus, below.share) != (layer.gpus, layer.share):
+            told = [f"gpus={one.gpus}, share={one.share}" for one in (layer, below)]
+            raise OptionError(f"@scheduler: {inner.__name__} says {told[0]} here and {told[1]} below; leave one out")
+
+
 @overload
 def scheduler(function: AnyTask, /) -> AnyTask: ...
 @overload
@@ -190,6 +200,7 @@ def scheduler(
 
     @edge
     def wrap(inner: Any) -> Task[..., Any]:
+        _refuse_two_claims(layer, inner)
         return decorate("scheduler", inner, layer)
 
     return wrap if function is None else wrap(function)

@@ -169,6 +169,7 @@ class Task(_Arguments[P, R]):
 
                 total(square.map(range(10_000)))()
             """
+            self._refuse_class_method("map")
             _refuse_keywords(self.__name__, unknown)
             chunk = _chunk_of(chunksize)
             columns = (xs, *more)
@@ -190,6 +191,7 @@ class Task(_Arguments[P, R]):
 
                 power.starmap([(2, 3), (3, 2)])()
             """
+            self._refuse_class_method("starmap")
             chunk = _chunk_of(chunksize)
             if isinstance(pairs, Call):
                 return Call(STARMAP, (self, chunk, pairs), {}, f"{self.__name__}.starmap")
@@ -229,6 +231,7 @@ class Task(_Arguments[P, R]):
 
                 for image in shrink.stream(paths): show(image)
             """
+            self._refuse_class_method("stream")
             return _tasks.streams().stream_of(self, _tasks.NO_INSTANCE, xs, inflight, ordered, on_error, start)
 
     def __repr__(self) -> str:
@@ -261,10 +264,24 @@ class Task(_Arguments[P, R]):
 
     def _is_in(self, module: str | None) -> bool:
         """Whether this module has the task under its name."""
-        found: Any = sys.modules.get(module or "")
-        for name in self.__qualname__.split("."):
-            found = getattr(found, name, None)
-        return found is self
+        return _looked_up(module, self.__qualname__) is self
+
+    def _refuse_class_method(self, way: str) -> None:
+        """Raise ArgumentError for a class method: `way` would take an item for its class.
+
+        Up to Python 3.12 a class method of a task is a `Method`, which knows the class. Since 3.13
+        it is Python's own, and asks the task for all but a call.
+        """
+        owner, _, name = self.__qualname__.rpartition(".")
+        if not owner or _BINDS_CLASSES:
+            return
+        found = _looked_up(self.__module__, owner)
+        kept = vars(found).get(name) if isinstance(found, type) else None
+        if isinstance(kept, classmethod) and kept.__func__ is self:
+            raise ArgumentError(
+                f"{self.__qualname__} is a class method, and Python does not tell its `{way}` of which class; "
+                f"write gather(*[{self.__qualname__}(x) for x in xs])"
+            )
 
     def __copy__(self) -> Task[P, R]:
         return self
@@ -457,6 +474,18 @@ def gathered(calls: tuple[Any, ...], return_exceptions: bool) -> Call[list[Any]]
             hint = "write gather(*calls)" if isinstance(call, (list, tuple, types.GeneratorType)) else "build one by calling a task"
             raise ArgumentError(f"gather takes calls, not {in_short(call)}; {hint}")
     return Gathered(GATHER, calls, None, bool(return_exceptions), 0)
+
+
+#: Whether `classmethod` asks what it wraps to bind itself to the class.
+_BINDS_CLASSES = sys.version_info < (3, 13)
+
+
+def _looked_up(module: str | None, name: str) -> Any:
+    """What a module that is imported has under this dotted name; None for nothing."""
+    found: Any = sys.modules.get(module or "")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _find(module: str, name: str) -> Any:

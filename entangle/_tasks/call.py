@@ -244,7 +244,7 @@ class Call(Generic[R_co]):
 
     def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         """The same call with these arguments added."""
-        call = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+        call: Call[Any] = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
         return call if self.name is None else call._named(self.name)
 
     @overload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -119,6 +120,31 @@ def test_map_of_every_kind_of_task() -> None:
     assert Scale.named_here(4)() == "Scale 4"
 
 
+class Kept:
+    """A class with a class method, which Python binds to its class in its own way."""
+
+    @classmethod
+    @process
+    def made_with(cls, x: int = 0) -> tuple[str, int]:
+        return cls.__name__, x
+
+
+class Other(Kept):
+    pass
+
+
+@pytest.mark.parametrize("way", ["map", "starmap", "stream"])
+def test_items_of_a_class_method_get_its_class_or_are_refused(way: str) -> None:
+    items: Any = [(1,), (2,)] if way == "starmap" else [1, 2]
+    if sys.version_info < (3, 13):
+        made = getattr(Other.made_with, way)(items)
+        assert list(made if way == "stream" else made()) == [("Other", 1), ("Other", 2)]
+        return
+    with pytest.raises(ArgumentError, match=r"Kept\.made_with is a class method.*gather"):
+        getattr(Other.made_with, way)(items)
+    assert gather(*[Other.made_with(x) for x in (1, 2)])() == [("Other", 1), ("Other", 2)]
+
+
 def test_map_takes_what_the_builtin_takes() -> None:
     assert add.map([1, 2, 3], itertools.count(10))() == [11, 13, 15]
     assert square.map(x for x in (1, 2))() == [1, 4]
@@ -216,7 +242,8 @@ def test_a_named_call_is_another_call() -> None:
 
 def test_arguments_that_are_added_leave_name_and_options_as_they_are() -> None:
     failed, value = gather(fails(3), return_exceptions=True)(square(2))
-    assert isinstance(failed, ValueError) and value == 4
+    assert isinstance(failed, ValueError)
+    assert value == 4
     with pytest.raises(ValueError) as caught:
         add_then_fail(1).named("fold 3")(2)
     assert "call path: fold 3" in notes_of(caught.value)

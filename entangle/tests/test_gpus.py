@@ -794,3 +794,11 @@ def test_a_body_in_the_callers_process_has_no_device_of_its_own() -> None:
         scheduler(gpus=1)(visible)()()
     with pytest.raises(OptionError, match=r"put @scheduler\(gpus=1\) below @interpreter"):
         scheduler(gpus=1)(interpreter(python=sys.executable)(process(visible)))
+
+
+def test_a_task_states_its_gpus_once() -> None:
+    claimed = scheduler(gpus=1, share=2)(process(visible))
+    with pytest.raises(OptionError, match=r"visible says gpus=2, share=1 here and gpus=1, share=2 below; leave one out"):
+        scheduler(gpus=2)(claimed)
+    assert scheduler(gpus=1, share=2)(claimed)()() in ("0", "1")
+    assert scheduler(cpus=1)(claimed)()() in ("0", "1")

@@ -215,7 +215,7 @@ def test_a_call_is_remembered_by_the_name_that_it_was_given(directory: Path, sta
 
 
 def test_a_lone_surrogate_loses_no_record(directory: Path) -> None:
-    name = os.fsdecode(b"of \xff")  # as the name of a file may be
+    name: Any = os.fsdecode(b"of \xff")  # as the name of a file may be
     with entangle.tags(of=name):
         process(one)().named(name)()
     run = records.run()
@@ -223,7 +223,8 @@ def test_a_lone_surrogate_loses_no_record(directory: Path) -> None:
     with pytest.raises(ValueError):
         process(fails)(name)()
     error = records.run().error
-    assert error is not None and "\\udcff" in error.message
+    assert error is not None
+    assert "\\udcff" in error.message
 
 
 def test_a_name_that_is_a_secret_is_masked_and_one_of_a_live_run_is_known(directory: Path, tmp_path: Path) -> None:
