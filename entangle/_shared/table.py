@@ -31,7 +31,7 @@ from typing import Literal, Protocol
 from entangle.flow import DEVICE, PROCESS, THREAD, Flow
 
 #: The last byte is the version of the layout: other versions refuse to read the table.
-MAGIC = 0x656E7461_6E676C04
+MAGIC = 0x656E7461_6E676C05
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
@@ -154,12 +154,14 @@ class Table:
         self.spans = cut("q", 8, bodies)
         self.deferred = cut("q", 8, pools)
         self.waiting = cut("q", 8, pools)
+        #: The last node of each list of deferred nodes; undefined while the list is empty.
+        self.last = cut("q", 8, pools)
         self._whole = whole
 
     @staticmethod
     def size(nodes: int, slots: int, bodies: int, pools: int = 0) -> int:
         """The size of a table in bytes."""
-        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 16 * pools + 64
+        return 8 * HEADER + 8 * SLOT * slots + (8 + RECORD.size + 4 + 4 + 4 + 1 + 1) * nodes + 24 * bodies + 24 * pools + 64
 
     @classmethod
     def create(cls, flow: Flow, slots: int, lanes: list[int], path: str | None, nameless: int = -1) -> Table:
@@ -442,13 +444,20 @@ class Table:
         return node
 
     def defer_for_cookie(self, pool: int, node: int) -> None:
-        """Defer a node until the worker that waits for a cookie of its pool has one."""
+        """Defer a node until the worker that waits for a cookie of its pool has one.
+
+        The first to be deferred has its turn first: of an endless stream none waits for ever.
+        """
         self.states[node] = READY
-        self.next[node] = self.deferred[pool]
-        self.deferred[pool] = node
+        self.next[node] = NOBODY
+        if self.deferred[pool] < 0:
+            self.deferred[pool] = node
+        else:
+            self.next[self.last[pool]] = node
+        self.last[pool] = node
 
     def take_deferred(self, pool: int) -> int:
-        """Take a deferred node of a pool; NOBODY if there is none."""
+        """Take the first deferred node of a pool; NOBODY if there is none."""
         node: int = self.deferred[pool]
         if node >= 0:
             self.deferred[pool] = self.next[node]
@@ -628,7 +637,7 @@ class Table:
     def close(self) -> None:
         """Unmap the table and close its file."""
         columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts")
-        others = ("habits", "learned", "spans", "deferred", "waiting")
+        others = ("habits", "learned", "spans", "deferred", "waiting", "last")
         for name in ("header", "slots", *columns, *others, "_whole"):
             getattr(self, name).release()
         self.memory.close()

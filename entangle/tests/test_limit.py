@@ -460,6 +460,14 @@ def test_tokens_are_those_of_the_whole_tree(start: str, log: str) -> None:
     assert max(float(line[0]) for line in notes(log)) - began >= 17 / 40
 
 
+def test_one_run_after_the_other_shares_tokens() -> None:
+    task = limit("api", per_second=20)(process(bodies.one))
+    began = time.monotonic()
+    for _ in range(6):
+        task()()
+    assert time.monotonic() - began >= 5 / 20
+
+
 def test_a_burst_begins_together() -> None:
     """One by one they would take as long as tests may not."""
     task = limit("rare", per_second=0.001, burst=3)(process(bodies.one))

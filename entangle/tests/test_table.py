@@ -256,7 +256,7 @@ def test_nodes_that_wait_for_cookies_of_several_pools_are_kept_apart() -> None:
     for pool in (0, 1, 15):
         for node in (pool, pool + 16):
             table.defer_for_cookie(pool, node)
-    assert [[table.take_deferred(pool) for _ in range(3)] for pool in (15, 1, 0)] == [[31, 15, NOBODY], [17, 1, NOBODY], [16, 0, NOBODY]]
+    assert [[table.take_deferred(pool) for _ in range(3)] for pool in (15, 1, 0)] == [[15, 31, NOBODY], [1, 17, NOBODY], [0, 16, NOBODY]]
     table.close()
 
 
