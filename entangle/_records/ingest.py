@@ -19,7 +19,7 @@ from typing import Any
 from entangle._records import queries
 from entangle._records.database import NAME, how_to_go_on, is_there, opened, patience, transaction
 from entangle._records.directory import segments_of
-from entangle._records.log_segment import OURS, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
+from entangle._records.log_segment import OURS, OURS_COMING, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
 from entangle._records.retention import retain_now_and_then
 from entangle._shared.notes import COOKIE_WAIT, MEMORY, MOVED
 from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, SKIPPED, WAITING
@@ -52,7 +52,7 @@ def ingest(directory: str, seconds: float | None = None, largest: int | None = N
     bytes for later."""
     folder = segments_of(directory)
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
+        found = os.listdir(folder)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -62,6 +62,10 @@ def ingest(directory: str, seconds: float | None = None, largest: int | None = N
             ) from error
         leave_out(folder, f"{folder} cannot be read, so runs that have just ended are left out: {error.strerror}")
         return []
+    names = sorted(name for name in found if name.endswith(SUFFIX))
+    for name in found:
+        if OURS_COMING.fullmatch(name):
+            _clear_away(os.path.join(folder, name), 3600)
     for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
         del left_out[path]  # the user has removed it
     live: list[LogSegment] = []
@@ -135,14 +139,16 @@ def _remove(path: str) -> None:
         leave_out(path, f"{path} has been read and cannot be removed: {error.strerror or error}")
 
 
-def _clear_away(path: str) -> None:
-    """Remove an empty segment: its writer was killed before the first line."""
-    if not OURS.fullmatch(os.path.basename(path)):
+def _clear_away(path: str, after: float = 60) -> None:
+    """Remove an empty segment, or one that has never come whole: its writer was killed. It has not
+    been written to for so many seconds."""
+    coming = OURS_COMING.fullmatch(os.path.basename(path)) is not None
+    if not coming and not OURS.fullmatch(os.path.basename(path)):
         leave_out(path, _no_record(path, "it is empty"))
         return
     try:
         found = os.lstat(path)
-        if not found.st_size and time.time() - found.st_mtime > 60:
+        if (coming or not found.st_size) and time.time() - found.st_mtime > after:
             os.unlink(path)
     except OSError:
         pass

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from entangle import _run
 from entangle._records.directory import find_directory, make_directory
-from entangle._records.log_segment import SUFFIX, parse, read
+from entangle._records.log_segment import PART, SUFFIX, parse, read
 from entangle._records.recorder import LINK, Recorder, complain, destination_of
 from entangle._run import ObservedRun
 from entangle._shared.home import home
@@ -45,16 +45,16 @@ def keep(folder: str, bodies: list[bytes]) -> None:
             if not name.isalnum():
                 raise ValueError(f"{name!r} is not the name of a run")
             path = os.path.join(folder, name)
-            fd = os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(path + PART, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 with open(fd, "wb") as file:
                     file.write(body)
                 # Only now under its own name: a process that ingests meanwhile must not find half
                 # of it.
-                os.rename(path + ".part", path + SUFFIX)
+                os.rename(path + PART, path + SUFFIX)
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.unlink(path + ".part")
+                    os.unlink(path + PART)
                 raise
         except (OSError, ValueError) as error:
             complain(error)

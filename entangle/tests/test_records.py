@@ -476,6 +476,18 @@ def test_a_place_that_cannot_be_written_to_stops_no_run(tmp_path: Path, monkeypa
     assert err.count("runs are not recorded") == 1
 
 
+def test_what_a_killed_process_has_not_brought_home_whole_is_cleared_away(directory: Path) -> None:
+    assert process(one)()() == 1
+    sheets = directory / "sheets"
+    for name in ("0123456789abcdef.part", "fedcba9876543210.part", "mine.part"):
+        (sheets / name).write_bytes(b"{")
+    long_ago = os.stat(directory).st_mtime - 7200
+    for name in ("0123456789abcdef.part", "mine.part"):
+        os.utime(sheets / name, (long_ago, long_ago))
+    assert len(records.runs()) == 1
+    assert sorted(path.name for path in sheets.iterdir()) == ["fedcba9876543210.part", "mine.part"]
+
+
 def test_a_record_that_could_not_begin_leaves_nothing_that_is_none(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
