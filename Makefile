@@ -94,6 +94,7 @@ bench: $(BENCH_VENV)/.installed
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/floors.py
+	$(BIN)/python docs/task_arguments.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'open build/docs/index.html'
 
