@@ -66,6 +66,7 @@ class _Recording:
 
     def __init__(self) -> None:
         self._recorder: Any = None
+        self._made: dict[str, Any] = {}
 
     def started(self, run: Any) -> None:
         if self._recorder is None:
@@ -75,7 +76,8 @@ class _Recording:
                 from entangle._records.recorder import Recorder
             except OSError:  # no descriptor is left: the run says so itself, if it cannot begin
                 return
-            self._recorder = Recorder()
+            # Two threads may begin the first runs at once: both must have one recorder.
+            self._recorder = self._made.setdefault("recorder", Recorder())
         self._recorder.started(run)
 
     def looked(self, run: Any) -> None:

@@ -93,6 +93,7 @@ class Guest(Recorder):
 
 
 _guest: Guest | None = None
+_made: dict[str, Guest] = {}
 
 
 def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
@@ -101,7 +102,7 @@ def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
     global _guest
     try:
         if _guest is None:
-            _guest = Guest()
+            _guest = _made.setdefault("guest", Guest())  # one, also where two threads come here
             # No other run of this process is recorded: this machine has no directory of records for
             # them.
             _run.observers[:] = [_guest]

@@ -1163,6 +1163,33 @@ def test_the_recorder_leaves_nothing_in_the_process_that_runs(directory: Path) -
     assert len(records.runs()) == 30
 
 
+def test_the_first_runs_of_a_program_are_remembered_also_when_they_begin_at_once(directory: Path, tmp_path: Path) -> None:
+    script = """
+        import os, threading
+        from entangle.thread import thread
+
+        @thread
+        def one():
+            return 1
+
+        together = threading.Barrier(12)
+
+        def runs():
+            together.wait()
+            assert one()() == 1
+
+        threads = [threading.Thread(target=runs) for _ in range(12)]
+        for begun in threads:
+            begun.start()
+        for begun in threads:
+            begun.join()
+        held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+        assert not [name for name in held if name.endswith(".run")], held
+    """
+    output_of(tmp_path, script)
+    assert [run.state for run in records.runs()] == ["done"] * 12
+
+
 def test_a_body_that_changes_directory_and_environment_is_recorded_all_the_same(directory: Path, tmp_path: Path, start: str) -> None:
     def elsewhere(x: int) -> Any:
         os.chdir("/")
