@@ -46,7 +46,7 @@ def limit(name: str, /, *, per_second: float, at_once: int | None = None, burst:
 def limit(
     name: str, /, *, at_once: int | None = None, per_second: float | None = None, burst: int | None = None, **unknown: Any
 ) -> Decorator:
-    """Let at most `at_once` functions with this limit run at once; or begin `per_second` of them.
+    """Let at most `at_once` functions with this limit run at once, or `per_second` begin a second.
 
     A limit has a name, and counts for the whole tree of processes that the first run has started:
     nested runs, runs of several threads, functions that run in other places. Of a function in
