@@ -312,11 +312,12 @@ def failures_of(run: RunRow) -> tuple[dict[int, Error], dict[int, int]]:
     with opened(run._directory) as connection:
         rows = queries.failures(connection, run._key)
     errors = {
-        node: Error(kind, message or "", traceback or "", tuple(_loaded(notes, [])), node)
+        node: Error(str(kind), str(message or ""), str(traceback or ""), tuple(map(str, _loaded(notes, []))), node)
         for node, kind, message, traceback, notes, _ in rows
         if kind is not None
     }
-    return errors, {row[0]: row[5] for row in rows if row[5] is not None}
+    # A number that is damaged names no node.
+    return errors, {row[0]: row[5] for row in rows if type(row[5]) is int and 0 <= row[5] < run.node_count}
 
 
 def inputs_of(run: RunRow) -> list[list[tuple[Any, ...]]]:

@@ -26,7 +26,7 @@ from entangle._run.history import History
 from entangle._shared import notes, printout
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.missing_lines import with_lines
-from entangle._shared.summaries import home_of
+from entangle._shared.summaries import cut, home_of
 from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
 from entangle._shared.tracebacks import hide
 from entangle._tasks import gremlin_address
@@ -43,6 +43,8 @@ SHARE = 0.02
 PACE = 5 << 20
 #: How many log segments may wait to be ingested before a short run, now and then, does it.
 MANY = 500
+#: The most characters of the name of a call.
+LONGEST_NAME = 300
 
 #: The type of the error of a node whose attempts are used up.
 USED_UP = f"{ProcessRetryException.__module__}.{ProcessRetryException.__qualname__}"
@@ -138,7 +140,7 @@ class Recorder:
             "parent": _parent_of(run),
             "began": time.time_ns() - (time.monotonic_ns() - run.table.header[STARTED_AT]),
             "clock": run.table.header[STARTED_AT],
-            "name": masked(run.name),
+            "name": cut(masked(run.name), LONGEST_NAME),
             "way": run.way,
             "place": surroundings.place(),
             "host": surroundings.place()["host"],
@@ -194,7 +196,7 @@ def _names(flow: Flow) -> dict[str, Any]:
     """The names that calls were given, by node; the task of the run, where its call has one."""
     if not flow.names:
         return {}
-    found: dict[str, Any] = {"names": cleaned({str(node): name for node, name in flow.names.items()})}
+    found: dict[str, Any] = {"names": {str(node): cut(masked(name), LONGEST_NAME) for node, name in flow.names.items()}}
     if flow.sinks and flow.sinks[0] in flow.names:
         found["task"] = flow.body(flow.sinks[0]).name
     return found

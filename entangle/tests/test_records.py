@@ -227,6 +227,20 @@ def test_a_lone_surrogate_loses_no_record(directory: Path) -> None:
     assert "\\udcff" in error.message
 
 
+def test_a_name_may_be_anything_and_is_kept_in_short(directory: Path) -> None:
+    names = ["x" * 1_000_000, "two\nlines \x1b[31m", "\ud800", "a.b[0] = {…}"]
+    for name in names:
+        assert process(one)().named(name)() == 1
+    kept = [run.root.name for run in records.runs()][::-1]
+    assert kept[0] == "x" * 299 + "…"
+    assert kept[1:2] + kept[3:] == [names[1], names[3]]
+    assert kept[2].strip("\\") in ("\ud800", "ud800")
+    for run in records.runs():
+        assert run.name == run.root.name
+        for form in (run.to_svg, run.to_dot, run.to_mermaid, run.to_trace, run.to_prov):
+            assert len(form()) < 30_000
+
+
 def test_a_name_that_is_a_secret_is_masked_and_one_of_a_live_run_is_known(directory: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
 
@@ -335,6 +349,20 @@ def test_errors_that_are_hard_to_keep_are_kept_in_short_and_without_secrets(dire
     kept = b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
     assert b"7EXAMPLE" not in kept
     assert len(kept) < 1_000_000
+
+
+def test_failures_that_are_damaged_spoil_nothing_else(directory: Path) -> None:
+    entangle.gather(process(add)(process(fails_at)(3), 1), process(fails_at)(13), return_exceptions=True)()
+    assert records.run().failed_count == 2
+    with sqlite3.connect(directory / "records.sqlite") as connection:
+        connection.execute("UPDATE failures SET notes = '{', message = 3, traceback = NULL WHERE type IS NOT NULL")
+        connection.execute("UPDATE failures SET cause = 10000 WHERE cause IS NOT NULL")
+    connection.close()
+    run = records.run()
+    assert [error.notes for error in run.failures.values()] == [(), ()]
+    assert run.causes == {}
+    for form in (run.to_dict, run.to_svg, run.to_dot, run.to_mermaid, run.to_trace, run.to_prov):
+        assert form()
 
 
 def fail() -> Any:
