@@ -194,7 +194,12 @@ def _states_now(run: Run) -> dict[int, str]:
     found: dict[int, str] = {}
     for live in live_runs():
         with live:
-            if live.id == run.id:
+            if live.id != run.id:
+                continue
+            if stages := live.stages():  # their rows are used again and again
+                under_way = [stage.get("running") or stage.get("waiting") for stage in stages]
+                found = {at: "running" if some else "waiting" for at, some in enumerate(under_way)}
+            elif live.table.nodes == run.node_count:
                 found = dict(enumerate(live.states()))
     return found
 

@@ -942,6 +942,8 @@ def test_top_shows_streams_by_stage_and_fits_into_a_terminal(line: Line, lasting
         assert [stage["name"] for stage in run["stages"]] == ["halve", "keep"]
         assert (run["nodes"], run["task"]) == (2, "halve")
         assert run["done"] == run["stages"][1]["done"]
+        live = line.json("runs", "--json", "--task", "halve")[0]["id"]
+        assert re.search("[▶·] keep\n.*x = [▶·] halve\n", line("show", live).stdout)
         for columns in (40, 80):
             shown = at_a_terminal(line, "top", "--looks", "1", columns=columns)
             assert max(map(len, shown)) <= columns
