@@ -1083,7 +1083,7 @@ def test_progress_of_a_run_without_a_terminal(way: Way, capfd: pytest.CaptureFix
     assert way.process(bodies.burn)(0.2)(progress=True) > 0
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.splitlines()[-1].startswith("done 1 of 1 in ")
+    assert err.splitlines()[-1].startswith("1 done, 0 running, 0 waiting in ")
 
 
 @pytest.mark.near

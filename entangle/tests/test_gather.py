@@ -282,10 +282,10 @@ def sleeps(seconds: float, path: str = "") -> float:
     return seconds
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
-def test_a_run_past_its_timeout_is_stopped(start: Any, tmp_path: Path) -> None:
-    with pytest.raises(RunTimeoutException, match=r"its timeout of 2 s: .*sleeps\(60"):
-        gather(square(1), sleeps(60.0, str(tmp_path / "pid"))).run(timeout=2, start=start)
+@pytest.mark.parametrize(("start", "seconds"), [("fork", 2), ("forkserver", 5), ("spawn", 8)])
+def test_a_run_past_its_timeout_is_stopped(start: Any, seconds: int, tmp_path: Path) -> None:
+    with pytest.raises(RunTimeoutException, match=rf"its timeout of {seconds} s: .*sleeps\(60"):
+        gather(square(1), sleeps(60.0, str(tmp_path / "pid"))).run(timeout=seconds, start=start)
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
 

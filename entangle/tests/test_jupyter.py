@@ -268,10 +268,10 @@ def test_progress_in_a_notebook(tmp_path: Path) -> None:
         said = said_by(states)
         assert len(said) > 1, written
         assert re.fullmatch(r"load \d/4, total 0/1 · (\?|TIME\+) left", said[0]), said
-        assert said[-1] == "done 5 of 5 in TIME"
+        assert said[-1] == "5 done, 0 running, 0 waiting in TIME"
         assert said.count(said[-1]) == 1
         page = states[-1]["text/html"]
-        assert "<b>total</b> · done 5 of 5" in page
+        assert "<b>total</b> · 5 done, 0 running, 0 waiting" in page
         assert 'aria-label="load" aria-valuemin="0" aria-valuemax="4" aria-valuenow="4"' in page
         assert not re.search("<script|<style|http", page)
         assert sorted(cell.text.splitlines()) == [f"loaded {n}" for n in range(4)], written  # as without progress
@@ -283,9 +283,9 @@ def test_progress_in_a_notebook(tmp_path: Path) -> None:
 
     assert several.errors == []
     assert sorted(said_by(states)[-1] for states in several.displays.values()) == [
+        "3 done, 0 running, 0 waiting in TIME",
+        "4 done, 0 running, 0 waiting in TIME",
         "done 20 items in TIME",
-        "done 3 of 3 in TIME",
-        "done 4 of 4 in TIME",
     ]
     assert "190\n" in several.text
 
@@ -481,9 +481,9 @@ def test_a_notebook_of_marimo(tmp_path: Path) -> None:
     session = json.loads((tmp_path / "__marimo__" / "session" / "book.py.json").read_text())
     cells = [(str(cell["outputs"]), "".join(part.get("text", "") for part in cell["console"])) for cell in session["cells"]]
     assert "what was there" in cells[1][0]
-    assert "<b>total</b> · done 5 of 5" in cells[1][0]
+    assert "<b>total</b> · 5 done, 0 running, 0 waiting" in cells[1][0]
     assert cells[1][1] == "places [1] True\n"
-    assert "<b>total</b> · done 6 of 6" in cells[2][0]
+    assert "<b>total</b> · 6 done, 0 running, 0 waiting" in cells[2][0]
     assert cells[2][1] == "awaited 10\nplaces [0] True\n"
     assert "<svg" in cells[3][0]
     assert "a text" in cells[3][0]

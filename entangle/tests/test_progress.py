@@ -120,7 +120,7 @@ def environment_of(how: str) -> dict[str, str]:
 def test_on_a_terminal(tmp_path: Path, how: str) -> None:
     shown = on_a_terminal(Caller(tmp_path, script(HOW[how], SLOW), **environment_of(how)))
     assert re.search(r"━─+ nap \d+/16, total 0/1 · \d+:\d\d\+ left", plain(shown)), shown
-    assert lines_of(shown) == ["done 17 of 17 in TIME", "answer 2"]
+    assert lines_of(shown) == ["17 done, 0 running, 0 waiting in TIME", "answer 2"]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -129,13 +129,13 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, how: str) -> Non
     assert (status, out) == (0, "answer 2\n")
     first, *_, last = without_times(err.splitlines())
     assert re.fullmatch(r"TIME nap \d+/16, total 0/1 · (TIME\+|\?) left", first), err
-    assert last == "done 17 of 17 in TIME"
+    assert last == "17 done, 0 running, 0 waiting in TIME"
 
 
 def test_plain_lines_on_a_terminal_that_can_do_no_better(tmp_path: Path) -> None:
     shown = on_a_terminal(Caller(tmp_path, script(HOW["by an argument"], SLOW), TERM="dumb"))
     assert "\x1b" not in shown
-    assert without_times(shown.splitlines())[-2:] == ["done 17 of 17 in TIME", "answer 2"]
+    assert without_times(shown.splitlines())[-2:] == ["17 done, 0 running, 0 waiting in TIME", "answer 2"]
 
 
 ALL_RUNS = """
@@ -150,7 +150,17 @@ ALL_RUNS = """
     print(sum(future.result() for future in entangle.as_completed([load(2), load(3)])))
     print(load(4)(progress=False))
 """
-ALL_LINES = ["done 1 of 1 in TIME", "1", "done 2 of 2 in TIME", "(1,)", "done 5 items in TIME", "10", "done 2 of 2 in TIME", "5", "4"]
+ALL_LINES = [
+    "1 done, 0 running, 0 waiting in TIME",
+    "1",
+    "2 done, 0 running, 0 waiting in TIME",
+    "(1,)",
+    "done 5 items in TIME",
+    "10",
+    "2 done, 0 running, 0 waiting in TIME",
+    "5",
+    "4",
+]
 
 
 @pytest.mark.parametrize("how", ["by a block", "by the environment"])
@@ -202,12 +212,12 @@ def test_the_answer_is_not_mixed_with_the_line(tmp_path: Path) -> None:
     with open(tmp_path / "out", "wb") as out:
         shown = on_a_terminal(Caller(tmp_path, script(program)), stdout=out.fileno())
     assert (tmp_path / "out").read_text() == "noted 1\nnoted 1\nanswer 1\n"
-    assert lines_of(shown) == ["done 2 of 2 in TIME"]
+    assert lines_of(shown) == ["2 done, 0 running, 0 waiting in TIME"]
 
 
 #: What a program does, and what is on the terminal at its end.
 ENDS = {
-    "all done": ("study(2)(progress=True)", "done 5 of 5 in TIME"),
+    "all done": ("study(2)(progress=True)", "5 done, 0 running, 0 waiting in TIME"),
     "one has failed": (
         """
         try:
@@ -308,7 +318,7 @@ def test_the_last_line_of_threads(tmp_path: Path) -> None:
 
         nap(nap(1))(progress=True)
     """
-    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["done 2 of 2 in TIME"]
+    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["2 done, 0 running, 0 waiting in TIME"]
 
 
 def test_an_error_while_progress_is_shown(tmp_path: Path) -> None:
@@ -353,7 +363,7 @@ def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> 
     """
     shown = on_a_terminal(Caller(tmp_path, script(program)), columns=80)
     lines = lines_of(shown, 80)
-    assert lines[-1] == "done 13 of 13 in TIME", "\n".join(lines)
+    assert lines[-1] == "13 done, 0 running, 0 waiting in TIME", "\n".join(lines)
     said = "\n".join(lines[:-1])
     for text in ("out 0 " + "x" * 40, "two\nlines 0"):
         assert said.count(text) == 6, said
@@ -385,13 +395,13 @@ def test_a_prompt_stays_whole(tmp_path: Path, silent: float) -> None:
             return n
     """
     shown = on_a_terminal(Caller(tmp_path, script(program, SOON + body.replace("\n        ", "\n    "))))
-    assert lines_of(shown) == ["your name?", "done 3 of 3 in TIME"]
+    assert lines_of(shown) == ["your name?", "3 done, 0 running, 0 waiting in TIME"]
 
 
 @pytest.mark.parametrize("columns", [20, 40])
 def test_a_narrow_terminal(tmp_path: Path, columns: int) -> None:
     shown = on_a_terminal(Caller(tmp_path, script("study(4)(progress=True)")), columns=columns)
-    assert lines_of(shown, columns) == ["done 9 of 9 in TIME"]
+    assert "".join(lines_of(shown, columns)) == "9 done, 0 running, 0 waiting in TIME"
 
 
 def test_several_runs_at_once_have_a_line_each(tmp_path: Path) -> None:
@@ -409,7 +419,7 @@ def test_several_runs_at_once_have_a_line_each(tmp_path: Path) -> None:
     shown = on_a_terminal(Caller(tmp_path, script(program)), seen=lambda text: seen.append(lines_of(text)))
     both = [lines for lines in seen if len(lines) == 2 and {"total: load", "other: other"} <= set(re.findall(r"\w+: \w+", str(lines)))]
     assert both, seen
-    assert sorted(lines_of(shown)) == ["other: done 2 of 2 in TIME", "total: done 7 of 7 in TIME"], shown
+    assert sorted(lines_of(shown)) == ["other: 2 done, 0 running, 0 waiting in TIME", "total: 7 done, 0 running, 0 waiting in TIME"], shown
 
 
 def test_what_a_workflow_runs_counts_with_it(tmp_path: Path) -> None:
@@ -422,7 +432,7 @@ def test_what_a_workflow_runs_counts_with_it(tmp_path: Path) -> None:
     """
     shown = on_a_terminal(Caller(tmp_path, script(program)))
     assert "whole 0/1, load " in plain(shown), shown
-    assert lines_of(shown) == ["done 8 of 8 in TIME"]
+    assert lines_of(shown) == ["8 done, 0 running, 0 waiting in TIME"]
 
 
 def test_runs_of_bodies_have_no_line_of_their_own(tmp_path: Path) -> None:
@@ -436,7 +446,7 @@ def test_runs_of_bodies_have_no_line_of_their_own(tmp_path: Path) -> None:
     """
     shown = on_a_terminal(Caller(tmp_path, script(program), ENTANGLE_PROGRESS="1"))
     assert "train" not in shown, shown
-    assert lines_of(shown) == ["done 2 of 2 in TIME", "done 1 of 1 in TIME"]
+    assert lines_of(shown) == ["2 done, 0 running, 0 waiting in TIME", "1 done, 0 running, 0 waiting in TIME"]
 
 
 def test_a_list_of_values_is_no_task_and_every_task_of_a_user_is_one(tmp_path: Path) -> None:
@@ -454,7 +464,11 @@ def test_a_list_of_values_is_no_task_and_every_task_of_a_user_is_one(tmp_path: P
         load(far(3)).run(progress=True)
     """
     lines = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
-    assert [line for line in lines if "afar" not in line] == ["done 4 of 4 in TIME", "done 4 of 4 in TIME", "done 2 of 2 in TIME"]
+    assert [line for line in lines if "afar" not in line] == [
+        "4 done, 0 running, 0 waiting in TIME",
+        "4 done, 0 running, 0 waiting in TIME",
+        "2 done, 0 running, 0 waiting in TIME",
+    ]
     assert sum(line.endswith("] from afar 3") for line in lines) == 1, lines
 
 
@@ -462,7 +476,7 @@ def test_a_run_that_goes_on_after_a_failure(tmp_path: Path) -> None:
     program = """
         total(entangle.gather(load(1), train(fail(2)), return_exceptions=True)).run(progress=True)
     """.replace("total(", "process(len)(")
-    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["done 2 of 4 in TIME · 1 failed, 1 skipped"]
+    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["2 done, 0 running, 0 waiting in TIME · 1 failed, 1 skipped"]
 
 
 def test_the_last_line_names_the_call_that_has_ended_the_run(tmp_path: Path) -> None:
@@ -524,7 +538,7 @@ def test_a_value_pushed_into_a_dataflow(tmp_path: Path) -> None:
     """
     shown = on_a_terminal(Caller(tmp_path, script(program)))
     assert "first 1/1, second 0/2" in plain(shown), shown
-    assert lines_of(shown) == ["done 3 of 3 in TIME", "(1, 1)"]
+    assert lines_of(shown) == ["3 done, 0 running, 0 waiting in TIME", "(1, 1)"]
 
 
 def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
@@ -611,7 +625,7 @@ def test_a_child_that_the_program_forks_meanwhile_has_its_streams_for_itself(tmp
             os._exit(0 if not {"write"} & {*vars(sys.stderr), *vars(sys.stdout)} else 3)
         print("child", os.waitpid(pid, 0)[1], future.result())
     """
-    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["done 13 of 13 in TIME", "child 0 15"]
+    assert lines_of(on_a_terminal(Caller(tmp_path, script(program)))) == ["13 done, 0 running, 0 waiting in TIME", "child 0 15"]
 
 
 def test_streams_of_other_kinds(tmp_path: Path) -> None:
@@ -636,7 +650,7 @@ def test_streams_of_other_kinds(tmp_path: Path) -> None:
         print(told.splitlines()[-1])
     """
     shown = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
-    assert shown == ["done 5 of 5 in TIME", "1", "1", "done 5 of 5 in TIME"]
+    assert shown == ["5 done, 0 running, 0 waiting in TIME", "1", "1", "5 done, 0 running, 0 waiting in TIME"]
 
 
 def test_without_a_stderr(tmp_path: Path) -> None:
@@ -663,10 +677,10 @@ def test_other_characters(tmp_path: Path, where: str) -> None:
     caller = Caller(tmp_path, script(program), PYTHONIOENCODING="ascii")
     if where == "terminal":
         shown = on_a_terminal(caller)
-        assert lines_of(shown) == ["done 2 of 2 in TIME"]
+        assert lines_of(shown) == ["2 done, 0 running, 0 waiting in TIME"]
     else:
         shown = caller.start().finish()[2]
-        assert without_times(shown.splitlines())[-1] == "done 2 of 2 in TIME"
+        assert without_times(shown.splitlines())[-1] == "2 done, 0 running, 0 waiting in TIME"
     assert shown.isascii()
     assert "\\" not in shown
     assert "\x1b[2J" not in shown
@@ -720,7 +734,7 @@ def test_the_time_left(left: Left, at_once: float, said: str) -> None:
 
 def test_failures_that_were_accepted() -> None:
     run = view(Count("load", 80, 74, failed=2, skipped=4), end="done")
-    assert wording.last_line(run) == "done 74 of 80 in 0:12 · 2 failed, 4 skipped"
+    assert wording.last_line(run) == "74 done, 0 running, 0 waiting in 0:12 · 2 failed, 4 skipped"
 
 
 # What it is read from ----------------------------------------------------------------------------

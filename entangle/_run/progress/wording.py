@@ -139,7 +139,7 @@ def last_line(view: View, prefix: str = "") -> str:
         return prefix + told + (f" · {failed:,} failed" if failed else "")
     done, total, running = view.sum("done"), view.sum("total"), view.sum("running")
     if view.end == DONE:
-        told = f"done {done:,} of {total - view.sum('lost'):,} in {took}"
+        told = f"{done:,} done, 0 running, 0 waiting in {took}"
         rest = [("failed", view.sum("failed")), ("skipped", view.sum("skipped"))]
     else:
         told = f"{view.end}{where} after {took} · {done:,} of {total:,} done"
