@@ -30,10 +30,37 @@ def reduced(error: BaseException) -> Any:
     kind = type(error)
     known = [vars(one) for one in _written(kind)]
     if any(name in attributes for attributes in known for name in _SAYS):
-        return None
+        return _noted(error)
     if not (any(name in attributes for attributes in known for name in _MAKES) or _slots(kind) or _around(error)):
         return None
     return _reduced(_parts(error))
+
+
+def _noted(error: BaseException) -> Any:
+    """How to pickle an error whose class says how, with its notes and the worker's traceback, of
+    which the class knows nothing. None if it has neither, or says it in another form."""
+    notes, cause = getattr(error, "__notes__", None), error.__cause__
+    told = {
+        name: part for name, part in (("__notes__", notes), ("__cause__", cause if isinstance(cause, RemoteTraceback) else None)) if part
+    }
+    if not told:
+        return None
+    made = error.__reduce_ex__(5)
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        return None
+    return _made_by_class, (made[0], made[1]), (made[2] if len(made) == 3 else None, told), None, None, _told
+
+
+def _made_by_class(make: Callable[..., BaseException], args: tuple[Any, ...]) -> BaseException:
+    return make(*args)
+
+
+def _told(error: BaseException, state: tuple[Any, dict[str, Any]]) -> None:
+    own, told = state
+    if own is not None:
+        error.__setstate__(own)
+    for name, part in told.items():
+        BaseException.__setattr__(error, name, part)
 
 
 def lighter(error: BaseException, fits: Callable[[Any], bool]) -> Any:
@@ -96,6 +123,8 @@ def _around(error: BaseException) -> dict[str, BaseException]:
     cause = error.__cause__
     if isinstance(error, ProcessRetryException):
         return {"__cause__": cause} if cause is not None and not isinstance(cause, RemoteTraceback) else {}
+    if isinstance(cause, RemoteTraceback):  # of an error that is a value
+        return {"__cause__": cause}
     around = cause or (None if error.__suppress_context__ else error.__context__)
     return {"__context__": around} if around is not None and not isinstance(around, RemoteTraceback) else {}
 

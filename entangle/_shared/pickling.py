@@ -39,10 +39,12 @@ def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[
     if device_arrays.MODULE in sys.modules:
         device_arrays.register()
     try:
-        if module_lookup.travelled or isinstance(value, BaseException):
+        if module_lookup.travelled:
             body = by_name(value, buffer_callback)
         else:
-            body = pickle.dumps(value, 5, buffer_callback=buffer_callback)
+            file = io.BytesIO()
+            _Pickler(file, 5, buffer_callback=buffer_callback).dump(value)
+            body = file.getvalue()
         if not (elsewhere and any(name.encode() in body for name in _by_value)):
             return body
     except Exception:  # a `__reduce__` may raise anything
@@ -124,6 +126,14 @@ def dumps_for_others(value: Any) -> bytes:
 
 class _Along(Exception):
     """Raised when a function or a class must travel by value."""
+
+
+class _Pickler(pickle.Pickler):
+    """pickle's own, but for errors: one may lie anywhere in a value, as a failure that is one."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Pickle errors so that they can be made again."""
+        return pickled_errors.reduced(value) or NotImplemented if isinstance(value, BaseException) else NotImplemented
 
 
 class PicklerByName(pickle.Pickler):

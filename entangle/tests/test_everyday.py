@@ -78,7 +78,7 @@ def test_failures_are_values(way: Way) -> None:
     got = gather(divide(4), divide(0), inc(inc(divide(0))), inc(1), return_exceptions=True)()
     assert shown(got) == [0.25, "ZeroDivisionError", "ZeroDivisionError", 2]
     assert "call: inverse(0)" in notes_of(got[1])
-    assert "call path: gather → inc → inc → inverse" in notes_of(got[2])
+    assert "→ inc(inc(…)) → inc(inverse(…)) → inverse" in notes_of(got[2])
 
 
 def test_failures_are_arguments(way: Way) -> None:
@@ -125,7 +125,7 @@ def test_names_are_in_errors(way: Way) -> None:
     divide = way.process(bodies.inverse)
     with pytest.raises(ZeroDivisionError) as caught:
         gather(divide(1), divide(0).named("fold 3"))()
-    assert "call path: gather → fold 3" in notes_of(caught.value)
+    assert "call path: gather(inverse(…), fold 3) → fold 3" in notes_of(caught.value)
 
 
 def test_named_limits(way: Way, tmp_path: Path) -> None:

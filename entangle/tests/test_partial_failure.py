@@ -321,3 +321,43 @@ def test_workers_that_are_killed_at_random_are_values() -> None:
             assert f"maybe({x})" in notes_of(value)
         else:
             assert value == x + 1
+
+
+class Odd(Exception):
+    """Takes other arguments than it keeps."""
+
+    def __init__(self, code: int, url: str) -> None:
+        super().__init__(f"{code} for {url}")
+        self.code = code
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_failures_travel_on_inside_values(start: Any) -> None:
+    """A task that gets failures may give them on, at any depth, with what is known of them."""
+    import json
+
+    raises_odd = process(lambda: (_ for _ in ()).throw(Odd(503, "x")))
+    raises_own = process(lambda: json.loads("{"))
+    on = process(lambda values: {"all": [values]})
+    got = on(on(gather(raises_odd(), raises_own(), fail(3), return_exceptions=True))).run(start=start)
+    odd, own, plain = got["all"][0]["all"][0]
+    assert (type(odd).__name__, odd.code, str(odd)) == ("Odd", 503, "503 for x")
+    assert (type(own).__name__, own.pos) == ("JSONDecodeError", 1)
+    assert str(plain) == "no 3"
+    for error in (odd, own, plain):
+        assert "call: " in notes_of(error)
+        assert isinstance(error.__cause__, RemoteTraceback)
+
+
+def test_errors_show_failures_among_arguments_by_their_type() -> None:
+    @process
+    def strict(values: list[Any]) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError) as caught:
+        strict(gather(fail(3), return_exceptions=True))()
+    assert "call: strict([<ValueError>])" in notes_of(caught.value)
+    killed = process(lambda values: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ProcessTerminatedException) as lost:
+        killed(gather(fail(3), return_exceptions=True))()
+    assert "bytes" not in notes_of(lost.value)
