@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from entangle._shared.limits import no_thread
 from entangle._shared.tracebacks import hide
@@ -107,6 +110,7 @@ class RunFuture(Future[T]):
         the future ends with an error that says so."""
         if not self._begin():
             return
+        _end_after_error(self)
         try:
             threading.Thread(target=contextvars.copy_context().run, args=(self._finish,), name="entangle-run").start()
         except RuntimeError as problem:
@@ -187,3 +191,32 @@ class RunFuture(Future[T]):
         finally:
             self._told.set()
             del self._work, self._stop
+
+
+#: The futures of this process whose runs have a thread of their own.
+_started: weakref.WeakSet[RunFuture[Any]] = weakref.WeakSet()
+#: The process that looks at them when it ends.
+_looked_at_by = 0
+
+
+def _end_after_error(future: RunFuture[Any]) -> None:
+    """Stop this run if the program ends by an error, Ctrl-C included.
+
+    Python waits for threads before it ends. After an error nobody wants their values, and the
+    program would seem to hang. After its last statement, a program gets what it has started.
+    """
+    global _looked_at_by
+    if _looked_at_by != os.getpid():
+        _started.clear()  # a fork's copies of its parent's
+        _looked_at_by = os.getpid()
+        with contextlib.suppress(AttributeError, RuntimeError):  # no such function, or too late
+            # As concurrent.futures does: it is called before Python waits for threads.
+            threading._register_atexit(_stop_if_failed)  # type: ignore[attr-defined]
+    _started.add(future)
+
+
+def _stop_if_failed() -> None:
+    # Python keeps an error there that it has printed since nobody has caught it.
+    if getattr(sys, "last_value", None) is not None and _looked_at_by == os.getpid():
+        for future in list(_started):
+            future.cancel()

@@ -1,0 +1,59 @@
+"""A program ends while a run that it has started goes on: by an error, by Ctrl-C, in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .evidence import wait_until
+
+PROGRAM = """
+import os, sys, time
+from entangle.process import process
+
+@process
+def hang(path, seconds):
+    open(path, "w").write(str(os.getpid()))
+    time.sleep(seconds)
+    open(path + ".done", "w").close()
+
+if __name__ == "__main__":
+    future = hang(sys.argv[1], float(sys.argv[2]))(proc=True)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+    {end}
+"""
+
+
+def ended(tmp_path: Path, end: str, seconds: float, interrupt: bool = False) -> tuple[int, str]:
+    """The status and the last line on stderr of the program, whose run is over as well."""
+    script, pid = tmp_path / "script.py", tmp_path / "pid"
+    script.write_text(PROGRAM.replace("{end}", end))
+    program = subprocess.Popen([sys.executable, str(script), str(pid), str(seconds)], stderr=subprocess.PIPE, text=True)
+    if interrupt:
+        wait_until(lambda: pid.exists() and pid.read_text())
+        program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=40)
+    wait_until(lambda: not os.path.exists(f"/proc/{pid.read_text()}"))
+    return program.returncode, (said.splitlines() or [""])[-1]
+
+
+def test_an_error_ends_what_has_been_started(tmp_path: Path) -> None:
+    assert ended(tmp_path, "raise ValueError('no')", 300) == (1, "ValueError: no")
+    assert not (tmp_path / "pid.done").exists()
+
+
+@pytest.mark.parametrize("end", ["future.result()", "time.sleep(300)"])
+def test_ctrl_c_ends_what_has_been_started(end: str, tmp_path: Path) -> None:
+    assert ended(tmp_path, end, 300, interrupt=True) == (-signal.SIGINT, "KeyboardInterrupt")
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(0)"])
+def test_a_program_that_ends_in_good_order_gets_what_it_has_started(end: str, tmp_path: Path) -> None:
+    assert ended(tmp_path, end, 1) == (0, "")
+    assert (tmp_path / "pid.done").exists()
