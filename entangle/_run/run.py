@@ -30,7 +30,7 @@ from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing
-from entangle._worker.failures import call_of, note_call
+from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
@@ -231,6 +231,8 @@ class Run:
             leaving.callback(_remove, directory, spill, large)
             for pool in _open_pools(home, flow, directory):
                 leaving.callback(pool.close)
+        if flow.guarded is not None and not used <= {*IN_CALLER}:
+            prepare(flow)
         processes = min(_fewest(_most_workers(), self.workers), flow.count) if not used <= {*IN_CALLER} else 0
         # A thread past its deadline keeps its slot. So each attempt needs a slot of its own.
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)

@@ -104,6 +104,27 @@ def shorter(report: dict[str, Any], name: str, why: BaseException) -> dict[str, 
 _SHORT = 500
 
 
+def prepare(flow: Flow) -> None:
+    """Load what describing a failure takes, before workers of a run that goes on are forked.
+
+    Else each worker would read the sources of its own first failure: 3 ms, of 0.1 for the next.
+    """
+    import linecache
+    import traceback
+
+    for body in flow.bodies[:_FILES]:
+        for _, part in body.made_of()[:1]:
+            linecache.getlines(getattr(getattr(part, "__code__", None), "co_filename", ""))
+    try:
+        raise LookupError
+    except LookupError as error:
+        traceback.format_exception(error)
+
+
+#: The sources of how many bodies are read beforehand.
+_FILES = 16
+
+
 def pickled_error(error: BaseException, name: str) -> bytes:
     """The pickle of a task's error; an UnpicklableError with its text if nothing of it travels."""
     try:
