@@ -188,7 +188,7 @@ def path_in_short(flow: Flow, node: int) -> str:
     """
     path = flow.way_to(node)
     parts = [named_call(flow, at) for at in path[:-1]]
-    parts.append(cut(flow.name(node), _NAMED))
+    parts.append(_one_line(flow.name(node)))
     if len(path) > _STEPS:
         first, last = _STEPS // 3, _STEPS // 2
         parts = [*parts[:first], f"… {len(path) - first - last} more …", *parts[-last:]]
@@ -207,9 +207,14 @@ def named_call(flow: Flow, node: int) -> str:
         told = f"{cut(flow.body(node).name, _NAMED)}(…)"
     if node not in flow.names:
         return told
-    name = cut(flow.names[node], _NAMED)
+    name = _one_line(flow.names[node])
     # `square.map` says more than that it is a gather.
     return f"{name}{told.removeprefix('gather')}" if flow.body(node).name == "gather" else f"{name}: {told}"
+
+
+def _one_line(name: str) -> str:
+    """A name in short: what could move the cursor or end the line is written as in Python."""
+    return cut(name if name.isprintable() else repr(name)[1:-1], _NAMED)
 
 
 def argument_at(flow: Flow, node: int, position: int) -> str:

@@ -265,6 +265,13 @@ def test_errors_show_the_name_of_a_call() -> None:
     assert "call path: total([square(…), fold 3]) → fold 3\n" in notes_of(caught.value)
 
 
+def test_names_cannot_move_the_cursor() -> None:
+    bad = process(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        gather(bad().named("a\x1b[31m\nb"))()
+    assert r"→ a\x1b[31m\nb" in notes_of(caught.value)
+
+
 @pytest.mark.parametrize("name", ["", "  ", 3, None])
 def test_a_bad_name_is_refused(name: Any) -> None:
     with pytest.raises(OptionError, match="a name is a text"):
