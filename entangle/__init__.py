@@ -38,6 +38,7 @@ those that no door does.
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -116,6 +117,23 @@ def _drawings() -> Drawings:
     return calls
 
 
+#: Modules that users know. `import entangle` brings none of them in: its attributes do.
+_MODULES = frozenset(
+    {"containers", "cookies", "dataflow", "docker", "errors", "flow", "http", "interpreter", "limit", "local", "logging"}
+    | {"pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
+)
+
+if not TYPE_CHECKING:  # checkers would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        """A module by its name: used as a decorator, `entangle.process` then says what it is."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'entangle' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        import importlib
+
+        return importlib.import_module(f"entangle.{name}")
+
+
 _run.observers.append(_Recording())
 _remote.travels = _travels
 _tasks.streams = _streams
@@ -149,7 +167,7 @@ def gather(a: Call[V], b: Call[W], c: Call[X], d: Call[Y], /, *, return_exceptio
 def gather(*calls: Call[V], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
 @overload
 def gather(*calls: Call[V], return_exceptions: bool) -> Call[list[V | BaseException]]: ...
-def gather(*calls: Any, return_exceptions: bool = False) -> Any:
+def gather(*calls: Any, return_exceptions: bool = False, **unknown: Any) -> Any:
     """A call whose value is the list of the values of these calls, which run in parallel.
 
     With `return_exceptions`, a failure is a value in the list: of what depends on the failed task,
@@ -160,16 +178,21 @@ def gather(*calls: Any, return_exceptions: bool = False) -> Any:
 
         gather(load("a"), load("b"))()
     """
+    from entangle._shared.tracebacks import hide
     from entangle.task import gathered
 
-    return gathered(calls, return_exceptions)
+    try:
+        return gathered(calls, return_exceptions, unknown)
+    except TypeError as error:
+        hide(error)
+        raise
 
 
 @overload
 def as_completed(calls: Iterable[Call[Coroutine[Any, Any, V]]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
 @overload
 def as_completed(calls: Iterable[Call[V]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
-def as_completed(calls: Iterable[Call[Any]], timeout: float | None = None) -> Iterator[CompletedCall[Any]]:
+def as_completed(calls: Iterable[Call[Any]], timeout: float | None = None, **unknown: Any) -> Iterator[CompletedCall[Any]]:
     """Run calls as one graph; gives a future of each as soon as it is done.
 
     What the calls share runs once. Each future has its `call`, and a `result()` that gives its
@@ -182,9 +205,14 @@ def as_completed(calls: Iterable[Call[Any]], timeout: float | None = None) -> It
         for future in entangle.as_completed([load(name) for name in names]):
             print(future.call, future.result())
     """
+    from entangle._shared.tracebacks import hide
     from entangle._tasks.completing import completed
 
-    return completed(calls, timeout)
+    try:
+        return completed(calls, timeout, unknown)
+    except Exception as error:  # one of ours, or of what gives the calls
+        hide(error)
+        raise
 
 
 def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ class Process(Terms):
     carrier = PROCESS
 
     def __init__(self, fresh: bool, **options: Any) -> None:
-        check_whether("process", fresh=fresh)
+        check_whether("@process", fresh=fresh)
         super().__init__("process", **options)
         if fresh:
             self.carrier = FRESH

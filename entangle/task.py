@@ -34,9 +34,19 @@ from entangle._tasks.attributes import Attributes
 from entangle._tasks.call import Call, Gathered, Start, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated, Layer
-from entangle._tasks.parameters import fitting, in_its_order, positional_names, signature_in_short, without_injected
+from entangle._tasks.option_values import check_whether
+from entangle._tasks.parameters import (
+    fitting,
+    in_its_order,
+    positional_names,
+    signature_in_short,
+    still_open,
+    takes_keyword,
+    without_injected,
+)
 from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
+from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options, nearest, of_a_stream, option_of_a_run, refuse_options
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import HERE, IN_CALLER, PROCESS, Body
 from entangle.pools import Pool, merged
@@ -170,7 +180,7 @@ class Task(_Arguments[P, R]):
                 total(square.map(range(10_000)))()
             """
             self._refuse_class_method("map")
-            _refuse_keywords(self.__name__, unknown)
+            _refuse_keywords(self, "map", unknown)
             chunk = _chunk_of(chunksize)
             columns = (xs, *more)
             if any(isinstance(column, Call) for column in columns):
@@ -184,7 +194,7 @@ class Task(_Arguments[P, R]):
 
         @edge
         @passes_on
-        def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
+        def starmap(self, pairs: Any, /, *, chunksize: int | None = None, **unknown: Any) -> Call[list[R]]:
             """A call whose value is the list of the values for each tuple of arguments in `pairs`.
 
             As `map`, whose items are single arguments.
@@ -192,6 +202,7 @@ class Task(_Arguments[P, R]):
                 power.starmap([(2, 3), (3, 2)])()
             """
             self._refuse_class_method("starmap")
+            _refuse_keywords(self, "starmap", unknown)
             chunk = _chunk_of(chunksize)
             if isinstance(pairs, Call):
                 return Call(STARMAP, (self, chunk, pairs), {}, f"{self.__name__}.starmap")
@@ -205,8 +216,7 @@ class Task(_Arguments[P, R]):
                 calls.append(self(*items))
             return Gathered(GATHER, tuple(calls), f"{self.__name__}.starmap", False, chunk)
 
-        @edge
-        @passes_on
+        @knows_its_options("{}.stream", of_a_stream)
         def stream(
             self,
             xs: Iterable[Any] | AsyncIterable[Any],
@@ -233,6 +243,19 @@ class Task(_Arguments[P, R]):
             """
             self._refuse_class_method("stream")
             return _tasks.streams().stream_of(self, _tasks.NO_INSTANCE, xs, inflight, ordered, on_error, start)
+
+        @edge
+        @passes_on
+        def __getattr__(self, name: str) -> NoReturn:
+            said = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if (written := self._written_here(name)) is not None:
+                said += f"; {written}"
+            raise AttributeError(said, name=name, obj=self)
+
+        def _written_here(self, name: str) -> str | None:
+            """What is written here for a method that tasks have in other libraries."""
+            form = _WRITTEN_HERE.get(name)
+            return None if form is None else form.format(name=self.__name__, way=name)
 
     def __repr__(self) -> str:
         layers = " ".join(f"@{type(layer).__name__.lower()}" for layer in self.layers)
@@ -310,10 +333,18 @@ class Task(_Arguments[P, R]):
         import inspect
 
         signature = inspect.signature(self.function)
+        taken = without_injected(signature, self.layers)
+        told = f"{self.__name__}{signature_in_short(signature)}"
+        for keyword, value in kwargs.items():  # first: a misspelt argument is a missing one, too
+            if not takes_keyword(self, keyword):
+                open_ones = still_open(taken, len(args), kwargs)
+                meant = nearest(keyword, open_ones) or (open_ones[0] if len(open_ones) == 1 and len(kwargs) == 1 else "")
+                hint = goes_elsewhere(keyword, value) or (f"did you mean {meant!r}?" if meant else "")
+                raise ArgumentError(f"{told}: got an unexpected keyword argument {keyword!r}{hint and '; ' + hint}")
         try:
-            without_injected(signature, self.layers).bind(*args, **kwargs)
+            taken.bind(*args, **kwargs)
         except TypeError as error:
-            raise ArgumentError(f"{self.__name__}{signature_in_short(signature)}: {error}") from None
+            raise ArgumentError(f"{told}: {error}") from None
         raise AssertionError(f"{self.__name__}{signature} takes what it refused")
 
 
@@ -345,7 +376,7 @@ class Method(_Arguments[P, R]):
         @passes_on
         def map(self, xs: Any, /, *more: Any, chunksize: int | None = None, **unknown: Any) -> Call[list[R]]:
             """As the `map` of a task, with the instance as the first argument of every call."""
-            _refuse_keywords(self.__name__, unknown)
+            _refuse_keywords(self.__func__, "map", unknown)
             if any(isinstance(column, Call) for column in (xs, *more)):
                 return Call(MAP, (self, _chunk_of(chunksize), xs, *more), {}, f"{self.__name__}.map")
             mapped: Call[list[R]] = self.__func__.map(itertools.repeat(self.__self__), xs, *more, chunksize=chunksize)
@@ -353,8 +384,9 @@ class Method(_Arguments[P, R]):
 
         @edge
         @passes_on
-        def starmap(self, pairs: Any, /, *, chunksize: int | None = None) -> Call[list[R]]:
+        def starmap(self, pairs: Any, /, *, chunksize: int | None = None, **unknown: Any) -> Call[list[R]]:
             """As the `starmap` of a task, with the instance as the first argument of every call."""
+            _refuse_keywords(self.__func__, "starmap", unknown)
             if isinstance(pairs, Call):
                 return Call(STARMAP, (self, _chunk_of(chunksize), pairs), {}, f"{self.__name__}.starmap")
             if isinstance(pairs, Iterable):
@@ -362,8 +394,7 @@ class Method(_Arguments[P, R]):
             mapped: Call[list[R]] = self.__func__.starmap(pairs, chunksize=chunksize)
             return mapped
 
-        @edge
-        @passes_on
+        @knows_its_options("{}.stream", of_a_stream)
         def stream(
             self,
             xs: Iterable[Any] | AsyncIterable[Any],
@@ -444,12 +475,24 @@ MAP = _ours(_map, "MAP", "map")
 STARMAP = _ours(_starmap, "STARMAP", "starmap")
 
 
-def _refuse_keywords(name: str, unknown: dict[str, Any]) -> None:
+def _refuse_keywords(task: Task[..., Any], way: str, unknown: dict[str, Any]) -> None:
     """Raise ArgumentError for keywords that `map` does not take, and say how it is written."""
-    for keyword in unknown:
-        if keyword == "return_exceptions":
-            raise ArgumentError(f"{name}.map takes no {keyword}; write gather(*[{name}(x) for x in xs], return_exceptions=True)")
-        raise ArgumentError(f"{name}.map takes no {keyword!r}; write gather(*[{name}(x, {keyword}=…) for x in xs])")
+    name = task.__name__
+    argument, items = ("x", "xs") if way == "map" else ("*pair", "pairs")
+    each = f"for {argument.removeprefix('*')} in {items}"
+    for keyword, value in unknown.items():
+        option = option_of_a_run(keyword)
+        if takes_keyword(task, keyword):
+            hint = f"write gather(*[{name}({argument}, {keyword}=…) {each}])"
+        elif keyword == "return_exceptions":
+            raise ArgumentError(f"{name}.{way} takes no {keyword}; write gather(*[{name}({argument}) {each}], return_exceptions=True)")
+        elif option:
+            hint = f"for the whole run write {name}.{way}({items}).run({option}={in_short(value)})"
+        elif nearest(keyword, ["chunksize"]):
+            hint = "did you mean 'chunksize'?"
+        else:
+            hint = "its one option is chunksize"
+        raise ArgumentError(f"{name}.{way} takes no {keyword!r}; {hint}")
 
 
 def _is_iterable(value: object) -> bool:
@@ -467,14 +510,31 @@ def _chunk_of(chunksize: object) -> int:
     return chunksize
 
 
-def gathered(calls: tuple[Any, ...], return_exceptions: bool) -> Call[list[Any]]:
+def gathered(calls: tuple[Any, ...], return_exceptions: bool, unknown: dict[str, Any]) -> Call[list[Any]]:
     """A call whose value is the list of the values of these calls. `entangle.gather` is this."""
+    refuse_options("gather", ("return_exceptions",), unknown)
     for call in calls:
         if not isinstance(call, Call):
             hint = "write gather(*calls)" if isinstance(call, (list, tuple, types.GeneratorType)) else "build one by calling a task"
             raise ArgumentError(f"gather takes calls, not {in_short(call)}; {hint}")
+    check_whether("gather", return_exceptions=return_exceptions)
     return Gathered(GATHER, calls, None, bool(return_exceptions), 0)
 
+
+_BUILDS = "{name}(…) builds a call: `call()` gives its value, `call(proc=True)` a future at once"
+_IS_SUCH = "{name}(…) is already a call that has not run: `call()` gives its value"
+_BUILD_FIRST = "build a call first: {name}(…).{way}(…)"
+_STREAMS = "write {name}.stream(xs), or {name}.stream(xs, ordered=False)"
+#: Methods that tasks have in other libraries, or calls have here, and what is written instead.
+_WRITTEN_HERE = {
+    **dict.fromkeys(("remote", "submit", "delay", "apply", "apply_async", "call_async", "spawn", "start"), _BUILDS),
+    **dict.fromkeys(("delayed", "s", "si", "signature", "bind", "partial"), _IS_SUCH),
+    **dict.fromkeys(("run", "future", "named", "graph"), _BUILD_FIRST),
+    **dict.fromkeys(("result", "compute", "get"), "build a call first: `{name}(…)()` gives its value"),
+    **dict.fromkeys(("imap", "imap_unordered", "map_unordered", "as_completed"), _STREAMS),
+    **dict.fromkeys(("map_async", "amap"), "write {name}.map(xs)(proc=True), a future of the list"),
+    "starmap_async": "write {name}.starmap(pairs)(proc=True), a future of the list",
+}
 
 #: Whether `classmethod` asks what it wraps to bind itself to the class.
 _BINDS_CLASSES = sys.version_info < (3, 13)
@@ -599,12 +659,7 @@ class InjectingDecorator(Protocol):
 
 def refuse_unknown(decorator: str, known: Sequence[str], unknown: dict[str, Any]) -> None:
     """Raise OptionError for options that a decorator does not have; names the nearest one."""
-    for name in unknown:
-        import difflib
-
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise OptionError(f"@{decorator} has no option {name!r}{hint} It has: {', '.join(known) or 'none'}")
+    refuse_options(f"@{decorator}", known, unknown)
 
 
 @overload

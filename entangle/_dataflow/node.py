@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 from entangle._dataflow.flow_graph import FunctionNode, GraphNode, In_contra, Leaves_co, as_dict, check_children
 from entangle._shared.tracebacks import edge
 from entangle._tasks.call import check_callback
+from entangle._tasks.unknown_options import knows_its_options, of_a_push, of_a_stream
 from entangle.errors import ArgumentError
 from entangle.task import Task
 
@@ -103,6 +104,12 @@ class DataflowTask(Task[..., Any], Generic[In_contra, Out_co]):
 
     starmap = map
 
+    def _written_here(self, name: str) -> str | None:
+        """What is written here for a method that tasks have in other libraries."""
+        form = super()._written_here(name)  # type: ignore[misc]
+        called = self.__name__
+        return form and f"{called}(…) builds a node: `node(x)` pushes a value into it, `node.stream(xs)` many, `node.future(x)` waits later"
+
     # An attribute that holds a task is one as it stands; for methods, see DataflowMethod.
     def __get__(  # type: ignore[override]
         self, instance: Any, owner: Any = None
@@ -134,7 +141,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
     def __call__(self, value: In_contra, /) -> Leaves_co: ...
     @overload
     def __call__(self, value: In_contra, /, *, start: Start | None) -> Leaves_co: ...
-    @edge
+    @knows_its_options("a push into {}", of_a_push)
     def __call__(self, *values: Any, start: str | None = None) -> Any:
         """Push one value in and wait. Gives a tuple of the values of the leaves, left to right.
 
@@ -149,7 +156,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
     def future(self, value: In_contra, /) -> RunFuture[Leaves_co]: ...
     @overload
     def future(self, value: In_contra, /, *, callback: Callable[[RunFuture[Leaves_co]], object] | None) -> RunFuture[Leaves_co]: ...
-    @edge
+    @knows_its_options("{}.future", of_a_push)
     def future(self, *values: Any, callback: Callable[[Any], object] | None = None) -> RunFuture[Any]:
         """Push one value in without waiting. Gives a `concurrent.futures.Future` of the leaves.
 
@@ -179,7 +186,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
         future: RunFuture[Any] = RunFuture(push.value, push.cancel)
         return future.wait_in_loop()
 
-    @edge
+    @knows_its_options("{}.stream", of_a_stream)
     def stream(
         self,
         source: Iterable[In_contra] | AsyncIterable[In_contra],

@@ -22,6 +22,7 @@ from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import hide, passes_on
 from entangle._tasks import OnError
 from entangle._tasks.layer import Decorated
+from entangle._tasks.option_values import check_whether
 from entangle._worker.worker import here
 from entangle.errors import ArgumentError, OptionError
 
@@ -61,6 +62,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
             raise ArgumentError(f"{node.__name__}.stream takes an iterable of values, not {type(source).__name__}")
         if inflight is not None and (isinstance(inflight, bool) or not isinstance(inflight, int) or inflight < 1):
             raise OptionError(f"stream: inflight={value_in_short(inflight)}; it is a whole number of values, 1 or above")
+        check_whether("stream", ordered=ordered)
         if on_error not in ("raise", "skip") and not callable(on_error):
             what = "node" if plain is None else "task"
             raise OptionError(

@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Packages of ours that count as users' code: examples and tests.
 _AS_USERS = ("entangle.examples", "entangle.tests")
 #: Modules of Python through which we call users' code. Their frames go if they follow one of ours.
-_BETWEEN = ("asyncio", "concurrent.futures", "contextlib")
+_BETWEEN = ("asyncio", "concurrent.futures", "contextlib", "threading")
 #: How many errors of one chain are treated.
 _MOST = 200
 

@@ -13,8 +13,9 @@ from entangle._shared.masks import MASK, is_secret
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks.layer import Decorated
-from entangle._tasks.option_values import check_seconds
+from entangle._tasks.option_values import check_seconds, check_whether
 from entangle._tasks.parameters import named_parameters, positional_names
+from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import FRESH, PROCESS, Flow
 
@@ -213,6 +214,7 @@ class Call(Generic[R_co]):
             if args or kwargs:
                 call = self._with(args, kwargs)
             proc = options.pop("proc", False)
+            check_whether("call", proc=proc)
             if proc:
                 future = _future_of(self, call, options)
                 future.start()
@@ -283,6 +285,7 @@ class Call(Generic[R_co]):
         start: Start | None = None,
         progress: bool | None = None,
     ) -> V: ...
+    @knows_its_options("call.run")
     def run(
         self,
         *,
@@ -326,6 +329,7 @@ class Call(Generic[R_co]):
         workers: int | None = None,
     ) -> Run:
         """The next execution of this graph."""
+        check_whether("run", progress=progress)
         return Run(self._compiler.compile_call(self), start, observer_for(progress), timeout, workers)
 
     @overload
@@ -334,7 +338,7 @@ class Call(Generic[R_co]):
     def future(self: Call[Coroutine[Any, Any, V]], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...
     @overload
     def future(self: Call[V], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...
-    @edge
+    @knows_its_options("call.future")
     def future(self, callback: Callable[[Any], object] | None = None) -> RunFuture[Any]:
         """A `concurrent.futures.Future` of the next run of this call.
 
@@ -470,8 +474,11 @@ class Gathered(Call[R_co]):
         return Gathered(self.task, self.args, name, self.accepts, self.chunk)
 
     def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
-        for argument in (*args, *kwargs.values()):
-            if kwargs or not isinstance(argument, Call):
+        for name, value in kwargs.items():
+            hint = goes_elsewhere(name, value).replace("gather(call,", "gather(*calls,") or "calls are given by position"
+            raise ArgumentError(f"{self!r} takes more calls as arguments, and has no parameter {name!r}; {hint}")
+        for argument in args:
+            if not isinstance(argument, Call):
                 raise ArgumentError(f"{self!r} takes more calls as arguments, not {in_short(argument)}; build one by calling a task")
         return Gathered(self.task, (*self.args, *args), self.name, self.accepts, self.chunk)
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from entangle._run.completions import CompletionsRun
 from entangle._run.future import RunFuture
 from entangle._shared.tracebacks import hide
-from entangle._tasks.call import Call, in_short
+from entangle._tasks.call import Call, Gathered, in_short
 from entangle._tasks.option_values import check_seconds
 from entangle._tasks.tree import compile_calls
+from entangle._tasks.unknown_options import refuse_options
 from entangle._worker.worker import here
 from entangle.errors import ArgumentError, RunTimeoutException
 
@@ -30,10 +31,12 @@ class CompletedCall(Future[V]):
         self.call = call
 
 
-def completed(calls: Iterable[Call[Any]], timeout: float | None) -> Iterator[CompletedCall[Any]]:
+def completed(calls: Iterable[Call[Any]], timeout: float | None, unknown: dict[str, Any]) -> Iterator[CompletedCall[Any]]:
     """Check the arguments of `as_completed`; gives the iterator."""
+    refuse_options("as_completed", ("timeout",), unknown)
     if isinstance(calls, Call) or not hasattr(type(calls), "__iter__"):
-        raise ArgumentError(f"as_completed takes an iterable of calls, not {in_short(calls)}")
+        hint = f"; {_of_many(calls)}" if isinstance(calls, Call) else ""
+        raise ArgumentError(f"as_completed takes an iterable of calls, not {in_short(calls)}{hint}")
     known = list(calls)
     for call in known:
         if not isinstance(call, Call):
@@ -42,7 +45,29 @@ def completed(calls: Iterable[Call[Any]], timeout: float | None) -> Iterator[Com
     return _completed(list(dict.fromkeys(known)), timeout)
 
 
+def _of_many(call: Call[Any]) -> str:
+    """What is written in place of one call, which may stand for many."""
+    if isinstance(call, Gathered):
+        names = {item.task.__name__ for item in call.args}
+    elif getattr(call.task.function, "of_entangle", False):  # the `map` of a call's value
+        names = {call.args[0].__name__}
+    else:
+        return f"write as_completed([{in_short(call)}])"
+    if len(names) != 1:
+        return "write as_completed([a, b]) for gather(a, b)"
+    (name,) = names
+    return f"write [{name}(x) for x in xs], or {name}.stream(xs, ordered=False)"
+
+
 def _completed(calls: list[Call[Any]], timeout: float | None) -> Iterator[CompletedCall[Any]]:
+    try:
+        yield from _run_all(calls, timeout)
+    except BaseException as error:
+        hide(error)
+        raise
+
+
+def _run_all(calls: list[Call[Any]], timeout: float | None) -> Iterator[CompletedCall[Any]]:
     if not calls:
         return
     until = time.monotonic() + timeout if timeout is not None else None

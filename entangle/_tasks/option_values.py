@@ -15,14 +15,14 @@ def check_seconds(where: str, **options: object) -> None:
             raise OptionError(f"{where}: {name}={value_in_short(value)}; it must be a number of seconds above 0, or None for no limit")
 
 
-def check_whether(decorator: str, **options: object) -> None:
+def check_whether(where: str, **options: object) -> None:
     """Refuse an option that is neither true nor false: a text that says "no" would count as true.
 
     Raises OptionError.
     """
     for name, value in options.items():
         if value is not None and not isinstance(value, int) and type(value).__name__ not in ("bool_", "bool"):
-            raise OptionError(f"@{decorator}: {name}={value_in_short(value)}; it must be True or False")
+            raise OptionError(f"{where}: {name}={value_in_short(value)}; it must be True or False")
 
 
 def is_number(value: object) -> bool:

@@ -122,6 +122,30 @@ def _slow_fit(task: Decorated, count: int, kwargs: dict[str, Any]) -> bool:
     return True
 
 
+def takes_keyword(task: Decorated, keyword: str) -> bool:
+    """Whether a call of a task may give this argument by name."""
+    import inspect
+
+    if any(layer.takes_arguments for layer in task.layers):
+        return True
+    try:
+        taken = without_injected(inspect.signature(task.function), task.layers).parameters
+    except (ValueError, TypeError):  # a builtin without a signature
+        return True
+    if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return True
+    return keyword in taken and taken[keyword].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def still_open(signature: inspect.Signature, count: int, kwargs: dict[str, Any]) -> list[str]:
+    """The parameters that may be given by name, beside so many positional arguments and these
+    keywords."""
+    parameters = list(signature.parameters.values())
+    by_name = [p.name for p in parameters[count:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_name += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return [name for name in by_name if name not in kwargs]
+
+
 def named_parameters(task: Decorated) -> frozenset[str]:
     import inspect
 

@@ -40,7 +40,7 @@ class Terms(Layer):
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise OptionError(f"@{decorator}: on={value_in_short(on)}; it must be an exception type, or a tuple of them")
-        check_whether(decorator, cache=cache, shared_memory=shared_memory)
+        check_whether(f"@{decorator}", cache=cache, shared_memory=shared_memory)
         self._decorator = decorator
         self._terms: dict[str, Any] = {
             "timeout": timeout,
