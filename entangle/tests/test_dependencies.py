@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,6 +14,9 @@ from typing import Any
 
 import cloudpickle
 import pytest
+
+from .callers import ROOT
+from .ways import missing
 
 
 def test_cloudpickle_says_of_a_class_what_it_consists_of() -> None:
@@ -79,3 +83,22 @@ def test_every_dependency_has_a_lowest_version() -> None:
     named = [line.partition("==")[0] for line in ran.stdout.splitlines()]
     assert {"cloudpickle", "psutil", "httpx", "rich", "docker"} <= set(named)
     assert len(named) == len(set(named))
+
+
+def test_an_editable_install_is_found_beside_the_clone(tmp_path: Path) -> None:
+    """The folder of the clone has the package's name, and Python would take it for the package."""
+    clone = tmp_path / "entangle"
+    clone.mkdir()
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(Path(ROOT, name), clone)
+    (clone / "entangle").mkdir()
+    for module in ("__init__.py", "errors.py"):
+        shutil.copy(Path(ROOT, "entangle", module), clone / "entangle")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", str(tmp_path / "prefix"), "--editable", str(clone)]
+    done = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"what pip needs to install this package: {done.stderr.strip()[-300:]}")
+    (packages,) = (tmp_path / "prefix").glob("lib/python3*/site-packages")
+    program = f"import site; site.addsitedir({str(packages)!r}); import importlib.util; print(importlib.util.find_spec('entangle').origin)"
+    found = subprocess.run([sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.stdout.strip() == str(clone / "entangle" / "__init__.py"), found.stderr
