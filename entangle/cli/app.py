@@ -160,6 +160,7 @@ def _doctor(as_json: Json = False) -> None:
     raise typer.Exit(doctor(as_json))
 
 
+@app.command("web", hidden=True)
 @app.command("ui")
 def _ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port on loopback; 0: any free port.")] = 0,

@@ -16,7 +16,7 @@ OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts")
 def run_bare(arguments: list[str]) -> int:
     """Run a command; gives the exit status."""
     for argument in arguments:
-        if argument in OTHERS:
+        if argument in (*OTHERS, "web"):
             raise Refused(f"the command {argument!r} needs typer and rich: pip install 'py-entangle[cli]'", UNINSTALLED)
         if not argument.startswith("-"):
             break

@@ -221,7 +221,8 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
         said = text((f"  skipped, since {node.run.nodes[node.cause].name} (node {node.cause}) failed", colour))
     elif node.value is not None:
         said = text(f" → {node.value.text}")
-    tail = f"  {node.attempts} attempts" if node.attempts is not None and node.attempts > 1 else ""
+    tail = f"  #{node.number}"  # for --node
+    tail += f"  {node.attempts} attempts" if node.attempts is not None and node.attempts > 1 else ""
     tail += f"  {duration(node.seconds)}" if node.seconds is not None else ""
     place = f"  pid {node.pid}" + (f" cpu {node.cpu}" if node.cpu is not None else "") if node.pid else ""
     if line.cell_len + said.cell_len + len(tail) + len(place) > room:

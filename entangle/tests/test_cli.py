@@ -477,6 +477,10 @@ def test_runs_are_listed_and_shown(line: Line) -> None:
     assert re.search(r"add +done .* 7", done)
     (run,) = line.json("runs", "--state", "done", "--json")
     tree = line("show", run["id"][:8]).stdout
+    numbered = re.findall(r"✓ (\w+).*  #(\d+)", tree)
+    assert len(numbered) == 7  # three sums of four products
+    for name, number in numbered:
+        assert line.json("show", run["id"], "--node", number, "--json")["name"] == name
     assert len(re.findall(r"\badd\b", tree)) == 4  # three nodes and the head; the name of the run may have these letters too
     assert "double → 8" in tree
     assert "n = 4" in tree
@@ -566,7 +570,7 @@ def test_a_run_that_went_on_says_what_failed_and_what_was_skipped(went_on: Line)
     tree = went_on("show").stdout
     assert re.search(r"gather  \w+  done  8 nodes  1 failed, 1 skipped  ", tree)
     assert re.search(r"↷ total  skipped, since fold 3 \(node \d\) failed", tree)
-    assert re.search(r"✗ fold 3  ValueError: the loss is not a number, and here is .* more   \d", tree)
+    assert re.search(r"✗ fold 3  ValueError: the loss is not a number, and here is .* more   *#\d+  \d", tree)
     assert tree.count("3 attempts") == 3
     assert tree.count("attempt 1: OSError: mark2 is not there yet\n") == 1
     nodes = {node["name"]: node for node in went_on.json("show", "--json")["node_list"]}
@@ -943,7 +947,7 @@ def test_top_shows_streams_by_stage_and_fits_into_a_terminal(line: Line, lasting
         assert (run["nodes"], run["task"]) == (2, "halve")
         assert run["done"] == run["stages"][1]["done"]
         live = line.json("runs", "--json", "--task", "halve")[0]["id"]
-        assert re.search("[▶·] keep\n.*x = [▶·] halve\n", line("show", live).stdout)
+        assert re.search("[▶·] keep +#1\n.*x = [▶·] halve +#0\n", line("show", live).stdout)
         for columns in (40, 80):
             shown = at_a_terminal(line, "top", "--looks", "1", columns=columns)
             assert max(map(len, shown)) <= columns
@@ -1076,8 +1080,10 @@ def test_the_core_alone_cleans_and_says_how_to_get_the_rest(line: Line) -> None:
 
 def test_the_page_without_its_extra_says_how_to_get_it(line: Line) -> None:
     (line.folder / "starlette.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
-    done = line("ui", PYTHONPATH=f"{line.folder}{os.pathsep}{ROOT}")
-    assert (done.returncode, done.stderr) == (UNINSTALLED, "entangle: the page needs starlette: pip install 'py-entangle[web]'\n")
+    for name in ("ui", "web"):  # the extra's name is understood as well
+        done = line(name, PYTHONPATH=f"{line.folder}{os.pathsep}{ROOT}")
+        assert (done.returncode, done.stderr) == (UNINSTALLED, "entangle: the page needs starlette: pip install 'py-entangle[web]'\n")
+    assert " web " not in line("--help").stdout
 
 
 def test_a_port_that_is_taken(line: Line) -> None:
