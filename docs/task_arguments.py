@@ -38,11 +38,11 @@ NESTED = (
 ONE_CONTAINER = ((1, FLAT), (2, FLAT), (3, (LIST, DICT, TUPLE, PAIR)), (1, NESTED), (2, NESTED))
 
 #: Arguments of which nothing is known. Those that count are calls and what may hold calls: with
-#: one of them `ArgumentsThatFit` becomes Any, with none of them it breaks its bound.
-_UNHASHABLE = "Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit"
-CALL_COUNTS = f"Hashable[ArgumentsThatFit] | {_UNHASHABLE}"
-CONTAINER_COUNTS = f"HashableInPlace[ArgumentsThatFit] | {_UNHASHABLE}"
-NONE_COUNTS = "InPlace[ArgumentsThatFit] | ArgumentsThatFit"
+#: one of them `ArgumentsDoNotFit` becomes Any; with none it breaks its bound, and mypy names it.
+_UNHASHABLE = "Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit"
+CALL_COUNTS = f"Hashable[ArgumentsDoNotFit] | {_UNHASHABLE}"
+CONTAINER_COUNTS = f"HashableInPlace[ArgumentsDoNotFit] | {_UNHASHABLE}"
+NONE_COUNTS = "InPlace[ArgumentsDoNotFit] | ArgumentsDoNotFit"
 CHUNKS = "*, chunksize: int | None = None"
 CONTAINER = "list[Any] | dict[Any, Any] | set[Any] | tuple[Any, ...]"
 
@@ -74,9 +74,9 @@ Y_co = TypeVar("Y_co", covariant=True)
 
 MIDDLE = '''
 class NeverFits:
-    """The bound of `ArgumentsThatFit`: no argument is one."""
+    """The bound of `ArgumentsDoNotFit`: no argument is one."""
 
-ArgumentsThatFit = TypeVar("ArgumentsThatFit", bound=NeverFits)
+ArgumentsDoNotFit = TypeVar("ArgumentsDoNotFit", bound=NeverFits)
 Fit_co = TypeVar("Fit_co", covariant=True)
 
 class ArgumentsAreMissing:

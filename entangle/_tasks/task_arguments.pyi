@@ -38,9 +38,9 @@ G = TypeVar("G")
 G_contra = TypeVar("G_contra", contravariant=True)
 
 class NeverFits:
-    """The bound of `ArgumentsThatFit`: no argument is one."""
+    """The bound of `ArgumentsDoNotFit`: no argument is one."""
 
-ArgumentsThatFit = TypeVar("ArgumentsThatFit", bound=NeverFits)
+ArgumentsDoNotFit = TypeVar("ArgumentsDoNotFit", bound=NeverFits)
 Fit_co = TypeVar("Fit_co", covariant=True)
 
 class ArgumentsAreMissing:
@@ -421,8 +421,8 @@ class TaskArguments(Generic[P, R]):
     def __call__(
         self,
         /,
-        *args: InPlace[ArgumentsThatFit] | ArgumentsThatFit,
-        **kwargs: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
+        *args: InPlace[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        **kwargs: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
     ) -> Call[R]: ...
     @overload
     def __call__(self, /, **kwargs: Call[Any] | list[Any] | dict[Any, Any] | set[Any] | tuple[Any, ...]) -> Call[R]: ...
@@ -459,27 +459,27 @@ class TaskArguments(Generic[P, R]):
     @overload
     def __call__(
         self,
-        a: HashableInPlace[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        b: HashableInPlace[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        c: HashableInPlace[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        d: HashableInPlace[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
+        a: HashableInPlace[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        b: HashableInPlace[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        c: HashableInPlace[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        d: HashableInPlace[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
         /,
-        *args: HashableInPlace[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        **kwargs: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
+        *args: HashableInPlace[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        **kwargs: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
     ) -> Call[R]: ...
     @overload
     def __call__(
         self,
-        a: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        b: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        c: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        d: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        e: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        f: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        g: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
+        a: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        b: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        c: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        d: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        e: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        f: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        g: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
         /,
-        *args: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
-        **kwargs: Hashable[ArgumentsThatFit] | Unhashable[ArgumentsThatFit] | UnhashableToo[ArgumentsThatFit] | ArgumentsThatFit,
+        *args: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
+        **kwargs: Hashable[ArgumentsDoNotFit] | Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit,
     ) -> Call[R]: ...
     @overload
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...  # type: ignore[overload-cannot-match]
