@@ -38,7 +38,7 @@ from entangle.thread import ThreadTimeoutException, thread
 from . import bodies
 from .evidence import alive, note, notes, pids_in, wait_until
 from .places import far_pythons
-from .ways import needed
+from .ways import installed, needed
 
 
 @pytest.fixture(params=["this version", "another version"])
@@ -356,7 +356,7 @@ def test_modules_of_the_project_travel(python: str, project: Path) -> None:
 
 
 def test_a_module_with_compiled_parts_is_named(python: str) -> None:
-    needed("numpy")
+    installed("numpy")
 
     def uses() -> Any:
         import numpy
@@ -424,8 +424,8 @@ def test_files_of_a_module_that_came_over_the_stream(python: str, project: Path)
 
 
 def test_files_and_metadata_of_what_pip_has_installed(python: str) -> None:
-    needed("requests")
-    needed("certifi")
+    installed("requests")
+    installed("certifi")
 
     def files() -> str:
         import certifi

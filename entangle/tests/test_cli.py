@@ -25,7 +25,7 @@ from .callers import ROOT, Caller
 from .evidence import wait_until
 from .test_records import damage
 from .test_watch import LASTING
-from .ways import needed
+from .ways import installed
 
 WORK = """
     import sys, time
@@ -1111,7 +1111,7 @@ def test_the_doctor_says_what_is_broken(line: Line) -> None:
 
 
 def test_a_graph_server_that_is_down(line: Line) -> None:
-    needed("gremlin_python")
+    installed("gremlin_python")
     line("run", "work.py:many")
     assert line("graph", "send", "--all", "--to", "ws://127.0.0.1:1/gremlin").returncode == UNREACHABLE
 

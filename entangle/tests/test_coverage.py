@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .callers import Caller
-from .ways import needed
+from .ways import installed
 
 TASKS = """
 from entangle.process import process
@@ -28,7 +28,7 @@ def add(a, b):
 @pytest.mark.parametrize("way", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_lines_of_bodies_are_measured(tmp_path: Path, way: str) -> None:
     """`patch = subprocess` is all that is said, as for any program that starts others."""
-    needed("coverage")
+    installed("coverage")
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / ".coveragerc").write_text("[run]\nparallel = true\npatch = subprocess\n")
     source = "from tasks import add, one\nif __name__ == '__main__':\n    print(add(one(1), one(2))())"

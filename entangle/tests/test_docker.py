@@ -40,9 +40,9 @@ from .callers import ROOT
 from .evidence import wait_until
 from .far_bodies import add
 from .services import given
-from .ways import missing, needed
+from .ways import installed, missing
 
-needed("docker")
+installed("docker")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import entangle.examples
 from .callers import ROOT, output_of
 from .services import given
 from .services.hosts import what_is_missing
-from .ways import missing, needed
+from .ways import installed, missing
 
 #: What each example's output must show, as regular expressions.
 TELLING = {
@@ -95,7 +95,7 @@ def test_example(name: str, tmp_path: Path) -> None:
     if name in INSTALLING:
         given.packages()
     if name in NEEDED:
-        needed(NEEDED[name])
+        installed(NEEDED[name])
     done = run(name, tmp_path, **({"ENTANGLE_IMAGE": given.image()} if name in CONTAINED else {}))
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if not (name in SHOWING and "thumbnail" in line)]
@@ -146,7 +146,7 @@ def test_the_sweep_finds_what_scikit_learn_finds_by_itself(tmp_path: Path) -> No
     bad = {name: type(value).__name__ for name, value in found.items() if not isinstance(value, float)}
     print(len(found), bad, all(abs(alone(name) - value) < 1e-9 for name, value in found.items() if name not in bad))
     """
-    needed("sklearn")
+    installed("sklearn")
     assert output_of(tmp_path, source, PYTHONWARNINGS="default") == "10 {'rbf, C=-1': 'ValueError'} True\n"
 
 
@@ -166,7 +166,7 @@ def test_the_notebook_ends_in_a_table(tmp_path: Path) -> None:
     """Executed for real. The best settings are those that are flexible enough; the bad one is an
     error in its row."""
     for package in ("nbclient", "ipykernel", "pandas"):
-        needed(package)
+        installed(package)
     notebook = Path(entangle.examples.__path__[0], "sweep_notebook.ipynb")
     cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert sum(len(cell["source"]) for cell in cells) <= LINES

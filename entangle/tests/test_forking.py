@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .callers import output_of
-from .ways import needed
+from .ways import installed
 
 #: A task that says how its worker was started, after something was done.
 HOW = """
@@ -30,7 +30,7 @@ def native_thread(name=None):
 
 def test_a_task_that_groups_by_polars_after_its_caller_has(tmp_path: Path) -> None:
     """polars has a pool of native threads, which a forked child does not have."""
-    needed("polars")
+    installed("polars")
     source = """
     import polars
     frame = polars.DataFrame({"a": range(300_000), "g": [i % 3 for i in range(300_000)]})

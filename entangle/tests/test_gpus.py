@@ -34,6 +34,7 @@ from entangle.workflow import workflow
 
 from .callers import ROOT
 from .moments import Watch
+from .ways import installed
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -550,7 +551,7 @@ if __name__ == "__main__":
 
 def test_arrays_of_numba_go_from_device_to_device(tmp_path: Path, start: str) -> None:
     """numba's simulator stands for the device; its arrays cannot be pickled either."""
-    pytest.importorskip("numba")
+    installed("numba")
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": ROOT, "NUMBA_ENABLE_CUDASIM": "1", "ENTANGLE_GPUS": "0", "ENTANGLE_RECORD": "0"}
     done = subprocess.run([sys.executable, "program.py", start], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
@@ -564,7 +565,7 @@ def test_arrays_of_numba_go_from_device_to_device(tmp_path: Path, start: str) ->
 
 
 def test_arrays_on_a_real_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
+    installed("numba")
     monkeypatch.undo()
     if not gpus.find().gpus:
         pytest.skip("no GPU here")

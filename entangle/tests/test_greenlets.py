@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from .callers import output_of
-from .ways import missing, needed
+from .ways import installed, missing
 
 PROGRAM = """
 import os, time
@@ -115,7 +115,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("way", ["auto", *(pytest.param(way, marks=pytest.mark.drill) for way in ("fork", "forkserver", "spawn"))])
 def test_a_program_under_gevent(tmp_path: Path, way: str) -> None:
     """All ways to run, alone and by several greenlets at once."""
-    needed("gevent")
+    installed("gevent")
     assert output_of(tmp_path, GEVENT, ENTANGLE_START=way, PYTHONWARNINGS="default") == "all\n"
 
 

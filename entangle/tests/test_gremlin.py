@@ -21,7 +21,7 @@ from .bodies import add, one
 from .callers import Caller
 from .evidence import wait_until
 from .gremlins import Gremlin, free_port
-from .ways import missing, needed
+from .ways import installed, missing
 
 
 def _needs_gremlinpython() -> None:
@@ -345,8 +345,8 @@ def test_the_signed_headers_reach_the_server(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("AWS_REGION", "us-east-2")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-2")
     monkeypatch.setenv("ENTANGLE_GRAPH_AUTH", "sigv4")
-    needed("botocore")
-    needed("gremlin_python")
+    installed("botocore")
+    installed("gremlin_python")
     assert process(one)()() == 1
     seen: list[bytes] = []
     over = threading.Event()

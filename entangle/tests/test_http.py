@@ -22,9 +22,9 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .evidence import notes_of
-from .ways import needed
+from .ways import installed
 
-needed("httpx")
+installed("httpx")
 
 from entangle.http import request  # noqa: E402
 

@@ -26,7 +26,7 @@ from .evidence import most_at_once, note, notes, pids_in, span, wait_until
 from .places import far_pythons
 from .services import given
 from .services.hosts import Hosts
-from .ways import needed
+from .ways import installed
 
 
 @pytest.fixture(params=["this version", "another version"])
@@ -213,7 +213,7 @@ def on_a_host():
 def test_a_task_of_this_machines_python_does_not_hinder_the_others_of_its_module(
     python: str, hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed("docker")
+    installed("docker")
     name = f"several{os.getpid()}{len(sys.modules)}"
     link = tmp_path / "a-python-of-this-machine"  # known to nobody else
     link.write_text(f'#!/bin/sh\nexec {python} "$@"\n')

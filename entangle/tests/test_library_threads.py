@@ -17,7 +17,7 @@ from entangle.workflow import workflow
 
 from .callers import output_of
 from .services import given
-from .ways import needed
+from .ways import installed
 
 CPUS = len(os.sched_getaffinity(0))
 several_cpus = pytest.mark.skipif(CPUS < 2, reason="libraries have one thread anyway on one CPU")
@@ -77,7 +77,7 @@ def output(tmp_path: Path, lines: str, **environment: str) -> str:
 def test_a_worker_alone_has_all_cpus_and_two_share_them(tmp_path: Path, start: str, used: str) -> None:
     """Also where the caller's own threads of the library were started before; they stay as they
     were."""
-    needed("threadpoolctl")
+    installed("threadpoolctl")
     lines = f"""
 {used}
 print(of_one()(start={start!r}), all_of(of_two(meet), of_two(meet))(start={start!r}), threads())
@@ -193,7 +193,7 @@ def test_a_run_with_one_worker_has_all_cpus_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_all_jobs_of_scikit_learn_are_those_of_the_share(tmp_path: Path, start: str) -> None:
     """`n_jobs=-1` asks joblib how many CPUs there are."""
-    needed("sklearn")
+    installed("sklearn")
     lines = f"""
 @process
 def jobs(*given):
@@ -213,7 +213,7 @@ print(jobs()(start={start!r}), both(jobs(), jobs())(start={start!r}))
 def test_a_forked_worker_uses_gnus_openmp_with_one_thread(tmp_path: Path) -> None:
     """With more it waits for ever for threads that only its parent has. `auto` does not fork then,
     and `start="fork"` can be had all the same."""
-    needed("sklearn")
+    installed("sklearn")
     lines = """
 from sklearn.datasets import make_regression
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -302,7 +302,7 @@ print(both(count(meet), count(meet))(start="fork"), threads())
 def test_numba_and_numexpr_and_polars(tmp_path: Path, start: str, loaded: bool) -> None:
     """Loaded in the caller before, or in the body. A compiled loop still compiles."""
     for name in ("numba", "numexpr", "polars"):
-        needed(name)
+        installed(name)
     lines = f"""
 if {loaded}:
     import numba, numexpr

@@ -45,7 +45,7 @@ from .killing import Killer
 from .places import far_pythons
 from .services import given
 from .services.hosts import Hosts
-from .ways import needed
+from .ways import installed
 
 total = process(bodies.total)
 together = process(bodies.gather)
@@ -758,7 +758,7 @@ def test_a_function_in_another_place_may_need_there_what_it_has_here(stack: str,
 
 
 def test_the_caller_holds_the_limit_of_a_function_in_a_container() -> None:
-    needed("docker")
+    installed("docker")
     few = limit("few", at_once=2, per_second=1000)
     task = docker(image=given.image())(few(alone_there))
     assert total(*(task("/tmp/limits", 2) for _ in range(6)))() == 6

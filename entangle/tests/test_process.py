@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .callers import Caller, output_of
-from .ways import needed
+from .ways import installed
 
 PLAIN = """
     import os
@@ -234,7 +234,7 @@ def test_stdin_of_a_body_is_empty(tmp_path: Path, start: str) -> None:
 def test_an_openmp_runtime_makes_auto_careful(tmp_path: Path, library: str) -> None:
     """A forked child that enters a parallel region would hang, so `auto` does not fork then."""
     if library == "numba":
-        needed("numba")
+        installed("numba")
         load = "import numba"
         body = (
             "import numba, numpy\n"

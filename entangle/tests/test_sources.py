@@ -17,7 +17,7 @@ from entangle.dataflow import dataflow, process
 from entangle.errors import OptionError
 from entangle.sources import directory, every, lines, merge, queue
 
-from .ways import needed
+from .ways import installed
 
 
 @dataflow
@@ -102,7 +102,7 @@ def test_lines_that_are_appended(tmp_path: Path) -> None:
 
 
 def test_new_files_of_a_directory(tmp_path: Path) -> None:
-    needed("watchfiles")
+    installed("watchfiles")
     (tmp_path / "b.csv").touch()
     (tmp_path / "a.csv").touch()
     (tmp_path / "a.txt").touch()

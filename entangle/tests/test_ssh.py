@@ -37,7 +37,7 @@ from .evidence import most_at_once, notes, span, wait_until
 from .far_bodies import add, where
 from .services import given
 from .services.hosts import Hosts, make_key, three_hosts
-from .ways import needed
+from .ways import installed
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def hosts() -> Hosts:
 def carrier(request: pytest.FixtureRequest) -> str:
     """Each of the ways in which bytes travel."""
     if request.param == "paramiko":
-        needed("paramiko")
+        installed("paramiko")
     return str(request.param)
 
 

@@ -37,7 +37,7 @@ from entangle._remote.wire.frames import (
 )
 from entangle.errors import ProtocolError
 
-from .ways import needed
+from .ways import installed
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -89,7 +89,7 @@ def test_messages_may_take_turns() -> None:
 @pytest.mark.parametrize("flag", [ZLIB, ZSTD])
 def test_a_slow_connection_gets_compressed_frames(flag: int) -> None:
     if flag == ZSTD and sys.version_info < (3, 14):
-        needed("zstandard")
+        installed("zstandard")
     text = b"the same words again and again, " * 100_000
     press = Press(["zstd"] if flag == ZSTD else ["zlib"])
     assert encoded(CALL, 1, [[text]], press).count(text[:1000])  # nothing is known of the connection yet: as it is

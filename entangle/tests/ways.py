@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -155,6 +156,13 @@ def missing(what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"in CI this must be there: {what}")
     pytest.skip(what, allow_module_level=True)
+
+
+def installed(name: str) -> None:
+    """A package that a program of the test needs. It is not loaded: many make a fork unsafe, and
+    every later test of this process would run in another way."""
+    if importlib.util.find_spec(name) is None:
+        missing(f"the package {name}: pip install 'py-entangle[test]'")
 
 
 def needed(name: str) -> Any:
