@@ -94,7 +94,9 @@ def test_an_editable_install_is_found_beside_the_clone(tmp_path: Path) -> None:
     (clone / "entangle").mkdir()
     for module in ("__init__.py", "errors.py"):
         shutil.copy(Path(ROOT, "entangle", module), clone / "entangle")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", str(tmp_path / "prefix"), "--editable", str(clone)]
+    # Without `--ignore-installed`, pip takes the package out of the environment of the tests.
+    options = ["--quiet", "--no-deps", "--ignore-installed", "--prefix", str(tmp_path / "prefix")]
+    pip = [sys.executable, "-m", "pip", "install", *options, "--editable", str(clone)]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
         missing(f"what pip needs to install this package: {done.stderr.strip()[-300:]}")

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from entangle._shared import module_lookup
 from entangle.dataflow import dataflow
 from entangle.errors import (
     ArgumentError,
@@ -729,6 +730,8 @@ def test_a_module_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
         sys.modules["only_in_the_worker"] = module
         return {"things": (1, vars(module)["Thing"]())}
 
+    # Where a module has travelled by value before, so would this one.
+    monkeypatch.setattr(module_lookup, "travelled", set())
     error = failed(process(give)(), UnpicklableError)
     assert "only_in_the_worker.Thing at ['things'][1] raises ModuleNotFoundError" in str(error)
     assert "The module must be there for every process" in str(error)
