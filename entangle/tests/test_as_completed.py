@@ -21,6 +21,7 @@ from entangle.task import task
 from entangle.thread import thread
 from entangle.workflow import workflow
 
+from .callers import ROOT
 from .evidence import notes_of, wait_until
 
 
@@ -227,7 +228,8 @@ def test_ctrl_c_while_it_waits(tmp_path: Path) -> None:
         "        pass\n"
     )
     path = tmp_path / "pid"
-    program = subprocess.Popen([sys.executable, str(script), str(path)], stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    program = subprocess.Popen([sys.executable, str(script), str(path)], stderr=subprocess.PIPE, text=True, env=environment)
     wait_until(lambda: path.exists() and path.read_text())
     program.send_signal(signal.SIGINT)
     _, said = program.communicate(timeout=20)

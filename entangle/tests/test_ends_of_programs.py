@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from .callers import ROOT
 from .evidence import wait_until
 
 PROGRAM = """
@@ -34,7 +35,8 @@ def ended(tmp_path: Path, end: str, seconds: float, interrupt: bool = False) -> 
     """The status and the last line on stderr of the program, whose run is over as well."""
     script, pid = tmp_path / "script.py", tmp_path / "pid"
     script.write_text(PROGRAM.replace("{end}", end))
-    program = subprocess.Popen([sys.executable, str(script), str(pid), str(seconds)], stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    program = subprocess.Popen([sys.executable, str(script), str(pid), str(seconds)], stderr=subprocess.PIPE, text=True, env=environment)
     if interrupt:
         wait_until(lambda: pid.exists() and pid.read_text())
         program.send_signal(signal.SIGINT)
