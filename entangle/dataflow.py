@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from entangle._dataflow.flow_graph import Callback, Dataflow, GraphNode, check_children
-from entangle._dataflow.node import DataflowMethod, DataflowTask, Leaves, Node
+from entangle._dataflow.node import DataflowTask, Leaves, Node
 from entangle._dataflow.windows import Window
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -27,6 +27,7 @@ from entangle.thread import thread
 __all__ = ["Node", "dataflow", "merge", "process", "thread", "window"]
 
 if TYPE_CHECKING:
+    from entangle._dataflow.node import DataflowMethod
     from entangle._tasks.task_arguments import TakesOnly1, TakesOnly2
 
 In = TypeVar("In")

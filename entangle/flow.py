@@ -312,6 +312,7 @@ class Flow:
                         self.fans.append((first, first + part))
                     first, at, length = first + part, at + part, length - part
                 at += max(1, length)
+        self.fans.sort()
 
     def _alike(self, first: int, most: int) -> int:
         """How many leaves from `first` on, at most `most`, have its body and its shape."""

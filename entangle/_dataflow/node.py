@@ -118,13 +118,14 @@ class DataflowTask(Task[..., Any], Generic[In_contra, Out_co]):
         return self if instance is None else DataflowTask(types.MethodType(self.function, instance), self.layers)
 
 
-class DataflowMethod(DataflowTask[Any, Any], Generic[In_contra, Out_co]):
-    """To type checkers, a function in a class: of an instance it is a task of a dataflow."""
+if TYPE_CHECKING:
 
-    def __get__(  # type: ignore[override]
-        self, instance: Any, owner: Any = None
-    ) -> DataflowTask[In_contra, Out_co]:
-        raise NotImplementedError
+    class DataflowMethod(DataflowTask[Any, Any], Generic[In_contra, Out_co]):
+        """A function in a class: of an instance it is a task of a dataflow."""
+
+        def __get__(  # type: ignore[override]
+            self, instance: Any, owner: Any = None
+        ) -> DataflowTask[In_contra, Out_co]: ...
 
 
 class Node(FunctionNode[In_contra, Leaves_co]):

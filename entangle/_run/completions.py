@@ -11,10 +11,10 @@ from entangle._run.progress import observer_for
 from entangle._run.run import Run
 from entangle._run.supervisor import Supervisor
 from entangle._shared.site import Site
-from entangle._shared.store import NOWHERE, Store
+from entangle._shared.store import Store
 from entangle._shared.table import DONE, FAILED, SKIPPED, UNCLAIMED
 from entangle._shared.tracebacks import passes_on
-from entangle._worker.failures import call_of, error_of, note_call
+from entangle._worker.failures import error_of
 from entangle.errors import RunAtImportError
 from entangle.flow import Flow
 
@@ -68,34 +68,22 @@ class CompletionsRun(Run):
         self._looks_at = time.monotonic() + 4 * (time.monotonic() - began) if len(self._left) > _MANY else 0.0
 
     def _tell_one(self, site: Site, store: Store | None, node: int, state: int) -> None:
-        table = site.table
         if state != DONE:
             self._tell(node, None, error_of(site, store, node))
             return
-        _, _, offset, size, where, _, _, _ = table.record(node)
         try:
-            if node in site.local:
-                value = site.local[node]
-            else:
-                assert store is not None
-                value = store.get((where, offset, size))
+            value = self._value_of(node, site, store)
         except RunAtImportError:
             raise
-        except Exception as problem:
-            assert store is not None
-            what = f"the value of task {site.flow.name(node)!r} cannot be unpickled in this process"
-            error = store.unpickling_error(problem, (where, offset, size), what)
-            note_call(error, site.flow, node, call_of(site, store, node))
-            error.__cause__ = problem
+        except Exception as error:
             self._tell(node, None, error)
             return
-        with table.locked(UNCLAIMED):
-            table.readers[node] -= 1
-            gone = None
-            if not table.readers[node]:
-                site.local.pop(node, None)
-                if where != NOWHERE and store is not None:
-                    gone = store.release((where, offset, size))
+        gone = None
+        with site.table.locked(UNCLAIMED):
+            if store is not None:
+                gone = store.count_read(node)
+            else:
+                site.table.readers[node] -= 1
         if gone is not None and store is not None:
             store.remove(gone)
         self._tell(node, value, None)

@@ -284,11 +284,8 @@ class Deaths:
             if groups := site.flow.body(node).limits:
                 table.release_limits(groups, site.lanes, site.flow.body_of)
             _, unread = table.spread_failure(site.flow, site.lanes, node)
-            for taken in (*site.flow.sources(node), *unread):
-                table.readers[taken] -= 1
-                _, _, offset, size, where, _, _, _ = table.record(taken)
-                if not table.readers[taken] and where != NOWHERE and store is not None:
-                    removed += filter(None, [store.release((where, offset, size))])
+            if store is not None:
+                removed += filter(None, map(store.count_read, (*site.flow.sources(node), *unread)))
         for gone in removed:
             assert store is not None
             store.remove(gone)

@@ -345,18 +345,23 @@ class Run:
     def _outcome(self, supervisor: Supervisor, site: Site, store: Store | None) -> Any:
         self._raise_failure(supervisor, site)
         (sink,) = self.flow.sinks
-        if sink in site.local:
-            return site.local.pop(sink)
+        return self._value_of(sink, site, store)
+
+    @passes_on
+    def _value_of(self, node: int, site: Site, store: Store | None) -> Any:
+        """The value of a node that is done, for the caller, who takes it for the last time."""
+        if node in site.local:
+            return site.local.pop(node) if site.table.readers[node] <= 1 else site.local[node]
         assert store is not None
-        _, _, offset, size, where, _, _, _ = site.table.record(sink)
+        _, _, offset, size, where, _, _, _ = site.table.record(node)
         try:
             return store.get((where, offset, size))
         except RunAtImportError:
             raise
         except Exception as problem:
-            what = f"the value of task {self.flow.name(sink)!r} cannot be unpickled in this process"
+            what = f"the value of task {self.flow.name(node)!r} cannot be unpickled in this process"
             error = store.unpickling_error(problem, (where, offset, size), what)
-            note_call(error, self.flow, sink, call_of(site, store, sink))
+            note_call(error, self.flow, node, call_of(site, store, node))
             raise error from problem
 
     @staticmethod

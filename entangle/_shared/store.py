@@ -452,6 +452,15 @@ class Store:
                 SEGMENT_HEAD.pack_into(window, base, 0, self.table.header[FREE_SEGMENT])
                 self.table.header[FREE_SEGMENT] = segment
 
+    def count_read(self, node: int) -> Place | None:
+        """Count a reader of a node's value. Gives the file that nobody needs any more, if any; its
+        caller removes it. Lock held.
+        """
+        table = self.table
+        table.readers[node] -= 1
+        _, _, offset, size, where, _, _, _ = table.record(node)
+        return self.release((where, offset, size)) if not table.readers[node] and where != NOWHERE else None
+
     def release(self, place: Place) -> Place | None:
         """Drop a value that all readers have taken. Lock held.
 

@@ -12,6 +12,7 @@ moves the end and reads which leaf has begun. So at least one of them sees the o
 
 from __future__ import annotations
 
+import bisect
 import threading
 import time
 
@@ -55,6 +56,7 @@ class Fanning(Holding):
         self.special = [bool(body.retry or body.pools or body.timed or body.shared_memory) for body in site.flow.bodies]
         #: The fans that this worker may run: first leaf, and the one after the last.
         self.fans = [fan for fan in site.flow.fans if not self.special[site.flow.body_of[fan[0]]]] if lane == PROCESS else []
+        self._firsts = [first for first, _ in self.fans]
         self._stretch = 1
         self._fence = threading.Lock()
 
@@ -63,7 +65,9 @@ class Fanning(Holding):
         slots, base = self.site.table.slots, self.base
         if slots[base + LOW] != node + 1 or slots[base + HIGH] <= node + 1 or self.site.table.header[CROWDED]:
             return 0
-        return next((last for first, last in self.fans if first <= node < last - 1), 0)
+        at = bisect.bisect_right(self._firsts, node) - 1
+        last = self.fans[at][1] if at >= 0 else 0
+        return last if node < last - 1 else 0
 
     @passes_on
     def _run_stretch(self, node: int, last: int, body: Body) -> int:
@@ -154,7 +158,7 @@ class Fanning(Holding):
         consumer = flow.consumers[flow.consumer_starts[node]]
         removed: list[Place] = []
         woken = woken_threads = 0
-        tell = False
+        tell = pushed = False
         chosen = -1
         table.lock(self.slot)
         try:
@@ -165,6 +169,7 @@ class Fanning(Holding):
                 else:
                     for leaf in range(high - 1, left - 1, -1):
                         table.push(PROCESS, leaf)
+                    pushed = True
             if self.guarded is not None:
                 for leaf in range(node, done):
                     if not table.readers[leaf]:
@@ -187,7 +192,7 @@ class Fanning(Holding):
                     chosen = self._next_ready()
                 if chosen < 0:
                     slots[base + NODE] = -1
-            if ready and chosen != consumer:
+            if pushed or (ready and chosen != consumer):
                 woken, woken_threads, tell = self.count_wakes()
         finally:
             table.unlock()

@@ -67,6 +67,16 @@ def test_where_fans_are() -> None:
     assert compile_call(total(*lists)).fans == [(0, 40)]
 
 
+def test_many_fans_and_where_one_ends() -> None:
+    groups = [total(*[square(x) for x in range(20)]) for _ in range(50)]
+    flow = compile_call(total(*groups))
+    assert flow.fans == [(at, at + 20) for at in range(0, 1000, 20)]
+    assert total(*groups)() == 50 * sum(x * x for x in range(20))
+    # Written the other way round, the fans still stand in order.
+    mixed = compile_call(gather(total(*[square(x) for x in range(20)], total(*[square(x) for x in range(30)]))))
+    assert mixed.fans == sorted(mixed.fans)
+
+
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
 def test_each_leaf_runs_once_and_has_its_record(start: Any, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
