@@ -106,7 +106,8 @@ class Worker(Fanning):
             except BaseException as error:
                 if self.forked:
                     end_child(error)
-                node = slots[base + NODE]  # of a stretch, the one that has failed
+                if fans:
+                    node = slots[base + NODE]  # of a stretch, the one that has failed
                 given = args if args is None or first == last or plain[shape_of[node]] else [*args, *named.values()]
                 args = value = None
                 if self._is_the_callers(error):

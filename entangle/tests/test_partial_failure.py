@@ -361,3 +361,21 @@ def test_errors_show_failures_among_arguments_by_their_type() -> None:
     with pytest.raises(ProcessTerminatedException) as lost:
         killed(gather(fail(3), return_exceptions=True))()
     assert "bytes" not in notes_of(lost.value)
+
+
+def test_a_thread_that_was_given_up_ends_no_other_node() -> None:
+    """Its body raises while the last node of the flow runs."""
+
+    @thread(timeout=0.2)
+    def late() -> None:
+        time.sleep(0.8)
+        raise LookupError("too late")
+
+    @process
+    def last(values: list[Any]) -> list[str]:
+        time.sleep(1.5)
+        return [type(value).__name__ for value in values]
+
+    assert last(gather(late(), return_exceptions=True))() == ["ThreadTimeoutException"]
+    in_thread = thread(last.function)
+    assert in_thread(gather(late(), return_exceptions=True))() == ["ThreadTimeoutException"]
