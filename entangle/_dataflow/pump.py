@@ -79,6 +79,8 @@ class Pump:
         self._size = 1
         self._label = 0
         self.pulled = self.taken = self.dropped = 0
+        #: Whether all items have come out of the flow. The consumer may not have taken them yet.
+        self._all_out = False
         self.waits_for_room = False
         #: Seconds in which the source waited for room.
         self.waited = 0.0
@@ -183,16 +185,18 @@ class Pump:
             if self._flush_a_window():
                 self._pass_on()
             elif self._supervisor is not None:
+                self._all_out = True
                 self._supervisor.over()
         return due
 
     def told(self) -> dict[str, Any]:
         """How many items have come from the source and left, how many may be under way, and the
-        seconds in which the source waited for room."""
+        seconds in which the source waited for room. Of a run that is over none is under way, even
+        if the loop that takes the values lags behind."""
         most = self._inflight if self._inflight is not None else self._sets * self._size
         return {
             "pulled": self.pulled,
-            "taken": self.taken,
+            "taken": self.pulled - self.dropped if self._all_out else self.taken,
             "left_out": self.dropped,
             "most": most,
             "waited": round(self.waited, 3),

@@ -203,7 +203,7 @@ def named_call(flow: Flow, node: int) -> str:
     which calls are shown by their names alone."""
     try:
         told = masked(_call(flow, node, None, {}, _DEEP))
-    except Exception:
+    except Exception:  # show less, but report the error all the same
         told = f"{cut(flow.body(node).name, _NAMED)}(…)"
     if node not in flow.names:
         return told

@@ -18,8 +18,10 @@ from entangle._records.load import MOST, halved
 from entangle._run.history import MOST_BINS, MOST_STRETCHES, History
 from entangle._run.rearmed import GATHER, SOURCE, Row
 from entangle.flow import Body
+from entangle.process import process
 
 from .callers import ROOT
+from .evidence import wait_until
 
 STREAMS = """
     import logging, sys
@@ -253,3 +255,19 @@ def test_when_and_where_a_lost_body_ran_is_remembered(
     assert run.ended is not None
     assert node.ended is not None
     assert node.ended <= run.ended
+
+
+def test_of_a_stream_that_is_over_nothing_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop takes the values long after the run has made them."""
+    from entangle.web import recorded
+
+    monkeypatch.setenv("ENTANGLE_RECORD", "1")
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    double = process(lambda x: 2 * x)
+    with double.stream(range(20)) as stream:
+        assert next(stream) == 0
+        wait_until(lambda: any(run.state == "done" for run in records.runs()))
+        assert list(stream) == list(range(2, 40, 2))
+    (run,) = records.runs()
+    told = recorded.info(run.id)["stream"]
+    assert (told["pulled"], told["taken"]) == (20, 20)
