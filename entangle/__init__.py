@@ -20,6 +20,7 @@ The floors of the house from the ground up, and their rooms. Imports point down 
     _worker/                          what happens in a worker: the loop, delivery, joining a run
     _watch/                           looking on from outside
     _run/                             what happens in the caller: start, supervise, deadlines, run
+    _warm/                            workers that outlive runs: sessions
     _tasks/  task                     what users hold: tasks, layers, calls; a call tree as a flow
     _remote/wire/                     both sides of a byte stream
     _remote/agent/                    the far side: a Python that runs calls for somebody else
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from entangle._tasks import Drawings, Streams
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
+    from entangle._warm.session import Session
 
 V = TypeVar("V")
 W = TypeVar("W")
@@ -111,6 +113,18 @@ def _streams() -> Streams:
     return task_stream
 
 
+def _open_session() -> None:
+    """Open a session for the whole program where ENTANGLE_SESSION says so, but not in workers."""
+    if os.environ.get("ENTANGLE_SESSION", "0") in ("", "0"):
+        return
+    from entangle._worker.worker import here
+
+    if here.worker is None or not here.worker.in_process:
+        from entangle._warm.session import open_for_program
+
+        open_for_program()
+
+
 def _drawings() -> Drawings:
     from entangle._records.drawing import calls
 
@@ -135,6 +149,7 @@ if not TYPE_CHECKING:  # checkers would take any name for one of ours
 
 
 _run.observers.append(_Recording())
+_run.open_session = _open_session
 _remote.travels = _travels
 _tasks.streams = _streams
 _tasks.drawings = _drawings
@@ -243,3 +258,34 @@ def progress() -> AbstractContextManager[None]:
     from entangle._run.progress.following import showing
 
     return showing()
+
+
+def session(workers: int | None = None, idle: float = 60.0, max_memory: int | str | None = None) -> Session:
+    """Warm workers for the runs in a `with` block, in whatever thread these begin.
+
+    - `workers`: the most worker processes that the runs have together. Left out, each run has as
+      many as it would have without a session.
+    - `idle`: a worker that has had nothing to do for so long ends (seconds).
+    - `max_memory`: a worker that has more memory of its own than this retires after a run: bytes,
+      or a text such as "2GB".
+
+    Bodies run as they do with `start="forkserver"`. After each run a worker puts back what bodies
+    have changed: directory, environment, umask, signal handlers, streams, limits, warning filters,
+    `sys.path`, decimal context, locale and their like. Random generators are seeded anew. Globals
+    of modules stay as bodies have left them. Where what bodies leave goes on growing (threads,
+    child processes, descriptors, memory), or a module has changed on disk, a worker retires between
+    two runs, and another takes its place.
+
+    A session within another one is that one, and may state nothing. With ENTANGLE_SESSION=1 in the
+    environment, the whole program is in a session. A forked child is in none. `async with` works as
+    well.
+
+    Raises OptionError for options that make no sense.
+
+        with entangle.session():
+            for chunk in chunks:
+                crunch(chunk)()
+    """
+    from entangle._warm.session import session
+
+    return session(workers, idle, max_memory)

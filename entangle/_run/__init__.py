@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from entangle._run.history import History
+    from entangle._run.worker_process import WorkerProcess
     from entangle._shared.site import Site
     from entangle._shared.table import Table
     from entangle.flow import Flow
@@ -75,3 +76,10 @@ observers: list[Observer] = []
 
 #: Called when SIGTERM ends this process during a run, to end what it has started in other places.
 at_termination: list[Callable[[], None]] = []
+
+#: Lends a warm worker to a run while a session is open: site, slot, lane, serial, and whether
+#: prints are captured. None if the session is over; raises NoWorkerNow if all are lent to others.
+lend: Callable[[Site, int, int, int, bool], WorkerProcess | None] | None = None
+
+#: Opens a session for the whole program, if its environment says so.
+open_session: Callable[[], None] | None = None

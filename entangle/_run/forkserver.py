@@ -34,7 +34,7 @@ from entangle._shared.polling import readable
 from entangle._shared.site import Site
 from entangle._shared.table import Table
 from entangle._worker import coverage, janitor
-from entangle._worker.joining import BROKEN, join_run, write_flow
+from entangle._worker.joining import BROKEN, NotJoined, join_run, write_flow
 from entangle._worker.worker import run_as
 from entangle.cookies import available_cpus, jobserver_style
 from entangle.errors import EntangleError
@@ -110,6 +110,18 @@ def warm_up() -> None:
 
 def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> int:
     """Ask for a worker. Return the read end of its status pipe."""
+    marks = [0 if fd >= 0 else -1 for fd in fds]
+    order = {"directory": directory, "flow_path": flow_path, "slot": slot, "lane": lane, "serial": serial, "fds": marks}
+    return _ask(order, [fd for fd in fds if fd >= 0])
+
+
+def ask_for_warm_worker(channel: int, settings: dict[str, Any]) -> int:
+    """Ask for a worker that outlives runs (`warm_life.py`); `channel` is its end of a socket pair.
+    Return the read end of its status pipe."""
+    return _ask({"warm": settings}, [channel])
+
+
+def _ask(order: dict[str, Any], present: list[int]) -> int:
     attempt = 0
     while True:
         attempt += 1
@@ -117,15 +129,6 @@ def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: 
         server = _server
         assert server is not None
         status_read, status_write = os.pipe()
-        present = [fd for fd in fds if fd >= 0]
-        order = {
-            "directory": directory,
-            "flow_path": flow_path,
-            "slot": slot,
-            "lane": lane,
-            "serial": serial,
-            "fds": [0 if fd >= 0 else -1 for fd in fds],
-        }
         text = json.dumps(order).encode()
         try:
             with server.lock:
@@ -186,7 +189,7 @@ def serve(channel_fd: int, caller: int, home_path: str, jobserver: str, loaded: 
     # Every worker would run make to find out otherwise.
     os.environ["ENTANGLE_JOBSERVER"] = jobserver
     # What a worker needs is loaded before it is forked.
-    for name in ("cloudpickle", "entangle._run.start", *loaded):
+    for name in ("cloudpickle", "entangle._run.start", "entangle._run.warm_life", *loaded):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # workers need not copy what the collector does not touch
@@ -292,6 +295,7 @@ def _fork_spare(
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         life.die_with(server)
+        stderr = os.dup(2)  # a rehearsal replaces it
         if home_path:
             with contextlib.suppress(OSError):  # on a full disk it waits without a rehearsal
                 _rehearse(home_path, server)
@@ -300,10 +304,17 @@ def _fork_spare(
             os._exit(0)
         theirs.close()
         order, fds = received
+        if "warm" in order:
+            from entangle._run import warm_life
+
+            warm_life.begin(server, stderr, fds[0], order["warm"])
+        os.close(stderr)
         present = iter(fds)
         err, out, *others = [next(present) if mark == 0 else -1 for mark in order["fds"]]
         life.settle_in(server, err, out)
         code = life.live(join_run(order["directory"], order["flow_path"], order["slot"], order["lane"], order["serial"], others))
+    except NotJoined as why:
+        code = why.code
     except BaseException:
         life.report_bug()
     finally:

@@ -22,7 +22,7 @@ from entangle._shared.interrupts import handler_of, plain
 from entangle._shared.printout import Printout
 from entangle._shared.table import PID
 from entangle._worker import child, coverage, janitor
-from entangle._worker.joining import BROKEN, join_run
+from entangle._worker.joining import BROKEN, NotJoined, join_run
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here, run_as
 
@@ -70,13 +70,7 @@ def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = RES
     os.dup2(null, 0)
     if null > 2:
         os.close(null)
-    os.dup2(err, 2)
-    if out >= 0:
-        os.dup2(out, 1)
-    for fd in (err, out):
-        if fd > 2:
-            os.close(fd)
-    _open_streams(replaced=out >= 0)
+    lead_output(err, out)
     loop = sys.modules.get("asyncio.events")
     if loop is not None:
         loop._set_running_loop(None)  # the caller's loop does not run here
@@ -84,6 +78,17 @@ def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = RES
     if numpy_random is not None:
         numpy_random.seed()  # every worker would draw the same numbers otherwise
     janitor.watch_for_children()
+
+
+def lead_output(err: int, out: int) -> None:
+    """Write stderr and, unless it is -1, stdout to these descriptors, which are closed here."""
+    os.dup2(err, 2)
+    if out >= 0:
+        os.dup2(out, 1)
+    for fd in (err, out):
+        if fd > 2:
+            os.close(fd)
+    _open_streams(replaced=out >= 0)
 
 
 def unblock_signals(mask: Iterable[int] | None = None) -> None:
@@ -152,11 +157,21 @@ _locked: list[Any] = []
 
 
 def live(worker: Worker) -> int:
-    """Work for a run until it is over. Return the exit status."""
+    """Be a worker of one run, for life. Return the exit status."""
+    child.begin()
+    try:
+        work_for_run(worker)
+    finally:
+        coverage.save()
+        janitor.dismiss()
+    return 0
+
+
+def work_for_run(worker: Worker) -> None:
+    """Work for a run until it is over."""
     slots = worker.site.table.slots
     slots[worker.base + PID] = os.getpid()
     here.worker = type(here).worker = worker
-    child.begin()
     if worker.notes is not None:
         worker.notes.prints = kept = Printout(worker.site.directory, worker.node)
         kept.listen(sys.stdout)
@@ -169,9 +184,6 @@ def live(worker: Worker) -> int:
         if worker.notes is not None:
             worker.notes.close()
         flush()
-        coverage.save()
-        janitor.dismiss()
-    return 0
 
 
 def report_bug() -> None:
@@ -190,6 +202,8 @@ def spawned(parent: int, directory: str, flow_path: str, slot: int, lane: int, s
         settle_in(parent, err, out)
         unblock_signals()
         code = live(join_run(directory, flow_path, slot, lane, serial, others))
+    except NotJoined as why:
+        code = why.code
     except BaseException:
         report_bug()
     finally:

@@ -11,6 +11,7 @@ import signal
 import warnings
 from itertools import chain
 
+from entangle import _run
 from entangle._run import life, python_command, reaper
 from entangle._run.forking import fork_is_safe, opened_device
 from entangle._run.worker_process import WorkerProcess
@@ -24,10 +25,15 @@ from entangle._worker.joining import BROKEN, write_flow
 from entangle._worker.serving import serve
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here
-from entangle.errors import OptionError
-from entangle.flow import DEVICE
+from entangle.errors import OptionError, UnpicklableError
+from entangle.flow import DEVICE, PROCESS
 
 WAYS = ("auto", "fork", "forkserver", "spawn")
+
+
+class NoWorkerNow(Exception):
+    """All warm workers that may serve a run are lent to others."""
+
 
 _sigmask = plain.pthread_sigmask
 
@@ -52,6 +58,19 @@ def chosen_way(wanted: str | None) -> str:
 def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess:
     """Start a worker process of a run in a slot of its table."""
     site.table.slots[slot * SLOT + STATE] = STARTING
+    if lane == PROCESS and way in ("auto", "forkserver"):
+        if _run.lend is None and _run.open_session is not None:
+            _run.open_session()
+        if _run.lend is not None:
+            try:
+                worker = _run.lend(site, slot, lane, serial, capture)
+            except UnpicklableError:
+                if way != "auto" or not fork_is_safe():
+                    raise
+                way = "fork"  # which has everything without a pickle
+            else:
+                if worker is not None:
+                    return worker
     if way == "auto":
         way = "fork" if fork_is_safe() else "forkserver"
     elif way == "fork" and greenlets.patched():

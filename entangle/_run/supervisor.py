@@ -34,7 +34,7 @@ from entangle._run.entitlement import Entitlement
 from entangle._run.forking import fork_is_safe
 from entangle._run.forwarding import forward, stdout_is_plain
 from entangle._run.roster import Roster
-from entangle._run.start import start_worker
+from entangle._run.start import NoWorkerNow, start_worker
 from entangle._run.worker_process import GRACE, WorkerProcess
 from entangle._shared.devices import Claim
 from entangle._shared.interrupts import Deferred
@@ -370,6 +370,8 @@ class Supervisor:
         except BaseException as error:
             self.table.slots[slot * SLOT + STATE] = FREE
             self.free.append(slot)
+            if isinstance(error, NoWorkerNow):
+                return  # another run has them all; this one asks again at each look
             if isinstance(error, OSError) and self.processes:
                 return  # no room for one more process; the run goes on without it
             if isinstance(error, UnpicklableError) and lane == PROCESS and self._count(PROCESS):

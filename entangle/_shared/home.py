@@ -260,7 +260,17 @@ class Home:
 
     @classmethod
     def adopt(cls, path: str, spill: str) -> None:
-        """In a worker not forked from its supervisor: use the home of its process tree."""
+        """In a worker not forked from its supervisor: use the home of its process tree.
+
+        One that stays for other runs has adopted it already, unless another took its place.
+        """
+        known = _homes.get(_parent())
+        if known is not None:
+            if known.path == path:
+                return
+            known.budget.close()
+            for queue in known.pools.values():
+                queue.close()
         found = cls.__new__(cls)
         found.pid, found.path, found.spill, found._locks, found._shared = -1, path, spill, [], ("", -1)
         found.cpus = available_cpus()

@@ -56,6 +56,12 @@ def arrive(names: Iterable[str]) -> None:
     arrived.update(names)
 
 
+def forget_arrivals() -> None:
+    """Forget whose content has travelled: a worker that stays begins another run."""
+    travelled.clear()
+    arrived.clear()
+
+
 def look_afresh() -> None:
     """Forget earlier answers if `sys.path` has changed."""
     if sys.path != _path:

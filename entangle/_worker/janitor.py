@@ -160,6 +160,29 @@ def _marked_by(worker: int) -> tuple[str, int]:
     return name, number
 
 
+def mark_again() -> None:
+    """Mark this process as before, if it has a janitor: its environment and limits were put
+    back."""
+    if not hired():
+        return
+    name, number = _mark
+    os.environ[MARK] = name
+    if number:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_RTTIME, (number, resource.getrlimit(resource.RLIMIT_RTTIME)[1]))
+
+
+def left_running() -> bool:
+    """Whether something that bodies of this process have started is still there, in its group or
+    not."""
+    if not hired():
+        return False
+    name, number = _mark
+    entry = f"{MARK}={name}".encode()
+    ours = (os.getpid(), hired())
+    return any(_carries(int(found), number, entry) for found in os.listdir("/proc") if found.isdigit() and int(found) not in ours)
+
+
 def hired() -> int:
     """The pid of this process's janitor; 0 if it has none."""
     return _janitor if _wanted_by == os.getpid() else 0

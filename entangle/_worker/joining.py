@@ -127,8 +127,19 @@ def _what_cannot_travel(flow: Flow, error: Exception) -> Exception:
     return EntangleError(f"the flow cannot be sent to a worker: {type(error).__name__}: {error}")
 
 
+class NotJoined(Exception):
+    """A worker has not joined its run: `code` is its exit status, 0 if the run is over."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
-    """Become a worker of the run in that directory, in a process not forked from its supervisor."""
+    """Become a worker of the run in that directory, in a process not forked from its supervisor.
+
+    Raises NotJoined if the run is over, or if what it is made of cannot be unpickled here.
+    """
     with importing.joining():
         return _join_run(directory, flow_path, slot, lane, serial, fds)
 
@@ -139,7 +150,7 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
             known = pickle.load(file)
         table = Table.attach(os.path.join(directory, "table"))
     except FileNotFoundError:
-        os._exit(0)  # the run has ended before we joined
+        raise NotJoined(0) from None  # it has ended before we joined
     inheritance.take_on(known["state"], "before")
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
@@ -149,14 +160,14 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
         claim, run = known["claims"][lane - DEVICE], os.path.basename(directory)[1:]
         serving = serve(lambda: devices_of(known["home"]), claim, known["visible"], run, table, slot, lane)
         if serving is None:
-            os._exit(0)
+            raise NotJoined(0)
     module_lookup.arrive(known["travelled"])
     try:
         flow: Flow = pickle.loads(known["flow"])
         inheritance.take_on(known["state"], "after")
     except BaseException as error:
         if _refuse(directory, error, known["flow"]):
-            os._exit(BROKEN)
+            raise NotJoined(BROKEN) from None
         raise
     wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
     wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))

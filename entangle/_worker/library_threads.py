@@ -161,7 +161,7 @@ def settings(threads: int, forked: bool = False) -> Settings:
     variables: list[tuple[str, str]] = []
     loaded: list[tuple[Library, int]] = []
     broken: list[str] = []
-    if not threads or (threads == share and not forked):
+    if not threads or (threads == share and not forked and _ours.items() <= os.environ.items()):
         return Settings(threads, variables, loaded, broken)
     if share or forked:
         _look()

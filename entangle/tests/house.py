@@ -22,6 +22,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"what all processes of a run share": ("_shared.",)},
     {"what happens in a worker": ("_worker.",), "looking on from outside": ("_watch.",)},
     {"what happens in the caller": ("_run.",)},
+    {"workers that outlive runs": ("_warm.",)},
     {"what users hold": ("_tasks.", "task")},
     {"both sides of a byte stream": ("_remote", "_remote.wire.")},
     {"the far side": ("_remote.agent.",), "how a far Python is started": ("_remote.transport.",)},

@@ -1,0 +1,121 @@
+"""The life of a warm worker: it joins one run after another.
+
+::
+
+    owner ── JOIN ──▶ worker     join a run, as a spare of the forkserver does; its descriptors
+    owner ◀─ LEFT ─── worker     left it: the exit status there, and why it retires if it does
+
+Between two orders the worker puts back what bodies have changed (`_worker/putting_back.py`), and
+retires where something goes on growing (`_worker/wear.py`). It ends when its owner is gone, or has
+had nothing for it to do for a while. An order that comes at that moment is still carried out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import os
+import socket
+from typing import Any, NoReturn
+
+from entangle._run import life
+from entangle._shared import module_lookup
+from entangle._shared.orders import JOIN, LEFT, Order, Orders
+from entangle._shared.polling import readable
+from entangle._worker import child, coverage, janitor
+from entangle._worker.joining import BROKEN, NotJoined, join_run
+from entangle._worker.putting_back import Before, seed
+from entangle._worker.wear import Wear
+from entangle._worker.worker import here
+
+
+def begin(server: int, stderr: int, channel: int, settings: dict[str, Any]) -> NoReturn:
+    """Be a warm worker, in a process that the forkserver has forked. Between runs it writes to this
+    stderr. `settings` are those of `WarmPool`."""
+    code = BROKEN
+    try:
+        life.settle_in(server, stderr, -1)
+        child.begin()
+        code = _WarmLife(channel, **settings).serve()
+    except BaseException:
+        life.report_bug()
+    finally:
+        coverage.save()
+        janitor.dismiss()
+        os._exit(code)
+
+
+class _WarmLife:
+    def __init__(self, channel: int, idle: float, max_memory: int) -> None:
+        self._orders = Orders(socket.socket(fileno=channel))
+        self._orders.channel.setblocking(True)
+        self._idle = idle
+        self._before = Before()
+        self._wear = Wear(max_memory)
+        seed()
+
+    def serve(self) -> int:
+        """Carry out orders until there are no more. Return the exit status."""
+        while (order := self._next()) is not None:
+            # Variables of a context that a body has set are not seen by the next one.
+            retires = contextvars.Context().run(self._carry_out, order)
+            if retires:
+                break
+        return 0
+
+    def _next(self) -> Order | None:
+        """The next order; None if there is none for so long, or the owner is gone."""
+        channel = self._orders.channel
+        if not self._orders.waiting() and not readable([channel.fileno()], self._idle):
+            # From now on the owner cannot send any more. What it has sent before is still there.
+            with contextlib.suppress(OSError):
+                channel.shutdown(socket.SHUT_RD)
+        try:
+            return self._orders.receive()
+        except OSError:
+            return None
+
+    def _carry_out(self, order: Order) -> bool:
+        """Carry out one order. Return whether the worker retires."""
+        outdated = self._wear.outdated()
+        assert order.kind == JOIN
+        code = 0
+        if outdated:
+            for fd in order.fds:
+                os.close(fd)
+        else:
+            code = self._join(order)
+        why = outdated or self._settled()
+        with contextlib.suppress(OSError):  # the owner may be gone
+            self._orders.send(LEFT, json.dumps([code, why]).encode())
+        return bool(why)
+
+    def _join(self, order: Order) -> int:
+        """Join a run and work for it. Return the exit status that a worker of that run alone would
+        have had."""
+        told = json.loads(order.body)
+        present = iter(order.fds)
+        err, out, *others = [next(present) if mark == 0 else -1 for mark in told["fds"]]
+        life.lead_output(err, out)
+        module_lookup.forget_arrivals()
+        try:
+            worker = join_run(told["directory"], told["flow_path"], told["slot"], told["lane"], told["serial"], others)
+        except NotJoined as why:
+            for fd in others:
+                if fd >= 0:
+                    os.close(fd)
+            return why.code
+        try:
+            life.work_for_run(worker)
+        finally:
+            del here.worker
+            type(here).worker = None
+            worker.site.leave()
+        return 0
+
+    def _settled(self) -> str:
+        """Put back what a body may have changed. Why the worker must retire; "" if it need not."""
+        if janitor.left_running():
+            return "a body has left processes running"
+        return self._before.put_back() or self._wear.used()

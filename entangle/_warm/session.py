@@ -1,0 +1,153 @@
+"""Sessions: runs that use the same warm workers, one after another."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+from entangle import _run
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared.site import Site
+from entangle._warm.lending import lend
+from entangle._warm.warm_pool import WarmPool
+from entangle.errors import OptionError
+
+_guard = threading.RLock()
+
+
+class Session:
+    """Warm workers that every run of this process uses while the session is open.
+
+    Made by `entangle.session`; a context manager, also an asynchronous one.
+    """
+
+    def __init__(self, workers: int | None, idle: float, max_memory: int) -> None:
+        self._stated = (workers, idle, max_memory)
+        self._workers, self._idle, self._max_memory = workers, idle, max_memory
+        self._pool: WarmPool | None = None
+        self._depth = 0
+        self._pid = os.getpid()
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of its workers that are alive."""
+        return [worker.pid for worker in self._pool.living()] if self._pool is not None else []
+
+    def __enter__(self) -> Session:
+        global _open
+        with _guard:
+            outer = current()
+            if outer is None:
+                if self._pid != os.getpid():
+                    raise OptionError("this session was made by the process that forked this one; make one here")
+                self._pool = WarmPool(self._workers, self._idle, self._max_memory)
+                self._depth = 1
+                _open = self
+                _run.lend = _lend
+                return self
+            if outer is not self and self._stated != _NOTHING_STATED:
+                raise OptionError(
+                    "a session within another one uses that one's workers, so it can state nothing; "
+                    "leave out workers=, idle= and max_memory="
+                )
+            outer._depth += 1
+            return outer
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        global _open
+        with _guard:
+            found = current()
+            if found is None:
+                return  # in a forked child, or closed already
+            found._depth -= 1
+            if found._depth:
+                return
+            pool, found._pool = found._pool, None
+            _open = _run.lend = None
+        if pool is not None:
+            pool.close()
+
+    async def __aenter__(self) -> Session:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        import asyncio
+
+        await asyncio.get_running_loop().run_in_executor(None, self.__exit__, kind, error, at)
+
+    def __repr__(self) -> str:
+        if self._pool is None:
+            return "<session that is not open>"
+        return f"<session of {len(self.pids)} warm workers>"
+
+
+_NOTHING_STATED: tuple[Any, ...] = (None, 60.0, 0)
+
+_open: Session | None = None
+
+
+def current() -> Session | None:
+    """The session that is open in this process, if any."""
+    return _open if _open is not None and _open._pid == os.getpid() else None
+
+
+def session(workers: int | None, idle: float, max_memory: int | str | None) -> Session:
+    """Make a session, as `entangle.session` says."""
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise OptionError(f"workers={workers!r} is no number of workers; give a whole number from 1 on, or leave it out")
+    if isinstance(idle, bool) or not isinstance(idle, (int, float)) or not idle > 0:
+        raise OptionError(f"idle={idle!r} is no time; give seconds, such as 60")
+    return Session(workers, float(idle), _bytes(max_memory))
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+
+
+def _bytes(size: int | str | None) -> int:
+    if size is None:
+        return 0
+    try:
+        if isinstance(size, str):
+            number = size.strip().upper().rstrip("KMGTIB")
+            found = int(float(number) * _UNITS[size.strip().upper()[len(number) :].strip()])
+        else:
+            found = int(size)
+        if found > 0 and not isinstance(size, bool):
+            return found
+    except (ValueError, KeyError, OverflowError):
+        pass
+    raise OptionError(f'max_memory={size!r} is no size; give bytes, or a text such as "2GB"')
+
+
+def _lend(site: Site, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess | None:
+    found = current()
+    pool = found._pool if found is not None else None
+    return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
+
+
+def open_for_program() -> None:
+    """Open a session that lasts as long as the program, unless one is open."""
+    with _guard:
+        if current() is None:
+            session(None, 60.0, None).__enter__()
+
+
+def _after_fork() -> None:
+    global _guard, _open
+    _guard, _open, _run.lend = threading.RLock(), None, None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,233 @@
+"""The warm workers of one owner: started when needed, lent one at a time, replaced when they die.
+
+They come from the clean forkserver (`_run/forkserver.py`) and live as `_run/warm_life.py` says. No
+thread watches them: one that has nothing to do for a while ends by itself, and how many there are
+is counted when one is wanted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import threading
+import time
+import weakref
+from typing import Any
+
+from entangle._run import forkserver
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared.interrupts import Deferred
+from entangle._shared.orders import LEFT, Orders
+from entangle._shared.polling import readable
+from entangle.errors import EntangleError
+
+#: How long one is waited for that is about to come back, before another is started (seconds).
+_COMING_BACK = 0.05
+#: How long workers may take to end when their pool closes, before they are killed (seconds).
+_ENDING = 1.0
+
+
+class WarmWorker:
+    """A warm worker, as its owner sees it."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                status = forkserver.ask_for_warm_worker(theirs.fileno(), settings)
+            except BaseException:
+                ours.close()
+                raise
+        self._process = WorkerProcess(-1, -1, 0, status, -1, -1, ours=False)
+        self.orders = Orders(ours)
+        #: Whether it has been told to do something and has not said yet that it is done.
+        self.away = False
+        #: Why it retires, if it has said that it does.
+        self.retires = ""
+        #: Readable when it has news, or has ended.
+        self.watch = _watch_both(ours.fileno(), status)
+
+    @property
+    def channel(self) -> socket.socket:
+        """The socket over which it gets orders."""
+        return self.orders.channel
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 until the forkserver has told it."""
+        return self._process.pid
+
+    @property
+    def ended_by(self) -> int | None:
+        """How it has ended: exit code, or minus the signal."""
+        return self._process.ended_by
+
+    def ended(self) -> bool:
+        """Whether the process has ended, without waiting."""
+        return self._process.ended()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the process has ended, waiting for so long at most."""
+        until = time.monotonic() + seconds
+        while not self.ended():
+            if not readable([self._process.watch], max(0.0, until - time.monotonic())) and time.monotonic() >= until:
+                return self.ended()
+        return True
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the worker and to its process group."""
+        self._process.kill(number)
+
+    def left(self) -> int | None:
+        """The exit status with which it has left the run that it had joined; None while it is
+        there."""
+        try:
+            news = self.orders.receive(wait=False)
+        except OSError:
+            return None
+        if news is None or news.kind != LEFT:
+            return None
+        code, self.retires = json.loads(news.body)
+        self.away = False
+        return int(code)
+
+    def close(self) -> None:
+        """Close what leads to it: it ends as soon as it has nothing to do."""
+        if self.watch >= 0 and self.watch not in (self.channel.fileno(), self._process.watch):
+            os.close(self.watch)
+        self.watch = -1
+        self.orders.close()
+        self._process.close()
+
+
+def _watch_both(channel: int, status: int) -> int:
+    """A descriptor that is readable when one of these is."""
+    if hasattr(select, "epoll"):
+        both = select.epoll(sizehint=2)
+        for fd in (channel, status):
+            both.register(fd, select.EPOLLIN)
+        # The object would close it when it is collected.
+        return os.dup(both.fileno())
+    return channel  # its peer is the worker's alone, unless a body has forked
+
+
+class WarmPool:
+    """At most `workers` warm workers (None: as many as are wanted).
+
+    A worker ends after `idle` seconds in which it had nothing to do, and retires where it has more
+    than `max_memory` bytes of its own (0: no limit). Any thread may use a pool. A forked child may
+    not: for it, the pool is closed.
+    """
+
+    def __init__(self, workers: int | None = None, idle: float = 60.0, max_memory: int = 0) -> None:
+        self.workers = workers
+        self._settings = {"idle": idle, "max_memory": max_memory}
+        self._guard = threading.Lock()
+        #: Those that are lent to nobody, the last one used at the end. Some may be coming back.
+        self._here: list[WarmWorker] = []
+        self._lent: set[WarmWorker] = set()
+        self._pid = os.getpid()
+        self.closed = False
+        #: How many have been started.
+        self.started = 0
+        _pools.add(self)
+
+    def take(self) -> WarmWorker | None:
+        """Borrow a worker: one that is here, else a new one; None if all are lent and there may be
+        no more.
+
+        Raises EntangleError if the pool is closed.
+        """
+        with Deferred(), self._guard:
+            if self.closed or self._pid != os.getpid():
+                raise EntangleError("these warm workers are gone: their session is over, or belongs to the process that forked this one")
+            worker = self._one_here()
+            if worker is None:
+                if self.workers is not None and len(self._here) + len(self._lent) >= self.workers:
+                    return None
+                worker = WarmWorker(self._settings)
+                self.started += 1
+            self._lent.add(worker)
+            return worker
+
+    def _one_here(self) -> WarmWorker | None:
+        """Take the best of those that are here: the last one used that is ready."""
+        until = 0.0
+        while True:
+            for worker in reversed(self._here):
+                if worker.away:
+                    worker.left()
+                if not worker.away and not worker.retires and not worker.ended() and not worker.orders.ended:
+                    self._here.remove(worker)
+                    return worker
+            self._drop_ended()
+            coming = [worker.watch for worker in self._here if worker.away]
+            now = time.monotonic()
+            until = until or now + _COMING_BACK
+            if not coming or now >= until:
+                return None
+            readable(coming, until - now)
+
+    def _drop_ended(self) -> None:
+        for worker in list(self._here):
+            if worker.ended() or worker.retires or worker.orders.ended:
+                self._here.remove(worker)
+                worker.close()
+
+    def give(self, worker: WarmWorker) -> None:
+        """Give a borrowed worker back. It may still be busy leaving its run, or have ended."""
+        with Deferred(), self._guard:
+            self._lent.discard(worker)
+            if self.closed or worker.retires or worker.ended():
+                worker.close()
+            else:
+                self._here.append(worker)
+
+    def living(self) -> list[WarmWorker]:
+        """The workers that are alive, lent or not."""
+        with self._guard:
+            return [worker for worker in (*self._here, *self._lent) if not worker.ended()]
+
+    def close(self) -> None:
+        """End all workers that are lent to nobody; the others end when they are given back."""
+        with Deferred(), self._guard:
+            if self._pid != os.getpid():
+                return
+            self.closed = True
+            here, self._here = self._here, []
+        for worker in here:
+            with contextlib.suppress(OSError):
+                worker.channel.shutdown(socket.SHUT_WR)
+        until = time.monotonic() + _ENDING
+        for worker in here:
+            if not worker.wait(max(0.0, until - time.monotonic())):
+                worker.kill(signal.SIGKILL)
+                worker.wait(_ENDING)
+            worker.close()
+
+
+_pools: weakref.WeakSet[WarmPool] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_pools):
+        pool.close()
+
+
+def _after_fork() -> None:
+    """Close the parent's ends in a forked child: the workers must see when the parent is gone."""
+    for pool in list(_pools):
+        pool._guard = threading.Lock()
+        for worker in (*pool._here, *pool._lent):
+            worker.close()
+        pool._here, pool._lent, pool.closed = [], set(), True
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
