@@ -29,6 +29,7 @@ The floors of the house from the ground up, and their rooms. Imports point down 
     _dataflow/                        dataflows and streams
     process  thread  workflow …       doors: a signature, a docstring, a layer
     ssh  docker  dataflow …           doors to other places, and of dataflows
+    dask  _dask/                      in place of what people have: graphs of dask
     records  _records/                what is remembered of runs
     cli/  web/  examples/             people
 
@@ -133,7 +134,7 @@ def _drawings() -> Drawings:
 
 #: Modules that users know. `import entangle` brings none of them in: its attributes do.
 _MODULES = frozenset(
-    {"containers", "cookies", "dataflow", "docker", "errors", "flow", "http", "interpreter", "limit", "local", "logging"}
+    {"containers", "cookies", "dask", "dataflow", "docker", "errors", "flow", "http", "interpreter", "limit", "local", "logging"}
     | {"pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
 )
 

@@ -1,0 +1,249 @@
+"""Compiles a graph of dask to a Flow.
+
+A task of the graph is a node whose body is the task's own function, and which takes the values of
+other nodes: workers need nothing of dask to run it. Data of the graph are constants. An alias is
+another key of the same node.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from entangle._shared.pickling import dumps_for_others
+from entangle._shared.tracebacks import passes_on
+from entangle._tasks.parameters import positional_names
+from entangle.errors import CycleError
+from entangle.flow import HERE, UNCHANGING, Body, Flow, Shape, Template
+
+
+class GraphFlow:
+    """The flow of a graph, and where its keys are.
+
+    `places` has the node that gives the value of a key, or `~index` of a constant; `key_of` has the
+    key of the task of each node. A flow of several keys has one more node, which takes their
+    values. `flow` is None where all keys that are wanted are data.
+    """
+
+    def __init__(self, flow: Flow | None, places: dict[Hashable, int], key_of: list[Hashable], constants: list[Any]) -> None:
+        self.flow = flow
+        self.places = places
+        self.key_of = key_of
+        self.constants = constants
+
+
+def compile_graph(graph: Mapping[Hashable, Any], keys: Sequence[Hashable]) -> GraphFlow:
+    """The flow that gives the values of these keys: of one its value, of several their tuple.
+
+    `graph` has nodes of dask by their keys. What the keys do not need is left out. Raises KeyError
+    for a key that the graph does not have, ValueError where a task needs one, CycleError for a
+    cycle.
+    """
+    return _Compiler(graph).compile(keys)
+
+
+class _Nested(Exception):
+    """Raised for an argument that holds another task: that runs in the body of the outer one."""
+
+
+class _TaskBody(Body):
+    """The body of a task: its function, which errors show with the names of its parameters."""
+
+    def parameters(self) -> tuple[list[str], str | None]:
+        """Those of the function, if they are known."""
+        return positional_names(self.function)
+
+
+class _Compiler:
+    def __init__(self, graph: Mapping[Hashable, Any]) -> None:
+        from dask import _task_spec as spec
+
+        self.graph = graph
+        self.reference, self.node_kind, self.alias, self.data = spec.TaskRef, spec.GraphNode, spec.Alias, spec.DataNode
+        self.containers = {spec.List: list, spec.Tuple: tuple, spec.Set: set, spec.Dict: dict}
+        self.cast, self.task_kind, self.usual_call = spec._identity_cast, spec.Task, spec.Task.__call__
+        #: For each key met a number of `nodes`, or ~index of a constant; None while what it takes
+        #: is being visited.
+        self.places: dict[Hashable, int | None] = {}
+        self.nodes: list[tuple[int, int, list[int]]] = []  # body, shape, inputs
+        self.key_of: list[Hashable] = []
+        self.constants: list[Any] = []
+        self.bodies: list[Body] = []
+        self.body_numbers: dict[tuple[int, str], int] = {}
+        self.shapes: dict[tuple[int, tuple[str, ...], tuple[Template, ...] | None], int] = {}
+        self.prefixes: dict[Hashable, str] = {}
+
+    @passes_on
+    def compile(self, keys: Sequence[Hashable]) -> GraphFlow:
+        for key in keys:
+            if key not in self.graph:
+                raise KeyError(key)
+        self._visit(keys)
+        leaves = [number for number, (_, _, inputs) in enumerate(self.nodes) if max(inputs, default=-1) < 0]
+        wanted = [self._place(key) for key in keys]
+        several = len(wanted) > 1
+        if several:
+            self.nodes.append((len(self.bodies), self.shapes.setdefault((len(wanted), (), None), len(self.shapes)), wanted))
+            self.bodies.append(_COMPUTE)
+        final = [-1] * len(self.nodes)
+        for at, number in enumerate(leaves):
+            final[number] = at
+        order = [*leaves, *(number for number, at in enumerate(final) if at < 0)]
+        for at, number in enumerate(order):
+            final[number] = at
+        places = {key: final[place] if place >= 0 else place for key, place in self.places.items() if place is not None}
+        key_of = [self.key_of[number] for number in order[: len(self.key_of)]]
+        starts, inputs = array("q", [0]), array("q")
+        for number in order:
+            inputs.extend([final[x] if x >= 0 else x for x in self.nodes[number][2]])
+            starts.append(len(inputs))
+        if max(wanted, default=-1) < 0:
+            return GraphFlow(None, places, [], self.constants)
+        shapes = [Shape(*shape) for shape in self.shapes]
+        body_of = array("i", [self.nodes[number][0] for number in order])
+        shape_of = array("i", [self.nodes[number][1] for number in order])
+        flow = Flow(self.bodies, shapes, body_of, shape_of, starts, inputs, self.constants, len(leaves))
+        flow.names = dict(enumerate(map(str, key_of)))
+        return GraphFlow(flow, places, key_of, self.constants)
+
+    def _place(self, key: Hashable) -> int:
+        place = self.places[key]
+        assert place is not None
+        return place
+
+    @passes_on
+    def _visit(self, keys: Sequence[Hashable]) -> None:
+        """Place the tasks that the keys need, each after what it takes."""
+        places, graph, reference = self.places, self.graph, self.reference
+        stack: list[tuple[Hashable, Any]] = [(key, None) for key in reversed(keys)]
+        while stack:
+            key, plan = stack.pop()
+            if plan is None:
+                if key in places:
+                    continue
+                task = graph[key]
+                if type(task) is self.data:
+                    places[key] = self._constant(task.value)
+                    continue
+                if not task.dependencies and isinstance(task, self.task_kind) and self._is_owner(task):
+                    places[key] = self._constant(pickle.loads(dumps_for_others(task))())
+                    continue
+                plan = (None, None, [reference(task.target)]) if type(task) is self.alias else self._plan(key, task)
+                places[key] = None
+                stack.append((key, plan))
+                for part in reversed(plan[2]):
+                    if type(part) is reference:
+                        taken = part.key
+                        if taken not in places:
+                            if taken not in graph:
+                                raise ValueError(f"task {key!r} takes the value of {taken!r}, which is not in the graph")
+                            stack.append((taken, None))
+                        elif places[taken] is None:
+                            raise CycleError(f"the graph has a cycle: task {taken!r} takes, through {key!r}, its own value")
+                continue
+            body, shape, flat = plan
+            inputs = [self._place(part.key) if type(part) is reference else self._constant(part) for part in flat]
+            if body is None:
+                places[key] = inputs[0]
+                continue
+            places[key] = len(self.nodes)
+            self.nodes.append((body, shape, inputs))
+            self.key_of.append(key)
+
+    def _constant(self, value: Any) -> int:
+        self.constants.append(value)
+        return -len(self.constants)
+
+    def _plan(self, key: Hashable, task: Any) -> tuple[int, int, list[Any]]:
+        """The body and the shape of a task, and its flat inputs: references and constants."""
+        flat: list[Any] = []
+        if type(task).__call__ is self.usual_call:
+            function, args, kwargs = task.func, task.args, task.kwargs
+            try:
+                templates = tuple([self._flatten(argument, flat) for argument in (*args, *kwargs.values())])
+            except _Nested:
+                pass
+            else:
+                plain = templates.count(None) == len(templates)
+                return self._body(key, function), self._shape(len(args), tuple(kwargs), None if plain else templates), flat
+        taken = tuple(task.dependencies)
+        flat = [task, taken, *map(self.reference, taken)]
+        return self._body(key, _evaluate), self._shape(len(flat), (), None), flat
+
+    def _is_owner(self, task: Any) -> bool:
+        """Whether a task makes files of partd, on which bags and dataframes shuffle.
+
+        They go with the object that made them, not with copies of it in other processes. So this
+        process makes them, and they stay as long as the graph.
+        """
+        function = task.func
+        while isinstance(function, functools.partial):
+            function = function.func
+        home = getattr(function, "__module__", None) or ""
+        if home.partition(".")[0] == "partd" or type(function).__name__ == "maybe_buffered_partd":
+            return True
+        return any(isinstance(part, self.task_kind) and self._is_owner(part) for part in task.args)
+
+    def _flatten(self, argument: Any, flat: list[Any]) -> Template:
+        """Append the references and constants of an argument to `flat`; gives its template."""
+        kind = type(argument)
+        if kind in UNCHANGING or not isinstance(argument, (self.reference, self.node_kind)):
+            flat.append(argument)
+            return None
+        if isinstance(argument, self.reference):
+            flat.append(argument if kind is self.reference else self.reference(argument.key))
+            return None
+        if kind is self.alias:
+            flat.append(self.reference(argument.target))
+            return None
+        if kind is self.data:
+            flat.append(argument.value)
+            return None
+        container = self.containers.get(kind)
+        if container is None and kind.__call__ is self.usual_call and argument.func is self.cast:
+            container = argument.kwargs["typ"]
+            container = container if container in (list, tuple, set, frozenset) else None
+        if container is None:
+            raise _Nested
+        parts: list[Any] = []
+        templates = tuple([self._flatten(part, parts) for part in argument.args])
+        if not any(type(part) is self.reference for part in parts):
+            flat.append(argument())
+            return None
+        flat += parts
+        return (container, templates)
+
+    def _shape(self, positional: int, keywords: tuple[str, ...], templates: tuple[Template, ...] | None) -> int:
+        return self.shapes.setdefault((positional, keywords, templates), len(self.shapes))
+
+    def _body(self, key: Hashable, function: Any) -> int:
+        """The number of the body of a task. Tasks of one function and one prefix of keys share it:
+        progress counts them together, and admission learns what they take."""
+        first = key[0] if type(key) is tuple and key else key
+        prefix = self.prefixes.get(first)
+        if prefix is None:
+            from dask.utils import key_split
+
+            prefix = self.prefixes[first] = str(key_split(first))
+        found = self.body_numbers.get((id(function), prefix))
+        if found is None:
+            found = self.body_numbers[id(function), prefix] = len(self.bodies)
+            self.bodies.append(_TaskBody(function, prefix))
+        return found
+
+
+def _evaluate(task: Any, taken: tuple[Hashable, ...], *values: Any) -> Any:
+    """Run a task that has other tasks in its arguments, as dask does."""
+    return task(dict(zip(taken, values, strict=True)))
+
+
+def _compute(*values: Any) -> tuple[Any, ...]:
+    """The values of several keys."""
+    return values
+
+
+_compute.of_entangle = True  # type: ignore[attr-defined]
+_COMPUTE = Body(_compute, "compute", HERE)
