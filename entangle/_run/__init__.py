@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from entangle._run.history import History
     from entangle._run.worker_process import WorkerProcess
+    from entangle._shared.frame import Frame
+    from entangle._shared.home import Home
     from entangle._shared.site import Site
     from entangle._shared.table import Table
     from entangle.flow import Flow
@@ -77,9 +79,23 @@ observers: list[Observer] = []
 #: Called when SIGTERM ends this process during a run, to end what it has started in other places.
 at_termination: list[Callable[[], None]] = []
 
-#: Lends a warm worker to a run while a session is open: site, slot, lane, serial, and whether
-#: prints are captured. None if the session is over; raises NoWorkerNow if all are lent to others.
-lend: Callable[[Site, int, int, int, bool], WorkerProcess | None] | None = None
+
+class Warm(Protocol):
+    """What a session has for runs."""
+
+    def lend(self, site: Site, slot: int, lane: int, serial: int, capture: bool, /) -> WorkerProcess | None:
+        """A warm worker that joins the run; `capture` says whether prints are. None if the session
+        is over. Raises NoWorkerNow if all are lent to others."""
+
+    def frame(self, home: Home, /) -> Frame | None:
+        """A frame for a run that begins now; None if there is none."""
+
+    def give_frame(self, frame: Frame, /) -> None:
+        """Take back a frame whose run is over."""
+
+
+#: The session that is open, if one is.
+warm: Warm | None = None
 
 #: Opens a session for the whole program, if its environment says so.
 open_session: Callable[[], None] | None = None

@@ -13,15 +13,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from entangle import _run
 from entangle._run import Observer, at_termination, library_shares, observers, reaper
 from entangle._run.history import History
-from entangle._run.start import chosen_way
+from entangle._run.start import chosen_way, session
 from entangle._run.supervisor import MOST_THREADS, Supervisor
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared import home as homes
 from entangle._shared import limits
 from entangle._shared.block import block
 from entangle._shared.devices import Claim, Visible
+from entangle._shared.frame import ROOM, Frame
 from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, claims_of, lanes_of
@@ -34,7 +36,7 @@ from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
-from entangle.flow import IN_CALLER, THREAD, Flow
+from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD, Flow
 from entangle.pools import agree, compare
 
 importing.runs_bodies(Worker.work)
@@ -221,14 +223,22 @@ class Run:
         needs_files = not used <= {*IN_CALLER} or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
         directory = spill = home_path = ""
         budget: CookieQueue | None = None
+        frame: Frame | None = None
         if needs_files:
             home = homes.home()
             home_path, budget = home.path, home.budget
             if home.pid == os.getpid():
                 home.run_begins()
                 leaving.callback(lambda: home.run_ends(self._in_order))
-            directory, spill = self._make_directory(home, self.id)
-            leaving.callback(_remove, directory, spill, large)
+            warm = self._session_for(home, used, claims)
+            frame = warm.frame(home) if warm is not None else None
+            if warm is not None and frame is not None:
+                frame.move(os.path.join(home.path, f"r{self.id}"), os.path.join(home.spill, f"r{self.id}"))
+                directory, spill = frame.directory, frame.spill
+                leaving.callback(self._leave_frame, warm, frame, large)
+            else:
+                directory, spill = self._make_directory(home, self.id)
+                leaving.callback(_remove, directory, spill, large)
             for pool in _open_pools(home, flow, directory):
                 leaving.callback(pool.close)
         if flow.guarded is not None and not used <= {*IN_CALLER}:
@@ -238,6 +248,8 @@ class Run:
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
         slots = 2 + processes + threads
+        if frame is not None and Table.size(flow.count, slots, len(flow.bodies), len(flow.pools)) <= ROOM:
+            return self._equipped_in(frame, leaving, home, lanes, slots, processes, visible)
         with contextlib.ExitStack() as undone:  # until the site exists, which closes all of it
             try:
                 if processes:
@@ -281,6 +293,44 @@ class Run:
         if needs_files:
             site.makeflags = home.makeflags
         return site, budget, listen, slots, processes
+
+    def _session_for(self, home: homes.Home, used: set[int], claims: list[Claim]) -> _run.Warm | None:
+        """The session in which this run may begin in a frame, if one is open and the run is
+        small."""
+        if self.nested or claims or self.flow.rearmed or not used <= {PROCESS, HERE} or self.way not in ("auto", "forkserver"):
+            return None
+        return session() if self.flow.count <= _MOST_IN_FRAME and home.pid == os.getpid() else None
+
+    @staticmethod
+    def _leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
+        """Give a frame back, with nothing of this run in it."""
+        if frame.spoiled or frame.outgrown or not _empty(frame.directory, frame.spill):
+            frame.close()
+            _remove(frame.directory, frame.spill, large)
+        else:
+            warm.give_frame(frame)
+
+    def _equipped_in(
+        self, frame: Frame, leaving: contextlib.ExitStack, home: homes.Home, lanes: list[int], slots: int, processes: int, visible: Visible
+    ) -> tuple[Site, CookieQueue | None, int, int, int]:
+        """Make what the run needs, as `_equipped` does, in a frame."""
+        frame.empty_pipes()
+        table = Table.again(frame.memory, frame.table_fd, self.flow, slots, lanes)
+        if HERE in {lanes[body] for body in self.flow.body_of}:
+            table.thread_lock = threading.RLock()
+        site = Site(self.flow, table, frame.directory, home.path, frame.spill, frame.wake, (-1, -1), frame.tell)
+        site.frame = frame
+        site.visible = visible
+        site.elsewhere = True
+        site.shares = library_shares.begin(self.id, self.flow, lanes, home.most, processes, self.caller)
+        leaving.callback(library_shares.end, self.id)
+        site.stores.append(store := frame.store_for(table, 0, 0))
+        store.elsewhere = True
+        site.own_id = self.id
+        site.context = self.context
+        site.makeflags = home.makeflags
+        leaving.callback(site.leave)
+        return site, home.budget, frame.listen, slots, processes
 
     def _visible(self, claims: list[Claim]) -> Visible:
         """The devices that this run may use: those of the run around it, else what is found here.
@@ -378,6 +428,10 @@ class Run:
         return directory, spill
 
 
+#: Runs of more nodes have a table of their own.
+_MOST_IN_FRAME = 8192
+
+
 def _fewest(*limits: int | None) -> int:
     """The least of these limits that are any; 0 if none is."""
     return min((limit for limit in limits if limit), default=0)
@@ -425,6 +479,21 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
         return []
     missing = [pool for pool in others if not os.path.exists(os.path.join(home.path, pool.file))]
     return [homes.open_queue(pool, directory, home.path, home.cpus, home.spill) for pool in missing]
+
+
+def _empty(directory: str, spill: str) -> bool:
+    """Remove what a run has left in a frame. Return False if that is much."""
+    with os.scandir(directory) as found:
+        entries = [entry for entry in found if entry.name not in ("table", "values")]
+    if not entries:
+        return True
+    if any(entry.is_dir(follow_symlinks=False) for entry in entries) or os.path.exists(spill):
+        return False
+    if sum(entry.stat(follow_symlinks=False).st_size for entry in entries) > reaper.MUCH:
+        return False
+    for entry in entries:
+        os.unlink(entry.path)
+    return True
 
 
 def _remove(directory: str, spill: str, large: list[str]) -> None:

@@ -55,22 +55,29 @@ def chosen_way(wanted: str | None) -> str:
     return way
 
 
+def session() -> _run.Warm | None:
+    """The session that is open in this process; the first run may open one for the whole
+    program."""
+    if _run.warm is None and _run.open_session is not None:
+        _run.open_session()
+    return _run.warm
+
+
 def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess:
     """Start a worker process of a run in a slot of its table."""
     site.table.slots[slot * SLOT + STATE] = STARTING
-    if lane == PROCESS and way in ("auto", "forkserver"):
-        if _run.lend is None and _run.open_session is not None:
-            _run.open_session()
-        if _run.lend is not None:
-            try:
-                worker = _run.lend(site, slot, lane, serial, capture)
-            except UnpicklableError:
-                if way != "auto" or not fork_is_safe():
-                    raise
-                way = "fork"  # which has everything without a pickle
-            else:
-                if worker is not None:
-                    return worker
+    if lane == PROCESS and way in ("auto", "forkserver") and (warm := session()) is not None:
+        try:
+            worker = warm.lend(site, slot, lane, serial, capture)
+        except UnpicklableError:
+            if way != "auto" or not fork_is_safe():
+                raise
+            way = "fork"  # which has everything without a pickle
+        else:
+            if worker is not None:
+                return worker
+    if site.frame is not None:
+        site.frame.spoiled = True
     if way == "auto":
         way = "fork" if fork_is_safe() else "forkserver"
     elif way == "fork" and greenlets.patched():

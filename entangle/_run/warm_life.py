@@ -21,10 +21,11 @@ from typing import Any, NoReturn
 
 from entangle._run import life
 from entangle._shared import module_lookup
+from entangle._shared.frame import Frame
 from entangle._shared.orders import JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
 from entangle._worker import child, coverage, janitor
-from entangle._worker.joining import BROKEN, NotJoined, join_run
+from entangle._worker.joining import BROKEN, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, seed
 from entangle._worker.wear import Wear
 from entangle._worker.worker import here
@@ -51,6 +52,7 @@ class _WarmLife:
         self._orders = Orders(socket.socket(fileno=channel))
         self._orders.channel.setblocking(True)
         self._idle = idle
+        self._frames: dict[int, Frame] = {}
         self._before = Before()
         self._wear = Wear(max_memory)
         seed()
@@ -94,16 +96,21 @@ class _WarmLife:
     def _join(self, order: Order) -> int:
         """Join a run and work for it. Return the exit status that a worker of that run alone would
         have had."""
-        told = json.loads(order.body)
+        length, _, rest = order.body.partition(b"\n")
+        told, described = json.loads(rest[: int(length)]), rest[int(length) :]
         present = iter(order.fds)
         err, out, *others = [next(present) if mark == 0 else -1 for mark in told["fds"]]
         life.lead_output(err, out)
         module_lookup.forget_arrivals()
+        directory, slot, lane, serial = told["directory"], told["slot"], told["lane"], told["serial"]
         try:
-            worker = join_run(told["directory"], told["flow_path"], told["slot"], told["lane"], told["serial"], others)
+            if "frame" in told:
+                worker = join_in_frame(described, self._frame(told["frame"], others), directory, slot, lane, serial)
+            else:
+                worker = join_run(directory, told["flow_path"], slot, lane, serial, others)
         except NotJoined as why:
             for fd in others:
-                if fd >= 0:
+                if fd >= 0 and "frame" not in told:
                     os.close(fd)
             return why.code
         try:
@@ -113,6 +120,13 @@ class _WarmLife:
             type(here).worker = None
             worker.site.leave()
         return 0
+
+    def _frame(self, number: int, fds: list[int]) -> Frame:
+        """The frame of that number, which comes with its descriptors for the first time."""
+        if number not in self._frames:
+            table, values, wake, wakes, tell = fds
+            self._frames[number] = Frame(number, table, values, (wake, wakes), -1, tell)
+        return self._frames[number]
 
     def _settled(self) -> str:
         """Put back what a body may have changed. Why the worker must retire; "" if it need not."""

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from entangle._shared.devices import Claim, Devices, Visible
+from entangle._shared.frame import Frame
 from entangle._shared.home import devices_of, home_of_tree, open_pool
 from entangle._shared.interrupts import Deferred
 from entangle._shared.store import Store
@@ -102,6 +103,10 @@ class Site:
         #: The progress of nodes whose threads were abandoned, for their next attempt
         #: (`_run/rearmed.py`).
         self.resumed: dict[int, Any] = {}
+        #: The frame in which the run has begun, if any: files and pipes are the frame's.
+        self.frame: Frame | None = None
+        #: What workers that were not forked need to know, once it is known (`_worker/joining.py`).
+        self.described = b""
         self._leaving = threading.Lock()
         #: Held while a thread of this process calls back with a value.
         self.telling = threading.RLock()
@@ -152,13 +157,19 @@ class Site:
             self.users -= 1
             if self.users:
                 return
-        for store in self.stores:
-            store.close()
-        self.table.close()
-        opened, self.tell = {*self.wake, *self.wake_threads, *chain(*self.wake_devices), self.tell}, -1
-        for fd in opened:
-            if fd >= 0:
-                os.close(fd)
+        if self.frame is not None:
+            for store in self.stores:
+                if store is not self.frame.store:
+                    store.close()
+            self.table.release()
+        else:
+            for store in self.stores:
+                store.close()
+            self.table.close()
+            opened, self.tell = {*self.wake, *self.wake_threads, *chain(*self.wake_devices), self.tell}, -1
+            for fd in opened:
+                if fd >= 0:
+                    os.close(fd)
         for queue in self.pools.values():
             queue.close()
 

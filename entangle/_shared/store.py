@@ -152,13 +152,14 @@ class Store:
     Each worker has its own Store. Its `serial` is unique, and not reused after its death.
     """
 
-    def __init__(self, directory: str, table: Table, slot: int, serial: int, spill: str) -> None:
+    def __init__(self, directory: str, table: Table, slot: int, serial: int, spill: str, fd: int = -1) -> None:
         self.directory = directory
         self.spill = spill
         self.table = table
         self.slot = slot
         self.serial = serial
-        self._fd = open_file(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
+        #: The file of the segments.
+        self.fd = fd if fd >= 0 else open_file(os.path.join(directory, "values"), os.O_RDWR | os.O_CREAT)
         #: The mapped windows of the segments, by their numbers.
         self.windows: dict[int, memoryview] = {}
         self._segment = -1
@@ -179,6 +180,13 @@ class Store:
         self._position = self._reserved = SEGMENT_SIZE
         self._numbers = self._written = 0
         self._mapped = {}
+
+    def again(self, directory: str, table: Table, slot: int, serial: int, spill: str) -> None:
+        """Become the store of a worker of another run, in the same file, whose values nobody needs
+        any more."""
+        self.become(slot, serial)
+        self.directory, self.table, self.spill = directory, table, spill
+        self.elsewhere = False
 
     def before_fork(self) -> None:
         """Map what every worker needs first. A child inherits it; mapping it there is slower."""
@@ -242,10 +250,10 @@ class Store:
         if window is None:
             # A mapping may reach past the end of the file. Only reserved bytes are ever touched.
             needed = (number + 1) * WINDOW
-            if os.fstat(self._fd).st_size < needed:
+            if os.fstat(self.fd).st_size < needed:
                 with contextlib.suppress(OSError):  # a file may not be that long (RLIMIT_FSIZE)
-                    os.ftruncate(self._fd, needed)
-            window = self.windows[number] = _map_window(self._fd, number * WINDOW)
+                    os.ftruncate(self.fd, needed)
+            window = self.windows[number] = _map_window(self.fd, number * WINDOW)
         return window, within
 
     def _make_room(self, size: int) -> bool:
@@ -255,7 +263,7 @@ class Store:
         start = self._segment * SEGMENT_SIZE
         reserved = min(SEGMENT_SIZE, self._reserved + max(STEP, _round_up(size)))
         try:
-            reserve(self._fd, start + self._reserved, reserved - self._reserved)
+            reserve(self.fd, start + self._reserved, reserved - self._reserved)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -279,7 +287,7 @@ class Store:
                 segment = header[SEGMENTS]
                 try:
                     window, base = self._window_of(segment)
-                    reserve(self._fd, segment * SEGMENT_SIZE, STEP)
+                    reserve(self.fd, segment * SEGMENT_SIZE, STEP)
                 except OSError as error:
                     if error.errno not in _FULL:
                         raise
@@ -508,7 +516,7 @@ class Store:
             else:
                 _libc.munmap(ctypes.addressof(owner), WINDOW)
         self.windows.clear()
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 def open_file(path: str, flags: int) -> int:

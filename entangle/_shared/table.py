@@ -186,14 +186,28 @@ class Table:
             if fd >= 0:
                 reserve(fd, 0, size)
             memory = mmap.mmap(file, size)
-            struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
-            struct.pack_into("<q", memory, 8 * POOLS, len(flow.pools))
-            table = cls(memory, fd, flow.count, slots)
+            table = cls._begun(memory, fd, flow, slots, lanes)
         except BaseException:
             if file >= 0:
                 os.close(file)
             raise
         table.nameless = nameless
+        return table
+
+    @classmethod
+    def again(cls, memory: mmap.mmap, fd: int, flow: Flow, slots: int, lanes: list[int]) -> Table:
+        """Make the table of a flow where that of another run was, which nobody uses any more. The
+        memory must be large enough."""
+        size = cls.size(flow.count, slots, len(flow.bodies), len(flow.pools))
+        memory[:size] = bytes(size)
+        return cls._begun(memory, fd, flow, slots, lanes)
+
+    @classmethod
+    def _begun(cls, memory: mmap.mmap, fd: int, flow: Flow, slots: int, lanes: list[int]) -> Table:
+        """The table of a flow that begins, in memory that is all zeros."""
+        struct.pack_into("<q", memory, 8 * BODIES, len(flow.bodies))
+        struct.pack_into("<q", memory, 8 * POOLS, len(flow.pools))
+        table = cls(memory, fd, flow.count, slots)
         table.flow, table.lanes = flow, lanes
         header = table.header
         header[MAGIC_AT], header[NODES], header[SLOTS] = MAGIC, flow.count, slots
@@ -231,10 +245,15 @@ class Table:
         """Map the table that another process has made for a run."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         memory = mmap.mmap(fd, os.fstat(fd).st_size)
-        magic, nodes, slots = struct.unpack_from("<qqq", memory, 0)
-        if magic != MAGIC:
+        if struct.unpack_from("<q", memory, 0)[0] != MAGIC:
             os.close(fd)
             raise ValueError(f"{path} is not the table of a run of this version of entangle")
+        return cls.seen_in(memory, fd)
+
+    @classmethod
+    def seen_in(cls, memory: mmap.mmap, fd: int) -> Table:
+        """The table that another process has made in this memory."""
+        _, nodes, slots = struct.unpack_from("<qqq", memory, 0)
         return cls(memory, fd, nodes, slots)
 
     # The lock ------------------------------------------------------------------------------------
@@ -634,12 +653,16 @@ class Table:
         found: tuple[int, int, int, int, int, int, int, int] = RECORD.unpack_from(self.records, node * RECORD.size)
         return found
 
-    def close(self) -> None:
-        """Unmap the table and close its file."""
+    def release(self) -> None:
+        """Let go of the memory, which stays mapped."""
         columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts")
         others = ("habits", "learned", "spans", "deferred", "waiting", "last")
         for name in ("header", "slots", *columns, *others, "_whole"):
             getattr(self, name).release()
+
+    def close(self) -> None:
+        """Unmap the table and close its file."""
+        self.release()
         self.memory.close()
         for fd in (self.fd, self.nameless):
             if fd >= 0:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 from entangle._run.start import NoWorkerNow
 from entangle._run.worker_process import WorkerProcess
@@ -14,9 +15,12 @@ from entangle._shared.orders import JOIN
 from entangle._shared.site import Site
 from entangle._shared.table import BEGUN, RUNS, SLOT
 from entangle._warm.warm_pool import WarmPool, WarmWorker
-from entangle._worker.joining import write_flow
+from entangle._worker.joining import described, write_flow
 from entangle._worker.taking import flush
 
+#: What a run tells its workers is sent to each if it has fewer bytes than this, else written down
+#: for all.
+_MOST_SENT = 64 << 10
 #: How long a worker's end may take to be told, once its channel has closed (seconds).
 _TOLD = 1.0
 
@@ -59,40 +63,47 @@ def lend(pool: WarmPool, site: Site, slot: int, lane: int, serial: int, capture:
 
     Raises NoWorkerNow if all are lent, UnpicklableError if the flow cannot travel.
     """
-    write_flow(site)
+    known = described(site)
+    frame = site.frame if len(known) < _MOST_SENT else None
     flush()
-    fds = [*site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
     slots, base = site.table.slots, slot * SLOT
     while (warm := pool.take()) is not None:
-        err_read, err_write = os.pipe()
-        out_read, out_write = os.pipe() if capture else (-1, -1)
-        present = [fd for fd in (err_write, out_write, *fds) if fd >= 0]
-        told = {
-            "directory": site.directory,
-            "flow_path": site.flow_path,
-            "slot": slot,
-            "lane": lane,
-            "serial": serial,
-            "fds": [0 if fd >= 0 else -1 for fd in (err_write, out_write, *fds)],
-        }
+        err, out = os.pipe(), os.pipe() if capture else (-1, -1)
+        told: dict[str, Any] = {"directory": site.directory, "slot": slot, "lane": lane, "serial": serial}
+        if frame is None:
+            write_flow(site)
+            told["flow_path"] = site.flow_path
+            fds = [*site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
+        else:
+            told["frame"] = frame.number
+            known_there = frame.number in warm.frames
+            fds = [] if known_there else [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
+        fds = [err[1], out[1], *fds]
+        told["fds"] = [0 if fd >= 0 else -1 for fd in fds]
+        head = json.dumps(told).encode()
+        body = b"%d\n%b%b" % (len(head), head, known if frame is not None else b"")
         try:
-            warm.orders.send(JOIN, json.dumps(told).encode(), present)
-            warm.away = True
+            warm.orders.send(JOIN, body, [fd for fd in fds if fd >= 0])
+            warm.away, warm.frame = True, site.frame
         except OSError:  # it has just ended, or was about to
-            for fd in (err_read, out_read):
+            for fd in (err[0], out[0]):
                 if fd >= 0:
                     os.close(fd)
             warm.wait(_TOLD)
             pool.give(warm)
             continue
         finally:
-            for fd in (err_write, out_write):
+            for fd in (err[1], out[1]):
                 if fd >= 0:
                     os.close(fd)
-        for fd in (err_read, out_read):
+        if site.frame is not None:
+            site.frame.workers.append(warm)
+        if frame is not None:
+            warm.frames.add(frame.number)
+        for fd in (err[0], out[0]):
             if fd >= 0:
                 os.set_blocking(fd, False)
-        return LentWorker(slot, lane, warm, pool, err_read, out_read, lambda: _begun(slots, base))
+        return LentWorker(slot, lane, warm, pool, err[0], out[0], lambda: _begun(slots, base))
     raise NoWorkerNow
 
 

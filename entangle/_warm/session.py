@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Any
 
 from entangle import _run
 from entangle._run.worker_process import WorkerProcess
+from entangle._shared.frame import Frame
+from entangle._shared.home import Home
 from entangle._shared.site import Site
 from entangle._warm.lending import lend
 from entangle._warm.warm_pool import WarmPool
@@ -27,6 +30,8 @@ class Session:
         self._stated = (workers, idle, max_memory)
         self._workers, self._idle, self._max_memory = workers, idle, max_memory
         self._pool: WarmPool | None = None
+        self._frames: list[Frame] = []
+        self._frames_made = 0
         self._depth = 0
         self._pid = os.getpid()
 
@@ -45,7 +50,7 @@ class Session:
                 self._pool = WarmPool(self._workers, self._idle, self._max_memory)
                 self._depth = 1
                 _open = self
-                _run.lend = _lend
+                _run.warm = self
                 return self
             if outer is not self and self._stated != _NOTHING_STATED:
                 raise OptionError(
@@ -65,9 +70,51 @@ class Session:
             if found._depth:
                 return
             pool, found._pool = found._pool, None
-            _open = _run.lend = None
+            frames, found._frames = found._frames, []
+            _open = _run.warm = None
+        for frame in frames:
+            _remove(frame)
         if pool is not None:
             pool.close()
+
+    # What runs ask for (`_run.Warm`) --------------------------------------------------------------
+
+    def lend(self, site: Site, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess | None:
+        """A warm worker that joins the run; None if the session is over.
+
+        Raises NoWorkerNow if all are lent to others.
+        """
+        pool = self._pool
+        return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
+
+    def frame(self, home: Home) -> Frame | None:
+        """A frame for a run that begins now; None if there is no room for one."""
+        with _guard:
+            frames = self._frames
+            for frame in reversed(frames):
+                if os.path.dirname(frame.directory) == home.path and frame.is_free():
+                    frames.remove(frame)
+                    return frame
+            if self._pool is None:
+                return None
+            self._frames_made += 1
+            number = self._frames_made
+        name = f"f{number:x}"
+        try:
+            return Frame.create(number, os.path.join(home.path, name), os.path.join(home.spill, name))
+        except OSError:
+            return None  # the run makes what it needs itself, and says what is missing
+
+    def give_frame(self, frame: Frame) -> None:
+        """Take back a frame whose run is over."""
+        home, spill = os.path.dirname(frame.directory), os.path.dirname(frame.spill)
+        name = f"f{frame.number:x}"
+        frame.move(os.path.join(home, name), os.path.join(spill, name))
+        with _guard:
+            if self._pool is not None:
+                self._frames.append(frame)
+                return
+        _remove(frame)
 
     async def __aenter__(self) -> Session:
         return self.__enter__()
@@ -132,10 +179,14 @@ def _bytes(size: int | str | None) -> int:
     raise OptionError(f'max_memory={size!r} is no size; give bytes, or a text such as "2GB"')
 
 
-def _lend(site: Site, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess | None:
-    found = current()
-    pool = found._pool if found is not None else None
-    return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
+def _remove(frame: Frame) -> None:
+    """Remove a frame that no run uses. Workers that have it open keep it until they end."""
+    frame.close()
+    for name in ("table", "values"):
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(frame.directory, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(frame.directory)
 
 
 def open_for_program() -> None:
@@ -147,7 +198,7 @@ def open_for_program() -> None:
 
 def _after_fork() -> None:
     global _guard, _open
-    _guard, _open, _run.lend = threading.RLock(), None, None
+    _guard, _open, _run.warm = threading.RLock(), None, None
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -21,6 +21,7 @@ from typing import Any
 
 from entangle._run import forkserver
 from entangle._run.worker_process import WorkerProcess
+from entangle._shared.frame import Frame
 from entangle._shared.interrupts import Deferred
 from entangle._shared.orders import LEFT, Orders
 from entangle._shared.polling import readable
@@ -47,6 +48,9 @@ class WarmWorker:
         self.orders = Orders(ours)
         #: Whether it has been told to do something and has not said yet that it is done.
         self.away = False
+        #: The numbers of the frames that it has open, and the frame of the run that it joined last.
+        self.frames: set[int] = set()
+        self.frame: Frame | None = None
         #: Why it retires, if it has said that it does.
         self.retires = ""
         #: Readable when it has news, or has ended.

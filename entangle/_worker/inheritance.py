@@ -52,6 +52,20 @@ def take() -> dict[str, Any]:
     return {name: taken() for name, (taken, _) in _ITEMS.items()}
 
 
+#: The last state that was pickled, and its pickle. Most runs begin in the state of the one before.
+_last: tuple[dict[str, Any], bytes] = ({}, b"")
+
+
+def pickled() -> bytes:
+    """The state of this process and of this thread, as `take` gives it, pickled."""
+    global _last
+    state, (known, body) = take(), _last
+    if state != known:
+        body = pickle.dumps(state, 5)
+        _last = state, body
+    return body
+
+
 def take_on(state: dict[str, Any], when: str) -> None:
     """Take over the caller's state, in two steps.
 
@@ -115,10 +129,20 @@ def _pickled(value: Any) -> bytes | None:
 
 
 def _filters() -> tuple[bytes | None, list[bytes | None], bool]:
-    whole = _pickled(warnings.filters)
+    global _known_filters
     logging = sys.modules.get("logging")
     logged = logging is not None and warnings.showwarning is getattr(logging, "_showwarning", None)
-    return whole, [] if whole is not None else [_pickled(entry) for entry in warnings.filters], logged
+    now, (known, whole, each) = list(warnings.filters), _known_filters
+    # By identity: a class that is defined anew may equal none, and is pickled by value.
+    if len(now) != len(known) or any(one is not other for one, other in zip(now, known, strict=True)):
+        whole = _pickled(warnings.filters)
+        each = [] if whole is not None else [_pickled(entry) for entry in now]
+        _known_filters = now, whole, each
+    return whole, each, logged
+
+
+#: The filters that were pickled last; their pickle, or that of each where not all can be pickled.
+_known_filters: tuple[list[Any], bytes | None, list[bytes | None]] = ([], None, [])
 
 
 def _put_filters(known: tuple[bytes | None, list[bytes | None], bool]) -> None:

@@ -9,16 +9,18 @@ import pickle
 from typing import Any, NoReturn
 
 from entangle._shared import module_lookup
+from entangle._shared.frame import Frame
 from entangle._shared.home import Home, devices_of, private
 from entangle._shared.limits import explaining_limits
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.site import Site
+from entangle._shared.store import Store
 from entangle._shared.summaries import argument_at, call_in_short
 from entangle._shared.table import Table, reserve
 from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
 from entangle._worker import importing, inheritance, library_threads
 from entangle._worker.failures import describe, note_call
-from entangle._worker.serving import serve
+from entangle._worker.serving import Serving, serve
 from entangle._worker.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, LimitError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
@@ -29,13 +31,13 @@ from entangle.flow import DEVICE, HERE, THREAD, Body, Flow, Shape
 BROKEN = 70
 
 
-def write_flow(site: Site) -> None:
-    """Write down, once a run, what a worker that was not forked needs.
+def described(site: Site) -> bytes:
+    """What a worker that was not forked needs to know of its run, pickled once a run.
 
     Raises UnpicklableError naming what cannot travel.
     """
-    if site.flow_path:
-        return
+    if site.described:
+        return site.described
     flow = _without_what_stays(site.flow)
     try:
         with explaining_limits("workers cannot be told what to run"):
@@ -49,14 +51,25 @@ def write_flow(site: Site) -> None:
         "home": site.home,
         "spill": site.spill,
         "home_spill": os.path.dirname(site.spill),
-        "state": inheritance.take(),
+        "state": inheritance.pickled(),
         "jobserver": jobserver_style(),
         "shares": site.shares,
         "claims": site.claims,
         "visible": site.visible,
     }
     known["travelled"] = sorted(module_lookup.travelled)
-    body = pickle.dumps(known, 5)
+    site.described = pickle.dumps(known, 5)
+    return site.described
+
+
+def write_flow(site: Site) -> None:
+    """Write down, once a run, what a worker that was not forked needs to know.
+
+    Raises UnpicklableError naming what cannot travel.
+    """
+    if site.flow_path:
+        return
+    body = described(site)
     for directory in (site.directory, site.spill):
         if directory != site.directory:  # if that is gone, its run or its process is over
             os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -74,7 +87,7 @@ def write_flow(site: Site) -> None:
                     "free some, or point ENTANGLE_RUN_DIR or TMPDIR at a larger place",
                 ) from None
         else:
-            site.flow_path = path
+            site.flow_path, site.described = path, b""
             return
 
 
@@ -141,17 +154,44 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
     Raises NotJoined if the run is over, or if what it is made of cannot be unpickled here.
     """
     with importing.joining():
-        return _join_run(directory, flow_path, slot, lane, serial, fds)
+        try:
+            with open(flow_path, "rb") as file:
+                known = pickle.load(file)
+            table = Table.attach(os.path.join(directory, "table"))
+        except FileNotFoundError:
+            raise NotJoined(0) from None  # it has ended before we joined
+        inheritance.take_on(pickle.loads(known["state"]), "before")
+        flow, serving = _flow_of(known, directory, table, slot, lane)
+        wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
+        wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
+        site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell, wake_devices)
+        return _worker_of(known, site, slot, lane, serial, serving)
 
 
-def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
-    try:
-        with open(flow_path, "rb") as file:
-            known = pickle.load(file)
-        table = Table.attach(os.path.join(directory, "table"))
-    except FileNotFoundError:
-        raise NotJoined(0) from None  # it has ended before we joined
-    inheritance.take_on(known["state"], "before")
+def join_in_frame(described: bytes, frame: Frame, directory: str, slot: int, lane: int, serial: int) -> Worker:
+    """Become a worker of a run that has begun in a frame. `described` is what its caller tells.
+
+    Raises NotJoined if what the run is made of cannot be unpickled here.
+    """
+    with importing.joining():
+        known = pickle.loads(described)
+        frame.directory, frame.spill = directory, known["spill"]
+        table = Table.seen_in(frame.memory, frame.table_fd)
+        try:
+            inheritance.take_on(pickle.loads(known["state"]), "before")
+            flow, serving = _flow_of(known, directory, table, slot, lane)
+        except BaseException:
+            table.release()
+            raise
+        site = Site(flow, table, directory, known["home"], known["spill"], frame.wake, (-1, -1), frame.tell)
+        site.frame = frame
+        site.stores.append(store := frame.store_for(table, slot, serial))
+        store.elsewhere = site.elsewhere
+        return _worker_of(known, site, slot, lane, serial, serving, store)
+
+
+def _flow_of(known: dict[str, Any], directory: str, table: Table, slot: int, lane: int) -> tuple[Flow, Serving | None]:
+    """The flow of the run that this process joins, and the devices that it serves, if any."""
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
     Home.adopt(known["home"], known["home_spill"])
@@ -164,18 +204,21 @@ def _join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int,
     module_lookup.arrive(known["travelled"])
     try:
         flow: Flow = pickle.loads(known["flow"])
-        inheritance.take_on(known["state"], "after")
+        inheritance.take_on(pickle.loads(known["state"]), "after")
     except BaseException as error:
         if _refuse(directory, error, known["flow"]):
             raise NotJoined(BROKEN) from None
         raise
-    wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
-    wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
-    site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell, wake_devices)
+    return flow, serving
+
+
+def _worker_of(
+    known: dict[str, Any], site: Site, slot: int, lane: int, serial: int, serving: Serving | None, store: Store | None = None
+) -> Worker:
     site.visible = known["visible"]
     site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
     site.shares = known["shares"]
-    worker = Worker(site, slot, lane, serial)
+    worker = Worker(site, slot, lane, serial, store)
     worker.serving = serving
     return worker
 

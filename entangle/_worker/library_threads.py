@@ -239,7 +239,16 @@ def _may_be_told(library: Library) -> bool:
 
 def users_environment() -> dict[str, str]:
     """The environment of this process without the variables that are ours."""
-    return {name: value for name, value in os.environ.items() if _ours.get(name) != value} if _ours else dict(os.environ)
+    global _environment
+    raw: dict[Any, Any] = getattr(os.environ, "_data", {})
+    if raw != _environment[0] or not raw:
+        _environment = dict(raw), dict(os.environ)
+    whole = _environment[1]
+    return {name: value for name, value in whole.items() if _ours.get(name) != value} if _ours else dict(whole)
+
+
+#: The environment as it was last, as Python keeps it and decoded: decoding takes a while.
+_environment: tuple[dict[Any, Any], dict[str, str]] = ({}, {})
 
 
 def alone(shares: Shares, function: Callable[..., Any], last: bool) -> Callable[..., Any]:

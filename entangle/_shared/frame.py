@@ -1,0 +1,118 @@
+"""A frame: what a small run needs of the system, kept for the next one.
+
+::
+
+    directory    renamed for each run, so that its path names the run
+    table        a file of fixed size, mapped; rows are armed anew for each run
+    values       the file of the segments of the store, mapped
+    wake, tell   the pipes of the run
+
+The caller has made it. A warm worker gets the descriptors when it first joins a run in it, and
+keeps them. A run begins in a frame only when all workers of the one before have left.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from contextlib import suppress
+from typing import Any
+
+from entangle._shared.polling import readable
+from entangle._shared.store import Store
+from entangle._shared.table import SEGMENTS, Table, reserve
+
+#: Bytes of a frame's table. Runs that need more have a table of their own.
+ROOM = 1 << 20
+#: A frame whose store has grown beyond so many segments is not kept.
+_MOST_SEGMENTS = 64
+
+
+class Frame:
+    """One frame, in the caller or in a worker. `table_fd` and `values_fd` are its files."""
+
+    def __init__(self, number: int, table_fd: int, values_fd: int, wake: tuple[int, int], listen: int, tell: int) -> None:
+        self.number = number
+        self.table_fd = table_fd
+        self.values_fd = values_fd
+        self.wake = wake
+        self.listen = listen
+        self.tell = tell
+        self.directory = self.spill = ""
+        self.memory = mmap.mmap(table_fd, ROOM)
+        self.store: Store | None = None
+        #: Whether others than warm workers have joined a run in it: nobody can tell when they have
+        #: left.
+        self.spoiled = False
+        #: In the caller: the workers that have joined the run, and may not have left it yet.
+        self.workers: list[Any] = []
+
+    @classmethod
+    def create(cls, number: int, directory: str, spill: str) -> Frame:
+        """Make a frame in a directory of its own, which is made here.
+
+        Raises OSError if there is no room.
+        """
+        opened: list[int] = []
+        os.mkdir(directory, 0o700)
+        try:
+            for name, size in (("table", ROOM), ("values", 0)):
+                opened.append(os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                if size:
+                    reserve(opened[-1], 0, size)
+            opened += (*os.pipe(), *os.pipe())
+            table, values, wake_read, wake_write, listen, tell = opened
+            for fd in (wake_write, listen, tell):
+                os.set_blocking(fd, False)
+            frame = cls(number, table, values, (wake_read, wake_write), listen, tell)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            for name in ("table", "values"):
+                with suppress(OSError):
+                    os.unlink(os.path.join(directory, name))
+            os.rmdir(directory)
+            raise
+        frame.directory, frame.spill = directory, spill
+        return frame
+
+    def store_for(self, table: Table, slot: int, serial: int) -> Store:
+        """The store of the caller (slot 0) or of a worker, for the run that has this table."""
+        if self.store is None:
+            self.store = Store(self.directory, table, slot, serial, self.spill, self.values_fd)
+        else:
+            self.store.again(self.directory, table, slot, serial, self.spill)
+        return self.store
+
+    def empty_pipes(self) -> None:
+        """Read what the run before has left in the pipes."""
+        for fd in readable((self.wake[0], self.listen), 0):
+            os.read(fd, 1 << 16)
+
+    def move(self, directory: str, spill: str) -> None:
+        """Rename the directory."""
+        os.rename(self.directory, directory)
+        self.directory, self.spill = directory, spill
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether the last run has left more memory in it than is worth keeping."""
+        (segments,) = struct.unpack_from("<q", self.memory, 8 * SEGMENTS)
+        return bool(segments > _MOST_SEGMENTS)
+
+    def is_free(self) -> bool:
+        """Whether all workers of the last run have left it, without waiting."""
+        self.workers = [worker for worker in self.workers if worker.frame is self and worker.away and worker.left() is None]
+        return not self.workers
+
+    def close(self) -> None:
+        """Close files and pipes."""
+        if self.store is not None:
+            self.store.close()
+        else:
+            os.close(self.values_fd)
+        self.memory.close()
+        for fd in (self.table_fd, *self.wake, self.listen, self.tell):
+            if fd >= 0:
+                os.close(fd)
