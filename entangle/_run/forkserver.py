@@ -115,10 +115,11 @@ def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: 
     return _ask(order, [fd for fd in fds if fd >= 0])
 
 
-def ask_for_warm_worker(channel: int, settings: dict[str, Any]) -> int:
-    """Ask for a worker that outlives runs (`warm_life.py`); `channel` is its end of a socket pair.
-    Return the read end of its status pipe."""
-    return _ask({"warm": settings}, [channel])
+def ask_for_warm_worker(channel: int, stderr: int, settings: dict[str, Any]) -> int:
+    """Ask for a worker that outlives runs (`warm_life.py`); `channel` is its end of a socket pair,
+    `stderr` where it writes, or -1: where this process does. Return the read end of its status
+    pipe."""
+    return _ask({"warm": settings}, [fd for fd in (channel, stderr) if fd >= 0])
 
 
 def _ask(order: dict[str, Any], present: list[int]) -> int:
@@ -307,7 +308,7 @@ def _fork_spare(
         if "warm" in order:
             from entangle._run import warm_life
 
-            warm_life.begin(server, stderr, fds[0], order["warm"])
+            warm_life.begin(server, fds[1] if len(fds) > 1 else stderr, fds[0], order["warm"])
         os.close(stderr)
         present = iter(fds)
         err, out, *others = [next(present) if mark == 0 else -1 for mark in order["fds"]]

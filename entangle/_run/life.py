@@ -81,8 +81,9 @@ def settle_in(parent: int, err: int, out: int, own_handlers: Iterable[int] = RES
 
 
 def lead_output(err: int, out: int) -> None:
-    """Write stderr and, unless it is -1, stdout to these descriptors, which are closed here."""
-    os.dup2(err, 2)
+    """Write stderr and stdout to these descriptors, which are closed here; -1: as before."""
+    if err >= 0:
+        os.dup2(err, 2)
     if out >= 0:
         os.dup2(out, 1)
     for fd in (err, out):

@@ -17,6 +17,7 @@ import contextvars
 import json
 import os
 import socket
+import sys
 from typing import Any, NoReturn
 
 from entangle._run import life
@@ -24,7 +25,7 @@ from entangle._shared import module_lookup
 from entangle._shared.frame import Frame
 from entangle._shared.orders import JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
-from entangle._worker import child, coverage, janitor
+from entangle._worker import child, coverage, janitor, joining
 from entangle._worker.joining import BROKEN, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, seed
 from entangle._worker.wear import Wear
@@ -53,7 +54,11 @@ class _WarmLife:
         self._orders.channel.setblocking(True)
         self._idle = idle
         self._frames: dict[int, Frame] = {}
-        self._before = Before()
+        #: The state of this process before its first order, and with that of its caller.
+        self._first = self._before = Before()
+        self._context = contextvars.Context()
+        self._state = joining.state_of_caller()
+        joining.before_another_state = self._begin_anew
         self._wear = Wear(max_memory)
         seed()
 
@@ -61,8 +66,7 @@ class _WarmLife:
         """Carry out orders until there are no more. Return the exit status."""
         while (order := self._next()) is not None:
             # Variables of a context that a body has set are not seen by the next one.
-            retires = contextvars.Context().run(self._carry_out, order)
-            if retires:
+            if self._context.copy().run(self._carry_out, order):
                 break
         return 0
 
@@ -99,8 +103,9 @@ class _WarmLife:
         length, _, rest = order.body.partition(b"\n")
         told, described = json.loads(rest[: int(length)]), rest[int(length) :]
         present = iter(order.fds)
-        err, out, *others = [next(present) if mark == 0 else -1 for mark in told["fds"]]
-        life.lead_output(err, out)
+        out, *others = [next(present) if mark == 0 else -1 for mark in told["fds"]]
+        if out >= 0:
+            life.lead_output(-1, out)
         module_lookup.forget_arrivals()
         directory, slot, lane, serial = told["directory"], told["slot"], told["lane"], told["serial"]
         try:
@@ -113,6 +118,7 @@ class _WarmLife:
                 if fd >= 0 and "frame" not in told:
                     os.close(fd)
             return why.code
+        self._note_state()
         try:
             life.work_for_run(worker)
         finally:
@@ -120,6 +126,21 @@ class _WarmLife:
             type(here).worker = None
             worker.site.leave()
         return 0
+
+    def _begin_anew(self) -> None:
+        """Put back what this process began with, before it takes on another state of its caller."""
+        self._before = self._first
+        self._before.put_back()
+
+    def _note_state(self) -> None:
+        """Note the state of this process as its caller wants it, to put it back later."""
+        if joining.state_of_caller() is not self._state:
+            self._state = joining.state_of_caller()
+            self._before = Before()
+            self._context = contextvars.copy_context()
+        decimal: Any = sys.modules.get("decimal")
+        if decimal is not None:  # its context is an object that bodies change in place
+            decimal.setcontext(decimal.getcontext().copy())
 
     def _frame(self, number: int, fds: list[int]) -> Frame:
         """The frame of that number, which comes with its descriptors for the first time."""

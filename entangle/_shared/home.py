@@ -433,6 +433,10 @@ def home() -> Home:
     return found
 
 
+#: Seconds between two looks of one process for homes to sweep: runs may follow each other closely.
+_PAUSE = 0.0005
+
+
 class _Sweeper:
     """Decides at each run whether to sweep, without looking into every home.
 
@@ -445,12 +449,14 @@ class _Sweeper:
         self._guard = threading.Lock()
         #: For each directory of homes: when it last changed, and its homes in use, with their pids.
         self._known: dict[str, tuple[int, dict[str, int]]] = {}
-        self._next = 0.0
+        self._next = self._again = 0.0
 
     def look(self) -> None:
         """Sweep if there is something to sweep."""
-        if not self._guard.acquire(blocking=False):
-            return  # another thread does it
+        now = time.monotonic()
+        if now < self._again or not self._guard.acquire(blocking=False):
+            return  # another thread does it, or it has just been done
+        self._again = now + _PAUSE
         try:
             bases = {base_in(parent) for parent in (_parent(), _on_disk())}
             if bases != self._known.keys() or time.monotonic() >= self._next or any(self._is_due(base) for base in bases):

@@ -35,9 +35,9 @@ class Deferred:
         if threading.current_thread() is threading.main_thread():
             try:
                 _active.append(self)
-                for number in _SIGNALS:
-                    handler = plain.getsignal(number)
-                    if callable(handler):
+                # Most signals have no handler, and asking for all takes microseconds: ask in C.
+                for number, handler in zip(_SIGNALS, map(plain.getsignal, _SIGNALS), strict=True):
+                    if handler is not None and handler.__class__ is not int and callable(handler):
                         self._kept[number] = handler
                         plain.signal(number, self._note)
             except ValueError:  # a subinterpreter has no signals

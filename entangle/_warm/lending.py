@@ -28,8 +28,8 @@ _TOLD = 1.0
 class LentWorker(WorkerProcess):
     """A warm worker during one run. For the run, it ends when it leaves."""
 
-    def __init__(self, slot: int, lane: int, warm: WarmWorker, pool: WarmPool, err: int, out: int, runs: Callable[[], bool]) -> None:
-        super().__init__(slot, lane, 0, warm.watch, err, out, ours=False)
+    def __init__(self, slot: int, lane: int, warm: WarmWorker, pool: WarmPool, out: int, runs: Callable[[], bool]) -> None:
+        super().__init__(slot, lane, 0, warm.watch, warm.err, out, ours=False)
         self._warm = warm
         self._pool = pool
         self._runs = runs
@@ -54,8 +54,16 @@ class LentWorker(WorkerProcess):
     def close(self) -> None:
         """Close the descriptors of this run, and give the worker back."""
         self.watch = -1
+        self.err = -1  # the worker's own, for the next run as well
         super().close()
         self._pool.give(self._warm)
+
+    def close_stream(self, fd: int) -> None:
+        """Close stdout at its end, and listen to stderr no more."""
+        if fd == self.err:
+            self.err = -1
+        else:
+            super().close_stream(fd)
 
 
 def lend(pool: WarmPool, site: Site, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess:
@@ -68,7 +76,7 @@ def lend(pool: WarmPool, site: Site, slot: int, lane: int, serial: int, capture:
     flush()
     slots, base = site.table.slots, slot * SLOT
     while (warm := pool.take()) is not None:
-        err, out = os.pipe(), os.pipe() if capture else (-1, -1)
+        out = os.pipe() if capture else (-1, -1)
         told: dict[str, Any] = {"directory": site.directory, "slot": slot, "lane": lane, "serial": serial}
         if frame is None:
             write_flow(site)
@@ -78,7 +86,7 @@ def lend(pool: WarmPool, site: Site, slot: int, lane: int, serial: int, capture:
             told["frame"] = frame.number
             known_there = frame.number in warm.frames
             fds = [] if known_there else [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
-        fds = [err[1], out[1], *fds]
+        fds = [out[1], *fds]
         told["fds"] = [0 if fd >= 0 else -1 for fd in fds]
         head = json.dumps(told).encode()
         body = b"%d\n%b%b" % (len(head), head, known if frame is not None else b"")
@@ -86,24 +94,21 @@ def lend(pool: WarmPool, site: Site, slot: int, lane: int, serial: int, capture:
             warm.orders.send(JOIN, body, [fd for fd in fds if fd >= 0])
             warm.away, warm.frame = True, site.frame
         except OSError:  # it has just ended, or was about to
-            for fd in (err[0], out[0]):
-                if fd >= 0:
-                    os.close(fd)
+            if out[0] >= 0:
+                os.close(out[0])
             warm.wait(_TOLD)
             pool.give(warm)
             continue
         finally:
-            for fd in (err[1], out[1]):
-                if fd >= 0:
-                    os.close(fd)
+            if out[1] >= 0:
+                os.close(out[1])
         if site.frame is not None:
             site.frame.workers.append(warm)
         if frame is not None:
             warm.frames.add(frame.number)
-        for fd in (err[0], out[0]):
-            if fd >= 0:
-                os.set_blocking(fd, False)
-        return LentWorker(slot, lane, warm, pool, err[0], out[0], lambda: _begun(slots, base))
+        if out[0] >= 0:
+            os.set_blocking(out[0], False)
+        return LentWorker(slot, lane, warm, pool, out[0], lambda: _begun(slots, base))
     raise NoWorkerNow
 
 

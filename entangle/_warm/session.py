@@ -47,7 +47,7 @@ class Session:
             if outer is None:
                 if self._pid != os.getpid():
                     raise OptionError("this session was made by the process that forked this one; make one here")
-                self._pool = WarmPool(self._workers, self._idle, self._max_memory)
+                self._pool = WarmPool(self._workers, self._idle, self._max_memory, listened_to=True)
                 self._depth = 1
                 _open = self
                 _run.warm = self

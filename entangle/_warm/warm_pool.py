@@ -36,14 +36,23 @@ _ENDING = 1.0
 class WarmWorker:
     """A warm worker, as its owner sees it."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], listened_to: bool) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        #: What it writes to stderr comes out here; -1: it goes where our own does.
+        self.err, err = os.pipe() if listened_to else (-1, -1)
         with theirs:
             try:
-                status = forkserver.ask_for_warm_worker(theirs.fileno(), settings)
+                status = forkserver.ask_for_warm_worker(theirs.fileno(), err, settings)
             except BaseException:
                 ours.close()
+                if self.err >= 0:
+                    os.close(self.err)
                 raise
+            finally:
+                if err >= 0:
+                    os.close(err)
+        if self.err >= 0:
+            os.set_blocking(self.err, False)
         self._process = WorkerProcess(-1, -1, 0, status, -1, -1, ours=False)
         self.orders = Orders(ours)
         #: Whether it has been told to do something and has not said yet that it is done.
@@ -107,6 +116,9 @@ class WarmWorker:
         self.watch = -1
         self.orders.close()
         self._process.close()
+        if self.err >= 0:
+            os.close(self.err)
+            self.err = -1
 
 
 def _watch_both(channel: int, status: int) -> int:
@@ -123,13 +135,15 @@ def _watch_both(channel: int, status: int) -> int:
 class WarmPool:
     """At most `workers` warm workers (None: as many as are wanted).
 
+    With `listened_to`, what they write to stderr comes out of a pipe of each (`WarmWorker.err`).
     A worker ends after `idle` seconds in which it had nothing to do, and retires where it has more
     than `max_memory` bytes of its own (0: no limit). Any thread may use a pool. A forked child may
     not: for it, the pool is closed.
     """
 
-    def __init__(self, workers: int | None = None, idle: float = 60.0, max_memory: int = 0) -> None:
+    def __init__(self, workers: int | None = None, idle: float = 60.0, max_memory: int = 0, listened_to: bool = False) -> None:
         self.workers = workers
+        self._listened_to = listened_to
         self._settings = {"idle": idle, "max_memory": max_memory}
         self._guard = threading.Lock()
         #: Those that are lent to nobody, the last one used at the end. Some may be coming back.
@@ -154,7 +168,7 @@ class WarmPool:
             if worker is None:
                 if self.workers is not None and len(self._here) + len(self._lent) >= self.workers:
                     return None
-                worker = WarmWorker(self._settings)
+                worker = WarmWorker(self._settings, self._listened_to)
                 self.started += 1
             self._lent.add(worker)
             return worker

@@ -52,6 +52,11 @@ def take() -> dict[str, Any]:
     return {name: taken() for name, (taken, _) in _ITEMS.items()}
 
 
+def take_one(name: str) -> Any:
+    """One item of the state of this process."""
+    return _ITEMS[name][0]()
+
+
 #: The last state that was pickled, and its pickle. Most runs begin in the state of the one before.
 _last: tuple[dict[str, Any], bytes] = ({}, b"")
 

@@ -6,6 +6,7 @@ import bisect
 import copy
 import os
 import pickle
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from entangle._shared import module_lookup
@@ -160,7 +161,7 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
             table = Table.attach(os.path.join(directory, "table"))
         except FileNotFoundError:
             raise NotJoined(0) from None  # it has ended before we joined
-        inheritance.take_on(pickle.loads(known["state"]), "before")
+        _take_on(known["state"], "before")
         flow, serving = _flow_of(known, directory, table, slot, lane)
         wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
         wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
@@ -178,7 +179,7 @@ def join_in_frame(described: bytes, frame: Frame, directory: str, slot: int, lan
         frame.directory, frame.spill = directory, known["spill"]
         table = Table.seen_in(frame.memory, frame.table_fd)
         try:
-            inheritance.take_on(pickle.loads(known["state"]), "before")
+            _take_on(known["state"], "before")
             flow, serving = _flow_of(known, directory, table, slot, lane)
         except BaseException:
             table.release()
@@ -188,6 +189,31 @@ def join_in_frame(described: bytes, frame: Frame, directory: str, slot: int, lan
         site.stores.append(store := frame.store_for(table, slot, serial))
         store.elsewhere = site.elsewhere
         return _worker_of(known, site, slot, lane, serial, serving, store)
+
+
+#: The caller's state that this process has taken on, pickled.
+_state = b""
+#: What is done before another state is taken on: a worker that stays puts back what it began with.
+before_another_state: Callable[[], None] | None = None
+
+
+def _take_on(state: bytes, when: str) -> None:
+    """Take over the caller's state, unless this process has it already."""
+    global _state
+    if state == _state:
+        return
+    if when == "before":
+        if before_another_state is not None:
+            before_another_state()
+        _state = b""
+    inheritance.take_on(pickle.loads(state), when)
+    if when == "after":
+        _state = state
+
+
+def state_of_caller() -> bytes:
+    """The caller's state that this process has taken on, pickled."""
+    return _state
 
 
 def _flow_of(known: dict[str, Any], directory: str, table: Table, slot: int, lane: int) -> tuple[Flow, Serving | None]:
@@ -204,7 +230,7 @@ def _flow_of(known: dict[str, Any], directory: str, table: Table, slot: int, lan
     module_lookup.arrive(known["travelled"])
     try:
         flow: Flow = pickle.loads(known["flow"])
-        inheritance.take_on(pickle.loads(known["state"]), "after")
+        _take_on(known["state"], "after")
     except BaseException as error:
         if _refuse(directory, error, known["flow"]):
             raise NotJoined(BROKEN) from None
@@ -217,6 +243,8 @@ def _worker_of(
 ) -> Worker:
     site.visible = known["visible"]
     site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
+    if site.makeflags is not None:
+        os.environ["MAKEFLAGS"] = site.makeflags
     site.shares = known["shares"]
     worker = Worker(site, slot, lane, serial, store)
     worker.serving = serving

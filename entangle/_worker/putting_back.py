@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import threading
+import warnings
 from typing import Any
 
 from entangle._shared.interrupts import plain
@@ -26,6 +27,10 @@ _SIGNALS = sorted(int(number) for number in signal.valid_signals() - {signal.SIG
 _LIMITS = [
     getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_") and name not in ("RLIMIT_OFILE", "RLIMIT_RTTIME")
 ]
+
+
+#: Items of the state that are quick to read.
+_QUICK = ("directory", "interpreter", "socket timeout", "start method", "limits", "loggers")
 
 
 class Before:
@@ -47,6 +52,7 @@ class Before:
         self._ids = _identity()
         self._limits = {which: resource.getrlimit(which) for which in _LIMITS}
         self._finders: list[tuple[list[Any], list[Any]]] = [(which, list(which)) for which in (sys.meta_path, sys.path_hooks)]
+        self._glance = self._at_a_glance()
         self._state = {name: value for name, value in inheritance.take().items() if name not in ("signals", "umask", "locale")}
 
     def put_back(self) -> str:
@@ -105,7 +111,17 @@ class Before:
             elif "write" in getattr(stream, "__dict__", ()):
                 del stream.write  # a run that kept what was printed
 
+    def _at_a_glance(self) -> tuple[Any, ...]:
+        """What `_put_state` puts back, read quickly."""
+        environment = dict(getattr(os.environ, "_data", os.environ))
+        path, argv, filters = list(sys.path), list(sys.argv), list(warnings.filters)
+        locale = self._locale_module.setlocale(self._locale_module.LC_ALL, None)
+        others = (inheritance.take_one(name) for name in _QUICK)
+        return (environment, path, argv, filters, locale, *others)
+
     def _put_state(self) -> None:
+        if self._at_a_glance() == self._glance:
+            return
         # The environment also lacks what janitors and libraries of this worker have set in it.
         for when in ("before", "after"):
             inheritance.take_on(self._state, when)
