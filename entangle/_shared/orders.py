@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 #: Kinds of orders: join a run; answer a call.
 JOIN, CALL = b"J", b"C"
-#: The news that a worker has left the run that it had joined.
-LEFT = b"L"
+#: The news that a worker has left the run that it had joined; outcomes of calls.
+LEFT, OUTCOMES = b"L", b"O"
 
 _HEAD = struct.Struct("<Ic")
 #: The most descriptors that ride with one order.
 _MOST_FDS = 64
+_ROOM_FOR_FDS = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
 _PIECE = 1 << 16
 
 
@@ -81,13 +82,17 @@ class Orders:
         return bool(self._read)
 
     def _more(self, wait: bool) -> bool:
-        flags = 0 if wait else socket.MSG_DONTWAIT
+        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0) | (0 if wait else socket.MSG_DONTWAIT)
+        fds = array.array("i")
         try:
-            piece, fds, _, _ = socket.recv_fds(self.channel, _PIECE, _MOST_FDS, flags | getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+            # Not `socket.recv_fds`, which ignores flags.
+            piece, rights, _, _ = self.channel.recvmsg(_PIECE, _ROOM_FOR_FDS, flags)
         except BlockingIOError:
             return False
         except ConnectionResetError:
-            piece, fds = b"", []
+            piece, rights = b"", []
+        for _, _, numbers in rights:
+            fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
         for fd in fds:
             os.set_inheritable(fd, False)
         self._fds += fds
