@@ -237,6 +237,8 @@ class Flow:
         self.count = len(body_of)
         #: Whether the nodes are sets of rows that are armed again and again (`_run/rearmed.py`).
         self.rearmed = False
+        #: Whether the calling thread runs all bodies (`_worker/inline.py`).
+        self.inline = False
         #: For each row of such a flow, its stage (`_run/history.py`); -1 for a source or a gather.
         self.stage_of = array("i")
         #: How many nodes of each group may run at once.

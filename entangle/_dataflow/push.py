@@ -20,11 +20,12 @@ class Push:
 
     many = False
 
-    def __init__(self, plan: Plan, value: Any, way: str | None = None) -> None:
+    def __init__(self, plan: Plan, value: Any, way: str | None = None, port: int = 0) -> None:
         self.plan = plan
         self.name = plan.name
         self._pushed = value
-        flow, ports = unroll([(plan.ports[0], 1)], plan.limits)
+        self._port = port
+        flow, ports = unroll([(plan.ports[port], 1)], plan.limits)
         self._recovery = Recovery(flow)
         self._run = RearmedRun(flow, ports, self, way)
         self._chunks: list[Any] = []
@@ -51,7 +52,15 @@ class Push:
         return found
 
     def _found(self) -> list[Any]:
-        return [self._chunks[at][2][0] for at in self.plan.results[0]] if self._chunks else []
+        return [chunk[2][0] for chunk in self._results()]
+
+    def chunks(self) -> list[Any]:
+        """Run it in this thread. Gives the chunk of each leaf, which holds its one outcome."""
+        self._run.value()
+        return self._results()
+
+    def _results(self) -> list[Any]:
+        return [self._chunks[at] for at in self.plan.results[self._port]] if self._chunks else []
 
     def failure(self) -> BaseException | None:
         """The error of the first leaf that has failed."""

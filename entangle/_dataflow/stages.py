@@ -29,6 +29,7 @@ from entangle._shared.tracebacks import hide, passes_on
 from entangle._tasks.parameters import positional_names
 from entangle._worker.child import end_child
 from entangle._worker.failures import pause
+from entangle._worker.inline import InlineWorker
 from entangle._worker.worker import Worker, here
 from entangle.errors import RunCancelledError, StoreFullError
 from entangle.task import Task
@@ -137,6 +138,8 @@ class NodeStage:
         function: Callable[[Any], Any] = self.function
         if named:
             function = functools.partial(function, **named)
+        if self.timed and isinstance(worker, InlineWorker):
+            function = worker.in_time(self.name, self.terms, function)
         callback, timed = self.callback, self.timed
         tries = self.terms.retry > 0
         stays, header = not worker.in_process, worker.site.table.header

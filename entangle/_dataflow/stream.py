@@ -18,11 +18,13 @@ from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
 from entangle._dataflow.push import push_into
+from entangle._dataflow.stepped_pump import SteppedPump
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import hide, passes_on
 from entangle._tasks import OnError
 from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_whether
+from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import ArgumentError, OptionError
 
@@ -72,7 +74,8 @@ class Stream(Iterator[V], AsyncIterator[V]):
         self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
         self._failures = failures = _Failures(on_error, plain)
         self._plain = plain is not None
-        self._pump = Pump(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
+        kind = SteppedPump if inline.on else Pump
+        self._pump = kind(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
         self._counted = False
         #: Whether the consumer holds a counted value: until it asks for the next one.
@@ -153,6 +156,10 @@ class Stream(Iterator[V], AsyncIterator[V]):
     def _wait(self) -> None:
         pump = self._pump
         assert pump is not None
+        if isinstance(pump, SteppedPump):
+            while not self._fetch():
+                pump.step(self._source)
+            return
         with pump.arrived:
             if self._fetch():
                 return
@@ -205,6 +212,9 @@ class Stream(Iterator[V], AsyncIterator[V]):
     async def _arrival(self) -> bool:
         pump = self._pump
         assert pump is not None
+        if isinstance(pump, SteppedPump):
+            await pump.step_in_loop(self._source)
+            return self._fetch()
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
 
@@ -246,6 +256,8 @@ class Stream(Iterator[V], AsyncIterator[V]):
     def _start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         pump = self._pump
         assert pump is not None
+        if isinstance(pump, SteppedPump):
+            return  # its consumer does all
         if not _open:
             atexit.register(_close_all)
         _open.add(self)

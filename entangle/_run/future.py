@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from entangle._shared.limits import no_thread
 from entangle._shared.tracebacks import hide
+from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import RunCancelledError
 
@@ -108,6 +109,9 @@ class RunFuture(Future[T]):
     def start(self) -> None:
         """Start the run in a thread of its own, unless it has begun. If no thread can be started,
         the future ends with an error that says so."""
+        if inline.on:
+            self.run_first()
+            return
         if not self._begin():
             return
         _end_after_error(self)

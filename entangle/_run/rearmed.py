@@ -251,7 +251,7 @@ class _Sets:
         self.states = bytes((DONE, *(WAITING,) * (width - 1)))
         self.ready = [at for at in range(1, width) if not self.pending[at]]
         #: Whether processes take what is fed. It has to be in the store then.
-        self.stored = any(0 in row.inputs and row.body.carrier not in IN_CALLER for row in port.rows)
+        self.stored = not flow.inline and any(0 in row.inputs and row.body.carrier not in IN_CALLER for row in port.rows)
         self.results = port.rows[-1].inputs
 
 
@@ -406,11 +406,13 @@ class RearmedSupervisor(Supervisor):
         super()._start_first()
 
     def _run_here(self) -> bool:
-        """Collect the sets that are done."""
+        """Collect the sets that are done; in an inline run, after running what is ready."""
         table = self.table
         done = []
+        if self.site.flow.inline:
+            super()._run_here()
         with table.locked(UNCLAIMED):
-            while (node := table.pop(HERE)) >= 0:
+            while (node := table.pop(THREAD if self.site.flow.inline else HERE)) >= 0:
                 table.states[node] = RUNNING
                 done.append(node)
         for node in reversed(done):

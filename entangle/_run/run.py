@@ -31,7 +31,7 @@ from entangle._shared.store import Store
 from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import LASTING, write_outline
-from entangle._worker import importing
+from entangle._worker import importing, inline
 from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
@@ -59,7 +59,7 @@ class Run:
         workers: int | None = None,
     ) -> None:
         importing.refuse_run(here.worker is not None and here.worker.in_process)
-        self.flow = flow
+        self.flow = inline.inlined(flow) if inline.on else flow
         self.way = chosen_way(way)
         self.observers = [*observers, observer] if observer is not None else list(observers)
         #: The worker in whose body this run was called, if any.

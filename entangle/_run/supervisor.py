@@ -78,6 +78,7 @@ from entangle._shared.table import (
     UNCLAIMED,
     WAITING_POOL,
 )
+from entangle._worker import inline
 from entangle._worker.admission import CPU, admits, room
 from entangle._worker.failures import call_of, error_of
 from entangle._worker.worker import Worker, here, run_as
@@ -172,7 +173,7 @@ class Supervisor:
         if outer is not None and outer.lane == HERE and outer.expires is not None and (expires is None or outer.expires < expires):
             # The supervisor around us cannot look while we run in its thread.
             timeout, expires = outer.timeout, outer.expires
-        self.timeout, self.expires = timeout, expires
+        self.timeout, self.expires = timeout, expires if not self.site.flow.inline else None
         self.table.header[MOST_WORKERS] = workers
         if workers:
             self.most_threads = min(MOST_THREADS, workers)
@@ -207,7 +208,8 @@ class Supervisor:
             header[STOP] = 1
             self._end(in_order=False)
             raise
-        if header[FINISHED] and self.ran_here and self.expires is not None and time.monotonic() >= self.expires:
+        late = self.expires is not None and time.monotonic() >= self.expires
+        if header[FINISHED] and self.ran_here and (late or (self.site.flow.inline and inline.took_longer(self.table, self.timeout))):
             self.deaths.error = self._timed_out()  # nobody could stop the body in this thread
         in_order = bool(header[FINISHED])
         header[STOP] = 1
@@ -433,7 +435,7 @@ class Supervisor:
         slot = self.free.pop()
         self._clear_slot(slot, HERE)
         self.serial += 1
-        worker = Worker(self.site, slot, HERE, self.serial)
+        worker = (inline.InlineWorker if self.site.flow.inline else Worker)(self.site, slot, HERE, self.serial)
         worker.seat, worker.holder = self.entitlement.seat, self.entitlement.holder
         worker.timeout, worker.expires = self.timeout, self.expires
         self.ran_here = True

@@ -189,7 +189,7 @@ class Site:
 
 def claims_of(flow: Flow) -> list[Claim]:
     """What the bodies of a flow want of devices, each kind once."""
-    found = sorted({Claim(body.gpus, body.share, body.carrier == FRESH) for body in flow.bodies if body.gpus})
+    found = sorted({Claim(body.gpus, body.share, body.carrier == FRESH) for body in flow.bodies if body.gpus and not flow.inline})
     if len(found) > LANES - DEVICE:
         raise OptionError(f"a run has tasks with {len(found)} different pairs of gpus= and share=; it may have {LANES - DEVICE}")
     return found
@@ -202,6 +202,10 @@ def lanes_of(flow: Flow) -> list[int]:
     is left to do then; otherwise a worker thread. In a flow that is armed again, its carrier
     decides.
     """
+    if flow.inline:
+        # What ends a set of rows is nothing to run: it is collected.
+        ends = {flow.body_of[sink] for sink in flow.sinks} if flow.rearmed else ()
+        return [THREAD if index in ends else HERE for index in range(len(flow.bodies))]
     claims = claims_of(flow)
     serving = [DEVICE + claims.index(Claim(body.gpus, body.share, body.carrier == FRESH)) if body.gpus else 0 for body in flow.bodies]
     if flow.rearmed:

@@ -8,6 +8,7 @@ from typing import Any
 
 from entangle._shared.tracebacks import passes_on
 from entangle._tasks.call import CALLS
+from entangle._worker import inline
 from entangle.errors import EntangleError
 
 
@@ -44,6 +45,8 @@ def _resolved(value: Any) -> Any:
 def _awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
     import asyncio
 
+    if inline.on:
+        return inline.awaited(coroutine)
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -29,6 +29,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",)},
     {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
     {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "dataflow", "sources")},
+    {"tests of users": ("_testing.", "pytest_plugin")},
     {"in place of what people have": ("_dask.", "dask")},
     {"records of runs": ("_records.", "records")},
     {"people": ("", "__main__", "cli.", "web.", "examples.")},

@@ -13,6 +13,7 @@ from entangle._remote.transport import Transport
 from entangle._run import ObservedRun, observers
 from entangle._shared.table import NOBODY
 from entangle._tasks.layer import Decorated, Layer
+from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
 from entangle.flow import HERE, Body
@@ -58,6 +59,8 @@ class Far(Layer):
         again = body.retry > 0 and any(issubclass(kind, body.on) for kind in (LinkLostError, ProcessTerminatedException))
 
         def far(*args: Any, **kwargs: Any) -> Any:
+            if inline.on:
+                return rest(*args, **kwargs)()
             from entangle._remote.caller.open_channels import channel_to
 
             if not again:

@@ -1,0 +1,1 @@
+"""What tests of users need, apart from any test runner."""

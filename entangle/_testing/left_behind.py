@@ -1,0 +1,317 @@
+"""What a piece of code has left behind: processes, threads, descriptors, shared memory.
+
+Some parts of a program last until it ends, however short the code was that needed them first. They
+are left out, since each is there once and ends with the program:
+
+- the warm server of entangle (`_run/forkserver.py`) with the spare workers that it keeps, agents in
+  other places (`_remote/caller/open_channels.py`), and warm workers of sessions that were open
+  before;
+- the home of this process with its locks and queues of cookies (`_shared/home.py`);
+- the resource tracker and the server of Python's `multiprocessing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from entangle._run import descendants
+
+#: A process, with the time of its start that tells it from a later one of its number.
+_Process = tuple[int, str]
+
+#: The commands of processes that last as long as the program.
+_LASTING = re.compile(r"resource_tracker import main|multiprocessing\.forkserver import main|entangle-agent")
+_SERVER = "entangle._run.forkserver"
+#: A worker has the table of its run mapped, which lies in the directory of the run.
+_IN_A_RUN = re.compile(r"/p\d+-[0-9a-f]+(\.spill)?/r")
+#: Shared memory by the names that Python and entangle give it.
+_NAMES = ("psm_", "wnsm_", "sem.", "entangle_")
+_SHM = "/dev/shm"
+#: The longest command that is shown (characters).
+_SHOWN = 200
+
+
+class LeftBehind:
+    """What there is when it is made; `found` names what there is besides.
+
+    `alone` says that nobody else on this machine runs such code at the same time. Where others do,
+    as with pytest-xdist, shared memory counts only if it is certainly ours. `mark` is a part of the
+    environment that processes started meanwhile have: it finds those that have lost their parents.
+    """
+
+    def __init__(self, alone: bool = True, mark: str = "") -> None:
+        self._alone = alone
+        self._mark = mark.encode()
+        self._allowed: list[str] = []
+        self._pools = set(_pools())
+        self._everybody = set(_all_processes())
+        self._processes = {process for process, line in _our_processes().items() if not self._is_spare(process[0], line)}
+        self._threads = set(threading.enumerate())
+        self._descriptors = _descriptors()
+        self._shared = _shared_memory()
+        self._runs = set(_run_directories())
+        #: The shared memory that this process has made meanwhile, by name.
+        self._made: set[str] = set()
+
+    def allow(self, text: str) -> None:
+        """Leave out everything in whose description this text occurs."""
+        self._allowed.append(text)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note during the block what shared memory this process makes: its names do not tell."""
+        from multiprocessing import resource_tracker
+
+        original = resource_tracker.register
+
+        def register(name: Any, rtype: str) -> None:
+            self._made.add(("sem." if rtype == "semaphore" else "") + str(name).lstrip("/"))
+            original(name, rtype)
+
+        resource_tracker.register = register
+        try:
+            yield
+        finally:
+            # Whoever has replaced it meanwhile keeps it.
+            if resource_tracker.register is register:
+                resource_tracker.register = original
+
+    def found(self, patience: float = 0.0) -> list[str]:
+        """What was left behind, in words. What is about to end has `patience` seconds for that."""
+        until = time.monotonic() + patience
+        collected = False
+        pause = 0.002
+        while left := self._look():
+            if not collected and patience:
+                import gc
+
+                gc.collect()  # what only a cycle of objects holds is as good as closed
+                collected = True
+                continue
+            if time.monotonic() >= until:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return left
+
+    def _look(self) -> list[str]:
+        told = [*self._left_processes(), *self._left_threads(), *self._left_descriptors(), *self._left_memory()]
+        return [text for text in told if not any(allowed in text for allowed in self._allowed)]
+
+    def _is_spare(self, pid: int, line: list[int]) -> bool:
+        """Whether a process is the warm server, or one of its workers that has nothing to do."""
+        return _of_the_server(line) and not _IN_A_RUN.search(_read(f"/proc/{pid}/maps"))
+
+    def _left_processes(self) -> Iterator[str]:
+        ours = _our_processes()
+        warm = {worker.pid: pool for pool in _pools() for worker in pool.living()}
+        for process, line in ours.items():
+            pid, _ = process
+            if process in self._processes or warm.get(pid) in self._pools:
+                continue
+            command = _command(pid)
+            if pid in warm:
+                yield f"process {pid}: a warm worker of a session or an Executor that is still open"
+            elif _of_the_server(line):
+                if not self._is_spare(pid, line):
+                    yield f"process {pid}: a worker of a run that goes on"
+            elif command and not _LASTING.search(command):
+                ended = " (it has ended, and nobody has waited for it)" if _state(pid) == "Z" else ""
+                yield f"process {pid}: {command}{ended}"
+        if self._mark:
+            pids = {pid for pid, _ in ours}
+            for pid in _all_processes() - self._everybody - pids:
+                command = _command(pid)
+                if self._mark in _read_bytes(f"/proc/{pid}/environ") and _is_orphan(pid) and not _LASTING.search(command):
+                    yield f"process {pid}: {command} (it lives on without its parent)"
+
+    def _left_threads(self) -> Iterator[str]:
+        for thread in threading.enumerate():
+            # One that Python has not started belongs to a library; a debugger's is the debugger's.
+            if (
+                thread not in self._threads
+                and not isinstance(thread, threading._DummyThread)
+                and not getattr(thread, "is_pydev_daemon_thread", False)
+            ):
+                yield f"thread {thread.name!r}"
+
+    def _left_descriptors(self) -> Iterator[str]:
+        now = _descriptors()
+        new = {fd: target for fd, target in now.items() if self._descriptors.get(fd) != target}
+        # A file that was opened in the place of another one, as by a log that rotates, is no leak.
+        if len(now) > len(self._descriptors):
+            for fd, target in sorted(new.items()):
+                yield f"descriptor {fd}: {target}"
+
+    def _left_memory(self) -> Iterator[str]:
+        for name in sorted(_shared_memory() - self._shared):
+            if self._is_ours(name):
+                yield f"shared memory {_SHM}/{name}"
+        for directory in sorted(set(_run_directories()) - self._runs):
+            yield f"directory of a run {directory}"
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether this process, or one below it, has made that shared memory."""
+        if name in self._made:
+            return True
+        pids = [os.getpid(), *descendants.of((os.getpid(),))]
+        if {str(pid) for pid in pids} & set(re.findall(r"\d+", name)) or _users(name, pids):
+            return True
+        return self._alone and name.startswith(_NAMES) and not _users(name, _all_processes())
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:  # gone meanwhile, or somebody else's
+        return b""
+
+
+def _read(path: str) -> str:
+    return _read_bytes(path).decode("utf-8", "replace")
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on, as proc(5) lists them after the name."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def _state(pid: int) -> str:
+    found = _stat(pid)
+    return found[0] if found else ""
+
+
+def _command(pid: int) -> str:
+    command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+    if not command and (stat := _read(f"/proc/{pid}/stat")):
+        command = stat.partition("(")[2].rpartition(")")[0]
+    return command if len(command) <= _SHOWN else command[:_SHOWN] + " …"
+
+
+def _all_processes() -> set[int]:
+    with contextlib.suppress(OSError):
+        return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    return set()
+
+
+def _our_processes() -> dict[_Process, list[int]]:
+    """The processes below this one, each with those above it, up to but without this one."""
+    found: dict[_Process, list[int]] = {}
+    me, parents = os.getpid(), {}
+    for pid in descendants.of((me,)):
+        if stat := _stat(pid):
+            parents[pid] = int(stat[1])
+            found[(pid, stat[19])] = []
+    for (pid, _), line in found.items():
+        while pid in parents and pid not in line:
+            line.append(pid)
+            pid = parents[pid]
+    return found
+
+
+def _of_the_server(line: list[int]) -> bool:
+    return any(_SERVER in _read(f"/proc/{pid}/cmdline") or "entangle-agent" in _read(f"/proc/{pid}/cmdline") for pid in line)
+
+
+def _is_orphan(pid: int) -> bool:
+    """Whether its parent is one that adopts: the first process, or one that has asked for it."""
+    stat = _stat(pid)
+    if not stat or stat[0] == "Z":
+        return False
+    parent = int(stat[1])
+    return parent == 1 or b"\0PYTEST_CURRENT_TEST=" not in b"\0" + _read_bytes(f"/proc/{parent}/environ")
+
+
+def _pools() -> list[Any]:
+    """The pools of warm workers of this process that are open."""
+    module = sys.modules.get("entangle._warm.warm_pool")
+    return [pool for pool in list(module._pools) if not pool.closed] if module is not None else []
+
+
+# Descriptors --------------------------------------------------------------------------------------
+
+
+def _descriptors() -> dict[int, str]:
+    """The open descriptors with what they lead to, without those that last."""
+    found: dict[int, str] = {}
+    lasting, homes = set(_lasting_descriptors()), tuple(_homes())
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
+                target = os.readlink(f"/proc/self/fd/{name}")
+                if int(name) not in lasting and not (homes and _is_of_home(target, homes)):
+                    found[int(name)] = target
+    return found
+
+
+def _homes() -> Iterator[str]:
+    module = sys.modules.get("entangle._shared.home")
+    for home in list(module._homes.values()) if module is not None else ():
+        yield from (home.path, home.spill, home._shared[0] or home.path)
+
+
+def _is_of_home(target: str, homes: tuple[str, ...]) -> bool:
+    """Whether a file is a lock or a queue of a home: what belongs to a run lies deeper."""
+    return target in homes or os.path.dirname(target) in homes
+
+
+def _lasting_descriptors() -> Iterator[int]:
+    server = getattr(sys.modules.get("entangle._run.forkserver"), "_server", None)
+    if server is not None:
+        yield server.socket.fileno()
+    for pool in _pools():
+        for worker in pool.living():
+            yield from (worker.channel.fileno(), worker.watch, worker._process.watch)
+    for name, module in list(sys.modules.items()):
+        # Python's own, and copies of it in other libraries.
+        if name.endswith("resource_tracker"):
+            yield getattr(getattr(module, "_resource_tracker", None), "_fd", None) or -1
+    forkserver: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if forkserver is not None:
+        yield from (fd for fd in (forkserver._forkserver_alive_fd,) if fd is not None)
+
+
+# Shared memory ------------------------------------------------------------------------------------
+
+
+def _shared_memory() -> set[str]:
+    """The names of shared memory of this user."""
+    names = set()
+    with contextlib.suppress(OSError), os.scandir(_SHM) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if not entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                    names.add(entry.name)
+    return names
+
+
+def _users(name: str, pids: Any) -> bool:
+    """Whether one of these processes has that shared memory mapped or open."""
+    path = f"{_SHM}/{name}"
+    for pid in pids:
+        if f"{path}\n" in _read(f"/proc/{pid}/maps"):
+            return True
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
+                        return True
+    return False
+
+
+def _run_directories() -> Iterator[str]:
+    """The directories of runs of this process."""
+    for home in _homes():
+        with contextlib.suppress(OSError):
+            yield from (os.path.join(home, name) for name in os.listdir(home) if name.startswith("r"))

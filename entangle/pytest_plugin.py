@@ -1,0 +1,97 @@
+"""The plugin of pytest: fixtures for tests of code that uses entangle.
+
+pytest finds it by its entry point. It does nothing in a test that asks for none of the fixtures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from entangle._testing.left_behind import LeftBehind
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of a configuration file: how long a test's remains may take to end."""
+    parser.addini("entangle_patience", "seconds that entangle_clean gives to what is about to end", default="2")
+
+
+@pytest.fixture
+def entangle_inline() -> Iterator[None]:
+    """Run every task in the thread of the test, one after the other: no process is started.
+
+    Breakpoints, monkeypatch, coverage and capsys work in bodies as in any function, and an error
+    comes with its own traceback. Values, types of errors, retries, `return_exceptions`, streams
+    and nested runs are as in processes; a task with @ssh, @docker or another place runs here too.
+    A body past its `timeout` fails when it has ended, since nothing can stop it; `wait` is not
+    kept. What needs a process of its own fails with the test: os._exit, a crash, a GPU of its own.
+
+        def test_total(entangle_inline, monkeypatch):
+            monkeypatch.setattr(prices, "fetch", lambda name: 3)
+            assert total(load("a"), load("b"))() == 6
+    """
+    from entangle._worker import inline
+
+    before = inline.on, inline.timed
+    inline.on, inline.timed = True, True
+    try:
+        yield
+    finally:
+        inline.on, inline.timed = before
+
+
+@pytest.fixture
+def entangle_clean(request: pytest.FixtureRequest) -> Iterator[LeftBehind]:
+    """Fail the test if it leaves a process, thread, descriptor or shared memory behind.
+
+    Each is named: a process by its pid and command, a thread by its name, a descriptor by what it
+    leads to, shared memory by its file. What is about to end has 2 seconds for that, or as many
+    as `entangle_patience` in pytest's configuration says. Left out is what was there before the
+    test, and what lasts as long as the program: the warm server of entangle with its spare
+    workers, its agents in other places, the directory of this process with its locks, and Python's
+    resource tracker. A test that has failed anyway is not looked at.
+
+    The fixture has one method: `allow(text)` leaves out everything whose description has that
+    text. For all tests of a module: `pytestmark = pytest.mark.usefixtures("entangle_clean")`.
+
+        def test_serve(entangle_clean):
+            with serve() as server:
+                assert server.ask("ready")
+    """
+    from entangle._testing.left_behind import LeftBehind
+
+    failed = request.session.testsfailed
+    alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2
+    before = LeftBehind(alone, f"PYTEST_CURRENT_TEST={request.node.nodeid} (")
+    with before.watching():
+        yield before
+    if request.session.testsfailed > failed:
+        return
+    left = before.found(float(request.config.getini("entangle_patience")))
+    if left:
+        lines = "\n".join(f"  {text}" for text in left)
+        pytest.fail(f"{request.node.name} left behind:\n{lines}", pytrace=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put `entangle_clean` before the other fixtures of a test, so that it looks after them."""
+    for item in items:
+        names: Any = getattr(item, "fixturenames", ())
+        if "entangle_clean" in names:
+            definitions: Any = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+            wide = [name for name in names if name in definitions and definitions[name][-1].scope != "function"]
+            others = [name for name in names if name not in wide and name != "entangle_clean"]
+            names[:] = [*wide, "entangle_clean", *others]
+
+
+def pytest_enter_pdb() -> None:
+    """Let no deadline of an inline run pass while a person looks at it."""
+    import sys
+
+    inline: Any = sys.modules.get("entangle._worker.inline")
+    if inline is not None:
+        inline.timed = False
