@@ -37,8 +37,10 @@ def get(
       can look at it.
 
     Other options are ignored, as dask does: `pool` and `initializer` too, since the workers are the
-    engine's own. A value goes from worker to worker through shared memory; arrays are mapped there,
-    not copied. A graph is a run like any other, for records, progress and `entangle top`.
+    engine's own. Those stay warm for the next graph, until they have had nothing to do for a
+    minute, or `entangle.dask.close()`; in an `entangle.session`, graphs use its workers. A value
+    goes from worker to worker through shared memory; arrays are mapped there, not copied. A graph
+    is a run like any other, for records, progress and `entangle top`.
 
     Raises the error of the task that failed first, with the worker's traceback as its cause;
     KeyError for a key that the graph does not have.
@@ -51,6 +53,16 @@ def get(
     except BaseException as error:
         hide(error)
         raise
+
+
+def close() -> None:
+    """End the warm workers that graphs of dask have in this process. The next graph starts others.
+
+    Those of an `entangle.session` stay.
+    """
+    from entangle._dask.graph_run import close
+
+    close()
 
 
 @passes_on

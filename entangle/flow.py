@@ -319,11 +319,14 @@ class Flow:
     def _alike(self, first: int, most: int) -> int:
         """How many leaves from `first` on, at most `most`, have its body and its shape."""
         body, shape = self.body_of[first], self.shape_of[first]
-        if self.body_of[first : first + most].count(body) == most == self.shape_of[first : first + most].count(shape):
-            return most
-        for leaf in range(first, first + most):
-            if self.body_of[leaf] != body or self.shape_of[leaf] != shape:
-                return leaf - first
+        bodies, shapes = self.body_of, self.shape_of
+        alike, step = 1, LEAST_FAN
+        while alike < most:
+            # Pieces that grow: many short fans must not each look at all that follows.
+            at, end = first + alike, first + min(alike + step, most)
+            if not bodies[at:end].count(body) == end - at == shapes[at:end].count(shape):
+                return next(leaf for leaf in range(at, end) if bodies[leaf] != body or shapes[leaf] != shape) - first
+            alike, step = end - first, 2 * step
         return most
 
     def accept(self, accepts: dict[int, frozenset[int]], sinks: bool = False) -> None:

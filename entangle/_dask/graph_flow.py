@@ -60,11 +60,13 @@ class _TaskBody(Body):
 class _Compiler:
     def __init__(self, graph: Mapping[Hashable, Any]) -> None:
         from dask import _task_spec as spec
+        from dask.utils import funcname, key_split
 
         self.graph = graph
         self.reference, self.node_kind, self.alias, self.data = spec.TaskRef, spec.GraphNode, spec.Alias, spec.DataNode
         self.containers = {spec.List: list, spec.Tuple: tuple, spec.Set: set, spec.Dict: dict}
         self.cast, self.task_kind, self.usual_call = spec._identity_cast, spec.Task, spec.Task.__call__
+        self.key_split, self.name_of = key_split, funcname
         #: For each key met a number of `nodes`, or ~index of a constant; None while what it takes
         #: is being visited.
         self.places: dict[Hashable, int | None] = {}
@@ -220,18 +222,18 @@ class _Compiler:
         return self.shapes.setdefault((positional, keywords, templates), len(self.shapes))
 
     def _body(self, key: Hashable, function: Any) -> int:
-        """The number of the body of a task. Tasks of one function and one prefix of keys share it:
+        """The number of the body of a task. Tasks of one function and one kind of key share it:
         progress counts them together, and admission learns what they take."""
         first = key[0] if type(key) is tuple and key else key
         prefix = self.prefixes.get(first)
         if prefix is None:
-            from dask.utils import key_split
-
-            prefix = self.prefixes[first] = str(key_split(first))
+            prefix = str(self.key_split(first))
+            # A key that has no hash or number at its end is the user's own, and says of one task.
+            prefix = self.prefixes[first] = "" if prefix == first and type(key) is not tuple else prefix
         found = self.body_numbers.get((id(function), prefix))
         if found is None:
             found = self.body_numbers[id(function), prefix] = len(self.bodies)
-            self.bodies.append(_TaskBody(function, prefix))
+            self.bodies.append(_TaskBody(function, prefix or self.name_of(function)))
         return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import Any
 
@@ -16,6 +18,8 @@ from entangle._shared.site import Site
 from entangle._shared.store import Store
 from entangle._shared.table import DONE, FAILED_NODE, RUNNING, UNCLAIMED
 from entangle._shared.tracebacks import passes_on
+from entangle._warm.session import Session, current
+from entangle._worker.worker import here
 
 
 class GraphRun(Run):
@@ -34,7 +38,11 @@ class GraphRun(Run):
         observer: Observer | None = None,
     ) -> None:
         assert graph.flow is not None
-        super().__init__(graph.flow, _way(), observer, workers=workers)
+        # In a session, graphs use its workers. Those of a graph in a task end with it.
+        inside = here.worker is not None and here.worker.in_process
+        own = None if inside or current() is not None else _session()
+        super().__init__(graph.flow, _way(not inside), observer, workers=workers)
+        self.warm = own
         self._telling, self._rerun = telling, rerun
         self._tasks = len(graph.key_of)
         self._keeps = rerun or (telling is not None and telling.takes_values)
@@ -124,11 +132,41 @@ class GraphRun(Run):
             store.remove(gone)
 
 
-def _way() -> str:
+def _way(warm: bool) -> str:
     """How workers of a graph are started: all in one way. dask groups by `hash`, so they must agree
     on those of texts, and forked ones have the caller's."""
     way = chosen_way(None)
-    return way if way != "auto" else "fork" if fork_is_safe() else "forkserver"
+    return way if way != "auto" or warm else "fork" if fork_is_safe() else "forkserver"
+
+
+_guard = threading.Lock()
+_opened: Session | None = None
+
+
+def _session() -> Session:
+    """The warm workers that graphs have in this process."""
+    global _opened
+    with _guard:
+        if _opened is None:
+            _opened = Session(None, 60.0, 0).begin()
+        return _opened
+
+
+def close() -> None:
+    """End the warm workers that graphs have in this process."""
+    global _opened
+    with _guard:
+        ended, _opened = _opened, None
+    if ended is not None:
+        ended.end()
+
+
+def _after_fork() -> None:
+    global _guard, _opened
+    _guard, _opened = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 #: From so many tasks on, looks are rarer.

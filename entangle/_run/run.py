@@ -78,6 +78,8 @@ class Run:
         self.table: Table | None = None
         self.history: History | None = None
         self.supervisor: Supervisor | None = None
+        #: The session that this run has for itself, in the place of the one that is open.
+        self.warm: _run.Warm | None = None
         self._cancelled = False
         self._outlined = self._opening = self._in_order = False
         #: The directories of a run that needs none itself, made to show its table to other
@@ -288,6 +290,7 @@ class Run:
             undone.pop_all()
         leaving.callback(os.close, listen)
         site.own_id = self.id
+        site.warm = self.warm
         site.context = self.context
         leaving.callback(site.leave)
         if needs_files:
@@ -299,7 +302,7 @@ class Run:
         small."""
         if self.nested or claims or self.flow.rearmed or not used <= {PROCESS, HERE} or self.way not in ("auto", "forkserver"):
             return None
-        return session() if self.flow.count <= _MOST_IN_FRAME and home.pid == os.getpid() else None
+        return self.warm or session() if self.flow.count <= _MOST_IN_FRAME and home.pid == os.getpid() else None
 
     @staticmethod
     def _leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
@@ -327,6 +330,7 @@ class Run:
         site.stores.append(store := frame.store_for(table, 0, 0))
         store.elsewhere = True
         site.own_id = self.id
+        site.warm = self.warm
         site.context = self.context
         site.makeflags = home.makeflags
         leaving.callback(site.leave)

@@ -107,6 +107,8 @@ class Site:
         self.frame: Frame | None = None
         #: What workers that were not forked need to know, once it is known (`_worker/joining.py`).
         self.described = b""
+        #: The session that this run has for itself (`_run.Warm`), in the place of the open one.
+        self.warm: Any = None
         self._leaving = threading.Lock()
         #: Held while a thread of this process calls back with a value.
         self.telling = threading.RLock()

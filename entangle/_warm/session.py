@@ -47,8 +47,7 @@ class Session:
             if outer is None:
                 if self._pid != os.getpid():
                     raise OptionError("this session was made by the process that forked this one; make one here")
-                self._pool = WarmPool(self._workers, self._idle, self._max_memory, listened_to=True)
-                self._depth = 1
+                self.begin()._depth = 1
                 _open = self
                 _run.warm = self
                 return self
@@ -69,9 +68,19 @@ class Session:
             found._depth -= 1
             if found._depth:
                 return
-            pool, found._pool = found._pool, None
-            frames, found._frames = found._frames, []
             _open = _run.warm = None
+        found.end()
+
+    def begin(self) -> Session:
+        """Have workers for runs that name this session; no other run sees it. `end` ends it."""
+        self._pool = WarmPool(self._workers, self._idle, self._max_memory, listened_to=True)
+        return self
+
+    def end(self) -> None:
+        """End the workers that are lent to no run; the others end when they are given back."""
+        with _guard:
+            pool, self._pool = self._pool, None
+            frames, self._frames = self._frames, []
         for frame in frames:
             _remove(frame)
         if pool is not None:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from entangle.errors import CycleError, OptionError, ProcessTerminatedException, RemoteTraceback, UnpicklableError
 
 from .callers import Caller, gone, output_of
-from .evidence import note, notes, notes_of, wait_until
+from .evidence import alive, note, notes, notes_of, wait_until
 from .ways import installed, second_thread
 
 installed("dask")
@@ -30,7 +30,22 @@ from dask.callbacks import Callback  # noqa: E402
 from dask.diagnostics import CacheProfiler, Profiler, ProgressBar  # noqa: E402
 
 import entangle.dask  # noqa: E402
-from entangle import records  # noqa: E402
+from entangle import records, session  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm workers import this module, which takes long: a few tests have some."""
+    monkeypatch.setenv("ENTANGLE_START", "fork")
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As users have it."""
+    monkeypatch.delenv("ENTANGLE_START")
+    yield
+    entangle.dask.close()
+
 
 get = entangle.dask.get
 Pair = namedtuple("Pair", ["left", "right"])
@@ -191,12 +206,54 @@ def test_two_threads_at_once() -> None:
     assert values == {at: (at + 2, at + 1) for at in range(4)}
 
 
-def test_workers_agree_on_the_hash_of_a_text() -> None:
-    """dask puts equal items together by their hash."""
-    graph = {at: (hash, f"text {at % 2}") for at in range(40)}
-    assert len(set(get(graph, list(graph)))) == 2
-    with second_thread():
-        assert len(set(get(graph, list(graph)))) == 2
+def test_workers_stay_for_the_next_graph_and_agree_on_hashes(warm: None, tmp_path: Path) -> None:
+    graph: dict[Any, Any] = {("h", at): (hash, f"text {at % 2}") for at in range(40)}
+    graph["where"] = (where, 1)
+    first, second = get(graph, list(graph), num_workers=1), get(graph, list(graph), num_workers=1)
+    assert first == second
+    assert len(set(first[:-1])) == 2
+    whole = get({**GRAPH, "list": (pair, "b", [1, "e"], {"k": "c"})}, ["e", "list"])
+    assert whole == (5, ((2, [1, 5], {"k": "c"}), {}))
+    entangle.dask.close()
+    wait_until(lambda: not alive(first[-1]))
+    with session():
+        inside, again = get(graph, ["where", ("h", 0)], num_workers=1)[0], get(graph, "where", num_workers=1)
+        assert inside == again
+    assert not alive(inside)
+
+
+def test_the_errors_of_warm_workers(warm: None) -> None:
+    for _ in range(2):
+        with pytest.raises(LookupError, match="no 2") as caught:
+            get({"a": (inc, 1), "bad": (refuse, "a")}, "bad")
+        assert "refuse(2)" in notes_of(caught.value)
+        with pytest.raises(ProcessTerminatedException):
+            get({"a": (inc, 1), "b": (end, "a")}, "b")
+    telling = Telling()
+    with telling.callback:
+        assert get(GRAPH, ["e", "c"]) == (5, 3)
+    assert telling.values == {"b": 2, "c": 3, "d": 3, "e": 5}
+    # What cannot be pickled reaches workers by fork, where that is safe.
+    assert get({"x": (str, threading.Lock())}, "x").startswith("<unlocked")
+    with second_thread(), pytest.raises(UnpicklableError, match="argument 1 of task 'x'"):
+        get({"x": (str, threading.Lock())}, "x")
+
+
+def test_a_forked_child_has_workers_of_its_own(warm: None) -> None:
+    assert get({"x": (inc, 1)}, "x") == 2
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(write, repr(get({"x": (inc, 2), "y": (inc, "x")}, ["x", "y"])).encode())
+            entangle.dask.close()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 100) == b"(3, 4)"
+    for fd in (read, write):
+        os.close(fd)
+    assert get({"x": (inc, 1)}, "x") == 2
 
 
 def test_a_run_is_recorded_with_the_keys_of_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +334,6 @@ def test_a_task_that_ends_its_process_is_named() -> None:
 def test_values_and_arguments_that_cannot_be_sent_are_named() -> None:
     with pytest.raises(UnpicklableError, match="'lock-1'"):
         get({"lock-1": (threading.Lock,), "x": (str, "lock-1"), "y": (str, "lock-1")}, ["x", "y"])
-    with second_thread(), pytest.raises(UnpicklableError, match="argument 1 of task 'x'"):
-        get({"x": (str, threading.Lock())}, "x")
 
 
 def test_an_error_can_be_looked_at_in_this_process(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ def test_where_fans_are() -> None:
     few = [square(x) for x in range(LEAST_FAN - 1)]
     assert compile_call(square.map(range(100))).fans == [(0, 100)]
     assert compile_call(total(*[square(x) for x in range(30)], 5, *[cube(x) for x in range(20)])).fans == [(0, 30), (30, 50)]
+    mixed = [square, cube, *[square] * LEAST_FAN, *[cube, square] * 9, *[cube] * 70, *[square] * 40]
+    at = 2 + LEAST_FAN + 18
+    assert compile_call(total(*[body(x) for x, body in enumerate(mixed)])).fans == [(2, 2 + LEAST_FAN), (at, at + 70), (at + 70, at + 110)]
     assert compile_call(total(*[square(x) for x in range(30)], *[cube(x) for x in range(20)])).fans == [(0, 30), (30, 50)]
     assert compile_call(total(*few)).fans == []
     assert compile_call(gather(*[keyed(x=x) for x in range(50)])).fans == []
