@@ -64,6 +64,11 @@ def entangle_clean(request: pytest.FixtureRequest) -> Iterator[LeftBehind]:
     """
     from entangle._testing.left_behind import LeftBehind
 
+    # What wider fixtures make is not the test's, though it may be the first one to use them.
+    for name in request.fixturenames:
+        definitions = request.session._fixturemanager.getfixturedefs(name, request.node)
+        if definitions and definitions[-1].scope != "function":
+            request.getfixturevalue(name)
     failed = request.session.testsfailed
     alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2
     before = LeftBehind(alone, f"PYTEST_CURRENT_TEST={request.node.nodeid} (")
@@ -80,12 +85,10 @@ def entangle_clean(request: pytest.FixtureRequest) -> Iterator[LeftBehind]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put `entangle_clean` before the other fixtures of a test, so that it looks after them."""
     for item in items:
-        names: Any = getattr(item, "fixturenames", ())
+        names: list[str] = getattr(item, "fixturenames", [])
         if "entangle_clean" in names:
-            definitions: Any = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
-            wide = [name for name in names if name in definitions and definitions[name][-1].scope != "function"]
-            others = [name for name in names if name not in wide and name != "entangle_clean"]
-            names[:] = [*wide, "entangle_clean", *others]
+            names.remove("entangle_clean")
+            names.insert(0, "entangle_clean")
 
 
 def pytest_enter_pdb() -> None:

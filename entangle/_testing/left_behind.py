@@ -6,7 +6,8 @@ are left out, since each is there once and ends with the program:
 - the warm server of entangle (`_run/forkserver.py`) with the spare workers that it keeps, agents in
   other places (`_remote/caller/open_channels.py`), and warm workers of sessions that were open
   before;
-- the home of this process with its locks and queues of cookies (`_shared/home.py`);
+- the home of this process with its locks and queues of cookies (`_shared/home.py`), and with what
+  a session keeps there from run to run;
 - the resource tracker and the server of Python's `multiprocessing`.
 """
 
@@ -262,17 +263,20 @@ def _homes() -> Iterator[str]:
 
 
 def _is_of_home(target: str, homes: tuple[str, ...]) -> bool:
-    """Whether a file is a lock or a queue of a home: what belongs to a run lies deeper."""
-    return target in homes or os.path.dirname(target) in homes
+    """Whether a file belongs to a home: a lock, a queue, what a session keeps from run to run. What
+    belongs to a run lies in a directory of its own."""
+    return any(target == home or (target.startswith(home + "/") and target[len(home) + 1] != "r") for home in homes)
 
 
 def _lasting_descriptors() -> Iterator[int]:
     server = getattr(sys.modules.get("entangle._run.forkserver"), "_server", None)
     if server is not None:
         yield server.socket.fileno()
+    session: Any = getattr(sys.modules.get("entangle._warm.session"), "current", lambda: None)()
+    for frame in list(session._frames) if session is not None else ():
+        yield from (*frame.wake, frame.listen, frame.tell)
     for pool in _pools():
-        for worker in pool.living():
-            yield from (worker.channel.fileno(), worker.watch, worker._process.watch)
+        yield from pool.descriptors()
     for name, module in list(sys.modules.items()):
         # Python's own, and copies of it in other libraries.
         if name.endswith("resource_tracker"):

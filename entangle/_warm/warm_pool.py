@@ -211,6 +211,12 @@ class WarmPool:
         with self._guard:
             return [worker for worker in (*self._here, *self._lent) if not worker.ended()]
 
+    def descriptors(self) -> set[int]:
+        """What is open here for its workers."""
+        with self._guard:
+            workers = (*self._here, *self._lent)
+        return {fd for worker in workers for fd in (worker.channel.fileno(), worker.watch, worker.err, worker._process.watch)}
+
     def close(self) -> None:
         """End all workers that are lent to nobody; the others end when they are given back."""
         with Deferred(), self._guard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -36,7 +37,7 @@ HOME = os.getpid()
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A folder for a suite of a user's, whose pytest loads our plugin and no other."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     pytester.makeini("[pytest]\nentangle_patience = 0.2\naddopts = -p entangle.pytest_plugin -p no:cacheprovider\n")
     return pytester
@@ -423,7 +424,7 @@ def test_clean(suite: pytest.Pytester) -> None:
         "test_closed_memory": r"shared memory /dev/shm/psm_\w+",
         "test_semaphore": r"shared memory /dev/shm/sem\.mp-\w+",
         "test_run": r"(?s)process \d+: a worker of a run that goes on\n.*thread 'entangle-run'.*directory of a run /.*/r\w+",
-        "test_session": r"process \d+: a warm worker of a session or an Executor that is still open",
+        "test_session": r"process \d+: a warm worker of a session or an Executor that is still open(\n.*)*",
         "test_fixture": r"descriptor \d+: .*test_it\.py",
     }
     assert {name: text for name, text in told.items() if not re.fullmatch(expected.get(name, ""), text.strip())} == {}
@@ -494,18 +495,32 @@ async def test_in_a_loop(entangle_inline, entangle_clean, lasting):
 async def test_with_processes(entangle_clean):
     assert await process(os.getpid)() != HOME
 
+LOOP_OF_MODULE
+async def test_in_a_lasting_loop(entangle_clean):
+    with entangle.session():
+        assert await process(os.getpid)() != HOME
+
+@pytest.fixture(scope="module")
+def session():
+    with entangle.session():
+        yield
+
+async def test_in_a_session_of_others(entangle_clean, session):
+    for _ in range(3):
+        assert await process(os.getpid)() != HOME
+
 async def test_leaking(entangle_clean):
     leaked.append(open(__file__))
 
 leaked = []
 
-class TestOfAClass:
-    @pytest.fixture(scope="class", autouse=True)
-    def listener(self):
-        import socket
-        with socket.socket() as listening:
-            yield listening
+@pytest.fixture(scope="class")
+def listener():
+    import socket
+    with socket.socket() as listening:
+        yield listening
 
+class TestOfAClass:
     def test_of_a_class(self, entangle_clean, listener):
         assert listener.fileno() > 0
 
@@ -524,8 +539,15 @@ def test_with_event_loops_and_wide_fixtures(suite: pytest.Pytester, plugin: str)
     if find_spec(plugin.partition(".")[0]) is None:
         pytest.skip(f"needs {plugin.partition('.')[0]}")
     marked = "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n\npytestmark = pytest.mark.anyio" * (plugin[0] == "a")
-    done = _run(suite, _IN_LOOPS.replace("MARK", marked), "-p", plugin, *(["--asyncio-mode=auto"] if not marked else []))
-    done.assert_outcomes(passed=5, errors=2)
+    of_module = "" if marked else "@pytest.mark.asyncio(loop_scope='module')"
+    done = _run(
+        suite,
+        _IN_LOOPS.replace("MARK", marked).replace("LOOP_OF_MODULE", of_module),
+        "-p",
+        plugin,
+        *(["--asyncio-mode=auto"] if not marked else []),
+    )
+    done.assert_outcomes(passed=7, errors=2)
     told = re.findall(r"^(test_\w+) left behind:\n  descriptor \d+: .*test_it.py\n(?!  )", str(done.stdout), re.MULTILINE)
     assert told == ["test_leaking", "test_case"]
 
