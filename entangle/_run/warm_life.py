@@ -25,9 +25,9 @@ from entangle._shared import module_lookup
 from entangle._shared.frame import Frame
 from entangle._shared.orders import JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
-from entangle._worker import child, coverage, janitor, joining
+from entangle._worker import child, coverage, inheritance, janitor, joining
 from entangle._worker.joining import BROKEN, NotJoined, join_in_frame, join_run
-from entangle._worker.putting_back import Before, seed
+from entangle._worker.putting_back import Before, Descriptors, seed
 from entangle._worker.wear import Wear
 from entangle._worker.worker import here
 
@@ -54,8 +54,10 @@ class _WarmLife:
         self._orders.channel.setblocking(True)
         self._idle = idle
         self._frames: dict[int, Frame] = {}
+        self._descriptors = Descriptors()
+        self._descriptors.need(channel)
         #: The state of this process before its first order, and with that of its caller.
-        self._first = self._before = Before()
+        self._first = self._before = Before(self._descriptors)
         self._context = contextvars.Context()
         self._state = joining.state_of_caller()
         joining.before_another_state = self._begin_anew
@@ -92,6 +94,8 @@ class _WarmLife:
                 os.close(fd)
         else:
             code = self._join(order)
+            if self._descriptors.lost():  # the owner sees the end of this process
+                return True
         why = outdated or self._settled()
         with contextlib.suppress(OSError):  # the owner may be gone
             self._orders.send(LEFT, json.dumps([code, why]).encode())
@@ -130,13 +134,14 @@ class _WarmLife:
     def _begin_anew(self) -> None:
         """Put back what this process began with, before it takes on another state of its caller."""
         self._before = self._first
-        self._before.put_back()
+        inheritance.put_loggers_back()
+        self._before.put_back(streams=False)  # stdout leads to the run already
 
     def _note_state(self) -> None:
         """Note the state of this process as its caller wants it, to put it back later."""
         if joining.state_of_caller() is not self._state:
             self._state = joining.state_of_caller()
-            self._before = Before()
+            self._before = Before(self._descriptors)
             self._context = contextvars.copy_context()
         decimal: Any = sys.modules.get("decimal")
         if decimal is not None:  # its context is an object that bodies change in place
@@ -146,6 +151,7 @@ class _WarmLife:
         """The frame of that number, which comes with its descriptors for the first time."""
         if number not in self._frames:
             table, values, wake, wakes, tell = fds
+            self._descriptors.need(*fds)
             self._frames[number] = Frame(number, table, values, (wake, wakes), -1, tell)
         return self._frames[number]
 

@@ -102,8 +102,10 @@ class Frame:
         return bool(segments > _MOST_SEGMENTS)
 
     def is_free(self) -> bool:
-        """Whether all workers of the last run have left it, without waiting."""
-        self.workers = [worker for worker in self.workers if worker.frame is self and worker.away and worker.left() is None]
+        """Whether all workers of the last run have left it or have ended, without waiting."""
+        self.workers = [
+            worker for worker in self.workers if worker.frame is self and worker.away and worker.left() is None and not worker.ended()
+        ]
         return not self.workers
 
     def close(self) -> None:

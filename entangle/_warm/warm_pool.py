@@ -81,8 +81,8 @@ class WarmWorker:
         return self._process.ended_by
 
     def ended(self) -> bool:
-        """Whether the process has ended, without waiting."""
-        return self._process.ended()
+        """Whether the process has ended, without waiting. After `close`, as it was then."""
+        return self._process.ended() if self.watch >= 0 else self.ended_by is not None
 
     def wait(self, seconds: float) -> bool:
         """Whether the process has ended, waiting for so long at most."""
@@ -195,6 +195,9 @@ class WarmPool:
         for worker in list(self._here):
             if worker.ended() or worker.retires or worker.orders.ended:
                 self._here.remove(worker)
+                if worker.orders.ended and not worker.wait(_ENDING):  # a body has closed its descriptors
+                    worker.kill(signal.SIGKILL)
+                    worker.wait(_ENDING)
                 worker.close()
 
     def give(self, worker: WarmWorker) -> None:

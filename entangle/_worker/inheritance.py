@@ -32,6 +32,7 @@ import pickle
 import resource
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -50,11 +51,6 @@ _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith(
 def take() -> dict[str, Any]:
     """The state of this process and of this thread, in plainly picklable form."""
     return {name: taken() for name, (taken, _) in _ITEMS.items()}
-
-
-def take_one(name: str) -> Any:
-    """One item of the state of this process."""
-    return _ITEMS[name][0]()
 
 
 #: The last state that was pickled, and its pickle. Most runs begin in the state of the one before.
@@ -92,6 +88,8 @@ def _put_environment(known: dict[str, str]) -> None:
     for name, value in known.items():
         if now.get(name) != value:
             os.environ[name] = value
+    if now.get("TZ") != known.get("TZ"):
+        time.tzset()
 
 
 def _put_list(known: list[Any], which: list[Any]) -> None:
@@ -99,10 +97,12 @@ def _put_list(known: list[Any], which: list[Any]) -> None:
         which[:] = known
 
 
-def _directory() -> str | None:
+def directory() -> str | None:
+    """The working directory; None if it was removed. A worker then starts wherever its parent
+    is."""
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it was removed: a worker then starts wherever its parent is
+    except FileNotFoundError:
         return None
 
 
@@ -240,7 +240,8 @@ def _put_locale(known: str | None) -> None:
                 _locale.setlocale(_locale.LC_ALL, known)
 
 
-def _socket_timeout() -> float | None:
+def socket_timeout() -> float | None:
+    """The timeout of new sockets (seconds), if any."""
     socket = sys.modules.get("socket")
     return socket.getdefaulttimeout() if socket is not None else None
 
@@ -293,12 +294,33 @@ def _put_loggers(known: tuple[Any, ...] | None) -> None:
     logging.disable(disable)
     for name, level, disabled, propagate, handlers in found:
         logger = logging.getLogger(name or None)
+        _loggers_before.setdefault(name, (logger.level, logger.disabled, logger.propagate, list(logger.handlers)))
         logger.setLevel(level)
         logger.disabled, logger.propagate = disabled, propagate
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
         for handler in filter(None, handlers):
             logger.addHandler(_made_handler(logging, handler))
+
+
+#: Loggers that were set as the caller has them: level, disabled, propagate and handlers before.
+_loggers_before: dict[str, tuple[int, bool, bool, list[Any]]] = {}
+
+
+def put_loggers_back() -> None:
+    """Set loggers as they were before they were set as the caller has them."""
+    import logging
+
+    while _loggers_before:
+        name, (level, disabled, propagate, handlers) = _loggers_before.popitem()
+        logger = logging.getLogger(name or None)
+        for handler in list(logger.handlers):
+            if handler not in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
 
 
 def _made_handler(logging: Any, known: tuple[Any, ...]) -> Any:
@@ -335,7 +357,8 @@ def _put_variables(known: list[tuple[str, str, bytes]]) -> None:
             variable_of(module, name, ()).set(pickle.loads(pickled))
 
 
-def _start_method() -> str | None:
+def start_method() -> str | None:
+    """How multiprocessing starts processes; None where nobody has said so."""
     context = sys.modules.get("multiprocessing.context")
     found: str | None = context._default_context.get_start_method(allow_none=True) if context is not None else None
     return found
@@ -388,12 +411,12 @@ _ITEMS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "path": (lambda: list(sys.path), lambda known: _put_list(known, sys.path)),
     "argv": (lambda: list(sys.argv), lambda known: _put_list(known, sys.argv)),
     "environment": (users_environment, _put_environment),
-    "directory": (_directory, _put_directory),
+    "directory": (directory, _put_directory),
     "umask": (_umask, _put_umask),
     "interpreter": (_interpreter, _put_interpreter),
     "locale": (_locale, _put_locale),
-    "socket timeout": (_socket_timeout, _put_socket_timeout),
-    "start method": (_start_method, _put_start_method),
+    "socket timeout": (socket_timeout, _put_socket_timeout),
+    "start method": (start_method, _put_start_method),
     "signals": (_signals, _put_signals),
     "limits": (_limits, _put_limits),
     "loggers": (_loggers, _put_loggers),

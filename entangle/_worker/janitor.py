@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from entangle._shared.polling import readable
+from entangle._worker import audit
 
 _STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 
@@ -69,12 +70,12 @@ def watch_for_children() -> None:
     _wanted_by, _janitor, _watch, _hiring = os.getpid(), 0, -1, threading.Lock()
     _off.duty = False
     if not _listening and hasattr(os, "pidfd_open"):
-        sys.addaudithook(_hear)
+        audit.listen(_STARTING, _hear)
         _listening = True
 
 
 def _hear(event: str, _: Any) -> None:
-    if event not in _STARTING or _wanted_by != os.getpid() or getattr(_off, "duty", False):
+    if _wanted_by != os.getpid() or getattr(_off, "duty", False):
         return
     if event in _FORKING:
         # Half a line in our buffers would be copied into the child, and printed twice.

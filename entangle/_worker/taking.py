@@ -309,6 +309,6 @@ class Taking:
 
 def flush() -> None:
     """Flush what bodies have printed: a worker process ends by `os._exit`, which does not."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
         with contextlib.suppress(Exception):
-            stream.flush()
+            getattr(sys, name).flush()

@@ -1,0 +1,109 @@
+"""What bodies change in a warm worker: the next run sees none of it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from entangle import session
+from entangle._warm.session import Session
+from entangle.process import process
+
+from .changed_state import CHANGES, PARTING, UNSEEN, look
+
+
+@process
+def state() -> tuple[int, dict[str, str]]:
+    return os.getpid(), look()
+
+
+@process
+def changed(kind: str) -> tuple[int, dict[str, str], bool]:
+    {**CHANGES, **PARTING}[kind]()
+    try:
+        return os.getpid(), look(), kind in UNSEEN
+    except Exception as error:  # nothing can be looked at, which is a change too
+        return os.getpid(), {"error": str(error)}, False
+
+
+@pytest.fixture
+def opened() -> Iterator[Session]:
+    with session(workers=1) as found:
+        yield found
+
+
+def seen_after(kind: str, before: dict[str, str]) -> tuple[bool, dict[str, tuple[str, str]]]:
+    """Whether the same worker goes on after that change, and what the next run sees of it."""
+    worker, there, unseen = changed(kind)()
+    assert unseen or there != before
+    again, found = state()()
+    seen = {name: (found[name], before[name]) for name in before if found[name] != before[name]}
+    if seen:  # it shall fail this test alone
+        os.kill(again, signal.SIGKILL)
+    return again == worker, seen
+
+
+def test_each_change_is_put_back(opened: Session) -> None:
+    _, before = state()()
+    found = {kind: seen_after(kind, before) for kind in CHANGES}
+    assert {kind: seen for kind, seen in found.items() if seen != (True, {})} == {}
+
+
+def test_a_worker_that_cannot_put_a_change_back_is_replaced(opened: Session) -> None:
+    _, before = state()()
+    found = {kind: seen_after(kind, before) for kind in PARTING}
+    assert {kind: seen for kind, seen in found.items() if seen != (False, {})} == {}
+
+
+@process
+def drawn(seeds: bool) -> list[float]:
+    import numpy
+
+    if seeds:
+        random.seed(7)
+        numpy.random.seed(7)
+    return [random.random(), float(numpy.random.random())]
+
+
+def test_random_generators_are_seeded_anew(opened: Session) -> None:
+    assert drawn(True)() == drawn(True)()
+    found = [drawn(False)() for _ in range(3)]
+    assert len({number for numbers in found for number in numbers}) == 6
+
+
+def test_a_warning_is_shown_in_each_run(opened: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    """Python shows a warning once a place, and remembers that."""
+    for _ in range(2):
+        warned()()
+        assert "look out" in capfd.readouterr().err
+
+
+@process
+def warned() -> None:
+    import warnings
+
+    warnings.simplefilter("default")
+    warnings.warn("look out", stacklevel=1)
+
+
+def test_what_is_left_in_a_buffer_belongs_to_its_run(opened: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    changed("half a line")()
+    assert capfd.readouterr().out == "half a line"
+
+
+def test_the_run_is_heard_though_a_body_has_closed_what_leads_to_its_owner(opened: Session) -> None:
+    """Also one that goes on long after."""
+    for _ in range(3):
+        assert lingers_without_descriptors()() == "there"
+
+
+@process
+def lingers_without_descriptors() -> str:
+    os.closerange(64, 1024)
+    time.sleep(0.05)
+    return "there"
