@@ -87,6 +87,16 @@ class Warm(Protocol):
         """A warm worker that joins the run; `capture` says whether prints are. None if the session
         is over. Raises NoWorkerNow if all are lent to others."""
 
+    def ready(self) -> tuple[Frame, Any] | None:
+        """A frame that is free and a worker that is idle, for a run that begins at once; None if
+        that would take a while."""
+
+    def join(self, worker: Any, site: Site, slot: int, /) -> WorkerProcess:
+        """Have a worker that `ready` gave join the run. Raises OSError if it is gone."""
+
+    def not_needed(self, worker: Any, /) -> None:
+        """Take back a worker that `ready` gave and that has joined no run."""
+
     def frame(self, home: Home, /) -> Frame | None:
         """A frame for a run that begins now; None if there is none."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from entangle import _run
-from entangle._run import Observer, at_termination, library_shares, observers, reaper
+from entangle._run import Observer, at_termination, first_moments, library_shares, observers, reaper
 from entangle._run.history import History
 from entangle._run.start import chosen_way, session
 from entangle._run.supervisor import MOST_THREADS, Supervisor
@@ -28,10 +28,11 @@ from entangle._shared.interrupts import Deferred, Terminated
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, claims_of, lanes_of
 from entangle._shared.store import Store
-from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, Table
+from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, STOP, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing, inline
+from entangle._worker.admission import seat_of_callers
 from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
@@ -80,7 +81,10 @@ class Run:
         self.supervisor: Supervisor | None = None
         #: The session that this run has for itself, in the place of the one that is open.
         self.warm: _run.Warm | None = None
-        self._cancelled = False
+        self.cancelled = False
+        #: Whether an observer wants what bodies print.
+        self.wants_prints = False
+        self._site: Site | None = None
         self._outlined = self._opening = self._in_order = False
         #: The directories of a run that needs none itself, made to show its table to other
         #: processes.
@@ -95,12 +99,12 @@ class Run:
     @property
     def site(self) -> Site | None:
         """What the workers of the run share; None before it begins and after it has ended."""
-        return self.supervisor.site if self.supervisor is not None else None
+        return self.supervisor.site if self.supervisor is not None else self._site
 
     @property
     def workers_started(self) -> int:
         """How many workers it has started so far; 0 after it has ended."""
-        return self.supervisor.serial if self.supervisor is not None else 0
+        return self.supervisor.serial if self.supervisor is not None else int(self._site is not None)
 
     def how_far(self) -> dict[str, Any]:
         """What the stages have done so far: nothing, in a run that is not rearmed."""
@@ -118,6 +122,7 @@ class Run:
     def take_prints(self) -> None:
         """Have what bodies print pass through this process. For observers, when the run is about to
         start."""
+        self.wants_prints = True
         if self.supervisor is not None:
             self.supervisor.capture = True
 
@@ -148,18 +153,22 @@ class Run:
     def cancel(self) -> None:
         """End the run from another thread; `value` raises RunCancelledError there."""
         with self._guard:
-            self._cancelled = True
+            self.cancelled = True
             if self.supervisor is not None:
                 self.supervisor.cancel()
 
     def _execute(self) -> Any:
+        if first_moments.may_be_over_soon(self):
+            value = first_moments.value_soon(self)
+            if value is not first_moments.LATER:
+                return value
         leaving: list[WorkerProcess] = []
         large: list[str] = []
         expires = time.monotonic() + self.timeout if self.timeout is not None else None
         room = limits.room_of_process()
         with Deferred() as deferred:
             with deferred.lifted():
-                room.enter(self.caller is None, lambda: self._cancelled)
+                room.enter(self.caller is None, lambda: self.cancelled)
             self._opening = True
             try:
                 return self._supervised(leaving, large, deferred, expires)
@@ -182,36 +191,103 @@ class Run:
         with contextlib.ExitStack() as leaving:
             with limits.explaining_limits(f"the run of {self.name!r} cannot begin"):
                 site, budget, listen, slots, processes = self._equipped(leaving, large)
-            table = site.table
             store = site.stores[0] if site.stores else None
             supervisor = self._make_supervisor(site, store, self.way, budget, listen, slots, processes, self._looked)
             with self._guard:
-                self.table, self.supervisor = table, supervisor
-                supervisor.cancelled = self._cancelled
+                self.table, self.supervisor = site.table, supervisor
+                supervisor.cancelled = self.cancelled
             supervisor.limit(self.timeout, expires, self.workers)
             with limits.explaining_limits(f"the run of {self.name!r} cannot begin"):
                 for observer in self.observers:
                     observer.started(self)
-            try:
-                with deferred.lifted():
-                    supervisor.supervise()
-                    if self.nested:
-                        supervisor.finish()
-                    value = self._outcome(supervisor, site, store)
-                self._in_order = True
-                return value
-            except BaseException as error:
-                self.raised = error
-                raise
-            finally:
-                supervisor.finish()
-                still_ending += supervisor.leaving
-                for observer in self.observers:
-                    observer.ended(self)
-                # The error holds the frames that hold this run: a reference cycle.
-                self.raised = None
+            return self._supervised_by(supervisor, site, store, still_ending, deferred)
+
+    def _supervised_by(
+        self, supervisor: Supervisor, site: Site, store: Store | None, still_ending: list[WorkerProcess], deferred: Deferred
+    ) -> Any:
+        """Supervise the run, take its value, and end its workers."""
+        try:
+            with deferred.lifted():
+                supervisor.supervise()
+                if self.nested:
+                    supervisor.finish()
+                value = self._outcome(supervisor, site, store)
+            self._in_order = True
+            return value
+        except BaseException as error:
+            self.raised = error
+            raise
+        finally:
+            supervisor.finish()
+            still_ending += supervisor.leaving
+            for observer in self.observers:
+                observer.ended(self)
+            # The error holds the frames that hold this run: a reference cycle.
+            self.raised = None
+            with self._guard:
+                self.table = self.supervisor = None
+
+    # Without a supervisor (`first_moments.py`) ----------------------------------------------------
+
+    def begin_in(self, site: Site) -> None:
+        """Begin in a frame, without a supervisor yet."""
+        self.table, self._site = site.table, site
+        for observer in self.observers:
+            observer.started(self)
+
+    def over_in(self, frame: Frame, site: Site, warm: _run.Warm, lent: WorkerProcess) -> Any:
+        """Take the value of a run that is over, which has had no supervisor."""
+        try:
+            return self._value_of(self.flow.sinks[0], site, site.stores[0])
+        except BaseException as error:
+            self.raised = error
+            raise
+        finally:
+            site.table.header[STOP] = 1
+            for observer in self.observers:
+                observer.ended(self)
+            self.table = self._site = self.raised = None
+            library_shares.end(self.id)
+            lent.close()
+            self.leave_frame(warm, frame, [])
+
+    def supervised_in(
+        self,
+        frame: Frame,
+        site: Site,
+        warm: _run.Warm,
+        workers: list[WorkerProcess],
+        deferred: Deferred,
+        error: BaseException | None = None,
+    ) -> Any:
+        """Supervise a run that has begun in a frame, with these workers. An error has come
+        meanwhile: it ends the run."""
+        still_ending: list[WorkerProcess] = []
+        large: list[str] = []
+        frame.forget_row(let_go=False)  # its site ends with the run
+        seat_of_callers().leave(self)
+        home = homes.home()
+        slots = site.table.slot_count
+        try:
+            with contextlib.ExitStack() as leaving:
+                home.run_begins()
+                leaving.callback(lambda: home.run_ends(self._in_order))
+                leaving.callback(self.leave_frame, warm, frame, large)
+                leaving.callback(library_shares.end, self.id)
+                leaving.callback(site.leave)
+                supervisor = self._make_supervisor(
+                    site, site.stores[0], self.way, home.budget, frame.listen, slots, slots - 2, self._looked
+                )
+                supervisor.adopt(workers, error)
+                supervisor.capture = supervisor.capture or self.wants_prints
                 with self._guard:
-                    self.table = self.supervisor = None
+                    self.supervisor = supervisor
+                    supervisor.cancelled = self.cancelled
+                supervisor.limit(None, None, self.workers)
+                return self._supervised_by(supervisor, site, site.stores[0], still_ending, deferred)
+        finally:
+            self._site = None
+            reaper.leave(still_ending, large)
 
     def _equipped(self, leaving: contextlib.ExitStack, large: list[str]) -> tuple[Site, CookieQueue | None, int, int, int]:
         """Make what the run needs; `leaving` takes it down. Return what the workers share, the
@@ -237,7 +313,7 @@ class Run:
             if warm is not None and frame is not None:
                 frame.move(os.path.join(home.path, f"r{self.id}"), os.path.join(home.spill, f"r{self.id}"))
                 directory, spill = frame.directory, frame.spill
-                leaving.callback(self._leave_frame, warm, frame, large)
+                leaving.callback(self.leave_frame, warm, frame, large)
             else:
                 directory, spill = self._make_directory(home, self.id)
                 leaving.callback(_remove, directory, spill, large)
@@ -250,7 +326,7 @@ class Run:
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
         slots = 2 + processes + threads
-        if frame is not None and Table.size(flow.count, slots, len(flow.bodies), len(flow.pools)) <= ROOM:
+        if frame is not None:
             return self._equipped_in(frame, leaving, home, lanes, slots, processes, visible)
         with contextlib.ExitStack() as undone:  # until the site exists, which closes all of it
             try:
@@ -302,10 +378,11 @@ class Run:
         small."""
         if self.nested or claims or self.flow.rearmed or not used <= {PROCESS, HERE} or self.way not in ("auto", "forkserver"):
             return None
-        return self.warm or session() if self.flow.count <= _MOST_IN_FRAME and home.pid == os.getpid() else None
+        room = Table.size(self.flow.count, _most_workers() + 2, len(self.flow.bodies), len(self.flow.pools)) <= ROOM
+        return (self.warm or session()) if room and home.pid == os.getpid() else None
 
     @staticmethod
-    def _leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
+    def leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
         """Give a frame back, with nothing of this run in it."""
         if frame.spoiled or frame.outgrown or not _empty(frame.directory, frame.spill):
             frame.close()
@@ -318,6 +395,7 @@ class Run:
     ) -> tuple[Site, CookieQueue | None, int, int, int]:
         """Make what the run needs, as `_equipped` does, in a frame."""
         frame.empty_pipes()
+        frame.forget_row()
         table = Table.again(frame.memory, frame.table_fd, self.flow, slots, lanes)
         if HERE in {lanes[body] for body in self.flow.body_of}:
             table.thread_lock = threading.RLock()
@@ -430,10 +508,6 @@ class Run:
             directory, spill = os.path.join(home.path, name), os.path.join(home.spill, name)
         os.mkdir(directory, 0o700)
         return directory, spill
-
-
-#: Runs of more nodes have a table of their own.
-_MOST_IN_FRAME = 8192
 
 
 def _fewest(*limits: int | None) -> int:

@@ -161,6 +161,9 @@ class Supervisor:
         #: looks.
         self.first_pause = FIRST_LOOK if self.around is None else FIRST_LOOK_NESTED
         self.pause = self.first_pause
+        #: Whether the run has begun without a supervisor, and what has interrupted it then.
+        self._adopted = False
+        self._interrupt: BaseException | None = None
 
     def _make_deaths(self) -> Deaths:
         return Deaths(self.site, self.store, self.roster)
@@ -178,6 +181,16 @@ class Supervisor:
         if workers:
             self.most_threads = min(MOST_THREADS, workers)
 
+    def adopt(self, workers: list[WorkerProcess], error: BaseException | None) -> None:
+        """Supervise a run from here on that has begun with these workers. An error has come
+        meanwhile, if any: it ends the run."""
+        self._adopted = bool(workers)
+        self._interrupt = error
+        for worker in workers:
+            self.free.remove(worker.slot)
+            self.serial = max(self.serial, worker.slot)
+            self.roster.add(worker)
+
     def supervise(self) -> None:
         """Run the flow to its end. What ended it, if not its value, `failure` tells."""
         header = self.table.header
@@ -186,7 +199,9 @@ class Supervisor:
         self.entitlement.report(CPU)
         try:
             self.entitlement.begin()
-            if not self.cancelled:
+            if self._interrupt is not None:
+                raise self._interrupt
+            if not self.cancelled and not self._adopted:
                 self._start_first()
             while not header[FINISHED]:
                 if header[FAILED_NODE] >= 0 or self.deaths.error is not None or self.cancelled:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import json
+import marshal
 import os
 import socket
 import sys
@@ -104,22 +105,20 @@ class _WarmLife:
     def _join(self, order: Order) -> int:
         """Join a run and work for it. Return the exit status that a worker of that run alone would
         have had."""
-        length, _, rest = order.body.partition(b"\n")
-        told, described = json.loads(rest[: int(length)]), rest[int(length) :]
+        number, directory, flow_path, slot, lane, serial, marks, described = marshal.loads(order.body)
         present = iter(order.fds)
-        out, *others = [next(present) if mark == 0 else -1 for mark in told["fds"]]
+        out, *others = [next(present) if mark else -1 for mark in marks]
         if out >= 0:
             life.lead_output(-1, out)
         module_lookup.forget_arrivals()
-        directory, slot, lane, serial = told["directory"], told["slot"], told["lane"], told["serial"]
         try:
-            if "frame" in told:
-                worker = join_in_frame(described, self._frame(told["frame"], others), directory, slot, lane, serial)
+            if number >= 0:
+                worker = join_in_frame(described, self._frame(number, others), directory, slot, lane, serial)
             else:
-                worker = join_run(directory, told["flow_path"], slot, lane, serial, others)
+                worker = join_run(directory, flow_path, slot, lane, serial, others)
         except NotJoined as why:
             for fd in others:
-                if fd >= 0 and "frame" not in told:
+                if fd >= 0 and number < 0:
                     os.close(fd)
             return why.code
         self._note_state()

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import struct
 from contextlib import suppress
 from typing import Any
 
-from entangle._shared.polling import readable
+from entangle._shared.polling import new_poll, readable
 from entangle._shared.store import Store
 from entangle._shared.table import SEGMENTS, Table, reserve
 
@@ -40,8 +41,16 @@ class Frame:
         self.listen = listen
         self.tell = tell
         self.directory = self.spill = ""
+        #: In the caller: the home that the directory lies in.
+        self.home: Any = None
+        #: Its paths while no run is in it.
+        self.idle_at = ("", "")
         self.memory = mmap.mmap(table_fd, ROOM)
         self.store: Store | None = None
+        #: In the caller: the form of the last flow, the site of its run, and the rows as they were
+        #: when it began, for the next flow of that form.
+        self._row: tuple[Any, Any, bytes] | None = None
+        self._poll: tuple[int, int, Any] = (-1, -1, None)
         #: Whether others than warm workers have joined a run in it: nobody can tell when they have
         #: left.
         self.spoiled = False
@@ -74,7 +83,7 @@ class Frame:
                     os.unlink(os.path.join(directory, name))
             os.rmdir(directory)
             raise
-        frame.directory, frame.spill = directory, spill
+        frame.directory, frame.spill = frame.idle_at = directory, spill
         return frame
 
     def store_for(self, table: Table, slot: int, serial: int) -> Store:
@@ -89,6 +98,32 @@ class Frame:
         """Read what the run before has left in the pipes."""
         for fd in readable((self.wake[0], self.listen), 0):
             os.read(fd, 1 << 16)
+
+    def kept_row(self, form: object) -> tuple[Any, bytes] | None:
+        """The site and the rows of the last run, if its flow had this form."""
+        if self._row is None or self._row[0] != form:
+            return None
+        return self._row[1:]
+
+    def keep_row(self, form: object, site: Any, size: int) -> None:
+        """Keep the site of a run that begins now, and its rows as they are."""
+        self.forget_row()
+        self._row = form, site, bytes(self.memory[:size])
+
+    def forget_row(self, let_go: bool = True) -> None:
+        """Keep no site any more; `let_go`: nobody uses its table any more."""
+        if self._row is not None and let_go:
+            self._row[1].table.release()
+        self._row = None
+
+    def poll_with(self, watch: int, err: int) -> Any:
+        """What polls these descriptors of a worker and the pipe that tells of the run."""
+        if self._poll[:2] != (watch, err):
+            poll = new_poll()
+            for fd in (self.listen, watch, err):
+                poll.register(fd, select.POLLIN)
+            self._poll = watch, err, poll
+        return self._poll[2]
 
     def move(self, directory: str, spill: str) -> None:
         """Rename the directory."""
@@ -110,6 +145,7 @@ class Frame:
 
     def close(self) -> None:
         """Close files and pipes."""
+        self.forget_row()
         if self.store is not None:
             self.store.close()
         else:

@@ -113,6 +113,13 @@ class Site:
         #: Held while a thread of this process calls back with a value.
         self.telling = threading.RLock()
 
+    def begin_again(self, flow: Flow, directory: str, spill: str) -> None:
+        """Become the site of another run in the same frame, whose flow has the same form."""
+        self.flow = self.table.flow = flow
+        self.directory, self.spill = directory, spill
+        self.flow_path, self.described = "", b""
+        self.local, self.errors, self.failed, self.noted, self.resumed = {}, {}, {}, [], {}
+
     @property
     def run_id(self) -> str:
         """The name of the run: that of its directory, if it has one."""

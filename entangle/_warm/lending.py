@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import signal
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 from entangle._run.start import NoWorkerNow
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared.orders import JOIN
 from entangle._shared.site import Site
-from entangle._shared.table import BEGUN, RUNS, SLOT
+from entangle._shared.table import BEGUN, RUNS, SLOT, STARTING, STATE
 from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle._worker.joining import described, write_flow
 from entangle._worker.taking import flush
@@ -71,45 +70,56 @@ def lend(pool: WarmPool, site: Site, slot: int, lane: int, serial: int, capture:
 
     Raises NoWorkerNow if all are lent, UnpicklableError if the flow cannot travel.
     """
+    described(site)
+    while (warm := pool.take()) is not None:
+        try:
+            return join(pool, warm, site, slot, lane, serial, capture)
+        except OSError:  # it has just ended, or was about to
+            warm.wait(_TOLD)
+            pool.give(warm)
+    raise NoWorkerNow
+
+
+def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess:
+    """Have this warm worker join a run.
+
+    Raises OSError if it has just ended, UnpicklableError if the flow cannot travel.
+    """
     known = described(site)
     frame = site.frame if len(known) < _MOST_SENT else None
     flush()
     slots, base = site.table.slots, slot * SLOT
-    while (warm := pool.take()) is not None:
-        out = os.pipe() if capture else (-1, -1)
-        told: dict[str, Any] = {"directory": site.directory, "slot": slot, "lane": lane, "serial": serial}
-        if frame is None:
-            write_flow(site)
-            told["flow_path"] = site.flow_path
-            fds = [*site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
-        else:
-            told["frame"] = frame.number
-            known_there = frame.number in warm.frames
-            fds = [] if known_there else [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
-        fds = [out[1], *fds]
-        told["fds"] = [0 if fd >= 0 else -1 for fd in fds]
-        head = json.dumps(told).encode()
-        body = b"%d\n%b%b" % (len(head), head, known if frame is not None else b"")
-        try:
-            warm.orders.send(JOIN, body, [fd for fd in fds if fd >= 0])
-            warm.away, warm.frame = True, site.frame
-        except OSError:  # it has just ended, or was about to
-            if out[0] >= 0:
-                os.close(out[0])
-            warm.wait(_TOLD)
-            pool.give(warm)
-            continue
-        finally:
-            if out[1] >= 0:
-                os.close(out[1])
-        if site.frame is not None:
-            site.frame.workers.append(warm)
-        if frame is not None:
-            warm.frames.add(frame.number)
+    slots[base + STATE] = STARTING
+    flow_path, number, fds = "", -1, []
+    if frame is None:
+        write_flow(site)
+        flow_path, known = site.flow_path, b""
+        fds = [*site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
+    else:
+        number = frame.number
+        if number not in warm.frames:
+            fds = [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
+    out = os.pipe() if capture else (-1, -1)
+    fds = [out[1], *fds]
+    marks = [fd >= 0 for fd in fds]
+    try:
+        order = marshal.dumps((number, site.directory, flow_path, slot, lane, serial, marks, known))
+        warm.orders.send(JOIN, order, [fd for fd in fds if fd >= 0])
+        warm.away, warm.frame = True, site.frame
+    except BaseException:
         if out[0] >= 0:
-            os.set_blocking(out[0], False)
-        return LentWorker(slot, lane, warm, pool, out[0], lambda: _begun(slots, base))
-    raise NoWorkerNow
+            os.close(out[0])
+        raise
+    finally:
+        if out[1] >= 0:
+            os.close(out[1])
+    if site.frame is not None:
+        site.frame.workers.append(warm)
+    if frame is not None:
+        warm.frames.add(number)
+    if out[0] >= 0:
+        os.set_blocking(out[0], False)
+    return LentWorker(slot, lane, warm, pool, out[0], lambda: _begun(slots, base))
 
 
 def _begun(slots: memoryview[int], base: int) -> bool:

@@ -13,9 +13,10 @@ from entangle._run.worker_process import WorkerProcess
 from entangle._shared.frame import Frame
 from entangle._shared.home import Home
 from entangle._shared.site import Site
-from entangle._warm.lending import lend
-from entangle._warm.warm_pool import WarmPool
+from entangle._warm.lending import join, lend
+from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle.errors import OptionError
+from entangle.flow import PROCESS
 
 _guard = threading.RLock()
 
@@ -96,6 +97,31 @@ class Session:
         pool = self._pool
         return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
 
+    def ready(self) -> tuple[Frame, WarmWorker] | None:
+        """A frame that is free and a worker that is idle; None if that would take a while."""
+        pool = self._pool
+        worker = pool.take_idle() if pool is not None else None
+        if worker is None or pool is None:
+            return None
+        with _guard:
+            if self._frames and self._frames[-1].is_free():
+                return self._frames.pop(), worker
+        pool.give(worker)
+        return None
+
+    def join(self, worker: WarmWorker, site: Site, slot: int) -> WorkerProcess:
+        """Have a worker that `ready` gave join the run.
+
+        Raises OSError if it is gone.
+        """
+        assert self._pool is not None
+        return join(self._pool, worker, site, slot, PROCESS, slot, False)
+
+    def not_needed(self, worker: WarmWorker) -> None:
+        """Take back a worker that `ready` gave and that has joined no run."""
+        if self._pool is not None:
+            self._pool.give(worker)
+
     def frame(self, home: Home) -> Frame | None:
         """A frame for a run that begins now; None if there is no room for one."""
         with _guard:
@@ -110,15 +136,15 @@ class Session:
             number = self._frames_made
         name = f"f{number:x}"
         try:
-            return Frame.create(number, os.path.join(home.path, name), os.path.join(home.spill, name))
+            made = Frame.create(number, os.path.join(home.path, name), os.path.join(home.spill, name))
+            made.home = home
+            return made
         except OSError:
             return None  # the run makes what it needs itself, and says what is missing
 
     def give_frame(self, frame: Frame) -> None:
         """Take back a frame whose run is over."""
-        home, spill = os.path.dirname(frame.directory), os.path.dirname(frame.spill)
-        name = f"f{frame.number:x}"
-        frame.move(os.path.join(home, name), os.path.join(spill, name))
+        frame.move(*frame.idle_at)
         with _guard:
             if self._pool is not None:
                 self._frames.append(frame)

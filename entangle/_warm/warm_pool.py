@@ -29,6 +29,8 @@ from entangle.errors import EntangleError
 
 #: How long one is waited for that is about to come back, before another is started (seconds).
 _COMING_BACK = 0.05
+#: How long one is waited for that is about to come back, where there is another way (seconds).
+_MOMENT = 0.001
 #: How long workers may take to end when their pool closes, before they are killed (seconds).
 _ENDING = 1.0
 
@@ -171,6 +173,21 @@ class WarmPool:
                 worker = WarmWorker(self._settings, self._listened_to)
                 self.started += 1
             self._lent.add(worker)
+            return worker
+
+    def take_idle(self) -> WarmWorker | None:
+        """Borrow the worker that was used last, if it is here and idle within a moment. It may have
+        ended since."""
+        with self._guard:
+            if not self._here or self.closed or self._pid != os.getpid():
+                return None
+            worker = self._here[-1]
+            if worker.away and worker.left() is None:
+                readable([worker.watch], _MOMENT)
+                worker.left()
+            if worker.away or worker.retires or worker.orders.ended:
+                return None
+            self._lent.add(self._here.pop())
             return worker
 
     def _one_here(self) -> WarmWorker | None:

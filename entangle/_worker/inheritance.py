@@ -32,6 +32,7 @@ import pickle
 import resource
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -114,6 +115,9 @@ def _put_directory(known: str | None) -> None:
 
 def _umask() -> int | None:
     """The umask, if it can be read without setting it, which would change it for other threads."""
+    if threading.active_count() == 1:
+        os.umask(known := os.umask(0o077))  # a native thread may create a file meanwhile: a private one
+        return known
     with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
         for line in status:
             if line.startswith(b"Umask:"):
@@ -253,6 +257,10 @@ def _put_socket_timeout(known: float | None) -> None:
         socket.setdefaulttimeout(known)
 
 
+#: How many modules were loaded at the last look, and which of them configure logging.
+_configured: tuple[int, list[str]] = (0, [])
+
+
 def _loggers() -> tuple[Any, ...] | None:
     logging = sys.modules.get("logging")
     if logging is None or not hasattr(logging, "root"):
@@ -263,7 +271,10 @@ def _loggers() -> tuple[Any, ...] | None:
         if isinstance(logger, logging.Logger) and (logger.level or logger.disabled or not logger.propagate or logger.handlers):
             handlers = [_handler(logging, handler) for handler in logger.handlers]
             found.append((name, logger.level, logger.disabled, logger.propagate, handlers))
-    configured = [name for name in sys.modules if name.startswith("entangle.logging.")]
+    global _configured
+    if _configured[0] != len(sys.modules):
+        _configured = len(sys.modules), [name for name in sys.modules if name.startswith("entangle.logging.")]
+    configured = _configured[1]
     return root.manager.disable, found, configured
 
 

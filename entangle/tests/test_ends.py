@@ -474,7 +474,15 @@ def test_a_directory_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     gone = str(tmp_path / "home" / "run")
     flow = compile_call(num(1))
     site: Any = SimpleNamespace(
-        flow=flow, flow_path="", directory=gone, spill=gone, home=str(tmp_path / "home"), shares=None, claims=[], visible=None
+        flow=flow,
+        flow_path="",
+        described=b"",
+        directory=gone,
+        spill=gone,
+        home=str(tmp_path / "home"),
+        shares=None,
+        claims=[],
+        visible=None,
     )
     with pytest.raises(FileNotFoundError):
         write_flow(site)

@@ -1,0 +1,181 @@
+"""The first moments of a small run in a session: a worker that is ready runs it, and we wait.
+
+Most small runs are over within a millisecond. A supervisor, which could start workers, watch
+deadlines and see to deaths, would cost them more time than their bodies take. So the run begins
+without one, in a frame that is free, with one worker that is here and idle. If it is not over after
+some milliseconds, or something happens that needs attention, a supervisor takes it over as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posix
+import time
+from typing import TYPE_CHECKING, Any
+
+from entangle import _run
+from entangle._run import library_shares
+from entangle._run.forwarding import stdout_is_plain
+from entangle._run.start import session
+from entangle._run.worker_process import WorkerProcess
+from entangle._shared.frame import Frame
+from entangle._shared.home import Home
+from entangle._shared.interrupts import Deferred
+from entangle._shared.site import Site
+from entangle._shared.table import FAILED_NODE, FINISHED, MOST_WORKERS, PLANNED, RIGHT, STARTED_AT, Table
+from entangle._worker.admission import CPU, seat_of_callers
+from entangle._worker.joining import described
+from entangle.errors import UnpicklableError
+from entangle.flow import PROCESS, Body
+
+if TYPE_CHECKING:
+    from entangle._run.run import Run
+
+#: What `value_soon` gives for a run that has to begin as any other.
+LATER = object()
+
+#: How long the run is waited for without a supervisor (seconds).
+_MOMENT = 0.003
+#: The slot of its worker.
+_SLOT = 1
+#: Flows of more nodes begin as any other.
+_MOST_NODES = 64
+
+
+def _is_plain(body: Body) -> bool:
+    """Whether a body has no terms that a supervisor or others see to."""
+    return (
+        body.carrier == PROCESS
+        and body.timeout is None
+        and body.wait is None
+        and not (body.retry or body.pools or body.limits or body.gpus or body.shared_memory)
+    )
+
+
+def may_be_over_soon(run: Run) -> bool:
+    """Whether a run can begin without a supervisor: one worker is enough for its beginning, and it
+    has no terms that need one."""
+    flow = run.flow
+    return (
+        run.caller is None
+        and run.timeout is None
+        and run.way in ("auto", "forkserver")
+        and flow.count <= _MOST_NODES
+        and not flow.rearmed
+        and not flow.inline
+        and flow.guarded is None
+        and len(flow.sinks) == 1
+        and flow.kept <= set(flow.sinks)
+        and flow.pending.count(0) == 1
+        and all(map(_is_plain, flow.bodies))
+        and stdout_is_plain()
+    )
+
+
+def value_soon(run: Run) -> Any:
+    """The value of a run that is over in its first moments, or is supervised from then on; LATER
+    for one that has to begin as any other, of which nothing has begun."""
+    warm = run.warm or session()
+    if warm is None:
+        return LATER
+    seat = seat_of_callers()
+    if not seat.take(run, _no_matter):
+        seat.leave(run)
+        return LATER
+    try:
+        with Deferred() as deferred:
+            found = warm.ready()
+            return _begin(run, warm, *found, deferred) if found is not None else LATER
+    finally:
+        seat.leave(run)
+
+
+def _no_matter() -> None:
+    """Told that the caller's place is free. By then the run has begun in another way."""
+
+
+def _begin(run: Run, warm: _run.Warm, frame: Frame, worker: Any, deferred: Deferred) -> Any:
+    try:
+        site = _armed(run, frame)
+        described(site)
+    except BaseException as error:
+        warm.not_needed(worker)
+        library_shares.end(run.id)
+        run.leave_frame(warm, frame, [])
+        if isinstance(error, UnpicklableError):
+            return LATER  # a fork may do, or it is told there
+        raise
+    run.begin_in(site)
+    lent = None
+    if not run.wants_prints:
+        with contextlib.suppress(OSError):  # it was about to end
+            lent = warm.join(worker, site, _SLOT)
+    if lent is None:
+        warm.not_needed(worker)
+        return run.supervised_in(frame, site, warm, [], deferred)
+    try:
+        with deferred.lifted():
+            over = _wait(run, frame, site, lent)
+    except BaseException as error:
+        return run.supervised_in(frame, site, warm, [lent], deferred, error)
+    if not over:
+        return run.supervised_in(frame, site, warm, [lent], deferred)
+    return run.over_in(frame, site, warm, lent)
+
+
+def _wait(run: Run, frame: Frame, site: Site, lent: WorkerProcess) -> bool:
+    """Wait a moment for the value. Return whether it is there, and nothing needs attention."""
+    header = site.table.header
+    until = time.monotonic() + _MOMENT
+    poll = frame.poll_with(lent.watch, lent.err)
+    while not header[FINISHED]:
+        left = until - time.monotonic()
+        if left <= 0 or header[FAILED_NODE] >= 0 or run.cancelled:
+            return False
+        for fd, _ in poll.poll(left * 1000):
+            if fd != frame.listen:
+                return bool(header[FINISHED]) and fd == lent.watch
+            with contextlib.suppress(BlockingIOError):
+                posix.read(fd, 4096)
+    return not run.cancelled
+
+
+def _armed(run: Run, frame: Frame) -> Site:
+    """Arm the rows of a frame for a run. Rows and site of the run before serve again, if its flow
+    had the same form."""
+    flow = run.flow
+    form: tuple[object, ...] = (tuple(flow.pending), tuple(flow.consumer_starts), flow.leaves, len(flow.bodies), tuple(flow.sinks))
+    frame.empty_pipes()
+    here: Home = frame.home
+    frame.move(os.path.join(here.path, f"r{run.id}"), os.path.join(here.spill, f"r{run.id}"))
+    kept = frame.kept_row(form)
+    site: Site
+    if kept is not None:
+        site, blank = kept
+        frame.memory[: len(blank)] = blank
+        site.begin_again(flow, frame.directory, frame.spill)
+        site.table.header[STARTED_AT] = time.monotonic_ns()
+    else:
+        frame.forget_row()
+        lanes = [PROCESS] * len(flow.bodies)
+        processes = min(flow.count, here.most + 2)
+        slots = 2 + processes
+        table = Table.again(frame.memory, frame.table_fd, flow, slots, lanes)
+        site = Site(flow, table, frame.directory, here.path, frame.spill, frame.wake, (-1, -1), frame.tell)
+        site.frame, site.elsewhere = frame, True
+        site.stores.append(frame.store_for(table, 0, 0))
+        size = Table.size(flow.count, slots, len(flow.bodies), 0)
+        frame.keep_row(form, site, size)
+    store = frame.store_for(site.table, 0, 0)
+    store.elsewhere = True
+    site.own_id = run.id
+    site.warm = run.warm
+    site.context = run.context
+    site.makeflags = here.makeflags
+    site.shares = library_shares.begin(run.id, flow, site.lanes, here.most, 1, None)
+    header = site.table.header
+    header[PLANNED] = 1
+    header[RIGHT] = CPU
+    header[MOST_WORKERS] = run.workers
+    return site
