@@ -12,7 +12,8 @@ import contextlib
 import os
 import posix
 import time
-from typing import TYPE_CHECKING, Any
+from contextvars import Context
+from typing import Any, Protocol
 
 from entangle import _run
 from entangle._run import library_shares
@@ -27,10 +28,7 @@ from entangle._shared.table import FAILED_NODE, FINISHED, MOST_WORKERS, PLANNED,
 from entangle._worker.admission import CPU, seat_of_callers
 from entangle._worker.joining import described
 from entangle.errors import UnpicklableError
-from entangle.flow import PROCESS, Body
-
-if TYPE_CHECKING:
-    from entangle._run.run import Run
+from entangle.flow import PROCESS, Body, Flow
 
 #: What `value_soon` gives for a run that has to begin as any other.
 LATER = object()
@@ -43,6 +41,42 @@ _SLOT = 1
 _MOST_NODES = 64
 
 
+class SmallRun(Protocol):
+    """A run as it is seen here (`run.py`)."""
+
+    id: str
+    way: str
+    flow: Flow
+    context: Context
+    caller: Any
+    timeout: float | None
+    workers: int
+    warm: _run.Warm | None
+    cancelled: bool
+    wants_prints: bool
+
+    def begin_in(self, site: Site) -> None:
+        """Begin in a frame, without a supervisor yet."""
+
+    def over_in(self, frame: Frame, site: Site, warm: _run.Warm, lent: WorkerProcess) -> Any:
+        """Take the value of a run that is over, which has had no supervisor."""
+
+    def supervised_in(
+        self,
+        frame: Frame,
+        site: Site,
+        warm: _run.Warm,
+        workers: list[WorkerProcess],
+        deferred: Deferred,
+        error: BaseException | None = None,
+    ) -> Any:
+        """Supervise a run that has begun in a frame, with these workers."""
+
+    @staticmethod
+    def leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
+        """Give a frame back, with nothing of this run in it."""
+
+
 def _is_plain(body: Body) -> bool:
     """Whether a body has no terms that a supervisor or others see to."""
     return (
@@ -53,7 +87,7 @@ def _is_plain(body: Body) -> bool:
     )
 
 
-def may_be_over_soon(run: Run) -> bool:
+def may_be_over_soon(run: SmallRun) -> bool:
     """Whether a run can begin without a supervisor: one worker is enough for its beginning, and it
     has no terms that need one."""
     flow = run.flow
@@ -73,7 +107,7 @@ def may_be_over_soon(run: Run) -> bool:
     )
 
 
-def value_soon(run: Run) -> Any:
+def value_soon(run: SmallRun) -> Any:
     """The value of a run that is over in its first moments, or is supervised from then on; LATER
     for one that has to begin as any other, of which nothing has begun."""
     warm = run.warm or session()
@@ -95,7 +129,7 @@ def _no_matter() -> None:
     """Told that the caller's place is free. By then the run has begun in another way."""
 
 
-def _begin(run: Run, warm: _run.Warm, frame: Frame, worker: Any, deferred: Deferred) -> Any:
+def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: Deferred) -> Any:
     try:
         site = _armed(run, frame)
         described(site)
@@ -124,7 +158,7 @@ def _begin(run: Run, warm: _run.Warm, frame: Frame, worker: Any, deferred: Defer
     return run.over_in(frame, site, warm, lent)
 
 
-def _wait(run: Run, frame: Frame, site: Site, lent: WorkerProcess) -> bool:
+def _wait(run: SmallRun, frame: Frame, site: Site, lent: WorkerProcess) -> bool:
     """Wait a moment for the value. Return whether it is there, and nothing needs attention."""
     header = site.table.header
     until = time.monotonic() + _MOMENT
@@ -141,7 +175,7 @@ def _wait(run: Run, frame: Frame, site: Site, lent: WorkerProcess) -> bool:
     return not run.cancelled
 
 
-def _armed(run: Run, frame: Frame) -> Site:
+def _armed(run: SmallRun, frame: Frame) -> Site:
     """Arm the rows of a frame for a run. Rows and site of the run before serve again, if its flow
     had the same form."""
     flow = run.flow
