@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from entangle._run.worker_process import WorkerProcess
+from entangle._run.worker_threads import LESS, WorkerThread, WorkerThreads
 from entangle._shared.table import (
     BEGUN,
     BUSY,
@@ -22,11 +21,10 @@ from entangle._shared.table import (
     SINCE,
     SLOT,
     STATE,
-    THREADS_USE,
     UNCLAIMED,
     Table,
 )
-from entangle._worker.admission import CPU, WAITS, demand_of_thread, scaled, share_of
+from entangle._worker.admission import CPU, WAITS, share_of
 from entangle.flow import Flow
 
 #: A worker that uses less than this waits (CPUs).
@@ -41,7 +39,7 @@ _MOST_KNOWN = 4096
 class _Seen:
     """What has been measured of a worker during one body."""
 
-    __slots__ = ("body", "looks", "lows", "of", "share", "taken", "used", "written")
+    __slots__ = ("body", "looks", "lows", "of", "share", "taken", "written")
 
     def __init__(self) -> None:
         self.of = (-1, -1)
@@ -53,15 +51,13 @@ class _Seen:
         #: What we have written into its slot as its use, -1 if nothing. Others may have written
         #: since.
         self.written = -1
-        #: CPU time that a thread had wanted by the last look (ns).
-        self.used = 0
 
 
-class WorkerThread(NamedTuple):
-    """A thread of the caller's process that works for a run."""
-
-    slot: int
-    native_id: int | None
+def _with_nested(share: float, nested: int) -> float:
+    """What a worker uses, and the nested run that it waits for (thousandths of a CPU; -1 for
+    none)."""
+    # It also supervises that run, which takes little CPU and no place.
+    return nested / CPU if nested >= 0 and share < 0.3 else max(share, nested / CPU)
 
 
 class Admission:
@@ -71,7 +67,7 @@ class Admission:
         self.table = table
         self.flow = flow
         self._seen: dict[int, _Seen] = {}
-        self._looked_at = time.monotonic_ns()
+        self._threads = WorkerThreads()
         #: Whether the run has ever been crowded: bodies may have waited for others.
         self.was_crowded = False
         self._names: list[tuple[str, int]] = []
@@ -132,60 +128,62 @@ class Admission:
         of the monotonic clock. Return how many CPUs the threads use."""
         table = self.table
         header, slots = table.header, table.slots
-        elapsed, self._looked_at = max(1, now - self._looked_at), now
         live = [thread.slot for thread in threads]
         for worker in processes:
             live.append(worker.slot)
             base = worker.slot * SLOT
             nested = slots[base + NESTED]
-            # A worker that waits for a nested run also supervises it. That takes little CPU, and no
-            # place.
-            share = nested / CPU if nested >= 0 and worker.share < 0.3 else max(worker.share, nested / CPU)
-            seen = self._seen.get(worker.slot)
-            doubtful = share > WAITS / CPU or (seen is not None and seen.taken > share + 0.1)
+            seen = self._running(worker.slot)
+            if seen is None:
+                continue
+            share = _with_nested(worker.share, nested)
+            doubtful = share > WAITS / CPU or seen.taken > share + LESS
             if nested < 0 and share < 0.9 and doubtful and worker.runnable():
                 share = 1.0  # it would compute if it had a CPU
             self._saw(worker.slot, share, now)
-        together = self._look_at_threads(threads, elapsed, now) if threads else 0.0
+        together = self._look_at_threads(threads, now) if threads else 0.0
         if header[CROWDED]:
             with table.locked(UNCLAIMED):
                 self._take_stock(live)
         return together
 
-    def _look_at_threads(self, threads: Collection[WorkerThread], elapsed: int, now: int) -> float:
-        shares = {}
-        for thread in threads:
-            seen = self._seen.setdefault(thread.slot, _Seen())
-            used = demand_of_thread(thread.native_id)
-            shares[thread.slot] = min(1.0, max(0, used - seen.used) / elapsed)
-            seen.used = used
-        together = sum(shares.values())
-        self.table.header[THREADS_USE] = int(together * CPU)
-
-        def busy() -> int:
-            return sum(self.table.slots[slot * SLOT + STATE] == BUSY for slot in shares)
-
+    def _look_at_threads(self, threads: Collection[WorkerThread], now: int) -> float:
+        slots = self.table.slots
+        taken: dict[int, float | None] = {}
+        for slot, _ in threads:
+            seen = self._running(slot)
+            if slots[slot * SLOT + STATE] == BUSY:
+                # Of one that waits for a nested run, what it uses itself is little.
+                taken[slot] = None if seen is None else 0.0 if slots[slot * SLOT + NESTED] >= 0 else seen.taken
+        shares, together = self._threads.look(threads, taken)
         for slot, share in shares.items():
-            nested = self.table.slots[slot * SLOT + NESTED]
-            self._saw(slot, max(scaled(share, together, busy), nested / CPU), now)
+            self._saw(slot, _with_nested(share, slots[slot * SLOT + NESTED]), now)
         return together
 
-    def _saw(self, slot: int, share: float, now: int) -> None:
-        """Note the share of a CPU that a worker has used since the last look."""
+    def _running(self, slot: int) -> _Seen | None:
+        """What has been measured of the body that a worker runs; None if it runs none, or has begun
+        since the last look."""
         table = self.table
         slots, base = table.slots, slot * SLOT
         node, since = slots[base + NODE], slots[base + SINCE]
         seen = self._seen.setdefault(slot, _Seen())
         if node < 0 or slots[base + STATE] != BUSY:
             seen.of, seen.body = (-1, -1), -1
-            return
-        body = self.flow.body_of[node]
-        if seen.of != (node, since) or seen.body < 0:
-            seen.of, seen.body = (node, since), body
-            seen.looks = seen.lows = 0
-            seen.share, seen.written = 1.0, -1
-            seen.taken = share_of(table, body) / CPU
-            return
+            return None
+        if seen.of == (node, since):
+            return seen
+        seen.of, seen.body = (node, since), self.flow.body_of[node]
+        seen.looks = seen.lows = 0
+        seen.share, seen.written = 1.0, -1
+        seen.taken = share_of(table, seen.body) / CPU
+        return None
+
+    def _saw(self, slot: int, share: float, now: int) -> None:
+        """Note the share of a CPU that a worker has used since the last look."""
+        table = self.table
+        slots, base = table.slots, slot * SLOT
+        seen = self._seen[slot]
+        body, since = seen.body, slots[base + SINCE]
         seen.looks += 1
         if share >= seen.taken:
             seen.taken, seen.lows = share, 0

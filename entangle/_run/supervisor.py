@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 
 from entangle._run import descendants, staffing
-from entangle._run.crowding import Admission, WorkerThread
+from entangle._run.crowding import Admission
 from entangle._run.deaths import Deaths
 from entangle._run.entitlement import Entitlement
 from entangle._run.forking import fork_is_safe
@@ -36,6 +36,7 @@ from entangle._run.forwarding import forward, stdout_is_plain
 from entangle._run.roster import Roster
 from entangle._run.start import NoWorkerNow, start_worker
 from entangle._run.worker_process import GRACE, WorkerProcess
+from entangle._run.worker_threads import WorkerThread
 from entangle._shared.devices import Claim
 from entangle._shared.interrupts import Deferred
 from entangle._shared.limits import limit_error, no_thread
@@ -519,8 +520,11 @@ class Supervisor:
         ordinary = sum(worker.lane < DEVICE for worker in self.processes.values()) if self.site.claims else count
         threads = [WorkerThread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
         with Deferred():  # these open files, too
-            used = self._cpu_use(now)
+            used = self._cpu_use()
             used += self.admission.look(now, self.processes.values(), threads)
+        # A look that was kept waiting does not shorten the time until the next: two that follow at
+        # once are one.
+        self.looked_at = time.monotonic_ns()
         cpu = used * elapsed / 1e9
         if self.admission.crowded and self.entitlement.base and count + len(threads) <= self.entitlement.right:
             self.admission.thin_out()
@@ -579,7 +583,7 @@ class Supervisor:
         node = self.table.header[READY_HEAD + FRESH]
         return node >= 0 and (not self.admission.crowded or admits(self.table, self.site.flow.body_of[node]))
 
-    def _cpu_use(self, now: int) -> float:
+    def _cpu_use(self) -> float:
         """How many CPUs the workers have kept busy since the last look. A worker that waits for a
         nested run counts for what that run uses."""
         slots = self.table.slots
@@ -587,7 +591,7 @@ class Supervisor:
         for worker in self.processes.values():
             base = worker.slot * SLOT
             nested = slots[base + NESTED]
-            if not worker.look(now, (slots[base + NODE], slots[base + SINCE]), nested >= 0):
+            if not worker.look((slots[base + NODE], slots[base + SINCE]), nested >= 0):
                 continue
             if slots[base + STATE] == STARTING:
                 nested = 1000  # it is starting and will take what is ready

@@ -102,14 +102,16 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
-    def look(self, now: int, body: tuple[int, int], supervises: bool) -> bool:
+    def look(self, body: tuple[int, int], supervises: bool) -> bool:
         """Look at the CPU time since the last look, and set `share`. Return False if the worker is
         gone or not there yet.
 
-        `now` is in ns. `body` is what it runs, and since when. `supervises` says that the body
-        waits for a nested run, which counts its own workers.
+        `body` is what it runs, and since when. `supervises` says that the body waits for a nested
+        run, which counts its own workers.
         """
         spent = cpu_time(self.pid)
+        # Read here: whoever looks may wait for a CPU between two workers.
+        now = time.monotonic_ns()
         if spent is None:
             return False
         used = spent - self._used + (self._used_by_family() if self._family and not supervises else 0)
@@ -143,7 +145,7 @@ class WorkerProcess:
     def runnable(self) -> bool:
         """Whether the worker or what it has started could use a CPU now; False where that is
         unknown."""
-        return runnable(self.pid) or any(map(runnable, self._family))
+        return self.pid > 0 and any(map(has_runnable, (self.pid, *self._family)))
 
     def close_stream(self, fd: int) -> None:
         """Close stderr or stdout at its end."""
@@ -195,16 +197,32 @@ def cpu_time(pid: int) -> int | None:
         return None
 
 
-def runnable(pid: int) -> bool:
-    """Whether a process runs or waits for a CPU alone, by its state in proc(5); False where that is
-    unknown."""
-    if pid <= 0:
-        return False
+def has_runnable(pid: int) -> bool:
+    """Whether a thread of a process runs or waits for a CPU alone; False where that is unknown."""
+    state, threads = _state(str(pid))
+    if state == b"R" or threads < 2:
+        return state == b"R"
     try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return file.read(512).rpartition(b")")[2][1:2] == b"R"
-    except OSError:
+        others = os.listdir(f"/proc/{pid}/task")[:_MOST_LOOKED_AT]
+    except OSError:  # it has ended
         return False
+    return any(is_runnable(f"{pid}/task/{thread}") for thread in others)
+
+
+def is_runnable(name: str) -> bool:
+    """Whether a thread runs or waits for a CPU alone, by its directory in /proc; False where that
+    is unknown."""
+    return _state(name)[0] == b"R"
+
+
+def _state(name: str) -> tuple[bytes, int]:
+    """The state letter of a thread, and the number of threads of its process: see proc(5)."""
+    try:
+        with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+            fields = file.read(512).rpartition(b")")[2].split()
+        return fields[0], int(fields[17])
+    except (OSError, IndexError, ValueError):
+        return b"", 0
 
 
 def signal_name(number: int) -> str:

@@ -57,9 +57,8 @@ MOST_WORKERS = 31
 # How many pools the flow has.
 POOLS = 32
 # Which bodies may begin (`_worker/admission.py`): the CPUs that the run has a right to; what
-# running bodies are assumed to use; whether ready nodes wait for room; what threads use
-# (thousandths of a CPU).
-RIGHT, COMMITTED, HELD_BACK, THREADS_USE = range(196, 200)
+# running bodies are assumed to use (both thousandths of a CPU); whether ready nodes wait for room.
+RIGHT, COMMITTED, HELD_BACK = range(196, 199)
 # How many nodes of a group run, and the list of those deferred until fewer do.
 LIMIT_RUNNING, LIMIT_HEAD = 64, 128
 MOST_LIMITS = 64

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -38,7 +40,6 @@ from entangle._shared.table import (
     READY_TAIL,
     RIGHT,
     SHARE,
-    THREADS_USE,
     Table,
 )
 
@@ -52,7 +53,11 @@ WAITS = 20
 #: How many ready nodes are searched for one that may begin.
 MOST_TRIED = 64
 #: If all threads of a process use this much CPU together, some may wait for the interpreter's lock.
-_SATURATED = 0.8
+SATURATED = 0.8
+#: Among threads that take turns, one that computes has run before each could have had so many.
+TURNS = 2
+#: A window without such threads, in turns.
+_UNCONTENDED = 20
 
 
 # What workers ask, with the table's lock held ---------------------------------------------------
@@ -124,52 +129,141 @@ def learn(table: Table, body: int, spent: int, took: int) -> None:
 class Meter:
     """How much CPU a body wants: what it gets, and what it waits for while it is runnable."""
 
-    def __init__(self, table: Table, whole_process: bool) -> None:
-        self._table = table
+    def __init__(self, whole_process: bool) -> None:
         self._whole_process = whole_process
-        self._began = time.monotonic_ns()
-        self._thread = _demand_of_this_thread()
+        self._thread, self._began = _demand_of_this_thread()
         self._process = time.process_time_ns() if whole_process else 0
         self._children = _time_of_children() if whole_process else 0
+        if not whole_process:
+            contention().measure()
 
-    def read(self, threads: Callable[[], int], seen: int) -> tuple[int, int]:
+    def read(self, seen: int) -> tuple[int, int]:
         """The CPU time wanted and the time passed since the meter was made (ns).
 
-        `threads` tells how many threads of this process work. `seen` is what the supervisor has
-        seen the body use (thousandths of a CPU).
+        `seen` is what the supervisor has seen the body use (thousandths of a CPU).
         """
-        took = max(1, time.monotonic_ns() - self._began)
-        thread = _demand_of_this_thread() - self._thread
+        demand, now = _demand_of_this_thread()
+        thread, took = demand - self._thread, max(1, now - self._began)
         if self._whole_process:
             children = _time_of_children() - self._children
             spent = max(thread, time.process_time_ns() - self._process) + children
             # How long programs waited for a CPU is unknown once they are gone. The supervisor saw
             # it.
             return max(spent, seen * took // CPU if children > took // 100 else 0), took
-        together = self._table.header[THREADS_USE] / CPU
-        return int(scaled(thread / took, together, threads) * took), took
+        # What it would have used if it had had the interpreter to itself.
+        contention().measure()
+        return min(took, int(thread * contention().mean(self._began, now))), took
 
 
-def scaled(share: float, together: float, threads: Callable[[], int]) -> float:
-    """What a thread would use if it had the interpreter to itself; `together` is what all use."""
-    return min(1.0, share * threads()) if together >= _SATURATED else share
+class Contention:
+    """How many threads of this process take turns at the interpreter's lock.
+
+    Those of other runs and of the caller count, too. It is measured in windows in which each of
+    these threads could have had some turns.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        #: How many threads have run lately, however little.
+        self.stirring = 1
+        #: How many take turns: 1 if none waits for another. Many that run little count as few.
+        self.threads = 1.0
+        # The CPU time of the threads and of the process at the last measurement (ns), and when that
+        # was.
+        self._ran, self._process, self._at = self._clocks(), time.process_time_ns(), time.monotonic_ns()
+        # The same when the window began, and the CPU time that was wanted since.
+        self._began_with, self._began, self._wanted = self._ran, self._at, 0.0
+        #: Ends of windows, and the sum of `threads` over time until then (ns).
+        self._sums: deque[tuple[int, float]] = deque([(self._at, 0.0)], maxlen=256)
+
+    @staticmethod
+    def _clocks() -> dict[int, int]:
+        return {thread.native_id: time_of_thread(thread.native_id) for thread in threading.enumerate() if thread.native_id}
+
+    def measure(self, wanted: float = 0.0) -> None:
+        """Measure, if the last time was a turn ago. `wanted` is how many CPUs threads of a run are
+        known to have wanted since then."""
+        turn = sys.getswitchinterval() * 1e9
+        if time.monotonic_ns() - self._at < turn or not self._guard.acquire(blocking=False):
+            return
+        try:
+            ran, process, now = self._clocks(), time.process_time_ns(), time.monotonic_ns()
+            known = self._ran
+            self.stirring = max(1, sum(known.get(thread, 0) != spent for thread, spent in ran.items()))
+            self._wanted += max(process - self._process, min(1.0, wanted) * (now - self._at))
+            self._ran, self._process, self._at = ran, process, now
+            used = [max(0, spent - self._began_with.get(thread, 0)) for thread, spent in ran.items()]
+            took, total = now - self._began, sum(used)
+            if saturated := self._wanted >= SATURATED * took:
+                over = total >= TURNS * self.stirring * turn
+            else:
+                over = took >= _UNCONTENDED * turn
+            if over:
+                # The participation ratio: n for n equal uses.
+                self.threads = max(1.0, total * total / max(1, sum(use * use for use in used))) if saturated else 1.0
+                self._sums.append((now, self._sums[-1][1] + self.threads * took))
+                self._began_with, self._began, self._wanted = ran, now, 0.0
+        finally:
+            self._guard.release()
+
+    def mean(self, since: int, until: int) -> float:
+        """How many threads took turns between two times (ns) in the mean."""
+        sums = list(self._sums)
+        return (self._sum(sums, until) - self._sum(sums, since)) / max(1, until - since)
+
+    def _sum(self, sums: list[tuple[int, float]], at: int) -> float:
+        after, rate = sums[-1], self.threads
+        for before in reversed(sums[:-1]):
+            if at >= after[0]:
+                break
+            rate = (after[1] - before[1]) / max(1, after[0] - before[0])
+            after = before
+        return after[1] + rate * (at - after[0])
 
 
-def demand_of_thread(native_id: int | None) -> int:
-    """The CPU time that a thread of this process has had, or waited for while runnable (ns).
+_contention: tuple[int, Contention] | None = None
 
-    0 if unknown. The kernel describes the file in Documentation/scheduler/sched-stats.rst.
+
+def contention() -> Contention:
+    """What threads of this process do to each other."""
+    global _contention
+    if _contention is None or _contention[0] != os.getpid():  # see `seat_of_callers`
+        _contention = (os.getpid(), Contention())
+    return _contention[1]
+
+
+def time_of_thread(native_id: int | None) -> int:
+    """The CPU time that a thread of this process has had (ns); -1 if unknown.
+
+    Keeps the interpreter's lock.
+    """
+    if not native_id:
+        return -1
+    # The clock id of another thread, as pthread_getcpuclockid(3) makes it.
+    try:
+        return time.clock_gettime_ns((~native_id << 3) | 6)
+    except (OSError, AttributeError):
+        return -1
+
+
+def demand_of_thread(native_id: int | None) -> tuple[int, int]:
+    """The CPU time that a thread of this process has had, or waited for while runnable (ns); 0 if
+    unknown. And when that was.
+
+    The kernel describes the file in Documentation/scheduler/sched-stats.rst.
     """
     try:
         with open(f"/proc/self/task/{native_id}/schedstat", "rb", buffering=0) as file:
+            now = time.monotonic_ns()  # to open and to close it may take long
             ran, waited, _ = file.read(64).split()
-        return int(ran) + int(waited)
+        return int(ran) + int(waited), now
     except (OSError, ValueError):
-        return 0
+        return 0, time.monotonic_ns()
 
 
-def _demand_of_this_thread() -> int:
-    return demand_of_thread(threading.get_native_id()) or time.thread_time_ns()
+def _demand_of_this_thread() -> tuple[int, int]:
+    demand, now = demand_of_thread(threading.get_native_id())
+    return (demand, now) if demand else (time.thread_time_ns(), time.monotonic_ns())
 
 
 def _time_of_children() -> int:

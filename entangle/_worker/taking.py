@@ -23,7 +23,6 @@ from entangle._shared.table import (
     HUNGRY,
     HUNGRY_FOR_ALL,
     IDLE,
-    LANE,
     LIMIT_RUNNING,
     LOW,
     NOBODY,
@@ -295,16 +294,12 @@ class Taking:
     def _measure(self, node: int) -> None:
         """If the run is crowded, measure the CPU time of this node's body, which begins next."""
         if node >= 0 and self.site.table.header[CROWDED]:
-            self.meter = Meter(self.site.table, self.in_process)
+            self.meter = Meter(self.in_process)
 
     def _used(self) -> tuple[int, int] | None:
         """The CPU time that the body wanted and the time it took (ns); None if not measured."""
         meter, self.meter = self.meter, None
-        return meter.read(self._threads_at_work, self.site.table.slots[self.base + SHARE]) if meter is not None else None
-
-    def _threads_at_work(self) -> int:
-        slots = self.site.table.slots
-        return sum(slots[base + STATE] == BUSY and slots[base + LANE] == THREAD for base in range(SLOT, len(slots), SLOT))
+        return meter.read(self.site.table.slots[self.base + SHARE]) if meter is not None else None
 
 
 def flush() -> None:
