@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from entangle._run import worker_process, worker_threads
 from entangle.cookies import available_cpus, budget_of
 from entangle.process import process
 from entangle.thread import thread
@@ -31,10 +34,10 @@ def gather(*values: Any) -> tuple[Any, ...]:
     return values
 
 
-def burn(clock: Callable[[], float] = time.process_time) -> Span:
-    """Compute for 0.15 s of CPU time."""
+def burn(clock: Callable[[], float] = time.process_time, seconds: float = 0.15) -> Span:
+    """Compute for so much CPU time."""
     began, used = time.monotonic(), clock()
-    while clock() - used < 0.15:
+    while clock() - used < seconds:
         pass
     return began, time.monotonic()
 
@@ -151,6 +154,117 @@ def test_a_task_that_waits_and_computes_by_turns_is_known_by_its_first_calls() -
     # Each uses about half a CPU, so there may be twice as many as CPUs and all of these may compute
     # at one moment.
     assert at_once(gather(*[by_turns(n) for n in range(4 * ITEMS)])()) <= 2 * CPUS + 1
+
+
+def test_threads_that_wait_for_the_interpreter_do_not_seem_to_wait() -> None:
+    """Other threads of the caller compute as well, so that each has little of the interpreter."""
+
+    @thread
+    def compute(number: int) -> Span:
+        return burn(time.thread_time, 0.05)
+
+    over = threading.Event()
+
+    def occupy() -> None:
+        while not over.is_set():
+            pass
+
+    others = [threading.Thread(target=occupy) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        spans = gather(*[compute(download_in_thread(n)) for n in range(ITEMS)])()
+    finally:
+        over.set()
+        for other in others:
+            other.join()
+    assert at_once(spans) <= CPUS + 1
+
+
+class Threads:
+    """Threads whose clocks are set by hand, and looks at them: two that compute and one that
+    sleeps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.process = 0
+        self.ran = {1: 0, 2: 0, 3: 0}
+        self.waited = {1: 0, 2: 0, 3: 0}
+        self.queued: set[int] = set()
+        clocks = SimpleNamespace(monotonic_ns=lambda: self.now, process_time_ns=lambda: self.process)
+        turns = SimpleNamespace(measure=lambda wanted: None, threads=2.0, stirring=2)
+        monkeypatch.setattr(worker_threads, "time", clocks)
+        monkeypatch.setattr(worker_threads, "contention", lambda: turns)
+        monkeypatch.setattr(worker_threads, "time_of_thread", lambda thread: self.ran[thread])
+        monkeypatch.setattr(worker_threads, "demand_of_thread", lambda thread: (self.ran[thread] + self.waited[thread], self.now))
+        monkeypatch.setattr(worker_threads, "is_runnable", lambda name: int(name.rpartition("/")[2]) in self.queued)
+        self._measured = worker_threads.WorkerThreads()
+        #: What was told of each.
+        self.told: dict[int, list[float]] = {1: [], 2: [], 3: []}
+        self._look(dict.fromkeys(self.told))
+
+    def run(self, milliseconds: float, *, computes: int = 0, wakes: int = 0, holds_without_cpu: int = 0) -> None:
+        """Let time pass, then look."""
+        span = int(milliseconds * 1e6)
+        self.now += span
+        if computes:
+            self.ran[computes] += span
+            self.process += span
+        if wakes:
+            self.ran[wakes] += 20_000
+            self.process += 20_000
+        self.queued = {holds_without_cpu}
+        self._look(dict.fromkeys(self.told, 1.0))
+
+    def _look(self, taken: dict[int, float | None]) -> None:
+        shares, _ = self._measured.look([worker_threads.WorkerThread(slot, slot) for slot in taken], taken)
+        for slot, share in shares.items():
+            self.told[slot].append(share)
+
+
+def test_a_process_computes_where_any_of_its_threads_does() -> None:
+    program = "import sys, threading; print(flush=True); threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start(); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as computes:
+        assert computes.stdout is not None
+        computes.stdout.readline()
+        until = time.monotonic() + 30
+        # Its first thread wakes now and then, to ask for the interpreter's lock.
+        while worker_process.is_runnable(str(computes.pid)) or not worker_process.has_runnable(computes.pid):
+            assert time.monotonic() < until
+        computes.kill()
+    assert not worker_process.has_runnable(computes.pid)
+
+
+def test_a_thread_has_its_turns_before_it_is_said_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(monkeypatch)
+    for _ in range(4):
+        threads.run(3, computes=1)
+        threads.run(3, computes=1, wakes=2)
+        threads.run(3, computes=2)
+        threads.run(3, computes=2, wakes=1)
+    assert min(threads.told[1] + threads.told[2]) > 0.9
+    assert len(threads.told[3]) >= 2
+    assert max(threads.told[3]) == 0.0
+
+
+def test_a_thread_that_holds_the_interpreter_and_has_no_cpu_is_seen_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(monkeypatch)
+    for _ in range(4):  # as long as it is queued, nothing is counted
+        threads.run(4, holds_without_cpu=1)
+        threads.run(4, holds_without_cpu=1, wakes=2)
+    threads.waited[1] += 32_000_000  # it has got a CPU, and has left the interpreter to whoever looks
+    threads.run(4, computes=1, wakes=2)
+    threads.run(4, computes=2)
+    assert min(threads.told[1] + threads.told[2]) > 0.9
+    assert len(threads.told[3]) >= 2
+    assert max(threads.told[3]) == 0.0
+
+
+def test_a_thread_that_polls_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(monkeypatch)
+    for _ in range(4):
+        threads.run(4, wakes=1)
+    assert len(threads.told[1]) >= 2
+    assert max(threads.told[1]) < 0.05
 
 
 @pytest.mark.parametrize("carrier", [process, thread], ids=["processes", "threads"])
