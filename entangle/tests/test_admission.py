@@ -222,7 +222,11 @@ class Threads:
 
 
 def test_a_process_computes_where_any_of_its_threads_does() -> None:
-    program = "import sys, threading; print(flush=True); threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start(); sys.stdin.read()"
+    program = (
+        "import sys, threading; print(flush=True)\n"
+        "threading.Thread(target=exec, args=('while True: pass',), daemon=True).start()\n"
+        "sys.stdin.read()"
+    )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as computes:
         assert computes.stdout is not None
         computes.stdout.readline()
