@@ -13,6 +13,7 @@ Linux only: it reads ``/proc``.
     watch.py         the eye on a process tree: memory, and how many of its processes could run
     results.py       medians, targets, ``results.json``
     report.py        the tables on the terminal and in the README;  picture.py, the chart
+    web_app.py       a program of its own: a web app whose workers are killed
 
 To add a benchmark, write a function with ``@row(...)`` in a file of ``rows/``: it is given a
 contestant and the rounds to run, and yields what each round measured. A new peer is a subclass of

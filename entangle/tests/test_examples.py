@@ -52,6 +52,7 @@ TELLING = {
     "retry_example": [r"done on attempt 3", r"ProcessRetryException", r"attempt 4"],
     "schedulerexample": [r"(?i)cpu", r"\d"],
     "schedulerexample2": [r"(?i)cpu", r"\d"],
+    "web_app_example": [r"^an option to buy at 90 is worth 10\.31\n", r"at 110 is worth 0\.51\n<session of \d+ warm workers>\n$"],
     "timeoutexample": [r"ProcessTimeoutException|took|longer", r"ThreadTimeoutException|thread"],
 }
 

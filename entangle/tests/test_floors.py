@@ -21,7 +21,7 @@ from entangle.tests.house import FLOORS, HOUSE, MODULES, arrows, circles, import
 CORE_DEPENDENCIES = {"cloudpickle", "psutil"}
 
 #: Modules whose business another library is, which must not be there for anybody else.
-OPTIONAL = {"examples.": {"numpy", "numba", "httpx"}, "cli.": {"typer", "rich"}, "pytest_plugin.": {"pytest"}}
+OPTIONAL = {"examples.": {"numpy", "numba", "httpx", "fastapi"}, "cli.": {"typer", "rich"}, "pytest_plugin.": {"pytest"}}
 
 #: Files of one name that nobody mistakes for each other: a door and its transport.
 PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter", "ssh")]

@@ -1,0 +1,60 @@
+"""A web app that runs a small graph for each request, in a session whose workers stay warm.
+
+`uvicorn entangle.examples.web_app_example:app` serves it; as a program, it asks itself for prices,
+each the mean of four simulations. A killed worker fails no request: every task has `retry`.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from statistics import fmean
+
+from fastapi import FastAPI
+
+import entangle
+from entangle.process import process
+
+STEPS, PATHS = 20, 50
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with entangle.session() as app.state.session:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@process(retry=5)
+def simulate(strike: float, seed: int) -> float:
+    """What an option pays at the end of random paths of a price that begins at 100; the mean."""
+    chance = random.Random(seed)
+    ends = (100 + sum(chance.gauss(0, 2) for _ in range(STEPS)) for _ in range(PATHS))
+    return fmean(max(0.0, end - strike) for end in ends)
+
+
+@process(retry=5)
+def mean(*values: float) -> float:
+    return fmean(values)
+
+
+@app.get("/price/{strike}")
+async def price(strike: float) -> dict[str, float]:
+    return {"strike": strike, "price": await mean(*[simulate(strike, seed) for seed in range(4)])}
+
+
+async def main() -> None:
+    import httpx
+
+    transport = httpx.ASGITransport(app)
+    async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        answers = await asyncio.gather(*[client.get(f"/price/{strike}") for strike in range(90, 115, 5)])
+        for answer in answers:
+            print("an option to buy at {strike:.0f} is worth {price:.2f}".format(**answer.json()))
+        print(app.state.session)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
