@@ -134,14 +134,18 @@ def _drawings() -> Drawings:
 
 #: Modules that users know. `import entangle` brings none of them in: its attributes do.
 _MODULES = frozenset(
-    {"containers", "cookies", "dask", "dataflow", "docker", "errors", "flow", "http", "interpreter", "limit", "local", "logging"}
-    | {"pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
+    {"containers", "cookies", "dask", "dataflow", "docker", "errors", "executor", "flow", "http", "interpreter", "limit", "local"}
+    | {"logging", "pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
 )
 
 if not TYPE_CHECKING:  # checkers would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
         """A module by its name: used as a decorator, `entangle.process` then says what it is."""
+        if name == "Executor":
+            from entangle.executor import Executor
+
+            return Executor
         if name not in _MODULES:
             raise AttributeError(f"module 'entangle' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
         import importlib

@@ -5,6 +5,9 @@
     owner ── JOIN ──▶ worker     join a run, as a spare of the forkserver does; its descriptors
     owner ◀─ LEFT ─── worker     left it: the exit status there, and why it retires if it does
 
+    owner ── CALL ──▶ worker     answer calls (`_worker/called.py`)
+    owner ◀─ OUTCOMES worker     their outcomes; why it retires if it does
+
 Between two orders the worker puts back what bodies have changed (`_worker/putting_back.py`), and
 retires where something goes on growing (`_worker/wear.py`). It ends when its owner is gone, or has
 had nothing for it to do for a while. An order that comes at that moment is still carried out.
@@ -24,9 +27,9 @@ from typing import Any, NoReturn
 from entangle._run import life
 from entangle._shared import module_lookup
 from entangle._shared.frame import Frame
-from entangle._shared.orders import JOIN, LEFT, Order, Orders
+from entangle._shared.orders import CALL, JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
-from entangle._worker import child, coverage, inheritance, janitor, joining
+from entangle._worker import called, child, coverage, inheritance, janitor, joining
 from entangle._worker.joining import BROKEN, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, Descriptors, seed
 from entangle._worker.wear import Wear
@@ -88,6 +91,8 @@ class _WarmLife:
     def _carry_out(self, order: Order) -> bool:
         """Carry out one order. Return whether the worker retires."""
         outdated = self._wear.outdated()
+        if order.kind == CALL:
+            return called.answer(self._orders, order, self, outdated)
         assert order.kind == JOIN
         code = 0
         if outdated:
@@ -97,7 +102,7 @@ class _WarmLife:
             code = self._join(order)
             if self._descriptors.lost():  # the owner sees the end of this process
                 return True
-        why = outdated or self._settled()
+        why = outdated or self.settled()
         with contextlib.suppress(OSError):  # the owner may be gone
             self._orders.send(LEFT, json.dumps([code, why]).encode())
         return bool(why)
@@ -154,8 +159,21 @@ class _WarmLife:
             self._frames[number] = Frame(number, table, values, (wake, wakes), -1, tell)
         return self._frames[number]
 
-    def _settled(self) -> str:
+    def settled(self) -> str:
         """Put back what a body may have changed. Why the worker must retire; "" if it need not."""
         if janitor.left_running():
             return "a body has left processes running"
+        if self._descriptors.lost():
+            return "a body has closed descriptors of the worker"
         return self._before.put_back() or self._wear.used()
+
+    def take_as_state(self) -> None:
+        """Take the state of now as the one to put back."""
+        self._descriptors = Descriptors()
+        self._descriptors.need(self._orders.channel.fileno())
+        self._before = Before(self._descriptors)
+        self._context = contextvars.copy_context()
+
+    def lead_output(self, err: int, out: int) -> None:
+        """Write stderr and stdout to these descriptors from now on."""
+        life.lead_output(err, out)

@@ -109,19 +109,22 @@ def travels_by_value(module: str) -> bool:
     return True
 
 
-def dumps_for_others(value: Any) -> bytes:
+def dumps_for_others(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[[], Any] | None = None) -> bytes:
     """Pickle a value for a process that may lack our `__main__` and other modules of ours.
 
-    Their definitions travel by value.
+    Their definitions travel by value. `again` is called before a second try, to reset collected
+    buffers.
     """
     module_lookup.look_afresh()
     try:
-        body = by_name(value)
+        body = by_name(value, buffer_callback)
+        if not any(name.encode() in body for name in _by_value):
+            return body
     except Exception:  # a `__reduce__` may raise anything
-        return by_value(value)
-    if any(name.encode() in body for name in _by_value):
-        body = by_value(value)
-    return body
+        pass
+    if again is not None:
+        again()
+    return by_value(value, buffer_callback)
 
 
 class _Along(Exception):

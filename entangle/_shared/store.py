@@ -49,7 +49,7 @@ PAGE = mmap.PAGESIZE
 # Where a value is.
 NOWHERE, IN_SEGMENT, IN_FILE, IN_SPILL, IN_LINKED = range(5)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
 _ENTRY = struct.Struct("<qqq")  # link number (0: this file), offset, length
 _COUNT = struct.Struct("<qq")  # buffers, length of the pickle
 
@@ -67,7 +67,7 @@ def _library() -> Any:
 _libc = _library()
 
 
-def _map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
+def map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
     """Map a file copy-on-write. The last view of it unmaps it; until then `mapped` has its address.
 
     Not by `mmap.mmap`: before Python 3.13 that keeps a descriptor open as long as the mapping, and
@@ -106,7 +106,7 @@ def _unmap(address: int, size: int, mapped: dict[int, tuple[int, str]]) -> None:
     _libc.munmap(address, size)
 
 
-def _untouched(address: int, size: int) -> bool:
+def untouched(address: int, size: int) -> bool:
     """Whether nobody has written to these bytes of a private mapping, as /proc/self/pagemap tells.
 
     The top byte of an entry has bit 7 for a page that is present, 6 for one that is swapped, 5 for
@@ -125,7 +125,7 @@ def _untouched(address: int, size: int) -> bool:
     return all(not top & 0x40 and (not top & 0x80 or top & 0x20) for top in tops)
 
 
-def _address(buffer: memoryview) -> int:
+def address_of(buffer: memoryview) -> int:
     """The address of a writable, contiguous buffer; 0 if unknown."""
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
@@ -133,7 +133,7 @@ def _address(buffer: memoryview) -> int:
         return 0
 
 
-class _WholeBytes:
+class WholeBytes:
     """Pickles large `bytes` out-of-band, which they do not by themselves.
 
     Unpickling copies them once, since bytes own their memory.
@@ -204,7 +204,7 @@ class Store:
         if kind is int or kind is float or kind is str or kind is bool or value is None:
             return self.put_pickle(pickle.dumps(value, 5))
         if kind is bytes and len(value) >= LARGE:
-            value = _WholeBytes(value)
+            value = WholeBytes(value)
         buffers: list[memoryview] = []
 
         def out_of_band(buffer: pickle.PickleBuffer) -> bool:
@@ -261,11 +261,11 @@ class Store:
         if self._position + size > SEGMENT_SIZE:
             return self._next_segment() and (self._position + size <= self._reserved or self._make_room(size))
         start = self._segment * SEGMENT_SIZE
-        reserved = min(SEGMENT_SIZE, self._reserved + max(STEP, _round_up(size)))
+        reserved = min(SEGMENT_SIZE, self._reserved + max(STEP, round_up(size)))
         try:
             reserve(self.fd, start + self._reserved, reserved - self._reserved)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             return False
         self._reserved = reserved
@@ -289,7 +289,7 @@ class Store:
                     window, base = self._window_of(segment)
                     reserve(self.fd, segment * SEGMENT_SIZE, STEP)
                 except OSError as error:
-                    if error.errno not in _FULL:
+                    if error.errno not in FULL:
                         raise
                     self._segment, self._position, self._reserved = -1, SEGMENT_SIZE, SEGMENT_SIZE
                     return False
@@ -325,13 +325,13 @@ class Store:
         try:
             return self._write_file(number, IN_FILE, body, buffers)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
         try:
             os.makedirs(self.spill, mode=0o700, exist_ok=True)
             return self._write_file(number, IN_SPILL, body, buffers)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             size = len(body) + sum(buffer.nbytes for buffer in buffers)
             if error.errno == errno.EFBIG:
@@ -346,7 +346,7 @@ class Store:
         entries: list[tuple[int, int, int]] = []
         links: list[str] = []
         own: list[memoryview] = []
-        at = _round_up(_COUNT.size + _ENTRY.size * len(buffers) + len(body))
+        at = round_up(_COUNT.size + _ENTRY.size * len(buffers) + len(body))
         try:
             for buffer in buffers:
                 origin = self._origin(buffer) if where == IN_FILE else None
@@ -359,7 +359,7 @@ class Store:
                 else:
                     entries.append((0, at, buffer.nbytes))
                     own.append(buffer)
-                    at = _round_up(at + buffer.nbytes)
+                    at = round_up(at + buffer.nbytes)
             head = b"".join((_COUNT.pack(len(buffers), len(body)), *(_ENTRY.pack(*entry) for entry in entries), body))
             self._write(self._path(number, where), head, own, at)
         except OSError:
@@ -374,11 +374,11 @@ class Store:
         try:
             # Reserve it all first: a full file system fails here, before anything is written.
             reserve(fd, 0, size)
-            _write_all(fd, memoryview(head), 0)
-            at = _round_up(len(head))
+            write_all(fd, memoryview(head), 0)
+            at = round_up(len(head))
             for buffer in buffers:
-                _write_all(fd, buffer, at)
-                at = _round_up(at + buffer.nbytes)
+                write_all(fd, buffer, at)
+                at = round_up(at + buffer.nbytes)
         except BaseException:
             os.close(fd)
             os.unlink(path)
@@ -389,10 +389,10 @@ class Store:
         """The file that a buffer is mapped from, and its offset; None if it was written to."""
         if not self._mapped:
             return None
-        address = _address(buffer)
+        address = address_of(buffer)
         for start, (size, path) in list(self._mapped.items()):
             if start <= address and address + buffer.nbytes <= start + size:
-                if os.path.dirname(path) == self.directory and os.path.exists(path) and _untouched(address, buffer.nbytes):
+                if os.path.dirname(path) == self.directory and os.path.exists(path) and untouched(address, buffer.nbytes):
                     return path, address - start
                 return None
         return None
@@ -417,7 +417,7 @@ class Store:
 
     def _in_file(self, place: Place) -> tuple[memoryview, list[memoryview]]:
         where, offset, _ = place
-        view = _map_privately(self._path(offset, where), self._mapped)
+        view = map_privately(self._path(offset, where), self._mapped)
         count, length = _COUNT.unpack_from(view, 0)
         start = _COUNT.size + _ENTRY.size * count
         buffers = []
@@ -425,7 +425,7 @@ class Store:
         for index in range(count):
             link, at, nbytes = _ENTRY.unpack_from(view, _COUNT.size + _ENTRY.size * index)
             if link not in linked:
-                linked[link] = _map_privately(self._link_path(offset, link), self._mapped)
+                linked[link] = map_privately(self._link_path(offset, link), self._mapped)
             buffers.append(linked[link][at : at + nbytes])
         return view[start : start + length], buffers
 
@@ -530,12 +530,12 @@ def open_file(path: str, flags: int) -> int:
         os.close(fd)
 
 
-def _round_up(size: int) -> int:
+def round_up(size: int) -> int:
     """Round up to a page boundary."""
     return -(-size // PAGE) * PAGE
 
 
-def _write_all(fd: int, buffer: memoryview, offset: int) -> None:
+def write_all(fd: int, buffer: memoryview, offset: int) -> None:
     """Write all bytes of a buffer at an offset: a single call writes 2 GiB at most."""
     left = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
     while len(left):

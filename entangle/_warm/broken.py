@@ -1,0 +1,29 @@
+"""The error of an executor that a worker's death has broken."""
+
+from __future__ import annotations
+
+from concurrent.futures.process import BrokenProcessPool
+
+from entangle._run.worker_process import signal_name
+from entangle.errors import ProcessTerminatedException, add_note
+
+
+class BrokenExecutorError(ProcessTerminatedException, BrokenProcessPool):
+    """A worker process of an executor has died in a call, or could not begin.
+
+    The text names the call, and how the process ended. Nothing more runs in that executor.
+    """
+
+
+def broken_by(why: str, cause: BaseException | None = None) -> BrokenExecutorError:
+    """The error that says why."""
+    error = BrokenExecutorError(why)
+    if "SIGKILL" in why:
+        add_note(error, "SIGKILL comes from the system when memory is short (see dmesg), or from a user")
+    error.__cause__ = cause
+    return error
+
+
+def how_it_ended(code: int) -> str:
+    """How a process ended, by its exit code or minus the signal."""
+    return f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"

@@ -1,0 +1,304 @@
+"""A worker answers calls: it unpickles a function and arguments, runs it, and sends the outcome.
+
+::
+
+    owner ── order: functions, calls, spare files ──▶ worker: for each call unpickle, run, pickle
+    owner ◀── outcomes; files written, files gone ── worker
+
+An order has one call, or several short ones. Outcomes of short calls go in one message, a
+millisecond's worth at most; until then the owner can read them from the board. What calls have
+changed in the process is put back after each order, when its outcomes are on their way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import marshal
+import os
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from entangle._shared import module_lookup
+from entangle._shared.home import Home
+from entangle._shared.orders import OUTCOMES, Order, Orders
+from entangle._shared.pickling import dumps, why_not
+from entangle._shared.summaries import cut, value_in_short
+from entangle._shared.tracebacks import passes_on
+from entangle._shared.unpickling import failing_part, unpickling_error
+from entangle._shared.value_files import ValueFiles, Wire, files_of, pickled
+from entangle._worker import importing, inheritance, library_threads
+from entangle._worker.board import BATCH, BEGUN, ERROR, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, ROOM, TAIL, VALUE, Board
+from entangle._worker.child import end_child
+from entangle._worker.failures import describe
+
+#: Outcomes of short calls are kept for so long at most (ns).
+_KEPT = 1_000_000
+
+
+class Host(Protocol):
+    """The warm worker around calls (`_run/warm_life.py`)."""
+
+    def settled(self) -> str:
+        """Put back what calls have changed. Why the worker must retire; "" if it need not."""
+
+    def take_as_state(self) -> None:
+        """Take the state of now as the one to put back."""
+
+    def lead_output(self, err: int, out: int) -> None:
+        """Write stderr and stdout to these descriptors from now on."""
+
+
+class _Answering:
+    """This process as a worker of calls."""
+
+    def __init__(self, known: dict[str, Any], fd: int) -> None:
+        self.board = Board(fd)
+        os.close(fd)
+        self.files = ValueFiles(known["directory"], known["spill"])
+        #: Functions by their numbers: name, pickle, and the function itself where calls share it.
+        self.functions: dict[int, tuple[str, Wire, Any]] = {}
+        self.tail = 0
+        self.sent = 0
+        self.pid = os.getpid()
+
+
+#: This process's; None before the first order.
+_answering: _Answering | None = None
+#: The values of futures that the arguments being unpickled are to take.
+_taken: list[Any] = []
+
+
+def taken(index: int) -> Any:
+    """The value of a future, in the place where an argument had the future."""
+    return _taken[index]
+
+
+def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
+    """Answer an order: run its calls, and send their outcomes. Gives whether the worker retires.
+
+    If it is `outdated`, it runs nothing more, and says why.
+    """
+    global _answering
+    if outdated:
+        for fd in order.fds:
+            os.close(fd)
+        _tell(orders, [], [], outdated)
+        return True
+    begin, travelled, functions, spare, calls = marshal.loads(order.body)
+    if travelled:
+        module_lookup.arrive(travelled)
+    if begin:
+        _answering = _Answering(begin, order.fds[0])
+        refused = _begin(begin, order.fds[1:], host)
+        if refused is not None:
+            _keep(orders, _answering, 0, 0, REFUSED, refused)
+            _send(orders, _answering)
+            return False
+    state = _answering
+    assert state is not None
+    for number, name, wire, shared in functions:
+        state.functions[number] = (name, wire, _UNSEEN if shared else None)
+    state.files.spare += spare
+    state.files.spare.sort()
+    words, clock = state.board.words, time.monotonic_ns
+    state.sent = clock()
+    for number, which, wire, values in calls:
+        if words[LOW] <= number < words[HIGH]:
+            _hold(state, wire, values)
+            continue
+        words[BEGUN] = number
+        began = clock()
+        kind, body = _outcome(state, which, wire, values)
+        ended = clock()
+        _keep(orders, state, number, ended - began, kind, body)
+        if ended - state.sent > _KEPT:
+            _send(orders, state)
+    _send(orders, state)
+    retires = host.settled() if calls else ""
+    if retires:
+        _tell(orders, [], state.files.gone(), retires)
+    return bool(retires)
+
+
+def _begin(known: dict[str, Any], streams: Sequence[int], host: Host) -> bytes | None:
+    """Take on the caller's state, and run the initializer. Gives the report of its error, if it
+    fails."""
+    state = pickle.loads(known["state"])
+    inheritance.take_on(state, "before")
+    os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
+    library_threads.keep_to(known["threads"])  # before the caller's modules import any
+    Home.adopt(known["home"], known["home_spill"])
+    inheritance.take_on(state, "after")
+    if streams:
+        host.lead_output(streams[0], streams[1] if len(streams) > 1 else -1)
+    host.take_as_state()
+    if known["initializer"] is None:
+        return None
+    name = "initializer"
+    try:
+        function, args = _initializer(known["initializer"])
+        name = getattr(function, "__qualname__", name)
+        _run(function, args, {})
+    except BaseException as error:
+        return pickle.dumps(describe(error, name, 1, ""), 5)
+    host.take_as_state()
+    return None
+
+
+def _initializer(pickled_call: bytes) -> Any:
+    return pickle.loads(pickled_call)
+
+
+importing.unpickles(_initializer)
+
+
+_UNSEEN = object()
+
+
+@passes_on
+def _run(function: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]) -> Any:
+    """Run a body. A child that it has forked, and that returns from it, ends here."""
+    pid = os.getpid()
+    try:
+        value = contextvars.copy_context().run(function, *args, **named)
+    except BaseException as error:
+        if os.getpid() != pid:
+            end_child(error)
+        raise
+    if os.getpid() != pid:
+        end_child(None)
+    return value
+
+
+importing.runs_bodies(_run)
+
+
+def _outcome(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]) -> tuple[int, bytes]:
+    """Run one call. Gives the kind of its outcome and its bytes."""
+    files = state.files
+    large = type(wire) is not bytes or bool(values)
+    if large:
+        _hold(state, wire, values)
+    name, call = state.functions[which][0], ""
+    try:
+        function, args, named = _loaded(state, which, wire, values)
+        try:
+            value = _run(function, args, named)
+        except BaseException as error:
+            call = _in_short(name, args, named)
+            return ERROR, pickle.dumps(describe(error, name, 1, call), 5)
+        finally:
+            del function, args, named
+        kind = type(value)
+        if kind is int or kind is float or kind is str or kind is bool or value is None:
+            body, buffers = pickle.dumps(value, 5), list[memoryview]()
+        else:
+            body, buffers = _pickled(name, value)
+            del value
+        stored = files.put(body, buffers)
+        return (VALUE, stored) if isinstance(stored, bytes) else (LARGE, marshal.dumps(stored))
+    except BaseException as error:
+        return ERROR, pickle.dumps(describe(error, name, 1, call), 5)
+
+
+@passes_on
+def _loaded(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]) -> tuple[Any, Any, dict[str, Any]]:
+    """The function and the arguments of a call."""
+    name, pickled_function, function = state.functions[which]
+    files = state.files
+    try:
+        if function is None or function is _UNSEEN:
+            made = files.load(pickled_function)
+            if function is _UNSEEN:
+                state.functions[which] = (name, pickled_function, made)
+            function = made
+        for value in values:
+            _taken.append(files.load(value))
+        args, named = files.load(wire)
+    except Exception as problem:
+        raise _cannot_load(files, name, wire if function not in (None, _UNSEEN) else pickled_function, problem) from problem
+    finally:
+        _taken.clear()
+    return function, args, named
+
+
+importing.unpickles(_loaded)
+
+
+def _cannot_load(files: ValueFiles, name: str, wire: Wire, problem: Exception) -> Exception:
+    part = None
+    try:
+        part = failing_part(*files.read(wire))
+    except Exception:  # an unreadable pickle has no parts
+        part = None
+    return unpickling_error(problem, f"a call of {name!r} cannot be unpickled in a worker", part)
+
+
+@passes_on
+def _pickled(name: str, value: Any) -> tuple[bytes, list[memoryview]]:
+    try:
+        return pickled(dumps, value)
+    except Exception as problem:
+        raise why_not(value, f"the value of {name!r}") from problem
+
+
+def _in_short(name: str, args: Sequence[Any], named: dict[str, Any]) -> str:
+    """A call as errors show it."""
+    try:
+        parts = [value_in_short(value) for value in args[:8]] + (["…"] if len(args) > 8 else [])
+        parts += [f"{key}={value_in_short(value)}" for key, value in list(named.items())[:8]]
+        return cut(f"{name}({', '.join(parts)})", 300)
+    except Exception:
+        return f"{name}(…)"
+
+
+def _hold(state: _Answering, wire: Wire, values: tuple[Wire, ...]) -> None:
+    """Note the files of arguments. The owner is told when they are not mapped any more."""
+    for each in (wire, *values):
+        state.files.held.update(files_of(each))
+
+
+# Outcomes out -----------------------------------------------------------------------------------
+
+
+def _keep(orders: Orders, state: _Answering, number: int, took: int, kind: int, body: bytes) -> None:
+    """Put an outcome on the board, to be sent with others."""
+    size = OUTCOME.size + len(body)
+    if state.tail + size > ROOM:
+        _send(orders, state)
+    if size > ROOM:
+        orders.send(OUTCOMES, OUTCOME.pack(number, took / 1e9, kind, len(body)) + body)
+        return
+    outcomes, at = state.board.outcomes, state.tail
+    OUTCOME.pack_into(outcomes, at, number, took / 1e9, kind, len(body))
+    outcomes[at + OUTCOME.size : at + size] = body
+    state.tail = state.board.words[TAIL] = at + size
+
+
+def _send(orders: Orders, state: _Answering) -> None:
+    """Send the outcomes on the board, and what the owner must know of files."""
+    files, words = state.files, state.board.words
+    news = b""
+    if files.held or files.written:
+        gone = files.gone()
+        if gone or files.written:
+            news = _news(files.written, gone, "")
+            files.written = []
+    if state.tail or news:
+        orders.send(OUTCOMES, bytes(state.board.outcomes[: state.tail]) + news)
+    words[TAIL] = state.tail = 0
+    words[BATCH] += 1
+    state.sent = time.monotonic_ns()
+
+
+def _tell(orders: Orders, written: list[tuple[str, int]], gone: list[str], retires: str) -> None:
+    with contextlib.suppress(OSError):  # the owner may be gone
+        orders.send(OUTCOMES, _news(written, gone, retires))
+
+
+def _news(written: list[tuple[str, int]], gone: list[str], retires: str) -> bytes:
+    told = marshal.dumps((written, gone, retires))
+    return OUTCOME.pack(0, 0.0, NEWS, len(told)) + told

@@ -1,0 +1,1 @@
+"""Test suites of other projects, run with entangle in the place of what they test."""

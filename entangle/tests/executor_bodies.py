@@ -1,0 +1,191 @@
+"""Functions that the tests of executors call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+known: list[Any] = []
+
+
+def put(value: Any) -> None:
+    known.append(value)
+
+
+def get() -> list[Any]:
+    return known
+
+
+def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+def total(values: Any) -> Any:
+    return sum(values)
+
+
+def given(*args: Any, **named: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, named
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def die(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def leave(code: int) -> None:
+    os._exit(code)
+
+
+def exit_by_name(code: Any) -> None:
+    sys.exit(code)
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def meet(folder: str, name: str, others: list[str]) -> str:
+    """Wait until all others are there as well."""
+    Path(folder, name).touch()
+    while not all(Path(folder, other).exists() for other in others):
+        time.sleep(0.002)
+    return name
+
+
+def wait_for(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.002)
+
+
+def begun_and_waits(folder: str) -> None:
+    Path(folder, f"{os.getpid()}").touch()
+    time.sleep(60)
+
+
+def broken_initializer(text: str) -> None:
+    raise RuntimeError(text)
+
+
+class Refuses:
+    """Cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("refuses to be pickled")
+
+
+class RefusesToArrive:
+    """Cannot be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return fail, ("refuses to arrive",)
+
+
+class DiesOnArrival:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
+
+
+class LeavesOnArrival:
+    """Raises SystemExit where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+class OnlyThere:
+    """Cannot be unpickled in the process of that number."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+
+    def __reduce__(self) -> Any:
+        return _only_elsewhere, (self.process,)
+
+
+def _only_elsewhere(process: int) -> OnlyThere:
+    if os.getpid() == process:
+        raise AssertionError("unpickled in the caller")
+    return OnlyThere(process)
+
+
+def made(kind: Callable[..., Any], *args: Any) -> Any:
+    return kind(*args)
+
+
+def made_later(path: str, kind: Callable[..., Any], *args: Any) -> Any:
+    wait_for(path)
+    return kind(*args)
+
+
+def kind_of(value: Any) -> str:
+    return type(value).__name__
+
+
+class TwoArguments(Exception):
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+        self.one, self.other = one, other
+
+
+def fail_with_two() -> None:
+    raise TwoArguments(1, 2)
+
+
+def deep(levels: int) -> Any:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def nested(numbers: list[int]) -> list[int]:
+    from entangle.executor import Executor
+
+    with Executor() as executor:
+        return list(executor.map(add, numbers, numbers))
+
+
+def default_workers() -> int:
+    from entangle.executor import Executor
+
+    return Executor()._max_workers
+
+
+def in_an_executor_within(numbers: list[int]) -> int:
+    from entangle.executor import Executor
+
+    with Executor(1) as executor:
+        futures = [executor.submit(add, number, 1) for number in numbers]
+        return sum(future.result() for future in futures)
+
+
+def leave_if(wanted: bool) -> bool:
+    if wanted:
+        os._exit(5)
+    return wanted
+
+
+def get_after(seconds: float) -> list[Any]:
+    time.sleep(seconds)
+    return known
+
+
+_left_open: list[int] = []
+
+
+def leak_descriptors(count: int) -> int:
+    time.sleep(0.006)
+    _left_open.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(count))
+    return os.getpid()
