@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import json
 import marshal
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from entangle._run import life
@@ -30,10 +32,10 @@ from entangle._shared.frame import Frame
 from entangle._shared.orders import CALL, JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
 from entangle._worker import called, child, coverage, inheritance, janitor, joining
-from entangle._worker.joining import BROKEN, NotJoined, join_in_frame, join_run
+from entangle._worker.joining import BROKEN, AnotherState, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, Descriptors, seed
 from entangle._worker.wear import Wear
-from entangle._worker.worker import here
+from entangle._worker.worker import Worker, here
 
 
 def begin(server: int, stderr: int, channel: int, settings: dict[str, Any]) -> NoReturn:
@@ -64,7 +66,7 @@ class _WarmLife:
         self._first = self._before = Before(self._descriptors)
         self._context = contextvars.Context()
         self._state = joining.state_of_caller()
-        joining.before_another_state = self._begin_anew
+        joining.refuses_another_state = True
         self._wear = Wear(max_memory)
         seed()
 
@@ -116,16 +118,28 @@ class _WarmLife:
         if out >= 0:
             life.lead_output(-1, out)
         module_lookup.forget_arrivals()
+        if number >= 0:
+            frame = self._frame(number, others)
+            join, ours = functools.partial(join_in_frame, described, frame, directory, slot, lane, serial), []
+        else:
+            join, ours = functools.partial(join_run, directory, flow_path, slot, lane, serial, others), others
         try:
-            if number >= 0:
-                worker = join_in_frame(described, self._frame(number, others), directory, slot, lane, serial)
-            else:
-                worker = join_run(directory, flow_path, slot, lane, serial, others)
+            try:
+                self._work(join)
+            except AnotherState:
+                self._begin_anew()
+                # Nor are variables of a context that the caller does not set any more.
+                contextvars.Context().run(self._work, join)
         except NotJoined as why:
-            for fd in others:
-                if fd >= 0 and number < 0:
+            for fd in ours:
+                if fd >= 0:
                     os.close(fd)
             return why.code
+        return 0
+
+    def _work(self, join: Callable[[], Worker]) -> None:
+        """Join a run and work for it."""
+        worker = join()
         self._note_state()
         try:
             life.work_for_run(worker)
@@ -133,10 +147,10 @@ class _WarmLife:
             del here.worker
             type(here).worker = None
             worker.site.leave()
-        return 0
 
     def _begin_anew(self) -> None:
         """Put back what this process began with, before it takes on another state of its caller."""
+        joining.forget_state()
         self._before = self._first
         inheritance.put_loggers_back()
         self._before.put_back(streams=False)  # stdout leads to the run already

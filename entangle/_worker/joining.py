@@ -6,7 +6,6 @@ import bisect
 import copy
 import os
 import pickle
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from entangle._shared import module_lookup
@@ -158,10 +157,10 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
         try:
             with open(flow_path, "rb") as file:
                 known = pickle.load(file)
+            _take_on(known["state"], "before")
             table = Table.attach(os.path.join(directory, "table"))
         except FileNotFoundError:
             raise NotJoined(0) from None  # it has ended before we joined
-        _take_on(known["state"], "before")
         flow, serving = _flow_of(known, directory, table, slot, lane)
         wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
         wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
@@ -193,22 +192,37 @@ def join_in_frame(described: bytes, frame: Frame, directory: str, slot: int, lan
 
 #: The caller's state that this process has taken on, pickled.
 _state = b""
-#: What is done before another state is taken on: a worker that stays puts back what it began with.
-before_another_state: Callable[[], None] | None = None
+#: Whether a worker that stays must first put back what it began with, before it takes on another
+#: state.
+refuses_another_state = False
+
+
+class AnotherState(Exception):
+    """The caller's state is not the one that this process has taken on. Nothing has been done
+    yet."""
 
 
 def _take_on(state: bytes, when: str) -> None:
-    """Take over the caller's state, unless this process has it already."""
+    """Take over the caller's state, unless this process has it already.
+
+    Raises AnotherState if it has another one, and must not take on a second.
+    """
     global _state
     if state == _state:
         return
     if when == "before":
-        if before_another_state is not None:
-            before_another_state()
+        if _state and refuses_another_state:
+            raise AnotherState
         _state = b""
     inheritance.take_on(pickle.loads(state), when)
     if when == "after":
         _state = state
+
+
+def forget_state() -> None:
+    """Note that the caller's state has been put back."""
+    global _state
+    _state = b""
 
 
 def state_of_caller() -> bytes:

@@ -56,6 +56,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest  # noqa: E402
 
+import entangle  # noqa: E402
 from entangle.process import process  # noqa: E402
 
 from .bodies import one  # noqa: E402
@@ -105,6 +106,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("ENTANGLE_START", chosen.start)
     if chosen.second_thread:
         with second_thread():
+            yield chosen
+    elif chosen.session:
+        with entangle.session():
             yield chosen
     else:
         yield chosen

@@ -428,8 +428,12 @@ def test_workers_are_shared_by_the_calls_of_a_run(way: Way) -> None:
 
 @pytest.mark.near
 def test_a_worker_is_gone_after_its_run(way: Way) -> None:
+    """But for one of a session, which waits for the next run."""
     pid = way.process(bodies.pid)()()
-    wait_until(lambda: not alive(pid), 1.0)
+    if way.session:
+        assert way.process(bodies.pid)()() == pid
+    else:
+        wait_until(lambda: not alive(pid), 1.0)
 
 
 # --- what bodies find around them -----------------------------------------------------------------
@@ -660,8 +664,8 @@ def test_a_value_that_cannot_be_pickled(way: Way) -> None:
 
 
 def test_an_argument_that_cannot_be_pickled(way: Way) -> None:
-    """By fork it need not travel, and just works. Where it has to, the error names the task and the
-    argument."""
+    """By fork it need not travel, and just works, also from within a session. Where it has to, the
+    error names the task and the argument."""
     lock = threading.Lock()
 
     @way.process
@@ -670,7 +674,7 @@ def test_an_argument_that_cannot_be_pickled(way: Way) -> None:
             return number
 
     call = use(3, guard={"lock": lock})
-    if way.start == "fork":
+    if way.start == "fork" or way.session:
         assert call() == 3
     else:
         with pytest.raises(TypeError) as caught:

@@ -26,6 +26,8 @@ class Way:
     name: str
     start: str = "auto"
     second_thread: bool = False
+    #: Whether the test runs in a session.
+    session: bool = False
     where: Callable[[Any], Any] | None = None
     #: Whether all tests but the `near` ones run there, or only those that are marked `everywhere`.
     whole: bool = True
@@ -128,6 +130,7 @@ WAYS = [
     Way("forkserver", start="forkserver"),
     Way("spawn", start="spawn"),
     Way("auto-with-a-second-thread", second_thread=True),
+    Way("in-a-session", session=True),
     Way("in-another-python", where=other_python(same=True), warm=functools.partial(warm_python, same=True)),
     Way("in-another-version", where=other_python(same=False), whole=False, warm=functools.partial(warm_python, same=False)),
     Way("by-ssh", where=by_ssh, warm=warm_ssh),
