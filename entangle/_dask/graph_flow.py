@@ -17,7 +17,7 @@ from entangle._shared.pickling import dumps_for_others
 from entangle._shared.tracebacks import passes_on
 from entangle._tasks.parameters import positional_names
 from entangle.errors import CycleError
-from entangle.flow import HERE, UNCHANGING, Body, Flow, Shape, Template
+from entangle.flow import HERE, PROCESS, THREAD, UNCHANGING, Body, Flow, Shape, Template
 
 
 class GraphFlow:
@@ -65,7 +65,8 @@ class _Compiler:
         self.graph = graph
         self.reference, self.node_kind, self.alias, self.data = spec.TaskRef, spec.GraphNode, spec.Alias, spec.DataNode
         self.containers = {spec.List: list, spec.Tuple: tuple, spec.Set: set, spec.Dict: dict}
-        self.cast, self.task_kind, self.usual_call = spec._identity_cast, spec.Task, spec.Task.__call__
+        self.cast, self.subgraph = spec._identity_cast, spec._execute_subgraph
+        self.task_kind, self.usual_call = spec.Task, spec.Task.__call__
         self.key_split, self.name_of = key_split, funcname
         #: For each key met a number of `nodes`, or ~index of a constant; None while what it takes
         #: is being visited.
@@ -74,7 +75,7 @@ class _Compiler:
         self.key_of: list[Hashable] = []
         self.constants: list[Any] = []
         self.bodies: list[Body] = []
-        self.body_numbers: dict[tuple[int, str], int] = {}
+        self.body_numbers: dict[tuple[int, str, int], int] = {}
         self.shapes: dict[tuple[int, tuple[str, ...], tuple[Template, ...] | None], int] = {}
         self.prefixes: dict[Hashable, str] = {}
 
@@ -84,7 +85,8 @@ class _Compiler:
             if key not in self.graph:
                 raise KeyError(key)
         self._visit(keys)
-        leaves = [number for number, (_, _, inputs) in enumerate(self.nodes) if max(inputs, default=-1) < 0]
+        in_workers = [body.carrier == PROCESS for body in self.bodies]
+        leaves = [number for number, (body, _, inputs) in enumerate(self.nodes) if in_workers[body] and max(inputs, default=-1) < 0]
         wanted = [self._place(key) for key in keys]
         several = len(wanted) > 1
         if several:
@@ -162,6 +164,7 @@ class _Compiler:
     def _plan(self, key: Hashable, task: Any) -> tuple[int, int, list[Any]]:
         """The body and the shape of a task, and its flat inputs: references and constants."""
         flat: list[Any] = []
+        carrier = THREAD if isinstance(task, self.task_kind) and self._stays(task) else PROCESS
         if type(task).__call__ is self.usual_call:
             function, args, kwargs = task.func, task.args, task.kwargs
             try:
@@ -170,10 +173,30 @@ class _Compiler:
                 pass
             else:
                 plain = templates.count(None) == len(templates)
-                return self._body(key, function), self._shape(len(args), tuple(kwargs), None if plain else templates), flat
+                return self._body(key, function, carrier), self._shape(len(args), tuple(kwargs), None if plain else templates), flat
         taken = tuple(task.dependencies)
         flat = [task, taken, *map(self.reference, taken)]
-        return self._body(key, _evaluate), self._shape(len(flat), (), None), flat
+        return self._body(key, _evaluate, carrier), self._shape(len(flat), (), None), flat
+
+    def _stays(self, task: Any) -> bool:
+        """Whether a task runs in a thread of this process: it takes a lock, which would exclude
+        nobody in other processes, or stores into an object that is here."""
+        function = task.func
+        if getattr(function, "__name__", "") in _STORING and function.__module__ == "dask.array.core":
+            return True
+        for part in (*task.args, *task.kwargs.values()):
+            kind = type(part)
+            if kind in UNCHANGING or kind is self.reference:
+                continue
+            if isinstance(part, self.task_kind):
+                if self._stays(part):
+                    return True
+            elif hasattr(kind, "acquire") and hasattr(kind, "release"):
+                return True
+            elif kind is dict and function is self.subgraph:
+                if any(isinstance(inner, self.task_kind) and self._stays(inner) for inner in part.values()):
+                    return True
+        return False
 
     def _is_owner(self, task: Any) -> bool:
         """Whether a task makes files of partd, on which bags and dataframes shuffle.
@@ -221,7 +244,7 @@ class _Compiler:
     def _shape(self, positional: int, keywords: tuple[str, ...], templates: tuple[Template, ...] | None) -> int:
         return self.shapes.setdefault((positional, keywords, templates), len(self.shapes))
 
-    def _body(self, key: Hashable, function: Any) -> int:
+    def _body(self, key: Hashable, function: Any, carrier: int) -> int:
         """The number of the body of a task. Tasks of one function and one kind of key share it:
         progress counts them together, and admission learns what they take."""
         first = key[0] if type(key) is tuple and key else key
@@ -230,11 +253,15 @@ class _Compiler:
             prefix = str(self.key_split(first))
             # A key that has no hash or number at its end is the user's own, and says of one task.
             prefix = self.prefixes[first] = "" if prefix == first and type(key) is not tuple else prefix
-        found = self.body_numbers.get((id(function), prefix))
+        found = self.body_numbers.get((id(function), prefix, carrier))
         if found is None:
-            found = self.body_numbers[id(function), prefix] = len(self.bodies)
-            self.bodies.append(_TaskBody(function, prefix or self.name_of(function)))
+            found = self.body_numbers[id(function), prefix, carrier] = len(self.bodies)
+            self.bodies.append(_TaskBody(function, prefix or self.name_of(function), carrier))
         return found
+
+
+#: Functions of dask.array that write into the target of `store`.
+_STORING = frozenset(("load_store_chunk", "store_chunk"))
 
 
 def _evaluate(task: Any, taken: tuple[Hashable, ...], *values: Any) -> Any:
