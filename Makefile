@@ -6,6 +6,7 @@
 #   TESTS=path           the tests to run; all of them by default
 #   LOWEST_VENV=.venv-lowest   the environment with the lowest versions, for `make test-lowest`;
 #                        it takes the oldest Python
+#   COMPAT_VENV=.venv-compat   the environment with other projects' tests, for `make compat`
 #   JOBS=2               processes that share the tests when all are run; 0: pytest alone, as --pdb
 #                        and -s need it
 
@@ -14,6 +15,7 @@ VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 LOWEST_VENV ?= .venv-lowest
 MUTANTS_VENV ?= .venv-mutants
+COMPAT_VENV ?= .venv-compat
 #: The files that `make mutants` changes: see .ci/mutants.
 MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
@@ -25,6 +27,7 @@ BIN := $(VENV)/bin
 BENCH_BIN := $(BENCH_VENV)/bin
 LOWEST_BIN := $(LOWEST_VENV)/bin
 MUTANTS_BIN := $(MUTANTS_VENV)/bin
+COMPAT_BIN := $(COMPAT_VENV)/bin
 #: The tests of `make test-lowest`: those that use other packages, and the promises to users.
 LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencies.py docker.py http.py interpreter.py \
     memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
@@ -42,12 +45,13 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
+.PHONY: help run test test-lowest compat compat-dask services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
 	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name", JOBS=$(JOBS))'
 	@echo 'make test-lowest  some of them with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
+	@echo 'make compat  tests of other projects, with entangle in the place of what they test'
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
 	@echo 'make format  let ruff mend what it can'
@@ -66,6 +70,15 @@ test: $(VENV)/.installed-test
 
 test-lowest: $(LOWEST_VENV)/.installed-lowest
 	$(LOWEST_BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(TESTS),$(TESTS),$(LOWEST_TESTS)) $(ARGS)
+
+compat: compat-dask
+
+# Not in the directory of a test: graphs would be recorded there.
+COMPAT_PYTEST = ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m pytest -q -c entangle/tests/compat/pytest.ini
+
+compat-dask: $(COMPAT_VENV)/.installed-compat
+	$(COMPAT_PYTEST) -p entangle.tests.compat.dask_default entangle/tests/compat/dask_get.py --pyargs \
+	    dask.tests.test_base dask.tests.test_delayed dask.bag.tests.test_bag dask.array.tests.test_array_core $(ARGS)
 
 services: services-gremlin services-browser
 	.ci/services
@@ -143,6 +156,10 @@ $(LOWEST_VENV)/.installed-lowest: $(LOWEST_VENV)/pyvenv.cfg pyproject.toml setup
 
 $(MUTANTS_VENV)/.installed-test: $(MUTANTS_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/mutants-requirements.txt
 	$(MUTANTS_BIN)/python -m pip install --quiet --requirement .ci/mutants-requirements.txt --editable '.[test]'
+	@touch $@
+
+$(COMPAT_VENV)/.installed-compat: $(COMPAT_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/compat-requirements.txt
+	$(COMPAT_BIN)/python -m pip install --quiet --requirement .ci/compat-requirements.txt --editable .
 	@touch $@
 
 # Without the package: benchmarks run from the source tree, as an installation changes start times.

@@ -188,14 +188,11 @@ class _Compiler:
             kind = type(part)
             if kind in UNCHANGING or kind is self.reference:
                 continue
-            if isinstance(part, self.task_kind):
-                if self._stays(part):
-                    return True
-            elif hasattr(kind, "acquire") and hasattr(kind, "release"):
+            inner = part.values() if kind is dict and function is self.subgraph else (part,)
+            if any(self._stays(one) for one in inner if isinstance(one, self.task_kind)):
                 return True
-            elif kind is dict and function is self.subgraph:
-                if any(isinstance(inner, self.task_kind) and self._stays(inner) for inner in part.values()):
-                    return True
+            if hasattr(kind, "acquire") and hasattr(kind, "release"):
+                return True
         return False
 
     def _is_owner(self, task: Any) -> bool:

@@ -234,9 +234,20 @@ def test_the_errors_of_warm_workers(warm: None) -> None:
         assert get(GRAPH, ["e", "c"]) == (5, 3)
     assert telling.values == {"b": 2, "c": 3, "d": 3, "e": 5}
     # What cannot be pickled reaches workers by fork, where that is safe.
-    assert get({"x": (str, threading.Lock())}, "x").startswith("<unlocked")
+    assert get({"x": (list, (at for at in range(3)))}, "x") == [0, 1, 2]
     with second_thread(), pytest.raises(UnpicklableError, match="argument 1 of task 'x'"):
-        get({"x": (str, threading.Lock())}, "x")
+        get({"x": (list, (at for at in range(3)))}, "x")
+
+
+def test_what_takes_a_lock_runs_in_this_process() -> None:
+    """A lock excludes nobody in other processes."""
+    lock = threading.Lock()
+    graph = {"a": (where, 1), "b": (where, lock, "a"), "c": (pair, (where, "b", lock), "b"), "d": (pair, "c", "a")}
+    (here, there), _ = get(graph, "d")
+    assert here == ((os.getpid(), os.getpid()), {})
+    assert there != os.getpid()
+    with pytest.raises(LookupError, match="no <unlocked"):
+        get({"a": (inc, 1), "b": (refuse, lock)}, ["b", "a"])
 
 
 def test_a_forked_child_has_workers_of_its_own(warm: None) -> None:
@@ -266,10 +277,27 @@ def test_a_run_is_recorded_with_the_keys_of_its_tasks(tmp_path: Path, monkeypatc
 
 
 ARRAYS = """
+import threading
 import dask, dask.array as da, dask.bag as db, numpy, entangle.dask
 
 def held(x):
     return bool(x.flags.owndata), x.nbytes, float(x.sum())
+
+class Counting:
+    def __init__(self):
+        self.lock, self.count = threading.Lock(), 0
+
+    def acquire(self, *args):
+        self.lock.acquire(*args)
+        self.count += 1
+
+    def release(self):
+        self.lock.release()
+
+    __enter__ = acquire
+
+    def __exit__(self, *args):
+        self.release()
 
 if __name__ == "__main__":
     with dask.config.set(scheduler=entangle.dask.get):
@@ -283,6 +311,12 @@ if __name__ == "__main__":
         whole[0, 0] = 7  # writable, and nobody else sees it
         assert x[0, 0].compute() != 7
         print(dask.delayed(held)(dask.delayed(numpy.ones)((1000, 1000))).compute()[1:])
+        target = numpy.zeros((2000, 1000))
+        lock = Counting()
+        da.store([x, x + 1], [target, numpy.zeros((2000, 1000))], lock=lock)
+        print(numpy.array_equal(target, whole := x.compute(scheduler="synchronous")), lock.count)
+        held = da.from_array(whole, chunks=500, lock=lock)
+        print(bool((held.sum() == whole.sum()).compute()), lock.count > 8)
         words = db.from_sequence([f"word {n % 7}" for n in range(100)], npartitions=5)
         print(sorted((key, len(items)) for key, items in words.groupby(lambda word: word).compute()))
 """
@@ -292,7 +326,7 @@ def test_arrays_and_bags(tmp_path: Path) -> None:
     """In a program of its own: the libraries would stay in this process."""
     installed("numpy")
     told = output_of(tmp_path, ARRAYS, PYTHONWARNINGS="").splitlines()
-    assert told == ["(8000000, 1000000.0)", str([(f"word {n}", 15 if n < 2 else 14) for n in range(7)])]
+    assert told == ["(8000000, 1000000.0)", "True 8", "True True", str([(f"word {n}", 15 if n < 2 else 14) for n in range(7)])]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
