@@ -137,8 +137,8 @@ def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: 
         warm.not_needed(worker)
         library_shares.end(run.id)
         run.leave_frame(warm, frame, [])
-        if isinstance(error, UnpicklableError):
-            return LATER  # a fork may do, or it is told there
+        if isinstance(error, (UnpicklableError, OSError)):
+            return LATER  # a fork may do, or a new directory; else it is told there
         raise
     run.begin_in(site)
     lent = None
@@ -207,7 +207,7 @@ def _armed(run: SmallRun, frame: Frame) -> Site:
     site.warm = run.warm
     site.context = run.context
     site.makeflags = here.makeflags
-    site.shares = library_shares.begin(run.id, flow, site.lanes, here.most, 1, None)
+    site.shares = library_shares.begin(run.id, flow, site.lanes, here.most, site.table.slot_count - 2, None)
     header = site.table.header
     header[PLANNED] = 1
     header[RIGHT] = CPU

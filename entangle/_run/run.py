@@ -384,11 +384,12 @@ class Run:
     @staticmethod
     def leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
         """Give a frame back, with nothing of this run in it."""
-        if frame.spoiled or frame.outgrown or not _empty(frame.directory, frame.spill):
-            frame.close()
-            _remove(frame.directory, frame.spill, large)
-        else:
-            warm.give_frame(frame)
+        with contextlib.suppress(OSError):  # somebody has removed the directory
+            if not frame.spoiled and not frame.outgrown and _empty(frame.directory, frame.spill):
+                warm.give_frame(frame)
+                return
+        frame.close()
+        _remove(frame.directory, frame.spill, large)
 
     def _equipped_in(
         self, frame: Frame, leaving: contextlib.ExitStack, home: homes.Home, lanes: list[int], slots: int, processes: int, visible: Visible

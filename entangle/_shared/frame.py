@@ -138,9 +138,7 @@ class Frame:
 
     def is_free(self) -> bool:
         """Whether all workers of the last run have left it or have ended, without waiting."""
-        self.workers = [
-            worker for worker in self.workers if worker.frame is self and worker.away and worker.left() is None and not worker.ended()
-        ]
+        self.workers = [worker for worker in self.workers if worker.frame is self and worker.is_away()]
         return not self.workers
 
     def close(self) -> None:

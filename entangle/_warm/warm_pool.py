@@ -58,7 +58,7 @@ class WarmWorker:
         self._process = WorkerProcess(-1, -1, 0, status, -1, -1, ours=False)
         self.orders = Orders(ours)
         #: Whether it has been told to do something and has not said yet that it is done.
-        self.away = False
+        self.away = self.closed = False
         #: The numbers of the frames that it has open, and the frame of the run that it joined last.
         self.frames: set[int] = set()
         self.frame: Frame | None = None
@@ -111,8 +111,13 @@ class WarmWorker:
         self.away = False
         return int(code)
 
+    def is_away(self) -> bool:
+        """Whether it may still be in the run that it has joined."""
+        return self.away and not self.closed and self.left() is None and not self.ended()
+
     def close(self) -> None:
         """Close what leads to it: it ends as soon as it has nothing to do."""
+        self.closed = True
         if self.watch >= 0 and self.watch not in (self.channel.fileno(), self._process.watch):
             os.close(self.watch)
         self.watch = -1

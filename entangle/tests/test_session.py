@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -95,3 +97,34 @@ def test_a_session_within_a_session_is_that_one(opened: Session) -> None:
 def test_options_that_make_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(OptionError):
         session(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_frame_serves_again_after_the_death_of_a_worker(opened: Session) -> None:
+    pid_of_worker()()
+    for _ in range(3):
+        with pytest.raises(Exception, match="SIGKILL"):
+            ends(9)()
+        pid_of_worker()()
+    assert len(opened._frames) <= 2
+
+
+_HOME_GONE = """
+import shutil
+from entangle import session
+from entangle._shared.home import home
+from entangle.process import process
+
+@process
+def add(a, b):
+    return a + b
+
+with session(workers=1):
+    add(1, 1)()
+    shutil.rmtree(home().path)
+    print(add(1, 2)(), add(add(1, 2), add(3, 4))())
+"""
+
+
+def test_a_home_that_is_gone_is_made_again() -> None:
+    told = subprocess.run([sys.executable, "-c", _HOME_GONE], capture_output=True, text=True, timeout=60)
+    assert (told.stdout, told.stderr) == ("3 10\n", "")
