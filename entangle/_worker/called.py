@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import marshal
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -60,6 +62,9 @@ class _Answering:
         self.files = ValueFiles(known["directory"], known["spill"])
         #: Functions by their numbers: name, pickle, and the function itself where calls share it.
         self.functions: dict[int, tuple[str, Wire, Any]] = {}
+        #: The globals that the initializer has set, and the module that it is of.
+        self.globals: dict[str, Any] = {}
+        self.module = ""
         self.tail = 0
         self.sent = 0
         self.pid = os.getpid()
@@ -92,7 +97,7 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
         module_lookup.arrive(travelled)
     if begin:
         _answering = _Answering(begin, order.fds[0])
-        refused = _begin(begin, order.fds[1:], host)
+        refused = _begin(_answering, begin, order.fds[1:], host)
         if refused is not None:
             _keep(orders, _answering, 0, 0, REFUSED, refused)
             _send(orders, _answering)
@@ -123,7 +128,7 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     return bool(retires)
 
 
-def _begin(known: dict[str, Any], streams: Sequence[int], host: Host) -> bytes | None:
+def _begin(answering: _Answering, known: dict[str, Any], streams: Sequence[int], host: Host) -> bytes | None:
     """Take on the caller's state, and run the initializer. Gives the report of its error, if it
     fails."""
     state = pickle.loads(known["state"])
@@ -141,7 +146,11 @@ def _begin(known: dict[str, Any], streams: Sequence[int], host: Host) -> bytes |
     try:
         function, args = _initializer(known["initializer"])
         name = getattr(function, "__qualname__", name)
+        space = _own_globals(function)
+        before = dict(space)
         _run(function, args, {})
+        answering.module = space.get("__name__", "")
+        answering.globals = {name: value for name, value in space.items() if before.get(name, _UNSEEN) is not value}
     except BaseException as error:
         return pickle.dumps(describe(error, name, 1, ""), 5)
     host.take_as_state()
@@ -156,6 +165,16 @@ importing.unpickles(_initializer)
 
 
 _UNSEEN = object()
+
+
+def _own_globals(function: Any) -> dict[str, Any]:
+    """The globals of a function that has come by value; such functions of one module have them each
+    for itself. An empty dict for any other."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    space: dict[str, Any] = getattr(getattr(function, "__func__", function), "__globals__", {})
+    module = sys.modules.get(space.get("__name__", ""))
+    return space if space is not getattr(module, "__dict__", None) else {}
 
 
 @passes_on
@@ -212,6 +231,8 @@ def _loaded(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...])
     try:
         if function is None or function is _UNSEEN:
             made = files.load(pickled_function)
+            if state.globals and (space := _own_globals(made)).get("__name__", "") == state.module:
+                space.update(state.globals)  # what an initializer is there for
             if function is _UNSEEN:
                 state.functions[which] = (name, pickled_function, made)
             function = made
