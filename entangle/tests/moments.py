@@ -63,8 +63,11 @@ class Watch:
         self._number, self._act, self._stores = number, act, stores
         self._met: collections.Counter[tuple[CodeType, int]] = collections.Counter()
         self._count = 0
-        # Now: in a worker the collector does not see what the caller has loaded.
+        # Now: in a worker the collector does not see what the caller has loaded, and each worker
+        # would find the moments anew.
         self._codes = _codes(len(sys.modules))
+        for code in self._codes:
+            _after(code, stores)
 
     def begin(self) -> None:
         """Count from now on."""

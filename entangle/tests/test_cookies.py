@@ -135,9 +135,9 @@ def test_all_come_back_however_many_there_are(tmp_path: Path, count: int) -> Non
 @pytest.mark.parametrize("step", ["wait", "give"])
 def test_a_process_killed_at_any_instruction_takes_no_cookie_with_it(queue: CookieQueue, step: str) -> None:
     for number in range(1, 1000):
+        watch = Watch(number, lambda: os.kill(os.getpid(), signal.SIGKILL), stores=True)
         pid = os.fork()
         if pid == 0:
-            watch = Watch(number, lambda: os.kill(os.getpid(), signal.SIGKILL), stores=True)
             if step == "wait":
                 watch.begin()
                 queue.wait()

@@ -289,7 +289,7 @@ def sleeps(seconds: float, path: str = "") -> float:
     return seconds
 
 
-@pytest.mark.parametrize(("start", "seconds"), [("fork", 2), ("forkserver", 5), ("spawn", 8)])
+@pytest.mark.parametrize(("start", "seconds"), [("fork", 1), ("forkserver", 3), pytest.param("spawn", 8, marks=pytest.mark.drill)])
 def test_a_run_past_its_timeout_is_stopped(start: Any, seconds: int, tmp_path: Path) -> None:
     with pytest.raises(RunTimeoutException, match=rf"its timeout of {seconds} s: .*sleeps\(60"):
         gather(square(1), sleeps(60.0, str(tmp_path / "pid"))).run(timeout=seconds, start=start)

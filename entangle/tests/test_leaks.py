@@ -61,7 +61,7 @@ TOLD = {
 def test_what_a_test_leaves_behind_fails_it(tmp_path: Path) -> None:
     (tmp_path / "test_leaks.py").write_text(LEAKS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "entangle.tests.conftest", "-p", "no:cacheprovider", "test_leaks.py"]
-    environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_TESTS_PATIENCE": "1"}
+    environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_TESTS_PATIENCE": "0.3"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110)
     assert "7 passed, 6 errors" in done.stdout, done.stdout + done.stderr
     parts = done.stdout.split("ERROR at teardown of ")
