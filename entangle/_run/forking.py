@@ -21,12 +21,13 @@ from entangle._run import reaper
 from entangle._shared import greenlets
 from entangle._shared.loaded_libraries import loads, mapped_files
 
+_OPENMP = "an OpenMP runtime"
 #: Libraries that do not survive a fork, by a part of the path of their file, with their usual name.
 UNSAFE = {
-    "libgomp": "an OpenMP runtime",
-    "libiomp5": "an OpenMP runtime",
-    "libomp.": "an OpenMP runtime",
-    "libomp-": "an OpenMP runtime",
+    "libgomp": _OPENMP,
+    "libiomp5": _OPENMP,
+    "libomp.": _OPENMP,
+    "libomp-": _OPENMP,
     "/dev/nvidia": "a CUDA context",
     "/dev/kfd": "a ROCm context",
     "libtbb": "TBB",
@@ -87,6 +88,27 @@ def why_not_fork() -> str:
     return _found
 
 
+def why_not_template() -> str:
+    """Why this process, which has only imported modules, must not fork workers; "" where it may.
+
+    A runtime of OpenMP that has not computed yet has no threads, and survives.
+    """
+    if greenlets.patched():
+        return "threads are greenlets"
+    if threading.active_count() > 1:
+        return "a thread runs"
+    text = mapped_files(loads())
+    loaded = [name for part, name in UNSAFE.items() if part.encode() in text]
+    unsafe = _named_by_user(text) or next((name for name in loaded if name != _OPENMP), "")
+    if unsafe:
+        return f"{unsafe} is loaded"
+    if any(part in text for part in _DRIVERS) and (opened := opened_device()):
+        return f"{opened} is open"
+    if loaded and _native_threads() > 0:
+        return "native threads run beside OpenMP"
+    return _unknown_threads(text)
+
+
 def opened_device() -> str:
     """A device of a GPU that this process has open; "" if there is none.
 
@@ -105,9 +127,8 @@ def opened_device() -> str:
 def _look() -> str:
     global _drives
     text = mapped_files()
-    for name in filter(None, (part.strip() for part in os.environ.get("ENTANGLE_FORK_UNSAFE", "").split(","))):
-        if name in sys.modules or name.encode() in text:
-            return f"{name} is loaded (ENTANGLE_FORK_UNSAFE)"
+    if name := _named_by_user(text):
+        return f"{name} is loaded (ENTANGLE_FORK_UNSAFE)"
     _drives = any(part in text for part in _DRIVERS)
     if _drives and (opened := opened_device()):
         return f"{opened} is open"
@@ -115,6 +136,12 @@ def _look() -> str:
         if part.encode() in text:
             return f"{name} is loaded"
     return _unknown_threads(text)
+
+
+def _named_by_user(maps: bytes) -> str:
+    """A loaded module or library that the user has named as unsafe."""
+    names = filter(None, (part.strip() for part in os.environ.get("ENTANGLE_FORK_UNSAFE", "").split(",")))
+    return next((name for name in names if name in sys.modules or name.encode() in maps), "")
 
 
 def _unknown_threads(maps: bytes) -> str:

@@ -32,20 +32,21 @@ from entangle._shared.frame import Frame
 from entangle._shared.orders import CALL, JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
 from entangle._worker import called, child, coverage, inheritance, janitor, joining
+from entangle._worker.imported import Imported
 from entangle._worker.joining import BROKEN, AnotherState, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, Descriptors, seed
 from entangle._worker.wear import Wear
 from entangle._worker.worker import Worker, here
 
 
-def begin(server: int, stderr: int, channel: int, settings: dict[str, Any]) -> NoReturn:
-    """Be a warm worker, in a process that the forkserver has forked. Between runs it writes to this
+def begin(server: int, stderr: int, channel: int, settings: dict[str, Any], imported: Imported) -> NoReturn:
+    """Be a warm worker, in a process that a forker has forked. Between runs it writes to this
     stderr. `settings` are those of `WarmPool`."""
     code = BROKEN
     try:
         life.settle_in(server, stderr, -1)
         child.begin()
-        code = _WarmLife(channel, **settings).serve()
+        code = _WarmLife(channel, imported, **settings).serve()
     except BaseException:
         life.report_bug()
     finally:
@@ -55,7 +56,8 @@ def begin(server: int, stderr: int, channel: int, settings: dict[str, Any]) -> N
 
 
 class _WarmLife:
-    def __init__(self, channel: int, idle: float, max_memory: int) -> None:
+    def __init__(self, channel: int, imported: Imported, idle: float, max_memory: int) -> None:
+        self._imported = imported
         self._orders = Orders(socket.socket(fileno=channel))
         self._orders.channel.setblocking(True)
         self._idle = idle
@@ -74,7 +76,9 @@ class _WarmLife:
         """Carry out orders until there are no more. Return the exit status."""
         while (order := self._next()) is not None:
             # Variables of a context that a body has set are not seen by the next one.
-            if self._context.copy().run(self._carry_out, order):
+            retires = self._context.copy().run(self._carry_out, order)
+            self._imported.tell()
+            if retires:
                 break
         return 0
 

@@ -64,6 +64,11 @@ class Descriptors:
         for fd, kept in enumerate(self._fds):
             os.dup2(kept, fd)
 
+    def close(self) -> None:
+        """Close the copies: nothing can be put back any more."""
+        for fd in self._fds:
+            os.close(fd)
+
 
 class Before:
     """The state of a warm worker before an order.

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import sysconfig
 import threading
 import time
 from typing import NamedTuple
+
+from entangle._worker.module_files import ModuleFiles
 
 #: After so many uses what a worker has is taken as its own.
 FIRST_USES = 3
@@ -84,15 +84,13 @@ class Wear:
         self._first: list[int] = []
         self._highest: list[int] = []
         self._rises = [0] * len(_KINDS)
-        #: The user's modules that are loaded: file, time of its last change (ns), size (bytes).
-        self._modules: dict[str, tuple[str, int, int]] = {}
-        self._modules_seen = 0
+        self._modules = ModuleFiles()
 
     def used(self) -> str:
         """Note the end of one order. Why the worker must retire, in a few words; "" if it need
         not."""
         self._uses += 1
-        self._note_modules()
+        self._modules.note()
         now = time.monotonic()
         if self._uses > FIRST_USES and now - self._looked_at < _PAUSE:
             return ""
@@ -113,37 +111,7 @@ class Wear:
                     return f"its {kind.name} go on growing: {self._first[index]:,} after its first uses, {found[index]:,} now"
         return ""
 
-    def _note_modules(self) -> None:
-        if len(sys.modules) == self._modules_seen:
-            return
-        self._modules_seen = len(sys.modules)
-        for name, module in list(sys.modules.items()):
-            if name in self._modules:
-                continue
-            file = getattr(module, "__file__", None)
-            if isinstance(file, str) and file.endswith(".py") and not file.startswith(_INSTALLED):
-                with contextlib.suppress(OSError):
-                    status = os.stat(file)
-                    self._modules[name] = (file, status.st_mtime_ns, status.st_size)
-
     def outdated(self) -> str:
         """Why the worker must not take another order: a module of the user's has changed on disk.
         "" if none has."""
-        for name, (file, changed, size) in self._modules.items():
-            try:
-                status = os.stat(file)
-            except OSError:
-                return f"module {name!r} is gone from {file}"
-            if (status.st_mtime_ns, status.st_size) != (changed, size):
-                return f"module {name!r} has changed on disk"
-        return ""
-
-
-def _installed() -> tuple[str, ...]:
-    """Where modules lie that do not change while a program runs."""
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places.add(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return tuple(sorted(os.path.join(place, "") for place in places if place))
-
-
-_INSTALLED = _installed()
+        return self._modules.outdated()
