@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import sys
@@ -18,6 +19,7 @@ from entangle._warm.broken import BrokenExecutorError
 from entangle._warm.calling import Calls, Mapping
 from entangle._warm.functions import name_of
 from entangle._worker import library_threads
+from entangle._worker.called import Chunk
 from entangle.cookies import available_cpus
 
 T = TypeVar("T")
@@ -120,8 +122,8 @@ class Executor(futures.Executor):
         """Call the function for the items of the iterables; gives the values in their order.
 
         - `timeout`: seconds from this call on, after which the iteration raises TimeoutError.
-        - `chunksize`: how many items a worker takes at a time. Left out, as many as take some
-          milliseconds together.
+        - `chunksize`: how many items make one call. Left out, a worker takes as many at a time as
+          take some milliseconds together, and each is a call of its own.
         - `buffersize`: how many items (or chunks, with `chunksize`) are taken from the iterables
           ahead of the values that were asked for. Left out, all are taken at once.
 
@@ -137,12 +139,15 @@ class Executor(futures.Executor):
         until = None if timeout is None else time.monotonic() + timeout
         self._calls.check()
         items: Iterator[tuple[Any, ...]] = zip(*iterables)  # noqa: B905 - as `map`: the shortest one ends it
-        mapping = Mapping(chunksize)
-        body = _body(fn)
-        ahead = None if buffersize is None else buffersize * (chunksize or 1)
-        first = items if ahead is None else itertools.islice(items, ahead)
+        mapping = Mapping()
+        body, chunked = _body(fn), chunksize is not None and chunksize > 1
+        if chunked:
+            body, items = Chunk(body, name_of(fn)), _chunks(items, chunksize or 1)
+        first = items if buffersize is None else itertools.islice(items, buffersize)
         count = self._calls.map(body, first, mapping, 0)
-        return _values(weakref.ref(self), self._calls, body, None if ahead is None else items, mapping, count, until)
+        more = None if buffersize is None else items
+        found = _values(weakref.ref(self), self._calls, body, more, mapping, count, until)
+        return _one_by_one(found) if chunked else found
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. With `wait`, return when all are done and the workers have ended;
@@ -195,6 +200,20 @@ def _values(
             yield calls.open(what)
     finally:
         mapping.leave()
+
+
+def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield (chunk,)
+
+
+def _one_by_one(lists: Generator[list[Any], None, None]) -> Generator[Any, None, None]:
+    """The values of lists, none of which is kept once it was given."""
+    with contextlib.closing(lists):
+        for values in lists:
+            values.reverse()
+            while values:
+                yield values.pop()
 
 
 def _body(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,7 +58,10 @@ from entangle.errors import ArgumentError, EntangleError, UnpicklableError, add_
 
 #: How long the calls of one message may take together (seconds), how many they may be, and how many
 #: bytes their arguments may have.
-_MESSAGE, _MOST, _BYTES = 0.004, 512, 48 * 1024
+_MESSAGE, _MOST, _BYTES = 0.004, 1000, 48 * 1024
+#: A second message may follow while that many bytes are on their way at most: it must never wait
+#: for room in the socket.
+_AHEAD = 32 * 1024
 #: How long a call may keep those behind it waiting while another worker has nothing to do (s).
 _TICK = 0.005
 #: Functions that a worker remembers.
@@ -155,9 +158,7 @@ class Job:
 class Mapping:
     """The calls of one `map`: their outcomes, until they are taken in order."""
 
-    def __init__(self, chunk: int | None = None) -> None:
-        #: How many calls a worker is given at a time; None: as many as are short.
-        self.chunk = chunk
+    def __init__(self) -> None:
         self.changed = threading.Condition(threading.Lock())
         self.outcomes: dict[int, tuple[bool, Any]] = {}
         #: Whether nobody waits for the rest any more.
@@ -197,6 +198,9 @@ class _Line:
         #: Calls without an outcome, by number.
         self.pending: dict[int, Job] = {}
         self.number = 0
+        #: The last call of the message before the last, and bytes sent since it had nothing to do.
+        self.before_last = 0
+        self.bytes = 0
         #: How many calls it may still be given; None: any number.
         self.left = most
         self.functions: dict[Any, int] = {}
@@ -451,11 +455,29 @@ class Calls:
                     break
                 line = started
             else:
+                self._load_ahead(failed)
                 break
+            line.bytes = 0
             self._load(line, failed)
-            if not line.pending:
+            if not line.pending and not line.closed:
                 self._idle.append(line)
         return failed
+
+    def _load_ahead(self, failed: list[_Settled]) -> None:
+        """Give busy workers short calls to go on with, one message each. Lock held."""
+        for line in self._lines.values():
+            if not self._backlog:
+                return
+            seconds = self._backlog[0].function.seconds
+            if seconds is None or seconds > _MESSAGE / 4:
+                return
+            if not line.pending or line.closed or line.retires or line.recalled is not None or line.left == 0:
+                continue
+            first = next(iter(line.pending))
+            if first > line.before_last and line.bytes <= _AHEAD:
+                busy = line.pending[first].function.seconds
+                if busy is not None and busy <= _MESSAGE / 4:
+                    self._load(line, failed)
 
     def _start(self, failed: list[_Settled]) -> _Line | None:
         """Start a worker. Lock held."""
@@ -504,11 +526,9 @@ class Calls:
     def _load(self, line: _Line, failed: list[_Settled]) -> None:
         """Give a worker calls of the backlog, as many as are short. Lock held."""
         backlog = self._backlog
-        chunk = backlog[0].mapping.chunk if backlog[0].mapping is not None else None
-        whose = backlog[0].mapping
-        most = chunk or min(_MOST, 1 + len(backlog) // (2 * self.most))
+        most = min(_MOST, 1 + len(backlog) // (2 * self.most))
         most = most if line.left is None else min(most, line.left)
-        spent, size = 0.0, 0
+        spent, size, before = 0.0, 0, line.number
         functions: list[Any] = []
         calls: list[Any] = []
         assert self.files is not None
@@ -516,9 +536,7 @@ class Calls:
         while backlog and len(calls) < most:
             job = backlog[0]
             seconds = job.function.seconds
-            if calls and chunk is None and (seconds is None or spent + seconds > _MESSAGE or size > _BYTES):
-                break
-            if (calls and chunk is not None and job.mapping is not whose) or len(functions) >= _FUNCTIONS // 2:
+            if calls and (seconds is None or spent + seconds > _MESSAGE or size > _BYTES or len(functions) >= _FUNCTIONS // 2):
                 break
             backlog.popleft()
             if not job.begin():
@@ -537,9 +555,11 @@ class Calls:
                     line.held[name] += 1
             calls.append((line.number, which, wire, values))
             spent += seconds or 0.0
-            size += len(wire) if isinstance(wire, bytes) else 64
+            size += len(wire) + 32 if isinstance(wire, bytes) else 256
         if not calls:
             return
+        line.before_last = before
+        line.bytes += size
         if line.left is not None:
             line.left -= len(calls)
         try:

@@ -5,8 +5,8 @@
     owner ── order: functions, calls, spare files ──▶ worker: for each call unpickle, run, pickle
     owner ◀── outcomes; files written, files gone ── worker
 
-An order has one call, or several short ones. Outcomes of short calls go in one message, a
-millisecond's worth at most; until then the owner can read them from the board. What calls have
+An order has one call, or several short ones. Outcomes of short calls go in one message, two
+milliseconds' worth at most; until then the owner can read them from the board. What calls have
 changed in the process is put back after each order, when its outcomes are on their way.
 """
 
@@ -37,7 +37,7 @@ from entangle._worker.child import end_child
 from entangle._worker.failures import describe
 
 #: Outcomes of short calls are kept for so long at most (ns).
-_KEPT = 1_000_000
+_KEPT = 2_000_000
 
 
 class Host(Protocol):
@@ -79,6 +79,19 @@ _taken: list[Any] = []
 def taken(index: int) -> Any:
     """The value of a future, in the place where an argument had the future."""
     return _taken[index]
+
+
+class Chunk:
+    """A function for several tuples of arguments; gives the list of the values."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function = function
+        self.__qualname__ = name
+
+    @passes_on
+    def __call__(self, items: list[tuple[Any, ...]]) -> list[Any]:
+        function = self.function
+        return [function(*args) for args in items]
 
 
 def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
