@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -189,3 +190,37 @@ def leak_descriptors(count: int) -> int:
     time.sleep(0.006)
     _left_open.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(count))
     return os.getpid()
+
+
+class Buffered:
+    """Bytes that travel out of band, as those of an array do."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = memoryview(data)
+
+    @classmethod
+    def of(cls, number: int, size: int) -> Buffered:
+        return cls(bytearray([number]) * size)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Buffered, (pickle.PickleBuffer(self.data),)
+
+    def ends(self) -> tuple[int, int, int]:
+        return len(self.data), self.data[0], self.data[-1]
+
+
+def repeated(value: Buffered) -> Buffered:
+    return Buffered(bytearray(value.data))
+
+
+def untouched(value: Buffered) -> Buffered:
+    return value
+
+
+def touched(value: Buffered) -> Buffered:
+    value.data[0] = 99
+    return value
+
+
+def first_known() -> int:
+    return int(known[0].data[0])

@@ -654,3 +654,65 @@ def test_in_a_forked_child(executor: Executor) -> None:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert executor.submit(bodies.add, 1).result() == 1
+
+
+# --- large values ---------------------------------------------------------------------------------
+
+
+def _mapped(executor: Executor) -> list[str]:
+    files = executor._calls.files
+    return os.listdir(files.directory) if files is not None and os.path.exists(files.directory) else []
+
+
+@pytest.mark.parametrize("body", [bodies.repeated, bodies.untouched])
+def test_large_values_are_mapped_and_their_files_used_again(executor: Executor, body: Any) -> None:
+    size = 1 << 20
+    for number in range(40):
+        value = executor.submit(body, bodies.Buffered.of(number, size)).result()
+        assert value.ends() == (size, number, number)
+        value.data[0] = 255  # it is the caller's own
+    assert len(_mapped(executor)) <= 8
+
+
+def test_a_value_that_is_still_there_keeps_its_file(executor: Executor) -> None:
+    size = 1 << 17
+    kept = []
+    for number in range(30):
+        body = (bodies.repeated, bodies.untouched, bodies.touched)[number % 3]
+        kept.append(executor.submit(body, bodies.Buffered.of(number, size)).result())
+    list(executor.map(bodies.repeated, [bodies.Buffered.of(0, size)] * 30))
+    assert [value.ends() for value in kept] == [(size, 99 if number % 3 == 2 else number, number) for number in range(30)]
+    again = [executor.submit(bodies.untouched, value).result().ends() for value in kept]
+    assert again == [value.ends() for value in kept]
+
+
+def test_a_body_keeps_an_array_that_it_was_given() -> None:
+    size = 1 << 17
+    with Executor(1) as executor:
+        executor.submit(bodies.put, bodies.Buffered.of(7, size)).result()
+        for number in range(10):
+            executor.submit(bodies.repeated, bodies.Buffered.of(number, size)).result()
+        assert executor.submit(bodies.first_known).result() == 7
+
+
+def test_large_values_go_from_worker_to_worker(executor: Executor) -> None:
+    chain = executor.submit(bodies.repeated, bodies.Buffered.of(3, 1 << 20))
+    for number in range(12):
+        chain = executor.submit((bodies.repeated, bodies.untouched)[number % 2], chain)
+    assert chain.result().ends() == (1 << 20, 3, 3)
+
+
+def test_a_closure_with_a_large_value_travels_once(executor: Executor) -> None:
+    large = bytearray(1 << 20)
+    large[5] = 9
+    assert list(executor.map(lambda _: large[5], range(50))) == [9] * 50
+    assert len(_mapped(executor)) <= 2
+
+
+def test_the_files_of_a_dead_worker_go(executor: Executor) -> None:
+    executor.submit(bodies.put, bodies.Buffered.of(1, 1 << 20)).result()
+    first = executor.pids[0]
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: first not in executor.pids)
+    executor.submit(bodies.repeated, bodies.Buffered.of(1, 1 << 20)).result()
+    wait_until(lambda: len(_mapped(executor)) <= 3)
