@@ -100,10 +100,10 @@ def _values(
 ) -> dict[Hashable, Any]:
     """The values of these keys, each once."""
     from entangle._dask.graph_flow import compile_graph
-    from entangle._dask.graph_run import GraphRun
+    from entangle._dask.graph_run import GraphRun, forks
     from entangle._run.progress import observer_for
 
-    compiled = compile_graph(graph, wanted)
+    compiled = compile_graph(graph, wanted, forks)
     if telling is not None:
         telling = telling(compiled)
     if compiled.flow is None:

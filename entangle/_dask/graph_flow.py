@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import pickle
 from array import array
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from entangle._shared.pickling import dumps_for_others
@@ -24,25 +24,36 @@ class GraphFlow:
     """The flow of a graph, and where its keys are.
 
     `places` has the node that gives the value of a key, or `~index` of a constant; `key_of` has the
-    key of the task of each node. A flow of several keys has one more node, which takes their
-    values. `flow` is None where all keys that are wanted are data.
+    key of the task of each node, or DATA. A flow of several keys has one more node, which takes
+    their values. `flow` is None where all keys that are wanted are data. `by_fork` says that
+    workers must be forked: they have large arrays of this process only by that.
     """
 
-    def __init__(self, flow: Flow | None, places: dict[Hashable, int], key_of: list[Hashable], constants: list[Any]) -> None:
+    def __init__(
+        self, flow: Flow | None, places: dict[Hashable, int], key_of: list[Hashable], constants: list[Any], by_fork: bool = False
+    ) -> None:
         self.flow = flow
         self.places = places
         self.key_of = key_of
         self.constants = constants
+        self.by_fork = by_fork
 
 
-def compile_graph(graph: Mapping[Hashable, Any], keys: Sequence[Hashable]) -> GraphFlow:
+#: The key of a node that gives an array of this process to workers.
+DATA = object()
+#: Arrays of so many bytes go to workers through the store, or by fork: pickled with the flow, each
+#: worker would have a copy.
+_LARGE = 1 << 20
+
+
+def compile_graph(graph: Mapping[Hashable, Any], keys: Sequence[Hashable], forks: Callable[[int], bool]) -> GraphFlow:
     """The flow that gives the values of these keys: of one its value, of several their tuple.
 
     `graph` has nodes of dask by their keys. What the keys do not need is left out. Raises KeyError
     for a key that the graph does not have, ValueError where a task needs one, CycleError for a
     cycle.
     """
-    return _Compiler(graph).compile(keys)
+    return _Compiler(graph).compile(keys, forks)
 
 
 class _Nested(Exception):
@@ -74,17 +85,21 @@ class _Compiler:
         self.nodes: list[tuple[int, int, list[int]]] = []  # body, shape, inputs
         self.key_of: list[Hashable] = []
         self.constants: list[Any] = []
+        #: The places of large arrays among them.
+        self.large: list[int] = []
         self.bodies: list[Body] = []
         self.body_numbers: dict[tuple[int, str, int], int] = {}
         self.shapes: dict[tuple[int, tuple[str, ...], tuple[Template, ...] | None], int] = {}
         self.prefixes: dict[Hashable, str] = {}
 
     @passes_on
-    def compile(self, keys: Sequence[Hashable]) -> GraphFlow:
+    def compile(self, keys: Sequence[Hashable], forks: Callable[[int], bool]) -> GraphFlow:
         for key in keys:
             if key not in self.graph:
                 raise KeyError(key)
         self._visit(keys)
+        by_fork = bool(self.large) and forks(sum(self.constants[~place].nbytes for place in self.large))
+        data = self._add_data() if self.large and not by_fork else []
         in_workers = [body.carrier == PROCESS for body in self.bodies]
         leaves = [number for number, (body, _, inputs) in enumerate(self.nodes) if in_workers[body] and max(inputs, default=-1) < 0]
         wanted = [self._place(key) for key in keys]
@@ -93,9 +108,9 @@ class _Compiler:
             self.nodes.append((len(self.bodies), self.shapes.setdefault((len(wanted), (), None), len(self.shapes)), wanted))
             self.bodies.append(_COMPUTE)
         final = [-1] * len(self.nodes)
-        for at, number in enumerate(leaves):
+        for at, number in enumerate((*leaves, *data)):
             final[number] = at
-        order = [*leaves, *(number for number, at in enumerate(final) if at < 0)]
+        order = [*leaves, *data, *(number for number, at in enumerate(final) if at < 0)]
         for at, number in enumerate(order):
             final[number] = at
         places = {key: final[place] if place >= 0 else place for key, place in self.places.items() if place is not None}
@@ -110,8 +125,22 @@ class _Compiler:
         body_of = array("i", [self.nodes[number][0] for number in order])
         shape_of = array("i", [self.nodes[number][1] for number in order])
         flow = Flow(self.bodies, shapes, body_of, shape_of, starts, inputs, self.constants, len(leaves))
-        flow.names = dict(enumerate(map(str, key_of)))
-        return GraphFlow(flow, places, key_of, self.constants)
+        flow.names = {node: str(key) for node, key in enumerate(key_of) if key is not DATA}
+        return GraphFlow(flow, places, key_of, self.constants, by_fork)
+
+    def _add_data(self) -> list[int]:
+        """Give large arrays nodes of their own, which publish them for workers; gives the nodes."""
+        takers = [inputs for body, _, inputs in self.nodes if self.bodies[body].carrier == PROCESS]
+        taken = set().union(*takers)
+        node_of = {place: len(self.nodes) + at for at, place in enumerate(place for place in self.large if place in taken)}
+        for inputs in takers if node_of else ():
+            inputs[:] = [node_of.get(place, place) for place in inputs]
+        for place in node_of:
+            self.nodes.append((len(self.bodies), self._shape(1, (), None), [place]))
+            self.key_of.append(DATA)
+        if node_of:
+            self.bodies.append(_DATA)
+        return list(node_of.values())
 
     def _place(self, key: Hashable) -> int:
         place = self.places[key]
@@ -159,6 +188,8 @@ class _Compiler:
 
     def _constant(self, value: Any) -> int:
         self.constants.append(value)
+        if type(value).__module__ == "numpy" and getattr(value, "nbytes", 0) >= _LARGE:
+            self.large.append(-len(self.constants))
         return -len(self.constants)
 
     def _plan(self, key: Hashable, task: Any) -> tuple[int, int, list[Any]]:
@@ -271,5 +302,11 @@ def _compute(*values: Any) -> tuple[Any, ...]:
     return values
 
 
-_compute.of_entangle = True  # type: ignore[attr-defined]
+def _data(array: Any) -> Any:
+    """An array of this process."""
+    return array
+
+
+_compute.of_entangle = _data.of_entangle = True  # type: ignore[attr-defined]
 _COMPUTE = Body(_compute, "compute", HERE)
+_DATA = Body(_data, "data", THREAD)

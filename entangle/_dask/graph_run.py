@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from entangle._dask.graph_flow import GraphFlow
+from entangle._dask.graph_flow import DATA, GraphFlow
 from entangle._dask.telling import Telling
 from entangle._run import Observer
 from entangle._run.forking import fork_is_safe
@@ -40,18 +40,18 @@ class GraphRun(Run):
         assert graph.flow is not None
         # In a session, graphs use its workers. Those of a graph in a task end with it.
         inside = here.worker is not None and here.worker.in_process
-        own = None if inside or current() is not None else _session()
-        super().__init__(graph.flow, _way(not inside), observer, workers=workers)
+        own = None if inside or graph.by_fork or current() is not None else _session()
+        super().__init__(graph.flow, "fork" if graph.by_fork else _way(not inside), observer, workers=workers)
         self.warm = own
         self._telling, self._rerun = telling, rerun
-        self._tasks = len(graph.key_of)
+        tasks = [node for node, key in enumerate(graph.key_of) if key is not DATA]
         self._keeps = rerun or (telling is not None and telling.takes_values)
         if self._keeps:
             # Every value goes into the store, and stays until it has been told or is of no use.
-            self.flow.kept = frozenset(range(self._tasks))
-        self._left = list(range(self._tasks))
+            self.flow.kept = frozenset(tasks)
+        self._left = tasks
         #: For each task how many of those that take its value have not ended.
-        self._takers = [len(self.flow.takers(node)) for node in range(self._tasks)] if rerun else []
+        self._takers = [len(self.flow.takers(node)) for node in range(self.flow.count)] if rerun else []
         self._looks_at = 0.0
 
     @property
@@ -124,7 +124,7 @@ class GraphRun(Run):
 
     def _release(self, node: int, site: Site, store: Store) -> None:
         """Take a kept value for the last time, unless it is that of the run."""
-        if node in self.flow.sinks:
+        if node in self.flow.sinks or node not in self.flow.kept:
             return
         with site.table.locked(UNCLAIMED):
             gone = store.count_read(node)
@@ -138,6 +138,16 @@ def _way(warm: bool) -> str:
     way = chosen_way(None)
     return way if way != "auto" or warm else "fork" if fork_is_safe() else "forkserver"
 
+
+def forks(large: int) -> bool:
+    """Whether workers of a graph are forked that has large arrays of this process, of so many
+    bytes."""
+    way = chosen_way(None)
+    return way == "fork" or (way == "auto" and large >= _MUCH and fork_is_safe())
+
+
+#: Arrays of so many bytes are worth a start of workers by fork, which has them at no cost.
+_MUCH = 64 << 20
 
 _guard = threading.Lock()
 _opened: Session | None = None
