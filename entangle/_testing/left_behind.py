@@ -4,8 +4,9 @@ Some parts of a program last until it ends, however short the code was that need
 are left out, since each is there once and ends with the program:
 
 - the warm server of entangle (`_run/forkserver.py`) with the spare workers that it keeps, agents in
-  other places (`_remote/caller/open_channels.py`), and warm workers of sessions that were open
-  before;
+  other places (`_remote/caller/open_channels.py`), and the warm workers that graphs of dask and
+  joblib keep for the next one, until they have been idle for a minute;
+- what belongs to a session or an Executor that was there before, whenever it is started;
 - the home of this process with its locks and queues of cookies (`_shared/home.py`), and with what
   a session keeps there from run to run;
 - the resource tracker and the server of Python's `multiprocessing`.
@@ -52,6 +53,7 @@ class LeftBehind:
         self._mark = mark.encode()
         self._allowed: list[str] = []
         self._pools = set(_pools())
+        self._executors = set(_executors())
         self._everybody = set(_all_processes())
         self._processes = {process for process, line in _our_processes().items() if not self._is_spare(process[0], line)}
         self._threads = set(threading.enumerate())
@@ -112,10 +114,11 @@ class LeftBehind:
 
     def _left_processes(self) -> Iterator[str]:
         ours = _our_processes()
+        lasting = {*self._pools, *_kept_pools(), *(executor._pool for executor in self._executors)}
         warm = {worker.pid: pool for pool in _pools() for worker in pool.living()}
         for process, line in ours.items():
             pid, _ = process
-            if process in self._processes or warm.get(pid) in self._pools:
+            if process in self._processes or warm.get(pid) in lasting:
                 continue
             command = _command(pid)
             if pid in warm:
@@ -134,10 +137,12 @@ class LeftBehind:
                     yield f"process {pid}: {command} (it lives on without its parent)"
 
     def _left_threads(self) -> Iterator[str]:
+        lasting = {executor._thread for executor in (*self._executors, *_kept_executors())}
         for thread in threading.enumerate():
             # One that Python has not started belongs to a library; a debugger's is the debugger's.
             if (
                 thread not in self._threads
+                and thread not in lasting
                 and not isinstance(thread, threading._DummyThread)
                 and not getattr(thread, "is_pydev_daemon_thread", False)
             ):
@@ -240,6 +245,31 @@ def _pools() -> list[Any]:
     return [pool for pool in list(module._pools) if not pool.closed] if module is not None else []
 
 
+def _executors() -> list[Any]:
+    """What does the work of the Executors of this process."""
+    module = sys.modules.get("entangle._warm.calling")
+    return list(module._all) if module is not None else []
+
+
+def _kept_executors() -> list[Any]:
+    """The same of those that joblib keeps for the next time."""
+    module = sys.modules.get("entangle._joblib.lease")
+    return [executor._calls for _, executor in list(module.unused)] if module is not None else []
+
+
+def _sessions() -> list[Any]:
+    """The session that is open, and the one that graphs of dask have."""
+    current = getattr(sys.modules.get("entangle._warm.session"), "current", lambda: None)()
+    kept = getattr(sys.modules.get("entangle._dask.graph_run"), "_opened", None)
+    return [session for session in (current, kept) if session is not None]
+
+
+def _kept_pools() -> list[Any]:
+    """The warm workers that are kept for the next graph, or the next time that joblib is used."""
+    kept = getattr(sys.modules.get("entangle._dask.graph_run"), "_opened", None)
+    return [*(executor._pool for executor in _kept_executors()), *([kept._pool] if kept is not None else [])]
+
+
 # Descriptors --------------------------------------------------------------------------------------
 
 
@@ -251,7 +281,7 @@ def _descriptors() -> dict[int, str]:
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):  # the descriptor of the listing itself
                 target = os.readlink(f"/proc/self/fd/{name}")
-                if int(name) not in lasting and not (homes and _is_of_home(target, homes)):
+                if int(name) not in lasting and "entangle-board" not in target and not (homes and _is_of_home(target, homes)):
                     found[int(name)] = target
     return found
 
@@ -272,9 +302,11 @@ def _lasting_descriptors() -> Iterator[int]:
     server = getattr(sys.modules.get("entangle._run.forkserver"), "_server", None)
     if server is not None:
         yield server.socket.fileno()
-    session: Any = getattr(sys.modules.get("entangle._warm.session"), "current", lambda: None)()
-    for frame in list(session._frames) if session is not None else ():
-        yield from (*frame.wake, frame.listen, frame.tell)
+    for session in _sessions():
+        for frame in list(session._frames):
+            yield from (*frame.wake, frame.listen, frame.tell)
+    for executor in _executors():
+        yield from executor._wake
     for pool in _pools():
         yield from pool.descriptors()
     for name, module in list(sys.modules.items()):

@@ -509,6 +509,15 @@ async def test_in_a_session_of_others(entangle_clean, session):
     for _ in range(3):
         assert await process(os.getpid)() != HOME
 
+@pytest.fixture(scope="module")
+def executor():
+    from entangle.executor import Executor
+    with Executor(2) as executor:
+        yield executor
+
+async def test_in_an_executor_of_others(entangle_clean, executor):
+    assert await asyncio.get_running_loop().run_in_executor(executor, os.getpid) != HOME
+
 async def test_leaking(entangle_clean):
     leaked.append(open(__file__))
 
@@ -547,7 +556,7 @@ def test_with_event_loops_and_wide_fixtures(suite: pytest.Pytester, plugin: str)
         plugin,
         *(["--asyncio-mode=auto"] if not marked else []),
     )
-    done.assert_outcomes(passed=7, errors=2)
+    done.assert_outcomes(passed=8, errors=2)
     told = re.findall(r"^(test_\w+) left behind:\n  descriptor \d+: .*test_it.py\n(?!  )", str(done.stdout), re.MULTILINE)
     assert told == ["test_leaking", "test_case"]
 
