@@ -45,7 +45,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest compat compat-dask services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
+.PHONY: help run test test-lowest compat compat-dask compat-futures services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
@@ -71,7 +71,7 @@ test: $(VENV)/.installed-test
 test-lowest: $(LOWEST_VENV)/.installed-lowest
 	$(LOWEST_BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(TESTS),$(TESTS),$(LOWEST_TESTS)) $(ARGS)
 
-compat: compat-dask
+compat: compat-dask compat-futures
 
 # Not in the directory of a test: graphs would be recorded there.
 COMPAT_PYTEST = ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m pytest -q -c entangle/tests/compat/pytest.ini
@@ -79,6 +79,10 @@ COMPAT_PYTEST = ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m pytest -q -c entangle/
 compat-dask: $(COMPAT_VENV)/.installed-compat
 	$(COMPAT_PYTEST) -p entangle.tests.compat.dask_default entangle/tests/compat/dask_get.py --pyargs \
 	    dask.tests.test_base dask.tests.test_delayed dask.bag.tests.test_bag dask.array.tests.test_array_core $(ARGS)
+
+# CPython's own tests of executors, those of the Python of this environment.
+compat-futures: $(COMPAT_VENV)/.installed-compat
+	ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m entangle.tests.compat.cpython_executor
 
 services: services-gremlin services-browser
 	.ci/services

@@ -2,13 +2,14 @@
 
     python -m entangle.tests.compat.cpython_executor
 
-Prints what passed, was skipped and failed; ends with 1 if anything failed, or if this Python comes
-without its tests.
+Prints what passed, was skipped and failed; ends with 1 if anything failed. Some distributions leave
+Python's tests out: that is told, and in CI a failure.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import unittest
 from types import ModuleType
@@ -62,7 +63,7 @@ def main() -> int:
         suites = _suites()
     except ImportError as error:
         print(f"Python {sys.version.split()[0]} comes without its tests of executors: {error}")
-        return 1
+        return int(bool(os.environ.get("CI")))
     whole = unittest.TestSuite()
     for name, bases in suites:
         kind = type(f"Entangle{name}", bases, {"executor_type": Executor, "__module__": __name__})
