@@ -79,6 +79,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
+        if _is_slow(item):
+            item.add_marker(pytest.mark.drill)
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(600 if item.get_closest_marker("drill") else 60))
         (left if (item.get_closest_marker("drill") and not drill) or not _belongs(item) else kept).append(item)
@@ -87,11 +89,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
-def _belongs(item: pytest.Item) -> bool:
-    """Whether a test is to run in the place that it is about to run in."""
+def _way_of(item: pytest.Item) -> Way | None:
     spec = getattr(item, "callspec", None)
     way = spec.params.get("way") if spec is not None else None
-    if not isinstance(way, Way) or way.here:
+    return way if isinstance(way, Way) else None
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    """Whether a test is a drill in the way that it is about to run in."""
+    way = _way_of(item)
+    return way is not None and way.here and not way.whole and item.get_closest_marker("everywhere") is None
+
+
+def _belongs(item: pytest.Item) -> bool:
+    """Whether a test is to run in the place that it is about to run in."""
+    way = _way_of(item)
+    if way is None or way.here:
         return True
     return item.get_closest_marker("near") is None and (way.whole or item.get_closest_marker("everywhere") is not None)
 
@@ -117,8 +130,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture(params=["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of the ways to start a worker. By spawn, which is slow, and but for its start a
-    forkserver's worker, in drills alone; the whole of the behaviour suite runs by spawn in any
-    case."""
+    forkserver's worker, in drills alone."""
     monkeypatch.setenv("ENTANGLE_START", request.param)
     return str(request.param)
 

@@ -297,7 +297,7 @@ def test_the_executor_is_thread_unless_something_says_otherwise() -> None:
     assert pid != os.getpid()
 
 
-@pytest.mark.parametrize("way", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("way", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_every_way_to_start(way: str) -> None:
     assert double(add_one(), double())(5, start=way) == (11, 20)
 

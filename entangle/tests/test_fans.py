@@ -80,7 +80,7 @@ def test_many_fans_and_where_one_ends() -> None:
     assert mixed.fans == sorted(mixed.fans)
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_each_leaf_runs_once_and_has_its_record(start: Any, tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     spans: list[tuple[int, int]] = []

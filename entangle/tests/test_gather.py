@@ -99,7 +99,7 @@ def test_one_call_in_two_gathers_runs_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_map_in_every_way(start: Any) -> None:
     assert square.map(range(100)).run(start=start) == [x * x for x in range(100)]
     assert total(square.map(range(10))).run(start=start) == 285

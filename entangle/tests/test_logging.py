@@ -39,7 +39,7 @@ def test_to_a_file(tmp_path: Path) -> None:
     assert [line.rpartition(" : ")[2] for line in lines] == ["quiet", "normal", "loud"]
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_bodies_log_as_well(tmp_path: Path, start: str) -> None:
     """In a script, whose own module configures logging at its top: wherever its functions run, that
     has been done."""

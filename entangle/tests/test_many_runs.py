@@ -91,7 +91,7 @@ def test_failing_runs_leave_nothing() -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-@pytest.mark.parametrize("how", ["auto", "forkserver", "spawn"])
+@pytest.mark.parametrize("how", ["auto", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_runs_from_several_threads_at_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTANGLE_START", how)
     results: dict[int, list[int]] = {}

@@ -73,7 +73,7 @@ def names(values: list[Any]) -> list[Any]:
     return [type(value).__name__ if isinstance(value, BaseException) else value for value in values]
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failure_is_a_value(kind: str, start: Any) -> None:
     bad, good = KINDS[kind](fail.function), KINDS[kind](square.function)
@@ -90,7 +90,7 @@ def test_the_traceback_of_the_worker_is_the_cause() -> None:
     assert "in fail" in str(error.__cause__)
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_what_depends_on_a_failure_is_skipped(start: Any, tmp_path: Path) -> None:
     skipped = note(str(tmp_path), add(fail(1), square(2)))
     got = gather(skipped, add(skipped, 1), square(3), note(str(tmp_path), 5), return_exceptions=True).run(start=start)
@@ -152,7 +152,7 @@ def test_an_exception_that_is_a_value_is_one() -> None:
     assert got[1].__cause__ is None
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_a_worker_that_dies_is_a_value(start: Any) -> None:
     @process
     def die(how: str) -> int:

@@ -126,7 +126,7 @@ def test_records_and_the_command_line_tell_what_was_printed(tmp_path: Path, monk
     assert "hunter2" not in shown.stdout
 
 
-@pytest.mark.parametrize("way", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("way", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_what_a_body_prints_is_seen_and_remembered(tmp_path: Path, way: str) -> None:
     out, err, kept = printed(tmp_path, "loud", way)
     assert sorted(out.splitlines()) == [f"out {n} of {n}" for n in range(5)]

@@ -86,7 +86,7 @@ def flow_of(flow: Any, n: int) -> tuple[Any, ...]:
     return tuple(leaf for child in flow.children for leaf in flow_of(child, value)) if flow.children else (value,)
 
 
-@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_way_to_start(start: str) -> None:
     assert list(add_one(double()).stream(range(50), start=start)) == [((n + 1) * 2,) for n in range(50)]

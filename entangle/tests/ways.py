@@ -30,6 +30,7 @@ class Way:
     session: bool = False
     where: Callable[[Any], Any] | None = None
     #: Whether all tests but the `near` ones run there, or only those that are marked `everywhere`.
+    #: On this machine, the others are drills.
     whole: bool = True
     #: Makes sure that the place is there, before a test counts what there is.
     warm: Callable[[], Any] | None = None
@@ -128,7 +129,9 @@ def warm_container() -> Any:
 WAYS = [
     Way("fork", start="fork"),
     Way("forkserver", start="forkserver"),
-    Way("spawn", start="spawn"),
+    # But for its start, a worker of a forkserver. Starts are slow: CI runs all by spawn on other
+    # Pythons than the newest.
+    Way("spawn", start="spawn", whole=False),
     Way("auto-with-a-second-thread", second_thread=True),
     Way("in-a-session", session=True),
     Way("in-another-python", where=other_python(same=True), warm=functools.partial(warm_python, same=True)),
