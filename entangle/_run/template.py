@@ -74,7 +74,7 @@ def _be_template(channel: socket.socket, server: Forker, wanted: dict[str, Any],
     module_files.forked_with = stamps
     gc.collect()
     gc.freeze()  # workers need not copy what the collector does not touch
-    send(channel, {"ready": stamps, "settled": settled})
+    send(channel, {"ready": stamps, "settled": settled, "took": time.process_time()})
     _Template(channel, server.caller, server.home, server.news).serve()
 
 

@@ -21,7 +21,7 @@ from entangle._worker.module_files import Stamps, installed_places, outdated
 
 #: The most templates that serve at once, and that are alive at once.
 _SERVING, _ALIVE = 2, 6
-#: Making templates takes this part of the time at most: where environment or files change with each
+#: Making templates takes this part of a CPU at most: where environment or files change with each
 #: run, none would ever be used.
 _PART = 0.1
 #: So many refusals are followed by another try at once.
@@ -183,9 +183,8 @@ class Templates:
         if "ready" not in told:
             self._refuse(made, told["refused"])
             return
-        took = time.monotonic() - made.began
         self._making = None
-        self._not_before = time.monotonic() + took / _PART
+        self._not_before = time.monotonic() + told["took"] / _PART
         made.at.close()
         made.stamps = {name: (file, changed, size) for name, (file, changed, size) in told["ready"].items()}
         for other in [other for other in self._serving if other.key == made.key]:

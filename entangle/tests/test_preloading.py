@@ -95,7 +95,10 @@ def until_preloaded(body: Callable[[], tuple[int, int]]) -> tuple[int, int]:
 
     def preloaded() -> tuple[int, int] | None:
         worker, importer = body()
-        return (worker, importer) if worker != importer else None
+        if worker != importer:
+            return worker, importer
+        time.sleep(0.03)  # leave the CPU to the template
+        return None
 
     worker, importer = wait_until(preloaded)
     return worker, importer
