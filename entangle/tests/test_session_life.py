@@ -1,0 +1,358 @@
+"""The life of a session: many runs, idle workers, threads, forks, every end of its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entangle
+from entangle import session
+from entangle.errors import ProcessTerminatedException
+from entangle.limit import limit
+from entangle.process import process
+from entangle.scheduler import scheduler
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from . import bodies
+from .callers import Caller
+from .evidence import alive, most_at_once, notes, span, wait_until
+
+
+@process
+def pid() -> int:
+    return os.getpid()
+
+
+@process
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@process
+def sleeps(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def held(pid: int | str) -> tuple[int, int, int]:
+    """How many maps, descriptors and threads a process has."""
+    with open(f"/proc/{pid}/maps") as maps:
+        return len(maps.readlines()), len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+
+
+def memory_of(pid: int | str) -> int:
+    """Memory of a process's own (KiB)."""
+    with open(f"/proc/{pid}/smaps_rollup") as rollup:
+        return sum(int(line.split()[1]) for line in rollup if line.startswith(("Private_Dirty", "Private_Clean")))
+
+
+def runs_are_flat(count: int) -> None:
+    with session(workers=1) as opened:
+        for number in range(100):
+            assert add(number, 1)() == number + 1
+        (worker,) = opened.pids
+        gc.collect()
+        wait_until(lambda: sleeps(0)() == worker)
+        before, memory = [held("self"), held(worker)], [memory_of("self"), memory_of(worker)]
+        for number in range(count):
+            assert add(number, 1)() == number + 1
+        gc.collect()
+        assert opened.pids == [worker]
+        after, grown = [held("self"), held(worker)], [memory_of("self"), memory_of(worker)]
+    for (maps, fds, threads), (maps_then, fds_then, threads_then) in zip(after, before, strict=True):
+        assert maps <= maps_then + 16  # a library that is loaded now and then, such as sqlite
+        assert fds <= fds_then + 6  # a frame more
+        assert threads <= threads_then
+    assert all(now < then + 2048 for now, then in zip(grown, memory, strict=True)), (memory, grown)
+
+
+def test_many_runs_are_flat() -> None:
+    runs_are_flat(300)
+
+
+@pytest.mark.drill
+def test_ten_thousand_runs_are_flat() -> None:
+    runs_are_flat(10_000)
+
+
+def large_values_are_flat(count: int) -> None:
+    """Values that do not fit a frame: its files are made anew."""
+    with session(workers=1) as opened:
+        large = process(bytes)
+        for _ in range(5):
+            large(3 << 20)()
+        (worker,) = opened.pids
+        before = [held("self"), held(worker)]
+        for _ in range(count):
+            assert len(large(3 << 20)()) == 3 << 20
+        assert opened.pids == [worker]
+        after = [held("self"), held(worker)]
+    assert all(now[1] <= then[1] + 12 for now, then in zip(after, before, strict=True)), (before, after)
+
+
+def test_runs_with_large_values_are_flat() -> None:
+    large_values_are_flat(50)
+
+
+def cpu_of(pid: int) -> int:
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def test_an_idle_session_uses_no_cpu() -> None:
+    with session(workers=1) as opened:
+        pid()()
+        (worker,) = opened.pids
+        wait_until(lambda: pid()() == worker)
+        time.sleep(0.3)
+        before, began = cpu_of(worker) + time.process_time_ns(), time.monotonic_ns()
+        time.sleep(1)
+        used = cpu_of(worker) + time.process_time_ns() - before
+        assert used < 0.005 * (time.monotonic_ns() - began)
+
+
+def test_a_worker_ends_when_idle_and_the_next_run_has_another() -> None:
+    with session(workers=1, idle=0.05):
+        first = pid()()
+        wait_until(lambda: not alive(first))
+        assert pid()() != first
+
+
+def races_with_the_idle_limit(turns: int) -> None:
+    with session(workers=1, idle=0.02):
+        for turn in range(turns):
+            assert add(turn, 1)() == turn + 1
+            time.sleep(0.018 + 0.0005 * (turn % 12))
+
+
+def test_runs_at_the_moment_of_the_idle_limit() -> None:
+    races_with_the_idle_limit(36)
+
+
+@pytest.mark.drill
+def test_many_runs_at_the_moment_of_the_idle_limit() -> None:
+    races_with_the_idle_limit(3000)
+
+
+def test_eight_threads_share_two_workers(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @process
+    def spanned(number: int) -> int:
+        with span(log):
+            time.sleep(0.005)
+        return number
+
+    with session(workers=2) as opened, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda number: spanned(number)(), range(64))) == list(range(64))
+        assert len(opened.pids) <= 2
+    assert len(notes(log)) == 64
+    assert most_at_once(log) <= 2
+
+
+def test_a_session_closed_during_a_run_of_another_thread() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        for _ in range(5):
+            with session(workers=1):
+                pid()()
+                slow = threads.submit(lambda: add(sleeps(0.05), 1)())
+                time.sleep(0.02)
+            assert slow.result(20) > 1
+
+
+def test_a_session_that_one_thread_opens_and_another_closes() -> None:
+    opened = session(workers=1)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(opened.__enter__).result()
+        warm = pid()()
+        assert other.submit(pid().__call__).result() == warm
+        other.submit(opened.__exit__, None, None, None).result()
+    assert not alive(warm)
+
+
+def test_async_sessions_and_bodies() -> None:
+    @process
+    async def later(value: int) -> int:
+        await asyncio.sleep(0.001)
+        return value
+
+    async def both() -> list[int]:
+        async with session(workers=2):
+            return list(await asyncio.gather(later(1), later(2)))
+
+    assert asyncio.run(both()) == [1, 2]
+
+
+def test_a_forked_child_is_in_no_session() -> None:
+    with session(workers=1) as opened:
+        warm = pid()()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                code = 0 if pid()() != warm and not opened.pids else 2
+                with session(workers=1):
+                    code = code or (0 if len({pid()() for _ in range(3)}) == 1 else 3)
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert pid()() == warm
+
+
+def test_a_session_that_is_collected_ends_its_workers() -> None:
+    opened = session(workers=1)
+    opened.__enter__()
+    warm = pid()()
+    assert alive(warm)
+    opened.__exit__(None, None, None)
+    del opened
+    gc.collect()
+    assert not alive(warm)
+
+
+def test_layers_in_a_session(tmp_path: Path) -> None:
+    """Deadlines, retries, cookies, limits, workflows, threads, nested runs."""
+    with session(workers=2) as opened:
+        with pytest.raises(TimeoutError):
+            process(timeout=0.2)(time.sleep)(60)()
+        with pytest.raises(ProcessTerminatedException):
+            process(os._exit)(3)()
+        counted = scheduler(cpus=1)(add)
+        assert counted(counted(1, 2), counted(3, 4))() == 10
+        assert limit("in a session", at_once=1)(add)(1, 2)() == 3
+        assert add(thread(bodies.num)(1), 2)() == 3
+
+        @process
+        def nested() -> int:
+            value: int = add(1, add(2, 3))()
+            return value
+
+        assert nested()() == 6
+
+        @workflow
+        def flow(count: int) -> Any:
+            return add(count, count)
+
+        assert flow(3)() == 6
+        assert list(process(bodies.inc).map(range(20)).run(workers=1)) == list(range(1, 21))
+        values = entangle.gather(process(bodies.inverse)(0), add(1, 1), return_exceptions=True)()
+        assert isinstance(values[0], ZeroDivisionError)
+        assert values[1] == 2
+        assert sorted(future.result() for future in entangle.as_completed([add(1, 1), add(2, 2)])) == [2, 4]
+        for start in ("fork", "forkserver", "spawn"):
+            assert add(1, 2)(start=start) == 3
+        warm = set(opened.pids)
+        assert pid()(start="fork") not in warm
+        assert pid()(start="spawn") not in warm
+
+
+PROGRAM = """
+import os, signal, sys, threading, time
+from entangle import session
+from entangle.process import process
+
+@process
+def pid():
+    return os.getpid()
+
+@process
+def slow():
+    open("slow", "w").close()
+    time.sleep(60)
+
+def begin():
+    print(*{pid()() for _ in range(3)}, os.getpid(), flush=True)
+
+if __name__ == "__main__":
+    how = sys.argv[1]
+    if how == "program":
+        begin()
+        sys.exit()
+    with session(workers=1):
+        begin()
+        if how == "exit":
+            sys.exit(3)
+        elif how == "end":
+            os._exit(0)
+        elif how == "error":
+            raise KeyError("on purpose")
+        elif how in ("run", "thread"):
+            if how == "thread":
+                threading.Thread(target=slow(), daemon=True).start()
+                while not os.path.exists("slow"):
+                    time.sleep(0.001)
+                sys.exit()
+            slow()()
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [
+        ("exit", 0),
+        ("end", 0),
+        pytest.param("error", 0, marks=pytest.mark.drill),
+        ("thread", 0),
+        pytest.param("idle", signal.SIGTERM, marks=pytest.mark.drill),
+        pytest.param("idle", signal.SIGINT, marks=pytest.mark.drill),
+        ("idle", signal.SIGKILL),
+        ("run", signal.SIGTERM),
+        ("run", signal.SIGINT),
+        pytest.param("run", signal.SIGKILL, marks=pytest.mark.drill),
+    ],
+)
+def test_nothing_is_left_however_its_owner_ends(tmp_path: Path, how: str, number: int) -> None:
+    caller = Caller(tmp_path, PROGRAM).start(how)
+    assert caller.process.stdout is not None
+    warm, owner = map(int, caller.process.stdout.readline().split())
+    assert owner == caller.process.pid
+    if how == "run":
+        wait_until(lambda: (tmp_path / "slow").exists())
+    if number:
+        caller.process.send_signal(number)
+    caller.process.communicate(timeout=20)
+    wait_until(lambda: not alive(warm), 2.0)
+    # What kills a process on the spot leaves its home to the next process of the user.
+    if how != "end" and number != signal.SIGKILL and (how, number) != ("idle", signal.SIGTERM):
+        assert [path for path in caller.runs.rglob("*") if path.is_file()] == []
+
+
+def test_a_whole_program_in_a_session(tmp_path: Path) -> None:
+    caller = Caller(tmp_path, PROGRAM, ENTANGLE_SESSION="1").start("program")
+    out, err = caller.process.communicate(timeout=20)
+    assert err == ""
+    assert len(out.split()) == 2
+
+
+def test_records_are_those_of_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entangle import records
+
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+
+    @process
+    def says(number: int) -> int:
+        print("number", number)
+        return number
+
+    @process
+    def fails(one: int, other: int) -> int:
+        raise ValueError(one + other)
+
+    def told() -> list[tuple[str, str, str, bool]]:
+        with pytest.raises(ValueError, match="3"):
+            fails(says(1), says(2))()
+        run = records.run()
+        return [(node.name, node.state, str(node.value), bool(node.pid) and node.seconds is not None) for node in run.nodes]
+
+    cold = told()
+    with session(workers=1):
+        assert [told() for _ in range(3)] == [cold] * 3
