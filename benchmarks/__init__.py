@@ -6,6 +6,7 @@ Linux only: it reads ``/proc``.
 
     rows/            what is measured: one function a row, written once for every contestant
     contestants.py   who takes part: entangle, the peers, and references such as one plain process
+    warm.py          who takes part beside warm workers;  distant.py, where places are concerned
     work.py          the functions that are the tasks; decorated.py: as an entangle user writes them
     row.py           the words: Row, Line, and how one round is timed
     arena.py         the fresh process in which one contestant runs some rows

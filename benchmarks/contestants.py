@@ -57,6 +57,14 @@ class Contestant:
         """Give the values of a function for many items, in order, as its documentation does it."""
         raise NotImplementedError
 
+    def map_in_chunks(self, function: Callable[..., Any], items: Sequence[Any], size: int) -> list[Any]:
+        """The same, told to send so many items at a time."""
+        raise NotImplementedError
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function once, elsewhere, and give its value."""
+        return self.value(self.task(function)(*args))
+
 
 # ------------------------------------------------------------------ ours
 
@@ -226,6 +234,18 @@ class Futures(Contestant):
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
         return list(self.pool.map(function, items))
 
+    def map_in_chunks(self, function: Callable[..., Any], items: Sequence[Any], size: int) -> list[Any]:
+        return list(self.pool.map(function, items, chunksize=size))
+
+    def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
+        values: Iterable[Any] = items
+        for stage in stages:
+            values = self.pool.map(stage, values)
+        return iter(values)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.pool.submit(function, *args).result()
+
     def value(self, built: Any) -> Any:
         nodes = in_order(built)
         consumers: dict[Node, list[Node]] = {node: [] for node in nodes}
@@ -261,11 +281,12 @@ class Joblib(Contestant):
     name = "joblib"
     short = "joblib"
     distribution = "joblib"
+    backend: ClassVar[str] = "loky"
 
     def start(self) -> None:
         joblib: Any = import_module("joblib")
         self.delayed = joblib.delayed
-        self.parallel = joblib.Parallel(n_jobs=self.workers).__enter__()
+        self.parallel = joblib.Parallel(n_jobs=self.workers, backend=self.backend).__enter__()
         self.parallel([self.delayed(work.pause)(i, 0.05) for i in range(2 * self.workers)])
 
     def stop(self) -> None:
@@ -311,6 +332,13 @@ class Mpire(Contestant):
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
         values: list[Any] = self.pool.map(function, items)
         return values
+
+    def map_in_chunks(self, function: Callable[..., Any], items: Sequence[Any], size: int) -> list[Any]:
+        values: list[Any] = self.pool.map(function, items, chunk_size=size)
+        return values
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.pool.apply(function, args)
 
     def _map(self, pairs: list[tuple[Callable[..., Any], list[Any]]]) -> list[Any]:
         values: list[Any] = self.pool.map(apply, pairs, concatenate_numpy_output=False)
@@ -535,6 +563,19 @@ class PoolMap(PoolImap):
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
         return self.pool.map(function, items)
 
+    def map_in_chunks(self, function: Callable[..., Any], items: Sequence[Any], size: int) -> list[Any]:
+        return self.pool.map(function, items, size)
+
+
+class PoolApply(PoolImap):
+    """``multiprocessing.Pool.apply``: one call at a time."""
+
+    name = "multiprocessing.Pool.apply"
+    short = "Pool.apply"
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.pool.apply(function, args)
+
 
 class ImapInChunks(PoolImap):
     """The same, told to send a hundred items at a time."""
@@ -589,12 +630,25 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         NestedPools,
         PoolImap,
         PoolMap,
+        PoolApply,
         ImapInChunks,
         MpireStream,
     )
 }
 
-REFERENCES = frozenset({OneProcess.name, BareFork.name, NestedPools.name, "ssh by hand", "frames over ssh by hand", "docker exec"})
+REFERENCES = frozenset(
+    {
+        OneProcess.name,
+        BareFork.name,
+        EntangleFork.name,
+        NestedPools.name,
+        "ssh by hand",
+        "frames over ssh by hand",
+        "docker exec",
+        "a copy in memory",
+        "fresh shared memory",
+    }
+)
 """Shown beside the others, and not counted when the best peer is looked for."""
 
 PEERS = (

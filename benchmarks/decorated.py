@@ -105,6 +105,18 @@ def signed(items: int, number: int) -> Array:
 
 
 @process
+def stamped(items: int, number: int) -> tuple[Array, int]:
+    """Make an array, and tell when it was there."""
+    return work.stamped(items, number)
+
+
+@process
+def modules() -> list[str]:
+    """Name the modules that this process has loaded."""
+    return work.modules()
+
+
+@process
 def gather_others(*arrays: Array) -> tuple[Array, str, int]:
     """Give back an array that another process made."""
     return work.gather_others(*arrays)

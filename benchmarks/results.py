@@ -44,8 +44,10 @@ def judge(row: Row, line: Line, tallies: Mapping[str, Tally]) -> Json:
     best = min(peers, key=peers.__getitem__) if peers else None
     target = line.target
     if target is not None and line.relative_to is not None:
-        beside = others.get(line.relative_to)
-        target = None if beside is None else target * beside
+        names = (line.relative_to,) if isinstance(line.relative_to, str) else line.relative_to
+        beside = [others.get(name) for name in names]
+        # Where one of them failed, nobody knows which is the better.
+        target = target * min(one for one in beside if one is not None) if None not in beside else None
     return {
         "label": line.label,
         "unit": line.unit,

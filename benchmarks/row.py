@@ -26,8 +26,8 @@ class Line:
     """One line of the table: a metric, who of ours is judged by it, and what is to be reached.
 
     ``target`` is in ``unit``; with ``relative_to`` it is a factor on what that contestant took in
-    the same session. A line without a target is shown for its own sake. ``worst`` takes the largest
-    round where others take the median.
+    the same session; of several, on the least. A line without a target is shown for its own sake.
+    ``worst`` takes the largest round where others take the median.
     """
 
     label: str
@@ -35,7 +35,7 @@ class Line:
     metric: str
     ours: str
     target: float | None
-    relative_to: str | None = None
+    relative_to: str | tuple[str, ...] | None = None
     worst: bool = False
 
 

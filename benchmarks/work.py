@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,19 @@ def signed(items: int, number: int) -> Array:
     array[0] = os.getpid()
     array[1] = number
     return array
+
+
+def stamped(items: int, number: int) -> tuple[Array, int]:
+    """Make an array of ones that begins with a number, and tell the nanosecond at which the
+    body ended."""
+    array = make(items)
+    array[0] = number
+    return array, time.monotonic_ns()
+
+
+def modules() -> list[str]:
+    """Name the modules that this process has loaded."""
+    return sorted(sys.modules)
 
 
 def gather_others(*arrays: Array) -> tuple[Array, str, int]:

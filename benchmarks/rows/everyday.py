@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from benchmarks import work
 from benchmarks.contestants import Contestant, Entangle, EntangleFork, Futures, Joblib, Mpire, PoolMap
 from benchmarks.row import Line, Measured, check, row, seconds
+from benchmarks.warm import EntangleSession
 
 ITEMS, CALLS, NODES = 10_000, 1_000, 100_000
 
@@ -41,9 +42,11 @@ class Recording:
     lines=[
         Line("cold, times futures.map", "ms", "time", Entangle.name, 1.0, relative_to=Futures.name),
         Line("cold, times Pool.map", "ms", "time", Entangle.name, None, relative_to=PoolMap.name),
+        Line("in a session, at most 1 times futures.map", "ms", "time", EntangleSession.name, 1.0, relative_to=Futures.name),
+        Line("in a session, at most 3 times Pool.map", "ms", "time", EntangleSession.name, 3.0, relative_to=PoolMap.name),
     ],
     others=(Futures.name, PoolMap.name, Joblib.name, Mpire.name),
-    note="start and end of our workers included, the peers' pools warm; each as its documentation writes it, with its default chunks",
+    note="cold: start and end of our workers included, the peers' pools warm; each as its documentation writes it, with its default chunks",
 )
 def mapped(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     """Square ten thousand numbers."""
