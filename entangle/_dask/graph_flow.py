@@ -8,6 +8,7 @@ another key of the same node.
 from __future__ import annotations
 
 import functools
+import operator
 import pickle
 from array import array
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -44,6 +45,9 @@ DATA = object()
 #: Arrays of so many bytes go to workers through the store, or by fork: pickled with the flow, each
 #: worker would have a copy.
 _LARGE = 1 << 20
+#: If they are so many bytes together, workers are started by fork, which has them at no cost.
+#: Where a fork is not safe, chunks are cut out of them here, as by dask's `threads`.
+MUCH = 64 << 20
 
 
 def compile_graph(graph: Mapping[Hashable, Any], keys: Sequence[Hashable], forks: Callable[[int], bool]) -> GraphFlow:
@@ -87,6 +91,8 @@ class _Compiler:
         self.constants: list[Any] = []
         #: The places of large arrays among them.
         self.large: list[int] = []
+        #: The bytes of arrays in tasks that dask has fused with them, by key.
+        self.held: dict[Hashable, int] = {}
         self.bodies: list[Body] = []
         self.body_numbers: dict[tuple[int, str, int], int] = {}
         self.shapes: dict[tuple[int, tuple[str, ...], tuple[Template, ...] | None], int] = {}
@@ -98,7 +104,10 @@ class _Compiler:
             if key not in self.graph:
                 raise KeyError(key)
         self._visit(keys)
-        by_fork = bool(self.large) and forks(sum(self.constants[~place].nbytes for place in self.large))
+        size = sum(self.constants[~place].nbytes for place in self.large) + sum(self.held.values())
+        by_fork = size >= _LARGE and forks(size)
+        if size >= MUCH and not by_fork:
+            self._read_here()
         data = self._add_data() if self.large and not by_fork else []
         in_workers = [body.carrier == PROCESS for body in self.bodies]
         leaves = [number for number, (body, _, inputs) in enumerate(self.nodes) if in_workers[body] and max(inputs, default=-1) < 0]
@@ -127,6 +136,20 @@ class _Compiler:
         flow = Flow(self.bodies, shapes, body_of, shape_of, starts, inputs, self.constants, len(leaves))
         flow.names = {node: str(key) for node, key in enumerate(key_of) if key is not DATA}
         return GraphFlow(flow, places, key_of, self.constants, by_fork)
+
+    def _read_here(self) -> None:
+        """Have tasks that cut chunks out of large arrays run in threads of this process."""
+        large, here = set(self.large), dict[int, int]()
+        for at, (number, shape, inputs) in enumerate(self.nodes):
+            body = self.bodies[number]
+            if body.carrier != PROCESS or (large.isdisjoint(inputs) and self.key_of[at] not in self.held):
+                continue
+            module, name = getattr(body.function, "__module__", ""), getattr(body.function, "__name__", "")
+            if body.function in (operator.getitem, self.subgraph) or (module == "dask.array.core" and name.startswith("getter")):
+                if number not in here:
+                    here[number] = len(self.bodies)
+                    self.bodies.append(_TaskBody(body.function, body.name, THREAD))
+                self.nodes[at] = (here[number], shape, inputs)
 
     def _add_data(self) -> list[int]:
         """Give large arrays nodes of their own, which publish them for workers; gives the nodes."""
@@ -188,7 +211,7 @@ class _Compiler:
 
     def _constant(self, value: Any) -> int:
         self.constants.append(value)
-        if type(value).__module__ == "numpy" and getattr(value, "nbytes", 0) >= _LARGE:
+        if _size(value) >= _LARGE:
             self.large.append(-len(self.constants))
         return -len(self.constants)
 
@@ -198,6 +221,8 @@ class _Compiler:
         carrier = THREAD if isinstance(task, self.task_kind) and self._stays(task) else PROCESS
         if type(task).__call__ is self.usual_call:
             function, args, kwargs = task.func, task.args, task.kwargs
+            if function is self.subgraph and (size := self._size_inside(args[0])):
+                self.held[key] = size
             try:
                 templates = tuple([self._flatten(argument, flat) for argument in (*args, *kwargs.values())])
             except _Nested:
@@ -225,6 +250,16 @@ class _Compiler:
             if hasattr(kind, "acquire") and hasattr(kind, "release"):
                 return True
         return False
+
+    def _size_inside(self, inner: dict[Hashable, Any]) -> int:
+        """The bytes of arrays in the tasks that one task is fused of."""
+        size = 0
+        for task in inner.values():
+            if isinstance(task, self.data):
+                size += _size(task.value)
+            elif isinstance(task, self.task_kind):
+                size += sum(map(_size, task.args))
+        return size
 
     def _is_owner(self, task: Any) -> bool:
         """Whether a task makes files of partd, on which bags and dataframes shuffle.
@@ -286,6 +321,11 @@ class _Compiler:
             found = self.body_numbers[id(function), prefix, carrier] = len(self.bodies)
             self.bodies.append(_TaskBody(function, prefix or self.name_of(function), carrier))
         return found
+
+
+def _size(value: Any) -> int:
+    """The bytes of an array of numpy; 0 for anything else."""
+    return int(value.nbytes) if type(value).__module__ == "numpy" and hasattr(value, "nbytes") else 0
 
 
 #: Functions of dask.array that write into the target of `store`.

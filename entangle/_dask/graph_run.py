@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any
 
-from entangle._dask.graph_flow import DATA, GraphFlow
+from entangle._dask.graph_flow import DATA, MUCH, GraphFlow
 from entangle._dask.telling import Telling
 from entangle._run import Observer
 from entangle._run.forking import fork_is_safe
@@ -143,11 +143,8 @@ def forks(large: int) -> bool:
     """Whether workers of a graph are forked that has large arrays of this process, of so many
     bytes."""
     way = chosen_way(None)
-    return way == "fork" or (way == "auto" and large >= _MUCH and fork_is_safe())
+    return way == "fork" or (way == "auto" and large >= MUCH and fork_is_safe())
 
-
-#: Arrays of so many bytes are worth a start of workers by fork, which has them at no cost.
-_MUCH = 64 << 20
 
 _guard = threading.Lock()
 _opened: Session | None = None

@@ -277,13 +277,17 @@ def test_a_run_is_recorded_with_the_keys_of_its_tasks(tmp_path: Path, monkeypatc
 
 
 ARRAYS = """
-import threading
+import os, threading
 import dask, dask.array as da, dask.bag as db, numpy, entangle.dask
+from entangle._dask import graph_flow
 
 def held(x):
     at, lines = x.__array_interface__["data"][0], open("/proc/self/maps").read().splitlines()
     files = [line.split()[5:] for line in lines if int(line.split("-")[0], 16) <= at < int(line.split()[0].split("-")[1], 16)]
     return any("/entangle-" in name for name in files[0]), x.nbytes, float(x.sum())
+
+def at(block):
+    return numpy.full(block.shape, os.getpid())
 
 class Counting:
     def __init__(self):
@@ -325,6 +329,9 @@ if __name__ == "__main__":
         parts = dask.delayed(held)(big), dask.delayed(held)(big[:500_000]), dask.delayed(big)
         told = dask.compute(*parts, da.from_array(big, chunks=200_000).sum(), num_workers=1)
         print(*told[:2], told[2] is big, told[3])
+        graph_flow.MUCH = big.nbytes
+        parts = da.from_array(big, chunks=200_000)
+        print(float((parts + 1).sum().compute()), set(parts.map_blocks(at).compute()) == {os.getpid()})
         stop.set()
         words = db.from_sequence([f"word {n % 7}" for n in range(100)], npartitions=5)
         print(sorted((key, len(items)) for key, items in words.groupby(lambda word: word).compute()))
@@ -338,7 +345,14 @@ def test_arrays_and_bags(tmp_path: Path) -> None:
     """In a program of its own: the libraries would stay in this process."""
     installed("numpy")
     told = output_of(tmp_path, ARRAYS, PYTHONWARNINGS="", ENTANGLE_START="").splitlines()
-    assert told == ["(8000000, 1000000.0)", "True 8", "True True", BIG, str([(f"word {n}", 15 if n < 2 else 14) for n in range(7)])]
+    assert told == [
+        "(8000000, 1000000.0)",
+        "True 8",
+        "True True",
+        BIG,
+        "500000500000.0 True",
+        str([(f"word {n}", 15 if n < 2 else 14) for n in range(7)]),
+    ]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
