@@ -29,7 +29,7 @@ The floors of the house from the ground up, and their rooms. Imports point down 
     _dataflow/                        dataflows and streams
     process  thread  workflow …       doors: a signature, a docstring, a layer
     ssh  docker  dataflow …           doors to other places, and of dataflows
-    dask  _dask/                      in place of what people have: graphs of dask
+    dask  _dask/  joblib  _joblib/    in place of what people have: graphs of dask; joblib
     records  _records/                what is remembered of runs
     cli/  web/  examples/             people
 
@@ -134,8 +134,8 @@ def _drawings() -> Drawings:
 
 #: Modules that users know. `import entangle` brings none of them in: its attributes do.
 _MODULES = frozenset(
-    {"containers", "cookies", "dask", "dataflow", "docker", "errors", "executor", "flow", "http", "interpreter", "limit", "local"}
-    | {"logging", "pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
+    {"containers", "cookies", "dask", "dataflow", "docker", "errors", "executor", "flow", "http", "interpreter", "joblib", "limit"}
+    | {"local", "logging", "pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
 )
 
 if not TYPE_CHECKING:  # checkers would take any name for one of ours

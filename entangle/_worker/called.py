@@ -109,6 +109,8 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     if travelled:
         module_lookup.arrive(travelled)
     if begin:
+        with importing.joining():  # a worker of calls joins no run; from now on its bodies may begin some
+            pass
         _answering = _Answering(begin, order.fds[0])
         refused = _begin(_answering, begin, order.fds[1:], host)
         if refused is not None:
@@ -220,7 +222,7 @@ def _outcome(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]
         try:
             value = _run(function, args, named)
         except BaseException as error:
-            call = _in_short(name, args, named)
+            call = call_in_short(name, args, named)
             return ERROR, pickle.dumps(describe(error, name, 1, call), 5)
         finally:
             del function, args, named
@@ -279,7 +281,7 @@ def _pickled(name: str, value: Any) -> tuple[bytes, list[memoryview]]:
         raise why_not(value, f"the value of {name!r}") from problem
 
 
-def _in_short(name: str, args: Sequence[Any], named: dict[str, Any]) -> str:
+def call_in_short(name: str, args: Sequence[Any], named: dict[str, Any]) -> str:
     """A call as errors show it."""
     try:
         parts = [value_in_short(value) for value in args[:8]] + (["…"] if len(args) > 8 else [])

@@ -30,7 +30,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
     {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "dataflow", "sources")},
     {"tests of users": ("_testing.", "pytest_plugin")},
-    {"in place of what people have": ("_dask.", "dask", "executor")},
+    {"in place of what people have": ("_dask.", "dask", "executor", "_joblib.", "joblib")},
     {"records of runs": ("_records.", "records")},
     {"people": ("", "__main__", "cli.", "web.", "examples.")},
 ]

@@ -1,0 +1,42 @@
+"""joblib on entangle's workers: `Parallel`, and with it scikit-learn.
+
+Needs joblib: `pip install 'py-entangle[joblib]'`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["register"]
+
+
+def register(make_default: bool = False) -> None:
+    """Make the backend "entangle" known to joblib, for the whole process.
+
+    Then `joblib.parallel_config(backend="entangle")`, `joblib.Parallel(backend="entangle")` and
+    whatever uses joblib inside, as scikit-learn does, run on warm workers. With `make_default`, so
+    does every `Parallel` that names no backend. May be called again.
+
+    Beside joblib's own options the backend takes loky's: `inner_max_num_threads`,
+    `idle_worker_timeout` (seconds), `initializer` and `initargs`. Large arrays that several tasks
+    take are stored once and mapped; a task may write to its own, and nobody else sees it. A
+    `Parallel` inside a task shares the CPUs with all others: where none is free, it runs in the
+    task's own process.
+
+    Raises ImportError where joblib is not installed, or older than 1.3.
+
+        entangle.joblib.register()
+        with joblib.parallel_config(backend="entangle", n_jobs=-1):
+            GridSearchCV(SVC(), grid).fit(x, y)
+    """
+    from entangle._joblib import backend
+
+    backend.register(make_default)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "EntangleBackend":
+        from entangle._joblib.backend import kind
+
+        return kind()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
