@@ -11,7 +11,7 @@ from .ways import installed
 
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only a checkout has the documentation")
 
-PAGES = {"multiprocessing": ("numpy",), "concurrent_futures": (), "dask": ("dask", "numpy")}
+PAGES = {"multiprocessing": ("numpy",), "concurrent_futures": (), "dask": ("dask", "numpy"), "joblib": ("joblib", "numpy")}
 
 
 @pytest.mark.parametrize("library", PAGES)
