@@ -110,7 +110,9 @@ class GraphRun(Run):
     def _end(self, node: int, site: Site, store: Store | None) -> None:
         if self._telling is not None:
             started, ended, _, _, _, pid, _, _ = site.table.record(node)
-            value = self._value_of(node, site, store) if self._telling.takes_values else None
+            value = None
+            if self._telling.takes_values:  # in an inline run, this must not be the last time
+                value = site.local[node] if node in site.local else self._value_of(node, site, store)
             self._telling.ended(node, value, started, ended, pid)
         if not self._keeps or store is None:
             return

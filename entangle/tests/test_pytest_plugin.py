@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from .callers import ROOT
+from .ways import installed
 
 pytest_plugins = ["pytester"]
 
@@ -318,6 +319,28 @@ def test_inline(suite: pytest.Pytester) -> None:
     done = _run(suite, _INLINE)
     assert done.ret == 0, str(done.stdout)
     done.assert_outcomes(passed=_INLINE.count("\ndef test_"))
+
+
+_DASK = """
+import dask
+from dask import delayed
+from dask.callbacks import Callback
+import entangle.dask
+
+def test_graphs_of_dask(entangle_inline):
+    ended = []
+    with dask.config.set(scheduler=entangle.dask.get), Callback(posttask=lambda key, value, *_: ended.append(value)):
+        graph = delayed(lambda *_: at_home())(delayed(at_home)())
+        assert graph.compute(optimize_graph=False)
+        with pytest.raises(ZeroDivisionError):
+            delayed(lambda x: 1 / x)(0).compute(rerun_exceptions_locally=True)
+    assert ended == [True, True]
+"""
+
+
+def test_inline_graphs_of_dask(suite: pytest.Pytester) -> None:
+    installed("dask")
+    _run(suite, _DASK).assert_outcomes(passed=1)
 
 
 _LEAKS = """
