@@ -681,7 +681,14 @@ class Calls:
     def _open_files(self, sealed: Sealed) -> Any:
         assert self.files is not None
         assert self._holdings is not None
-        body, buffers = self.files.read(sealed.wire)
+        try:
+            body, buffers = sealed.parts or self.files.read(sealed.wire)
+        except FileNotFoundError:
+            if sealed.parts is None:
+                raise
+            body, buffers = sealed.parts  # the executor has ended at this moment
+        if sealed.parts is not None:
+            return pickle.loads(body, buffers=buffers)
         with self._lock:
             for name in files_of(sealed.wire):
                 self._holdings.hold(name)
@@ -891,6 +898,9 @@ class _Collector:
                 wire: Wire = marshal.loads(part)
                 assert calls._holdings is not None
                 settled.append((job, True, calls._holdings.seal(wire)))
+                # Not only when the worker tells: it may die before.
+                for name in files_of(wire):
+                    line.lent.pop(name, None)
                 line.wants = end_of(wire)
             else:
                 settled.append((job, False, error_of(part)))
@@ -1012,7 +1022,9 @@ class _Collector:
         if pool is not None:
             pool.close()
         if holdings is not None:
-            holdings.over = True
+            with calls._lock:
+                holdings.map_all()
+                holdings.over = True
         if files is not None:
             for path in (files.directory, files.spill):
                 shutil.rmtree(path, ignore_errors=True)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import os
+import weakref
 from collections import Counter, deque
+from typing import Any
 
 from entangle._shared.value_files import ValueFiles, Wire, files_of
 
@@ -21,10 +23,12 @@ _SHARE, _MOST = 4, 1 << 30
 class Sealed:
     """A value as it travels. While this object lives, its files are not written again."""
 
-    __slots__ = ("_holdings", "wire")
+    __slots__ = ("__weakref__", "_holdings", "parts", "wire")
 
     def __init__(self, wire: Wire, holdings: Holdings | None = None) -> None:
         self.wire = wire
+        #: Its pickle and its buffers, mapped: once the files are about to go.
+        self.parts: tuple[Any, list[memoryview]] | None = None
         self._holdings = holdings
 
     def __del__(self) -> None:
@@ -43,6 +47,7 @@ class Holdings:
         #: Files of values that are gone. Filled at any moment, in any thread.
         self.dropped: deque[str] = deque()
         self.free = 0
+        self._sealed: weakref.WeakSet[Sealed] = weakref.WeakSet()
         #: Whether the directory is gone.
         self.over = False
 
@@ -50,7 +55,15 @@ class Holdings:
         """A value whose files are held."""
         for name in files_of(wire):
             self.hold(name)
-        return Sealed(wire, self)
+        made = Sealed(wire, self)
+        self._sealed.add(made)
+        return made
+
+    def map_all(self) -> None:
+        """Map all values that are still there: the files are about to go."""
+        for sealed in list(self._sealed):
+            with contextlib.suppress(OSError):
+                sealed.parts = self.files.read(sealed.wire)
 
     def hold(self, name: str) -> None:
         """Count one more that holds a file."""

@@ -702,6 +702,15 @@ def test_large_values_go_from_worker_to_worker(executor: Executor) -> None:
     assert chain.result().ends() == (1 << 20, 3, 3)
 
 
+def test_values_that_nobody_has_asked_for_outlive_the_executor() -> None:
+    with Executor(1) as executor:
+        values = executor.map(bodies.repeated, [bodies.Buffered.of(number, 1 << 17) for number in range(5)])
+        first = executor.submit(bodies.repeated, bodies.Buffered.of(8, 1 << 17))
+        second = executor.submit(bodies.untouched, first)
+    assert [value.ends()[1] for value in values] == list(range(5))
+    assert first.result().ends() == second.result().ends() == (1 << 17, 8, 8)
+
+
 def test_a_closure_with_a_large_value_travels_once(executor: Executor) -> None:
     large = bytearray(1 << 20)
     large[5] = 9
