@@ -44,8 +44,11 @@ class Preloading:
         #: What workers have imported, in their order: names and files.
         self._imported: dict[str, str] = {}
         self._names: list[str] = []
+        #: Those of them that are worth a template: Python's own are imported quickly.
+        self._slow: list[str] = []
         self._modules_seen = 0
-        #: Which modules the server was told for each key.
+        self._last = ""
+        #: For which modules the server was told each key.
         self._told: dict[str, list[str]] = {}
 
     def close(self) -> None:
@@ -66,8 +69,9 @@ class Preloading:
         if len(sys.modules) != self._modules_seen:
             self._modules_seen = len(sys.modules)
             self._names = [name for name, file in self._imported.items() if _is_here(name, file)]
+            self._slow = [name for name in self._names if name.partition(".")[0] not in sys.stdlib_module_names]
         # Where lines are measured, those of a template would be lost.
-        if not self._names or sys.platform != "linux" or coverage.measured():
+        if not self._slow or sys.platform != "linux" or coverage.measured():
             return "", None
         try:
             state: dict[str, Any] = {
@@ -80,14 +84,17 @@ class Preloading:
             return "", None
         environment = sorted((name, value) for name, value in state["environment"].items() if name not in _PASSING)
         key = str(hash((*environment, None, *state["argv"], None, *state["path"], None, state["directory"])))
-        if self._told.get(key) == self._names:
+        if self._told.get(key) == self._slow:
+            return key, None
+        if self._told and key not in self._told and key != self._last:
+            self._last = key  # a state that is never seen again is not worth a template
             return key, None
         known = {"key": key, "state": state, "names": self._names}
         if len(json.dumps(known)) > MOST:
             return "", None
         if len(self._told) > 100:
             self._told.clear()
-        self._told[key] = self._names
+        self._told[key] = self._slow
         return key, known
 
 

@@ -127,12 +127,14 @@ class _Template(Forker):
     """The forker in a template."""
 
     _retired = False
+    #: Whether it has had an order: before that, it is not known that anybody needs it.
+    _used = False
 
     def goes_on(self) -> bool:
         return not self._retired or bool(self.status)
 
     def spares_wanted(self) -> int:
-        return 0 if self._retired else super().spares_wanted()
+        return super().spares_wanted() if self._used and not self._retired else 0
 
     def carry_out(self, order: dict[str, Any], fds: list[int]) -> None:
         if "retire" in order:
@@ -141,4 +143,5 @@ class _Template(Forker):
             for _, to_spare in spares:
                 to_spare.close()  # it ends
         else:
+            self._used = True
             self.start_worker(order, fds)
