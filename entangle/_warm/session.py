@@ -15,7 +15,7 @@ from entangle._shared.home import Home
 from entangle._shared.site import Site
 from entangle._warm.lending import join, lend
 from entangle._warm.warm_pool import WarmPool, WarmWorker
-from entangle.errors import OptionError
+from entangle.errors import EntangleError, OptionError
 from entangle.flow import PROCESS
 
 _guard = threading.RLock()
@@ -95,7 +95,12 @@ class Session:
         Raises NoWorkerNow if all are lent to others.
         """
         pool = self._pool
-        return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
+        try:
+            return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
+        except EntangleError:
+            if pool is None or not pool.closed:
+                raise
+            return None  # another thread has just ended the session
 
     def ready(self) -> tuple[Frame, WarmWorker] | None:
         """A frame that is free and a worker that is idle; None if that would take a while."""
