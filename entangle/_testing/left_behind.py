@@ -36,6 +36,8 @@ _IN_A_RUN = re.compile(r"/p\d+-[0-9a-f]+(\.spill)?/r")
 #: Shared memory by the names that Python and entangle give it.
 _NAMES = ("psm_", "wnsm_", "sem.", "entangle_")
 _SHM = "/dev/shm"
+#: Locks that joblib makes once, when it is first used.
+_LASTING_NAMES = ("sem.loky-",)
 #: The longest command that is shown (characters).
 _SHOWN = 200
 
@@ -158,7 +160,7 @@ class LeftBehind:
 
     def _left_memory(self) -> Iterator[str]:
         for name in sorted(_shared_memory() - self._shared):
-            if self._is_ours(name):
+            if not name.startswith(_LASTING_NAMES) and self._is_ours(name):
                 yield f"shared memory {_SHM}/{name}"
         for directory in sorted(set(_run_directories()) - self._runs):
             yield f"directory of a run {directory}"
@@ -301,7 +303,7 @@ def _is_of_home(target: str, homes: tuple[str, ...]) -> bool:
 def _lasting_descriptors() -> Iterator[int]:
     server = getattr(sys.modules.get("entangle._run.forkserver"), "_server", None)
     if server is not None:
-        yield server.socket.fileno()
+        yield from (server.socket.fileno(), server.preloading._hear.fileno(), server.preloading.tell.fileno())
     for session in _sessions():
         for frame in list(session._frames):
             yield from (*frame.wake, frame.listen, frame.tell)
