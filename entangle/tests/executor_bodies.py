@@ -224,3 +224,7 @@ def touched(value: Buffered) -> Buffered:
 
 def first_known() -> int:
     return int(known[0].data[0])
+
+
+def length(value: Buffered, less: int) -> int:
+    return len(value.data) - less
