@@ -28,6 +28,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from entangle._worker.library_threads import VARIABLES
+from entangle.process import process
+
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
 
 SIGNALS = sorted(int(number) for number in signal.valid_signals())
@@ -51,8 +54,9 @@ def _umask() -> int:
 
 
 def _environment() -> list[tuple[str, str]]:
-    # Variables that tell what a worker is or holds, which another one has with another value.
-    return sorted((name, value) for name, value in os.environ.items() if not name.startswith(("ENTANGLE_WORKER", "PYTEST_")))
+    # Some tell what a worker is, holds or may use, which another one has with another value.
+    others = {"ENTANGLE_WORKER", "PYTEST_CURRENT_TEST", "MAKEFLAGS", *VARIABLES}
+    return sorted((name, value) for name, value in os.environ.items() if name not in others)
 
 
 def _environment_of_children() -> bytes:
@@ -742,3 +746,20 @@ def many_descriptors_used_again() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(64, 256):
         os.dup2(null, fd)
+
+
+# --- in a worker ----------------------------------------------------------------------------------
+
+
+@process
+def state() -> tuple[int, dict[str, str]]:
+    return os.getpid(), look()
+
+
+@process
+def changed(kind: str) -> tuple[int, dict[str, str], bool]:
+    {**CHANGES, **PARTING}[kind]()
+    try:
+        return os.getpid(), look(), kind in UNSEEN
+    except Exception as error:  # nothing can be looked at, which is a change too
+        return os.getpid(), {"error": str(error)}, False

@@ -14,21 +14,7 @@ from entangle import session
 from entangle._warm.session import Session
 from entangle.process import process
 
-from .changed_state import CHANGES, PARTING, UNSEEN, look
-
-
-@process
-def state() -> tuple[int, dict[str, str]]:
-    return os.getpid(), look()
-
-
-@process
-def changed(kind: str) -> tuple[int, dict[str, str], bool]:
-    {**CHANGES, **PARTING}[kind]()
-    try:
-        return os.getpid(), look(), kind in UNSEEN
-    except Exception as error:  # nothing can be looked at, which is a change too
-        return os.getpid(), {"error": str(error)}, False
+from .changed_state import CHANGES, PARTING, changed, state
 
 
 @pytest.fixture
