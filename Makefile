@@ -45,7 +45,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest compat compat-dask compat-futures services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
+.PHONY: help run test test-lowest compat compat-dask compat-futures compat-joblib services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
@@ -71,7 +71,7 @@ test: $(VENV)/.installed-test
 test-lowest: $(LOWEST_VENV)/.installed-lowest
 	$(LOWEST_BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(TESTS),$(TESTS),$(LOWEST_TESTS)) $(ARGS)
 
-compat: compat-dask compat-futures
+compat: compat-dask compat-futures compat-joblib
 
 # Not in the directory of a test: graphs would be recorded there.
 COMPAT_PYTEST = ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m pytest -q -c entangle/tests/compat/pytest.ini
@@ -83,6 +83,11 @@ compat-dask: $(COMPAT_VENV)/.installed-compat
 # CPython's own tests of executors, those of the Python of this environment.
 compat-futures: $(COMPAT_VENV)/.installed-compat
 	ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m entangle.tests.compat.cpython_executor
+
+compat-joblib: $(COMPAT_VENV)/.installed-compat
+	PYTHONPATH='$(CURDIR)/entangle/tests/compat/joblib_site' $(COMPAT_PYTEST) -W ignore \
+	    -p entangle.tests.compat.joblib_differences --pyargs joblib.test.test_parallel $(ARGS)
+	$(COMPAT_PYTEST) entangle/tests/compat/sklearn_numbers.py $(ARGS)
 
 services: services-gremlin services-browser
 	.ci/services

@@ -26,6 +26,7 @@ from entangle._joblib.lease import Lease, WorkerSettings
 from entangle._shared.home import home
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.unknown_options import refuse_options
+from entangle._worker import library_threads
 from entangle.errors import OptionError
 
 #: The name under which joblib knows the backend.
@@ -259,6 +260,7 @@ def _begin_worker(environment: Sequence[tuple[str, str]], authkey: bytes, initia
     import multiprocessing
 
     os.environ.update(environment)
+    library_threads.obey(os.environ)
     said = dict(environment)["OMP_NUM_THREADS"].partition(",")[0]  # one number for each level
     share = int(said) if said.isdigit() else 1
     multiprocessing.current_process().authkey = authkey

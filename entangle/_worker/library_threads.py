@@ -18,7 +18,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from entangle._shared.loaded_libraries import loads, mapped_files
@@ -204,6 +204,17 @@ def apply(settings: Settings) -> None:
 def keep_to(threads: int) -> None:
     """Have the libraries of this process, a worker, use so many threads; 0 changes nothing."""
     apply(settings(threads))
+
+
+def obey(variables: Mapping[str, str]) -> None:
+    """Have the libraries that are loaded already use as many threads as they would if they were
+    loaded now, with these variables."""
+    _look()
+    for pool in _pools:
+        names, _ = _READ.get(pool.internal_api, _READ_BY_OTHERS)
+        said = next((variables[name] for name in names if name in variables), "").partition(",")[0]
+        if said.isdigit() and int(said) and pool.num_threads != int(said):
+            pool.set_num_threads(int(said))
 
 
 def _variables(wanted: str) -> Iterator[tuple[str, str]]:

@@ -313,6 +313,19 @@ def test_in_a_forked_child() -> None:
 numpy = pytest.importorskip("numpy")
 
 
+def _threads_of_blas() -> set[int]:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    numpy.ones((50, 50)) @ numpy.ones((50, 50))
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+
+
+def test_a_library_that_the_server_has_loaded_already_keeps_to_its_share() -> None:
+    pytest.importorskip("threadpoolctl")
+    with parallel_config(backend="entangle", n_jobs=2, inner_max_num_threads=3):
+        for _ in range(2):
+            assert set().union(*Parallel(batch_size=1)(delayed(_threads_of_blas)() for _ in range(2))) <= {3}
+
+
 def _fill(array: Any, value: float) -> tuple[float, bool]:
     before = float(array[0])
     array[:] = value

@@ -43,9 +43,9 @@ def _substitute(parallel: Any) -> None:
     backends.LokyBackend = ours
     submit, batches, owner = ours.submit, [0], os.getpid()
 
-    def counting(self: Any, *args: Any, **named: Any) -> Any:
+    def counting(self: Any, func: Any, callback: Any = None, *, batches: list[int] = batches) -> Any:
         batches[0] += 1
-        return submit(self, *args, **named)
+        return submit(self, func, callback)
 
     def write() -> None:
         if batches[0] and os.getpid() == owner and (path := os.environ.get("ENTANGLE_COMPAT_COUNT")):
