@@ -46,7 +46,8 @@ def begin(server: int, stderr: int, channel: int, settings: dict[str, Any], impo
     try:
         life.settle_in(server, stderr, -1)
         child.begin()
-        code = _WarmLife(channel, imported, **settings).serve()
+        kept = _WarmLife(channel, imported, **settings)  # its socket is not to be collected
+        code = kept.serve()
     except BaseException:
         life.report_bug()
     finally:
