@@ -90,7 +90,7 @@ def _load(names: list[str], state: dict[str, Any], at: mmap.mmap) -> tuple[modul
     inheritance.take_on(state, "before")
     # With one thread, libraries start none: any thread that is there is another's. Each worker
     # tells them how many they may have.
-    library_threads.keep_to(1)
+    library_threads.keep_to_one()
     importlib.invalidate_caches()
     began = time.time_ns() - int(_TICK * 1e9)
     opened = len(os.listdir("/proc/self/fd"))

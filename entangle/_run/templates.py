@@ -26,6 +26,8 @@ _SERVING, _ALIVE = 2, 6
 _PART = 0.1
 #: So many refusals are followed by another try at once.
 _AT_ONCE = 8
+#: After so many there are no more: it is not the modules that are at fault.
+_MOST_REFUSED = 16
 #: After so long, an import is given up (seconds).
 _LONGEST = 60.0
 #: How long templates may take to end (seconds).
@@ -166,7 +168,11 @@ class Templates:
     def _make(self) -> None:
         wanted = self._wanted.pop(next(reversed(self._wanted)))
         names = [name for name in wanted["names"] if name not in self._refused]
-        if not names or any(made.key == wanted["key"] and made.wanted["names"] == names for made in self._serving):
+        if (
+            not names
+            or len(self._refused) > _MOST_REFUSED
+            or any(made.key == wanted["key"] and made.wanted["names"] == names for made in self._serving)
+        ):
             return
         wanted = {**wanted, "names": names}
         at, installed = mmap.mmap(-1, mmap.PAGESIZE), _changes_of_installed()

@@ -217,6 +217,14 @@ def obey(variables: Mapping[str, str]) -> None:
             pool.set_num_threads(int(said))
 
 
+def keep_to_one() -> None:
+    """Have libraries that this process loads from now on start no threads, by themselves or by how
+    they count CPUs. What the user has set stays."""
+    keep_to(1)
+    for name, value in list(_variables("1")):
+        os.environ[name] = _ours[name] = value
+
+
 def _variables(wanted: str) -> Iterator[tuple[str, str]]:
     """The variables to set: those that the user has not set."""
     for name, package in VARIABLES.items():
