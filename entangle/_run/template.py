@@ -58,6 +58,8 @@ def fork_template(server: Forker, wanted: dict[str, Any], others: list[socket.so
         life.die_with(parent)
         os.setpgid(0, 0)
         _be_template(theirs, server, wanted, at)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the server has ended, with its program
     except BaseException:
         life.report_bug()
     finally:
