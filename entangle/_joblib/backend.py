@@ -62,11 +62,6 @@ class Backend:
     supports_sharedmem = False
     uses_threads = False
 
-    # A batch costs a worker and its caller about 0.2 ms together, so short batches are long enough;
-    # and the shorter they are, the less the last one is waited for.
-    MIN_IDEAL_BATCH_DURATION = 0.05
-    MAX_IDEAL_BATCH_DURATION = 1.0
-
     if TYPE_CHECKING:
         MAX_NUM_THREADS_VARS: list[str]
         TBB_ENABLE_IPC_VAR: str
