@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import posix
+import threading
 import time
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -21,20 +23,24 @@ from entangle._run.forwarding import stdout_is_plain
 from entangle._run.start import session
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared.frame import Frame
-from entangle._shared.home import Home
+from entangle._shared.home import Home, home
 from entangle._shared.interrupts import Deferred
 from entangle._shared.site import Site
 from entangle._shared.table import FAILED_NODE, FINISHED, MOST_WORKERS, PLANNED, RIGHT, STARTED_AT, Table
 from entangle._worker.admission import CPU, seat_of_callers
 from entangle._worker.joining import described
+from entangle.cookies import ANY_CPU
 from entangle.errors import UnpicklableError
 from entangle.flow import PROCESS, Body, Flow
 
 #: What `value_soon` gives for a run that has to begin as any other.
 LATER = object()
 
-#: How long the run is waited for without a supervisor (seconds).
-_MOMENT = 0.003
+#: How long the run is waited for without a supervisor (seconds): while there is work for one
+#: worker alone, and where others could help it.
+_MOMENT, _MOMENT_ALONE = 0.003, 0.001
+#: How long a run waits at most for those before it, until it begins as any other (seconds).
+_QUEUED = 0.25
 #: The slot of its worker.
 _SLOT = 1
 #: Flows of more nodes begin as any other.
@@ -88,8 +94,7 @@ def _is_plain(body: Body) -> bool:
 
 
 def may_be_over_soon(run: SmallRun) -> bool:
-    """Whether a run can begin without a supervisor: one worker is enough for its beginning, and it
-    has no terms that need one."""
+    """Whether a run can begin without a supervisor: it is small, and has no terms that need one."""
     flow = run.flow
     return (
         run.caller is None
@@ -101,7 +106,6 @@ def may_be_over_soon(run: SmallRun) -> bool:
         and flow.guarded is None
         and len(flow.sinks) == 1
         and flow.kept <= set(flow.sinks)
-        and flow.pending.count(0) == 1
         and all(map(_is_plain, flow.bodies))
         and stdout_is_plain()
     )
@@ -113,23 +117,64 @@ def value_soon(run: SmallRun) -> Any:
     warm = run.warm or session()
     if warm is None:
         return LATER
-    seat = seat_of_callers()
-    if not seat.take(run, _no_matter):
-        seat.leave(run)
-        return LATER
+    _there.add(run)
     try:
-        with Deferred() as deferred:
-            found = warm.ready()
-            return _begin(run, warm, *found, deferred) if found is not None else LATER
+        leave = _take_place(run)
+        if leave is None:
+            return LATER
+        try:
+            with Deferred() as deferred:
+                found = warm.ready()
+                return _begin(run, warm, *found, deferred, leave) if found is not None else LATER
+        finally:
+            leave()
     finally:
+        _there.discard(run)
+
+
+def _take_place(run: SmallRun) -> Callable[[], None] | None:
+    """Take a place on a CPU: the caller's own, or a cookie's; wait a little for the caller's where
+    there is neither. Return how it is left, any number of times; None if there is none."""
+    seat = seat_of_callers()
+    if seat.take(run, _no_matter):
+        return lambda: seat.leave(run)
+    here = home()
+    if here.pid == os.getpid() and here.budget.take() is not None:
+        given: list[None] = []
+
+        def give_back() -> None:
+            if not given:
+                given.append(None)
+                here.budget.give(ANY_CPU)
+
         seat.leave(run)
+        return give_back
+    freed = threading.Event()
+    until = time.monotonic() + _QUEUED
+    try:
+        while not seat.take(run, freed.set):
+            # Only a run that is in its first moments as well leaves the place soon.
+            if seat.holder() not in _there or time.monotonic() >= until:
+                seat.leave(run)
+                return None
+            if freed.wait(_MOMENT):
+                freed.clear()
+    except BaseException:
+        seat.leave(run)
+        raise
+    return lambda: seat.leave(run)
+
+
+#: The runs that are in their first moments, or wait for them.
+_there: set[object] = {None}
+os.register_at_fork(after_in_child=lambda: _there.intersection_update({None}))
 
 
 def _no_matter() -> None:
     """Told that the caller's place is free. By then the run has begun in another way."""
 
 
-def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: Deferred) -> Any:
+def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: Deferred, leave_place: Callable[[], None]) -> Any:
     try:
         site = _armed(run, frame)
         described(site)
@@ -147,13 +192,19 @@ def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: 
             lent = warm.join(worker, site, _SLOT)
     if lent is None:
         warm.not_needed(worker)
+        _there.discard(run)
+        leave_place()
         return run.supervised_in(frame, site, warm, [], deferred)
     try:
         with deferred.lifted():
             over = _wait(run, frame, site, lent)
     except BaseException as error:
+        _there.discard(run)
+        leave_place()
         return run.supervised_in(frame, site, warm, [lent], deferred, error)
     if not over:
+        _there.discard(run)
+        leave_place()
         return run.supervised_in(frame, site, warm, [lent], deferred)
     return run.over_in(frame, site, warm, lent)
 
@@ -161,7 +212,7 @@ def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: 
 def _wait(run: SmallRun, frame: Frame, site: Site, lent: WorkerProcess) -> bool:
     """Wait a moment for the value. Return whether it is there, and nothing needs attention."""
     header = site.table.header
-    until = time.monotonic() + _MOMENT
+    until = time.monotonic() + (_MOMENT if run.flow.pending.count(0) == 1 else _MOMENT_ALONE)
     poll = frame.poll_with(lent.watch, lent.err)
     while not header[FINISHED]:
         left = until - time.monotonic()
@@ -193,8 +244,7 @@ def _armed(run: SmallRun, frame: Frame) -> Site:
     else:
         frame.forget_row()
         lanes = [PROCESS] * len(flow.bodies)
-        processes = min(flow.count, here.most + 2)
-        slots = 2 + processes
+        slots = 2 + flow.count  # as many workers as may be wanted while bodies wait
         table = Table.again(frame.memory, frame.table_fd, flow, slots, lanes)
         site = Site(flow, table, frame.directory, here.path, frame.spill, frame.wake, (-1, -1), frame.tell)
         site.frame, site.elsewhere = frame, True

@@ -32,7 +32,6 @@ from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, STOP, Tab
 from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing, inline
-from entangle._worker.admission import seat_of_callers
 from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
@@ -265,7 +264,6 @@ class Run:
         still_ending: list[WorkerProcess] = []
         large: list[str] = []
         frame.forget_row(let_go=False)  # its site ends with the run
-        seat_of_callers().leave(self)
         home = homes.home()
         slots = site.table.slot_count
         try:

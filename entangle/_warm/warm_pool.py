@@ -168,17 +168,27 @@ class WarmPool:
 
         Raises EntangleError if the pool is closed.
         """
-        with Deferred(), self._guard:
-            if self.closed or self._pid != os.getpid():
-                raise EntangleError("these warm workers are gone: their session is over, or belongs to the process that forked this one")
-            worker = self._one_here()
-            if worker is None:
-                if self.workers is not None and len(self._here) + len(self._lent) >= self.workers:
-                    return None
-                worker = WarmWorker(self._settings, self._listened_to)
-                self.started += 1
-            self._lent.add(worker)
-            return worker
+        until = 0.0
+        while True:
+            with Deferred(), self._guard:
+                if self.closed or self._pid != os.getpid():
+                    raise EntangleError(
+                        "these warm workers are gone: their session is over, or belongs to the process that forked this one"
+                    )
+                worker = self._idle()
+                coming = [away.watch for away in self._here if away.away]
+                now = time.monotonic()
+                until = until or now + _COMING_BACK
+                if worker is None and (not coming or now >= until):
+                    if self.workers is not None and len(self._here) + len(self._lent) >= self.workers:
+                        return None
+                    worker = WarmWorker(self._settings, self._listened_to)
+                    self.started += 1
+                if worker is not None:
+                    self._lent.add(worker)
+                    return worker
+            # Others may take and give meanwhile, and close what is watched here.
+            readable(coming, min(_MOMENT, until - now))
 
     def take_idle(self) -> WarmWorker | None:
         """Borrow the worker that was used last, if it is here and idle within a moment. It may have
@@ -186,32 +196,24 @@ class WarmPool:
         with self._guard:
             if not self._here or self.closed or self._pid != os.getpid():
                 return None
-            worker = self._here[-1]
-            if worker.away and worker.left() is None:
-                readable([worker.watch], _MOMENT)
-                worker.left()
-            if worker.away or worker.retires or worker.orders.ended:
-                return None
-            self._lent.add(self._here.pop())
+            worker = self._idle()
+            if worker is None and len(self._here) == 1 and (last := self._here[0]).away:
+                readable([last.watch], _MOMENT)
+                worker = self._idle()
+            if worker is not None:
+                self._lent.add(worker)
             return worker
 
-    def _one_here(self) -> WarmWorker | None:
+    def _idle(self) -> WarmWorker | None:
         """Take the best of those that are here: the last one used that is ready."""
-        until = 0.0
-        while True:
-            for worker in reversed(self._here):
-                if worker.away:
-                    worker.left()
-                if not worker.away and not worker.retires and not worker.ended() and not worker.orders.ended:
-                    self._here.remove(worker)
-                    return worker
-            self._drop_ended()
-            coming = [worker.watch for worker in self._here if worker.away]
-            now = time.monotonic()
-            until = until or now + _COMING_BACK
-            if not coming or now >= until:
-                return None
-            readable(coming, until - now)
+        for worker in reversed(self._here):
+            if worker.away:
+                worker.left()
+            if not worker.away and not worker.retires and not worker.orders.ended and not worker.ended():
+                self._here.remove(worker)
+                return worker
+        self._drop_ended()
+        return None
 
     def _drop_ended(self) -> None:
         for worker in list(self._here):

@@ -323,6 +323,10 @@ class Seat:
             if self._squeezed is run:
                 self._squeezed = None
 
+    def holder(self) -> object:
+        """The run that has it; None if none has."""
+        return self._holder
+
     def wanted(self, run: object) -> bool:
         """Whether runs other than `run` wait for it."""
         return bool(self._waiting.keys() - {id(run)})
