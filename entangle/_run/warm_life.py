@@ -117,12 +117,16 @@ class _WarmLife:
     def _join(self, order: Order) -> int:
         """Join a run and work for it. Return the exit status that a worker of that run alone would
         have had."""
-        number, directory, flow_path, slot, lane, serial, marks, described = marshal.loads(order.body)
+        number, dropped, directory, flow_path, slot, lane, serial, marks, described = marshal.loads(order.body)
         present = iter(order.fds)
         out, *others = [next(present) if mark else -1 for mark in marks]
         if out >= 0:
             life.lead_output(-1, out)
         module_lookup.forget_arrivals()
+        if dropped >= 0:
+            frame = self._frames.pop(dropped)
+            self._descriptors.forget(*frame.descriptors())
+            frame.close()
         if number >= 0:
             frame = self._frame(number, others)
             join, ours = functools.partial(join_in_frame, described, frame, directory, slot, lane, serial), []
@@ -184,7 +188,7 @@ class _WarmLife:
             return "a body has left processes running"
         if self._descriptors.lost():
             return "a body has closed descriptors of the worker"
-        return self._before.put_back() or self._wear.used()
+        return self._before.put_back() or self._wear.used(len(self._descriptors))
 
     def take_as_state(self) -> None:
         """Take the state of now as the one to put back."""

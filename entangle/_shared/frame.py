@@ -141,6 +141,10 @@ class Frame:
         self.workers = [worker for worker in self.workers if worker.frame is self and worker.is_away()]
         return not self.workers
 
+    def descriptors(self) -> list[int]:
+        """The descriptors of files and pipes."""
+        return [fd for fd in (self.table_fd, self.values_fd, *self.wake, self.listen, self.tell) if fd >= 0]
+
     def close(self) -> None:
         """Close files and pipes."""
         self.forget_row()

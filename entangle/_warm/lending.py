@@ -20,6 +20,8 @@ from entangle._worker.taking import flush
 #: What a run tells its workers is sent to each if it has fewer bytes than this, else written down
 #: for all.
 _MOST_SENT = 64 << 10
+#: How many frames a worker keeps open.
+_MOST_FRAMES = 4
 #: How long a worker's end may take to be told, once its channel has closed (seconds).
 _TOLD = 1.0
 
@@ -90,7 +92,7 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     flush()
     slots, base = site.table.slots, slot * SLOT
     slots[base + STATE] = STARTING
-    flow_path, number, fds = "", -1, []
+    flow_path, number, dropped, fds = "", -1, -1, []
     if frame is None:
         write_flow(site)
         flow_path, known = site.flow_path, b""
@@ -98,12 +100,13 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     else:
         number = frame.number
         if number not in warm.frames:
+            dropped = warm.frames[0] if len(warm.frames) >= _MOST_FRAMES else -1
             fds = [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
     out = os.pipe() if capture else (-1, -1)
     fds = [out[1], *fds]
     marks = [fd >= 0 for fd in fds]
     try:
-        order = marshal.dumps((number, site.directory, flow_path, slot, lane, serial, marks, known))
+        order = marshal.dumps((number, dropped, site.directory, flow_path, slot, lane, serial, marks, known))
         warm.orders.send(JOIN, order, [fd for fd in fds if fd >= 0])
         warm.away, warm.frame = True, site.frame
     except BaseException:
@@ -116,7 +119,7 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     if site.frame is not None:
         site.frame.workers.append(warm)
     if frame is not None:
-        warm.frames.add(number)
+        warm.frames = [*(other for other in warm.frames if other not in (number, dropped)), number]
     if out[0] >= 0:
         os.set_blocking(out[0], False)
     return LentWorker(slot, lane, warm, pool, out[0], lambda: _begun(slots, base))

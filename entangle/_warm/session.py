@@ -151,7 +151,7 @@ class Session:
         """Take back a frame whose run is over."""
         frame.move(*frame.idle_at)
         with _guard:
-            if self._pool is not None:
+            if self._pool is not None and len(self._frames) < _MOST_FRAMES:
                 self._frames.append(frame)
                 return
         _remove(frame)
@@ -170,6 +170,8 @@ class Session:
         return f"<session of {len(self.pids)} warm workers>"
 
 
+#: How many frames a session keeps that no run uses.
+_MOST_FRAMES = 8
 _NOTHING_STATED: tuple[Any, ...] = (None, 60.0, 0)
 
 _open: Session | None = None

@@ -59,8 +59,8 @@ class WarmWorker:
         self.orders = Orders(ours)
         #: Whether it has been told to do something and has not said yet that it is done.
         self.away = self.closed = False
-        #: The numbers of the frames that it has open, and the frame of the run that it joined last.
-        self.frames: set[int] = set()
+        #: The numbers of the frames that it has open, the one used last at the end.
+        self.frames: list[int] = []
         self.frame: Frame | None = None
         #: Why it retires, if it has said that it does.
         self.retires = ""

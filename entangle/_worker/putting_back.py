@@ -54,6 +54,14 @@ class Descriptors:
         for fd in fds:
             self._ours[fd] = _file(fd)
 
+    def forget(self, *fds: int) -> None:
+        """Note that the worker can do without these from now on."""
+        for fd in fds:
+            self._ours.pop(fd, None)
+
+    def __len__(self) -> int:
+        return len(self._ours)
+
     def lost(self) -> bool:
         """Whether one is closed that the worker cannot do without. Its number may be that of
         another file now."""

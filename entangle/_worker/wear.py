@@ -86,16 +86,18 @@ class Wear:
         self._rises = [0] * len(_KINDS)
         self._modules = ModuleFiles()
 
-    def used(self) -> str:
-        """Note the end of one order. Why the worker must retire, in a few words; "" if it need
-        not."""
+    def used(self, ours: int = 0) -> str:
+        """Note the end of one order. Why the worker must retire, in a few words; "" if it need not.
+
+        So many descriptors are `ours`, and not left by bodies.
+        """
         self._uses += 1
         self._modules.note()
         now = time.monotonic()
         if self._uses > FIRST_USES and now - self._looked_at < _PAUSE:
             return ""
         self._looked_at = now
-        found = [_threads(), _children(), _descriptors(), memory()]
+        found = [_threads(), _children(), _descriptors() - ours, memory()]
         if self._most_memory and found[-1] > self._most_memory:
             return f"it uses {found[-1]:,} bytes of memory, more than max_memory"
         if self._uses <= FIRST_USES:
