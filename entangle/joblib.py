@@ -23,7 +23,7 @@ def register(make_default: bool = False) -> None:
     `Parallel` inside a task shares the CPUs with all others: where none is free, it runs in the
     task's own process.
 
-    Raises ImportError where joblib is not installed, or older than 1.3.
+    Raises ImportError where joblib is not installed, or older than 1.5.
 
         entangle.joblib.register()
         with joblib.parallel_config(backend="entangle", n_jobs=-1):

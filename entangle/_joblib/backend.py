@@ -47,8 +47,8 @@ def joblib_parallel() -> Any:
         if error.name not in ("joblib", "joblib.parallel"):
             raise
         raise ImportError("entangle.joblib needs joblib: pip install 'py-entangle[joblib]'", name="joblib") from None
-    if not hasattr(found, "parallel_config"):
-        raise ImportError("entangle.joblib needs joblib 1.3 or newer: pip install 'py-entangle[joblib]'", name="joblib")
+    if not hasattr(found.ParallelBackendBase, "submit"):
+        raise ImportError("entangle.joblib needs joblib 1.5 or newer: pip install 'py-entangle[joblib]'", name="joblib")
     return found
 
 
@@ -170,8 +170,6 @@ class Backend:
         if callback is not None:
             future.add_done_callback(callback)
         return future
-
-    apply_async = submit  # its name before joblib 1.5
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """The values of a batch that is done; raises its error."""
