@@ -15,6 +15,8 @@ from entangle.executor import Executor
 
 #: How many sets of workers that nobody uses are kept, of different options.
 KEPT = 2
+#: How long a worker with nothing to do stays (seconds).
+IDLE = 60.0
 
 
 class WorkerSettings(NamedTuple):
@@ -72,11 +74,13 @@ def _start_workers(settings: WorkerSettings) -> Executor:
         # Pickled here: the proxies of a `multiprocessing.Manager` among the arguments connect to it
         # when they are unpickled, and need the key for that.
         initializer = dumps((settings.initializer, settings.initargs), None)
-    return Executor(
+    made = Executor(
         settings.workers,
         initializer=settings.begin,
         initargs=(settings.environment, authkey, initializer),
     )
+    made._calls.idle = settings.idle or IDLE
+    return made
 
 
 def _put_back(settings: WorkerSettings, executor: Executor) -> None:

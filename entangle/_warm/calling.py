@@ -231,6 +231,9 @@ class Calls:
     def __init__(self, most: int, initializer: bytes | None, initializer_name: str, each: int | None) -> None:
         self.most = most
         self.each = each
+        #: How long a worker with nothing to do stays (seconds). Workers that an initializer has
+        #: prepared stay, unless who has made the executor says otherwise before its first call.
+        self.idle = _IDLE if initializer is None else _FOREVER
         self._initializer = initializer
         self._initializer_name = initializer_name
         self.pid = os.getpid()
@@ -422,7 +425,7 @@ class Calls:
     def _begin(self) -> None:
         """Start the collector, and what workers need. Lock held."""
         forkserver.warm_up()
-        self._pool = WarmPool(None, _FOREVER if self._initializer is not None else _IDLE)
+        self._pool = WarmPool(None, self.idle)
         read, write = os.pipe()
         os.set_blocking(read, False)
         os.set_blocking(write, False)
@@ -771,7 +774,7 @@ class Calls:
 
 _Settled = tuple[Job, bool, Any]
 
-#: How long a worker with nothing to do stays (seconds), and where it never ends.
+#: How long a worker with nothing to do stays by default (seconds), and where it never ends.
 _IDLE, _FOREVER = 60.0, 1e6
 
 

@@ -229,6 +229,12 @@ def test_an_initializer_runs_once_in_each_worker(tmp_path: Path) -> None:
     assert 1 <= len(notes(path)) <= 2
 
 
+def test_a_worker_with_nothing_to_do_ends_after_its_idle_time_and_the_next_call_works() -> None:
+    with parallel_config(backend="entangle", n_jobs=2, idle_worker_timeout=0.2):
+        gone(Parallel(batch_size=1)(delayed(pid)(x) for x in range(4)))
+        assert Parallel()(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
+
+
 def test_libraries_keep_to_their_share_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     share = str(max(1, joblib.cpu_count() // 2))
