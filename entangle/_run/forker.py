@@ -229,7 +229,7 @@ class Forker:
             ours.close()
             self.let_go()
             life.die_with(parent)
-            stderr = os.dup(2)  # a rehearsal replaces it
+            stderr = _copy_of_stderr()  # a rehearsal replaces it
             if home:
                 with contextlib.suppress(OSError):  # on a full disk it waits without a rehearsal
                     _rehearse(home, parent)
@@ -292,3 +292,11 @@ def _rehearse(home: str, parent: int) -> None:
 
 def _nothing() -> None:
     """The body of a rehearsal."""
+
+
+def _copy_of_stderr() -> int:
+    """A copy of descriptor 2, or one of /dev/null where the caller has closed it."""
+    try:
+        return os.dup(2)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)

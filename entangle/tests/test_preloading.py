@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from entangle import session
+from entangle._run import forkserver
 from entangle.process import process
 
 from .callers import Caller
@@ -69,6 +70,7 @@ class Written:
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
     monkeypatch.setenv("ENTANGLE_START", "forkserver")
+    forkserver.stop()  # one that other tests have used may have given up templates
     before = set(sys.modules)
     yield Written(tmp_path, monkeypatch.syspath_prepend)
     for name in set(sys.modules) - before:
