@@ -51,7 +51,7 @@ from entangle._warm.holdings import Holdings, Sealed
 from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle._worker import board as boards
 from entangle._worker import called, inheritance
-from entangle._worker.board import BATCH, BEGUN, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, TAIL, VALUE, Board
+from entangle._worker.board import BATCH, BEGUN, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, SKIPPED, TAIL, VALUE, Board
 from entangle._worker.failures import set_traceback
 from entangle.cookies import available_cpus, jobserver_style
 from entangle.errors import ArgumentError, EntangleError, UnpicklableError, add_note
@@ -889,7 +889,10 @@ class _Collector:
                 continue
             job = line.pending.pop(number, None)
             if job is None:
-                continue  # it was read from the board
+                continue  # it was read from the board, or has been taken back
+            if kind == SKIPPED:
+                calls._backlog.appendleft(job)
+                continue
             line.answered = True
             calls._stillborn = 0
             function = job.function

@@ -7,7 +7,7 @@ processors is needed.
 
 A call has a number, counted up by each worker's owner::
 
-    BEGUN       the worker     the call that runs, or ran last
+    BEGUN       the worker     the call that runs, ran last, or was skipped last
     LOW, HIGH   the owner      calls from LOW to below HIGH are taken back: the worker skips them
     BATCH, TAIL the worker     which batch of outcomes this is, and how many bytes it has
 """
@@ -28,8 +28,9 @@ BEGUN, LOW, HIGH, BATCH, TAIL = range(5)
 #: An outcome: the number of the call, seconds that it took, kind, bytes of what follows.
 OUTCOME = struct.Struct("<QdII")
 #: Kinds of outcomes: a pickled value, a value in files, a report of an error, the report of an
-#: initializer's error; and what the owner must know of files.
-VALUE, LARGE, ERROR, REFUSED, NEWS = range(5)
+#: initializer's error; what the owner must know of files; and that a call was skipped, since it was
+#: being taken back.
+VALUE, LARGE, ERROR, REFUSED, NEWS, SKIPPED = range(6)
 
 
 class Board:

@@ -32,7 +32,7 @@ from entangle._shared.tracebacks import passes_on
 from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle._shared.value_files import ValueFiles, Wire, files_of, pickled
 from entangle._worker import importing, inheritance, library_threads
-from entangle._worker.board import BATCH, BEGUN, ERROR, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, ROOM, TAIL, VALUE, Board
+from entangle._worker.board import BATCH, BEGUN, ERROR, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, ROOM, SKIPPED, TAIL, VALUE, Board
 from entangle._worker.child import end_child
 from entangle._worker.failures import describe
 
@@ -126,10 +126,13 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     words, clock = state.board.words, time.monotonic_ns
     state.sent = clock()
     for number, which, wire, values in calls:
+        # First: the owner takes back only what lies beyond. It looks some milliseconds after it has
+        # said so, in which this process may not have had a CPU.
+        words[BEGUN] = number
         if words[LOW] <= number < words[HIGH]:
             _hold(state, wire, values)
+            _keep(orders, state, number, 0, SKIPPED, b"")
             continue
-        words[BEGUN] = number
         began = clock()
         kind, body = _outcome(state, which, wire, values)
         ended = clock()
