@@ -82,6 +82,12 @@ def take_on(state: dict[str, Any], when: str) -> None:
 # Each item: how it is taken in the caller, and put in a worker ----------------------------------
 
 
+def _loaded(name: str, attribute: str) -> Any:
+    """A module that is loaded so far that it has this attribute; another thread may import it."""
+    module = sys.modules.get(name)
+    return module if hasattr(module, attribute) else None
+
+
 def _put_environment(known: dict[str, str]) -> None:
     now = dict(os.environ)
     for name in now.keys() - known.keys():
@@ -203,7 +209,7 @@ def _put_interpreter(known: tuple[Any, ...]) -> None:
 
 
 def _decimal() -> bytes | None:
-    decimal = sys.modules.get("decimal")
+    decimal = _loaded("decimal", "getcontext")
     if decimal is None:
         return None
     context = decimal.getcontext()
@@ -246,7 +252,7 @@ def _put_locale(known: str | None) -> None:
 
 def socket_timeout() -> float | None:
     """The timeout of new sockets (seconds), if any."""
-    socket = sys.modules.get("socket")
+    socket = _loaded("socket", "getdefaulttimeout")
     return socket.getdefaulttimeout() if socket is not None else None
 
 
@@ -262,8 +268,8 @@ _configured: tuple[int, list[str]] = (0, [])
 
 
 def _loggers() -> tuple[Any, ...] | None:
-    logging = sys.modules.get("logging")
-    if logging is None or not hasattr(logging, "root"):
+    logging = _loaded("logging", "root")
+    if logging is None or not hasattr(logging.root, "manager"):
         return None
     root = logging.root
     found = []
@@ -370,7 +376,7 @@ def _put_variables(known: list[tuple[str, str, bytes]]) -> None:
 
 def start_method() -> str | None:
     """How multiprocessing starts processes; None where nobody has said so."""
-    context = sys.modules.get("multiprocessing.context")
+    context = _loaded("multiprocessing.context", "_default_context")
     found: str | None = context._default_context.get_start_method(allow_none=True) if context is not None else None
     return found
 
@@ -446,7 +452,7 @@ def in_context_of(context: contextvars.Context, function: Callable[..., Any]) ->
     """The function, called in a fresh copy of that context each time, as by `asyncio.to_thread`."""
 
     def within(*args: Any, **named: Any) -> Any:
-        decimal = sys.modules.get("decimal")
+        decimal = _loaded("decimal", "getcontext")
         if decimal is not None:
             # The decimal context is a context variable, and an object that is changed in place.
             decimal.setcontext(decimal.getcontext().copy())

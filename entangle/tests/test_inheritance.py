@@ -5,9 +5,11 @@ import decimal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from entangle._worker import inheritance
 from entangle.process import process
 from entangle.thread import thread
 
@@ -16,6 +18,7 @@ from .callers import Caller, output_of
 PROGRAM = """
 import contextvars, decimal, faulthandler, gc, locale, logging, multiprocessing, os, signal, socket, sys, warnings
 import resource
+from entangle._worker import inheritance
 from entangle.process import process
 
 user = contextvars.ContextVar("user", default="nobody")
@@ -211,3 +214,13 @@ def test_a_process_has_the_context_of_the_caller(start: str) -> None:
     contextvars.copy_context().run(inside)
     assert seen_in_a_process()() == "nobody"
     assert sys.getrecursionlimit() > 0
+
+
+@pytest.mark.parametrize("name", ["logging", "decimal", "socket", "multiprocessing.context"])
+def test_a_module_that_another_thread_is_importing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module is listed before its first line has run."""
+    half = ModuleType(name)
+    if name == "logging":
+        half.root = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, half)
+    assert inheritance.take().keys() >= {"loggers", "decimal", "socket timeout", "start method"}
