@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from entangle._shared import module_lookup, pickling
-from entangle._shared.shared_buffers import LARGE, Reference, SharedBuffers, read
+from entangle._shared.shared_buffers import Reference, SharedBuffers, read
+from entangle._shared.store import aside
 from entangle._warm.functions import name_of
 from entangle._worker.called import call_in_short
 from entangle.errors import UnpicklableError, add_note
@@ -29,19 +30,8 @@ class UnpicklableTaskError(UnpicklableError, pickle.PicklingError):
 def pickled(batch: Any, buffers: SharedBuffers, held: list[Reference]) -> bytes:
     """Pickle a batch; its large buffers are in `held` then."""
     found: list[memoryview] = []
-
-    def aside(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # not contiguous: pickle copies it
-            return True
-        if raw.nbytes < LARGE:
-            return True
-        found.append(raw)
-        return False
-
     try:
-        body = dumps(batch, aside, found.clear)
+        body = dumps(batch, aside(found), found.clear)
     except Exception as error:
         raise _unpicklable(batch, error) from error
     for raw in found:
@@ -49,12 +39,12 @@ def pickled(batch: Any, buffers: SharedBuffers, held: list[Reference]) -> bytes:
     return body
 
 
-def dumps(value: Any, aside: Callable[[pickle.PickleBuffer], bool] | None, again: Callable[[], object] | None = None) -> bytes:
+def dumps(value: Any, callback: Callable[[pickle.PickleBuffer], bool] | None, again: Callable[[], object] | None = None) -> bytes:
     """Pickle for a worker, which has another `__main__`: its definitions travel by value."""
     module_lookup.look_afresh()
     file = io.BytesIO()
     try:
-        pickler: Any = pickling.PicklerByName(file, 5, buffer_callback=aside)
+        pickler: Any = pickling.PicklerByName(file, 5, buffer_callback=callback)
         _with_mapped_files(pickler)
         pickler.dump(value)
         body = file.getvalue()
@@ -65,7 +55,7 @@ def dumps(value: Any, aside: Callable[[pickle.PickleBuffer], bool] | None, again
     if again is not None:
         again()
     file = io.BytesIO()
-    pickler = pickling.pickler_by_value(file, aside)
+    pickler = pickling.pickler_by_value(file, callback)
     _with_mapped_files(pickler)
     pickler.dump(value)
     return file.getvalue()

@@ -146,6 +146,22 @@ class WholeBytes:
         return bytes, (pickle.PickleBuffer(self.value),)
 
 
+def aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """A `buffer_callback` of pickle that puts large buffers aside, into that list."""
+
+    def out_of_band(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # not contiguous: pickle copies it
+            return True
+        if raw.nbytes < LARGE:
+            return True
+        buffers.append(raw)
+        return False
+
+    return out_of_band
+
+
 class Store:
     """The values of one run, in its directory.
 
@@ -206,18 +222,7 @@ class Store:
         if kind is bytes and len(value) >= LARGE:
             value = WholeBytes(value)
         buffers: list[memoryview] = []
-
-        def out_of_band(buffer: pickle.PickleBuffer) -> bool:
-            try:
-                raw = buffer.raw()
-            except BufferError:  # not contiguous: pickle copies it
-                return True
-            if raw.nbytes < LARGE:
-                return True
-            buffers.append(raw)
-            return False
-
-        body = dumps(value, out_of_band, buffers.clear, self.elsewhere)
+        body = dumps(value, aside(buffers), buffers.clear, self.elsewhere)
         if buffers:
             return self._put_file(body, buffers)
         return self.put_pickle(body)

@@ -18,7 +18,7 @@ from collections import Counter
 from typing import Any
 
 from entangle._shared.limits import file_size
-from entangle._shared.store import FULL, LARGE, WholeBytes, address_of, map_privately, open_file, round_up, untouched, write_all
+from entangle._shared.store import FULL, LARGE, WholeBytes, address_of, aside, map_privately, open_file, round_up, untouched, write_all
 from entangle._shared.table import reserve
 from entangle.errors import StoreFullError
 
@@ -35,18 +35,7 @@ def pickled(dump: Any, value: Any) -> tuple[bytes, list[memoryview]]:
     if type(value) is bytes and len(value) >= LARGE:
         value = WholeBytes(value)
     buffers: list[memoryview] = []
-
-    def out_of_band(buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # not contiguous: pickle copies it
-            return True
-        if raw.nbytes < LARGE:
-            return True
-        buffers.append(raw)
-        return False
-
-    body: bytes = dump(value, out_of_band, buffers.clear)
+    body: bytes = dump(value, aside(buffers), buffers.clear)
     return body, buffers
 
 
