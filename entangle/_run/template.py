@@ -16,6 +16,7 @@ import gc
 import importlib
 import mmap
 import os
+import signal
 import socket
 import sys
 import time
@@ -30,6 +31,8 @@ from entangle._worker.putting_back import Before, Descriptors
 
 #: Clocks of file systems are behind by up to a tick of the kernel (seconds).
 _TICK = 0.02
+#: What timers send when they are over.
+_OF_TIMERS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 
 
 class NotPreloadable(Exception):
@@ -90,6 +93,8 @@ def _load(names: list[str], state: dict[str, Any], at: mmap.mmap) -> tuple[modul
         os.dup2(null, fd)
     os.close(null)
     inheritance.take_on(state, "before")
+    # A timer that an import leaves on would end this process before it is stopped with the rest.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TIMERS)
     # With one thread, libraries start none: any thread that is there is another's. Each worker
     # tells them how many they may have.
     library_threads.keep_to_one()

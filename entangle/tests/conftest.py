@@ -221,9 +221,18 @@ def _why_stray(pid: int, parents: dict[int, int]) -> str | None:
 _POOL = re.compile(re.escape(RUNS) + rf"/entangle-\d+/p{_OWNER}-[0-9a-f]+/(cookies|limit)-[-\w]+$")
 
 
+def _to_the_server() -> set[int]:
+    """What leads to the warm server. Any test may start or stop it."""
+    server = getattr(sys.modules.get("entangle._run.forkserver"), "_server", None)
+    return {server.socket.fileno(), server.preloading._hear.fileno()} if server is not None else set()
+
+
 def _open_files() -> dict[int, str]:
     found: dict[int, str] = {}
+    to_server = _to_the_server()
     for name in os.listdir("/proc/self/fd"):
+        if int(name) in to_server:
+            continue
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # the descriptor of the listing itself

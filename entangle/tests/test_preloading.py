@@ -206,7 +206,7 @@ def test_what_cannot_be_in_a_template_is_tried_once(written: Written, side_effec
 def test_what_an_import_changes_is_put_back(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
         """
-    import signal, sys, threading, warnings
+    import signal, sys, threading, time, warnings
     """
         + IN_A_TEMPLATE.replace("\n", "\n    ").strip()
         + """
@@ -217,7 +217,8 @@ def test_what_an_import_changes_is_put_back(written: Written, monkeypatch: pytes
         sys.argv.append("changed")
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.05)  # at once, and again
+        time.sleep(0.001)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
         sys.setrecursionlimit(5000)
         sys.excepthook = print
