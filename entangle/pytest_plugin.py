@@ -49,7 +49,8 @@ def entangle_clean(request: pytest.FixtureRequest) -> Iterator[LeftBehind]:
     """Fail the test if it leaves a process, thread, descriptor or shared memory behind.
 
     Each is named: a process by its pid and command, a thread by its name, a descriptor by what it
-    leads to, shared memory by its file. What is about to end has 2 seconds for that, or as many
+    leads to, shared memory by its file if it is certainly of the test, since other programs make
+    such files as well. What is about to end has 2 seconds for that, or as many
     as `entangle_patience` in pytest's configuration says. Left out is what was there before the
     test, and what lasts as long as the program: the warm server of entangle with its spare
     workers, its agents in other places, the directory of this process with its locks, and Python's
@@ -62,6 +63,7 @@ def entangle_clean(request: pytest.FixtureRequest) -> Iterator[LeftBehind]:
             with serve() as server:
                 assert server.ask("ready")
     """
+    from entangle._testing import shared_segments
     from entangle._testing.left_behind import LeftBehind
 
     # What wider fixtures make is not the test's, though it may be the first one to use them.
@@ -70,13 +72,13 @@ def entangle_clean(request: pytest.FixtureRequest) -> Iterator[LeftBehind]:
         if definitions and definitions[-1].scope != "function":
             request.getfixturevalue(name)
     failed = request.session.testsfailed
-    alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) < 2
-    before = LeftBehind(alone, f"PYTEST_CURRENT_TEST={request.node.nodeid} (")
-    with before.watching():
+    marks = [f"PYTEST_CURRENT_TEST={request.node.nodeid} ("]
+    # Another worker of pytest-xdist may run the same test.
+    marks += [f"{name}={value}\0" for name, value in os.environ.items() if name in ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")]
+    with shared_segments.noting() as notes:
+        before = LeftBehind(notes, marks)
         yield before
-    if request.session.testsfailed > failed:
-        return
-    left = before.found(float(request.config.getini("entangle_patience")))
+        left = before.found(float(request.config.getini("entangle_patience"))) if request.session.testsfailed == failed else []
     if left:
         lines = "\n".join(f"  {text}" for text in left)
         pytest.fail(f"{request.node.name} left behind:\n{lines}", pytrace=False)

@@ -20,10 +20,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from entangle._run import descendants
+from entangle._testing import shared_segments
 
 #: A process, with the time of its start that tells it from a later one of its number.
 _Process = tuple[int, str]
@@ -33,11 +34,6 @@ _LASTING = re.compile(r"resource_tracker import main|multiprocessing\.forkserver
 _SERVER = "entangle._run.forkserver"
 #: A worker has the table of its run mapped, which lies in the directory of the run.
 _IN_A_RUN = re.compile(r"/p\d+-[0-9a-f]+(\.spill)?/r")
-#: Shared memory by the names that Python and entangle give it.
-_NAMES = ("psm_", "wnsm_", "sem.", "entangle_")
-_SHM = "/dev/shm"
-#: Locks that joblib makes once, when it is first used.
-_LASTING_NAMES = ("sem.loky-",)
 #: The longest command that is shown (characters).
 _SHOWN = 200
 
@@ -45,14 +41,14 @@ _SHOWN = 200
 class LeftBehind:
     """What there is when it is made; `found` names what there is besides.
 
-    `alone` says that nobody else on this machine runs such code at the same time. Where others do,
-    as with pytest-xdist, shared memory counts only if it is certainly ours. `mark` is a part of the
-    environment that processes started meanwhile have: it finds those that have lost their parents.
+    Shared memory counts only if `notes` or the processes that use it say that it is certainly ours:
+    others on this machine may run such code at the same time. `marks` are parts of the environment
+    that processes started meanwhile have: they find those that have lost their parents.
     """
 
-    def __init__(self, alone: bool = True, mark: str = "") -> None:
-        self._alone = alone
-        self._mark = mark.encode()
+    def __init__(self, notes: shared_segments.SegmentNotes, marks: Iterable[str] = ()) -> None:
+        self._notes = notes
+        self._marks = [mark.encode() for mark in marks]
         self._allowed: list[str] = []
         self._pools = set(_pools())
         self._executors = set(_executors())
@@ -60,33 +56,12 @@ class LeftBehind:
         self._processes = {process for process, line in _our_processes().items() if not self._is_spare(process[0], line)}
         self._threads = set(threading.enumerate())
         self._descriptors = _descriptors()
-        self._shared = _shared_memory()
+        self._shared = shared_segments.there()
         self._runs = set(_run_directories())
-        #: The shared memory that this process has made meanwhile, by name.
-        self._made: set[str] = set()
 
     def allow(self, text: str) -> None:
         """Leave out everything in whose description this text occurs."""
         self._allowed.append(text)
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Note during the block what shared memory this process makes: its names do not tell."""
-        from multiprocessing import resource_tracker
-
-        original = resource_tracker.register
-
-        def register(name: Any, rtype: str) -> None:
-            self._made.add(("sem." if rtype == "semaphore" else "") + str(name).lstrip("/"))
-            original(name, rtype)
-
-        resource_tracker.register = register
-        try:
-            yield
-        finally:
-            # Whoever has replaced it meanwhile keeps it.
-            if resource_tracker.register is register:
-                resource_tracker.register = original
 
     def found(self, patience: float = 0.0) -> list[str]:
         """What was left behind, in words. What is about to end has `patience` seconds for that."""
@@ -131,11 +106,11 @@ class LeftBehind:
             elif command and not _LASTING.search(command):
                 ended = " (it has ended, and nobody has waited for it)" if _state(pid) == "Z" else ""
                 yield f"process {pid}: {command}{ended}"
-        if self._mark:
+        if self._marks:
             pids = {pid for pid, _ in ours}
             for pid in _all_processes() - self._everybody - pids:
-                command = _command(pid)
-                if self._mark in _read_bytes(f"/proc/{pid}/environ") and _is_orphan(pid) and not _LASTING.search(command):
+                command, environment = _command(pid), _read_bytes(f"/proc/{pid}/environ")
+                if all(mark in environment for mark in self._marks) and _is_orphan(pid) and not _LASTING.search(command):
                     yield f"process {pid}: {command} (it lives on without its parent)"
 
     def _left_threads(self) -> Iterator[str]:
@@ -159,20 +134,11 @@ class LeftBehind:
                 yield f"descriptor {fd}: {target}"
 
     def _left_memory(self) -> Iterator[str]:
-        for name in sorted(_shared_memory() - self._shared):
-            if not name.startswith(_LASTING_NAMES) and self._is_ours(name):
-                yield f"shared memory {_SHM}/{name}"
+        if new := sorted(shared_segments.there() - self._shared):
+            for name in shared_segments.made_by({os.getpid(), *descendants.of((os.getpid(),))}, self._notes, new):
+                yield f"shared memory {shared_segments.FOLDER}/{name}"
         for directory in sorted(set(_run_directories()) - self._runs):
             yield f"directory of a run {directory}"
-
-    def _is_ours(self, name: str) -> bool:
-        """Whether this process, or one below it, has made that shared memory."""
-        if name in self._made:
-            return True
-        pids = [os.getpid(), *descendants.of((os.getpid(),))]
-        if {str(pid) for pid in pids} & set(re.findall(r"\d+", name)) or _users(name, pids):
-            return True
-        return self._alone and name.startswith(_NAMES) and not _users(name, _all_processes())
 
 
 # Processes ----------------------------------------------------------------------------------------
@@ -318,34 +284,6 @@ def _lasting_descriptors() -> Iterator[int]:
     forkserver: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
     if forkserver is not None:
         yield from (fd for fd in (forkserver._forkserver_alive_fd,) if fd is not None)
-
-
-# Shared memory ------------------------------------------------------------------------------------
-
-
-def _shared_memory() -> set[str]:
-    """The names of shared memory of this user."""
-    names = set()
-    with contextlib.suppress(OSError), os.scandir(_SHM) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                if not entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
-                    names.add(entry.name)
-    return names
-
-
-def _users(name: str, pids: Any) -> bool:
-    """Whether one of these processes has that shared memory mapped or open."""
-    path = f"{_SHM}/{name}"
-    for pid in pids:
-        if f"{path}\n" in _read(f"/proc/{pid}/maps"):
-            return True
-        with contextlib.suppress(OSError):
-            for fd in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}") == path:
-                        return True
-    return False
 
 
 def _run_directories() -> Iterator[str]:

@@ -57,6 +57,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest  # noqa: E402
 
 import entangle  # noqa: E402
+from entangle._testing import shared_segments  # noqa: E402
 from entangle.process import process  # noqa: E402
 
 from .bodies import one  # noqa: E402
@@ -265,7 +266,9 @@ class _Before:
         if len(files) > len(self.files):
             told += [f"descriptor {fd} is still open: {target}" for fd, target in files.items() if self.files.get(fd) != target]
         told += [f"the run directory {folder} is still there" for folder in sorted(_run_directories() - self.runs)]
-        told += [f"/dev/shm/{name} is still there" for name in sorted(_shared_memory() - self.shared)]
+        if new := sorted(_shared_memory() - self.shared):
+            others = {pid for pid in parents if pid != _OWNER and not _line_of(pid, parents)}
+            told += [f"/dev/shm/{name} is still there" for name in new if not shared_segments.used_by(others, name)]
         return told
 
 

@@ -381,6 +381,24 @@ def test_semaphore(entangle_clean):
     import multiprocessing
     kept.append(multiprocessing.get_context("spawn").Lock())
 
+def dies_with_memory():
+    from multiprocessing import shared_memory
+    shared_memory.SharedMemory(create=True, size=64).close()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def test_memory_of_children(entangle_clean):
+    import multiprocessing
+    for start in ("fork", "spawn"):
+        child = multiprocessing.get_context(start).Process(target=dies_with_memory)
+        child.start()
+        child.join()
+        child.close()
+
+def test_beside_others(entangle_clean):
+    open("begun", "w").close()
+    while not os.path.exists("made"):
+        time.sleep(0.01)
+
 def test_run(entangle_clean, tmp_path):
     @process
     def rest():
@@ -433,9 +451,32 @@ def test_end():
 """
 
 
+#: A program that has nothing to do with the suite, and makes during one of its tests whatever is
+#: made in /dev/shm.
+_OTHERS = """
+import multiprocessing, os, sys, time
+from multiprocessing.shared_memory import SharedMemory
+
+while not os.path.exists("begun"):
+    time.sleep(0.01)
+mapped, closed = SharedMemory(create=True, size=64), SharedMemory(create=True, size=64)
+closed.close()
+lock = multiprocessing.get_context("spawn").Lock()
+child = os.fork()
+if not child:
+    SharedMemory(create=True, size=64).close()
+    os._exit(0)
+os.waitpid(child, 0)
+open("made", "w").close()
+sys.stdin.read()
+"""
+
+
 def test_clean(suite: pytest.Pytester) -> None:
-    """Each kind of thing that a test leaves behind is named, and nothing else is."""
-    done = _run(suite, _LEAKS)
+    """Each kind of thing that a test leaves behind is named, and nothing else is, also where others
+    make shared memory at the same time."""
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", _OTHERS], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL):
+        done = _run(suite, _LEAKS)
     told = dict(re.findall(r"^(test_\w+) left behind:\n((?:  .*\n)+)", str(done.stdout), re.MULTILINE))
     expected = {
         "test_process": r"process \d+: sleep 30",
@@ -446,6 +487,7 @@ def test_clean(suite: pytest.Pytester) -> None:
         "test_mapped_memory": r"(descriptor \d+: /dev/shm/psm_\w+\n  )+shared memory /dev/shm/psm_\w+",
         "test_closed_memory": r"shared memory /dev/shm/psm_\w+",
         "test_semaphore": r"shared memory /dev/shm/sem\.mp-\w+",
+        "test_memory_of_children": r"(?:\s*shared memory /dev/shm/psm_\w+){2}",
         "test_run": r"(?s)process \d+: a worker of a run that goes on\n.*thread 'entangle-run'.*directory of a run /.*/r\w+",
         "test_session": r"process \d+: a warm worker of a session or an Executor that is still open(\n.*)*",
         "test_fixture": r"descriptor \d+: .*test_it\.py",
