@@ -45,13 +45,14 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest compat compat-dask compat-futures compat-joblib services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
+.PHONY: help run test test-lowest compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
 	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name", JOBS=$(JOBS))'
 	@echo 'make test-lowest  some of them with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
 	@echo 'make compat  tests of other projects, with entangle in the place of what they test'
+	@echo 'make gpu     the tests that need a GPU, with those of numba, cupy, torch and jax that $(VENV) has'
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
 	@echo 'make format  let ruff mend what it can'
@@ -88,6 +89,10 @@ compat-joblib: $(COMPAT_VENV)/.installed-compat
 	PYTHONPATH='$(CURDIR)/entangle/tests/compat/joblib_site' $(COMPAT_PYTEST) -W ignore \
 	    -p entangle.tests.compat.joblib_differences --pyargs joblib.test.test_parallel $(ARGS)
 	$(COMPAT_PYTEST) entangle/tests/compat/sklearn_numbers.py $(ARGS)
+
+# Nothing in CI has a GPU. Whoever has one installs the libraries beside what the tests need.
+gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -rA entangle/tests/on_a_gpu.py entangle/tests/test_gpus.py $(ARGS)
 
 services: services-gremlin services-browser
 	.ci/services

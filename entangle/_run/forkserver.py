@@ -109,11 +109,11 @@ def ask(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: 
     return _ask(order, [fd for fd in fds if fd >= 0], clean=lane >= DEVICE)
 
 
-def ask_for_warm_worker(channel: int, stderr: int, settings: dict[str, Any]) -> int:
+def ask_for_warm_worker(channel: int, stderr: int, settings: dict[str, Any], clean: bool = False) -> int:
     """Ask for a worker that outlives runs (`warm_life.py`); `channel` is its end of a socket pair,
-    `stderr` where it writes, or -1: where this process does. Return the read end of its status
-    pipe."""
-    return _ask({"warm": settings}, [fd for fd in (channel, stderr) if fd >= 0])
+    `stderr` where it writes, or -1: where this process does. A `clean` one has loaded nothing of
+    the user's. Return the read end of its status pipe."""
+    return _ask({"warm": settings}, [fd for fd in (channel, stderr) if fd >= 0], clean)
 
 
 def _ask(order: dict[str, Any], present: list[int], clean: bool = False) -> int:

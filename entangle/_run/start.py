@@ -66,7 +66,8 @@ def session() -> _run.Warm | None:
 def start_worker(way: str, site: Site, store: Store, slot: int, lane: int, serial: int, capture: bool) -> WorkerProcess:
     """Start a worker process of a run in a slot of its table."""
     site.table.slots[slot * SLOT + STATE] = STARTING
-    if lane == PROCESS and way in ("auto", "forkserver") and (warm := site.warm or session()) is not None:
+    outlives = lane == PROCESS or (lane >= DEVICE and not site.claims[lane - DEVICE].fresh)
+    if outlives and way in ("auto", "forkserver") and (warm := site.warm or session()) is not None:
         try:
             worker = warm.lend(site, slot, lane, serial, capture)
         except UnpicklableError:

@@ -63,6 +63,8 @@ class _WarmLife:
         self._orders.channel.setblocking(True)
         self._idle = idle
         self._frames: dict[int, Frame] = {}
+        #: The names of the devices that it serves, if any.
+        self._devices: list[str] = []
         self._descriptors = Descriptors()
         self._descriptors.need(channel)
         #: The state of this process before its first order, and with that of its caller.
@@ -131,7 +133,7 @@ class _WarmLife:
             frame = self._frame(number, others)
             join, ours = functools.partial(join_in_frame, described, frame, directory, slot, lane, serial), []
         else:
-            join, ours = functools.partial(join_run, directory, flow_path, slot, lane, serial, others), others
+            join, ours = functools.partial(join_run, directory, flow_path, slot, lane, serial, others, self._devices), others
         try:
             try:
                 self._work(join)
@@ -153,6 +155,8 @@ class _WarmLife:
         try:
             life.work_for_run(worker)
         finally:
+            if worker.serving is not None:
+                worker.serving.leave()
             del here.worker
             type(here).worker = None
             worker.site.leave()

@@ -135,15 +135,16 @@ class Devices:
                 found.append(known.index(name))
             return found
 
-    def join(self, claim: Claim, names: Sequence[str], run: str) -> int:
-        """A row for this thread of this process, which may take cookies of these devices."""
-        allowed = _mask(self.numbers(names))
+    def join(self, claim: Claim, names: Sequence[str], run: str, bound: Sequence[str] = ()) -> int:
+        """A row for this thread of this process, which may take cookies of these devices. It is
+        `bound` to some of them if it has served those before."""
+        allowed, kept = _mask(self.numbers(names)), _mask(self.numbers(bound))
         me = identity(os.getpid())
         with self._locked():
             for _ in range(2):
                 for row in range(0, _ROW * _ROWS, _ROW):
                     if not self._rows[row + _HOLDER]:
-                        values = (0, threading.get_ident(), allowed, 0, 0, 0, claim.gpus, claim.wanted, int(run[:15] or "0", 16))
+                        values = (0, threading.get_ident(), allowed, kept, 0, 0, claim.gpus, claim.wanted, int(run[:15] or "0", 16))
                         self._rows[row : row + _ROW] = memoryview(bytes(8 * _ROW)).cast("q")
                         for at, value in enumerate(values):
                             self._rows[row + at] = value & 0x7FFFFFFFFFFFFFFF

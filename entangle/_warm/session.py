@@ -10,13 +10,14 @@ from typing import Any
 
 from entangle import _run
 from entangle._run.worker_process import WorkerProcess
+from entangle._shared.devices import Claim, Visible
 from entangle._shared.frame import Frame
 from entangle._shared.home import Home
 from entangle._shared.site import Site
 from entangle._warm.lending import join, lend
 from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle.errors import EntangleError, OptionError
-from entangle.flow import PROCESS
+from entangle.flow import DEVICE, PROCESS
 
 _guard = threading.RLock()
 
@@ -31,6 +32,8 @@ class Session:
         self._stated = (workers, idle, max_memory)
         self._workers, self._idle, self._max_memory = workers, idle, max_memory
         self._pool: WarmPool | None = None
+        #: Workers that serve devices, by what they want of which devices.
+        self._serving: dict[tuple[Claim, Visible], WarmPool] = {}
         self._frames: list[Frame] = []
         self._frames_made = 0
         self._depth = 0
@@ -39,7 +42,9 @@ class Session:
     @property
     def pids(self) -> list[int]:
         """The process ids of its workers that are alive."""
-        return [worker.pid for worker in self._pool.living()] if self._pool is not None else []
+        if self._pool is None:
+            return []
+        return [worker.pid for pool in (self._pool, *list(self._serving.values())) for worker in pool.living()]
 
     def __enter__(self) -> Session:
         global _open
@@ -82,10 +87,12 @@ class Session:
         with _guard:
             pool, self._pool = self._pool, None
             frames, self._frames = self._frames, []
+            serving, self._serving = self._serving, {}
         for frame in frames:
             _remove(frame)
         if pool is not None:
-            pool.close()
+            for each in (pool, *serving.values()):
+                each.close()
 
     # What runs ask for (`_run.Warm`) --------------------------------------------------------------
 
@@ -94,13 +101,32 @@ class Session:
 
         Raises NoWorkerNow if all are lent to others.
         """
-        pool = self._pool
+        pool = self._pool if lane < DEVICE else self._pool_for(site.claims[lane - DEVICE], site.visible)
         try:
             return lend(pool, site, slot, lane, serial, capture) if pool is not None else None
         except EntangleError:
             if pool is None or not pool.closed:
                 raise
             return None  # another thread has just ended the session
+
+    def _pool_for(self, claim: Claim, visible: Visible) -> WarmPool | None:
+        """The workers that serve devices for such bodies; None if the session is over.
+
+        As many as runs ask for: who has a device, its cookies say.
+        """
+        with _guard:
+            if self._pool is None:
+                return None
+            pool = self._serving.get((claim, visible))
+            if pool is None:
+                pool = self._serving[claim, visible] = WarmPool(None, self._idle, self._max_memory, listened_to=True, clean=True)
+            others = [other for other in self._serving.values() if other is not pool]
+        if not pool.rests():
+            # One will be started. What others have left in the memory of the device would be in its
+            # way.
+            for other in others:
+                other.dismiss()
+        return pool
 
     def ready(self) -> tuple[Frame, WarmWorker] | None:
         """A frame that is free and a worker that is idle; None if that would take a while."""

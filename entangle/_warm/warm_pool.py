@@ -38,13 +38,13 @@ _ENDING = 1.0
 class WarmWorker:
     """A warm worker, as its owner sees it."""
 
-    def __init__(self, settings: dict[str, Any], listened_to: bool) -> None:
+    def __init__(self, settings: dict[str, Any], listened_to: bool, clean: bool) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         #: What it writes to stderr comes out here; -1: it goes where our own does.
         self.err, err = os.pipe() if listened_to else (-1, -1)
         with theirs:
             try:
-                status = forkserver.ask_for_warm_worker(theirs.fileno(), err, settings)
+                status = forkserver.ask_for_warm_worker(theirs.fileno(), err, settings, clean)
             except BaseException:
                 ours.close()
                 if self.err >= 0:
@@ -143,14 +143,18 @@ class WarmPool:
     """At most `workers` warm workers (None: as many as are wanted).
 
     With `listened_to`, what they write to stderr comes out of a pipe of each (`WarmWorker.err`).
+    With `clean`, they have loaded nothing of the user's before their first order.
     A worker ends after `idle` seconds in which it had nothing to do, and retires where it has more
     than `max_memory` bytes of its own (0: no limit). Any thread may use a pool. A forked child may
     not: for it, the pool is closed.
     """
 
-    def __init__(self, workers: int | None = None, idle: float = 60.0, max_memory: int = 0, listened_to: bool = False) -> None:
+    def __init__(
+        self, workers: int | None = None, idle: float = 60.0, max_memory: int = 0, listened_to: bool = False, clean: bool = False
+    ) -> None:
         self.workers = workers
         self._listened_to = listened_to
+        self._clean = clean
         self._settings = {"idle": idle, "max_memory": max_memory}
         self._guard = threading.Lock()
         #: Those that are lent to nobody, the last one used at the end. Some may be coming back.
@@ -182,7 +186,7 @@ class WarmPool:
                 if worker is None and (not coming or now >= until):
                     if self.workers is not None and len(self._here) + len(self._lent) >= self.workers:
                         return None
-                    worker = WarmWorker(self._settings, self._listened_to)
+                    worker = WarmWorker(self._settings, self._listened_to, self._clean)
                     self.started += 1
                 if worker is not None:
                     self._lent.add(worker)
@@ -250,6 +254,17 @@ class WarmPool:
             if self._pid != os.getpid():
                 return
             self.closed = True
+        self.dismiss()
+
+    def rests(self) -> bool:
+        """Whether a worker is here that could be borrowed, or is coming back."""
+        with self._guard:
+            self._drop_ended()
+            return bool(self._here)
+
+    def dismiss(self) -> None:
+        """End all workers that are lent to nobody."""
+        with Deferred(), self._guard:
             here, self._here = self._here, []
         for worker in here:
             with contextlib.suppress(OSError):

@@ -148,8 +148,9 @@ class NotJoined(Exception):
         self.code = code
 
 
-def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int]) -> Worker:
+def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, fds: list[int], devices: list[str] | None = None) -> Worker:
     """Become a worker of the run in that directory, in a process not forked from its supervisor.
+    `devices` are those that this process serves for life, brought up to date here.
 
     Raises NotJoined if the run is over, or if what it is made of cannot be unpickled here.
     """
@@ -161,7 +162,7 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
             table = Table.attach(os.path.join(directory, "table"))
         except FileNotFoundError:
             raise NotJoined(0) from None  # it has ended before we joined
-        flow, serving = _flow_of(known, directory, table, slot, lane)
+        flow, serving = _flow_of(known, directory, table, slot, lane, devices)
         wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
         wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
         site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell, wake_devices)
@@ -230,7 +231,9 @@ def state_of_caller() -> bytes:
     return _state
 
 
-def _flow_of(known: dict[str, Any], directory: str, table: Table, slot: int, lane: int) -> tuple[Flow, Serving | None]:
+def _flow_of(
+    known: dict[str, Any], directory: str, table: Table, slot: int, lane: int, devices: list[str] | None = None
+) -> tuple[Flow, Serving | None]:
     """The flow of the run that this process joins, and the devices that it serves, if any."""
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
@@ -238,7 +241,7 @@ def _flow_of(known: dict[str, Any], directory: str, table: Table, slot: int, lan
     serving = None
     if lane >= DEVICE:  # before the flow is loaded, which imports modules of the user's
         claim, run = known["claims"][lane - DEVICE], os.path.basename(directory)[1:]
-        serving = serve(lambda: devices_of(known["home"]), claim, known["visible"], run, table, slot, lane)
+        serving = serve(lambda: devices_of(known["home"]), claim, known["visible"], run, table, slot, lane, devices)
         if serving is None:
             raise NotJoined(0)
     module_lookup.arrive(known["travelled"])
@@ -246,6 +249,8 @@ def _flow_of(known: dict[str, Any], directory: str, table: Table, slot: int, lan
         flow: Flow = pickle.loads(known["flow"])
         _take_on(known["state"], "after")
     except BaseException as error:
+        if serving is not None:
+            serving.leave()  # this process may live on
         if _refuse(directory, error, known["flow"]):
             raise NotJoined(BROKEN) from None
         raise

@@ -342,6 +342,9 @@ def seed() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "seed"):  # its import may have failed half-way
+        torch.seed()
 
 
 def _kept(fd: int) -> int:

@@ -46,6 +46,10 @@ class Serving:
         """Give the cookie back: there is nothing to do."""
         self._devices.give(self._row)
 
+    def leave(self) -> None:
+        """Serve no more bodies of this run."""
+        self._devices.leave(self._row)
+
     #: The body waits for a nested run, which may need the device.
     lend = rest
 
@@ -57,17 +61,29 @@ class Serving:
         return bool(self._header[STOP] or self._header[FINISHED] or not self._header[READY_COUNT + self._lane])
 
 
-def serve(devices: Callable[[], Devices], claim: Claim, visible: Visible, run: str, table: Table, slot: int, lane: int) -> Serving | None:
+def serve(
+    devices: Callable[[], Devices],
+    claim: Claim,
+    visible: Visible,
+    run: str,
+    table: Table,
+    slot: int,
+    lane: int,
+    bound: list[str] | None = None,
+) -> Serving | None:
     """Begin to serve devices: take the first cookie, and show this process its devices alone.
 
-    None if there is nothing to do any more.
+    They are those to which it is `bound`, if it has served some in an earlier run; the list is
+    brought up to date. None if there is nothing to do any more.
     """
     table.slots[slot * SLOT + STATE] = BUSY  # it uses no CPU while it waits
     known = devices()
-    row = known.join(claim, visible.names, run)
+    row = known.join(claim, visible.names, run, bound or ())
     serving = Serving(known, row, table, lane)
     if not serving.begin():
         known.leave(row)
         return None
+    if bound is not None:
+        bound[:] = serving.names
     os.environ.update(shown(serving.names, visible.style))
     return serving

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,12 +21,13 @@ from typing import Any
 
 import pytest
 
+import entangle
 from entangle._run import gpus
 from entangle._run.forking import why_not_fork
 from entangle._shared import device_arrays
 from entangle._shared.devices import Claim, Devices, shown
 from entangle.dataflow import dataflow
-from entangle.errors import DeviceError, OptionError
+from entangle.errors import DeviceError, OptionError, UnpicklableError
 from entangle.interpreter import interpreter
 from entangle.process import ProcessTimeoutException, process
 from entangle.scheduler import scheduler
@@ -33,6 +35,7 @@ from entangle.thread import thread
 from entangle.workflow import workflow
 
 from .callers import ROOT
+from .evidence import alive
 from .moments import Watch
 from .ways import installed
 
@@ -425,6 +428,81 @@ def test_workers_of_a_run_spread_over_the_devices(devices: Devices) -> None:
 def test_a_name_that_is_too_long(devices: Devices) -> None:
     with pytest.raises(DeviceError, match="too long for the name of a device"):
         devices.numbers(["G" * 200])
+
+
+# In a session ------------------------------------------------------------------------------------
+
+
+@scheduler(gpus=1)
+@process
+def draws(first: bool) -> float:
+    if first:
+        random.seed(1)
+        os.environ["MINE"] = "set by a body"
+    return random.random()
+
+
+class NotThere:
+    def __reduce__(self) -> Any:
+        return _raises, ()
+
+
+def _raises() -> None:
+    raise ValueError("not in a worker")
+
+
+def test_workers_of_a_session_keep_their_device() -> None:
+    """Also when two were needed once: each goes on with its own."""
+    with entangle.session() as warm:
+        both = dict(row[1::-1] for row in gather(on_gpu(0.3), on_gpu(0.3))())
+        assert set(both.values()) == {"0", "1"}
+        later = [gather(on_gpu(0.1), on_gpu(0.1))() for _ in range(3)]
+        assert {(pid, device) for rows in later for device, pid, *_ in rows} <= set(both.items())
+        assert both.keys() <= set(warm.pids)
+        # What a body changes is put back, and the device stays.
+        assert draws(True)() != draws(False)()
+        assert process(os.environ.get)("MINE")() is None
+        assert on_gpu()()[1] in both
+        other = on_third(0.0)()
+        assert other[1] not in both
+        assert not both.keys() & set(warm.pids)  # what they had left on the device would be in its way
+    assert not alive(other[1])
+
+
+def test_a_worker_of_a_session_gives_its_cookie_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each run, also one that it could not join; and its death is that of one run alone."""
+    monkeypatch.setenv("ENTANGLE_GPUS", "0")
+    with entangle.session():
+        pid = on_gpu()()[1]
+        with pytest.raises(UnpicklableError, match="not in a worker"):
+            scheduler(gpus=1)(process(type))(NotThere())()
+        assert on_gpu()(start="fork")[0] == "0"  # it would wait for ever
+        assert on_gpu()()[1] == pid
+        killed: Any = scheduler(gpus=1)(process(os.kill))
+        with pytest.raises(Exception, match="SIGKILL"):
+            killed(pid, signal.SIGKILL)()
+        assert on_gpu()()[1] != pid
+
+
+def test_a_session_follows_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENTANGLE_GPUS")
+    with entangle.session():
+        for name in ("0", "1", "0"):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+            assert on_gpu()()[0] == name
+
+
+def test_a_run_waits_for_one_that_has_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in a thread of the program needs a device while another one has the warm worker."""
+    monkeypatch.setenv("ENTANGLE_GPUS", "0")
+
+    @thread
+    def around(_: Any) -> Any:
+        return on_gpu()()
+
+    with entangle.session():
+        on_gpu()()
+        assert around(on_gpu(0.1))()[0] == "0"
 
 
 # What is imported, and what is opened ------------------------------------------------------------
