@@ -108,6 +108,12 @@ def _travels() -> Travels:
     return travels
 
 
+def _retired(segment: str, pid: int, why: str) -> None:
+    from entangle._records import retirements
+
+    retirements.note(segment, pid, why)
+
+
 def _streams() -> Streams:
     from entangle._dataflow import task_stream
 
@@ -155,6 +161,7 @@ if not TYPE_CHECKING:  # checkers would take any name for one of ours
 
 _run.observers.append(_Recording())
 _run.open_session = _open_session
+_run.retired = _retired
 _remote.travels = _travels
 _tasks.streams = _streams
 _tasks.drawings = _drawings

@@ -120,6 +120,15 @@ MIGRATIONS = (
     """
     ALTER TABLE runs ADD COLUMN task TEXT;  -- of the call whose value it gives, where that was given a name, which is `name`
     """,
+    """
+    CREATE TABLE retirements (                      -- of warm workers whose last run it was
+        run INTEGER NOT NULL REFERENCES runs (key) ON DELETE CASCADE,
+        pid INTEGER NOT NULL,
+        at INTEGER NOT NULL,                        -- nanoseconds since 1970
+        why TEXT NOT NULL,
+        PRIMARY KEY (run, pid, at)
+    ) WITHOUT ROWID;
+    """,
 )
 VERSION = len(MIGRATIONS)
 

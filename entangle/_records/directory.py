@@ -4,6 +4,7 @@
 
     records.sqlite     what has been ingested: runs, tasks, nodes, inputs
     sheets/<id>.run    log segments: a file for each run that is live, or not ingested yet
+    sheets/<id>-<pid>.retired    why a warm worker ended after that run, not ingested yet
 
 ENTANGLE_RECORD_DIR names it. Without that, it is the nearest `.entangle` upward from the working
 directory, as git finds its `.git`; without one of those, `entangle` in the user's state directory

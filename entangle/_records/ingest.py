@@ -7,6 +7,7 @@ not at all, and its segment is removed only when it is.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from entangle._records.database import NAME, how_to_go_on, is_there, opened, pat
 from entangle._records.directory import segments_of
 from entangle._records.log_segment import OURS, OURS_COMING, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
 from entangle._records.retention import retain_now_and_then
+from entangle._records.retirements import ENDING, ingest_notes
 from entangle._shared.notes import COOKIE_WAIT, MEMORY, MOVED
 from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, SKIPPED, WAITING
 from entangle.errors import RecordsError
@@ -68,8 +70,9 @@ def ingest(directory: str, seconds: float | None = None, largest: int | None = N
             _clear_away(os.path.join(folder, name), 3600)
     for path in [path for path in left_out if os.path.dirname(path) == folder and os.path.basename(path) not in names]:
         del left_out[path]  # the user has removed it
+    retired = [name for name in found if name.endswith(ENDING)]
     live: list[LogSegment] = []
-    if not names:
+    if not names and not retired:
         return live
     until = time.monotonic() + seconds if seconds is not None else None
     with opened(directory, patience=patience() if seconds is None else seconds) as connection:
@@ -101,6 +104,9 @@ def ingest(directory: str, seconds: float | None = None, largest: int | None = N
             else:
                 left_out.pop(os.path.join(directory, NAME), None)
                 _remove(path)
+        if retired and not closed:
+            with contextlib.suppress(sqlite3.OperationalError):  # they are read the next time
+                ingest_notes(connection, folder, retired, set(names))
     if not closed:
         retain_now_and_then(directory)
     return live

@@ -59,6 +59,7 @@ def vertices_of(run: RunGraph) -> Iterator[Vertex]:
         "python": run.python,
         "platform": run.platform,
         "entangle": run.entangle,
+        "retirements": "; ".join(f"pid {ended.pid}: {ended.reason}" for ended in run.retirements) or None,
         **git,
         **error,
         **{f"tag_{name}": value for name, value in run.tags.items()},

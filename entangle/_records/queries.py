@@ -102,6 +102,12 @@ def unsent(connection: sqlite3.Connection, graph: str, everything: bool) -> list
     return found
 
 
+def retirements(connection: sqlite3.Connection, run_key: int) -> list[tuple[int, int, str]]:
+    """The warm workers that ended after a run, which was their last: pid, when (nanoseconds since
+    1970), why."""
+    return connection.execute("SELECT pid, at, why FROM retirements WHERE run = ? ORDER BY at", (run_key,)).fetchall()
+
+
 # Tasks --------------------------------------------------------------------------------------------
 
 

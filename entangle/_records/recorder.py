@@ -122,6 +122,7 @@ class Recorder:
             _say_where(site.directory, folder)
         writer = Writer(folder, run.id)
         self._segments[run.id] = writer, None
+        site.record = writer.path
         self._loads[run.id] = Load(run)
         # Of a rearmed run, its stages are remembered: its rows are used again and again.
         flow = run.history.flow() if run.history is not None else run.flow

@@ -78,6 +78,16 @@ class Error:
 
 
 @dataclass(frozen=True)
+class Retirement:
+    """The end of a warm worker after its last run: its pid, when that was noticed (seconds since
+    1970), and why."""
+
+    pid: int
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Input:
     """An argument of a node, or a part of one (`items[0]`): the value of node `source`, or a
     constant."""
@@ -379,6 +389,11 @@ class RunGraph(RunRow, ABC):
     @abstractmethod
     def children(self) -> Sequence[RunGraph]:
         """The runs that were called in the bodies of its nodes, oldest first."""
+
+    @property
+    @abstractmethod
+    def retirements(self) -> Sequence[Retirement]:
+        """The warm workers of a session whose last run it was, if they ended for a reason."""
 
     @abstractmethod
     def inputs_of(self, node: int) -> tuple[Input, ...]:

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from entangle._records import queries, reading
 from entangle._records.database import opened
-from entangle._records.rows import Edge, Error, Input, NodeRow, RunGraph, RunRow, TaskRecord, Times, Value, value_of
+from entangle._records.rows import (
+    Edge,
+    Error,
+    Input,
+    NodeRow,
+    Retirement,
+    RunGraph,
+    RunRow,
+    TaskRecord,
+    Times,
+    Value,
+    value_of,
+)
 from entangle.errors import RecordsError
 
 if TYPE_CHECKING:
@@ -129,6 +141,15 @@ class RunRecord(RunGraph):
     def children(self) -> list[RunRecord]:
         """The runs that were called in the bodies of its nodes, oldest first."""
         return [record_of(row) for row in reading.children_of(self)]
+
+    @cached_property
+    def retirements(self) -> tuple[Retirement, ...]:
+        """The warm workers of a session whose last run it was, if they ended for a reason: they
+        leaked, a module had changed on disk, or something killed them."""
+        if self._key is None:
+            return ()
+        with opened(self._directory) as connection:
+            return tuple(Retirement(pid, at / 1e9, why) for pid, at, why in queries.retirements(connection, self._key))
 
     def node(self, which: NodeRecord | int | str) -> NodeRecord:
         """A node by its number, or by its name where only one node has it. Raises RecordsError."""

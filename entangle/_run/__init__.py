@@ -104,6 +104,9 @@ class Warm(Protocol):
         """Take back a frame whose run is over."""
 
 
+#: Told why a warm worker ended: where its last run is recorded, its pid, the reason.
+retired: Callable[[str, int, str], None] | None = None
+
 #: The session that is open, if one is.
 warm: Warm | None = None
 

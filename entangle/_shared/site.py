@@ -107,6 +107,8 @@ class Site:
         self.frame: Frame | None = None
         #: What workers that were not forked need to know, once it is known (`_worker/joining.py`).
         self.described = b""
+        #: In the caller: the file to which this run is recorded; "" if it is not.
+        self.record = ""
         #: The session that this run has for itself (`_run.Warm`), in the place of the open one.
         self.warm: Any = None
         self._leaving = threading.Lock()
@@ -117,7 +119,7 @@ class Site:
         """Become the site of another run in the same frame, whose flow has the same form."""
         self.flow = self.table.flow = flow
         self.directory, self.spill = directory, spill
-        self.flow_path, self.described = "", b""
+        self.flow_path, self.described, self.record = "", b"", ""
         self.local, self.errors, self.failed, self.noted, self.resumed = {}, {}, {}, [], {}
 
     @property

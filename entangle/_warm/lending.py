@@ -5,14 +5,13 @@ from __future__ import annotations
 import marshal
 import os
 import signal
-from collections.abc import Callable
 from itertools import chain
 
 from entangle._run.start import NoWorkerNow
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared.orders import JOIN
 from entangle._shared.site import Site
-from entangle._shared.table import BEGUN, RUNS, SLOT, STARTING, STATE
+from entangle._shared.table import BEGUN, DOOMED, RUNS, SLOT, STARTING, STATE
 from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle._worker.joining import described, write_flow
 from entangle._worker.taking import flush
@@ -29,11 +28,11 @@ _TOLD = 1.0
 class LentWorker(WorkerProcess):
     """A warm worker during one run. For the run, it ends when it leaves."""
 
-    def __init__(self, slot: int, lane: int, warm: WarmWorker, pool: WarmPool, out: int, runs: Callable[[], bool]) -> None:
+    def __init__(self, slot: int, lane: int, warm: WarmWorker, pool: WarmPool, out: int, slots: memoryview[int]) -> None:
         super().__init__(slot, lane, 0, warm.watch, warm.err, out, ours=False)
         self._warm = warm
         self._pool = pool
-        self._runs = runs
+        self._slots = slots
 
     @property
     def pid(self) -> int:
@@ -49,8 +48,28 @@ class LentWorker(WorkerProcess):
 
     def kill(self, number: int) -> None:
         """Send a signal, unless the worker is about to leave by itself."""
-        if self.ended_by is None and (number == signal.SIGKILL or self._runs()):
+        if self.ended_by is not None:
+            return
+        begun, late = self._begun()
+        if begun or number == signal.SIGKILL:
+            why = (
+                "a deadline had passed"
+                if late
+                else "its run ended while it ran a body"
+                if begun
+                else "it did not leave a run that was over"
+            )
+            self._warm.killed_for = self._warm.killed_for or why
             self._warm.kill(number)
+
+    def _begun(self) -> tuple[bool, bool]:
+        """Whether a body of the run runs in it, and whether that is past a deadline. A body whose
+        value or error is being published is over."""
+        base = self.slot * SLOT
+        try:
+            return self._slots[base + BEGUN] == RUNS, self._slots[base + DOOMED] == 1
+        except ValueError:  # the table is closed: the run is over
+            return True, False
 
     def close(self) -> None:
         """Close the descriptors of this run, and give the worker back."""
@@ -90,8 +109,8 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     known = described(site)
     frame = site.frame if len(known) < _MOST_SENT else None
     flush()
-    slots, base = site.table.slots, slot * SLOT
-    slots[base + STATE] = STARTING
+    slots = site.table.slots
+    slots[slot * SLOT + STATE] = STARTING
     flow_path, number, dropped, fds = "", -1, -1, []
     if frame is None:
         write_flow(site)
@@ -109,6 +128,7 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
         order = marshal.dumps((number, dropped, site.directory, flow_path, slot, lane, serial, marks, known))
         warm.orders.send(JOIN, order, [fd for fd in fds if fd >= 0])
         warm.away, warm.frame = True, site.frame
+        warm.record, warm.killed_for = site.record, ""
     except BaseException:
         if out[0] >= 0:
             os.close(out[0])
@@ -122,13 +142,4 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
         warm.frames = [*(other for other in warm.frames if other not in (number, dropped)), number]
     if out[0] >= 0:
         os.set_blocking(out[0], False)
-    return LentWorker(slot, lane, warm, pool, out[0], lambda: _begun(slots, base))
-
-
-def _begun(slots: memoryview[int], base: int) -> bool:
-    """Whether a body of the run runs in that slot. One whose value or error is being published is
-    over."""
-    try:
-        return slots[base + BEGUN] == RUNS
-    except ValueError:  # the table is closed: the run is over
-        return True
+    return LentWorker(slot, lane, warm, pool, out[0], slots)

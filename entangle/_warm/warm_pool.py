@@ -19,8 +19,9 @@ import time
 import weakref
 from typing import Any
 
+from entangle import _run
 from entangle._run import forkserver
-from entangle._run.worker_process import WorkerProcess
+from entangle._run.worker_process import WorkerProcess, signal_name
 from entangle._shared.frame import Frame
 from entangle._shared.interrupts import Deferred
 from entangle._shared.orders import LEFT, Orders
@@ -62,8 +63,10 @@ class WarmWorker:
         #: The numbers of the frames that it has open, the one used last at the end.
         self.frames: list[int] = []
         self.frame: Frame | None = None
-        #: Why it retires, if it has said that it does.
-        self.retires = ""
+        #: Why it retires, if it has said that it does; for what it was killed.
+        self.retires = self.killed_for = ""
+        #: Where the run that it joined last is recorded; "" if that is not.
+        self.record = ""
         #: Readable when it has news, or has ended.
         self.watch = _watch_both(ours.fileno(), status)
 
@@ -109,7 +112,31 @@ class WarmWorker:
             return None
         code, self.retires = json.loads(news.body)
         self.away = False
+        if self.retires:
+            self._tell(self.retires)
         return int(code)
+
+    def _tell(self, why: str) -> None:
+        """Have it recorded why this worker ends, where its last run is recorded."""
+        record, self.record = self.record, ""
+        if record and _run.retired is not None:
+            _run.retired(record, self.pid, why)
+
+    def _tell_end(self) -> None:
+        """Have it recorded how this worker has ended, unless it had nothing to do for a while, or
+        its owner wanted no more."""
+        if self.away:
+            self.left()
+        code = self.ended_by if self.ended() else None
+        if code is None or not (code or self.away):
+            return
+        if self.killed_for:
+            self._tell(self.killed_for)
+        elif code:
+            how = f"{signal_name(-code)} killed it" if code < 0 else f"it ended with exit status {code}"
+            self._tell(how if self.away else f"{how} while it had nothing to do")
+        else:
+            self._tell("a body has closed descriptors of the worker, or ended it by os._exit(0)")
 
     def is_away(self) -> bool:
         """Whether it may still be in the run that it has joined."""
@@ -117,6 +144,8 @@ class WarmWorker:
 
     def close(self) -> None:
         """Close what leads to it: it ends as soon as it has nothing to do."""
+        if self.record:
+            self._tell_end()
         self.closed = True
         if self.watch >= 0 and self.watch not in (self.channel.fileno(), self._process.watch):
             os.close(self.watch)
@@ -223,7 +252,8 @@ class WarmPool:
         for worker in list(self._here):
             if worker.ended() or worker.retires or worker.orders.ended:
                 self._here.remove(worker)
-                if worker.orders.ended and not worker.wait(_ENDING):  # a body has closed its descriptors
+                if worker.orders.ended and not worker.wait(_ENDING):
+                    worker.killed_for = "a body has closed descriptors of the worker"
                     worker.kill(signal.SIGKILL)
                     worker.wait(_ENDING)
                 worker.close()
@@ -232,10 +262,13 @@ class WarmPool:
         """Give a borrowed worker back. It may still be busy leaving its run, or have ended."""
         with Deferred(), self._guard:
             self._lent.discard(worker)
-            if self.closed or worker.retires or worker.ended():
-                worker.close()
-            else:
-                self._here.append(worker)
+            if not (over := self.closed):
+                if worker.retires or worker.ended():
+                    worker.close()
+                else:
+                    self._here.append(worker)
+        if over:
+            _end([worker])
 
     def living(self) -> list[WarmWorker]:
         """The workers that are alive, lent or not."""
@@ -266,15 +299,21 @@ class WarmPool:
         """End all workers that are lent to nobody."""
         with Deferred(), self._guard:
             here, self._here = self._here, []
-        for worker in here:
-            with contextlib.suppress(OSError):
-                worker.channel.shutdown(socket.SHUT_WR)
-        until = time.monotonic() + _ENDING
-        for worker in here:
-            if not worker.wait(max(0.0, until - time.monotonic())):
-                worker.kill(signal.SIGKILL)
-                worker.wait(_ENDING)
-            worker.close()
+        _end(here)
+
+
+def _end(workers: list[WarmWorker]) -> None:
+    """End workers that have nothing to do, or are leaving their runs."""
+    for worker in workers:
+        with contextlib.suppress(OSError):
+            worker.channel.shutdown(socket.SHUT_WR)
+    until = time.monotonic() + _ENDING
+    for worker in workers:
+        if not worker.wait(max(0.0, until - time.monotonic())):
+            worker.killed_for = worker.killed_for or "it did not end with its session"
+            worker.kill(signal.SIGKILL)
+            worker.wait(_ENDING)
+        worker.close()
 
 
 _pools: weakref.WeakSet[WarmPool] = weakref.WeakSet()
@@ -291,6 +330,7 @@ def _after_fork() -> None:
     for pool in list(_pools):
         pool._guard = threading.Lock()
         for worker in (*pool._here, *pool._lent):
+            worker.record = ""  # the parent tells
             worker.close()
         pool._here, pool._lent, pool.closed = [], set(), True
     _pools.clear()

@@ -174,14 +174,23 @@ def mark_again() -> None:
 
 
 def left_running() -> bool:
-    """Whether something that bodies of this process have started is still there, in its group or
-    not."""
+    """Whether something that bodies of this process have started is still running, in its group or
+    not. A child that has ended, and that nobody has waited for, is not."""
     if not hired():
         return False
     name, number = _mark
     entry = f"{MARK}={name}".encode()
     ours = (os.getpid(), hired())
-    return any(_carries(int(found), number, entry) for found in os.listdir("/proc") if found.isdigit() and int(found) not in ours)
+    others = (int(found) for found in os.listdir("/proc") if found.isdigit() and int(found) not in ours)
+    return any(_carries(pid, number, entry) and not _is_zombie(pid) for pid in others)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return True  # it is gone
 
 
 def hired() -> int:

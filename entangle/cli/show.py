@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 FORMS = {"mermaid": "to_mermaid", "dot": "to_dot", "svg": "to_svg", "trace": "to_trace", "prov": "to_prov"}
 #: Up to so many nodes, a tree shows nodes; above, tasks.
 MOST = 200
-#: The most inputs that are shown of one node; lines of an error on a terminal; failures of a task.
-INPUTS, LINES, FAILURES = 12, 6, 3
+#: The most inputs that are shown of one node; lines of an error on a terminal; failures of a task;
+#: workers that ended after a run.
+INPUTS, LINES, FAILURES, RETIRED = 12, 6, 3, 8
 
 
 def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
@@ -102,6 +103,10 @@ def tree(run: Run, width: int) -> Tree:
         _add_tasks(run, top, width - _STEP)
     else:
         _add_nodes(run, top, width)
+    for ended in run.retirements[:RETIRED]:
+        top.add(fitted(text(f"worker {ended.pid} ended after this run: {ended.reason}", style="dim"), width - _STEP))
+    if len(run.retirements) > RETIRED:
+        top.add(text(f"… and {len(run.retirements) - RETIRED:,} more workers", style="dim"))
     return top
 
 

@@ -7,10 +7,11 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from entangle import session
+from entangle import records, session
 from entangle._warm.session import Session
 from entangle.process import process
 
@@ -40,10 +41,24 @@ def test_each_change_is_put_back(opened: Session) -> None:
     assert {kind: seen for kind, seen in found.items() if seen != (True, {})} == {}
 
 
-def test_a_worker_that_cannot_put_a_change_back_is_replaced(opened: Session) -> None:
+#: Why workers retire whose bodies have done what cannot be put back; for all others, that they have
+#: changed who they are.
+REASONS = {
+    "lowered limit": "a body has lowered limits that cannot be raised again",
+    "niceness": "a body has lowered its priority, which cannot be raised again",
+    "many descriptors closed": "a body has closed descriptors of the worker, or ended it by os._exit(0)",
+    "many descriptors used again": "a body has closed descriptors of the worker, or ended it by os._exit(0)",
+}
+CHANGED = "a body has changed its user, groups, session or root directory"
+
+
+def test_a_worker_that_cannot_put_a_change_back_is_replaced(opened: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     _, before = state()()
     found = {kind: seen_after(kind, before) for kind in PARTING}
     assert {kind: seen for kind, seen in found.items() if seen != (False, {})} == {}
+    ends = [ended.reason for run in records.runs(None, name="changed")[::-1] for ended in run.retirements]
+    assert [end.partition(" (")[0] for end in ends] == [REASONS.get(kind, CHANGED) for kind in PARTING]
 
 
 @process

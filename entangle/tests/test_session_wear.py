@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from entangle import session
+from entangle import records, session
+from entangle._records.property_graph import vertices_of
 from entangle.process import ProcessTerminatedException, process
+from entangle.web import recorded as recorded_on_page
 
 from .callers import output_of
 from .evidence import alive, note, pids_in, wait_until
@@ -24,6 +27,16 @@ from .evidence import alive, note, pids_in, wait_until
 BOUND = 40
 
 _kept: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+
+
+def reasons() -> dict[int, str]:
+    """Why workers ended, by their pids, as the records have it."""
+    return {ended.pid: ended.reason for run in records.runs(None) for ended in run.retirements}
 
 
 def thread() -> None:
@@ -41,8 +54,10 @@ def memory() -> None:
 
 def zombies() -> None:
     for _ in range(2):
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             os._exit(0)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
 
 
 def shared_memory() -> None:
@@ -60,8 +75,17 @@ def leaks(what: Callable[[], None]) -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("what", [thread, descriptors, memory, zombies, shared_memory])
-def test_a_worker_whose_bodies_leak_is_replaced(what: Callable[[], None]) -> None:
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        (thread, "threads"),
+        (descriptors, "open descriptors"),
+        (memory, "bytes of memory"),
+        (zombies, "child processes"),
+        (shared_memory, "open descriptors"),
+    ],
+)
+def test_a_worker_whose_bodies_leak_is_replaced(what: Callable[[], None], kind: str) -> None:
     with session(workers=1):
         first = leaks(what)()
         for _ in range(BOUND):
@@ -70,6 +94,9 @@ def test_a_worker_whose_bodies_leak_is_replaced(what: Callable[[], None]) -> Non
         else:
             pytest.fail(f"the same worker after {BOUND} runs")
         wait_until(lambda: not alive(first))
+    found = reasons()
+    assert found.keys() == {first}
+    assert found[first].startswith(f"its {kind} go on growing")
 
 
 @process
@@ -100,9 +127,11 @@ def test_a_worker_with_more_than_max_memory_retires() -> None:
         assert grows(1 << 20)() == first
         assert grows(200 << 20)() == first
         assert grows(1 << 20)() != first
+    (run,) = records.runs(name="grows")[1:2]
+    assert [(ended.pid, ended.reason.partition(" bytes")[2]) for ended in run.retirements] == [(first, " of memory, more than max_memory")]
 
 
-def test_a_module_that_has_changed_on_disk_is_imported_anew(tmp_path: Path) -> None:
+def test_a_module_that_has_changed_on_disk_is_imported_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = """
         import importlib, os, pathlib, sys
         from entangle import session
@@ -126,7 +155,12 @@ def test_a_module_that_has_changed_on_disk_is_imported_anew(tmp_path: Path) -> N
                 path.unlink()
                 print(process(len)("gone")())
     """
-    assert output_of(tmp_path, source) == "the first the first 1\nthe second one the second one\n4\n"
+    kept = str(tmp_path / "kept")
+    assert output_of(tmp_path, source, ENTANGLE_RECORD_DIR=kept) == "the first the first 1\nthe second one the second one\n4\n"
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", kept)
+    gone, changed = reasons().values()
+    assert changed == "module 'changing' has changed on disk"
+    assert gone.startswith("module 'changing' is gone from ")
 
 
 @process(timeout=0.2)
@@ -147,6 +181,101 @@ def test_a_worker_past_a_deadline_is_replaced(tmp_path: Path) -> None:
         (killed,) = pids_in(tmp_path / "log")
         assert pid()() != killed
         assert not alive(killed)
+    assert reasons() == {killed: "a deadline had passed"}
+
+
+def test_a_worker_that_is_killed_is_replaced_and_that_is_recorded(tmp_path: Path) -> None:
+    with session(workers=2) as opened:
+        with pytest.raises(ZeroDivisionError):
+            add(hangs_on(str(tmp_path / "log")), fails(str(tmp_path / "log")))()
+        (stopped,) = pids_in(tmp_path / "log")
+        idle = pid()()
+        wait_until(lambda: [worker.is_away() for worker in opened._pool._here] == [False])  # type: ignore[union-attr]
+        os.kill(idle, signal.SIGKILL)
+        wait_until(lambda: not alive(idle))
+        assert pid()() != idle
+        with pytest.raises(ProcessTerminatedException):
+            exits(3)()
+        last = pid()()
+        os.kill(last, signal.SIGKILL)
+        wait_until(lambda: not alive(last))
+    found = reasons()
+    assert found.pop(stopped) == "its run ended while it ran a body"
+    assert found.pop(idle) == "SIGKILL killed it while it had nothing to do"
+    assert found.pop(last).startswith("SIGKILL killed it")
+    assert list(found.values()) == ["it ended with exit status 3"]
+
+
+def test_the_reason_is_seen_wherever_a_run_is_shown(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with session(workers=1):
+        pid()()
+        with pytest.raises(ProcessTerminatedException):
+            exits(3)()
+        pid()()
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+    run = records.run(records.runs(name="exits")[0].id)
+    (ended,) = run.retirements
+    assert run.started < ended.at < run.started + 60
+    said = "it ended with exit status 3"
+    assert run.to_dict()["retirements"] == [{"pid": ended.pid, "at": ended.at, "reason": said}]
+    assert [event["args"]["reason"] for event in json.loads(run.to_trace())["traceEvents"] if event["name"] == "the worker ends"] == [said]
+    assert f"pid {ended.pid}: {said}" in run.to_prov()
+    assert f"pid {ended.pid}: {said}" in {vertex.properties.get("retirements") for vertex in vertices_of(run)}
+    assert recorded_on_page.info(run.id)["retirements"] == [{"pid": ended.pid, "reason": said}]
+    assert f"worker {ended.pid} ended after this run: {said}" in entangle_show(run.id)
+    records.forget(run.id)
+    assert not reasons()
+
+
+def test_nothing_is_kept_of_a_run_that_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with session(workers=1):
+        first = pid()()
+        monkeypatch.setenv("ENTANGLE_RECORD", "0")
+        with pytest.raises(ProcessTerminatedException):
+            exits(3)()
+        assert pid()() != first
+    assert os.listdir(tmp_path / "records" / "sheets") == [f"{records.run().id}.run"]
+    assert reasons() == {}
+
+
+def test_a_reason_whose_run_is_gone_is_removed(tmp_path: Path) -> None:
+    with session(workers=1):
+        first = pid()()
+        run = records.run()
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not alive(first))
+        records.forget(run.id)
+    folder = tmp_path / "records" / "sheets"
+    (folder / "0123456789abcdef-12.retired").write_text("{")  # one that is being written
+    assert len(os.listdir(folder)) == 2
+    assert records.runs() == []
+    assert os.listdir(folder) == ["0123456789abcdef-12.retired"]
+    os.utime(folder / "0123456789abcdef-12.retired", (0, 0))
+    assert records.runs() == []
+    assert os.listdir(folder) == []
+
+
+@process
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@process
+def hangs_on(log: str) -> int:
+    note(log, os.getpid())
+    time.sleep(60)
+    return 1
+
+
+@process
+def fails(log: str) -> int:
+    wait_until(lambda: os.path.exists(log))
+    return 1 // 0
+
+
+def entangle_show(run_id: str) -> str:
+    return subprocess.run([sys.executable, "-m", "entangle", "show", run_id], capture_output=True, text=True, check=True).stdout
 
 
 @process
@@ -160,6 +289,7 @@ def test_a_process_that_a_body_leaves_ends_with_its_run() -> None:
         left = leaves_running(apart=False)()
         wait_until(lambda: not alive(left), 2.0)
         assert pid()() != first
+    assert reasons() == {first: "a body has left processes running"}
 
 
 def test_a_daemon_lives_on_as_without_a_session() -> None:

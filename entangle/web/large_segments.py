@@ -102,6 +102,7 @@ def info(directory: str, run_id: str) -> dict[str, Any] | None:
         "command": place.get("program"),
         "pid": segment.head["pid"],
         "workers": segment.tail.get("workers"),
+        "retirements": [],
         "packages": {"entangle": place.get("entangle"), **(segment.head.get("packages") or {})},
         "critical": [],
     }

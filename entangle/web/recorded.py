@@ -25,8 +25,8 @@ from entangle.web.page_graph import WHOLE, GraphPart, name_of, reached
 
 #: Runs nested in one that are drawn with it.
 NESTED = 300
-#: Calls that are listed on the way to a value.
-LISTED = 200
+#: Calls that are listed on the way to a value; workers that ended after a run.
+LISTED, RETIRED = 200, 20
 #: Nodes of a graph whose arguments and values are shown on them; the same of one in which a task is
 #: opened, where they are read for all and shown for some.
 LABELLED, MOST_LABELLED = 400, 20_000
@@ -129,6 +129,7 @@ def info(run_id: str) -> dict[str, Any]:
         row = find(connection, run_id)
         counts = queries.state_counts(connection, row["key"])
         load = _load(connection, row)
+        retired = queries.retirements(connection, row["key"])
     error = None
     if row["error_type"] is not None:
         error = {"type": row["error_type"], "message": row["error"], "traceback": row["traceback"], "node": row["error_node"]}
@@ -144,6 +145,7 @@ def info(run_id: str) -> dict[str, Any]:
         "command": row["program"],
         "pid": row["pid"],
         "workers": row["workers"],
+        "retirements": [{"pid": pid, "reason": why} for pid, _, why in retired[:RETIRED]],
         "packages": {"entangle": row["entangle"], **json.loads(row["packages"])},
         "critical": _critical(run_id) if row["node_count"] <= 20_000 else [],
     }

@@ -87,4 +87,5 @@ def run_as_dict(run: RunGraph) -> dict[str, Any]:
         "tasks": [asdict(task) for task in tasks],
         "node_list": [node_as_dict(node, run.inputs_of(node.number), places) for node in run.nodes],
         "children": [child.id for child in run.children],
+        "retirements": [asdict(retirement) for retirement in run.retirements],
     }

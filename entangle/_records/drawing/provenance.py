@@ -31,6 +31,7 @@ def to_prov(run: RunGraph) -> str:
             "entangle:version": run.entangle,
             **({"entangle:commit": run.git.commit} if run.git and run.git.commit else {}),
             **({"entangle:dirty": run.git.dirty} if run.git and run.git.dirty is not None else {}),
+            **({"entangle:retired": [f"pid {one.pid}: {one.reason}" for one in run.retirements]} if run.retirements else {}),
             **{f"entangle:tag-{_name(key)}": value for key, value in run.tags.items()},
         }
     }

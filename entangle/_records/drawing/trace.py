@@ -63,6 +63,11 @@ def _events(run: RunGraph, number: int, zero: int) -> Iterator[dict[str, Any]]:
                 **({"task": node.task.name} if node.name != node.task.name else {}),
             },
         }
+    for ended in run.retirements:
+        track = next((track for (_, pid), track in tracks.items() if pid == ended.pid), 0)
+        when = ended.at * 1e6 - zero / 1e3
+        why = {"pid": ended.pid, "reason": ended.reason}
+        yield {"ph": "i", "s": "t", "pid": number, "tid": track, "name": "the worker ends", "cat": "worker", "ts": when, "args": why}
     for node in nodes:
         if node.cause in where:
             # It never ran: an instant on the track of the node that failed.

@@ -28,6 +28,7 @@ export function aboutView(view, run) {
         ["process", info.pid],
         ["commit", info.commit ? h("span", { class: "mono" }, info.commit + (info.dirty ? " and changes that are not committed" : "")) : null],
         ["tags", Object.entries(info.tags ?? {}).map(([key, value]) => `${key}=${value}`).join(" ")],
+        ["ended workers", info.retirements?.length ? info.retirements.map((one) => h("div", {}, `worker ${one.pid} ended after this run: ${one.reason}`)) : null],
         ["critical path", info.critical?.length ? info.critical.map((step, index) => [index ? " → " : "", h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${step.node}` }, step.task)]) : null],
       ]),
       versions.length ? [h("h2", {}, "Packages"), h("p", { class: "mono quiet" }, versions.map(([name, version]) => `${name} ${version}`).join("  "))] : null,
