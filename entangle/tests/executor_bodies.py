@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from entangle._worker import called
+from entangle._worker.board import BEGUN, HIGH, LOW
+
 known: list[Any] = []
 
 
@@ -66,6 +69,49 @@ def meet(folder: str, name: str, others: list[str]) -> str:
 def wait_for(path: str) -> None:
     while not os.path.exists(path):
         time.sleep(0.002)
+
+
+def waits_in_its_worker(folder: str) -> None:
+    Path(folder, f"in-{os.getpid()}").touch()
+    wait_for(f"{folder}/go-{os.getpid()}")
+
+
+class Paused:
+    """The board's words, for a worker that has no CPU for a while, before the second call of its
+    next message but one: until that is being taken back, or, with `after`, just after it has looked
+    whether it is."""
+
+    def __init__(self, words: Any, folder: str, after: bool) -> None:
+        self.words = words
+        self.folder = folder
+        self.after = after
+        self.looks = 0
+
+    def __setitem__(self, index: int, word: int) -> None:
+        if index == BEGUN and self.looks == 2 and not self.after:
+            Path(self.folder, "paused").touch()
+            while not self.words[LOW]:
+                pass
+        self.words[index] = word
+
+    def __getitem__(self, index: int) -> int:
+        word: int = self.words[index]
+        self.looks += index == LOW
+        if index == HIGH and self.looks == 3 and self.after:
+            Path(self.folder, "paused").touch()
+            wait_for(f"{self.folder}/resumed")
+        return word
+
+
+def pause_later(folder: str, after: bool) -> int:
+    board: Any = called._answering.board  # type: ignore[union-attr]
+    board.words = Paused(board.words, folder, after)
+    return os.getpid()
+
+
+def note(folder: str, number: int) -> None:
+    with open(f"{folder}/notes", "a") as notes:
+        notes.write(f"{number}\n")
 
 
 def begun_and_waits(folder: str) -> None:

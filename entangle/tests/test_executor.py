@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from entangle._warm.functions import function_of
 from entangle.errors import ArgumentError, EntangleError, ProcessTerminatedException, RemoteTraceback, UnpicklableError
 from entangle.executor import BrokenExecutorError, Executor
 from entangle.process import process
@@ -237,6 +238,27 @@ def test_items_that_wait_for_each_other(executor: Executor, tmp_path: Path) -> N
     names = [f"n{number}" for number in range(20)]
     others: list[list[str]] = [[]] * 20
     assert list(executor.map(bodies.meet, [str(tmp_path)] * 20, names, [names[1:], *others[1:]])) == names
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_call_that_is_taken_back_runs_once(executor: Executor, tmp_path: Path, after: bool) -> None:
+    """Its worker has no CPU just before it looks whether the call is taken back, or just after."""
+    folder = str(tmp_path)
+    paused = executor.submit(bodies.pause_later, folder, after).result()
+    held = [executor.submit(bodies.waits_in_its_worker, folder) for _ in range(2)]
+    wait_until(lambda: len(list(tmp_path.glob("in-*"))) == 2)
+    function_of(bodies.note).seconds = 1e-4  # so that several go in one message
+    calls = [executor.submit(bodies.note, folder, number) for number in range(40)]
+    (tmp_path / f"go-{paused}").touch()
+    wait_until((tmp_path / "paused").exists)
+    for pid in executor.pids:
+        (tmp_path / f"go-{pid}").touch()
+    wait_until(lambda: sum(call.done() for call in calls) >= len(calls) - 1)
+    (tmp_path / "resumed").touch()
+    concurrent.futures.wait([*held, *calls], 20)
+    executor.shutdown()
+    notes = (tmp_path / "notes").read_text().split()
+    assert sorted(map(int, notes)) == list(range(40))
 
 
 def test_an_outcome_is_told_though_the_next_call_takes_long(tmp_path: Path) -> None:
