@@ -30,6 +30,8 @@ from entangle.errors import EntangleError
 
 #: How long one is waited for that is about to come back, before another is started (seconds).
 _COMING_BACK = 0.05
+#: The same where another one would have to load everything first.
+_COMING_BACK_LOADED = 1.0
 #: How long one is waited for that is about to come back, where there is another way (seconds).
 _MOMENT = 0.001
 #: How long workers may take to end when their pool closes, before they are killed (seconds).
@@ -211,7 +213,7 @@ class WarmPool:
                 worker = self._idle()
                 coming = [away.watch for away in self._here if away.away]
                 now = time.monotonic()
-                until = until or now + _COMING_BACK
+                until = until or now + (_COMING_BACK_LOADED if self._clean else _COMING_BACK)
                 if worker is None and (not coming or now >= until):
                     if self.workers is not None and len(self._here) + len(self._lent) >= self.workers:
                         return None
