@@ -73,6 +73,10 @@ class Body(NamedTuple):
         """The parts that travel with the body when it is sent, each after its name for errors."""
         return [("the function", self.function)]
 
+    def is_found(self) -> bool:
+        """Whether other processes find it by a name, under which it is here as well."""
+        return False
+
     def parameters(self) -> tuple[list[str], str | None]:
         """The names of the positional parameters, and of the one that takes the rest, if known."""
         return [], None
@@ -259,6 +263,9 @@ class Flow:
         self.fans: list[tuple[int, int]] = []
         #: The nodes whose outcomes the caller takes as soon as they are there, besides the end.
         self.kept: frozenset[int] = frozenset()
+        #: For the flow of one call alone: the flow of an earlier such call, with which it shares
+        #: all but the constants.
+        self.plan: Flow | None = None
         #: All pools of its bodies.
         self.pools = sorted({pool for body in self.bodies for pool in body.pools})
         self.pending: array[int]
@@ -270,6 +277,7 @@ class Flow:
         """What is pickled. Columns as bytes: as objects, they take longer than all the rest of a
         small flow."""
         state = self.__dict__.copy()
+        state["plan"] = None
         for name in _COLUMNS:
             state[name] = (state[name].typecode, state[name].tobytes())
         return state
@@ -279,6 +287,13 @@ class Flow:
             form, raw = state[name]
             state[name] = array(form, raw)
         self.__dict__.update(state)
+
+    def with_constants(self, constants: list[Any]) -> Flow:
+        """This flow, as a plan for others, with these constants."""
+        made = Flow.__new__(Flow)
+        made.__dict__.update(self.__dict__)
+        made.constants, made.plan = constants, self
+        return made
 
     def _connect(self) -> None:
         count = self.count

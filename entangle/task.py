@@ -48,7 +48,7 @@ from entangle._tasks.resolving import resolving
 from entangle._tasks.tree import compile_call
 from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options, nearest, of_a_stream, option_of_a_run, refuse_options
 from entangle.errors import ArgumentError, EntangleError, OptionError
-from entangle.flow import HERE, IN_CALLER, PROCESS, Body
+from entangle.flow import HERE, IN_CALLER, PROCESS, Body, Flow
 from entangle.pools import Pool, merged
 
 if TYPE_CHECKING:
@@ -74,6 +74,10 @@ class TaskBody(Body):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _body_of, (self.task,)
+
+    def is_found(self) -> bool:
+        """Whether other processes find its task by a name, under which it is here as well."""
+        return bool(self.task.is_found())
 
     def made_of(self) -> list[tuple[str, Any]]:
         """The undecorated function and the layers, which an error can name; not our wrappers."""
@@ -103,6 +107,7 @@ class Task(_Arguments[P, R]):
     __name__: str
     __qualname__: str
     _body: Body | None
+    _plans: dict[Any, Flow]
     _fits: Callable[[int, dict[str, Any]], bool] | None
 
     def __init__(self, function: Callable[P, R], layers: tuple[Layer, ...]) -> None:
@@ -114,7 +119,7 @@ class Task(_Arguments[P, R]):
         mine["__wrapped__"] = function
         if "__name__" not in mine:  # a functools.partial, an object that can be called
             mine["__name__"] = mine["__qualname__"] = type(function).__name__
-        mine.update(function=function, layers=layers, _body=None, _fits=None)
+        mine.update(function=function, layers=layers, _body=None, _plans={}, _fits=None)
 
     @edge
     @passes_on
@@ -281,9 +286,13 @@ class Task(_Arguments[P, R]):
 
     def for_others(self) -> Any:
         """For our own picklers: the receiver has another script, and functions travel by value."""
-        if not travels_by_value(self.__module__) and self._is_in(self.__module__):
+        if self.is_found():
             return _find, (self.__module__, self.__qualname__)
         return type(self), (self.function, self.layers)
+
+    def is_found(self) -> bool:
+        """Whether other processes find it by its name, under which it is here as well."""
+        return self._is_in(self.__module__) and not travels_by_value(self.__module__)
 
     def _is_in(self, module: str | None) -> bool:
         """Whether this module has the task under its name."""

@@ -22,7 +22,7 @@ from entangle._shared.interrupts import handler_of, plain
 from entangle._shared.printout import Printout
 from entangle._shared.table import PID
 from entangle._worker import child, coverage, janitor
-from entangle._worker.joining import BROKEN, NotJoined, join_run
+from entangle._worker.joining import BROKEN, NotJoined, join_run, offer_jobs
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here, run_as
 
@@ -177,8 +177,7 @@ def work_for_run(worker: Worker) -> None:
         worker.notes.prints = kept = Printout(worker.site.directory, worker.node)
         kept.listen(sys.stdout)
         kept.listen(sys.stderr)
-    if worker.site.makeflags is not None:
-        os.environ["MAKEFLAGS"] = worker.site.makeflags
+    offer_jobs(worker.site)
     try:
         run_as(worker)
     finally:

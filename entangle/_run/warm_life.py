@@ -119,7 +119,7 @@ class _WarmLife:
     def _join(self, order: Order) -> int:
         """Join a run and work for it. Return the exit status that a worker of that run alone would
         have had."""
-        number, dropped, directory, flow_path, slot, lane, serial, marks, described = marshal.loads(order.body)
+        number, dropped, directory, flow_path, slot, lane, serial, marks, described, given = marshal.loads(order.body)
         present = iter(order.fds)
         out, *others = [next(present) if mark else -1 for mark in marks]
         if out >= 0:
@@ -131,7 +131,7 @@ class _WarmLife:
             frame.close()
         if number >= 0:
             frame = self._frame(number, others)
-            join, ours = functools.partial(join_in_frame, described, frame, directory, slot, lane, serial), []
+            join, ours = functools.partial(join_in_frame, described, given, frame, directory, slot, lane, serial), []
         else:
             join, ours = functools.partial(join_run, directory, flow_path, slot, lane, serial, others, self._devices), others
         try:
@@ -159,7 +159,7 @@ class _WarmLife:
                 worker.serving.leave()
             del here.worker
             type(here).worker = None
-            worker.site.leave()
+            worker.site.rest()
 
     def _begin_anew(self) -> None:
         """Put back what this process began with, before it takes on another state of its caller."""

@@ -51,6 +51,13 @@ class Frame:
         #: when it began, for the next flow of that form.
         self._row: tuple[Any, Any, bytes] | None = None
         self._poll: tuple[int, int, Any] = (-1, -1, None)
+        #: In the caller: what it has told the workers of the last run, after what that says.
+        self.told: tuple[Any, bytes] = (None, b"")
+        #: In a worker: what it was told last, the plan of the last flow, and the site of the last
+        #: run, if it can serve again.
+        self.known: dict[str, Any] = {}
+        self.plan: Any = None
+        self._site: Any = None
         #: Whether others than warm workers have joined a run in it: nobody can tell when they have
         #: left.
         self.spoiled = False
@@ -116,6 +123,25 @@ class Frame:
             self._row[1].table.release()
         self._row = None
 
+    def keep_site(self, site: Any) -> None:
+        """In a worker: keep the site of a run that it has left, for the next one in this frame."""
+        self._site = site
+
+    def kept_site(self) -> Any:
+        """In a worker: the site of the last run, if the table has the same form again. Whoever
+        takes it keeps it anew."""
+        site, self._site = self._site, None
+        if site is not None and not site.table.fits():
+            site.table.release()
+            return None
+        return site
+
+    def forget_site(self) -> None:
+        """In a worker: keep no site any more."""
+        if self._site is not None:
+            self._site.table.release()
+            self._site = None
+
     def poll_with(self, watch: int, err: int) -> Any:
         """What polls these descriptors of a worker and the pipe that tells of the run."""
         if self._poll[:2] != (watch, err):
@@ -148,6 +174,7 @@ class Frame:
     def close(self) -> None:
         """Close files and pipes."""
         self.forget_row()
+        self.forget_site()
         if self.store is not None:
             self.store.close()
         else:

@@ -107,6 +107,8 @@ class Site:
         self.frame: Frame | None = None
         #: What workers that were not forked need to know, once it is known (`_worker/joining.py`).
         self.described = b""
+        #: Arguments that they are told beside it.
+        self.given = b""
         #: In the caller: the file to which this run is recorded; "" if it is not.
         self.record = ""
         #: The session that this run has for itself (`_run.Warm`), in the place of the open one.
@@ -119,7 +121,7 @@ class Site:
         """Become the site of another run in the same frame, whose flow has the same form."""
         self.flow = self.table.flow = flow
         self.directory, self.spill = directory, spill
-        self.flow_path, self.described, self.record = "", b"", ""
+        self.flow_path, self.described, self.given, self.record = "", b"", b"", ""
         self.local, self.errors, self.failed, self.noted, self.resumed = {}, {}, {}, [], {}
 
     @property
@@ -183,6 +185,14 @@ class Site:
                     os.close(fd)
         for queue in self.pools.values():
             queue.close()
+
+    def rest(self) -> None:
+        """In a warm worker that leaves the run: keep this site for the next one in the frame, if
+        nobody else can be using it."""
+        if self.frame is None or self.users > 1 or self.pools or threading.active_count() > 1 or self.flow.plan is None:
+            self.leave()
+        else:
+            self.frame.keep_site(self)
 
     def notify(self) -> None:
         """Wake the supervisor to look at the table.

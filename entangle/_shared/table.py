@@ -255,6 +255,10 @@ class Table:
         _, nodes, slots = struct.unpack_from("<qqq", memory, 0)
         return cls(memory, fd, nodes, slots)
 
+    def fits(self) -> bool:
+        """Whether the memory holds a table of this form, after another run has begun in it."""
+        return self.header[NODES] == self.nodes and self.header[SLOTS] == self.slot_count
+
     # The lock ------------------------------------------------------------------------------------
 
     def lock(self, owner: int) -> None:

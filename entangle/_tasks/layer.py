@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from entangle._shared.tracebacks import passes_on
-from entangle.flow import Body
+from entangle.flow import Body, Flow
 
 
 class Decorated(Protocol):
     """A task, as layers and calls see it; `entangle.task.Task` is one, and imports both."""
 
     __name__: str
+    #: The flows of calls of it alone, by the shapes of their arguments.
+    _plans: dict[Any, Flow]
 
     @property
     def function(self) -> Callable[..., Any]:

@@ -153,7 +153,29 @@ def compile_call(root: Call[Any]) -> Flow:
 
     The same call twice is one node. Raises CycleError if there is a cycle.
     """
+    if type(root) is Call and root.name is None and Call not in map(type, root.args):
+        return _alone(root)
     return _compiled([root])[0]
+
+
+def _alone(call: Call[Any]) -> Flow:
+    """The flow of a call that may take no other: that of an earlier one, with its own constants."""
+    flat, shape, _ = _plan(call)
+    if not CALLS.isdisjoint(map(type, flat)):
+        return _compiled([call])[0]
+    plans = call.task._plans
+    plan = plans.get(shape)
+    if plan is None:
+        plan = _compiled([call])[0]
+        plan.constants = [None] * len(flat)
+        if len(plans) >= _MOST_PLANS:
+            plans.clear()
+        plans[shape] = plan
+    return plan.with_constants(list(flat))
+
+
+#: How many plans are kept of a task: there may be any number of shapes of arguments.
+_MOST_PLANS = 16
 
 
 def compile_calls(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:

@@ -107,17 +107,20 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     Raises OSError if it has just ended, UnpicklableError if the flow cannot travel.
     """
     known = described(site)
-    frame = site.frame if len(known) < _MOST_SENT else None
+    frame = site.frame if len(known) + len(site.given) < _MOST_SENT else None
+    given = site.given
     flush()
     slots = site.table.slots
     slots[slot * SLOT + STATE] = STARTING
     flow_path, number, dropped, fds = "", -1, -1, []
     if frame is None:
         write_flow(site)
-        flow_path, known = site.flow_path, b""
+        flow_path, known, given = site.flow_path, b"", b""
         fds = [*site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
     else:
         number = frame.number
+        if warm.told.get(number) is known:
+            known = b""
         if number not in warm.frames:
             dropped = warm.frames[0] if len(warm.frames) >= _MOST_FRAMES else -1
             fds = [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
@@ -125,7 +128,7 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     fds = [out[1], *fds]
     marks = [fd >= 0 for fd in fds]
     try:
-        order = marshal.dumps((number, dropped, site.directory, flow_path, slot, lane, serial, marks, known))
+        order = marshal.dumps((number, dropped, site.directory, flow_path, slot, lane, serial, marks, known, given))
         warm.orders.send(JOIN, order, [fd for fd in fds if fd >= 0])
         warm.away, warm.frame = True, site.frame
         warm.record, warm.killed_for = site.record, ""
@@ -139,6 +142,9 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     if site.frame is not None:
         site.frame.workers.append(warm)
     if frame is not None:
+        warm.told.pop(dropped, None)
+        if known:
+            warm.told[number] = known
         warm.frames = [*(other for other in warm.frames if other not in (number, dropped)), number]
     if out[0] >= 0:
         os.set_blocking(out[0], False)

@@ -65,6 +65,8 @@ class WarmWorker:
         #: The numbers of the frames that it has open, the one used last at the end.
         self.frames: list[int] = []
         self.frame: Frame | None = None
+        #: What it was told last of a run in each of these frames.
+        self.told: dict[int, bytes] = {}
         #: Why it retires, if it has said that it does; for what it was killed.
         self.retires = self.killed_for = ""
         #: Where the run that it joined last is recorded; "" if that is not.
@@ -114,6 +116,8 @@ class WarmWorker:
             return None
         code, self.retires = json.loads(news.body)
         self.away = False
+        if code:
+            self.told.clear()  # it may have understood nothing of it
         if self.retires:
             self._tell(self.retires)
         return int(code)

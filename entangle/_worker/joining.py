@@ -34,11 +34,27 @@ BROKEN = 70
 def described(site: Site) -> bytes:
     """What a worker that was not forked needs to know of its run, pickled once a run.
 
+    In a frame, a call that others find by name has its arguments apart, in `site.given`. What is
+    left is the same object as for the run before, if it says the same.
+
     Raises UnpicklableError naming what cannot travel.
     """
     if site.described:
         return site.described
-    flow = _without_what_stays(site.flow)
+    plan = site.flow.plan if site.frame is not None else None
+    if plan is not None:
+        module_lookup.look_afresh()
+        try:
+            site.given = dumps_for_others(site.flow.constants) if plan.bodies[0].is_found() else b""
+        except Exception:  # it is told below what cannot travel
+            site.given = b""
+        plan = plan if site.given else None
+    state = inheritance.pickled()
+    says = plan, state, site.home, site.shares, jobserver_style(), sorted(module_lookup.travelled)
+    if plan is not None and site.frame is not None and site.frame.told[0] == says:
+        site.described = site.frame.told[1]
+        return site.described
+    flow = plan or _without_what_stays(site.flow)
     try:
         with explaining_limits("workers cannot be told what to run"):
             pickled = dumps_for_others(flow)
@@ -49,9 +65,9 @@ def described(site: Site) -> bytes:
     known = {
         "flow": pickled,
         "home": site.home,
-        "spill": site.spill,
         "home_spill": os.path.dirname(site.spill),
-        "state": inheritance.pickled(),
+        "state": state,
+        "plan": plan is not None,
         "jobserver": jobserver_style(),
         "shares": site.shares,
         "claims": site.claims,
@@ -59,6 +75,8 @@ def described(site: Site) -> bytes:
     }
     known["travelled"] = sorted(module_lookup.travelled)
     site.described = pickle.dumps(known, 5)
+    if plan is not None and site.frame is not None:
+        site.frame.told = says, site.described
     return site.described
 
 
@@ -76,8 +94,9 @@ def write_flow(site: Site) -> None:
         path = os.path.join(directory, "flow")
         try:
             with open(path, "xb", opener=private) as file:
-                reserve(file.fileno(), 0, len(body))
+                reserve(file.fileno(), 0, len(body) + len(site.given))
                 file.write(body)
+                file.write(site.given)
         except OSError as error:
             os.unlink(path)
             if directory == site.spill:
@@ -158,37 +177,52 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
         try:
             with open(flow_path, "rb") as file:
                 known = pickle.load(file)
+                given = file.read()
             _take_on(known["state"], "before")
             table = Table.attach(os.path.join(directory, "table"))
         except FileNotFoundError:
             raise NotJoined(0) from None  # it has ended before we joined
-        flow, serving = _flow_of(known, directory, table, slot, lane, devices)
+        flow, serving = _flow_of(known, given, directory, table, slot, lane, devices=devices)
         wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
         wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
-        site = Site(flow, table, directory, known["home"], known["spill"], wake, wake_threads, tell, wake_devices)
+        site = Site(flow, table, directory, known["home"], _spill_of(known, directory), wake, wake_threads, tell, wake_devices)
         return _worker_of(known, site, slot, lane, serial, serving)
 
 
-def join_in_frame(described: bytes, frame: Frame, directory: str, slot: int, lane: int, serial: int) -> Worker:
-    """Become a worker of a run that has begun in a frame. `described` is what its caller tells.
+def join_in_frame(described: bytes, given: bytes, frame: Frame, directory: str, slot: int, lane: int, serial: int) -> Worker:
+    """Become a worker of a run that has begun in a frame. `described` is what its caller tells,
+    empty if that is what it told last; `given` are arguments beside it.
 
     Raises NotJoined if what the run is made of cannot be unpickled here.
     """
     with importing.joining():
-        known = pickle.loads(described)
-        frame.directory, frame.spill = directory, known["spill"]
-        table = Table.seen_in(frame.memory, frame.table_fd)
+        if described:
+            frame.known, frame.plan = pickle.loads(described), None
+            frame.forget_site()
+        known, site = frame.known, frame.kept_site()
+        frame.directory, frame.spill = directory, _spill_of(known, directory)
+        table = site.table if site is not None else Table.seen_in(frame.memory, frame.table_fd)
         try:
             _take_on(known["state"], "before")
-            flow, serving = _flow_of(known, directory, table, slot, lane)
+            flow, serving = _flow_of(known, given, directory, table, slot, lane, frame.plan)
         except BaseException:
             table.release()
             raise
-        site = Site(flow, table, directory, known["home"], known["spill"], frame.wake, (-1, -1), frame.tell)
+        frame.plan = flow.plan
+        store = frame.store_for(table, slot, serial)
+        if site is not None:
+            site.begin_again(flow, directory, frame.spill)
+            return Worker(site, slot, lane, serial, store)
+        site = Site(flow, table, directory, known["home"], frame.spill, frame.wake, (-1, -1), frame.tell)
         site.frame = frame
-        site.stores.append(store := frame.store_for(table, slot, serial))
+        site.stores.append(store)
         store.elsewhere = site.elsewhere
         return _worker_of(known, site, slot, lane, serial, serving, store)
+
+
+def _spill_of(known: dict[str, Any], directory: str) -> str:
+    """The twin on disk of the directory of a run."""
+    return os.path.join(known["home_spill"], os.path.basename(directory))
 
 
 #: The caller's state that this process has taken on, pickled.
@@ -232,10 +266,19 @@ def state_of_caller() -> bytes:
 
 
 def _flow_of(
-    known: dict[str, Any], directory: str, table: Table, slot: int, lane: int, devices: list[str] | None = None
+    known: dict[str, Any],
+    given: bytes,
+    directory: str,
+    table: Table,
+    slot: int,
+    lane: int,
+    plan: Flow | None = None,
+    devices: list[str] | None = None,
 ) -> tuple[Flow, Serving | None]:
-    """The flow of the run that this process joins, and the devices that it serves, if any."""
-    os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
+    """The flow of the run that this process joins, and the devices that it serves, if any. With
+    `plan`, all but the arguments are here already."""
+    if os.environ.get("ENTANGLE_JOBSERVER") != known["jobserver"]:
+        os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
     Home.adopt(known["home"], known["home_spill"])
     serving = None
@@ -245,13 +288,18 @@ def _flow_of(
         if serving is None:
             raise NotJoined(0)
     module_lookup.arrive(known["travelled"])
+    pickled, within = known["flow"], ""
     try:
-        flow: Flow = pickle.loads(known["flow"])
+        # A body may have loaded its module anew.
+        flow: Flow = plan if plan is not None and plan.bodies[0].is_found() else pickle.loads(pickled)
+        if known["plan"]:
+            pickled, within = given, ".constants"
+            flow = flow.with_constants(pickle.loads(given))
         _take_on(known["state"], "after")
     except BaseException as error:
         if serving is not None:
             serving.leave()  # this process may live on
-        if _refuse(directory, error, known["flow"]):
+        if _refuse(directory, error, pickled, within):
             raise NotJoined(BROKEN) from None
         raise
     return flow, serving
@@ -262,26 +310,36 @@ def _worker_of(
 ) -> Worker:
     site.visible = known["visible"]
     site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
-    if site.makeflags is not None:
-        os.environ["MAKEFLAGS"] = site.makeflags
+    offer_jobs(site)
     site.shares = known["shares"]
     worker = Worker(site, slot, lane, serial, store)
     worker.serving = serving
     return worker
 
 
+def offer_jobs(site: Site) -> None:
+    """Offer the CPUs of the process tree to programs that bodies start."""
+    if site.makeflags is not None and os.environ.get("MAKEFLAGS") != site.makeflags:
+        os.environ["MAKEFLAGS"] = site.makeflags
+
+
 #: The error's text while the part that cannot be unpickled is unknown; the supervisor names it.
 _RUN = "what the run is made of cannot be unpickled in a worker"
 
 
-def _refuse(directory: str, error: BaseException, pickled: bytes) -> bool:
-    """Write down, for the supervisor, why a worker cannot join its run. Gives whether it did."""
+def _refuse(directory: str, error: BaseException, pickled: bytes, within: str) -> bool:
+    """Write down, for the supervisor, why a worker cannot join its run. Gives whether it did.
+
+    The pickle is that of the flow, or of what lies `within` it.
+    """
     told: BaseException | None = error
     while told is not None and not isinstance(told, RunAtImportError):
         told = told.__cause__ or told.__context__
     part: BrokenPart | None = None
     if told is None:
         part = failing_part(pickled) if isinstance(error, Exception) else None
+        if part is not None and within:
+            part = part._replace(steps=(within, *part.steps))
         told = unpickling_error(error, _RUN, part)
         told.__cause__ = error
     try:
