@@ -67,6 +67,7 @@ class _WarmLife:
         self._devices: list[str] = []
         self._descriptors = Descriptors()
         self._descriptors.need(channel)
+        self._channel = channel
         #: The state of this process before its first order, and with that of its caller.
         self._first = self._before = Before(self._descriptors)
         self._context = contextvars.Context()
@@ -193,6 +194,10 @@ class _WarmLife:
         if self._descriptors.lost():
             return "a body has closed descriptors of the worker"
         return self._before.put_back() or self._wear.used(len(self._descriptors))
+
+    def cut_off(self) -> bool:
+        """Whether a call has closed what leads to the owner."""
+        return not self._descriptors.has(self._channel)
 
     def take_as_state(self) -> None:
         """Take the state of now as the one to put back."""

@@ -46,6 +46,9 @@ class Host(Protocol):
     def settled(self) -> str:
         """Put back what calls have changed. Why the worker must retire; "" if it need not."""
 
+    def cut_off(self) -> bool:
+        """Whether a call has closed what leads to the owner. Another file may be there now."""
+
     def take_as_state(self) -> None:
         """Take the state of now as the one to put back."""
 
@@ -103,7 +106,7 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     if outdated:
         for fd in order.fds:
             os.close(fd)
-        _tell(orders, [], [], outdated)
+        _tell(orders, host, [], [], outdated)
         return True
     begin, travelled, functions, spare, calls = marshal.loads(order.body)
     if travelled:
@@ -114,8 +117,8 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
         _answering = _Answering(begin, order.fds[0])
         refused = _begin(_answering, begin, order.fds[1:], host)
         if refused is not None:
-            _keep(orders, _answering, 0, 0, REFUSED, refused)
-            _send(orders, _answering)
+            _keep(orders, host, _answering, 0, 0, REFUSED, refused)
+            _send(orders, host, _answering)
             return False
     state = _answering
     assert state is not None
@@ -123,6 +126,19 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
         state.functions[number] = (name, wire, _UNSEEN if shared else None)
     state.files.spare += spare
     state.files.spare.sort()
+    try:
+        _answer_calls(orders, host, state, calls)
+    except _CutOff:
+        return True
+    retires = host.settled() if calls else ""
+    if retires:
+        _tell(orders, host, [], state.files.gone(), retires)
+    return bool(retires)
+
+
+def _answer_calls(orders: Orders, host: Host, state: _Answering, calls: list[Any]) -> None:
+    """Run calls, and send their outcomes. Raises _CutOff if one has closed what leads to the
+    owner."""
     words, clock = state.board.words, time.monotonic_ns
     state.sent = clock()
     for number, which, wire, values in calls:
@@ -131,19 +147,15 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
         words[BEGUN] = number
         if words[LOW] <= number < words[HIGH]:
             _hold(state, wire, values)
-            _keep(orders, state, number, 0, SKIPPED, b"")
+            _keep(orders, host, state, number, 0, SKIPPED, b"")
             continue
         began = clock()
         kind, body = _outcome(state, which, wire, values)
         ended = clock()
-        _keep(orders, state, number, ended - began, kind, body)
+        _keep(orders, host, state, number, ended - began, kind, body)
         if ended - state.sent > _KEPT:
-            _send(orders, state)
-    _send(orders, state)
-    retires = host.settled() if calls else ""
-    if retires:
-        _tell(orders, [], state.files.gone(), retires)
-    return bool(retires)
+            _send(orders, host, state)
+    _send(orders, host, state)
 
 
 def _begin(answering: _Answering, known: dict[str, Any], streams: Sequence[int], host: Host) -> bytes | None:
@@ -300,16 +312,20 @@ def _hold(state: _Answering, wire: Wire, values: tuple[Wire, ...]) -> None:
         state.files.held.update(files_of(each))
 
 
+class _CutOff(Exception):
+    """A call has closed what leads to the owner, which finds on the board what is there."""
+
+
 # Outcomes out -----------------------------------------------------------------------------------
 
 
-def _keep(orders: Orders, state: _Answering, number: int, took: int, kind: int, body: bytes) -> None:
+def _keep(orders: Orders, host: Host, state: _Answering, number: int, took: int, kind: int, body: bytes) -> None:
     """Put an outcome on the board, to be sent with others."""
     size = OUTCOME.size + len(body)
     if state.tail + size > ROOM:
-        _send(orders, state)
+        _send(orders, host, state)
     if size > ROOM:
-        orders.send(OUTCOMES, OUTCOME.pack(number, took / 1e9, kind, len(body)) + body)
+        _say(orders, host, OUTCOME.pack(number, took / 1e9, kind, len(body)) + body)
         return
     outcomes, at = state.board.outcomes, state.tail
     OUTCOME.pack_into(outcomes, at, number, took / 1e9, kind, len(body))
@@ -317,7 +333,7 @@ def _keep(orders: Orders, state: _Answering, number: int, took: int, kind: int, 
     state.tail = state.board.words[TAIL] = at + size
 
 
-def _send(orders: Orders, state: _Answering) -> None:
+def _send(orders: Orders, host: Host, state: _Answering) -> None:
     """Send the outcomes on the board, and what the owner must know of files."""
     files, words = state.files, state.board.words
     news = b""
@@ -327,15 +343,25 @@ def _send(orders: Orders, state: _Answering) -> None:
             news = _news(files.written, gone, "")
             files.written = []
     if state.tail or news:
-        orders.send(OUTCOMES, bytes(state.board.outcomes[: state.tail]) + news)
+        _say(orders, host, bytes(state.board.outcomes[: state.tail]) + news)
     words[TAIL] = state.tail = 0
     words[BATCH] += 1
     state.sent = time.monotonic_ns()
 
 
-def _tell(orders: Orders, written: list[tuple[str, int]], gone: list[str], retires: str) -> None:
-    with contextlib.suppress(OSError):  # the owner may be gone
-        orders.send(OUTCOMES, _news(written, gone, retires))
+def _say(orders: Orders, host: Host, outcomes: bytes) -> None:
+    """Send outcomes.
+
+    Raises _CutOff if that would go elsewhere, OSError if the owner is gone.
+    """
+    if host.cut_off():
+        raise _CutOff
+    orders.send(OUTCOMES, outcomes)
+
+
+def _tell(orders: Orders, host: Host, written: list[tuple[str, int]], gone: list[str], retires: str) -> None:
+    with contextlib.suppress(OSError, _CutOff):  # the owner may be gone
+        _say(orders, host, _news(written, gone, retires))
 
 
 def _news(written: list[tuple[str, int]], gone: list[str], retires: str) -> bytes:

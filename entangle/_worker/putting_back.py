@@ -67,6 +67,10 @@ class Descriptors:
         another file now."""
         return any(_file(fd) != file for fd, file in self._ours.items())
 
+    def has(self, fd: int) -> bool:
+        """Whether one that the worker cannot do without is still there."""
+        return self._ours.get(fd) is not None and _file(fd) == self._ours[fd]
+
     def put_back(self) -> None:
         """Lead 0, 1 and 2 to where they led at first."""
         for fd, kept in enumerate(self._fds):

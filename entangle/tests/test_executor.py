@@ -454,6 +454,16 @@ def test_a_worker_that_dies_idle_is_replaced(executor: Executor) -> None:
     assert executor.submit(bodies.pid).result(20) != first
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_body_that_closes_all_descriptors(size: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with Executor(1) as executor:
+        first = executor.submit(bodies.pid).result()
+        closing, after = executor.submit(bodies.closes_all, size), executor.submit(bodies.pid)
+        assert len(closing.result(20)) == size
+        assert after.result(20) != first
+    assert capfd.readouterr().err == ""
+
+
 def test_the_death_of_the_server(executor: Executor, tmp_path: Path) -> None:
     from entangle._run import forkserver
 
