@@ -24,7 +24,7 @@ from entangle._shared import limits
 from entangle._shared.block import block
 from entangle._shared.devices import Claim, Visible
 from entangle._shared.frame import ROOM, Frame
-from entangle._shared.interrupts import Deferred, Terminated
+from entangle._shared.interrupts import Deferred, Terminated, plain
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, claims_of, lanes_of
 from entangle._shared.store import Store
@@ -607,14 +607,14 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
 def _sigterm_ends_the_run() -> Iterator[None]:
     """During a run, let SIGTERM end the run in good order first: workers, shared memory, files.
     Then let it end the process."""
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    if plain.getsignal(_SIGTERM) != signal.SIG_DFL:
         yield  # the program handles SIGTERM itself
         return
 
     def terminated(*_: object) -> None:
         raise Terminated
 
-    signal.signal(signal.SIGTERM, terminated)
+    plain.signal(_SIGTERM, terminated)
     try:
         yield
     except Terminated:
@@ -626,5 +626,9 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         raise
     finally:
         # A body that ran here may have set a handler of its own.
-        if signal.getsignal(signal.SIGTERM) is terminated:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if plain.getsignal(_SIGTERM) is terminated:
+            plain.signal(_SIGTERM, int(signal.SIG_DFL))
+
+
+#: As a plain number: an enum takes longer to read than the call.
+_SIGTERM = int(signal.SIGTERM)

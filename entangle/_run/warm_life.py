@@ -112,9 +112,10 @@ class _WarmLife:
             code = self._join(order)
             if self._descriptors.lost():  # the owner sees the end of this process
                 return True
-        why = outdated or self.settled()
+        why = outdated or self._put_back()
+        # Nearly always there is nothing to say.
         with contextlib.suppress(OSError):  # the owner may be gone
-            self._orders.send(LEFT, json.dumps([code, why]).encode())
+            self._orders.send(LEFT, json.dumps([code, why]).encode() if code or why else b"")
         return bool(why)
 
     def _join(self, order: Order) -> int:
@@ -189,10 +190,11 @@ class _WarmLife:
 
     def settled(self) -> str:
         """Put back what a body may have changed. Why the worker must retire; "" if it need not."""
+        return "a body has closed descriptors of the worker" if self._descriptors.lost() else self._put_back()
+
+    def _put_back(self) -> str:
         if janitor.left_running():
             return "a body has left processes running"
-        if self._descriptors.lost():
-            return "a body has closed descriptors of the worker"
         return self._before.put_back() or self._wear.used(len(self._descriptors))
 
     def cut_off(self) -> bool:

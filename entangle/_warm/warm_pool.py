@@ -114,7 +114,7 @@ class WarmWorker:
             return None
         if news is None or news.kind != LEFT:
             return None
-        code, self.retires = json.loads(news.body)
+        code, self.retires = json.loads(news.body) if news.body else (0, "")
         self.away = False
         if code:
             self.told.clear()  # it may have understood nothing of it
@@ -246,9 +246,9 @@ class WarmPool:
     def _idle(self) -> WarmWorker | None:
         """Take the best of those that are here: the last one used that is ready."""
         for worker in reversed(self._here):
-            if worker.away:
-                worker.left()
-            if not worker.away and not worker.retires and not worker.orders.ended and not worker.ended():
+            # One that has just said that it has left is there.
+            just_left = worker.away and worker.left() is not None
+            if not worker.away and not worker.retires and not worker.orders.ended and (just_left or not worker.ended()):
                 self._here.remove(worker)
                 return worker
         self._drop_ended()
@@ -269,7 +269,8 @@ class WarmPool:
         with Deferred(), self._guard:
             self._lent.discard(worker)
             if not (over := self.closed):
-                if worker.retires or worker.ended():
+                # Of one that is still leaving its run, `take` sees how it ends.
+                if worker.retires or (not worker.away and worker.ended()):
                     worker.close()
                 else:
                     self._here.append(worker)

@@ -389,9 +389,17 @@ def _put_start_method(known: str | None) -> None:
 
 
 def _signals() -> tuple[dict[int, bool], list[int]]:
-    answers = {int(number): answer == signal.SIG_IGN for number in _SIGNALS if not callable(answer := plain.getsignal(number))}
+    global _known_signals
+    now, (known, answers) = list(map(plain.getsignal, _SIGNALS)), _known_signals
+    if now != known:
+        answers = {number: answer == signal.SIG_IGN for number, answer in zip(_SIGNALS, now, strict=True) if not callable(answer)}
+        _known_signals = now, answers
     # Signals with an answer of the worker's own may be blocked here while a worker is started.
-    return answers, [int(number) for number in plain.pthread_sigmask(signal.SIG_BLOCK, []) if number not in _OWN]
+    return answers, sorted(plain.pthread_sigmask(int(signal.SIG_BLOCK), ()) - _OWN)
+
+
+#: The answers to signals at the last look, and what was made of them.
+_known_signals: tuple[list[Any], dict[int, bool]] = ([], {})
 
 
 def _put_signals(known: tuple[dict[int, bool], list[int]]) -> None:
@@ -407,7 +415,7 @@ def _put_signals(known: tuple[dict[int, bool], list[int]]) -> None:
 
 def _limits() -> tuple[Any, ...]:
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return cpus, os.getpriority(os.PRIO_PROCESS, 0), [resource.getrlimit(which) for which in _LIMITS]
+    return cpus, os.getpriority(os.PRIO_PROCESS, 0), list(map(resource.getrlimit, _LIMITS))
 
 
 def _put_limits(known: tuple[Any, ...]) -> None:

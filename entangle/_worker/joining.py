@@ -225,6 +225,8 @@ def _spill_of(known: dict[str, Any], directory: str) -> str:
     return os.path.join(known["home_spill"], os.path.basename(directory))
 
 
+#: The home that this process has adopted last.
+_home = ""
 #: The caller's state that this process has taken on, pickled.
 _state = b""
 #: Whether a worker that stays must first put back what it began with, before it takes on another
@@ -280,7 +282,10 @@ def _flow_of(
     if os.environ.get("ENTANGLE_JOBSERVER") != known["jobserver"]:
         os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["shares"].each)  # before the caller's modules import any
-    Home.adopt(known["home"], known["home_spill"])
+    global _home
+    if plan is None or _home != known["home"]:
+        Home.adopt(known["home"], known["home_spill"])
+        _home = known["home"]
     serving = None
     if lane >= DEVICE:  # before the flow is loaded, which imports modules of the user's
         claim, run = known["claims"][lane - DEVICE], os.path.basename(directory)[1:]

@@ -11,8 +11,10 @@ where it differs.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import io
+import operator
 import os
 import random
 import resource
@@ -28,7 +30,9 @@ from entangle._worker import audit, inheritance, janitor
 
 _STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
 _HOOKS = ("excepthook", "unraisablehook", "displayhook", "breakpointhook")
-_TIMERS = tuple(getattr(signal, name) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name))
+_TIMERS = tuple(int(getattr(signal, name)) for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF") if hasattr(signal, name))
+#: As plain numbers, like all that is given to `plain`: an enum takes longer to read than the call.
+_BLOCK, _SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
 _SIGNALS = sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 #: Those that faulthandler answers by `enable`, and refuses otherwise.
 _FATAL = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
@@ -36,6 +40,8 @@ _FATAL = (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.S
 _LIMITS = [
     getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_") and name not in ("RLIMIT_OFILE", "RLIMIT_RTTIME")
 ]
+#: Seconds between two looks at limits of which nobody has heard that they were set.
+_PAUSE = 0.005
 #: So many handlers of a body may raise while its signals are stopped.
 _RAISE = 10
 
@@ -47,25 +53,36 @@ class Descriptors:
     def __init__(self) -> None:
         self._fds = [_kept(fd) for fd in range(3)]
         self._ours: dict[int, tuple[int, int, int] | None] = {}
-        self.need(*self._fds)
+        self._marked: list[int] = []
+        self._ours.update((fd, _file(fd)) for fd in self._fds)
 
     def need(self, *fds: int) -> None:
-        """Note that the worker cannot do without these."""
+        """Note that the worker cannot do without these, which no program of the user's has open."""
         for fd in fds:
-            self._ours[fd] = _file(fd)
+            if _mark(fd):
+                self._marked.append(fd)
+            else:
+                self._ours[fd] = _file(fd)
 
     def forget(self, *fds: int) -> None:
         """Note that the worker can do without these from now on."""
         for fd in fds:
             self._ours.pop(fd, None)
+            if fd in self._marked:
+                self._marked.remove(fd)
 
     def __len__(self) -> int:
-        return len(self._ours)
+        return len(self._ours) + len(self._marked)
 
     def lost(self) -> bool:
         """Whether one is closed that the worker cannot do without. Its number may be that of
         another file now."""
-        return any(_file(fd) != file for fd, file in self._ours.items())
+        try:
+            if [fcntl.fcntl(fd, _GETSIG) for fd in self._marked].count(_OURS) != len(self._marked):
+                return True
+        except OSError:
+            return True
+        return list(map(_file, self._ours)) != list(self._ours.values())
 
     def has(self, fd: int) -> bool:
         """Whether one that the worker cannot do without is still there."""
@@ -99,7 +116,7 @@ class Before:
         self._thread_hook = threading.excepthook
         self._tracing: Any = sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()
         self._asyncgen = sys.get_asyncgen_hooks()
-        self._handlers = {number: plain.getsignal(number) for number in _SIGNALS}
+        self._handlers = list(map(plain.getsignal, _SIGNALS))
         self._mask = plain.pthread_sigmask(signal.SIG_BLOCK, [])
         self._environ: Any = os.environ
         self._environb: Any = os.environb
@@ -122,11 +139,13 @@ class Before:
         self._faults = _faults_are_told()
         self._root = _root_logger()
         self._ids = _identity()
-        self._limits = {which: resource.getrlimit(which) for which in _LIMITS}
+        self._limits = list(map(resource.getrlimit, _LIMITS))
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
         self._scheduling = _scheduling()
+        self._looked_at = 0.0
         audit.listen(("os.putenv", "os.unsetenv"), _note_variable)
+        audit.listen(("resource.setrlimit", "resource.prlimit"), _note_limit)
 
     def put_back(self, streams: bool = True) -> str:
         """Put everything back, streams and 0, 1 and 2 only with `streams`. Why that cannot be done,
@@ -134,7 +153,7 @@ class Before:
         self._stop_signals()
         if streams:
             self._put_streams()
-        plain.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        plain.pthread_sigmask(_SETMASK, self._mask)
         self._put_hooks()
         self._put_imports()
         self._put_environment()
@@ -156,19 +175,22 @@ class Before:
             except BaseException:
                 if turn == _RAISE - 1:
                     raise
-        for number in signal.sigpending():
+        for number in plain.sigpending():
             plain.signal(number, int(signal.SIG_IGN))  # the kernel drops it then
-        for number, handler in self._handlers.items():
-            if plain.getsignal(number) != handler and handler is not None:
+        handlers = list(map(plain.getsignal, _SIGNALS))
+        if handlers == self._handlers:
+            return
+        for number, handler, now in zip(_SIGNALS, self._handlers, handlers, strict=True):
+            if now != handler and handler is not None:
                 with contextlib.suppress(OSError, ValueError):
                     plain.signal(number, handler)
 
     def _block_signals(self) -> None:
-        plain.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        signal.set_wakeup_fd(-1)
+        plain.pthread_sigmask(_BLOCK, _SIGNALS)
+        plain.set_wakeup_fd(-1)
         for timer in _TIMERS:
-            if signal.getitimer(timer) != (0.0, 0.0):
-                signal.setitimer(timer, 0)
+            if plain.getitimer(timer) != (0.0, 0.0):
+                plain.setitimer(timer, 0)
         faults: Any = sys.modules.get("faulthandler")
         if faults is not None:
             faults.cancel_dump_traceback_later()
@@ -178,10 +200,17 @@ class Before:
 
     def _put_streams(self) -> None:
         # What bodies have left in buffers belongs to their run.
-        for stream in {*self._streams.values(), *(getattr(sys, name, None) for name in _STREAMS)}:
-            with contextlib.suppress(Exception):
+        now = [getattr(sys, name, ...) for name in _STREAMS]
+        for stream in {*self._streams.values(), *now}:
+            try:
                 stream.flush()
+            except Exception:
+                pass
         self._descriptors.put_back()
+        if all(map(operator.is_, now, self._streams.values())) and all(
+            stream is None or (settings := self._settings[id(stream)]) is None or _restored(stream, settings) for stream in {*now}
+        ):
+            return
         opened: dict[int, Any] = {}
         for name, stream in self._streams.items():
             settings = self._settings[id(stream)]
@@ -303,12 +332,16 @@ class Before:
     def _put_limits(self) -> str:
         if (now := _identity()) != self._ids:
             return f"a body has changed its user, groups, session or root directory ({now} for {self._ids})"
-        for which, known in self._limits.items():
-            if resource.getrlimit(which) != known:
+        global _limited
+        moment = time.monotonic()
+        # Code in C may set them as well, without an event.
+        if (_limited or moment - self._looked_at > _PAUSE) and list(map(resource.getrlimit, _LIMITS)) != self._limits:
+            for which, known in zip(_LIMITS, self._limits, strict=True):
                 try:
                     resource.setrlimit(which, known)
                 except (OSError, ValueError):
                     return "a body has lowered limits that cannot be raised again"
+        _limited, self._looked_at = False, moment
         try:
             if _scheduling() != self._scheduling and self._scheduling is not None:
                 os.sched_setscheduler(0, self._scheduling, os.sched_param(0))
@@ -340,9 +373,18 @@ def _note_variable(_: str, arguments: tuple[Any, ...]) -> None:
         _set_below.add(arguments[0])
 
 
+#: Whether a limit has been set since they were looked at.
+_limited = False
+
+
+def _note_limit(_: str, __: tuple[Any, ...]) -> None:
+    global _limited
+    _limited = True
+
+
 def seed() -> None:
     """Seed random generators anew."""
-    random.seed()
+    random.seed(int.from_bytes(os.urandom(32), "little"))  # by itself it takes 2,500 bytes
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
@@ -353,8 +395,6 @@ def seed() -> None:
 
 def _kept(fd: int) -> int:
     """A copy of a standard descriptor, out of the way of bodies that close some."""
-    import fcntl
-
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
     except OSError:
@@ -363,6 +403,20 @@ def _kept(fd: int) -> int:
             return fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 64)
         finally:
             os.close(null)
+
+
+def _mark(fd: int) -> bool:
+    """Mark an open file of ours, by the signal that it would send if it sent any. Reading that
+    takes a quarter of the time that it takes to ask which file it is. False where there is none."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, _OURS)  # type: ignore[attr-defined,unused-ignore]
+    except (AttributeError, OSError):  # macOS
+        return False
+    return True
+
+
+_GETSIG = getattr(fcntl, "F_GETSIG", -1)
+_OURS = int(getattr(signal, "SIGRTMAX", 0))
 
 
 def _file(fd: int) -> tuple[int, int, int] | None:

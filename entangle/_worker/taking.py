@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posix
 import sys
@@ -305,5 +304,7 @@ class Taking:
 def flush() -> None:
     """Flush what bodies have printed: a worker process ends by `os._exit`, which does not."""
     for name in ("stdout", "stderr"):
-        with contextlib.suppress(Exception):
+        try:
             getattr(sys, name).flush()
+        except Exception:
+            pass
