@@ -47,12 +47,45 @@ def _text(path: str) -> str:
         return file.read()
 
 
+def _stamps(paths: list[str]) -> list[tuple[int, int, int] | None]:
+    """What tells files from what they are later: git writes a new file and renames it."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
+        except OSError:
+            stamps.append(None)
+    return stamps
+
+
+#: For each repository: the files that say what its head is, their stamps, and the head.
+_heads: dict[str, tuple[list[str], list[tuple[int, int, int] | None], tuple[str | None, str | None]]] = {}
+
+
 def head_of(root: str) -> tuple[str | None, str | None]:
     """The commit that is checked out, and its branch (None where it has none)."""
+    known = _heads.get(root)
+    if known is not None and _stamps(known[0]) == known[1]:
+        return known[2]
+    paths: list[str] = []
+    head = _read_head(root, paths)
+    stamps = _stamps(paths)
+    # They may have changed while they were read.
+    if _read_head(root, []) == head and len(_heads) < 1000:
+        _heads[root] = paths, stamps, head
+    return head
+
+
+def _read_head(root: str, paths: list[str]) -> tuple[str | None, str | None]:
+    """The head of a repository, as the files say whose `paths` are added, in a directory `.git` or
+    elsewhere."""
     try:
         git = os.path.join(root, ".git")
         if os.path.isfile(git):  # a work tree or a submodule
             git = os.path.join(root, _text(git).partition("gitdir:")[2].strip())
+            paths.append(os.path.join(root, ".git"))
+        paths += os.path.join(git, "HEAD"), os.path.join(git, "commondir")
         head = _text(os.path.join(git, "HEAD")).strip()
         if not head.startswith("ref:"):
             return head or None, None
@@ -63,8 +96,10 @@ def head_of(root: str) -> tuple[str | None, str | None]:
         branch = name.removeprefix("refs/heads/")
         for base in (git, common):
             loose = os.path.join(base, name)
+            paths.append(loose)
             if os.path.exists(loose):
                 return _text(loose).strip(), branch
+        paths.append(os.path.join(common, "packed-refs"))
         for line in _text(os.path.join(common, "packed-refs")).splitlines():
             if line.endswith(" " + name):
                 return line.split()[0], branch

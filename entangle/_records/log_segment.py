@@ -78,15 +78,28 @@ class LogSegment:
 
 
 class Writer:
-    """Writes the segment of one run. Raises OSError where there is no room."""
+    """Writes the segment of one run: what comes before `begin` is kept until then. Raises OSError
+    where there is no room."""
 
     def __init__(self, folder: str, run_id: str) -> None:
         self.path = os.path.join(folder, run_id + SUFFIX)
+        self.fd = -1
+        self._kept: list[bytes] = []
+        self.begun = False
+
+    def begin(self, locked: bool = True) -> None:
+        """Make the file, and write what is known so far. It is `locked` until it is closed, unless
+        that is all."""
         self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pass  # a file system without locks: readers look for the process instead
+        self.begun = True
+        if locked:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                pass  # a file system without locks: readers look for the process instead
+        kept, self._kept = self._kept, []
+        if kept:
+            self._write(kept)
 
     def write(self, line: str, columns: Sequence[Any]) -> None:
         """Write a line of JSON and the columns. The line comes without its end: the lengths of the
@@ -95,17 +108,23 @@ class Writer:
         lengths = ", ".join(str(part.nbytes) for part in parts)
         whole = [memoryview(f'{line}, "columns": [{lengths}]}}\n'.encode("ascii", "backslashreplace")), *parts]
         try:
-            left = sum(part.nbytes for part in whole)
-            left -= os.writev(self.fd, whole)
-            if left:  # one call writes at most 2 GiB, and a nearly full disk takes a part
-                rest = b"".join(whole)[-left:]
-                while rest:
-                    rest = rest[os.write(self.fd, rest) :]
+            if self.begun:
+                self._write(whole)
+            else:
+                self._kept.append(b"".join(whole))
         finally:
             # A debugger or profiler may keep this frame alive, and the views would keep the table
             # mapped.
             for part in whole:
                 part.release()
+
+    def _write(self, whole: Sequence[bytes | memoryview]) -> None:
+        left = sum(map(len, whole))
+        left -= os.writev(self.fd, whole)
+        if left:  # one call writes at most 2 GiB, and a nearly full disk takes a part
+            rest = b"".join(whole)[-left:]
+            while rest:
+                rest = rest[os.write(self.fd, rest) :]
 
     def close(self) -> None:
         """Close the file, which releases the lock."""
@@ -116,10 +135,12 @@ class Writer:
     def discard(self) -> None:
         """Remove a segment that cannot be finished."""
         self.close()
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass
+        self._kept = []
+        if self.begun:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass
 
 
 #: What parsing raises where the file is no segment, or is damaged.

@@ -1,7 +1,8 @@
 """The recorder: an observer that writes a log segment for every run.
 
 It costs a run some writes to a file: a head when the run begins, a tail when it ends. Both are
-mostly columns, copied as they are. What takes longer waits until a user looks. No failure in here
+mostly columns, copied as they are. Of a run that is over within milliseconds, both are one write at
+its end. What takes longer waits until a user looks. No failure in here
 reaches a run: it is logged once, and the run has no record.
 """
 
@@ -12,6 +13,7 @@ import functools
 import json
 import os
 import time
+import weakref
 from array import array
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +26,7 @@ from entangle._records.log_segment import FORM, Writer
 from entangle._run import ObservedRun
 from entangle._run.history import History
 from entangle._shared import notes, printout
+from entangle._shared.frame import LINK
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.missing_lines import with_lines
 from entangle._shared.summaries import cut, home_of
@@ -35,8 +38,6 @@ from entangle._worker import failures
 from entangle.errors import GraphError, ProcessRetryException
 from entangle.flow import Body, Flow
 
-#: A file in the directory of a run. It tells nested runs where log segments go.
-LINK = "record"
 #: The share of a long run's time that ingesting may take when the run has ended.
 SHARE = 0.02
 #: How many bytes of log segments are ingested in a second, by a cautious guess.
@@ -45,6 +46,9 @@ PACE = 5 << 20
 MANY = 500
 #: The most characters of the name of a call.
 LONGEST_NAME = 300
+
+#: So many plans are kept for which heads were made.
+_MOST_SAID = 64
 
 #: The type of the error of a node whose attempts are used up.
 USED_UP = f"{ProcessRetryException.__module__}.{ProcessRetryException.__qualname__}"
@@ -69,6 +73,10 @@ class Recorder:
     def __init__(self) -> None:
         self._segments: dict[str, tuple[Writer, str | None]] = {}
         self._loads: dict[str, Load] = {}
+        #: What heads say of runs with these plans, after what else it depends on.
+        self._said: dict[Flow, tuple[tuple[Any, ...], dict[str, str], str]] = {}
+        #: Runs that have begun, and whose heads are not made yet.
+        self._headless: set[str] = set()
 
     def started(self, run: ObservedRun) -> None:
         """Write the head of the run's log segment."""
@@ -82,9 +90,27 @@ class Recorder:
 
     def looked(self, run: ObservedRun) -> None:
         """Note the run's CPU and memory now and then. All else is read when it has ended."""
+        if self._headless or not run.brief:
+            self._catch_up(run)
         load = self._loads.get(run.id)
-        if load is not None:
+        if load is not None and not run.brief:
             load.look(run)
+
+    def _catch_up(self, run: ObservedRun) -> None:
+        """Make the head of a run that was brief, and write it if the run is not brief any more."""
+        writer, _ = self._segments.get(run.id, (None, None))
+        if writer is None:
+            return
+        try:
+            if run.id in self._headless:
+                self._describe(run, writer)
+            if not run.brief and not writer.begun:
+                writer.begin()
+        except Exception as error:
+            del self._segments[run.id]
+            self._headless.discard(run.id)
+            writer.discard()
+            complain(error)
 
     def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
@@ -93,7 +119,11 @@ class Recorder:
         if writer is None:
             return
         try:
+            if run.id in self._headless:
+                self._describe(run, writer)
             _write_tail(run, writer, root, load.samples if load is not None else [])
+            if not writer.begun:
+                writer.begin(locked=False)
         except Exception as error:
             writer.discard()
             complain(error)
@@ -118,16 +148,29 @@ class Recorder:
             return
         folder, whole = found
         site = run.site
-        if site.directory:
+        if site.directory and (site.frame is None or site.frame.link != folder):
             _say_where(site.directory, folder)
+            if site.frame is not None:
+                site.frame.link = folder
         writer = Writer(folder, run.id)
+        if not run.brief:
+            writer.begin()
         self._segments[run.id] = writer, None
         site.record = writer.path
         self._loads[run.id] = Load(run)
-        # Of a rearmed run, its stages are remembered: its rows are used again and again.
-        flow = run.history.flow() if run.history is not None else run.flow
         # A stream may be endless, and so would be the notes of its values.
         run.table.header[NOTING] = notes.QUIET if run.flow.rearmed else notes.WHOLE if whole else notes.SHORT
+        if run.brief:
+            self._headless.add(run.id)
+        else:
+            self._describe(run, writer)
+
+    def _describe(self, run: ObservedRun, writer: Writer) -> None:
+        """Make the head of a segment."""
+        assert run.table is not None
+        self._headless.discard(run.id)
+        # Of a rearmed run, its stages are remembered: its rows are used again and again.
+        flow = run.history.flow() if run.history is not None else run.flow
         bodies = [tasks.described(body) for body in flow.bodies]
         root = None
         if not run.nested:
@@ -135,26 +178,39 @@ class Recorder:
             if root is not None:
                 commit.ask(root)
                 self._segments[run.id] = writer, root
-        head = {
-            "form": FORM,
-            "id": run.id,
-            "parent": _parent_of(run),
-            "began": time.time_ns() - (time.monotonic_ns() - run.table.header[STARTED_AT]),
-            "clock": run.table.header[STARTED_AT],
-            "name": cut(masked(run.name), LONGEST_NAME),
-            "way": run.way,
-            "place": surroundings.place(),
-            "host": surroundings.place()["host"],
-            "pid": os.getpid(),
-            "cwd": _working_directory(),
-            "tags": cleaned(run.context.get(tags.current, None) or {}),
-            "graph": _server_of(flow.bodies),
-            "packages": {} if run.nested else surroundings.packages(),
-            "git": commit.described(root) if root is not None else None,
-            "labels": _labels(flow),
-            **_names(flow),
-        }
-        line = f'{json.dumps(head, default=masked_text)[:-1]}, "bodies": [{", ".join(bodies)}]'
+        place, packages = surroundings.place(), {} if run.nested else surroundings.packages()
+        git = commit.described(root) if root is not None else None
+        parent, tagged = _parent_of(run), run.context.get(tags.current, None) or {}
+        says = parent, run.way, place["pid"], _working_directory(), tagged, _server_of(flow.bodies), git
+        # A program calls one task again and again.
+        plan = flow.plan
+        known = self._said.get(plan) if plan is not None else None
+        if known is not None and known[0] == says and known[1] is packages:
+            said = known[2]
+        else:
+            head = {
+                "form": FORM,
+                "parent": parent,
+                "name": cut(masked(run.name), LONGEST_NAME),
+                "way": run.way,
+                "place": place,
+                "host": place["host"],
+                "pid": os.getpid(),
+                "cwd": says[3],
+                "tags": cleaned(tagged),
+                "graph": says[5],
+                "packages": packages,
+                "git": git,
+                "labels": _labels(flow),
+                **_names(flow),
+            }
+            said = f'{json.dumps(head, default=masked_text)[1:-1]}, "bodies": [{", ".join(bodies)}]'
+            if plan is not None:
+                if len(self._said) >= _MOST_SAID:
+                    self._said.clear()
+                self._said[plan] = says, packages, said
+        clock = run.table.header[STARTED_AT]
+        line = f'{{"id": "{run.id}", "began": {time.time_ns() - (time.monotonic_ns() - clock)}, "clock": {clock}, {said}'
         writer.write(line, (flow.body_of, flow.shape_of, flow.starts, flow.inputs))
 
 
@@ -233,7 +289,10 @@ def destination_of(run: ObservedRun) -> tuple[str, bool] | None:
 def _say_where(directory: str, folder: str) -> None:
     """Tell nested runs where log segments go: their processes may have another working directory or
     environment."""
-    fd = os.open(os.path.join(directory, LINK), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    path = os.path.join(directory, LINK)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # in a frame, that of an earlier run
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.write(fd, os.fsencode(folder))
     finally:
@@ -286,8 +345,9 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     assert table is not None
     assert site is not None
     ended = time.monotonic_ns()
-    _await_notes(table)
-    nodes, values, extras = notes.gather(site.directory, site.noted)
+    if run.flow.count > 1:
+        _await_notes(table)  # one node's are there before its value
+    nodes, values, extras = notes.gather(site.directory, site.noted, site.frame.notes if site.frame is not None else None)
     flow = run.flow
     noted = _failures_among(nodes, values) if FAILED in bytes(table.states) else {}
     constants, outputs = _secret_inputs(flow)
@@ -319,7 +379,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         lost = _failed(run, table, noted, tail["error"])
     if lost:
         tail["failures"] = _unquoted(lost, secrets)
-    line = json.dumps(tail, default=_bytes_as_text)[:-1]
+    line = _encode(tail)[:-1]
     writer.write(line, columns)
 
 
@@ -418,6 +478,9 @@ def _bytes_as_text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else masked_text(value)
 
 
+_encode = json.JSONEncoder(default=_bytes_as_text).encode
+
+
 def _without_secrets(values: list[Any]) -> list[Any]:
     """The noted values; of texts that look like a secret, only a description."""
     if any(type(value) is str for value in values) and suspicious("\n".join([value for value in values if type(value) is str])):
@@ -508,6 +571,8 @@ def _pickle_of(value: Any) -> bytes | None:
 def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
     """The constants, and the nodes with values, that are arguments named like a secret: by their
     parameter or, in a dict, by the key beside them."""
+    if flow.plan is not None and flow.plan in _without_any:
+        return set(), set()
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     secret_name = functools.lru_cache(maxsize=None)(is_secret)  # ten thousand items have one name
@@ -526,6 +591,8 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
             keyed[pair] = named
     constants: set[int] = set()
     outputs: set[int] = set()
+    if flow.plan is not None and not secret and not keyed:
+        _without_any.add(flow.plan)
     if secret or keyed:
         for node in range(flow.count):
             pair = (flow.body_of[node], flow.shape_of[node])
@@ -539,6 +606,10 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
                 taken = flow.inputs[first + place]
                 constants.add(~taken) if taken < 0 else outputs.add(taken)
     return constants, outputs
+
+
+#: Plans of which no argument is named like a secret.
+_without_any: weakref.WeakSet[Flow] = weakref.WeakSet()
 
 
 def _named_by_others(labels: list[str]) -> list[tuple[int, list[int]]]:

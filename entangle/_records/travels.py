@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from entangle import _run
 from entangle._records.directory import find_directory, make_directory
 from entangle._records.log_segment import PART, SUFFIX, parse, read
-from entangle._records.recorder import LINK, Recorder, complain, destination_of
+from entangle._records.recorder import Recorder, complain, destination_of
 from entangle._run import ObservedRun
+from entangle._shared.frame import LINK
 from entangle._shared.home import home
+from entangle._shared.table import NOTING
 
 if TYPE_CHECKING:
     from entangle._run.run import Run
@@ -29,6 +31,8 @@ def destination(worker: Worker) -> str:
     """Where log segments go that belong to the run of this worker; "" where it has no record."""
     try:
         if worker.site.directory:
+            if not worker.site.table.header[NOTING]:
+                return ""
             with open(os.path.join(worker.site.directory, LINK), "rb", buffering=0) as file:
                 return os.fsdecode(file.read())
         return make_directory(find_directory())

@@ -31,6 +31,8 @@ class ObservedRun(Protocol):
     nested: bool
     parent: tuple[str, int] | None
     table: Table | None
+    #: Whether it may be over before anybody could look at it: nobody supervises it yet.
+    brief: bool
     #: What the stages of a rearmed run have done; None for any other run.
     history: History | None
 

@@ -22,6 +22,7 @@ from entangle._run import library_shares
 from entangle._run.forwarding import stdout_is_plain
 from entangle._run.start import session
 from entangle._run.worker_process import WorkerProcess
+from entangle._shared import notes
 from entangle._shared.frame import Frame
 from entangle._shared.home import Home, home
 from entangle._shared.interrupts import Deferred
@@ -63,6 +64,9 @@ class SmallRun(Protocol):
 
     def begin_in(self, site: Site) -> None:
         """Begin in a frame, without a supervisor yet."""
+
+    def is_under_way(self) -> None:
+        """A worker has been told to begin."""
 
     def over_in(self, frame: Frame, site: Site, warm: _run.Warm, lent: WorkerProcess) -> Any:
         """Take the value of a run that is over, which has had no supervisor."""
@@ -197,6 +201,7 @@ def _begin(run: SmallRun, warm: _run.Warm, frame: Frame, worker: Any, deferred: 
         return run.supervised_in(frame, site, warm, [], deferred)
     try:
         with deferred.lifted():
+            run.is_under_way()
             over = _wait(run, frame, site, lent)
     except BaseException as error:
         _there.discard(run)
@@ -232,6 +237,7 @@ def _armed(run: SmallRun, frame: Frame) -> Site:
     flow = run.flow
     form: tuple[object, ...] = (tuple(flow.pending), tuple(flow.consumer_starts), flow.leaves, len(flow.bodies), tuple(flow.sinks))
     frame.empty_pipes()
+    notes.begin_in(frame.notes)
     here: Home = frame.home
     frame.move(os.path.join(here.path, f"r{run.id}"), os.path.join(here.spill, f"r{run.id}"))
     kept = frame.kept_row(form)

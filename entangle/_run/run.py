@@ -20,10 +20,10 @@ from entangle._run.start import chosen_way, session
 from entangle._run.supervisor import MOST_THREADS, Supervisor
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared import home as homes
-from entangle._shared import limits
+from entangle._shared import limits, notes
 from entangle._shared.block import block
 from entangle._shared.devices import Claim, Visible
-from entangle._shared.frame import ROOM, Frame
+from entangle._shared.frame import LINK, ROOM, Frame
 from entangle._shared.interrupts import Deferred, Terminated, plain
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, claims_of, lanes_of
@@ -81,6 +81,8 @@ class Run:
         #: The session that this run has for itself, in the place of the one that is open.
         self.warm: _run.Warm | None = None
         self.cancelled = False
+        #: Whether it may be over before anybody could look at it: nobody supervises it yet.
+        self.brief = False
         #: Whether an observer wants what bodies print.
         self.wants_prints = False
         self._site: Site | None = None
@@ -230,9 +232,14 @@ class Run:
 
     def begin_in(self, site: Site) -> None:
         """Begin in a frame, without a supervisor yet."""
-        self.table, self._site = site.table, site
+        self.table, self._site, self.brief = site.table, site, True
         for observer in self.observers:
             observer.started(self)
+
+    def is_under_way(self) -> None:
+        """A worker has been told to begin: there is a moment for what observers have put off."""
+        for observer in self.observers:
+            observer.looked(self)
 
     def over_in(self, frame: Frame, site: Site, warm: _run.Warm, lent: WorkerProcess) -> Any:
         """Take the value of a run that is over, which has had no supervisor."""
@@ -264,6 +271,7 @@ class Run:
         still_ending: list[WorkerProcess] = []
         large: list[str] = []
         frame.forget_row(let_go=False)  # its site ends with the run
+        self.brief = False
         home = homes.home()
         slots = site.table.slot_count
         try:
@@ -282,6 +290,8 @@ class Run:
                     self.supervisor = supervisor
                     supervisor.cancelled = self.cancelled
                 supervisor.limit(None, None, self.workers)
+                for observer in self.observers:
+                    observer.looked(self)
                 return self._supervised_by(supervisor, site, site.stores[0], still_ending, deferred)
         finally:
             self._site = None
@@ -383,7 +393,7 @@ class Run:
     def leave_frame(warm: _run.Warm, frame: Frame, large: list[str]) -> None:
         """Give a frame back, with nothing of this run in it."""
         with contextlib.suppress(OSError):  # somebody has removed the directory
-            if not frame.spoiled and not frame.outgrown and _empty(frame.directory, frame.spill):
+            if not frame.spoiled and not frame.outgrown and _empty(frame):
                 warm.give_frame(frame)
                 return
         frame.close()
@@ -395,6 +405,7 @@ class Run:
         """Make what the run needs, as `_equipped` does, in a frame."""
         frame.empty_pipes()
         frame.forget_row()
+        notes.begin_in(frame.notes)
         table = Table.again(frame.memory, frame.table_fd, self.flow, slots, lanes)
         if HERE in {lanes[body] for body in self.flow.body_of}:
             table.thread_lock = threading.RLock()
@@ -558,13 +569,14 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
     return [homes.open_queue(pool, directory, home.path, home.cpus, home.spill) for pool in missing]
 
 
-def _empty(directory: str, spill: str) -> bool:
+def _empty(frame: Frame) -> bool:
     """Remove what a run has left in a frame. Return False if that is much."""
-    with os.scandir(directory) as found:
-        entries = [entry for entry in found if entry.name not in ("table", "values")]
+    stays = ("table", "values", LINK) if frame.link else ("table", "values")
+    with os.scandir(frame.directory) as found:
+        entries = [entry for entry in found if entry.name not in stays]
     if not entries:
         return True
-    if any(entry.is_dir(follow_symlinks=False) for entry in entries) or os.path.exists(spill):
+    if any(entry.is_dir(follow_symlinks=False) for entry in entries) or os.path.exists(frame.spill):
         return False
     if sum(entry.stat(follow_symlinks=False).st_size for entry in entries) > reaper.MUCH:
         return False

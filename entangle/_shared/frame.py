@@ -3,7 +3,7 @@
 ::
 
     directory    renamed for each run, so that its path names the run
-    table        a file of fixed size, mapped; rows are armed anew for each run
+    table        a file of fixed size, mapped; rows are armed anew for each run, notes lie behind
     values       the file of the segments of the store, mapped
     wake, tell   the pipes of the run
 
@@ -26,6 +26,11 @@ from entangle._shared.table import SEGMENTS, Table, reserve
 
 #: Bytes of a frame's table. Runs that need more have a table of their own.
 ROOM = 1 << 20
+#: Bytes behind it, for what a worker notes of a call alone (`notes.py`).
+_NOTES = 1 << 16
+#: The name of a file that tells nested runs where records go (`_records/recorder.py`). It stays
+#: from run to run.
+LINK = "record"
 #: A frame whose store has grown beyond so many segments is not kept.
 _MOST_SEGMENTS = 64
 
@@ -45,7 +50,12 @@ class Frame:
         self.home: Any = None
         #: Its paths while no run is in it.
         self.idle_at = ("", "")
-        self.memory = mmap.mmap(table_fd, ROOM)
+        self.memory = mmap.mmap(table_fd, ROOM + _NOTES)
+        #: What a worker has noted of a call alone: the length, and as many bytes.
+        self.notes = memoryview(self.memory)[ROOM:]
+        #: In the caller: what the file says that tells nested runs where records go; "" if there is
+        #: none.
+        self.link = ""
         self.store: Store | None = None
         #: In the caller: the form of the last flow, the site of its run, and the rows as they were
         #: when it began, for the next flow of that form.
@@ -73,7 +83,7 @@ class Frame:
         opened: list[int] = []
         os.mkdir(directory, 0o700)
         try:
-            for name, size in (("table", ROOM), ("values", 0)):
+            for name, size in (("table", ROOM + _NOTES), ("values", 0)):
                 opened.append(os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 if size:
                     reserve(opened[-1], 0, size)
@@ -179,6 +189,7 @@ class Frame:
             self.store.close()
         else:
             os.close(self.values_fd)
+        self.notes.release()
         self.memory.close()
         for fd in (self.table_fd, *self.wake, self.listen, self.tell):
             if fd >= 0:

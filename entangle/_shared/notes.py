@@ -103,13 +103,15 @@ def describe(value: Any, pickled: bytes | memoryview | None = None, whole: bool 
 class Notes:
     """The notes of one worker. `mode` is SHORT or WHOLE.
 
-    They go to the run's directory, or into `noted` in the invoking process.
+    They go to the run's directory, into `noted` in the invoking process, or into `memory` that it
+    shares, where that has room: only one worker of a run may write there.
     """
 
-    def __init__(self, directory: str, mode: int, noted: list[bytes] | None) -> None:
+    def __init__(self, directory: str, mode: int, noted: list[bytes] | None, memory: memoryview | None = None) -> None:
         self.whole = mode == WHOLE
         self._path = os.path.join(directory, NAME)
         self._noted = noted
+        self._memory = memory
         self._values: list[Any] = []
         self._extras: list[int] = []
         self._allowance = ALLOWANCE
@@ -176,6 +178,8 @@ class Notes:
         if self._noted is not None:
             self._noted.append(body)
             return
+        if self._memory is not None and _lay_down(self._memory, body):
+            return
         with contextlib.suppress(OSError):
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -191,24 +195,36 @@ class Notes:
             self.prints.close()
 
 
-def gather(directory: str, noted: list[bytes]) -> tuple[list[int], list[Any], list[int]]:
+def _lay_down(memory: memoryview, body: bytes) -> bool:
+    """Add notes to those in shared memory. False if there is no room."""
+    (used,) = _HEAD.unpack_from(memory)
+    first = _HEAD.size + used
+    after = first + _HEAD.size + len(body)
+    if after > len(memory):
+        return False
+    _HEAD.pack_into(memory, first, len(body))
+    memory[first + _HEAD.size : after] = body
+    _HEAD.pack_into(memory, 0, after - _HEAD.size)  # last: a worker may be killed before
+    return True
+
+
+def begin_in(memory: memoryview) -> None:
+    """Forget the notes in shared memory: another run begins."""
+    _HEAD.pack_into(memory, 0, 0)
+
+
+def gather(directory: str, noted: list[bytes], memory: memoryview | None = None) -> tuple[list[int], list[Any], list[int]]:
     """All notes of a run: nodes, their values (plain or in short; a list for a failure), and the
     extras in threes.
 
     Of two notes of one node, the later one counts.
     """
     frames = list(noted)
+    if memory is not None and (used := _HEAD.unpack_from(memory)[0]):
+        frames += _frames_in(bytes(memory[_HEAD.size : _HEAD.size + used]))
     if directory:
         with contextlib.suppress(OSError), open(os.path.join(directory, NAME), "rb", buffering=0) as file:
-            whole = file.read()
-            at = 0
-            while at + _HEAD.size <= len(whole):
-                (size,) = _HEAD.unpack_from(whole, at)
-                at += _HEAD.size
-                if at + size > len(whole):
-                    break  # cut short by a full disk
-                frames.append(whole[at : at + size])
-                at += size
+            frames += _frames_in(file.read())
     nodes: list[int] = []
     values: list[Any] = []
     extras: list[int] = []
@@ -218,3 +234,15 @@ def gather(directory: str, noted: list[bytes]) -> tuple[list[int], list[Any], li
         values += pairs[1::2]
         extras += further
     return nodes, values, extras
+
+
+def _frames_in(whole: bytes) -> list[bytes]:
+    frames, at = [], 0
+    while at + _HEAD.size <= len(whole):
+        (size,) = _HEAD.unpack_from(whole, at)
+        at += _HEAD.size
+        if at + size > len(whole):
+            break  # cut short by a full disk
+        frames.append(whole[at : at + size])
+        at += size
+    return frames

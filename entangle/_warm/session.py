@@ -11,7 +11,7 @@ from typing import Any
 from entangle import _run
 from entangle._run.worker_process import WorkerProcess
 from entangle._shared.devices import Claim, Visible
-from entangle._shared.frame import Frame
+from entangle._shared.frame import LINK, Frame
 from entangle._shared.home import Home
 from entangle._shared.site import Site
 from entangle._warm.lending import join, lend
@@ -250,7 +250,7 @@ def _bytes(size: int | str | None) -> int:
 def _remove(frame: Frame) -> None:
     """Remove a frame that no run uses. Workers that have it open keep it until they end."""
     frame.close()
-    for name in ("table", "values"):
+    for name in ("table", "values", LINK):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(frame.directory, name))
     with contextlib.suppress(OSError):

@@ -269,8 +269,8 @@ class WarmPool:
         with Deferred(), self._guard:
             self._lent.discard(worker)
             if not (over := self.closed):
-                # Of one that is still leaving its run, `take` sees how it ends.
-                if worker.retires or (not worker.away and worker.ended()):
+                # Of one that is leaving its run, `take` sees whether it ends there.
+                if worker.retires or worker.ended_by is not None or (not worker.away and worker.ended()):
                     worker.close()
                 else:
                     self._here.append(worker)

@@ -67,7 +67,10 @@ class Taking:
         #: Measures the CPU time of the body, if the run is crowded.
         self.meter: Meter | None = None
         noting = site.table.header[NOTING]
-        self.notes = Notes(site.directory, noting, None if self.in_process else site.noted) if noting in (SHORT, WHOLE) else None
+        # A node alone is noted by its worker, and then by nobody else.
+        alone = site.frame is not None and slot == 1 and site.flow.count == 1 and not site.flow.bodies[0].retry
+        memory = site.frame.notes if site.frame is not None and alone else None
+        self.notes = Notes(site.directory, noting, None if self.in_process else site.noted, memory) if noting in (SHORT, WHOLE) else None
         bodies = site.flow.bodies
         #: The pools of each body, as indexes into `Flow.pools`.
         self.pooled = [tuple(map(site.flow.pools.index, body.pools)) for body in bodies]
