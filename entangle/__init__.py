@@ -277,7 +277,8 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
 
     - `workers`: the most worker processes that the runs have together. Left out, each run has as
       many as it would have without a session.
-    - `idle`: a worker that has had nothing to do for so long ends (seconds).
+    - `idle`: a worker that has had nothing to do for so long ends (seconds), and so does an agent
+      or a container, ten seconds later.
     - `max_memory`: a worker that has more memory of its own than this retires after a run: bytes,
       or a text such as "2GB".
 

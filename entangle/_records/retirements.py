@@ -7,6 +7,7 @@ of its run is there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -30,16 +31,31 @@ _STALE = 60
 
 def note(segment: str, pid: int, why: str) -> None:
     """Note why a worker ended that had last joined the run with this log segment. Never raises."""
-    told = {"pid": pid, "at": time.time_ns(), "why": masked(why)[:_LONGEST]}
+    folder, name = os.path.split(segment)
+    run = name.removesuffix(SUFFIX)
+    told = {"run": run, "pid": pid, "at": time.time_ns(), "why": masked(why)[:_LONGEST]}
+    with contextlib.suppress(OSError):  # what is wrong there is told with the records of runs
+        _write(folder, run, pid, json.dumps(told).encode())
+
+
+def _write(folder: str, run: str, pid: int, told: bytes) -> None:
+    path = os.path.join(folder, f"{run}-{pid}{ENDING}")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        path = f"{segment.removesuffix(SUFFIX)}-{pid}{ENDING}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(fd, json.dumps(told).encode())
-        finally:
-            os.close(fd)
-    except OSError:
-        pass  # what is wrong there is told with the records of runs
+        os.write(fd, told)
+    finally:
+        os.close(fd)
+
+
+def keep(folder: str, body: bytes) -> bool:
+    """Write a note that has come from another place. Return False for what is none."""
+    if not body.startswith(b'{"run"'):
+        return False
+    told = json.loads(body)
+    if not _OURS.fullmatch(f"{told['run']}-{told['pid']}{ENDING}"):
+        raise ValueError("it is no note of a worker that has ended")
+    _write(folder, told["run"], told["pid"], body)
+    return True
 
 
 def ingest_notes(connection: sqlite3.Connection, folder: str, names: Iterable[str], waiting: set[str]) -> None:
@@ -56,10 +72,8 @@ def ingest_notes(connection: sqlite3.Connection, folder: str, names: Iterable[st
             connection.execute("INSERT OR IGNORE INTO retirements VALUES (?, ?, ?, ?)", (row["key"], *told))
         elif found[1] + SUFFIX in waiting or (told is None and not _is_stale(path)):
             continue
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(path)
-        except OSError:
-            pass
 
 
 def _read(path: str) -> tuple[int, int, str] | None:

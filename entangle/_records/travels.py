@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from entangle import _run
+from entangle._records import retirements
 from entangle._records.directory import find_directory, make_directory
 from entangle._records.log_segment import PART, SUFFIX, parse, read
 from entangle._records.recorder import Recorder, complain, destination_of
@@ -45,6 +46,8 @@ def keep(folder: str, bodies: list[bytes]) -> None:
     record."""
     for body in bodies:
         try:
+            if retirements.keep(folder, body):
+                continue
             name = parse(body).id
             if not name.isalnum():
                 raise ValueError(f"{name!r} is not the name of a run")
@@ -60,7 +63,7 @@ def keep(folder: str, bodies: list[bytes]) -> None:
                 with contextlib.suppress(OSError):
                     os.unlink(path + PART)
                 raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             complain(error)
 
 
@@ -127,7 +130,7 @@ def collect() -> list[bytes]:
         for name in os.listdir(_guest.folder):
             path = os.path.join(_guest.folder, name)
             with contextlib.suppress(OSError, ValueError):  # another call has taken it
-                if not name.endswith(SUFFIX) or read(path).live:
+                if not name.endswith((SUFFIX, retirements.ENDING)) or (name.endswith(SUFFIX) and read(path).live):
                     continue
                 with open(path, "rb") as file:
                     body = file.read()

@@ -85,6 +85,9 @@ at_termination: list[Callable[[], None]] = []
 class Warm(Protocol):
     """What a session has for runs."""
 
+    #: What its warm workers are told: `idle` (seconds) and `max_memory` (bytes; 0: no limit).
+    settings: dict[str, Any]
+
     def lend(self, site: Site, slot: int, lane: int, serial: int, capture: bool, /) -> WorkerProcess | None:
         """A warm worker that joins the run; `capture` says whether prints are. None if the session
         is over. Raises NoWorkerNow if all are lent to others."""
@@ -105,12 +108,18 @@ class Warm(Protocol):
     def give_frame(self, frame: Frame, /) -> None:
         """Take back a frame whose run is over."""
 
+    def at_end(self, close: Callable[[], None], /) -> None:
+        """Have this called when the session ends: it closes what was opened for its runs."""
+
 
 #: Told why a warm worker ended: where its last run is recorded, its pid, the reason.
 retired: Callable[[str, int, str], None] | None = None
 
 #: The session that is open, if one is.
 warm: Warm | None = None
+
+#: In a warm worker: the settings of its session. What it opens for a run stays as long as it does.
+warm_settings: dict[str, Any] | None = None
 
 #: Opens a session for the whole program, if its environment says so.
 open_session: Callable[[], None] | None = None

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from entangle import _run
 from entangle._run import life
 from entangle._shared import module_lookup
 from entangle._shared.frame import Frame
@@ -46,6 +47,7 @@ def begin(server: int, stderr: int, channel: int, settings: dict[str, Any], impo
     try:
         life.settle_in(server, stderr, -1)
         child.begin()
+        _run.warm_settings = settings
         kept = _WarmLife(channel, imported, **settings)  # its socket is not to be collected
         code = kept.serve()
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -30,7 +31,8 @@ class Session:
 
     def __init__(self, workers: int | None, idle: float, max_memory: int) -> None:
         self._stated = (workers, idle, max_memory)
-        self._workers, self._idle, self._max_memory = workers, idle, max_memory
+        self._workers = workers
+        self.settings: dict[str, Any] = {"idle": idle, "max_memory": max_memory}
         self._pool: WarmPool | None = None
         #: Workers that serve devices, by what they want of which devices.
         self._serving: dict[tuple[Claim, Visible], WarmPool] = {}
@@ -38,6 +40,7 @@ class Session:
         self._frames_made = 0
         self._depth = 0
         self._pid = os.getpid()
+        self._closing: list[Callable[[], None]] = []
 
     @property
     def pids(self) -> list[int]:
@@ -79,7 +82,7 @@ class Session:
 
     def begin(self) -> Session:
         """Have workers for runs that name this session; no other run sees it. `end` ends it."""
-        self._pool = WarmPool(self._workers, self._idle, self._max_memory, listened_to=True)
+        self._pool = WarmPool(self._workers, **self.settings, listened_to=True)
         return self
 
     def end(self) -> None:
@@ -88,6 +91,9 @@ class Session:
             pool, self._pool = self._pool, None
             frames, self._frames = self._frames, []
             serving, self._serving = self._serving, {}
+            closing, self._closing = self._closing, []
+        for close in closing:
+            close()
         for frame in frames:
             _remove(frame)
         if pool is not None:
@@ -119,7 +125,7 @@ class Session:
                 return None
             pool = self._serving.get((claim, visible))
             if pool is None:
-                pool = self._serving[claim, visible] = WarmPool(None, self._idle, self._max_memory, listened_to=True, clean=True)
+                pool = self._serving[claim, visible] = WarmPool(None, **self.settings, listened_to=True, clean=True)
             others = [other for other in self._serving.values() if other is not pool]
         if not pool.rests():
             # One will be started. What others have left in the memory of the device would be in its
@@ -181,6 +187,14 @@ class Session:
                 self._frames.append(frame)
                 return
         _remove(frame)
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """Have this called when the session ends; at once if it has."""
+        with _guard:
+            if self._pool is not None:
+                self._closing.append(close)
+                return
+        close()
 
     async def __aenter__(self) -> Session:
         return self.__enter__()

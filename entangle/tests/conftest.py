@@ -338,7 +338,7 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
     yield
     channels = sys.modules.get("entangle._remote.caller.open_channels")
     if channels is not None:
-        channels.close_all(lambda transport: transport.key not in _kept_warm)  # else they are there as long as their process
+        channels.close_all(lambda channel: channel.transport.key not in _kept_warm)  # else they are there as long as their process
     if request.node.stash.get(_FAILED, False):
         return
     end = time.monotonic() + PATIENCE

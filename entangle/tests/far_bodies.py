@@ -110,3 +110,27 @@ def die_once(path: str) -> int:
     if len(notes(path)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return 1
+
+
+def ids() -> tuple[str, int, int]:
+    """Host, pid and parent of the process that runs this."""
+    return os.uname().nodename, os.getpid(), os.getppid()
+
+
+def changes() -> None:
+    """Change the state of the process."""
+    os.chdir("/")
+    os.environ["MINE"] = "changed"
+    os.umask(0o077)
+
+
+def state() -> tuple[str, str, int]:
+    """What `changes` changes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return os.getcwd(), os.environ.get("MINE", "unset"), mask
+
+
+def calls(task: Any) -> Any:
+    """Call a task in a body."""
+    return task()()

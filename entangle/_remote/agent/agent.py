@@ -95,6 +95,8 @@ class Agent:
         self._drained = threading.Lock()
         self._pid = os.getpid()
         self._ending = False
+        #: When a call came, or its answer was sent (of the monotonic clock).
+        self._used = time.monotonic()
 
     def serve(self) -> None:
         """Say hello, then serve until the stream ends."""
@@ -116,9 +118,12 @@ class Agent:
         poll.register(self._reads, select.POLLIN)
         heard = time.monotonic()
         patience = 3 * float(self.config.get("silence", 120.0))
+        lasts = self.config.get("lasts") or float("inf")
         try:
             while True:
-                if not poll.poll(1000 * min(IDLE, patience / 3)):
+                if not poll.poll(1000 * min(IDLE, patience / 3, lasts)):
+                    if self._is_idle() and time.monotonic() - self._used > lasts:
+                        return
                     if self._calls and time.monotonic() - heard > patience:
                         return  # a caller that wants the values would have sent a PING
                     self._post(control(PING))
@@ -138,6 +143,7 @@ class Agent:
         kind, number, parts = message
         if kind == CALL:
             with self._guard:
+                self._used = time.monotonic()
                 self._calls[number] = None
                 self._jobs.put(message)
                 if self._idle:
@@ -202,6 +208,7 @@ class Agent:
                 self._answering.discard(number)
                 self._cancelled.discard(number)
                 self._idle += 1
+                self._used = time.monotonic()
 
     def _perform(self, number: int, parts: list[Any]) -> tuple[int, list[Segments]]:
         self._ready.wait(60.0)
@@ -304,11 +311,17 @@ class Agent:
         from entangle._shared import home
         from entangle._worker import janitor
 
+        settings = self.config.get("session")
+        if settings is not None:  # imported without the lock: `ask` takes it
+            from entangle._warm.session import Session
+
         with self._guard:
             if not self._serves_modules:
                 home.join(self.config.get("branch", ""))
                 janitor.watch_for_children()
                 python_command.prelude = ModuleServer(self.ask).prelude()
+                if settings is not None:
+                    Session(None, **settings).__enter__()  # it ends with this process
                 self._serves_modules = True
 
     # Prints ---------------------------------------------------------------------------------
@@ -354,6 +367,11 @@ class Agent:
                     return
                 left -= len(data)
                 self._send_print(b"\3", 0, data)
+
+    def _is_idle(self) -> bool:
+        """Whether no call is under way, and no answer."""
+        with self._guard:
+            return not self._calls and not self._answering
 
     def under_way(self) -> bool:
         """Whether any call is under way."""

@@ -62,6 +62,9 @@ from entangle.errors import EntangleError, FarError, LinkLostError, ProtocolErro
 
 #: Time for an agent to answer a PING after a call to it was given up (seconds).
 DOUBT = 2.0
+#: An agent of a session ends so long after we have stopped using it (seconds): a call that is on
+#: its way must find it.
+MARGIN = 10.0
 #: Time for output that is still on its way when a channel closes (seconds).
 LAST_WORDS = 1.0
 
@@ -91,8 +94,11 @@ class _Stopped(Exception):
 class Channel:
     """A stream to an agent. Threads share it. `open_channels.channel_to` makes it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, settings: dict[str, Any] | None = None) -> None:
         self.transport = transport
+        #: The settings of the session that it was opened in, if any; when its last call began or
+        #: ended (of the monotonic clock).
+        self._settings, self._used = settings, time.monotonic()
         self.place = transport.place
         self.lost: FarError | None = None
         #: A step was broken off: the bytes that follow have no known meaning.
@@ -150,7 +156,7 @@ class Channel:
     def _greet(self) -> None:
         """Start the agent, and wait for its HELLO."""
         until = time.monotonic() + self.transport.timeout
-        words = memoryview(bootstrap.first_words({"silence": self._silence, "press": compressions(), "branch": branch()}))
+        words = memoryview(bootstrap.first_words(self._config()))
         words, heard = greet(self.transport, self._stream, self._stderr, words, until)
         with self._leading():
             if words:
@@ -173,6 +179,11 @@ class Channel:
         self._press = Press([method for method in compressions() if method in self.about["press"]])
         with contextlib.suppress(LinkLostError):  # the first call will notice
             self._send(MODULE, 0, [[modules.bundle(self.about["magic"])]])
+
+    def _config(self) -> dict[str, Any]:
+        """What the agent is told of us before anything else."""
+        lasts = self._settings["idle"] + MARGIN if self._settings is not None else None
+        return {"silence": self._silence, "press": compressions(), "branch": branch(), "session": self._settings, "lasts": lasts}
 
     # Calls ----------------------------------------------------------------------------------
 
@@ -203,6 +214,7 @@ class Channel:
                 if self.lost is not None:
                     raise self._again(self.lost)
                 self._calls[call.number] = call
+                self._used = time.monotonic()
             with worker.ending_with(cancel) if worker is not None else contextlib.nullcontext(), contextlib.suppress(_Stopped):
                 self._send_renewed(call)
                 self._send(CALL, call.number, parts, call)
@@ -245,6 +257,7 @@ class Channel:
         with self._step:
             with self._guard:
                 known = self._calls.pop(call.number, None)
+                self._used = time.monotonic()
             self._hand_over(call)  # an interrupt may have come before it could
             if known is not None and self.lost is None and call.answer is None:
                 self._outbox.post(control(CANCEL, call.number))
@@ -387,6 +400,7 @@ class Channel:
             with self._step:
                 with self._guard:
                     call = self._calls.pop(number, None)
+                    self._used = time.monotonic()
                 if call is not None:
                     call.answer = message
                     self._settle(call)
@@ -581,13 +595,21 @@ class Channel:
 
         If a call was given up and no other is under way, the agent is asked: it may be the reason.
         """
-        if self.lost is not None or self._pid != os.getpid():
+        if self.lost is not None or self._pid != os.getpid() or self._is_stale():
             return False
         if self._doubt and not self._calls:
             with whole.held():
                 self._ask_again()
         self._hear(0.05)
         return self.lost is None and not self.torn
+
+    def busy(self) -> bool:
+        """Whether calls are under way."""
+        return bool(self._calls)
+
+    def _is_stale(self) -> bool:
+        """Whether it has had nothing to do for so long that its agent may be about to end."""
+        return self._settings is not None and not self._calls and time.monotonic() - self._used > self._settings["idle"]
 
     def _hear(self, seconds: float) -> None:
         """Handle what has arrived, for a while: messages may come without end."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from entangle import _run
 from entangle._remote.transport import Transport
 from entangle._run import ObservedRun, observers
 from entangle._shared.table import NOBODY
@@ -93,7 +94,10 @@ class Far(Layer):
 
 
 class _Ending:
-    """Counts the runs of this process, and closes the agents that end with them after the last."""
+    """Counts the runs of this process, and closes the agents that end with them after the last.
+
+    In a session and in a warm worker they stay.
+    """
 
     def __init__(self) -> None:
         self._runs = 0
@@ -111,11 +115,11 @@ class _Ending:
         """One less. Runs that began before this counted are not in the number."""
         with self._guard:
             self._runs = max(0, self._runs - 1)
-            if self._runs:
+            if self._runs or _run.warm is not None or _run.warm_settings is not None:
                 return
         channels = sys.modules.get("entangle._remote.caller.open_channels")
         if channels is not None:
-            channels.close_all(lambda transport: transport.ends_with_run)
+            channels.close_all(lambda channel: channel.transport.ends_with_run)
 
 
 _ending = _Ending()

@@ -1,12 +1,14 @@
 """The open channels of this process, one for each place.
 
-A channel is opened when it is first needed, and closed when the process ends.
+A channel is opened when it is first needed, and closed when the process ends. One that was opened
+in a session ends with the session, or when it has had no call for the session's `idle`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -16,6 +18,7 @@ from concurrent.futures import Future
 from entangle import _run
 from entangle._remote.caller.channel import LAST_WORDS, Channel
 from entangle._remote.transport import Transport
+from entangle._run.start import session
 from entangle.errors import FarError
 
 _channels: dict[Hashable, Future[Channel]] = {}
@@ -29,7 +32,8 @@ def channel_to(transport: Transport) -> Channel:
     Threads that come while another one opens it get the same: the channel, or the error.
     """
     global _registered
-    key = transport.key
+    owner = session()
+    key = transport.key, owner  # a session has agents of its own
     while True:
         mine: Future[Channel] | None = None
         channel: Channel | None = None
@@ -44,8 +48,10 @@ def channel_to(transport: Transport) -> Channel:
                     atexit.register(close_all)
                     _run.at_termination.append(let_go)
             if mine is not None:
-                channel = Channel(transport)
+                channel = Channel(transport, owner.settings if owner is not None else _run.warm_settings)
                 mine.set_result(channel)
+                if owner is not None:
+                    owner.at_end(functools.partial(_session_ends, channel))
                 return channel
         except BaseException as error:
             if mine is not None and not mine.done():
@@ -72,14 +78,21 @@ def channel_to(transport: Transport) -> Channel:
             channel.close()
 
 
-def close_all(chosen: Callable[[Transport], bool] = lambda transport: True) -> None:
-    """Close the channels of this process whose transport is `chosen`. Tells all first, then waits.
+def _session_ends(channel: Channel) -> None:
+    """Close a channel that was opened in a session which ends, unless a run of another thread is
+    using it: then it ends as one that was opened in none."""
+    if not channel.busy():
+        close_all(lambda other: other is channel)
+
+
+def close_all(chosen: Callable[[Channel], bool] = lambda channel: True) -> None:
+    """Close those channels of this process that are `chosen`. Tells all first, then waits.
 
     An interrupt ends the wait.
     """
     with _guard:
         ending = {key: future for key, future in _channels.items() if future.done() and not future.exception()}
-        ending = {key: future for key, future in ending.items() if chosen(future.result().transport)}
+        ending = {key: future for key, future in ending.items() if chosen(future.result())}
         for key in ending:
             del _channels[key]
     channels = [future.result() for future in ending.values()]
