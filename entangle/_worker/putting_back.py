@@ -86,6 +86,8 @@ class Descriptors:
 
     def has(self, fd: int) -> bool:
         """Whether one that the worker cannot do without is still there."""
+        if fd in self._marked:
+            return _is_marked(fd)
         return self._ours.get(fd) is not None and _file(fd) == self._ours[fd]
 
     def put_back(self) -> None:
@@ -413,6 +415,13 @@ def _mark(fd: int) -> bool:
     except (AttributeError, OSError):  # macOS
         return False
     return True
+
+
+def _is_marked(fd: int) -> bool:
+    try:
+        return fcntl.fcntl(fd, _GETSIG) == _OURS
+    except OSError:
+        return False
 
 
 _GETSIG = getattr(fcntl, "F_GETSIG", -1)

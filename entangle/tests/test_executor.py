@@ -533,14 +533,25 @@ def test_workers_start_when_they_are_needed() -> None:
         assert len(executor.pids) == 1
 
 
-def test_a_worker_of_a_leaking_body_retires(executor: Executor) -> None:
-    """A retirement loses no call."""
-    with Executor(1) as one:
-        futures = [one.submit(bodies.leak_descriptors, 8) for _ in range(30)]
-        pids = [future.result(20) for future in futures]
-        for _ in range(30):
-            pids.append(one.submit(bodies.leak_descriptors, 8).result(20))
+@pytest.mark.parametrize("end", ["open", "shut", "collected"])
+def test_a_worker_of_a_leaking_body_retires(end: str) -> None:
+    """A retirement loses no call, however many wait, and whatever has become of the executor."""
+    executor = Executor(1)
+    futures = [executor.submit(bodies.leak_descriptors, 8) for _ in range(40)]
+    thread = executor._calls._thread
+    if end == "shut":
+        executor.shutdown(wait=False)
+    elif end == "collected":
+        del executor
+        gc.collect()
+    pids = [future.result(20) for future in futures]
+    if end == "open":
+        pids += [executor.submit(bodies.leak_descriptors, 8).result(20) for _ in range(20)]
+        executor.shutdown()
     assert len(set(pids)) > 1
+    assert thread is not None
+    thread.join(20)
+    assert not any(alive(pid) for pid in pids)
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])

@@ -57,6 +57,23 @@ def test_a_program_waits_for_its_calls(end: str) -> None:
     assert (code, sorted(out.split()), err) == (0, ["a", "b", "c"], "")
 
 
+def test_workers_retire_while_the_program_waits_for_its_calls() -> None:
+    body = """
+kept = []
+def leak():
+    time.sleep(0.006)
+    kept.extend(os.dup(0) for _ in range(8))
+    return os.getpid()
+executor = Executor(1)
+for _ in range(40):
+    executor.submit(leak).add_done_callback(lambda future: print(future.result()))
+"""
+    code, out, err = _run(body)
+    assert (code, err, len(out.split())) == (0, "", 40)
+    assert len(set(out.split())) > 1
+    assert not any(alive(int(pid)) for pid in set(out.split()))
+
+
 def test_the_last_calls_may_be_cancelled() -> None:
     body = f"{_LATE}executor = Executor(1)\nexecutor.submit(late, 'a')\nexecutor.submit(late, 'b')\n"
     code, out, err = _run(body + "executor.shutdown(wait=False, cancel_futures=True)\n")

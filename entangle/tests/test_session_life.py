@@ -16,6 +16,7 @@ import pytest
 import entangle
 from entangle import session
 from entangle.errors import ProcessTerminatedException
+from entangle.executor import Executor
 from entangle.limit import limit
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -84,6 +85,24 @@ def test_ten_thousand_runs_are_flat() -> None:
     runs_are_flat(10_000)
 
 
+@pytest.mark.drill
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_ten_thousand_calls_of_an_executor_are_flat(size: int) -> None:
+    with Executor(1) as executor:
+        for _ in range(200):
+            assert len(executor.submit(bytes, size).result()) == size
+        (worker,) = executor.pids
+        gc.collect()
+        before, memory = [held("self"), held(worker)], [memory_of("self"), memory_of(worker)]
+        for _ in range(10_000):
+            assert len(executor.submit(bytes, size).result()) == size
+        gc.collect()
+        assert executor.pids == [worker]
+        after, grown = [held("self"), held(worker)], [memory_of("self"), memory_of(worker)]
+    assert all(now <= then + 4 for found, known in zip(after, before, strict=True) for now, then in zip(found, known, strict=True))
+    assert all(now < then + 2048 for now, then in zip(grown, memory, strict=True)), (memory, grown)
+
+
 def large_values_are_flat(count: int) -> None:
     """Values that do not fit a frame: its files are made anew."""
     with session(workers=1) as opened:
@@ -107,16 +126,18 @@ def cpu_of(pid: int) -> int:
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
-def test_an_idle_session_uses_no_cpu() -> None:
-    with session(workers=1) as opened:
+def test_idle_workers_of_a_session_and_an_executor_use_no_cpu_and_little_memory() -> None:
+    with session(workers=1) as opened, Executor(1) as executor:
         pid()()
         (worker,) = opened.pids
         wait_until(lambda: pid()() == worker)
+        idle = [worker, executor.submit(os.getpid).result()]
         time.sleep(0.3)
-        before, began = cpu_of(worker) + time.process_time_ns(), time.monotonic_ns()
+        before, began = sum(map(cpu_of, idle)) + time.process_time_ns(), time.monotonic_ns()
         time.sleep(1)
-        used = cpu_of(worker) + time.process_time_ns() - before
+        used = sum(map(cpu_of, idle)) + time.process_time_ns() - before
         assert used < 0.005 * (time.monotonic_ns() - began)
+        assert all(memory_of(one) < 40 << 10 for one in idle)
 
 
 def test_a_worker_ends_when_idle_and_the_next_run_has_another() -> None:

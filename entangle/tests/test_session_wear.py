@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,22 @@ def test_a_worker_with_more_than_max_memory_retires() -> None:
         first = grows(1 << 20)()
         assert grows(1 << 20)() == first
         assert grows(200 << 20)() == first
-        assert grows(1 << 20)() != first
-    (run,) = records.runs(name="grows")[1:2]
-    assert [(ended.pid, ended.reason.partition(" bytes")[2]) for ended in run.retirements] == [(first, " of memory, more than max_memory")]
+        last = grows(1 << 20)()
+        assert last != first
+        assert grows(200 << 20)() == last  # known when the session ends
+    said = [(ended.pid, ended.reason.partition(" bytes")[2]) for run in records.runs(None) for ended in run.retirements]
+    assert said == [(last, " of memory, more than max_memory"), (first, " of memory, more than max_memory")]
+    assert [bool(run.retirements) for run in records.runs(None)] == [True, False, True, False, False]
+
+
+def test_workers_retire_while_runs_wait_for_them() -> None:
+    with session(workers=2) as opened, ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: leaks(descriptors)(), range(60)))
+        assert len(opened.pids) <= 2
+    assert len(set(found)) > 2
+    assert set(found) - set(opened.pids) >= reasons().keys()
+    assert all(reason.startswith("its open descriptors go on growing") for reason in reasons().values())
+    assert not any(map(alive, found))
 
 
 def test_a_module_that_has_changed_on_disk_is_imported_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
