@@ -75,7 +75,7 @@ def _get(dsk: Any, keys: Any, num_workers: int | None, cache: MutableMapping[Any
         from dask.local import nested_get
         from dask.utils import ensure_dict
     except ImportError as error:
-        raise ImportError(f"entangle.dask needs dask (2025.1 or newer): pip install 'py-entangle[dask]' ({error})") from error
+        raise ImportError(f"entangle.dask needs dask (2025.3 or newer): pip install 'py-entangle[dask]' ({error})") from error
 
     workers = num_workers if num_workers is not None else config.get("num_workers", None)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):

@@ -252,19 +252,29 @@ def _gremlin() -> Finding:
     return Finding("gremlin", WORKS, f"{parts.hostname}:{port} answers")
 
 
+#: What users may install, and the modules that it brings.
+EXTRAS = {
+    "http": ("httpx",),
+    "cli": ("rich", "typer"),
+    "web": ("starlette", "uvicorn"),
+    "gpu": ("numba", "numpy"),
+    "dataflow": ("watchfiles",),
+    "dask": ("dask",),
+    "joblib": ("joblib",),
+    "ssh": ("paramiko",),
+    "docker": ("docker",),
+    "graph": ("gremlin_python", "networkx"),
+    "threads": ("threadpoolctl",),
+    "aws": ("boto3",),
+    "examples": ("fastapi", "ipykernel", "nbclient", "pandas", "PIL", "sklearn"),
+}
+
+
 def _extras() -> Finding:
     from importlib.util import find_spec
 
-    wanted = {
-        "http": "httpx",
-        "ssh": "paramiko",
-        "docker": "docker",
-        "graph": "gremlin_python",
-        "web": "starlette",
-        "aws": "boto3",
-    }
-    missing = [extra for extra, module in wanted.items() if find_spec(module) is None]
-    there = [extra for extra in wanted if extra not in missing]
+    missing = [extra for extra, modules in EXTRAS.items() if any(find_spec(module) is None for module in modules)]
+    there = [extra for extra in EXTRAS if extra not in missing]
     advice = f"pip install 'py-entangle[{','.join(missing)}]'" if missing else ""
     return Finding("extras", OFF if missing else WORKS, f"installed: {', '.join(there) or 'none'}", advice)
 

@@ -6,14 +6,19 @@ each the mean of four simulations. A killed worker fails no request: every task 
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from statistics import fmean
 
-from fastapi import FastAPI
-
 import entangle
 from entangle.process import process
+
+try:
+    import httpx
+    from fastapi import FastAPI
+except ModuleNotFoundError:
+    sys.exit("this example needs FastAPI and httpx: pip install 'py-entangle[examples]'")
 
 STEPS, PATHS = 20, 50
 
@@ -46,8 +51,6 @@ async def price(strike: float) -> dict[str, float]:
 
 
 async def main() -> None:
-    import httpx
-
     transport = httpx.ASGITransport(app)
     async with lifespan(app), httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
         answers = await asyncio.gather(*[client.get(f"/price/{strike}") for strike in range(90, 115, 5)])

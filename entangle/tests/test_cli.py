@@ -1102,6 +1102,13 @@ def test_the_doctor_looks_at_everything_and_leaves_no_record(line: Line) -> None
     assert {"python", "cpus", "shared memory", "records", "ssh", "docker", "gpu", "gremlin", "extras"} <= set(found)
     assert all(finding["state"] in ("works", "off", "broken") for finding in found.values())
     assert line.json("runs", "--json") == []
+    told = found["extras"]["detail"] + " " + found["extras"]["advice"]
+    project = Path(ROOT, "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r"^(\w+) = \[", project.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.MULTILINE)
+    readme = Path(ROOT, "README.md").read_text(encoding="utf-8")
+    for extra in set(extras) - {"test", "dev"}:
+        assert extra == "all" or re.search(rf"\b{extra}\b", told), extra
+        assert f"\n| `{extra}` | " in readme
 
 
 def test_the_doctor_says_what_is_broken(line: Line) -> None:

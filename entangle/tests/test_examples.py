@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import os
 import pkgutil
@@ -116,16 +118,59 @@ def test_example_without_fork(name: str, start: str, tmp_path: Path) -> None:
         assert re.search(wanted, done.stdout), done.stdout
 
 
+def test_an_example_that_lacks_a_package_says_what_to_install(tmp_path: Path) -> None:
+    """All in one process, which finds the core's packages and no others."""
+    asking = {name for name in FOUND if "pip install" in source_of(name)}
+    assert asking >= {name for name in FOUND if name not in CONTAINED and others_in(source_of(name))}
+    for package in ("cloudpickle", "psutil"):
+        origin = importlib.util.find_spec(package)
+        assert origin is not None
+        assert origin.origin is not None
+        (tmp_path / package).symlink_to(Path(origin.origin).parent)
+    program = (
+        "import runpy, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    print(end=f'\\n{name}: ', flush=True)\n"
+        "    try:\n"
+        "        runpy.run_module(f'entangle.examples.{name}', run_name='__main__')\n"
+        "    except SystemExit as end:\n"
+        "        print(end)\n"
+    )
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = subprocess.run(
+        [sys.executable, "-S", "-W", "ignore", "-c", program, *asking],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines() if line)
+    assert {name for name in asking if not re.search(r" needs .*: pip install 'py-entangle\[\w+\]'$", told[name])} == set(), told
+
+
+def source_of(name: str) -> str:
+    return Path(entangle.examples.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+
+
+def others_in(source: str) -> set[str]:
+    """The modules that a program imports and that are neither Python's nor ours."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"entangle"}
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_an_example_says_what_it_shows(name: str) -> None:
-    source = Path(entangle.examples.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+    source = source_of(name)
     assert source.startswith('"""')
     assert '__name__ == "__main__"' in source
 
 
 @pytest.mark.parametrize("name", EVERY_DAY)
 def test_what_people_write_every_day_is_short(name: str) -> None:
-    source = Path(entangle.examples.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+    source = source_of(name)
     assert len(source.splitlines()) <= LINES
 
 
