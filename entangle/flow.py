@@ -77,6 +77,11 @@ class Body(NamedTuple):
         """Whether other processes find it by a name, under which it is here as well."""
         return False
 
+    def in_parts(self) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
+        """Where it only calls a function: that, and what makes a value of what it returns. Numbers
+        are values as they are."""
+        return None
+
     def parameters(self) -> tuple[list[str], str | None]:
         """The names of the positional parameters, and of the one that takes the rest, if known."""
         return [], None
@@ -180,12 +185,43 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
 LEAST_FAN = 16
 
 
+#: Numbers in a row, as columns have them: making them one by one takes longer than copying them.
+_rows: dict[tuple[str, int], array[int]] = {}
+#: Longer ones are not kept.
+_LONGEST_ROW = 1 << 16
+
+
+def in_a_row(form: str, first: int, count: int, step: int = 1) -> array[int]:
+    """The numbers `first`, `first + step`, …, as an array of this type code; step is 1, 0 or -1."""
+    if not step:
+        return array(form, (first,)) * count
+    low = first if step > 0 else ~first
+    if low < 0 or low + count > _LONGEST_ROW:
+        return array(form, range(first, first + step * count, step))
+    row = _rows.get((form, step))
+    if row is None or len(row) < low + count:
+        size = min(_LONGEST_ROW, max(1024, 2 * (low + count)))
+        row = _rows[form, step] = array(form, range(size) if step > 0 else range(-1, ~size, -1))
+    return row[low : low + count]
+
+
+def smallest_array(numbers: list[int]) -> array[int] | None:
+    """These numbers as an array of few bytes; None if some have more than 64 bits, or if there are
+    none."""
+    for form in "hiq" if numbers else "":
+        try:
+            return array(form, numbers)
+        except OverflowError:
+            continue
+    return None
+
+
 def _climbing(numbers: array[int], at: int, most: int) -> int:
     """How many of these numbers, from that place on, are each one more than the one before."""
     if most <= 1:
         return most
     first = numbers[at]
-    if numbers[at : at + most] == array("q", range(first, first + most)):
+    if numbers[at : at + most] == in_a_row("q", first, most):
         return most
     length = 1
     while length < most and numbers[at + length] == first + length:
@@ -207,6 +243,32 @@ def rebuild(template: Template, flat: Iterator[Any]) -> Any:
         return dict(zip(items[::2], items[1::2], strict=True))
     make = getattr(kind, "_make", kind)  # a namedtuple is made by _make
     return make(items)
+
+
+def _packed(column: array[int], guess: int) -> tuple[Any, ...]:
+    """A column as it is pickled: numbers in a row at its beginning, then the others as bytes.
+
+    `guess` is where the first row may end; a second one may reach to the end.
+    """
+    rows = []
+    at = 0
+    for length in (guess, len(column) - guess):
+        if not LEAST_FAN <= length <= len(column) - at:
+            break
+        step = column[at + 1] - column[at]
+        if step not in (1, 0, -1) or column[at : at + length] != in_a_row(column.typecode, column[at], length, step):
+            break
+        rows.append((column[at], length, step))
+        at += length
+    return column.typecode, rows, column[at:].tobytes()
+
+
+def _unpacked(form: str, rows: list[tuple[int, int, int]], rest: bytes) -> array[int]:
+    column = array(form)
+    for row in rows:
+        column += in_a_row(form, *row)
+    column.frombytes(rest)
+    return column
 
 
 _COLUMNS = ("body_of", "shape_of", "starts", "inputs", "stage_of", "pending", "consumers", "consumer_starts")
@@ -261,6 +323,11 @@ class Flow:
         #: Ranges of leaves with one body and one consumer, all of plain arguments: the first leaf,
         #: and the one after the last.
         self.fans: list[tuple[int, int]] = []
+        #: For each fan, the index of its first constant, if its leaves take constants in a row;
+        #: else -1.
+        self.fan_constants: list[int] = []
+        #: The constants as an array, where that is known to be the same: it travels for less.
+        self.constants_in_short: array[int] | None = None
         #: The nodes whose outcomes the caller takes as soon as they are there, besides the end.
         self.kept: frozenset[int] = frozenset()
         #: For the flow of one call alone: the flow of an earlier such call, with which it shares
@@ -278,21 +345,29 @@ class Flow:
         small flow."""
         state = self.__dict__.copy()
         state["plan"] = None
+        if self.constants_in_short is not None:
+            state["constants"] = None
+        rows = self.fans[0][1] if self.fans and not self.fans[0][0] else 0
         for name in _COLUMNS:
-            state[name] = (state[name].typecode, state[name].tobytes())
+            state[name] = _packed(state[name], self.starts[rows] if name == "inputs" else rows)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name in _COLUMNS:
-            form, raw = state[name]
-            state[name] = array(form, raw)
+            state[name] = _unpacked(*state[name])
+        if state["constants"] is None:
+            state["constants"] = state["constants_in_short"]  # as good as a list for those who only read
         self.__dict__.update(state)
 
     def with_constants(self, constants: list[Any]) -> Flow:
         """This flow, as a plan for others, with these constants."""
-        made = Flow.__new__(Flow)
-        made.__dict__.update(self.__dict__)
+        made = copy.copy(self)
         made.constants, made.plan = constants, self
+        return made
+
+    def __copy__(self) -> Flow:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
         return made
 
     def _connect(self) -> None:
@@ -301,11 +376,23 @@ class Flow:
         starts, inputs = self.starts, self.inputs
         froms, tos = array("i"), array("i")
         link_from, link_to = froms.append, tos.append
+        #: Nodes that take many in a row: how many links stand before, the first that is taken, how
+        #: many, and the node.
+        rows: list[tuple[int, int, int, int]] = []
         first = starts[self.leaves] if count else 0
         for node in range(self.leaves, count):
             last = starts[node + 1]
             taken_here: Iterable[int] = inputs[first:last]
             if last - first > 1:
+                low = inputs[first]
+                if last - first >= LEAST_FAN and low >= 0 and taken_here == in_a_row("q", low, last - first):
+                    high = low + last - first
+                    rows.append((len(froms), low, last - first, node))
+                    pending[node] = last - first
+                    before = number[low:high]
+                    number[low:high] = [1] * (last - first) if not any(before) else [takers + 1 for takers in before]
+                    first = last
+                    continue
                 taken_here = set(taken_here)
             first = last
             for taken in taken_here:
@@ -314,20 +401,39 @@ class Flow:
                     number[taken] += 1
                     link_from(taken)
                     link_to(node)
-        offsets = array("i", accumulate(number, initial=0))
+        # The first nodes often have one consumer each.
+        single = rows[0][2] if rows and not rows[0][1] else 0
+        if single and number[:single] != [1] * single:
+            single = 0
+        offsets = in_a_row("i", 0, single)
+        offsets.extend(accumulate(number[single:] if single else number, initial=single))
         consumers = array("i", bytes(4 * offsets[count]))
-        cursor = offsets.tolist()
-        for taken, node in zip(froms, tos, strict=True):
-            consumers[cursor[taken]] = node
-            cursor[taken] += 1
-        self.pending = array("i", pending)
+        cursor: list[int] | None = None
+        done = 0
+        for at, low, length, node in (*rows, (len(froms), 0, 0, -1)):
+            if done < at:
+                cursor = cursor or offsets.tolist()
+                for taken, taker in zip(froms[done:at] if rows else froms, tos[done:at] if rows else tos, strict=True):
+                    consumers[cursor[taken]] = taker
+                    cursor[taken] += 1
+                done = at
+            if offsets[low + length] - offsets[low] == length:  # each has a consumer, so it is this one
+                consumers[offsets[low] : offsets[low + length]] = in_a_row("i", node, length, 0)
+                continue
+            cursor = cursor or offsets.tolist()
+            for taken in range(low, low + length):
+                consumers[cursor[taken]] = node
+                cursor[taken] += 1
+        self.pending = in_a_row("i", 0, self.leaves, 0)  # which take no other node
+        self.pending.extend(pending[self.leaves :])
         self.consumers = consumers
         self.consumer_starts = offsets
-        self.sinks = [node for node, takers in enumerate(number) if not takers]
+        self.sinks = [node for node, takers in enumerate(number[single:] if single else number, single) if not takers]
 
     def _find_fans(self) -> None:
         """Find the fans below nodes that take many leaves, in the order in which they stand."""
         starts, inputs, consumers = self.starts, self.inputs, self.consumer_starts
+        found: list[tuple[tuple[int, int], int]] = []
         for node in range(self.leaves, self.count):
             if starts[node + 1] - starts[node] < LEAST_FAN:
                 continue
@@ -343,10 +449,16 @@ class Flow:
                     plain = shape.templates is None and not shape.keywords
                     # Each has this consumer; so if there are as many as leaves, none has another.
                     if plain and part >= LEAST_FAN and consumers[first + part] - consumers[first] == part:
-                        self.fans.append((first, first + part))
+                        found.append(((first, first + part), self._first_constant(first, first + part)))
                     first, at, length = first + part, at + part, length - part
                 at += max(1, length)
-        self.fans.sort()
+        found.sort()
+        self.fans, self.fan_constants = [fan for fan, _ in found], [constant for _, constant in found]
+
+    def _first_constant(self, first: int, last: int) -> int:
+        """The index of the first constant of these leaves, if they take constants in a row."""
+        taken = self.inputs[self.starts[first] : self.starts[last]]
+        return ~taken[0] if taken and taken[0] < 0 and taken == in_a_row("q", taken[0], len(taken), -1) else -1
 
     def _alike(self, first: int, most: int) -> int:
         """How many leaves from `first` on, at most `most`, have its body and its shape."""
@@ -356,7 +468,7 @@ class Flow:
         while alike < most:
             # Pieces that grow: many short fans must not each look at all that follows.
             at, end = first + alike, first + min(alike + step, most)
-            if not bodies[at:end].count(body) == end - at == shapes[at:end].count(shape):
+            if bodies[at:end] != in_a_row("i", body, end - at, 0) or shapes[at:end] != in_a_row("i", shape, end - at, 0):
                 return next(leaf for leaf in range(at, end) if bodies[leaf] != body or shapes[leaf] != shape) - first
             alike, step = end - first, 2 * step
         return most
@@ -373,6 +485,24 @@ class Flow:
         for node in range(self.count - 1, -1, -1):  # a node stands before those that take it
             takers = self.takers(node)
             guarded[node] = (sinks or len(takers) > 0) and all(guarded[taker] or node in accepts.get(taker, none) for taker in takers)
+
+    def bodies_used(self) -> set[int]:
+        """The bodies that nodes have, as indexes."""
+        return set(self._once_a_fan(self.body_of))
+
+    def pairs(self) -> set[tuple[int, int]]:
+        """The pairs of a body and a shape that nodes have."""
+        return set(zip(self._once_a_fan(self.body_of), self._once_a_fan(self.shape_of), strict=True))
+
+    def _once_a_fan(self, column: array[int]) -> array[int]:
+        """A column in which each fan, whose leaves are alike in it, has one entry."""
+        if len(self.fans) > 100:
+            return column
+        found, at = array(column.typecode), 0
+        for first, last in self.fans:
+            found += column[at : first + 1]
+            at = last
+        return found + column[at:]
 
     def takers(self, node: int) -> array[int]:
         """The nodes that take the value of `node`, each once."""

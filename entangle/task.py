@@ -31,7 +31,7 @@ from entangle._shared.pickling import MAIN, by_value, otherwise, travels_by_valu
 from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks import OnError, Values, tree
 from entangle._tasks.attributes import Attributes
-from entangle._tasks.call import Call, Gathered, Start, in_short
+from entangle._tasks.call import Call, Gathered, MappedCalls, Start, in_short
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated, Layer
 from entangle._tasks.option_values import check_whether
@@ -44,7 +44,7 @@ from entangle._tasks.parameters import (
     takes_keyword,
     without_injected,
 )
-from entangle._tasks.resolving import resolving
+from entangle._tasks.resolving import resolved, resolving
 from entangle._tasks.tree import compile_call
 from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options, nearest, of_a_stream, option_of_a_run, refuse_options
 from entangle.errors import ArgumentError, EntangleError, OptionError
@@ -71,6 +71,8 @@ class TaskBody(Body):
     """The body of a task. It is pickled as its task is: by name, if that can be imported."""
 
     task: Task[..., Any]
+    #: The function itself, where the body does nothing but call it and resolve its value.
+    plain: Callable[..., Any] | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _body_of, (self.task,)
@@ -78,6 +80,10 @@ class TaskBody(Body):
     def is_found(self) -> bool:
         """Whether other processes find its task by a name, under which it is here as well."""
         return bool(self.task.is_found())
+
+    def in_parts(self) -> tuple[Callable[..., Any], Callable[[Any], Any]] | None:
+        """What it calls, and what makes a value of what that returns."""
+        return (self.plain, resolved) if self.plain is not None else None
 
     def made_of(self) -> list[tuple[str, Any]]:
         """The undecorated function and the layers, which an error can name; not our wrappers."""
@@ -195,7 +201,12 @@ class Task(_Arguments[P, R]):
                     raise ArgumentError(
                         f"{self.__name__}.map takes iterables, not {in_short(column)}; for one value write {self.__name__}(…)"
                     )
-            return Gathered(GATHER, tuple([self(*items) for items in zip(*columns)]), f"{self.__name__}.map", False, chunk)  # noqa: B905
+            rows = list(zip(*columns) if more else xs)  # noqa: B905
+            width = len(columns) if more else 0
+            fits = self._fits or self._learn_parameters()
+            items = MappedCalls.of(self, rows, width) if fits(width or 1, {}) else None
+            calls = items or tuple([self(*row) for row in rows] if more else map(self, rows))
+            return Gathered(GATHER, calls, f"{self.__name__}.map", False, chunk)
 
         @edge
         @passes_on
@@ -213,13 +224,17 @@ class Task(_Arguments[P, R]):
                 return Call(STARMAP, (self, chunk, pairs), {}, f"{self.__name__}.starmap")
             if not _is_iterable(pairs):
                 raise ArgumentError(f"{self.__name__}.starmap takes an iterable of tuples, not {in_short(pairs)}")
-            calls: list[Call[R]] = []
+            rows: list[Any] = []
             for number, items in enumerate(pairs):
                 if not isinstance(items, (tuple, list)):
                     told = f"item {number} is {in_short(items)}; for single arguments write {self.__name__}.map(…)"
                     raise ArgumentError(f"{self.__name__}.starmap takes tuples of arguments; {told}")
-                calls.append(self(*items))
-            return Gathered(GATHER, tuple(calls), f"{self.__name__}.starmap", False, chunk)
+                rows.append(items)
+            widths = set(map(len, rows))
+            width = widths.pop() if len(widths) == 1 else 0
+            fits = self._fits or self._learn_parameters()
+            plain = MappedCalls.of(self, rows, width) if width and fits(width, {}) else None
+            return Gathered(GATHER, plain or tuple([self(*row) for row in rows]), f"{self.__name__}.starmap", False, chunk)
 
         @knows_its_options("{}.stream", of_a_stream)
         def stream(
@@ -593,7 +608,8 @@ def _make_body(task: Task[..., Any]) -> Body:
     function = task.function
     if (module := getattr(function, "__module__", None)) and module not in sys.modules:
         travels_by_value(module)  # run by `runpy`: a forked worker must not import it to pickle
-    inner = _as_written(resolving(in_its_order(function, task.layers)), task)
+    ordered = in_its_order(function, task.layers)
+    inner = _as_written(resolving(ordered), task)
     outer = inner
     # What lies below a layer that ships it is enforced in the other place: terms, cookies, carrier.
     near = task.layers
@@ -625,6 +641,7 @@ def _make_body(task: Task[..., Any]) -> Body:
         raise OptionError(_no_device(task.layers, f"task {task.__name__!r}"))
     body = TaskBody(outer, task.__name__, carrier, pools=pools, **terms)
     body.task = task
+    body.plain = ordered if outer is inner else None
     return body
 
 

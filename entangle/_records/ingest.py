@@ -23,8 +23,10 @@ from entangle._records.directory import segments_of
 from entangle._records.log_segment import OURS, OURS_COMING, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
 from entangle._records.retention import retain_now_and_then
 from entangle._records.retirements import ENDING, ingest_notes
+from entangle._records.task_versions import each_of
 from entangle._shared.notes import COOKIE_WAIT, MEMORY, MOVED
-from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, SKIPPED, WAITING
+from entangle._shared.store import in_record
+from entangle._shared.table import DONE, FAILED, IN_RECORD, READY, RECORD, RUNNING, SKIPPED, WAITING
 from entangle.errors import RecordsError
 
 #: States of a node whose run has ended.
@@ -388,9 +390,11 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
     stages = [[one["done"], one["failed"], one["skipped"], one["busy"]] for one in tail["stream"]["stages"]] if "stream" in tail else []
     missing = object()
     rows = zip(segment.body_of, segment.states, segment.attempts, segment.ready_at, RECORD.iter_unpack(segment.records), strict=True)
-    for node, (body, state, attempts, ready, (started, ended, _, _, _, pid, cpu, slot)) in enumerate(rows):
+    for node, (body, state, attempts, ready, (started, ended, number, kind, where, pid, cpu, slot)) in enumerate(rows):
         ran = bool(pid)
         value = values.get(node, missing)
+        if where == IN_RECORD and state == DONE:
+            value = in_record(number, kind)
         yield (
             key,
             node,
@@ -435,7 +439,7 @@ def _failure_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:
 def input_rows(key: int, segment: LogSegment) -> Iterator[tuple[Any, ...]]:
     """The rows of `inputs` for a run."""
     constants = segment.tail["constants"] if segment.tail else None
-    labels = {tuple(map(int, pair.split())): names for pair, names in segment.head["labels"].items()}
+    labels = {tuple(map(int, pair.split())): each_of(names) for pair, names in segment.head["labels"].items()}
     told = _Values().told
     starts = segment.starts
     inputs = segment.inputs.tolist()

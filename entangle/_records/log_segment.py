@@ -5,7 +5,10 @@
     head     a line of JSON        what runs, where, for whom; lengths of the columns
              columns               body_of, shape_of, starts, inputs of the flow
     tail     a line of JSON        what became of it: error, values, attempts; lengths
-             columns               ready_at, records, states, attempts of the table
+             columns               ready_at, records, states, attempts of the table; constants, if
+                                   all are whole numbers of at most 64 bits
+
+A record of a node whose value is a small number has the value itself.
 
 The head is written when the run begins, and the file is locked (`flock`) until it ends; then the
 tail is written. A segment without a whole tail belongs to a live run or, where no process holds the
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: The form of segments. A version of entangle that finds a newer form leaves it alone.
-FORM = 1
+FORM = 2
 #: How their files end. It stays: under another ending, the segments of older versions are lost.
 SUFFIX = ".run"
 #: What every head says.
@@ -180,7 +183,7 @@ def parse(body: bytes) -> LogSegment:
     or is no head."""
     try:
         head, columns, at = _cut(body, 0)
-        if head["form"] != FORM:
+        if head["form"] not in range(1, FORM + 1):
             raise Newer(f"it is of form {head['form']!r:.20}, and this version of entangle reads form {FORM}")
         if missing := _SAID - head.keys():
             raise NotASegment(f"it lacks {', '.join(sorted(missing))}")
@@ -192,7 +195,9 @@ def parse(body: bytes) -> LogSegment:
         raise NotASegment(f"{type(error).__name__}: {error}"[:200]) from None
     try:
         tail, columns, _ = _cut(body, at)
-        ready_at, records, states, attempts = columns
+        ready_at, records, states, attempts, *constants = columns
+        if constants:
+            tail["constants"] = array(tail["constants"], constants[0])
         segment.tail, segment.ready_at, segment.records, segment.states, segment.attempts = (
             tail,
             array("q", ready_at),

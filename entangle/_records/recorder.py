@@ -29,8 +29,9 @@ from entangle._shared import notes, printout
 from entangle._shared.frame import LINK
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.missing_lines import with_lines
+from entangle._shared.store import NOWHERE, in_record
 from entangle._shared.summaries import cut, home_of
-from entangle._shared.table import BUSY, FAILED, FAILED_NODE, FINISHED, NOTING, SLOT, STARTED_AT, STATE, Table
+from entangle._shared.table import BUSY, DONE, FAILED, FAILED_NODE, FINISHED, IN_RECORD, NOTING, RECORD, SLOT, STARTED_AT, STATE, Table
 from entangle._shared.tracebacks import hide
 from entangle._tasks import gremlin_address
 from entangle._tasks.parameters import code_of
@@ -259,10 +260,11 @@ def _names(flow: Flow) -> dict[str, Any]:
     return found
 
 
-def _labels(flow: Flow) -> dict[str, list[str]]:
+def _labels(flow: Flow) -> dict[str, list[tasks.Label]]:
     """For each pair of a body and a shape: the names of the flat inputs of its nodes."""
-    pairs = set(zip(flow.body_of, flow.shape_of, strict=True))
-    return {f"{body} {shape}": tasks.arguments_of(tasks.parameters_of(flow.bodies[body]), flow.shapes[shape]) for body, shape in pairs}
+    return {
+        f"{body} {shape}": tasks.arguments_of(tasks.parameters_of(flow.bodies[body]), flow.shapes[shape]) for body, shape in flow.pairs()
+    }
 
 
 def destination_of(run: ObservedRun) -> tuple[str, bool] | None:
@@ -352,6 +354,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     noted = _failures_among(nodes, values) if FAILED in bytes(table.states) else {}
     constants, outputs = _secret_inputs(flow)
     _hide_outputs(flow, nodes, values, outputs)
+    records = _without_hidden(flow, table, nodes, values, outputs)
     secrets = [constant for constant in (flow.constants[index] for index in constants) if type(constant) is str]
     tail: dict[str, Any] = {
         "ended": ended,
@@ -367,7 +370,10 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     }
     if site.directory and (printed := printout.gather(site.directory)):
         tail["prints"] = _printed(run, printed, outputs, secrets)
-    columns: tuple[Any, ...] = (table.ready_at, table.records, table.states, table.attempts)
+    columns: tuple[Any, ...] = (table.ready_at, records, table.states, table.attempts)
+    if isinstance(tail["constants"], array):
+        columns = *columns, tail["constants"]
+        tail["constants"] = tail["constants"].typecode
     if run.history is not None:
         tail["stream"] = run.how_far()
         failed = tail["error"] is not None and run.history.latest >= 0
@@ -512,10 +518,26 @@ def _hide_outputs(flow: Flow, nodes: list[int], values: list[Any], outputs: set[
                 values[index] = _hidden(values[index])
 
 
-def _constants(run: ObservedRun, flow: Flow, hidden: set[int]) -> list[Any]:
-    """The constants of the flow, as values are noted; those in `hidden` are masked."""
-    if not hidden and _all_small(flow.constants):
-        return flow.constants
+def _without_hidden(flow: Flow, table: Table, nodes: list[int], values: list[Any], outputs: set[int]) -> Any:
+    """The records, without the values in them that `_hide_outputs` would mask: those are noted."""
+    secret = {index for index, body in enumerate(flow.bodies) if is_secret(body.name)}
+    if not secret and not outputs:
+        return table.records
+    records = bytearray(table.records)
+    for node, place in enumerate(table.places):
+        if place == IN_RECORD and table.states[node] == DONE and (flow.body_of[node] in secret or node in outputs):
+            nodes.append(node)
+            values.append(_hidden(in_record(table.numbers[node], table.kinds[node])))
+            began, ended, _, _, _, *others = table.record(node)
+            RECORD.pack_into(records, node * RECORD.size, began, ended, 0, 0, NOWHERE, *others)
+    return records
+
+
+def _constants(run: ObservedRun, flow: Flow, hidden: set[int]) -> list[Any] | array[int]:
+    """The constants of the flow, as values are noted; those in `hidden` are masked. Small numbers
+    as an array."""
+    if not hidden and (small := flow.constants_in_short or _all_small(flow.constants)) is not None:
+        return small
     assert run.table is not None
     now = time.monotonic_ns()
     until = now + max(notes.ALLOWANCE, (now - run.table.header[STARTED_AT]) // notes.SHARE)
@@ -536,17 +558,16 @@ def _constants(run: ObservedRun, flow: Flow, hidden: set[int]) -> list[Any]:
     return _without_secrets(told)
 
 
-def _all_small(constants: list[Any]) -> bool:
-    """Whether all are numbers that are noted as they are. Hardly takes any time."""
+def _all_small(constants: list[Any]) -> list[Any] | array[int] | None:
+    """The constants, if all are numbers that are noted as they are. Hardly takes any time."""
     # By identity: a metaclass may define what its classes are equal to.
     kinds = set(map(id, map(type, constants)))
     if kinds == {id(int)}:
         try:
-            array("q", constants)
+            return array("q", constants)
         except OverflowError:
-            return False
-        return True
-    return kinds <= {id(float), id(bool), id(type(None))}
+            return None
+    return constants if kinds <= {id(float), id(bool), id(type(None))} else None
 
 
 def _pickle_of(value: Any) -> bytes | None:
@@ -576,14 +597,18 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
     secret_name = functools.lru_cache(maxsize=None)(is_secret)  # ten thousand items have one name
-    for pair in set(zip(flow.body_of, flow.shape_of, strict=True)):
-        labels = tasks.arguments_of(tasks.parameters_of(flow.bodies[pair[0]]), flow.shapes[pair[1]])
+    for pair in flow.pairs():
+        labels: list[tuple[int, str]] = []
         # The name of a parameter, and names of fields of named tuples in it.
-        places = [
-            index
-            for index, label in enumerate(labels)
-            if any(secret_name(name.partition("[")[0].partition("{")[0]) for name in label.split("."))
-        ]
+        places: list[int] = []
+        index = 0
+        for label in tasks.arguments_of(tasks.parameters_of(flow.bodies[pair[0]]), flow.shapes[pair[1]]):
+            name, count = (label, 1) if isinstance(label, str) else (label["of"], label["count"])
+            if any(secret_name(part.partition("[")[0].partition("{")[0]) for part in name.split(".")):
+                places += range(index, index + count)
+            if isinstance(label, str):
+                labels.append((index, label))
+            index += count
         if places:
             secret[pair] = places
         named = _named_by_others(labels)
@@ -612,23 +637,23 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
 _without_any: weakref.WeakSet[Flow] = weakref.WeakSet()
 
 
-def _named_by_others(labels: list[str]) -> list[tuple[int, list[int]]]:
+def _named_by_others(labels: list[tuple[int, str]]) -> list[tuple[int, list[int]]]:
     """The arguments that may name others, and those others: keys of a dict, and the first of a
     pair, as in ("password", x)."""
     naming: dict[int, str] = {}
-    for index, label in enumerate(labels):
+    for index, label in labels:
         before, _, last = label.rpartition("{key ")
         if before:
             naming[index] = f"{before}{{value {last}"
         elif label.endswith("[0]"):
             third = f"{label[:-3]}[2]"
-            if not any(other.startswith(third) for other in labels):
+            if not any(other.startswith(third) for _, other in labels):
                 naming[index] = f"{label[:-3]}[1]"
     if not naming:
         return []
     wanted = tuple(naming.values())
     within: dict[str, list[int]] = {}
-    for index, label in enumerate(labels):
+    for index, label in labels:
         if label.startswith(wanted):
             for at, letter in enumerate(label):
                 if letter in "]}":

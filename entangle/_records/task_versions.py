@@ -91,30 +91,54 @@ def parameters_of(body: Body) -> dict[str, Any]:
     return {"names": names, "rest": rest}
 
 
-def arguments_of(parameters: dict[str, Any], shape: Shape) -> list[str]:
-    """For each flat input of a node of that shape, the argument that it is, or is a part of: `a`,
-    `k`, `rest[2]`, `items[0]`."""
+#: The argument that a flat input of a node is, or is a part of: `a`, `k`, `rest[2]`, `items[0]`. Or
+#: many of one in a row: {"of": "items", "count": 100} for `items[0]` to `items[99]`.
+Label = str | dict[str, Any]
+#: How many in a row are one label.
+_MANY = 64
+
+
+def arguments_of(parameters: dict[str, Any], shape: Shape) -> list[Label]:
+    """The labels of the flat inputs of a node of that shape."""
     names, rest = parameters.get("names", []), parameters.get("rest")
-    labels = []
-    for index in range(shape.positional):
-        if index < len(names):
-            labels.append(names[index])
-        else:
-            labels.append(f"{rest or 'arguments'}[{index - len(names)}]")
+    labels: list[Label] = [*names[: shape.positional]]
+    _add_row(rest or "arguments", shape.positional - len(names), labels, shape.templates is None)
     labels += shape.keywords
     if shape.templates is None:
         return labels
-    flat: list[str] = []
+    flat: list[Label] = []
     for label, template in zip(labels, shape.templates, strict=True):
+        assert isinstance(label, str)
         _spread(label, template, flat)
     return flat
 
 
-def _spread(label: str, template: Any, flat: list[str]) -> None:
+def _add_row(of: str, count: int, labels: list[Label], together: bool) -> None:
+    if together and count >= _MANY:
+        labels.append({"of": of, "count": count})
+    else:
+        labels += [f"{of}[{index}]" for index in range(count)]
+
+
+def each_of(labels: list[Label]) -> list[str]:
+    """These labels, one for each input."""
+    found: list[str] = []
+    for label in labels:
+        if isinstance(label, str):
+            found.append(label)
+        else:
+            found += [f"{label['of']}[{index}]" for index in range(label["count"])]
+    return found
+
+
+def _spread(label: str, template: Any, flat: list[Label]) -> None:
     if not isinstance(template, tuple):
         flat.append(label)
         return
     kind, parts = template
+    if kind is list and len(parts) >= _MANY and parts.count(None) == len(parts):
+        _add_row(label, len(parts), flat, True)
+        return
     if isinstance(kind, Like):
         kind = type(kind.container)
     fields = getattr(kind, "_fields", ())  # of a named tuple

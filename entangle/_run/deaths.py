@@ -109,6 +109,7 @@ class Deaths:
         slots, base = self.table.slots, worker.slot * SLOT
         with self.table.locked(UNCLAIMED):
             # If it died with the lock, taking the lock has repaired what it left half done.
+            self.table.settle_stretch(worker.slot)
             node, begun = slots[base + NODE], bool(slots[base + BEGUN])
             began = slots[base + STATE] != STARTING
             if node >= 0 and self._runs_elsewhere(node, worker.slot):
@@ -159,7 +160,10 @@ class Deaths:
         and the node was made ready again. Lock held."""
         slots = self.table.slots
         others = (other * SLOT for other in (*self.roster.processes, *self.roster.threads) if other != slot)
-        return any(slots[base + NODE] == node and slots[base + STATE] == BUSY for base in others)
+        return any(
+            slots[base + STATE] == BUSY and (slots[base + NODE] == node or slots[base + STRETCH_LOW] <= node < slots[base + STRETCH_HIGH])
+            for base in others
+        )
 
     def _lost_idle(self, worker: WorkerProcess, code: int, began: bool) -> None:
         """A worker has died outside of any body. A killed one is replaced. One that cannot even
@@ -217,7 +221,10 @@ class Deaths:
         table.pending[consumer] -= done
         if done and not table.pending[consumer]:
             table.push(self.site.lanes[flow.body_of[consumer]], consumer)
-        return {leaf for leaf in leaves if table.states[leaf] in (WAITING, READY)}
+        back = {leaf for leaf in leaves if table.states[leaf] in (WAITING, READY)}
+        if back:
+            table.forget_records(min(back), high)
+        return back
 
     def _exit_report(self, worker: WorkerProcess, node: int, code: int) -> ProcessTerminatedException:
         name = self.site.flow.name(node)

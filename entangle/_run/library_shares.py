@@ -70,8 +70,8 @@ def alone(flow: Flow, lanes: list[int]) -> tuple[int, ...]:
     if len(flow.sinks) == 1:
         node = flow.sinks[0]
         found.append(node)
-        while len(below := flow.sources(node)) == 1 and len(flow.takers(below[0])) == 1:
-            found.append(node := below[0])
+        while flow.pending[node] == 1 and len(flow.takers(below := flow.sources(node)[0])) == 1:
+            found.append(node := below)
     if flow.leaves <= 1 and flow.pending.count(0) == 1:
         node = flow.pending.index(0)
         found.append(node)

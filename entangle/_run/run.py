@@ -305,7 +305,7 @@ class Run:
         claims = claims_of(flow)
         visible = self._visible(claims)
         lanes = lanes_of(flow)
-        used = {lanes[body] for body in set(flow.body_of)}
+        used = {lanes[body] for body in flow.bodies_used()}
         needs_files = not used <= {*IN_CALLER} or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
         directory = spill = home_path = ""
         budget: CookieQueue | None = None
@@ -407,7 +407,7 @@ class Run:
         frame.forget_row()
         notes.begin_in(frame.notes)
         table = Table.again(frame.memory, frame.table_fd, self.flow, slots, lanes)
-        if HERE in {lanes[body] for body in self.flow.body_of}:
+        if HERE in {lanes[body] for body in self.flow.bodies_used()}:
             table.thread_lock = threading.RLock()
         site = Site(self.flow, table, frame.directory, home.path, frame.spill, frame.wake, (-1, -1), frame.tell)
         site.frame = frame

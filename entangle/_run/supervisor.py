@@ -574,9 +574,11 @@ class Supervisor:
         table, slots = self.table, self.table.slots
         for slot in self.processes:
             base = slot * SLOT
-            if slots[base + NODE] + 1 < slots[base + STRETCH_HIGH] and slots[base + BEGUN] and now - slots[base + SINCE] > LONG_LEAF:
+            if slots[base + NODE] < slots[base + STRETCH_HIGH] and slots[base + BEGUN] and now - slots[base + SINCE] > LONG_LEAF:
                 with table.locked(UNCLAIMED):
-                    table.take_back(slot, self.site.flow, self.site.lanes)
+                    table.settle_stretch(slot)
+                    if now - slots[base + SINCE] > LONG_LEAF:
+                        table.take_back(slot, self.site.flow, self.site.lanes)
 
     def _fresh_may_begin(self) -> bool:
         """Whether a body that needs a process of its own may begin now."""

@@ -136,11 +136,15 @@ class Notes:
             values.append(node)
             values.append(self._described(value, lasted, pickled, last))
         if lasted > LASTING:
-            # Kilobytes on Linux, bytes on macOS.
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)
-            self._extras += (node, MEMORY, peak)
+            self.lasting(node)
         if len(values) > _MANY:
             self.flush()
+
+    def lasting(self, node: int) -> None:
+        """Note the memory of this process after a body that took long."""
+        # Kilobytes on Linux, bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if sys.platform != "darwin" else 1)
+        self._extras += (node, MEMORY, peak)
 
     def _described(self, value: Any, lasted: int, pickled: bytes | memoryview | None, last: bool) -> tuple[Any, ...]:
         self._allowance += lasted // SHARE

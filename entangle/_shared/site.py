@@ -232,7 +232,8 @@ def lanes_of(flow: Flow) -> list[int]:
     if flow.rearmed:
         return [lane or body.carrier for lane, body in zip(serving, flow.bodies, strict=True)]
     here = flow.body_of[flow.sinks[0]] if len(flow.sinks) == 1 else NOBODY
-    alone = here >= 0 and sum(1 for body in flow.body_of if body == here) == 1
+    # No leaf has a body of the calling process.
+    alone = here >= 0 and (flow.bodies[here].carrier != HERE or flow.body_of[flow.leaves :].count(here) == 1)
     return [
         lane or (body.carrier if body.carrier != HERE or (index == here and alone) else THREAD)
         for index, (lane, body) in enumerate(zip(serving, flow.bodies, strict=True))

@@ -29,7 +29,7 @@ from typing import Any
 
 from entangle._shared.limits import file_size
 from entangle._shared.pickling import dumps
-from entangle._shared.table import FREE_SEGMENT, SEGMENTS, Table, reserve
+from entangle._shared.table import BOOL, FLOAT, FREE_SEGMENT, IN_RECORD, INT, NONE, SEGMENTS, Table, reserve
 from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle.errors import EntangleError, StoreFullError
 
@@ -46,7 +46,7 @@ SEALED, FILLING = -2, -3
 WINDOW = 64 * SEGMENT_SIZE
 PAGE = mmap.PAGESIZE
 
-# Where a value is.
+# Where a value is; or IN_RECORD.
 NOWHERE, IN_SEGMENT, IN_FILE, IN_SPILL, IN_LINKED = range(5)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
@@ -217,7 +217,13 @@ class Store:
         Raises what pickling the value raises, or StoreFullError if there is no room anywhere.
         """
         kind = type(value)
-        if kind is int or kind is float or kind is str or kind is bool or value is None:
+        if kind is int and -(1 << 63) <= value < 1 << 63:
+            return IN_RECORD, value, INT
+        if kind is float:
+            return IN_RECORD, _NUMBER.unpack(_DOUBLE.pack(value))[0], FLOAT
+        if value is None or kind is bool:
+            return IN_RECORD, bool(value), NONE if value is None else BOOL
+        if kind is int or kind is str:
             return self.put_pickle(pickle.dumps(value, 5))
         if kind is bytes and len(value) >= LARGE:
             value = WholeBytes(value)
@@ -413,6 +419,8 @@ class Store:
             if window is None:
                 window, _ = self._window_of(offset // SEGMENT_SIZE)
             return pickle.loads(window[within : within + size])
+        if where == IN_RECORD:
+            return in_record(offset, size)
         body, buffers = self._in_file(place)
         return pickle.loads(body, buffers=buffers)
 
@@ -489,7 +497,7 @@ class Store:
                 self.table.header[FREE_SEGMENT] = segment
             SEGMENT_HEAD.pack_into(window, base, held, state)
             return None
-        return place if place[0] else None
+        return place if place[0] not in (NOWHERE, IN_RECORD) else None
 
     def remove(self, place: Place) -> None:
         """Unlink the file of a value. The kernel keeps the memory as long as it is mapped."""
@@ -522,6 +530,16 @@ class Store:
                 _libc.munmap(ctypes.addressof(owner), WINDOW)
         self.windows.clear()
         os.close(self.fd)
+
+
+def in_record(number: int, kind: int) -> Any:
+    """The value that a record has in the place of an offset."""
+    if kind == FLOAT:
+        return _DOUBLE.unpack(_NUMBER.pack(number))[0]
+    return None if kind == NONE else bool(number) if kind == BOOL else number
+
+
+_NUMBER, _DOUBLE = struct.Struct("<q"), struct.Struct("<d")
 
 
 def open_file(path: str, flags: int) -> int:

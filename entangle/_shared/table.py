@@ -28,10 +28,10 @@ from collections.abc import Iterable, Iterator
 from operator import sub
 from typing import Literal, Protocol
 
-from entangle.flow import DEVICE, PROCESS, THREAD, Flow
+from entangle.flow import DEVICE, PROCESS, THREAD, Flow, in_a_row
 
 #: The last byte is the version of the layout: other versions refuse to read the table.
-MAGIC = 0x656E7461_6E676C05
+MAGIC = 0x656E7461_6E676C06
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)
@@ -97,8 +97,15 @@ UNCLAIMED = 0
 
 #: started, ended (ns, CLOCK_MONOTONIC), offset, size, where the value is, pid, cpu, slot.
 RECORD = struct.Struct("<qqqqiiii")
+#: Where a value is that stands in the record itself, in the place of the offset. The size says of
+#: which type it is: an int of 64 bits, a float, None, or a bool.
+IN_RECORD = 5
+INT, FLOAT, NONE, BOOL = range(4)
 
 NOBODY = -1
+
+#: More than a write takes to reach other processors (seconds).
+_MOMENT = 0.0001
 
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 _TRIES = 20
@@ -143,6 +150,11 @@ class Table:
         self.slots = cut("q", 8, SLOT * slots)
         self.ready_at = cut("q", 8, nodes)
         self.records = cut("B", 1, RECORD.size * nodes)
+        #: Fields of the records, each as a column: for many nodes at once.
+        fields = self.records.cast("q")
+        self.started, self.ended, self.numbers, self.kinds = (fields[at::6] for at in range(4))
+        self.fractions = self.records.cast("d")[2::6]
+        self.places = self.records.cast("i")[8::12]
         self.pending = cut("i", 4, nodes)
         self.readers = cut("i", 4, nodes)
         self.next = cut("i", 4, nodes)
@@ -223,7 +235,9 @@ class Table:
             table.habits[body] = NOBODY
         table.pending[:] = memoryview(flow.pending)
         starts = flow.consumer_starts
-        readers = array("i", map(sub, starts[1:], starts))  # one reader a consumer
+        single = flow.leaves if starts[: flow.leaves + 1] == in_a_row("i", 0, flow.leaves + 1) else 0
+        readers = in_a_row("i", 1, single, 0)
+        readers.extend(map(sub, starts[single + 1 :], starts[single:]))  # one reader a consumer
         for node in flow.sinks:
             readers[node] = 1  # kept for the caller
         for node in flow.kept.difference(flow.sinks):
@@ -528,11 +542,11 @@ class Table:
                 node, count = after, count + 1
         return count
 
-    def claim_leaves(self, slot: int) -> int:
+    def claim_leaves(self, slot: int, least: int = 1) -> int:
         """Claim leaves for a worker that has none left, and take the first. Lock held.
 
-        It gets a share of the unclaimed leaves, else the upper half of a long range of another
-        worker, which may be asleep. NOBODY if all are taken.
+        It gets a share of the unclaimed leaves, at least `least` of them, else the upper half of a
+        long range of another worker, which may be asleep. NOBODY if all are taken.
 
         A worker may be killed after each of the writes. Its own range is empty until the last one:
         a recount before that finds these leaves unclaimed, and makes them ready.
@@ -544,7 +558,8 @@ class Table:
             # neighbours stay together; smaller ones later, so that all workers end at one time.
             # Leaves begin nearly in the order written.
             chunk = self.flow.chunk if self.flow is not None else 0
-            high = min(high, low + chunk) if chunk else low + -(-(high - low) // (4 * max(1, self.header[PLANNED])))
+            share = chunk or max(least, -(-(high - low) // (4 * max(1, self.header[PLANNED]))))
+            high = min(high, low + share)
             slots[mine + HIGH] = 0
             slots[mine + LOW] = low + 1
             slots[LOW] = high
@@ -572,13 +587,60 @@ class Table:
         if not self.slots[base + STRETCH_LOW] <= node < high - 1:
             return 0
         self.slots[base + STRETCH_HIGH] = node + 1
-        os.getppid()  # a system call: no processor moves the next read before the last write
+        # The worker writes where it is, and reads this then. Its processor may do the read first,
+        # but not that much earlier.
+        time.sleep(_MOMENT)
         if self.slots[base + NODE] != node:
             self.slots[base + STRETCH_HIGH] = high
             return 0
-        for leaf in range(high - 1, node, -1):
-            self.push(lanes[flow.body_of[leaf]], leaf)
+        self.return_leaves(slot, node + 1, high, lanes[flow.body_of[node]])
         return high - 1 - node
+
+    def return_leaves(self, slot: int, low: int, high: int, lane: int) -> bool:
+        """Give back leaves of a worker's stretch that have not begun. Lock held.
+
+        They go back to its range, where it or another worker finds many at once. Where that is
+        elsewhere by now they become ready, which is told.
+        """
+        self.forget_records(low, high)
+        base = slot * SLOT
+        if self.slots[base + LOW] == high and self.slots[base + HIGH] >= high:
+            self.slots[base + LOW] = low
+            self._queue_range(slot)
+            return False
+        for leaf in range(high - 1, low - 1, -1):
+            self.push(lane, leaf)
+        return True
+
+    def settle_stretch(self, slot: int) -> None:
+        """Write down how far a worker is in its stretch, as if each of its leaves were told of by
+        itself. Lock held."""
+        slots, base = self.slots, slot * SLOT
+        low, high = slots[base + STRETCH_LOW], slots[base + STRETCH_HIGH]
+        if low >= high or not slots[base + BEGUN]:
+            return
+        node = low
+        while node < high and self.ended[node]:
+            node += 1
+        self.end_leaves(low, node)
+        if node < high:
+            slots[base + NODE] = node
+            slots[base + SINCE] = self.ended[node - 1] if node > low else self.started[low]
+            self.states[node] = RUNNING
+        else:
+            slots[base + NODE] = high - 1
+
+    def end_leaves(self, low: int, high: int) -> None:
+        """Mark leaves of a stretch as done that its worker has run one after the other. Lock
+        held."""
+        if low < high:
+            self.started[low + 1 : high] = self.ended[low : high - 1]
+            self.states[low:high] = bytes((DONE,)) * (high - low)
+
+    def forget_records(self, low: int, high: int) -> None:
+        """Clear the records of leaves that have not begun."""
+        size = RECORD.size
+        self.records[low * size : high * size] = bytes(max(0, high - low) * size)
 
     def _queue_range(self, slot: int) -> None:
         """Append a slot that has a range to the queue of ranges, unless it is in it."""
@@ -659,8 +721,9 @@ class Table:
     def release(self) -> None:
         """Let go of the memory, which stays mapped."""
         columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts")
+        fields = ("started", "ended", "numbers", "kinds", "fractions", "places")
         others = ("habits", "learned", "spans", "deferred", "waiting", "last")
-        for name in ("header", "slots", *columns, *others, "_whole"):
+        for name in ("header", "slots", *fields, *columns, *others, "_whole"):
             getattr(self, name).release()
 
     def close(self) -> None:

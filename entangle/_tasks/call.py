@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
@@ -17,7 +19,7 @@ from entangle._tasks.option_values import check_seconds, check_whether
 from entangle._tasks.parameters import named_parameters, positional_names
 from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options
 from entangle.errors import ArgumentError, EntangleError, OptionError
-from entangle.flow import FRESH, PROCESS, Flow
+from entangle.flow import FRESH, LEAST_FAN, PROCESS, UNCHANGING, Flow
 
 if TYPE_CHECKING:
     from entangle._run.future import RunFuture
@@ -422,6 +424,76 @@ _refuse_operators()
 _set_task, _set_args, _set_kwargs, _set_name = (vars(Call)[name].__set__ for name in ("task", "args", "kwargs", "name"))
 
 
+class MappedCalls:
+    """Calls of one task with plain arguments, as `map` builds them: made one by one only where
+    somebody asks for single ones.
+
+    `constants` has the arguments of one call after the other, `width` of each.
+    """
+
+    __slots__ = ("_calls", "constants", "count", "numbers", "task", "width")
+
+    #: How many have been made one by one in this process.
+    made: ClassVar[int] = 0
+
+    def __init__(self, task: Decorated, constants: list[Any], width: int, numbers: bool) -> None:
+        self.task = task
+        #: Whether all arguments are of type int.
+        self.numbers = numbers
+        self.constants = constants
+        self.width = width
+        self.count = len(constants) // width
+        self._calls: tuple[Call[Any], ...] | None = None
+
+    @staticmethod
+    def of(task: Decorated, rows: list[Any], width: int) -> MappedCalls | None:
+        """The calls of a task with these arguments; with `width` 0, each row is the one argument.
+
+        None where they must be looked at one by one.
+        """
+        constants = [argument for row in rows for argument in row] if width else rows
+        kinds = set(map(type, constants))
+        if len(rows) < LEAST_FAN or not all(map(_passed_on, kinds)):
+            return None
+        return MappedCalls(task, constants, width or 1, kinds == {int})
+
+    @property
+    def calls(self) -> tuple[Call[Any], ...]:
+        """The calls, each once for all who ask."""
+        with _making:
+            if self._calls is None:
+                task, constants, width = self.task, self.constants, self.width
+                self._calls = tuple([Call(task, tuple(constants[at : at + width]), {}) for at in range(0, len(constants), width)])
+                MappedCalls.made += 1
+            return self._calls
+
+    @property
+    def are_made(self) -> bool:
+        """Whether the calls have been made one by one."""
+        return self._calls is not None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedCalls, (self.task, self.constants, self.width, self.numbers)
+
+
+_making = threading.Lock()
+os.register_at_fork(after_in_child=lambda: globals().update(_making=threading.Lock()))
+
+
+def _passed_on(kind: type) -> bool:
+    """Whether all arguments of this type are passed on as they are: neither calls, nor containers
+    that may hold some, nor copied."""
+    if kind in UNCHANGING:
+        return True
+    if issubclass(kind, (Call, list, tuple, dict, set, frozenset)) or kind.__module__ in _COPIED:
+        return False
+    return (kind.__module__, kind.__name__) != ("numpy", "ndarray")
+
+
+#: Modules with types of which arguments are copied (`is_copied` in `flow.py`), besides containers.
+_COPIED = ("builtins", "collections")
+
+
 class Gathered(Call[R_co]):
     """A call whose value is the list of the values of its arguments, which are calls.
 
@@ -429,20 +501,34 @@ class Gathered(Call[R_co]):
     of one of the calls is a value in the list. `chunk`: how many of them a worker takes at a time.
     """
 
-    __slots__ = ("_accepts", "_chunk", "_node")
+    __slots__ = ("_accepts", "_chunk", "_items", "_node")
 
     #: The same task for worker processes. Filled in by `entangle.task`.
     in_process: ClassVar[Decorated]
 
     _accepts: bool
     _chunk: int
+    _items: MappedCalls | None
     _node: Call[R_co] | None
 
-    def __init__(self, task: Decorated, args: tuple[Any, ...], name: str | None, accepts: bool, chunk: int) -> None:
-        super().__init__(task, args, {}, name)
+    def __init__(self, task: Decorated, args: tuple[Any, ...] | MappedCalls, name: str | None, accepts: bool, chunk: int) -> None:
+        super().__init__(task, () if isinstance(args, MappedCalls) else args, {}, name)
+        _set_items(self, args if isinstance(args, MappedCalls) else None)
         _set_accepts(self, accepts)
         _set_chunk(self, chunk)
         _set_node(self, None)
+
+    @property
+    def args(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """The calls."""
+        items = self._items
+        return _get_args(self) if items is None else items.calls
+
+    @property
+    def items(self) -> MappedCalls | None:
+        """The calls, where they have not been made one by one."""
+        items = self._items
+        return items if items is not None and not items.are_made else None
 
     @property
     def accepts(self) -> bool:
@@ -462,16 +548,20 @@ class Gathered(Call[R_co]):
         """
         node = self._node
         if node is None:
-            there = any(call.task.body.carrier in (PROCESS, FRESH) for call in self.args)
+            there = any(task.body.carrier in (PROCESS, FRESH) for task in {call.task for call in self.args})
             node = Call(self.in_process if there else self.task, self.args, {}, self.name)
             _set_node(self, node)
         return node
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Gathered, (self.task, self.args, self.name, self.accepts, self.chunk)
+        return Gathered, (self.task, self._given, self.name, self.accepts, self.chunk)
+
+    @property
+    def _given(self) -> tuple[Any, ...] | MappedCalls:
+        return self._items or self.args
 
     def _named(self, name: str) -> Call[R_co]:
-        return Gathered(self.task, self.args, name, self.accepts, self.chunk)
+        return Gathered(self.task, self._given, name, self.accepts, self.chunk)
 
     def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         for name, value in kwargs.items():
@@ -480,10 +570,11 @@ class Gathered(Call[R_co]):
         for argument in args:
             if not isinstance(argument, Call):
                 raise ArgumentError(f"{self!r} takes more calls as arguments, not {in_short(argument)}; build one by calling a task")
-        return Gathered(self.task, (*self.args, *args), self.name, self.accepts, self.chunk)
+        return Gathered(self.task, (*self.args, *args) if args else self._given, self.name, self.accepts, self.chunk)
 
 
-_set_accepts, _set_chunk, _set_node = (vars(Gathered)[name].__set__ for name in ("_accepts", "_chunk", "_node"))
+_set_accepts, _set_chunk, _set_items, _set_node = (vars(Gathered)[name].__set__ for name in ("_accepts", "_chunk", "_items", "_node"))
+_get_args = vars(Call)["args"].__get__
 
 #: The types of calls, for a quick look at a value's type.
 CALLS = frozenset((Call, Gathered))

@@ -24,14 +24,15 @@ def resolving(function: Callable[..., Any]) -> Callable[..., Any]:
         value = function(*args, **kwargs)
         kind = type(value)
         if kind in CALLS or kind is CoroutineType:
-            return _resolved(value)
+            return resolved(value)
         return value
 
     return body
 
 
 @passes_on
-def _resolved(value: Any) -> Any:
+def resolved(value: Any) -> Any:
+    """The value itself; of a call or a coroutine, what comes of it."""
     while True:
         if type(value) in CALLS:
             value = value()

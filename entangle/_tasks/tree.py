@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from entangle._tasks.call import CALLS, Call, Gathered
+from entangle._tasks.call import CALLS, Call, Gathered, MappedCalls
 from entangle._tasks.layer import Decorated
 from entangle.errors import ArgumentError, CycleError
-from entangle.flow import COPY, PROCESS, UNCHANGING, Body, Flow, Like, Shape, Template, is_copied
+from entangle.flow import COPY, PROCESS, UNCHANGING, Body, Flow, Like, Shape, Template, in_a_row, is_copied, smallest_array
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 #: The deepest nesting of containers with calls; far below Python's recursion limit.
@@ -21,11 +21,13 @@ _DEEP = 200
 class _Gathering:
     """What gathered calls say of the inputs of a node."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: bool) -> None:
         #: The positions of the inputs whose failure is a value for the node.
         self.accepted: set[int] = set()
         #: How many of them a worker takes at a time; 0: as many as seem best.
         self.chunk = 0
+        #: Whether calls of a `map` may stand among the inputs as one (`MappedCalls`).
+        self.together = together
 
 
 def _flatten(value: Any, flat: list[Any], around: tuple[int, ...], said: _Gathering) -> Template:
@@ -60,6 +62,10 @@ def _flatten(value: Any, flat: list[Any], around: tuple[int, ...], said: _Gather
 
 def _flatten_gathered(value: Gathered[Any], flat: list[Any], around: tuple[int, ...], said: _Gathering) -> Template:
     """Append the items of a gathered call in its place; `around` bounds their nesting."""
+    if said.together and not value.accepts and len(around) < _DEEP and (items := value.items) is not None:
+        said.chunk = value.chunk or said.chunk
+        flat.append(items)
+        return (list, (None,) * items.count)
     if not value.args and around:
         flat.append([])  # an argument takes an input at least
         return COPY
@@ -124,11 +130,16 @@ def _containers_in(value: Any) -> Iterator[Any]:
 _Shape = tuple[int, tuple[str, ...], "tuple[Template, ...] | None"]
 
 
-def _plan(call: Call[Any]) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
+def _plan(call: Call[Any], together: bool = False) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
     """The flat inputs of a call, and the shape that makes its arguments of them.
 
-    With them what gathered calls say of the inputs, if there are any.
+    With them what gathered calls say of the inputs, if there are any. `together`: the calls of a
+    `map` may be one of the inputs (`MappedCalls`).
     """
+    if together and type(call) is Gathered and not call.accepts and (items := call.items) is not None:
+        said = _Gathering(together)
+        said.chunk = call.chunk
+        return [items], (items.count, (), None), said
     args, kwargs = call.args, call.kwargs
     for argument in args:
         kind = type(argument)
@@ -138,7 +149,7 @@ def _plan(call: Call[Any]) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
         if not kwargs and type(call) is Call:
             return args, (len(args), (), None), None
     flat: list[Any] = []
-    said = _Gathering()
+    said = _Gathering(together)
     templates: tuple[Template, ...]
     if type(call) is Gathered:
         _, templates = _flatten_gathered(call, flat, (), said)
@@ -194,8 +205,12 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
     # The number of a call: -1 while its arguments are visited; then k for the k-th leaf, and -2 -
     # k for the k-th other node, whose final number is known once all leaves are counted.
     numbers: dict[Call[Any], int] = {}
-    leaves: list[tuple[int, int, Sequence[Any]]] = []  # body, shape, flat inputs
-    others: list[tuple[int, int, Sequence[Any]]] = []
+    # Of the calls of a `map`, the number of the first.
+    blocks: dict[MappedCalls, int] = {}
+    made = MappedCalls.made
+    leaf_bodies, leaf_shapes = array("i"), array("i")
+    starts, inputs, constants = array("q", (0,)), array("q"), list[Any]()
+    others: list[tuple[int, int, Sequence[Any]]] = []  # body, shape, flat inputs
     bodies: list[Body] = []
     body_numbers: dict[Decorated, int] = {}
     shapes: dict[Any, int] = {}
@@ -213,10 +228,39 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
                 if said.accepted:
                     # A call that is also taken as it is must not fail.
                     plain = {part for at, part in enumerate(flat) if at not in said.accepted and type(part) is Call}
+                    plain.update(call for part in flat if type(part) is MappedCalls and part.are_made for call in part.calls)
                     accepts[number] = [flat[at] for at in said.accepted if flat[at] not in plain]
             if call.name is not None:
                 names[number] = call.name
             others.append((body, shape, flat))
+            continue
+        if made != MappedCalls.made:  # calls of a `map` that is numbered already have been made one by one
+            made = MappedCalls.made
+            for items, number in blocks.items():
+                if items.are_made:
+                    numbers.update(zip(items.calls, range(number, number + items.count), strict=True))
+        if type(call) is MappedCalls:
+            if call in blocks:
+                continue
+            found = body_numbers.get(call.task)
+            if found is None:
+                found = body_numbers[call.task] = len(bodies)
+                bodies.append(call.task.body)
+            if bodies[found].carrier != PROCESS or bodies[found].gpus or call.are_made:
+                stack += reversed(call.calls)
+                continue
+            shape = shapes.setdefault((call.width, (), None), len(shapes))
+            blocks[call] = len(leaf_bodies)
+            leaf_bodies += in_a_row("i", found, call.count, 0)
+            leaf_shapes += in_a_row("i", shape, call.count, 0)
+            at, width = len(constants), call.width
+            constants += call.constants
+            inputs += in_a_row("q", ~at, width * call.count, -1)
+            first = starts[-1] + width
+            if width == 1:
+                starts += in_a_row("q", first, call.count)
+            else:
+                starts.extend(range(first, first + width * call.count, width))
             continue
         known = numbers.get(call)
         if known is not None:
@@ -228,9 +272,9 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
         if found is None:
             found = body_numbers[task] = len(bodies)
             bodies.append(task.body)
-        flat, plan, said = _plan(call)
+        flat, plan, said = _plan(call, together=True)
         shape = shapes.setdefault(plan, len(shapes))
-        children = [part for part in flat if type(part) is Call]
+        children = [part for part in flat if type(part) is Call or type(part) is MappedCalls]
         if children:
             numbers[call] = -1
             stack.append((call, found, shape, flat, said))
@@ -238,28 +282,32 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
                 children.reverse()
             stack += children
         elif bodies[found].carrier == PROCESS and not bodies[found].gpus:
-            number = numbers[call] = len(leaves)
+            number = numbers[call] = len(leaf_bodies)
             if call.name is not None:
                 names[number] = call.name
-            leaves.append((found, shape, flat))
+            leaf_bodies.append(found)
+            leaf_shapes.append(shape)
+            if flat:
+                at = len(constants)
+                constants += flat
+                inputs.extend(range(~at, ~len(constants), -1))
+            starts.append(len(inputs))
         else:
             number = numbers[call] = -2 - len(others)
             if call.name is not None:
                 names[number] = call.name
             others.append((found, shape, flat))
-    first = len(leaves) - 2
-    starts, inputs, constants = [0], array("q"), list[Any]()
-    for _, _, flat in leaves:
-        if flat:
-            at = len(constants)
-            constants += flat
-            inputs.extend(range(~at, ~len(constants), -1))
-        starts.append(len(inputs))
+    leaves = len(leaf_bodies)
+    first = leaves - 2
     for _, _, flat in others:
         for part in flat:
             if type(part) is Call:
                 number = numbers[part]
                 inputs.append(number if number >= 0 else first - number)
+            elif type(part) is MappedCalls and part in blocks:
+                inputs += in_a_row("q", blocks[part], part.count)
+            elif type(part) is MappedCalls:
+                inputs.extend([number if number >= 0 else first - number for number in map(numbers.__getitem__, part.calls)])
             else:
                 inputs.append(~len(constants))
                 constants.append(part)
@@ -267,15 +315,17 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
     flow = Flow(
         bodies,
         [Shape(*shape) for shape in shapes],
-        array("i", [node[0] for node in (*leaves, *others)]),
-        array("i", [node[1] for node in (*leaves, *others)]),
-        array("q", starts),
+        leaf_bodies + array("i", [node[0] for node in others]),
+        leaf_shapes + array("i", [node[1] for node in others]),
+        starts,
         inputs,
         constants,
-        len(leaves),
+        leaves,
     )
     flow.names = {number if number >= 0 else first - number: name for number, name in names.items()}
     flow.chunk = chunk
+    if sum(calls.count * calls.width for calls in blocks if calls.numbers) == len(constants):
+        flow.constants_in_short = smallest_array(constants)
 
     def place(call: Call[Any]) -> int:
         number = numbers[call]

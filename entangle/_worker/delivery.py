@@ -13,10 +13,10 @@ from typing import Any
 
 from entangle._shared.device_arrays import bytes_on_device
 from entangle._shared.interrupts import Terminated
-from entangle._shared.notes import MOVED
+from entangle._shared.notes import LASTING, MOVED
 from entangle._shared.pickling import why_not
 from entangle._shared.site import Site, cpu
-from entangle._shared.store import IN_SEGMENT, NOWHERE, WINDOW, Place, Store
+from entangle._shared.store import IN_SEGMENT, NOWHERE, WINDOW, Place, Store, in_record
 from entangle._shared.summaries import call_in_short
 from entangle._shared.table import (
     BEGUN,
@@ -26,8 +26,11 @@ from entangle._shared.table import (
     FAILED,
     FAILED_NODE,
     FINISHED,
+    FLOAT,
     HELD_BACK,
     IDLE,
+    IN_RECORD,
+    INT,
     NEXT_NODE,
     NOBODY,
     NODE,
@@ -42,7 +45,7 @@ from entangle._worker.admission import WAITS, learn, share_of
 from entangle._worker.failures import describe, error_of, shorter
 from entangle._worker.taking import Taking, flush
 from entangle.errors import ProcessTerminatedException, RunAtImportError, ThreadTerminatedException
-from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD
+from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD, in_a_row
 
 #: How many published values a worker keeps at hand, for consumers that it runs itself.
 RECENT = 1024
@@ -90,7 +93,7 @@ class Delivery(Taking):
             return self.site.local[node]
         _, _, offset, size, where, _, _, _ = RECORD.unpack_from(self.site.table.records, node * RECORD.size)
         try:
-            if where == IN_SEGMENT or self.notes is None:
+            if where in (IN_SEGMENT, IN_RECORD) or self.notes is None:
                 return self.store.get((where, offset, size))
             began = time.monotonic_ns()
             value = self.store.get((where, offset, size))
@@ -113,6 +116,16 @@ class Delivery(Taking):
         records, unpack, size, loads = table.records, RECORD.unpack_from, RECORD.size, pickle.loads
         at_hand = {self.kept_node, *self.recent} if self.in_process else {*self.recent, *site.local}
         values: list[Any] = []
+        if taken[0] >= 0 and taken == in_a_row("q", taken[0], len(taken)):
+            low, high = taken[0], taken[0] + len(taken)
+            # Numbers in the records of leaves: the store has nothing that is to be dropped.
+            if table.places[low:high] == in_a_row("i", IN_RECORD, high - low, 0):
+                kinds = table.kinds[low:high]
+                for kind, column in ((INT, table.numbers), (FLOAT, table.fractions)):
+                    if kinds == in_a_row("q", kind, high - low, 0):
+                        found: list[Any] = column[low:high].tolist()
+                        return found
+                return list(map(in_record, table.numbers[low:high].tolist(), kinds.tolist()))
         for node in taken:
             if node < 0:
                 values.append(constants[~node])
@@ -302,6 +315,10 @@ class Delivery(Taking):
     def _note(self, node: int, value: Any, started: int, ended: int, place: Place, last: bool) -> None:
         """Note a published value, and the time that it took to move it into the store."""
         assert self.notes is not None
+        if place[0] == IN_RECORD:  # where the recorder finds it
+            if ended - started > LASTING:
+                self.notes.lasting(node)
+            return
         pickled = self.store.pickle_at(place) if place[0] == IN_SEGMENT else None
         self.notes.value(node, value, ended - started, pickled, last)
         if place[0] not in (NOWHERE, IN_SEGMENT):

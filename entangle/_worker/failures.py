@@ -14,9 +14,9 @@ from entangle._shared import pickled_errors
 from entangle._shared.missing_lines import with_lines
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
-from entangle._shared.store import IN_SEGMENT, Store
+from entangle._shared.store import IN_SEGMENT, Store, in_record
 from entangle._shared.summaries import call_in_short, cut, path_in_short, plain_value
-from entangle._shared.table import DONE, LANE, PID, SLOT, Table
+from entangle._shared.table import DONE, IN_RECORD, LANE, PID, SLOT, Table
 from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, StoreFullError, UnpicklableError, add_note, set_cause
 from entangle.flow import HERE, THREAD, Body, Flow
@@ -192,7 +192,9 @@ def call_of(site: Site, store: Store | None, node: int) -> str:
         with contextlib.suppress(Exception):
             _, _, offset, size, where, _, _, _ = site.table.record(taken)
             # A node that has failed has its report there.
-            if store is not None and where == IN_SEGMENT and size <= _SMALL and site.table.states[taken] == DONE:
+            if where == IN_RECORD and site.table.states[taken] == DONE:
+                known[taken] = in_record(offset, size)
+            elif store is not None and where == IN_SEGMENT and size <= _SMALL and site.table.states[taken] == DONE:
                 known[taken] = plain_value(bytes(store.pickle_at((where, offset, size))))
     return call_in_short(site.flow, node, known=known)
 

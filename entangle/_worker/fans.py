@@ -4,18 +4,27 @@ Publishing a value takes the lock, and longer than many a body runs. Of a fan, a
 *stretch* of its leaves, publishes the value of each as soon as it is there, and tells the consumer
 of all of them at once. A stretch takes about a millisecond, so nobody waits long for it.
 
+Within a stretch, a leaf costs three writes: its value, which stands in the record itself if it is a
+number, when it ended, and which leaf comes next. A leaf is done once its end is written. States and
+begins follow for all of them together, at the end of the stretch; where a worker dies before that,
+or where a leaf takes long, the supervisor writes them (`Table.settle_stretch`).
+
 A leaf may take much longer than those before it. The supervisor then takes the rest of the stretch
 back (`Table.take_back`), while its worker may be about to begin the next leaf. Both write first and
 look then: the worker says which leaf it begins and reads where the stretch ends; the supervisor
-moves the end and reads which leaf has begun. So at least one of them sees the other.
+moves the end, waits until each processor must have seen that, and reads which leaf has begun. So at
+least one of them sees the other.
 """
 
 from __future__ import annotations
 
 import bisect
-import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any
 
+from entangle._shared.notes import LASTING
 from entangle._shared.pickling import why_not
 from entangle._shared.site import Site, cpu
 from entangle._shared.store import Place, Store
@@ -24,8 +33,10 @@ from entangle._shared.table import (
     BUSY,
     COUNT,
     CROWDED,
-    DONE,
+    FLOAT,
     HIGH,
+    IN_RECORD,
+    INT,
     LOW,
     NODE,
     OVER,
@@ -45,7 +56,9 @@ from entangle._worker.holding import Holding
 from entangle.flow import PROCESS, Body
 
 #: How long a stretch should take (nanoseconds), and how many leaves it has at most.
-_LASTING, _MOST = 1_000_000, 256
+_LASTING, _MOST = 1_000_000, 4096
+#: The numbers that a record has room for.
+_LEAST, _GREATEST = -(1 << 63), (1 << 63) - 1
 
 
 class Fanning(Holding):
@@ -57,8 +70,9 @@ class Fanning(Holding):
         #: The fans that this worker may run: first leaf, and the one after the last.
         self.fans = [fan for fan in site.flow.fans if not self.special[site.flow.body_of[fan[0]]]] if lane == PROCESS else []
         self._firsts = [first for first, _ in self.fans]
+        constants = dict(zip(site.flow.fans, site.flow.fan_constants, strict=True))
+        self._constants = [constants[fan] for fan in self.fans]
         self._stretch = 1
-        self._fence = threading.Lock()
 
     def _fan_of(self, node: int) -> int:
         """Where the fan ends of which this worker may run this leaf and the next; 0 if in none."""
@@ -75,61 +89,100 @@ class Fanning(Holding):
 
         If a leaf fails, raises its error after all before it have been published; it is still ours.
         """
-        flow, table = self.site.flow, self.site.table
-        slots, base, states, records = table.slots, self.base, table.states, table.records
-        starts, inputs, constants = flow.starts, flow.inputs, flow.constants
-        function, store, notes, clock, pack, size = body.function, self.store, self.notes, time.monotonic_ns, RECORD.pack_into, RECORD.size
-        pid, where, slot, fence = delivery.pid, cpu(), self.slot, self._fence
+        table = self.site.table
+        slots, base, records, size = table.slots, self.base, table.records, RECORD.size
+        numbers, fractions, kinds, ends, clock = table.numbers, table.fractions, table.kinds, table.ended, time.monotonic_ns
+        function, resolved = body.in_parts() or (body.function, None)
         high = self._claim_stretch(node, last)
         self.kept_node, self.kept = -1, None
+        slots[base + BEGUN] = 0
+        records[node * size : high * size] = RECORD.pack(0, 0, 0, INT, IN_RECORD, delivery.pid, cpu(), self.slot) * (high - node)
+        taken = self._taken_by(node, high)
+        begins, ends_at = base + NODE, base + STRETCH_HIGH
         at = node
-        began = started = clock()
+        slots[base + SINCE] = table.started[node] = began = ended = clock()
+        until = began + _LASTING
         failed: BaseException | None = None
+        slots[base + BEGUN] = RUNS
         try:
-            while True:
-                args = [constants[~x] for x in inputs[starts[at] : starts[at + 1]]]
-                slots[base + BEGUN] = RUNS
-                slots[base + SINCE] = started
+            for args in taken:
                 value = function(*args)
                 ended = clock()
                 if self.forked:
                     end_child(None)
-                slots[base + BEGUN] = OVER
-                try:
-                    place = store.put(value)
-                except (OSError, MemoryError):
-                    raise
-                except Exception:
-                    raise why_not(value, f"the value of task {flow.name(at)!r}") from None
-                if notes is not None:
-                    self._note(at, value, started, ended, place, last=False)
-                pack(records, at * size, started, ended, place[1], place[2], place[0], pid, where, slot)
-                states[at] = DONE
+                kind = type(value)
+                if kind is int and _LEAST <= value <= _GREATEST:
+                    numbers[at] = value
+                elif kind is float:
+                    fractions[at] = value
+                    kinds[at] = FLOAT
+                else:
+                    ended = self._publish_other(at, value, ends[at - 1] if at > node else began, ended, resolved)
+                # A leaf is done once its end is there. What comes next has begun from here on.
+                ends[at] = ended
                 at += 1
-                if at >= high or ended - began > 2 * _LASTING:
+                slots[begins] = at
+                # No processor keeps the write above to itself for as long as `take_back` waits.
+                if at >= slots[ends_at] or ended > until:
                     break
-                # A worker that dies between the next writes had not begun this leaf.
-                slots[base + BEGUN] = 0
-                slots[base + NODE] = at
-                fence.acquire()  # no processor moves the next read before the last write
-                fence.release()
-                if at >= slots[base + STRETCH_HIGH]:
-                    break
-                states[at] = RUNNING
-                started = ended
         except BaseException as error:
             if self.forked:
                 end_child(error)
             failed = error
+        slots[base + BEGUN] = OVER
         if failed is not None:
             try:
+                slots[begins] = at
+                slots[base + SINCE] = ends[at - 1] if at > node else began
+                table.states[at] = RUNNING
                 self._publish_stretch(node, at, at + 1, going_on=False)
                 raise failed
             finally:
                 del failed
+        lasted = ended - (ends[at - 2] if at > node + 1 else began)
+        if self.notes is not None and lasted > LASTING:
+            self.notes.lasting(at - 1)
         each = (ended - began) // (at - node)
-        self._stretch = max(1, min(2 * self._stretch, _MOST, _LASTING // max(1, each)))
+        self._stretch = max(1, min(8 * self._stretch, _MOST, _LASTING // max(1, each)))
+        self.least = max(1, self._stretch // 8)
         return self._publish_stretch(node, at, at, going_on=True)
+
+    def _taken_by(self, node: int, high: int) -> Iterable[Sequence[Any]]:
+        """The arguments of each of these leaves."""
+        flow = self.site.flow
+        starts, constants = flow.starts, flow.constants
+        width = starts[node + 1] - starts[node]
+        if not width:
+            return repeat((), high - node)
+        fan = bisect.bisect_right(self._firsts, node) - 1
+        first = self._constants[fan]
+        if first >= 0:
+            first += starts[node] - starts[self._firsts[fan]]
+            taken = constants[first : first + (high - node) * width]
+        else:
+            taken = [constants[~x] for x in flow.inputs[starts[node] : starts[high]]]
+        return zip(*[taken[at::width] for at in range(width)], strict=True)
+
+    def _publish_other(self, node: int, value: Any, started: int, ended: int, resolved: Callable[[Any], Any] | None) -> int:
+        """Publish the value of a leaf that is no small number. Gives when its body ended."""
+        table = self.site.table
+        if resolved is not None:
+            value = resolved(value)
+            ended = time.monotonic_ns()
+            if self.forked:
+                end_child(None)
+        table.slots[self.base + BEGUN] = OVER
+        try:
+            place = self.store.put(value)
+        except (OSError, MemoryError):
+            raise
+        except Exception:
+            raise why_not(value, f"the value of task {self.site.flow.name(node)!r}") from None
+        if self.notes is not None:
+            self._note(node, value, started, ended, place, last=False)
+        table.numbers[node], table.kinds[node], table.places[node] = place[1], place[2], place[0]
+        table.slots[self.base + BEGUN] = RUNS
+        return ended
 
     def _claim_stretch(self, node: int, last: int) -> int:
         """Claim leaves after this one, all in our own range; gives the one after the last."""
@@ -162,14 +215,11 @@ class Fanning(Holding):
         chosen = -1
         table.lock(self.slot)
         try:
+            # The supervisor may be about to mark one of them as running (`settle_stretch`).
+            table.end_leaves(node, done)
             high = slots[base + STRETCH_HIGH]
             if left < high:
-                if slots[base + LOW] == high and slots[base + HIGH] >= high:
-                    slots[base + LOW] = left
-                else:
-                    for leaf in range(high - 1, left - 1, -1):
-                        table.push(PROCESS, leaf)
-                    pushed = True
+                pushed = table.return_leaves(self.slot, left, high, PROCESS)
             if self.guarded is not None:
                 for leaf in range(node, done):
                     if not table.readers[leaf]:

@@ -123,14 +123,18 @@ def _without_what_stays(flow: Flow) -> Flow:
         Body(*body)._replace(function=_elsewhere, on=(Exception,), rescue=None) if here else body
         for body, here in zip(flow.bodies, stays, strict=True)
     ]
-    others.constants = [None] * len(flow.constants)
     others.shapes = [Shape(0)] * len(flow.shapes)
-    for node, which in enumerate(flow.body_of):
-        if not stays[which]:
-            others.shapes[flow.shape_of[node]] = flow.shapes[flow.shape_of[node]]
+    for body, shape in flow.pairs():
+        if not stays[body]:
+            others.shapes[shape] = flow.shapes[shape]
+    # Leaves are for processes, and all that others take is theirs alone.
+    others.constants = flow.constants[:]
+    for node in range(flow.leaves, flow.count):
+        if stays[flow.body_of[node]] and flow.starts[node + 1] - flow.starts[node] > flow.pending[node]:
+            others.constants_in_short = None
             for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]]:
                 if taken < 0:
-                    others.constants[~taken] = flow.constants[~taken]
+                    others.constants[~taken] = None
     return others
 
 

@@ -63,6 +63,8 @@ class Taking:
         #: Whether it goes on with a consumer, the value in hand.
         self.goes_on = self.in_process and self.stays
         self.recent: dict[int, Any] = {}
+        #: How many leaves a claim should have at least, by how long the last ones took.
+        self.least = 1
         self.spent: list[int] = []
         #: Measures the CPU time of the body, if the run is crowded.
         self.meter: Meter | None = None
@@ -163,7 +165,7 @@ class Taking:
                     slots[base + LOW] = low + 1
                     node = low
                 else:
-                    node = table.claim_leaves(self.slot)
+                    node = table.claim_leaves(self.slot, self.least)
                     if node < 0:
                         return NOBODY
             which = self.site.flow.body_of[node]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import os
+import pickle
 import signal
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ import pytest
 import entangle
 from entangle._run.run import Run
 from entangle._shared.table import (
+    BEGUN,
     BUSY,
     DONE,
     HIGH,
@@ -22,6 +25,8 @@ from entangle._shared.table import (
     OWNER,
     READY,
     RUNNING,
+    RUNS,
+    SINCE,
     SLOT,
     STATE,
     STRETCH_HIGH,
@@ -48,8 +53,8 @@ def square(x: int) -> int:
 
 
 @process
-def total(*values: int) -> int:
-    return sum(values)
+def total(*values: Any) -> int:
+    return sum(sum(value) if isinstance(value, list) else value for value in values)
 
 
 def test_where_fans_are() -> None:
@@ -106,6 +111,56 @@ def test_values_of_every_size() -> None:
     same = process(lambda x: x)
     values: list[Any] = [None, 0, "", [], b"x" * 300_000, {"a": 1}, list(range(20_000))] * 5
     assert same.map(values)() == values
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+def test_values_keep_their_types() -> None:
+    """Numbers travel in records of 64 bits: what looks like one and is none must not become one."""
+    same = process(lambda x: x)
+    edges = [(1 << 63) - 1, -1 << 63, 1 << 63, (-1 << 63) - 1, 1 << 200]
+    values: list[Any] = [*edges, True, False, None, 0, 0.0, -0.0, float("inf"), float("nan"), 5e-324, 1j, "1", b"1", Level.HIGH]
+    for wanted in (values * 2, edges * 8, [True, False] * 10, [0.5, -0.0] * 10, [None] * 20):
+        assert [(type(got), repr(got)) for got in same.map(wanted)()] == [(type(value), repr(value)) for value in wanted]
+    assert [repr(same(value)()) for value in values] == list(map(repr, values))
+
+
+def test_bodies_of_every_kind() -> None:
+    async def twice(x: int) -> int:
+        return 2 * x
+
+    def stops(x: int) -> int:
+        if x == 7:
+            raise StopIteration(x)
+        return x
+
+    assert process(twice).map(range(40))() == list(range(0, 80, 2))
+    nothing: Any = process(lambda: 1)
+    assert nothing.starmap([()] * 20)() == [1] * 20
+    three: Any = process(lambda x, y, z: (x, y, z))
+    assert three.starmap(zip(range(40), "ab" * 20, [None] * 40, strict=True))()[39] == (39, "b", None)
+    assert three.map(range(50), range(50, 0, -1), ["x"] * 60)()[::49] == [(0, 50, "x"), (49, 1, "x")]
+    with pytest.raises(StopIteration) as caught:
+        process(stops).map(range(40))()
+    assert "call: stops(7)" in notes_of(caught.value)
+
+
+def test_the_calls_of_a_map_are_the_same_wherever_it_is_used(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @process
+    def noted(x: int) -> int:
+        note(log, str(x))
+        return x
+
+    mapped: Any = noted.map(range(30))
+    everywhere = gather(mapped, total(mapped), mapped.named("again"), gather(mapped, return_exceptions=True), mapped.args[7])
+    assert everywhere() == [list(range(30)), 435, list(range(30)), [list(range(30))], 7]
+    assert Counter(name for (name,) in notes(log)) == Counter(map(str, range(30)))
+    assert pickle.loads(pickle.dumps(square.map(range(30))))() == [x * x for x in range(30)]
+    assert total(square.map(range(30)), thread(square.function).map(range(30)))() == 2 * sum(x * x for x in range(30))
 
 
 def test_a_leaf_fails_amid_others(tmp_path: Path) -> None:
@@ -224,14 +279,42 @@ def test_a_recount_leaves_an_open_stretch_to_its_worker(stretch: Table) -> None:
         assert stretch.pending[30] == 30  # not told of any
 
 
+@pytest.mark.parametrize("ended", [0, 1, 4, 9, 10])
+def test_a_stretch_is_settled_from_what_its_worker_has_written(stretch: Table, ended: int) -> None:
+    """The worker has written no more than begin, values and ends when it dies."""
+    stretch.states[0:5] = bytes((RUNNING, WAITING, WAITING, WAITING, WAITING))
+    stretch.slots[SLOT + NODE], stretch.slots[SLOT + BEGUN], stretch.slots[SLOT + SINCE] = 0, RUNS, 100
+    stretch.started[0] = 100
+    for leaf in range(ended):
+        stretch.ended[leaf] = 101 + leaf
+    with stretch.locked(UNCLAIMED):
+        for _ in range(2):  # once more changes nothing
+            stretch.settle_stretch(1)
+    running = [RUNNING] if ended < 10 else []
+    assert list(stretch.states[:10]) == [*[DONE] * ended, *running, *[WAITING] * (9 - ended)]
+    assert list(stretch.started[:ended]) == list(range(100, 100 + ended))
+    assert stretch.slots[SLOT + NODE] == min(ended, 9)
+    assert ended == 10 or stretch.slots[SLOT + SINCE] == 100 + ended
+
+
 def test_the_rest_of_a_stretch_is_taken_back(stretch: Table) -> None:
     flow = stretch.flow
     assert flow is not None
     with stretch.locked(UNCLAIMED):
         assert stretch.take_back(1, flow, stretch.lanes) == 5
-        assert [stretch.pop(PROCESS) for _ in range(6)] == [5, 6, 7, 8, 9, -1]
+        assert stretch.pop(PROCESS) == -1
         assert stretch.take_back(1, flow, stretch.lanes) == 0
     assert stretch.slots[SLOT + STRETCH_HIGH] == 5
+    assert (stretch.slots[SLOT + LOW], stretch.slots[SLOT + HIGH]) == (5, 15)
+
+
+def test_leaves_of_a_worker_whose_range_is_elsewhere_become_ready(stretch: Table) -> None:
+    flow = stretch.flow
+    assert flow is not None
+    stretch.slots[SLOT + LOW], stretch.slots[SLOT + HIGH] = 20, 25
+    with stretch.locked(UNCLAIMED):
+        assert stretch.take_back(1, flow, stretch.lanes) == 5
+        assert [stretch.pop(PROCESS) for _ in range(6)] == [5, 6, 7, 8, 9, -1]
     assert [stretch.states[leaf] for leaf in (4, 5, 10)] == [RUNNING, READY, WAITING]
 
 
@@ -239,11 +322,10 @@ def test_nothing_is_taken_back_from_a_worker_that_has_gone_on(stretch: Table, mo
     flow = stretch.flow
     assert flow is not None
 
-    def goes_on() -> int:
+    def goes_on(_: float) -> None:
         stretch.slots[SLOT + NODE] = 5
-        return 1
 
-    monkeypatch.setattr(os, "getppid", goes_on)
+    monkeypatch.setattr(time, "sleep", goes_on)
     with stretch.locked(UNCLAIMED):
         assert stretch.take_back(1, flow, stretch.lanes) == 0
         assert stretch.pop(PROCESS) == -1

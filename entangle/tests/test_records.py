@@ -813,8 +813,8 @@ NO_SEGMENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a number that is too long": (lambda path: path.write_bytes(b'{"form": ' + b"9" * 9999 + b"}\n"), "is no record of a run"),
     "columns before their beginning": (lambda path: path.write_bytes(b'{"form": 1, "columns": [-5, 0, 0, 0]}\n'), "cut off"),
     "a newer form": (
-        lambda path: path.write_bytes(b'{"form": 2, "columns": []}\n'),
-        "of form 2, and this version of entangle reads form 1",
+        lambda path: path.write_bytes(b'{"form": 3, "columns": []}\n'),
+        "of form 3, and this version of entangle reads form 2",
     ),
 }
 
