@@ -410,6 +410,11 @@ def _failed(run: ObservedRun, table: Table, noted: dict[int, list[str]], ending:
         if failure is None and node in site.errors:  # a thread's, or that of a process that is gone
             report = failures.describe(site.errors[node], flow.name(node), table.attempts[node] + 1, site.failed.get(node, ""))
             failure = [report["type"], report["message"], report["text"], report["call"], ""]
+        elif failure is None and site.stores:  # its worker has not written its notes yet
+            offset, size, place = table.record(node)[2:5]
+            report = site.stores[0].get((place, offset, size)) if place != NOWHERE else {}
+            if "type" in report:
+                failure = [report[part] for part in ("type", "message", "text", "call", "where")]
         if failure is not None and (ending is None or ending["node"] != node):
             kind, message, text, call, where = failure
             body, attempts = flow.body(node), table.attempts[node] + 1
