@@ -164,15 +164,15 @@ def compile_call(root: Call[Any]) -> Flow:
 
     The same call twice is one node. Raises CycleError if there is a cycle.
     """
-    if type(root) is Call and root.name is None and Call not in map(type, root.args):
+    if type(root) is Call and root.name is None and CALLS.isdisjoint(map(type, root.args)):
         return _alone(root)
     return _compiled([root])[0]
 
 
 def _alone(call: Call[Any]) -> Flow:
     """The flow of a call that may take no other: that of an earlier one, with its own constants."""
-    flat, shape, _ = _plan(call)
-    if not CALLS.isdisjoint(map(type, flat)):
+    flat, shape, _ = _plan(call, together=True)
+    if not {Call, MappedCalls}.isdisjoint(map(type, flat)):
         return _compiled([call])[0]
     plans = call.task._plans
     plan = plans.get(shape)
