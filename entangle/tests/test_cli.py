@@ -1,20 +1,25 @@
-"""The command line, as a user types it: every command in a process of its own."""
+"""The command line, as a user types it. What runs something, and each command once, is in a process
+of its own; what only looks is in this one, which has the packages loaded that the command needs."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -79,6 +84,12 @@ WORK = """
 """
 
 
+#: Commands that only look.
+_LOOK = ("runs", "show", "top")
+#: What they see of their environment.
+_SEEN_HERE = ("ENTANGLE_RUN_DIR", "ENTANGLE_RECORD_DIR", "ENTANGLE_RECORD_DAYS", "COLUMNS", "TERM", "NO_COLOR")
+
+
 class Line:
     """A shell in a folder of its own, with its own records."""
 
@@ -98,6 +109,34 @@ class Line:
         (folder / "work.py").write_text(textwrap.dedent(WORK), encoding="utf-8")
 
     def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        if words and words[0] in _LOOK and environment.keys() <= set(_SEEN_HERE):
+            return self._looks(words, environment)
+        return self.process(*words, **environment)
+
+    def _looks(self, words: tuple[str, ...], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=how) for how in ("strict", "backslashreplace"))
+        with open(os.devnull, encoding="utf-8") as nothing:
+            status = self.here(words, environment, nothing, out, err)
+        told = [stream.buffer.getvalue().decode("utf-8") for stream in (out, err)]
+        return subprocess.CompletedProcess(words, status, *told)
+
+    def here(self, words: tuple[str, ...], environment: dict[str, str], *streams: Any) -> int:
+        """A command in this process, with these for stdin, stdout and stderr. Gives its status."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.chdir(self.folder)
+            whole = {**self.environment, **environment}
+            for name in _SEEN_HERE:
+                patched.setenv(name, whole[name]) if name in whole else patched.delenv(name, raising=False)
+            for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+                patched.setattr(sys, name, stream)
+            try:
+                return main(words)
+            finally:
+                for stream in streams[1:]:
+                    stream.flush()
+
+    def process(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "entangle", *words],
             cwd=self.folder,
@@ -119,6 +158,21 @@ class Line:
 @pytest.fixture
 def line(tmp_path: Path) -> Line:
     return Line(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def records_of_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is remembered of one run, which nobody has looked at yet."""
+    line = Line(tmp_path_factory.mktemp("many"))
+    assert line("run", "work.py:many").stdout == "20\n"
+    return line.folder / "records"
+
+
+@pytest.fixture
+def many(line: Line, records_of_many: Path) -> Line:
+    """A folder in which `work.py:many` has run."""
+    shutil.copytree(records_of_many, line.folder / "records")
+    return line
 
 
 @pytest.fixture
@@ -643,21 +697,20 @@ MESSY = """
 """
 
 
-def test_a_long_message_leaves_the_rest_of_the_list_as_it_is(line: Line) -> None:
-    (line.folder / "messy.py").write_text(textwrap.dedent(MESSY), encoding="utf-8")
-    line("run", "work.py:many")
-    line("run", "messy.py:fail", "3")
-    ids = [run["id"] for run in line.json("runs", "--json")]
+def test_a_long_message_leaves_the_rest_of_the_list_as_it_is(many: Line) -> None:
+    (many.folder / "messy.py").write_text(textwrap.dedent(MESSY), encoding="utf-8")
+    many("run", "messy.py:fail", "3")
+    ids = [run["id"] for run in many.json("runs", "--json")]
     told = (r" +fail +failed +\S.*:\d\d +\S+ m?s +1 +1  this is what", r" +add +done +\S.*:\d\d +\S+ m?s +7$")
-    piped = line("runs", COLUMNS="80").stdout.splitlines()
+    piped = many("runs", COLUMNS="80").stdout.splitlines()
     assert piped[1].endswith("this is what went wrong, in words, and then in some more words")
-    seen = at_a_terminal(line, "runs", columns=80)
+    seen = at_a_terminal(many, "runs", columns=80)
     assert [len(shown) <= 80 for shown in seen] == [True] * 3
     assert seen[1].endswith("…")
     for lines in (piped, seen):
         for shown, run_id, expected in zip(lines[1:], ids, told, strict=True):
             assert re.match(run_id + expected, shown), shown
-    tree = line("show", COLUMNS="80").stdout
+    tree = many("show", COLUMNS="80").stdout
     assert "this is what went wrong, in words, and then in some more words " * 2 in tree
 
 
@@ -735,12 +788,11 @@ def test_a_program_has_the_streams_that_python_would_give_it(strange: Line) -> N
     assert (done.returncode, done.stdout, "UnicodeEncodeError" in done.stderr) == (FAILED, "", True)
 
 
-def test_words_that_are_no_text_name_nothing(line: Line) -> None:
-    line("run", "work.py:many")
-    absent = line("show", "\udcff")
+def test_words_that_are_no_text_name_nothing(many: Line) -> None:
+    absent = many("show", "\udcff")
     assert (absent.returncode, absent.stderr.count("\n")) == (ABSENT, 1)
     assert "no run" in absent.stderr
-    none = line("runs", "--task", "\udcff")
+    none = many("runs", "--task", "\udcff")
     assert (none.returncode, none.stdout) == (DONE, "No run is remembered that fits.\n")
 
 
@@ -758,11 +810,10 @@ def test_halves_of_characters_are_told(strange: Line) -> None:
 @pytest.mark.parametrize(
     "words", [("runs",), ("runs", "--json"), ("run", "work.py:many"), ("show", "-f", "svg"), ("--help",)], ids=" ".join
 )
-def test_a_disk_that_is_full_is_told_in_a_line(line: Line, words: tuple[str, ...]) -> None:
-    line("run", "work.py:many")
+def test_a_disk_that_is_full_is_told_in_a_line(many: Line, words: tuple[str, ...]) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         command = [sys.executable, "-m", "entangle", *words]
-        done = subprocess.run(command, cwd=line.folder, env=line.environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50)
+        done = subprocess.run(command, cwd=many.folder, env=many.environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (FAILED, "entangle: [Errno 28] No space left on device\n")
 
 
@@ -799,42 +850,51 @@ def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
 def drawn(line: Line, *words: str, columns: int = 80, status: int = DONE, **environment: str) -> str:
     """All that a command writes to a terminal."""
     ours, theirs = pty.openpty()
-    environment = {**line.environment, "COLUMNS": str(columns), "TERM": "xterm", **environment}
-    command = [sys.executable, "-m", "entangle", *words]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=line.folder, env=environment)
-    os.close(theirs)
-    shown = b""
-    with open(ours, "rb", buffering=0) as terminal, process:
-        try:
+    shown: list[bytes] = []
+
+    def read() -> None:
+        with open(ours, "rb", buffering=0) as terminal, contextlib.suppress(OSError):  # the other end is closed
             while part := terminal.read(65536):
-                shown += part
-        except OSError:  # the other end is closed
-            pass
-    assert process.returncode == status
-    return shown.decode()
+                shown.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    seen = {"COLUMNS": str(columns), "TERM": "xterm", **environment}
+    with open(theirs, "r+b", buffering=0) as terminal:
+        if words[0] in _LOOK:
+            streams = [io.TextIOWrapper(cast("Any", terminal), encoding="utf-8", write_through=True) for _ in range(3)]
+            ended = line.here(words, seen, *streams)
+            for stream in streams:
+                stream.detach()
+        else:
+            command = [sys.executable, "-m", "entangle", *words]
+            ended = subprocess.call(
+                command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=line.folder, env={**line.environment, **seen}, timeout=50
+            )
+    reader.join()
+    assert ended == status
+    return b"".join(shown).decode()
 
 
-def test_a_run_is_shown_in_other_forms(line: Line) -> None:
-    line("run", "work.py:many")
+def test_a_run_is_shown_in_other_forms(many: Line) -> None:
     forms = {"mermaid": "flowchart", "dot": "digraph", "svg": "<svg", "trace": "traceEvents", "prov": "wasGeneratedBy", "json": '"nodes"'}
     for form, expected in forms.items():
-        done = line("show", "--format", form, "--output", "out")
+        done = many("show", "--format", form, "--output", "out")
         assert (done.returncode, done.stdout, done.stderr) == (DONE, "", "")
-        text = (line.folder / "out").read_text(encoding="utf-8")
+        text = (many.folder / "out").read_text(encoding="utf-8")
         assert expected in text
         if form in ("trace", "prov", "json"):
             json.loads(text)
 
 
-def test_a_node_is_shown_with_all_that_is_known_of_it(line: Line) -> None:
-    line("run", "work.py:many")
-    shown = line("show", "--node", "0").stdout  # a leaf
+def test_a_node_is_shown_with_all_that_is_known_of_it(many: Line) -> None:
+    shown = many("show", "--node", "0").stdout  # a leaf
     assert "def double(n, times=1):" in shown
     assert "sha-256" in shown
-    found = line.json("show", "--node", "6", "--json")
+    found = many.json("show", "--node", "6", "--json")
     assert found["value"]["text"] == "20"
     assert [given["task"] for given in found["inputs"]] == ["add", "add"]
-    assert line("show", "--node", "70").returncode == ABSENT
+    assert many("show", "--node", "70").returncode == ABSENT
 
 
 def test_a_chain_of_a_thousand_and_a_wide_run_are_shown_by_task(line: Line) -> None:
@@ -847,10 +907,9 @@ def test_a_chain_of_a_thousand_and_a_wide_run_are_shown_by_task(line: Line) -> N
     assert len(shown.splitlines()) < 10
 
 
-def test_a_pipe_that_closes_early_is_no_error(line: Line) -> None:
-    line("run", "work.py:many")
+def test_a_pipe_that_closes_early_is_no_error(many: Line) -> None:
     command = f"{sys.executable} -m entangle show --format json | head -c 1"
-    done = subprocess.run(["sh", "-c", command], cwd=line.folder, env=line.environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["sh", "-c", command], cwd=many.folder, env=many.environment, capture_output=True, text=True, timeout=30)
     assert (done.stdout, done.stderr) == ("{", "")
 
 
@@ -1034,11 +1093,11 @@ def test_what_cannot_be_read_among_the_records_is_said_in_a_line_and_the_rest_is
     line("run", "work.py:double", "1")
     line("run", "work.py:double", "2")
     os.mkfifo(line.folder / "records" / "sheets" / "x.run")
-    listed = line("runs")
+    listed = line.process("runs")
     assert (listed.returncode, listed.stdout.count("double")) == (DONE, 2)
     assert len(listed.stderr.splitlines()) == 1
     assert "x.run is no record of a run" in listed.stderr
-    shown = line("show", "last")
+    shown = line.process("show", "last")
     assert (shown.returncode, "double" in shown.stdout, shown.stderr) == (DONE, True, listed.stderr)
     assert len(json.loads(line("runs", "--json").stdout)) == 2
 
@@ -1117,10 +1176,9 @@ def test_the_doctor_says_what_is_broken(line: Line) -> None:
     assert {finding["what"] for finding in json.loads(done.stdout) if finding["state"] == "broken"} == {"gremlin"}
 
 
-def test_a_graph_server_that_is_down(line: Line) -> None:
+def test_a_graph_server_that_is_down(many: Line) -> None:
     installed("gremlin_python")
-    line("run", "work.py:many")
-    assert line("graph", "send", "--all", "--to", "ws://127.0.0.1:1/gremlin").returncode == UNREACHABLE
+    assert many("graph", "send", "--all", "--to", "ws://127.0.0.1:1/gremlin").returncode == UNREACHABLE
 
 
 def test_help_tells_every_command_and_the_meaning_of_the_status(line: Line) -> None:
@@ -1130,9 +1188,8 @@ def test_help_tells_every_command_and_the_meaning_of_the_status(line: Line) -> N
         assert word in done.stdout
 
 
-def test_shells_complete_runs(line: Line) -> None:
-    line("run", "work.py:many")
-    (run,) = line.json("runs", "--json")
+def test_shells_complete_runs(many: Line) -> None:
+    (run,) = many.json("runs", "--json")
     for shell in ("bash", "zsh", "fish"):
         asked = {
             "_ENTANGLE_COMPLETE": f"complete_{shell}",
@@ -1141,4 +1198,4 @@ def test_shells_complete_runs(line: Line) -> None:
             "_TYPER_COMPLETE_ARGS": "entangle show ",
             "_TYPER_COMPLETE_FISH_ACTION": "get-args",
         }
-        assert run["id"] in line(**asked).stdout, shell
+        assert run["id"] in many(**asked).stdout, shell
