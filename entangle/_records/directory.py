@@ -14,6 +14,7 @@ says that it keeps its own records. One that belongs to another user is not trus
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 
@@ -43,20 +44,25 @@ def find_directory() -> str:
         at = os.getcwd()
     except FileNotFoundError:
         at = "/"
-    while True:
-        found = os.path.join(at, PROJECT)
+    for found in _projects_around(at):
         try:
             status = os.lstat(found)
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
                 return found
         except OSError:
             pass
-        above = os.path.dirname(at)
-        if above == at:
-            break
-        at = above
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return os.path.join(state, "entangle")
+
+
+@functools.lru_cache(maxsize=64)
+def _projects_around(at: str) -> list[str]:
+    """Where the records of a project would lie that has this directory, the nearest first."""
+    found = [os.path.join(at, PROJECT)]
+    while (above := os.path.dirname(at)) != at:
+        at = above
+        found.append(os.path.join(at, PROJECT))
+    return found
 
 
 def segments_of(directory: str) -> str:

@@ -40,10 +40,14 @@ LATER = object()
 #: How long the run is waited for without a supervisor (seconds): while there is work for one
 #: worker alone, and where others could help it.
 _MOMENT, _MOMENT_ALONE = 0.003, 0.001
+#: How long its worker's end may go unseen (seconds).
+_SOON = 0.001
 #: How long a run waits at most for those before it, until it begins as any other (seconds).
 _QUEUED = 0.25
 #: The slot of its worker.
 _SLOT = 1
+#: The form of a call alone: pending inputs, where consumers start, leaves, bodies, sinks.
+_ALONE = ((0,), (0, 0), 1, 1, (0,))
 #: Flows of more nodes begin as any other.
 _MOST_NODES = 64
 
@@ -218,12 +222,21 @@ def _wait(run: SmallRun, frame: Frame, site: Site, lent: WorkerProcess) -> bool:
     """Wait a moment for the value. Return whether it is there, and nothing needs attention."""
     header = site.table.header
     until = time.monotonic() + (_MOMENT if run.flow.pending.count(0) == 1 else _MOMENT_ALONE)
-    poll = frame.poll_with(lent.watch, lent.err)
+    # A worker may only say that it has left the run before: look at that, and whether it has ended,
+    # after a millisecond.
+    soon, later = frame.polls_with(lent.watch, lent.err)
+    looks = soon
     while not header[FINISHED]:
         left = until - time.monotonic()
         if left <= 0 or header[FAILED_NODE] >= 0 or run.cancelled:
             return False
-        for fd, _ in poll.poll(left * 1000):
+        found = looks.poll(min(left, _SOON) * 1000)
+        if looks is soon and not found:
+            looks = later
+            continue
+        for fd, _ in found:
+            if fd == lent.watch and not lent.ended():
+                continue
             if fd != frame.listen:
                 return bool(header[FINISHED]) and fd == lent.watch
             with contextlib.suppress(BlockingIOError):
@@ -235,7 +248,12 @@ def _armed(run: SmallRun, frame: Frame) -> Site:
     """Arm the rows of a frame for a run. Rows and site of the run before serve again, if its flow
     had the same form."""
     flow = run.flow
-    form: tuple[object, ...] = (tuple(flow.pending), tuple(flow.consumer_starts), flow.leaves, len(flow.bodies), tuple(flow.sinks))
+    # That of a call alone is known.
+    form = (
+        _ALONE
+        if flow.plan is not None
+        else (tuple(flow.pending), tuple(flow.consumer_starts), flow.leaves, len(flow.bodies), tuple(flow.sinks))
+    )
     frame.empty_pipes()
     notes.begin_in(frame.notes)
     here: Home = frame.home

@@ -123,19 +123,21 @@ class _WarmLife:
     def _join(self, order: Order) -> int:
         """Join a run and work for it. Return the exit status that a worker of that run alone would
         have had."""
-        number, dropped, directory, flow_path, slot, lane, serial, marks, described, given = marshal.loads(order.body)
+        number, dropped, directory, flow_path, slot, lane, serial, marks, described, told, forgets, given = marshal.loads(order.body)
         present = iter(order.fds)
         out, *others = [next(present) if mark else -1 for mark in marks]
         if out >= 0:
             life.lead_output(-1, out)
         module_lookup.forget_arrivals()
+        if forgets:
+            joining.forget_told(forgets)
         if dropped >= 0:
             frame = self._frames.pop(dropped)
             self._descriptors.forget(*frame.descriptors())
             frame.close()
         if number >= 0:
             frame = self._frame(number, others)
-            join, ours = functools.partial(join_in_frame, described, given, frame, directory, slot, lane, serial), []
+            join, ours = functools.partial(join_in_frame, described, told, given, frame, directory, slot, lane, serial), []
         else:
             join, ours = functools.partial(join_run, directory, flow_path, slot, lane, serial, others, self._devices), others
         try:

@@ -20,7 +20,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
-from entangle._shared.polling import new_poll, readable
+from entangle._shared.polling import new_poll
 from entangle._shared.store import Store
 from entangle._shared.table import SEGMENTS, Table, reserve
 
@@ -45,6 +45,10 @@ class Frame:
         self.wake = wake
         self.listen = listen
         self.tell = tell
+        self._pipes = new_poll()
+        for fd in (wake[0], listen):
+            if fd >= 0:
+                self._pipes.register(fd, select.POLLIN)
         self.directory = self.spill = ""
         #: In the caller: the home that the directory lies in.
         self.home: Any = None
@@ -60,13 +64,8 @@ class Frame:
         #: In the caller: the form of the last flow, the site of its run, and the rows as they were
         #: when it began, for the next flow of that form.
         self._row: tuple[Any, Any, bytes] | None = None
-        self._poll: tuple[int, int, Any] = (-1, -1, None)
-        #: In the caller: what it has told the workers of the last run, after what that says.
-        self.told: tuple[Any, bytes] = (None, b"")
-        #: In a worker: what it was told last, the plan of the last flow, and the site of the last
-        #: run, if it can serve again.
-        self.known: dict[str, Any] = {}
-        self.plan: Any = None
+        self._polls: tuple[int, int, tuple[Any, Any]] = (-1, -1, (None, None))
+        #: In a worker: the site of the last run, of a call alone, if it can serve again.
         self._site: Any = None
         #: Whether others than warm workers have joined a run in it: nobody can tell when they have
         #: left.
@@ -113,7 +112,7 @@ class Frame:
 
     def empty_pipes(self) -> None:
         """Read what the run before has left in the pipes."""
-        for fd in readable((self.wake[0], self.listen), 0):
+        for fd, _ in self._pipes.poll(0):
             os.read(fd, 1 << 16)
 
     def kept_row(self, form: object) -> tuple[Any, bytes] | None:
@@ -137,13 +136,12 @@ class Frame:
         """In a worker: keep the site of a run that it has left, for the next one in this frame."""
         self._site = site
 
-    def kept_site(self) -> Any:
-        """In a worker: the site of the last run, if the table has the same form again. Whoever
-        takes it keeps it anew."""
+    def kept_site(self, alone: bool) -> Any:
+        """In a worker: the site of the last run, if the next one is that of a call `alone` as well.
+        Whoever takes it keeps it anew."""
+        if self._site is not None and not (alone and self._site.table.fits()):
+            self.forget_site()
         site, self._site = self._site, None
-        if site is not None and not site.table.fits():
-            site.table.release()
-            return None
         return site
 
     def forget_site(self) -> None:
@@ -152,14 +150,17 @@ class Frame:
             self._site.table.release()
             self._site = None
 
-    def poll_with(self, watch: int, err: int) -> Any:
-        """What polls these descriptors of a worker and the pipe that tells of the run."""
-        if self._poll[:2] != (watch, err):
-            poll = new_poll()
-            for fd in (self.listen, watch, err):
-                poll.register(fd, select.POLLIN)
-            self._poll = watch, err, poll
-        return self._poll[2]
+    def polls_with(self, watch: int, err: int) -> tuple[Any, Any]:
+        """What polls the pipe that tells of the run and what a worker writes; and what polls the
+        worker's news and end as well."""
+        if self._polls[:2] != (watch, err):
+            polls = new_poll(), new_poll()
+            for fd in (self.listen, err):
+                for poll in polls:
+                    poll.register(fd, select.POLLIN)
+            polls[1].register(watch, select.POLLIN)
+            self._polls = watch, err, polls
+        return self._polls[2]
 
     def move(self, directory: str, spill: str) -> None:
         """Rename the directory."""
@@ -173,8 +174,8 @@ class Frame:
         return bool(segments > _MOST_SEGMENTS)
 
     def is_free(self) -> bool:
-        """Whether all workers of the last run have left it or have ended, without waiting."""
-        self.workers = [worker for worker in self.workers if worker.frame is self and worker.is_away()]
+        """Whether all workers of the last run have left it or have ended, as far as is known."""
+        self.workers = [worker for worker in self.workers if worker.is_in(self)]
         return not self.workers
 
     def descriptors(self) -> list[int]:

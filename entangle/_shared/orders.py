@@ -26,6 +26,8 @@ _HEAD = struct.Struct("<Ic")
 _MOST_FDS = 64
 _ROOM_FOR_FDS = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
 _PIECE = 1 << 16
+#: As plain numbers: members of an enum take longer to join than the call.
+_FLAGS, _NO_WAIT = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)), int(socket.MSG_DONTWAIT)
 
 
 class Order(NamedTuple):
@@ -82,7 +84,7 @@ class Orders:
         return bool(self._read)
 
     def _more(self, wait: bool) -> bool:
-        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0) | (0 if wait else socket.MSG_DONTWAIT)
+        flags = _FLAGS if wait else _FLAGS | _NO_WAIT
         fds = array.array("i")
         try:
             # Not `socket.recv_fds`, which ignores flags.

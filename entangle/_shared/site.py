@@ -107,8 +107,9 @@ class Site:
         self.frame: Frame | None = None
         #: What workers that were not forked need to know, once it is known (`_worker/joining.py`).
         self.described = b""
-        #: Arguments that they are told beside it.
-        self.given = b""
+        #: Arguments that they are told beside it, and the number under which they are told the rest
+        #: once; 0: they are told all of it each time.
+        self.given, self.told = b"", 0
         #: In the caller: the file to which this run is recorded; "" if it is not.
         self.record = ""
         #: The session that this run has for itself (`_run.Warm`), in the place of the open one.
@@ -121,7 +122,7 @@ class Site:
         """Become the site of another run in the same frame, whose flow has the same form."""
         self.flow = self.table.flow = flow
         self.directory, self.spill = directory, spill
-        self.flow_path, self.described, self.given, self.record = "", b"", b"", ""
+        self.flow_path, self.described, self.given, self.told, self.record = "", b"", b"", 0, ""
         self.local, self.errors, self.failed, self.noted, self.resumed = {}, {}, {}, [], {}
 
     @property

@@ -271,7 +271,8 @@ class Table:
 
     def fits(self) -> bool:
         """Whether the memory holds a table of this form, after another run has begun in it."""
-        return self.header[NODES] == self.nodes and self.header[SLOTS] == self.slot_count
+        header, bodies, pools = self.header, len(self.habits), len(self.waiting)
+        return (header[NODES], header[SLOTS], header[BODIES], header[POOLS]) == (self.nodes, self.slot_count, bodies, pools)
 
     # The lock ------------------------------------------------------------------------------------
 

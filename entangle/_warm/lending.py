@@ -28,11 +28,13 @@ _TOLD = 1.0
 class LentWorker(WorkerProcess):
     """A warm worker during one run. For the run, it ends when it leaves."""
 
-    def __init__(self, slot: int, lane: int, warm: WarmWorker, pool: WarmPool, out: int, slots: memoryview[int]) -> None:
+    def __init__(self, slot: int, lane: int, warm: WarmWorker, pool: WarmPool, out: int, slots: memoryview[int], number: int) -> None:
         super().__init__(slot, lane, 0, warm.watch, warm.err, out, ours=False)
         self._warm = warm
         self._pool = pool
         self._slots = slots
+        #: It has left the run when it has left so many.
+        self._number = number
 
     @property
     def pid(self) -> int:
@@ -41,8 +43,11 @@ class LentWorker(WorkerProcess):
     def ended(self) -> bool:
         """Whether it has left the run, or its process has ended."""
         if self.ended_by is None:
-            self.ended_by = self._warm.left()
-            if self.ended_by is None and (self._warm.ended() or (self._warm.orders.ended and self._warm.wait(_TOLD))):
+            self._warm.is_prompt = False  # its run lasts
+            self._warm.left()
+            if self._warm.runs_left >= self._number:
+                self.ended_by = self._warm.last_status
+            elif self._warm.ended() or (self._warm.orders.ended and self._warm.wait(_TOLD)):
                 self.ended_by = self._warm.ended_by
         return self.ended_by is not None
 
@@ -119,19 +124,22 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
         fds = [*site.wake, *site.wake_threads, site.tell, *chain(*site.wake_devices)]
     else:
         number = frame.number
-        if warm.told.get(number) is known:
-            known = b""
         if number not in warm.frames:
             dropped = warm.frames[0] if len(warm.frames) >= _MOST_FRAMES else -1
             fds = [frame.table_fd, frame.values_fd, *frame.wake, frame.tell]
+    told = site.told if frame is not None else 0
+    forgets = 0
+    if told and warm.knows(told):
+        known = b""
+    elif told:
+        forgets = warm.learns(told)
     out = os.pipe() if capture else (-1, -1)
     fds = [out[1], *fds]
     marks = [fd >= 0 for fd in fds]
     try:
-        order = marshal.dumps((number, dropped, site.directory, flow_path, slot, lane, serial, marks, known, given))
+        order = marshal.dumps((number, dropped, site.directory, flow_path, slot, lane, serial, marks, known, told, forgets, given))
         warm.orders.send(JOIN, order, [fd for fd in fds if fd >= 0])
-        warm.away, warm.frame = True, site.frame
-        warm.record, warm.killed_for = site.record, ""
+        joined = warm.joins(site.frame, site.record)
     except BaseException:
         if out[0] >= 0:
             os.close(out[0])
@@ -142,10 +150,7 @@ def join(pool: WarmPool, warm: WarmWorker, site: Site, slot: int, lane: int, ser
     if site.frame is not None:
         site.frame.workers.append(warm)
     if frame is not None:
-        warm.told.pop(dropped, None)
-        if known:
-            warm.told[number] = known
         warm.frames = [*(other for other in warm.frames if other not in (number, dropped)), number]
     if out[0] >= 0:
         os.set_blocking(out[0], False)
-    return LentWorker(slot, lane, warm, pool, out[0], slots)
+    return LentWorker(slot, lane, warm, pool, out[0], slots, joined)

@@ -141,8 +141,9 @@ class Session:
         if worker is None or pool is None:
             return None
         with _guard:
-            if self._frames and self._frames[-1].is_free():
-                return self._frames.pop(), worker
+            for at in range(len(self._frames) - 1, -1, -1):
+                if self._frames[at].is_free():
+                    return self._frames.pop(at), worker
         pool.give(worker)
         return None
 
@@ -161,6 +162,9 @@ class Session:
 
     def frame(self, home: Home) -> Frame | None:
         """A frame for a run that begins now; None if there is no room for one."""
+        pool = self._pool
+        if pool is not None:
+            pool.look()
         with _guard:
             frames = self._frames
             for frame in reversed(frames):

@@ -26,6 +26,7 @@ from entangle._shared.frame import Frame
 from entangle._shared.interrupts import Deferred
 from entangle._shared.orders import LEFT, Orders
 from entangle._shared.polling import readable
+from entangle._worker.joining import MOST_TOLD
 from entangle.errors import EntangleError
 
 #: How long one is waited for that is about to come back, before another is started (seconds).
@@ -60,19 +61,57 @@ class WarmWorker:
             os.set_blocking(self.err, False)
         self._process = WorkerProcess(-1, -1, 0, status, -1, -1, ours=False)
         self.orders = Orders(ours)
-        #: Whether it has been told to do something and has not said yet that it is done.
-        self.away = self.closed = False
+        self.closed = False
+        #: Whether it was there in time when it was waited for last.
+        self.is_prompt = False
+        #: The runs that it was told to join and has not said yet that it left: the frame of each,
+        #: if any, and where it is recorded. Of two it is still leaving the first.
+        self.inside: list[tuple[Frame | None, str]] = []
+        #: How many runs it has left, and the exit status with which it has left the last.
+        self.runs_left = self.last_status = 0
         #: The numbers of the frames that it has open, the one used last at the end.
         self.frames: list[int] = []
-        self.frame: Frame | None = None
-        #: What it was told last of a run in each of these frames.
-        self.told: dict[int, bytes] = {}
+        #: The numbers of what it has been told of calls (`_worker/joining.py`), the one used last
+        #: at the end; whether it is to forget all that it was told before.
+        self._told: dict[int, None] = {}
+        self._forgets = False
         #: Why it retires, if it has said that it does; for what it was killed.
         self.retires = self.killed_for = ""
         #: Where the run that it joined last is recorded; "" if that is not.
         self.record = ""
         #: Readable when it has news, or has ended.
         self.watch = _watch_both(ours.fileno(), status)
+
+    @property
+    def away(self) -> bool:
+        """Whether it has been told to do something and has not said yet that it is done."""
+        return bool(self.inside)
+
+    def joins(self, frame: Frame | None, record: str) -> int:
+        """Note that it was told to join a run. Gives the number of that run: it has left it when it
+        has left so many."""
+        self.inside.append((frame, record))
+        self.killed_for = ""
+        if len(self.inside) == 1:
+            self.record = record
+        return self.runs_left + len(self.inside)
+
+    def knows(self, number: int) -> bool:
+        """Whether it has been told what has this number."""
+        if number not in self._told:
+            return False
+        self._told[number] = self._told.pop(number)
+        return True
+
+    def learns(self, number: int) -> int:
+        """Note that it is told what has this number. Gives the number of what it is to forget
+        before: 0 for nothing, -1 for all."""
+        forgets, self._forgets = -1 if self._forgets else 0, False
+        if not forgets and len(self._told) >= MOST_TOLD:
+            forgets = next(iter(self._told))
+            del self._told[forgets]
+        self._told[number] = None
+        return forgets
 
     @property
     def channel(self) -> socket.socket:
@@ -105,22 +144,30 @@ class WarmWorker:
         """Send a signal to the worker and to its process group."""
         self._process.kill(number)
 
-    def left(self) -> int | None:
-        """The exit status with which it has left the run that it had joined; None while it is
-        there."""
+    def left(self) -> bool:
+        """Whether it has left all runs that it was told to join."""
+        while self.inside and self._has_left_one():
+            pass
+        return not self.inside
+
+    def _has_left_one(self) -> bool:
         try:
             news = self.orders.receive(wait=False)
         except OSError:
-            return None
+            return False
         if news is None or news.kind != LEFT:
-            return None
-        code, self.retires = json.loads(news.body) if news.body else (0, "")
-        self.away = False
-        if code:
-            self.told.clear()  # it may have understood nothing of it
+            return False
+        self.last_status, self.retires = json.loads(news.body) if news.body else (0, "")
+        self.runs_left += 1
+        del self.inside[0]
+        if self.last_status:
+            self._told.clear()  # it may have understood nothing of it
+            self._forgets = True
         if self.retires:
             self._tell(self.retires)
-        return int(code)
+        elif self.inside:
+            self.record = self.inside[0][1]
+        return True
 
     def _tell(self, why: str) -> None:
         """Have it recorded why this worker ends, where its last run is recorded."""
@@ -144,9 +191,9 @@ class WarmWorker:
         else:
             self._tell("a body has closed descriptors of the worker, or ended it by os._exit(0)")
 
-    def is_away(self) -> bool:
-        """Whether it may still be in the run that it has joined."""
-        return self.away and not self.closed and self.left() is None and not self.ended()
+    def is_in(self, frame: Frame) -> bool:
+        """Whether it may still be in a run in this frame."""
+        return not self.closed and any(inside is frame for inside, _ in self.inside) and not self.ended()
 
     def close(self) -> None:
         """Close what leads to it: it ends as soon as it has nothing to do."""
@@ -237,8 +284,14 @@ class WarmPool:
                 return None
             worker = self._idle()
             if worker is None and len(self._here) == 1 and (last := self._here[0]).away:
-                readable([last.watch], _MOMENT)
-                worker = self._idle()
+                if last.is_prompt and len(last.inside) == 1:
+                    # It puts back what the run before has changed. With an order that is there by
+                    # then, nobody has to sleep.
+                    worker = self._here.pop()
+                else:
+                    readable([last.watch], _MOMENT)
+                    worker = self._idle()
+                    last.is_prompt = worker is last
             if worker is not None:
                 self._lent.add(worker)
             return worker
@@ -247,12 +300,18 @@ class WarmPool:
         """Take the best of those that are here: the last one used that is ready."""
         for worker in reversed(self._here):
             # One that has just said that it has left is there.
-            just_left = worker.away and worker.left() is not None
+            just_left = worker.away and worker.left()
             if not worker.away and not worker.retires and not worker.orders.ended and (just_left or not worker.ended()):
                 self._here.remove(worker)
                 return worker
         self._drop_ended()
         return None
+
+    def look(self) -> None:
+        """See which of those that are here have left their runs."""
+        with self._guard:
+            for worker in self._here:
+                worker.left()
 
     def _drop_ended(self) -> None:
         for worker in list(self._here):

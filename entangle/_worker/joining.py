@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import itertools
 import os
 import pickle
 from typing import Any, NoReturn
@@ -35,7 +36,7 @@ def described(site: Site) -> bytes:
     """What a worker that was not forked needs to know of its run, pickled once a run.
 
     In a frame, a call that others find by name has its arguments apart, in `site.given`. What is
-    left is the same object as for the run before, if it says the same.
+    left then has a number, `site.told`, and is the same for all runs for which it says the same.
 
     Raises UnpicklableError naming what cannot travel.
     """
@@ -51,8 +52,9 @@ def described(site: Site) -> bytes:
         plan = plan if site.given else None
     state = inheritance.pickled()
     says = plan, state, site.home, site.shares, jobserver_style(), sorted(module_lookup.travelled)
-    if plan is not None and site.frame is not None and site.frame.told[0] == says:
-        site.described = site.frame.told[1]
+    known = _told.get(plan) if plan is not None else None
+    if known is not None and known[0] == says:
+        _, site.told, site.described = known
         return site.described
     flow = plan or _without_what_stays(site.flow)
     try:
@@ -62,7 +64,7 @@ def described(site: Site) -> bytes:
         raise
     except Exception as error:
         raise _what_cannot_travel(flow, error) from None
-    known = {
+    tells = {
         "flow": pickled,
         "home": site.home,
         "home_spill": os.path.dirname(site.spill),
@@ -73,11 +75,21 @@ def described(site: Site) -> bytes:
         "claims": site.claims,
         "visible": site.visible,
     }
-    known["travelled"] = sorted(module_lookup.travelled)
-    site.described = pickle.dumps(known, 5)
-    if plan is not None and site.frame is not None:
-        site.frame.told = says, site.described
+    tells["travelled"] = sorted(module_lookup.travelled)
+    site.described = pickle.dumps(tells, 5)
+    if plan is not None:
+        site.told = next(_numbers)
+        if len(_told) >= MOST_TOLD:
+            _told.clear()
+        _told[plan] = says, site.told, site.described
     return site.described
+
+
+#: In a caller: what workers are told of calls, by their plans: after what that says, its number.
+_told: dict[Flow, tuple[tuple[Any, ...], int, bytes]] = {}
+_numbers = itertools.count(1)
+#: Of so many plans it is known, here and in each worker.
+MOST_TOLD = 32
 
 
 def write_flow(site: Site) -> None:
@@ -193,40 +205,51 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
         return _worker_of(known, site, slot, lane, serial, serving)
 
 
-def join_in_frame(described: bytes, given: bytes, frame: Frame, directory: str, slot: int, lane: int, serial: int) -> Worker:
+def join_in_frame(described: bytes, told: int, given: bytes, frame: Frame, directory: str, slot: int, lane: int, serial: int) -> Worker:
     """Become a worker of a run that has begun in a frame. `described` is what its caller tells,
-    empty if that is what it told last; `given` are arguments beside it.
+    empty if that has been `told` under this number; `given` are arguments beside it.
 
     Raises NotJoined if what the run is made of cannot be unpickled here.
     """
     with importing.joining():
-        if described:
-            frame.known, frame.plan = pickle.loads(described), None
-            frame.forget_site()
-        known, site = frame.known, frame.kept_site()
+        known, plan = (pickle.loads(described), None) if described else _known[told]
+        site = frame.kept_site(alone=told > 0)
         frame.directory, frame.spill = directory, _spill_of(known, directory)
         table = site.table if site is not None else Table.seen_in(frame.memory, frame.table_fd)
         try:
             _take_on(known["state"], "before")
-            flow, serving = _flow_of(known, given, directory, table, slot, lane, frame.plan)
+            flow, serving = _flow_of(known, given, directory, table, slot, lane, plan)
         except BaseException:
             table.release()
             raise
-        frame.plan = flow.plan
+        if told:
+            _known[told] = known, flow.plan
         store = frame.store_for(table, slot, serial)
-        if site is not None:
+        if site is None:
+            site = Site(flow, table, directory, known["home"], frame.spill, frame.wake, (-1, -1), frame.tell)
+            site.frame = frame
+            site.stores.append(store)
+            store.elsewhere = site.elsewhere
+        else:
             site.begin_again(flow, directory, frame.spill)
-            return Worker(site, slot, lane, serial, store)
-        site = Site(flow, table, directory, known["home"], frame.spill, frame.wake, (-1, -1), frame.tell)
-        site.frame = frame
-        site.stores.append(store)
-        store.elsewhere = site.elsewhere
         return _worker_of(known, site, slot, lane, serial, serving, store)
 
 
 def _spill_of(known: dict[str, Any], directory: str) -> str:
     """The twin on disk of the directory of a run."""
     return os.path.join(known["home_spill"], os.path.basename(directory))
+
+
+#: In a warm worker: what it was told under numbers, and the plans that were in it.
+_known: dict[int, tuple[dict[str, Any], Flow | None]] = {}
+
+
+def forget_told(number: int) -> None:
+    """Forget what was told under this number; under all if it is negative."""
+    if number < 0:
+        _known.clear()
+    else:
+        _known.pop(number, None)
 
 
 #: The home that this process has adopted last.
@@ -318,7 +341,8 @@ def _worker_of(
     known: dict[str, Any], site: Site, slot: int, lane: int, serial: int, serving: Serving | None, store: Store | None = None
 ) -> Worker:
     site.visible = known["visible"]
-    site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
+    if site.makeflags is None:
+        site.makeflags = jobserver_flags(os.path.join(site.home, "budget"))
     offer_jobs(site)
     site.shares = known["shares"]
     worker = Worker(site, slot, lane, serial, store)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from entangle import session
+from entangle import records, session
 from entangle._warm.session import Session
-from entangle.errors import OptionError
+from entangle.errors import EntangleError, OptionError
 from entangle.process import process
 
 
@@ -106,6 +108,97 @@ def test_a_frame_serves_again_after_the_death_of_a_worker(opened: Session) -> No
             ends(9)()
         pid_of_worker()()
     assert len(opened._frames) <= 2
+
+
+@process
+def joined(*parts: str, between: str = "") -> str:
+    return between.join(parts)
+
+
+@process
+def lowers_a_limit() -> None:
+    """Has the worker retire."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class Unwanted:
+    """What cannot be unpickled in a worker."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _made_here, (os.getpid(), self.wanted)
+
+
+def _made_here(pid: int, wanted: bool) -> Unwanted:
+    if not wanted and pid != os.getpid():
+        raise ValueError("not here")
+    return Unwanted(wanted)
+
+
+@process
+def is_wanted(this: Unwanted, that: Unwanted) -> bool:
+    return this.wanted and that.wanted
+
+
+def test_calls_of_one_task_have_their_own_arguments(opened: Session) -> None:
+    for n in range(5):
+        assert joined(str(n), "b")() == f"{n}b"
+        assert joined("a", between=str(n))() == "a"
+        assert joined("a", "b", between=str(n))() == f"a{n}b"
+        assert joined(*map(str, range(n)))() == "".join(map(str, range(n)))
+        assert add(n, n)() == 2 * n
+
+
+def test_an_argument_that_cannot_be_unpickled_is_named(opened: Session) -> None:
+    good, bad = Unwanted(True), Unwanted(False)
+    assert is_wanted(good, good)()
+    for _ in range(2):
+        with pytest.raises(EntangleError, match=r"argument 2 of is_wanted\(.*\) cannot be unpickled in a worker"):
+            is_wanted(good, bad)()
+        assert is_wanted(good, good)()
+
+
+def test_a_module_that_a_body_has_loaded_anew_is_used(opened: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loaded_twice.py").write_text(
+        "import importlib, sys, time\n"
+        "from entangle.process import process\n"
+        "@process\n"
+        "def imported(at=time.monotonic_ns()):\n"
+        "    return at\n"
+        "@process\n"
+        "def load():\n"
+        "    importlib.reload(sys.modules[__name__])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import loaded_twice  # type: ignore[import-not-found]
+
+    first = loaded_twice.imported()()
+    assert loaded_twice.imported()() == first
+    loaded_twice.load()()
+    assert loaded_twice.imported()() > first
+
+
+def test_a_run_that_comes_while_its_worker_retires_has_another(opened: Session) -> None:
+    pids = set()
+    for n in range(4):
+        pids.add(pid_of_worker()())
+        lowers_a_limit()()
+        assert add(n, 1)() == n + 1
+    assert len(pids) == 4
+
+
+def test_short_runs_are_recorded_when_they_are_over(opened: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    for n in range(3):
+        add(n, b=n + 1)()
+        (node,) = records.run().nodes
+        taken = [(found.argument, found.value and found.value.text) for found in node.inputs]
+        assert (node.value and node.value.text, taken) == (str(2 * n + 1), [("a", str(n)), ("b", str(n + 1))])
+    monkeypatch.setenv("ENTANGLE_RECORD", "0")
+    add(8, 8)()
+    assert [node.value and node.value.text for node in records.run().nodes] == ["5"]
 
 
 _HOME_GONE = """

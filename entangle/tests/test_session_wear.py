@@ -204,7 +204,7 @@ def test_a_worker_that_is_killed_is_replaced_and_that_is_recorded(tmp_path: Path
             add(hangs_on(str(tmp_path / "log")), fails(str(tmp_path / "log")))()
         (stopped,) = pids_in(tmp_path / "log")
         idle = pid()()
-        wait_until(lambda: [worker.is_away() for worker in opened._pool._here] == [False])  # type: ignore[union-attr]
+        wait_until(lambda: [worker.left() for worker in opened._pool._here] == [True])  # type: ignore[union-attr]
         os.kill(idle, signal.SIGKILL)
         wait_until(lambda: not alive(idle))
         assert pid()() != idle
