@@ -29,7 +29,7 @@ def _pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("nested pool", 131),
         ("limits", 67),
         ("nested limits", 211),
-        ("devices", 59),
+        ("devices", 31),
         ("chain on a device", 31),
         ("nested devices", 173),
         ("retry", 31),
