@@ -146,15 +146,15 @@ class WholeBytes:
         return bytes, (pickle.PickleBuffer(self.value),)
 
 
-def aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """A `buffer_callback` of pickle that puts large buffers aside, into that list."""
+def aside(buffers: list[memoryview], least: int = LARGE) -> Callable[[pickle.PickleBuffer], bool]:
+    """A `buffer_callback` of pickle that puts buffers of so many bytes aside, into that list."""
 
     def out_of_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
         except BufferError:  # not contiguous: pickle copies it
             return True
-        if raw.nbytes < LARGE:
+        if raw.nbytes < least:
             return True
         buffers.append(raw)
         return False

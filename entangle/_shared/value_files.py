@@ -18,7 +18,7 @@ from collections import Counter
 from typing import Any
 
 from entangle._shared.limits import file_size
-from entangle._shared.store import FULL, LARGE, WholeBytes, address_of, aside, map_privately, open_file, round_up, untouched, write_all
+from entangle._shared.store import FULL, WholeBytes, address_of, aside, map_privately, open_file, round_up, untouched, write_all
 from entangle._shared.table import reserve
 from entangle.errors import StoreFullError
 
@@ -26,16 +26,17 @@ from entangle.errors import StoreFullError
 #: a file, an offset and a size.
 Wire = bytes | tuple[bytes | None, tuple[tuple[str, int, int], ...]]
 
-#: A pickle of more bytes than this lies in a file as well.
-INLINE = 16 * 1024
+#: A pickle or a buffer of more bytes than this lies in a file. The way through a socket costs as
+#: much where there are some more: the sender waits for the reader then.
+INLINE = 128 * 1024
 
 
 def pickled(dump: Any, value: Any) -> tuple[bytes, list[memoryview]]:
     """Pickle a value by `dump(value, buffer_callback, again)`. Gives its large buffers as well."""
-    if type(value) is bytes and len(value) >= LARGE:
+    if type(value) is bytes and len(value) > INLINE:
         value = WholeBytes(value)
     buffers: list[memoryview] = []
-    body: bytes = dump(value, aside(buffers), buffers.clear)
+    body: bytes = dump(value, aside(buffers, INLINE + 1), buffers.clear)
     return body, buffers
 
 

@@ -472,8 +472,8 @@ class Calls:
             if not self._backlog:
                 return
             seconds = self._backlog[0].function.seconds
-            if seconds is None or seconds > _MESSAGE / 4:
-                return
+            if seconds is None or seconds > _MESSAGE / 4 or len(self._backlog[0].body) > _AHEAD:
+                return  # who sends more than the socket has room for waits for the reader
             if not line.pending or line.closed or line.retires or line.recalled is not None or line.left == 0:
                 continue
             first = next(iter(line.pending))
@@ -539,7 +539,9 @@ class Calls:
         while backlog and len(calls) < most:
             job = backlog[0]
             seconds = job.function.seconds
-            if calls and (seconds is None or spent + seconds > _MESSAGE or size > _BYTES or len(functions) >= _FUNCTIONS // 2):
+            if calls and (
+                seconds is None or spent + seconds > _MESSAGE or size + len(job.body) > _BYTES or len(functions) >= _FUNCTIONS // 2
+            ):
                 break
             backlog.popleft()
             if not job.begin():
