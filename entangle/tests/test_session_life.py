@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,7 @@ def test_layers_in_a_session(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import os, signal, sys, threading, time
+import contextlib, os, signal, sys, threading, time
 from entangle import session
 from entangle.process import process
 
@@ -294,10 +295,7 @@ def begin():
 
 if __name__ == "__main__":
     how = sys.argv[1]
-    if how == "program":
-        begin()
-        sys.exit()
-    with session(workers=1):
+    with contextlib.nullcontext() if "ENTANGLE_SESSION" in os.environ else session(workers=1):
         begin()
         if how == "exit":
             sys.exit(3)
@@ -316,6 +314,10 @@ if __name__ == "__main__":
 """
 
 
+def _is_gone(pid: int) -> bool:
+    return not alive(pid)
+
+
 @pytest.mark.parametrize(
     ("how", "number"),
     [
@@ -332,26 +334,74 @@ if __name__ == "__main__":
     ],
 )
 def test_nothing_is_left_however_its_owner_ends(tmp_path: Path, how: str, number: int) -> None:
-    caller = Caller(tmp_path, PROGRAM).start(how)
-    assert caller.process.stdout is not None
-    warm, owner = map(int, caller.process.stdout.readline().split())
-    assert owner == caller.process.pid
-    if how == "run":
-        wait_until(lambda: (tmp_path / "slow").exists())
-    if number:
-        caller.process.send_signal(number)
-    caller.process.communicate(timeout=20)
-    wait_until(lambda: not alive(warm), 2.0)
-    # What kills a process on the spot leaves its home to the next process of the user.
-    if how != "end" and number != signal.SIGKILL and (how, number) != ("idle", signal.SIGTERM):
-        assert [path for path in caller.runs.rglob("*") if path.is_file()] == []
+    """With a session that it has opened, and with one for the whole program."""
+    for folder in ("opened", "whole"):
+        (tmp_path / folder).mkdir()
+    whole = Caller(tmp_path / "whole", PROGRAM, ENTANGLE_SESSION="1").start(how)
+    for caller in (Caller(tmp_path / "opened", PROGRAM).start(how), whole):
+        assert caller.process.stdout is not None
+        warm, owner = map(int, caller.process.stdout.readline().split())
+        assert owner == caller.process.pid
+        if how == "run":
+            wait_until((caller.folder / "slow").exists)
+        if number:
+            caller.process.send_signal(number)
+        caller.process.communicate(timeout=20)
+        wait_until(partial(_is_gone, warm), 2.0)
+        # What kills a process on the spot leaves its home to the next process of the user.
+        if how != "end" and number != signal.SIGKILL and (how, number) != ("idle", signal.SIGTERM):
+            assert [path for path in caller.runs.rglob("*") if path.is_file()] == []
+
+
+WHOLE = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+from entangle.process import process
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+@process
+def pid():
+    return os.getpid()
+
+@process
+def nested(depth):
+    return [os.getpid(), *(nested(depth - 1)() if depth else [])]
+
+@workflow
+def flow():
+    return pid()
+
+if __name__ == "__main__":
+    warm = pid()()
+    with ThreadPoolExecutor(4) as threads:
+        several = set(threads.map(lambda _: pid()(), range(40)))
+    print(warm in several, len(several) < 10, flow()() in several)
+    print(len(nested(2)()), nested(0)()[0] in several, thread(id)(1)() == id(1), flush=True)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            own = {pid()() for _ in range(5)}
+            code = 2 if own & several else 0 if len(own) == 1 else 3
+        finally:
+            print(*own, flush=True)
+            os._exit(code)
+    print(os.waitpid(child, 0)[1], pid()() in several)
+    print(*several)
+"""
 
 
 def test_a_whole_program_in_a_session(tmp_path: Path) -> None:
-    caller = Caller(tmp_path, PROGRAM, ENTANGLE_SESSION="1").start("program")
-    out, err = caller.process.communicate(timeout=20)
+    """Its threads, what it calls in bodies, and a child that it forks, which has a session of its
+    own."""
+    caller = Caller(tmp_path, WHOLE, ENTANGLE_SESSION="1").start()
+    out, err = caller.process.communicate(timeout=30)
     assert err == ""
-    assert len(out.split()) == 2
+    *said, child, in_child, pids = out.splitlines()
+    assert (said, in_child) == (["True True True", "3 True True"], "0 True")
+    wait_until(lambda: not any(alive(int(one)) for one in (child, *pids.split())), 2.0)
+    assert [path for path in caller.runs.rglob("*") if path.is_file()] == []
 
 
 def test_records_are_those_of_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
