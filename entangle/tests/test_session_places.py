@@ -92,7 +92,7 @@ def test_an_agent_with_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.drill
 def test_calls_at_the_moment_of_the_idle_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "MARGIN", 0.3)
+    monkeypatch.setattr(channel, "MARGIN", 3.0)
     add = interpreter(far_bodies.add)
     with session(idle=0.05):
         for turn in range(8):
