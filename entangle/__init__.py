@@ -47,18 +47,58 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from entangle import _remote, _run, _tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Coroutine, Generator, Iterable, Iterator
+    from typing import Protocol
 
+    # What is imported when it is asked for (`__getattr__`). Checkers have to be told of each name.
+    from entangle import containers as containers
+    from entangle import cookies as cookies
+    from entangle import dask as dask
+    from entangle import dataflow as dataflow
+    from entangle import docker as docker
+    from entangle import errors as errors
+    from entangle import executor as executor
+    from entangle import flow as flow
+    from entangle import http as http
+    from entangle import interpreter as interpreter
+    from entangle import joblib as joblib
+    from entangle import limit as limit
+    from entangle import local as local
+    from entangle import logging as logging
+    from entangle import pools as pools
+    from entangle import process as process
+    from entangle import records as records
+    from entangle import scheduler as scheduler
+    from entangle import sources as sources
+    from entangle import ssh as ssh
+    from entangle import task as task
+    from entangle import thread as thread
+    from entangle import token_bucket as token_bucket
+    from entangle import workflow as workflow
     from entangle._remote import Travels
     from entangle._tasks import Drawings, Streams
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
     from entangle._warm.session import Session
+    from entangle.executor import Executor
 
 V = TypeVar("V")
 W = TypeVar("W")
 X = TypeVar("X")
 Y = TypeVar("Y")
+
+if TYPE_CHECKING:
+    V_co = TypeVar("V_co", covariant=True)
+
+    class _CallOf(Protocol[V_co]):
+        """A call that gives the value in the end, as `await` says: one of an `async def` task, too,
+        or of a workflow."""
+
+        def __await__(self) -> Generator[Any, None, V_co]: ...
+        def named(self, name: str, /) -> Any: ...
+
+
+__all__ = ["Executor", "Session", "as_completed", "gather", "progress", "session", "tags"]
 
 __version__ = "0.3.0"
 
@@ -144,19 +184,25 @@ _MODULES = frozenset(
     | {"local", "logging", "pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
 )
 
+#: And classes, by the modules that have them.
+_CLASSES = {"Executor": "entangle.executor", "Session": "entangle._warm.session"}
+
 if not TYPE_CHECKING:  # checkers would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
         """A module by its name: used as a decorator, `entangle.process` then says what it is."""
-        if name == "Executor":
-            from entangle.executor import Executor
-
-            return Executor
-        if name not in _MODULES:
+        if name not in _MODULES and name not in _CLASSES:
             raise AttributeError(f"module 'entangle' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
         import importlib
 
+        if name in _CLASSES:
+            return getattr(importlib.import_module(_CLASSES[name]), name)
         return importlib.import_module(f"entangle.{name}")
+
+
+def __dir__() -> list[str]:
+    """What users write. The rest is ours, or Python's."""
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})
 
 
 _run.observers.append(_Recording())
@@ -168,6 +214,8 @@ _tasks.drawings = _drawings
 
 
 # Of calls that differ, mypy would say that they give objects: each of the first ones has a type.
+# That of an `async def` task gives what it awaits. With `_CallOf` everywhere there would be fewer,
+# but mypy then forgets what a `gather` inside a `gather` gives.
 @overload
 def gather(*calls: Call[Coroutine[Any, Any, V]], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
 @overload
@@ -177,19 +225,53 @@ def gather(*calls: Call[Call[V]], return_exceptions: Literal[False] = False) -> 
 @overload
 def gather(*calls: Call[Call[V]], return_exceptions: bool) -> Call[list[V | BaseException]]: ...
 @overload
+def gather(a: Call[Coroutine[Any, Any, V]], b: _CallOf[W], /, *, return_exceptions: Literal[False] = False) -> Call[list[V | W]]: ...
+@overload
+def gather(a: Call[Coroutine[Any, Any, V]], b: _CallOf[W], /, *, return_exceptions: bool) -> Call[list[V | W | BaseException]]: ...
+@overload
+def gather(a: _CallOf[V], b: Call[Coroutine[Any, Any, W]], /, *, return_exceptions: Literal[False] = False) -> Call[list[V | W]]: ...
+@overload
+def gather(a: _CallOf[V], b: Call[Coroutine[Any, Any, W]], /, *, return_exceptions: bool) -> Call[list[V | W | BaseException]]: ...
+@overload
 def gather(a: Call[V], b: Call[W], /, *, return_exceptions: Literal[False] = False) -> Call[list[V | W]]: ...
 @overload
 def gather(a: Call[V], b: Call[W], /, *, return_exceptions: bool) -> Call[list[V | W | BaseException]]: ...
+@overload
+def gather(
+    a: Call[Coroutine[Any, Any, V]], b: _CallOf[W], c: _CallOf[X], /, *, return_exceptions: Literal[False] = False
+) -> Call[list[V | W | X]]: ...
+@overload
+def gather(
+    a: Call[Coroutine[Any, Any, V]], b: _CallOf[W], c: _CallOf[X], /, *, return_exceptions: bool
+) -> Call[list[V | W | X | BaseException]]: ...
+@overload
+def gather(
+    a: _CallOf[V], b: Call[Coroutine[Any, Any, W]], c: _CallOf[X], /, *, return_exceptions: Literal[False] = False
+) -> Call[list[V | W | X]]: ...
+@overload
+def gather(
+    a: _CallOf[V], b: Call[Coroutine[Any, Any, W]], c: _CallOf[X], /, *, return_exceptions: bool
+) -> Call[list[V | W | X | BaseException]]: ...
+@overload
+def gather(
+    a: _CallOf[V], b: _CallOf[W], c: Call[Coroutine[Any, Any, X]], /, *, return_exceptions: Literal[False] = False
+) -> Call[list[V | W | X]]: ...
+@overload
+def gather(
+    a: _CallOf[V], b: _CallOf[W], c: Call[Coroutine[Any, Any, X]], /, *, return_exceptions: bool
+) -> Call[list[V | W | X | BaseException]]: ...
 @overload
 def gather(a: Call[V], b: Call[W], c: Call[X], /, *, return_exceptions: Literal[False] = False) -> Call[list[V | W | X]]: ...
 @overload
 def gather(a: Call[V], b: Call[W], c: Call[X], /, *, return_exceptions: bool) -> Call[list[V | W | X | BaseException]]: ...
 @overload
 def gather(
-    a: Call[V], b: Call[W], c: Call[X], d: Call[Y], /, *, return_exceptions: Literal[False] = False
+    a: _CallOf[V], b: _CallOf[W], c: _CallOf[X], d: _CallOf[Y], /, *, return_exceptions: Literal[False] = False
 ) -> Call[list[V | W | X | Y]]: ...
 @overload
-def gather(a: Call[V], b: Call[W], c: Call[X], d: Call[Y], /, *, return_exceptions: bool) -> Call[list[V | W | X | Y | BaseException]]: ...
+def gather(
+    a: _CallOf[V], b: _CallOf[W], c: _CallOf[X], d: _CallOf[Y], /, *, return_exceptions: bool
+) -> Call[list[V | W | X | Y | BaseException]]: ...
 @overload
 def gather(*calls: Call[V], return_exceptions: Literal[False] = False) -> Call[list[V]]: ...
 @overload
@@ -216,10 +298,10 @@ def gather(*calls: Any, return_exceptions: bool = False, **unknown: Any) -> Any:
 
 
 @overload
-def as_completed(calls: Iterable[Call[Coroutine[Any, Any, V]]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
+def as_completed(calls: Iterable[_CallOf[V]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
 @overload
-def as_completed(calls: Iterable[Call[V]], timeout: float | None = None) -> Iterator[CompletedCall[V]]: ...
-def as_completed(calls: Iterable[Call[Any]], timeout: float | None = None, **unknown: Any) -> Iterator[CompletedCall[Any]]:
+def as_completed(calls: Iterable[Call[Any]], timeout: float | None = None) -> Iterator[CompletedCall[Any]]: ...
+def as_completed(calls: Iterable[Any], timeout: float | None = None, **unknown: Any) -> Iterator[CompletedCall[Any]]:
     """Run calls as one graph; gives a future of each as soon as it is done.
 
     What the calls share runs once. Each future has its `call`, and a `result()` that gives its

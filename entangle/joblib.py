@@ -5,7 +5,12 @@ Needs joblib: `pip install 'py-entangle[joblib]'`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entangle._joblib.batch import UnpicklableTaskError as UnpicklableTaskError
+
+    EntangleBackend: Any
 
 __all__ = ["register"]
 
@@ -34,9 +39,15 @@ def register(make_default: bool = False) -> None:
     backend.register(make_default)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "EntangleBackend":
-        from entangle._joblib.backend import kind
+if not TYPE_CHECKING:  # checkers would take any name for one of ours
 
-        return kind()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "EntangleBackend":
+            from entangle._joblib.backend import kind
+
+            return kind()
+        if name == "UnpicklableTaskError":
+            from entangle._joblib.batch import UnpicklableTaskError
+
+            return UnpicklableTaskError
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -109,6 +109,8 @@ class Task(_Arguments[P, R]):
     """
 
     function: Callable[..., Any]
+    #: The function itself, to be called as if it were not decorated.
+    __wrapped__: Callable[P, R]
     layers: tuple[Layer, ...]
     __name__: str
     __qualname__: str

@@ -26,6 +26,8 @@ class UnpicklableTaskError(UnpicklableError, pickle.PicklingError):
     """A task of `Parallel` cannot be sent to a worker; the text names the part. The author's
     fault."""
 
+    __module__ = "entangle.joblib"  # where users find it, so that tracebacks say so
+
 
 def pickled(batch: Any, buffers: SharedBuffers, held: list[Reference]) -> bytes:
     """Pickle a batch; its large buffers are in `held` then."""

@@ -14,6 +14,8 @@ class BrokenExecutorError(ProcessTerminatedException, BrokenProcessPool):
     The text names the call, and how the process ended. Nothing more runs in that executor.
     """
 
+    __module__ = "entangle.executor"  # where users find it, so that tracebacks say so
+
 
 def broken_by(why: str, cause: BaseException | None = None) -> BrokenExecutorError:
     """The error that says why."""

@@ -26,8 +26,11 @@ _guard = threading.RLock()
 class Session:
     """Warm workers that every run of this process uses while the session is open.
 
-    Made by `entangle.session`; a context manager, also an asynchronous one.
+    Made by `entangle.session`; a context manager, also an asynchronous one. `entangle.Session` is
+    its name for annotations.
     """
+
+    __module__ = "entangle"
 
     def __init__(self, workers: int | None, idle: float, max_memory: int) -> None:
         self._stated = (workers, idle, max_memory)

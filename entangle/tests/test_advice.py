@@ -255,9 +255,21 @@ def test_other_attributes_stay_plain(of: Any) -> None:
 
 
 def test_modules_are_attributes_of_the_package() -> None:
-    asked = f"import entangle; print(*[getattr(entangle, name).__name__ for name in {sorted(entangle._MODULES)}])"
+    """And classes, whose names are public."""
+    asked = (
+        f"import sys, entangle; print(*[getattr(entangle, name).__name__ for name in {sorted(entangle._MODULES)}]); "
+        "print(entangle.Session, entangle.Executor, entangle.executor.BrokenExecutorError)"
+    )
     done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout.split(), done.stderr) == ([f"entangle.{name}" for name in sorted(entangle._MODULES)], "")
+    modules, classes = done.stdout.splitlines()
+    assert (modules.split(), done.stderr) == ([f"entangle.{name}" for name in sorted(entangle._MODULES)], "")
+    assert classes == ("<class 'entangle.Session'> <class 'entangle.executor.Executor'> <class 'entangle.executor.BrokenExecutorError'>")
+    public = {name for name in dir(entangle) if not name.startswith("__")}
+    assert public == {*entangle._MODULES, *entangle._CLASSES, "as_completed", "gather", "progress", "session", "tags"}
+    # Checkers are told of each by a line of its own.
+    source = Path(ROOT, "entangle", "__init__.py").read_text(encoding="utf-8")
+    assert all(f"    from entangle import {name} as {name}\n" in source for name in entangle._MODULES)
+    assert all(f" import {name}\n" in source for name in entangle._CLASSES)
 
 
 _DECORATED = """

@@ -10,6 +10,7 @@ from typing import Any
 
 from typing_extensions import assert_type
 
+import entangle
 from entangle import as_completed, gather
 from entangle.process import process
 from entangle.task import Call, Start
@@ -98,6 +99,11 @@ def gathered(calls: list[Call[int]]) -> None:
     assert_type(gather(flow(1), flow(2))(), list[int])
     total(gather(one(), square(2)))
     total(gather(*calls))
+    assert_type(gather(one(), later(1))(), list[int | str])
+    assert_type(gather(later(1), half(), one())(), list[str | float | int])
+    assert_type(gather(one(), half(), one(), later(1))(), list[int | float | str])
+    assert_type(gather(flow(1), later(1), return_exceptions=True)(), list[int | str | BaseException])
+    assert_type(gather(gather(one()), gather(later(1)))(), list[list[int] | list[str]])
     gather()
     gather(one())
     gather(gather(one()), square.map([1]))
@@ -147,8 +153,19 @@ def completed() -> None:
     for future in as_completed([square(x) for x in range(3)], timeout=3):
         assert_type(future.result(), int)
         assert_type(future.call, Call[int])
+    for awaited in as_completed([later(1), later(2)]):
+        assert_type(awaited.result(), str)
     for named in as_completed({square(1), square(2)}):
         print(named.call.name)
+
+
+def asked_for(warm: entangle.Session) -> None:
+    assert_type(entangle.session(), entangle.Session)
+    with entangle.Executor(2) as executor:
+        assert_type(executor.submit(square.__wrapped__, 3).result(), int)
+    assert_type(entangle.process.process(len)("a")(), int)
+    assert_type(square.__wrapped__(3), int)
+    print(entangle.errors.EntangleError, entangle.executor.BrokenExecutorError, warm.pids)
 
 
 def ways_to_run(start: Start, **options: Any) -> None:

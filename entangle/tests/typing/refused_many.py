@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import entangle
 from entangle import as_completed, gather
 from entangle.process import process
 
@@ -58,6 +59,10 @@ def check() -> None:
     square.stream([1], start="frok")  # error
     gather(1, 2)  # error
     gather([one()])  # error
+    gather(one(), 2)  # error
+    square.__wrapped__("a")  # error
+    entangle.Executer()  # error
+    print(entangle.proces)  # error
     gather(one(), return_exception=True)  # error
     as_completed(one())  # error
     as_completed([1])  # error
