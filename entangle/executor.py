@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._warm.broken import BrokenExecutorError
-from entangle._warm.calling import Calls, Mapping
+from entangle._warm.calling import Calls
+from entangle._warm.executor_call import Mapping
 from entangle._warm.functions import name_of
 from entangle._worker import library_threads
 from entangle._worker.called import Chunk

@@ -91,7 +91,7 @@ class LeftBehind:
 
     def _left_processes(self) -> Iterator[str]:
         ours = _our_processes()
-        lasting = {*self._pools, *_kept_pools(), *(executor._pool for executor in self._executors)}
+        lasting = {*self._pools, *_kept_pools(), *(executor.pool for executor in self._executors)}
         warm = {worker.pid: pool for pool in _pools() for worker in pool.living()}
         for process, line in ours.items():
             pid, _ = process
@@ -114,7 +114,7 @@ class LeftBehind:
                     yield f"process {pid}: {command} (it lives on without its parent)"
 
     def _left_threads(self) -> Iterator[str]:
-        lasting = {executor._thread for executor in (*self._executors, *_kept_executors())}
+        lasting = {executor.thread for executor in (*self._executors, *_kept_executors())}
         for thread in threading.enumerate():
             # One that Python has not started belongs to a library; a debugger's is the debugger's.
             if (
@@ -235,7 +235,7 @@ def _sessions() -> list[Any]:
 def _kept_pools() -> list[Any]:
     """The warm workers that are kept for the next graph, or the next time that joblib is used."""
     kept = getattr(sys.modules.get("entangle._dask.graph_run"), "_opened", None)
-    return [*(executor._pool for executor in _kept_executors()), *([kept._pool] if kept is not None else [])]
+    return [*(executor.pool for executor in _kept_executors()), *([kept._pool] if kept is not None else [])]
 
 
 # Descriptors --------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def _lasting_descriptors() -> Iterator[int]:
         for frame in list(session._frames):
             yield from (*frame.wake, frame.listen, frame.tell)
     for executor in _executors():
-        yield from executor._wake
+        yield from executor.wake
     for pool in _pools():
         yield from pool.descriptors()
     for name, module in list(sys.modules.items()):

@@ -538,7 +538,7 @@ def test_a_worker_of_a_leaking_body_retires(end: str) -> None:
     """A retirement loses no call, however many wait, and whatever has become of the executor."""
     executor = Executor(1)
     futures = [executor.submit(bodies.leak_descriptors, 8) for _ in range(40)]
-    thread = executor._calls._thread
+    thread = executor._calls.thread
     if end == "shut":
         executor.shutdown(wait=False)
     elif end == "collected":
@@ -599,7 +599,7 @@ def test_shutdown_waits_for_what_was_submitted() -> None:
 def test_shutdown_without_waiting(tmp_path: Path) -> None:
     executor = Executor(1)
     futures = [executor.submit(bodies.wait_for, str(tmp_path / "go")) for _ in range(3)]
-    thread = executor._calls._thread
+    thread = executor._calls.thread
     executor.shutdown(wait=False)
     assert not futures[0].done()
     (tmp_path / "go").touch()
@@ -642,7 +642,7 @@ def test_an_executor_that_nobody_has_ends() -> None:
     executor = Executor(2)
     values = executor.map(bodies.add, range(10))
     future = executor.submit(bodies.add, 1)
-    pids, thread = executor.pids, executor._calls._thread
+    pids, thread = executor.pids, executor._calls.thread
     del executor
     gc.collect()
     assert list(values) == list(range(10))
