@@ -76,6 +76,13 @@ class Error:
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
 
+    @property
+    def text(self) -> str:
+        """The traceback, or the error itself where there is none, and the notes that are not in it:
+        from Python 3.11 on a traceback has those that its errors had then."""
+        told = (self.traceback or str(self)).rstrip()
+        return "\n".join([told, *(note for note in self.notes if f"\n{note.rstrip()}\n" not in f"{told}\n")])
+
 
 @dataclass(frozen=True)
 class Retirement:

@@ -226,6 +226,8 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
         said = text((f"  skipped, since {node.run.nodes[node.cause].name} (node {node.cause}) failed", colour))
     elif node.value is not None:
         said = text(f" → {node.value.text}")
+    elif _is_lost(node):
+        said = text((f" → {_LOST}", "dim"))
     tail = f"  #{node.number}"  # for --node
     tail += f"  {node.attempts} attempts" if node.attempts is not None and node.attempts > 1 else ""
     tail += f"  {duration(node.seconds)}" if node.seconds is not None else ""
@@ -236,6 +238,16 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
     if said.cell_len > left:
         said.truncate(max(left, 4), overflow="ellipsis")
     return fitted(Text.assemble(line, said, (tail, "dim"), (place, "dim")), room)
+
+
+#: Why a task that is done has no value in the record of a run that was ended.
+_LOST = "not recorded: its worker was stopped first"
+
+
+def _is_lost(node: Node) -> bool:
+    """Whether the value of a task is not in the record since the run was ended: a worker writes
+    what it notes of values when it has nothing else to do."""
+    return node.state == "done" and node.value is None and node.items is None and node.run.state not in ("done", "running")
 
 
 def _in_short(error: Error) -> str:
@@ -302,6 +314,8 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     if node.value is not None:
         value = node.value
         lines.append(f"  → {value.text}   {value.type}, {size(value.size)}" + (f", sha-256 {value.hash}" if value.hash else ""))
+    elif _is_lost(node):
+        lines.append(f"  → {_LOST}")
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["times"].items() if seconds)
     not_yet = "the run is still running; times and values are known when it has ended"
     lines.append(f"  {times or (not_yet if node.run.state == 'running' else 'never ran')}")
@@ -311,7 +325,7 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     if found["printed"]:
         lines += ["  printed:", *(f"    {line}" for line in found["printed"].splitlines())]
     if node.error is not None:
-        lines += ["", (node.error.traceback or str(node.error)).rstrip(), *node.error.notes]
+        lines += ["", node.error.text]
     if node.task.source:
         lines += ["", f"# {node.task.file}:{node.task.line}, version {node.task.version[:12]}", node.task.source]
     _write(plain("\n".join(lines), lines=True).rstrip() + "\n", output)

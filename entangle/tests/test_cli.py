@@ -569,6 +569,19 @@ WENT_ON = """
     folds = [train(load(f"mark{k}"), k, password="hunter2").named(f"fold {k}") for k in range(2, 5)]
     fails = total(folds, "the label")
 
+    @process
+    def stays(x):
+        open("began", "w").close()
+        time.sleep(60)
+
+    @process(retry=1)
+    def ends(path):
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        raise ValueError("over")
+
+    cut = total([stays(total([1], "one")), ends("began")], "the label")
+
     def goes_on():
         return len(gather(fails, *folds, return_exceptions=True)())
 
@@ -614,6 +627,19 @@ def test_a_run_that_failed_shows_the_path_of_calls_and_the_arguments(went_on: Li
     assert node.startswith("fold 3 (train), node ")
     assert "\ncall path: total([fold 2, fold 3, fold 4], 'the label') → fold 3\ncall: train(" in node
     assert "hunter2" not in node
+
+
+def test_a_run_that_was_cut_off_says_each_thing_once_and_what_is_lost(went_on: Line) -> None:
+    assert went_on("run", "went_on.py:cut").returncode == FAILED
+    (run,) = went_on.json("runs", "--json")
+    node = went_on("show", "--node", str(run["error"]["node"])).stdout
+    assert node.startswith("ends, node ")
+    # With the error of the last attempt, and with that of the task.
+    assert node.count("\ncall: ends('began')\n") == (2 if sys.version_info >= (3, 11) else 1)
+    # Its worker went from one to the other, and had no time to write the first one's value.
+    lost = re.search(r"✓ total → not recorded: its worker was stopped first  #(\d+)", went_on("show").stdout)
+    assert lost is not None
+    assert "\n  → not recorded: its worker was stopped first\n" in went_on("show", "--node", lost[1]).stdout
 
 
 def test_a_run_that_went_on_says_what_failed_and_what_was_skipped(went_on: Line) -> None:
