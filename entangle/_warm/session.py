@@ -95,13 +95,14 @@ class Session:
             frames, self._frames = self._frames, []
             serving, self._serving = self._serving, {}
             closing, self._closing = self._closing, []
-        for close in closing:
-            close()
-        for frame in frames:
-            _remove(frame)
-        if pool is not None:
-            for each in (pool, *serving.values()):
-                each.close()
+        with contextlib.ExitStack() as leaving:  # each, though an interrupt comes meanwhile
+            if pool is not None:
+                for each in (pool, *serving.values()):
+                    leaving.callback(each.close)
+            for frame in frames:
+                leaving.callback(_remove, frame)
+            for close in closing:
+                leaving.callback(close)
 
     # What runs ask for (`_run.Warm`) --------------------------------------------------------------
 

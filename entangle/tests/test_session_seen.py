@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entangle import records, session
+from entangle import Executor, records, session
 from entangle._run.progress import following
 from entangle._watch.live_runs import live_runs
 from entangle.process import process
@@ -88,6 +88,15 @@ def test_runs_are_seen_though_they_began_without_a_supervisor(tmp_path: Path, mo
 @process
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def test_a_run_that_a_call_of_an_executor_begins_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call itself is no run."""
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    with Executor(1) as executor:
+        assert executor.submit(lambda: add(1, 2)()).result() == 3
+        assert executor.submit(abs, -1).result() == 1
+    assert [(run.name, run.state) for run in records.runs()] == [("add", "done")]
 
 
 @pytest.mark.parametrize("many", [False, True])
