@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import marshal
 import os
 import pickle
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -35,6 +33,7 @@ from entangle._worker import importing, inheritance, library_threads
 from entangle._worker.board import BATCH, BEGUN, ERROR, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, ROOM, SKIPPED, TAIL, VALUE, Board
 from entangle._worker.child import end_child
 from entangle._worker.failures import describe
+from entangle._worker.script_state import Brought, ScriptState, stays
 
 #: Outcomes of short calls are kept for so long at most (ns).
 _KEPT = 2_000_000
@@ -56,6 +55,19 @@ class Host(Protocol):
         """Write stderr and stdout to these descriptors from now on."""
 
 
+class _Known:
+    """A function as it has come: `function` is it, where calls may share it."""
+
+    __slots__ = ("brought", "function", "name", "shared", "wire")
+
+    def __init__(self, name: str, wire: Wire, shared: bool) -> None:
+        self.name = name
+        self.wire = wire
+        self.shared = shared
+        self.function: Any = None
+        self.brought: Brought | None = None
+
+
 class _Answering:
     """This process as a worker of calls."""
 
@@ -63,11 +75,9 @@ class _Answering:
         self.board = Board(fd)
         os.close(fd)
         self.files = ValueFiles(known["directory"], known["spill"])
-        #: Functions by their numbers: name, pickle, and the function itself where calls share it.
-        self.functions: dict[int, tuple[str, Wire, Any]] = {}
-        #: The globals that the initializer has set, and the module that it is of.
-        self.globals: dict[str, Any] = {}
-        self.module = ""
+        #: Functions by their numbers.
+        self.functions: dict[int, _Known] = {}
+        self.script = ScriptState()
         self.tail = 0
         self.sent = 0
         self.pid = os.getpid()
@@ -88,12 +98,12 @@ class Chunk:
     """A function for several tuples of arguments; gives the list of the values."""
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
-        self.function = function
+        self.__wrapped__ = function
         self.__qualname__ = name
 
     @passes_on
     def __call__(self, items: list[tuple[Any, ...]]) -> list[Any]:
-        function = self.function
+        function = self.__wrapped__
         return [function(*args) for args in items]
 
 
@@ -123,7 +133,7 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     state = _answering
     assert state is not None
     for number, name, wire, shared in functions:
-        state.functions[number] = (name, wire, _UNSEEN if shared else None)
+        state.functions[number] = _Known(name, wire, shared)
     state.files.spare += spare
     state.files.spare.sort()
     try:
@@ -176,11 +186,12 @@ def _begin(answering: _Answering, known: dict[str, Any], streams: Sequence[int],
     try:
         function, args = _initializer(known["initializer"])
         name = getattr(function, "__qualname__", name)
-        space = _own_globals(function)
-        before = dict(space)
+        brought = answering.script.receive(function, {})
+        if brought is not None:
+            answering.script.enter(brought)
         _run(function, args, {})
-        answering.module = space.get("__name__", "")
-        answering.globals = {name: value for name, value in space.items() if before.get(name, _UNSEEN) is not value}
+        if brought is not None:
+            answering.script.leave(brought)
     except BaseException as error:
         return pickle.dumps(describe(error, name, 1, ""), 5)
     host.take_as_state()
@@ -192,19 +203,6 @@ def _initializer(pickled_call: bytes) -> Any:
 
 
 importing.unpickles(_initializer)
-
-
-_UNSEEN = object()
-
-
-def _own_globals(function: Any) -> dict[str, Any]:
-    """The globals of a function that has come by value; such functions of one module have them each
-    for itself. An empty dict for any other."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    space: dict[str, Any] = getattr(getattr(function, "__func__", function), "__globals__", {})
-    module = sys.modules.get(space.get("__name__", ""))
-    return space if space is not getattr(module, "__dict__", None) else {}
 
 
 @passes_on
@@ -231,9 +229,10 @@ def _outcome(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]
     large = type(wire) is not bytes or bool(values)
     if large:
         _hold(state, wire, values)
-    name, call = state.functions[which][0], ""
+    known = state.functions[which]
+    name, call = known.name, ""
     try:
-        function, args, named = _loaded(state, which, wire, values)
+        function, args, named = _loaded(state, known, wire, values)
         try:
             value = _run(function, args, named)
         except BaseException as error:
@@ -241,6 +240,8 @@ def _outcome(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]
             return ERROR, pickle.dumps(describe(error, name, 1, call), 5)
         finally:
             del function, args, named
+            if known.brought is not None:
+                state.script.leave(known.brought)
         kind = type(value)
         if kind is int or kind is float or kind is str or kind is bool or value is None:
             body, buffers = pickle.dumps(value, 5), list[memoryview]()
@@ -254,23 +255,30 @@ def _outcome(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]
 
 
 @passes_on
-def _loaded(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]) -> tuple[Any, Any, dict[str, Any]]:
+def _loaded(state: _Answering, known: _Known, wire: Wire, values: tuple[Wire, ...]) -> tuple[Any, Any, dict[str, Any]]:
     """The function and the arguments of a call."""
-    name, pickled_function, function = state.functions[which]
-    files = state.files
+    files, script = state.files, state.script
+    function = known.function
+    loading = wire
     try:
-        if function is None or function is _UNSEEN:
-            made = files.load(pickled_function)
-            if state.globals and (space := _own_globals(made)).get("__name__", "") == state.module:
-                space.update(state.globals)  # what an initializer is there for
-            if function is _UNSEEN:
-                state.functions[which] = (name, pickled_function, made)
-            function = made
+        if function is None or (known.brought is not None and not script.enter(known.brought)):
+            loading, known.function = known.wire, None
+            saved = script.before_loading()
+            function = files.load(known.wire)
+            known.brought = script.receive(function, saved)
+            if known.brought is not None:
+                script.enter(known.brought)
+            if known.shared or (known.brought is not None and stays(function)):
+                known.function = function
+            loading = wire
+        saved = script.before_loading()
         for value in values:
             _taken.append(files.load(value))
         args, named = files.load(wire)
+        if saved:
+            script.loaded(saved)
     except Exception as problem:
-        raise _cannot_load(files, name, wire if function not in (None, _UNSEEN) else pickled_function, problem) from problem
+        raise _cannot_load(files, known.name, loading, problem) from problem
     finally:
         _taken.clear()
     return function, args, named

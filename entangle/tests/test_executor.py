@@ -8,6 +8,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -24,6 +26,7 @@ from entangle.executor import BrokenExecutorError, Executor
 from entangle.process import process
 
 from . import executor_bodies as bodies
+from .callers import ROOT
 from .evidence import alive
 
 POLL = 0.005
@@ -491,6 +494,89 @@ def test_an_initializer_runs_in_each_worker() -> None:
 def test_what_an_initializer_sets_stays(tmp_path: Path) -> None:
     with Executor(1, initializer=os.chdir, initargs=(tmp_path,)) as executor:
         assert [executor.submit(os.getcwd).result() for _ in range(3)] == [str(tmp_path)] * 3
+
+
+STATE = """
+import functools, sys
+from concurrent.futures import ProcessPoolExecutor
+from entangle.executor import Executor
+
+table, rows, model, count, changed = {}, [], None, 0, "before"
+
+class Settings:
+    pass
+
+class Base:
+    connection = None
+    cache = {}
+
+settings = Settings()
+
+def begin(name):
+    global model, made_there
+    model = made_there = name.upper()
+    table.update(key=name)
+    rows.append(name)
+    settings.name = name
+    Base.connection = name
+    globals()["by_name"] = name
+
+def helper():
+    rows.append(len(rows))
+    return list(rows)
+
+def look(x):
+    global count
+    count += 1
+    Base.cache[x] = x
+    return table["key"], model, made_there, settings.name, Base.connection, helper(), count, len(Base.cache), by_name, changed
+
+@functools.lru_cache
+def load():
+    return object()
+
+def same(_):
+    return id(load())
+
+def other(instance):
+    return len(rows), count, type(instance).connection, isinstance(instance, Base)
+
+def calls(executor):
+    global changed
+    for x in range(3):
+        yield executor.submit(look, x).result()
+    yield executor.submit(other, Base()).result()
+    yield list(executor.map(other, [Base()] * 2, chunksize=2))
+    yield len({executor.submit(same, x).result() for x in range(3)}), len({executor.submit(id, load).result() for x in range(2)}) > 0
+    yield executor.submit(look, 3).result()
+
+if __name__ == "__main__":
+    for kind in ProcessPoolExecutor, Executor:
+        with kind(1, initializer=begin, initargs=("ready",)) as executor:
+            print(list(calls(executor)))
+    with Executor(1, initializer=begin, initargs=("ready",)) as executor:
+        executor.submit(look, 0).result()
+        rows.append("ours")
+        changed = "since"
+        print(executor.submit(look, 0).result()[5:])
+        print(executor.submit(other, Base()).result())
+        del rows[:]
+        print(executor.submit(look, 0).result()[5:])
+"""
+
+
+def test_the_state_of_a_script_stays_in_its_worker(tmp_path: Path) -> None:
+    """As in a process that has the script itself; but what the script has changed since comes
+    along."""
+    (tmp_path / "script.py").write_text(STATE)
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    theirs, ours, changed, again, back = done.stdout.splitlines()
+    assert ours == theirs
+    assert changed == "(['ours', 1], 2, 1, 'ready', 'since')"
+    assert again == "(2, 2, 'ready', True)"
+    assert back == "([0], 3, 1, 'ready', 'since')"
 
 
 def test_an_initializer_that_fails_breaks_the_executor(caplog: pytest.LogCaptureFixture) -> None:
