@@ -14,9 +14,13 @@ there are cookies, and none where there is no cookie. Then its tasks run in the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
+import queue
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -80,6 +84,8 @@ class Backend:
         self._workers: Lease | None = None
         #: The cookies of the budget that this call holds, by their cells.
         self._cookies: list[int] = []
+        #: The threads in which joblib is being called back.
+        self._calling_back: list[threading.Thread] = []
 
     def __reduce__(self) -> Any:
         return _backend, (self.nesting_level, self.inner_max_num_threads, self.options)
@@ -151,6 +157,7 @@ class Backend:
 
     def start_call(self) -> None:
         """A call of `Parallel` begins. Its workers count in the budget, for runs that begin now."""
+        self._forget_the_last_call()
         if self._settings is not None:
             self._take_cookies(self._settings.workers - 1 - len(self._cookies))
 
@@ -159,16 +166,43 @@ class Backend:
         if not self._is_nested():
             self._give_cookies()
 
+    def _forget_the_last_call(self) -> None:
+        """Take out of the `Parallel` what a failed call has left in it: batches that were ready
+        to be sent would be taken for the first ones of this call."""
+        parallel, here = self.parallel, threading.current_thread()
+        # A callback of that call may count its batch, or send another one, as late as now. One that
+        # begins from here on sees that its call is over.
+        while any(thread is not here and thread.is_alive() for thread in self._calling_back.copy()):
+            time.sleep(0.001)
+        if parallel is None:
+            return
+        with parallel._lock:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    parallel._ready_batches.get_nowait()
+            parallel._jobs.clear()
+            parallel._jobs_set.clear()
+            parallel.n_dispatched_batches = parallel.n_dispatched_tasks = parallel.n_completed_tasks = 0
+
     def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> Future[Any]:
         """Run a batch in a worker. `callback` is called in any case, in another thread or here."""
+
+        def call_back(future: Future[Any]) -> None:
+            here = threading.current_thread()
+            self._calling_back.append(here)
+            try:
+                if callback is not None:
+                    callback(future)
+            finally:
+                self._calling_back.remove(here)
+
         workers = self._workers
         if workers is not None:
-            return workers.submit(func, callback)
+            return workers.submit(func, call_back)
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         future.set_exception(RuntimeError("this call of joblib.Parallel is over"))
-        if callback is not None:
-            future.add_done_callback(callback)
+        future.add_done_callback(call_back)
         return future
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:

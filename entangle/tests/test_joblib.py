@@ -158,6 +158,35 @@ def test_one_parallel_for_several_calls_goes_on_after_an_error() -> None:
         with pytest.raises(LookupError):
             parallel(delayed(fail)(x) for x in range(4))
         assert parallel(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
+        # The batch behind the one that cannot be sent was ready when the call failed.
+        with pytest.raises(UnpicklableError):
+            parallel(delayed(double)(x) for x in (threading.Lock(), 7))
+        assert parallel(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
+
+
+def test_a_callback_of_a_call_that_failed_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Parallel(n_jobs=OTHERS, batch_size=1, pre_dispatch=2, timeout=0.2) as parallel:
+        backend = parallel._backend
+        go, waited = threading.Event(), threading.Event()
+        start, completed = backend.start_call, backend.batch_completed
+
+        def start_call() -> None:
+            if waited.is_set():
+                go.set()
+            start()
+
+        def batch_completed(*args: Any) -> None:
+            if not waited.is_set():
+                waited.set()
+                go.wait(60)
+            completed(*args)
+
+        monkeypatch.setattr(backend, "start_call", start_call)
+        monkeypatch.setattr(backend, "batch_completed", batch_completed)
+        with pytest.raises(joblib.parallel.TimeoutError):
+            parallel(delayed(time.sleep)(seconds) for seconds in (0, 60, 60, 60))
+        parallel.timeout = None
+        assert parallel(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
 
 
 # Errors ------------------------------------------------------------------------------------------
