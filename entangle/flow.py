@@ -370,6 +370,12 @@ class Flow:
         made.__dict__.update(self.__dict__)
         return made
 
+    def without_constants(self) -> Flow:
+        """This flow, without what its bodies are given."""
+        made = self.with_constants([])
+        made.plan = None
+        return made
+
     def _connect(self) -> None:
         count = self.count
         pending, number = [0] * count, [0] * count

@@ -10,7 +10,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from entangle import _run
@@ -255,7 +256,10 @@ class Run:
             self.table = self._site = self.raised = None
             library_shares.end(self.id)
             lent.close()
-            self.leave_frame(warm, frame, [])
+            large: list[str] = []
+            self.leave_frame(warm, frame, large)
+            if large:
+                reaper.leave([], large)
 
     def supervised_in(
         self,
@@ -578,11 +582,19 @@ def _empty(frame: Frame) -> bool:
         return True
     if any(entry.is_dir(follow_symlinks=False) for entry in entries) or os.path.exists(frame.spill):
         return False
-    if sum(entry.stat(follow_symlinks=False).st_size for entry in entries) > reaper.MUCH:
+    if _freed(entries) > reaper.MUCH:
         return False
     for entry in entries:
         os.unlink(entry.path)
     return True
+
+
+def _freed(entries: Iterable[os.DirEntry[str]]) -> int:
+    """How many bytes are free once these files are removed, if nobody has them mapped. Spare files
+    stay: they have another name."""
+    found = [entry.stat(follow_symlinks=False) for entry in entries]
+    names = Counter(file.st_ino for file in found)
+    return sum(file.st_size // file.st_nlink for file in found if names[file.st_ino] == file.st_nlink)
 
 
 def _remove(directory: str, spill: str, large: list[str]) -> None:
@@ -596,8 +608,7 @@ def _remove(directory: str, spill: str, large: list[str]) -> None:
         try:
             with os.scandir(fd) as found:
                 entries = list(found)
-            values = (entry for entry in entries if entry.name.startswith("v") and entry.name != "values")
-            if sum(entry.stat(follow_symlinks=False).st_size for entry in values) > reaper.MUCH:
+            if _freed(entry for entry in entries if entry.name.startswith("v") and entry.name != "values") > reaper.MUCH:
                 large.append(directory)
                 if os.path.exists(spill):
                     large.append(spill)

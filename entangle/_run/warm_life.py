@@ -32,12 +32,16 @@ from entangle._shared import module_lookup
 from entangle._shared.frame import Frame
 from entangle._shared.orders import CALL, JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
+from entangle._shared.spare_files import spare_files
 from entangle._worker import called, child, coverage, inheritance, janitor, joining
 from entangle._worker.imported import Imported
 from entangle._worker.joining import BROKEN, AnotherState, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, Descriptors, seed
 from entangle._worker.wear import Wear
 from entangle._worker.worker import Worker, here
+
+#: After so many seconds without an order a worker keeps no spare files any more.
+_QUIET = 5.0
 
 
 def begin(server: int, stderr: int, channel: int, settings: dict[str, Any], imported: Imported) -> NoReturn:
@@ -86,12 +90,13 @@ class _WarmLife:
             self._imported.tell()
             if retires:
                 break
+        spare_files.give_back()
         return 0
 
     def _next(self) -> Order | None:
         """The next order; None if there is none for so long, or the owner is gone."""
         channel = self._orders.channel
-        if not self._orders.waiting() and not readable([channel.fileno()], self._idle):
+        if not self._orders.waiting() and not self._wait():
             # From now on the owner cannot send any more. What it has sent before is still there.
             with contextlib.suppress(OSError):
                 channel.shutdown(socket.SHUT_RD)
@@ -99,6 +104,16 @@ class _WarmLife:
             return self._orders.receive()
         except OSError:
             return None
+
+    def _wait(self) -> bool:
+        """Wait for an order as long as this worker may be idle. Return whether one is there."""
+        channel = [self._orders.channel.fileno()]
+        if not len(spare_files):
+            return bool(readable(channel, self._idle))
+        if readable(channel, min(_QUIET, self._idle)):
+            return True
+        spare_files.give_back()
+        return bool(readable(channel, max(0.0, self._idle - _QUIET)))
 
     def _carry_out(self, order: Order) -> bool:
         """Carry out one order. Return whether the worker retires."""
@@ -199,7 +214,7 @@ class _WarmLife:
     def _put_back(self) -> str:
         if janitor.left_running():
             return "a body has left processes running"
-        return self._before.put_back() or self._wear.used(len(self._descriptors))
+        return self._before.put_back() or self._wear.used(len(self._descriptors) + len(spare_files))
 
     def cut_off(self) -> bool:
         """Whether a call has closed what leads to the owner."""

@@ -106,8 +106,7 @@ class Frame:
         """The store of the caller (slot 0) or of a worker, for the run that has this table."""
         if self.store is None:
             self.store = Store(self.directory, table, slot, serial, self.spill, self.values_fd)
-        else:
-            self.store.again(self.directory, table, slot, serial, self.spill)
+        self.store.again(self.directory, table, slot, serial, self.spill)
         return self.store
 
     def empty_pipes(self) -> None:
@@ -131,6 +130,12 @@ class Frame:
         if self._row is not None and let_go:
             self._row[1].table.release()
         self._row = None
+
+    def forget_arguments(self) -> None:
+        """In the caller, between two runs: hold nothing of what the bodies of the last one were
+        given."""
+        if self._row is not None:
+            self._row[1].forget_arguments()
 
     def keep_site(self, site: Any) -> None:
         """In a worker: keep the site of a run that it has left, for the next one in this frame."""

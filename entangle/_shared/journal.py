@@ -12,7 +12,7 @@ import pickle
 from typing import Any
 
 from entangle._shared.pickling import dumps
-from entangle._shared.store import open_file
+from entangle._shared.spare_files import open_file
 
 
 class Journal:

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from entangle._shared.store import open_file
+from entangle._shared.spare_files import open_file
 
 #: The name of the file in the run's directory, and the most bytes that it may have.
 NAME, MOST = "prints", 8 << 20
@@ -112,11 +112,17 @@ class Printout:
             self._kept = FIRST
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file. What is printed from now on is not kept."""
         self.settle()
+        # The worker has this object: in a cycle, arguments of its run would stay for a while.
+        self._node = _nobody
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _nobody() -> int:
+    return -1
 
 
 def unheard(stream: Any) -> Callable[[str], int]:

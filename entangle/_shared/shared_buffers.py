@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from entangle._shared.home import home
 from entangle._shared.limits import file_size
-from entangle._shared.store import FULL, LARGE, map_privately, open_file, write_all
+from entangle._shared.spare_files import FULL, open_file, write_all
+from entangle._shared.store import LARGE, map_privately
 from entangle._shared.table import reserve
 from entangle.cookies import mapped
 from entangle.errors import StoreFullError

@@ -193,7 +193,13 @@ class Site:
         if self.frame is None or self.users > 1 or self.pools or threading.active_count() > 1 or self.flow.plan is None:
             self.leave()
         else:
+            self.forget_arguments()
             self.frame.keep_site(self)
+
+    def forget_arguments(self) -> None:
+        """Between two runs: hold nothing of what the bodies of the last one were given."""
+        self.flow = self.table.flow = self.flow.plan or self.flow.without_constants()
+        self.local, self.given = {}, b""
 
     def notify(self) -> None:
         """Wake the supervisor to look at the table.

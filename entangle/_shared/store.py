@@ -9,6 +9,8 @@ a file of its own in shared memory. Readers map it privately, copy-on-write: not
 array is writable, and other processes do not see the writes. A buffer from such a file that nobody
 has written to is not stored again: the new value links to the same file.
 
+In a session, such a file is written again once nobody has it any more (`spare_files.py`).
+
 If shared memory is full, values go to files in the temporary directory: slower, never wrong.
 """
 
@@ -17,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
 import pickle
@@ -29,6 +30,7 @@ from typing import Any
 
 from entangle._shared.limits import file_size
 from entangle._shared.pickling import dumps
+from entangle._shared.spare_files import FULL, libc, map_at, open_file, place_of_spares, spare_files
 from entangle._shared.table import BOOL, FLOAT, FREE_SEGMENT, IN_RECORD, INT, NONE, SEGMENTS, Table, reserve
 from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle.errors import EntangleError, StoreFullError
@@ -49,39 +51,23 @@ PAGE = mmap.PAGESIZE
 # Where a value is; or IN_RECORD.
 NOWHERE, IN_SEGMENT, IN_FILE, IN_SPILL, IN_LINKED = range(5)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
 _ENTRY = struct.Struct("<qqq")  # link number (0: this file), offset, length
 _COUNT = struct.Struct("<qq")  # buffers, length of the pickle
 
 Place = tuple[int, int, int]  # where, offset or number, size
 
 
-def _library() -> Any:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    return library
-
-
-_libc = _library()
-
-
 def map_privately(path: str, mapped: dict[int, tuple[int, str]]) -> memoryview:
-    """Map a file copy-on-write. The last view of it unmaps it; until then `mapped` has its address.
-
-    Not by `mmap.mmap`: before Python 3.13 that keeps a descriptor open as long as the mapping, and
-    a task that gathers a thousand arrays would run out of them.
-    """
+    """Map a file copy-on-write. The last view of it unmaps it; until then `mapped` has its
+    address."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         size = os.fstat(fd).st_size
-        address = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, 0)
+        address = map_at(fd, size, mmap.MAP_PRIVATE)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     finally:
         os.close(fd)
-    if address is None or address == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
     block = (ctypes.c_char * size).from_address(address)
     mapped[address] = (size, path)
     # Every view keeps the block alive.
@@ -94,16 +80,13 @@ def _map_window(fd: int, offset: int) -> memoryview:
     try:
         return memoryview(mmap.mmap(fd, WINDOW, offset=offset))
     except ValueError:  # Python checks the size, where the file could not be made that long
-        address = _libc.mmap(None, WINDOW, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
-    if address is None or address == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        address = map_at(fd, WINDOW, mmap.MAP_SHARED, offset)
     return memoryview((ctypes.c_char * WINDOW).from_address(address)).cast("B")
 
 
 def _unmap(address: int, size: int, mapped: dict[int, tuple[int, str]]) -> None:
     mapped.pop(address, None)
-    _libc.munmap(address, size)
+    libc.munmap(address, size)
 
 
 def untouched(address: int, size: int) -> bool:
@@ -185,6 +168,9 @@ class Store:
         self._base = 0
         self._numbers = 0
         self._mapped: dict[int, tuple[int, str]] = {}
+        #: The directory in which files of large values are kept to be written again; "" for a
+        #: store whose workers end with the run.
+        self.spares = ""
         #: Whether readers may have another `__main__` than this process.
         self.elsewhere = False
 
@@ -203,6 +189,7 @@ class Store:
         self.become(slot, serial)
         self.directory, self.table, self.spill = directory, table, spill
         self.elsewhere = False
+        self.spares = place_of_spares(os.path.dirname(directory))
 
     def before_fork(self) -> None:
         """Map what every worker needs first. A child inherits it; mapping it there is slower."""
@@ -232,6 +219,13 @@ class Store:
         if buffers:
             return self._put_file(body, buffers)
         return self.put_pickle(body)
+
+    def put_buffers(self, buffers: list[memoryview]) -> Place:
+        """Store large buffers whose pickle travels in another way.
+
+        Raises StoreFullError if there is no room anywhere.
+        """
+        return self._put_file(b"", buffers)
 
     def put_pickle(self, body: bytes) -> Place:
         """Store a value that is pickled already."""
@@ -356,7 +350,7 @@ class Store:
     def _write_file(self, number: int, where: int, body: bytes, buffers: list[memoryview]) -> Place:
         entries: list[tuple[int, int, int]] = []
         links: list[str] = []
-        own: list[memoryview] = []
+        own: list[tuple[memoryview, int]] = []
         at = round_up(_COUNT.size + _ENTRY.size * len(buffers) + len(body))
         try:
             for buffer in buffers:
@@ -369,32 +363,16 @@ class Store:
                     entries.append((len(links), offset, buffer.nbytes))
                 else:
                     entries.append((0, at, buffer.nbytes))
-                    own.append(buffer)
+                    own.append((buffer, at))
                     at = round_up(at + buffer.nbytes)
             head = b"".join((_COUNT.pack(len(buffers), len(body)), *(_ENTRY.pack(*entry) for entry in entries), body))
-            self._write(self._path(number, where), head, own, at)
+            parts = [(memoryview(head), 0), *own]
+            spare_files.write(self._path(number, where), at, parts, self.spares if where == IN_FILE else "")
         except OSError:
             for link in links:
                 os.unlink(link)
             raise
         return (IN_LINKED if links else where), number, at
-
-    @staticmethod
-    def _write(path: str, head: bytes, buffers: list[memoryview], size: int) -> None:
-        fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            # Reserve it all first: a full file system fails here, before anything is written.
-            reserve(fd, 0, size)
-            write_all(fd, memoryview(head), 0)
-            at = round_up(len(head))
-            for buffer in buffers:
-                write_all(fd, buffer, at)
-                at = round_up(at + buffer.nbytes)
-        except BaseException:
-            os.close(fd)
-            os.unlink(path)
-            raise
-        os.close(fd)
 
     def _origin(self, buffer: memoryview) -> tuple[str, int] | None:
         """The file that a buffer is mapped from, and its offset; None if it was written to."""
@@ -527,7 +505,7 @@ class Store:
             if isinstance(owner, mmap.mmap):
                 owner.close()
             else:
-                _libc.munmap(ctypes.addressof(owner), WINDOW)
+                libc.munmap(ctypes.addressof(owner), WINDOW)
         self.windows.clear()
         os.close(self.fd)
 
@@ -542,26 +520,6 @@ def in_record(number: int, kind: int) -> Any:
 _NUMBER, _DOUBLE = struct.Struct("<q"), struct.Struct("<d")
 
 
-def open_file(path: str, flags: int) -> int:
-    """Open a file of ours, not as a standard stream: a body may close one that others write to."""
-    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    if fd > 2:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
-
-
 def round_up(size: int) -> int:
     """Round up to a page boundary."""
     return -(-size // PAGE) * PAGE
-
-
-def write_all(fd: int, buffer: memoryview, offset: int) -> None:
-    """Write all bytes of a buffer at an offset: a single call writes 2 GiB at most."""
-    left = buffer.cast("B") if buffer.format != "B" or buffer.ndim != 1 else buffer
-    while len(left):
-        written = os.pwrite(fd, left, offset)
-        offset += written
-        left = left[written:]

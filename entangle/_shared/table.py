@@ -720,7 +720,8 @@ class Table:
         return found
 
     def release(self) -> None:
-        """Let go of the memory, which stays mapped."""
+        """Let go of the memory, which stays mapped, and of the flow with its arguments."""
+        self.flow = None
         columns = ("ready_at", "records", "pending", "readers", "next", "states", "attempts")
         fields = ("started", "ended", "numbers", "kinds", "fractions", "places")
         others = ("habits", "learned", "spans", "deferred", "waiting", "last")

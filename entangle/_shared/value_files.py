@@ -1,25 +1,24 @@
-"""Large values on their way from process to process: files in shared memory that are used again.
+"""Large values on their way from process to process: files in shared memory.
 
 A value is a pickle and its large buffers. What is small travels in the message. The rest lies in a
 file, which the reader maps privately: nothing is copied, the value is writable, and nobody else
-sees what is written. Writing to pages that exist takes a third of the time of fresh ones, so a file
-that nobody maps any more is written again.
+sees what is written.
 
-One process, the owner, decides which file is free (`calling.Holdings`). It lends free files to
-others, which say what they have written and what they no longer map.
+One process, the owner, knows which file is still needed (`holdings.py`), and removes the others.
+Other processes say which they no longer map. Whoever has written a file may then write it again
+(`spare_files.py`).
 """
 
 from __future__ import annotations
 
-import bisect
 import os
 import pickle
 from collections import Counter
 from typing import Any
 
 from entangle._shared.limits import file_size
-from entangle._shared.store import FULL, WholeBytes, address_of, aside, map_privately, open_file, round_up, untouched, write_all
-from entangle._shared.table import reserve
+from entangle._shared.spare_files import FULL, place_of_spares, spare_files
+from entangle._shared.store import WholeBytes, address_of, aside, map_privately, round_up, untouched
 from entangle.errors import StoreFullError
 
 #: A value in a message: its pickle; or its pickle (None: it is the first part) and the parts, each
@@ -45,21 +44,12 @@ def files_of(wire: Wire) -> set[str]:
     return set() if isinstance(wire, bytes) else {name for name, _, _ in wire[1]}
 
 
-def end_of(wire: Wire) -> int:
-    """How many bytes a file for such a value has."""
-    return 0 if isinstance(wire, bytes) else max(start + size for _, start, size in wire[1])
-
-
 class ValueFiles:
     """The files of values of one owner, as one process sees them."""
 
     def __init__(self, directory: str, spill: str) -> None:
         self.directory = directory
         self.spill = spill
-        #: Files that this process may write: bytes and name, in order.
-        self.spare: list[tuple[int, str]] = []
-        #: Files that it has written since the owner was told: name and bytes.
-        self.written: list[tuple[str, int]] = []
         #: How many values of each file came to this process and are not known to be gone.
         self.held: Counter[str] = Counter()
         self._mapped: dict[int, tuple[int, str]] = {}
@@ -94,21 +84,16 @@ class ValueFiles:
         return (body if inline else None), tuple((file or name, start, size) for file, start, size in places)
 
     def _write(self, parts: list[tuple[memoryview, int]], size: int) -> str:
-        """Write the parts to a spare file, or to a new one. Gives its name."""
-        first = bisect.bisect_left(self.spare, (size, ""))
-        if first < len(self.spare) and self.spare[first][0] <= 4 * size:
-            most, name = self.spare.pop(first)
-            fd = open_file(self.path(name), os.O_WRONLY)
-            try:
-                for buffer, at in parts:
-                    write_all(fd, buffer, at)
-            finally:
-                os.close(fd)
-            self.written.append((name, most))
-            return name
+        """Write the parts to a file. Gives its name."""
         for where in "vs":
+            self._numbers += 1
+            name = f"{where}{os.getpid()}-{self._numbers}"
+            if where == "s":
+                os.makedirs(self.spill, mode=0o700, exist_ok=True)
+            spares = place_of_spares(os.path.dirname(self.directory)) if where == "v" else ""
             try:
-                return self._write_new(where, parts, size)
+                spare_files.write(self.path(name), size, parts, spares)
+                return name
             except OSError as error:
                 if error.errno not in FULL:
                     raise
@@ -118,26 +103,6 @@ class ValueFiles:
             full.errno,
             f"no room for a value of {size:,} bytes, {told}; free some, or point ENTANGLE_RUN_DIR or TMPDIR at a larger place",
         )
-
-    def _write_new(self, where: str, parts: list[tuple[memoryview, int]], size: int) -> str:
-        self._numbers += 1
-        name = f"{where}{os.getpid()}-{self._numbers}"
-        if where == "s":
-            os.makedirs(self.spill, mode=0o700, exist_ok=True)
-        path = self.path(name)
-        fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            # Reserve it all first: a full file system fails here, before anything is written.
-            reserve(fd, 0, size)
-            for buffer, at in parts:
-                write_all(fd, buffer, at)
-        except BaseException:
-            os.close(fd)
-            os.unlink(path)
-            raise
-        os.close(fd)
-        self.written.append((name, size))
-        return name
 
     def _origin(self, buffer: memoryview) -> tuple[str, int] | None:
         """The file that a buffer is mapped from, and its offset; None if it was written to."""

@@ -14,7 +14,8 @@ import time
 
 from entangle._shared.orders import OUTCOMES
 from entangle._shared.polling import new_poll
-from entangle._shared.value_files import Wire, end_of, files_of
+from entangle._shared.spare_files import place_of_spares, remove_of_dead, spare_files
+from entangle._shared.value_files import Wire
 from entangle._warm.broken import broken_by, how_it_ended
 from entangle._warm.dispatcher import Dispatcher, Line
 from entangle._warm.executor_call import Settled
@@ -27,7 +28,7 @@ from entangle.errors import EntangleError, add_note
 _TICK = 0.005
 #: How many workers in a row may end before they have answered anything.
 _STILLBORN = 5
-#: Free files of large values are removed after so long without a call (seconds).
+#: Spare files of large values are given back after so long without a call (seconds).
 _QUIET = 5.0
 
 
@@ -65,6 +66,8 @@ class Collector:
                 with calls.lock:
                     if not ready or timeout is not None:
                         self._tick(settled)
+                    if not ready and timeout == _QUIET * 1000:
+                        spare_files.give_back()
                     settled += calls.dispatch()
                 calls.settle(settled)
                 settled.clear()
@@ -81,7 +84,7 @@ class Collector:
             for line in calls.lines.values():
                 if len(line.pending) > 1 or line.recalled is not None:
                     return _TICK * 1000
-            if calls.holdings is not None and calls.holdings.free and not any(line.pending for line in calls.lines.values()):
+            if len(spare_files) and not any(line.pending for line in calls.lines.values()):
                 return _QUIET * 1000
         return None
 
@@ -157,10 +160,6 @@ class Collector:
                 wire: Wire = marshal.loads(part)
                 assert calls.holdings is not None
                 settled.append((job, True, calls.holdings.seal(wire)))
-                # Not only when the worker tells: it may die before.
-                for name in files_of(wire):
-                    line.lent.pop(name, None)
-                line.wants = end_of(wire)
             else:
                 settled.append((job, False, error_of(part)))
             job.wires = None
@@ -168,10 +167,7 @@ class Collector:
     def _take_news(self, line: Line, part: bytes) -> None:
         holdings = self.calls.holdings
         assert holdings is not None
-        written, gone, retires = marshal.loads(part)
-        for name, size in written:
-            line.lent.pop(name, None)
-            holdings.sizes[name] = size
+        gone, retires = marshal.loads(part)
         for name in gone:
             line.held[name] -= 1
             holdings.drop(name)
@@ -202,7 +198,7 @@ class Collector:
             begun = line.board.words[BEGUN]
             lost = line.pending.pop(begun, None)
             if calls.holdings is not None:
-                calls.holdings.bury(line.held, line.lent)
+                calls.holdings.bury(line.held)
             rest = list(line.pending.values())
             line.pending.clear()
             calls.backlog.extendleft(reversed(rest))
@@ -235,8 +231,6 @@ class Collector:
     def _tick(self, settled: list[Settled]) -> None:
         """Look after workers with several calls. Lock held."""
         calls = self.calls
-        if calls.holdings is not None and calls.holdings.free and not any(line.pending for line in calls.lines.values()):
-            calls.holdings.trim()
         others = not calls.backlog and (bool(calls.resting) or len(calls.lines) < calls.most)
         now = time.monotonic()
         for line in list(calls.lines.values()):
@@ -284,9 +278,12 @@ class Collector:
             with calls.lock:
                 holdings.map_all()
                 holdings.over = True
+        spare_files.give_back()
         if files is not None:
             for path in (files.directory, files.spill):
                 shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there are none
+                remove_of_dead(place_of_spares(os.path.dirname(files.directory)))
         with calls.lock:
             wake, calls.wake = calls.wake, (-1, -1)
             for fd in wake:

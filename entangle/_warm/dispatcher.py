@@ -57,11 +57,8 @@ class Line:
         self.keys: list[Any] = [None] * _FUNCTIONS
         self.next_function = 0
         self.travelled = 0
-        #: Files of arguments that it has not said to be gone; files lent to it for its values.
+        #: Files of arguments that it has not said to be gone.
         self.held: Counter[str] = Counter()
-        self.lent: dict[str, int] = {}
-        #: Bytes of its last large value.
-        self.wants = 0
         self.answered = False
         self.retires = ""
         self.closed = False
@@ -247,7 +244,7 @@ class Dispatcher:
             assert self.holdings is not None
             if job.buffers or len(job.body) > INLINE:
                 wire = self.files.put(job.body, job.buffers)
-                self.holdings.note(self.files)
+                self.holdings.look()
                 own: Sealed | None = self.holdings.seal(wire)
             else:
                 wire, own = job.body, None
@@ -267,7 +264,7 @@ class Dispatcher:
                 assert self.files is not None
                 assert self.holdings is not None
                 wire = self.files.put(function.body, function.buffers)
-                self.holdings.note(self.files)
+                self.holdings.look()
                 # Held for as long as the executor lives.
                 for name in files_of(wire):
                     self.holdings.hold(name)
@@ -275,7 +272,7 @@ class Dispatcher:
             owner, wire = function.wire
             if owner is not self:
                 wire = self.files.put(function.body, function.buffers)  # type: ignore[union-attr]
-                self.holdings.note(self.files)  # type: ignore[union-attr, arg-type]
+                self.holdings.look()  # type: ignore[union-attr]
                 for name in files_of(wire):
                     self.holdings.hold(name)  # type: ignore[union-attr]
         else:
@@ -290,9 +287,9 @@ class Dispatcher:
         return number
 
     def _send(self, line: Line, functions: list[Any], calls: list[Any], first: dict[str, Any] | None = None, fds: Any = ()) -> None:
-        spare: list[tuple[int, str]] = []
-        if self.holdings is not None and line.wants:
-            spare = self.holdings.lend(line.wants, line.lent)
+        holdings = self.holdings
+        if holdings is not None and (holdings.dropped or holdings.files.held):
+            holdings.look()
         travelled: tuple[str, ...] = ()
         if len(module_lookup.travelled) != line.travelled:
             travelled = tuple(module_lookup.travelled)
@@ -301,7 +298,7 @@ class Dispatcher:
         if first is not None:
             given += [fd for fd in (2, 1) if _is_open(fd)]
             first["streams"] = len(given) - len(fds)
-        line.worker.orders.send(CALL, marshal.dumps((first, travelled, functions, spare, calls)), given)
+        line.worker.orders.send(CALL, marshal.dumps((first, travelled, functions, calls)), given)
 
     # Back from workers ---------------------------------------------------------------------------
 

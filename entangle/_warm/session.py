@@ -15,6 +15,7 @@ from entangle._shared.devices import Claim, Visible
 from entangle._shared.frame import LINK, Frame
 from entangle._shared.home import Home
 from entangle._shared.site import Site
+from entangle._shared.spare_files import place_of_spares, remove_of_dead, spare_files
 from entangle._warm.lending import join, lend
 from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle.errors import EntangleError, OptionError
@@ -96,6 +97,7 @@ class Session:
             serving, self._serving = self._serving, {}
             closing, self._closing = self._closing, []
         with contextlib.ExitStack() as leaving:  # each, though an interrupt comes meanwhile
+            leaving.callback(_give_back_spares, {os.path.dirname(frame.directory) for frame in frames})
             if pool is not None:
                 for each in (pool, *serving.values()):
                     leaving.callback(each.close)
@@ -267,6 +269,14 @@ def _bytes(size: int | str | None) -> int:
     except (ValueError, KeyError, OverflowError):
         pass
     raise OptionError(f'max_memory={size!r} is no size; give bytes, or a text such as "2GB"')
+
+
+def _give_back_spares(homes: set[str]) -> None:
+    """Keep no files of large values any more, nor those of workers that were killed."""
+    spare_files.give_back()
+    for home in homes:
+        with contextlib.suppress(OSError):  # there are none
+            remove_of_dead(place_of_spares(home))
 
 
 def _remove(frame: Frame) -> None:

@@ -2,8 +2,8 @@
 
 ::
 
-    owner ── order: functions, calls, spare files ──▶ worker: for each call unpickle, run, pickle
-    owner ◀── outcomes; files written, files gone ── worker
+    owner ── order: functions, calls ──▶ worker: for each call unpickle, run, pickle
+    owner ◀── outcomes; files gone ── worker
 
 An order has one call, or several short ones. Outcomes of short calls go in one message, two
 milliseconds' worth at most; until then the owner can read them from the board. What calls have
@@ -116,9 +116,9 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     if outdated:
         for fd in order.fds:
             os.close(fd)
-        _tell(orders, host, [], [], outdated)
+        _tell(orders, host, [], outdated)
         return True
-    begin, travelled, functions, spare, calls = marshal.loads(order.body)
+    begin, travelled, functions, calls = marshal.loads(order.body)
     if travelled:
         module_lookup.arrive(travelled)
     if begin:
@@ -134,15 +134,13 @@ def answer(orders: Orders, order: Order, host: Host, outdated: str) -> bool:
     assert state is not None
     for number, name, wire, shared in functions:
         state.functions[number] = _Known(name, wire, shared)
-    state.files.spare += spare
-    state.files.spare.sort()
     try:
         _answer_calls(orders, host, state, calls)
     except _CutOff:
         return True
     retires = host.settled() if calls else ""
     if retires:
-        _tell(orders, host, [], state.files.gone(), retires)
+        _tell(orders, host, state.files.gone(), retires)
     return bool(retires)
 
 
@@ -345,11 +343,8 @@ def _send(orders: Orders, host: Host, state: _Answering) -> None:
     """Send the outcomes on the board, and what the owner must know of files."""
     files, words = state.files, state.board.words
     news = b""
-    if files.held or files.written:
-        gone = files.gone()
-        if gone or files.written:
-            news = _news(files.written, gone, "")
-            files.written = []
+    if files.held and (gone := files.gone()):
+        news = _news(gone, "")
     if state.tail or news:
         _say(orders, host, bytes(state.board.outcomes[: state.tail]) + news)
     words[TAIL] = state.tail = 0
@@ -367,11 +362,11 @@ def _say(orders: Orders, host: Host, outcomes: bytes) -> None:
     orders.send(OUTCOMES, outcomes)
 
 
-def _tell(orders: Orders, host: Host, written: list[tuple[str, int]], gone: list[str], retires: str) -> None:
+def _tell(orders: Orders, host: Host, gone: list[str], retires: str) -> None:
     with contextlib.suppress(OSError, _CutOff):  # the owner may be gone
-        _say(orders, host, _news(written, gone, retires))
+        _say(orders, host, _news(gone, retires))
 
 
-def _news(written: list[tuple[str, int]], gone: list[str], retires: str) -> bytes:
-    told = marshal.dumps((written, gone, retires))
+def _news(gone: list[str], retires: str) -> bytes:
+    told = marshal.dumps((gone, retires))
     return OUTCOME.pack(0, 0.0, NEWS, len(told)) + told

@@ -7,6 +7,7 @@ import copy
 import itertools
 import os
 import pickle
+import struct
 from typing import Any, NoReturn
 
 from entangle._shared import module_lookup
@@ -15,7 +16,7 @@ from entangle._shared.home import Home, devices_of, private
 from entangle._shared.limits import explaining_limits
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.site import Site
-from entangle._shared.store import Store
+from entangle._shared.store import Place, Store, aside
 from entangle._shared.summaries import argument_at, call_in_short
 from entangle._shared.table import Table, reserve
 from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
@@ -45,11 +46,14 @@ def described(site: Site) -> bytes:
     plan = site.flow.plan if site.frame is not None else None
     if plan is not None:
         module_lookup.look_afresh()
+        buffers: list[memoryview] = []
         try:
-            site.given = dumps_for_others(site.flow.constants) if plan.bodies[0].is_found() else b""
+            site.given = dumps_for_others(site.flow.constants, aside(buffers), buffers.clear) if plan.bodies[0].is_found() else b""
         except Exception:  # it is told below what cannot travel
             site.given = b""
         plan = plan if site.given else None
+        if plan is not None and buffers:
+            site.given = _with_buffers(site, site.given, buffers)
     state = inheritance.pickled()
     says = plan, state, site.home, site.shares, jobserver_style(), sorted(module_lookup.travelled)
     known = _told.get(plan) if plan is not None else None
@@ -57,15 +61,16 @@ def described(site: Site) -> bytes:
         _, site.told, site.described = known
         return site.described
     flow = plan or _without_what_stays(site.flow)
+    buffers = []
     try:
         with explaining_limits("workers cannot be told what to run"):
-            pickled = dumps_for_others(flow)
+            pickled = dumps_for_others(flow, aside(buffers) if site.stores and plan is None else None, buffers.clear)
     except LimitError:
         raise
     except Exception as error:
         raise _what_cannot_travel(flow, error) from None
     tells = {
-        "flow": pickled,
+        "flow": _with_buffers(site, pickled, buffers) if buffers else pickled,
         "home": site.home,
         "home_spill": os.path.dirname(site.spill),
         "state": state,
@@ -90,6 +95,32 @@ _told: dict[Flow, tuple[tuple[Any, ...], int, bytes]] = {}
 _numbers = itertools.count(1)
 #: Of so many plans it is known, here and in each worker.
 MOST_TOLD = 32
+
+#: A pickle whose large buffers lie in a file of the run begins with this and their place: no pickle
+#: begins so.
+_BESIDE, _PLACE = b"B", struct.Struct("<cqqq")
+
+
+def _with_buffers(site: Site, pickled: bytes, buffers: list[memoryview]) -> bytes:
+    """Store the large buffers of a pickle for all workers of a run, and tell the pickle where.
+
+    Raises StoreFullError if there is no room anywhere.
+    """
+    return _PLACE.pack(_BESIDE, *site.stores[0].put_buffers(buffers)) + pickled
+
+
+def _apart(pickled: bytes, store: Store | None) -> tuple[bytes | memoryview, list[memoryview]]:
+    """A pickle that the caller has made, and its large buffers, mapped.
+
+    Raises NotJoined if they are gone: the run is over.
+    """
+    if store is None or pickled[:1] != _BESIDE:
+        return pickled, []
+    place: Place = _PLACE.unpack_from(pickled)[1:]
+    try:
+        return memoryview(pickled)[_PLACE.size :], store.parts(place)[1]
+    except FileNotFoundError:
+        raise NotJoined(0) from None
 
 
 def write_flow(site: Site) -> None:
@@ -198,11 +229,22 @@ def join_run(directory: str, flow_path: str, slot: int, lane: int, serial: int, 
             table = Table.attach(os.path.join(directory, "table"))
         except FileNotFoundError:
             raise NotJoined(0) from None  # it has ended before we joined
-        flow, serving = _flow_of(known, given, directory, table, slot, lane, devices=devices)
+        spill, store = _spill_of(known, directory), None
+        if _BESIDE in (known["flow"][:1], given[:1]):
+            store = Store(directory, table, slot, serial, spill)
+        try:
+            flow, serving = _flow_of(known, given, directory, table, slot, lane, store, devices=devices)
+        except BaseException:
+            if store is not None:
+                store.close()
+            raise
         wake, wake_threads, tell = (fds[0], fds[1]), (fds[2], fds[3]), fds[4]
         wake_devices = list(zip(fds[5::2], fds[6::2], strict=True))
-        site = Site(flow, table, directory, known["home"], _spill_of(known, directory), wake, wake_threads, tell, wake_devices)
-        return _worker_of(known, site, slot, lane, serial, serving)
+        site = Site(flow, table, directory, known["home"], spill, wake, wake_threads, tell, wake_devices)
+        if store is not None:
+            site.stores.append(store)
+            store.elsewhere = site.elsewhere
+        return _worker_of(known, site, slot, lane, serial, serving, store)
 
 
 def join_in_frame(described: bytes, told: int, given: bytes, frame: Frame, directory: str, slot: int, lane: int, serial: int) -> Worker:
@@ -216,15 +258,15 @@ def join_in_frame(described: bytes, told: int, given: bytes, frame: Frame, direc
         site = frame.kept_site(alone=told > 0)
         frame.directory, frame.spill = directory, _spill_of(known, directory)
         table = site.table if site is not None else Table.seen_in(frame.memory, frame.table_fd)
+        store = frame.store_for(table, slot, serial)
         try:
             _take_on(known["state"], "before")
-            flow, serving = _flow_of(known, given, directory, table, slot, lane, plan)
+            flow, serving = _flow_of(known, given, directory, table, slot, lane, store, plan)
         except BaseException:
             table.release()
             raise
         if told:
             _known[told] = known, flow.plan
-        store = frame.store_for(table, slot, serial)
         if site is None:
             site = Site(flow, table, directory, known["home"], frame.spill, frame.wake, (-1, -1), frame.tell)
             site.frame = frame
@@ -301,6 +343,7 @@ def _flow_of(
     table: Table,
     slot: int,
     lane: int,
+    store: Store | None,
     plan: Flow | None = None,
     devices: list[str] | None = None,
 ) -> tuple[Flow, Serving | None]:
@@ -320,18 +363,20 @@ def _flow_of(
         if serving is None:
             raise NotJoined(0)
     module_lookup.arrive(known["travelled"])
-    pickled, within = known["flow"], ""
+    within = ""
+    pickled, buffers = _apart(known["flow"], store)
+    arguments, beside = _apart(given, store)
     try:
         # A body may have loaded its module anew.
-        flow: Flow = plan if plan is not None and plan.bodies[0].is_found() else pickle.loads(pickled)
+        flow: Flow = plan if plan is not None and plan.bodies[0].is_found() else pickle.loads(pickled, buffers=buffers)
         if known["plan"]:
-            pickled, within = given, ".constants"
-            flow = flow.with_constants(pickle.loads(given))
+            pickled, buffers, within = arguments, beside, ".constants"
+            flow = flow.with_constants(pickle.loads(arguments, buffers=beside))
         _take_on(known["state"], "after")
     except BaseException as error:
         if serving is not None:
             serving.leave()  # this process may live on
-        if _refuse(directory, error, pickled, within):
+        if _refuse(directory, error, pickled, buffers, within):
             raise NotJoined(BROKEN) from None
         raise
     return flow, serving
@@ -360,7 +405,7 @@ def offer_jobs(site: Site) -> None:
 _RUN = "what the run is made of cannot be unpickled in a worker"
 
 
-def _refuse(directory: str, error: BaseException, pickled: bytes, within: str) -> bool:
+def _refuse(directory: str, error: BaseException, pickled: bytes | memoryview, buffers: list[memoryview], within: str) -> bool:
     """Write down, for the supervisor, why a worker cannot join its run. Gives whether it did.
 
     The pickle is that of the flow, or of what lies `within` it.
@@ -370,7 +415,7 @@ def _refuse(directory: str, error: BaseException, pickled: bytes, within: str) -
         told = told.__cause__ or told.__context__
     part: BrokenPart | None = None
     if told is None:
-        part = failing_part(pickled) if isinstance(error, Exception) else None
+        part = failing_part(pickled, buffers) if isinstance(error, Exception) else None
         if part is not None and within:
             part = part._replace(steps=(within, *part.steps))
         told = unpickling_error(error, _RUN, part)

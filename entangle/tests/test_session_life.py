@@ -105,7 +105,7 @@ def test_ten_thousand_calls_of_an_executor_are_flat(size: int) -> None:
 
 
 def large_values_are_flat(count: int) -> None:
-    """Values that do not fit a frame: its files are made anew."""
+    """Values that have files of their own."""
     with session(workers=1) as opened:
         large = process(bytes)
         for _ in range(5):
