@@ -12,6 +12,7 @@ end or the caller is gone, a forker ends, and kills all workers that it has fork
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import json
 import os
@@ -23,6 +24,7 @@ from array import array
 from typing import Any, NoReturn
 
 from entangle._run import life
+from entangle._shared.orders import pair
 from entangle._shared.polling import readable
 from entangle._shared.site import Site
 from entangle._shared.table import Table
@@ -40,21 +42,23 @@ MOST = 1 << 20
 _QUIET = 0.002
 
 
-def send(channel: socket.socket, order: dict[str, Any], fds: list[int] | None = None) -> None:
+def send(channel: _socket.socket, order: dict[str, Any], fds: list[int] | None = None) -> None:
     """Send an order with its descriptors.
 
     Raises OSError if the other side is gone.
     """
     text = json.dumps(order).encode()
     whole = len(text).to_bytes(4, "little") + text
-    sent = socket.send_fds(channel, [whole], fds) if fds else 0
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+    sent = channel.sendmsg([whole], rights)
     channel.sendall(memoryview(whole)[sent:])
 
 
-def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def receive(channel: _socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """Receive one order with its descriptors; None where the other side is gone."""
     try:
-        head, fds, _, _ = socket.recv_fds(channel, 4, 16)
+        of_python: Any = channel  # a class below it is asked for, though it would do
+        head, fds, _, _ = socket.recv_fds(of_python, 4, 16)
     except ConnectionResetError:
         return None
     if len(head) < 4:
@@ -78,13 +82,13 @@ class Forker:
     `home` is where they will work. To `news` they write what they import (`_worker/imported.py`).
     """
 
-    def __init__(self, channel: socket.socket, caller: int, home: str, news: int) -> None:
+    def __init__(self, channel: _socket.socket, caller: int, home: str, news: int) -> None:
         self.channel = channel
         self.caller = caller
         self.home = home
         self.news = news
         #: Workers that wait for an order: pid, and the socket that leads there.
-        self.spares: list[tuple[int, socket.socket]] = []
+        self.spares: list[tuple[int, _socket.socket]] = []
         #: The status pipe of each worker that has got one.
         self.status: dict[int, int] = {}
         self._wake = os.pipe()
@@ -217,7 +221,7 @@ class Forker:
     def _fork_spare(self, home: str) -> None:
         """Fork a worker that waits for an order. It rehearses first if it is told the home that it
         will work in."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = pair()
         parent = os.getpid()
         pid = os.fork()
         if pid:

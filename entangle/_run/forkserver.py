@@ -7,13 +7,13 @@ later ones have from the beginning: the server forks a template for it (`preload
 
 from __future__ import annotations
 
+import _socket
 import atexit
 import contextlib
 import gc
 import importlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +24,7 @@ from entangle._run.forker import Forker, send
 from entangle._run.preloading import Preloading
 from entangle._run.templates import Templates
 from entangle._shared.home import home
+from entangle._shared.orders import pair
 from entangle._worker import coverage, janitor
 from entangle.cookies import jobserver_style
 from entangle.errors import EntangleError
@@ -38,7 +39,7 @@ _ENDING = 2
 
 class _Server:
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = pair()
         # The caller's modules of ours are loaded once here, so that no worker has to load them.
         loaded = [name for name in sys.modules if name.startswith("entangle.") and name.count(".") <= 2]
         loaded = [name for name in loaded if not name.startswith(("entangle.tests", "entangle.examples", "entangle.logging"))]
@@ -46,7 +47,7 @@ class _Server:
         news = self.preloading.tell.fileno()
         where = f"{theirs.fileno()}, {news}, {os.getpid()}, {home().path!r}, {jobserver_style()!r}, {loaded!r}"
         code = f"from entangle._run.forkserver import serve; serve({where})"
-        with theirs, janitor.off_duty():
+        with contextlib.closing(theirs), janitor.off_duty():
             self.process = subprocess.Popen(
                 python_command.command(code),
                 pass_fds=[theirs.fileno(), news],
@@ -171,16 +172,16 @@ def serve(channel_fd: int, news: int, caller: int, home_path: str, jobserver: st
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(news, False)
-    channel = socket.socket(fileno=channel_fd)
-    channel.setblocking(True)  # gevent's sockets, one of which this was, do not block
-    channel.set_inheritable(False)
+    channel = _socket.socket(fileno=channel_fd)
+    channel.setblocking(True)
+    os.set_inheritable(channel_fd, False)
     _Forkserver(channel, caller, home_path, news).serve()
 
 
 class _Forkserver(Forker):
     """The forker in the server: it gives orders to its own workers, or to templates."""
 
-    def __init__(self, channel: socket.socket, caller: int, home: str, news: int) -> None:
+    def __init__(self, channel: _socket.socket, caller: int, home: str, news: int) -> None:
         super().__init__(channel, caller, home, news)
         self.templates = Templates(self)
 

@@ -518,7 +518,7 @@ class Supervisor:
         fresh = header[READY_COUNT + FRESH]
         count = len(self.processes)
         ordinary = sum(worker.lane < DEVICE for worker in self.processes.values()) if self.site.claims else count
-        threads = [WorkerThread(slot, thread.native_id) for slot, (thread, _) in self.threads.items()]
+        threads = [WorkerThread(slot, getattr(thread, "native_id", None)) for slot, (thread, _) in self.threads.items()]
         with Deferred():  # these open files, too
             used = self._cpu_use()
             used += self.admission.look(now, self.processes.values(), threads)

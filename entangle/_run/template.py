@@ -11,13 +11,13 @@ takes no more orders, and lives until its last worker has ended::
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import gc
 import importlib
 import mmap
 import os
 import signal
-import socket
 import sys
 import time
 from typing import Any, NoReturn
@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 from entangle._run import life
 from entangle._run.forker import Forker, send
 from entangle._run.forking import why_not_template
+from entangle._shared.orders import pair
 from entangle._worker import inheritance, library_threads, module_files
 from entangle._worker.joining import BROKEN
 from entangle._worker.putting_back import Before, Descriptors
@@ -43,12 +44,12 @@ class NotPreloadable(Exception):
         self.index = index
 
 
-def fork_template(server: Forker, wanted: dict[str, Any], others: list[socket.socket], at: mmap.mmap) -> tuple[int, socket.socket]:
+def fork_template(server: Forker, wanted: dict[str, Any], others: list[_socket.socket], at: mmap.mmap) -> tuple[int, _socket.socket]:
     """Fork a template, and return its pid and the socket that leads there.
 
     It writes to `at` which of the wanted modules it imports; `others` lead to other templates.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours, theirs = pair()
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -69,7 +70,7 @@ def fork_template(server: Forker, wanted: dict[str, Any], others: list[socket.so
         os._exit(BROKEN)
 
 
-def _be_template(channel: socket.socket, server: Forker, wanted: dict[str, Any], at: mmap.mmap) -> NoReturn:
+def _be_template(channel: _socket.socket, server: Forker, wanted: dict[str, Any], at: mmap.mmap) -> NoReturn:
     try:
         stamps, settled = _load(wanted["names"], wanted["state"], at)
     except NotPreloadable as why:

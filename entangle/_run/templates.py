@@ -6,11 +6,11 @@ newer one has taken its place. A module that cannot be in a template is never tr
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import mmap
 import os
 import signal
-import socket
 import time
 from typing import Any
 
@@ -37,7 +37,7 @@ _ENDING = 1.0
 class _Made:
     """A template, as the server sees it."""
 
-    def __init__(self, wanted: dict[str, Any], pid: int, channel: socket.socket, at: mmap.mmap, installed: list[int]) -> None:
+    def __init__(self, wanted: dict[str, Any], pid: int, channel: _socket.socket, at: mmap.mmap, installed: list[int]) -> None:
         self.wanted = wanted
         self.pid = pid
         self.channel = channel

@@ -15,6 +15,7 @@ had nothing for it to do for a while. An order that comes at that moment is stil
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import contextvars
 import functools
@@ -65,7 +66,7 @@ def begin(server: int, stderr: int, channel: int, settings: dict[str, Any], impo
 class _WarmLife:
     def __init__(self, channel: int, imported: Imported, idle: float, max_memory: int) -> None:
         self._imported = imported
-        self._orders = Orders(socket.socket(fileno=channel))
+        self._orders = Orders(_socket.socket(fileno=channel))
         self._orders.channel.setblocking(True)
         self._idle = idle
         self._frames: dict[int, Frame] = {}

@@ -9,12 +9,16 @@
 
 from __future__ import annotations
 
+import _socket
 import array
 import contextlib
 import os
+import select
 import socket
 import struct
 from typing import NamedTuple
+
+from entangle._shared.polling import new_poll, readable
 
 #: Kinds of orders: join a run; answer a call.
 JOIN, CALL = b"J", b"C"
@@ -28,6 +32,7 @@ _ROOM_FOR_FDS = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
 _PIECE = 1 << 16
 #: As plain numbers: members of an enum take longer to join than the call.
 _FLAGS, _NO_WAIT = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)), int(socket.MSG_DONTWAIT)
+_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
 
 
 class Order(NamedTuple):
@@ -38,13 +43,27 @@ class Order(NamedTuple):
     fds: list[int]
 
 
+def pair() -> tuple[_socket.socket, _socket.socket]:
+    """The two ends that orders go through.
+
+    They are Python's own sockets even where gevent or eventlet has put others in their place:
+    those wait also where they are told not to, and lose descriptors if they are full.
+    """
+    ends = _socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in ends:
+        end.setblocking(True)  # whatever limit of time the program has set for all sockets
+    return ends
+
+
 class Orders:
     """One end of the socket pair. One thread at a time may send, and one receive."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: _socket.socket) -> None:
         self.channel = channel
         self._read = bytearray()
         self._fds: list[int] = []
+        #: Where threads are greenlets, one that waits in the kernel stops all. A poll does not.
+        self._wait = 0 if issubclass(socket.socket, _socket.socket) else _NO_WAIT
 
     def send(self, kind: bytes, body: bytes, fds: list[int] | None = None) -> None:
         """Send an order. Waits while the socket is full.
@@ -55,12 +74,29 @@ class Orders:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         if len(body) < _PIECE:
             whole = head + body
-            sent = self.channel.sendmsg([whole], rights, socket.MSG_NOSIGNAL)
+            sent = self._send(whole, rights)
             if sent < len(whole):
-                self.channel.sendall(whole[sent:], socket.MSG_NOSIGNAL)
+                self._send_all(whole[sent:])
             return
-        self.channel.sendmsg([head], rights, socket.MSG_NOSIGNAL)
-        self.channel.sendall(body, socket.MSG_NOSIGNAL)
+        self._send(head, rights)
+        self._send_all(body)
+
+    def _send(self, piece: bytes | memoryview, rights: list[tuple[int, int, array.array[int]]]) -> int:
+        while True:
+            try:
+                return self.channel.sendmsg([piece], rights, _NO_SIGNAL | self._wait)
+            except BlockingIOError:
+                poll = new_poll()
+                poll.register(self.channel.fileno(), select.POLLOUT)
+                poll.poll()
+
+    def _send_all(self, piece: bytes) -> None:
+        if not self._wait:
+            self.channel.sendall(piece, _NO_SIGNAL)
+            return
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[self._send(rest, []) :]
 
     def receive(self, wait: bool = True) -> Order | None:
         """The next order; None if the other end is gone, or if none is there and `wait` is false.
@@ -84,13 +120,15 @@ class Orders:
         return bool(self._read)
 
     def _more(self, wait: bool) -> bool:
-        flags = _FLAGS if wait else _FLAGS | _NO_WAIT
+        flags = _FLAGS | self._wait if wait else _FLAGS | _NO_WAIT
         fds = array.array("i")
         try:
             # Not `socket.recv_fds`, which ignores flags.
             piece, rights, _, _ = self.channel.recvmsg(_PIECE, _ROOM_FOR_FDS, flags)
         except BlockingIOError:
-            return False
+            if wait:
+                readable([self.channel.fileno()], None)
+            return wait
         except ConnectionResetError:
             piece, rights = b"", []
         for _, _, numbers in rights:

@@ -7,6 +7,7 @@ is counted when one is wanted.
 
 from __future__ import annotations
 
+import _socket
 import atexit
 import contextlib
 import json
@@ -24,7 +25,7 @@ from entangle._run import forkserver
 from entangle._run.worker_process import WorkerProcess, signal_name
 from entangle._shared.frame import Frame
 from entangle._shared.interrupts import Deferred
-from entangle._shared.orders import LEFT, Orders
+from entangle._shared.orders import LEFT, Orders, pair
 from entangle._shared.polling import readable
 from entangle._worker.joining import MOST_TOLD
 from entangle.errors import EntangleError
@@ -43,10 +44,10 @@ class WarmWorker:
     """A warm worker, as its owner sees it."""
 
     def __init__(self, settings: dict[str, Any], listened_to: bool, clean: bool) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = pair()
         #: What it writes to stderr comes out here; -1: it goes where our own does.
         self.err, err = os.pipe() if listened_to else (-1, -1)
-        with theirs:
+        with contextlib.closing(theirs):
             try:
                 status = forkserver.ask_for_warm_worker(theirs.fileno(), err, settings, clean)
             except BaseException:
@@ -114,7 +115,7 @@ class WarmWorker:
         return forgets
 
     @property
-    def channel(self) -> socket.socket:
+    def channel(self) -> _socket.socket:
         """The socket over which it gets orders."""
         return self.orders.channel
 

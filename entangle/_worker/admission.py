@@ -178,7 +178,9 @@ class Contention:
 
     @staticmethod
     def _clocks() -> dict[int, int]:
-        return {thread.native_id: time_of_thread(thread.native_id) for thread in threading.enumerate() if thread.native_id}
+        # Under eventlet some have no such number.
+        numbers = (getattr(thread, "native_id", None) for thread in threading.enumerate())
+        return {number: time_of_thread(number) for number in numbers if number}
 
     def measure(self, wanted: float = 0.0) -> None:
         """Measure, if the last time was a turn ago. `wanted` is how many CPUs threads of a run are

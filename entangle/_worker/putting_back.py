@@ -11,6 +11,7 @@ where it differs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import io
@@ -398,13 +399,29 @@ def seed() -> None:
 def _kept(fd: int) -> int:
     """A copy of a standard descriptor, out of the way of bodies that close some."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
-    except OSError:
+        return _out_of_the_way(fd)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 64)
+            return _out_of_the_way(null)
         finally:
             os.close(null)
+
+
+def _out_of_the_way(fd: int) -> int:
+    """A copy with a number that bodies are unlikely to close by chance, as high as the limit of
+    descriptors allows."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for lowest in (64, 32, 16):
+        if limit == resource.RLIM_INFINITY or lowest < limit:
+            try:
+                return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _mark(fd: int) -> bool:

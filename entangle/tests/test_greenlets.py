@@ -10,6 +10,7 @@ from .ways import installed, missing
 
 PROGRAM = """
 import os, time
+import entangle
 from entangle.dataflow import dataflow
 from entangle.errors import ProcessTerminatedException, ProcessTimeoutException
 from entangle.process import process
@@ -61,6 +62,15 @@ def runs():
         else:
             raise AssertionError("no error")
 
+def warm():
+    # Fills the sockets of workers as well.
+    with entangle.Executor(2) as executor:
+        assert executor.submit(abs, -1).result(30) == 1
+        sent = [bytes([n]) * 60_000 for n in range(20)]
+        assert list(executor.map(bytes.upper, sent)) == [one.upper() for one in sent]
+    with entangle.session():
+        assert [add(double(n), double(n))() for n in range(3)] == [0, 4, 8]
+
 @thread
 def plus(*x):
     return sum(x)
@@ -79,6 +89,7 @@ monkey.patch_all()
 import gevent
 if __name__ == "__main__":
     runs()
+    warm()
     ticks = []
     def tick():
         while True:
@@ -104,6 +115,7 @@ eventlet.monkey_patch()
     + """
 if __name__ == "__main__":
     runs()
+    warm()
     together = [eventlet.spawn(runs) for _ in range(2)]
     for one in together:
         one.wait()

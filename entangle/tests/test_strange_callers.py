@@ -107,6 +107,7 @@ def test_a_caller_without_standard_streams(tmp_path: Path, closed: list[int]) ->
 def test_a_caller_with_few_descriptors(tmp_path: Path) -> None:
     source = """
     import resource
+    import entangle
     from entangle.process import process
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 
@@ -119,8 +120,13 @@ def test_a_caller_with_few_descriptors(tmp_path: Path) -> None:
         return sum(len(v) for v in values)
 
     print(total(*(make(i) for i in range(100)))())
+    # Warm workers keep copies of some descriptors.
+    with entangle.session():
+        print(total(make(1), make(2))())
+    with entangle.Executor(2) as executor:
+        print(*executor.map(abs, (-1, -2)))
     """
-    assert output_of(tmp_path, source) == "10000000\n"
+    assert output_of(tmp_path, source) == "10000000\n200000\n1 2\n"
 
 
 @pytest.mark.parametrize("left", range(6, 21, 2))
