@@ -34,6 +34,7 @@ from entangle._worker.board import BATCH, BEGUN, ERROR, HIGH, LARGE, LOW, NEWS, 
 from entangle._worker.child import end_child
 from entangle._worker.failures import describe
 from entangle._worker.script_state import Brought, ScriptState, stays
+from entangle.errors import EntangleError
 
 #: Outcomes of short calls are kept for so long at most (ns).
 _KEPT = 2_000_000
@@ -328,6 +329,10 @@ class _CutOff(Exception):
 def _keep(orders: Orders, host: Host, state: _Answering, number: int, took: int, kind: int, body: bytes) -> None:
     """Put an outcome on the board, to be sent with others."""
     size = OUTCOME.size + len(body)
+    if size > ROOM and host.cut_off():
+        error = EntangleError(f"a call has closed the descriptors of its worker, which cannot send its outcome of {len(body):,} bytes")
+        kind, body = ERROR, pickle.dumps(describe(error, "", 1, ""), 5)
+        size = OUTCOME.size + len(body)
     if state.tail + size > ROOM:
         _send(orders, host, state)
     if size > ROOM:

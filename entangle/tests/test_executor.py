@@ -457,13 +457,16 @@ def test_a_worker_that_dies_idle_is_replaced(executor: Executor) -> None:
     assert executor.submit(bodies.pid).result(20) != first
 
 
-@pytest.mark.parametrize("size", [1, 1 << 20])
-def test_a_body_that_closes_all_descriptors(size: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_body_that_closes_all_descriptors(capfd: pytest.CaptureFixture[str]) -> None:
     with Executor(1) as executor:
-        first = executor.submit(bodies.pid).result()
-        closing, after = executor.submit(bodies.closes_all, size), executor.submit(bodies.pid)
-        assert len(closing.result(20)) == size
-        assert after.result(20) != first
+        pids = {executor.submit(bodies.pid).result()}
+        for size in (1, 1 << 20):
+            assert len(executor.submit(bodies.closes_all, size).result(20)) == size
+            pids.add(executor.submit(bodies.pid).result(20))
+        with pytest.raises(EntangleError, match="closed the descriptors of its worker"):
+            executor.submit(bodies.closes_all, 100_000).result(20)  # it would have come in a message
+        assert executor.submit(bodies.pid).result(20) not in pids
+        assert len(pids) == 3
     assert capfd.readouterr().err == ""
 
 
