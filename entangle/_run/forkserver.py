@@ -23,6 +23,7 @@ from entangle._run import python_command
 from entangle._run.forker import Forker, send
 from entangle._run.preloading import Preloading
 from entangle._run.templates import Templates
+from entangle._shared.descriptors import OwnDescriptors
 from entangle._shared.home import home
 from entangle._shared.orders import pair
 from entangle._worker import coverage, janitor
@@ -58,16 +59,24 @@ class _Server:
             )
         self.preloading.tell.close()
         self.socket = ours
+        self._own = OwnDescriptors(ours.fileno(), self.preloading._hear.fileno())
         self.pid = os.getpid()
         self.lock = threading.Lock()
 
     def close(self) -> None:
         """Close what leads to the server: it ends."""
-        self.socket.close()
-        self.preloading.close()
+        if not self._own.lost():
+            self.socket.close()
+            self.preloading.close()
+            return
+        self.socket.detach()
+        self.preloading.forget()
+        if self.pid == os.getpid():
+            self.process.kill()
+            self.process.wait()
 
     def alive(self) -> bool:
-        return self.pid == os.getpid() and self.process.poll() is None
+        return self.pid == os.getpid() and self.process.poll() is None and not self._own.lost()
 
 
 _server: _Server | None = None

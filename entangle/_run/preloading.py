@@ -56,6 +56,11 @@ class Preloading:
         self._hear.close()
         self.tell.close()
 
+    def forget(self) -> None:
+        """Drop both ends, after somebody has closed them."""
+        self._hear.detach()
+        self.tell.detach()
+
     def choose(self) -> tuple[str, dict[str, Any] | None]:
         """The key of the workers that are asked for now, "" for clean ones; and what the server has
         to be told before, None if it knows."""

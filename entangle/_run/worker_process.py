@@ -155,6 +155,14 @@ class WorkerProcess:
         else:
             self.out = -1
 
+    def forget(self) -> None:
+        """Close nothing: somebody else has, and the numbers may be other files' now. The worker
+        counts as killed."""
+        self.watch = self.err = self.out = -1
+        if self.ended_by is None:
+            self.ended_by = -signal.SIGKILL
+        self._pid = self._pid or -1
+
     def close(self) -> None:
         """Close all descriptors."""
         for fd in (self.watch, self.err, self.out):

@@ -31,6 +31,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterator
 
 from entangle._shared import removal
 from entangle._shared.devices import Devices
@@ -57,6 +58,9 @@ _TREE = re.compile(r"tp[0-9]+-[0-9a-f]{12}-[0-9]+")
 _DYING = 0.2
 
 _homes: dict[str, Home] = {}
+#: Homes whose locks the program has closed. What they have open is never closed: the numbers are
+#: other files'.
+_unlocked: list[Home] = []
 #: The cookies of devices, by the path of the home.
 _devices: dict[str, Devices] = {}
 _guard = threading.Lock()
@@ -293,23 +297,51 @@ class Home:
         """Remove the directories. The locks go with the process."""
         if os.getpid() != self.pid:
             return
-        self.budget.close()
+        for close in (self.budget.close, *(pool.close for pool in self.pools.values())):
+            with contextlib.suppress(OSError):  # the program has closed it
+                close()
         close_devices(self.path)
-        forget_jobserver(self.budget.path)
-        for pool in self.pools.values():
-            pool.close()
-        for path, fd in zip((self.path, self.spill), self._locks, strict=True):
-            for _ in range(5):
-                if _remove_open(path, fd):
-                    break
-                time.sleep(0.01)  # a process being killed was still writing
-            os.close(fd)
+        with contextlib.suppress(OSError):
+            forget_jobserver(self.budget.path)
+        self.remove_directories()
         shared, fd = self._shared
         if shared:
             with contextlib.suppress(BlockingIOError):  # the last agent removes it
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove_open(shared, fd)
             os.close(fd)
+
+    def is_locked(self) -> bool:
+        """Whether the locks are still there: the program may have closed them."""
+        return all(_is_open(path, fd) for path, fd in zip((self.path, self.spill), self._locks, strict=False))
+
+    def remove_directories(self) -> None:
+        """Remove the directories alone."""
+        for path, fd in zip((self.path, self.spill), self._locks, strict=True):
+            with contextlib.suppress(OSError), _still_open(path, fd) as directory:
+                for _ in range(5):
+                    if _remove_open(path, directory):
+                        break
+                    time.sleep(0.01)  # a process being killed was still writing
+
+
+def _is_open(path: str, fd: int) -> bool:
+    """Whether this descriptor leads there."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _still_open(path: str, fd: int) -> Iterator[int]:
+    """The directory at `path`, open as `fd` unless the program has closed that; closed in the
+    end."""
+    opened = fd if _is_open(path, fd) else os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
 
 
 def _remove_open(path: str, fd: int) -> bool:
@@ -433,6 +465,18 @@ def home() -> Home:
     return found
 
 
+def locked_home() -> Home:
+    """The same; a new one where the program has closed the locks of the old one, so that others
+    take that for dead and remove it."""
+    found = home()
+    if found.pid == os.getpid() and not found.is_locked():
+        with _guard:
+            if _homes.get(_parent()) is found:
+                _unlocked.append(_homes.pop(_parent()))
+        found = home()
+    return found
+
+
 #: Seconds between two looks of one process for homes to sweep: runs may follow each other closely.
 _PAUSE = 0.0005
 
@@ -506,6 +550,10 @@ def leave() -> None:
     for found in _homes.values():
         found.remove()
     _homes.clear()
+    for found in _unlocked:
+        if found.pid == os.getpid():
+            found.remove_directories()
+    _unlocked.clear()
 
 
 def _open_standard_streams() -> None:

@@ -75,7 +75,7 @@ def remove_tree(name: str, fd: int, within: int) -> bool:
     ended the program.
     """
     mount = _mount(fd)
-    if mount == _mount(within):
+    if mount == _mount(within) and is_named(fd, name, within):  # else it is somebody else's by now
         while _thin_out(fd, mount):
             pass
         if is_named(fd, name, within):

@@ -28,6 +28,7 @@ from typing import Any
 
 from entangle._run import forkserver
 from entangle._run.worker_process import signal_name
+from entangle._shared.descriptors import OwnDescriptors
 from entangle._shared.limits import no_thread
 from entangle._shared.pickling import dumps_for_others, otherwise, why_not
 from entangle._shared.value_files import pickled
@@ -226,7 +227,7 @@ class Calls(Dispatcher):
         read, write = os.pipe()
         os.set_blocking(read, False)
         os.set_blocking(write, False)
-        self.wake = (read, write)
+        self.wake, self.own = (read, write), OwnDescriptors(read, write)
         thread = threading.Thread(target=Collector(self).collect, name="entangle-executor")
         try:
             thread.start()

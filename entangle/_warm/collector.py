@@ -20,7 +20,7 @@ from entangle._warm.broken import broken_by, how_it_ended
 from entangle._warm.dispatcher import Dispatcher, Line
 from entangle._warm.executor_call import Settled
 from entangle._warm.holdings import Sealed
-from entangle._worker.board import BATCH, BEGUN, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, SKIPPED, TAIL, VALUE
+from entangle._worker.board import BATCH, BEGUN, HIGH, LARGE, LOW, NEWS, OUTCOME, REFUSED, SKIPPED, TAIL, VALUE, Board
 from entangle._worker.failures import set_traceback
 from entangle.errors import EntangleError, add_note
 
@@ -30,6 +30,11 @@ _TICK = 0.005
 _STILLBORN = 5
 #: Spare files of large values are given back after so long without a call (seconds).
 _QUIET = 5.0
+
+
+#: Boards of workers that were forgotten: closing one would close its descriptor, which may be
+#: another file's now.
+_forgotten: list[Board] = []
 
 
 class Collector:
@@ -52,6 +57,9 @@ class Collector:
                 if calls.pid != os.getpid():
                     return
                 settled: list[Settled] = []
+                if calls.own.lost() or any(line.worker.own.lost() for fd, _ in ready if (line := calls.lines.get(fd)) is not None):
+                    self._forget(settled)
+                    break
                 with calls.lock:
                     for line in calls.new_lines:
                         if line.worker.watch in calls.lines:
@@ -76,6 +84,20 @@ class Collector:
                         break
         finally:
             self._end()
+
+    def _forget(self, settled: list[Settled]) -> None:
+        """Break the executor, whose descriptors somebody has closed."""
+        calls = self.calls
+        told = "this process has closed descriptors of the executor, as os.closerange does, so nothing runs here any more; make another one"
+        with calls.lock:
+            for line in calls.lines.values():
+                if line.worker.own.lost():
+                    line.worker.forget()
+                    _forgotten.append(line.board)
+            if calls.own.lost():
+                calls.wake = (-1, -1)
+            calls.break_off(lambda: broken_by(told), settled)
+        calls.settle(settled)
 
     def _timeout(self) -> float | None:
         """How long to wait for news (ms)."""
@@ -269,7 +291,8 @@ class Collector:
             pool, files, holdings = calls.pool, calls.files, calls.holdings
         calls.settle(failed)
         for line in lines:
-            line.board.close()
+            if line.board not in _forgotten:
+                line.board.close()
             if pool is not None:
                 pool.give(line.worker)
         if pool is not None:
@@ -287,7 +310,8 @@ class Collector:
         with calls.lock:
             wake, calls.wake = calls.wake, (-1, -1)
             for fd in wake:
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
 
 
 def error_of(pickled_report: bytes) -> BaseException:

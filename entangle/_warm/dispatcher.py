@@ -14,6 +14,7 @@ from typing import Any
 
 from entangle._shared import home as homes
 from entangle._shared import module_lookup
+from entangle._shared.descriptors import OwnDescriptors
 from entangle._shared.orders import CALL
 from entangle._shared.unpickling import failing_part, unpickling_error
 from entangle._shared.value_files import INLINE, ValueFiles, Wire, files_of
@@ -92,6 +93,7 @@ class Dispatcher:
         self.waiting = 0
         self.pool: WarmPool | None = None
         self.wake: tuple[int, int] = (-1, -1)
+        self.own = OwnDescriptors()
         self.new_lines: list[Line] = []
         self.stillborn = 0
         self.files: ValueFiles | None = None
@@ -171,7 +173,7 @@ class Dispatcher:
 
     def _first_words(self) -> dict[str, Any]:
         if self.files is None:
-            found = homes.home()
+            found = homes.locked_home()
             name = f"x{os.urandom(8).hex()}"
             self.files = ValueFiles(os.path.join(found.path, name), os.path.join(found.spill, name))
             os.mkdir(self.files.directory, 0o700)
@@ -381,7 +383,7 @@ class Dispatcher:
 
     def tell(self) -> None:
         """Wake the collector."""
-        if self.wake[1] >= 0 and self.pid == os.getpid():
+        if self.wake[1] >= 0 and self.pid == os.getpid() and not self.own.lost():
             with contextlib.suppress(OSError):
                 os.write(self.wake[1], b"!")
 

@@ -23,6 +23,7 @@ from typing import Any
 from entangle import _run
 from entangle._run import forkserver
 from entangle._run.worker_process import WorkerProcess, signal_name
+from entangle._shared.descriptors import OwnDescriptors
 from entangle._shared.frame import Frame
 from entangle._shared.interrupts import Deferred
 from entangle._shared.orders import LEFT, Orders, pair
@@ -82,6 +83,7 @@ class WarmWorker:
         self.record = ""
         #: Readable when it has news, or has ended.
         self.watch = _watch_both(ours.fileno(), status)
+        self.own = OwnDescriptors(self.watch, ours.fileno(), status)
 
     @property
     def away(self) -> bool:
@@ -195,6 +197,12 @@ class WarmWorker:
     def is_in(self, frame: Frame) -> bool:
         """Whether it may still be in a run in this frame."""
         return not self.closed and any(inside is frame for inside, _ in self.inside) and not self.ended()
+
+    def forget(self) -> None:
+        """Drop what led to it, after somebody has closed that."""
+        self.closed, self.watch, self.err, self.record = True, -1, -1, ""
+        self.channel.detach()
+        self._process.forget()
 
     def close(self) -> None:
         """Close what leads to it: it ends as soon as it has nothing to do."""

@@ -26,6 +26,7 @@ import time
 import warnings
 from typing import Any
 
+from entangle._shared.descriptors import file_of
 from entangle._shared.interrupts import plain
 from entangle._worker import audit, inheritance, janitor
 
@@ -55,7 +56,7 @@ class Descriptors:
         self._fds = [_kept(fd) for fd in range(3)]
         self._ours: dict[int, tuple[int, int, int] | None] = {}
         self._marked: list[int] = []
-        self._ours.update((fd, _file(fd)) for fd in self._fds)
+        self._ours.update((fd, file_of(fd)) for fd in self._fds)
 
     def need(self, *fds: int) -> None:
         """Note that the worker cannot do without these, which no program of the user's has open."""
@@ -63,7 +64,7 @@ class Descriptors:
             if _mark(fd):
                 self._marked.append(fd)
             else:
-                self._ours[fd] = _file(fd)
+                self._ours[fd] = file_of(fd)
 
     def forget(self, *fds: int) -> None:
         """Note that the worker can do without these from now on."""
@@ -83,13 +84,13 @@ class Descriptors:
                 return True
         except OSError:
             return True
-        return list(map(_file, self._ours)) != list(self._ours.values())
+        return list(map(file_of, self._ours)) != list(self._ours.values())
 
     def has(self, fd: int) -> bool:
         """Whether one that the worker cannot do without is still there."""
         if fd in self._marked:
             return _is_marked(fd)
-        return self._ours.get(fd) is not None and _file(fd) == self._ours[fd]
+        return self._ours.get(fd) is not None and file_of(fd) == self._ours[fd]
 
     def put_back(self) -> None:
         """Lead 0, 1 and 2 to where they led at first."""
@@ -443,15 +444,6 @@ def _is_marked(fd: int) -> bool:
 
 _GETSIG = getattr(fcntl, "F_GETSIG", -1)
 _OURS = int(getattr(signal, "SIGRTMAX", 0))
-
-
-def _file(fd: int) -> tuple[int, int, int] | None:
-    """Which file a descriptor leads to; None if it is closed."""
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_rdev
 
 
 def _settings(stream: Any) -> Any:

@@ -141,6 +141,29 @@ def test_ctrl_c_while_the_program_waits_for_its_calls(tmp_path: Path) -> None:
         started.communicate()
 
 
+def test_a_program_that_closes_all_descriptors(tmp_path: Path) -> None:
+    """Its executor is broken, and says why; the next one works. What it then opens under the same
+    numbers stays as it is."""
+    code, out, err = _run(f"""
+executor = Executor(2)
+waiting = executor.submit(time.sleep, 60)
+executor.submit(abs, 1).result()
+os.closerange(3, 10_000)
+mine = [os.open({str(tmp_path / "mine")!r}, os.O_RDWR | os.O_CREAT) for _ in range(60)]
+for call in (lambda: waiting.result(20), lambda: executor.submit(abs, 1)):
+    try:
+        call()
+    except Exception as error:
+        print(type(error).__name__, str(error)[:51])
+executor.shutdown()
+with Executor(1) as other:
+    print(other.submit(abs, -3).result(20))
+print(len([os.fstat(fd) for fd in mine]), os.path.getsize(mine[0]), flush=True)
+""")
+    told = "BrokenExecutorError this process has closed descriptors of the executor\n"
+    assert (code, out, err) == (0, 2 * told + "3\n60 0\n", "")
+
+
 def test_nothing_stays_in_shared_memory(tmp_path: Path) -> None:
     body = """
 import numpy
