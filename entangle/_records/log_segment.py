@@ -90,16 +90,14 @@ class Writer:
         self._kept: list[bytes] = []
         self.begun = False
 
-    def begin(self, locked: bool = True) -> None:
-        """Make the file, and write what is known so far. It is `locked` until it is closed, unless
-        that is all."""
+    def begin(self) -> None:
+        """Make the file, which is locked until it is closed, and write what is known so far."""
         self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self.begun = True
-        if locked:
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                pass  # a file system without locks: readers look for the process instead
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass  # a file system without locks: readers look for the process instead
         kept, self._kept = self._kept, []
         if kept:
             self._write(kept)

@@ -1,8 +1,8 @@
 """The recorder: an observer that writes a log segment for every run.
 
 It costs a run some writes to a file: a head when the run begins, a tail when it ends. Both are
-mostly columns, copied as they are. Of a run that is over within milliseconds, both are one write at
-its end. What takes longer waits until a user looks. No failure in here
+mostly columns, copied as they are. Of a small run in a session, the head is written while its
+worker begins. What takes longer waits until a user looks. No failure in here
 reaches a run: it is logged once, and the run has no record.
 """
 
@@ -91,40 +91,35 @@ class Recorder:
 
     def looked(self, run: ObservedRun) -> None:
         """Note the run's CPU and memory now and then. All else is read when it has ended."""
-        if self._headless or not run.brief:
+        if self._headless:
             self._catch_up(run)
         load = self._loads.get(run.id)
         if load is not None and not run.brief:
             load.look(run)
 
     def _catch_up(self, run: ObservedRun) -> None:
-        """Make the head of a run that was brief, and write it if the run is not brief any more."""
+        """Write the head of a run whose worker has been told to begin meanwhile."""
         writer, _ = self._segments.get(run.id, (None, None))
-        if writer is None:
+        if writer is None or run.id not in self._headless:
             return
         try:
-            if run.id in self._headless:
-                self._describe(run, writer)
-            if not run.brief and not writer.begun:
-                writer.begin()
+            self._describe(run, writer)
+            writer.begin()
         except Exception as error:
             del self._segments[run.id]
-            self._headless.discard(run.id)
             writer.discard()
             complain(error)
 
     def ended(self, run: ObservedRun) -> None:
         """Write what became of the run."""
+        if self._headless:
+            self._catch_up(run)
         writer, root = self._segments.pop(run.id, (None, None))
         load = self._loads.pop(run.id, None)
         if writer is None:
             return
         try:
-            if run.id in self._headless:
-                self._describe(run, writer)
             _write_tail(run, writer, root, load.samples if load is not None else [])
-            if not writer.begun:
-                writer.begin(locked=False)
         except Exception as error:
             writer.discard()
             complain(error)
@@ -349,7 +344,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     ended = time.monotonic_ns()
     if run.flow.count > 1:
         _await_notes(table)  # one node's are there before its value
-    nodes, values, extras = notes.gather(site.directory, site.noted, site.frame.notes if site.frame is not None else None)
+    nodes, values, extras = notes.gather(site.directory, site.noted, notes.memory_of(site))
     flow = run.flow
     noted = _failures_among(nodes, values) if FAILED in bytes(table.states) else {}
     constants, outputs = _secret_inputs(flow)

@@ -575,10 +575,13 @@ def _open_pools(home: homes.Home, flow: Flow, directory: str) -> list[CookieQueu
 
 def _empty(frame: Frame) -> bool:
     """Remove what a run has left in a frame. Return False if that is much."""
+    if frame.is_untouched():
+        return True
     stays = ("table", "values", LINK) if frame.link else ("table", "values")
     with os.scandir(frame.directory) as found:
         entries = [entry for entry in found if entry.name not in stays]
     if not entries:
+        frame.note_size()
         return True
     if any(entry.is_dir(follow_symlinks=False) for entry in entries) or os.path.exists(frame.spill):
         return False

@@ -52,6 +52,9 @@ class Frame:
         self.directory = self.spill = ""
         #: In the caller: the home that the directory lies in.
         self.home: Any = None
+        #: In the caller: the size of the directory with nothing of a run in it, -1 while unknown;
+        #: whether it grows with each file.
+        self._size, self.grows = -1, False
         #: Its paths while no run is in it.
         self.idle_at = ("", "")
         self.memory = mmap.mmap(table_fd, ROOM + _NOTES)
@@ -81,11 +84,13 @@ class Frame:
         """
         opened: list[int] = []
         os.mkdir(directory, 0o700)
+        empty = os.stat(directory).st_size
         try:
             for name, size in (("table", ROOM + _NOTES), ("values", 0)):
                 opened.append(os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 if size:
                     reserve(opened[-1], 0, size)
+            grown = os.stat(directory).st_size >= empty + 2
             opened += (*os.pipe(), *os.pipe())
             table, values, wake_read, wake_write, listen, tell = opened
             for fd in (wake_write, listen, tell):
@@ -100,6 +105,7 @@ class Frame:
             os.rmdir(directory)
             raise
         frame.directory, frame.spill = frame.idle_at = directory, spill
+        frame.grows = grown
         return frame
 
     def store_for(self, table: Table, slot: int, serial: int) -> Store:
@@ -136,6 +142,16 @@ class Frame:
         given."""
         if self._row is not None:
             self._row[1].forget_arguments()
+
+    def note_size(self) -> None:
+        """In the caller: note the size of the directory, in which there is nothing of a run."""
+        if self.grows:
+            self._size = os.stat(self.directory).st_size
+
+    def is_untouched(self) -> bool:
+        """In the caller: whether nothing of a run can be in the directory, by its size. On tmpfs
+        that grows with each entry."""
+        return self._size >= 0 and os.stat(self.directory).st_size == self._size
 
     def keep_site(self, site: Any) -> None:
         """In a worker: keep the site of a run that it has left, for the next one in this frame."""

@@ -200,16 +200,26 @@ class Notes:
 
 
 def _lay_down(memory: memoryview, body: bytes) -> bool:
-    """Add notes to those in shared memory. False if there is no room."""
+    """Add notes to those in shared memory. False if there is no room, nor will be."""
     (used,) = _HEAD.unpack_from(memory)
     first = _HEAD.size + used
     after = first + _HEAD.size + len(body)
-    if after > len(memory):
+    if used < 0 or after > len(memory):
+        _HEAD.pack_into(memory, 0, min(used, ~used))  # the file has more
         return False
     _HEAD.pack_into(memory, first, len(body))
     memory[first + _HEAD.size : after] = body
     _HEAD.pack_into(memory, 0, after - _HEAD.size)  # last: a worker may be killed before
     return True
+
+
+def memory_of(site: Any) -> memoryview | None:
+    """Where the notes of a run lie in shared memory: those of a node alone, whose worker is the
+    only one that writes there. None for any other run."""
+    if site.frame is None or site.flow.count != 1 or site.flow.bodies[0].retry:
+        return None
+    memory: memoryview = site.frame.notes
+    return memory
 
 
 def begin_in(memory: memoryview) -> None:
@@ -224,9 +234,10 @@ def gather(directory: str, noted: list[bytes], memory: memoryview | None = None)
     Of two notes of one node, the later one counts.
     """
     frames = list(noted)
-    if memory is not None and (used := _HEAD.unpack_from(memory)[0]):
-        frames += _frames_in(bytes(memory[_HEAD.size : _HEAD.size + used]))
-    if directory:
+    used = _HEAD.unpack_from(memory)[0] if memory is not None else -1
+    if memory is not None:
+        frames += _frames_in(bytes(memory[_HEAD.size : _HEAD.size + max(used, ~used)]))
+    if directory and used < 0:
         with contextlib.suppress(OSError), open(os.path.join(directory, NAME), "rb", buffering=0) as file:
             frames += _frames_in(file.read())
     nodes: list[int] = []

@@ -26,7 +26,7 @@ from entangle._worker.serving import Serving, serve
 from entangle._worker.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, LimitError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
-from entangle.flow import DEVICE, HERE, THREAD, Body, Flow, Shape
+from entangle.flow import DEVICE, HERE, THREAD, UNCHANGING, Body, Flow, Shape
 
 #: The exit status of a worker that failed outside any body: it could not join its run, or hit a bug
 #: of ours.
@@ -48,7 +48,13 @@ def described(site: Site) -> bytes:
         module_lookup.look_afresh()
         buffers: list[memoryview] = []
         try:
-            site.given = dumps_for_others(site.flow.constants, aside(buffers), buffers.clear) if plan.bodies[0].is_found() else b""
+            constants = site.flow.constants
+            if not plan.bodies[0].is_found():
+                site.given = b""
+            elif UNCHANGING.issuperset(map(type, constants)):
+                site.given = pickle.dumps(constants, 5)
+            else:
+                site.given = dumps_for_others(constants, aside(buffers), buffers.clear)
         except Exception:  # it is told below what cannot travel
             site.given = b""
         plan = plan if site.given else None

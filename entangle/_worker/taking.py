@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from entangle._shared import greenlets
-from entangle._shared.notes import COOKIE_WAIT, SHORT, WHOLE, Notes
+from entangle._shared.notes import COOKIE_WAIT, SHORT, WHOLE, Notes, memory_of
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Place, Store
 from entangle._shared.table import (
@@ -69,9 +69,7 @@ class Taking:
         #: Measures the CPU time of the body, if the run is crowded.
         self.meter: Meter | None = None
         noting = site.table.header[NOTING]
-        # A node alone is noted by its worker, and then by nobody else.
-        alone = site.frame is not None and slot == 1 and site.flow.count == 1 and not site.flow.bodies[0].retry
-        memory = site.frame.notes if site.frame is not None and alone else None
+        memory = memory_of(site)
         self.notes = Notes(site.directory, noting, None if self.in_process else site.noted, memory) if noting in (SHORT, WHOLE) else None
         bodies = site.flow.bodies
         #: The pools of each body, as indexes into `Flow.pools`.
