@@ -15,13 +15,15 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from entangle._shared.pickling import dumps_for_others, why_not
+from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._warm.broken import BrokenExecutorError
-from entangle._warm.calling import Calls
+from entangle._warm.calling import IN_THREADS, Calls
 from entangle._warm.executor_call import Mapping
 from entangle._warm.functions import name_of
 from entangle._worker import library_threads
 from entangle._worker.called import Chunk
 from entangle.cookies import available_cpus
+from entangle.errors import UnpicklableError
 
 T = TypeVar("T")
 
@@ -55,6 +57,8 @@ class Executor(futures.Executor):
                 print(y)
     """
 
+    @edge
+    @passes_on
     def __init__(
         self,
         max_workers: int | None = None,
@@ -83,8 +87,8 @@ class Executor(futures.Executor):
         if initializer is not None:
             try:
                 pickled = dumps_for_others((initializer, tuple(initargs)))
-            except Exception as error:
-                raise why_not((initializer, tuple(initargs)), "the initializer and its arguments", dumps_for_others) from error
+            except Exception:
+                raise _unpicklable(initializer, tuple(initargs)) from None
         self._calls = Calls(max_workers, pickled, name_of(initializer) if initializer is not None else "", max_tasks_per_child)
         # The workers end when nobody has the executor any more and its calls are done.
         self._finalizer = weakref.finalize(self, self._calls.drop)
@@ -110,8 +114,14 @@ class Executor(futures.Executor):
         has died, RuntimeError after `shutdown` and in a forked child, ArgumentError for a future of
         somebody else.
         """
-        return self._calls.submit(_body(fn), args, kwargs)
+        try:
+            return self._calls.submit(_body(fn), args, kwargs)
+        except BaseException as error:
+            hide(error)
+            raise
 
+    @edge
+    @passes_on
     def map(
         self,
         fn: Callable[..., T],
@@ -150,6 +160,7 @@ class Executor(futures.Executor):
         found = _values(weakref.ref(self), self._calls, body, more, mapping, count, until)
         return _one_by_one(found) if chunked else found
 
+    @edge
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. With `wait`, return when all are done and the workers have ended;
         with `cancel_futures`, cancel those that no worker has begun."""
@@ -169,6 +180,7 @@ class Executor(futures.Executor):
         self._calls.shutdown(False, True)
         self._calls.kill(number)
 
+    @edge
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Shut down and wait. After Ctrl-C, cancel what no worker has begun, and end the rest."""
         if kind is not None and issubclass(kind, KeyboardInterrupt):
@@ -176,6 +188,7 @@ class Executor(futures.Executor):
         self.shutdown(wait=True)
 
 
+@passes_on
 def _values(
     executor: weakref.ref[Executor],
     calls: Calls,
@@ -199,6 +212,9 @@ def _values(
                 finally:
                     del what
             yield calls.open(what)
+    except BaseException as error:
+        hide(error)
+        raise
     finally:
         mapping.leave()
 
@@ -208,13 +224,30 @@ def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, 
         yield (chunk,)
 
 
+@passes_on
 def _one_by_one(lists: Generator[list[Any], None, None]) -> Generator[Any, None, None]:
     """The values of lists, none of which is kept once it was given."""
-    with contextlib.closing(lists):
-        for values in lists:
-            values.reverse()
-            while values:
-                yield values.pop()
+    try:
+        with contextlib.closing(lists):
+            for values in lists:
+                values.reverse()
+                while values:
+                    yield values.pop()
+    except BaseException as error:
+        hide(error)
+        raise
+
+
+def _unpicklable(initializer: Callable[..., object], initargs: tuple[Any, ...]) -> UnpicklableError:
+    """The error for an initializer that cannot travel, or an argument of it."""
+    name = name_of(initializer)
+    parts: list[tuple[str, Any]] = [(f"argument {number} of initializer {name!r}", part) for number, part in enumerate(initargs, 1)]
+    for what, part in parts:
+        try:
+            dumps_for_others(part)
+        except Exception:
+            return why_not(part, what, dumps_for_others, IN_THREADS)
+    return why_not(initializer, f"the initializer {name!r}", dumps_for_others, IN_THREADS)
 
 
 def _body(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,6 +264,7 @@ def _default_workers() -> int:
     return max(1, min(library_threads.share or 1 << 30, len(available_cpus())))
 
 
+@passes_on
 def _check_context(context: Any) -> None:
     """Raise TypeError for what is no context of multiprocessing, ValueError for one that forks."""
     if context is None:

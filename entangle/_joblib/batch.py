@@ -125,7 +125,9 @@ def _unpicklable(batch: Any, error: Exception) -> UnpicklableTaskError:
             try:
                 pickled(value)
             except Exception:
-                whole = pickling.why_not(value, f"{what} of {task}()" if value is not function else f"the function {task}", pickled)
+                whole = pickling.why_not(
+                    value, f"{what} of {task}()" if value is not function else f"the function {task}", pickled, 'use prefer="threads"'
+                )
                 return UnpicklableTaskError(f"could not pickle the task to send to a worker: {whole}")
     return UnpicklableTaskError(f"could not pickle the task to send to a worker: {type(error).__name__}: {error}")
 

@@ -355,11 +355,9 @@ _OURS: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -> UnpicklableError:
-    """The error for a value that `pickled_by` refuses; `what` names it:
-
-    `the value of task 'load'`.
-    """
+def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps, instead: str = "let a @thread do it") -> UnpicklableError:
+    """The error for a value that `pickled_by` refuses; `what` names it, as `the value of task
+    'load'`, and `instead` says who needs not pickle it."""
     path, part, error = offending_part(value, lambda part: _refusal(part, pickled_by))
     kind = type(part).__qualname__ if type(part).__module__ == "builtins" else f"{type(part).__module__}.{type(part).__qualname__}"
     if path.startswith(_OF_FUNCTION):
@@ -367,10 +365,9 @@ def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps) -
         advice = "Make it inside the function"
     else:
         named = f"{kind} at {path}" if path else kind
-        advice = "Pass something that can" if what.startswith("argument") else "Give back something that can"
+        advice = "Give back something that can" if what.startswith(("the value of", "the error of")) else "Pass something that can"
     return UnpicklableError(
-        f"{what} cannot travel to another process: {named} cannot be pickled "
-        f"({type(error).__name__}: {error}). {advice}, or let a @thread do it"
+        f"{what} cannot travel to another process: {named} cannot be pickled ({type(error).__name__}: {error}). {advice}, or {instead}"
     )
 
 

@@ -16,8 +16,8 @@ from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_seconds, check_whether
-from entangle._tasks.parameters import named_parameters, positional_names
-from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options
+from entangle._tasks.parameters import named_parameters, positional_names, takes_keyword
+from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options, nearest
 from entangle.errors import ArgumentError, EntangleError, OptionError
 from entangle.flow import FRESH, LEAST_FAN, PROCESS, UNCHANGING, Flow
 
@@ -248,7 +248,12 @@ class Call(Generic[R_co]):
 
     def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         """The same call with these arguments added."""
-        call: Call[Any] = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+        try:
+            call: Call[Any] = self.task(*self.args, *args, **{**self.kwargs, **kwargs})
+        except ArgumentError as refused:
+            if "did you mean" not in str(refused) and (hint := _option_meant(kwargs, self.task)):
+                raise ArgumentError(f"{refused}; {hint}") from None
+            raise
         return call if self.name is None else call._named(self.name)
 
     @overload
@@ -565,7 +570,8 @@ class Gathered(Call[R_co]):
 
     def _with(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         for name, value in kwargs.items():
-            hint = goes_elsewhere(name, value).replace("gather(call,", "gather(*calls,") or "calls are given by position"
+            hint = goes_elsewhere(name, value).replace("gather(call,", "gather(*calls,")
+            hint = hint or _option_meant({name: value}) or "calls are given by position"
             raise ArgumentError(f"{self!r} takes more calls as arguments, and has no parameter {name!r}; {hint}")
         for argument in args:
             if not isinstance(argument, Call):
@@ -581,6 +587,16 @@ CALLS = frozenset((Call, Gathered))
 
 #: Futures that wait for the next run of their call.
 _pending: weakref.WeakKeyDictionary[Call[Any], RunFuture[Any]] = weakref.WeakKeyDictionary()
+
+
+def _option_meant(kwargs: dict[str, Any], task: Decorated | None = None) -> str:
+    """What to write for a misspelt option of a call or a run; an empty text if there is none."""
+    for name, value in kwargs.items():
+        if (task is not None and takes_keyword(task, name)) or goes_elsewhere(name, value):
+            continue
+        meant = nearest(name, (*RUN_KEYWORDS, "timeout", "workers"), 0.6)
+        return "a call's own options are proc=, progress= and start=" if meant in RUN_KEYWORDS else goes_elsewhere(meant, value)
+    return ""
 
 
 def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> RunFuture[Any]:

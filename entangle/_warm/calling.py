@@ -31,12 +31,13 @@ from entangle._run.worker_process import signal_name
 from entangle._shared.descriptors import OwnDescriptors
 from entangle._shared.limits import no_thread
 from entangle._shared.pickling import dumps_for_others, otherwise, why_not
+from entangle._shared.tracebacks import passes_on
 from entangle._shared.value_files import pickled
 from entangle._warm.broken import broken_by
 from entangle._warm.collector import Collector
 from entangle._warm.dispatcher import Dispatcher
 from entangle._warm.executor_call import CallFuture, Job, Mapping, Settled
-from entangle._warm.functions import Function, function_of
+from entangle._warm.functions import Function, function_of, name_of
 from entangle._warm.warm_pool import WarmPool
 from entangle._worker import called
 from entangle.errors import ArgumentError, UnpicklableError
@@ -45,6 +46,8 @@ from entangle.errors import ArgumentError, UnpicklableError
 _TOLD = 5.0
 
 _UNSET: Any = object()
+#: What needs no pickling, for errors.
+IN_THREADS = "use a ThreadPoolExecutor"
 _ATOMS = frozenset((int, float, bool, str, type(None)))
 
 
@@ -143,8 +146,8 @@ class Calls(Dispatcher):
         _taking.calls = self
         try:
             body, buffers = pickled(dumps_for_others, (args, named))
-        except ArgumentError:
-            raise
+        except ArgumentError as refused:
+            raise refused.with_traceback(None) from None  # the frames of pickling tell nothing
         except Exception as problem:
             raise _what_cannot_travel(travels.name, args, named, problem) from None
         finally:
@@ -208,6 +211,7 @@ class Calls(Dispatcher):
         with self.lock:
             self._check()
 
+    @passes_on
     def _check(self) -> None:
         if self.pid != os.getpid():
             raise RuntimeError(f"this executor belongs to process {self.pid}, which forked this one; make another one here")
@@ -330,8 +334,8 @@ def function_of_call(function: Any) -> Function:
     """
     try:
         return function_of(function)
-    except Exception as problem:
-        raise why_not(function, "the function of a call", dumps_for_others) from problem
+    except Exception:
+        raise why_not(function, f"the function {name_of(function)!r}", dumps_for_others, IN_THREADS) from None
 
 
 def _what_cannot_travel(name: str, args: tuple[Any, ...], named: dict[str, Any], problem: Exception) -> Exception:
@@ -341,7 +345,7 @@ def _what_cannot_travel(name: str, args: tuple[Any, ...], named: dict[str, Any],
         try:
             dumps_for_others(value)
         except Exception:
-            return why_not(value, f"argument {key} of {name!r}", dumps_for_others)
+            return why_not(value, f"argument {key} of {name!r}", dumps_for_others, IN_THREADS)
     return UnpicklableError(f"the arguments of {name!r} cannot travel to another process: {type(problem).__name__}: {problem}")
 
 

@@ -227,9 +227,11 @@ class Collector:
             if calls.broken is None and lost is not None:
                 name = lost.function.name
                 how = how_it_ended(code)
-                settled.append((lost, False, broken_by(f"the worker process (pid {pid}) of {name!r} ended by {how} while it ran")))
+                call = lost.in_short(calls.files)
+                why = f"the worker process (pid {pid}) of {name!r} ended by {how} while it ran"
+                settled.append((lost, False, broken_by(why, call=call)))
                 told = f"a worker process (pid {pid}) ended by {how} while it ran {name!r}, so nothing more runs here"
-                calls.break_off(lambda: broken_by(told), settled)
+                calls.break_off(lambda: broken_by(told, call=call), settled)
             elif calls.broken is None and rest and not line.answered and not line.retires:
                 calls.stillborn += _STILLBORN if calls.initializer is not None else 1
                 if calls.stillborn >= _STILLBORN:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import threading
 import time
 from collections.abc import Iterable
@@ -9,10 +11,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from typing import Any, Protocol
 
+from entangle._shared.masks import MASK, is_secret
 from entangle._shared.tracebacks import hide, passes_on
-from entangle._shared.value_files import Wire
+from entangle._shared.value_files import ValueFiles, Wire
 from entangle._warm.functions import Function
 from entangle._warm.holdings import Sealed
+from entangle._worker import called
 
 #: The value of a future that nobody has unpickled yet.
 UNOPENED: Any = object()
@@ -93,6 +97,18 @@ class Job:
         #: The arguments and the values that they take, once they were stored.
         self.wires: tuple[Wire, tuple[Sealed, ...], Sealed | None] | None = None
 
+    def in_short(self, files: ValueFiles | None) -> str:
+        """The call as errors show it. No code of its arguments is run."""
+        try:
+            assert self.wires is not None
+            assert files is not None
+            body, buffers = files.read(self.wires[0])
+            args, named = _Described(io.BytesIO(body), buffers=buffers).load()
+        except Exception:
+            return f"{self.function.name}(…)"
+        shown = {name: MASK if is_secret(name) else value for name, value in named.items()}
+        return called.call_in_short(self.function.name, args, shown)
+
     def begin(self) -> bool:
         """Whether it is still wanted. From now on it cannot be cancelled."""
         if not self.under_way:
@@ -101,6 +117,38 @@ class Job:
             elif self.future is not None:
                 self.under_way = self.future.set_running_or_notify_cancel()
         return self.under_way
+
+
+class _Described(pickle.Unpickler):
+    """Makes plain values again, and for others an object of a class of that name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_class" and module == "entangle._shared.pickled_classes":
+            return _class  # one that travels by value
+        kind = name.rpartition(".")[2]
+        return _other(f"{module.partition('.')[0]} object" if kind.startswith("_") else kind)
+
+
+def _class(name: object, qualname: str, *rest: object) -> type:
+    return _other(qualname.rpartition(".")[2])
+
+
+def _other(name: str) -> type:
+    return type(name, (_Other,), {"__module__": ""})
+
+
+class _Other:
+    """Stands for a value that is not made again; takes whatever its pickle says of it."""
+
+    def __new__(cls, *args: Any, **named: Any) -> Any:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **named: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def append(self, item: Any) -> None: ...
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self
 
 
 class Mapping:

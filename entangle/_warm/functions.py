@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import os
 import sys
 import types
 import weakref
@@ -84,11 +85,14 @@ def function_of(function: Any) -> Function:
 
 
 def name_of(function: Any) -> str:
-    """The name of something that can be called, for errors."""
+    """The name of something that can be called, for errors. That of a lambda says where it is."""
     inner = function
     while isinstance(inner, functools.partial):
         inner = inner.func
     name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
+    if type(inner) is types.FunctionType and inner.__name__ == "<lambda>":
+        code = inner.__code__
+        return f"<lambda> ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
     return name if isinstance(name, str) else type(inner).__name__
 
 

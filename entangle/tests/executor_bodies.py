@@ -41,12 +41,12 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
-def die(number: int = signal.SIGKILL) -> None:
+def die(number: int = signal.SIGKILL, *rest: object, **named: object) -> None:
     os.kill(os.getpid(), number)
     time.sleep(60)
 
 
-def leave(code: int) -> None:
+def leave(code: int, *rest: object, **named: object) -> None:
     os._exit(code)
 
 

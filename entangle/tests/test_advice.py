@@ -73,6 +73,8 @@ node: Any = doubled()
         ({"timeout": 2}, "; for the whole run write call.run(timeout=2)"),
         ({"workers": 2}, "; for the whole run write call.run(workers=2)"),
         ({"max_workers": 2}, "; for the whole run write call.run(workers=2)"),
+        ({"timout": 2}, "; for the whole run write call.run(timeout=2)"),
+        ({"prog": True}, "; a call's own options are proc=, progress= and start="),
         ({"n_jobs": -1}, "; for the whole run write call.run(workers=-1)"),
         ({"timeout": 2, "proc": True}, "; for the whole run write call.run(timeout=2)"),
     ],

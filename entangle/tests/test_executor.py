@@ -7,13 +7,16 @@ import concurrent.futures
 import gc
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -387,8 +390,46 @@ def test_what_cannot_travel_is_the_error_of_its_future(executor: Executor, funct
 
 def test_a_function_that_cannot_travel(executor: Executor) -> None:
     lock = threading.Lock()
-    with pytest.raises(UnpicklableError, match="lock"):
+    where = r"'<lambda> \(test_executor.py:\d+\)' cannot travel .* 'lock' \(a _thread.lock\) .* or use a ThreadPoolExecutor"
+    with pytest.raises(UnpicklableError, match=where):
         executor.submit(lambda: lock).result()
+
+    def begin(first: int) -> object:
+        return lock
+
+    with pytest.raises(UnpicklableError, match=r"the initializer '.*begin' cannot travel.*Make it inside the function"):
+        Executor(1, initializer=begin)
+    with pytest.raises(UnpicklableError, match=r"argument 2 of initializer '.*add' .* Pass something that can"):
+        Executor(1, initializer=bodies.add, initargs=(1, lock))
+
+
+def test_tracebacks_show_the_users_code_alone(executor: Executor) -> None:
+    def inverse(x: float) -> float:
+        return 1 / x
+
+    def shut() -> None:
+        with Executor(1) as other:
+            pass
+        other.submit(len, "a")
+
+    lock = threading.Lock()
+    loose: Future[int] = Future()
+    ways: list[Callable[[], object]] = [
+        lambda: Executor(0),
+        lambda: Executor(1, initializer=lambda: lock),
+        lambda: executor.submit(len, lock).result(),
+        lambda: executor.submit(len, [loose]),
+        lambda: executor.map(len, [loose]),
+        lambda: executor.map(len, [1], chunksize=0),
+        lambda: list(executor.map(len, ["a", 1])),
+        lambda: list(executor.map(inverse, [1, 0], chunksize=2)),
+        shut,
+    ]
+    for way in ways:
+        with pytest.raises(Exception) as caught:
+            way()
+        told = "".join(traceback.format_exception(type(caught.value), caught.value, caught.value.__traceback__))
+        assert set(re.findall(r'File "(.*?)"', told)) == {__file__}, told
 
 
 def test_a_value_that_leaves_on_arrival_in_the_caller(executor: Executor) -> None:
@@ -417,13 +458,21 @@ def test_deep_values(executor: Executor) -> None:
     ],
 )
 def test_a_death_breaks_the_executor_and_is_named(body: Any, argument: int, how: str) -> None:
+    class Point:
+        pass
+
     with Executor(2) as executor:
-        future = executor.submit(body, argument)
+        future = executor.submit(body, argument, Point(), Path("a"), b"x" * 200_000, [{1: "a"}], password="hunter2")
         rest = [executor.submit(time.sleep, 60) for _ in range(3)]
         with pytest.raises(BrokenProcessPool, match=f"{body.__name__!r} ended by {how}"):
             future.result()
         assert isinstance(future.exception(), BrokenExecutorError)
         assert isinstance(future.exception(), ProcessTerminatedException)
+        call = getattr(future.exception(), "__notes__", [""])[0]
+        wanted = ", <Point>, <PosixPath>, <bytes of 200000>, [{1: 'a'}], password='***')"
+        assert call.startswith(f"call: {body.__name__}(")
+        assert call.endswith(wanted), call
+
         for other in rest:
             with pytest.raises(BrokenProcessPool, match=f"ended by {how} while it ran {body.__name__!r}"):
                 other.result()
