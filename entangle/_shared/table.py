@@ -152,7 +152,9 @@ class Table:
         self.records = cut("B", 1, RECORD.size * nodes)
         #: Fields of the records, each as a column: for many nodes at once.
         fields = self.records.cast("q")
-        self.started, self.ended, self.numbers, self.kinds = (fields[at::6] for at in range(4))
+        self.started, self.ended, self.numbers, self.kinds = fields[0::6], fields[1::6], fields[2::6], fields[3::6]
+        # Another thread may look at all frames just now, and keep this one with what it names.
+        fields.release()
         self.fractions = self.records.cast("d")[2::6]
         self.places = self.records.cast("i")[8::12]
         self.pending = cut("i", 4, nodes)

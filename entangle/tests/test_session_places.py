@@ -41,6 +41,9 @@ def stays_with_the_session(door: Callable[[Any], Any], ended: Callable[[int], bo
         assert door(process(far_bodies.changes))()() is None
         assert worker()() == far_worker
         assert door(process(far_bodies.state))()() == door(far_bodies.state)()()
+        before = door(far_bodies.state)()()
+        door(far_bodies.changes)()()
+        assert door(far_bodies.state)()() == before
         nested = process(far_bodies.calls)(agent)
         others = {nested() for _ in range(3)}
         assert len(others) == 1

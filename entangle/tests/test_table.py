@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from array import array
 from collections.abc import Iterator
@@ -319,3 +320,15 @@ def test_an_attached_table_shows_what_others_do_and_waits_for_their_lock(tmp_pat
     os.close(read)
     os.close(write)
     table.close()
+
+
+def test_a_table_closes_though_the_frames_in_which_it_was_made_are_kept() -> None:
+    """As by a thread that looks at all frames meanwhile."""
+    kept: list[object] = []
+    sys.setprofile(lambda frame, event, argument: kept.append(frame))
+    try:
+        table = table_of(None, 2)
+    finally:
+        sys.setprofile(None)
+    table.close()
+    assert len(kept) > 10

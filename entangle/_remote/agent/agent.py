@@ -10,6 +10,7 @@ that come with it; the engine comes over the stream before the first call.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -97,6 +98,12 @@ class Agent:
         self._ending = False
         #: When a call came, or its answer was sent (of the monotonic clock).
         self._used = time.monotonic()
+        #: In a session: the state of this process before its first body. The pipe wakes the thread
+        #: that reads, to put it back when no call is under way.
+        self._before: Any = None
+        self._changed = False
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
 
     def serve(self) -> None:
         """Say hello, then serve until the stream ends."""
@@ -116,12 +123,19 @@ class Agent:
         decoder = Decoder()
         poll = select.poll()
         poll.register(self._reads, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
         heard = time.monotonic()
         patience = 3 * float(self.config.get("silence", 120.0))
         lasts = self.config.get("lasts") or float("inf")
         try:
             while True:
-                if not poll.poll(1000 * min(IDLE, patience / 3, lasts)):
+                ready = [fd for fd, _ in poll.poll(1000 * min(IDLE, patience / 3, lasts))]
+                if self._wake in ready:
+                    os.read(self._wake, 4096)
+                    self._put_back()
+                    if self._reads not in ready:
+                        continue
+                if not ready:
                     if self._is_idle() and time.monotonic() - self._used > lasts:
                         return
                     if self._calls and time.monotonic() - heard > patience:
@@ -142,8 +156,10 @@ class Agent:
     def _take(self, message: Message) -> None:
         kind, number, parts = message
         if kind == CALL:
+            self._put_back()  # the thread of the last call may not have said yet that it is over
             with self._guard:
                 self._used = time.monotonic()
+                self._changed = True
                 self._calls[number] = None
                 self._jobs.put(message)
                 if self._idle:
@@ -209,6 +225,9 @@ class Agent:
                 self._cancelled.discard(number)
                 self._idle += 1
                 self._used = time.monotonic()
+            if self._before is not None:
+                with contextlib.suppress(OSError):  # it is full, or a body has closed it
+                    os.write(self._waker, b"!")
 
     def _perform(self, number: int, parts: list[Any]) -> tuple[int, list[Segments]]:
         self._ready.wait(60.0)
@@ -314,6 +333,7 @@ class Agent:
         settings = self.config.get("session")
         if settings is not None:  # imported without the lock: `ask` takes it
             from entangle._warm.session import Session
+            from entangle._worker.putting_back import Before, Descriptors
 
         with self._guard:
             if not self._serves_modules:
@@ -322,6 +342,7 @@ class Agent:
                 python_command.prelude = ModuleServer(self.ask).prelude()
                 if settings is not None:
                     Session(None, **settings).__enter__()  # it ends with this process
+                    self._before = Before(Descriptors())
                 self._serves_modules = True
 
     # Prints ---------------------------------------------------------------------------------
@@ -368,6 +389,13 @@ class Agent:
                 left -= len(data)
                 self._send_print(b"\3", 0, data)
 
+    def _put_back(self) -> None:
+        """Put back what bodies may have changed of this process, if none runs."""
+        if self._before is not None and self._changed and not self._calls:
+            self._changed = False
+            with contextlib.suppress(Exception):  # it must go on for its caller
+                self._before.put_back()
+
     def _is_idle(self) -> bool:
         """Whether no call is under way, and no answer."""
         with self._guard:
@@ -386,9 +414,10 @@ class Agent:
 
     def _leave_in_child(self) -> None:
         """In a child that a body forks: leave the stream, and print to the usual descriptors."""
-        for fd in (self._reads, self._writes, self._printed):
+        for fd in (self._reads, self._writes, self._printed, self._wake, self._waker):
             if fd >= 0:
                 os.close(fd)
+        self._wake = self._waker = -1
         self._reads = self._writes = self._printed = -1  # a child of the child must not close them
         for number, name in ((1, "stdout"), (2, "stderr")):
             setattr(sys, name, open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False))
