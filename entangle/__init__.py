@@ -11,8 +11,21 @@ A decorator makes a function a task, calling it builds a graph, calling the grap
 
     print(add(add(1, 2), add(3, 4))())
 
-The floors of the house from the ground up, and their rooms. Imports point down only;
-`tests/test_floors.py` checks it, and `docs/architecture.md` shows who imports whom::
+What users import, each with a docstring of its own:
+
+    process  thread  workflow  task   `from entangle.process import process`: how a function runs
+    local  http  interpreter  ssh     where: `@local`, `@request`, `@interpreter`, `@ssh`
+    docker  containers                and `@docker`, `@apptainer`, `@singularity`
+    scheduler  limit                  with what: CPUs, GPUs, named limits
+    dataflow  sources                 values pushed through functions, and streams
+    gather  as_completed              many calls as one
+    session  executor.Executor        warm workers
+    joblib  dask                      in place of their own workers
+    progress  tags  records           to see what runs, and what ran
+    errors                            every error
+
+For who works on it: the floors of the house from the ground up, and their rooms. Imports point
+down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows who imports whom::
 
     errors                            every error, as one tree
     flow  cookies                     what can be run, and with what
@@ -364,7 +377,8 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
     - `max_memory`: a worker that has more memory of its own than this retires after a run: bytes,
       or a text such as "2GB".
 
-    Bodies run as they do with `start="forkserver"`. After each run a worker puts back what bodies
+    Bodies run as they do with `start="forkserver"`; a run whose arguments cannot be pickled is
+    forked instead, if that is safe. After each run a worker puts back what bodies
     have changed: directory, environment, umask, signal handlers, streams, limits, warning filters,
     `sys.path`, decimal context, locale and their like. Random generators are seeded anew. Globals
     of imported modules stay as bodies have left them; functions of the script come with copies of

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from entangle._shared.summaries import cut
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
 from entangle.cli.json_lines import print_json
 from entangle.cli.printing import COLOURS, console, duration, moment, print_table, text
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from entangle.records import Run
 
 STATES = ("done", "failed", "cancelled", "running", "killed")
+#: A name of more characters is cut, so that one line of a pipe stays readable.
+_NAMED = 40
 HEADS = ("run", "task", "state", "began", "took", "nodes", "undone", "what")
 
 
@@ -44,7 +47,7 @@ def _row(run: Run) -> list[Text]:
     missing = run.node_count - run.done_count if run.done_count is not None and run.state == "failed" else 0
     return [
         text(run.id),
-        text(run.name),
+        text(cut(run.name, _NAMED)),
         text(told(run.state), style=COLOURS.get(run.state, "")),
         text(moment(run.started)),
         text(duration(time.time() - run.started) if run.state == "running" else duration(run.seconds)),

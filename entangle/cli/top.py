@@ -194,7 +194,7 @@ def picture(look: dict[str, Any], width: int, program: str | None = None) -> Gro
     load = f"  {look['cpus']} CPUs {look['cpu_percent']:.0f} %  memory {look['memory_percent']:.0f} %"
     parts = [fitted(text(("entangle top", "bold"), f"  {moment}{load}"), width)]
     if not look["runs"]:
-        nothing = f"Nothing runs of {program}." if program is not None else "Nothing runs."
+        nothing = f"Nothing runs of {program}." if program is not None else "Nothing runs (calls of an Executor or joblib are not shown)."
         parts += [Text(), fitted(text(f"{nothing} What ran: entangle runs", style="dim"), width)]
     last = None
     for run in look["runs"][:MOST_RUNS]:

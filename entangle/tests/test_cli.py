@@ -580,7 +580,7 @@ WENT_ON = """
             time.sleep(0.01)
         raise ValueError("over")
 
-    cut = total([stays(total([1], "one")), ends("began")], "the label")
+    cut = total([stays(total([1], "one")), ends("began")], "the label").named("over and over " * 9)
 
     def goes_on():
         return len(gather(fails, *folds, return_exceptions=True)())
@@ -632,6 +632,8 @@ def test_a_run_that_failed_shows_the_path_of_calls_and_the_arguments(went_on: Li
 def test_a_run_that_was_cut_off_says_each_thing_once_and_what_is_lost(went_on: Line) -> None:
     assert went_on("run", "went_on.py:cut").returncode == FAILED
     (run,) = went_on.json("runs", "--json")
+    assert run["name"] == "over and over " * 9
+    assert " over and over over and over over and ov…  failed " in went_on("runs").stdout
     node = went_on("show", "--node", str(run["error"]["node"])).stdout
     assert node.startswith("ends, node ")
     # With the error of the last attempt, and with that of the task.
