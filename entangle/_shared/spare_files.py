@@ -210,8 +210,9 @@ class SpareFiles:
             os.close(fd)
             os.unlink(path)
             raise
-        if size < _LEAST or not directory or not self._keep(fd, path, size, directory):
-            os.close(fd)
+        if size >= _LEAST and directory:
+            self._keep(fd, path, size, directory)
+        os.close(fd)
 
     def _write_again(self, path: str, size: int, parts: Sequence[Part], directory: str) -> bool:
         """Write a value into a spare file, which gets the name `path` as well. False if none fits
@@ -252,21 +253,24 @@ class SpareFiles:
                 if not kept:
                     spare.drop()
 
-    def _keep(self, fd: int, path: str, size: int, directory: str) -> bool:
+    def _keep(self, fd: int, path: str, size: int, directory: str) -> None:
         """Keep a new file, if there is room for it among those that are kept."""
         with self._lock:
             try:
                 if self._true is None:
                     self._true = _leases_are_true(fd, path)
                 if not self._true or not self._make_room(size, directory):
-                    return False
+                    return
                 self._numbers += 1
                 name = os.path.join(directory, f"{os.getpid()}-{self._numbers}-{size}")
                 os.link(path, name)
-                self._files.append(_Spare(fd, name, size))
+                try:
+                    # Under this name it is open from now on: the other one is of a run, and goes.
+                    self._files.append(_Spare(open_file(name, os.O_RDWR), name, size))
+                except OSError:  # no descriptor is left
+                    os.unlink(name)
             except (OSError, ValueError):  # the home is gone; a file that is none of ours
-                return False
-            return True
+                return
 
     def _make_room(self, size: int, directory: str) -> bool:
         """Drop files until one more may be kept. False if it may not. Lock held."""
