@@ -378,10 +378,10 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
       or a text such as "2GB".
 
     Bodies run as they do with `start="forkserver"`; a run whose arguments cannot be pickled is
-    forked instead, if that is safe. After each run a worker puts back what bodies
-    have changed: directory, environment, umask, signal handlers, streams, limits, warning filters,
-    `sys.path`, decimal context, locale and their like. Random generators are seeded anew. Globals
-    of imported modules stay as bodies have left them; functions of the script come with copies of
+    forked instead, if that is safe. After each run a worker puts back what bodies have changed:
+    directory, environment, umask, signal handlers, streams, limits, warning filters, `sys.path`,
+    decimal context, locale and their like. Random generators are seeded anew. Globals of imported
+    modules stay as bodies have left them; functions of the script come with copies of
     the script's for each run. Where what bodies leave goes on growing (threads,
     child processes, descriptors, memory), or a module has changed on disk, a worker retires between
     two runs, and another takes its place.

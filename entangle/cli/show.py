@@ -176,7 +176,10 @@ def _add_nodes(run: Run, top: Tree, width: int) -> None:
         for number, tried in enumerate(node.tries, 1):
             branch.add(fitted(text((f"attempt {number}: ", "dim"), (tried.partition("\n")[0], "yellow")), room))
         later: list[tuple[Node | None, Tree, str, int]] = []
+        fused = {given.argument for given in node.inputs} >= _OF_FUSED
         for given in node.inputs[:INPUTS]:
+            if fused and given.argument in _OF_FUSED:
+                continue
             if given.source is not None:
                 later.append((run.nodes[given.source], branch, given.argument, depth + 1))
             elif given.value is not None:
@@ -240,6 +243,8 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
     return fitted(Text.assemble(line, said, (tail, "dim"), (place, "dim")), room)
 
 
+#: What dask passes to tasks that it has fused into one, beside their values.
+_OF_FUSED = {"inner_dsk", "outkey", "inkeys"}
 #: Why a task that is done has no value in the record of a run that was ended.
 _LOST = "not recorded: its worker was stopped first"
 

@@ -274,6 +274,16 @@ def test_a_run_is_recorded_with_the_keys_of_its_tasks(tmp_path: Path, monkeypatc
     assert (run.name, run.state, run.node_count) == ("total-9", "done", 3)
     assert sorted(node.name for node in run.nodes) == ["('part-1', 0)", "('part-1', 1)", "total-9"]
     assert {node.task.name for node in run.nodes} == {"part", "total"}
+    installed("typer")
+    from entangle.cli.show import show
+
+    fused = Task.fuse(Task("one", inc, 1), Task("two", inc, TaskRef("one")))
+    assert get({"two": fused}, "two") == 3
+    show(records.run("last").id, "tree", tmp_path / "shown", None)
+    shown = (tmp_path / "shown").read_text(encoding="utf-8")
+    assert "two → 3" in shown
+    assert "inner_dsk" not in shown
+    assert "outkey" not in shown
 
 
 ARRAYS = """
