@@ -9,6 +9,7 @@ from concurrent.futures import BrokenExecutor, Future
 from typing import Any, NamedTuple
 
 from entangle._joblib.batch import dumps, name_of_batch, pickled, run
+from entangle._shared.interrupts import Deferred
 from entangle._shared.shared_buffers import Reference, SharedBuffers
 from entangle._warm.functions import Function, function_of
 from entangle.executor import Executor
@@ -121,14 +122,14 @@ class Lease:
             executor = self.executor
             if executor is None:
                 raise RuntimeError("this call of joblib.Parallel is over")
-            with self.guard:
+            with Deferred(), self.guard:
                 future = executor._calls.submit(_called(batch), (body, held), {})
                 self.under_way[future] = held
         except BaseException as error:
+            if not isinstance(error, Exception):
+                raise  # the call may be on its way: `end` knows it
             for reference in held:
                 self.buffers.let_go(reference)
-            if not isinstance(error, Exception):
-                raise
             future = Future()
             future.set_running_or_notify_cancel()
             future.set_exception(error)

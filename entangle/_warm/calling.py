@@ -29,6 +29,7 @@ from typing import Any
 from entangle._run import forkserver
 from entangle._run.worker_process import signal_name
 from entangle._shared.descriptors import OwnDescriptors
+from entangle._shared.interrupts import Deferred
 from entangle._shared.limits import no_thread
 from entangle._shared.pickling import dumps_for_others, otherwise, why_not
 from entangle._shared.tracebacks import passes_on
@@ -36,7 +37,7 @@ from entangle._shared.value_files import pickled
 from entangle._warm.broken import broken_by
 from entangle._warm.collector import Collector
 from entangle._warm.dispatcher import Dispatcher
-from entangle._warm.executor_call import CallFuture, Job, Mapping, Settled
+from entangle._warm.executor_call import CallFuture, Job, Mapping
 from entangle._warm.functions import Function, function_of, name_of
 from entangle._warm.warm_pool import WarmPool
 from entangle._worker import called
@@ -74,8 +75,7 @@ class Calls(Dispatcher):
         except BaseException as problem:
             if not isinstance(problem, Exception):
                 raise
-            with self.lock:
-                self._check()
+            self.check()
             future.set_running_or_notify_cancel()
             future.set_exception(problem)
             return future
@@ -83,14 +83,7 @@ class Calls(Dispatcher):
         if job.takes:
             self._submit_later(job)
         else:
-            with self.lock:
-                self._check()
-                self.backlog.append(job)
-                if self.resting or len(self.lines) < self.most:
-                    failed = self.dispatch()
-                else:
-                    failed = []
-            self.settle(failed)
+            self._add([job])
         return future
 
     def _submit_later(self, job: Job) -> None:
@@ -98,44 +91,39 @@ class Calls(Dispatcher):
         takes = list(dict.fromkeys(job.takes))
         for future in takes:
             future.wanted = True
-        with self.lock:
-            self._check()
-            self.waiting += 1
-            job.missing = len(takes)
         reference = weakref.ref(self)
-        for future in takes:
-            future.add_done_callback(lambda _: _arrived(reference, job))
+        with Deferred():
+            with self.lock:
+                self._check()
+                self.waiting += 1
+                job.missing = len(takes)
+            for future in takes:
+                future.add_done_callback(lambda _: _arrived(reference, job))
 
     def _arrives(self, job: Job) -> None:
-        with self.lock:
+        """A future that a call takes is done. The call is settled later, if at all: a future that
+        hangs on it would come here on the same stack, and so on along a chain."""
+        with Deferred(), self.lock:
             job.missing -= 1
             if job.missing:
                 return
-        own = job.future
-        assert own is not None
-        failed: BaseException | None = None
-        cancelled = own.cancelled()
-        for future in job.takes:
-            if future.cancelled():
-                cancelled = True
-            elif future.sealed is None and failed is None:
-                failed = future.exception()
-        if cancelled:
-            own.cancel()
-            own.set_running_or_notify_cancel()
-        elif failed is not None and own.set_running_or_notify_cancel():
-            own.set_exception(failed)
-        with self.lock:
             self.waiting -= 1
-            settled: list[Settled] = []
-            if not cancelled and failed is None:
-                if self.broken is not None:
-                    settled = [(job, False, self.broken())]
-                else:
-                    self.backlog.append(job)
-                    settled = self.dispatch()
+            if (error := self._why_not(job)) is None:
+                self.backlog.append(job)
+                self.dispatch()
+            else:
+                self.unsettled.append((job, False, error))
             self.tell()
-        self.settle(settled)
+
+    def _why_not(self, job: Job) -> BaseException | None:
+        """Why a call whose futures are done is not made. Lock held."""
+        assert job.future is not None
+        if job.future.cancelled() or any(future.cancelled() for future in job.takes):
+            return CancelledError()
+        for future in job.takes:
+            if future.sealed is None:
+                return future.exception()
+        return None if self.broken is None else self.broken()
 
     def _job(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Job:
         travels = function if type(function) is Function else function_of_call(function)
@@ -200,15 +188,15 @@ class Calls(Dispatcher):
         own.add_done_callback(settled)
 
     def _add(self, jobs: list[Job]) -> None:
-        with self.lock:
+        with Deferred(), self.lock:
             self._check()
             self.backlog.extend(jobs)
-            failed = self.dispatch() if self.resting or len(self.lines) < self.most else []
-        self.settle(failed)
+            if self.resting or len(self.lines) < self.most:
+                self.dispatch()
 
     def check(self) -> None:
         """Raise the error of an executor that takes no more calls."""
-        with self.lock:
+        with Deferred(), self.lock:
             self._check()
 
     @passes_on
@@ -250,36 +238,32 @@ class Calls(Dispatcher):
         if self.pid != os.getpid():
             return
         dropped: list[Job] = []
-        with self.lock:
+        with Deferred(), self.lock:
             self.shut = True
             if cancel:
                 dropped = list(self.backlog)
+                self.unsettled += [(job, False, CancelledError()) for job in dropped]
                 self.backlog.clear()
             self.tell()
         for job in dropped:
             if job.future is not None:
-                if job.future.cancel():
-                    job.future.set_running_or_notify_cancel()
-            elif job.mapping is not None:
-                job.mapping.put([(job.index, False, CancelledError())])
+                job.future.cancel()  # at once, and told to those who wait by the collector
         thread = self.thread
         if wait and thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def kill(self, number: int) -> None:
         """Send a signal to all workers. What they run fails."""
-        failed: list[Settled] = []
         told = f"the workers were ended by signal {signal_name(number)}, as the program has asked"
-        with self.lock:
+        with Deferred(), self.lock:
             if not self.over:
-                self.break_off(lambda: broken_by(told), failed, number)
-        self.settle(failed)
+                self.break_off(lambda: broken_by(told), self.unsettled, number)
 
     def pids(self) -> list[int]:
         """The process ids of the workers that live."""
         until = time.monotonic() + _TOLD
         while True:
-            with self.lock:
+            with Deferred(), self.lock:
                 found = [line.worker.pid for line in self.lines.values() if not line.worker.ended()]
             if 0 not in found or time.monotonic() > until:
                 return [pid for pid in found if pid > 0]

@@ -76,9 +76,8 @@ class Collector:
                         self._tick(settled)
                     if not ready and timeout == _QUIET * 1000:
                         spare_files.give_back()
-                    settled += calls.dispatch()
+                    calls.dispatch()
                 calls.settle(settled)
-                settled.clear()
                 with calls.lock:
                     if calls.is_finished():
                         break

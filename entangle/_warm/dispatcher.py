@@ -10,6 +10,7 @@ import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any
 
 from entangle._shared import home as homes
@@ -91,6 +92,9 @@ class Dispatcher:
         self.resting: list[Line] = []
         #: Calls that wait for futures.
         self.waiting = 0
+        #: Calls that are over, as some thread has seen. The collector settles them: callbacks take
+        #: locks of their own, and may come back here.
+        self.unsettled: list[Settled] = []
         self.pool: WarmPool | None = None
         self.wake: tuple[int, int] = (-1, -1)
         self.own = OwnDescriptors()
@@ -108,13 +112,10 @@ class Dispatcher:
 
     # Out to workers ------------------------------------------------------------------------------
 
-    def dispatch(self) -> list[Settled]:
-        """Give calls of the backlog to workers that have nothing to do. Lock held.
-
-        Gives those that could not be sent: they are to be settled without the lock.
-        """
-        failed: list[Settled] = []
-        backlog = self.backlog
+    def dispatch(self) -> None:
+        """Give calls of the backlog to workers that have nothing to do. Lock held, and handlers of
+        signals deferred: one that raises would lose a worker, or calls."""
+        failed, backlog = self.unsettled, self.backlog
         while backlog:
             if self.resting:
                 line = self.resting.pop()
@@ -130,7 +131,8 @@ class Dispatcher:
             self._load(line, failed)
             if not line.pending and not line.closed:
                 self.resting.append(line)
-        return failed
+        if failed:
+            self.tell()
 
     def _load_ahead(self, failed: list[Settled]) -> None:
         """Give busy workers short calls to go on with, one message each. Lock held."""
@@ -305,7 +307,18 @@ class Dispatcher:
     # Back from workers ---------------------------------------------------------------------------
 
     def settle(self, settled: list[Settled]) -> None:
-        """Tell those who wait. Without the lock: callbacks may do anything."""
+        """Tell those who wait, also of what is over because of that. In the collector, without the
+        lock: callbacks may do anything."""
+        while True:
+            with self.lock:
+                settled += self.unsettled
+                self.unsettled.clear()
+            if not settled:
+                return
+            self._settle(settled)
+            settled.clear()
+
+    def _settle(self, settled: list[Settled]) -> None:
         grouped: dict[int, tuple[Mapping, list[tuple[int, bool, Any]]]] = {}
         for job, good, what in settled:
             if job.mapping is not None:
@@ -317,6 +330,8 @@ class Dispatcher:
                 continue
             with contextlib.suppress(Exception):  # somebody else has settled it
                 if not good:
+                    if isinstance(what, CancelledError) and not job.under_way:
+                        future.cancel()
                     if not job.under_way and not future.set_running_or_notify_cancel():
                         continue
                     future.set_exception(what)
@@ -391,7 +406,7 @@ class Dispatcher:
         """Whether the collector has nothing left to do. Lock held."""
         if not (self.shut or self.dropped or self.exiting or self.broken is not None):
             return False
-        return not self.backlog and not self.waiting and not any(line.pending for line in self.lines.values())
+        return not self.backlog and not self.waiting and not self.unsettled and not any(line.pending for line in self.lines.values())
 
 
 def _is_open(fd: int) -> bool:

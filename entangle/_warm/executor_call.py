@@ -74,7 +74,7 @@ class CallFuture(Future[Any]):
                 assert self.sealed is not None
                 try:
                     self._result = self.calls.open(self.sealed)
-                except BaseException as problem:
+                except Exception as problem:  # no other: Ctrl-C is not the call's
                     self._exception, self._result = problem, None
 
 

@@ -71,6 +71,11 @@ def wait_for(path: str) -> None:
         time.sleep(0.002)
 
 
+def wait_and_fail(path: str) -> None:
+    wait_for(path)
+    raise ValueError("on purpose")
+
+
 def waits_in_its_worker(folder: str) -> None:
     Path(folder, f"in-{os.getpid()}").touch()
     wait_for(f"{folder}/go-{os.getpid()}")

@@ -315,6 +315,59 @@ def test_a_future_that_fails_fails_what_takes_it(executor: Executor) -> None:
         executor.submit(bodies.add, 1, executor.submit(bodies.add, failed)).result()
 
 
+@pytest.mark.parametrize("how", ["fails", "is cancelled", "is dropped", "breaks"])
+def test_a_long_chain_ends_with_its_first_one(tmp_path: Path, how: str) -> None:
+    executor = Executor(1)
+    go = str(tmp_path / "go")
+    busy = executor.submit(bodies.wait_for, go) if how in ("is cancelled", "is dropped") else None
+    first = executor.submit(bodies.wait_and_fail if how == "fails" else bodies.wait_for, go)
+    chain: list[concurrent.futures.Future[Any]] = [first]
+    for _ in range(1200):
+        chain.append(executor.submit(bodies.add, chain[-1], 1))
+    values = executor.map(bodies.add, [chain[-1]])
+    if how == "is cancelled":
+        assert first.cancel()
+    elif how == "is dropped":
+        executor.shutdown(wait=False, cancel_futures=True)
+    elif how == "breaks":
+        executor.kill_workers()
+    (tmp_path / "go").touch()
+    done, _ = concurrent.futures.wait(chain, 20)
+    assert len(done) == 1201
+    error = concurrent.futures.CancelledError if busy else BrokenExecutorError if how == "breaks" else ValueError
+    for future in (chain[0], chain[-1]):
+        with pytest.raises(error):
+            future.result()
+    with pytest.raises(error):
+        next(values)
+    executor.shutdown()
+
+
+def interrupted_in(executor: Executor, step: str) -> None:
+    """Have Ctrl-C come while the executor gives a call to a worker, or starts one."""
+    calls = executor._calls
+    usual = getattr(calls, step)
+
+    def interrupted(*args: Any) -> Any:
+        setattr(calls, step, usual)
+        signal.raise_signal(signal.SIGINT)
+        return usual(*args)
+
+    setattr(calls, step, interrupted)
+
+
+@pytest.mark.parametrize("step", ["_stored", "_send", "_arrives"])
+def test_ctrl_c_while_a_call_is_submitted_loses_nothing(step: str) -> None:
+    executor = Executor(1)
+    given = executor.submit(bodies.add, 1)
+    assert given.result(20) == 1
+    interrupted_in(executor, step)
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(bodies.add, given if step == "_arrives" else 1)
+    assert executor.submit(bodies.add, 2).result(20) == 2
+    executor.shutdown()
+
+
 def test_a_future_that_is_cancelled_cancels_what_takes_it(tmp_path: Path) -> None:
     with Executor(1) as executor:
         executor.submit(bodies.wait_for, str(tmp_path / "go"))
@@ -753,7 +806,7 @@ def test_shutdown_cancels_what_no_worker_has(tmp_path: Path) -> None:
     wait_until(futures[0].running)
     executor.shutdown(wait=False, cancel_futures=True)
     assert [future.cancelled() for future in futures] == [False, True, True, True, True]
-    assert later.cancelled()
+    wait_until(later.cancelled)
     (tmp_path / "go").touch()
     executor.shutdown()
     assert futures[0].result() is None

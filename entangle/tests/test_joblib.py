@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from entangle.errors import OptionError, ProcessTerminatedException, RemoteTraceback, StoreFullError, UnpicklableError
+from entangle._warm.warm_pool import WarmPool
+from entangle.errors import EntangleError, OptionError, ProcessTerminatedException, RemoteTraceback, StoreFullError, UnpicklableError
 from entangle.process import process
 
 from .callers import gone
-from .evidence import note, notes, pids_in
+from .evidence import note, notes, pids_in, wait_until
 from .ways import installed
 
 installed("joblib")
@@ -204,6 +205,22 @@ def test_a_worker_that_dies_is_named_and_the_next_call_works() -> None:
     with pytest.raises(ProcessTerminatedException, match=r"of 'end' ended by exit code 7|while it ran 'end'"):
         Parallel(n_jobs=OTHERS, batch_size=1)(delayed(end)(x) for x in range(8))
     assert Parallel(n_jobs=OTHERS)(delayed(end)(x) for x in range(7)) == list(range(7))
+
+
+def test_a_second_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usual, went = WarmPool.take, threading.Event()
+
+    def take(pool: WarmPool) -> Any:
+        if pool.started:
+            wait_until(lambda: pids_in(str(tmp_path / "pids")))  # the first one runs a task
+            went.set()
+            raise OSError("no more descriptors")
+        return usual(pool)
+
+    monkeypatch.setattr(WarmPool, "take", take)
+    with pytest.raises(EntangleError, match="no worker can be started"):
+        Parallel(n_jobs=OTHERS, batch_size=1, pre_dispatch=OTHERS)(delayed(nap)(str(tmp_path / "pids"), 60) for _ in range(OTHERS))
+    assert went.is_set()
 
 
 def test_a_worker_killed_between_two_calls_is_replaced() -> None:
