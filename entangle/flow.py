@@ -333,6 +333,9 @@ class Flow:
         #: For the flow of one call alone: the flow of an earlier such call, with which it shares
         #: all but the constants.
         self.plan: Flow | None = None
+        #: For the flow of one map alone: that of an earlier one of the same task, with as many
+        #: items.
+        self.pattern: Flow | None = None
         #: All pools of its bodies.
         self.pools = sorted({pool for body in self.bodies for pool in body.pools})
         self.pending: array[int]
@@ -344,7 +347,7 @@ class Flow:
         """What is pickled. Columns as bytes: as objects, they take longer than all the rest of a
         small flow."""
         state = self.__dict__.copy()
-        state["plan"] = None
+        state["plan"] = state["pattern"] = None
         if self.constants_in_short is not None:
             state["constants"] = None
         rows = self.fans[0][1] if self.fans and not self.fans[0][0] else 0
@@ -395,8 +398,11 @@ class Flow:
                     high = low + last - first
                     rows.append((len(froms), low, last - first, node))
                     pending[node] = last - first
-                    before = number[low:high]
-                    number[low:high] = [1] * (last - first) if not any(before) else [takers + 1 for takers in before]
+                    first_takers = not froms and len(rows) == 1
+                    if first_takers or not any(number[low:high]):
+                        number[low:high] = [1] * (last - first)
+                    else:
+                        number[low:high] = [takers + 1 for takers in number[low:high]]
                     first = last
                     continue
                 taken_here = set(taken_here)
@@ -409,7 +415,7 @@ class Flow:
                     link_to(node)
         # The first nodes often have one consumer each.
         single = rows[0][2] if rows and not rows[0][1] else 0
-        if single and number[:single] != [1] * single:
+        if single and (froms or len(rows) > 1) and number[:single] != [1] * single:
             single = 0
         offsets = in_a_row("i", 0, single)
         offsets.extend(accumulate(number[single:] if single else number, initial=single))

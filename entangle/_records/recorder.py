@@ -179,7 +179,7 @@ class Recorder:
         parent, tagged = _parent_of(run), run.context.get(tags.current, None) or {}
         says = parent, run.way, place["pid"], _working_directory(), tagged, _server_of(flow.bodies), git
         # A program calls one task again and again.
-        plan = flow.plan
+        plan = flow.plan or flow.pattern
         known = self._said.get(plan) if plan is not None else None
         if known is not None and known[0] == says and known[1] is packages:
             said = known[2]
@@ -592,7 +592,8 @@ def _pickle_of(value: Any) -> bytes | None:
 def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
     """The constants, and the nodes with values, that are arguments named like a secret: by their
     parameter or, in a dict, by the key beside them."""
-    if flow.plan is not None and flow.plan in _without_any:
+    plan = flow.plan or flow.pattern
+    if plan is not None and plan in _without_any:
         return set(), set()
     secret: dict[tuple[int, int], list[int]] = {}
     keyed: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
@@ -616,8 +617,8 @@ def _secret_inputs(flow: Flow) -> tuple[set[int], set[int]]:
             keyed[pair] = named
     constants: set[int] = set()
     outputs: set[int] = set()
-    if flow.plan is not None and not secret and not keyed:
-        _without_any.add(flow.plan)
+    if plan is not None and not secret and not keyed:
+        _without_any.add(plan)
     if secret or keyed:
         for node in range(flow.count):
             pair = (flow.body_of[node], flow.shape_of[node])

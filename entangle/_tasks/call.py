@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from array import array
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
@@ -19,7 +20,7 @@ from entangle._tasks.option_values import check_seconds, check_whether
 from entangle._tasks.parameters import named_parameters, positional_names, takes_keyword
 from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options, nearest
 from entangle.errors import ArgumentError, EntangleError, OptionError
-from entangle.flow import FRESH, LEAST_FAN, PROCESS, UNCHANGING, Flow
+from entangle.flow import FRESH, LEAST_FAN, PROCESS, UNCHANGING, Flow, smallest_array
 
 if TYPE_CHECKING:
     from entangle._run.future import RunFuture
@@ -436,7 +437,7 @@ class MappedCalls:
     `constants` has the arguments of one call after the other, `width` of each.
     """
 
-    __slots__ = ("_calls", "constants", "count", "numbers", "task", "width")
+    __slots__ = ("_calls", "_in_short", "constants", "count", "numbers", "task", "width")
 
     #: How many have been made one by one in this process.
     made: ClassVar[int] = 0
@@ -449,6 +450,7 @@ class MappedCalls:
         self.width = width
         self.count = len(constants) // width
         self._calls: tuple[Call[Any], ...] | None = None
+        self._in_short: array[int] | None = None
 
     @staticmethod
     def of(task: Decorated, rows: list[Any], width: int) -> MappedCalls | None:
@@ -471,6 +473,13 @@ class MappedCalls:
                 self._calls = tuple([Call(task, tuple(constants[at : at + width]), {}) for at in range(0, len(constants), width)])
                 MappedCalls.made += 1
             return self._calls
+
+    @property
+    def in_short(self) -> array[int] | None:
+        """The constants as an array, if all are of type int and have at most 64 bits."""
+        if self._in_short is None and self.numbers:
+            self._in_short = smallest_array(self.constants)
+        return self._in_short
 
     @property
     def are_made(self) -> bool:

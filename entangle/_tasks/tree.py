@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -166,6 +167,8 @@ def compile_call(root: Call[Any]) -> Flow:
     """
     if type(root) is Call and root.name is None and CALLS.isdisjoint(map(type, root.args)):
         return _alone(root)
+    if type(root) is Gathered and not root.accepts and (items := root.items) is not None and items.count <= _MOST_ITEMS:
+        return _map_alone(root, items)
     return _compiled([root])[0]
 
 
@@ -185,6 +188,24 @@ def _alone(call: Call[Any]) -> Flow:
     return plan.with_constants(list(flat))
 
 
+def _map_alone(root: Gathered[Any], items: MappedCalls) -> Flow:
+    """The flow of a map: that of an earlier one with as many items, with its own constants."""
+    plans = items.task._plans
+    form = (items.count, items.width, root.name, root.chunk)
+    pattern = plans.get(form)
+    if pattern is None:
+        pattern = _compiled([root])[0]
+        pattern.constants, pattern.constants_in_short = [], None
+        if len(plans) >= _MOST_PLANS:
+            plans.clear()
+        plans[form] = pattern
+    flow = copy.copy(pattern)
+    flow.constants, flow.constants_in_short, flow.pattern = items.constants, items.in_short, pattern
+    return flow
+
+
+#: Of maps with more items, no pattern is kept.
+_MOST_ITEMS = 1 << 14
 #: How many plans are kept of a task: there may be any number of shapes of arguments.
 _MOST_PLANS = 16
 
@@ -324,7 +345,7 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
     )
     flow.names = {number if number >= 0 else first - number: name for number, name in names.items()}
     flow.chunk = chunk
-    if sum(calls.count * calls.width for calls in blocks if calls.numbers) == len(constants):
+    if sum(len(calls.constants) for calls in blocks if calls.numbers) == len(constants):
         flow.constants_in_short = smallest_array(constants)
 
     def place(call: Call[Any]) -> int:

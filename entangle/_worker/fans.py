@@ -57,8 +57,6 @@ from entangle.flow import PROCESS, Body
 
 #: How long a stretch should take (nanoseconds), and how many leaves it has at most.
 _LASTING, _MOST = 1_000_000, 4096
-#: The numbers that a record has room for.
-_LEAST, _GREATEST = -(1 << 63), (1 << 63) - 1
 
 
 class Fanning(Holding):
@@ -97,7 +95,9 @@ class Fanning(Holding):
         self.kept_node, self.kept = -1, None
         slots[base + BEGUN] = 0
         records[node * size : high * size] = RECORD.pack(0, 0, 0, INT, IN_RECORD, delivery.pid, cpu(), self.slot) * (high - node)
-        taken = self._taken_by(node, high)
+        taken, width = self._taken_by(node, high)
+        if width != 1:
+            function = _of_all(function)
         begins, ends_at = base + NODE, base + STRETCH_HIGH
         at = node
         slots[base + SINCE] = table.started[node] = began = ended = clock()
@@ -105,14 +105,17 @@ class Fanning(Holding):
         failed: BaseException | None = None
         slots[base + BEGUN] = RUNS
         try:
-            for args in taken:
-                value = function(*args)
+            for argument in taken:
+                value = function(argument)
                 ended = clock()
                 if self.forked:
                     end_child(None)
                 kind = type(value)
-                if kind is int and _LEAST <= value <= _GREATEST:
-                    numbers[at] = value
+                if kind is int:
+                    try:
+                        numbers[at] = value
+                    except ValueError:  # it has more than 64 bits
+                        ended = self._publish_other(at, value, ends[at - 1] if at > node else began, ended, None)
                 elif kind is float:
                     fractions[at] = value
                     kinds[at] = FLOAT
@@ -147,21 +150,23 @@ class Fanning(Holding):
         self.least = max(1, self._stretch // 8)
         return self._publish_stretch(node, at, at, going_on=True)
 
-    def _taken_by(self, node: int, high: int) -> Iterable[Sequence[Any]]:
-        """The arguments of each of these leaves."""
+    def _taken_by(self, node: int, high: int) -> tuple[Iterable[Any], int]:
+        """What each of these leaves takes, and how many arguments that is: one as it is, others as
+        a sequence."""
         flow = self.site.flow
         starts, constants = flow.starts, flow.constants
         width = starts[node + 1] - starts[node]
         if not width:
-            return repeat((), high - node)
+            return repeat((), high - node), width
         fan = bisect.bisect_right(self._firsts, node) - 1
         first = self._constants[fan]
+        taken: Sequence[Any]
         if first >= 0:
             first += starts[node] - starts[self._firsts[fan]]
             taken = constants[first : first + (high - node) * width]
         else:
             taken = [constants[~x] for x in flow.inputs[starts[node] : starts[high]]]
-        return zip(*[taken[at::width] for at in range(width)], strict=True)
+        return (taken if width == 1 else zip(*[taken[at::width] for at in range(width)], strict=True)), width
 
     def _publish_other(self, node: int, value: Any, started: int, ended: int, resolved: Callable[[Any], Any] | None) -> int:
         """Publish the value of a leaf that is no small number. Gives when its body ended."""
@@ -254,3 +259,13 @@ class Fanning(Holding):
             self.store.remove(gone)
         self._measure(chosen)
         return chosen
+
+
+def _of_all(function: Callable[..., Any]) -> Callable[[Sequence[Any]], Any]:
+    """The same function, for all its arguments in one."""
+
+    @passes_on
+    def called(arguments: Sequence[Any]) -> Any:
+        return function(*arguments)
+
+    return called

@@ -48,6 +48,44 @@ def texts(run: records.Run) -> list[str]:
     return [node.value.text if node.value else "?" for node in run.nodes]
 
 
+def test_items_of_a_map_are_remembered_one_by_one(directory: Path) -> None:
+    """Their values lie in the columns of a segment, and the labels of the list are one."""
+
+    def given(x: Any) -> Any:
+        return x
+
+    with entangle.session(workers=2):
+        for xs in (range(200), [0.5, -1.0, float("inf")] * 30, [None, True, "a text", 7] * 20):
+            process(given).map(xs)()
+            run, taken = records.run(), list(xs)
+            assert texts(run)[:-1] == list(map(repr, taken))
+            assert [run.inputs_of(node)[0].value.text for node in range(len(taken))] == list(map(repr, taken))  # type: ignore[union-attr]
+            assert all(node.attempts == 1 and node.pid and node.started and node.seconds is not None for node in run.nodes[:-1])
+            last = run.inputs_of(len(taken))[-1]
+            assert (last.argument, last.source) == (f"values[{len(taken) - 1}]", len(taken) - 1)
+
+
+def test_numbers_of_items_are_masked_like_other_values(directory: Path) -> None:
+    base = 0x5EC2E7_5EC2E7 << 8
+
+    def get_token(x: int) -> int:
+        return base + x
+
+    def login(password: int) -> int:
+        return password - base
+
+    tokens: Any = process(get_token).map(range(30))
+    assert entangle.gather(*[process(login)(token) for token in tokens.args])() == list(range(30))
+    assert process(login).map([base + x for x in range(30)])() == list(range(30))
+    assert tokens() == [base + x for x in range(30)]
+    for path in Path(segments_of(str(directory))).iterdir():
+        assert (base >> 16).to_bytes(5, "little") not in path.read_bytes()
+    for run in records.runs():
+        for node in run.nodes:
+            shown = [input.value.text for input in run.inputs_of(node.number) if input.value]
+            assert not any(str(base)[:8] in text for text in [node.value.text if node.value else "", *shown] if node.task.name != "gather")
+
+
 def twice(x: Any) -> Any:
     return x + x
 

@@ -12,7 +12,21 @@ from dataclasses import dataclass, field
 
 from entangle._run.history import History
 from entangle._shared.summaries import cut
-from entangle._shared.table import BEGUN, DONE, FAILED, NODE, RECORD, RUNNING, SINCE, SKIPPED, SLOT, UNARMED, Table
+from entangle._shared.table import (
+    BEGUN,
+    DONE,
+    FAILED,
+    NODE,
+    RECORD,
+    RUNNING,
+    SINCE,
+    SKIPPED,
+    SLOT,
+    STRETCH_HIGH,
+    STRETCH_LOW,
+    UNARMED,
+    Table,
+)
 from entangle.flow import Flow
 
 #: Nodes of a block. Smaller ones are more to compare, larger ones more to count again.
@@ -186,7 +200,8 @@ class Tally:
         for base in range(SLOT, table.slot_count * SLOT, SLOT):
             if slots[base + BEGUN]:
                 node, since = slots[base + NODE], slots[base + SINCE]
-                if 0 <= node < len(states) and states[node] == RUNNING:
+                within = slots[base + STRETCH_LOW] <= node < slots[base + STRETCH_HIGH]
+                if 0 <= node < len(states) and (within or states[node] == RUNNING):
                     self._groups[self._group_of[node]].since.append(since or now)
                     running += 1
         passed = (now - self._looked) / 1e9 if self._looked else _RECENT
