@@ -203,7 +203,7 @@ class Task(_Arguments[P, R]):
                     raise ArgumentError(
                         f"{self.__name__}.map takes iterables, not {in_short(column)}; for one value write {self.__name__}(…)"
                     )
-            rows = list(zip(*columns) if more else xs)  # noqa: B905
+            rows = list(zip(*columns)) if more else xs if type(xs) is range else list(xs)  # noqa: B905
             width = len(columns) if more else 0
             fits = self._fits or self._learn_parameters()
             items = MappedCalls.of(self, rows, width) if fits(width or 1, {}) else None

@@ -109,7 +109,7 @@ class Deaths:
         slots, base = self.table.slots, worker.slot * SLOT
         with self.table.locked(UNCLAIMED):
             # If it died with the lock, taking the lock has repaired what it left half done.
-            self.table.settle_stretch(worker.slot)
+            self.table.settle_stretch(worker.slot, over=True)
             node, begun = slots[base + NODE], bool(slots[base + BEGUN])
             began = slots[base + STATE] != STARTING
             if node >= 0 and self._runs_elsewhere(node, worker.slot):

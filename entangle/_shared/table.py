@@ -107,6 +107,8 @@ NOBODY = -1
 #: More than a write takes to reach other processors (seconds).
 _MOMENT = 0.0001
 
+_ZEROS = memoryview(bytes(1 << 16))
+
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 _TRIES = 20
 
@@ -212,7 +214,8 @@ class Table:
         """Make the table of a flow where that of another run was, which nobody uses any more. The
         memory must be large enough."""
         size = cls.size(flow.count, slots, len(flow.bodies), len(flow.pools))
-        memory[:size] = bytes(size)
+        for at in range(0, size, len(_ZEROS)):
+            memory[at : min(size, at + len(_ZEROS))] = _ZEROS[: size - at]
         return cls._begun(memory, fd, flow, slots, lanes)
 
     @classmethod
@@ -593,7 +596,7 @@ class Table:
         # The worker writes where it is, and reads this then. Its processor may do the read first,
         # but not that much earlier.
         time.sleep(_MOMENT)
-        if self.slots[base + NODE] != node:
+        if self.slots[base + NODE] != node or self.ended[node]:
             self.slots[base + STRETCH_HIGH] = high
             return 0
         self.return_leaves(slot, node + 1, high, lanes[flow.body_of[node]])
@@ -615,9 +618,12 @@ class Table:
             self.push(lane, leaf)
         return True
 
-    def settle_stretch(self, slot: int) -> None:
+    def settle_stretch(self, slot: int, over: bool = False) -> None:
         """Write down how far a worker is in its stretch, as if each of its leaves were told of by
-        itself. Lock held."""
+        itself. Lock held.
+
+        `over`: the worker is gone. One that is not writes its node itself.
+        """
         slots, base = self.slots, slot * SLOT
         low, high = slots[base + STRETCH_LOW], slots[base + STRETCH_HIGH]
         if low >= high or not slots[base + BEGUN]:
@@ -626,12 +632,11 @@ class Table:
         while node < high and self.ended[node]:
             node += 1
         self.end_leaves(low, node)
+        if over:
+            slots[base + NODE] = min(node, high - 1)
         if node < high:
-            slots[base + NODE] = node
             slots[base + SINCE] = self.ended[node - 1] if node > low else self.started[low]
             self.states[node] = RUNNING
-        else:
-            slots[base + NODE] = high - 1
 
     def end_leaves(self, low: int, high: int) -> None:
         """Mark leaves of a stretch as done that its worker has run one after the other. Lock

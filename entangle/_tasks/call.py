@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from array import array
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
 from entangle import _tasks
@@ -453,13 +453,13 @@ class MappedCalls:
         self._in_short: array[int] | None = None
 
     @staticmethod
-    def of(task: Decorated, rows: list[Any], width: int) -> MappedCalls | None:
+    def of(task: Decorated, rows: Sequence[Any], width: int) -> MappedCalls | None:
         """The calls of a task with these arguments; with `width` 0, each row is the one argument.
 
         None where they must be looked at one by one.
         """
-        constants = [argument for row in rows for argument in row] if width else rows
-        kinds = set(map(type, constants))
+        constants = [argument for row in rows for argument in row] if width else list(rows)
+        kinds = set(map(type, constants)) if type(rows) is not range else {int}
         if len(rows) < LEAST_FAN or not all(map(_passed_on, kinds)):
             return None
         return MappedCalls(task, constants, width or 1, kinds == {int})

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import time
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -289,12 +290,34 @@ def test_a_stretch_is_settled_from_what_its_worker_has_written(stretch: Table, e
         stretch.ended[leaf] = 101 + leaf
     with stretch.locked(UNCLAIMED):
         for _ in range(2):  # once more changes nothing
-            stretch.settle_stretch(1)
+            stretch.settle_stretch(1, over=True)
     running = [RUNNING] if ended < 10 else []
     assert list(stretch.states[:10]) == [*[DONE] * ended, *running, *[WAITING] * (9 - ended)]
     assert list(stretch.started[:ended]) == list(range(100, 100 + ended))
     assert stretch.slots[SLOT + NODE] == min(ended, 9)
     assert ended == 10 or stretch.slots[SLOT + SINCE] == 100 + ended
+
+
+def test_a_worker_that_goes_on_says_itself_where_it_is(stretch: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may write its next node while the supervisor settles its stretch: that must not be lost,
+    or the leaf that it runs would be taken back and run twice."""
+    flow = stretch.flow
+    assert flow is not None
+    stretch.slots[SLOT + BEGUN], stretch.started[0] = RUNS, 100
+    stretch.ended[0:4] = array("q", [101, 102, 103, 104])
+    end_leaves = Table.end_leaves
+
+    def goes_on(table: Table, low: int, high: int) -> None:
+        stretch.ended[4], stretch.slots[SLOT + NODE] = 105, 5
+        end_leaves(table, low, high)
+
+    monkeypatch.setattr(Table, "end_leaves", goes_on)
+    with stretch.locked(UNCLAIMED):
+        stretch.settle_stretch(1)
+        assert stretch.slots[SLOT + NODE] == 5
+        stretch.slots[SLOT + NODE] = 4  # a write that is on its way
+        assert stretch.take_back(1, flow, stretch.lanes) == 0
+    assert stretch.slots[SLOT + STRETCH_HIGH] == 10
 
 
 def test_the_rest_of_a_stretch_is_taken_back(stretch: Table) -> None:
