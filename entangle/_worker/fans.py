@@ -198,12 +198,15 @@ class Fanning(Holding):
         try:
             low = slots[base + LOW]
             high = min(slots[base + HIGH], last, node + min(self._stretch, most))
-            if low != node + 1 or high <= low or table.header[STOP]:
-                return node + 1
-            # Until the last write, the leaves are those of our range.
+            alone = low != node + 1 or high <= low or bool(table.header[STOP])
+            if alone:
+                high = node + 1
+            # One leaf is a stretch as well: whoever sees to a dead worker looks there for what is
+            # done. Until the last write, the others are those of our range.
             slots[base + STRETCH_LOW] = node
             slots[base + STRETCH_HIGH] = high
-            slots[base + LOW] = high
+            if not alone:
+                slots[base + LOW] = high
         finally:
             table.unlock()
         return high

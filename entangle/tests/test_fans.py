@@ -37,6 +37,7 @@ from entangle._shared.table import (
     Table,
 )
 from entangle._tasks.tree import compile_call
+from entangle._worker.fans import Fanning
 from entangle.errors import ProcessTerminatedException, UnpicklableError
 from entangle.flow import LEAST_FAN, PROCESS
 from entangle.process import process
@@ -202,6 +203,29 @@ def test_of_a_killed_worker_one_leaf_is_lost(tmp_path: Path) -> None:
     assert [x for x, value in enumerate(got) if isinstance(value, ProcessTerminatedException)] == [40, 90, 140, 190]
     assert [value for x, value in enumerate(got) if x % 50 != 40] == [x for x in range(200) if x % 50 != 40]
     assert Counter(name for (name,) in notes(log)) == Counter(map(str, range(200)))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_worker_dies_before_it_tells_what_it_has_done(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost then, and nothing runs twice. The first stretch is one leaf alone."""
+    log, told = str(tmp_path / "log"), str(tmp_path / "told")
+    publish = Fanning._publish_stretch
+
+    def dies(self: Fanning, *args: Any, **kwargs: Any) -> int:
+        note(told, "")
+        if len(notes(told)) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return publish(self, *args, **kwargs)
+
+    monkeypatch.setattr(Fanning, "_publish_stretch", dies)
+
+    @process
+    def noted(x: int) -> int:
+        note(log, str(x))
+        return x
+
+    assert noted.map(range(100)).run(start="fork", timeout=60) == list(range(100))
+    assert Counter(name for (name,) in notes(log)) == Counter(map(str, range(100)))
 
 
 def test_leaves_do_not_wait_for_one_that_takes_long(tmp_path: Path) -> None:
