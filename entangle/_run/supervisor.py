@@ -68,6 +68,7 @@ from entangle._shared.table import (
     READY_HEAD,
     RESTING,
     RUNNING,
+    RUNS,
     SHARE,
     SINCE,
     SLOT,
@@ -574,7 +575,7 @@ class Supervisor:
         table, slots = self.table, self.table.slots
         for slot in self.processes:
             base = slot * SLOT
-            if slots[base + NODE] < slots[base + STRETCH_HIGH] and slots[base + BEGUN] and now - slots[base + SINCE] > LONG_LEAF:
+            if slots[base + NODE] < slots[base + STRETCH_HIGH] and slots[base + BEGUN] == RUNS and now - slots[base + SINCE] > LONG_LEAF:
                 with table.locked(UNCLAIMED):
                     table.settle_stretch(slot)
                     if now - slots[base + SINCE] > LONG_LEAF:

@@ -608,8 +608,12 @@ class Table:
         They go back to its range, where it or another worker finds many at once. Where that is
         elsewhere by now they become ready, which is told.
         """
-        self.forget_records(low, high)
         base = slot * SLOT
+        # They leave the stretch first: if the worker dies in here, another that has taken them from
+        # its range must not find them made ready as well.
+        self.slots[base + STRETCH_HIGH] = low
+        self.forget_records(low, high)
+        self.states[low:high] = bytes(high - low)  # WAITING
         if self.slots[base + LOW] == high and self.slots[base + HIGH] >= high:
             self.slots[base + LOW] = low
             self._queue_range(slot)
@@ -626,15 +630,17 @@ class Table:
         """
         slots, base = self.slots, slot * SLOT
         low, high = slots[base + STRETCH_LOW], slots[base + STRETCH_HIGH]
-        if low >= high or not slots[base + BEGUN]:
+        begun = slots[base + BEGUN]
+        if low >= high or not begun:
             return
         node = low
         while node < high and self.ended[node]:
             node += 1
         self.end_leaves(low, node)
+        runs = node < high and begun == RUNS
         if over:
-            slots[base + NODE] = min(node, high - 1)
-        if node < high:
+            slots[base + NODE] = node if runs else max(low, node - 1)
+        if runs:
             slots[base + SINCE] = self.ended[node - 1] if node > low else self.started[low]
             self.states[node] = RUNNING
 

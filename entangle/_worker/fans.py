@@ -132,7 +132,6 @@ class Fanning(Holding):
             if self.forked:
                 end_child(error)
             failed = error
-        slots[base + BEGUN] = OVER
         if failed is not None:
             try:
                 slots[begins] = at
@@ -142,6 +141,7 @@ class Fanning(Holding):
                 raise failed
             finally:
                 del failed
+        slots[base + BEGUN] = OVER  # in an open stretch: nothing runs
         lasted = ended - (ends[at - 2] if at > node + 1 else began)
         if self.notes is not None and lasted > LASTING:
             self.notes.lasting(at - 1)
@@ -176,7 +176,6 @@ class Fanning(Holding):
             ended = time.monotonic_ns()
             if self.forked:
                 end_child(None)
-        table.slots[self.base + BEGUN] = OVER
         try:
             place = self.store.put(value)
         except (OSError, MemoryError):
@@ -186,7 +185,6 @@ class Fanning(Holding):
         if self.notes is not None:
             self._note(node, value, started, ended, place, last=False)
         table.numbers[node], table.kinds[node], table.places[node] = place[1], place[2], place[0]
-        table.slots[self.base + BEGUN] = RUNS
         return ended
 
     def _claim_stretch(self, node: int, last: int) -> int:

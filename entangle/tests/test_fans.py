@@ -23,6 +23,7 @@ from entangle._shared.table import (
     HIGH,
     LOW,
     NODE,
+    OVER,
     OWNER,
     READY,
     RUNNING,
@@ -353,6 +354,27 @@ def test_the_rest_of_a_stretch_is_taken_back(stretch: Table) -> None:
         assert stretch.take_back(1, flow, stretch.lanes) == 0
     assert stretch.slots[SLOT + STRETCH_HIGH] == 5
     assert (stretch.slots[SLOT + LOW], stretch.slots[SLOT + HIGH]) == (5, 15)
+
+
+def test_leaves_that_are_given_back_have_left_the_stretch(stretch: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another takes them from the range of a worker that dies just then: they must not become
+    ready as well."""
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Table, "_queue_range", dies)
+    with stretch.locked(UNCLAIMED), pytest.raises(KeyboardInterrupt):
+        stretch.return_leaves(1, 5, 10, PROCESS)
+    assert (stretch.slots[SLOT + LOW], stretch.slots[SLOT + STRETCH_HIGH]) == (5, 5)
+
+
+def test_nothing_runs_in_a_stretch_that_is_over(stretch: Table) -> None:
+    stretch.slots[SLOT + BEGUN], stretch.started[0], stretch.states[4] = OVER, 100, WAITING
+    stretch.ended[0:4] = array("q", [101, 102, 103, 104])
+    with stretch.locked(UNCLAIMED):
+        stretch.settle_stretch(1, over=True)
+    assert (stretch.slots[SLOT + NODE], stretch.states[3], stretch.states[4]) == (3, DONE, WAITING)
 
 
 def test_leaves_of_a_worker_whose_range_is_elsewhere_become_ready(stretch: Table) -> None:
