@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from entangle._run import python_command
@@ -108,7 +109,7 @@ def warm_up() -> None:
                         "the forkserver ended while it started; its error is on stderr. Workers started with start='spawn' do not need it"
                     )
             else:
-                atexit.register(stop)
+                atexit.register(_end_with_the_program)
             _server = _Server()
 
 
@@ -164,6 +165,16 @@ def stop() -> None:
         except subprocess.TimeoutExpired:
             server.process.kill()
             server.process.wait()
+
+
+#: Called at the end of the program while the server is there: who is served ends first, unharmed.
+served: list[Callable[[], None]] = []
+
+
+def _end_with_the_program() -> None:
+    for end in served:
+        end()
+    stop()
 
 
 # The server's side --------------------------------------------------------------------------------

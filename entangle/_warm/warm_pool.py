@@ -400,6 +400,9 @@ def _close_all() -> None:
         pool.close()
 
 
+forkserver.served.append(_close_all)
+
+
 def _after_fork() -> None:
     """Close the parent's ends in a forked child: the workers must see when the parent is gone."""
     for pool in list(_pools):

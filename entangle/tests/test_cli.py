@@ -629,6 +629,11 @@ def test_a_run_that_failed_shows_the_path_of_calls_and_the_arguments(went_on: Li
     assert "hunter2" not in node
 
 
+def test_the_end_of_a_program_is_no_reason_why_a_worker_of_its_session_ended(line: Line) -> None:
+    assert line("run", "work.py:many", ENTANGLE_SESSION="1").returncode == DONE
+    assert "ended after" not in line("show").stdout
+
+
 def test_a_run_that_was_cut_off_says_each_thing_once_and_what_is_lost(went_on: Line) -> None:
     assert went_on("run", "went_on.py:cut").returncode == FAILED
     (run,) = went_on.json("runs", "--json")
