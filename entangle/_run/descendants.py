@@ -10,10 +10,11 @@ import contextlib
 import functools
 import importlib.machinery
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+from entangle._worker import trackers
 
 #: A read gives at most a page, of whole numbers. After nearly a page there may be more.
 _PAGE, _NEARLY = 4096, 4000
@@ -58,10 +59,8 @@ def started_by(pids: Iterable[int]) -> list[Started]:
 
 def kill(processes: Iterable[Started]) -> None:
     """Kill processes, except where the pid is another process's by now."""
-    for pid, began in processes:
-        if _began(pid) == began:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+    given = list(processes)
+    trackers.end(lambda: [pid for pid, began in given if _began(pid) == began])
 
 
 def _listed(pid: int) -> list[int]:

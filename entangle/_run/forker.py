@@ -24,11 +24,12 @@ from array import array
 from typing import Any, NoReturn
 
 from entangle._run import life
+from entangle._run.worker_process import end_rest_of_group
 from entangle._shared.orders import pair
 from entangle._shared.polling import readable
 from entangle._shared.site import Site
 from entangle._shared.table import Table
-from entangle._worker import coverage
+from entangle._worker import coverage, trackers
 from entangle._worker.imported import Imported
 from entangle._worker.joining import BROKEN, NotJoined, join_run, write_flow
 from entangle._worker.worker import run_as
@@ -178,8 +179,7 @@ class Forker:
                 return
             pid = found.si_pid
             # Kill what it has left in its process group, before the pid can be used again.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+            end_rest_of_group(pid, found)
             os.waitpid(pid, 0)
             code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             fd = self.status.pop(pid, -1)
@@ -199,9 +199,9 @@ class Forker:
             self._reap()
             time.sleep(0.01)
         for pid in (*self.status, *(pid for pid, _ in self.spares)):
-            for kill in (os.killpg, os.kill):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    kill(pid, signal.SIGKILL)
+            trackers.kill_group(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         os._exit(0)
 
     def let_go(self) -> None:

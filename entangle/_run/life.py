@@ -21,7 +21,7 @@ from typing import Any
 from entangle._shared.interrupts import handler_of, plain
 from entangle._shared.printout import Printout
 from entangle._shared.table import PID
-from entangle._worker import child, coverage, janitor
+from entangle._worker import child, coverage, janitor, trackers
 from entangle._worker.joining import BROKEN, NotJoined, join_run, offer_jobs
 from entangle._worker.taking import flush
 from entangle._worker.worker import Worker, here, run_as
@@ -164,6 +164,7 @@ def live(worker: Worker) -> int:
         work_for_run(worker)
     finally:
         coverage.save()
+        trackers.end_own()
         janitor.dismiss()
     return 0
 

@@ -34,7 +34,7 @@ from entangle._shared.frame import Frame
 from entangle._shared.orders import CALL, JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
 from entangle._shared.spare_files import spare_files
-from entangle._worker import called, child, coverage, inheritance, janitor, joining
+from entangle._worker import called, child, coverage, inheritance, janitor, joining, trackers
 from entangle._worker.imported import Imported
 from entangle._worker.joining import BROKEN, AnotherState, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, Descriptors, seed
@@ -59,6 +59,7 @@ def begin(server: int, stderr: int, channel: int, settings: dict[str, Any], impo
         life.report_bug()
     finally:
         coverage.save()
+        trackers.end_own()
         janitor.dismiss()
         os._exit(code)
 

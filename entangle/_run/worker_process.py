@@ -7,9 +7,11 @@ import os
 import signal
 import struct
 import time
+from typing import Any
 
 from entangle._run import descendants
 from entangle._shared.polling import readable
+from entangle._worker import trackers
 
 #: Between SIGTERM and SIGKILL, for workers past a deadline or of a run that is over (seconds).
 GRACE = 0.5
@@ -81,7 +83,7 @@ class WorkerProcess:
             if found is None:
                 return False
             # Kill what it has left in its process group, before the pid can be used again.
-            _kill_group(self._pid, signal.SIGKILL)
+            end_rest_of_group(self._pid, found)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
             self.ended_by = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
@@ -98,7 +100,10 @@ class WorkerProcess:
             if self.pid == 0:  # it will find that its run is over, and end
                 self.ended_by = 0
         if self.ended_by is None and self.pid > 0:
-            _kill_group(self.pid, number)
+            if number == signal.SIGKILL:
+                trackers.kill_group(self.pid)
+            else:
+                _signal_group(self.pid, number)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
@@ -189,7 +194,16 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _kill_group(pid: int, number: int) -> None:
+def end_rest_of_group(pid: int, found: Any) -> None:
+    """Kill what a worker that has ended, as `os.waitid` has told, has left in its process group."""
+    if found.si_code == os.CLD_EXITED and found.si_status == 0:
+        # In order: it has waited for its trackers itself. Looking for them takes milliseconds.
+        _signal_group(pid, signal.SIGKILL)
+    else:
+        trackers.end_group(pid)
+
+
+def _signal_group(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from entangle._shared.polling import readable
-from entangle._worker import audit
+from entangle._worker import audit, trackers
 
 _STARTING = frozenset(("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"))
 
@@ -141,9 +141,10 @@ def _start_janitor(worker: int, tells: int) -> NoReturn:
         os.chdir("/")
         with contextlib.suppress(ProcessLookupError):  # the worker is gone already
             readable([os.pidfd_open(worker)], None)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(worker, signal.SIGKILL)
+        # A tracker ends once all of these are gone, in whatever group.
+        trackers.kill_group(worker)
         _kill_marked(_mark)
+        trackers.end_group(worker, patience=trackers.HASTE)
     finally:
         os._exit(0)
 
@@ -205,17 +206,14 @@ def kill_marked() -> None:
 
 
 def _kill_marked(mark: tuple[str, int], spared: int = 0) -> None:
-    """Kill every process that carries this mark.
-
-    Three passes: a process may be forked while we look.
-    """
+    """Kill every process that carries this mark."""
     name, number = mark
     entry = f"{MARK}={name}".encode()
-    for _ in range(3):
-        for found in os.listdir("/proc"):
-            if found.isdigit() and int(found) not in (os.getpid(), spared) and _carries(int(found), number, entry):
-                with contextlib.suppress(OSError):
-                    os.kill(int(found), signal.SIGKILL)
+    ours = (os.getpid(), spared)
+    trackers.end(
+        lambda: [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid not in ours and _carries(pid, number, entry)],
+        trackers.HASTE,
+    )
 
 
 def _carries(pid: int, number: int, entry: bytes) -> bool:

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import resource_tracker, shared_memory
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import entangle
+from entangle.errors import ProcessTerminatedException
 from entangle.process import ProcessTimeoutException, process
 from entangle.scheduler import scheduler
 from entangle.thread import thread
@@ -336,8 +339,44 @@ def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
 # --- what stays -----------------------------------------------------------------------------------
 
 
+def _tracked(log: str) -> Any:
+    """Shared memory that is left to a tracker of this process, which is noted."""
+    tracker: Any = resource_tracker._resource_tracker
+    tracker._fd = tracker._pid = None  # one of the caller's, from which this process was forked
+    tracker.ensure_running()
+    note(log, tracker._pid)
+    return shared_memory.SharedMemory(create=True, size=1, name=f"segment-{tracker._pid}")
+
+
+def _leaving(log: str) -> None:
+    os.kept = _tracked(log)  # type: ignore[attr-defined]
+
+
+def _killed_with(log: str) -> None:
+    _leaving(log)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_trackers_unlink_before_the_group_of_a_worker_is_killed(tmp_path: Path, start: str) -> None:
+    log = str(tmp_path / "log")
+    process(_leaving)(log)()
+    with pytest.raises(ProcessTerminatedException):
+        process(_killed_with)(log)()
+    with entangle.session():
+        process(_leaving)(log)()
+    with entangle.Executor(1) as executor:
+        executor.submit(_leaving, log).result()
+        executor.kill_workers()
+    trackers = pids_in(log)
+    assert len(trackers) == 4
+    wait_until(lambda: not any(map(alive, trackers)))
+    assert [pid for pid in trackers if os.path.exists(f"/dev/shm/segment-{pid}")] == []
+
+
 def _daemons(log: str) -> None:
-    """A daemon of each kind: with an environment or without, by fork alone and by a program."""
+    """A daemon of each kind: with an environment or without, by fork alone and by a program. All
+    that were forked have the pipe of a tracker open, which is to unlink shared memory."""
+    segment = _tracked(log)
     clean = {"PATH": os.environ["PATH"]}
     subprocess.run(["setsid", "-f", "bash", "-c", f"echo $$ >> {log}; exec sleep 100"], env=clean, check=True)
     subprocess.run(["setsid", "-f", "bash", "-c", f"echo $$ >> {log}; exec sleep 100"], check=True)
@@ -347,16 +386,18 @@ def _daemons(log: str) -> None:
             note(log, os.getpid())
             time.sleep(100)
         os._exit(0)
-    wait_until(lambda: len(notes(log)) == 3)
+    wait_until(lambda: len(notes(log)) == 4)
     note(log + ".all")
     time.sleep(100)
+    del segment
 
 
 def _no_daemon_left(log: str) -> None:
     pids = pids_in(log)
-    assert len(pids) == 3
+    assert len(pids) == 4
     try:
         gone(pids)
+        assert not os.path.exists(f"/dev/shm/segment-{pids[0]}")
     finally:
         for pid in pids:
             if alive(pid):
@@ -370,7 +411,8 @@ def test_daemons_of_every_kind_go_at_a_deadline(tmp_path: Path, start: str) -> N
     _no_daemon_left(log)
 
 
-def test_daemons_of_every_kind_go_with_a_killed_caller(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_daemons_of_every_kind_go_with_a_killed_caller(tmp_path: Path, number: int) -> None:
     source = """
         import sys
         from entangle.process import process
@@ -382,7 +424,7 @@ def test_daemons_of_every_kind_go_with_a_killed_caller(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     caller = Caller(tmp_path, source).start(log)
     wait_until(lambda: os.path.exists(log + ".all"))
-    caller.process.kill()
+    caller.process.send_signal(number)
     caller.finish()
     _no_daemon_left(log)
 

@@ -436,7 +436,8 @@ class Agent:
                 if cancel is not None:
                     threading.Thread(target=cancel, daemon=True).start()
             janitor = sys.modules.get("entangle._worker.janitor")
-            family.kill_family(janitor.hired() if janitor is not None else 0)
+            trackers = sys.modules.get("entangle._worker.trackers")
+            family.kill_family(janitor.hired() if janitor is not None else 0, getattr(trackers, "is_tracker", None))
             if janitor is not None:
                 janitor.kill_marked()  # daemons, which have left the family
                 janitor.dismiss()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 #: Time between SIGTERM and SIGKILL for what bodies have started (seconds).
 GRACE = 0.3
@@ -45,16 +46,19 @@ def family() -> list[int]:
     return found
 
 
-def kill_family(spared: int = 0) -> None:
+def kill_family(spared: int = 0, is_last: Callable[[int], bool] | None = None) -> None:
     """End every process below this one: SIGTERM, a grace, SIGKILL, and SIGKILL again for late ones.
 
-    `spared` is the janitor. It ignores SIGTERM, and ends what the agent leaves.
+    `spared` is the janitor. It ignores SIGTERM, and ends what the agent leaves. Those of which
+    `is_last` says so may end by themselves once the others are gone.
     """
     for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE), (signal.SIGKILL, 0.0)):
         found = [pid for pid in family() if pid != spared]
         if not found:
             return
         for pid in found:
+            if is_last is not None and seconds and is_last(pid):
+                continue
             try:
                 os.kill(pid, number)
             except OSError:
