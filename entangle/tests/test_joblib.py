@@ -375,7 +375,8 @@ def test_a_library_that_the_server_has_loaded_already_keeps_to_its_share() -> No
     pytest.importorskip("threadpoolctl")
     with parallel_config(backend="entangle", n_jobs=2, inner_max_num_threads=3):
         for _ in range(2):
-            assert set().union(*Parallel(batch_size=1)(delayed(_threads_of_blas)() for _ in range(2))) <= {3}
+            found = set().union(*Parallel(batch_size=1)(delayed(_threads_of_blas)() for _ in range(2)))
+            assert found <= {3, min(3, os.cpu_count() or 1)}  # one that is loaded only now starts no more than there are CPUs
 
 
 def _fill(array: Any, value: float) -> tuple[float, bool]:
