@@ -478,6 +478,7 @@ def test_a_directory_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
         flow_path="",
         described=b"",
         frame=None,
+        stores=False,
         directory=gone,
         spill=gone,
         home=str(tmp_path / "home"),
