@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
+from entangle._shared.interrupts import is_interrupt
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.tracebacks import edge, hide, passes_on
 from entangle._warm.broken import BrokenExecutorError
@@ -183,9 +184,14 @@ class Executor(futures.Executor):
     @edge
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Shut down and wait. After Ctrl-C, cancel what no worker has begun, and end the rest."""
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+        if is_interrupt(error):
             self.terminate_workers()
-        self.shutdown(wait=True)
+        try:
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self.terminate_workers()
+            self.shutdown(wait=True)
+            raise
 
 
 @passes_on

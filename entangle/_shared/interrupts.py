@@ -206,6 +206,30 @@ def handler_of(number: int) -> Any:
     return found
 
 
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error comes of Ctrl-C: a KeyboardInterrupt, or the cancellation by which asyncio
+    passes one on to the program's coroutine."""
+    asyncio = sys.modules.get("asyncio")
+    cancelled = asyncio is not None and isinstance(error, asyncio.CancelledError)
+    # Python 3.10 cancels while it handles the interrupt. Later ones cancel in a handler of
+    # `asyncio.run`, which counts interrupts.
+    seen: set[int] = set()
+    found = error
+    while cancelled and found is not None and id(found) not in seen and not isinstance(found, KeyboardInterrupt):
+        seen.add(id(found))
+        found = found.__context__
+    if isinstance(found, KeyboardInterrupt):
+        return True
+    runner = getattr(getattr(handler_of(signal.SIGINT), "func", None), "__self__", None)
+    return cancelled and getattr(runner, "_interrupt_count", 0) > 0
+
+
+def ends_by_interrupt() -> bool:
+    """Whether the program, which is ending, does so by an interrupt that nothing has caught."""
+    # A prompt has shown the error and gone on.
+    return not hasattr(sys, "ps1") and isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+
+
 def _after_fork() -> None:
     # The child is in none of its parent's steps.
     if _active:

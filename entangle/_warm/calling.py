@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import signal
 import threading
 import time
 import weakref
@@ -29,7 +30,7 @@ from typing import Any
 from entangle._run import forkserver
 from entangle._run.worker_process import signal_name
 from entangle._shared.descriptors import OwnDescriptors
-from entangle._shared.interrupts import Deferred
+from entangle._shared.interrupts import Deferred, ends_by_interrupt
 from entangle._shared.limits import no_thread
 from entangle._shared.pickling import dumps_for_others, otherwise, why_not
 from entangle._shared.tracebacks import passes_on
@@ -341,13 +342,17 @@ _exiting = False
 
 
 def _finish() -> None:
-    """Wait for what is under way: the program has come to its end."""
+    """Wait for what is under way: the program has come to its end. After Ctrl-C, end it."""
     global _exiting
     _exiting = True
+    interrupted = ends_by_interrupt()
     found = [calls for calls in list(_all) if calls.pid == os.getpid()]
     for calls in found:
         calls.exiting = True
         calls.tell()
+        if interrupted:
+            calls.shutdown(False, True)
+            calls.kill(signal.SIGTERM)
     for calls in found:
         if calls.thread is not None:
             calls.thread.join()

@@ -141,6 +141,38 @@ def test_ctrl_c_while_the_program_waits_for_its_calls(tmp_path: Path) -> None:
         started.communicate()
 
 
+@pytest.mark.parametrize(
+    ("ended", "body"),
+    [
+        ("KeyboardInterrupt", "executor = Executor(1)\nexecutor.submit(mark, path).result()\n"),
+        ("KeyboardInterrupt", "with Executor(1) as executor:\n    executor.submit(mark, path)\n"),
+        (
+            "KeyboardInterrupt",
+            "import asyncio\nasync def main():\n    with Executor(1) as executor:\n"
+            "        await asyncio.get_running_loop().run_in_executor(executor, mark, path)\nasyncio.run(main())\n",
+        ),
+        (
+            "caught",
+            "executor = Executor(1)\nfuture = executor.submit(mark, path, 1)\ntry: future.result()\n"
+            "except KeyboardInterrupt: future.add_done_callback(lambda future: print('caught', future.result(), flush=True))\n",
+        ),
+    ],
+    ids=["a result", "a with block", "asyncio", "caught"],
+)
+def test_ctrl_c_ends_calls_with_the_program(tmp_path: Path, ended: str, body: str) -> None:
+    path = str(tmp_path / "a")
+    with _start(f"path = {path!r}\n{body}") as started:
+        _wait_until(lambda: os.path.exists(path))
+        time.sleep(0.2)  # the program waits
+        os.kill(started.pid, signal.SIGINT)
+        try:
+            out, err = started.communicate(timeout=20)
+        finally:
+            started.kill()
+    assert ended == ("caught" if out == "caught None\n" else err.rstrip().rpartition("\n")[2])
+    _wait_until(lambda: not alive(int(Path(path).read_text())))
+
+
 def test_a_program_that_closes_all_descriptors(tmp_path: Path) -> None:
     """Its executor is broken, and says why; the next one works. What it then opens under the same
     numbers stays as it is."""
