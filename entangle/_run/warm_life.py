@@ -38,7 +38,7 @@ from entangle._worker import called, child, coverage, inheritance, janitor, join
 from entangle._worker.imported import Imported
 from entangle._worker.joining import BROKEN, AnotherState, NotJoined, join_in_frame, join_run
 from entangle._worker.putting_back import Before, Descriptors, seed
-from entangle._worker.wear import Wear
+from entangle._worker.wear import FULL, Wear
 from entangle._worker.worker import Worker, here
 
 #: After so many seconds without an order a worker keeps no spare files any more.
@@ -119,7 +119,7 @@ class _WarmLife:
 
     def _carry_out(self, order: Order) -> bool:
         """Carry out one order. Return whether the worker retires."""
-        outdated = self._wear.outdated()
+        outdated = self._wear.outdated() or (FULL if self._orders.cut else "")
         if order.kind == CALL:
             return called.answer(self._orders, order, self, outdated)
         assert order.kind == JOIN

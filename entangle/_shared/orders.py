@@ -32,7 +32,7 @@ _ROOM_FOR_FDS = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
 _PIECE = 1 << 16
 #: As plain numbers: members of an enum take longer to join than the call.
 _FLAGS, _NO_WAIT = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)), int(socket.MSG_DONTWAIT)
-_NO_SIGNAL = int(socket.MSG_NOSIGNAL)
+_NO_SIGNAL, _CUT = int(socket.MSG_NOSIGNAL), int(socket.MSG_CTRUNC)
 
 
 class Order(NamedTuple):
@@ -124,23 +124,27 @@ class Orders:
         fds = array.array("i")
         try:
             # Not `socket.recv_fds`, which ignores flags.
-            piece, rights, _, _ = self.channel.recvmsg(_PIECE, _ROOM_FOR_FDS, flags)
+            piece, rights, happened, _ = self.channel.recvmsg(_PIECE, _ROOM_FOR_FDS, flags)
         except BlockingIOError:
             if wait:
                 readable([self.channel.fileno()], None)
             return wait
         except ConnectionResetError:
-            piece, rights = b"", []
+            piece, rights, happened = b"", [], 0
         for _, _, numbers in rights:
             fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
         for fd in fds:
             os.set_inheritable(fd, False)
         self._fds += fds
         self._read += piece
+        if happened & _CUT:
+            self.cut = True
         if not piece:
             self.ended = True
         return bool(piece)
 
+    #: Whether descriptors have been lost, as this process may not open any more.
+    cut = False
     #: Whether the other end is gone.
     ended = False
 

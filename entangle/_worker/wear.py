@@ -9,7 +9,9 @@ as a new worker would import the new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import threading
 import time
 from typing import NamedTuple
@@ -22,6 +24,10 @@ FIRST_USES = 3
 _RISES = 5
 #: Seconds between two looks at what a worker has. A look takes about 0.1 ms.
 _PAUSE = 0.005
+
+#: Fewer descriptors than this must not be left: an order brings half as many.
+_FREE = 10
+FULL = "bodies have left nearly all descriptors open that a process may have"
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -60,9 +66,13 @@ def _children() -> int:
 
 
 def _descriptors() -> int:
+    """How many are open; -1 if none can be opened to see that."""
     for place in ("/proc/self/fd", "/dev/fd"):
-        with contextlib.suppress(OSError):
+        try:
             return len(os.listdir(place))
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                return -1
     return 0
 
 
@@ -97,7 +107,11 @@ class Wear:
         if self._uses > FIRST_USES and now - self._looked_at < _PAUSE:
             return ""
         self._looked_at = now
-        found = [_threads(), _children(), _descriptors() - ours, memory()]
+        opened = _descriptors()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if opened < 0 or (limit != resource.RLIM_INFINITY and opened - ours > _FREE and opened + _FREE > limit):
+            return FULL
+        found = [_threads(), _children(), opened - ours, memory()]
         if self._most_memory and found[-1] > self._most_memory:
             return f"it uses {found[-1]:,} bytes of memory, more than max_memory"
         if self._uses <= FIRST_USES:

@@ -106,8 +106,9 @@ def test_a_caller_without_standard_streams(tmp_path: Path, closed: list[int]) ->
 
 def test_a_caller_with_few_descriptors(tmp_path: Path) -> None:
     source = """
-    import resource
+    import os, resource
     import entangle
+    from entangle._shared.orders import CALL, Orders, pair
     from entangle.process import process
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 
@@ -120,13 +121,26 @@ def test_a_caller_with_few_descriptors(tmp_path: Path) -> None:
         return sum(len(v) for v in values)
 
     print(total(*(make(i) for i in range(100)))())
-    # Warm workers keep copies of some descriptors.
+    def leak(n):
+        try:
+            while True:
+                os.dup(2)
+        except OSError:
+            return n
+
+    # Warm workers keep copies of some descriptors, and bodies may leave all others open.
     with entangle.session():
-        print(total(make(1), make(2))())
-    with entangle.Executor(2) as executor:
-        print(*executor.map(abs, (-1, -2)))
+        print(process(leak)(1)(), total(make(1), make(2))())
+    with entangle.Executor(1) as executor:
+        print(*executor.map(leak, (1, 2), chunksize=1))
+
+    ours, theirs = pair()
+    Orders(ours).send(CALL, b"", [0, 1])
+    leak(0)
+    orders = Orders(theirs)
+    print(orders.receive().fds, orders.cut)
     """
-    assert output_of(tmp_path, source) == "10000000\n200000\n1 2\n"
+    assert output_of(tmp_path, source) == "10000000\n1 200000\n1 2\n[] True\n"
 
 
 @pytest.mark.parametrize("left", range(6, 21, 2))
