@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import queue
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from typing import Any, Protocol
@@ -152,37 +153,41 @@ class _Other:
 
 
 class Mapping:
-    """The calls of one `map`: their outcomes, until they are taken in order."""
+    """The calls of one `map`: their outcomes, until they are taken in order.
+
+    Ctrl-C may come while they are taken. It would leave a `threading.Condition` locked, and the
+    collector waiting for it; a queue in C stays whole.
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition(threading.Lock())
+        self._news: queue.SimpleQueue[list[tuple[int, bool, Any]]] = queue.SimpleQueue()
         self.outcomes: dict[int, tuple[bool, Any]] = {}
         #: Whether nobody waits for the rest any more.
         self.left = False
 
-    def put(self, found: Iterable[tuple[int, bool, Any]]) -> None:
+    def put(self, found: list[tuple[int, bool, Any]]) -> None:
         """Take outcomes: the index of each, whether it is a value, and the value or the error."""
-        with self.changed:
-            if not self.left:
-                for index, good, what in found:
-                    self.outcomes[index] = (good, what)
-            self.changed.notify_all()
+        if not self.left:
+            self._news.put(found)
 
     def take(self, index: int, until: float | None) -> tuple[bool, Any]:
         """The outcome of a call. Raises TimeoutError after that moment."""
-        with self.changed:
-            while index not in self.outcomes:
-                left = None if until is None else until - time.monotonic()
-                if left is not None and left <= 0:
-                    raise FuturesTimeoutError
-                self.changed.wait(left)
-            return self.outcomes.pop(index)
+        while index not in self.outcomes:
+            try:
+                found = self._news.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                raise FuturesTimeoutError from None
+            for at, good, what in found:
+                self.outcomes[at] = (good, what)
+        return self.outcomes.pop(index)
 
     def leave(self) -> None:
         """Drop the rest."""
-        with self.changed:
-            self.left = True
-            self.outcomes.clear()
+        self.left = True
+        self.outcomes.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._news.get_nowait()
 
 
 #: A call that is over: whether it has a value, and the value as it came, or the error.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
+import itertools
 import logging
 import os
 import re
@@ -354,6 +356,30 @@ def interrupted_in(executor: Executor, step: str) -> None:
         return usual(*args)
 
     setattr(calls, step, interrupted)
+
+
+def test_ctrl_c_while_values_are_taken(executor: Executor) -> None:
+    """At each step of the iteration, as a trace function sees them."""
+    for step in range(0, 60, 3):
+        values, steps = executor.map(bodies.add, range(2)), itertools.count()
+
+        def trace(frame: Any, event: str, argument: Any, steps: Any = steps, step: int = step) -> Any:
+            if frame.f_code.co_name == "__del__":
+                return None  # Python would drop the error
+            if next(steps) == step:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        with contextlib.suppress(KeyboardInterrupt):
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                list(values)
+            finally:
+                sys.settrace(before)
+        assert list(executor.map(bodies.add, range(2), timeout=20)) == [0, 1]
+    assert executor.submit(bodies.add, 1).result(20) == 1
 
 
 @pytest.mark.parametrize("step", ["_stored", "_send", "_arrives"])
