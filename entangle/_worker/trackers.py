@@ -77,11 +77,16 @@ def end_own() -> None:
 
 def is_tracker(pid: int) -> bool:
     """Whether a process is the resource tracker of another one."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-            return _COMMAND in file.read(4096)
-    except OSError:
-        return False
+    for _ in range(5):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+                command = file.read(4096)
+        except OSError:
+            return False
+        if command:
+            return _COMMAND in command
+        time.sleep(0.001)  # it is about to be another program, or ends
+    return False
 
 
 def _kill_others(find: Callable[[], list[int]], but: int = 0) -> list[int]:
