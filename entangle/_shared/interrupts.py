@@ -33,7 +33,7 @@ class Deferred:
 
     def __enter__(self) -> Deferred:
         if threading.current_thread() is threading.main_thread():
-            if _active and type(_active[-1]) is Deferred:
+            if _active and type(last := _active[-1]) is Deferred and last._kept:
                 return self  # within a block that defers them to its own end
             try:
                 _active.append(self)
