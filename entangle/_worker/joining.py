@@ -176,14 +176,20 @@ def _without_what_stays(flow: Flow) -> Flow:
     for body, shape in flow.pairs():
         if not stays[body]:
             others.shapes[shape] = flow.shapes[shape]
-    # Leaves are for processes, and all that others take is theirs alone.
     others.constants = flow.constants[:]
-    for node in range(flow.leaves, flow.count):
-        if stays[flow.body_of[node]] and flow.starts[node + 1] - flow.starts[node] > flow.pending[node]:
-            others.constants_in_short = None
-            for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]]:
-                if taken < 0:
-                    others.constants[~taken] = None
+    # Leaves are for processes. Most nodes here, such as gathers, take no constant.
+    starts, pending = flow.starts, flow.pending
+    here = [
+        node for node in range(flow.leaves, flow.count) if stays[flow.body_of[node]] and starts[node + 1] - starts[node] > pending[node]
+    ]
+    unneeded = {~taken for node in here for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]] if taken < 0}
+    if unneeded:
+        others.constants_in_short = None
+        for node in range(flow.count):
+            if not stays[flow.body_of[node]]:
+                unneeded.difference_update(~taken for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]] if taken < 0)
+        for constant in unneeded:
+            others.constants[constant] = None
     return others
 
 

@@ -207,6 +207,7 @@ def test_two_threads_at_once() -> None:
 
 
 def test_workers_stay_for_the_next_graph_and_agree_on_hashes(warm: None, tmp_path: Path) -> None:
+    assert get({"x": 1, "y": (inc, "x"), "z": (operator.add, "y", "x")}, ["x", "y", "z"]) == (1, 2, 3)  # a task takes what is wanted itself
     graph: dict[Any, Any] = {("h", at): (hash, f"text {at % 2}") for at in range(40)}
     graph["where"] = (where, 1)
     first, second = get(graph, list(graph), num_workers=1), get(graph, list(graph), num_workers=1)
