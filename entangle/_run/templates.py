@@ -76,7 +76,9 @@ class Templates:
         self._making: _Made | None = None
         #: What is wanted and is not there yet, by key.
         self._wanted: dict[str, dict[str, Any]] = {}
+        #: Modules that no template may have, and how many templates were refused for some.
         self._refused: set[str] = set()
+        self._refusals = 0
         self._not_before = 0.0
 
     @property
@@ -170,7 +172,7 @@ class Templates:
         names = [name for name in wanted["names"] if name not in self._refused]
         if (
             not names
-            or len(self._refused) > _MOST_REFUSED
+            or self._refusals > _MOST_REFUSED
             or any(made.key == wanted["key"] and made.wanted["names"] == names for made in self._serving)
         ):
             return
@@ -212,8 +214,10 @@ class Templates:
         made.channel.close()
         made.at.close()
         names = made.wanted["names"]
+        self._refusals += 1
+        # Where it is not known which one is at fault, none of them is tried again.
         self._refused.update(names[index : index + 1] if index >= 0 else names)
-        self._not_before = time.monotonic() + (took / _PART if len(self._refused) > _AT_ONCE else 0.0)
+        self._not_before = time.monotonic() + (took / _PART if self._refusals > _AT_ONCE else 0.0)
         self._wanted.setdefault(made.key, made.wanted)
 
     def _retire(self, made: _Made) -> None:
