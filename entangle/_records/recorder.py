@@ -474,7 +474,7 @@ def _await_notes(table: Table) -> None:
     notes."""
     if not table.header[FINISHED]:
         return
-    until = time.monotonic() + 0.002
+    until = time.monotonic() + 0.02
     states = range(SLOT + STATE, table.slot_count * SLOT, SLOT)
     while any(table.slots[at] == BUSY for at in states) and time.monotonic() < until:
         time.sleep(0)

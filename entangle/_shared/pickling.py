@@ -51,7 +51,7 @@ def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[
         pass
     if again is not None:
         again()
-    return by_value(value, buffer_callback)
+    return by_value(value, buffer_callback, again)
 
 
 #: Where the modules in pickles that earlier versions made are now.
@@ -124,7 +124,7 @@ def dumps_for_others(value: Any, buffer_callback: _OnBuffer | None = None, again
         pass
     if again is not None:
         again()
-    return by_value(value, buffer_callback)
+    return by_value(value, buffer_callback, again)
 
 
 class _Along(Exception):
@@ -160,20 +160,25 @@ def by_name(value: Any, buffer_callback: _OnBuffer | None = None) -> bytes:
     return file.getvalue()
 
 
-def by_value(value: Any, buffer_callback: _OnBuffer | None = None) -> bytes:
-    """Pickle a value by cloudpickle: definitions that the reader cannot import travel along."""
+def by_value(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[[], Any] | None = None) -> bytes:
+    """Pickle a value by cloudpickle: definitions that the reader cannot import travel along.
+
+    `again` is called before a second try, to reset collected buffers.
+    """
     file = io.BytesIO()
     try:
         pickler_by_value(file, buffer_callback).dump(value)
     except pickle.PicklingError as error:
-        if sys.version_info >= (3, 12) or buffer_callback is not None or not isinstance(error.__cause__, RecursionError):
+        if sys.version_info >= (3, 12) or not isinstance(error.__cause__, RecursionError) or (buffer_callback and not again):
             raise
+        if again is not None:
+            again()
         # Up to Python 3.11, each nested list takes two levels of the recursion limit; later, none.
         file = io.BytesIO()
         limit = sys.getrecursionlimit()
         sys.setrecursionlimit(4 * limit)
         try:
-            pickler_by_value(file).dump(value)
+            pickler_by_value(file, buffer_callback).dump(value)
         finally:
             sys.setrecursionlimit(limit)
     return file.getvalue()
