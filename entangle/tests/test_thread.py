@@ -173,7 +173,8 @@ def test_a_failure_ends_the_run(tmp_path: Path) -> None:
     assert notes(log) == []
 
 
-def test_no_worker_process_is_needed() -> None:
+def test_no_worker_process_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD", "0")  # a record asks git
     seen: list[set[str]] = []
 
     def children() -> set[str]:
