@@ -174,5 +174,5 @@ def run(body: bytes, held: Sequence[Reference]) -> Any:
     except Exception as error:
         if tasks.current is not None:
             function, args, named = tasks.current
-            add_note(error, _CALL + call_in_short(name_of(function), args, named))
+            add_note(error, _CALL + call_in_short(name_of(function), args, named, function))
         raise

@@ -264,7 +264,8 @@ class Dispatcher:
         if known is not None:
             return known
         if function.buffers or len(function.body) > INLINE:
-            if function.wire is None:
+            owner, wire = function.wire or (None, b"")
+            if owner is not self:
                 assert self.files is not None
                 assert self.holdings is not None
                 wire = self.files.put(function.body, function.buffers)
@@ -272,13 +273,7 @@ class Dispatcher:
                 # Held for as long as the executor lives.
                 for name in files_of(wire):
                     self.holdings.hold(name)
-                function.wire = (self, wire)
-            owner, wire = function.wire
-            if owner is not self:
-                wire = self.files.put(function.body, function.buffers)  # type: ignore[union-attr]
-                self.holdings.look()  # type: ignore[union-attr]
-                for name in files_of(wire):
-                    self.holdings.hold(name)  # type: ignore[union-attr]
+                function.wire = function.wire or (self, wire)
         else:
             wire = function.body
         number = line.next_function

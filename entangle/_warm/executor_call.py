@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from typing import Any, Protocol
 
-from entangle._shared.masks import MASK, is_secret
 from entangle._shared.tracebacks import hide, passes_on
 from entangle._shared.value_files import ValueFiles, Wire
 from entangle._warm.functions import Function
@@ -107,8 +106,7 @@ class Job:
             args, named = _Described(io.BytesIO(body), buffers=buffers).load()
         except Exception:
             return f"{self.function.name}(…)"
-        shown = {name: MASK if is_secret(name) else value for name, value in named.items()}
-        return called.call_in_short(self.function.name, args, shown)
+        return called.call_in_short(self.function.name, args, named)
 
     def begin(self) -> bool:
         """Whether it is still wanted. From now on it cannot be cancelled."""

@@ -18,11 +18,13 @@ import marshal
 import os
 import pickle
 import time
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from entangle._shared import module_lookup
 from entangle._shared.home import Home
+from entangle._shared.masks import MASK, is_secret, masked
 from entangle._shared.orders import OUTCOMES, Order, Orders
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.summaries import cut, value_in_short
@@ -235,7 +237,7 @@ def _outcome(state: _Answering, which: int, wire: Wire, values: tuple[Wire, ...]
         try:
             value = _run(function, args, named)
         except BaseException as error:
-            call = call_in_short(name, args, named)
+            call = call_in_short(name, args, named, function)
             return ERROR, pickle.dumps(describe(error, name, 1, call), 5)
         finally:
             del function, args, named
@@ -303,14 +305,23 @@ def _pickled(name: str, value: Any) -> tuple[bytes, list[memoryview]]:
         raise why_not(value, f"the value of {name!r}") from problem
 
 
-def call_in_short(name: str, args: Sequence[Any], named: dict[str, Any]) -> str:
-    """A call as errors show it."""
+def call_in_short(name: str, args: Sequence[Any], named: dict[str, Any], function: Any = None) -> str:
+    """A call as errors show it. Arguments with the name of a secret are masked: the names of those
+    without a keyword are the parameters of `function`, if it is given."""
     try:
-        parts = [value_in_short(value) for value in args[:8]] + (["…"] if len(args) > 8 else [])
-        parts += [f"{key}={value_in_short(value)}" for key, value in list(named.items())[:8]]
-        return cut(f"{name}({', '.join(parts)})", 300)
+        code = getattr(function, "__code__", None)
+        names = code.co_varnames[: code.co_argcount] if isinstance(code, types.CodeType) else ()
+        parts = [_in_short(key, value) for key, value in zip((*names, *[""] * 8), args[:8], strict=False)] + (
+            ["…"] if len(args) > 8 else []
+        )
+        parts += [f"{key}={_in_short(key, value)}" for key, value in list(named.items())[:8]]
+        return masked(cut(f"{name}({', '.join(parts)})", 300))
     except Exception:
         return f"{name}(…)"
+
+
+def _in_short(name: str, value: Any) -> str:
+    return MASK if name and is_secret(name) else value_in_short(value)
 
 
 def _hold(state: _Answering, wire: Wire, values: tuple[Wire, ...]) -> None:

@@ -436,6 +436,10 @@ def test_an_error_has_the_traceback_of_the_worker(executor: Executor) -> None:
     assert "_worker" not in str(caught.value.__cause__)
     notes = "\n".join(getattr(caught.value, "__notes__", ()))
     assert "call: fail('on purpose')" in notes
+    with pytest.raises(ValueError, match="refused") as caught:
+        executor.submit(lambda user, password, **_: _refuse(), "me", "hunter2", api_key="k1").result()
+    (call,) = [note for note in getattr(caught.value, "__notes__", ()) if note.startswith("call: ")]
+    assert call.endswith("('me', ***, api_key=***)")
     with pytest.raises(bodies.TwoArguments) as other:
         executor.submit(bodies.fail_with_two).result()
     assert other.value.other == 2
@@ -548,7 +552,7 @@ def test_a_death_breaks_the_executor_and_is_named(body: Any, argument: int, how:
         assert isinstance(future.exception(), BrokenExecutorError)
         assert isinstance(future.exception(), ProcessTerminatedException)
         call = getattr(future.exception(), "__notes__", [""])[0]
-        wanted = ", <Point>, <PosixPath>, <bytes of 200000>, [{1: 'a'}], password='***')"
+        wanted = ", <Point>, <PosixPath>, <bytes of 200000>, [{1: 'a'}], password=***)"
         assert call.startswith(f"call: {body.__name__}(")
         assert call.endswith(wanted), call
 
@@ -615,6 +619,10 @@ def test_the_death_of_the_server(executor: Executor, tmp_path: Path) -> None:
 
 
 # --- workers --------------------------------------------------------------------------------------
+
+
+def _refuse() -> None:
+    raise ValueError("refused")
 
 
 def test_an_initializer_runs_in_each_worker() -> None:
