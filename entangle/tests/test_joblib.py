@@ -379,13 +379,14 @@ def test_a_library_that_the_server_has_loaded_already_keeps_to_its_share() -> No
             assert found <= {3, min(3, os.cpu_count() or 1)}  # one that is loaded only now starts no more than there are CPUs
 
 
-def _fill(array: Any, value: float) -> tuple[float, bool]:
+def _fill(array: Any, value: float, go: Path) -> tuple[float, bool]:
+    wait_until(go.exists)
     before = float(array[0])
     array[:] = value
     return before, float(array.sum()) == value * len(array)
 
 
-def test_a_large_array_is_stored_once_and_writes_to_it_stay_in_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_array_is_stored_once_and_writes_to_it_stay_in_their_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written = []
     usual = shared_buffers._write
 
@@ -395,7 +396,12 @@ def test_a_large_array_is_stored_once_and_writes_to_it_stay_in_their_task(monkey
 
     monkeypatch.setattr(shared_buffers, "_write", write)
     array = numpy.zeros(100_000)
-    found = Parallel(batch_size=1, pre_dispatch="all")(delayed(_fill)(array, k + 1.0) for k in range(8))
+
+    def tasks() -> Iterator[Any]:
+        yield from (delayed(_fill)(array, k + 1.0, tmp_path / "go") for k in range(8))
+        (tmp_path / "go").touch()  # until all are under way, none ends
+
+    found = Parallel(batch_size=1, pre_dispatch="all")(tasks())
     assert found == [(0.0, True)] * 8
     assert written == [array.nbytes]
     assert not array.any()
