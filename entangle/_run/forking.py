@@ -63,6 +63,8 @@ _drives = False
 _seen: tuple[object, ...] = ()
 _threads_seen = 0
 _found = ""
+#: So often is looked again whether threads of which nothing is known have gone.
+_SLOW_TO_GO = 25
 
 
 def fork_is_safe() -> bool:
@@ -161,6 +163,10 @@ def _unknown_threads(maps: bytes) -> str:
             return f"a native thread runs, {name.decode(errors='replace')!r}"
     if any(library in maps for library in _SURVIVE):
         return ""
+    for _ in range(_SLOW_TO_GO):  # that moment is longer on a busy machine
+        time.sleep(0.002)
+        if _native_threads() <= 0:
+            return ""
     return "native threads run"
 
 

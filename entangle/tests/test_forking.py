@@ -1,5 +1,6 @@
 """`auto` forks where a child can run anything, and nowhere else."""
 
+import textwrap
 from pathlib import Path
 
 from .callers import output_of
@@ -56,6 +57,18 @@ def test_native_threads_that_begin_between_two_runs(tmp_path: Path) -> None:
     source = HOW + THREAD + "print(way(), native_thread(b'pool-0'), way())"
     assert output_of(tmp_path, source) == "fork None another\n"
     assert output_of(tmp_path, HOW + THREAD + "native_thread(); print(way())") == "another\n"
+
+
+def test_a_thread_that_is_slow_to_go(tmp_path: Path) -> None:
+    """On a busy machine, a thread that has ended is listed for some time."""
+    ending = """
+    import ctypes
+    libc, number = ctypes.CDLL(None), ctypes.c_ulong()
+    assert parent()() == os.getpid()
+    assert libc.pthread_create(ctypes.byref(number), None, ctypes.cast(libc.usleep, ctypes.c_void_p), ctypes.c_void_p(20_000)) == 0
+    print(way())
+    """
+    assert output_of(tmp_path, HOW + textwrap.dedent(ending)) == "fork\n"
 
 
 def test_libraries_whose_threads_survive(tmp_path: Path) -> None:
