@@ -70,19 +70,27 @@ def test_what_only_threads_use_does_not_travel(start: str) -> None:
 
 def test_forked_workers_go_on_where_no_more_can_be_started(tmp_path: Path) -> None:
     """A thread runs, so more workers could only come from the server, and what the bodies use
-    cannot travel to them."""
-    log = str(tmp_path / "log")
+    cannot travel to them. In a program of its own: pytest-xdist has a thread, too."""
+    source = """
+    import threading
+    from entangle.process import process
+    from entangle.tests import bodies
+    from entangle.tests.evidence import notes, wait_until
+    from entangle.thread import thread
+
     lock = threading.Lock()
 
     @process
-    def sleeps(number: int) -> int:
+    def sleeps(number):
         with lock:
-            bodies.spanned(log, 0.2)
+            bodies.spanned("log", 0.2)
         return number
 
-    stays = thread(lambda: wait_until(lambda: len(notes(log)) == 12))
-    values, _ = gather(stays(), *(sleeps(number) for number in range(12)))()
-    assert values == (True, *range(12))
+    stays = thread(lambda: wait_until(lambda: len(notes("log")) == 12))
+    values, _ = thread(bodies.gather)(stays(), *(sleeps(number) for number in range(12)))()
+    print(values == (True, *range(12)))
+    """
+    assert output_of(tmp_path, source) == "True\n"
 
 
 @pytest.mark.parametrize("how", ["forkserver", "spawn"])
