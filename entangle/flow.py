@@ -58,11 +58,18 @@ class Body(NamedTuple):
     #: How many GPUs it needs, and into how many shares each is divided.
     gpus: int = 0
     share: int = 1
+    #: Whether it may run again where nobody knows whether it has ended. `retry` says so too.
+    idempotent: bool = False
 
     @property
     def timed(self) -> bool:
         """Whether this body has a deadline, or its arguments have."""
         return self.timeout is not None or self.wait is not None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may run again where nobody knows whether it has ended."""
+        return self.idempotent or self.retry > 0
 
     @property
     def ours(self) -> bool:

@@ -18,7 +18,7 @@ __all__ = ["ProcessRetryException", "ProcessTerminatedException", "ProcessTimeou
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OPTIONS = ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "on", "cache", "fresh", "shared_memory")
+_OPTIONS = ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "on", "cache", "idempotent", "fresh", "shared_memory")
 
 
 class Process(Terms):
@@ -51,6 +51,7 @@ def process(  # type: ignore[overload-overlap]
     jitter: float = 0.0,
     on: On = None,
     cache: bool = False,
+    idempotent: bool = False,
     fresh: bool = False,
     shared_memory: Literal[True],
 ) -> InjectingDecorator: ...
@@ -65,6 +66,7 @@ def process(
     jitter: float = 0.0,
     on: On = None,
     cache: bool = False,
+    idempotent: bool = False,
     fresh: bool = False,
     shared_memory: bool = False,
 ) -> Decorator: ...
@@ -81,6 +83,7 @@ def process(
     jitter: float = 0.0,
     on: On = None,
     cache: bool = False,
+    idempotent: bool = False,
     fresh: bool = False,
     shared_memory: bool = False,
     **unknown: Any,
@@ -94,6 +97,8 @@ def process(
       the last, plus up to `jitter` seconds.
     - `on`: the exceptions that are tried again; a killed process is a ProcessTerminatedException.
     - `cache`: remember the value by the function's code and arguments.
+    - `idempotent`: the body may run again where nobody can know whether it has ended: where an
+      engine loses a value. `retry` says so too.
     - `fresh`: run in a new process, which ends with the body.
     - `shared_memory`: give the function `smm`, with `SharedMemory(size)` and
       `ShareableList(items)`, and `sm`, which opens one by name.
@@ -119,6 +124,7 @@ def process(
             jitter=jitter,
             on=on,
             cache=cache,
+            idempotent=idempotent,
             shared_memory=shared_memory,
         )
         return decorate("process", inner, layer)

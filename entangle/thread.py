@@ -17,7 +17,7 @@ __all__ = ["ThreadTerminatedException", "ThreadTimeoutException", "thread"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OPTIONS = ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "on", "cache", "shared_memory")
+_OPTIONS = ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "on", "cache", "idempotent", "shared_memory")
 
 
 class Thread(Terms):
@@ -43,6 +43,7 @@ def thread(  # type: ignore[overload-overlap]
     jitter: float = 0.0,
     on: On = None,
     cache: bool = False,
+    idempotent: bool = False,
     shared_memory: Literal[True],
 ) -> InjectingDecorator: ...
 @overload
@@ -56,6 +57,7 @@ def thread(
     jitter: float = 0.0,
     on: On = None,
     cache: bool = False,
+    idempotent: bool = False,
     shared_memory: bool = False,
 ) -> Decorator: ...
 @edge
@@ -71,6 +73,7 @@ def thread(
     jitter: float = 0.0,
     on: On = None,
     cache: bool = False,
+    idempotent: bool = False,
     shared_memory: bool = False,
     **unknown: Any,
 ) -> Any:
@@ -102,6 +105,7 @@ def thread(
             jitter=jitter,
             on=on,
             cache=cache,
+            idempotent=idempotent,
             shared_memory=shared_memory,
         )
         return decorate("thread", inner, layer)

@@ -53,7 +53,7 @@ def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:
     usual = Body._field_defaults
     terms = {
         name: getattr(body, name)
-        for name in ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "shared_memory")
+        for name in ("timeout", "wait", "retry", "sleep", "backoff", "jitter", "shared_memory", "idempotent")
         if getattr(body, name) != usual[name]
     }
     if body.pools:

@@ -28,6 +28,7 @@ class Terms(Layer):
         jitter: float,
         on: On,
         cache: bool,
+        idempotent: bool,
         shared_memory: bool,
     ) -> None:
         check_seconds(f"@{decorator}", timeout=timeout, wait=wait)
@@ -40,7 +41,7 @@ class Terms(Layer):
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise OptionError(f"@{decorator}: on={value_in_short(on)}; it must be an exception type, or a tuple of them")
-        check_whether(f"@{decorator}", cache=cache, shared_memory=shared_memory)
+        check_whether(f"@{decorator}", cache=cache, idempotent=idempotent, shared_memory=shared_memory)
         self._decorator = decorator
         self._terms: dict[str, Any] = {
             "timeout": timeout,
@@ -51,6 +52,7 @@ class Terms(Layer):
             "jitter": float(jitter),
             "on": types,
             "shared_memory": bool(shared_memory),
+            "idempotent": bool(idempotent),
         }
         defaults = {"timeout": None, "wait": None, "retry": 0, "shared_memory": False}
         self.stated = tuple(f"{name}={self._terms[name]}" for name, default in defaults.items() if self._terms[name] != default)

@@ -74,12 +74,19 @@ def test_a_workflow_has_no_options() -> None:
         {"fresh": "no"},
         {"cache": "no"},
         {"shared_memory": "no"},
+        {"idempotent": "no"},
     ],
     ids=str,
 )
 def test_a_value_that_an_option_cannot_take(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         process(**options)(bodies.one)
+
+
+@pytest.mark.parametrize(("options", "may"), [({}, False), ({"retry": 1}, True), ({"idempotent": True}, True)], ids=str)
+def test_a_body_may_run_again_where_its_options_say_so(options: dict[str, Any], may: bool) -> None:
+    assert process(**options)(bodies.one).body.repeatable is may
+    assert thread(**options)(bodies.one).body.repeatable is may
 
 
 @pytest.mark.parametrize("options", [{"cpus": 0}, {"cpus": -1}, {"cpus": "2"}, {"cpus": 1.5}], ids=str)
