@@ -237,6 +237,17 @@ def _statements(script: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def without_references(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have rows removed without a look for others that refer to them: no index leads there, and
+    each would take a walk through all nodes."""
+    connection.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA foreign_keys = ON")
+
+
+@contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All or nothing. Waits for other writers."""
     connection.execute("BEGIN IMMEDIATE")

@@ -110,7 +110,7 @@ def ingest(directory: str, seconds: float | None = None, largest: int | None = N
             with contextlib.suppress(sqlite3.OperationalError):  # they are read the next time
                 ingest_notes(connection, folder, retired, set(names))
     if not closed:
-        retain_now_and_then(directory)
+        retain_now_and_then(directory, seconds)
     return live
 
 

@@ -7,13 +7,20 @@ import sqlite3
 import time
 
 from entangle._records import queries
-from entangle._records.database import opened, transaction
+from entangle._records.database import opened, transaction, without_references
 from entangle.errors import RecordsError
 
 DAYS, BYTES = 90.0, 1 << 30
 #: Seconds between two times that ingesting does it by itself.
 EVERY = 3600.0
+#: The same where there was no time to finish.
+_SOON = 60.0
 _MARK = "retained"
+#: How long one piece of the work should take (seconds), how many runs it removes at most, and how
+#: many pages of the file are given back at once.
+_PIECE, _RUNS, _PAGES = 0.02, 64, 256
+#: Later than any run begins (seconds since 1970).
+_LATEST = 9e9
 
 #: Removes a run, and all runs that were called in it.
 _FAMILY = """
@@ -50,6 +57,7 @@ def forget_run(directory: str, run_id: str) -> None:
     with opened(directory) as connection:
         with transaction(connection):
             connection.execute(_FAMILY, (run_id,))
+        with without_references(connection), transaction(connection):
             _drop_tasks(connection)
         connection.execute("PRAGMA incremental_vacuum").fetchall()
 
@@ -60,40 +68,76 @@ def retain(directory: str, days: float | None = None, size: float | None = None)
     since = time.time() - (usual_days() if days is None else days) * 86_400
     most = usual_size() if size is None else size
     with opened(directory) as connection:
-        before = connection.total_changes
         count = queries.count_runs(connection)
-        if since > 0:
-            with transaction(connection):
-                connection.execute("DELETE FROM runs WHERE started < ?", (int(since * 1e9),))
-        while _used(connection) > most:
+        if _remove_old(connection, since, most, float("inf")):
+            with without_references(connection), transaction(connection):
+                _drop_tasks(connection)
+        connection.execute("PRAGMA incremental_vacuum").fetchall()
+        return count - queries.count_runs(connection)
+
+
+def retain_in_part(directory: str, days: float, size: float, seconds: float) -> bool:
+    """Remove such runs for about so many seconds: a caller waits. Gives whether none is left."""
+    until = time.monotonic() + seconds
+    with opened(directory, patience=seconds) as connection:
+        try:
+            _remove_old(connection, time.time() - days * 86_400, size, until)
+            free = _free(connection)
+            while time.monotonic() < until:
+                connection.execute(f"PRAGMA incremental_vacuum({_PAGES})").fetchall()
+                before, free = free, _free(connection)
+                if free in (0, before):
+                    return True
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):  # another process writes
+                raise
+    return False
+
+
+def _remove_old(connection: sqlite3.Connection, since: float, most: float, until: float) -> bool:
+    """Remove runs in small pieces, so that others can write in between: those that began before
+    `since` (seconds since 1970), then the oldest while the file has more than `most` bytes. Gives
+    whether any were removed."""
+    removed = False
+    for before, enough in ((since, -1.0), (_LATEST, most)):
+        count = 1
+        while before > 0 and time.monotonic() < until and _used(connection) > enough:
+            began = time.monotonic()
             with transaction(connection):
                 gone = connection.execute(
-                    "DELETE FROM runs WHERE key IN (SELECT key FROM runs ORDER BY started LIMIT max(1, (SELECT count(*) FROM runs) / 20))"
+                    "DELETE FROM runs WHERE key IN (SELECT key FROM runs WHERE started < ? ORDER BY started LIMIT ?)",
+                    (int(before * 1e9), count),
                 ).rowcount
             if not gone:
                 break
-        if connection.total_changes != before:
-            with transaction(connection):
-                _drop_tasks(connection)
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
-        left = queries.count_runs(connection)
-    return count - left
+            removed = True
+            took = time.monotonic() - began
+            count = min(2 * count, _RUNS) if took < _PIECE else max(1, count // 2)
+            time.sleep(min(took, _PIECE))  # for those that wait for the file
+    return removed
 
 
 def _used(connection: sqlite3.Connection) -> int:
     """How many bytes of the file are in use."""
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (width,) = connection.execute("PRAGMA page_size").fetchone()
-    return int((pages - free) * width)
+    return int((pages - _free(connection)) * width)
+
+
+def _free(connection: sqlite3.Connection) -> int:
+    """How many pages of the file are not in use."""
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return int(free)
 
 
 def _drop_tasks(connection: sqlite3.Connection) -> None:
+    """Remove the tasks of no node."""
     connection.execute("DELETE FROM tasks WHERE key NOT IN (SELECT DISTINCT task FROM nodes)")
 
 
-def retain_now_and_then(directory: str) -> None:
-    """Remove old runs, unless that has been done within the hour."""
+def retain_now_and_then(directory: str, seconds: float | None = None) -> None:
+    """Remove old runs, unless that has been done within the hour. For about so many seconds, if a
+    caller waits."""
     mark = os.path.join(directory, _MARK)
     try:
         if time.time() - os.stat(mark).st_mtime < EVERY:
@@ -105,7 +149,11 @@ def retain_now_and_then(directory: str) -> None:
         days, size = usual_days(), usual_size()
         with open(mark, "a", encoding="ascii"):
             os.utime(mark)
-        retain(directory, days, size)
+        if seconds is None:
+            retain(directory, days, size)
+        elif not retain_in_part(directory, days, size, seconds):
+            at = time.time() - EVERY + _SOON
+            os.utime(mark, (at, at))
     except (RecordsError, OSError) as error:  # no reason to show no runs
         import logging
 

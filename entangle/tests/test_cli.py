@@ -964,12 +964,18 @@ def lasting(line: Line) -> Iterator[Caller]:
         caller.stop()
 
 
-def test_top_tells_programs_what_runs(line: Line, lasting: Caller) -> None:
+def _under_way(line: Line) -> Any:
+    """What `top` shows of `lasting` once all bodies run, and both runs have told their names."""
+
     def look() -> Any:
         found = line.json("top", "--json")
         return found if sum(run["running"] for run in found["runs"]) == 4 and all(run["task"] for run in found["runs"]) else None
 
-    found = wait_until(look)
+    return wait_until(look)
+
+
+def test_top_tells_programs_what_runs(line: Line, lasting: Caller) -> None:
+    found = _under_way(line)
     outer, inner = found["runs"]
     assert outer["pid"] == lasting.process.pid
     assert (outer["nodes"], outer["done"], outer["running"], outer["waiting"]) == (5, 1, 3, 1)
@@ -979,8 +985,7 @@ def test_top_tells_programs_what_runs(line: Line, lasting: Caller) -> None:
 
 
 def test_top_looks_at_one_program(line: Line, lasting: Caller) -> None:
-    wait_until(lambda: all(run["task"] for run in line.json("top", "--json")["runs"]) and line.json("top", "--json")["runs"])
-    (path,) = {run["program"] for run in line.json("top", "--json")["runs"]}
+    (path,) = {run["program"] for run in _under_way(line)["runs"]}
     name = os.path.basename(path)
     for program in (path, name, name.removesuffix(".py"), str(lasting.process.pid), os.path.relpath(path, line.folder)):
         found = line.json("top", "--json", "--program", program)

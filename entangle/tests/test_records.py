@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ import pytest
 import entangle
 from entangle import records
 from entangle._records import database as record_file
-from entangle._records import recorder
+from entangle._records import recorder, retention
 from entangle._records.directory import segments_of
 from entangle.errors import OptionError, ProcessTerminatedException, RecordsError, RunCancelledError
 from entangle.process import process
@@ -1102,6 +1105,40 @@ def test_old_runs_go_and_the_oldest_where_there_is_too_much(directory: Path) -> 
         for table in ("runs", "nodes", "inputs", "tasks"):
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     assert records.retain() == 0
+
+
+def test_a_caller_that_waits_removes_old_runs_in_part(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(12):
+        assert process(inner_sum)(1)() == 3
+    assert len(records.runs()) == 12
+    monkeypatch.setenv("ENTANGLE_RECORD_BYTES", "0")
+    monkeypatch.setattr(retention, "_RUNS", 1)
+    mark = directory / "retained"
+
+    def left() -> int:
+        with record_file.opened(str(directory)) as connection:
+            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+    before = left()
+    ticks = itertools.count()
+    clock = SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=lambda: next(ticks))  # a piece looks at it three times
+    monkeypatch.setattr(retention, "time", clock)
+    mark.unlink(missing_ok=True)
+    retention.retain_now_and_then(str(directory), 10)
+    assert 0 < left() < before
+    soon = time.time() - mark.stat().st_mtime
+    assert retention.EVERY - 60 <= soon < retention.EVERY, "it goes on in a minute"
+    monkeypatch.undo()
+    monkeypatch.setenv("ENTANGLE_RECORD_BYTES", "0")
+    with record_file.opened(str(directory)) as other, record_file.transaction(other):  # it holds the file
+        mark.unlink()
+        retention.retain_now_and_then(str(directory), 0.01)
+    assert left() > 0
+    assert time.time() - mark.stat().st_mtime > retention.EVERY / 2
+    mark.unlink()
+    retention.retain_now_and_then(str(directory), 60.0)
+    assert left() == 0
+    assert time.time() - mark.stat().st_mtime < retention.EVERY / 2, "it is done"
 
 
 def test_runs_of_another_machine_come_home(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
