@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from entangle._run import life
@@ -28,7 +29,7 @@ from entangle._run.forking import why_not_template
 from entangle._shared.orders import pair
 from entangle._worker import inheritance, library_threads, module_files
 from entangle._worker.joining import BROKEN
-from entangle._worker.putting_back import Before, Descriptors
+from entangle._worker.putting_back import Before, Descriptors, identity, limits
 
 #: Clocks of file systems are behind by up to a tick of the kernel (seconds).
 _TICK = 0.02
@@ -37,17 +38,18 @@ _OF_TIMERS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 
 
 class NotPreloadable(Exception):
-    """A module that no template may have: its place in the list, and why."""
+    """Modules that no template may have: their places in the list, and why."""
 
-    def __init__(self, index: int, why: str) -> None:
+    def __init__(self, places: Iterable[int], why: str) -> None:
         super().__init__(why)
-        self.index = index
+        self.places = list(places)
 
 
 def fork_template(server: Forker, wanted: dict[str, Any], others: list[_socket.socket], at: mmap.mmap) -> tuple[int, _socket.socket]:
     """Fork a template, and return its pid and the socket that leads there.
 
-    It writes to `at` which of the wanted modules it imports; `others` lead to other templates.
+    It writes to `at` which of the wanted modules it imports, the first as 1; `others` lead to other
+    templates.
     """
     ours, theirs = pair()
     parent = os.getpid()
@@ -74,7 +76,7 @@ def _be_template(channel: _socket.socket, server: Forker, wanted: dict[str, Any]
     try:
         stamps, settled = _load(wanted["names"], wanted["state"], at)
     except NotPreloadable as why:
-        send(channel, {"refused": why.index, "why": str(why)})
+        send(channel, {"refused": why.places, "why": str(why)})
         os._exit(0)
     at.close()
     module_files.forked_with = stamps
@@ -102,25 +104,32 @@ def _load(names: list[str], state: dict[str, Any], at: mmap.mmap) -> tuple[modul
     importlib.invalidate_caches()
     began = time.time_ns() - int(_TICK * 1e9)
     opened = len(os.listdir("/proc/self/fd"))
+    user, limited = identity(), limits()
+    limiting = []
     for index, name in enumerate(names):
         if name in sys.modules:
             continue
-        at[:8] = index.to_bytes(8, "little")
+        at[:8] = (index + 1).to_bytes(8, "little")
         try:
             importlib.import_module(name)
         except BaseException as error:
-            raise NotPreloadable(index, f"its import raises {type(error).__name__}") from None
-        why = why_not_template()
+            raise NotPreloadable([index], f"its import raises {type(error).__name__}") from None
+        # Asked first, and at once: what comes next may fail only because of this.
+        why = "it has changed the user, groups, session or root directory" if identity() != user else why_not_template()
         if not why and len(os.listdir("/proc/self/fd")) > opened:
             why = "it has opened files or sockets"
         if not why and _children():
             why = "it has started processes"
         if why:
-            raise NotPreloadable(index, why)
+            raise NotPreloadable([index], why)
+        if (now := limits()) != limited:
+            limited = now
+            limiting.append(index)
+    at[:8] = (len(names) + 1).to_bytes(8, "little")
     files = module_files.ModuleFiles()
     files.note()
     if why := before.put_back():  # the streams as well
-        raise NotPreloadable(-1, why)
+        raise NotPreloadable(limiting or range(len(names)), why)
     descriptors.close()
     return files.stamps, all(not began <= changed <= time.time_ns() for _, changed, _ in files.stamps.values())
 

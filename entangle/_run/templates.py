@@ -189,7 +189,7 @@ class Templates:
             return
         told, _ = news
         if "ready" not in told:
-            self._refuse(made, told["refused"])
+            self._refuse(made, [made.wanted["names"][place] for place in told["refused"]])
             return
         self._making = None
         self._not_before = time.monotonic() + told["took"] / _PART
@@ -205,18 +205,18 @@ class Templates:
             self._retire(self._serving[0])
 
     def _lost(self, made: _Made) -> None:
-        """Note that a template has died while it imported something."""
-        self._refuse(made, int.from_bytes(made.at[:8], "little"))
+        """Note that a template has died: while it imported something, before, or after that."""
+        names, number = made.wanted["names"], int.from_bytes(made.at[:8], "little")
+        self._refuse(made, names if number > len(names) else names[max(0, number - 1) : number])
 
-    def _refuse(self, made: _Made, index: int) -> None:
+    def _refuse(self, made: _Made, names: list[str]) -> None:
+        """Note that there must be no template with these modules."""
         took = time.monotonic() - made.began
         self._making = None
         made.channel.close()
         made.at.close()
-        names = made.wanted["names"]
         self._refusals += 1
-        # Where it is not known which one is at fault, none of them is tried again.
-        self._refused.update(names[index : index + 1] if index >= 0 else names)
+        self._refused.update(names)
         self._not_before = time.monotonic() + (took / _PART if self._refusals > _AT_ONCE else 0.0)
         self._wanted.setdefault(made.key, made.wanted)
 

@@ -142,11 +142,8 @@ class Before:
         self._start_method = inheritance.start_method()
         self._faults = _faults_are_told()
         self._root = _root_logger()
-        self._ids = _identity()
-        self._limits = list(map(resource.getrlimit, _LIMITS))
-        self._priority = os.getpriority(os.PRIO_PROCESS, 0)
-        self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-        self._scheduling = _scheduling()
+        self._ids = identity()
+        self._limits, self._priority, self._cpus, self._scheduling = limits()
         self._looked_at = 0.0
         audit.listen(("os.putenv", "os.unsetenv"), _note_variable)
         audit.listen(("resource.setrlimit", "resource.prlimit"), _note_limit)
@@ -334,7 +331,7 @@ class Before:
             _put_root_logger(self._root, now)
 
     def _put_limits(self) -> str:
-        if (now := _identity()) != self._ids:
+        if (now := identity()) != self._ids:
             return f"a body has changed its user, groups, session or root directory ({now} for {self._ids})"
         global _limited
         moment = time.monotonic()
@@ -544,6 +541,13 @@ def _scheduling() -> int | None:
     return os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
 
 
-def _identity() -> tuple[object, ...]:
+def limits() -> tuple[Any, ...]:
+    """What only some processes may put back: limits, priority, CPUs and scheduling."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    return list(map(resource.getrlimit, _LIMITS)), os.getpriority(os.PRIO_PROCESS, 0), cpus, _scheduling()
+
+
+def identity() -> tuple[object, ...]:
+    """User, groups, session and root directory of this process, which nothing puts back."""
     root = os.stat("/")
     return os.getresuid(), os.getresgid(), os.getgroups(), os.getsid(0), os.getpgrp(), (root.st_dev, root.st_ino)

@@ -172,6 +172,13 @@ def wait(gate):
 IN_A_TEMPLATE = "if os.path.samefile('/proc/self/fd/1', os.devnull):\n    "
 
 
+#: After it, a limit that was lowered cannot be raised again, by root either.
+_FOR_GOOD = """import ctypes, resource
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    ctypes.CDLL(None).capset(header, data)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 40, 1 << 40))"""
+
+
 @pytest.mark.parametrize(
     "side_effect",
     [
@@ -183,12 +190,18 @@ IN_A_TEMPLATE = "if os.path.samefile('/proc/self/fd/1', os.devnull):\n    "
         "kept = open(os.devnull)",
         "import subprocess; kept = subprocess.Popen(['sleep', '9'])",
         "os.setuid(os.getuid() or 1)",
+        "os.chroot('/proc')",
+        pytest.param(_FOR_GOOD, id="setrlimit"),
     ],
 )
 def test_what_cannot_be_in_a_template_is_tried_once(written: Written, side_effect: str) -> None:
+    """And those that are imported before and after it are no less in one."""
     name = f"mine_bad_{zlib.crc32(side_effect.encode())}"
-    others = [written.module(f"{name}_{number}", "").__name__ for number in range(18)]  # they are not at fault
-    bad = body_of(written.module(name, f"import {', '.join(others)}\n" + BODY + IN_A_TEMPLATE + side_effect + "\n"))
+    before = [written.module(f"{name}_before_{number}", BODY) for number in range(2)]
+    after = [written.module(f"{name}_after_{number}", BODY) for number in range(18)]
+    first, then = (", ".join(module.__name__ for module in modules) for modules in (before, after))
+    body = BODY.replace("    return", f"    import {then}\n    return")
+    bad = body_of(written.module(name, f"import {first}\n{body}{IN_A_TEMPLATE}{side_effect}\n"))
     workers = set()
 
     def tried() -> bool:
@@ -198,7 +211,8 @@ def test_what_cannot_be_in_a_template_is_tried_once(written: Written, side_effec
         return written.imports(name) > workers
 
     wait_until(tried)
-    until_preloaded(body_of(written.module("mine_good", BODY)))  # there are templates without it
+    for module in (before[-1], after[-1], written.module("mine_good", BODY)):
+        until_preloaded(body_of(module))  # there are templates without it
     pid, importer = bad()
     assert pid == importer
     assert len(written.imports(name) - workers - {pid}) == 1
