@@ -147,14 +147,21 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _processes() -> dict[int, int]:
-    """All processes, each with its parent. Read once for a look: this is done before and after each
-    of thousands of tests."""
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (stat := _read(f"/proc/{name}/stat")):
-            found[int(name)] = int(stat.rpartition(b")")[2].split()[1])
-    return found
+def _processes() -> set[int]:
+    """All processes. What else is to be known is read of a few of them alone: this is done before
+    and after each of thousands of tests."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process; 0 where it is gone."""
+    stat = _read(f"/proc/{pid}/stat")
+    return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
+
+
+def _children(pid: int) -> list[int]:
+    tasks = os.listdir(f"/proc/{pid}/task") if os.path.exists(f"/proc/{pid}/task") else []
+    return [int(child) for task in tasks for child in _read(f"/proc/{pid}/task/{task}/children").split()]
 
 
 def _run_directories() -> set[str]:
@@ -182,31 +189,43 @@ def _belongs_to_us(pid: int) -> bool:
     return False
 
 
-def _line_of(pid: int, parents: dict[int, int]) -> list[int]:
+def _line_of(pid: int) -> list[int]:
     """A process and those above it, up to but without the test process; none where it is not below
     that."""
     line = [pid]
-    while line[-1] > 1 and parents.get(line[-1], 0) != _OWNER:
-        line.append(parents.get(line[-1], 0))
+    while line[-1] > 1 and (parent := _parent(line[-1])) != _OWNER:
+        line.append(parent)
     return line if line[-1] > 1 else []
 
 
 def _of_the_server(line: list[int]) -> bool:
     """Whether a process comes from the warm server: ours, or that of an agent that stays."""
-    servers = line if any(b"entangle-agent" in _read(f"/proc/{pid}/cmdline") for pid in line) else line[-1:]
-    return any(b"entangle._run.forkserver" in _read(f"/proc/{pid}/cmdline") for pid in servers)
+    commands = [_read(f"/proc/{pid}/cmdline") for pid in line]
+    servers = commands if any(b"entangle-agent" in command for command in commands) else commands[-1:]
+    return any(b"entangle._run.forkserver" in command for command in servers)
 
 
-def _spares(parents: dict[int, int]) -> set[int]:
-    """The warm server and the workers that it has forked ahead: they are there before a run, and
-    join one later."""
-    return {pid for pid in parents if _of_the_server(_line_of(pid, parents))}
+def _spares() -> dict[int, bytes]:
+    """The warm server and the workers that it has forked ahead, which are there before a run and
+    join one later; and how much memory each has mapped."""
+    found = {}
+    lines = [[child] for child in _children(_OWNER)]
+    while lines:
+        line = lines.pop()
+        lines += [[child, *line] for child in _children(line[0])]
+        if _of_the_server(line):
+            found[line[0]] = _mapped(line[0])
+    return found
 
 
-def _why_stray(pid: int, parents: dict[int, int]) -> str | None:
+def _mapped(pid: int) -> bytes:
+    return _read(f"/proc/{pid}/statm").partition(b" ")[0]
+
+
+def _why_stray(pid: int) -> str | None:
     """Why a process counts as left behind; None where it does not."""
     command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").strip()
-    line = _line_of(pid, parents)
+    line = _line_of(pid)
     if _of_the_server(line):
         in_a_run = re.search(rb"/p\d+-[0-9a-f]+(\.spill)?/r", _read(f"/proc/{pid}/maps"))
         return f"{pid} is still a worker of a run" if in_a_run else None
@@ -246,7 +265,7 @@ def _open_files() -> dict[int, str]:
 @dataclass
 class _Before:
     processes: set[int]
-    spares: set[int]
+    spares: dict[int, bytes]
     threads: set[threading.Thread]
     files: dict[int, str]
     runs: set[str]
@@ -254,20 +273,21 @@ class _Before:
 
     @classmethod
     def look(cls) -> _Before:
-        parents = _processes()
-        return cls(set(parents), _spares(parents), set(threading.enumerate()), _open_files(), _run_directories(), _shared_memory())
+        return cls(_processes(), _spares(), set(threading.enumerate()), _open_files(), _run_directories(), _shared_memory())
 
     def left(self) -> list[str]:
         """What is there now and was not there then, in words."""
-        parents = _processes()
-        told = [why for pid in sorted(set(parents) - self.processes | self.spares) if (why := _why_stray(pid, parents))]
+        processes = _processes()
+        # One that waits for a run maps nothing more.
+        changed = {pid for pid, mapped in self.spares.items() if _mapped(pid) != mapped}
+        told = [why for pid in sorted(processes - self.processes | changed) if (why := _why_stray(pid))]
         told += [f"the thread {thread.name!r} goes on" for thread in set(threading.enumerate()) - self.threads]
         files = _open_files()
         if len(files) > len(self.files):
             told += [f"descriptor {fd} is still open: {target}" for fd, target in files.items() if self.files.get(fd) != target]
         told += [f"the run directory {folder} is still there" for folder in sorted(_run_directories() - self.runs)]
         if new := sorted(_shared_memory() - self.shared):
-            others = {pid for pid in parents if pid != _OWNER and not _line_of(pid, parents)}
+            others = {pid for pid in processes if pid != _OWNER and not _line_of(pid)}
             told += [f"/dev/shm/{name} is still there" for name in new if not shared_segments.used_by(others, name)]
         return told
 
