@@ -19,6 +19,7 @@ environment says the same to people, and serves where that limit is in use alrea
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -71,7 +72,23 @@ def watch_for_children() -> None:
     _off.duty = False
     if not _listening and hasattr(os, "pidfd_open"):
         audit.listen(_STARTING, _hear)
+        _hear_of_spawned()
         _listening = True
+
+
+def _hear_of_spawned() -> None:
+    """Hear of programs that `multiprocessing` starts, of which there is no event."""
+    try:
+        posix: Any = importlib.import_module("_posixsubprocess")
+    except ImportError:
+        return
+    starts = posix.fork_exec
+
+    def fork_exec(*arguments: Any) -> Any:
+        _hear("subprocess.Popen", None)
+        return starts(*arguments)
+
+    posix.fork_exec = fork_exec
 
 
 def _hear(event: str, _: Any) -> None:
@@ -176,14 +193,15 @@ def mark_again() -> None:
 
 def left_running() -> bool:
     """Whether something that bodies of this process have started is still running, in its group or
-    not. A child that has ended, and that nobody has waited for, is not."""
+    not. A child that has ended, and that nobody has waited for, is not; nor is a tracker, which
+    serves all bodies."""
     if not hired():
         return False
     name, number = _mark
     entry = f"{MARK}={name}".encode()
     ours = (os.getpid(), hired())
     others = (int(found) for found in os.listdir("/proc") if found.isdigit() and int(found) not in ours)
-    return any(_carries(pid, number, entry) and not _is_zombie(pid) for pid in others)
+    return any(_carries(pid, number, entry) and not _is_zombie(pid) and not trackers.is_tracker(pid) for pid in others)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -386,7 +386,10 @@ def _daemons(log: str) -> None:
             note(log, os.getpid())
             time.sleep(100)
         os._exit(0)
-    wait_until(lambda: len(notes(log)) == 4)
+    sleeps = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,))
+    sleeps.start()
+    note(log, sleeps.pid)
+    wait_until(lambda: len(notes(log)) == 5)
     note(log + ".all")
     time.sleep(100)
     del segment
@@ -394,7 +397,7 @@ def _daemons(log: str) -> None:
 
 def _no_daemon_left(log: str) -> None:
     pids = pids_in(log)
-    assert len(pids) == 4
+    assert len(pids) == 5
     try:
         gone(pids)
         assert not os.path.exists(f"/dev/shm/segment-{pids[0]}")
