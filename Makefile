@@ -7,6 +7,7 @@
 #   LOWEST_VENV=.venv-lowest   the environment with the lowest versions, for `make test-lowest`;
 #                        it takes the oldest Python
 #   COMPAT_VENV=.venv-compat   the environment with other projects' tests, for `make compat`
+#   ENGINES_VENV=.venv-engines   the environment with Dask and Ray, for `make test-engines`
 #   JOBS=2               processes that share the tests when all are run; 0: pytest alone, as --pdb
 #                        and -s need it
 
@@ -16,6 +17,7 @@ BENCH_VENV ?= .venv-bench
 LOWEST_VENV ?= .venv-lowest
 MUTANTS_VENV ?= .venv-mutants
 COMPAT_VENV ?= .venv-compat
+ENGINES_VENV ?= .venv-engines
 #: The files that `make mutants` changes: see .ci/mutants.
 MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
@@ -28,6 +30,7 @@ BENCH_BIN := $(BENCH_VENV)/bin
 LOWEST_BIN := $(LOWEST_VENV)/bin
 MUTANTS_BIN := $(MUTANTS_VENV)/bin
 COMPAT_BIN := $(COMPAT_VENV)/bin
+ENGINES_BIN := $(ENGINES_VENV)/bin
 #: The tests of `make test-lowest`: those that use other packages, and the promises to users.
 LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencies.py docker.py http.py interpreter.py \
     memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
@@ -45,13 +48,14 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
+.PHONY: help run test test-lowest test-engines compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
 	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name", JOBS=$(JOBS))'
 	@echo 'make test-lowest  some of them with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
 	@echo 'make compat  tests of other projects, with entangle in the place of what they test'
+	@echo 'make test-engines  the tests over real Slurm, Dask and Ray, in $(ENGINES_VENV)    (.ci/engines installs Slurm, as root)'
 	@echo 'make gpu     the tests that need a GPU, with those of numba, cupy, torch and jax that $(VENV) has'
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
@@ -71,6 +75,10 @@ test: $(VENV)/.installed-test
 
 test-lowest: $(LOWEST_VENV)/.installed-lowest
 	$(LOWEST_BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(TESTS),$(TESTS),$(LOWEST_TESTS)) $(ARGS)
+
+# What is not installed is skipped, in CI a failure.
+test-engines: $(ENGINES_VENV)/.installed-engines
+	$(ENGINES_BIN)/python -m pytest $(if $(TESTS),$(TESTS),entangle/tests/engines) $(ARGS)
 
 compat: compat-dask compat-futures compat-joblib
 
@@ -146,7 +154,7 @@ services-browser:
 	.ci/browser
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) $(COMPAT_VENV) $(ENGINES_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than what it was made from, so that a second call goes straight to work.
@@ -174,6 +182,10 @@ $(MUTANTS_VENV)/.installed-test: $(MUTANTS_VENV)/pyvenv.cfg pyproject.toml setup
 
 $(COMPAT_VENV)/.installed-compat: $(COMPAT_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/compat-requirements.txt
 	$(COMPAT_BIN)/python -m pip install --quiet --requirement .ci/compat-requirements.txt --editable .
+	@touch $@
+
+$(ENGINES_VENV)/.installed-engines: $(ENGINES_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/engines-requirements.txt
+	$(ENGINES_BIN)/python -m pip install --quiet --requirement .ci/engines-requirements.txt --editable .
 	@touch $@
 
 # Without the package: benchmarks run from the source tree, as an installation changes start times.

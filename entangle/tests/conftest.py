@@ -64,6 +64,9 @@ from .bodies import one  # noqa: E402
 from .evidence import alive  # noqa: E402
 from .ways import WAYS, Way, second_thread  # noqa: E402
 
+#: They need more than `make test` brings, and have a target of their own: `make test-engines`.
+collect_ignore = ["engines"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Settings that hold wherever the tests are run from, also as `pytest --pyargs

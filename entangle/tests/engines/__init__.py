@@ -1,0 +1,1 @@
+"""Tests that need another engine: Slurm, Dask, Ray. `make test-engines` runs them."""

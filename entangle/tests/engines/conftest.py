@@ -1,0 +1,43 @@
+"""The engines that these tests share: each is started when the first test wants it, and ends with
+the test session. What cannot be started fails in CI; elsewhere the test is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..services import dask_cluster as dask_clusters
+from ..services import ray_head as ray_heads
+from ..services import slurm_cluster as slurm_clusters
+from ..services.dask_cluster import DaskCluster
+from ..services.ray_head import RayHead
+from ..services.slurm_cluster import SlurmCluster
+from ..ways import missing
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A Slurm cluster of two nodes; SLURM_CONF names it."""
+    if lacking := slurm_clusters.what_is_missing():
+        missing(lacking)
+    with slurm_clusters.slurm_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def dask_cluster() -> Iterator[DaskCluster]:
+    """A Dask scheduler with two workers."""
+    if lacking := dask_clusters.what_is_missing():
+        missing(lacking)
+    with dask_clusters.dask_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """A Ray head."""
+    if lacking := ray_heads.what_is_missing():
+        missing(lacking)
+    with ray_heads.ray_head() as head:
+        yield head

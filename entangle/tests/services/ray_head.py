@@ -1,0 +1,97 @@
+"""A Ray head on this machine, with two CPUs, a GPU that is none, and a port for clients."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..evidence import alive
+from .lifeline import Lifeline
+
+_HOST = "127.0.0.2"
+
+
+def what_is_missing() -> str:
+    """What must be installed before there can be a head, in words; empty if nothing."""
+    return "no package ray here: make test-engines (or: pip install ray)" if importlib.util.find_spec("ray") is None else ""
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            sock = stack.enter_context(socket.socket())
+            sock.bind((_HOST, 0))
+            found.append(sock.getsockname()[1])
+    return found
+
+
+class RayHead:
+    """A head: a driver joins it at `address` ("127.0.0.2:port"), a client at `client`
+    ("ray://127.0.0.2:port").
+
+    Loopback, and yet not 127.0.0.1, in whose place Ray would take another address of this machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lifeline = Lifeline(folder)
+        self.folder = folder
+        self.address = self.client = ""
+
+    def start(self) -> None:
+        """Start the head, and wait until it can be joined."""
+        port, clients = _free_ports(2)
+        options = (
+            *("--head", "--block", "--disable-usage-stats", f"--node-ip-address={_HOST}", f"--port={port}"),
+            *(f"--ray-client-server-port={clients}", "--num-cpus=2", "--num-gpus=1", "--include-dashboard=false"),
+            *("--object-store-memory=200000000", f"--temp-dir={self.folder}"),
+        )
+        # A token that an earlier Ray has left in the user's home would keep out who has none.
+        settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_AUTH_MODE": "disabled"}
+        pid = self._lifeline.start("head", [sys.executable, "-m", "ray.scripts.scripts", "start", *options], **settings)
+        until = time.monotonic() + 90
+        while "Ray runtime started" not in (said := self._lifeline.log("head")):
+            if not alive(pid) or time.monotonic() > until:
+                raise RuntimeError(f"Ray's head does not start: {said[-2000:]}")
+            time.sleep(0.1)
+        self.address, self.client = f"{_HOST}:{port}", f"ray://{_HOST}:{clients}"
+
+    def processes(self) -> list[int]:
+        """The processes of this head, by its folder on their command lines."""
+        mark, found = os.fsencode(str(self.folder)), []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                    if mark in file.read():
+                        found.append(int(name))
+        return found
+
+    def stop(self) -> None:
+        """End all of it."""
+        self._lifeline.end()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def ray_head() -> Iterator[RayHead]:
+    """A head that ends with this block."""
+    # A short path: Ray's sockets lie in it, and their names may have 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="entangle-ray-"))
+    head = RayHead(folder)
+    try:
+        head.start()
+        yield head
+    finally:
+        head.stop()
+        shutil.rmtree(folder, ignore_errors=True)
