@@ -15,7 +15,7 @@ What users import, each with a docstring of its own:
 
     process  thread  workflow  task   `from entangle.process import process`: how a function runs
     local  http  interpreter  ssh     where: `@local`, `@request`, `@interpreter`, `@ssh`
-    docker  containers                and `@docker`, `@apptainer`, `@singularity`
+    docker  containers  place         and `@docker`, `@apptainer`, `@singularity`, `@place`
     scheduler  limit                  with what: CPUs, GPUs, named limits
     dataflow  sources                 values pushed through functions, and streams
     gather  as_completed              many calls as one
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from entangle import limit as limit
     from entangle import local as local
     from entangle import logging as logging
+    from entangle import place as place
     from entangle import pools as pools
     from entangle import process as process
     from entangle import records as records
@@ -194,7 +195,21 @@ def _drawings() -> Drawings:
 #: Modules that users know. `import entangle` brings none of them in: its attributes do.
 _MODULES = frozenset(
     {"containers", "cookies", "dask", "dataflow", "docker", "errors", "executor", "flow", "http", "interpreter", "joblib", "limit"}
-    | {"local", "logging", "pools", "process", "records", "scheduler", "sources", "ssh", "task", "thread", "token_bucket", "workflow"}
+    | {
+        "local",
+        "logging",
+        "place",
+        "pools",
+        "process",
+        "records",
+        "scheduler",
+        "sources",
+        "ssh",
+        "task",
+        "thread",
+        "token_bucket",
+        "workflow",
+    }
 )
 
 #: And classes, by the modules that have them.

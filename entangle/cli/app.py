@@ -23,8 +23,10 @@ app = typer.Typer(
 )
 graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.")
 hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.")
+places_app = typer.Typer(help="Places by name: list them, and look at them.")
 app.add_typer(graph_app, name="graph")
 app.add_typer(hosts_app, name="hosts")
+app.add_typer(places_app, name="places")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -204,3 +206,28 @@ def _hosts_check(
     from entangle.cli.hosts_check import check
 
     raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))
+
+
+@places_app.callback(invoke_without_command=True)
+def _places(context: typer.Context, as_json: Json = False) -> None:
+    """List the places that `@place` knows here: kind, hosts, and the file that says so."""
+    if context.invoked_subcommand is None:
+        from entangle.cli.places import places
+
+        places(as_json)
+
+
+@places_app.command("check")
+def _places_check(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of places.")],
+    packages: Annotated[
+        list[str] | None,
+        typer.Option("--package", metavar="PACKAGE", help="Look for this package, too; else for those that the project depends on."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check whether tasks can run in these places: connects to each host, looks at its Python and
+    packages, and times calls."""
+    from entangle.cli.places import check
+
+    raise typer.Exit(check(names, packages or [], as_json))

@@ -10,7 +10,7 @@ from entangle.cli.clean import clean
 from entangle.cli.exit_status import UNINSTALLED, Refused
 
 #: Commands that need typer and rich.
-OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts")
+OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts", "places")
 
 
 def run_bare(arguments: list[str]) -> int:

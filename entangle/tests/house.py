@@ -28,7 +28,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"the far side": ("_remote.agent.",), "how a far Python is started": ("_remote.transport.",)},
     {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",)},
     {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
-    {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "dataflow", "sources")},
+    {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "place", "dataflow", "sources")},
     {"tests of users": ("_testing.", "pytest_plugin")},
     {"in place of what people have": ("_dask.", "dask", "executor", "_joblib.", "joblib")},
     {"records of runs": ("_records.", "records")},

@@ -110,6 +110,7 @@ def test_there_are_modules_to_look_at() -> None:
         ("entangle.scheduler", ["scheduler", "DefaultScheduler"]),
         ("entangle.limit", ["limit"]),
         ("entangle.local", ["local"]),
+        ("entangle.place", ["place"]),
         ("entangle.http", ["request"]),
         ("entangle.logging.info", ["logging"]),
         ("entangle.logging.debug", ["logging"]),
@@ -143,7 +144,7 @@ print("modules")
 
 
 @pytest.mark.parametrize(
-    "name", ["dataflow", "docker", "interpreter", "limit", "local", "process", "scheduler", "ssh", "task", "thread", "workflow"]
+    "name", ["dataflow", "docker", "interpreter", "limit", "local", "place", "process", "scheduler", "ssh", "task", "thread", "workflow"]
 )
 def test_a_module_that_is_taken_for_its_decorator_says_so(name: str) -> None:
     module = importlib.import_module(f"entangle.{name}")

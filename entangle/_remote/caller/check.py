@@ -6,12 +6,13 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from entangle._remote.caller.open_channels import channel_to, close_all
+from entangle._remote.transport import Transport
 from entangle._remote.transport.ssh import SSHTransport
 from entangle._remote.transport.ssh_options import check_word
 from entangle.errors import EntangleError, OptionError
@@ -33,19 +34,44 @@ class Report:
     connected: float = 0.0
     round_trip: float = 0.0
     missing: list[str] = field(default_factory=list)
+    #: Packages that were asked for, and their versions there; None for one that is not there.
+    packages: dict[str, str | None] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The report as it is printed."""
         if self.trouble:
-            return f"{self.host}: {self.trouble}"
+            return self.trouble if self.trouble.startswith(f"{self.host}: ") else f"{self.host}: {self.trouble}"
         about = self.about
         lines = [
             f"{self.host}: Python {about['python']} ({about['executable']}), {about['system']}, {about['cpus']} CPUs, "
-            f"{about['memory'] / 2**30:.1f} GiB of memory; connected in {self.connected * 1e3:.0f} ms, "
+            f"{about['memory'] / 2**30:.1f} GiB of memory; {self._entangle()}connected in {self.connected * 1e3:.0f} ms, "
             f"round trip {self.round_trip * 1e3:.2f} ms",
+            *([f"  packages: {', '.join(f'{name} {version}' for name, version in there.items())}"] if (there := self._there()) else []),
+            *(f"  missing: the package {name}" for name, version in self.packages.items() if version is None),
             *(f"  {line}" for line in self.missing),
         ]
         return "\n".join(lines)
+
+    def _entangle(self) -> str:
+        here, there = sys.modules["entangle"].__version__, self.about["entangle"]
+        return f"entangle {there} is installed, and {here} of here is used; " if there not in (None, here) else ""
+
+    def _there(self) -> dict[str, str]:
+        return {name: version for name, version in self.packages.items() if version is not None}
+
+
+@task
+def _versions(names: list[str]) -> dict[str, str | None]:
+    """The versions of packages where this runs; None for one that is not installed."""
+    from importlib import metadata
+
+    found: dict[str, str | None] = dict.fromkeys(names)
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except (metadata.PackageNotFoundError, ValueError):
+            pass
+    return found
 
 
 @task
@@ -65,6 +91,7 @@ def _look() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": f"{platform.system()} {platform.machine()}",
+        "entangle": (_versions.function(["py-entangle"]))["py-entangle"],
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory": memory,
         "shared": shared,
@@ -78,19 +105,24 @@ def _nothing() -> None:
     """Does nothing, for the round trip."""
 
 
-def look_at(transport: SSHTransport) -> Report:
-    """Connect to a host, and report what is there."""
-    report = Report(transport.place)
+def look_at(transport: Transport, packages: Sequence[str] = ()) -> Report:
+    """Connect to a place, and report what is there, also which of these packages."""
+    return look_by(lambda task, *args: channel_to(transport).call(task, args, {}), transport.place, packages)
+
+
+def look_by(call: Callable[..., Any], host: str, packages: Sequence[str] = ()) -> Report:
+    """The report of what `call(task, *args)` finds where it runs a task."""
+    report = Report(host)
     began = time.perf_counter()
     try:
-        channel = channel_to(transport)
-        channel.call(_nothing, (), {})
+        call(_nothing)
         report.connected = time.perf_counter() - began
-        report.about = channel.call(_look, (), {})
+        report.about = call(_look)
+        report.packages = call(_versions, list(packages)) if packages else {}
         trips = []
         for _ in range(_CALLS):
             began = time.perf_counter()
-            channel.call(_nothing, (), {})
+            call(_nothing)
             trips.append(time.perf_counter() - began)
         report.round_trip = statistics.median(trips)
     except EntangleError as error:

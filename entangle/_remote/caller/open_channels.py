@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import hashlib
 import os
 import threading
 import time
@@ -19,11 +20,15 @@ from entangle import _run
 from entangle._remote.caller.channel import LAST_WORDS, Channel
 from entangle._remote.transport import Transport
 from entangle._run.start import session
-from entangle.errors import FarError
+from entangle._shared.home import home
+from entangle.errors import FarError, UnreachableError
 
 _channels: dict[Hashable, Future[Channel]] = {}
 _guard = threading.Lock()
 _registered = False
+#: Of several places of one name, which was reached last; held while none is known.
+_last_reached: dict[str, int] = {}
+_searching = threading.Lock()
 
 
 def channel_to(transport: Transport) -> Channel:
@@ -32,6 +37,8 @@ def channel_to(transport: Transport) -> Channel:
     Threads that come while another one opens it get the same: the channel, or the error.
     """
     global _registered
+    if transport.alternatives:
+        return _first_reached(transport)
     owner = session()
     key = transport.key, owner  # a session has agents of its own
     while True:
@@ -78,6 +85,60 @@ def channel_to(transport: Transport) -> Channel:
             channel.close()
 
 
+def _first_reached(transport: Transport) -> Channel:
+    """The channel to the first of several places that can be reached; the one that was reached last
+    goes first.
+
+    No call has begun then, so none can run twice. An unknown host key and a login that is refused
+    are not passed over: somebody has to mend them.
+    """
+    note = "place-" + hashlib.sha256(repr(transport.key).encode()).hexdigest()[:8]
+    last = _reached(note)
+    if last is not None:
+        return _in_turn(transport, note, last)
+    with _searching:  # the others wait: not each of them is to wait for what does not answer
+        return _in_turn(transport, note, _reached(note))
+
+
+def _in_turn(transport: Transport, note: str, last: int | None) -> Channel:
+    reasons = []
+    for number, one in sorted(enumerate(transport.alternatives), key=lambda numbered: numbered[0] != last):
+        try:
+            channel = channel_to(one)
+        except UnreachableError as error:
+            if type(error) is not UnreachableError:
+                raise
+            reasons.append(str(error) if str(error).startswith(one.place) else f"{one.place}: {error}")
+            continue
+        if number != last:
+            _remember(note, number)
+        return channel
+    told = "".join(f"\n  {reason}" for reason in reasons)
+    raise UnreachableError(f"place {transport.place!r}: none of its {len(reasons)} hosts can be reached{told}")
+
+
+def _reached(note: str) -> int | None:
+    """Which of several places was reached last by a process of the tree, as far as is known."""
+    if note not in _last_reached:
+        try:
+            with open(os.path.join(home().path, note), "rb", buffering=0) as file:
+                _last_reached[note] = int(file.read())
+        except (OSError, ValueError):
+            return None
+    return _last_reached[note]
+
+
+def _remember(note: str, number: int) -> None:
+    """Remember it for this process, and for those of the tree that have not looked yet."""
+    _last_reached[note] = number
+    path = os.path.join(home().path, note)
+    draft = f"{path}-{os.getpid()}-{threading.get_ident()}"
+    with contextlib.suppress(OSError):
+        with open(draft, "xb", buffering=0) as file:
+            file.write(b"%d" % number)
+        os.replace(draft, path)
+
+
 def _session_ends(channel: Channel) -> None:
     """Close a channel that was opened in a session which ends, unless a run of another thread is
     using it: then it ends as one that was opened in none."""
@@ -122,14 +183,14 @@ def let_go() -> None:
 
 def _after_fork() -> None:
     """A forked child must not use its parent's channels. It opens its own."""
-    global _guard, _registered
+    global _guard, _registered, _searching
     for future in _channels.values():
         if future.done() and not future.exception():
             future.result().abandon()
     _channels.clear()
     with contextlib.suppress(ValueError):
         _run.at_termination.remove(let_go)
-    _guard, _registered = threading.Lock(), False
+    _guard, _registered, _searching = threading.Lock(), False, threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

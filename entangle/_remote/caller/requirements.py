@@ -42,7 +42,7 @@ def furnished(transport: Transport, function: Callable[..., Any], shipped: Calla
 
     def far(*args: Any, **kwargs: Any) -> Any:
         channel = channel_to(transport)
-        if channel not in seen:
+        if channel not in seen and getattr(channel.transport, "env", None) is not None:
             with guards.setdefault(os.getpid(), threading.Lock()):
                 if channel not in seen:
                     trouble = channel.call(install, (wanted,), {})

@@ -61,6 +61,14 @@ class Transport:
         return (type(self).__name__, self)
 
     @property
+    def alternatives(self) -> tuple[Transport, ...]:
+        """Where the place is one of several: these, of which the first is used that can be reached.
+
+        Such a transport is never opened itself.
+        """
+        return ()
+
+    @property
     def place(self) -> str:
         """What people call the place: `darren@miko`, `python3.12`. Prefixes its printed lines."""
         raise NotImplementedError

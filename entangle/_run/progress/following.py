@@ -33,7 +33,7 @@ _PART = 0.02
 _RECENT = 5.0
 
 
-class Place(Protocol):
+class Display(Protocol):
     """Where progress is shown. It is told of a run in the thread that supervises it, and must not
     wait."""
 
@@ -60,7 +60,7 @@ class Place(Protocol):
 class _Shown:
     """A run that is shown, with the runs inside it in this process."""
 
-    def __init__(self, run: ObservedRun, place: Place) -> None:
+    def __init__(self, run: ObservedRun, place: Display) -> None:
         self.place = place
         self.began = time.monotonic()
         self.due = self.began + SILENT
@@ -144,7 +144,7 @@ class _Following:
         #: Each run that is shown or lies inside one, with the one that is shown.
         self._by_run: dict[str, _Shown] = {}
 
-    def begin(self, run: ObservedRun, place: Place) -> None:
+    def begin(self, run: ObservedRun, place: Display) -> None:
         """Show a run, unless it is known already."""
         with self._guard:
             self.started(run)
@@ -235,7 +235,7 @@ _terminal, _log = Terminal(), Log()
 os.register_at_fork(after_in_child=_following.forget)
 
 
-def _place() -> Place:
+def _place() -> Display:
     """Where progress is shown, as seen from the thread that asks for it."""
     if "IPython" in sys.modules or "marimo" in sys.modules:
         from entangle._run.progress.notebook import notebook

@@ -9,6 +9,7 @@ from entangle.http import request
 from entangle.interpreter import interpreter
 from entangle.limit import limit
 from entangle.local import local
+from entangle.place import place
 from entangle.process import process
 from entangle.scheduler import scheduler
 from entangle.ssh import ssh
@@ -56,6 +57,9 @@ docker(image="python", cpus="2")  # error
 apptainer(image=3)  # error
 singularity(images="a.sif")  # error
 interpreter(pyhton="python3")  # error
+place()  # error
+place(3)  # error
+place("gpu-box", kind="ssh")  # error
 
 
 @process(retry="3")  # error

@@ -1,0 +1,163 @@
+"""`entangle places`: what names stand for; `entangle places check NAME...`: whether tasks can run
+there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from entangle.cli.exit_status import ABSENT, DONE, FAILED, UNREACHABLE, Refused
+from entangle.cli.json_lines import print_json
+from entangle.cli.printing import console, print_table, text
+from entangle.cli.terminal_text import plain, stdout
+from entangle.errors import OptionError
+
+if TYPE_CHECKING:
+    from entangle._remote.caller.check import Report
+    from entangle._remote.caller.place_files import Places
+    from entangle.task import Layer
+
+
+@dataclass
+class NamedPlace:
+    """One place: its name, the kind and the name of each host, and where that is said; `trouble`
+    says what is wrong with its table."""
+
+    name: str
+    kinds: list[str]
+    hosts: list[str]
+    file: str
+    table: str
+    trouble: str = ""
+
+
+def places(as_json: bool) -> None:
+    """List them, by name."""
+    from entangle._remote.caller.place_files import known_places
+
+    known = known_places(of_script=False)
+    found = [_found(known, name)[0] for name in sorted(known.tables)]
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    if not found:
+        console().print(text(known.none()), soft_wrap=True)
+        return
+    rows = [
+        [
+            text(one.name),
+            text(", ".join(dict.fromkeys(one.kinds))),
+            text(one.trouble.removeprefix(f"{one.file}: ") or ", ".join(one.hosts)),
+            text(one.file),
+        ]
+        for one in found
+    ]
+    print_table(("place", "kind", "hosts", "file"), rows)
+
+
+def check(names: Sequence[str], packages: Sequence[str], as_json: bool) -> int:
+    """Check places, all hosts at once. Gives 5 where no host of a place can be used, 1 where a
+    package is missing that was asked for. Raises Refused for a name that is none."""
+    from entangle._remote.caller.open_channels import close_all
+    from entangle._remote.caller.place_files import known_places
+
+    known = known_places(of_script=False)
+    for name in names:
+        if name not in known.tables:
+            raise Refused(known.absent(name), ABSENT)
+    found = [_found(known, name) for name in names]
+    for place, _ in found:
+        if place.trouble:
+            raise OptionError(place.trouble)
+    wanted = list(packages) or _needed()
+    try:
+        with _unrecorded(), ThreadPoolExecutor(16) as pool:
+            reports = [[pool.submit(look, wanted) for look in _looks(layer)] for _, layer in found if layer is not None]
+            looked = [[one.result() for one in of_place] for of_place in reports]
+    finally:
+        close_all()
+    if as_json:
+        told = [{**asdict(place), "hosts": [asdict(report) for report in of]} for (place, _), of in zip(found, looked, strict=True)]
+        print_json(told)
+    else:
+        for (place, _), of in zip(found, looked, strict=True):
+            _show(place, of)
+    if any(all(report.trouble for report in of) for of in looked):
+        return UNREACHABLE
+    lacking = packages and any(version is None for of in looked for report in of for version in report.packages.values())
+    return FAILED if lacking else DONE
+
+
+@contextlib.contextmanager
+def _unrecorded() -> Iterator[None]:
+    """A check is no run of the user's."""
+    before = os.environ.get("ENTANGLE_RECORD")
+    os.environ["ENTANGLE_RECORD"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["ENTANGLE_RECORD"]
+        if before is not None:
+            os.environ["ENTANGLE_RECORD"] = before
+
+
+def _found(known: Places, name: str) -> tuple[NamedPlace, Layer | None]:
+    from entangle.place import layer_of
+
+    file, table, _ = known.tables[name]
+    try:
+        definition = known[name]
+        layer = layer_of(definition)
+    except OptionError as error:
+        return NamedPlace(name, [], [], file, table, str(error)), None
+    return NamedPlace(name, [kind for kind, _ in definition.hosts], _hosts(layer), file, table), layer
+
+
+def _hosts(layer: Layer) -> list[str]:
+    transport = getattr(layer, "transport", None)
+    if transport is None:
+        return ["this machine"]
+    return [one.place for one in transport.alternatives or (transport,)]
+
+
+def _looks(layer: Layer) -> list[Any]:
+    """What gives the report of each host, when it is called with the names of packages."""
+    from entangle._remote.caller.check import look_at, look_by
+
+    transport = getattr(layer, "transport", None)
+    if transport is None:
+        from entangle.process import process
+
+        here = os.uname().nodename
+        return [lambda packages: look_by(lambda task, *args: process(task)(*args)(), here, packages)]
+    return [lambda packages, one=one: look_at(one, packages) for one in transport.alternatives or (transport,)]
+
+
+def _needed() -> list[str]:
+    """The packages that the project around the working directory depends on everywhere."""
+    from entangle._remote.caller.place_files import PROJECT, toml
+
+    at = os.getcwd()
+    while not os.path.isfile(path := os.path.join(at, PROJECT)):
+        if at == (at := os.path.dirname(at)):
+            return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            wanted = toml(file.read()).get("project", {}).get("dependencies", [])
+        names = [re.match(r"[A-Za-z0-9._-]+", one) for one in wanted if ";" not in one]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+    return [name[0] for name in names if name is not None]
+
+
+def _show(place: NamedPlace, reports: Sequence[Report]) -> None:
+    print(plain(f"{place.name} ({', '.join(dict.fromkeys(place.kinds))}; {place.file})"), file=stdout())
+    for report in reports:
+        said = "".join(f"  {line}\n" for line in str(report).splitlines())
+        print(plain(said, lines=True), end="", file=sys.stderr if report.trouble else stdout())
