@@ -48,7 +48,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest test-engines compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright format bench docs image drill mutants clean
+.PHONY: help run test test-lowest test-engines compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright lint-refused format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
@@ -105,7 +105,7 @@ gpu: $(VENV)/.installed-test
 services: services-gremlin services-browser
 	.ci/services
 
-lint: lint-ruff lint-format lint-mypy lint-pyright
+lint: lint-ruff lint-format lint-mypy lint-pyright lint-refused
 
 lint-ruff: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -119,6 +119,10 @@ lint-mypy: $(VENV)/.installed-dev
 
 lint-pyright: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python entangle/tests/typing
+
+# What mypy and pyright refuse, and what they accept.
+lint-refused: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m lint entangle/tests/test_typing.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

@@ -72,14 +72,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Settings that hold wherever the tests are run from, also as `pytest --pyargs
     entangle.tests`."""
     config.addinivalue_line("markers", "drill: a fault made on purpose, over and over; `make drill` runs these alone")
+    config.addinivalue_line("markers", "lint: what a type checker says; `make lint` runs these alone")
     config.addinivalue_line("markers", "near: about this machine alone, so not run in other places")
     config.addinivalue_line("markers", "everywhere: also run in places that are there to be different")
     config.addinivalue_line("filterwarnings", "error")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the drills out unless they are asked for, and give every test a limit."""
-    drill = "drill" in (config.option.markexpr or "")
+    """Leave out what is not asked for of what `make test` does not run, and give every test a
+    limit."""
+    apart = [name for name in ("drill", "lint") if name not in (config.option.markexpr or "")]
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:
@@ -87,7 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.drill)
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(600 if item.get_closest_marker("drill") else 60))
-        (left if (item.get_closest_marker("drill") and not drill) or not _belongs(item) else kept).append(item)
+        (left if any(map(item.get_closest_marker, apart)) or not _belongs(item) else kept).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
         items[:] = kept

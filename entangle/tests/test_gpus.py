@@ -366,7 +366,7 @@ ONE, BOTH = Claim(1, 1, False), Claim(2, 1, False)
 NAMES = ("GPU-a", "GPU-b")
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("every", [29, pytest.param(1, marks=pytest.mark.drill)])
 @pytest.mark.parametrize("free", [True, False])
 def test_a_process_killed_at_any_moment_takes_no_device_with_it(
     devices: Devices, free: bool, every: int, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.lint
 @pytest.mark.timeout(300)
 def test_mypy(copies: Path) -> None:
     need("mypy")
@@ -115,6 +116,7 @@ def refused_by_pyright(tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     return found
 
 
+@pytest.mark.lint
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("mode", PYRIGHT)
 def test_pyright(refused_by_pyright: dict[str, dict[tuple[str, int], list[str]]], mode: str) -> None:
