@@ -20,6 +20,7 @@ What users import, each with a docstring of its own:
     dataflow  sources                 values pushed through functions, and streams
     gather  as_completed              many calls as one
     session  executor.Executor        warm workers
+    engine                            whole graphs on Dask
     joblib  dask                      in place of their own workers
     progress  tags  records           to see what runs, and what ran
     errors                            every error
@@ -40,6 +41,7 @@ down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows wh
     _remote/transport/                how a far Python is started: ssh, docker, interpreter …
     _remote/caller/                   the near side: channels, what is sent, what is printed
     _dataflow/                        dataflows and streams
+    _engines/                         whole graphs on other engines
     process  thread  workflow …       doors: a signature, a docstring, a layer
     ssh  docker  dataflow …           doors to other places, and of dataflows
     dask  _dask/  joblib  _joblib/    in place of what people have: graphs of dask; joblib
@@ -89,7 +91,9 @@ if TYPE_CHECKING:
     from entangle import thread as thread
     from entangle import token_bucket as token_bucket
     from entangle import workflow as workflow
+    from entangle._engines.chosen import EngineBlock
     from entangle._remote import Travels
+    from entangle._run import Elsewhere
     from entangle._tasks import Drawings, Streams
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
@@ -112,7 +116,7 @@ if TYPE_CHECKING:
         def named(self, name: str, /) -> Any: ...
 
 
-__all__ = ["Executor", "Session", "as_completed", "gather", "progress", "session", "tags"]
+__all__ = ["Executor", "Session", "as_completed", "engine", "gather", "progress", "session", "tags"]
 
 __version__ = "0.3.0"
 
@@ -172,6 +176,17 @@ def _streams() -> Streams:
     from entangle._dataflow import task_stream
 
     return task_stream
+
+
+def _elsewhere() -> Elsewhere | None:
+    """What makes runs on other engines, where a block or ENTANGLE_ENGINE has chosen one."""
+    chosen: Any = sys.modules.get("entangle._engines.chosen")
+    if chosen is None:
+        if not os.environ.get("ENTANGLE_ENGINE"):
+            return None
+        from entangle._engines import chosen
+    found: Elsewhere = chosen.elsewhere
+    return found
 
 
 def _open_session() -> None:
@@ -235,6 +250,7 @@ def __dir__() -> list[str]:
 
 _run.observers.append(_Recording())
 _run.open_session = _open_session
+_run.elsewhere = _elsewhere
 _run.retired = _retired
 _remote.travels = _travels
 _tasks.streams = _streams
@@ -414,3 +430,31 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
     from entangle._warm.session import session
 
     return session(workers, idle, max_memory)
+
+
+def engine(address: str) -> EngineBlock:
+    """Run whole graphs on another engine: the runs that this thread begins in a `with` block.
+
+    `address` is `dask://host:8786`, the scheduler of a Dask cluster. The same tasks and calls
+    become a graph of that engine: its scheduler places them, and values go from worker to worker.
+    Errors, `retry`, deadlines, `return_exceptions`, progress and records are as in any run. Runs
+    that a body calls are ours again, on the machine of its worker.
+
+    Other threads take the block along with `contextvars.copy_context()`. With ENTANGLE_ENGINE in
+    the environment, all runs of the program go there. `async with` works as well.
+
+    A task runs once. Where the engine loses the worker that ran it, or its value, it runs again
+    only if it says `retry` or `idempotent`; else the run ends with ProcessTerminatedException.
+
+    Connecting takes a second; then a small graph takes some 20 ms. If the caller dies, the engine
+    drops what has not begun.
+
+    Raises OptionError for another address; on entering, UnreachableError where nobody answers, and
+    UnfitPythonError where the versions of Python or entangle differ.
+
+        with entangle.engine("dask://localhost:8786"):
+            total(square.map(range(1000)))()
+    """
+    from entangle._engines.chosen import engine
+
+    return engine(address)

@@ -121,5 +121,22 @@ warm: Warm | None = None
 #: In a warm worker: the settings of its session. What it opens for a run stays as long as it does.
 warm_settings: dict[str, Any] | None = None
 
+
+class Elsewhere(Protocol):
+    """Makes runs on other engines: `entangle.engine`."""
+
+    def run_of(self, flow: Flow, way: str | None, observer: Observer | None, timeout: float | None, workers: int | None, /) -> Any:
+        """The run of a flow on the engine of this thread; None if it is ours."""
+
+    def completions_of(self, flow: Flow, tell: Callable[[int, Any, BaseException | None], object], /) -> Any:
+        """The run of a flow whose kept nodes are told as they end; None if the engine is ours."""
+
+    def title(self) -> str:
+        """The engine of this thread, as errors name it; empty if it is ours."""
+
+
+#: Gives what makes runs on other engines, where one is chosen.
+elsewhere: Callable[[], Elsewhere | None] | None = None
+
 #: Opens a session for the whole program, if its environment says so.
 open_session: Callable[[], None] | None = None

@@ -26,6 +26,7 @@ import time
 from array import array
 from typing import Any, NamedTuple, Protocol
 
+from entangle import _run
 from entangle._run import Observer
 from entangle._run.deaths import Deaths
 from entangle._run.history import History
@@ -179,6 +180,12 @@ class RearmedRun(Run):
         observer: Observer | None = None,
         feeds: dict[int, tuple[int, int]] | None = None,
     ) -> None:
+        title = elsewhere.title() if _run.elsewhere is not None and (elsewhere := _run.elsewhere()) is not None else ""
+        if title:
+            raise EntangleError(
+                f"{client.name!r} is a stream of values through processes of this machine, which {title} cannot take; "
+                "call it outside of the block of entangle.engine"
+            )
         super().__init__(flow, way, observer or observer_for(None))
         self.ports = ports
         self.client = client

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar, overload
 
-from entangle import _tasks
+from entangle import _run, _tasks
 from entangle._run.progress import observer_for
 from entangle._run.run import Run
 from entangle._shared.masks import MASK, is_secret
@@ -338,7 +338,12 @@ class Call(Generic[R_co]):
     ) -> Run:
         """The next execution of this graph."""
         check_whether("run", progress=progress)
-        return Run(self._compiler.compile_call(self), start, observer_for(progress), timeout, workers)
+        flow, observer = self._compiler.compile_call(self), observer_for(progress)
+        if _run.elsewhere is not None and (elsewhere := _run.elsewhere()) is not None:
+            run: Run | None = elsewhere.run_of(flow, start, observer, timeout, workers)
+            if run is not None:
+                return run
+        return Run(flow, start, observer, timeout, workers)
 
     @overload
     def future(self: Call[Call[V]], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from entangle import _run
 from entangle._run.completions import CompletionsRun
 from entangle._run.future import RunFuture
 from entangle._shared.tracebacks import hide
@@ -84,7 +85,8 @@ def _run_all(calls: list[Call[Any]], timeout: float | None) -> Iterator[Complete
             future.set_result(value)
         ended.put(future)
 
-    run = CompletionsRun(flow, tell)
+    elsewhere = _run.elsewhere() if _run.elsewhere is not None else None
+    run = (elsewhere.completions_of(flow, tell) if elsewhere is not None else None) or CompletionsRun(flow, tell)
     whole: RunFuture[Any] = RunFuture(run.value, run.cancel)
     whole.add_done_callback(lambda _: ended.put(None))
     worker = here.worker

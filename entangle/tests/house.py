@@ -26,7 +26,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"what users hold": ("_tasks.", "task")},
     {"both sides of a byte stream": ("_remote", "_remote.wire.")},
     {"the far side": ("_remote.agent.",), "how a far Python is started": ("_remote.transport.",)},
-    {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",)},
+    {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",), "whole graphs on other engines": ("_engines.",)},
     {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
     {"doors to other places, and of dataflows": ("interpreter", "ssh", "docker", "containers", "place", "dataflow", "sources")},
     {"tests of users": ("_testing.", "pytest_plugin")},

@@ -1,0 +1,322 @@
+"""Dask distributed as an engine: a flow becomes a graph of Dask.
+
+Each node is a task of Dask, and each edge one of its edges: its scheduler decides where a node
+runs, and its workers hand values to each other. Large constants are scattered once. Workers tell
+the caller of nodes by an event each few milliseconds.
+
+Dask runs a task again when a worker is lost with it, or with its value. A plugin of the scheduler
+refuses that for tasks that say neither `retry` nor `idempotent`: it puts an error in the place of
+the body before Dask sends it out a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from entangle._engines import dask_node
+from entangle._engines.engine_run import News
+from entangle._engines.node_task import stop
+from entangle._engines.shipment import LONG_PLAN, Shipment
+from entangle.errors import EntangleError, FarError, LinkLostError, ProcessTerminatedException, UnfitPythonError, UnreachableError
+
+#: Seconds for the scheduler to answer.
+_PATIENCE = 10.0
+#: Seconds after which a cluster without workers is mentioned.
+_NO_WORKERS = 10.0
+#: What ends the keys of tasks that may run once, and of those that may run again; then come the
+#: connection (8 letters) and the run (16).
+_ONCE, _AGAIN = "-EO", "-EA"
+_SUFFIX = 3 + 8 + 16
+
+
+def _plugin(name: str) -> Any:
+    """The plugin of the scheduler. Its class travels by value: it is defined in a function."""
+    from distributed.diagnostics.plugin import SchedulerPlugin
+
+    once, suffix = _ONCE, _SUFFIX
+
+    class NoSecondRun(SchedulerPlugin):  # type: ignore[misc, unused-ignore]
+        idempotent = True
+
+        def __init__(self) -> None:
+            self.name = name
+            self.begun: dict[Any, str] = {}
+
+        async def start(self, scheduler: Any) -> None:
+            self.scheduler = scheduler
+
+        def transition(self, key: Any, start: Any, finish: Any, *args: Any, **kwargs: Any) -> None:
+            if type(key) is not str or key[-suffix : -suffix + 3] != once:
+                return
+            if finish == "processing":
+                where = self.scheduler.tasks[key].processing_on
+                self.begun[key] = where.address if where is not None else "?"
+            elif finish == "forgotten":
+                self.begun.pop(key, None)
+            elif finish == "waiting" and key in self.begun:
+                self.refuse(key)
+
+        def refuse(self, key: str) -> None:
+            from dask._task_spec import Task
+
+            name, node, _ = key[: -suffix + 3].rsplit("-", 2)
+            topic, run, lost = f"entangle-{key[-24:-16]}", key[-16:], self.begun[key]
+
+            def refused() -> Any:
+                from entangle._engines.dask_node import refuse_second_run
+
+                return refuse_second_run(topic, run, int(node), name, lost)
+
+            task = self.scheduler.tasks[key]
+            task.run_spec = Task(key, refused)
+            self.scheduler.log_event(topic, ("lost", run, int(node), lost))
+
+    return NoSecondRun()
+
+
+class DaskEngine:
+    """A Dask cluster, through a client of its own."""
+
+    def __init__(self, address: str) -> None:
+        self.title = f"Dask at {address}"
+        self._address = address
+        self._client: Any = None
+        self._pid = os.getpid()
+        self._connection = os.urandom(4).hex()
+        self._runs: dict[str, News] = {}
+        self._compared: set[str] = set()
+
+    def open(self) -> None:
+        """Connect. Raises UnreachableError, UnfitPythonError; EntangleError where Dask is not
+        installed."""
+        try:
+            import distributed
+        except ImportError as error:
+            raise EntangleError(f"{self.title} needs Dask distributed here: pip install 'py-entangle[dask]' ({error})") from None
+        try:
+            self._client = distributed.Client(self._address, timeout=_PATIENCE, set_as_default=False, name="entangle")
+        except (OSError, ValueError) as error:
+            raise UnreachableError(
+                f"no Dask scheduler answers at {self._address}: {error or type(error).__name__}; start one with: dask scheduler"
+            ) from None
+        try:
+            self._compare()
+            self._client.register_plugin(_plugin(f"entangle-{_version()}"))
+            self._client.subscribe_topic(self._topic, self._hear)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnect."""
+        client, self._client = self._client, None
+        if client is not None and self._pid == os.getpid():
+            with contextlib.suppress(Exception):
+                client.close()
+
+    @property
+    def _topic(self) -> str:
+        return f"entangle-{self._connection}"
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        """Called by the client's thread, for each event of our topic."""
+        _, body = event
+        kind, run, *rest = pickle.loads(body) if isinstance(body, bytes) else body
+        news = self._runs.get(run)
+        if news is not None:
+            news.put((kind, *rest))
+
+    # Versions -------------------------------------------------------------------------------------
+
+    def _compare(self) -> None:
+        """Compare the versions of the scheduler, and of workers that are new, with ours.
+
+        First by what Dask itself says of them: functions must not travel between versions.
+        """
+        client, here = self._client, sys.version_info[:2]
+        found = client.get_versions(check=False)
+        there = {"scheduler": found["scheduler"], **found["workers"]}
+        new = {address: about for address, about in there.items() if address not in self._compared and about}
+        for address, about in new.items():
+            python = str(about["host"]["python"])
+            if tuple(int(part) for part in python.split(".")[:2]) != here:
+                whose = "the scheduler" if address == "scheduler" else f"the worker {address}"
+                raise UnfitPythonError(
+                    f"{self.title}: {whose} runs Python {'.'.join(python.split('.')[:3])}, and this is Python "
+                    f"{'.'.join(map(str, sys.version_info[:3]))}; functions travel only between equal versions (3.x)"
+                )
+        for whose, ask in (("scheduler", client.run_on_scheduler), ("workers", client.run)):
+            if whose == "scheduler" and "scheduler" not in new:
+                continue
+            try:
+                answer = ask(_ask)
+            except ModuleNotFoundError as error:
+                raise self._lacks(f"the {whose}", error) from None
+            for address, said in (answer if whose == "workers" else {"scheduler": answer}).items():
+                if said != _version():
+                    where = f"the worker {address}" if whose == "workers" else "the scheduler"
+                    if said is None:
+                        raise self._lacks(where, ModuleNotFoundError("py-entangle"))
+                    raise UnfitPythonError(
+                        f"{self.title}: {where} has entangle {said}, and here it is {_version()}; install one version on all of them"
+                    )
+        self._compared.update(there)
+
+    def _lacks(self, whose: str, error: Exception) -> FarError:
+        return UnfitPythonError(f"{self.title}: {whose} cannot import entangle ({error}); install it there: pip install py-entangle")
+
+    # Runs -----------------------------------------------------------------------------------------
+
+    def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> DaskJob:
+        """Begin a run whose caller wants the values of these nodes."""
+        client = self._client
+        if client is None or client.status != "running":
+            raise LinkLostError(f"{self.title}: the connection to the scheduler is lost")
+        if not self._compared.issuperset(client.scheduler_info(n_workers=-1)["workers"]):
+            self._compare()
+        self._runs[run] = news
+        try:
+            return DaskJob(self, client, shipment, wanted, news, run)
+        except BaseException:
+            self.forget(run)
+            raise
+
+    def forget(self, run: str) -> None:
+        """Tell nobody of this run any more."""
+        self._runs.pop(run, None)
+
+    @property
+    def topic(self) -> str:
+        """The topic of the events that workers send to this caller."""
+        return self._topic
+
+    @property
+    def connection(self) -> str:
+        """What tells this connection from others, 8 letters."""
+        return self._connection
+
+
+def _version() -> str:
+    """The version of entangle here."""
+    return str(sys.modules["entangle"].__version__)
+
+
+def _ask() -> Any:
+    """The version of entangle; None where it is missing. Travels by value."""
+    try:
+        return __import__("entangle").__version__
+    except ImportError:
+        return None
+
+
+async def _stop_there(run: str) -> None:
+    """Called on each worker. Of what is no coroutine, Dask would wait for the end."""
+    stop(run)
+
+
+async def _tell_when_done(future: Any, node: int, news: News) -> None:
+    """Called by the client's thread. A callback of the future would keep a thread for good."""
+    await future._state.wait()
+    news.put(("done", node))
+
+
+class DaskJob:
+    """The nodes of a run on a Dask cluster."""
+
+    def __init__(self, engine: DaskEngine, client: Any, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> None:
+        from dask._task_spec import DataNode, Task, TaskRef
+
+        self._engine, self._client, self._run = engine, client, run
+        self._flow = flow = shipment.flow
+        end = f"{engine.connection}{run}"
+        self._keys = {
+            parcel.node: f"{flow.body(parcel.node).name}-{parcel.node}{_AGAIN if flow.body(parcel.node).repeatable else _ONCE}{end}"
+            for parcel in shipment.parcels
+        }
+        graph: dict[str, Any] = {}
+        large = {f"entangle-constant-{number}{_AGAIN}{end}": value for number, value in shipment.large.items()}
+        #: Held until the run is over: the cluster forgets what nobody holds.
+        self._scattered = client.scatter(large, hash=False) if large else {}
+        plans: list[Any] = list(shipment.plans)
+        for number, plan in enumerate(shipment.plans):
+            if len(plan) > LONG_PLAN:
+                key = f"entangle-plan-{number}{_AGAIN}{end}"
+                graph[key] = DataNode(key, plan)
+                plans[number] = TaskRef(key)
+        asked = frozenset(wanted)
+        for node, which, payload, sources, constants in shipment.parcels:
+            key = self._keys[node]
+            inputs = [TaskRef(self._keys[source]) for source in sources]
+            inputs += [TaskRef(f"entangle-constant-{number}{_AGAIN}{end}") for number in constants]
+            graph[key] = Task(key, dask_node.run_on_dask, engine.topic, run, node, node in asked, plans[which], payload, *inputs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            self._futures = dict(zip(wanted, client.get(graph, [self._keys[node] for node in wanted], sync=False), strict=True))
+        for node, future in self._futures.items():
+            client.loop.add_callback(_tell_when_done, future, node, news)
+        self._without_workers = 0.0
+        self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Raise LinkLostError if the scheduler is gone. Logs that there are no workers."""
+        if self._client.status != "running":
+            raise LinkLostError(f"{self._engine.title}: the connection to the scheduler was lost while the run was under way")
+        now = time.monotonic()
+        if now - self._looked < 1.0:
+            return
+        self._looked = now
+        if self._client.scheduler_info(n_workers=-1)["workers"]:
+            self._without_workers = 0.0
+        elif not self._without_workers:
+            self._without_workers = now
+        elif now - self._without_workers > _NO_WORKERS:
+            self._without_workers = now + 3600
+            logging.getLogger("entangle").warning("%s has no workers: the run waits for some", self._engine.title)
+
+    def values(self, nodes: Sequence[int]) -> list[Any]:
+        """The values of these nodes, which are done."""
+        try:
+            values: list[Any] = self._client.gather([self._futures[node] for node in nodes])
+            return values
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> Exception:
+        """An error of Dask in our words."""
+        title = self._engine.title
+        if type(error).__name__ == "KilledWorker":
+            node = next((node for node, key in self._keys.items() if key == error.args[0]), -1)
+            name = self._flow.name(node) if node >= 0 else str(error.args[0])
+            return ProcessTerminatedException(
+                f"task {name!r}: {error.args[2] + 1} workers of {title} died one after the other while they had it, the last one "
+                f"{getattr(error.args[1], 'address', error.args[1])}"
+            )
+        if self._client.status != "running" or type(error).__name__ in ("FutureCancelledError", "CancelledError", "FuturesCancelledError"):
+            return LinkLostError(f"{title} has dropped the run: {error}")
+        return EntangleError(f"{title} could not run the graph: {type(error).__name__}: {error}")
+
+    def stop(self) -> None:
+        """Drop what has not begun, and stop what runs, as far as that is possible."""
+        client = self._client
+        if client.status != "running":
+            return
+        with contextlib.suppress(Exception):
+            client.cancel(list(self._futures.values()), force=True)
+        with contextlib.suppress(Exception):
+            client.run(_stop_there, self._run, wait=False)
+
+    def end(self) -> None:
+        """Let the cluster forget the run."""
+        self._engine.forget(self._run)
+        for future in (*self._futures.values(), *self._scattered.values()):
+            with contextlib.suppress(Exception):
+                future.release()
+        self._futures, self._scattered = {}, {}

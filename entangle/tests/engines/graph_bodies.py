@@ -1,0 +1,142 @@
+"""Tasks for the tests of whole graphs: found by name there, as those of a program's modules are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+from entangle.process import process
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from ..evidence import note
+
+
+@process
+def square(x: int) -> int:
+    return x * x
+
+
+@process
+def total(xs: list[int]) -> int:
+    return sum(xs)
+
+
+@process
+def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+@process
+def same(x: Any) -> Any:
+    return x
+
+
+@process
+async def soon(x: int) -> int:
+    await asyncio.sleep(0.01)
+    return x + 1
+
+
+@thread
+def in_thread(x: int) -> int:
+    return -x
+
+
+@workflow
+def squares(n: int) -> Any:
+    return total(square.map(range(n)))
+
+
+@process
+def nested(n: int) -> tuple[int, int]:
+    """What a run inside a body gives, and the process of the body."""
+    return total(square.map(range(n)))(), os.getpid()
+
+
+@process
+def fail(x: int) -> int:
+    raise ValueError(f"no {x}")
+
+
+@process
+def grow(xs: list[int]) -> list[int]:
+    xs.append(len(xs))
+    return xs
+
+
+@process
+def leave(code: int) -> None:
+    raise SystemExit(code)
+
+
+@process
+def pid(_: Any = None) -> int:
+    return os.getpid()
+
+
+@process
+def noted(path: str, x: int, seconds: float) -> int:
+    """Leaves a line when it begins and one when it ends."""
+    note(path, "begins", x, os.getpid())
+    time.sleep(seconds)
+    note(path, "ends", x)
+    return x
+
+
+@process(idempotent=True)
+def again(path: str, x: int, seconds: float) -> int:
+    """As `noted`, and it may run again."""
+    note(path, "begins", x, os.getpid())
+    time.sleep(seconds)
+    note(path, "ends", x)
+    return x
+
+
+@process(retry=2, sleep=0.01, on=ValueError)
+def third_time(path: str) -> int:
+    note(path, "attempt")
+    with open(path, encoding="utf-8") as file:
+        attempt = len(file.readlines())
+    if attempt < 3:
+        raise ValueError(f"attempt {attempt}")
+    return attempt
+
+
+@process(retry=1)
+def never(path: str) -> int:
+    note(path, "attempt")
+    raise KeyError("gone")
+
+
+@process(timeout=0.5)
+def late(path: str) -> None:
+    note(path, os.getpid())
+    time.sleep(600)
+
+
+@process
+def spin(path: str) -> None:
+    """Computes until it is stopped."""
+    note(path, os.getpid())
+    while True:
+        for _ in range(1000):
+            pass
+        note(path, "spins")
+        time.sleep(0.02)
+
+
+@process
+def length(data: Any, _: int) -> int:
+    return len(data)
+
+
+class Scale:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    @process
+    def of(self, x: int) -> int:
+        return self.factor * x
