@@ -101,12 +101,15 @@ class DaskEngine:
             import distributed
         except ImportError as error:
             raise EntangleError(f"{self.title} needs Dask distributed here: pip install 'py-entangle[dask]' ({error})") from None
+        self._check_that_somebody_listens()
+        self._client = client = object.__new__(distributed.Client)  # so that one that fails to begin can be closed
         try:
-            self._client = distributed.Client(self._address, timeout=_PATIENCE, set_as_default=False, name="entangle")
-        except (OSError, ValueError) as error:
-            raise UnreachableError(
-                f"no Dask scheduler answers at {self._address}: {error or type(error).__name__}; start one with: dask scheduler"
-            ) from None
+            client.__init__(self._address, timeout=_PATIENCE, set_as_default=False, name="entangle")
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (OSError, ValueError)):
+                raise self._unreachable(error) from None
+            raise
         try:
             self._compare()
             self._client.register_plugin(_plugin(f"entangle-{_version()}"))
@@ -114,6 +117,20 @@ class DaskEngine:
         except BaseException:
             self.close()
             raise
+
+    def _check_that_somebody_listens(self) -> None:
+        """Raise UnreachableError at once where Dask would try again and again."""
+        import socket
+
+        host, _, port = self._address.partition("://")[2].rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        except (OSError, ValueError) as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: BaseException) -> UnreachableError:
+        said = str(error) or type(error).__name__
+        return UnreachableError(f"no Dask scheduler answers at {self._address}: {said}; start one with: dask scheduler")
 
     def close(self) -> None:
         """Disconnect."""

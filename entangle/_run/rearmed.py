@@ -61,7 +61,7 @@ from entangle._shared.tracebacks import passes_on
 from entangle._watch.outline import HOW_FAR, write_whole
 from entangle._worker.worker import Worker
 from entangle.cookies import available_cpus, budget_of
-from entangle.errors import RunAtImportError
+from entangle.errors import EntangleError, RunAtImportError
 from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD, Body, Flow, Shape
 
 #: The serial number of the store through which values are fed. No worker has it.
