@@ -8,7 +8,7 @@
 #                        it takes the oldest Python
 #   COMPAT_VENV=.venv-compat   the environment with other projects' tests, for `make compat`
 #   ENGINES_VENV=.venv-engines   the environment with Dask and Ray, for `make test-engines`
-#   JOBS=2               processes that share the tests when all are run; 0: pytest alone, as --pdb
+#   JOBS=3               processes that share the tests when all are run; 0: pytest alone, as --pdb
 #                        and -s need it
 
 PYTHON ?= python3
@@ -22,7 +22,8 @@ ENGINES_VENV ?= .venv-engines
 MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
 TESTS ?=
-JOBS ?= 2
+# A test waits for half of its time: three keep two CPUs busy.
+JOBS ?= 3
 ARGS ?=
 
 BIN := $(VENV)/bin
