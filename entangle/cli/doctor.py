@@ -259,7 +259,7 @@ EXTRAS = {
     "web": ("starlette", "uvicorn"),
     "gpu": ("numba", "numpy"),
     "dataflow": ("watchfiles",),
-    "dask": ("dask",),
+    "dask": ("dask", "distributed"),
     "joblib": ("joblib",),
     "ssh": ("paramiko",),
     "docker": ("docker",),
