@@ -29,6 +29,11 @@ class Place(Layer):
         self.carrier, self.ships = layer.carrier, layer.ships
         self.stated, self.injected, self.takes_arguments = layer.stated, layer.injected, layer.takes_arguments
 
+    @property
+    def recorded_as(self) -> str:
+        """What records call it."""
+        return f"place({self.name!r})"
+
     def terms(self) -> dict[str, Any]:
         """Those of the layer."""
         return self.layer.terms()

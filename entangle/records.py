@@ -24,7 +24,7 @@ from entangle._records.ingest import absorb_segments, ingest, take_segments
 from entangle._records.reading import find_run, find_runs, to_be_forgotten
 from entangle._records.retention import forget_run
 from entangle._records.retention import retain as retain_in
-from entangle._records.rows import Edge, Error, Git, Input, Retirement, Times, Value
+from entangle._records.rows import Edge, Error, Git, Input, PlaceShare, Retirement, Times, Value
 from entangle._records.rows import TaskRecord as Task
 from entangle._records.views import NodeRecord as Node
 from entangle._records.views import RunRecord as Run
@@ -40,6 +40,7 @@ __all__ = [
     "GraphError",
     "Input",
     "Node",
+    "PlaceShare",
     "RecordsError",
     "Retirement",
     "Run",

@@ -129,6 +129,11 @@ MIGRATIONS = (
         PRIMARY KEY (run, pid, at)
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE nodes ADD COLUMN place TEXT;        -- where else its body ran; NULL: where its run did
+    ALTER TABLE nodes ADD COLUMN ticket TEXT;       -- what that place calls it, as a job
+    ALTER TABLE nodes ADD COLUMN queued INTEGER;    -- nanoseconds that it waited there until its body began
+    """,
 )
 VERSION = len(MIGRATIONS)
 

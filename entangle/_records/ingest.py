@@ -40,6 +40,8 @@ _Told = tuple[Any, Any, Any, Any, Any]
 _NOTHING: _Told = (None, None, None, None, None)
 #: The counts of a node that is no stage of a dataflow.
 _NO_STAGE = (None, None, None, None)
+#: Place, ticket and time queued of a node that ran where its run did.
+_HERE = (None, None, None)
 
 #: What could not be read so far, by path, and why. It is logged once in a process.
 left_out: dict[str, str] = {}
@@ -365,7 +367,7 @@ class _Values:
 #: The columns of a node, in the order of `_node_rows`.
 _NODE_COLUMNS = (
     "run, node, task, state, attempts, ready, started, ended, pid, cpu, worker, memory, cookie_wait, moved, "
-    "type, size, hash, text, whole, named, items, items_failed, items_skipped, spent"
+    "type, size, hash, text, whole, named, items, items_failed, items_skipped, spent, place, ticket, queued"
 )
 
 
@@ -374,7 +376,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
     names = segment.names.get
     if tail is None:
         for node, body in enumerate(segment.body_of):
-            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING, names(node), *_NO_STAGE)
+            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING, names(node), *_NO_STAGE, *_HERE)
         return
     assert segment.ready_at is not None
     began = segment.head["began"]
@@ -386,6 +388,11 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         mine = extras[what]
         mine[node] = max(mine.get(node, 0), much) if what == MEMORY else mine.get(node, 0) + much
     memory, cookies, moved = extras[MEMORY].get, extras[COOKIE_WAIT].get, extras[MOVED].get
+    where = tail.get("places", ())
+    elsewhere = {
+        node: (place, ticket or None, _within(queued, 1 << 62) or None)
+        for node, place, ticket, queued in zip(where[::4], where[1::4], where[2::4], where[3::4], strict=True)
+    }.get
     told = _Values().told
     stages = [[one["done"], one["failed"], one["skipped"], one["busy"]] for one in tail["stream"]["stages"]] if "stream" in tail else []
     missing = object()
@@ -413,6 +420,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             *(_NOTHING if value is missing else told(value)),
             names(node),
             *(stages[node] if stages else _NO_STAGE),
+            *elsewhere(node, _HERE),
         )
 
 

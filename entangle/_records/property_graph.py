@@ -80,6 +80,8 @@ def vertices_of(run: RunGraph) -> Iterator[Vertex]:
             "ended": node.ended,
             "seconds": node.seconds,
             "host": run.host,
+            "place": node.place,
+            "ticket": node.ticket,
             "pid": node.pid,
             "cpu": node.cpu,
             "peak_memory": node.peak_memory,

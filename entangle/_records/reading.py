@@ -265,7 +265,7 @@ def nodes_of(run: RunRow) -> Iterator[tuple[int, TaskRecord, tuple[Any, ...]]]:
         assert run._segment is not None
         tasks = [_task_of_segment(body) for body in run._segment.head["bodies"]]
         nothing, names = ("unknown", *(None,) * 15), run._segment.names
-        return ((number, tasks[body], (*nothing, names.get(number), *(None,) * 4)) for number, body in enumerate(run._segment.body_of))
+        return ((number, tasks[body], (*nothing, names.get(number), *(None,) * 7)) for number, body in enumerate(run._segment.body_of))
     with opened(run._directory) as connection:
         known = {row[0]: _task(row[1:]) for row in queries.tasks(connection, run._key)}
         rows = queries.nodes(connection, run._key)

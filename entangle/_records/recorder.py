@@ -344,7 +344,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     ended = time.monotonic_ns()
     if run.flow.count > 1:
         _await_notes(table)  # one node's are there before its value
-    nodes, values, extras = notes.gather(site.directory, site.noted, notes.memory_of(site))
+    nodes, values, extras, places = notes.gather(site.directory, site.noted, notes.memory_of(site))
     flow = run.flow
     noted = _failures_among(nodes, values) if FAILED in bytes(table.states) else {}
     constants, outputs = _secret_inputs(flow)
@@ -363,6 +363,8 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         "constants": _constants(run, flow, constants),
         "load": load,
     }
+    if places:
+        tail["places"] = [masked(word) if type(word) is str else word for word in places]
     if site.directory and (printed := printout.gather(site.directory)):
         tail["prints"] = _printed(run, printed, outputs, secrets)
     columns: tuple[Any, ...] = (table.ready_at, records, table.states, table.attempts)

@@ -127,7 +127,8 @@ class Git:
 class Times:
     """Where the time of a node went, in seconds: until its arguments arrived, until a worker took
     it, until it had a cookie, in its body, and in moving large values from and to the store. Of a
-    node that was tried again: in earlier attempts, and in the pauses after them."""
+    node that was tried again: in earlier attempts, and in the pauses after them. Of one that ran
+    at a service: in its queue there."""
 
     arguments: float = 0.0
     worker: float = 0.0
@@ -136,6 +137,7 @@ class Times:
     moving: float = 0.0
     tried: float = 0.0
     pauses: float = 0.0
+    queued: float = 0.0
 
     def __add__(self, other: Times) -> Times:
         return Times(
@@ -146,7 +148,24 @@ class Times:
             self.moving + other.moving,
             self.tried + other.tried,
             self.pauses + other.pauses,
+            self.queued + other.queued,
         )
+
+
+@dataclass(frozen=True)
+class PlaceShare:
+    """What one place has done of a run and the runs in its bodies: nodes that have begun there, by
+    state, further attempts, and seconds in bodies and in the queue of the place. `name` is the
+    machine of the run for nodes that ran where it did (`here`)."""
+
+    name: str
+    here: bool
+    nodes: int = 0
+    done: int = 0
+    failed: int = 0
+    further_attempts: int = 0
+    running: float = 0.0
+    queued: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,6 +300,16 @@ class NodeRow:
         return _number(self._row[8])
 
     @property
+    def place(self) -> str | None:
+        """Where else its body ran, as `me@miko`; None where that was the machine of its run."""
+        return _text(self._row[21])
+
+    @property
+    def ticket(self) -> str | None:
+        """What its place calls it, as the number of a job; None where that has no names."""
+        return _text(self._row[22])
+
+    @property
     def value(self) -> Value | None:
         """Its value, in short."""
         return value_of(*self._row[11:16])
@@ -323,10 +352,17 @@ class NodeRow:
 
     @property
     def seconds(self) -> float | None:
-        """How long its body ran; of a stage, for all items together."""
+        """How long its body ran; of a stage, for all items together. Time in the queue of a service
+        does not count."""
         if self._row[20] is not None:
             return int(self._row[20]) / 1e9
-        return (self.ended_ns - self.started_ns) / 1e9 if self.ended_ns is not None and self.started_ns is not None else None
+        if self.ended_ns is None or self.started_ns is None:
+            return None
+        return max(0, self.ended_ns - self.started_ns - self._queued) / 1e9
+
+    @property
+    def _queued(self) -> int:
+        return int(self._row[23] or 0)
 
     @property
     def times(self) -> Times:
@@ -345,7 +381,7 @@ class NodeRow:
         pauses = min(max(0, self.started_ns - first - tried), max(0, waited))
         queue = max(0, waited - pauses)
         running = self.seconds or 0.0
-        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, running, moved / 1e9, tried / 1e9, pauses / 1e9)
+        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, running, moved / 1e9, tried / 1e9, pauses / 1e9, self._queued / 1e9)
 
     @property
     def error(self) -> Error | None:
@@ -405,6 +441,10 @@ class RunGraph(RunRow, ABC):
     @abstractmethod
     def inputs_of(self, node: int) -> tuple[Input, ...]:
         """The arguments of a node."""
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None else str(value)
 
 
 def _number(value: Any) -> int | None:

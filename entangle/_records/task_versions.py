@@ -75,7 +75,7 @@ def _describe(task: Task[..., Any], body: Body) -> dict[str, Any]:
 
 
 def _layer(layer: Any) -> str:
-    return type(layer).__name__.lower()
+    return str(getattr(layer, "recorded_as", "")) or type(layer).__name__.lower()
 
 
 def _bytecode(code: Any) -> bytes:

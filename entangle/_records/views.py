@@ -15,6 +15,7 @@ from entangle._records.rows import (
     Error,
     Input,
     NodeRow,
+    PlaceShare,
     Retirement,
     RunGraph,
     RunRow,
@@ -204,6 +205,35 @@ class RunRecord(RunGraph):
         for node in self.nodes:
             total = total + node.times
         return total
+
+    def places(self) -> list[PlaceShare]:
+        """What each place has done of the run and of those that were called in its bodies, the one
+        that took most time first.
+
+        A run in the body of a node that ran elsewhere is part of that node.
+        """
+        found: dict[tuple[str, bool], list[NodeRecord]] = {}
+        waiting = [self]
+        while waiting:
+            run = waiting.pop()
+            for node in run.nodes:
+                if node.started_ns is not None:
+                    found.setdefault((node.place or run.host, node.place is None), []).append(node)
+            waiting += [child for child in run.children if child.parent_node is None or run.nodes[child.parent_node].place is None]
+        shares = [
+            PlaceShare(
+                name,
+                here,
+                len(nodes),
+                sum(node.state == "done" for node in nodes),
+                sum(node.state == "failed" for node in nodes),
+                sum((node.attempts or 1) - 1 for node in nodes),
+                sum(node.seconds or 0.0 for node in nodes),
+                sum(node.times.queued for node in nodes),
+            )
+            for (name, here), nodes in found.items()
+        ]
+        return sorted(shares, key=lambda share: -share.running)
 
     def to_dict(self) -> dict[str, Any]:
         """All that is known of the run as plain data, fit for JSON.

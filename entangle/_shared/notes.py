@@ -18,7 +18,7 @@ import resource
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from entangle._shared.masks import beginning, hides_one, masked, suspicious
 from entangle._shared.printout import Printout
@@ -114,6 +114,7 @@ class Notes:
         self._memory = memory
         self._values: list[Any] = []
         self._extras: list[int] = []
+        self._places: list[Any] = []
         self._allowance = ALLOWANCE
         self._failures = 0
         #: What a worker process prints, if it is kept.
@@ -171,14 +172,19 @@ class Notes:
         """Note a number about a node."""
         self._extras += (node, what, much)
 
+    def elsewhere(self, node: int, place: str, ticket: str = "", queued: int = 0) -> None:
+        """Note where else the body of a node runs, what that place calls it, and for how many
+        nanoseconds it has waited there until it began. What is noted last counts."""
+        self._places += (node, place, ticket, queued)
+
     def flush(self) -> None:
         """Write the notes to where the recorder finds them. On a full disk they are lost."""
         if self.prints is not None:
             self.prints.settle()
-        if not self._values and not self._extras:
+        if not self._values and not self._extras and not self._places:
             return
-        body = marshal.dumps((self._values, self._extras))
-        self._values, self._extras = [], []
+        body = marshal.dumps((self._values, self._extras, self._places))
+        self._values, self._extras, self._places = [], [], []
         if self._noted is not None:
             self._noted.append(body)
             return
@@ -227,9 +233,18 @@ def begin_in(memory: memoryview) -> None:
     _HEAD.pack_into(memory, 0, 0)
 
 
-def gather(directory: str, noted: list[bytes], memory: memoryview | None = None) -> tuple[list[int], list[Any], list[int]]:
-    """All notes of a run: nodes, their values (plain or in short; a list for a failure), and the
-    extras in threes.
+class AllNotes(NamedTuple):
+    """All notes of a run: nodes, and their values (plain or in short; a list for a failure); the
+    extras in threes; what `elsewhere` was told, in fours."""
+
+    nodes: list[int]
+    values: list[Any]
+    extras: list[int]
+    places: list[Any]
+
+
+def gather(directory: str, noted: list[bytes], memory: memoryview | None = None) -> AllNotes:
+    """All notes of a run.
 
     Of two notes of one node, the later one counts.
     """
@@ -243,12 +258,14 @@ def gather(directory: str, noted: list[bytes], memory: memoryview | None = None)
     nodes: list[int] = []
     values: list[Any] = []
     extras: list[int] = []
+    places: list[Any] = []
     for frame in frames:
-        pairs, further = marshal.loads(frame)
+        pairs, further, where = marshal.loads(frame)
         nodes += pairs[::2]
         values += pairs[1::2]
         extras += further
-    return nodes, values, extras
+        places += where
+    return AllNotes(nodes, values, extras, places)
 
 
 def _frames_in(whole: bytes) -> list[bytes]:

@@ -125,12 +125,13 @@ def _show(
     form: Annotated[str, typer.Option("--format", "-f", help="tree, mermaid, dot, svg, trace, prov or json.")] = "tree",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file.")] = None,
     node: Annotated[int | None, typer.Option(help="Only this node, with all its details.")] = None,
+    by: Annotated[str | None, typer.Option(help="place: what each place has done.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a run: its graph with states and times, or in a form for other programs."""
     from entangle.cli.show import show
 
-    show(run, "json" if as_json else form, output, node)
+    show(run, "json" if as_json else form, output, node, by)
 
 
 @app.command("top")

@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
 from entangle.cli.json_lines import as_json, print_json
-from entangle.cli.printing import COLOURS, MARKS, WIDE, console, duration, fitted, moment, size, text
+from entangle.cli.printing import COLOURS, MARKS, WIDE, console, duration, fitted, moment, print_table, size, table_lines, text
 from entangle.cli.runs import run_called, summary, told, went_on
 from entangle.cli.terminal_text import plain, stdout
 
@@ -26,10 +26,13 @@ MOST = 200
 INPUTS, LINES, FAILURES, RETIRED = 12, 6, 3, 8
 
 
-def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
-    """Show a run or a node. Raises Refused where there is no such run, node or form."""
+def show(run_id: str, form: str, output: Path | None, node: int | None, by: str | None = None) -> None:
+    """Show a run or a node, or what each place has done of a run. Raises Refused where there is no
+    such run, node or form."""
     from entangle.errors import RecordsError
 
+    if by not in (None, "place") or (by and (node is not None or form not in ("tree", "json"))):
+        raise Refused(f"--by {by}: it is place, alone or with --json" if by != "place" else "--by place goes with --json alone", USAGE)
     if form not in (*FORMS, "tree", "json"):
         raise Refused(f"--format must be {', '.join(('tree', *FORMS, 'json'))}, not {form!r}", USAGE)
     run = run_called(run_id)
@@ -41,6 +44,9 @@ def show(run_id: str, form: str, output: Path | None, node: int | None) -> None:
         if form not in ("tree", "json"):
             raise Refused(f"--node goes with --format tree or json, not {form}", USAGE)
         _print_node(chosen, form == "json", output)
+        return
+    if by is not None:
+        _print_places(run, form == "json", output)
         return
     if form == "tree":
         _print_tree(run, output)
@@ -81,6 +87,30 @@ def _print_tree(run: Run, output: Path | None) -> None:
             console(file=file).print(tree(run, WIDE))
     except OSError as error:
         raise Refused(f"{output} cannot be written: {error.strerror}", ABSENT) from None
+
+
+def _print_places(run: Run, for_programs: bool, output: Path | None) -> None:
+    shares = run.places()
+    if for_programs:
+        _write_json([asdict(share) for share in shares], output)
+        return
+    heads = ("place", "nodes", "failed", "tried again", "ran", "queued")
+    rows = [
+        [
+            text(share.name, (" (here)", "dim") if share.here else ""),
+            text(f"{share.nodes:,}"),
+            text(f"{share.failed:,}" if share.failed else "", style="red"),
+            text(f"{share.further_attempts:,}" if share.further_attempts else ""),
+            text(duration(share.running)),
+            text(duration(share.queued) if share.queued else ""),
+        ]
+        for share in shares
+    ]
+    if output is None:
+        print_table(heads, rows, right=heads[1:])
+        return
+    lines = table_lines(heads, rows, WIDE, right=range(1, len(heads)))
+    _write("".join(f"{line.plain.rstrip()}\n" for line in lines), output)
 
 
 def tree(run: Run, width: int) -> Tree:
@@ -235,6 +265,8 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
     tail += f"  {node.attempts} attempts" if node.attempts is not None and node.attempts > 1 else ""
     tail += f"  {duration(node.seconds)}" if node.seconds is not None else ""
     place = f"  pid {node.pid}" + (f" cpu {node.cpu}" if node.cpu is not None else "") if node.pid else ""
+    if node.place is not None:
+        place = f"  on {node.place}" + (f", {node.ticket}" if node.ticket else "")
     if line.cell_len + said.cell_len + len(tail) + len(place) > room:
         place = ""
     left = room - line.cell_len - len(tail) - len(place)
@@ -324,6 +356,8 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["times"].items() if seconds)
     not_yet = "the run is still running; times and values are known when it has ended"
     lines.append(f"  {times or (not_yet if node.run.state == 'running' else 'never ran')}")
+    if node.place is not None:
+        lines.append(f"  ran on {node.place}" + (f", as {node.ticket}" if node.ticket else ""))
     if node.pid:
         lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
     lines += [f"  attempt {number}: {tried}" for number, tried in enumerate(node.tries, 1)]
@@ -365,6 +399,8 @@ def _node_as_dict(node: Node) -> dict[str, Any]:
         "cause": node.cause,
         "times": asdict(node.times),
         "printed": node.printed,
+        "place": node.place,
+        "ticket": node.ticket,
         "pid": node.pid,
         "cpu": node.cpu,
         "peak_memory": node.peak_memory,

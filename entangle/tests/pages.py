@@ -126,6 +126,9 @@ RUNS = """
                     pass
             elif word == "nested":
                 print(add(inside(1), inside(2))())
+            elif word == "far":
+                from entangle.interpreter import interpreter
+                print(add(interpreter(num)(3), 1)())
             elif word == "many":
                 print(tree(5000)())
             elif word == "retried":

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING) and not os.environ.get("CI"), reas
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     assert not MISSING, MISSING
-    with served(tmp_path_factory.mktemp("page"), "small", "other", "failed", "nested", "many") as found:
+    with served(tmp_path_factory.mktemp("page"), "small", "other", "failed", "nested", "far", "many") as found:
         yield found
 
 
@@ -84,7 +85,7 @@ def test_a_user_finds_a_run_and_looks_at_it(page: Page) -> None:
     with looking(page) as tab:
         assert page.token not in tab.url
         tab.wait_for_selector("tr.row")
-        assert tab.locator("tr.row").count() == 5
+        assert tab.locator("tr.row").count() == 6
         tab.fill('input[type="search"]', "small")
         tab.wait_for_selector("tr.row:only-child")
         tab.click("tr.row >> text=add")
@@ -404,3 +405,12 @@ def test_a_page_without_the_token_says_what_to_do(page: Page) -> None:
             assert "This address has no token" in tab.inner_text("body")
         finally:
             browser.close()
+
+
+def test_places_of_a_run(page: Page) -> None:
+    with looking(page, f"/run/{page.id_of('far')}/timeline") as tab:
+        tab.click("text=by place")
+        tab.wait_for_selector("text=2 places")
+        tab.click("role=tab[name='Nodes']")
+        tab.click(f"tr.row:has-text('{sys.executable}')")
+        assert re.search(rf"place\s+{re.escape(sys.executable)}", tab.inner_text("aside"))

@@ -10,19 +10,23 @@ import os
 import platform
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from entangle import records
 from entangle._remote.caller.open_channels import close_all
 from entangle._worker import inline
+from entangle._worker.worker import here
 from entangle.cli import main
 from entangle.errors import OptionError, UnreachableError
 from entangle.place import place
 from entangle.process import process
 from entangle.scheduler import scheduler
+from entangle.task import Layer, task
 
 from .evidence import note, notes
 from .far_bodies import add, where
@@ -243,6 +247,58 @@ def test_a_scheduler_above_keeps_its_cookies_here(project: Path) -> None:
     assert scheduler(cpus=1)(place("x")(where)).body.pools
     with pytest.raises(OptionError, match="put @scheduler"):
         scheduler(gpus=1)(place("x")(where))
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+class Queue(Layer):
+    """Notes what a service would: the job of the body, and how long it has waited there."""
+
+    def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
+        worker = here.worker
+        assert worker is not None
+        assert worker.notes is not None
+        worker.notes.elsewhere(worker.node(), "cluster", "job 7", 50_000_000)
+        time.sleep(0.1)
+        return inner(*args, **kwargs)
+
+
+def test_records_say_where_each_node_ran(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(project / "records"))
+    python = far_pythons(same=True)
+    define(project / "entangle.toml", x={"kind": "interpreter", "python": python})
+    far, near, queued = place("x")(process(add)), process(add), process(task(add, Queue()))
+    assert near(far(far(1, 2), 3), queued(4, 5))() == 15
+    run = records.run("last")
+    nodes = {(node.name, node.place, node.ticket) for node in run.nodes}
+    assert nodes == {("add", python, None), ("add", "cluster", "job 7"), ("add", None, None)}
+    (job,) = [node for node in run.nodes if node.ticket]
+    assert job.times.queued == 0.05
+    assert job.started is not None
+    assert job.ended is not None
+    assert job.seconds == job.times.running == pytest.approx(job.ended - job.started - 0.05, abs=0.001)
+    # What ran inside the far nodes is part of them.
+    assert len(run.children) == 2
+    shares = {share.name: share for share in run.places()}
+    assert {(name, share.here, share.nodes, share.done) for name, share in shares.items()} == {
+        (run.host, True, 1, 1),
+        (python, False, 2, 2),
+        ("cluster", False, 1, 1),
+    }
+    assert shares["cluster"].queued == 0.05
+    assert any("place('x')" in task.layers for task in run.tasks)
+    assert main(["show", "last"]) == 0
+    assert f"  on {python}" in (tree := capsys.readouterr().out)
+    assert "  on cluster, job 7" in tree
+    assert main(["show", "last", "--by", "place"]) == 0
+    assert re.search(rf"\n{run.host} \(here\) +1 ", capsys.readouterr().out)
+    assert main(["show", "last", "--by", "place", "--json"]) == 0
+    assert {one["name"] for one in json.loads(capsys.readouterr().out)} == {run.host, python, "cluster"}
+    assert main(["show", "last", "--by", "worker"]) == 2
+    for drawn in (run.to_trace(), run.to_prov(), json.dumps(run.to_dict())):
+        assert "job 7" in drawn
+        assert python in drawn
 
 
 # --- entangle places ------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_a_node_tells_what_it_took_and_gave_and_where_its_time_went(page: Page) 
     assert [(given["name"], given["task"], given["value"]["text"]) for given in node["inputs"]] == [("a", "num", "5"), ("b", "num", "2")]
     assert "def subtract(a, b):" in node["source"]
     assert node["attributes"] == {"part": "wing"}
-    assert set(node["spans"]) == {"arguments", "queue", "cookie", "tried", "pauses", "moving", "running"}
+    assert set(node["spans"]) == {"arguments", "queue", "cookie", "tried", "pauses", "moving", "elsewhere", "running"}
     assert node["pid"] > 0
 
 

@@ -1,5 +1,5 @@
-"""A timeline as the page draws it: a lane for each worker or CPU. What is narrower than a pixel is
-joined with its neighbours."""
+"""A timeline as the page draws it: a lane for each worker, CPU or place. What is narrower than a
+pixel is joined with its neighbours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Stretch(NamedTuple):
     is its number where others followed, else 0.
     """
 
-    lane: tuple[int, ...]
+    lane: tuple[int | str, ...]
     label: str
     started: float
     ended: float
@@ -32,8 +32,14 @@ class Stretch(NamedTuple):
 _BEGAN = itemgetter(2)
 
 
-def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None) -> tuple[tuple[int, ...], str]:
+#: The place of what runs where its run does, where no name of the machine is known.
+HERE = "here"
+
+
+def lane_of(by: str, pid: int | None, cpu: int | None, worker: int | None, place: str = HERE) -> tuple[tuple[int | str, ...], str]:
     """The lane of a node, and its label."""
+    if by == "place":
+        return (place,), place
     if by == "cpu":
         return (cpu if cpu is not None else -1,), f"cpu {cpu}" if cpu is not None and cpu >= 0 else "cpu ?"
     return (pid or 0, worker or 0), f"{worker or 0} · pid {pid or '?'}"
@@ -49,8 +55,8 @@ def timeline(
     """
     low, high = start if start is not None else 0.0, end if end is not None else max(total, 1e-9)
     narrow = max(high - low, 1e-9) / max(1, width)
-    by_lane: dict[tuple[int, ...], list[Stretch]] = {}
-    labels: dict[tuple[int, ...], str] = {}
+    by_lane: dict[tuple[int | str, ...], list[Stretch]] = {}
+    labels: dict[tuple[int | str, ...], str] = {}
     tasks: dict[str, int] = {}
     worked = 0.0
     for stretch in stretches:

@@ -155,16 +155,20 @@ def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], floa
             began, ended = ((one[moment] - clock) / 1e9 for moment in ("began", "ended"))
             name = names[segment.body_of[one["node"]]]
             found.append(Stretch(lane, label, began, ended, name, str(one["node"]), one["error"][:200], attempt=one["attempt"]))
-    lanes: dict[tuple[int, ...], tuple[tuple[int, ...], str]] = {}
+    where = tail.get("places", ())
+    ran_at = dict(zip(where[::4], where[1::4], strict=True))
+    host = segment.head["host"]
+    lanes: dict[tuple[int | str, ...], tuple[tuple[int | str, ...], str]] = {}
     make, add = tuple.__new__, found.append
     rows = zip(segment.body_of, segment.states, RECORD.iter_unpack(segment.records), strict=True)
     for node, (body, state, (started, ended, _, _, _, pid, cpu, worker)) in enumerate(rows):
         if not started or not ended:
             continue
-        key = (cpu,) if by == "cpu" else (pid, worker)
+        at = ran_at.get(node, host)
+        key = (at,) if by == "place" else (cpu,) if by == "cpu" else (pid, worker)
         lane_label = lanes.get(key)
         if lane_label is None:
-            lane_label = lanes[key] = lane_of(by, pid, cpu, worker)
+            lane_label = lanes[key] = lane_of(by, pid, cpu, worker, at)
         reason = failed.get(node, "failed")[:200] if state == FAILED else ""
         add(make(Stretch, (*lane_label, (started - clock) / 1e9, (ended - clock) / 1e9, names[body], str(node), reason, 1, 0)))
     return found, (tail["ended"] - clock) / 1e9

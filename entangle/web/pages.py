@@ -146,8 +146,8 @@ def _graph(request: Request) -> Any:
 def _timeline(request: Request) -> Any:
     run = request.path_params["run"]
     by = request.query_params.get("by", "worker")
-    if by not in ("worker", "cpu"):
-        raise _Bad(f"by must be worker or cpu, not {by!r}")
+    if by not in ("worker", "cpu", "place"):
+        raise _Bad(f"by must be worker, cpu or place, not {by!r}")
     width = int(_number(request, "width", 1200, 100, 10_000))
     start, end = _number(request, "start", None, 0, 1e12), _number(request, "end", None, 0, 1e12)
     stretches, total = _either(lambda: live.stretches(run, by), lambda: recorded.stretches(run, by))

@@ -314,15 +314,15 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
             why = {node: _last_of(error) for node, error in _errors(connection, row).items()}
             found += _tried(connection, row, by, began, functools.partial(name_of, run_id, mine))
             task_of = {task: names[at] for task, at in place.items()}
-            lanes: dict[tuple[int | None, ...], tuple[tuple[int, ...], str]] = {}
+            lanes: dict[tuple[int | str | None, ...], tuple[tuple[int | str, ...], str]] = {}
             before = "" if mine == run_id else f"{mine}:"
             # A loop over each node of a run, of which there may be a million: no call for each.
             make, add = tuple.__new__, found.append
-            for node, task, failed, started, ended, pid, cpu, worker in queries.finished_nodes(connection, row["key"]):
-                key = (cpu,) if by == "cpu" else (pid, worker)
+            for node, task, failed, started, ended, pid, cpu, worker, at in queries.finished_nodes(connection, row["key"]):
+                key = (at,) if by == "place" else (cpu,) if by == "cpu" else (pid, worker)
                 lane = lanes.get(key)
                 if lane is None:
-                    lane = lanes[key] = lane_of(by, pid, cpu, worker)
+                    lane = lanes[key] = lane_of(by, pid, cpu, worker, at or row["host"])
                 reason = why.get(node, "failed")[:200] if failed else ""
                 told = (*lane, (started - began) / 1e9, (ended - began) / 1e9, task_of[task], f"{before}{node}", reason, 1, 0)
                 add(make(Stretch, told))
@@ -345,10 +345,11 @@ def _tried(connection: sqlite3.Connection, run: sqlite3.Row, by: str, began: int
     if not tries:
         return
     names, place = _tasks(connection, run["key"])
-    rows: list[tuple[Any, ...]] = queries.nodes(connection, run["key"], "node, task")
-    task_of = {node: names[place[task]] for node, task in rows}
+    rows: list[tuple[Any, ...]] = queries.nodes(connection, run["key"], "node, task, place")
+    task_of = {node: names[place[task]] for node, task, _ in rows}
+    ran_at = {node: at for node, _, at in rows if at is not None}
     for one in tries:
-        lane, label = lane_of(by, one["pid"], None, one["worker"])
+        lane, label = lane_of(by, one["pid"], None, one["worker"], ran_at.get(one["node"], run["host"]))
         started, ended = ((one[name] - began) / 1e9 for name in ("began", "ended"))
         task = task_of.get(one["node"], "?")
         yield Stretch(lane, label, started, ended, task, named(one["node"]), one["error"][:200], attempt=one["attempt"])
@@ -372,9 +373,11 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
                 "task": row["name"],
                 "name": row["named"],
                 "state": _STATES.get(row["state"], row["state"]),
-                "seconds": _lasted(row),
+                "seconds": _ran(row),
                 "value": row["text"],
                 "error": why.get(row["node"], "")[:300] or None,
+                "place": row["place"],
+                "ticket": row["ticket"],
                 "pid": row["pid"],
                 "cpu": row["cpu"] if row["cpu"] is not None else -1,
                 "attempts": row["attempts"],
@@ -382,6 +385,11 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
             for row in rows
         ],
     }
+
+
+def _ran(row: sqlite3.Row) -> float | None:
+    lasted = _lasted(row)
+    return lasted and max(0.0, lasted - (row["queued"] or 0) / 1e9)
 
 
 def _lasted(row: sqlite3.Row) -> float | None:
@@ -443,6 +451,9 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
         "spans": {} if stream else _spans(run, row, attempts),
         "started": (row["started"] - run["started"]) / 1e9 if row["started"] is not None else None,
         "host": run["host"],
+        "place": row["place"],
+        "ticket": row["ticket"],
+        "queued": row["queued"] / 1e9 if row["queued"] else None,
         "pid": row["pid"],
         "cpu": row["cpu"] if row["cpu"] is not None else -1,
         "memory": row["memory"],
@@ -512,7 +523,8 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]
         "tried": tried,
         "pauses": started - first - tried - (cookie / 1e9 if before else 0),
         "moving": (row["moved"] or 0) / 1e9,
-        "running": ((row["ended"] or row["started"]) - row["started"]) / 1e9,
+        "elsewhere": (queued := row["queued"] or 0) / 1e9,
+        "running": ((row["ended"] or row["started"]) - row["started"] - queued) / 1e9,
     }
     return {name: max(0.0, lasted) for name, lasted in spans.items()}
 
@@ -577,7 +589,7 @@ def makers(digest: str) -> dict[str, Any]:
                     "run": row["id"],
                     "node": row["node"],
                     "ended": row["ended"] / 1e9 if row["ended"] is not None else None,
-                    "seconds": _lasted(row),
+                    "seconds": _ran(row),
                     "code": row["version"],
                     "from": [
                         {

@@ -26,6 +26,8 @@ def to_networkx(run: RunGraph) -> Any:
             seconds=node.seconds,
             text=node.value.text if node.value else None,
             hash=node.value.hash if node.value else None,
+            place=node.place,
+            ticket=node.ticket,
             pid=node.pid,
             cpu=node.cpu,
         )

@@ -29,6 +29,8 @@ def node_as_dict(node: NodeRow, inputs: Iterable[Input], tasks: dict[int, int]) 
         "ended": node.ended,
         "seconds": node.seconds,
         "times": asdict(node.times),
+        "place": node.place,
+        "ticket": node.ticket,
         "pid": node.pid,
         "cpu": node.cpu,
         "worker": node.worker,

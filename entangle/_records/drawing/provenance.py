@@ -61,6 +61,8 @@ def to_prov(run: RunGraph) -> str:
             **({"entangle:cause": f"call:{run.id}-{node.cause}"} if node.cause is not None else {}),
             **({"entangle:pid": node.pid} if node.pid is not None else {}),
             **({"entangle:cpu": node.cpu} if node.cpu is not None else {}),
+            **({"prov:location": node.place} if node.place else {}),
+            **({"entangle:ticket": node.ticket} if node.ticket else {}),
         }
         associated[f"_:a{node.number}"] = {"prov:activity": activity, "prov:agent": user, "prov:plan": plans[id(node.task)]}
         informed[f"_:p{node.number}"] = {"prov:informed": activity, "prov:informant": name}

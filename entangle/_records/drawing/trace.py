@@ -58,6 +58,8 @@ def _events(run: RunGraph, number: int, zero: int) -> Iterator[dict[str, Any]]:
                 "node": node.number,
                 "cpu": node.cpu,
                 "attempts": node.attempts,
+                **({"place": node.place} if node.place else {}),
+                **({"ticket": node.ticket} if node.ticket else {}),
                 "value": node.value.text if node.value else None,
                 **({"error": str(node.error)} if node.error else {}),
                 **({"task": node.task.name} if node.name != node.task.name else {}),

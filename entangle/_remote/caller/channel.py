@@ -201,6 +201,8 @@ class Channel:
             call.records = _remote.travels().destination(worker)
             if call.records:
                 record = worker.site.run_id, call.node, mode == WHOLE
+        if worker is not None and worker.notes is not None:
+            worker.notes.elsewhere(call.node, self.place)
         parts, given = job.pack(rest, args, kwargs, self.about, self.place, record)
 
         def cancel() -> None:

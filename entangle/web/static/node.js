@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { bytes, duration, errorLine, h, number, replace, state, uncoloured } from "./dom.js";
 
-const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["tried", "attempts that failed", "--failed"], ["pauses", "pauses between attempts", "--skipped"], ["moving", "moving data", "--part"], ["running", "running", "--done"]];
+const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["tried", "attempts that failed", "--failed"], ["pauses", "pauses between attempts", "--skipped"], ["moving", "moving data", "--part"], ["elsewhere", "queued in its place", "--ready"], ["running", "running", "--done"]];
 
 export function nodePanel(run, key, { close, trace }) {
   const body = h("div");
@@ -111,7 +111,7 @@ export function nodePanel(run, key, { close, trace }) {
         : h("p", { class: "quiet" }, run.live ? "Values are known when the run is over." : "nothing"),
       spans(found.spans),
       h("h3", {}, "Where"),
-      h("dl", {}, pair("host", found.host), pair("worker", found.pid ? String(found.pid) : null), pair("cpu", found.cpu >= 0 ? String(found.cpu) : null), pair("memory", found.memory ? bytes(found.memory) : null), pair("began", found.started !== null && found.started !== undefined ? `${duration(found.started)} into the run` : null), pair("attributes", Object.entries(found.attributes ?? {}).map(([name, value]) => `${name}=${value}`).join(" ")), pair("layers", found.layers)),
+      h("dl", {}, pair("host", found.host), pair("place", found.place), pair("ticket", found.ticket), pair("queued there", found.queued ? duration(found.queued) : null), pair("worker", found.pid ? String(found.pid) : null), pair("cpu", found.cpu >= 0 ? String(found.cpu) : null), pair("memory", found.memory ? bytes(found.memory) : null), pair("began", found.started !== null && found.started !== undefined ? `${duration(found.started)} into the run` : null), pair("attributes", Object.entries(found.attributes ?? {}).map(([name, value]) => `${name}=${value}`).join(" ")), pair("layers", found.layers)),
       found.nested?.length ? [h("h3", {}, "Ran inside"), h("ul", {}, found.nested.map((inner) => h("li", {}, h("a", { href: `#/run/${inner.id}` }, inner.task), h("span", { class: "quiet" }, ` ${number(inner.nodes)} nodes`))))] : null,
       found.source ? [h("h3", {}, found.code ? ["Source ", h("span", { class: "mono quiet" }, found.code.slice(0, 12))] : "Source"), h("pre", { tabindex: "0" }, found.source)] : null,
     );

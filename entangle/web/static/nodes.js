@@ -49,7 +49,7 @@ export function nodesView(view, run) {
       ["state", (node) => state(node.state)],
       ["ran", (node) => duration(node.seconds), "number"],
       ["value", (node) => (node.error ? h("span", { class: "value problem" }, node.error) : node.value === null || node.value === undefined ? "" : h("span", { class: "value" }, node.value)), "wide"],
-      ["worker", (node) => (node.pid ? `${node.pid}${node.cpu >= 0 ? ` on cpu ${node.cpu}` : ""}` : ""), "narrow-hide"],
+      ["worker", (node) => (node.place ? `${node.place}${node.ticket ? ` ${node.ticket}` : ""}` : node.pid ? `${node.pid}${node.cpu >= 0 ? ` on cpu ${node.cpu}` : ""}` : ""), "narrow-hide"],
       ["tries", (node) => (node.attempts > 1 ? number(node.attempts) : ""), "number narrow-hide"],
     ];
     replace(summary, `${number(found.total)} nodes`);

@@ -1,9 +1,10 @@
-// Which worker ran what, and when: a lane for each worker or CPU, drawn on a canvas. The server joins
+// Which worker ran what, and when: a lane for each worker, CPU or place, drawn on a canvas. The server joins
 // what is narrower than a pixel.
 
 import { get } from "./api.js";
 import { colour, css, duration, h, number, replace } from "./dom.js";
 
+const WAYS = ["worker", "cpu", "place"];
 const LABEL = 92;
 const LANE = 24;
 const AXIS = 24;
@@ -25,13 +26,13 @@ export function timelineView(view, run) {
   let asked = 0;
   let drag = null;
 
-  const buttons = ["worker", "cpu"].map((name) => h("button", { type: "button", "aria-pressed": String(name === by), onclick: () => choose(name) }, `by ${name}`));
+  const buttons = WAYS.map((name) => h("button", { type: "button", "aria-pressed": String(name === by), onclick: () => choose(name) }, `by ${name}`));
   replace(view, h("div", { class: "tools" }, buttons, h("button", { type: "button", onclick: all }, "All"), summary, legend), stage);
 
   function choose(name) {
     by = name;
     scroll = 0;
-    buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(["worker", "cpu"][index] === name)));
+    buttons.forEach((button, index) => button.setAttribute("aria-pressed", String(WAYS[index] === name)));
     load();
   }
 
@@ -57,7 +58,7 @@ export function timelineView(view, run) {
     const failures = [1, 2].filter((kind) => data.bars.some((bar) => bar[6] === kind));
     canvas.setAttribute("aria-label", `Timeline of ${data.lanes.length} lanes over ${duration(data.total)}: ${data.tasks.slice(0, 12).join(", ")}${failures.length ? "; some failed" : ""}. Arrows move, plus and minus zoom`);
     replace(legend, failures.map((kind) => h("span", {}, h("i", { class: `swatch ${kind === 2 ? "hatched" : "failed"}` }), kind === 2 ? "failed, tried again" : "failed")), data.tasks.slice(0, 12).map((name, index) => h("span", {}, h("i", { class: "swatch", style: { background: colour(index) } }), name)));
-    replace(summary, `${number(data.lanes.length)} ${by === "cpu" ? "CPU" : "worker"}${data.lanes.length === 1 ? "" : "s"}, ${duration(data.total)}, busy ${(100 * data.busy).toFixed(0)} %`);
+    replace(summary, `${number(data.lanes.length)} ${by === "cpu" ? "CPU" : by}${data.lanes.length === 1 ? "" : "s"}, ${duration(data.total)}, busy ${(100 * data.busy).toFixed(0)} %`);
     canvas.dataset.ready = "yes";
     canvas.dataset.bars = String(data.bars.length);
     draw();
