@@ -435,15 +435,7 @@ class Agent:
             for cancel in list(self._calls.values()):
                 if cancel is not None:
                     threading.Thread(target=cancel, daemon=True).start()
-            janitor = sys.modules.get("entangle._worker.janitor")
-            trackers = sys.modules.get("entangle._worker.trackers")
-            family.kill_family(janitor.hired() if janitor is not None else 0, getattr(trackers, "is_tracker", None))
-            if janitor is not None:
-                janitor.kill_marked()  # daemons, which have left the family
-                janitor.dismiss()
-            homes = sys.modules.get("entangle._shared.home")
-            if homes is not None:
-                homes.leave()
+            family.leave_nothing()
         finally:
             os._exit(0)
 

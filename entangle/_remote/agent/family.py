@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -67,6 +68,19 @@ def kill_family(spared: int = 0, is_last: Callable[[int], bool] | None = None) -
         while time.monotonic() < until and any(pid != spared for pid in family()):
             _reap()
             time.sleep(0.005)
+
+
+def leave_nothing() -> None:
+    """End all that this process and its bodies have started, and remove what lies in memory."""
+    janitor = sys.modules.get("entangle._worker.janitor")
+    trackers = sys.modules.get("entangle._worker.trackers")
+    kill_family(janitor.hired() if janitor is not None else 0, getattr(trackers, "is_tracker", None))
+    if janitor is not None:
+        janitor.kill_marked()  # daemons, which have left the family
+        janitor.dismiss()
+    homes = sys.modules.get("entangle._shared.home")
+    if homes is not None:
+        homes.leave()
 
 
 def _reap() -> None:

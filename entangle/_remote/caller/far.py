@@ -56,7 +56,7 @@ class Far(Layer):
         """The function that runs here for a task that runs there."""
         transport = self.transport
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}
-        body = Body(rest.function, rest.__name__, **{name: terms[name] for name in _AGAIN if name in terms})
+        body = Body(rest.function, rest.__name__, **{name: terms[name] for name in AGAIN if name in terms})
         again = body.retry > 0 and any(issubclass(kind, body.on) for kind in (LinkLostError, ProcessTerminatedException))
 
         def far(*args: Any, **kwargs: Any) -> Any:
@@ -138,4 +138,5 @@ def _watch_runs(transport: Transport) -> None:
         observers.append(_ending)
 
 
-_AGAIN = ("retry", "sleep", "backoff", "jitter", "on")
+#: The terms of a body that say whether and when it runs again.
+AGAIN = ("retry", "sleep", "backoff", "jitter", "on")

@@ -90,7 +90,7 @@ def first() -> dict[str, Known]:
 
     Raises MissingModuleError where only compiled code is installed here.
     """
-    known = {name: _known(name, None) for name in FIRST}
+    known = {name: to_send(name, None) for name in FIRST}
     for name, found in known.items():
         if not isinstance(found, tuple):
             raise MissingModuleError(
@@ -111,7 +111,7 @@ def bundle(magic: str | None) -> bytes:
         if found is None:
             # An agent keeps its first modules as source, since it needs that to start others.
             names = [name for name in _our_names() if magic is None or name not in FIRST]
-            known = {name: _known(name, magic) for name in names}
+            known = {name: to_send(name, magic) for name in names}
             found = _bundles[magic] = _packed({name: value for name, value in known.items() if isinstance(value, tuple)})
         return found
 
@@ -124,10 +124,14 @@ def _our_names() -> list[str]:
         names += imports.finders[0].known
     else:
         for room in ("entangle._shared", "entangle._worker", "entangle._watch", "entangle._run", "entangle._tasks"):
-            names.append(room)
-            # Not `os.listdir`: entangle may lie in a zip file.
-            names += [found.name for found in pkgutil.iter_modules(_find(room).submodule_search_locations, f"{room}.")]
+            names += [room, *names_in(room)]
     return list(dict.fromkeys(names))
+
+
+def names_in(package: str) -> list[str]:
+    """The modules of a package, which need not be imported."""
+    # Not `os.listdir`: entangle may lie in a zip file.
+    return [found.name for found in pkgutil.iter_modules(_find(package).submodule_search_locations, f"{package}.")]
 
 
 def answer(name: str, magic: str) -> bytes:
@@ -138,9 +142,9 @@ def answer(name: str, magic: str) -> bytes:
         return _packed(_modules_alone(name[len(imports.MODULES_ALONE) :].split()))
     if name.startswith(imports.SOURCE_OF):
         name = name[len(imports.SOURCE_OF) :]
-        known = _known(name, None)
+        known = to_send(name, None)
     else:
-        known = _known(name, magic)
+        known = to_send(name, magic)
     return _packed({name: known} if isinstance(known, tuple) else known)
 
 
@@ -169,7 +173,7 @@ class Sent:
         # Compare identities: the specs before and after a reload are equal.
         found = [name for name, spec in list(self._specs.items()) if (now := _spec_here(name)) is not None and now is not spec]
         self._coming = {name: _spec_here(name) for name in found}
-        known = {name: known for name in reversed(found) if isinstance(known := _known(name, None), tuple)}
+        known = {name: known for name in reversed(found) if isinstance(known := to_send(name, None), tuple)}
         return _packed(known) if known else None
 
     def sent(self) -> None:
@@ -192,7 +196,7 @@ def _top(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _known(name: str, magic: str | None) -> Known | str | None:
+def to_send(name: str, magic: str | None) -> Known | str | None:
     """A module to send, or why it cannot be sent, or None if there is none."""
     try:
         spec = _find(name)
@@ -304,7 +308,7 @@ def _modules_alone(names: Sequence[str]) -> str | None:
                 f"or install the package for that Python"
             )
             continue
-        wanted = _wanted(name) if spec is not None else _version_of(name)
+        wanted = _wanted(name) if spec is not None else version_of(name)
         if wanted:
             return (
                 f"{name!r} is not installed there. Its modules were sent, but not its files and metadata, which the function needs; "
@@ -313,7 +317,7 @@ def _modules_alone(names: Sequence[str]) -> str | None:
     return own
 
 
-def _version_of(distribution: str) -> str:
+def version_of(distribution: str) -> str:
     """A distribution with its version, as pip takes it; "" if there is none."""
     from importlib import metadata
 
@@ -326,7 +330,7 @@ def _version_of(distribution: str) -> str:
 def _wanted(top: str) -> str:
     """What pip must install to get a module."""
     with contextlib.suppress(Exception):
-        return _version_of((_distributions().get(top) or [top])[0]) or top
+        return version_of((_distributions().get(top) or [top])[0]) or top
     return top
 
 

@@ -72,6 +72,20 @@ def requirements(function: Callable[..., Any]) -> list[str]:
     return sorted(f"{name}=={version}" for name, version in found.items())
 
 
+def modules_behind(function: Callable[..., Any]) -> tuple[set[str], set[str]]:
+    """What the function may import: modules of the project, and top-level names of all others."""
+    own, others = set(), set()
+    for name in _with_theirs(_imports(function, set())):
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names or top in _COMES_BY_ITSELF:
+            continue
+        if _in_project(name) is not None:
+            own.add(name)
+        elif _in_project(top) is None:
+            others.add(top)
+    return own, others
+
+
 def _is_editable(distribution: Any) -> bool:
     """Whether a distribution is a working copy, which no index has."""
     return '"dir_info"' in (distribution.read_text("direct_url.json") or "")

@@ -1,0 +1,146 @@
+"""Services: places that take a call as a message, and give its outcome later.
+
+A batch system, a queue with workers, or processes that somebody else starts. A service is one small
+class with five verbs. All else is shared: how the call is written, the mailbox, the program that
+runs it there, and what becomes of its end. `docs/services.md` tells how to write one.
+
+::
+
+    here                                  mailbox                      there
+    Watcher.begin ── the call ──────────▶ messages/ID
+    Service.submit(messages) ──▶ ticket        │       the platform starts message.command
+                                               ├─────▶ claim(ID), once; run the call
+    Watcher looks: outcomes/ID ◀───────────────┴────── put(ID, outcome), the first wins
+    Service.outcomes(tickets): pending because …; over, and why
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from entangle.errors import EntangleError, ProcessTerminatedException, UnfitPythonError
+
+#: What a platform may say of a ticket: it waits, it runs, or it runs no more, however it ended.
+PENDING, RUNNING, OVER = "pending", "running", "over"
+
+#: Told by a Python of itself: what `Service.about` gives.
+_ASKED = (
+    "import sys,json,importlib.util as u;"
+    "print(json.dumps(dict(python=list(sys.version_info[:3]),implementation=sys.implementation.name,magic=u.MAGIC_NUMBER.hex())))"
+)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A call for a service to deliver: `command` is what the platform must run, and all of it.
+
+    `id` names the message in the mailbox and is safe in a file's name. `name` is the task's.
+    `seconds` is how long its body may run, where the task says so. `attempt` counts from 1.
+    """
+
+    id: str
+    name: str
+    command: tuple[str, ...]
+    seconds: float | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """What the platform says of a ticket.
+
+    `reason` is in the platform's words: why it waits, or why it is over. `error` is what a call
+    raises whose ticket is over and that has no outcome.
+    """
+
+    state: str
+    reason: str = ""
+    error: type[EntangleError] = ProcessTerminatedException
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a service can take.
+
+    `message` is the largest command with its arguments (bytes), `life` the longest that a body may
+    run (seconds), `at_once` how many messages one `submit` may be given.
+    """
+
+    message: int = 128 << 10
+    life: float | None = None
+    at_once: int = 1000
+
+
+class Service:
+    """A way to have commands run somewhere. Subclasses can be pickled and compared by options.
+
+    The verbs are called by one thread at a time. A verb that cannot reach the platform raises, and
+    is called again; only the error of `submit` ends the calls that it was for.
+    """
+
+    #: The name of the service, for errors.
+    name: ClassVar[str] = "service"
+    #: How often `outcomes` is asked (seconds).
+    every: ClassVar[float] = 1.0
+    #: How long an outcome may take to be seen once its ticket is over (seconds): shared file
+    #: systems show a new file late.
+    grace: ClassVar[float] = 5.0
+    #: Whether what runs there ends by itself when its caller is gone.
+    leased: ClassVar[bool] = True
+
+    @property
+    def place(self) -> str:
+        """What people call the place. Prefixes its printed lines."""
+        return self.name
+
+    @property
+    def python(self) -> Sequence[str]:
+        """The command of the Python there, which may be a line with options."""
+        raise NotImplementedError
+
+    def submit(self, messages: Sequence[Submission]) -> Sequence[str]:
+        """Have these run, each once, and give a ticket for each.
+
+        Fewer tickets than messages means that the others did not fit yet: they come again. The
+        platform must not run one again by itself.
+        """
+        raise NotImplementedError
+
+    def outcomes(self, tickets: Collection[str]) -> Mapping[str, State]:
+        """What the platform says of these tickets, in one request. Those it does not know are
+        left out."""
+        raise NotImplementedError
+
+    def cancel(self, tickets: Collection[str]) -> None:
+        """End these, whether they run or wait. Unknown ones are none of its business."""
+        raise NotImplementedError
+
+    def logs(self, ticket: str) -> str:
+        """The end of what the platform has of its output and errors, and where that lies."""
+        return ""
+
+    def limits(self) -> Limits:
+        """What it can take."""
+        return Limits()
+
+    def about(self) -> dict[str, Any]:
+        """What the Python there says of itself: `python` (a list), `implementation`, `magic`.
+
+        It is asked once, before anything is submitted. By default that Python is asked here, which
+        is right where both sides see the same files.
+        """
+        try:
+            done = subprocess.run([*self.python, "-c", _ASKED], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+            told: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+            return told
+        except (OSError, subprocess.SubprocessError) as error:
+            raise UnfitPythonError(f"{self.place}: its Python {' '.join(self.python)!r} cannot be started: {error}") from None
+        except (ValueError, AttributeError):
+            said = (done.stderr or done.stdout).strip()[-600:]
+            raise UnfitPythonError(
+                f"{self.place}: {' '.join(self.python)!r} is no Python that entangle can use (exit status {done.returncode}): {said}"
+            ) from None

@@ -1,0 +1,1 @@
+"""The far side of services: the program that runs a message, whatever service has started it."""

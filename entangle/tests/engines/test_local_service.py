@@ -1,0 +1,65 @@
+"""The whole test kit over the service that docs/services.md shows, and a mailbox that is full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from entangle._services.caller import watcher
+from entangle._testing import service_bodies as bodies
+from entangle.errors import EntangleError, StoreFullError
+from entangle.service import service
+from entangle.testing import check_service, checks
+
+from ..local_jobs import LocalJobs
+from ..places import far_pythons
+from ..ways import missing
+
+
+@pytest.mark.parametrize("check", checks())
+def test_the_kit(tmp_path: Path, check: str) -> None:
+    check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=[check])
+
+
+def test_another_version_of_python(tmp_path: Path) -> None:
+    """Functions travel as source then."""
+    there = service(LocalJobs(str(tmp_path), interpreter=far_pythons(same=False)), mailbox=tmp_path)
+    assert tuple(there(bodies.version)()()) != sys.version_info[:2]
+    with pytest.raises(ValueError, match="from there"):
+        there(bodies.failing)("from there")()
+    watcher.close_all(str(tmp_path))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"a small file system, which only root can mount ({done.stderr.strip()})")
+    try:
+        yield folder
+    finally:
+        watcher.close_all(str(folder))
+        until = time.monotonic() + 30
+        while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:  # as long as jobs end
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def test_a_full_mailbox_is_one_clear_error(small: Path, tmp_path: Path) -> None:
+    """Where the message finds no room, and where the value finds none there."""
+    there = service(LocalJobs(str(tmp_path)), mailbox=small)
+    assert there(bodies.same)(1)() == 1
+    with pytest.raises(StoreFullError, match=f"the mailbox {small}.* is full .No space left on device.; make room there"):
+        there(bodies.same)(os.urandom(8 << 20))()
+    with pytest.raises(EntangleError, match=r"the value of task 'large', of 8,388,6.. bytes, does not fit: the mailbox .* is full"):
+        there(bodies.large)(8 << 20)()
+    assert there(bodies.same)(2)() == 2

@@ -1,0 +1,150 @@
+"""Services: a call becomes a message, and its outcome comes later. The service is a real one, whose
+jobs are processes of this machine; all of the test kit runs with the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle._services import envelope
+from entangle._services.mailbox import KEPT, LAPSED, FarFolder, Folder
+from entangle.errors import OptionError, ProtocolError, UnreachableError
+from entangle.service import service
+from entangle.testing import check_service
+
+from .house import HOUSE
+from .local_jobs import LocalJobs
+
+
+def test_calls_run_through_a_service(tmp_path: Path) -> None:
+    check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["errors", "delivered_twice"])
+
+
+def test_the_kit_finds_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
+        check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])
+    with pytest.raises(ValueError, match="no check 'kiled'; there are values, "):
+        check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["kiled"])
+
+
+class Silent(LocalJobs):
+    """Does not say why a job is over."""
+
+    def outcomes(self, tickets: Any) -> Any:
+        import dataclasses
+
+        return {ticket: dataclasses.replace(state, reason="") for ticket, state in super().outcomes(tickets).items()}
+
+
+def test_a_submission_that_fails_fails_its_calls(tmp_path: Path) -> None:
+    class Refusing(LocalJobs):
+        def submit(self, messages: Any) -> Any:
+            raise RuntimeError("no such queue")
+
+    with pytest.raises(UnreachableError, match="local: submit has failed: RuntimeError: no such queue"):
+        service(Refusing(str(tmp_path)), mailbox=tmp_path)(len)("abc")()
+
+
+def test_why_calls_wait_is_known(tmp_path: Path) -> None:
+    from entangle._services.caller.watcher import watcher_of
+
+    jobs = LocalJobs(str(tmp_path), jobs=0)
+    watcher = watcher_of(jobs, str(tmp_path))
+    call = service(jobs, mailbox=tmp_path)(len)("abc")
+    future = call.future()
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            future.entangle()
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    until = time.monotonic() + 60
+    while [reason for _, reason in watcher.waiting()] != ["pending because 0 jobs run already"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    future.cancel()
+    watcher.close()
+    starter.join(60)
+    assert not starter.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mailbox": 3}, "mailbox=3; it must be the path of a folder"),
+        ({"mailbx": "x"}, "mailbox"),
+    ],
+)
+def test_options_are_checked_at_decoration(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        service(LocalJobs(""), **options)
+    with pytest.raises(OptionError, match="is no entangle"):
+        service("slurm")  # type: ignore[arg-type]
+
+
+# The mailbox -------------------------------------------------------------------------------------
+
+
+def test_the_first_outcome_stays_and_a_message_is_claimed_once(tmp_path: Path) -> None:
+    box = Folder(str(tmp_path))
+    there = FarFolder(box.address)
+    box.send("1-1", envelope.written({"n": 1}, [[b"a", b"b"], [b""]]))
+    assert there.claim("1-1", "one")
+    assert not there.claim("1-1", "two")
+    assert there.message("1-1") == ({"n": 1}, [bytearray(b"ab"), bytearray()])
+    assert there.put("1-1", envelope.written({"first": True}, []))
+    assert not there.put("1-1", envelope.written({"first": False}, []))
+    assert box.arrived() == {"1-1"}
+    assert box.take("1-1") == ({"first": True}, [])
+    box.discard("1-1")
+    assert there.claim("1-1", "three")
+    assert there.message("1-1") is None
+    assert box.withdraw("2-1")
+    assert not there.claim("2-1", "one")
+    box.close()
+    assert list(tmp_path.iterdir()) == []
+    assert there.lease() is None
+    assert not there.claim("3-1", "one")
+    assert not there.put("1-1", [b""])
+
+
+@pytest.mark.parametrize("data", [b"", b"entangle-1\n", b"entangle-1\n\0\0\0\1", b"entangle-1\n\xff\xff\xff\xff", b"x" * 100])
+def test_a_damaged_envelope_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "it").write_bytes(data)
+    with open(tmp_path / "it", "rb") as file, pytest.raises(ProtocolError):
+        envelope.read(file)
+
+
+def test_a_folder_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnreachableError, match="file/box cannot be used: Not a directory; name a folder"):
+        Folder(str(tmp_path / "file" / "box"))
+
+
+def test_boxes_of_dead_callers_are_removed_later(tmp_path: Path) -> None:
+    boxes = {}
+    for leased in (True, False):
+        for age in (0.0, 2 * LAPSED, 2 * KEPT):
+            box = Folder(str(tmp_path), leased)
+            dead = box.address.replace(f"/p{os.getpid()}-", "/p4194999-")
+            os.rename(box.address, dead)
+            changed = os.path.join(dead, "lease" if leased else "outcomes")
+            os.utime(changed, (time.time() - age,) * 2)
+            boxes[leased, age] = dead
+    Folder(str(tmp_path)).close()
+    left = {which for which, path in boxes.items() if os.path.exists(path)}
+    assert left == {(True, 0.0), (False, 0.0), (False, 2 * LAPSED)}
+
+
+@pytest.mark.skipif(not (HOUSE.parent / "docs").is_dir(), reason="only a checkout has the documentation")
+def test_the_page_shows_the_service_that_is_tested() -> None:
+    page = (HOUSE.parent / "docs" / "services.md").read_text(encoding="utf-8")
+    code = (HOUSE / "tests" / "local_jobs.py").read_text(encoding="utf-8")
+    assert code[code.index("from __future__") :] in page
