@@ -31,6 +31,19 @@ TELLING = {
     "streamexample": [r"window", r"rows", r"skipped", r"results"],
     "aiexample": [r"337 parameters", r"accuracy +\d"],
     "dockerexample": [r"here .*Python 3", r"container .*Python 3", r"3 calls in 1 container"],
+    "interleavedexample": [
+        r"station 0 says 11\.25 before the slow",
+        r"station 4 says 12\.75 before the slow",
+        r"station 2 says 12\.00 *\n",
+    ],
+    "lineageexample": [
+        r"^21 comparisons, from 2\.087 to 2\.674\nmade from 1 add, 1 multiply, 20 sample, 10 disturb\n",
+        r"  add: .*department=structures\n  multiply: .*\n43 calls in the container\n12 calls here\n$",
+    ],
+    "multitriggerexample": [
+        r"^40 runs, .*; 39 ended well\n  ran with 1 … ran with 79\n  ValueError: 13 is none of ours\n  there is nothing to run",
+        r"\nremembered: 39 done, 1 failed\n$",
+    ],
     "hosts": [r"port \d+: Python 3"],
     "sshdataflowexample": [r"emit +gave", r"leaves are", r"hello > emit@here > printx@\d+ > printz@\d+ > echo@\d+"],
     "sshschedulerexample": [r"three +on", r"add +on", r"result is 5"],
@@ -59,7 +72,7 @@ TELLING = {
 }
 
 #: What runs in containers, and what on other hosts.
-CONTAINED = ("aiexample", "dockerexample")
+CONTAINED = ("aiexample", "dockerexample", "lineageexample")
 #: What installs packages in its container, from an index that is elsewhere.
 INSTALLING = ("aiexample",)
 #: What a new user writes first. Each shows what it takes: no more lines than these.
