@@ -72,17 +72,26 @@ def place_among(path: str | os.PathLike[str], most: int) -> Iterator[int]:
         os.close(fd)
 
 
+#: Between two looks, and for so much longer on a machine that is busy (seconds).
+_PAUSE, _LONGER = 0.005, 10.0
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
     """Ask again and again until `condition` holds, and give what it gave; an `AssertionError` once
-    `seconds` have passed."""
-    end = time.monotonic() + seconds
+    `seconds` have passed.
+
+    On a machine that is busy, whoever waits gets its turns late, and so do those it waits for: then
+    it waits until it has asked as often as it would have, for so much longer at most.
+    """
+    end, turns = time.monotonic() + seconds, 0
     while True:
         answer = condition()
         if answer:
             return answer
-        if time.monotonic() > end:
+        now, turns = time.monotonic(), turns + 1
+        if now > end and (turns * _PAUSE >= seconds or now > end + _LONGER):
             raise AssertionError(f"waited {seconds} s in vain{': ' if what else ''}{what}")
-        time.sleep(0.005)
+        time.sleep(_PAUSE)
 
 
 # --- for tests ------------------------------------------------------------------------------------
