@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import marshal
 import os
 import queue
 import time
@@ -25,6 +24,7 @@ from entangle._engines.shipment import Shipment
 from entangle._run import Observer
 from entangle._run.completions import Tell
 from entangle._run.run import Run
+from entangle._shared import notes
 from entangle._shared.interrupts import Deferred
 from entangle._shared.site import Site, lanes_of
 from entangle._shared.store import NOWHERE
@@ -292,8 +292,10 @@ class EngineRun(Run):
         table.states[node] = told.state
         if told.state == DONE:
             if table.header[NOTING]:
-                site.noted.append(marshal.dumps(([node, told.noted], [])))
+                site.noted.append(notes.frame_of([node, told.noted], [], [node, worker, "", 0]))
             return
+        if table.header[NOTING]:
+            site.noted.append(notes.frame_of([], [], [node, worker, "", 0]))
         assert told.report is not None
         told.report["worker"], told.report["tries"] = worker, told.tries
         site.errors[node] = error = self._made(node, told.report, told.attempt)

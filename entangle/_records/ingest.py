@@ -390,7 +390,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
     memory, cookies, moved = extras[MEMORY].get, extras[COOKIE_WAIT].get, extras[MOVED].get
     where = tail.get("places", ())
     elsewhere = {
-        node: (place, ticket or None, _within(queued, 1 << 62) or None)
+        node: (place, ticket or None, max(0, queued) or None)
         for node, place, ticket, queued in zip(where[::4], where[1::4], where[2::4], where[3::4], strict=True)
     }.get
     told = _Values().told
@@ -402,6 +402,10 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         value = values.get(node, missing)
         if where == IN_RECORD and state == DONE:
             value = in_record(number, kind)
+        place, ticket, queued = elsewhere(node, _HERE)
+        if queued and started:  # its record says since when it was on its way
+            queued = min(queued, max(0, ended - started))
+            started += queued
         yield (
             key,
             node,
@@ -420,7 +424,9 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             *(_NOTHING if value is missing else told(value)),
             names(node),
             *(stages[node] if stages else _NO_STAGE),
-            *elsewhere(node, _HERE),
+            place,
+            ticket,
+            queued,
         )
 
 

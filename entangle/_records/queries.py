@@ -27,10 +27,6 @@ def _named(connection: sqlite3.Connection, query: str, values: Sequence[Any]) ->
 # Runs ---------------------------------------------------------------------------------------------
 
 
-#: How long a body has run (nanoseconds): not in the queue of a service.
-_RAN = "(ended - started - coalesce(queued, 0))"
-
-
 def runs(
     connection: sqlite3.Connection, name: str | None = None, state: str | None = None, since: int | None = None, nested: bool = True
 ) -> Iterable[sqlite3.Row]:
@@ -151,7 +147,7 @@ def task_totals(connection: sqlite3.Connection, run_key: int) -> list[sqlite3.Ro
         connection,
         "SELECT tasks.name, tasks.version, count(*) AS count, sum(nodes.state = 'done') AS done, "
         "sum(nodes.state = 'failed') AS failed, sum(nodes.state = 'skipped') AS skipped, "
-        f"sum({_RAN}) / 1e9 AS total, avg({_RAN}) / 1e9 AS mean, max({_RAN}) / 1e9 AS longest "
+        "sum(ended - started) / 1e9 AS total, avg(ended - started) / 1e9 AS mean, max(ended - started) / 1e9 AS longest "
         "FROM nodes JOIN tasks ON tasks.key = nodes.task WHERE run = ? GROUP BY nodes.task ORDER BY total DESC",
         (run_key,),
     ).fetchall()
@@ -180,7 +176,7 @@ def task_states(connection: sqlite3.Connection, run_key: int) -> list[tuple[int,
     """The nodes of a run by task and state: task, state, how many, seconds of their bodies, the
     first of them."""
     return connection.execute(
-        f"SELECT task, state, count(*), sum({_RAN}) / 1e9, min(node) FROM nodes WHERE run = ? GROUP BY task, state", (run_key,)
+        "SELECT task, state, count(*), sum(ended - started) / 1e9, min(node) FROM nodes WHERE run = ? GROUP BY task, state", (run_key,)
     ).fetchall()
 
 
@@ -247,7 +243,7 @@ def failure(connection: sqlite3.Connection, run_key: int, number: int) -> sqlite
 
 
 #: The orders in which `nodes_with_words` gives nodes, by name.
-ORDERS = {"node": "node", "seconds": f"{_RAN} DESC", "started": "started IS NULL, started", "memory": "memory DESC"}
+ORDERS = {"node": "node", "seconds": "ended - started DESC", "started": "started IS NULL, started", "memory": "memory DESC"}
 
 
 def nodes_with_words(

@@ -352,17 +352,10 @@ class NodeRow:
 
     @property
     def seconds(self) -> float | None:
-        """How long its body ran; of a stage, for all items together. Time in the queue of a service
-        does not count."""
+        """How long its body ran; of a stage, for all items together."""
         if self._row[20] is not None:
             return int(self._row[20]) / 1e9
-        if self.ended_ns is None or self.started_ns is None:
-            return None
-        return max(0, self.ended_ns - self.started_ns - self._queued) / 1e9
-
-    @property
-    def _queued(self) -> int:
-        return int(self._row[23] or 0)
+        return (self.ended_ns - self.started_ns) / 1e9 if self.ended_ns is not None and self.started_ns is not None else None
 
     @property
     def times(self) -> Times:
@@ -372,16 +365,16 @@ class NodeRow:
         arguments = max(0, self.ready_ns - self.run.started_ns)
         if self.started_ns is None:
             return Times(arguments / 1e9)
-        cookie, moved = self._row[9] or 0, self._row[10] or 0
+        cookie, moved, queued = self._row[9] or 0, self._row[10] or 0, self._row[23] or 0
         mine = [one for one in self.run._tries if one["node"] == self.number and "began" in one]
         first = min([one["began"] for one in mine], default=self.started_ns)
         tried = sum(one["ended"] - one["began"] for one in mine)
         # Of the attempts together: a node with a cookie has one for each.
-        waited = self.started_ns - self.ready_ns - tried - cookie
+        waited = self.started_ns - self.ready_ns - tried - cookie - queued
         pauses = min(max(0, self.started_ns - first - tried), max(0, waited))
         queue = max(0, waited - pauses)
         running = self.seconds or 0.0
-        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, running, moved / 1e9, tried / 1e9, pauses / 1e9, self._queued / 1e9)
+        return Times(arguments / 1e9, queue / 1e9, cookie / 1e9, running, moved / 1e9, tried / 1e9, pauses / 1e9, queued / 1e9)
 
     @property
     def error(self) -> Error | None:

@@ -173,8 +173,8 @@ class Notes:
         self._extras += (node, what, much)
 
     def elsewhere(self, node: int, place: str, ticket: str = "", queued: int = 0) -> None:
-        """Note where else the body of a node runs, what that place calls it, and for how many
-        nanoseconds it has waited there until it began. What is noted last counts."""
+        """Note where else the body of a node runs, what that place calls it, and how many
+        nanoseconds after the start in its record it began there. What is noted last counts."""
         self._places += (node, place, ticket, queued)
 
     def flush(self) -> None:
@@ -183,7 +183,7 @@ class Notes:
             self.prints.settle()
         if not self._values and not self._extras and not self._places:
             return
-        body = marshal.dumps((self._values, self._extras, self._places))
+        body = frame_of(self._values, self._extras, self._places)
         self._values, self._extras, self._places = [], [], []
         if self._noted is not None:
             self._noted.append(body)
@@ -231,6 +231,11 @@ def memory_of(site: Any) -> memoryview | None:
 def begin_in(memory: memoryview) -> None:
     """Forget the notes in shared memory: another run begins."""
     _HEAD.pack_into(memory, 0, 0)
+
+
+def frame_of(values: list[Any], extras: list[int], places: list[Any]) -> bytes:
+    """Notes as they are written: nodes and values in turn; and the others as in `AllNotes`."""
+    return marshal.dumps((values, extras, places))
 
 
 class AllNotes(NamedTuple):

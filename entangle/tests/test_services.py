@@ -26,6 +26,18 @@ def test_calls_run_through_a_service(tmp_path: Path) -> None:
     check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["errors", "delivered_twice"])
 
 
+def test_records_know_the_job_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from entangle import records
+
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    jobs = LocalJobs(str(tmp_path))
+    assert service(jobs, mailbox=tmp_path)(len)("abc")() == 3
+    (node,) = records.run("last").nodes
+    assert node.place == jobs.place
+    assert node.ticket
+    assert node.times.queued > 0
+
+
 def test_the_kit_finds_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
         check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])

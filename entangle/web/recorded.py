@@ -373,7 +373,7 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
                 "task": row["name"],
                 "name": row["named"],
                 "state": _STATES.get(row["state"], row["state"]),
-                "seconds": _ran(row),
+                "seconds": _lasted(row),
                 "value": row["text"],
                 "error": why.get(row["node"], "")[:300] or None,
                 "place": row["place"],
@@ -385,11 +385,6 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
             for row in rows
         ],
     }
-
-
-def _ran(row: sqlite3.Row) -> float | None:
-    lasted = _lasted(row)
-    return lasted and max(0.0, lasted - (row["queued"] or 0) / 1e9)
 
 
 def _lasted(row: sqlite3.Row) -> float | None:
@@ -510,7 +505,7 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]
     waited for a worker."""
     if row["ready"] is None or row["started"] is None:
         return {}
-    cookie = row["cookie_wait"] or 0
+    cookie, queued = row["cookie_wait"] or 0, (row["queued"] or 0) / 1e9
     ready = (row["ready"] - run["started"]) / 1e9
     started = (row["started"] - run["started"]) / 1e9
     before = [one for one in attempts if one["began"] is not None and one["began"] < started]
@@ -518,13 +513,13 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]
     tried = sum(one["ended"] - one["began"] for one in before)
     spans = {
         "arguments": ready,
-        "queue": first - ready - (0 if before else cookie / 1e9),
+        "queue": first - ready - (0 if before else cookie / 1e9 + queued),
         "cookie": cookie / 1e9,
         "tried": tried,
-        "pauses": started - first - tried - (cookie / 1e9 if before else 0),
+        "pauses": started - first - tried - (cookie / 1e9 + queued if before else 0),
         "moving": (row["moved"] or 0) / 1e9,
-        "elsewhere": (queued := row["queued"] or 0) / 1e9,
-        "running": ((row["ended"] or row["started"]) - row["started"] - queued) / 1e9,
+        "elsewhere": queued,
+        "running": ((row["ended"] or row["started"]) - row["started"]) / 1e9,
     }
     return {name: max(0.0, lasted) for name, lasted in spans.items()}
 
@@ -589,7 +584,7 @@ def makers(digest: str) -> dict[str, Any]:
                     "run": row["id"],
                     "node": row["node"],
                     "ended": row["ended"] / 1e9 if row["ended"] is not None else None,
-                    "seconds": _ran(row),
+                    "seconds": _lasted(row),
                     "code": row["version"],
                     "from": [
                         {

@@ -84,6 +84,7 @@ class Waiting:
         self._given = args, kwargs
         self._ended = threading.Event()
         self._value: Any = None
+        self._seconds = -1.0
         self._error: BaseException | None = None
 
     def take(self) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -92,12 +93,12 @@ class Waiting:
 
     def done(self, value: Any, seconds: float = -1.0) -> None:
         """Its body has given this value."""
-        self._value = value
+        self._value, self._seconds = value, seconds
         self._ended.set()
 
     def failed(self, error: BaseException, seconds: float = -1.0) -> None:
         """Its body has raised this error, or is lost to it."""
-        self._error = error
+        self._error, self._seconds = error, seconds
         self._ended.set()
 
     def outcome(self, watcher: Any) -> Any:
@@ -107,7 +108,7 @@ class Waiting:
             watcher.cancel(self)
             self.failed(RunCancelledError(f"the call of {self.name!r} at {watcher.service.place} was cancelled"))
 
-        worker = here.worker
+        worker, began = here.worker, time.monotonic()
         with worker.ending_with(cancel) if worker is not None else contextlib.nullcontext():
             try:
                 watcher.begin([self])
@@ -115,6 +116,9 @@ class Waiting:
             except BaseException:
                 watcher.cancel(self)
                 raise
+        if worker is not None and worker.notes is not None:
+            queued = time.monotonic() - began - self._seconds if self._seconds >= 0 else 0.0
+            worker.notes.elsewhere(worker.node(), watcher.service.place, getattr(self.handle, "ticket", ""), int(queued * 1e9))
         if self._error is not None:
             raise self._error
         return self._value

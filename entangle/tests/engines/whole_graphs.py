@@ -272,6 +272,7 @@ class WholeGraphs:
             ("total", "13"),
         ]
         for node in good.nodes:
+            assert node.place  # the worker
             assert good.started_ns <= (node.started_ns or 0) <= (node.ended_ns or 0) <= time.time_ns()
         assert (bad.state, bad.error and bad.error.type) == ("failed", "ValueError")
 
