@@ -15,7 +15,7 @@ What users import, each with a docstring of its own:
 
     process  thread  workflow  task   `from entangle.process import process`: how a function runs
     local  http  interpreter  ssh     where: `@local`, `@request`, `@interpreter`, `@ssh`
-    docker  containers  place         and `@docker`, `@apptainer`, `@singularity`, `@place`
+    docker  containers  on  place     and `@docker`, `@apptainer`, `@singularity`, `@on`, `@place`
     scheduler  limit                  with what: CPUs, GPUs, named limits
     dataflow  sources                 values pushed through functions, and streams
     gather  as_completed              many calls as one
@@ -40,6 +40,7 @@ down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows wh
     _remote/agent/                    the far side: a Python that runs calls for somebody else
     _remote/transport/                how a far Python is started: ssh, docker, interpreter …
     _remote/caller/                   the near side: channels, what is sent, what is printed
+    _executors/                       executors as places of calls
     _dataflow/                        dataflows and streams
     _engines/                         whole graphs on other engines
     process  thread  workflow …       doors: a signature, a docstring, a layer
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from entangle import limit as limit
     from entangle import local as local
     from entangle import logging as logging
+    from entangle import on as on
     from entangle import place as place
     from entangle import pools as pools
     from entangle import process as process
@@ -213,6 +215,7 @@ _MODULES = frozenset(
     | {
         "local",
         "logging",
+        "on",
         "place",
         "pools",
         "process",

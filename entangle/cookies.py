@@ -263,6 +263,10 @@ class CookieQueue:
         """How many cookies are in the queue now."""
         return _bytes_in(self._fd)
 
+    def fileno(self) -> int:
+        """The descriptor that can be read while there are cookies in the queue."""
+        return self._fd
+
     def held(self) -> int:
         """How many cookies our processes hold now."""
         return self.size - bytes(self._held).count(0)

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 from entangle.pools import Pool
 
 #: The carrier of a body, which runs it: a worker process, a worker thread of the invoking process,
-#: a process of the body's own, or whatever runs the call (for the last node of a run, the calling
-#: thread).
-PROCESS, THREAD, FRESH, HERE = 0, 1, 2, 3
+#: a process of the body's own, whatever runs the call (for the last node of a run, the calling
+#: thread), or something elsewhere, for which a worker does not wait (`_worker/away_worker.py`).
+PROCESS, THREAD, FRESH, HERE, AWAY = 0, 1, 2, 3, 4
 #: The first lane of processes that serve a device. Each kind of claim on devices has one of its
 #: own, since a process that has opened a device serves it for life.
-DEVICE = 4
-#: What runs in the process of the caller.
-IN_CALLER = (THREAD, HERE)
+DEVICE = 5
+#: What runs in the process of the caller, or begins there.
+IN_CALLER = (THREAD, HERE, AWAY)
 
 
 class Body(NamedTuple):

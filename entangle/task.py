@@ -47,8 +47,9 @@ from entangle._tasks.parameters import (
 from entangle._tasks.resolving import resolved, resolving
 from entangle._tasks.tree import compile_call
 from entangle._tasks.unknown_options import goes_elsewhere, knows_its_options, nearest, of_a_stream, option_of_a_run, refuse_options
+from entangle._worker.away import AwayFunction
 from entangle.errors import ArgumentError, EntangleError, OptionError
-from entangle.flow import HERE, IN_CALLER, PROCESS, Body, Flow
+from entangle.flow import AWAY, FRESH, HERE, IN_CALLER, PROCESS, THREAD, Body, Flow
 from entangle.pools import Pool, merged
 
 if TYPE_CHECKING:
@@ -626,9 +627,12 @@ def _make_body(task: Task[..., Any]) -> Body:
     pools: tuple[Pool, ...] = terms.pop("pools", ())
     for layer in reversed(near):
         outer = layer.around(outer)
-    if outer is not inner:
+    away = isinstance(outer, AwayFunction)  # no layer of the user's stands around it: nothing waits for it
+    if outer is not inner and not away:
         outer = resolving(outer)
     carrier = next((layer.carrier for layer in near if layer.carrier is not None), HERE)
+    if not away and any(layer.carrier == AWAY for layer in near):
+        carrier = HERE if carrier in (HERE, AWAY) else THREAD  # it waits in the process that has the place
     carried = False
     for layer in near:
         if layer.carrier is not None:
@@ -638,7 +642,7 @@ def _make_body(task: Task[..., Any]) -> Body:
         stated = dict(layer.terms())
         pools = merged(pools, stated.pop("pools", ()))
         terms.update(stated)
-    carrier = terms.pop("carrier", carrier)
+    carrier = terms.pop("carrier", AWAY if away else carrier)
     if terms.get("gpus") and carrier in IN_CALLER:
         raise OptionError(_no_device(task.layers, f"task {task.__name__!r}"))
     body = TaskBody(outer, task.__name__, carrier, pools=pools, **terms)
@@ -736,8 +740,22 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
             if any(other.terms().get("gpus") for other in (above[:index] if layer.ships else above)):
                 raise OptionError(_no_device(above, f"@{decorator}"))
             break
+    _refuse_own_process(above)
     kind = type(function) if isinstance(function, Task) else Task  # a task of a dataflow stays one
     return kind(inner, (*layers, *below))
+
+
+def _refuse_own_process(layers: tuple[Layer, ...]) -> None:
+    """Raise OptionError if a layer above one whose body is away wants a process of its own here."""
+    away = next((index for index, layer in enumerate(layers) if layer.carrier == AWAY), 0)
+    for layer in layers[:away]:
+        option = "fresh=True" if layer.carrier == FRESH else "shared_memory=True" if layer.terms().get("shared_memory") else ""
+        if option:
+            other, place = type(layer).__name__.lower(), type(layers[away]).__name__.lower()
+            raise OptionError(
+                f"@{other}({option}) above @{place}: the body runs elsewhere, and no process here is its own. Put @{other}({option}) "
+                f"below @{place}, where it counts for the body, or leave the option out"
+            )
 
 
 def _no_device(layers: tuple[Layer, ...], whose: str) -> str:

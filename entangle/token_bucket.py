@@ -58,6 +58,10 @@ class TokenBucket:
             time.sleep(min(left / 1e9, PATIENCE))
         return -1
 
+    def left(self) -> float:
+        """Seconds until there is a token; 0 where there is one."""
+        return max(0.0, (self._full[0] - time.monotonic_ns() - self._slack) / 1e9)
+
     def give_cell(self, cell: int, thread: int = 0) -> None:
         """Put back a token with which no body has begun."""
         with _guard:

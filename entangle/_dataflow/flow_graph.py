@@ -13,7 +13,7 @@ from entangle import _tasks
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, passes_on
 from entangle.errors import ArgumentError, OptionError
-from entangle.flow import HERE, PROCESS, THREAD
+from entangle.flow import AWAY, HERE, PROCESS, THREAD
 from entangle.task import Call, Layer, Task
 
 #: What a node takes, and the tuple of what the leaves below it give.
@@ -98,7 +98,7 @@ class FunctionNode(GraphNode[In_contra, Leaves_co]):
     def carrier(self) -> int:
         """What runs the function: PROCESS, THREAD or FRESH of `entangle.flow`."""
         carrier = self.task.body.carrier
-        return THREAD if carrier == HERE else carrier
+        return THREAD if carrier in (HERE, AWAY) else carrier
 
 
 def check_children(name: str, children: Iterable[Any]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from entangle._run import ObservedRun
 from entangle._run.worker_process import cpu_time
 from entangle._shared.table import BUSY, LANE, PID, RESTING, SLOT, STARTED_AT, STARTING, STATE
 from entangle._watch.outline import LOAD, write_whole
-from entangle.flow import HERE, THREAD
+from entangle.flow import IN_CALLER
 
 #: The most samples; the first pause between two (ns). When there are more, every other one goes,
 #: and the pause doubles.
@@ -46,7 +46,7 @@ class Load:
         pids = set()
         for base in range(SLOT, run.table.slot_count * SLOT, SLOT):
             if slots[base + STATE] in _THERE:
-                pids.add(os.getpid() if slots[base + LANE] in (THREAD, HERE) else slots[base + PID])
+                pids.add(os.getpid() if slots[base + LANE] in IN_CALLER else slots[base + PID])
         spent = memory = 0
         known, self._used = self._used, {}
         for pid in pids - {0}:

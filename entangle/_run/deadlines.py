@@ -25,6 +25,7 @@ from entangle._shared.table import (
     NOBODY,
     NODE,
     READY,
+    RUNNING,
     RUNS,
     SINCE,
     SKIPPED,
@@ -35,7 +36,7 @@ from entangle._shared.table import (
 )
 from entangle._worker.failures import call_of, note_call
 from entangle.errors import ProcessTimeoutException, ThreadTimeoutException
-from entangle.flow import THREAD
+from entangle.flow import AWAY, THREAD
 
 #: Seconds until the next check, where nothing is due.
 _NEVER = float("inf")
@@ -181,6 +182,10 @@ class Deadlines:
             base = slot * SLOT
             if slots[base + NODE] in seen and slots[base + BEGUN]:
                 starts.append(slots[base + SINCE])
+        lanes, body_of = self.site.lanes, flow.body_of
+        if AWAY in lanes:
+            away = [taken for taken in seen if table.states[taken] == RUNNING and lanes[body_of[taken]] == AWAY]
+            starts += [began for taken in away if (began := table.started[taken])]
         return min(starts, default=0)
 
     def _end_late(self, found: list[_Late]) -> None:

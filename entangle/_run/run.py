@@ -37,7 +37,7 @@ from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
-from entangle.flow import HERE, IN_CALLER, PROCESS, THREAD, Flow
+from entangle.flow import AWAY, HERE, IN_CALLER, PROCESS, THREAD, Flow
 from entangle.pools import agree, compare
 
 importing.runs_bodies(Worker.work)
@@ -337,7 +337,7 @@ class Run:
         # A thread past its deadline keeps its slot. So each attempt needs a slot of its own.
         in_threads = (flow.bodies[body].retry + 1 for body in flow.body_of if lanes[body] == THREAD)
         threads = min(2 * MOST_THREADS, sum(in_threads)) if THREAD in used else 0
-        slots = 2 + processes + threads
+        slots = 2 + processes + threads + (AWAY in used)
         if frame is not None:
             return self._equipped_in(frame, leaving, home, lanes, slots, processes, visible)
         with contextlib.ExitStack() as undone:  # until the site exists, which closes all of it
@@ -345,7 +345,7 @@ class Run:
                 if processes:
                     table = Table.create(flow, slots, lanes, os.path.join(directory, "table"))
                 else:
-                    table = Table.create(flow, slots, lanes, None, homes.nameless() if threads else -1)
+                    table = Table.create(flow, slots, lanes, None, homes.nameless() if threads or AWAY in used else -1)
             except OSError as error:
                 if not processes or error.errno in (errno.EMFILE, errno.ENFILE):
                     raise
@@ -359,7 +359,7 @@ class Run:
                 directory = spill
             undone.callback(table.close)
             leaving.callback(self._hide)
-            if THREAD in used or len(used) > 1:
+            if not used.isdisjoint((THREAD, AWAY)) or len(used) > 1:
                 table.thread_lock = threading.RLock()
             wake = _pipe(undone) if processes else (-1, -1)
             wake_threads = _pipe(undone) if threads else (-1, -1)

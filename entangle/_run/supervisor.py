@@ -26,6 +26,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from entangle._run import descendants, staffing
 from entangle._run.crowding import Admission
@@ -86,7 +87,10 @@ from entangle._worker.failures import call_of, error_of
 from entangle._worker.worker import Worker, here, run_as
 from entangle.cookies import CookieQueue
 from entangle.errors import RunTimeoutException, UnpicklableError
-from entangle.flow import DEVICE, FRESH, HERE, PROCESS, THREAD
+from entangle.flow import AWAY, DEVICE, FRESH, HERE, PROCESS, THREAD
+
+if TYPE_CHECKING:
+    from entangle._worker.away_worker import AwayWorker
 
 FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 FIRST_LOOK_NESTED = 0.01
@@ -127,6 +131,8 @@ class Supervisor:
         self.told: Callable[[], None] | None = None
         self.roster = Roster(slots)
         self.processes, self.threads, self.free = self.roster.processes, self.roster.threads, self.roster.free
+        #: The worker of nodes that are away, and its thread, once there are such nodes.
+        self.away: tuple[threading.Thread, AwayWorker] | None = None
         self.leaving: list[WorkerProcess] = []
         self.cap = cap
         self.most_threads = MOST_THREADS
@@ -305,6 +311,8 @@ class Supervisor:
                 self._start_process(PROCESS)
         if header[READY_COUNT + THREAD] and not self.threads:
             self._start_thread()
+        if header[READY_COUNT + AWAY]:
+            self._call_away_worker()
         for lane, claim in enumerate(self.site.claims, DEVICE):
             if header[READY_COUNT + lane]:
                 self._start_serving(lane, claim)
@@ -430,6 +438,33 @@ class Supervisor:
             raise no_thread(error) from None
         self.threads[slot] = (thread, worker)
         self.pause = self.first_pause
+
+    def _call_away_worker(self) -> None:
+        """Wake the away worker for ready nodes; start it where there is none yet."""
+        if self.away is not None:
+            self.away[1].rouse()
+            return
+        from entangle._worker.away_worker import AwayWorker
+
+        with Deferred():
+            slot = self.free.pop()
+            self._clear_slot(slot, AWAY)
+            self.serial += 1
+            try:
+                worker = AwayWorker(self.site, slot, self.serial)
+                self.site.users += 1
+                thread = threading.Thread(target=_thread_life, args=(worker,), name="entangle-away", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self.site.users -= 1
+                    worker.outcomes.close()
+                    raise no_thread(error) from None
+            except BaseException:
+                self.table.slots[slot * SLOT + STATE] = FREE
+                self.free.append(slot)
+                raise
+            self.away = thread, worker
 
     def _clear_slot(self, slot: int, lane: int) -> None:
         slots, base = self.table.slots, slot * SLOT
@@ -694,6 +729,8 @@ class Supervisor:
         if self.threads:
             with contextlib.suppress(BlockingIOError):
                 posix.write(self.site.wake_threads[1], b"." * (len(self.threads) + 1))
+        if self.away is not None:
+            self.away[1].rouse()
 
     def _end(self, in_order: bool) -> None:
         """Stop what still runs, and give everything back."""
@@ -709,6 +746,9 @@ class Supervisor:
                 threads.append(thread)
             else:
                 body.forfeit()  # it may run on for long
+        if self.away is not None:
+            self.away[1].stop()
+            threads.append(self.away[0])
         if not in_order:
             self._retire_all()
             trees = descendants.started_by([worker.pid for worker in self.processes.values() if self._runs(worker)])

@@ -19,7 +19,7 @@ from entangle._shared.interrupts import Deferred
 from entangle._shared.store import Store
 from entangle._shared.table import LANES, NOBODY, Table
 from entangle.errors import OptionError
-from entangle.flow import DEVICE, FRESH, HERE, THREAD, Flow
+from entangle.flow import AWAY, DEVICE, FRESH, HERE, THREAD, Flow
 from entangle.pools import CPUS, CookieSource, Pool
 
 
@@ -73,6 +73,8 @@ class Site:
         #: The devices that this run and those in its bodies may use, if any are known.
         self.visible = Visible()
         self.lanes = lanes_of(flow)
+        #: The lanes of workers that the supervisor wakes: of devices, and of the away worker.
+        self.woken_lanes = tuple(range(DEVICE, DEVICE + len(self.claims))) + ((AWAY,) if AWAY in self.lanes else ())
         table.flow, table.lanes = flow, self.lanes
         #: The pools that this site has opened itself; others are open in the home.
         self.pools: dict[Pool, CookieSource] = {}

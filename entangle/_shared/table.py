@@ -31,7 +31,7 @@ from typing import Literal, Protocol
 from entangle.flow import DEVICE, PROCESS, THREAD, Flow, in_a_row
 
 #: The last byte is the version of the layout: other versions refuse to read the table.
-MAGIC = 0x656E7461_6E676C06
+MAGIC = 0x656E7461_6E676C07
 
 # States of a node.
 WAITING, READY, RUNNING, DONE, FAILED = range(5)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from entangle._shared.tracebacks import passes_on
 from entangle.flow import Body, Flow
+from entangle.pools import PLACES, TOKENS
 
 
 class Decorated(Protocol):
@@ -88,3 +89,12 @@ class Layer:
 def peel(layer: Layer, inner: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """What `around` returns a partial of: the layer, with all below it as `inner`."""
     return layer.run(inner, args, kwargs)
+
+
+def kept_here(rest: Decorated) -> dict[str, Any]:
+    """Of the layers that run in another place, the terms that are enforced here: `wait`, since the
+    arguments arrive here, and limits, which the whole process tree keeps."""
+    terms = [layer.terms() for layer in rest.layers]
+    waits = [wait for of in terms if (wait := of.get("wait")) is not None]
+    limits = tuple(pool for of in terms for pool in of.get("pools", ()) if pool.kind in (PLACES, TOKENS))
+    return {**({"wait": min(waits)} if waits else {}), **({"pools": limits} if limits else {})}

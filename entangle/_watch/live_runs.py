@@ -48,9 +48,9 @@ from entangle._shared.table import (
     Table,
 )
 from entangle._watch.outline import HOW_FAR, Outline, open_file, read_outline, read_whole
-from entangle.flow import DEVICE
+from entangle.flow import AWAY, DEVICE
 
-_LANES = ("process", "thread", "fresh", "caller", "gpu")
+_LANES = ("process", "thread", "fresh", "caller", "away", "gpu")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", SKIPPED: "skipped"}
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
@@ -188,6 +188,12 @@ class LiveRun:
         pools = self.outline.about["pools"] if self.outline is not None else []
         return pools[number] if 0 <= number < len(pools) else ""
 
+    def _away(self) -> int:
+        """How many nodes run elsewhere: they run, and are in no slot."""
+        slots, running = self.table.slots, bytes(self.table.states).count(RUNNING)
+        here = sum(slots[base + NODE] >= 0 and slots[base + LANE] != AWAY for base in range(SLOT, self.table.slot_count * SLOT, SLOT))
+        return max(0, running - here)
+
     def workers(self) -> list[WorkerView]:
         """What each worker of the run does now."""
         slots, now = self.table.slots, time.monotonic_ns()
@@ -212,7 +218,7 @@ class LiveRun:
                     _STATES[state],
                     node,
                     self.task(node),
-                    self.name(node),
+                    self.name(node) if slots[base + LANE] != AWAY else f"{self._away():,} away",
                     max(0.0, (now - slots[base + SINCE]) / 1e9) if busy and slots[base + SINCE] else 0.0,
                     slots[base + COUNT],
                     slots[base + COOKIE] != 0,

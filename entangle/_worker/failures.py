@@ -19,7 +19,7 @@ from entangle._shared.summaries import call_in_short, cut, path_in_short, plain_
 from entangle._shared.table import DONE, IN_RECORD, LANE, PID, SLOT, Table
 from entangle._shared.tracebacks import hide
 from entangle.errors import EntangleError, ProcessRetryException, RemoteTraceback, StoreFullError, UnpicklableError, add_note, set_cause
-from entangle.flow import HERE, THREAD, Body, Flow
+from entangle.flow import IN_CALLER, Body, Flow
 
 
 def pause(body: Body, attempt: int) -> float:
@@ -42,7 +42,7 @@ _LONGEST_PAUSE = 1e8
 def process_of(table: Table, slot: int) -> int:
     """The process of the worker of a slot, which may be gone."""
     base = slot * SLOT
-    return os.getpid() if table.slots[base + LANE] in (THREAD, HERE) else table.slots[base + PID]
+    return os.getpid() if table.slots[base + LANE] in IN_CALLER else table.slots[base + PID]
 
 
 def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot: int, began: int) -> None:

@@ -26,7 +26,7 @@ from entangle._worker.serving import Serving, serve
 from entangle._worker.worker import Worker
 from entangle.cookies import jobserver_flags, jobserver_style
 from entangle.errors import EntangleError, LimitError, RemoteTraceback, RunAtImportError, StoreFullError, add_note, set_cause
-from entangle.flow import DEVICE, HERE, THREAD, UNCHANGING, Body, Flow, Shape
+from entangle.flow import DEVICE, IN_CALLER, UNCHANGING, Body, Flow, Shape
 
 #: The exit status of a worker that failed outside any body: it could not join its run, or hit a bug
 #: of ours.
@@ -164,7 +164,7 @@ def _without_what_stays(flow: Flow) -> Flow:
 
     Nodes, terms and names stay, to decide what is next and to report what has failed.
     """
-    stays = [body.carrier in (THREAD, HERE) for body in flow.bodies]
+    stays = [body.carrier in IN_CALLER for body in flow.bodies]
     if not any(stays):
         return flow
     others = copy.copy(flow)

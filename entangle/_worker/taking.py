@@ -263,7 +263,7 @@ class Taking:
         header = self.site.table.header
         woken: int = header[READY_COUNT + PROCESS]
         woken_threads: int = header[READY_COUNT + THREAD]
-        others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE] or (self.site.claims and self._for_devices())
+        others = header[READY_COUNT + FRESH] or header[READY_COUNT + HERE] or (self.site.woken_lanes and self._for_others())
         if not (woken or woken_threads or others):
             return 0, 0, False
         if header[HELD_BACK]:
@@ -280,9 +280,11 @@ class Taking:
         header[IDLE + THREAD] -= woken_threads
         return woken, woken_threads, bool(tell)
 
-    def _for_devices(self) -> bool:
-        """Whether nodes are ready for workers that serve devices. The supervisor wakes these."""
-        return any(self.site.table.header[READY_COUNT + DEVICE : READY_COUNT + DEVICE + len(self.site.claims)])
+    def _for_others(self) -> bool:
+        """Whether nodes are ready for workers that the supervisor wakes: those that serve devices,
+        and the away worker."""
+        header = self.site.table.header
+        return any(header[READY_COUNT + lane] for lane in self.site.woken_lanes)
 
     def wake(self, processes: int, threads: int) -> None:
         """Wake that many sleeping processes and threads."""

@@ -28,7 +28,12 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"both sides of a mailbox": ("_services", "_services.envelope", "_services.mailbox")},
     {"the far side": ("_remote.agent.",), "how a far Python is started": ("_remote.transport.",)},
     {"the far side of services": ("_services.far.",)},
-    {"the near side": ("_remote.caller.",), "dataflows": ("_dataflow.",), "whole graphs on other engines": ("_engines.",)},
+    {
+        "the near side": ("_remote.caller.",),
+        "dataflows": ("_dataflow.",),
+        "executors as places": ("_executors.",),
+        "whole graphs on other engines": ("_engines.",),
+    },
     {"the near side of services": ("_services.caller.",)},
     {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
     {
@@ -38,6 +43,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "docker",
             "containers",
             "service",
+            "on",
             "place",
             "dataflow",
             "sources",

@@ -144,7 +144,8 @@ print("modules")
 
 
 @pytest.mark.parametrize(
-    "name", ["dataflow", "docker", "interpreter", "limit", "local", "place", "process", "scheduler", "ssh", "task", "thread", "workflow"]
+    "name",
+    ["dataflow", "docker", "interpreter", "limit", "local", "on", "place", "process", "scheduler", "ssh", "task", "thread", "workflow"],
 )
 def test_a_module_that_is_taken_for_its_decorator_says_so(name: str) -> None:
     module = importlib.import_module(f"entangle.{name}")

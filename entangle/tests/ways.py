@@ -106,6 +106,19 @@ def in_a_container(task: Any) -> Any:
     return decorate("docker", task, Far(_container()))
 
 
+def on_an_executor(task: Any) -> Any:
+    """A task as one that runs through an executor, which is made for each run."""
+    from entangle.on import on
+
+    return on(_executor)(task)
+
+
+def _executor() -> Any:
+    from entangle.executor import Executor
+
+    return Executor(2)
+
+
 @functools.lru_cache(maxsize=1)
 def _container() -> Any:
     """One container for all tests: else each of them would wait for its own."""
@@ -137,6 +150,7 @@ WAYS = [
     Way("in-another-python", where=other_python(same=True), warm=functools.partial(warm_python, same=True)),
     Way("in-another-version", where=other_python(same=False), whole=False, warm=functools.partial(warm_python, same=False)),
     Way("by-ssh", where=by_ssh, warm=warm_ssh),
+    Way("on-an-executor", where=on_an_executor, whole=False),
     Way("in-a-container", where=in_a_container, whole=False, warm=warm_container),
 ]
 

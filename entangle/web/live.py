@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -381,7 +382,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
                 {"name": "", "source": name_of(root, run_id, taken), "task": run.name(taken), "value": None}
                 for taken in (outline.sources(number) if outline else ())
             ],
-            "spans": {"running": (ended - started) / 1e9 if over else worker.seconds if worker else 0.0},
+            "spans": {"running": (ended - started) / 1e9 if over else worker.seconds if worker else _away_for(state, started)},
             "started": (started - run.began_ns) / 1e9 if over else None,
             "pid": pid if over else worker.pid if worker else None,
             "cpu": cpu if over else -1,
@@ -391,6 +392,11 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
                 if inner.parent == (run_id, number)
             ],
         }
+
+
+def _away_for(state: int, started: int) -> float:
+    """How long a node runs elsewhere, in seconds: of one in a worker, the record comes later."""
+    return (time.monotonic_ns() - started) / 1e9 if state == RUNNING and started else 0.0
 
 
 def _moment(run: LiveRun, clock: int) -> float | None:

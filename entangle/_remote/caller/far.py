@@ -13,12 +13,11 @@ from entangle import _run
 from entangle._remote.transport import Transport
 from entangle._run import ObservedRun, observers
 from entangle._shared.table import NOBODY
-from entangle._tasks.layer import Decorated, Layer
+from entangle._tasks.layer import Decorated, Layer, kept_here
 from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
 from entangle.flow import HERE, Body
-from entangle.pools import PLACES, TOKENS
 
 
 class Far(Layer):
@@ -46,11 +45,8 @@ class Far(Layer):
         _watch_runs(self.transport)
 
     def lift(self, rest: Decorated) -> dict[str, Any]:
-        """`wait` of a layer below holds here, since the arguments arrive here; and so do limits."""
-        terms = [layer.terms() for layer in rest.layers]
-        waits = [wait for of in terms if (wait := of.get("wait")) is not None]
-        limits = tuple(pool for of in terms for pool in of.get("pools", ()) if pool.kind in (PLACES, TOKENS))
-        return {**({"wait": min(waits)} if waits else {}), **({"pools": limits} if limits else {})}
+        """`wait` and limits of the layers below hold here."""
+        return kept_here(rest)
 
     def ship(self, rest: Decorated) -> Callable[..., Any]:
         """The function that runs here for a task that runs there."""

@@ -27,7 +27,7 @@ from entangle._shared.table import (
     UNARMED,
     Table,
 )
-from entangle.flow import Flow
+from entangle.flow import AWAY, Flow
 
 #: Nodes of a block. Smaller ones are more to compare, larger ones more to count again.
 BLOCK = 1024
@@ -122,6 +122,10 @@ class Tally:
         self._last = bytes(flow.count)
         self._at_once = 0.0
         self._looked = 0
+        #: Nodes that run elsewhere: in no slot.
+        self._away: list[int] = []
+        if history is None and not flow.inline and any(body.carrier == AWAY for body in flow.bodies):
+            self._away = [node for node in range(flow.count) if flow.body(node).carrier == AWAY]
 
     def look(self, table: Table) -> None:
         """Count what has changed since the last look."""
@@ -204,6 +208,10 @@ class Tally:
                 if 0 <= node < len(states) and (within or states[node] == RUNNING):
                     self._groups[self._group_of[node]].since.append(since or now)
                     running += 1
+        for node in self._away:
+            if states[node] == RUNNING:
+                self._groups[self._group_of[node]].since.append(table.started[node] or now)
+                running += 1
         passed = (now - self._looked) / 1e9 if self._looked else _RECENT
         share = min(1.0, passed / _RECENT)
         self._at_once += share * (running - self._at_once)

@@ -50,7 +50,7 @@ TAIL = 2000
 OLDEST = [3, 10]
 
 
-class AwayCall(Protocol):
+class ServedCall(Protocol):
     """One attempt of a call: what the watcher needs of it."""
 
     #: What runs there: the function and the layers below the place, as a task.
@@ -75,7 +75,7 @@ class AwayCall(Protocol):
 class Ticket:
     """A call under way, as the watcher sees it."""
 
-    def __init__(self, call: AwayCall, number: int) -> None:
+    def __init__(self, call: ServedCall, number: int) -> None:
         self.call, self.number = call, number
         self.name = f"{number}-{call.attempt}"
         self.message: Submission | None = None
@@ -105,7 +105,7 @@ class Watcher:
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._running = False
-        self._new: list[AwayCall] = []
+        self._new: list[ServedCall] = []
         self._leaving: list[Ticket] = []
         self._count = 0
         #: All that is under way, by name; and what no ticket was given for yet, in order.
@@ -124,7 +124,7 @@ class Watcher:
 
     # From any thread ------------------------------------------------------------------------
 
-    def begin(self, calls: Sequence[AwayCall]) -> None:
+    def begin(self, calls: Sequence[ServedCall]) -> None:
         """Take over these calls."""
         with self._guard:
             self._new += calls
@@ -135,12 +135,12 @@ class Watcher:
                 threading.Thread(target=self._watch, name="entangle-service", daemon=True).start()
         self._wake.set()
 
-    def has_begun(self, call: AwayCall) -> bool:
+    def has_begun(self, call: ServedCall) -> bool:
         """Whether its body may have begun: the platform runs it, or it was claimed."""
         ticket = call.handle
         return isinstance(ticket, Ticket) and ticket.begun
 
-    def cancel(self, call: AwayCall) -> bool:
+    def cancel(self, call: ServedCall) -> bool:
         """Nobody wants its outcome any more: it never begins, or is ended."""
         with self._guard:
             if call in self._new:
@@ -153,7 +153,7 @@ class Watcher:
         self._wake.set()
         return True
 
-    def waiting(self) -> list[tuple[AwayCall, str]]:
+    def waiting(self) -> list[tuple[ServedCall, str]]:
         """The calls that wait at the platform, and why, in its words."""
         with self._guard:
             return [(ticket.call, ticket.state.reason) for ticket in self._tickets.values() if not ticket.begun]
@@ -236,7 +236,7 @@ class Watcher:
             self._mailbox.renew()  # the threads may have rested
         return self._mailbox, self._code
 
-    def _write(self, calls: Sequence[AwayCall]) -> None:
+    def _write(self, calls: Sequence[ServedCall]) -> None:
         """Write the messages of these calls."""
         try:
             mailbox, code = self._open()

@@ -1,0 +1,1 @@
+"""Any executor of concurrent.futures as a place for calls: `@on`."""

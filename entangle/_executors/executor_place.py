@@ -1,0 +1,279 @@
+"""Any `concurrent.futures.Executor` as a place: the layer of @on puts the calls of a task there.
+
+An executor that a function makes is made with the first call, and shared by all tasks that name
+that function. It ends with the last run of this process, in a session with the session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent import futures
+from typing import Any
+
+from entangle import _run
+from entangle._executors.executor_message import called, error_of, pack, pack_arguments, perform, value_of
+from entangle._run import ObservedRun, observers
+from entangle._run.start import session
+from entangle._shared.summaries import value_in_short
+from entangle._worker.away import AwayCall
+from entangle._worker.inheritance import in_context_of
+from entangle.errors import EntangleError, ProcessTerminatedException
+
+
+class _InUse:
+    """An executor, and how many calls of ours are under way there."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+        self.count = 0
+        self.guard = threading.Lock()
+
+    def add(self, by: int) -> None:
+        with self.guard:
+            self.count += by
+
+
+class ExecutorPlace:
+    """An executor, or the function that makes one, as the place of calls."""
+
+    def __init__(self, executor: Any = None, make: Callable[[], Any] | None = None) -> None:
+        self.make = make
+        self._given = _InUse(executor) if make is None else None
+        self._pid = os.getpid()
+        #: The task that was sent last, for which run, and as which bytes.
+        self._packed: tuple[Any, str, bytes] = (None, "", b"")
+        if make is not None and _ending not in observers:
+            observers.append(_ending)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.make is not None:
+            return ExecutorPlace, (None, self.make)
+        assert self._given is not None
+        return _Elsewhere, (_kind(self._given.executor),)
+
+    def begin(self, calls: Sequence[AwayCall]) -> None:
+        """Submit these calls."""
+        running = self._running()
+        for call in calls:
+            try:
+                future = self._submitted(running.executor, call)
+            except BaseException as error:
+                if isinstance(error, futures.BrokenExecutor):
+                    _forget(running)
+                call.failed(_refusal(running.executor, call, error))
+                continue
+            running.add(1)
+            call.handle = future
+            future.add_done_callback(functools.partial(_ended, running, call))
+
+    def has_begun(self, call: AwayCall) -> bool:
+        """Whether the executor says that the call runs."""
+        future = call.handle
+        return future is None or bool(future.running() or future.done())
+
+    def cancel(self, call: AwayCall) -> bool:
+        """Cancel the future, which only works while it waits in a queue."""
+        future = call.handle
+        return future is None or bool(future.cancel())
+
+    def _submitted(self, executor: Any, call: AwayCall) -> Any:
+        args, kwargs = call.take()
+        if _in_threads(executor):  # here: nothing needs to travel
+            body = in_context_of(call.context, _perform_here) if call.context is not None else _perform_here
+            return executor.submit(body, call.task, args, kwargs)
+        arguments = pack_arguments(call.task, args, kwargs)
+        return executor.submit(perform, call.name, call.attempt, sys.version_info[:2], self._bytes_of(call), arguments)
+
+    def _bytes_of(self, call: AwayCall) -> bytes:
+        """The task of a call as bytes: made once a run, with the values that it uses then."""
+        task, run, packed = self._packed
+        if task is not call.task or run != call.run or not run:
+            packed = pack(call.task)
+            self._packed = call.task, call.run, packed
+        return packed
+
+    def _running(self) -> _InUse:
+        if self.make is None:
+            assert self._given is not None
+            if self._pid != os.getpid():
+                raise EntangleError(_not_here(_kind(self._given.executor)))
+            return self._given
+        return _made_by(self.make)
+
+
+class _Elsewhere:
+    """The place of a task whose executor lives in another process."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def begin(self, calls: Sequence[AwayCall]) -> None:
+        """Fail."""
+        raise EntangleError(_not_here(self.kind))
+
+    def has_begun(self, call: AwayCall) -> bool:
+        """Nothing begins here."""
+        return False
+
+    def cancel(self, call: AwayCall) -> bool:
+        """Nothing has begun."""
+        return True
+
+
+def _not_here(kind: str) -> str:
+    return (
+        f"the {kind} that @on was given lives in the process that made it, and cannot be used in another one; "
+        "give @on a function that makes an executor"
+    )
+
+
+def _kind(executor: Any) -> str:
+    return type(executor).__name__
+
+
+# Calls --------------------------------------------------------------------------------------------
+
+
+def _in_threads(executor: Any) -> bool:
+    if not isinstance(executor, futures.ThreadPoolExecutor):
+        return False
+    interpreters = getattr(futures, "InterpreterPoolExecutor", ())  # since 3.14; one of threads, too
+    return not isinstance(executor, interpreters)
+
+
+def _perform_here(task: Any, args: Any, kwargs: dict[str, Any]) -> tuple[bool, float, Any]:
+    began = time.perf_counter()
+    try:
+        value = called(task, args, kwargs)
+        return True, time.perf_counter() - began, value
+    except BaseException as error:
+        return False, time.perf_counter() - began, error
+
+
+def _ended(running: _InUse, call: AwayCall, future: Any) -> None:
+    """Tell the outcome of a call. Runs in whichever thread of the executor's."""
+    running.add(-1)
+    call.handle = None
+    try:
+        there, seconds, body = future.result()
+    except BaseException as error:
+        if isinstance(error, futures.BrokenExecutor):
+            _forget(running)
+        call.failed(_refusal(running.executor, call, error))
+        return
+    try:
+        here = _in_threads(running.executor)
+        if there:
+            call.done(body if here else value_of(call.name, body), seconds)
+        else:
+            call.failed(body if here else error_of(call.name, body), seconds)
+    except BaseException as error:
+        call.failed(error)
+
+
+def _refusal(executor: Any, call: AwayCall, error: BaseException) -> BaseException:
+    """The error of a call that an executor has lost, or has not taken."""
+    if isinstance(error, EntangleError) and not isinstance(error, futures.BrokenExecutor):
+        return error
+    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    refused: EntangleError
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "entangle":
+        refused = EntangleError(f"task {call.name!r} cannot run in its {_kind(executor)}: py-entangle is not installed there ({told})")
+    elif isinstance(error, RuntimeError) and not isinstance(error, futures.BrokenExecutor) and "shutdown" in str(error):
+        refused = EntangleError(f"task {call.name!r} cannot run: its {_kind(executor)} is shut down ({told})")
+    else:
+        refused = ProcessTerminatedException(f"the {_kind(executor)} of task {call.name!r} has lost the call: {told}")
+    refused.__cause__ = error
+    return refused
+
+
+# Executors that functions make --------------------------------------------------------------------
+
+_made: dict[tuple[Hashable, Any], _InUse] = {}
+_guard = threading.Lock()
+
+
+def _made_by(make: Callable[[], Any]) -> _InUse:
+    """The executor that this function makes, or has made for this session or these runs."""
+    owner = session()
+    key = (make, owner)
+    with _guard:
+        running = _made.get(key)
+        if running is None:
+            executor = make()
+            if not (callable(getattr(executor, "submit", None)) and callable(getattr(executor, "shutdown", None))):
+                raise EntangleError(f"@on was given a function that makes no executor: it returned {value_in_short(executor)}")
+            running = _made[key] = _InUse(executor)
+            if owner is not None:
+                owner.at_end(functools.partial(_close, running))
+    return running
+
+
+def _forget(running: _InUse) -> None:
+    """Use a broken executor no more: the next call has another one made."""
+    with _guard:
+        for key in [key for key, known in _made.items() if known is running]:
+            del _made[key]
+
+
+def _close(running: _InUse) -> None:
+    """End an executor that was made here. Its processes are killed if calls are under way."""
+    _forget(running)
+    executor = running.executor
+    processes = list((getattr(executor, "_processes", None) or {}).values()) if running.count else []
+    with contextlib.suppress(Exception):
+        try:
+            executor.shutdown(wait=not running.count, cancel_futures=True)
+        except TypeError:  # not every executor knows that option
+            executor.shutdown(wait=not running.count)
+    for process in processes:
+        with contextlib.suppress(Exception):
+            process.kill()
+
+
+class _EndingExecutors:
+    """Counts the runs of this process, and ends what functions have made after the last one.
+
+    In a session and in a warm worker they stay.
+    """
+
+    def __init__(self) -> None:
+        self._runs = 0
+        self._guard = threading.Lock()
+
+    def started(self, run: ObservedRun) -> None:
+        """One more."""
+        with self._guard:
+            self._runs += 1
+
+    def looked(self, run: ObservedRun) -> None:
+        """Nothing to do."""
+
+    def ended(self, run: ObservedRun) -> None:
+        """One less."""
+        with self._guard:
+            self._runs = max(0, self._runs - 1)
+            if self._runs or not _made or _run.warm_settings is not None:
+                return
+        for (_, owner), running in list(_made.items()):
+            if owner is None:
+                _close(running)
+
+
+_ending = _EndingExecutors()
+
+
+def _after_fork() -> None:
+    global _guard
+    _guard = threading.Lock()
+    _made.clear()
+    _ending.__init__()  # type: ignore[misc]  # in the child: a new lock, and no runs
+
+
+os.register_at_fork(after_in_child=_after_fork)

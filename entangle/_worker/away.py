@@ -1,0 +1,232 @@
+"""Bodies that run elsewhere: what the away worker asks of a place, and what a place tells it.
+
+::
+
+    away worker (`away_worker.py`)          place: an executor, a service, streams
+      begin([call, …])  ──────────────────▶ takes them over and returns at once; nothing waits
+      has_begun(call)   ──────────────────▶ for `timeout`, which does not count time in a queue
+      completion queue  ◀────────────────── call.done(value), call.failed(error): from any thread
+      cancel(call)      ──────────────────▶ nobody wants its outcome any more
+
+A call is one attempt of one node. A place keeps what it needs of it (a future, a ticket) in
+`call.handle`. It may have a thread of its own that asks for many outcomes at once, and submits many
+calls at once: `begin` then only leaves them to it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import contextvars
+import os
+import posix
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from entangle._shared.polling import new_poll
+from entangle._shared.tracebacks import passes_on
+from entangle._worker import inline
+from entangle._worker.worker import here
+from entangle.errors import RunCancelledError
+
+
+class AwayPlace(Protocol):
+    """Where calls run that are away. One object for each layer; any thread may call it.
+
+    Hashable by identity. All methods return at once.
+    """
+
+    def begin(self, calls: Sequence[AwayCall], /) -> None:
+        """Take over these calls. What it raises is the error of those that have no outcome yet."""
+
+    def has_begun(self, call: AwayCall, /) -> bool:
+        """Whether the body of a call may have begun: it waits in no queue there. Asked some times a
+        second, of calls with a `timeout`."""
+
+    def cancel(self, call: AwayCall, /) -> bool:
+        """Nobody wants the outcome of this call any more. Return whether its body is stopped, or
+        will never begin; False where it runs on. A call that has its outcome may be cancelled."""
+
+
+class AwayOutcome(NamedTuple):
+    """What has become of a call: its value, or its error; the seconds of its body there, or -1 if
+    that is not known."""
+
+    call: AwayCall
+    value: Any
+    error: BaseException | None
+    seconds: float
+
+
+class AwayCall:
+    """One attempt of a node whose body runs elsewhere."""
+
+    # fmt: off
+    __slots__ = (
+        "_given", "_tell", "attempt", "began", "context", "cookies", "handle", "name", "node", "place", "run", "task", "timeout", "using",
+    )
+    # fmt: on
+
+    def __init__(
+        self,
+        function: AwayFunction,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        tell: Callable[[AwayOutcome], None],
+        run: str = "",
+        node: int = -1,
+        attempt: int = 1,
+        timeout: float | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        #: What runs there: the function and the layers below the place, as a task.
+        self.task = function.task
+        self.place = function.place
+        self.name: str = function.task.__name__
+        #: Run, node and attempt (from 1) tell it from all others.
+        self.run, self.node, self.attempt = run, node, attempt
+        #: Seconds that its body may take; None: any time.
+        self.timeout = timeout
+        #: The context of the run, for a body in this process.
+        self.context = context
+        #: The place's own.
+        self.handle: Any = None
+        self._given: tuple[Sequence[Any], dict[str, Any]] | None = (args, kwargs)
+        self._tell = tell
+        # The away worker's own: when it began (ns), the nodes whose values it takes, its cookies.
+        self.began = time.monotonic_ns()
+        self.using: dict[int, None] = {}
+        self.cookies: tuple[Any, ...] = ()
+
+    def take(self) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of the body. Only once: a call that is under way need not hold them."""
+        given, self._given = self._given, None
+        assert given is not None
+        return given
+
+    def done(self, value: Any, seconds: float = -1.0) -> None:
+        """Its body has given this value; it took so many seconds there, if that is known.
+
+        From any thread. The first outcome counts, and none after `cancel`.
+        """
+        self._tell(AwayOutcome(self, value, None, seconds))
+
+    def failed(self, error: BaseException, seconds: float = -1.0) -> None:
+        """Its body has raised this error, or is lost to it."""
+        self._tell(AwayOutcome(self, None, error, seconds))
+
+
+class AwayFunction:
+    """What runs here in place of a function whose place is elsewhere.
+
+    The engine has the away worker begin it. Where a layer of the user's own stands around it, it is
+    called, and the thread waits.
+    """
+
+    def __init__(self, place: AwayPlace, task: Any) -> None:
+        self.place = place
+        self.task = task
+
+    @passes_on
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The value of the body; this thread waits for it."""
+        if inline.on:
+            return self.task(*args, **kwargs)()
+        ended = threading.Event()
+        outcomes: list[AwayOutcome] = []
+
+        def tell(outcome: AwayOutcome) -> None:
+            outcomes.append(outcome)
+            ended.set()
+
+        call = AwayCall(self, args, kwargs, tell)
+        args, kwargs = (), {}
+
+        def cancel() -> None:
+            self.place.cancel(call)
+            call.failed(RunCancelledError("the run is over"))
+
+        worker = here.worker
+        with worker.ending_with(cancel) if worker is not None else contextlib.nullcontext():
+            try:
+                self.place.begin([call])
+                ended.wait()
+            except BaseException:
+                self.place.cancel(call)
+                raise
+        _, value, error, _ = outcomes[0]
+        del outcomes[:]
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return value
+
+
+class Completions:
+    """Outcomes on their way to the away worker: any thread adds them, and wakes it."""
+
+    def __init__(self) -> None:
+        self._outcomes: collections.deque[AwayOutcome] = collections.deque()
+        self._guard = threading.Lock()
+        self._asleep = self._wanted = self._closed = False
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+
+    def put(self, outcome: AwayOutcome) -> None:
+        """Add an outcome. After `close` it is dropped."""
+        with self._guard:
+            if self._closed:
+                return
+            self._outcomes.append(outcome)
+            self._rouse()
+
+    def wake(self) -> None:
+        """End the next wait, or the one under way."""
+        with self._guard:
+            if not self._closed:
+                self._wanted = True
+                self._rouse()
+
+    def _rouse(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            with contextlib.suppress(BlockingIOError):
+                posix.write(self._write, b"!")
+
+    def take(self) -> list[AwayOutcome]:
+        """The outcomes that are there, as they came."""
+        outcomes = self._outcomes
+        return [outcomes.popleft() for _ in range(len(outcomes))]
+
+    def wait(self, seconds: float | None, fds: Iterable[int] = ()) -> None:
+        """Sleep until there are outcomes, `wake` is called, one of these descriptors can be read,
+        or the time is over (None: any time)."""
+        with self._guard:
+            if self._outcomes or self._wanted:
+                self._wanted = False
+                return
+            self._asleep = True
+        poll = new_poll()
+        poll.register(self._read, select.POLLIN)
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        found = poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
+        with self._guard:
+            roused = not self._asleep
+            self._asleep = self._wanted = False
+        if roused or any(fd == self._read for fd, _ in found):
+            os.read(self._read, 64)
+
+    def close(self) -> None:
+        """Drop what is there, and whatever comes later."""
+        with self._guard:
+            if not self._closed:
+                self._closed = True
+                self._outcomes.clear()
+                os.close(self._read)
+                os.close(self._write)

@@ -1,0 +1,332 @@
+"""The away worker: the worker of nodes whose bodies run elsewhere. It waits for none of them.
+
+::
+
+    ready list of AWAY ─▶ cookies ─▶ arguments ─▶ place.begin     (the node runs; it is *away*)
+    completion queue   ─▶ deliver, fail, or begin the next attempt
+    clocks             ─▶ a body past its `timeout`: cancel it; a pause is over: begin again
+
+It is one thread of the process that has started the run, however many nodes are away. So it must
+not wait for a cookie as other workers do: nodes that lack one stand in a line of their pools. What
+a node holds while it is away (cookies, the values that it takes, its clock) is kept with its call.
+
+A node that is away is RUNNING, and in no slot. Its record says since when; the states of all
+others are as ever, so a recount leaves it alone.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import heapq
+import itertools
+import threading
+import time
+
+from entangle._shared.notes import COOKIE_WAIT
+from entangle._shared.site import Site
+from entangle._shared.table import BEGUN, BUSY, FINISHED, GONE, LANE, LIMIT_RUNNING, NOBODY, NODE, READY_COUNT, RUNNING, SINCE, STATE, STOP
+from entangle._shared.tracebacks import passes_on
+from entangle._worker.away import AwayCall, AwayFunction, AwayOutcome, AwayPlace, Completions
+from entangle._worker.failures import call_of, note_attempt, pause
+from entangle._worker.holding import Cookie
+from entangle._worker.worker import Worker
+from entangle.cookies import PATIENCE, CookieQueue
+from entangle.errors import ProcessTerminatedException, ProcessTimeoutException
+from entangle.flow import AWAY, Body
+from entangle.pools import TOKENS, CookieSource, Pool
+from entangle.token_bucket import TokenBucket
+
+#: How many nodes begin before outcomes and clocks are looked at again.
+_MOST = 64
+#: Seconds between two questions whether a call with a `timeout` has left the queue of its place;
+#: longer where that is asked of many.
+_ASKS, _EACH = 0.02, 0.00002
+
+
+class AwayWorker(Worker):
+    """The worker of a run for nodes that are away: a thread of the process of the run."""
+
+    def __init__(self, site: Site, slot: int, serial: int) -> None:
+        super().__init__(site, slot, AWAY, serial)
+        self.outcomes = Completions()
+        #: The calls that are under way, by their nodes.
+        self.calls: dict[int, AwayCall] = {}
+        #: Nodes that begin next, with their cookies.
+        self._next: list[tuple[int, tuple[Cookie, ...]]] = []
+        #: Nodes that wait for cookies, by what they need, and since when (ns).
+        self._lines: dict[tuple[Pool, ...], collections.deque[tuple[int, int]]] = {}
+        #: Nodes that pause between two attempts, and until when (ns). They are sorted by that.
+        self._pausing: list[tuple[int, int]] = []
+        #: Calls with a `timeout`: those in a queue of their place, and those that run there, by
+        #: their deadlines (ns).
+        self._queued: list[AwayCall] = []
+        self._timed: list[tuple[int, int, AwayCall]] = []
+        self._serials = itertools.count()
+        self._asked = 0.0
+
+    def rouse(self) -> None:
+        """Have it look at the ready list and the end of the run. From any thread."""
+        self.outcomes.wake()
+
+    def stop(self) -> bool:
+        """End it, and cancel what is away. From any thread."""
+        super().stop()
+        self.rouse()
+        return True
+
+    @passes_on
+    def work(self) -> None:
+        """Begin nodes and deliver their outcomes, until the run is over."""
+        slots, base = self.site.table.slots, self.base
+        slots[base + LANE] = AWAY
+        slots[base + STATE] = BUSY
+        try:
+            while not self.is_over(NOBODY) and not self.site.table.header[FINISHED]:
+                self._take_ready()
+                self._seek_cookies()
+                self._begin()
+                for outcome in self.outcomes.take():
+                    self._came(outcome)
+                self._look_at_clocks()
+                self._sleep()
+        except Exception as error:  # of our own: else the run would wait for ever
+            self._fail_all(error)
+            raise
+        finally:
+            self._drop_all()
+            if self.notes is not None:
+                self.notes.flush()
+            self.outcomes.close()
+            slots[base + STATE] = GONE
+
+    # Beginning ------------------------------------------------------------------------------------
+
+    def _take_ready(self) -> None:
+        """Take nodes from the ready list, and mark them as running."""
+        site, table = self.site, self.site.table
+        header, body_of = table.header, site.flow.body_of
+        if header[READY_COUNT + AWAY] <= 0:
+            return
+        taken: list[int] = []
+        with table.locked(self.slot):
+            while len(taken) < _MOST and not header[STOP] and (node := table.pop(AWAY)) >= 0:
+                if groups := self.limited[body_of[node]]:
+                    full = table.full(groups, site.flow.limits)
+                    if full >= 0:
+                        table.defer_for_limit(full, node)
+                        continue
+                    for group in groups:
+                        header[LIMIT_RUNNING + group] += 1
+                table.states[node] = RUNNING
+                taken.append(node)
+        for node in taken:
+            self._line_up(node)
+
+    def _line_up(self, node: int) -> None:
+        """Have a node begin as soon as it has its cookies."""
+        pools = self.site.flow.body(node).pools
+        if pools:
+            self._lines.setdefault(pools, collections.deque()).append((node, time.monotonic_ns()))
+        else:
+            self._next.append((node, ()))
+
+    def _seek_cookies(self) -> None:
+        """Let those begin whose turn has come for the cookies that are to be had now."""
+        for pools, line in list(self._lines.items()):
+            sources = [self.site.queue(pool) for pool in pools]
+            while line and (cookies := self._take_cookies(pools, sources)) is not None:
+                node, since = line.popleft()
+                if self.notes is not None:
+                    self.notes.extra(node, COOKIE_WAIT, time.monotonic_ns() - since)
+                self._next.append((node, cookies))
+            if not line:
+                del self._lines[pools]
+
+    @staticmethod
+    def _take_cookies(pools: tuple[Pool, ...], sources: list[CookieSource]) -> tuple[Cookie, ...] | None:
+        """A cookie of each, or none of any."""
+        taken: list[Cookie] = []
+        for pool, source in zip(pools, sources, strict=True):
+            cell = source.take_cell()
+            if cell < 0:
+                for cookie in taken:
+                    cookie.give()
+                return None
+            taken.append(Cookie(pool, source, cell, threading.get_ident()))
+        return tuple(cookie for cookie in taken if cookie.pool.kind != TOKENS)
+
+    def _begin(self) -> None:
+        """Begin the calls of the nodes that can: those of one place together."""
+        site, flow, table = self.site, self.site.flow, self.site.table
+        begun: dict[AwayPlace, list[AwayCall]] = {}
+        following, self._next = self._next, []
+        for node, cookies in following:
+            body = flow.body(node)
+            self.using = {}
+            failed: BaseException | None = None
+            args, named = (), {}  # type: ignore[var-annotated]
+            try:
+                args, named = flow.arguments(node, self._value_of)  # type: ignore[assignment]
+            except BaseException as error:
+                failed = error
+            attempt = table.attempts[node] + 1
+            call = AwayCall(_away(body), args, named, self.outcomes.put, site.run_id, node, attempt, body.timeout, site.context)
+            args, named = (), {}
+            call.using, self.using, call.cookies = self.using, {}, cookies
+            self.calls[node] = call
+            table.started[node] = call.began
+            if failed is not None:
+                self._lost(call, failed)
+                continue
+            if body.timeout is not None:
+                self._queued.append(call)
+            begun.setdefault(call.place, []).append(call)
+        for place, calls in begun.items():
+            try:
+                place.begin(calls)
+            except BaseException as error:
+                for call in calls:
+                    call.failed(error)
+
+    # Ending ---------------------------------------------------------------------------------------
+
+    def _came(self, outcome: AwayOutcome) -> None:
+        """Deliver what has become of a call, unless nobody wants that any more."""
+        call, value, error, seconds = outcome
+        if self.calls.get(call.node) is not call:
+            return
+        if error is not None:
+            self._lost(call, error)
+            return
+        ended = time.monotonic_ns()
+        if seconds >= 0:
+            call.began = max(call.began, ended - int(seconds * 1e9))
+        self._end(call)
+        self._deliver(call.node, value, call.began, ended)
+        self._leave_node()
+
+    def _lost(self, call: AwayCall, raised: BaseException) -> None:
+        """A call has failed: begin the next attempt after a pause, or publish the error."""
+        site, table = self.site, self.site.table
+        node, body = call.node, site.flow.body(call.node)
+        error = self._failure(node, raised)
+        self._end(call)
+        attempt = table.attempts[node] + 1
+        # `error` differs from what was raised where that was no Exception, as SystemExit.
+        wanted = isinstance(error, body.on) or isinstance(raised, body.on)
+        if attempt <= body.retry and wanted:
+            table.attempts[node] = attempt
+            note_attempt(site, node, attempt, error, self.slot, call.began)
+            self.using = {}
+            heapq.heappush(self._pausing, (time.monotonic_ns() + int(pause(body, attempt) * 1e9), node))
+        else:
+            self.failed = call_of(site, self.store if site.directory else None, node)
+            self._fail(node, error)
+        self._leave_node()
+
+    def _end(self, call: AwayCall) -> None:
+        """A call is over: take its node into the slot, as if its body had run here."""
+        slots, base = self.site.table.slots, self.base
+        del self.calls[call.node]
+        for cookie in call.cookies:
+            cookie.give()
+        self.using = call.using
+        slots[base + SINCE] = call.began
+        slots[base + NODE] = call.node
+
+    def _leave_node(self) -> None:
+        slots, base = self.site.table.slots, self.base
+        slots[base + NODE] = NOBODY
+        slots[base + BEGUN] = 0
+        self.using = {}
+
+    def as_error(self, name: str, error: BaseException) -> Exception:
+        """The error of a body. One that would end the interpreter is wrapped."""
+        if isinstance(error, Exception):
+            return error
+        code = f"({error.code!r})" if isinstance(error, SystemExit) else ""
+        ended = ProcessTerminatedException(f"task {name!r} ended by raising {type(error).__name__}{code}")
+        ended.__cause__ = error
+        return ended
+
+    def _drop_all(self) -> None:
+        """The run is over: nobody wants what is away."""
+        for call in list(self.calls.values()):
+            with contextlib.suppress(Exception):
+                call.place.cancel(call)
+            for cookie in call.cookies:
+                cookie.give()
+        for _, cookies in self._next:
+            for cookie in cookies:
+                cookie.give()
+        self.calls.clear()
+
+    def _fail_all(self, error: Exception) -> None:
+        """Fail what it has, for an error of its own."""
+        for call in list(self.calls.values()):
+            self._end(call)
+            self._fail(call.node, error)
+
+    # Clocks ---------------------------------------------------------------------------------------
+
+    def _look_at_clocks(self) -> None:
+        """Cancel what is past its `timeout`, and begin again what has paused."""
+        if self._queued and time.monotonic() - self._asked >= self._asks():
+            queued, self._queued = self._queued, []
+            for call in queued:
+                if self.calls.get(call.node) is not call:
+                    continue
+                if not call.place.has_begun(call):
+                    self._queued.append(call)
+                    continue
+                call.began = time.monotonic_ns()
+                self.site.table.started[call.node] = call.began
+                assert call.timeout is not None
+                heapq.heappush(self._timed, (call.began + int(call.timeout * 1e9), next(self._serials), call))
+            self._asked = time.monotonic()
+        now = time.monotonic_ns()
+        while self._timed and self._timed[0][0] <= now:
+            call = heapq.heappop(self._timed)[2]
+            if self.calls.get(call.node) is call:
+                self._late(call, now)
+        while self._pausing and self._pausing[0][0] <= now:
+            self._line_up(heapq.heappop(self._pausing)[1])
+
+    def _asks(self) -> float:
+        return _ASKS + _EACH * len(self._queued)
+
+    def _late(self, call: AwayCall, now: int) -> None:
+        stopped = call.place.cancel(call)
+        text = f"task {call.name!r} ran longer than its timeout of {call.timeout:g} s (given up after {(now - call.began) / 1e9:.2f} s)"
+        if not stopped:
+            text += "; what runs it cannot be told to stop, so it runs on there, but its value is dropped"
+        self._lost(call, ProcessTimeoutException(text))
+
+    def _sleep(self) -> None:
+        """Sleep until there is an outcome, a node, a cookie, or a clock has run down."""
+        if self._next or self.site.table.header[READY_COUNT + AWAY] > 0:
+            return
+        if self.notes is not None:
+            self.notes.flush()
+        until: list[float] = []
+        now = time.monotonic_ns()
+        until += [(at[0][0] - now) / 1e9 for at in (self._timed, self._pausing) if at]
+        if self._queued:
+            until.append(self._asks())
+        fds: list[int] = []
+        for pools in self._lines:
+            for pool in pools:
+                source = self.site.queue(pool)
+                # One that can be read now has a byte that is none of our cookies, or another pool
+                # of the line has none.
+                if isinstance(source, CookieQueue) and not source.count():
+                    fds.append(source.fileno())
+                until.append(min(PATIENCE, source.left()) if isinstance(source, TokenBucket) else PATIENCE)
+        self.outcomes.wait(min(until, default=None), fds)
+
+
+def _away(body: Body) -> AwayFunction:
+    function = body.function
+    assert isinstance(function, AwayFunction)
+    return function
