@@ -18,10 +18,29 @@ from typing import Any
 
 def note(path: str | os.PathLike[str], *words: object) -> None:
     """Add one line to the file at `path`: a single write to a file opened for appending, so that
-    lines never mix."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lines never mix. Where there is a file, there is a line in it."""
+    line = (" ".join(str(word) for word in words) + "\n").encode()
+    if os.path.exists(path) or not _begun(os.fspath(path), line):
+        _write(path, os.O_APPEND, line)
+
+
+def _begun(path: str, line: bytes) -> bool:
+    """Make a file with this line, unless another process is the first."""
+    new = f"{path}.{os.getpid()}-{time.monotonic_ns()}"
+    _write(new, os.O_CREAT, line)
     try:
-        os.write(fd, (" ".join(str(word) for word in words) + "\n").encode())
+        os.link(new, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(new)
+    return True
+
+
+def _write(path: str | os.PathLike[str], how: int, line: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | how, 0o600)
+    try:
+        os.write(fd, line)
     finally:
         os.close(fd)
 
