@@ -41,6 +41,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "interpreter",
             "ssh",
             "docker",
+            "slurm",
             "containers",
             "service",
             "on",

@@ -24,7 +24,7 @@ CORE_DEPENDENCIES = {"cloudpickle", "psutil"}
 OPTIONAL = {"examples.": {"numpy", "numba", "httpx", "fastapi"}, "cli.": {"typer", "rich"}, "pytest_plugin.": {"pytest"}}
 
 #: Files of one name that nobody mistakes for each other: a door and its transport.
-PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter", "ssh")]
+PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter", "slurm", "ssh")]
 
 
 def test_every_module_has_a_floor() -> None:

@@ -145,7 +145,10 @@ print("modules")
 
 @pytest.mark.parametrize(
     "name",
-    ["dataflow", "docker", "interpreter", "limit", "local", "on", "place", "process", "scheduler", "ssh", "task", "thread", "workflow"],
+    [
+        *("dataflow", "docker", "interpreter", "limit", "local", "on", "place", "process"),
+        *("scheduler", "slurm", "ssh", "task", "thread", "workflow"),
+    ],
 )
 def test_a_module_that_is_taken_for_its_decorator_says_so(name: str) -> None:
     module = importlib.import_module(f"entangle.{name}")

@@ -127,8 +127,11 @@ class Agent:
         heard = time.monotonic()
         patience = 3 * float(self.config.get("silence", 120.0))
         lasts = self.config.get("lasts") or float("inf")
+        nudges = self.config.get("nudges", False)
         try:
             while True:
+                if nudges and decoder.inside and not poll.poll(0):
+                    self._post(control(PONG))  # see Transport.nudges
                 ready = [fd for fd, _ in poll.poll(1000 * min(IDLE, patience / 3, lasts))]
                 if self._wake in ready:
                     os.read(self._wake, 4096)

@@ -127,6 +127,8 @@ class Channel:
         self._silence = _silence(transport)
         self._quiet = 0.0
         self._pinged = False
+        #: Part of an answer has come, and the rest may wait for a sign of ours.
+        self._partly = False
         self._wake, self._waker = os.pipe()
         self._closed = False
         for fd in (self._wake, self._waker):
@@ -183,7 +185,8 @@ class Channel:
     def _config(self) -> dict[str, Any]:
         """What the agent is told of us before anything else."""
         lasts = self._settings["idle"] + MARGIN if self._settings is not None else None
-        return {"silence": self._silence, "press": compressions(), "branch": branch(), "session": self._settings, "lasts": lasts}
+        told = {"silence": self._silence, "press": compressions(), "branch": branch()}
+        return {**told, "session": self._settings, "lasts": lasts, "nudges": self.transport.nudges}
 
     # Calls ----------------------------------------------------------------------------------
 
@@ -327,6 +330,10 @@ class Channel:
             self._flush_if_free()
             if self._outbox and not self._sending.locked():
                 writes = stream.writes
+        if self._partly:
+            self._partly = False
+            if not wait_ready([stream.reads], [], 0):
+                self._post(control(PONG))
         most = min(seconds, self._silence / 8)
         began = time.monotonic()
         ready = wait_ready([stream.reads, self._stderr.fd, self._wake], [writes], most)
@@ -359,8 +366,11 @@ class Channel:
                     pass
                 if size:
                     self._quiet, self._pinged = 0.0, False
+                    self._partly = self.transport.nudges
                     for message in self._decoder.received(size):
                         self._inbox.append(message)
+                        self._partly = self._partly and message.kind not in (PONG, VALUE, ERROR)
+                    self._partly = self.transport.nudges and (self._decoder.inside or self._partly)
         except ProtocolError as error:
             self._refuse(error)
         else:
@@ -485,12 +495,14 @@ class Channel:
                 os.write(self._waker, b"!")
         self._shown.finish()
 
-    def _exit_error(self) -> LinkLostError:
+    def _exit_error(self) -> FarError:
         """Why the stream has ended: how the program exited, and the tail of its stderr."""
         until = time.monotonic() + 0.5
         self._stderr.read_last()
         while (status := self._stream.status()) is None and time.monotonic() < until:
             time.sleep(0.002)
+        if (told := self.transport.ended(status, self._stderr.tail())) is not None:
+            return told
         how = "" if status is None else f" (exit status {status})" if status >= 0 else f" (signal {-status})"
         tail = self._stderr.tail().strip().splitlines()[-6:]
         said = "; its stderr ended with: " + " / ".join(tail) if tail else ""

@@ -48,9 +48,14 @@ class Far(Layer):
         """`wait` and limits of the layers below hold here."""
         return kept_here(rest)
 
+    def send(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of it there: its value, or its error."""
+        from entangle._remote.caller.open_channels import channel_to
+
+        return channel_to(self.transport).call(rest, args, kwargs)
+
     def ship(self, rest: Decorated) -> Callable[..., Any]:
         """The function that runs here for a task that runs there."""
-        transport = self.transport
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}
         body = Body(rest.function, rest.__name__, **{name: terms[name] for name in AGAIN if name in terms})
         again = body.retry > 0 and any(issubclass(kind, body.on) for kind in (LinkLostError, ProcessTerminatedException))
@@ -58,16 +63,14 @@ class Far(Layer):
         def far(*args: Any, **kwargs: Any) -> Any:
             if inline.on:
                 return rest(*args, **kwargs)()
-            from entangle._remote.caller.open_channels import channel_to
-
             if not again:
-                return channel_to(transport).call(rest, args, kwargs)
+                return self.send(rest, args, kwargs)
             from entangle._worker.failures import pause
 
             lost: list[LinkLostError | UnreachableError] = []
             while True:
                 try:
-                    return channel_to(transport).call(rest, args, kwargs)
+                    return self.send(rest, args, kwargs)
                 except (LinkLostError, UnreachableError) as error:
                     # A place that was there may come back. A wrong key or image stays wrong.
                     if isinstance(error, UnreachableError) and (not lost or type(error) is not UnreachableError):
@@ -116,6 +119,9 @@ class _Ending:
         channels = sys.modules.get("entangle._remote.caller.open_channels")
         if channels is not None:
             channels.close_all(lambda channel: channel.transport.ends_with_run)
+        allocations = sys.modules.get("entangle._remote.caller.allocations")
+        if allocations is not None:
+            allocations.end_of_runs()
 
 
 _ending = _Ending()

@@ -27,6 +27,7 @@ from entangle.errors import OptionError
 #: Each kind, and the module of the decorator that has its name.
 KINDS = {
     "ssh": "entangle.ssh",
+    "slurm": "entangle.slurm",
     "docker": "entangle.docker",
     "apptainer": "entangle.containers",
     "singularity": "entangle.containers",

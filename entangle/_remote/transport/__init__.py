@@ -55,6 +55,11 @@ class Transport:
     #: Whether its agents end with the outermost run of the process, not with the process.
     ends_with_run: ClassVar[bool] = False
 
+    #: Whether each side answers part of a message with a few bytes, to have the rest. For carriers
+    #: that cut messages into small TCP segments without TCP_NODELAY: the rest would wait 40 ms for
+    #: a delayed acknowledgement of the first part.
+    nudges: ClassVar[bool] = False
+
     @property
     def key(self) -> Hashable:
         """Calls over transports with equal keys share one agent. By default, the options."""
@@ -89,6 +94,12 @@ class Transport:
         knows. `words` is what it wrote to stderr, and to stdout before anything of ours.
         """
         return did_not_start(self.place, status, words)
+
+    def ended(self, status: int | None, words: str) -> FarError | None:
+        """The error for a stream that ended after the agent had said hello, where the place can say
+        why; None where it cannot. `words` is the tail of the program's stderr.
+        """
+        return None
 
 
 def did_not_start(place: str, status: int | None, words: str) -> FarError:

@@ -130,6 +130,11 @@ class Decoder:
         self._frame: tuple[int, int, int] | None = None
         self._broken: str | None = None
 
+    @property
+    def inside(self) -> bool:
+        """Whether the bytes so far end within a message."""
+        return self._payload is not None or self._start != self._end or bool(self._open)
+
     def room(self) -> Any:
         """Where the next bytes go: a writable memoryview, never empty."""
         if self._payload is not None:

@@ -1,0 +1,355 @@
+"""`@slurm`: calls in allocations of a real Slurm with two nodes."""
+
+# Decorators are passed around as values here, and have no types then.
+# mypy: disable-error-code="untyped-decorator"
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entangle
+from entangle._remote.caller import allocations as pools
+from entangle.errors import LinkLostError, MissingModuleError, UnfitPythonError, UnreachableError
+from entangle.process import process
+from entangle.slurm import slurm
+from entangle.thread import thread
+from entangle.workflow import workflow
+
+from ..callers import ROOT
+from ..evidence import note, notes, wait_until
+from ..far_bodies import add
+from ..places import far_pythons
+from ..services.slurm_cluster import SlurmCluster
+
+
+@pytest.fixture(autouse=True)
+def _no_job_is_left(slurm: SlurmCluster) -> Iterator[None]:
+    """What a run has asked for goes with it."""
+    yield
+    pools.end_all()
+    wait_until(lambda: not slurm.jobs(), 20, "a job of ours is still there")
+
+
+def there(**options: Any) -> Any:
+    """@slurm with this Python."""
+    return slurm(**{"time": 300, "python": sys.executable, "memory": "400M", **options})
+
+
+def job() -> tuple[str, str, int]:
+    """The job and the node that this runs in, and its process."""
+    return os.environ["SLURM_JOB_ID"], os.environ["SLURMD_NODENAME"], os.getpid()
+
+
+@thread
+def gather(*values: Any) -> list[Any]:
+    """The values as a list."""
+    return list(values)
+
+
+def test_a_function_runs_in_an_allocation_and_its_value_comes_back() -> None:
+    assert there()(add)([1], [2])() == [1, 2]
+    assert there()(lambda: os.environ["SLURM_JOB_NAME"])()() == "entangle-agent"
+
+
+@pytest.mark.parametrize("value", [None, 0, "", [], b"x" * 3_000_000], ids=["None", "0", "empty-text", "empty-list", "large"])
+def test_values_travel_as_they_are(value: Any) -> None:
+    @there()
+    def same(given: Any) -> Any:
+        return given
+
+    assert same(value)() == value
+
+
+def test_calls_of_a_run_share_one_allocation_and_one_python() -> None:
+    task = there(cpus=4)(job)
+    found = gather(*[task() for _ in range(12)])()
+    assert len({(number, pid) for number, _, pid in found}) == 1
+
+
+def test_the_allocation_goes_with_the_run_and_stays_in_a_session(slurm: SlurmCluster) -> None:
+    task = there()(job)
+    first = task()()
+    wait_until(lambda: not slurm.jobs(), 20, "the allocation outlives its run")
+    with entangle.session():
+        second, third = task()(), task()()
+        assert second == third != first
+        assert slurm.jobs() == [second[0]]
+    wait_until(lambda: not slurm.jobs(), 20, "the allocation outlives its session")
+
+
+def test_processes_and_prints_below_it(capfd: pytest.CaptureFixture[str]) -> None:
+    @there(cpus=2)
+    @process(timeout=120)
+    def loud(n: int) -> int:
+        print(f"hello {n}")
+        return os.getpid()
+
+    assert len(set(gather(loud(1), loud(2))())) == 2
+    shown = capfd.readouterr().out
+    assert "[slurm:n" in shown
+    assert "hello 1" in shown
+
+
+def test_jobs_are_added_while_calls_wait_and_a_node_takes_no_more_calls_than_cpus(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there(jobs=2)
+    def slow() -> str:
+        note(log, "began", os.environ["SLURM_JOB_ID"])
+        wait_until(lambda: len({line[1] for line in notes(log)}) == 2, 60, "the calls never had two allocations")
+        return os.environ["SLURM_JOB_ID"]
+
+    assert len(set(gather(slow(), slow(), slow())())) == 2
+
+
+def test_calls_go_to_all_nodes_of_an_allocation(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there(nodes=2)
+    def where() -> tuple[str, str]:
+        note(log, os.environ["SLURMD_NODENAME"])
+        wait_until(lambda: len({line[0] for line in notes(log)}) == 2, 60, "no call ran on the second node")
+        return os.environ["SLURM_JOB_ID"], os.environ["SLURMD_NODENAME"]
+
+    found = gather(where(), where())()
+    assert len({number for number, _ in found}) == 1
+    assert {node for _, node in found} == {"n1", "n2"}
+
+
+def test_gpus_of_the_allocation_are_seen() -> None:
+    assert there(gres="gpu:1")(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))()() == "0"
+
+
+def test_setup_lines_run_before_the_python() -> None:
+    task = there(setup=["export GREETING='so long'", "cd /"])(lambda: (os.environ["GREETING"], os.getcwd()))
+    assert task()() == ("so long", "/")
+    with pytest.raises(UnreachableError, match=r"setup line 'module_that_is_none load python' failed"):
+        there(setup=["module_that_is_none load python"])(add)(1, 2)()
+
+
+def test_a_wrong_python_and_another_version() -> None:
+    with pytest.raises(UnfitPythonError, match="python9"):
+        there(python="/no/such/python9")(add)(1, 2)()
+    assert there(python=far_pythons(same=False))(add)(1, 2)() == 3
+
+
+def test_a_module_that_is_missing_there() -> None:
+    @there(python=far_pythons(same=True), setup=["unset PYTHONPATH"])
+    def needs() -> Any:
+        import entangle_has_no_such_module  # type: ignore[import-not-found]
+
+        return entangle_has_no_such_module
+
+    with pytest.raises((MissingModuleError, ModuleNotFoundError), match="entangle_has_no_such_module"):
+        needs()()
+
+
+def test_what_slurm_refuses_is_said() -> None:
+    with pytest.raises(UnreachableError, match="invalid partition"):
+        there(partition="nowhere")(add)(1, 2)()
+
+
+def test_a_cancelled_job_is_told_with_its_number_and_node(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there()
+    def cancelled() -> None:
+        note(log, os.environ["SLURM_JOB_ID"])
+        time.sleep(60)
+
+    def scancel() -> None:
+        wait_until(lambda: notes(log), 60, "the body never began")
+        slurm.run("scancel", notes(log)[0][0])
+
+    with _meanwhile(scancel), pytest.raises(LinkLostError) as caught:
+        cancelled()()
+    assert f"(job {notes(log)[0][0]})" in str(caught.value)
+    assert "CANCELLED" in str(caught.value)
+    assert "slurm:n" in str(caught.value)
+
+
+def test_retry_sends_the_call_to_another_allocation(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there()
+    @process(retry=1, timeout=120)
+    def again() -> int:
+        note(log, os.environ["SLURM_JOB_ID"])
+        if len(notes(log)) == 1:
+            time.sleep(60)
+        return len(notes(log))
+
+    def scancel() -> None:
+        wait_until(lambda: notes(log), 60, "the body never began")
+        slurm.run("scancel", notes(log)[0][0])
+
+    with _meanwhile(scancel):
+        assert again()() == 2
+    assert len({line[0] for line in notes(log)}) == 2
+
+
+def test_out_of_memory_is_told() -> None:
+    @there(memory="150M")
+    def greedy() -> int:
+        data = bytearray(400 << 20)
+        time.sleep(20)
+        return len(data)
+
+    with pytest.raises(LinkLostError, match="OUT_OF_MEMORY"):
+        greedy()()
+
+
+def test_a_node_that_goes_down_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there()
+    def there_for_long() -> None:
+        note(log, os.environ["SLURM_JOB_ID"], os.environ["SLURMD_NODENAME"])
+        time.sleep(60)
+
+    def take_down() -> None:
+        wait_until(lambda: notes(log), 60, "the body never began")
+        slurm.run("scontrol", "update", f"nodename={notes(log)[0][1]}", "state=down", "reason=test")
+
+    try:
+        with _meanwhile(take_down), pytest.raises(LinkLostError, match="NODE_FAIL"):
+            there_for_long()()
+    finally:
+        # Its slurmd may have told the controller already that it is well.
+        slurm.run("scontrol", "update", f"nodename={notes(log)[0][1]}", "state=resume", check=False)
+        wait_until(lambda: slurm.state_of_nodes() == ["idle", "idle"], 30, "the node does not come back")
+
+
+def test_a_drained_node_takes_no_new_allocation(slurm: SlurmCluster) -> None:
+    slurm.run("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
+    try:
+        assert there()(job)()()[1] == "n2"
+    finally:
+        slurm.run("scontrol", "update", "nodename=n1", "state=resume")
+
+
+def test_the_controller_is_restarted_in_the_middle(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there()
+    def through() -> int:
+        note(log, os.environ["SLURM_JOB_ID"])
+        wait_until(lambda: len(notes(log)) == 2, 60, "nobody said that the controller is back")
+        return 5
+
+    def restart() -> None:
+        wait_until(lambda: notes(log), 60, "the body never began")
+        slurm.stop_controller()
+        slurm.start_controller()
+        note(log, "back")
+
+    @workflow
+    def both() -> Any:
+        return gather(through()(), there()(add)(1, 2))
+
+    with _meanwhile(restart):
+        assert both()() == [5, 3]
+
+
+def test_a_call_that_would_not_fit_goes_to_the_next_allocation(slurm: SlurmCluster) -> None:
+    @there(time=120)
+    @process(timeout=100)
+    def soon() -> tuple[str, str, int]:
+        return job()
+
+    with entangle.session():
+        first = soon()()[0]
+        (pool,) = pools._all.values()
+        (allocation,) = pool._held
+        allocation.until -= 60  # as if a minute had passed
+        second = soon()()[0]
+        assert first != second
+        wait_until(lambda: slurm.jobs() == [second] or first in slurm.jobs(), 5, "it is gone")
+
+
+def test_the_walltime_ends_a_call(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there(time=60)
+    def too_long() -> None:
+        note(log, os.environ["SLURM_JOB_ID"])
+        time.sleep(200)
+
+    def shorten() -> None:
+        wait_until(lambda: notes(log), 60, "the body never began")
+        slurm.run("scontrol", "update", f"jobid={notes(log)[0][0]}", "EndTime=now+2")
+
+    with _meanwhile(shorten), pytest.raises(LinkLostError) as caught:
+        too_long()()
+    assert "TIMEOUT" in str(caught.value)
+    assert f"(job {notes(log)[0][0]})" in str(caught.value)
+
+
+def test_a_call_that_waits_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    assert there(options={"begin": "now+7"})(add)(1, 2)() == 3
+    said = capfd.readouterr().err
+    assert "[slurm] job" in said
+    assert "is pending because BeginTime" in said
+
+
+def test_nothing_is_left_when_the_caller_is_killed(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = tmp_path / "caller.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import os, sys, time
+            from entangle.slurm import slurm
+
+            @slurm(time=300, python=sys.executable)
+            def there():
+                with open({str(log)!r}, "w") as file:
+                    file.write(f"{{os.getpid()}}\\n")
+                time.sleep(200)
+
+            if __name__ == "__main__":
+                there()()
+            """
+        )
+    )
+    with subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": ROOT}) as caller:
+        wait_until(lambda: log.exists() and log.read_text().endswith("\n"), 60, "the body never began")
+        assert len(slurm.jobs()) == 1
+        os.kill(caller.pid, signal.SIGKILL)
+    wait_until(lambda: not slurm.jobs(), 60, "the allocation outlives its caller")
+    wait_until(lambda: not Path(f"/proc/{int(log.read_text())}").exists(), 10, "the body outlives its caller")
+
+
+class _meanwhile:  # noqa: N801  # reads as a word
+    """Does something in a thread while the block runs."""
+
+    def __init__(self, act: Any) -> None:
+        import threading
+
+        self._error: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                act()
+            except BaseException as error:
+                self._error.append(error)
+
+        self._thread = threading.Thread(target=run)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        if self._error:
+            raise self._error[0]
