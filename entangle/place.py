@@ -18,6 +18,7 @@ from entangle._tasks.layer import Decorated
 from entangle._worker import inline
 from entangle.errors import EntangleError, OptionError
 from entangle.flow import HERE
+from entangle.process import process
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
 
@@ -120,16 +121,20 @@ def place(name: str, /, **unknown: NoReturn) -> Decorator:
     refuse_unknown("place", (), unknown)
     if not isinstance(name, str) or not name:
         raise OptionError(f"@place needs the name of a place, not {value_in_short(name)}: @place('gpu-box')")
-    layer = Place(name, _layer_called(name))
+    definition = _defined(name)
+    if isinstance(definition, Definition):
+        layer_of(definition)  # what is wrong with its options is said here
 
     @edge
     def wrap(inner: Any) -> Any:
-        return decorate("place", inner, layer)
+        task = decorate("place", inner)
+        layer = layer_of(definition, task) if isinstance(definition, Definition) else definition
+        return decorate("place", inner, Place(name, layer))
 
     return wrap
 
 
-def _layer_called(name: str) -> Layer:
+def _defined(name: str) -> Definition | Nowhere:
     if imports.finders:
         # The caller's module, imported in another place. Files there are another project's.
         return Nowhere(
@@ -138,32 +143,34 @@ def _layer_called(name: str) -> Layer:
         )
     known = known_places()
     if name in known.tables:
-        return layer_of(known[name])
+        return known[name]
     if known.tables:
         raise OptionError(f"@place({name!r}): {known.absent(name)}")
     return Nowhere(f"@place({name!r}): {known.absent(name)}")
 
 
-def layer_of(definition: Definition) -> Layer:
-    """The layer that a definition stands for. Raises OptionError, which names file and table."""
+def layer_of(definition: Definition, task: Task[..., Any] | None = None) -> Layer:
+    """The layer that a definition stands for, above those of a task: by default one with a
+    deadline. Raises OptionError, which names file and table."""
+    below = task or process(timeout=60)(_any)
     try:
-        layers = [_made(kind, options) for kind, options in definition.hosts]
+        layers = [_made(kind, options, below) for kind, options in definition.hosts]
         if len(layers) == 1:
             return layers[0]
         hosts: list[Transport] = []
         for (kind, _), layer in zip(definition.hosts, layers, strict=True):
             if not isinstance(layer, Far):
-                raise OptionError(f"kind={kind!r} cannot be one of several: it is never out of reach")
+                raise OptionError(f"kind={kind!r} cannot be one of several")
             hosts.append(layer.transport)
         return SeveralHosts(SeveralTransport(definition.name, tuple(hosts)))
     except EntangleError as error:
         raise OptionError(f"{definition.where}: {error}") from None
 
 
-def _made(kind: str, options: dict[str, Any]) -> Layer:
+def _made(kind: str, options: dict[str, Any], below: Task[..., Any]) -> Layer:
     """The layer of a decorator with these options, which it checks."""
     decorator = getattr(importlib.import_module(KINDS[kind]), kind)
-    task: Task[..., Any] = decorator(**options)(_any)
+    task: Task[..., Any] = decorator(**options)(below)
     return task.layers[0]
 
 

@@ -4,10 +4,11 @@ there."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from entangle.errors import OptionError
 if TYPE_CHECKING:
     from entangle._remote.caller.check import Report
     from entangle._remote.caller.place_files import Places
+    from entangle._remote.transport import Transport
     from entangle.task import Layer
 
 
@@ -120,23 +122,42 @@ def _found(known: Places, name: str) -> tuple[NamedPlace, Layer | None]:
 
 
 def _hosts(layer: Layer) -> list[str]:
-    transport = getattr(layer, "transport", None)
-    if transport is None:
-        return ["this machine"]
-    return [one.place for one in transport.alternatives or (transport,)]
+    transport = _transport(layer)
+    if transport is not None:
+        return [one.place for one in transport.alternatives or (transport,)]
+    named = getattr(layer, "transport", None) or getattr(layer, "service", None)
+    return [named.place if named is not None else "this machine"]
 
 
-def _looks(layer: Layer) -> list[Any]:
+def _transport(layer: Layer) -> Transport | None:
+    """The transport of a layer whose agents are there while the program is."""
+    from entangle._remote.caller.far import Far
+
+    return layer.transport if isinstance(layer, Far) and getattr(type(layer), "send", None) is getattr(Far, "send", None) else None
+
+
+def _looks(layer: Layer) -> list[Callable[[Sequence[str]], Report]]:
     """What gives the report of each host, when it is called with the names of packages."""
-    from entangle._remote.caller.check import look_at, look_by
+    from entangle._remote.caller.check import look_at
 
-    transport = getattr(layer, "transport", None)
+    transport = _transport(layer)
     if transport is None:
-        from entangle.process import process
+        return [functools.partial(_look_by_runs, layer)]
+    return [functools.partial(look_at, one) for one in transport.alternatives or (transport,)]
 
-        here = os.uname().nodename
-        return [lambda packages: look_by(lambda task, *args: process(task)(*args)(), here, packages)]
-    return [lambda packages, one=one: look_at(one, packages) for one in transport.alternatives or (transport,)]
+
+def _look_by_runs(layer: Layer, packages: Sequence[str]) -> Report:
+    """The report of a place by runs of tasks: what starts anew for each run stays for them all."""
+    from entangle import session
+    from entangle._remote.caller.check import look_by
+    from entangle.process import process
+    from entangle.task import decorate
+
+    def call(task: Any, *args: Any) -> Any:
+        return decorate("place", task if layer.ships else process(task), layer)(*args)()
+
+    with session():
+        return look_by(call, os.uname().nodename if not layer.ships else _hosts(layer)[0], packages)
 
 
 def _needed() -> list[str]:
