@@ -403,9 +403,6 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         if where == IN_RECORD and state == DONE:
             value = in_record(number, kind)
         place, ticket, queued = elsewhere(node, _HERE)
-        if queued and started:  # its record says since when it was on its way
-            queued = min(queued, max(0, ended - started))
-            started += queued
         yield (
             key,
             node,
@@ -426,12 +423,13 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             *(stages[node] if stages else _NO_STAGE),
             place,
             ticket,
-            queued,
+            _within(queued, started - (ready or began_ns)),
         )
 
 
 def _within(waited: int | None, most: int) -> int | None:
-    """How long a node has waited for cookies. Of notes of two workers one may be lost with it."""
+    """How long a node has waited for cookies, or in the queue of its place. Of notes of two workers
+    one may be lost with it."""
     return waited and max(0, min(waited, most))
 
 

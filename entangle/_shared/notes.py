@@ -173,8 +173,8 @@ class Notes:
         self._extras += (node, what, much)
 
     def elsewhere(self, node: int, place: str, ticket: str = "", queued: int = 0) -> None:
-        """Note where else the body of a node runs, what that place calls it, and how many
-        nanoseconds after the start in its record it began there. What is noted last counts."""
+        """Note where else the body of a node runs, what that place calls it, and for how many
+        nanoseconds it was queued there before the start in its record. The last note counts."""
         self._places += (node, place, ticket, queued)
 
     def flush(self) -> None:

@@ -157,7 +157,6 @@ def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], floa
             found.append(Stretch(lane, label, began, ended, name, str(one["node"]), one["error"][:200], attempt=one["attempt"]))
     where = tail.get("places", ())
     ran_at = dict(zip(where[::4], where[1::4], strict=True))
-    queued = dict(zip(where[::4], where[3::4], strict=True))
     host = segment.head["host"]
     lanes: dict[tuple[int | str, ...], tuple[tuple[int | str, ...], str]] = {}
     make, add = tuple.__new__, found.append
@@ -171,6 +170,5 @@ def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], floa
         if lane_label is None:
             lane_label = lanes[key] = lane_of(by, pid, cpu, worker, at)
         reason = failed.get(node, "failed")[:200] if state == FAILED else ""
-        started = min(started + queued.get(node, 0), ended)
         add(make(Stretch, (*lane_label, (started - clock) / 1e9, (ended - clock) / 1e9, names[body], str(node), reason, 1, 0)))
     return found, (tail["ended"] - clock) / 1e9
