@@ -100,7 +100,7 @@ def place(name: str, /, **unknown: NoReturn) -> Decorator:
     What the name stands for is said in `pyproject.toml`, in `[tool.entangle.places.NAME]`, or in
     `entangle.toml`, in `[places.NAME]`: the nearest upward from the program's script, else from the
     working directory. `~/.config/entangle/entangle.toml` adds places of this machine. A table has
-    the `kind` (ssh, docker, apptainer, singularity, interpreter or local) and options of the
+    the `kind` (ssh, docker, apptainer, singularity, slurm, interpreter or local) and options of the
     decorator of that name. Of several hosts (`hosts = ["one", "two"]`, or a list of tables), the
     first that can be reached is used, and is remembered while the program runs; `entangle places`
     lists what is known, and `entangle places check NAME` tries it.
@@ -159,7 +159,7 @@ def layer_of(definition: Definition, task: Task[..., Any] | None = None) -> Laye
             return layers[0]
         hosts: list[Transport] = []
         for (kind, _), layer in zip(definition.hosts, layers, strict=True):
-            if not isinstance(layer, Far):
+            if not isinstance(layer, Far) or type(layer).send is not Far.send:
                 raise OptionError(f"kind={kind!r} cannot be one of several")
             hosts.append(layer.transport)
         return SeveralHosts(SeveralTransport(definition.name, tuple(hosts)))

@@ -133,7 +133,7 @@ def _transport(layer: Layer) -> Transport | None:
     """The transport of a layer whose agents are there while the program is."""
     from entangle._remote.caller.far import Far
 
-    return layer.transport if isinstance(layer, Far) and getattr(type(layer), "send", None) is getattr(Far, "send", None) else None
+    return layer.transport if isinstance(layer, Far) and type(layer).send is Far.send else None
 
 
 def _looks(layer: Layer) -> list[Callable[[Sequence[str]], Report]]:

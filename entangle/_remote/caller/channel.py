@@ -205,7 +205,7 @@ class Channel:
             if call.records:
                 record = worker.site.run_id, call.node, mode == WHOLE
         if worker is not None and worker.notes is not None:
-            worker.notes.elsewhere(call.node, self.place)
+            worker.notes.elsewhere(call.node, self.place, self.transport.ticket)
         parts, given = job.pack(rest, args, kwargs, self.about, self.place, record)
 
         def cancel() -> None:

@@ -79,6 +79,11 @@ class Transport:
         raise NotImplementedError
 
     @property
+    def ticket(self) -> str:
+        """What the place calls the work that it does for us, such as a job; "" for nothing."""
+        return ""
+
+    @property
     def timeout(self) -> float:
         """Seconds from `open`'s return until the agent must have said hello."""
         return 30.0

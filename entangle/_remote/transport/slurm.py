@@ -61,6 +61,11 @@ class SlurmStep(Transport):
         return 120.0
 
     @property
+    def ticket(self) -> str:
+        """The job of the allocation."""
+        return f"job {self.allocation.job}" if self.allocation.job else ""
+
+    @property
     def _node(self) -> str:
         nodes = self.allocation.nodes
         return nodes[self.node] if self.node < len(nodes) else self.allocation.options.partition or "job"

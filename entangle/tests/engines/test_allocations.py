@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 
 import entangle
+from entangle import records
 from entangle._remote.caller import allocations as pools
-from entangle.errors import LinkLostError, MissingModuleError, UnfitPythonError, UnreachableError
+from entangle.cli import main
+from entangle.errors import LinkLostError, MissingModuleError, OptionError, UnfitPythonError, UnreachableError
+from entangle.place import place
 from entangle.process import process
 from entangle.slurm import slurm
 from entangle.thread import thread
@@ -353,3 +356,20 @@ class _meanwhile:  # noqa: N801  # reads as a word
         self._thread.join()
         if self._error:
             raise self._error[0]
+
+
+def test_a_place_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    options = f'python = "{sys.executable}"\nmemory = "400M"\n'
+    (tmp_path / "entangle.toml").write_text(
+        f'[places.cluster]\nkind = "slurm"\ntime = 300\n{options}[places.other]\nkind = "slurm"\n{options}'
+    )
+    found = place("cluster")(job)()()
+    (node,) = records.run("last").nodes
+    assert (node.place, node.ticket) == (f"slurm:{found[1]}", f"job {found[0]}")
+    assert place("other")(process(timeout=100)(add))(1, 2)() == 3
+    with pytest.raises(OptionError, match=r"\[places.other\]: @slurm needs to know how long"):
+        place("other")(add)
+    assert main(["places", "check", "cluster"]) == 0
+    assert "round trip" in capsys.readouterr().out
