@@ -116,7 +116,7 @@ def test_a_worker_process_has_an_agent_of_its_own() -> None:
 
 def test_the_process_may_fork_while_an_agent_is_warm() -> None:
     interpreter(bodies.pid)()()
-    assert threading.active_count() == 1
+    wait_until(lambda: threading.active_count() == 1)
     assert process(bodies.num)(5)(start="fork") == 5
     assert interpreter(bodies.num)(6)() == 6
 
