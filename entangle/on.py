@@ -52,9 +52,13 @@ def on(executor: futures.Executor | Callable[[], futures.Executor], /, **unknown
 
     A call that is under way costs no thread here: ten thousand are ten thousand futures. What the
     decorators above state is kept here: `timeout` counts from when the executor says that the call
-    runs, and then cancels its future; `retry` submits it once more. A body that runs already
-    cannot be stopped: it runs on there, and its value is dropped. What stands below travels with
-    the function, and is enforced there.
+    runs, and then cancels its future; `retry` submits it once more. A body that runs already cannot
+    be stopped: it runs on there, and its value is dropped. What stands below travels with the
+    function, and is enforced there.
+
+    Dask's executor never says that a call runs: `timeout` counts from when it was submitted. It
+    runs a call again when a worker is lost with it, so tasks are refused there that say neither
+    `idempotent=True` nor `retry=`.
 
     The executor gets a function of this package and bytes, so closures and lambdas travel whatever
     its own pickler can do, and the package must be installed where it runs. Threads get the

@@ -50,8 +50,11 @@ def _dumped(whole: Any, task: Any, parts: list[tuple[str, Any]]) -> bytes:
         raise UnpicklableError(f"task {task.__name__!r} cannot travel to its executor: {type(error).__name__}: {error}") from None
 
 
-def perform(name: str, attempt: int, python: tuple[int, int], task: bytes, arguments: bytes) -> Answer:
-    """Run a call, wherever the executor does that; gives its answer. Raises nothing."""
+def perform(name: str, attempt: int, python: tuple[int, int], task: bytes, arguments: bytes, unique: bytes) -> Answer:
+    """Run a call, wherever the executor does that; gives its answer. Raises nothing.
+
+    `unique` tells it from other calls: Dask takes equal ones for one.
+    """
     began = time.perf_counter()
     try:
         if sys.version_info[:2] != tuple(python):

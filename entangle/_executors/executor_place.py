@@ -23,7 +23,7 @@ from entangle._run.start import session
 from entangle._shared.summaries import value_in_short
 from entangle._worker.away import AwayCall
 from entangle._worker.inheritance import in_context_of
-from entangle.errors import EntangleError, ProcessTerminatedException
+from entangle.errors import EntangleError, OptionError, ProcessTerminatedException
 
 
 class _InUse:
@@ -75,20 +75,30 @@ class ExecutorPlace:
     def has_begun(self, call: AwayCall) -> bool:
         """Whether the executor says that the call runs."""
         future = call.handle
-        return future is None or bool(future.running() or future.done())
+        return future is None or bool(future.running() or future.done()) or self._never_says(call)
 
     def cancel(self, call: AwayCall) -> bool:
         """Cancel the future, which only works while it waits in a queue."""
         future = call.handle
-        return future is None or bool(future.cancel())
+        return future is None or (bool(future.cancel()) and not self._never_says(call))
+
+    @staticmethod
+    def _never_says(call: AwayCall) -> bool:
+        return call.where == "ClientExecutor"
 
     def _submitted(self, executor: Any, call: AwayCall) -> Any:
         args, kwargs = call.take()
+        call.where = _kind(executor)
+        if _is_of_dask(executor) and not call.repeatable:
+            raise OptionError(
+                f"task {call.name!r}: Dask runs a call again when a worker is lost with it, so the body might run twice; "
+                "say idempotent=True or retry= of @process if it may"
+            )
         if _in_threads(executor):  # here: nothing needs to travel
             body = in_context_of(call.context, _perform_here) if call.context is not None else _perform_here
             return executor.submit(body, call.task, args, kwargs)
         arguments = pack_arguments(call.task, args, kwargs)
-        return executor.submit(perform, call.name, call.attempt, sys.version_info[:2], self._bytes_of(call), arguments)
+        return executor.submit(perform, call.name, call.attempt, sys.version_info[:2], self._bytes_of(call), arguments, os.urandom(8))
 
     def _bytes_of(self, call: AwayCall) -> bytes:
         """The task of a call as bytes: made once a run, with the values that it uses then."""
@@ -138,6 +148,12 @@ def _kind(executor: Any) -> str:
 
 
 # Calls --------------------------------------------------------------------------------------------
+
+
+def _is_of_dask(part: Any) -> bool:
+    """Whether an executor is Dask's. Its futures never say that they run, it runs a call again by
+    itself, and a call that is cancelled runs on."""
+    return type(part).__module__.partition(".")[0] == "distributed"
 
 
 def _in_threads(executor: Any) -> bool:

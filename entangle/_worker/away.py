@@ -66,7 +66,8 @@ class AwayCall:
 
     # fmt: off
     __slots__ = (
-        "_given", "_tell", "attempt", "began", "context", "cookies", "handle", "name", "node", "place", "run", "task", "timeout", "using",
+        "_given", "_tell", "attempt", "began", "context", "cookies", "handle", "name", "node", "place", "repeatable", "run",
+        "submitted", "task", "ticket", "timeout", "using", "where",
     )
     # fmt: on
 
@@ -81,6 +82,7 @@ class AwayCall:
         attempt: int = 1,
         timeout: float | None = None,
         context: contextvars.Context | None = None,
+        repeatable: bool = False,
     ) -> None:
         #: What runs there: the function and the layers below the place, as a task.
         self.task = function.task
@@ -90,14 +92,19 @@ class AwayCall:
         self.run, self.node, self.attempt = run, node, attempt
         #: Seconds that its body may take; None: any time.
         self.timeout = timeout
+        #: Whether its body may run again where nobody knows whether it has ended.
+        self.repeatable = repeatable or any(layer.terms().get("idempotent") or layer.terms().get("retry") for layer in self.task.layers)
+        #: For records: what runs it, and the name that it has there.
+        self.where = self.ticket = ""
         #: The context of the run, for a body in this process.
         self.context = context
         #: The place's own.
         self.handle: Any = None
         self._given: tuple[Sequence[Any], dict[str, Any]] | None = (args, kwargs)
         self._tell = tell
-        # The away worker's own: when it began (ns), the nodes whose values it takes, its cookies.
-        self.began = time.monotonic_ns()
+        # The away worker's own: when it was submitted and began (ns), the nodes whose values it
+        # takes, its cookies.
+        self.began = self.submitted = time.monotonic_ns()
         self.using: dict[int, None] = {}
         self.cookies: tuple[Any, ...] = ()
 

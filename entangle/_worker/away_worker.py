@@ -171,7 +171,8 @@ class AwayWorker(Worker):
             except BaseException as error:
                 failed = error
             attempt = table.attempts[node] + 1
-            call = AwayCall(_away(body), args, named, self.outcomes.put, site.run_id, node, attempt, body.timeout, site.context)
+            terms = body.timeout, site.context, body.repeatable
+            call = AwayCall(_away(body), args, named, self.outcomes.put, site.run_id, node, attempt, *terms)
             args, named = (), {}
             call.using, self.using, call.cookies = self.using, {}, cookies
             self.calls[node] = call
@@ -196,12 +197,13 @@ class AwayWorker(Worker):
         call, value, error, seconds = outcome
         if self.calls.get(call.node) is not call:
             return
-        if error is not None:
-            self._lost(call, error)
-            return
         ended = time.monotonic_ns()
         if seconds >= 0:
             call.began = max(call.began, ended - int(seconds * 1e9))
+        if error is not None:
+            self._lost(call, error)
+            return
+        self._note_place(call)
         self._end(call)
         self._deliver(call.node, value, call.began, ended)
         self._leave_node()
@@ -221,9 +223,15 @@ class AwayWorker(Worker):
             self.using = {}
             heapq.heappush(self._pausing, (time.monotonic_ns() + int(pause(body, attempt) * 1e9), node))
         else:
+            self._note_place(call)
             self.failed = call_of(site, self.store if site.directory else None, node)
             self._fail(node, error)
         self._leave_node()
+
+    def _note_place(self, call: AwayCall) -> None:
+        """Note for records where a call ran, and how long it was queued there."""
+        if self.notes is not None and call.where:
+            self.notes.elsewhere(call.node, call.where, call.ticket, call.began - call.submitted)
 
     def _end(self, call: AwayCall) -> None:
         """A call is over: take its node into the slot, as if its body had run here."""

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import entangle
+from entangle import records
 from entangle._worker import inline
 from entangle.dataflow import dataflow
 from entangle.errors import (
@@ -108,11 +109,11 @@ def kill_once(path: str) -> str:
 
 def test_calls_under_way_cost_no_thread_and_begin_together() -> None:
     hand = ByHand()
-    before, threads = threading.active_count(), set(threading.enumerate())
+    threads = set(threading.enumerate())
     waiting = when(lambda: len(hand.waiting) == 3000, hand.run_all)
     assert sum(on(hand)(double).map(range(3000))()) == 2999 * 3000
     waiting.join()
-    assert hand.most_threads <= before + 2  # the one that waits to let them go on, and one for all that are away
+    assert hand.most_threads <= 8
     wait_until(lambda: not set(threading.enumerate()) - threads)
 
 
@@ -314,6 +315,15 @@ def test_layers_below_run_there_and_layers_of_the_user_s_wait_here(pool: Warm) -
     assert value == 8
     assert name == "MainThread"  # nothing else is left to do
     assert process(bodies.same)(task(on(pool)(double), Loud())(4))()[0] == 8
+
+
+def test_records_know_the_executor_and_the_time_in_its_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    with ThreadPoolExecutor(1) as threads:
+        entangle.gather(on(threads)(time.sleep).map([0.2, 0.2]), on(threads)(bodies.fail)(), return_exceptions=True)()
+    nodes = [node for node in records.run("last").nodes if node.task.name in ("sleep", "fail")]
+    assert [node.place for node in nodes] == ["ThreadPoolExecutor"] * 3
+    assert max(node.times.queued for node in nodes) > 0.15
 
 
 def test_in_dataflows_and_streams(pool: Warm) -> None:
