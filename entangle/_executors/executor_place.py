@@ -242,6 +242,10 @@ def _close(running: _InUse) -> None:
     """End an executor that was made here. Its processes are killed if calls are under way."""
     _forget(running)
     executor = running.executor
+    if running.count and callable(kill := getattr(executor, "kill_workers", None)):  # ours; since 3.14 the standard one's
+        with contextlib.suppress(Exception):
+            kill()
+        return
     processes = list((getattr(executor, "_processes", None) or {}).values()) if running.count else []
     with contextlib.suppress(Exception):
         try:

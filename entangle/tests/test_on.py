@@ -39,7 +39,7 @@ from entangle.task import Layer, task
 from entangle.thread import thread
 
 from . import bodies
-from .evidence import most_at_once, notes_of, wait_until
+from .evidence import alive, most_at_once, notes_of, pids_in, wait_until
 
 
 class ByHand(Executor):
@@ -279,6 +279,14 @@ def test_an_executor_that_is_made_lives_as_long_as_its_runs(pool: Warm) -> None:
     with entangle.session():
         pids = {there()() for _ in range(4)}
         assert len(pids) <= 2
+
+
+def test_an_executor_that_is_made_ends_with_a_run_that_is_cut_off(tmp_path: Path) -> None:
+    path = str(tmp_path / "pids")
+    with pytest.raises(ValueError, match="no such thing"):
+        entangle.gather(on(made)(bodies.linger)(path), process(bodies.fail_once_there)(path))()
+    (pid,) = pids_in(path)
+    wait_until(lambda: not alive(pid))
 
 
 def test_what_cannot_travel_is_named(pool: Warm) -> None:
