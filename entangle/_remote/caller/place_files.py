@@ -178,7 +178,7 @@ def _add(path: str, script: str, found: Places) -> None:
     if project and b"entangle" not in body:
         return
     if owner not in owners:
-        found.foreign.append(path)
+        found.foreign += [path] if path not in found.foreign else []
         return
     tables = _tables(path, body, project)
     if not tables:

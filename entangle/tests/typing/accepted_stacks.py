@@ -12,6 +12,7 @@ from entangle.http import request
 from entangle.interpreter import interpreter
 from entangle.limit import limit
 from entangle.local import local
+from entangle.place import place
 from entangle.process import process
 from entangle.scheduler import scheduler
 from entangle.ssh import ssh
@@ -54,6 +55,12 @@ def elsewhere(n: int) -> str:
 @process
 @interpreter
 def elsewhere_below(n: int) -> str:
+    return str(n)
+
+
+@place("gpu-box")
+@process
+def named(n: int) -> str:
     return str(n)
 
 
@@ -112,6 +119,7 @@ def check() -> None:
     assert_type(four(one())(), str)
     assert_type(elsewhere(one())(), str)
     assert_type(elsewhere_below(one())(), str)
+    assert_type(named(1), Call[str])
     assert_type(far(one())(), str)
     assert_type(contained(one())(), str)
     assert_type(contained_below(one())(), str)
