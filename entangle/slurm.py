@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,17 +13,19 @@ from typing import Any, cast
 from entangle._remote.caller.far import Far
 from entangle._remote.transport.slurm import SlurmTransport, check_line
 from entangle._remote.transport.slurm_queue import seconds_of
+from entangle._services.caller.at_service import AtService
+from entangle._services.mailbox import default_folder
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated
-from entangle._tasks.option_values import is_number
+from entangle._tasks.option_values import check_whether, is_number
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
 _OPTIONS = (
     *("partition", "time", "cpus", "memory", "gres", "nodes", "account", "qos", "constraint"),
-    *("setup", "options", "jobs", "python"),
+    *("setup", "options", "jobs", "python", "detached", "mailbox"),
 )
 #: Seconds of a walltime beside the deadline of a call, for the start of the Python there.
 _START = 60.0
@@ -65,6 +68,8 @@ def slurm(
     options: Mapping[str, Any] | None = None,
     jobs: int = 1,
     python: str = "python3",
+    detached: bool = False,
+    mailbox: str | os.PathLike[str] | None = None,
     **unknown: Any,
 ) -> Decorator:
     """Run the function in an allocation of a Slurm cluster, with the layers below.
@@ -85,6 +90,10 @@ def slurm(
     - `setup`: lines of the shell before the Python starts, such as "module load python".
     - `options`: further options of `salloc`, as {"reservation": "tests", "exclusive": True}.
     - `python`: the interpreter there, 3.10 or newer.
+    - `detached`: no allocation, but a job a call, by `sbatch --no-requeue`; what is ready at once
+      goes in arrays. `options` are those of `sbatch`.
+    - `mailbox`: of detached calls: a folder that the nodes see as well, for calls, values, scripts
+      and logs; by default ENTANGLE_MAILBOX, else `~/.local/state/entangle/mailbox`.
 
     A warm call takes well under a millisecond beside what the body does; a cold one as long as
     Slurm needs to grant an allocation, then half a second. Where it waits longer than a moment, the
@@ -92,6 +101,12 @@ def slurm(
 
     Allocations end with the run, in a session with the session. When the caller dies, they are
     given back at once, and within a minute if all its processes here are killed.
+
+    A detached call takes as long as Slurm needs to start a job, and a second. Ten thousand of them
+    cost no thread here, and all are asked for by one `squeue`. Their jobs outlive a caller that
+    dies, up to their walltime. One that ends without an outcome is a ProcessTerminatedException, or
+    a ProcessTimeoutException after the walltime, with Slurm's reason, the script and the log; with
+    `retry` below, it is submitted again.
 
     Raises OptionError here for bad options, and where neither `time` nor a `timeout` is said.
     Running a call raises UnreachableError where Slurm refuses the allocation or is not there,
@@ -111,6 +126,13 @@ def slurm(
     for name, number in (("cpus", cpus), ("nodes", nodes), ("jobs", jobs)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"@slurm: {name}={value_in_short(number)}; it must be a whole number above 0")
+    check_whether("@slurm", detached=detached)
+    if not detached and mailbox is not None:
+        raise OptionError("@slurm: mailbox= is for detached=True; calls in allocations need none")
+    if detached and jobs != 1:
+        raise OptionError(f"@slurm: jobs={jobs} is of allocations; detached=True is a job a call")
+    if mailbox is not None and (not isinstance(mailbox, (str, os.PathLike)) or not os.fspath(mailbox)):
+        raise OptionError(f"@slurm: mailbox={value_in_short(mailbox)}; it must be the path of a folder that the nodes see as well")
     walltime = _walltime(time)
     asked = SlurmTransport(
         time=walltime or 0.0,
@@ -139,10 +161,22 @@ def slurm(
         if walltime is not None and timeout is not None and timeout > walltime:
             raise OptionError(f"@slurm: time={value_in_short(time)} is shorter than the timeout of {timeout:g} s; no call would ever fit")
         lasts = walltime if walltime is not None else (timeout or 0.0) + _START
+        if detached:
+            return decorate("slurm", inner, _detached(replace(asked, time=lasts), mailbox))
         return decorate("slurm", inner, Slurm(replace(asked, time=lasts), timeout))
 
     decorator: Any = wrap
     return cast(Decorator, decorator)
+
+
+def _detached(asked: SlurmTransport, mailbox: str | os.PathLike[str] | None) -> AtService:
+    """The layer of a job a call."""
+    from entangle._services.caller.slurm_jobs import SlurmJobs
+
+    folder = os.path.abspath(os.path.expanduser(mailbox)) if mailbox is not None else default_folder()
+    stated = tuple(option for option in asked.salloc()[1:] if not option.startswith(("--no-bell", "--job-name=")))
+    jobs = SlurmJobs(stated, asked.time, os.path.join(folder, "slurm"), asked.python, asked.setup, asked.partition)
+    return AtService(jobs, folder, "slurm")
 
 
 def _timeout(inner: Any) -> float | None:

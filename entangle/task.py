@@ -745,13 +745,18 @@ def decorate(decorator: str, function: Any, *layers: Layer) -> Task[..., Any]:
     return kind(inner, (*layers, *below))
 
 
+def _door(layer: Layer) -> str:
+    """The decorator that a layer comes from."""
+    return layer.door or type(layer).__name__.lower()
+
+
 def _refuse_own_process(layers: tuple[Layer, ...]) -> None:
     """Raise OptionError if a layer above one whose body is away wants a process of its own here."""
     away = next((index for index, layer in enumerate(layers) if layer.carrier == AWAY), 0)
     for layer in layers[:away]:
         option = "fresh=True" if layer.carrier == FRESH else "shared_memory=True" if layer.terms().get("shared_memory") else ""
         if option:
-            other, place = type(layer).__name__.lower(), type(layers[away]).__name__.lower()
+            other, place = _door(layer), _door(layers[away])
             raise OptionError(
                 f"@{other}({option}) above @{place}: the body runs elsewhere, and no process here is its own. Put @{other}({option}) "
                 f"below @{place}, where it counts for the body, or leave the option out"
@@ -761,7 +766,7 @@ def _refuse_own_process(layers: tuple[Layer, ...]) -> None:
 def _no_device(layers: tuple[Layer, ...], whose: str) -> str:
     """Why the body of these layers cannot have a GPU of its own."""
     number = next(gpus for layer in layers if (gpus := layer.terms().get("gpus")))
-    if other := next((type(layer).__name__.lower() for layer in layers if layer.ships), ""):
+    if other := next((_door(layer) for layer in layers if layer.ships), ""):
         why = f"@{other} runs the body in another place, which has GPUs of its own; put @scheduler(gpus={number}) below @{other}"
     else:
         why = "a body in the caller's process shares its GPUs with all that runs there; put @process on top"

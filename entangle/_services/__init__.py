@@ -127,20 +127,33 @@ class Service:
         """What it can take."""
         return Limits()
 
+    def kept(self, ticket: str) -> str:
+        """Where people find what the platform has of a job: a note of each of its errors."""
+        return ""
+
+    def forget(self, tickets: Collection[str]) -> None:
+        """These have given values: what is kept of them for people may go."""
+
     def about(self) -> dict[str, Any]:
         """What the Python there says of itself: `python` (a list), `implementation`, `magic`.
 
         It is asked once, before anything is submitted. By default that Python is asked here, which
         is right where both sides see the same files.
         """
-        try:
-            done = subprocess.run([*self.python, "-c", _ASKED], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
-            told: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
-            return told
-        except (OSError, subprocess.SubprocessError) as error:
-            raise UnfitPythonError(f"{self.place}: its Python {' '.join(self.python)!r} cannot be started: {error}") from None
-        except (ValueError, AttributeError):
-            said = (done.stderr or done.stdout).strip()[-600:]
-            raise UnfitPythonError(
-                f"{self.place}: {' '.join(self.python)!r} is no Python that entangle can use (exit status {done.returncode}): {said}"
-            ) from None
+        return asked(self.python, self.place)
+
+
+def asked(python: Sequence[str], place: str, seconds: float = 30.0) -> dict[str, Any]:
+    """What the Python that this command starts says of itself. Raises UnfitPythonError."""
+    name = repr(" ".join(python))
+    try:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+        done = subprocess.run([*python, "-c", _ASKED], **options, timeout=seconds, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UnfitPythonError(f"{place}: its Python {name} cannot be started: {error}") from None
+    try:
+        told: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+        return told
+    except ValueError:
+        said = (done.stderr or done.stdout).strip()[-600:]
+        raise UnfitPythonError(f"{place}: {name} is no Python that entangle can use (exit status {done.returncode}): {said}") from None

@@ -74,6 +74,9 @@ class Mailbox(Protocol):
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
         """Put a message there. Raises StoreFullError."""
 
+    def send_again(self, name: str, again: str) -> None:
+        """Put a message there under another name, and discard the first but for its claim."""
+
     def arrived(self) -> set[str]:
         """The names of all messages that have an outcome now."""
 
@@ -172,6 +175,14 @@ class Folder:
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
         """Put a message there. Raises StoreFullError."""
         _put(self.address, MESSAGES, name, pieces)
+
+    def send_again(self, name: str, again: str) -> None:
+        """Put a message there under another name, and discard the first but for its claim."""
+        try:
+            os.rename(os.path.join(self.address, MESSAGES, name), os.path.join(self.address, MESSAGES, again))
+        except OSError as error:
+            raise _refused(self.address, error) from None
+        self.discard(name, keep=True)
 
     def arrived(self) -> set[str]:
         """The names of all messages that have an outcome now."""

@@ -53,6 +53,8 @@ class Layer:
     injected: tuple[str, ...] = ()
     #: Whether the layer takes the arguments of a call, whatever the function's parameters are.
     takes_arguments = False
+    #: The decorator that adds it, where its class has another name.
+    door = ""
     #: Whether `ship` takes the layers below to another place.
     ships = False
 
@@ -98,3 +100,9 @@ def kept_here(rest: Decorated) -> dict[str, Any]:
     waits = [wait for of in terms if (wait := of.get("wait")) is not None]
     limits = tuple(pool for of in terms for pool in of.get("pools", ()) if pool.kind in (PLACES, TOKENS))
     return {**({"wait": min(waits)} if waits else {}), **({"pools": limits} if limits else {})}
+
+
+def timeout_below(task: Decorated) -> float | None:
+    """How long the body of a task may run (seconds), where a layer says so."""
+    timeouts = [seconds for layer in task.layers if (seconds := layer.terms().get("timeout")) is not None]
+    return min(timeouts) if timeouts else None

@@ -155,7 +155,7 @@ class Checks:
         """What nobody waits for any more is ended there."""
         path = self._path("cancelled")
         with contextlib.suppress(RunTimeoutException):
-            self._at(bodies.marking).starmap([(path, 600.0)]).run(timeout=2 * self._cold + 1.0)
+            self._at(bodies.marking)(path, 600.0).run(timeout=2 * self._cold + 1.0)
         self._wait_still(path, SOON)
 
     def full(self) -> None:

@@ -38,7 +38,10 @@ def _layer(task: Any) -> Slurm:
         ({"time": 60, "options": {"--exclusive": True}}, "'--exclusive'"),
         ({"time": 60, "options": ["exclusive"]}, "options="),
         ({"time": 60, "partion": "main"}, "partion"),
-        ({"time": 60, "detached": True}, "detached"),
+        ({"time": 60, "detached": "no"}, "detached='no'"),
+        ({"time": 60, "detached": True, "jobs": 2}, "jobs=2"),
+        ({"time": 60, "mailbox": "/shared"}, "mailbox= is for detached=True"),
+        ({"time": 60, "detached": True, "mailbox": ""}, "mailbox=''"),
     ],
 )
 def test_bad_options_are_refused_when_it_is_decorated(options: dict[str, Any], said: str) -> None:
@@ -65,6 +68,16 @@ def test_what_salloc_is_told() -> None:
     assert told[0] == "salloc"
     assert {"--time=2", "--mem=1048576K", "--exclusive", "--mail-type=END"} <= set(told)
     assert not any("comment" in word or "partition" in word for word in told)
+
+
+def test_what_sbatch_is_told() -> None:
+    task: Any = slurm(partition="main", memory="1G", setup=["true"], options={"exclusive": True}, detached=True, mailbox="/shared")(
+        process(timeout=90)(one)
+    )
+    jobs = task.layers[0].place.service
+    assert {"--partition=main", "--time=3", "--mem=1G", "--exclusive"} <= set(jobs.stated)
+    assert (jobs.time, jobs.folder, jobs.setup, jobs.place) == (150.0, "/shared/slurm", ("true",), "slurm:main")
+    assert not jobs.leased
 
 
 def test_times_of_slurm() -> None:

@@ -33,7 +33,7 @@ class JobState:
 def environment() -> dict[str, str]:
     """The environment for commands of Slurm: without the settings of a job that we run in."""
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
-    dropped = ("SLURM_", "PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
+    dropped = ("SLURM_", "SALLOC_", "SBATCH_", "PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(dropped)}
 
 

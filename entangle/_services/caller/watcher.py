@@ -21,17 +21,24 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from entangle import _run
 from entangle._remote.caller import job
-from entangle._remote.caller.shown import Shown
+from entangle._remote.caller.far import AGAIN
+from entangle._remote.caller.shown import PROGRAMS, STREAMS, Shown
 from entangle._remote.wire.controls import escaped
 from entangle._remote.wire.parts import Given
 from entangle._services import OVER, PENDING, RUNNING, Service, State, Submission, envelope
 from entangle._services.caller.code import COMMAND, Code
 from entangle._services.mailbox import Folder
-from entangle.errors import EntangleError, FarError, OptionError, UnfitPythonError, UnreachableError
+from entangle._tasks.layer import timeout_below
+from entangle._worker import janitor
+from entangle._worker.away import AwayCall
+from entangle._worker.failures import pause
+from entangle.errors import EntangleError, FarError, OptionError, ProcessRetryException, UnfitPythonError, UnreachableError, add_note
+from entangle.flow import Body
 
 #: How long the lease lasts that a caller must renew (seconds). Nothing of it is left after that.
 LASTS = 40.0
@@ -42,6 +49,8 @@ RENEWALS = 8
 SHORTEST, LONGEST, LONGER = 0.01, 0.5, 1.25
 #: How long the threads stay when nothing is under way (seconds).
 IDLE = 0.2
+#: A job that has waited so long is told of, with the platform's reason (seconds).
+WAITED = 3.0
 #: How long the platform may be out of reach before the calls fail (seconds).
 PATIENCE = 300.0
 #: Characters of a log in an error.
@@ -50,34 +59,17 @@ TAIL = 2000
 OLDEST = [3, 10]
 
 
-class ServedCall(Protocol):
-    """One attempt of a call: what the watcher needs of it."""
-
-    #: What runs there: the function and the layers below the place, as a task.
-    task: Any
-    name: str
-    attempt: int
-    #: The watcher's own.
-    handle: Any
-    #: Whether its job has died, and so may be submitted again.
-    lost: bool
-
-    def take(self) -> tuple[Sequence[Any], dict[str, Any]]:
-        """The arguments of the body, once."""
-
-    def done(self, value: Any, seconds: float = ..., /) -> None:
-        """Its body has given this value."""
-
-    def failed(self, error: BaseException, seconds: float = ..., /) -> None:
-        """Its body has raised this error, or is lost to it."""
-
-
 class Ticket:
     """A call under way, as the watcher sees it."""
 
-    def __init__(self, call: ServedCall, number: int) -> None:
+    def __init__(self, call: AwayCall, number: int) -> None:
         self.call, self.number = call, number
-        self.name = f"{number}-{call.attempt}"
+        #: The attempts of the engine, and those of ours after jobs that have died.
+        self.attempt = call.attempt
+        self.name = f"{number}-{self.attempt}"
+        self.errors: list[EntangleError] = []
+        #: Its message is not submitted before this time (of the monotonic clock).
+        self.rests = 0.0
         self.message: Submission | None = None
         self.given: Given = None
         #: What the service calls it; "" until it has taken it.
@@ -105,7 +97,7 @@ class Watcher:
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._running = False
-        self._new: list[ServedCall] = []
+        self._new: list[AwayCall] = []
         self._leaving: list[Ticket] = []
         self._count = 0
         #: All that is under way, by name; and what no ticket was given for yet, in order.
@@ -119,12 +111,14 @@ class Watcher:
         self._shown = Shown(service.place, self._numbers)
         self._asked = self._heard = 0.0
         self._full_until = 0.0
+        #: Why calls wait, as it was shown.
+        self._told: set[str] = set()
         self._pause = SHORTEST
         self._pid = os.getpid()
 
     # From any thread ------------------------------------------------------------------------
 
-    def begin(self, calls: Sequence[ServedCall]) -> None:
+    def begin(self, calls: Sequence[AwayCall]) -> None:
         """Take over these calls."""
         with self._guard:
             self._new += calls
@@ -135,12 +129,12 @@ class Watcher:
                 threading.Thread(target=self._watch, name="entangle-service", daemon=True).start()
         self._wake.set()
 
-    def has_begun(self, call: ServedCall) -> bool:
+    def has_begun(self, call: AwayCall) -> bool:
         """Whether its body may have begun: the platform runs it, or it was claimed."""
         ticket = call.handle
         return isinstance(ticket, Ticket) and ticket.begun
 
-    def cancel(self, call: ServedCall) -> bool:
+    def cancel(self, call: AwayCall) -> bool:
         """Nobody wants its outcome any more: it never begins, or is ended."""
         with self._guard:
             if call in self._new:
@@ -153,7 +147,7 @@ class Watcher:
         self._wake.set()
         return True
 
-    def waiting(self) -> list[tuple[ServedCall, str]]:
+    def waiting(self) -> list[tuple[AwayCall, str]]:
         """The calls that wait at the platform, and why, in its words."""
         with self._guard:
             return [(ticket.call, ticket.state.reason) for ticket in self._tickets.values() if not ticket.begun]
@@ -180,7 +174,8 @@ class Watcher:
             self._wake.wait(self._pause)
             self._wake.clear()
             try:
-                self._round()
+                with janitor.off_duty():  # the programs of the platform are no children of a body
+                    self._round()
             except Exception as error:  # the mailbox is gone, or a bug of ours: no call may hang
                 self._fail_all(error)
             with self._guard:
@@ -236,7 +231,7 @@ class Watcher:
             self._mailbox.renew()  # the threads may have rested
         return self._mailbox, self._code
 
-    def _write(self, calls: Sequence[ServedCall]) -> None:
+    def _write(self, calls: Sequence[AwayCall]) -> None:
         """Write the messages of these calls."""
         try:
             mailbox, code = self._open()
@@ -271,11 +266,9 @@ class Watcher:
             "python": self._about["python"],
             "modules": modules,
             "instead": instead,
-            "attempt": call.attempt,
         }
-        lasts = f"{self._lasts:g}"
-        command = (*self.service.python, "-c", COMMAND, program, mailbox.address, ticket.name, lasts)
-        seconds = seconds_of(task)
+        command = self._command(program, mailbox, ticket)
+        seconds = timeout_below(task)
         limits = self.service.limits()
         if sum(map(len, command)) > limits.message:
             raise OptionError(f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer")
@@ -284,14 +277,19 @@ class Watcher:
                 f"task {call.name!r}: timeout={seconds:g} is longer than {place} lets anything run ({limits.life:g} s); make it shorter"
             )
         mailbox.send(ticket.name, envelope.written(head, parts))
-        ticket.message = Submission(ticket.name, call.name, command, seconds, call.attempt)
+        ticket.message = Submission(ticket.name, call.name, command, seconds, ticket.attempt)
+
+    def _command(self, program: str, mailbox: Folder, ticket: Ticket) -> tuple[str, ...]:
+        return (*self.service.python, "-c", COMMAND, program, mailbox.address, ticket.name, f"{self._lasts:g}")
 
     def _submit(self) -> None:
         """Submit what has no ticket yet, as many as the service takes."""
         at_once = self.service.limits().at_once
-        while self._unsent:
-            batch = [ticket for ticket in self._unsent[:at_once] if not ticket.cancelled]
-            rest = self._unsent[at_once:]
+        now = time.monotonic()
+        while ready := [ticket for ticket in self._unsent if ticket.rests <= now][:at_once]:
+            taken = set(ready)
+            rest = [ticket for ticket in self._unsent if ticket not in taken]
+            batch = [ticket for ticket in ready if not ticket.cancelled]
             if batch:
                 try:
                     tickets = list(self.service.submit([ticket.message for ticket in batch if ticket.message is not None]))
@@ -307,6 +305,8 @@ class Watcher:
                 self._heard = self._asked
                 if len(tickets) < len(batch):
                     self._unsent = batch[len(tickets) :] + rest
+                    for ticket in self._unsent:
+                        ticket.state = State(PENDING, f"{self.service.place} takes no more jobs at the moment")
                     self._full_until = time.monotonic() + self.service.every
                     return
             self._unsent = rest
@@ -357,15 +357,21 @@ class Watcher:
         self._end(ticket)
         head, parts = letter
         seconds = head["seconds"]
+        call.where, call.ticket = place, ticket.ticket
         answer = parts[: head["answer"]]
         try:
             if "damaged" in head:
                 raise FarError(f"{place}: the outcome of task {call.name!r} was damaged on its way: {head['damaged']}")
             if head["given"]:
-                call.done(job.value_of(answer, call.name, place, ticket.given), seconds)
+                value = job.value_of(answer, call.name, place, ticket.given)
+                with contextlib.suppress(Exception):
+                    self.service.forget([ticket.ticket])
+                call.done(value, seconds)
                 return True
             raise _error(job.error_of(answer, call.name, place, ticket.given), answer)
         except BaseException as error:
+            if kept := self.service.kept(ticket.ticket):
+                add_note(error, kept)
             call.failed(error, seconds)
         return True
 
@@ -397,6 +403,19 @@ class Watcher:
             ticket.begun |= state.state == RUNNING
             if state.state == OVER:
                 self._may_have_died(ticket, now)
+        self._tell_why(now)
+
+    def _tell_why(self, now: float) -> None:
+        """Show why calls wait, once for each reason."""
+        reasons: dict[str, int] = {}
+        for ticket in self._tickets.values():
+            reason, waited = ticket.state.reason, now - ticket.submitted
+            if ticket.state.state == PENDING and reason and ticket.ticket and waited > WAITED:
+                reasons[reason] = reasons.get(reason, 0) + 1
+        for reason, count in reasons.items():
+            if reason not in self._told:
+                self._shown.show(STREAMS[1], PROGRAMS, f"{count:,} {'job is' if count == 1 else 'jobs are'} {reason}\n".encode())
+        self._told = set(reasons)
 
     def _may_have_died(self, ticket: Ticket, now: float) -> None:
         """The ticket is over. Fail its call if no outcome comes, and nobody runs it elsewhere."""
@@ -409,16 +428,46 @@ class Watcher:
         self._show_rest(ticket)
         state, call = ticket.state, ticket.call
         log = self._log(ticket)
-        self._mailbox.withdraw(ticket.name)
-        self._end(ticket, keep=True)
         why = f": {state.reason}" if state.reason else ""
-        call.lost = True
-        call.failed(
-            state.error(
-                f"task {call.name!r}: its job {ticket.ticket} at {self.service.place} is over and has given no outcome{why}"
-                + (f"\n{log}" if log else "")
-            )
+        error: EntangleError = state.error(
+            f"task {call.name!r}: its job {ticket.ticket} at {self.service.place} is over and has given no outcome{why}"
+            + (f"\n{log}" if log else "")
         )
+        call.where, call.ticket = self.service.place, ticket.ticket
+        self._mailbox.withdraw(ticket.name)
+        if kept := self.service.kept(ticket.ticket):
+            add_note(error, kept)
+        ticket.errors.append(error)
+        body = _body(call.task)
+        if body.retry >= len(ticket.errors) and isinstance(error, body.on):
+            self._try_again(ticket, pause(body, len(ticket.errors)))
+            return
+        self._end(ticket, keep=True)
+        call.failed(_last(call.name, ticket.errors) if body.retry and isinstance(error, body.on) else error)
+
+    def _try_again(self, ticket: Ticket, seconds: float) -> None:
+        """Submit the message of a job that died once more, as another attempt: `retry` of a layer
+        below says so."""
+        assert self._mailbox is not None
+        assert self._code is not None
+        assert ticket.message is not None
+        before = ticket.name
+        ticket.attempt += 1
+        ticket.name = f"{ticket.number}-{ticket.attempt}"
+        with self._guard:
+            del self._tickets[before]
+            self._tickets[ticket.name] = ticket
+        try:
+            self._mailbox.send_again(before, ticket.name)
+        except EntangleError as error:
+            self._end(ticket)
+            ticket.call.failed(error)
+            return
+        command = self._command(self._code.program(), self._mailbox, ticket)
+        ticket.message = replace(ticket.message, id=ticket.name, command=command, attempt=ticket.attempt)
+        ticket.state, ticket.begun, ticket.over, ticket.ticket = State(PENDING), False, None, ""
+        ticket.rests = time.monotonic() + seconds
+        self._unsent.append(ticket)
 
     def _log(self, ticket: Ticket) -> str:
         """The end of what the platform and the mailbox have of its output."""
@@ -458,10 +507,20 @@ class Watcher:
             call.failed(_again(error))
 
 
-def seconds_of(task: Any) -> float | None:
-    """How long the bodies below may run, where their `timeout` says so."""
-    timeouts = [seconds for layer in task.layers if (seconds := layer.terms().get("timeout")) is not None]
-    return min(timeouts) if timeouts else None
+def _body(task: Any) -> Body:
+    """The terms of the layers below that say whether a job that has died is submitted again."""
+    terms = {name: value for layer in reversed(task.layers) for name, value in layer.terms().items() if name in AGAIN}
+    return Body(task.function, task.__name__, **terms)
+
+
+def _last(name: str, errors: Sequence[EntangleError]) -> EntangleError:
+    """The error of a call whose attempts are used up."""
+    error = errors[-1]
+    last = ProcessRetryException(f"task {name!r} failed {len(errors)} times; the last time with {type(error).__name__}: {error}")
+    for number, earlier in enumerate(errors[:-1], 1):
+        add_note(last, f"attempt {number}: {earlier}")
+    last.__cause__ = error
+    return last
 
 
 def _error(error: BaseException, answer: Sequence[Any]) -> BaseException:

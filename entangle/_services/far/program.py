@@ -185,7 +185,6 @@ class FarProgram:
             "answer": len(answer),
             "host": os.uname().nodename,
             "pid": os.getpid(),
-            "attempt": head["attempt"],
             "seconds": time.monotonic() - self._began,
         }
         try:

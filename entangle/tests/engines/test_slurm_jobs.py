@@ -1,0 +1,175 @@
+"""Calls as jobs of a real Slurm, by sbatch."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle import gather
+from entangle._remote.transport.slurm import found
+from entangle._services.caller import slurm_jobs, watcher
+from entangle._services.caller.slurm_jobs import SlurmJobs
+from entangle._testing import service_bodies as bodies
+from entangle.errors import ProcessTerminatedException, ProcessTimeoutException, UnreachableError
+from entangle.service import service
+from entangle.slurm import slurm as slurm_task
+from entangle.testing import check_service
+
+from ..callers import ROOT
+from ..evidence import wait_until
+from ..services.slurm_cluster import SlurmCluster
+
+
+@pytest.fixture
+def jobs(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmJobs]:
+    stated = ("--partition=main", "--time=1", "--mem=200")
+    yield SlurmJobs(stated, 60.0, str(tmp_path / "jobs"), sys.executable, (), "main")
+    watcher.close_all(str(tmp_path))
+
+
+#: Of the others, those for leases do not count for jobs that outlive their caller.
+@pytest.mark.parametrize("check", ["values", "killed", "delivered_twice", "cancelled"])
+def test_the_kit(jobs: SlurmJobs, tmp_path: Path, check: str) -> None:
+    check_service(jobs, mailbox=tmp_path, only=[check])
+
+
+def _eat(megabytes: int) -> int:
+    """Take memory, and touch it."""
+    kept = [bytearray(os.urandom(1 << 20)) for _ in range(megabytes)]
+    time.sleep(60)
+    return len(kept)
+
+
+def _sleep(path: str, seconds: float) -> str:
+    with open(path, "w") as file:
+        file.write(os.environ["SLURM_ARRAY_JOB_ID"] + "_" + os.environ["SLURM_ARRAY_TASK_ID"] + " " + os.environ["SLURMD_NODENAME"])
+    time.sleep(seconds)
+    return "slept"
+
+
+def _wait_for(path: Path) -> str:
+    until = time.monotonic() + 60
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return path.read_text()
+
+
+@pytest.mark.timeout(200)  # the shortest walltime is a minute
+def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Out of memory, over the walltime, cancelled, its node failed: with job, script and log."""
+    paths = [tmp_path / name for name in ("late", "cancelled", "lost")]
+
+    def harm() -> None:
+        slurm.run("scancel", _wait_for(paths[1]).split()[0])
+        node = _wait_for(paths[2]).split()[1]
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        time.sleep(1)
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come back by itself
+
+    here: dict[str, Any] = {"time": 60, "python": sys.executable, "partition": "main", "detached": True, "mailbox": tmp_path}
+    harming = threading.Thread(target=harm)
+    harming.start()
+    there = slurm_task(memory="200M", **here)
+    alone = slurm_task(memory="200M", options={"exclusive": True}, **here)(_sleep)(str(paths[2]), 300.0)
+    calls = [there(_eat)(600), *(there(_sleep)(str(path), 300.0) for path in paths[:2]), alone]
+    memory, late, cancelled, failed = gather(*calls, return_exceptions=True)()
+    harming.join()
+    for error, kind, why in (
+        (memory, ProcessTerminatedException, "OUT_OF_MEMORY: it needed more memory than it had; ask for more: memory="),
+        (late, ProcessTimeoutException, "TIMEOUT (TimeLimit): its walltime was over; ask for a longer one: time="),
+        (cancelled, ProcessTerminatedException, "CANCELLED"),
+        (failed, ProcessTerminatedException, "NODE_FAIL (NodeDown): its node failed; retry=1 submits it again"),
+    ):
+        assert isinstance(error, kind), error
+        assert why in str(error)
+        notes = "\n".join(getattr(error, "__notes__", []))
+        assert "job " in notes
+        script, log = notes.partition("script: ")[2].partition("; log: ")[::2]
+        assert os.path.exists(script)
+        assert log.partition("\n")[0].endswith(".log")
+    watcher.close_all(str(tmp_path))
+
+
+def test_many_calls_are_arrays_and_values_leave_no_logs(jobs: SlurmJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_jobs, "_sizes", [7])
+    arrays: list[int] = []
+    submit = SlurmJobs._submit
+
+    def counted(self: SlurmJobs, batch: Any) -> str:
+        arrays.append(len(batch))
+        return submit(self, batch)
+
+    monkeypatch.setattr(SlurmJobs, "_submit", counted)
+    assert service(jobs, mailbox=tmp_path)(bodies.same).map(range(20))() == list(range(20))
+    assert os.listdir(tmp_path / "jobs") == []
+    assert max(arrays) == 7
+
+
+def test_a_limit_on_jobs_is_waited_for(jobs: SlurmJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This sbatch takes arrays of three, in the words of a limit of the association."""
+    real = found("sbatch")
+    (tmp_path / "bin").mkdir()
+    gate = tmp_path / "bin" / "sbatch"
+    refusal = "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
+    gate.write_text(
+        f"#!/bin/sh\ncase \"$*\" in *--array=0-[0-2]' '*|*--array=0-[0-2]\\ *) exec {real} \"$@\";; esac\necho '{refusal}' >&2\nexit 1\n"
+    )
+    gate.chmod(gate.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(gate.parent), prepend=os.pathsep)
+    assert service(jobs, mailbox=tmp_path)(bodies.same).map(range(8))() == list(range(8))
+
+
+def test_the_controller_may_restart(slurm: SlurmCluster, jobs: SlurmJobs, tmp_path: Path) -> None:
+    path = tmp_path / "begun"
+
+    def restart() -> None:
+        _wait_for(path)
+        slurm.stop_controller()
+        time.sleep(3)
+        slurm.start_controller()
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    assert service(jobs, mailbox=tmp_path)(_sleep)(str(path), 6.0)() == "slept"
+    restarting.join()
+
+
+def test_what_sbatch_refuses_is_told_with_the_command(jobs: SlurmJobs, tmp_path: Path) -> None:
+    wrong: Any = SlurmJobs(("--partition=nowhere",), 60.0, jobs.folder, sys.executable)
+    with pytest.raises(UnreachableError, match=r"(?s)sbatch has failed: .*invalid partition.*--partition=nowhere"):
+        service(wrong, mailbox=tmp_path)(bodies.same)(1)()
+
+
+def test_jobs_outlive_a_caller_that_is_killed(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """What has begun runs to its end, and its value lies in the mailbox."""
+    program = f"""
+import sys
+from entangle.slurm import slurm
+from entangle._testing.service_bodies import marking
+slurm(time=60, python=sys.executable, detached=True, mailbox={str(tmp_path)!r})(marking)({str(tmp_path / "mark")!r}, 8.0)()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "ENTANGLE_RECORD": "0", "PYTHONPATH": str(ROOT)}) as caller:
+        _wait_for(tmp_path / "mark")
+        caller.kill()
+    wait_until(lambda: len(list(tmp_path.glob("p*/outcomes/*"))) == 1, 30, "no outcome came")
+    assert (tmp_path / "mark").stat().st_size >= 50
+    wait_until(lambda: not slurm.jobs(), 20, "its job is still there")
+
+
+def test_states_are_told_apart() -> None:
+    state = slurm_jobs._state
+    assert state("PENDING", "Resources").reason == "pending because Resources"
+    assert state("PREEMPTED", "None").reason.startswith("PREEMPTED: another job took its place")
+    assert state("FAILED", "NonZeroExitCode").reason == "FAILED (NonZeroExitCode)"
+    assert state("COMPLETING", "None").state == "running"
+    assert [row[1] for row in slurm_jobs._rows("7_1|CANCELLED by 0|None\n\n7_2|RUNNING|None")] == ["CANCELLED", "RUNNING"]
