@@ -110,8 +110,8 @@ def look_at(transport: Transport, packages: Sequence[str] = ()) -> Report:
     return look_by(lambda task, *args: channel_to(transport).call(task, args, {}), transport.place, packages)
 
 
-def look_by(call: Callable[..., Any], host: str, packages: Sequence[str] = ()) -> Report:
-    """The report of what `call(task, *args)` finds where it runs a task."""
+def look_by(call: Callable[..., Any], host: str, packages: Sequence[str] = (), calls: int = _CALLS) -> Report:
+    """The report of what `call(task, *args)` finds where it runs a task; `calls` are timed."""
     report = Report(host)
     began = time.perf_counter()
     try:
@@ -120,7 +120,7 @@ def look_by(call: Callable[..., Any], host: str, packages: Sequence[str] = ()) -
         report.about = call(_look)
         report.packages = call(_versions, list(packages)) if packages else {}
         trips = []
-        for _ in range(_CALLS):
+        for _ in range(calls):
             began = time.perf_counter()
             call(_nothing)
             trips.append(time.perf_counter() - began)
