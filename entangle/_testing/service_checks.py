@@ -24,6 +24,7 @@ from entangle.errors import (
     MissingModuleError,
     OptionError,
     ProcessTerminatedException,
+    RemoteTraceback,
     RunTimeoutException,
     StoreFullError,
     UnfitPythonError,
@@ -114,7 +115,7 @@ class Checks:
     def errors(self) -> None:
         """Errors of bodies come as they are; what cannot travel, or be imported there, is named."""
         error = self._raises(ValueError, self._at(bodies.failing)("who says so"), "who says so")
-        _hold("call path: failing" in str(error.__cause__), "the call path is missing")
+        _hold(isinstance(error.__cause__, RemoteTraceback), "the traceback of the body is missing")
         self._raises(UnpicklableError, self._at(bodies.unpicklable)(), "the value of task 'unpicklable'")
         self._raises(UnpicklableError, self._at(bodies.same)(threading.Lock()), "argument 1 of task 'same'")
         self._raises(MissingModuleError, self._at(bodies.importing)("nobody_has_this_module"), "nobody_has_this_module")
