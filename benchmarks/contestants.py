@@ -645,6 +645,7 @@ REFERENCES = frozenset(
         "ssh by hand",
         "frames over ssh by hand",
         "docker exec",
+        "srun true",
         "a copy in memory",
         "fresh shared memory",
     }

@@ -163,6 +163,58 @@ class DockerExec(Contestant):
         return int(docker("exec", self.container, "python3", "-c", "print(1 + 1)"))
 
 
+class WithSlurm:
+    """A Slurm of two nodes on this machine, for as long as a visit lasts."""
+
+    def serve(self) -> None:
+        """Start it. Raises ImportError where it is not installed."""
+        clusters: Any = import_module("entangle.tests.services.slurm_cluster")
+        if lacking := clusters.what_is_missing():
+            raise ImportError(lacking)
+        self.stack = contextlib.ExitStack()
+        self.stack.enter_context(clusters.slurm_cluster())
+
+
+class EntangleSlurm(Entangle, WithSlurm):
+    """entangle, tasks under @slurm."""
+
+    name = "entangle by slurm"
+    short = "by slurm"
+
+    def start(self) -> None:
+        self.serve()
+        self.door: Any = import_module("entangle.slurm")
+        self.here: Any = import_module("entangle.workflow")
+
+    def stop(self) -> None:
+        self.stack.close()
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        decorated: Callable[..., Any] = self.door.slurm(time=600, python=sys.executable, memory="400M")(function)
+        return decorated
+
+    def within(self, function: Callable[..., Any]) -> Any:
+        """Run a function within one run, whose allocation stays."""
+        return self.here.workflow(function)()()
+
+
+class BareSrun(Contestant, WithSlurm):
+    """`srun true`: a job of its own for each call."""
+
+    name = "srun true"
+    short = "srun true"
+
+    def start(self) -> None:
+        self.serve()
+
+    def stop(self) -> None:
+        self.stack.close()
+
+    def run(self) -> int:
+        """One job, from its submission to its end."""
+        return subprocess.run(["srun", "true"], check=True).returncode
+
+
 def docker(*words: str) -> str:
     """Run a docker command, and give what it printed."""
     return subprocess.run(["docker", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
@@ -176,5 +228,5 @@ def without_docker() -> None:
         raise ImportError("no docker with the image: make services") from None
 
 
-for _one in (EntangleSsh, EntangleParamiko, BareSsh, BareFrames, EntangleDocker, DockerExec):
+for _one in (EntangleSsh, EntangleParamiko, BareSsh, BareFrames, EntangleDocker, DockerExec, EntangleSlurm, BareSrun):
     CONTESTANTS[_one.name] = _one

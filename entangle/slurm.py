@@ -46,8 +46,12 @@ class Slurm(Far):
         from entangle._remote.caller.allocations import allocations
         from entangle._remote.caller.open_channels import channel_to
 
-        with allocations(self.transport).place(self.needed) as step:
-            return channel_to(step).call(rest, args, kwargs)
+        held = allocations(self.transport)
+        place = held.take(self.needed)
+        try:
+            return channel_to(place.transport).call(rest, args, kwargs)
+        finally:
+            held.give_back(place)
 
 
 @edge

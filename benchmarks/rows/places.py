@@ -1,4 +1,4 @@
-"""S1, S2, S3 and C1: calls to other hosts, and into containers."""
+"""S1, S2, S3, C1 and R3: calls to other hosts, into containers, and to a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import work
 from benchmarks.contestants import Contestant
-from benchmarks.distant import BareFrames, BareSsh, DockerExec, EntangleDocker, EntangleParamiko, EntangleSsh
+from benchmarks.distant import BareFrames, BareSrun, BareSsh, DockerExec, EntangleDocker, EntangleParamiko, EntangleSlurm, EntangleSsh
 from benchmarks.row import Line, Measured, check, row, seconds
 
 MANY = 50
@@ -116,6 +116,31 @@ def contained(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measure
             yield {"time": seconds(contestant.run, 2, most=5) * 1e3}
         return
     assert isinstance(contestant, EntangleDocker)
+    for _ in rounds:
+        yield {"time": _within(contestant) * 1e3}
+
+
+@row(
+    "R3",
+    "one call in a warm allocation of Slurm",
+    group="slurm",
+    lines=[Line("", "ms", "time", EntangleSlurm.name, 0.05, relative_to=BareSrun.name)],
+    others=(BareSrun.name,),
+    note="target: 0.05 of `srun true`",
+)
+def allocated(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
+    """Call a function in an allocation that the run has been granted already."""
+    if isinstance(contestant, BareSrun):
+        for _ in rounds:
+            yield {"time": seconds(contestant.run, 0, most=5) * 1e3}
+        return
+    assert isinstance(contestant, EntangleSlurm)
+    for _ in rounds:
+        yield {"time": _within(contestant) * 1e3}
+
+
+def _within(contestant: EntangleDocker | EntangleSlurm) -> float:
+    """The time of a call in a run whose place is warm (seconds)."""
     increment = contestant.task(work.increment)
 
     def calls() -> float:
@@ -128,5 +153,5 @@ def contained(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measure
         check(value, 2)
         return statistics.median(took)
 
-    for _ in rounds:
-        yield {"time": contestant.within(calls) * 1e3}
+    found: float = contestant.within(calls)
+    return found

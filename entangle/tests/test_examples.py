@@ -45,6 +45,7 @@ TELLING = {
         r"\nremembered: 39 done, 1 failed\n$",
     ],
     "hosts": [r"port \d+: Python 3"],
+    "mixedplacesexample": [r"docker +1 call\n", r"ssh +1 call\n", r"slurm +\d+ calls in \d jobs?\n", r"local +\d+ calls\n"],
     "sshdataflowexample": [r"emit +gave", r"leaves are", r"hello > emit@here > printx@\d+ > printz@\d+ > echo@\d+"],
     "sshschedulerexample": [r"three +on", r"add +on", r"result is 5"],
     "example": [r"add", r"process \d+", r"result is 10"],
@@ -80,6 +81,8 @@ EVERY_DAY, LINES = ("fetch_example", "images_example", "map_example", "sweep_exa
 #: What shows its progress in a log, if it takes longer than a second.
 SHOWING = ("images_example",)
 NEEDED = {"sweep_example": "sklearn", "images_example": "PIL"}
+#: What needs an engine as well: see `engines/test_examples_there.py`.
+ENGINES = ("mixedplacesexample",)
 FAR = ("hosts", "sshdataflowexample", "sshschedulerexample")
 
 FOUND = sorted(module.name for module in pkgutil.iter_modules(entangle.examples.__path__))
@@ -103,7 +106,7 @@ def test_every_example_is_known_here() -> None:
     assert sorted(TELLING) == FOUND
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", [name for name in FOUND if name not in ENGINES])
 @pytest.mark.timeout(120)
 def test_example(name: str, tmp_path: Path) -> None:
     if name in FAR and (lacking := what_is_missing()):

@@ -14,7 +14,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from entangle import _run
 from entangle._remote.caller.channel import Channel
@@ -35,11 +35,12 @@ _SOON, _LATER = 3.0, 6.0
 _LEAST = 10.0
 
 
-class _Place:
+class HeldCpu:
     """One CPU of an allocation, for a call."""
 
     def __init__(self, allocation: Allocation, node: int, transport: SlurmStep) -> None:
         self.allocation, self.node, self.transport = allocation, node, transport
+        self.taken = time.monotonic()
 
 
 class Allocations:
@@ -49,6 +50,8 @@ class Allocations:
         self.options, self._idle = options, idle
         self._changed = threading.Condition()
         self._held: list[Allocation] = []
+        #: Those that were given back, and are not known to be gone.
+        self._released: list[Allocation] = []
         #: Calls under way, by allocation and node; when an allocation last had none.
         self._calls: dict[tuple[int, int], int] = {}
         self._used: dict[int, float] = {}
@@ -61,26 +64,25 @@ class Allocations:
         self._shown = Shown(options.place, {})
         self.over = False
 
-    @contextlib.contextmanager
-    def place(self, needed: float | None) -> Iterator[SlurmStep]:
-        """A place for a call that may take `needed` seconds; waits for one.
+    def take(self, needed: float | None) -> HeldCpu:
+        """A place for a call that may take `needed` seconds; waits for one. `give_back` follows.
 
         Raises UnreachableError where Slurm refuses an allocation, and RunCancelledError.
         """
         place = self._wait_for_place(needed)
-        began = time.monotonic()
         place.allocation.tell(b"+")
-        try:
-            yield place.transport
-        finally:
-            place.allocation.tell(b"-")
-            with self._changed:
-                self._calls[place.allocation.serial, place.node] -= 1
-                self._used[place.allocation.serial] = time.monotonic()
-                self._longest = max(self._longest, self._used[place.allocation.serial] - began)
-                self._changed.notify()
+        return place
 
-    def _wait_for_place(self, needed: float | None) -> _Place:
+    def give_back(self, place: HeldCpu) -> None:
+        """The call is over."""
+        place.allocation.tell(b"-")
+        with self._changed:
+            self._calls[place.allocation.serial, place.node] -= 1
+            now = self._used[place.allocation.serial] = time.monotonic()
+            self._longest = max(self._longest, now - place.taken)
+            self._changed.notify()
+
+    def _wait_for_place(self, needed: float | None) -> HeldCpu:
         worker = here.worker
         stopped = threading.Event()
 
@@ -131,7 +133,7 @@ class Allocations:
         """How long before an allocation is needed it is asked for (seconds)."""
         return min(max(_LEAST, 2 * self._wait), self.options.time / 4)
 
-    def _free(self, needed: float | None) -> _Place | None:
+    def _free(self, needed: float | None) -> HeldCpu | None:
         """The place with the fewest calls beside it; None where there is none. Holds the lock."""
         self._drop_ended()
         now, least = time.monotonic(), None
@@ -150,12 +152,11 @@ class Allocations:
             return None
         if least[1].until - now < self._needs(needed) + self._lead():
             self._ask_for_more(needed)
-        return _Place(least[1], least[2], self.options.step(least[1], least[2]))
+        return HeldCpu(least[1], least[2], self.options.step(least[1], least[2]))
 
     def _is_stale(self, allocation: Allocation, now: float) -> bool:
         """Whether it has had no call for so long that its keeper may be about to end it."""
-        busy = any(self._calls.get((allocation.serial, node)) for node in range(self.options.nodes))
-        return not busy and now - self._used.get(allocation.serial, now) > self._idle - min(5.0, self._idle / 4)
+        return not self._is_busy(allocation) and now - self._used.get(allocation.serial, now) > self._idle - min(5.0, self._idle / 4)
 
     def _ask_for_more(self, needed: float | None) -> None:
         """Ask for one more allocation, if calls wait and there may be more. Holds the lock.
@@ -179,13 +180,16 @@ class Allocations:
             if allocation.granted:
                 allocation.look()
             late = allocation.granted and allocation.until < now and not self._is_busy(allocation)
+            late = late or (allocation.granted and self._is_stale(allocation, now))
             if not allocation.over and not late:
                 continue
             self._held.remove(allocation)
-            close_all(functools.partial(_is_idle_in, allocation))
-            allocation.close()
             if not allocation.granted:
+                allocation.close()
                 raise refused(allocation)
+            close_all(functools.partial(_is_idle_in, allocation))
+            allocation.release()
+            self._released.append(allocation)
 
     def _is_busy(self, allocation: Allocation) -> bool:
         return any(self._calls.get((allocation.serial, node)) for node in range(self.options.nodes))
@@ -241,7 +245,8 @@ class Allocations:
     def end(self) -> None:
         """Give all back, and wait until they are gone."""
         with self._changed:
-            held, self._held, self.over = self._held, [], True
+            held, self._held, self.over = self._held + self._released, [], True
+            self._released = []
         for allocation in held:
             allocation.release()
         for allocation in held:
@@ -249,7 +254,7 @@ class Allocations:
 
     def abandon(self) -> None:
         """In a forked child: they are the parent's."""
-        for allocation in self._held:
+        for allocation in self._held + self._released:
             allocation.abandon()
 
 

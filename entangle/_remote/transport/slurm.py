@@ -115,7 +115,9 @@ class SlurmStep(Transport):
         why = why_ended(self.allocation.job) if self.allocation.job else ""
         if why:
             hint = _HINTS.get(why.split()[0], "")
-            return LinkLostError(f"{self.told()}: the job ended during the call: {why}{hint}{said}")
+            heard = self.allocation.words()
+            keeper = "; salloc said: " + " / ".join(heard.splitlines()[-4:]) if heard else ""
+            return LinkLostError(f"{self.told()}: the job ended during the call: {why}{hint}{said}{keeper}")
         how = "" if status is None else f" (exit status {status})" if status >= 0 else f" (signal {-status})"
         return LinkLostError(f"{self.told()}: the agent or the connection to it ended during the call{how}; the job goes on{said}")
 

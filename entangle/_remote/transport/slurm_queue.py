@@ -31,9 +31,13 @@ class JobState:
 
 
 def environment() -> dict[str, str]:
-    """The environment for commands of Slurm: without the settings of a job that we run in."""
+    """The environment for commands of Slurm, which is that of agents too.
+
+    Without the settings of a job that we run in, of this Python, and of entangle here: as by ssh,
+    those of the other side hold there.
+    """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
-    dropped = ("SLURM_", "SALLOC_", "SBATCH_", "PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
+    dropped = ("SLURM_", "SALLOC_", "SBATCH_", "ENTANGLE_", "PYTHONHOME", "PYTHONPATH", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name in kept or not name.startswith(dropped)}
 
 
