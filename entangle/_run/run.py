@@ -637,10 +637,7 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         yield  # the program handles SIGTERM itself
         return
 
-    def terminated(*_: object) -> None:
-        raise Terminated
-
-    plain.signal(_SIGTERM, terminated)
+    plain.signal(_SIGTERM, _terminated)
     try:
         yield
     except Terminated:
@@ -652,9 +649,22 @@ def _sigterm_ends_the_run() -> Iterator[None]:
         raise
     finally:
         # A body that ran here may have set a handler of its own.
-        if plain.getsignal(_SIGTERM) is terminated:
-            plain.signal(_SIGTERM, int(signal.SIG_DFL))
+        _forget_sigterm()
 
+
+def _terminated(*_: object) -> None:
+    raise Terminated
+
+
+def _forget_sigterm() -> None:
+    """End the process by SIGTERM as before, unless somebody else handles it."""
+    if plain.getsignal(_SIGTERM) is _terminated:
+        plain.signal(_SIGTERM, int(signal.SIG_DFL))
+
+
+# A process that another thread forks meanwhile, as of a pool, has no part in the run. What it runs
+# may catch any exception, and would go on when it is to end.
+os.register_at_fork(after_in_child=_forget_sigterm)
 
 #: As a plain number: an enum takes longer to read than the call.
 _SIGTERM = int(signal.SIGTERM)

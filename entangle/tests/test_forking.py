@@ -88,3 +88,41 @@ def test_a_reaper_that_has_just_ended(tmp_path: Path) -> None:
     """Our own threads, which see workers off, do not keep the next run from forking."""
     source = HOW + "print({way() for _ in range(30)})"
     assert output_of(tmp_path, source) == "{'fork'}\n"
+
+
+def test_what_another_thread_forks_during_a_run_has_no_part_in_it(tmp_path: Path) -> None:
+    """As a pool's worker, which catches all that its jobs raise, and is ended by SIGTERM."""
+    source = """
+    import multiprocessing, signal, time
+    from entangle.process import process
+    from entangle.thread import thread
+
+    def stubborn(told):
+        told.send(signal.getsignal(signal.SIGTERM))
+        for _ in range(600):
+            try:
+                time.sleep(1)
+            except BaseException:
+                pass
+
+    @thread
+    def pool():
+        context = multiprocessing.get_context("fork")
+        told, tell = context.Pipe(duplex=False)
+        child = context.Process(target=stubborn, args=(tell,), daemon=True)
+        child.start()
+        handler = told.recv()
+        child.terminate()
+        child.join(20)
+        code = child.exitcode
+        child.kill()
+        return handler == signal.SIG_DFL, code
+
+    @process
+    def shown(pair):
+        return pair
+
+    if __name__ == "__main__":
+        print(shown(pool())(start="forkserver"), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+    """
+    assert output_of(tmp_path, source) == "(True, -15) True\n"
