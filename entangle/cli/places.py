@@ -3,11 +3,13 @@ there."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import os
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -125,7 +127,7 @@ def _hosts(layer: Layer) -> list[str]:
     transport = _transport(layer)
     if transport is not None:
         return [one.place for one in transport.alternatives or (transport,)]
-    named = getattr(layer, "transport", None) or getattr(layer, "service", None)
+    named = getattr(layer, "transport", None) or getattr(getattr(layer, "place", None), "service", None)
     return [named.place if named is not None else "this machine"]
 
 
@@ -154,7 +156,10 @@ def _look_by_runs(layer: Layer, packages: Sequence[str]) -> Report:
     from entangle.task import decorate
 
     def call(task: Any, *args: Any) -> Any:
-        return decorate("place", task if layer.ships else process(task), layer)(*args)()
+        # By value, as a function of a script: a service has no modules of ours but the engine.
+        looks = types.FunctionType(task.function.__code__, {"__builtins__": builtins}, task.__name__)
+        looks.__module__ = "__main__"
+        return decorate("place", looks if layer.ships else process(looks), layer)(*args)()
 
     with session():  # each call may be a job of its own: few are timed
         if layer.ships:

@@ -83,7 +83,13 @@ def _look() -> dict[str, Any]:
     import shutil
     import sys
     import tempfile
+    from importlib import metadata
 
+    installed: str | None = None
+    try:
+        installed = metadata.version("py-entangle")
+    except metadata.PackageNotFoundError:
+        pass
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     shared = shutil.disk_usage("/dev/shm").total if os.access("/dev/shm", os.W_OK) else 0
     modules = ("ctypes", "fcntl", "ssl", "venv", "ensurepip")
@@ -91,7 +97,7 @@ def _look() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": f"{platform.system()} {platform.machine()}",
-        "entangle": (_versions.function(["py-entangle"]))["py-entangle"],
+        "entangle": installed,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "memory": memory,
         "shared": shared,

@@ -40,6 +40,7 @@ _PATHS = {
     "docker": ("packages", "volumes"),
     "apptainer": ("image", "packages", "volumes"),
     "singularity": ("image", "packages", "volumes"),
+    "slurm": ("mailbox",),
     "interpreter": ("python",),
 }
 PROJECT, OWN = "pyproject.toml", "entangle.toml"

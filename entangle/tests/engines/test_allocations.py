@@ -20,6 +20,7 @@ import pytest
 import entangle
 from entangle import records
 from entangle._remote.caller import allocations as pools
+from entangle._services.caller import watcher
 from entangle.cli import main
 from entangle.errors import LinkLostError, MissingModuleError, OptionError, UnfitPythonError, UnreachableError
 from entangle.place import place
@@ -365,11 +366,15 @@ def test_a_place_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     (tmp_path / "entangle.toml").write_text(
         f'[places.cluster]\nkind = "slurm"\ntime = 300\n{options}[places.other]\nkind = "slurm"\n{options}'
     )
+    with open(tmp_path / "entangle.toml", "a") as file:
+        file.write(f'[places.jobs]\nkind = "slurm"\ntime = 60\ndetached = true\nmailbox = "./mailbox"\n{options}')
     found = place("cluster")(job)()()
     (node,) = records.run("last").nodes
     assert (node.place, node.ticket) == (f"slurm:{found[1]}", f"job {found[0]}")
     assert place("other")(process(timeout=100)(add))(1, 2)() == 3
     with pytest.raises(OptionError, match=r"\[places.other\]: @slurm needs to know how long"):
         place("other")(add)
-    assert main(["places", "check", "cluster"]) == 0
-    assert "round trip" in capsys.readouterr().out
+    assert main(["places", "check", "cluster", "jobs"]) == 0
+    assert capsys.readouterr().out.count("round trip") == 2
+    watcher.close_all(str(tmp_path))
+    assert (tmp_path / "mailbox").is_dir()
