@@ -150,9 +150,11 @@ WAYS = [
     Way("in-another-python", where=other_python(same=True), warm=functools.partial(warm_python, same=True)),
     Way("in-another-version", where=other_python(same=False), whole=False, warm=functools.partial(warm_python, same=False)),
     Way("by-ssh", where=by_ssh, warm=warm_ssh),
-    Way("on-an-executor", where=on_an_executor, whole=False),
     Way("in-a-container", where=in_a_container, whole=False, warm=warm_container),
 ]
+
+#: Those of `make test-engines`.
+WAYS_OF_ENGINES = [Way("on-an-executor", where=on_an_executor, whole=False)]
 
 
 @contextmanager
