@@ -20,7 +20,7 @@ What users import, each with a docstring of its own:
     dataflow  sources                 values pushed through functions, and streams
     gather  as_completed              many calls as one
     session  executor.Executor        warm workers
-    engine                            whole graphs on Dask
+    engine                            whole graphs on Dask or Ray
     joblib  dask                      in place of their own workers
     progress  tags  records           to see what runs, and what ran
     errors                            every error
@@ -438,7 +438,8 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
 def engine(address: str) -> EngineBlock:
     """Run whole graphs on another engine: the runs that this thread begins in a `with` block.
 
-    `address` is `dask://host:8786`, the scheduler of a Dask cluster. The same tasks and calls
+    `address` is `dask://host:8786`, the scheduler of a Dask cluster; `ray://host:10001`, the head
+    of a Ray cluster; or `ray`, the cluster that this machine is part of. The same tasks and calls
     become a graph of that engine: its scheduler places them, and values go from worker to worker.
     Errors, `retry`, deadlines, `return_exceptions`, progress and records are as in any run. Runs
     that a body calls are ours again, on the machine of its worker.
@@ -449,8 +450,8 @@ def engine(address: str) -> EngineBlock:
     A task runs once. Where the engine loses the worker that ran it, or its value, it runs again
     only if it says `retry` or `idempotent`; else the run ends with ProcessTerminatedException.
 
-    Connecting takes a second; then a small graph takes some 20 ms. If the caller dies, the engine
-    drops what has not begun.
+    Connecting takes a second on Dask and a few on Ray; then a small graph takes some 20 ms. If the
+    caller dies, the engine drops what has not begun.
 
     Raises OptionError for another address; on entering, UnreachableError where nobody answers, and
     UnfitPythonError where the versions of Python or entangle differ.

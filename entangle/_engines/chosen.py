@@ -19,7 +19,7 @@ from entangle._worker.worker import here
 from entangle.errors import OptionError
 from entangle.flow import HERE, Flow
 
-FORMS = 'write engine("dask://host:8786")'
+FORMS = 'write engine("dask://host:8786"), engine("ray://host:10001") or engine("ray")'
 
 
 class Opened(Engine, Protocol):
@@ -84,14 +84,20 @@ def engine(address: str) -> EngineBlock:
 def _kind_of(address: object) -> str:
     if not isinstance(address, str):
         raise OptionError(f"engine({value_in_short(address)}): an engine is named by a text; {FORMS}")
-    kind, _, rest = address.partition("://")
+    kind, separator, rest = address.partition("://")
     if kind in ("dask", "dask+tls") and rest:
         return "dask"
+    if kind == "ray" and bool(rest) == bool(separator):
+        return "ray"
     raise OptionError(f"engine({address!r}): there is no such engine; {FORMS}")
 
 
 def _made(address: str) -> Opened:
     _, _, rest = address.partition("://")
+    if _kind_of(address) == "ray":
+        from entangle._engines.ray_graph import RayEngine
+
+        return RayEngine(address if rest else "auto")
     from entangle._engines.dask_graph import DaskEngine
 
     return DaskEngine(f"{'tls' if address.startswith('dask+tls') else 'tcp'}://{rest}")

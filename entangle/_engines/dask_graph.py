@@ -18,12 +18,13 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from entangle._engines import dask_node
 from entangle._engines.engine_run import News
-from entangle._engines.node_task import stop
+from entangle._engines.node_task import stop, text_of_lost
+from entangle._engines.reaching import why_unreachable
 from entangle._engines.shipment import LONG_PLAN, Shipment
 from entangle.errors import EntangleError, FarError, LinkLostError, ProcessTerminatedException, UnfitPythonError, UnreachableError
 
@@ -85,13 +86,15 @@ def _plugin(name: str) -> Any:
 class DaskEngine:
     """A Dask cluster, through a client of its own."""
 
+    keeps_gpus = False
+
     def __init__(self, address: str) -> None:
         self.title = f"Dask at {address}"
         self._address = address
         self._client: Any = None
         self._pid = os.getpid()
         self._connection = os.urandom(4).hex()
-        self._runs: dict[str, News] = {}
+        self._runs: dict[str, tuple[News, Callable[[int], str]]] = {}
         self._compared: set[str] = set()
 
     def open(self) -> None:
@@ -101,14 +104,15 @@ class DaskEngine:
             import distributed
         except ImportError as error:
             raise EntangleError(f"{self.title} needs Dask distributed here: pip install 'py-entangle[dask]' ({error})") from None
-        self._check_that_somebody_listens()
+        if why := why_unreachable(self._address.partition("://")[2]):
+            raise self._unreachable(why)
         self._client = client = object.__new__(distributed.Client)  # so that one that fails to begin can be closed
         try:
             client.__init__(self._address, timeout=_PATIENCE, set_as_default=False, name="entangle")
         except BaseException as error:
             self.close()
             if isinstance(error, (OSError, ValueError)):
-                raise self._unreachable(error) from None
+                raise self._unreachable(str(error) or type(error).__name__) from None
             raise
         try:
             self._compare()
@@ -118,19 +122,8 @@ class DaskEngine:
             self.close()
             raise
 
-    def _check_that_somebody_listens(self) -> None:
-        """Raise UnreachableError at once where Dask would try again and again."""
-        import socket
-
-        host, _, port = self._address.partition("://")[2].rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-        except (OSError, ValueError) as error:
-            raise self._unreachable(error) from None
-
-    def _unreachable(self, error: BaseException) -> UnreachableError:
-        said = str(error) or type(error).__name__
-        return UnreachableError(f"no Dask scheduler answers at {self._address}: {said}; start one with: dask scheduler")
+    def _unreachable(self, why: str) -> UnreachableError:
+        return UnreachableError(f"no Dask scheduler answers at {self._address}: {why}; start one with: dask scheduler")
 
     def close(self) -> None:
         """Disconnect."""
@@ -147,9 +140,14 @@ class DaskEngine:
         """Called by the client's thread, for each event of our topic."""
         _, body = event
         kind, run, *rest = pickle.loads(body) if isinstance(body, bytes) else body
-        news = self._runs.get(run)
-        if news is not None:
-            news.put((kind, *rest))
+        known = self._runs.get(run)
+        if known is None:
+            return
+        news, names = known
+        if kind == "lost":
+            node, worker = rest
+            rest = [node, text_of_lost(names(node), worker)]
+        news.put((kind, *rest))
 
     # Versions -------------------------------------------------------------------------------------
 
@@ -199,7 +197,7 @@ class DaskEngine:
             raise LinkLostError(f"{self.title}: the connection to the scheduler is lost")
         if not self._compared.issuperset(client.scheduler_info(n_workers=-1)["workers"]):
             self._compare()
-        self._runs[run] = news
+        self._runs[run] = news, shipment.flow.name
         try:
             return DaskJob(self, client, shipment, wanted, news, run)
         except BaseException:

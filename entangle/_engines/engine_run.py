@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from entangle._engines.node_task import Failed, Told, error_of, text_of_lost
+from entangle._engines.node_task import Failed, Told, error_of
 from entangle._engines.shipment import Shipment
 from entangle._run import Observer
 from entangle._run.completions import Tell
@@ -57,8 +57,9 @@ class News(Protocol):
 
     def put(self, item: tuple[Any, ...], /) -> None:
         """`("told", worker, [Told, …])`: nodes have ended on that worker. `("done", node)`: a node
-        that the caller wants is there. `("lost", node, worker)`: that worker is gone, and the node
-        is not run again. `("broken", error)`: the engine cannot go on."""
+        that the caller wants is there. `("lost", node, why)`: its worker is gone, and it is not
+        run again, or so its report says: `("failed", node, report)`, where others take that as a
+        value. `("broken", error)`: the engine cannot go on."""
 
 
 class EngineJob(Protocol):
@@ -83,6 +84,8 @@ class Engine(Protocol):
 
     #: As errors name it: `Dask at tcp://10.0.0.7:8786`.
     title: str
+    #: Whether it gives each task the GPUs that it says it needs.
+    keeps_gpus: bool
 
     def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> EngineJob:
         """Begin a run whose caller wants the values of these nodes."""
@@ -157,6 +160,8 @@ class EngineRun(Run):
                         f"task {body.name!r}: {pool} cannot be kept on {title}, whose workers share no limit; "
                         "run this graph without the engine, or leave the limit out"
                     )
+            if body.gpus and not self.engine.keeps_gpus:
+                raise OptionError(f"task {body.name!r}: gpus={body.gpus} cannot be kept on {title}, whose workers share no GPU cookies")
             if body.wait is not None:
                 raise OptionError(
                     f"task {body.name!r}: wait={body.wait:g} cannot be kept on {title}, which does not say when it begins a task; "
@@ -270,6 +275,8 @@ class EngineRun(Run):
                 self._note(site, news[1], Told(*told))
         elif news[0] == "lost":
             self._lost(site, *news[1:])
+        elif news[0] == "failed":
+            self._note(site, "", Told(news[1], FAILED, 0, 0, 0, -1, 1, None, news[2], [], news[1]))
         elif news[0] == "broken":
             raise news[1]
 
@@ -283,7 +290,8 @@ class EngineRun(Run):
             RECORD.pack_into(table.records, node * RECORD.size, 0, 0, told.cause, 0, NOWHERE, 0, 0, 0)
             table.states[node] = SKIPPED
             return
-        self._workers.setdefault(worker, len(self._workers))
+        if worker:
+            self._workers.setdefault(worker, len(self._workers))
         slot = self._slots.setdefault((worker, told.pid), 1 + len(self._slots) % (_SLOTS - 1))
         began = max(told.started + self._offset, table.header[STARTED_AT])
         ended = max(told.ended + self._offset, began)
@@ -305,12 +313,12 @@ class EngineRun(Run):
                 table.header[FAILED_NODE] = node
             raise error
 
-    def _lost(self, site: Site, node: int, worker: str) -> None:
+    def _lost(self, site: Site, node: int, why: str) -> None:
         """A node is not run again, whose worker is gone. Where others take its failure as a value,
         the engine gives it to them."""
         if self.flow.guarded is not None and self.flow.guarded[node]:
             return
-        error = ProcessTerminatedException(text_of_lost(self.flow.name(node), worker))
+        error = ProcessTerminatedException(why)
         note_call(error, self.flow, node, call_in_short(self.flow, node))
         site.table.states[node] = FAILED
         site.table.header[FAILED_NODE] = node

@@ -261,7 +261,7 @@ def _own(value: Any, copied: bool) -> Any:
 
 def _is_ours(body: Body) -> bool:
     """Whether a body has terms that only a worker process of ours can keep."""
-    return body.timeout is not None or body.carrier == FRESH or body.shared_memory or bool(body.pools) or bool(body.gpus)
+    return body.timeout is not None or body.carrier == FRESH or body.shared_memory or bool(body.pools)
 
 
 @passes_on
@@ -338,9 +338,9 @@ def error_of(report: dict[str, Any]) -> BaseException:
     return error
 
 
-def text_of_lost(name: str, lost: str) -> str:
+def text_of_lost(name: str, worker: str) -> str:
     """The text of the error of a task whose worker is gone."""
     return (
-        f"task {name!r}: the worker {lost} is gone, on which its body had begun or its value lay. It is not run again, since its "
-        "body might then run twice; say retry= or idempotent=True if it may"
+        f"task {name!r}: the worker {worker and worker + ' '}is gone, on which its body had begun or its value lay. It is not run again, "
+        "since its body might then run twice; say retry= or idempotent=True if it may"
     )

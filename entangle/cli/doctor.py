@@ -260,6 +260,7 @@ EXTRAS = {
     "gpu": ("numba", "numpy"),
     "dataflow": ("watchfiles",),
     "dask": ("dask", "distributed"),
+    "ray": ("ray",),
     "joblib": ("joblib",),
     "ssh": ("paramiko",),
     "docker": ("docker",),

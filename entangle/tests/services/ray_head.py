@@ -35,6 +35,11 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((_HOST, port)) == 0
+
+
 class RayHead:
     """A head: a driver joins it at `address` ("127.0.0.2:port"), a client at `client`
     ("ray://127.0.0.2:port").
@@ -64,6 +69,8 @@ class RayHead:
                 raise RuntimeError(f"Ray's head does not start: {said[-2000:]}")
             time.sleep(0.1)
         self.address, self.client = f"{_HOST}:{port}", f"ray://{_HOST}:{clients}"
+        while not _listens(clients) and time.monotonic() < until:
+            time.sleep(0.1)
 
     def processes(self) -> list[int]:
         """The processes of this head, by its folder on their command lines."""

@@ -1,0 +1,260 @@
+"""Ray as an engine: each node of a flow is a task of Ray, each edge a reference to an object.
+
+Ray's scheduler decides where a node runs, and its object store moves values. A task gives two
+objects: the value, which stays there, and a short one with what the caller is told of the node.
+
+Ray runs a task again when its worker or its value is lost. `max_retries=0` keeps it from that, for
+tasks that say neither `retry` nor `idempotent`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from entangle._engines import ray_node
+from entangle._engines.engine_run import News
+from entangle._engines.node_task import Failed, text_of_lost
+from entangle._engines.reaching import why_unreachable
+from entangle._engines.shipment import LONG_PLAN, Parcel, Shipment
+from entangle._worker.failures import describe
+from entangle.errors import EntangleError, LinkLostError, OptionError, ProcessTerminatedException, UnfitPythonError, UnreachableError
+
+#: How often Ray may run a task again that may run again, after it was lost.
+_AGAIN = 5
+#: Seconds for the first worker to answer.
+_PATIENCE = 60.0
+
+
+class RayEngine:
+    """A Ray cluster. A process is connected to one at a time."""
+
+    keeps_gpus = True
+
+    def __init__(self, address: str) -> None:
+        self.title = "Ray" if address == "auto" else f"Ray at {address.removeprefix('ray://')}"
+        self._address = address
+        self._ours = False
+        self._settings = contextlib.ExitStack()
+        self._functions: dict[Any, Any] = {}
+
+    def open(self) -> None:
+        """Connect, unless this process is connected. Raises UnreachableError, UnfitPythonError;
+        EntangleError where Ray is not installed."""
+        try:
+            import ray
+        except ImportError as error:
+            raise EntangleError(f"{self.title} needs Ray here: pip install 'py-entangle[ray]' ({error})") from None
+        if ray.is_initialized():
+            if self._address != "auto":
+                raise OptionError(
+                    f'{self.title}: this process is connected to Ray already, and it can be to one cluster at a time; write engine("ray")'
+                )
+        else:
+            self._connect(ray)
+        try:
+            self._compare(ray)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, ray: Any) -> None:
+        if self._address != "auto" and (why := why_unreachable(self._address.removeprefix("ray://"))):
+            raise self._unreachable(why)
+        try:
+            with _with_settings(RAY_USAGE_STATS_ENABLED="0"):
+                ray.init(self._address, configure_logging=False, namespace=f"entangle-{os.urandom(4).hex()}")
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                ray.shutdown()  # else it counts as connected
+            if isinstance(error, RuntimeError) and "ersion mismatch" in str(error):
+                raise UnfitPythonError(f"{self.title} runs other versions than this program: {error}") from None
+            if isinstance(error, (RuntimeError, ConnectionError, ValueError, TimeoutError)):
+                raise self._unreachable(str(error) or type(error).__name__) from None
+            raise
+        self._ours = True
+        # Where a connection is lost, Ray would start a cluster of its own with the next use of it.
+        self._settings.enter_context(_with_settings(RAY_ENABLE_AUTO_CONNECT="0"))
+
+    def _unreachable(self, why: str) -> UnreachableError:
+        return UnreachableError(f"no {self.title} answers: {why}; start one with: ray start --head")
+
+    def _compare(self, ray: Any) -> None:
+        """Compare the version of entangle; Ray itself has compared those of Python."""
+        here = str(sys.modules["entangle"].__version__)
+        try:
+            there = ray.get(ray.remote(ray_node.about_worker).options(num_cpus=0, max_retries=0).remote(), timeout=_PATIENCE)
+        except ray.exceptions.GetTimeoutError:
+            raise UnreachableError(f"{self.title}: no worker answers within {_PATIENCE:g} s") from None
+        except Exception as error:
+            if "ModuleNotFoundError" in f"{type(error).__mro__}{error}":
+                raise UnfitPythonError(
+                    f"{self.title}: a worker cannot import entangle; install it there: pip install py-entangle"
+                ) from None
+            raise EntangleError(f"{self.title}: no task can be run: {type(error).__name__}: {error}") from None
+        if there != here:
+            raise UnfitPythonError(
+                f"{self.title}: a worker has entangle {there}, and here it is {here}; install one version on all of them"
+            )
+
+    def close(self) -> None:
+        """Disconnect, where `open` has connected."""
+        if self._ours:
+            import ray
+
+            self._ours, self._functions = False, {}
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            self._settings.close()
+
+    def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> RayJob:
+        """Begin a run whose caller wants the values of these nodes."""
+        import ray
+
+        if not ray.is_initialized():
+            raise LinkLostError(f"{self.title}: the connection is lost")
+        return RayJob(self, ray, shipment, wanted, news)
+
+    def function(self, ray: Any, name: str, again: int, gpus: float) -> Any:
+        """The function of Ray for nodes of this name."""
+        key = name, again, gpus
+        found = self._functions.get(key)
+        if found is None:
+            options = {"num_gpus": gpus} if gpus else {}
+            made = ray.remote(ray_node.run_on_ray)
+            found = self._functions[key] = made.options(name=name, num_returns=2, num_cpus=1, max_retries=again, **options)
+        return found
+
+
+class RayJob:
+    """The nodes of a run on a Ray cluster."""
+
+    def __init__(self, engine: RayEngine, ray: Any, shipment: Shipment, wanted: Sequence[int], news: News) -> None:
+        self._engine, self._ray, self._news = engine, ray, news
+        self._flow = shipment.flow
+        self._wanted = frozenset(wanted)
+        self._parcels = {parcel.node: parcel for parcel in shipment.parcels}
+        self._guard = threading.RLock()
+        self._over = False
+        #: For each node its value, by reference.
+        self._values: dict[int, Any] = {}
+        self._left: set[int] = set()
+        #: Nodes whose values are others than those that their first takers were given.
+        self._replaced: dict[int, int] = {}
+        self._large = {number: ray.put(value) for number, value in shipment.large.items()}
+        self._plans = [ray.put(plan) if len(plan) > LONG_PLAN else plan for plan in shipment.plans]
+        for parcel in shipment.parcels:
+            self._submit(parcel)
+
+    def _submit(self, parcel: Parcel) -> None:
+        body = self._flow.body(parcel.node)
+        again = max(_AGAIN, body.retry) if body.repeatable else 0
+        function = self._engine.function(self._ray, body.name, again, body.gpus / body.share if body.gpus else 0)
+        inputs = [self._values[source] for source in parcel.sources] + [self._large[number] for number in parcel.constants]
+        value, told = function.remote(parcel.node, self._plans[parcel.plan], parcel.payload, *inputs)
+        self._values[parcel.node] = value
+        self._left.add(parcel.node)
+        node, made = parcel.node, len(self._replaced)
+        told.future().add_done_callback(lambda future: self._ended(node, made, future))
+
+    def _ended(self, node: int, made: int, future: Any) -> None:
+        """A node has ended. Called by a thread of Ray's."""
+        with self._guard:
+            if self._over:
+                return
+            try:
+                worker, told = future.result()
+            except BaseException as error:
+                try:
+                    self._lost(node, made, error)
+                except BaseException as problem:
+                    self._news.put(("broken", EntangleError(f"{self._engine.title}: {type(problem).__name__}: {problem}")))
+                return
+            self._left.discard(node)
+        self._news.put(("told", worker, [told]))
+        if node in self._wanted:
+            self._news.put(("done", node))
+
+    def _lost(self, node: int, made: int, error: BaseException) -> None:
+        """Ray has no value of a node: its worker is gone, or that of a node that it takes."""
+        parcel = self._parcels[node]
+        if any(self._replaced.get(source, -1) >= made for source in parcel.sources):
+            self._replaced[node] = len(self._replaced)
+            self._submit(parcel)
+            return
+        name = self._flow.name(node)
+        cause = getattr(error, "cause", None) or error
+        exceptions = self._ray.exceptions
+        if not isinstance(
+            cause,
+            (exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError, exceptions.OutOfMemoryError),
+        ):
+            gone = isinstance(cause, (exceptions.LocalRayletDiedError, exceptions.RaySystemError, ConnectionError))
+            kind = LinkLostError if gone else EntangleError
+            self._news.put(("broken", kind(f"{self._engine.title} could not run task {name!r}: {type(error).__name__}: {error}")))
+            return
+        said = str(cause).strip().partition("\n")[0]
+        text = f"{text_of_lost(name, '')} ({self._engine.title}: {type(cause).__name__}: {said})"
+        if self._flow.guarded is None or not self._flow.guarded[node]:
+            self._news.put(("lost", node, text))
+            return
+        lost = ProcessTerminatedException(text)
+        report = {**describe(lost, name, 1, ""), "path": "", "text": ""}
+        self._replaced[node] = len(self._replaced)
+        self._values[node] = self._ray.put(Failed(node, report))
+        self._left.discard(node)
+        self._news.put(("failed", node, report))
+        if node in self._wanted:
+            self._news.put(("done", node))
+
+    def look(self) -> None:
+        """Raise LinkLostError if the cluster is gone."""
+        if not self._ray.is_initialized():
+            raise LinkLostError(f"{self._engine.title}: the connection was lost while the run was under way")
+
+    def values(self, nodes: Sequence[int]) -> list[Any]:
+        """The values of these nodes, which are done."""
+        try:
+            values: list[Any] = self._ray.get([self._values[node] for node in nodes])
+            return values
+        except self._ray.exceptions.ObjectLostError as error:
+            raise ProcessTerminatedException(f"{self._engine.title} has lost a value of the run: {error}") from None
+        except Exception as error:
+            raise EntangleError(f"{self._engine.title} cannot give a value of the run: {type(error).__name__}: {error}") from error
+
+    def stop(self) -> None:
+        """Drop what has not begun, and kill the workers of what runs."""
+        with self._guard:
+            self._over = True
+            left = sorted(self._left, reverse=True)
+        for node in left:
+            if not self._ray.is_initialized():
+                return
+            try:
+                self._ray.cancel(self._values[node], force=True)
+            except ConnectionError:
+                return
+            except Exception:  # it has ended meanwhile
+                continue
+
+    def end(self) -> None:
+        """Let the cluster forget the run."""
+        with self._guard:
+            self._over = True
+            self._values, self._large, self._plans, self._left = {}, {}, [], set()
+
+
+@contextlib.contextmanager
+def _with_settings(**settings: str) -> Iterator[None]:
+    """Have these variables in the environment during the block, unless they are there."""
+    missing = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)

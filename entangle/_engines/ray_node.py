@@ -1,0 +1,28 @@
+"""On a worker of Ray: run a node. What the caller is told of it is a second value."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from entangle._engines.node_task import run_node
+
+
+def run_on_ray(node: int, plan: bytes, payload: bytes, *inputs: Any) -> tuple[Any, Any]:
+    """Run a node. Gives its value, or a `Failed`; and the worker, with what is told of the node."""
+    value, told = run_node(node, plan, payload, inputs)
+    return value, (_worker(), tuple(told))
+
+
+@functools.cache
+def _worker() -> str:
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"pid {os.getpid()} on node {context.get_node_id()[:8]} ({os.uname().nodename})"
+
+
+def about_worker() -> str:
+    """The version of entangle there."""
+    return str(__import__("entangle").__version__)

@@ -1,0 +1,177 @@
+"""Whole graphs on Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import entangle
+from entangle import gather
+from entangle.errors import LinkLostError, MissingModuleError, OptionError, ProcessTerminatedException, UnreachableError
+
+from ..evidence import notes, notes_of, wait_until
+from ..services.ray_head import RayHead
+from ..services.ray_head import ray_head as a_head
+from . import graph_bodies as bodies
+from .whole_graphs import WholeGraphs
+
+
+@pytest.fixture
+def engine(ray_head: RayHead) -> Any:
+    return entangle.engine(ray_head.client)
+
+
+class TestOnRay(WholeGraphs):
+    pass
+
+
+def begun(path: Path) -> list[tuple[int, int]]:
+    """Which calls have begun, in order, each with its process."""
+    return [(int(line[1]), int(line[2])) for line in notes(path) if line[0] == "begins"]
+
+
+def ended(path: Path) -> set[int]:
+    return {int(line[1]) for line in notes(path) if line[0] == "ends"}
+
+
+def kill_a_worker(path: Path) -> None:
+    """Kill the process of a body that runs."""
+    wait_until(lambda: len(begun(path)) >= 6)
+    while True:
+        for number, pid in reversed(begun(path)):
+            if number not in ended(path):
+                os.kill(pid, signal.SIGKILL)
+                return
+
+
+def test_nobody_answers() -> None:
+    with pytest.raises(UnreachableError, match="ray start"), entangle.engine("ray://127.0.0.2:9"):
+        pass
+
+
+def test_a_killed_worker_runs_no_body_twice(engine: Any, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    with engine:
+        future = bodies.total(bodies.noted.starmap([(str(path), x, 0.2) for x in range(50)]))(proc=True)
+        kill_a_worker(path)
+        with pytest.raises(ProcessTerminatedException, match=r"(?s)worker is gone.*idempotent=True.*Ray") as caught:
+            future.result(timeout=60)
+        assert "call path: total" in notes_of(caught.value)
+        time.sleep(0.3)
+        numbers = [number for number, _ in begun(path)]
+        assert len(numbers) == len(set(numbers)) < 50
+        assert bodies.square(3)() == 9
+
+
+def test_a_killed_worker_and_bodies_that_may_run_again(engine: Any, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    with engine:
+        running = bodies.total(bodies.again.starmap([(str(path), x, 0.1) for x in range(50)]))(proc=True)
+        kill_a_worker(path)
+        assert running.result(timeout=60) == sum(range(50))
+    assert {number for number, _ in begun(path)} == set(range(50))
+    assert len(begun(path)) > 50
+
+
+def test_a_killed_worker_as_a_value(engine: Any, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    with engine:
+        calls = [bodies.noted(str(path), x, 0.2) for x in range(12)]
+        after = bodies.same(gather(*[bodies.square(call) for call in calls], return_exceptions=True))
+        running = after(proc=True)
+        kill_a_worker(path)
+        values = running.result(timeout=60)
+    lost = [x for x, value in enumerate(values) if isinstance(value, ProcessTerminatedException)]
+    assert len(lost) == 1
+    assert [value for x, value in enumerate(values) if x not in lost] == [x * x for x in range(12) if x not in lost]
+    assert len(begun(path)) == 12
+
+
+@pytest.fixture
+def own_head(ray_head: RayHead) -> Iterator[RayHead]:
+    """A head of the test's own, which it may break."""
+    with a_head() as head:
+        yield head
+
+
+PROGRAM = """
+import sys, entangle
+from entangle.tests.engines import graph_bodies as bodies
+if sys.argv[2] == "block":
+    with entangle.engine(sys.argv[1]):
+        bodies.total(bodies.noted.starmap([(sys.argv[3], x, 0.2) for x in range(200)]))()
+else:
+    print(bodies.total(bodies.square.map(range(10)))(), bodies.pid()())
+"""
+
+
+def program(*arguments: str, **settings: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **settings}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_head_ends_while_a_run_is_under_way(own_head: RayHead, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    caller = program("ray", "block", str(path), RAY_ADDRESS=own_head.address)
+    wait_until(lambda: len(begun(path)) >= 2)
+    for pid in own_head.processes():
+        os.kill(pid, signal.SIGKILL)
+    _, said = caller.communicate(timeout=60)
+    assert LinkLostError.__name__ in said
+
+
+def test_a_killed_caller_leaves_nothing_under_way(ray_head: RayHead, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    caller = program("ray", "block", str(path), RAY_ADDRESS=ray_head.address)
+    wait_until(lambda: len(begun(path)) >= 2)
+    caller.kill()
+    caller.communicate()
+    wait_until(lambda: _still(path))
+    assert len(begun(path)) < 200
+
+
+def _still(path: Path) -> bool:
+    before = len(begun(path))
+    time.sleep(1)
+    return len(begun(path)) == before
+
+
+def test_ctrl_c_ends_the_run(ray_head: RayHead, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    caller = program(ray_head.client, "block", str(path))
+    wait_until(lambda: len(begun(path)) >= 2)
+    caller.send_signal(signal.SIGINT)
+    _, said = caller.communicate(timeout=30)
+    assert "KeyboardInterrupt" in said
+    wait_until(lambda: _still(path))
+    assert len(begun(path)) < 200
+
+
+def test_a_whole_program_in_a_running_head(ray_head: RayHead) -> None:
+    caller = program("", "program", ENTANGLE_ENGINE="ray", RAY_ADDRESS=ray_head.address)
+    said, problems = caller.communicate(timeout=60)
+    value, pid = said.split()[-2:]
+    assert value == "285", problems
+    assert int(pid) != caller.pid
+
+
+def test_a_module_that_is_missing_there(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_in_caller.py").write_text("from entangle.process import process\n@process\ndef one():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import only_in_caller  # type: ignore[import-not-found, unused-ignore]
+
+    with engine, pytest.raises(MissingModuleError, match=r"task 'one' needs the module 'only_in_caller'"):
+        only_in_caller.one()()
+
+
+def test_one_cluster_at_a_time(engine: Any) -> None:
+    with engine, pytest.raises(OptionError, match="one cluster at a time"), entangle.engine("ray://127.0.0.2:9"):
+        pass
