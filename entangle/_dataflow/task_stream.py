@@ -6,6 +6,7 @@ import types
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
+from entangle import _run
 from entangle._dataflow.flow_graph import Dataflow
 from entangle._dataflow.node import DataflowTask, Node
 from entangle._dataflow.stream import Stream
@@ -71,4 +72,10 @@ def stream_of(
     fits = streamed._fits or streamed._learn_parameters()
     if not fits(1, {}):
         raise ArgumentError(f"{task.__name__}.stream gives the task one item at a time, and it does not take one argument")
+    if start is None and _run.elsewhere is not None and (elsewhere := _run.elsewhere()) is not None:
+        values: Stream[Any] | None = elsewhere.stream_of(
+            task, () if instance is NO_INSTANCE else (instance,), source, inflight, ordered, on_error
+        )
+        if values is not None:
+            return values
     return Stream(Node(streamed, ()), source, inflight, ordered, on_error, start, plain=task)

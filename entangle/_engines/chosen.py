@@ -6,7 +6,7 @@ import contextvars
 import os
 import threading
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from entangle._engines.engine_run import Engine, EngineRun
 from entangle._engines.node_task import inside
@@ -14,6 +14,8 @@ from entangle._run import Observer
 from entangle._run.completions import Tell
 from entangle._run.progress import observer_for
 from entangle._shared.summaries import value_in_short
+from entangle._tasks import OnError
+from entangle._tasks.layer import Decorated
 from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import OptionError
@@ -160,6 +162,17 @@ class RunsElsewhere:
         """The run of a flow whose kept nodes are told as they end; None if there is no engine."""
         chosen = current()
         return EngineRun(chosen, flow, None, observer_for(None), None, None, tell) if chosen is not None else None
+
+    def stream_of(
+        self, task: Decorated, instance: tuple[Any, ...], source: Any, inflight: int | None, ordered: bool, on_error: OnError
+    ) -> Any:
+        """The stream of a task on the engine of this thread; None if there is none."""
+        chosen = current()
+        if chosen is None:
+            return None
+        from entangle._engines.items import StreamOnEngine
+
+        return StreamOnEngine(chosen, task, instance, source, inflight, ordered, on_error)
 
     def title(self) -> str:
         """The engine of this thread, as errors name it; empty if there is none."""

@@ -59,7 +59,7 @@ class News(Protocol):
         """`("told", worker, [Told, …])`: nodes have ended on that worker. `("done", node)`: a node
         that the caller wants is there. `("lost", node, why)`: its worker is gone, and it is not
         run again, or so its report says: `("failed", node, report)`, where others take that as a
-        value. `("broken", error)`: the engine cannot go on."""
+        value. `("do", function)`: it is called. `("broken", error)`: the engine cannot go on."""
 
 
 class EngineJob(Protocol):
@@ -277,6 +277,8 @@ class EngineRun(Run):
             self._lost(site, *news[1:])
         elif news[0] == "failed":
             self._note(site, "", Told(news[1], FAILED, 0, 0, 0, -1, 1, None, news[2], [], news[1]))
+        elif news[0] == "do":
+            news[1]()
         elif news[0] == "broken":
             raise news[1]
 

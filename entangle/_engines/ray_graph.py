@@ -13,6 +13,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from entangle.errors import EntangleError, LinkLostError, OptionError, ProcessTe
 _AGAIN = 5
 #: Seconds for the first worker to answer.
 _PATIENCE = 60.0
+#: Seconds between two looks whether the head is there; for the end of a connection to one that is
+#: not.
+_EVERY, _SHUT_DOWN = 1.0, 5.0
 
 
 class RayEngine:
@@ -39,6 +43,8 @@ class RayEngine:
         self.title = "Ray" if address == "auto" else f"Ray at {address.removeprefix('ray://')}"
         self._address = address
         self._ours = False
+        #: Whether the cluster did not answer any more when it was last looked for.
+        self.lost = False
         self._settings = contextlib.ExitStack()
         self._functions: dict[Any, Any] = {}
 
@@ -107,15 +113,25 @@ class RayEngine:
             import ray
 
             self._ours, self._functions = False, {}
-            with contextlib.suppress(Exception):
-                ray.shutdown()
+            # Where the cluster is gone, it may wait for long.
+            ending = threading.Thread(target=_shut_down, args=(ray,), name="entangle-ray-shutdown", daemon=True)
+            ending.start()
+            ending.join(_SHUT_DOWN if self.lost else None)
             self._settings.close()
+
+    def is_gone(self, ray: Any) -> bool:
+        """Whether the head does not answer any more."""
+        address = self._address.removeprefix("ray://")
+        if ray.is_initialized() and address == "auto":
+            address = ray.get_runtime_context().gcs_address
+        self.lost = not ray.is_initialized() or bool(why_unreachable(address))
+        return self.lost
 
     def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> RayJob:
         """Begin a run whose caller wants the values of these nodes."""
         import ray
 
-        if not ray.is_initialized():
+        if self.lost or not ray.is_initialized():
             raise LinkLostError(f"{self.title}: the connection is lost")
         return RayJob(self, ray, shipment, wanted, news)
 
@@ -145,6 +161,7 @@ class RayJob:
         self._left: set[int] = set()
         #: Nodes whose values are others than those that their first takers were given.
         self._replaced: dict[int, int] = {}
+        self._looked = time.monotonic()
         self._large = {number: ray.put(value) for number, value in shipment.large.items()}
         self._plans = [ray.put(plan) if len(plan) > LONG_PLAN else plan for plan in shipment.plans]
         for parcel in shipment.parcels:
@@ -169,10 +186,9 @@ class RayJob:
             try:
                 worker, told = future.result()
             except BaseException as error:
-                try:
-                    self._lost(node, made, error)
-                except BaseException as problem:
-                    self._news.put(("broken", EntangleError(f"{self._engine.title}: {type(problem).__name__}: {problem}")))
+                lost = error
+                # Ray must not be called here: what it would answer comes through this thread.
+                self._news.put(("do", lambda: self._lost(node, made, lost)))
                 return
             self._left.discard(node)
         self._news.put(("told", worker, [told]))
@@ -212,8 +228,13 @@ class RayJob:
             self._news.put(("done", node))
 
     def look(self) -> None:
-        """Raise LinkLostError if the cluster is gone."""
-        if not self._ray.is_initialized():
+        """Raise LinkLostError if the cluster is gone. Ray itself would wait for a minute, and then
+        end this process."""
+        now = time.monotonic()
+        if now - self._looked < _EVERY and self._ray.is_initialized():
+            return
+        self._looked = now
+        if self._engine.is_gone(self._ray):
             raise LinkLostError(f"{self._engine.title}: the connection was lost while the run was under way")
 
     def values(self, nodes: Sequence[int]) -> list[Any]:
@@ -232,7 +253,7 @@ class RayJob:
             self._over = True
             left = sorted(self._left, reverse=True)
         for node in left:
-            if not self._ray.is_initialized():
+            if self._engine.lost or not self._ray.is_initialized():
                 return
             try:
                 self._ray.cancel(self._values[node], force=True)
@@ -246,6 +267,11 @@ class RayJob:
         with self._guard:
             self._over = True
             self._values, self._large, self._plans, self._left = {}, {}, [], set()
+
+
+def _shut_down(ray: Any) -> None:
+    with contextlib.suppress(Exception):
+        ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -131,6 +131,10 @@ class Elsewhere(Protocol):
     def completions_of(self, flow: Flow, tell: Callable[[int, Any, BaseException | None], object], /) -> Any:
         """The run of a flow whose kept nodes are told as they end; None if the engine is ours."""
 
+    def stream_of(self, task: Any, instance: tuple[Any, ...], source: Any, inflight: int | None, ordered: bool, on_error: Any, /) -> Any:
+        """The stream of a task on the engine of this thread; None if it is ours. `instance` is
+        empty, or has that of a method."""
+
     def title(self) -> str:
         """The engine of this thread, as errors name it; empty if it is ours."""
 

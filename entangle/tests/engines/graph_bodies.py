@@ -62,6 +62,13 @@ def fail(x: int) -> int:
 
 
 @process
+def fail_odd(x: int) -> int:
+    if x % 2:
+        raise ValueError(f"{x} is odd")
+    return x
+
+
+@process
 def grow(xs: list[int]) -> list[int]:
     xs.append(len(xs))
     return xs

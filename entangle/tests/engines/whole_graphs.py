@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ from .graph_bodies import (
     Scale,
     add,
     fail,
+    fail_odd,
     grow,
     in_thread,
     late,
@@ -123,6 +125,22 @@ class WholeGraphs:
         assert found[calls[0]] == 4
         assert isinstance(found[calls[1]], ValueError)
         assert found[calls[2]] == 9
+
+    def test_streams_of_tasks(self, engine: Any) -> None:
+        left_out: list[Any] = []
+        with engine:
+            assert list(square.stream(range(20))) == [x * x for x in range(20)]
+            assert sorted(square.stream(range(20), ordered=False, inflight=3)) == [x * x for x in range(20)]
+            assert list(Scale(2).of.stream(iter([1, 2]))) == [2, 4]
+            endless = square.stream(itertools.count(), inflight=2)
+            assert [next(endless), next(endless)] == [0, 1]
+            endless.close()
+            odd = fail_odd.stream(range(4), on_error=lambda task, item, error: left_out.append((task, item, str(error))))
+            assert (list(odd), odd.skipped) == ([0, 2], 2)
+            with pytest.raises(ValueError, match="1 is odd"):
+                list(fail_odd.stream(range(4)))
+            assert asyncio.run(_all_of(square.stream([3]))) == [9]
+        assert left_out == [(fail_odd, 1, "1 is odd"), (fail_odd, 3, "3 is odd")]
 
     # Errors ---------------------------------------------------------------------------------------
 
@@ -275,6 +293,10 @@ class WholeGraphs:
             assert node.place  # the worker
             assert good.started_ns <= (node.started_ns or 0) <= (node.ended_ns or 0) <= time.time_ns()
         assert (bad.state, bad.error and bad.error.type) == ("failed", "ValueError")
+
+
+async def _all_of(stream: Any) -> list[Any]:
+    return [value async for value in stream]
 
 
 async def _awaited(call: Any) -> Any:
