@@ -395,6 +395,33 @@ class Ray(Contestant):
         return self.ray.get(built)
 
 
+class EntangleOnRay(Ray):
+    """entangle's own tasks and calls, sent whole to such a Ray."""
+
+    name = "entangle on Ray"
+    short = "on Ray"
+
+    def start(self) -> None:
+        super().start()
+        os.environ["ENTANGLE_RECORD"] = "0"
+        self.decorated: Any = import_module("benchmarks.decorated")
+        self.block: Any = import_module("entangle").engine("ray")
+        self.block.__enter__()
+
+    def stop(self) -> None:
+        self.block.__exit__(None, None, None)
+        super().stop()
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not hasattr(self, "decorated"):
+            return super().task(function)
+        decorated: Callable[..., Any] = getattr(self.decorated, function.__name__)
+        return decorated
+
+    def value(self, built: Any) -> Any:
+        return built() if hasattr(self, "decorated") else super().value(built)
+
+
 class DaskProcesses(Contestant):
     """``dask.delayed`` on its multiprocessing scheduler, with a pool that stays."""
 
@@ -458,6 +485,33 @@ class DaskDistributed(Contestant):
 
     def value(self, built: Any) -> Any:
         return self.client.compute(built).result()
+
+
+class EntangleOnDask(DaskDistributed):
+    """entangle's own tasks and calls, sent whole to such a cluster."""
+
+    name = "entangle on Dask"
+    short = "on Dask"
+
+    def start(self) -> None:
+        super().start()
+        os.environ["ENTANGLE_RECORD"] = "0"
+        self.decorated: Any = import_module("benchmarks.decorated")
+        self.block: Any = import_module("entangle").engine(self.cluster.scheduler_address.replace("tcp://", "dask://"))
+        self.block.__enter__()
+
+    def stop(self) -> None:
+        self.block.__exit__(None, None, None)
+        super().stop()
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not hasattr(self, "decorated"):
+            return super().task(function)
+        decorated: Callable[..., Any] = getattr(self.decorated, function.__name__)
+        return decorated
+
+    def value(self, built: Any) -> Any:
+        return built() if hasattr(self, "decorated") else super().value(built)
 
 
 class DaskThreads(DaskDistributed):
@@ -626,6 +680,8 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         DaskProcesses,
         DaskDistributed,
         DaskThreads,
+        EntangleOnDask,
+        EntangleOnRay,
         Parsl,
         NestedPools,
         PoolImap,

@@ -1,6 +1,36 @@
 """What is measured. Importing this package registers every row; nothing runs, and
 no contestant is imported."""
 
-from benchmarks.rows import arrays, away, everyday, graphs, load, lock, memory, places, pools, sessions, size, startup, streams
+from benchmarks.rows import (
+    arrays,
+    away,
+    engines,
+    everyday,
+    graphs,
+    load,
+    lock,
+    memory,
+    places,
+    pools,
+    sessions,
+    size,
+    startup,
+    streams,
+)
 
-__all__ = ["arrays", "away", "everyday", "graphs", "load", "lock", "memory", "places", "pools", "sessions", "size", "startup", "streams"]
+__all__ = [
+    "arrays",
+    "away",
+    "engines",
+    "everyday",
+    "graphs",
+    "load",
+    "lock",
+    "memory",
+    "places",
+    "pools",
+    "sessions",
+    "size",
+    "startup",
+    "streams",
+]

@@ -248,7 +248,8 @@ class RayJob:
             raise EntangleError(f"{self._engine.title} cannot give a value of the run: {type(error).__name__}: {error}") from error
 
     def stop(self) -> None:
-        """Drop what has not begun, and kill the workers of what runs."""
+        """Drop what has not begun, and raise KeyboardInterrupt in bodies that run. To kill their
+        workers might end tasks of others, which these have taken meanwhile."""
         with self._guard:
             self._over = True
             left = sorted(self._left, reverse=True)
@@ -256,7 +257,7 @@ class RayJob:
             if self._engine.lost or not self._ray.is_initialized():
                 return
             try:
-                self._ray.cancel(self._values[node], force=True)
+                self._ray.cancel(self._values[node])
             except ConnectionError:
                 return
             except Exception:  # it has ended meanwhile

@@ -18,8 +18,9 @@ from entangle import gather
 from entangle.errors import LinkLostError, MissingModuleError, OptionError, ProcessTerminatedException, UnreachableError
 
 from ..evidence import notes, notes_of, wait_until
-from ..services.ray_head import RayHead
+from ..services.ray_head import RayHead, what_is_missing
 from ..services.ray_head import ray_head as a_head
+from ..ways import missing
 from . import graph_bodies as bodies
 from .whole_graphs import WholeGraphs
 
@@ -96,8 +97,10 @@ def test_a_killed_worker_as_a_value(engine: Any, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def own_head(ray_head: RayHead) -> Iterator[RayHead]:
+def own_head() -> Iterator[RayHead]:
     """A head of the test's own, which it may break."""
+    if lacking := what_is_missing():
+        missing(lacking)
     with a_head() as head:
         yield head
 
@@ -118,6 +121,7 @@ def program(*arguments: str, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.timeout(120)
 def test_the_head_ends_while_a_run_is_under_way(own_head: RayHead, tmp_path: Path) -> None:
     path = tmp_path / "notes"
     caller = program("ray", "block", str(path), RAY_ADDRESS=own_head.address)
