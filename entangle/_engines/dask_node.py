@@ -14,8 +14,8 @@ from entangle._shared.table import FAILED
 from entangle._worker.failures import describe
 from entangle.errors import ProcessTerminatedException
 
-#: Seconds for which a worker collects what it tells.
-_COLLECTED = 0.005
+#: Seconds for which a worker collects what it tells: at first, and at most where much follows.
+_COLLECTED, _LONGEST = 0.005, 0.05
 
 
 class _Telling:
@@ -27,6 +27,7 @@ class _Telling:
         self._guard = threading.Lock()
         self._waiting: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
         self._planned = False
+        self._pause, self._flushed = _COLLECTED, 0.0
 
     def tell(self, topic: str, run: str, told: Told, at_once: bool) -> None:
         """Tell the caller of a run of a node."""
@@ -37,11 +38,14 @@ class _Telling:
         if at_once:
             loop.add_callback(self._flush)
         elif not planned:
-            loop.add_callback(loop.call_later, _COLLECTED, self._flush)
+            loop.add_callback(loop.call_later, self._pause, self._flush)
 
     def _flush(self) -> None:
         with self._guard:
             waiting, self._waiting, self._planned = self._waiting, {}, False
+            now = time.monotonic()
+            self._pause = min(_LONGEST, 2 * self._pause) if now - self._flushed < 1 else _COLLECTED
+            self._flushed = now
         for (topic, run), told in waiting.items():
             self._worker.log_event(topic, pickle.dumps(("told", run, self._name, told), 5))
 
