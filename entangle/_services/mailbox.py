@@ -68,6 +68,9 @@ class Mailbox(Protocol):
     def address(self) -> str:
         """What the program there opens it by."""
 
+    def is_there(self) -> bool:
+        """Whether nobody has removed it."""
+
     def add_code(self, name: str, data: bytes) -> str:
         """Put a file there, once; gives what it can be read by there."""
 
@@ -164,6 +167,10 @@ class Folder:
             except OSError as error:
                 shutil.rmtree(self.address, ignore_errors=True)
                 raise _refused(folder, error) from None
+
+    def is_there(self) -> bool:
+        """Whether nobody has removed it, as those do who clean up in a folder of all."""
+        return os.path.isdir(os.path.join(self.address, NEW))
 
     def add_code(self, name: str, data: bytes) -> str:
         """Put a file there, once; gives its path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_records_know_the_job_of_a_call(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_kit_finds_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
         check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])
-    with pytest.raises(ValueError, match="no check 'kiled'; there are values, "):
+    with pytest.raises(ValueError, match=r"no check 'kiled'; there are values, "):
         check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["kiled"])
 
 
@@ -85,6 +86,16 @@ def test_why_calls_wait_is_known(tmp_path: Path) -> None:
     watcher.close()
     starter.join(60)
     assert not starter.is_alive()
+
+
+def test_a_mailbox_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    from entangle._services.caller.watcher import close_all
+
+    there = service(LocalJobs(str(tmp_path)), mailbox=tmp_path / "box")(abs)
+    assert there(-1)() == 1
+    shutil.rmtree(tmp_path / "box")
+    assert there(-2)() == 2
+    close_all(str(tmp_path / "box"))
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ class Watcher:
     # Out ------------------------------------------------------------------------------------
 
     def _open(self) -> tuple[Folder, Code]:
-        if self._code is None or self._mailbox is None:
+        if self._code is None or self._mailbox is None or not self._mailbox.is_there():
             if not self._about:
                 self._about = self.service.about()
                 if self._about["python"][:2] < OLDEST:
