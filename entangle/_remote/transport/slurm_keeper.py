@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 
 #: Seconds between two signs of life, and after how many without one the step cancels its job.
-BEAT, PATIENCE = 10.0, 45
+BEAT, PATIENCE = 10.0, 30
 #: What the step says first, before the number of its job.
 HELD = "entangle-held"
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import entangle
@@ -306,7 +307,18 @@ def test_a_call_that_waits_says_why(capfd: pytest.CaptureFixture[str]) -> None:
     assert "is pending because BeginTime" in said
 
 
-def test_nothing_is_left_when_the_caller_is_killed(slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_job_that_is_cancelled_while_it_waits_is_told(slurm: SlurmCluster) -> None:
+    def scancel() -> None:
+        wait_until(slurm.jobs, 30, "no job was asked for")
+        slurm.run("scancel", slurm.jobs()[0])
+
+    with _meanwhile(scancel), pytest.raises(LinkLostError, match=r"job \d+ ended before it began: CANCELLED"):
+        gather(*[there(options={"begin": "now+100"})(add)(1, 2) for _ in range(3)])()
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("everything", [False, True], ids=["the-caller", "all-its-processes-here"])
+def test_nothing_is_left_when_the_caller_is_killed(everything: bool, slurm: SlurmCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = tmp_path / "caller.py"
     script.write_text(
@@ -329,7 +341,9 @@ def test_nothing_is_left_when_the_caller_is_killed(slurm: SlurmCluster, tmp_path
     with subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": ROOT}) as caller:
         wait_until(lambda: log.exists() and log.read_text().endswith("\n"), 60, "the body never began")
         assert len(slurm.jobs()) == 1
-        os.kill(caller.pid, signal.SIGKILL)
+        doomed = psutil.Process(caller.pid).children(recursive=True) if everything else []
+        for process_here in (psutil.Process(caller.pid), *doomed):
+            process_here.send_signal(signal.SIGKILL)
     wait_until(lambda: not slurm.jobs(), 60, "the allocation outlives its caller")
     wait_until(lambda: not Path(f"/proc/{int(log.read_text())}").exists(), 10, "the body outlives its caller")
 
