@@ -257,6 +257,12 @@ class Supervisor:
             f"{table.done():,} of {flow.count:,} tasks were done, and {told}"
         )
 
+    def _expire(self) -> None:
+        """End a run that has taken too long from another thread: its own waits in a body."""
+        if self.calling is not None:
+            self.deaths.error = self._timed_out()
+            self.cancel()
+
     def cancel(self) -> None:
         """End the run from another thread. `supervise` returns soon after."""
         self.cancelled = True
@@ -489,7 +495,7 @@ class Supervisor:
         self.serial += 1
         worker = (inline.InlineWorker if self.site.flow.inline else Worker)(self.site, slot, HERE, self.serial)
         worker.seat, worker.holder = self.entitlement.seat, self.entitlement.holder
-        worker.timeout, worker.expires = self.timeout, self.expires
+        worker.timeout, worker.expires, worker.expire = self.timeout, self.expires, self._expire
         self.ran_here = True
         outer = here.worker
         self.calling = worker

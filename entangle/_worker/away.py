@@ -157,7 +157,10 @@ class AwayFunction:
             call.failed(RunCancelledError("the run is over"))
 
         worker = here.worker
-        with worker.ending_with(cancel) if worker is not None else contextlib.nullcontext():
+        with contextlib.ExitStack() as waiting:
+            if worker is not None:
+                waiting.enter_context(worker.in_time())
+                waiting.enter_context(worker.ending_with(cancel))
             try:
                 self.place.begin([call])
                 ended.wait()

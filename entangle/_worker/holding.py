@@ -61,9 +61,11 @@ class Holding(Delivery):
         self.seat = Seat()
         self.holder: object = None
         self.stopped = False
-        #: In the calling thread, when its run is past its timeout (monotonic clock), and that.
+        #: In the calling thread, when its run is past its timeout (monotonic clock), and that; what
+        #: ends the run then.
         self.expires: float | None = None
         self.timeout: float | None = None
+        self.expire: Callable[[], None] | None = None
         self.makeflags: str | None = None
 
     @passes_on
@@ -356,6 +358,24 @@ class Holding(Delivery):
             yield
         finally:
             self.nested.remove(cancel)
+
+    @block
+    def in_time(self) -> Iterator[None]:
+        """Wait for something elsewhere: past the timeout of the run, this worker is stopped.
+
+        In the calling thread, which cannot look at a clock meanwhile. A nested run has the same
+        timeout, and needs no thread for it.
+        """
+        if self.expires is None or self.expire is None:
+            yield
+            return
+        timer = threading.Timer(max(0.0, self.expires - time.monotonic()), self.expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def stop(self) -> bool:
         """End what the body in this thread waits for, and begin nothing more.

@@ -16,12 +16,14 @@ from typing import Any
 
 import pytest
 
-from entangle.errors import LinkLostError, OptionError, UnfitPythonError, UnreachableError
+from entangle.errors import LinkLostError, OptionError, RunTimeoutException, UnfitPythonError, UnreachableError
 from entangle.interpreter import interpreter
 from entangle.process import process
 from entangle.scheduler import scheduler
+from entangle.task import task
 
 from . import bodies
+from .callers import gone
 from .evidence import most_at_once, note, notes, pids_in, span, wait_until
 from .places import far_pythons
 from .services import given
@@ -50,6 +52,23 @@ def test_a_value_comes_back(python: str) -> None:
     assert value == 2
     assert pid != os.getpid()
     assert os.path.samefile(executable, python)
+
+
+def test_a_run_past_its_timeout(tmp_path: Path) -> None:
+    """The calling thread waits for the value: nothing else is left to do."""
+    log = str(tmp_path / "log")
+
+    @interpreter
+    @process
+    def lasting() -> None:
+        note(log, os.getpid())
+        time.sleep(1000)
+
+    with pytest.raises(RunTimeoutException, match="lasting\\(\\) ran"):
+        lasting().run(timeout=3)
+    with pytest.raises(RunTimeoutException):
+        task(lambda: lasting()())().run(timeout=3)
+    gone(pids_in(log))
 
 
 def test_bare_it_is_this_python() -> None:

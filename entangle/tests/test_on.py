@@ -192,6 +192,17 @@ def test_a_run_past_its_timeout_cancels_what_is_away() -> None:
     assert [future.cancelled() for future in hand.left] == [True, True]
 
 
+def test_a_run_past_its_timeout_whose_thread_waits_for_a_body_elsewhere() -> None:
+    class Waits(Layer):
+        def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
+            return inner(*args, **kwargs)
+
+    hand = ByHand()
+    with pytest.raises(RunTimeoutException, match="double\\(1\\) ran"):
+        task(on(hand)(double), Waits())(1).run(timeout=0.3)
+    assert [future.cancelled() for future in hand.left] == [True]
+
+
 def test_a_run_that_is_cancelled_cancels_what_is_away() -> None:
     hand = ByHand()
 

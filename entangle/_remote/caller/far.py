@@ -63,6 +63,13 @@ class Far(Layer):
         def far(*args: Any, **kwargs: Any) -> Any:
             if inline.on:
                 return rest(*args, **kwargs)()
+            worker = here.worker
+            if worker is not None and worker.expires is not None:
+                with worker.in_time():
+                    return sent(args, kwargs)
+            return sent(args, kwargs)
+
+        def sent(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if not again:
                 return self.send(rest, args, kwargs)
             from entangle._worker.failures import pause
