@@ -180,6 +180,7 @@ class NodeStage:
                     clean = False
                     journal.note(outcome)
             done.append(outcome)
+        slots[base + SINCE] = time.monotonic_ns()  # the last item is over, and was in time
         slots[base + BEGUN] = RUNS
         return label, clean, done
 

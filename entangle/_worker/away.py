@@ -159,7 +159,7 @@ class AwayFunction:
         worker = here.worker
         with contextlib.ExitStack() as waiting:
             if worker is not None:
-                waiting.enter_context(worker.in_time())
+                waiting.enter_context(worker.expiring())
                 waiting.enter_context(worker.ending_with(cancel))
             try:
                 self.place.begin([call])

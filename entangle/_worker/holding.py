@@ -92,8 +92,8 @@ class Holding(Delivery):
                     named["sm"] = SegmentOpener(self.site.directory)
                 if self.stopped:  # while it waited for a cookie or gathered its arguments
                     raise RunCancelledError("the run was cancelled before the body began")
-                slots[base + BEGUN] = RUNS
                 began = started = slots[base + SINCE] = time.monotonic_ns()
+                slots[base + BEGUN] = RUNS  # last: who looks at deadlines takes `SINCE` for its time
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
                 if self.forked:
@@ -360,7 +360,7 @@ class Holding(Delivery):
             self.nested.remove(cancel)
 
     @block
-    def in_time(self) -> Iterator[None]:
+    def expiring(self) -> Iterator[None]:
         """Wait for something elsewhere: past the timeout of the run, this worker is stopped.
 
         In the calling thread, which cannot look at a clock meanwhile. A nested run has the same

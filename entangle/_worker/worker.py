@@ -91,13 +91,13 @@ class Worker(Fanning):
                     if args is None:
                         args, named = flow.arguments(node, value_of)
                         self.kept_node, self.kept = NOBODY, None
-                        slots[base + BEGUN] = RUNS
                         started = slots[base + SINCE] = clock()
+                        slots[base + BEGUN] = RUNS
                         value = bodies[which].function(*args, **named)
                     else:
                         self.kept_node, self.kept = NOBODY, None
-                        slots[base + BEGUN] = RUNS
                         started = slots[base + SINCE] = clock()
+                        slots[base + BEGUN] = RUNS
                         value = bodies[which].function(*args)
                     ended = clock()
             except PutOff:

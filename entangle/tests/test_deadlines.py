@@ -12,10 +12,17 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import entangle
+from entangle._shared.table import BEGUN, RUNS, SINCE
+from entangle._worker import holding
+from entangle._worker import worker as worker_loop
+from entangle._worker.worker import here
+from entangle.flow import THREAD
 from entangle.process import ProcessTimeoutException, process
 from entangle.scheduler import scheduler
 from entangle.thread import ThreadTimeoutException, thread
@@ -51,6 +58,26 @@ def test_a_body_that_is_late(log: str, start: str) -> None:
 
 def test_a_body_that_is_not_late() -> None:
     assert process(timeout=30)(bodies.add)(1, 2)() == 3
+
+
+def test_a_body_has_begun_once_its_time_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks between the two would take it for one that runs since the machine does."""
+    seen = []
+
+    def clock() -> int:
+        worker = here.worker
+        if worker is not None and worker.lane == THREAD:
+            slots, base = worker.site.table.slots, worker.base
+            seen.append((slots[base + BEGUN] == RUNS, slots[base + SINCE] > 0))
+        return time.monotonic_ns()
+
+    for module in (holding, worker_loop):
+        monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "monotonic_ns": clock}))
+    body = thread(timeout=30, retry=1)(bodies.add)
+    assert entangle.gather(body(1, 2), thread(bodies.add)(3, 4), body(5, 6))() == [3, 7, 11]
+    assert (False, False) in seen, "before a body"
+    assert (True, True) in seen, "after one"
+    assert (True, False) not in seen
     assert process(timeout=30.5)(bodies.add)(process(timeout=30)(bodies.one)(), 2)() == 3
 
 

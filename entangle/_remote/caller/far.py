@@ -65,7 +65,7 @@ class Far(Layer):
                 return rest(*args, **kwargs)()
             worker = here.worker
             if worker is not None and worker.expires is not None:
-                with worker.in_time():
+                with worker.expiring():
                     return sent(args, kwargs)
             return sent(args, kwargs)
 

@@ -16,6 +16,17 @@ from ..services.slurm_cluster import SlurmCluster
 from ..ways import missing
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests of one engine in one process: each process starts what its tests want, and two
+    Slurm clusters on one machine would share the names of cgroups."""
+    engines = ("slurm", "ray_head", "dask_cluster")
+    for item in items:
+        wants = getattr(item, "fixturenames", ())
+        group = next((engine for engine in engines if engine in wants), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
     """A Slurm cluster of two nodes; SLURM_CONF names it."""
