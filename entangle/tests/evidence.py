@@ -131,10 +131,15 @@ def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:
 
 def alive(pid: int) -> bool:
     """Whether a process with this number runs; one that has ended and only waits to be reaped does
-    not count."""
+    not count.
+
+    One that is killed shows as ended while it still has other threads: until these are gone, its
+    descriptors are open, and its parent cannot reap it.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+            fields = file.read().rpartition(b")")[2].split()
+            return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 
