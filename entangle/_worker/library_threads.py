@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from entangle._shared.interrupts import plain
 from entangle._shared.loaded_libraries import loads, mapped_files
 from entangle._shared.site import Shares
 from entangle._shared.tracebacks import passes_on
@@ -47,6 +49,9 @@ _READ = {
     "numba": (("NUMBA_NUM_THREADS",), 1024),
 }
 _READ_BY_OTHERS = (("OMP_NUM_THREADS",), 1024)
+#: As plain numbers, which `plain` reads faster.
+_BLOCK, _SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
+_SIGNALS = sorted(map(int, signal.valid_signals()))
 #: Parts of the names of their files.
 _FILES = (b"openblas", b"libmkl_rt", b"libblis", b"libflexiblas", b"libgomp", b"libomp", b"libiomp5")
 
@@ -198,9 +203,15 @@ def apply(settings: Settings) -> None:
         _set(name, value)
     if loaded or broken:
         _broken.update(broken)
-        for library, number in loaded:
-            library.set_num_threads(number)
-            _told[library.filepath] = number
+        # Threads that a library starts now keep this mask. Otherwise one would take a signal that a
+        # body blocks or waits for: by default it ends the worker.
+        mask = plain.pthread_sigmask(_BLOCK, _SIGNALS)
+        try:
+            for library, number in loaded:
+                library.set_num_threads(number)
+                _told[library.filepath] = number
+        finally:
+            plain.pthread_sigmask(_SETMASK, mask)
 
 
 def _set(name: str, value: str) -> None:

@@ -321,7 +321,7 @@ def test_spawned_workers_import_for_themselves(written: Written) -> None:
 def test_workers_draw_different_numbers_and_have_their_threads(written: Written) -> None:
     installed("numpy")
     text = """
-    import random
+    import os, random, signal
     import numpy
     from entangle._worker import library_threads
 
@@ -329,6 +329,11 @@ def test_workers_draw_different_numbers_and_have_their_threads(written: Written)
         library_threads._look()
         threads = [pool.num_threads for pool in library_threads._pools if "openblas" in pool.internal_api]
         return random.random(), numpy.random.random(), threads
+
+    def pending():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+        os.kill(os.getpid(), signal.SIGALRM)
+        return signal.SIGALRM in signal.sigpending()
     """
     module = written.module("mine_random", BODY + textwrap.dedent(text))
     drawn = body_of(module, "drawn")
@@ -337,6 +342,8 @@ def test_workers_draw_different_numbers_and_have_their_threads(written: Written)
     several = [drawn() for _ in range(3)]
     assert len({one[0] for one in several}) == len({one[1] for one in several}) == 3
     assert [one[2] for one in several] == [first[2]] * 3
+    # A signal that the body blocks must not find a thread of the library that does not.
+    assert [body_of(module, "pending")() for _ in range(3)] == [True] * 3
 
 
 def test_a_template_that_is_killed_is_replaced(written: Written) -> None:
