@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from entangle._shared.table import BUSY, RESTING, SLOT, STATE
 from entangle.process import ProcessTerminatedException, process
 
 from .evidence import note, notes, pids_in, text_of
@@ -109,6 +110,18 @@ class Killer:
         """What the last order killed: one process number, or nothing when it came too late."""
         assert self._process.stdout is not None
         return [pid] if (pid := int(self._process.stdout.readline())) else []
+
+
+def begun_workers(stream: Any) -> list[int]:
+    """The workers of a stream that have begun; some may be dead, and that not noticed yet. A run
+    whose workers are all killed before they begin fails, rightly."""
+    supervisor = stream._pump.run.supervisor
+    if supervisor is None:
+        return []
+    states = supervisor.table.slots
+    # Not `pid`: that reads the message that is meant for the supervisor.
+    workers = [worker for worker in list(supervisor.processes.values()) if worker._pid > 0]
+    return [worker._pid for worker in workers if states[worker.slot * SLOT + STATE] in (BUSY, RESTING)]
 
 
 def plain(value: int, *others: int) -> int:

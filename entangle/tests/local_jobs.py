@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -64,7 +65,8 @@ class LocalJobs(Service):
         for ticket in tickets:
             _waiting.pop(ticket, None)
             if ticket in _started and _started[ticket].poll() is None:
-                os.killpg(_started[ticket].pid, signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):  # it ends, and a thread reaps it
+                    os.killpg(_started[ticket].pid, signal.SIGTERM)
 
     def logs(self, ticket: str) -> str:
         with open(self._log(ticket), encoding="utf-8", errors="replace") as log:

@@ -4,6 +4,7 @@ program does, and does not stay."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -404,7 +405,8 @@ def _no_daemon_left(log: str) -> None:
     finally:
         for pid in pids:
             if alive(pid):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_daemons_of_every_kind_go_at_a_deadline(tmp_path: Path, start: str) -> None:

@@ -6,6 +6,7 @@ it has many seconds."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -134,7 +135,8 @@ def test_a_program_that_has_left_its_parents_is_killed_too(log: str, start: str)
     finally:
         for pid in pids:
             if alive(pid):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_body_that_does_not_listen_is_killed_all_the_same(log: str, start: str) -> None:

@@ -50,7 +50,12 @@ TELLING = {
     "sshschedulerexample": [r"three +on", r"add +on", r"result is 5"],
     "example": [r"add", r"process \d+", r"result is 10"],
     "example2": [r"(?i)server", r"\d+"],
-    "example3": [r"There is no GPU.*NVML.*ENTANGLE_GPUS=0,1", r"GPU 0,.* 100 populations", r"GPU 1,.* 400 populations.*25% have died out"],
+    # A process gets its GPU first and a node after, any; on one CPU, one may take both nodes.
+    "example3": [
+        r"There is no GPU.*NVML.*ENTANGLE_GPUS=0,1",
+        r"GPU [01],.* 100 populations",
+        r"GPU [01],.* 400 populations.*25% have died out",
+    ],
     "gpuexample": [r"There is no GPU.*NVML.*ENTANGLE_GPUS=0,1", r"square in process \d+ on GPU", r"mean is 3.16", r"largest is 39601"],
     "example4": [r"(?i)struck out", r"78,?498"],
     "example5": [r"(?i)area", r"\d\.\d"],

@@ -1,5 +1,6 @@
 """Callers that are killed, interrupted, terminated or end early: nothing of theirs is left."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -152,7 +153,8 @@ def test_kill_the_caller_of_bodies_whose_programs_have_left_the_group(tmp_path: 
         gone(pids_in(log))
     finally:
         for pid in filter(alive, pids_in(log)):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         caller.stop()
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -72,16 +73,19 @@ class ByHand(Executor):
         return [future for future, _, _ in self.waiting]
 
 
-def when(ready: Callable[[], bool], then: Callable[[], Any]) -> threading.Thread:
-    """A thread that does something as soon as something holds."""
+@contextlib.contextmanager
+def when(ready: Callable[[], bool], then: Callable[[], Any]) -> Iterator[None]:
+    """During the block, a thread does something as soon as something holds. Raises what failed
+    there."""
 
     def wait() -> None:
         wait_until(ready, 20, "the calls to be under way")
         then()
 
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    return waiting
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait)
+        yield
+        waiting.result()
 
 
 @pytest.fixture
@@ -110,9 +114,8 @@ def kill_once(path: str) -> str:
 def test_calls_under_way_cost_no_thread_and_begin_together() -> None:
     hand = ByHand()
     threads = set(threading.enumerate())
-    waiting = when(lambda: len(hand.waiting) == 3000, hand.run_all)
-    assert sum(on(hand)(double).map(range(3000))()) == 2999 * 3000
-    waiting.join()
+    with when(lambda: len(hand.waiting) == 3000, hand.run_all):
+        assert sum(on(hand)(double).map(range(3000))()) == 2999 * 3000
     assert hand.most_threads <= 8
     wait_until(lambda: not set(threading.enumerate()) - threads)
 
@@ -152,26 +155,22 @@ def test_failures_that_are_values(pool: Warm) -> None:
     assert (futures[0].result(), type(futures[1].exception())) == (0, ValueError)
 
 
-def test_a_failure_ends_the_run_and_cancels_what_is_away() -> None:
-    hand = ByHand()
+def test_a_failure_ends_the_run_and_cancels_what_is_away(tmp_path: Path) -> None:
+    hand, gate = ByHand(), tmp_path / "gate"
     away = on(hand)(double)
 
     @process
     def fails(x: int) -> int:
-        raise LookupError("at once")
-
-    waited = away(1)
-    held: list[Future[Any]] = []
+        wait_until(gate.exists, 40, "the calls to be under way")
+        raise LookupError("while two are away")
 
     @process
     def after(x: int) -> int:
         return x
 
-    waiting = when(lambda: len(hand.waiting) == 2, lambda: held.extend(hand.left))
-    with pytest.raises(LookupError, match="at once"):
-        process(bodies.gather)(waited, away(2), on(hand)(double)(fails(after(3))))()
-    waiting.join()
-    assert all(future.cancelled() for future in hand.left)
+    with when(lambda: len(hand.waiting) == 2, gate.touch), pytest.raises(LookupError, match="while two are away"):
+        process(bodies.gather)(away(1), away(2), away(fails(after(3))))()
+    assert [future.cancelled() for future in hand.left] == [True, True]
 
 
 def test_a_body_past_its_timeout_is_given_up(pool: Warm, tmp_path: Path) -> None:
@@ -188,7 +187,7 @@ def test_the_time_in_a_queue_does_not_count_as_the_body_s(tmp_path: Path) -> Non
 def test_a_run_past_its_timeout_cancels_what_is_away() -> None:
     hand = ByHand()
     with pytest.raises(RunTimeoutException, match="double\\(1\\), double\\(2\\) ran"):
-        entangle.gather(on(hand)(double)(1), on(hand)(double)(2)).run(timeout=0.3)
+        entangle.gather(on(hand)(double)(1), on(hand)(double)(2)).run(timeout=1)
     assert [future.cancelled() for future in hand.left] == [True, True]
 
 

@@ -4,6 +4,7 @@ consumer and the nodes do."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -30,6 +31,7 @@ from entangle.errors import (
 from entangle.sources import every, merge
 
 from .callers import ROOT
+from .killing import begun_workers
 from .ways import needed
 
 
@@ -440,12 +442,10 @@ def test_exact_while_workers_are_killed() -> None:
     for (y,) in stream:
         got.append(y)
         if len(got) % 150 == 0:  # here and not by the clock, so that it is the same on every machine
-            assert stream._pump is not None
-            supervisor = stream._pump.run.supervisor
-            workers = list(supervisor.processes.values()) if supervisor is not None else []
-            for worker in [worker for worker in workers if worker._pid > 0][:1]:
-                os.kill(worker._pid, signal.SIGKILL)
-                killed += 1
+            for pid in begun_workers(stream)[:1]:
+                with contextlib.suppress(ProcessLookupError):  # killed before, and its end is not noticed yet
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
     assert got == [(n + 1) * 2 for n in range(3000) if n % 100 != 42]
     assert failed == [(n, OneInAHundredError) for n in range(42, 3000, 100)]
     assert killed > 5

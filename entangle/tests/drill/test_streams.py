@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from entangle._shared.table import BUSY, RESTING, SLOT, STATE
 from entangle.dataflow import dataflow, process, thread
 from entangle.errors import ProcessTerminatedException
 
 from ..callers import ROOT
+from ..killing import begun_workers
 
 pytestmark = pytest.mark.drill
 
@@ -53,14 +53,7 @@ def shoot(stream: Any, every: float, over: threading.Event, killed: list[int]) -
     """Kill a worker of a stream now and then."""
     chance = random.Random(1)
     while not over.wait(every):
-        supervisor = stream._pump.run.supervisor
-        # Not `pid`: that reads the message that is meant for the supervisor.
-        workers = list(supervisor.processes.values()) if supervisor is not None else []
-        # Only workers that have begun: a run whose workers are all killed before that fails,
-        # rightly.
-        pids = [
-            worker._pid for worker in workers if worker._pid > 0 and supervisor.table.slots[worker.slot * SLOT + STATE] in (BUSY, RESTING)
-        ]
+        pids = begun_workers(stream)
         if pids:
             try:
                 os.kill(chance.choice(pids), signal.SIGKILL)
