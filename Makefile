@@ -79,7 +79,7 @@ test-lowest: $(LOWEST_VENV)/.installed-lowest
 
 # What is not installed is skipped, in CI a failure.
 test-engines: $(ENGINES_VENV)/.installed-engines
-	$(ENGINES_BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n $(JOBS) --dist loadgroup entangle/tests/engines) $(ARGS)
+	$(ENGINES_BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n 2 entangle/tests/engines) $(ARGS)
 
 compat: compat-dask compat-futures compat-joblib
 

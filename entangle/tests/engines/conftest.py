@@ -3,7 +3,9 @@ the test session. What cannot be started fails in CI; elsewhere the test is skip
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -15,16 +17,23 @@ from ..services.ray_head import RayHead
 from ..services.slurm_cluster import SlurmCluster
 from ..ways import missing
 
+#: The files whose tests want the Slurm cluster, by what their names have in them.
+_ON_SLURM = ("slurm", "allocations", "behaviour_there", "examples_there")
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Have the tests of one engine in one process: each process starts what its tests want, and two
     Slurm clusters on one machine would share the names of cgroups."""
-    engines = ("slurm", "ray_head", "dask_cluster")
-    for item in items:
-        wants = getattr(item, "fixturenames", ())
-        group = next((engine for engine in engines if engine in wants), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
+    scheduling: Any = importlib.import_module("xdist.scheduler").LoadScopeScheduling
+
+    class ByEngine(scheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            if any(part in nodeid for part in _ON_SLURM):
+                return "slurm"
+            return "ray" if "ray" in nodeid else "others"
+
+    return ByEngine(config, log)
 
 
 @pytest.fixture(scope="session")
