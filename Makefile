@@ -190,7 +190,7 @@ $(COMPAT_VENV)/.installed-compat: $(COMPAT_VENV)/pyvenv.cfg pyproject.toml setup
 	@touch $@
 
 $(ENGINES_VENV)/.installed-engines: $(ENGINES_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/engines-requirements.txt
-	$(ENGINES_BIN)/python -m pip install --quiet --requirement .ci/engines-requirements.txt --editable .
+	$(ENGINES_BIN)/python -m pip install --quiet --requirement .ci/engines-requirements.txt --editable '.[cli]'
 	@touch $@
 
 # Without the package: benchmarks run from the source tree, as an installation changes start times.

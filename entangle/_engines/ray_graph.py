@@ -9,6 +9,7 @@ tasks that say neither `retry` nor `idempotent`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -25,6 +26,8 @@ from entangle._engines.shipment import LONG_PLAN, Parcel, Shipment
 from entangle._worker.failures import describe
 from entangle.errors import EntangleError, LinkLostError, OptionError, ProcessTerminatedException, UnfitPythonError, UnreachableError
 
+#: A head starts a server for each client, and gives it up where that takes long on a busy machine.
+_NO_SERVER, _TRIES = "Starting Ray client server failed", 3
 #: How often Ray may run a task again that may run again, after it was lost.
 _AGAIN = 5
 #: Seconds for the first worker to answer.
@@ -72,8 +75,7 @@ class RayEngine:
         if self._address != "auto" and (why := why_unreachable(self._address.removeprefix("ray://"))):
             raise self._unreachable(why)
         try:
-            with _with_settings(RAY_USAGE_STATS_ENABLED="0"):
-                ray.init(self._address, configure_logging=False, namespace=f"entangle-{os.urandom(4).hex()}")
+            self._join(ray)
         except BaseException as error:
             with contextlib.suppress(Exception):
                 ray.shutdown()  # else it counts as connected
@@ -85,6 +87,18 @@ class RayEngine:
         self._ours = True
         # Where a connection is lost, Ray would start a cluster of its own with the next use of it.
         self._settings.enter_context(_with_settings(RAY_ENABLE_AUTO_CONNECT="0"))
+
+    def _join(self, ray: Any) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                with _with_settings(RAY_USAGE_STATS_ENABLED="0"):
+                    ray.init(self._address, configure_logging=False, namespace=f"entangle-{os.urandom(4).hex()}")
+                return
+            except (RuntimeError, ConnectionError) as error:
+                if not left or _NO_SERVER not in str(error):
+                    raise
+            with contextlib.suppress(Exception):
+                ray.shutdown()
 
     def _unreachable(self, why: str) -> UnreachableError:
         return UnreachableError(f"no {self.title} answers: {why}; start one with: ray start --head")
@@ -117,6 +131,8 @@ class RayEngine:
             ending = threading.Thread(target=_shut_down, args=(ray,), name="entangle-ray-shutdown", daemon=True)
             ending.start()
             ending.join(_SHUT_DOWN if self.lost else None)
+            if self.lost:
+                _leave_to_itself()
             self._settings.close()
 
     def is_gone(self, ray: Any) -> bool:
@@ -268,6 +284,17 @@ class RayJob:
         with self._guard:
             self._over = True
             self._values, self._large, self._plans, self._left = {}, {}, [], set()
+
+
+def _leave_to_itself() -> None:
+    """Have Ray tell nothing to a cluster that is gone, at an error or at the end of the program: it
+    would wait for an answer for minutes."""
+    worker: Any = sys.modules.get("ray._private.worker")
+    if worker is None:
+        return
+    if sys.excepthook is getattr(worker, "custom_excepthook", None):
+        sys.excepthook = worker.normal_excepthook
+    atexit.unregister(worker.shutdown)
 
 
 def _shut_down(ray: Any) -> None:
