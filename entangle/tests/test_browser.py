@@ -413,4 +413,5 @@ def test_places_of_a_run(page: Page) -> None:
         tab.wait_for_selector("text=2 places")
         tab.click("role=tab[name='Nodes']")
         tab.click(f"tr.row:has-text('{sys.executable}')")
+        tab.locator("aside", has_text=sys.executable).wait_for()
         assert re.search(rf"place\s+{re.escape(sys.executable)}", tab.inner_text("aside"))
