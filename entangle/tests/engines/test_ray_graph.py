@@ -25,6 +25,9 @@ from ..ways import missing
 from . import graph_bodies as bodies
 from .whole_graphs import WholeGraphs
 
+#: A head takes 40 s to see that the server which it had ready for its first client does not start.
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture
 def engine(ray_head: RayHead) -> Any:
@@ -122,7 +125,6 @@ def program(*arguments: str, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.timeout(120)
 def test_the_head_ends_while_a_run_is_under_way(own_head: RayHead, tmp_path: Path) -> None:
     path = tmp_path / "notes"
     caller = program("ray", "block", str(path), RAY_ADDRESS=own_head.address)
