@@ -355,6 +355,34 @@ class Mpire(Contestant):
         return built.value
 
 
+class OnAnEngine(Contestant):
+    """entangle's own tasks and calls on the engine of the class beside this one, once it runs."""
+
+    def address(self) -> str:
+        """What `entangle.engine` is given."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        super().start()
+        os.environ["ENTANGLE_RECORD"] = "0"
+        self.decorated: Any = import_module("benchmarks.decorated")
+        self.block: Any = import_module("entangle").engine(self.address())
+        self.block.__enter__()
+
+    def stop(self) -> None:
+        self.block.__exit__(None, None, None)
+        super().stop()
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not hasattr(self, "decorated"):
+            return super().task(function)
+        decorated: Callable[..., Any] = getattr(self.decorated, function.__name__)
+        return decorated
+
+    def value(self, built: Any) -> Any:
+        return built() if hasattr(self, "decorated") else super().value(built)
+
+
 class Ray(Contestant):
     """Ray on loopback with as many CPUs as there are, its workers warm; no
     dashboard, no usage statistics."""
@@ -395,31 +423,14 @@ class Ray(Contestant):
         return self.ray.get(built)
 
 
-class EntangleOnRay(Ray):
+class EntangleOnRay(OnAnEngine, Ray):
     """entangle's own tasks and calls, sent whole to such a Ray."""
 
     name = "entangle on Ray"
     short = "on Ray"
 
-    def start(self) -> None:
-        super().start()
-        os.environ["ENTANGLE_RECORD"] = "0"
-        self.decorated: Any = import_module("benchmarks.decorated")
-        self.block: Any = import_module("entangle").engine("ray")
-        self.block.__enter__()
-
-    def stop(self) -> None:
-        self.block.__exit__(None, None, None)
-        super().stop()
-
-    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if not hasattr(self, "decorated"):
-            return super().task(function)
-        decorated: Callable[..., Any] = getattr(self.decorated, function.__name__)
-        return decorated
-
-    def value(self, built: Any) -> Any:
-        return built() if hasattr(self, "decorated") else super().value(built)
+    def address(self) -> str:
+        return "ray"
 
 
 class DaskProcesses(Contestant):
@@ -487,31 +498,14 @@ class DaskDistributed(Contestant):
         return self.client.compute(built).result()
 
 
-class EntangleOnDask(DaskDistributed):
+class EntangleOnDask(OnAnEngine, DaskDistributed):
     """entangle's own tasks and calls, sent whole to such a cluster."""
 
     name = "entangle on Dask"
     short = "on Dask"
 
-    def start(self) -> None:
-        super().start()
-        os.environ["ENTANGLE_RECORD"] = "0"
-        self.decorated: Any = import_module("benchmarks.decorated")
-        self.block: Any = import_module("entangle").engine(self.cluster.scheduler_address.replace("tcp://", "dask://"))
-        self.block.__enter__()
-
-    def stop(self) -> None:
-        self.block.__exit__(None, None, None)
-        super().stop()
-
-    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if not hasattr(self, "decorated"):
-            return super().task(function)
-        decorated: Callable[..., Any] = getattr(self.decorated, function.__name__)
-        return decorated
-
-    def value(self, built: Any) -> Any:
-        return built() if hasattr(self, "decorated") else super().value(built)
+    def address(self) -> str:
+        return str(self.cluster.scheduler_address).replace("tcp://", "dask://")
 
 
 class DaskThreads(DaskDistributed):

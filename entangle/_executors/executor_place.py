@@ -18,7 +18,7 @@ from typing import Any
 
 from entangle import _run
 from entangle._executors.executor_message import called, error_of, pack, pack_arguments, perform, value_of
-from entangle._run import ObservedRun, observers
+from entangle._run.last_run import LastRun
 from entangle._run.start import session
 from entangle._shared.summaries import value_in_short
 from entangle._worker.away import AwayCall
@@ -48,8 +48,8 @@ class ExecutorPlace:
         self._pid = os.getpid()
         #: The task that was sent last, for which run, and as which bytes.
         self._packed: tuple[Any, str, bytes] = (None, "", b"")
-        if make is not None and _ending not in observers:
-            observers.append(_ending)
+        if make is not None:
+            _last_run.watch()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.make is not None:
@@ -257,43 +257,21 @@ def _close(running: _InUse) -> None:
             process.kill()
 
 
-class _EndingExecutors:
-    """Counts the runs of this process, and ends what functions have made after the last one.
-
-    In a session and in a warm worker they stay.
-    """
-
-    def __init__(self) -> None:
-        self._runs = 0
-        self._guard = threading.Lock()
-
-    def started(self, run: ObservedRun) -> None:
-        """One more."""
-        with self._guard:
-            self._runs += 1
-
-    def looked(self, run: ObservedRun) -> None:
-        """Nothing to do."""
-
-    def ended(self, run: ObservedRun) -> None:
-        """One less."""
-        with self._guard:
-            self._runs = max(0, self._runs - 1)
-            if self._runs or not _made or _run.warm_settings is not None:
-                return
+def _end_with_runs() -> None:
+    """End what functions have made for runs. In a session and in a warm worker it stays."""
+    if _run.warm_settings is None:
         for (_, owner), running in list(_made.items()):
             if owner is None:
                 _close(running)
 
 
-_ending = _EndingExecutors()
+_last_run = LastRun(_end_with_runs)
 
 
 def _after_fork() -> None:
     global _guard
     _guard = threading.Lock()
     _made.clear()
-    _ending.__init__()  # type: ignore[misc]  # in the child: a new lock, and no runs
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from entangle import _run
 from entangle._remote.transport import Transport
-from entangle._run import ObservedRun, observers
+from entangle._run.last_run import LastRun
 from entangle._shared.table import NOBODY
 from entangle._tasks.layer import Decorated, Layer, kept_here
 from entangle._worker import inline
@@ -99,52 +97,25 @@ class Far(Layer):
         return far
 
 
-class _Ending:
-    """Counts the runs of this process, and closes the agents that end with them after the last.
-
-    In a session and in a warm worker they stay.
-    """
-
-    def __init__(self) -> None:
-        self._runs = 0
-        self._guard = threading.Lock()
-
-    def started(self, run: ObservedRun) -> None:
-        """One more."""
-        with self._guard:
-            self._runs += 1
-
-    def looked(self, run: ObservedRun) -> None:
-        """Nothing to do."""
-
-    def ended(self, run: ObservedRun) -> None:
-        """One less. Runs that began before this counted are not in the number."""
-        with self._guard:
-            self._runs = max(0, self._runs - 1)
-            if self._runs or _run.warm is not None or _run.warm_settings is not None:
-                return
-        channels = sys.modules.get("entangle._remote.caller.open_channels")
-        if channels is not None:
-            channels.close_all(lambda channel: channel.transport.ends_with_run)
-        allocations = sys.modules.get("entangle._remote.caller.allocations")
-        if allocations is not None:
-            allocations.end_of_runs()
+def _end_with_runs() -> None:
+    """Close the agents that end with runs. In a session and in a warm worker they stay."""
+    if _run.warm is not None or _run.warm_settings is not None:
+        return
+    channels = sys.modules.get("entangle._remote.caller.open_channels")
+    if channels is not None:
+        channels.close_all(lambda channel: channel.transport.ends_with_run)
+    allocations = sys.modules.get("entangle._remote.caller.allocations")
+    if allocations is not None:
+        allocations.end_of_runs()
 
 
-_ending = _Ending()
-
-
-def _after_fork() -> None:
-    _ending.__init__()  # type: ignore[misc]  # in the child: a new lock, and no runs
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_last_run = LastRun(_end_with_runs)
 
 
 def _watch_runs(transport: Transport) -> None:
     """Count runs once there is a transport whose agents end with them."""
-    if transport.ends_with_run and _ending not in observers:
-        observers.append(_ending)
+    if transport.ends_with_run:
+        _last_run.watch()
 
 
 #: The terms of a body that say whether and when it runs again.
