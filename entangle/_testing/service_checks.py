@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from entangle._services import OVER, Limits, Service, State, Submission
-from entangle._services.caller import watcher as watching
+from entangle._services.caller import open_watchers
 from entangle._testing import service_bodies as bodies
 from entangle.errors import (
     MissingModuleError,
@@ -305,5 +305,5 @@ def check_service(service: Service, *, mailbox: str | os.PathLike[str], only: Se
             except Exception as error:
                 raise AssertionError(f"{service.place}, check {name}: {error}") from error
     finally:
-        watching.close_all(folder)
+        open_watchers.close_all(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -65,7 +65,7 @@ def test_a_submission_that_fails_fails_its_calls(tmp_path: Path) -> None:
 
 
 def test_why_calls_wait_is_known(tmp_path: Path) -> None:
-    from entangle._services.caller.watcher import watcher_of
+    from entangle._services.caller.open_watchers import watcher_of
 
     jobs = LocalJobs(str(tmp_path), jobs=0)
     watcher = watcher_of(jobs, str(tmp_path))
@@ -89,7 +89,7 @@ def test_why_calls_wait_is_known(tmp_path: Path) -> None:
 
 
 def test_a_mailbox_that_was_removed_is_made_anew(tmp_path: Path) -> None:
-    from entangle._services.caller.watcher import close_all
+    from entangle._services.caller.open_watchers import close_all
 
     there = service(LocalJobs(str(tmp_path)), mailbox=tmp_path / "box")(abs)
     assert there(-1)() == 1

@@ -62,6 +62,6 @@ class ServicePlace:
         return self._watcher().cancel(call)
 
     def _watcher(self) -> Watcher:
-        from entangle._services.caller.watcher import watcher_of
+        from entangle._services.caller.open_watchers import watcher_of
 
         return watcher_of(self.service, self.mailbox or default_folder())

@@ -14,36 +14,22 @@ Both threads end when nothing is under way, so a process that has used a service
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import json
 import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
-from entangle import _run
-from entangle._remote.caller import job
-from entangle._remote.caller.far import AGAIN
 from entangle._remote.caller.shown import PROGRAMS, STREAMS, Shown
 from entangle._remote.wire.controls import escaped
-from entangle._remote.wire.parts import Given
-from entangle._services import OVER, PENDING, RUNNING, Service, State, Submission, envelope
-from entangle._services.caller.code import COMMAND, Code
-from entangle._services.mailbox import Folder
-from entangle._tasks.layer import timeout_below
+from entangle._services import OVER, PENDING, RUNNING, Service, State
+from entangle._services.caller import ends
+from entangle._services.caller.messages import Messages
+from entangle._services.caller.ticket import Ticket
 from entangle._worker import janitor
 from entangle._worker.away import AwayCall
-from entangle._worker.failures import pause
-from entangle.errors import EntangleError, FarError, OptionError, ProcessRetryException, UnfitPythonError, UnreachableError, add_note
-from entangle.flow import Body
+from entangle.errors import EntangleError
 
-#: How long the lease lasts that a caller must renew (seconds). Nothing of it is left after that.
-LASTS = 40.0
-#: It is renewed so many times meanwhile.
-RENEWALS = 8
 #: The pause between two looks into the mailbox (seconds): short while outcomes come, and longer the
 #: longer none does.
 SHORTEST, LONGEST, LONGER = 0.01, 0.5, 1.25
@@ -55,37 +41,6 @@ WAITED = 3.0
 PATIENCE = 300.0
 #: Characters of a log in an error.
 TAIL = 2000
-#: The oldest Python that can run a message.
-OLDEST = [3, 10]
-
-
-class Ticket:
-    """A call under way, as the watcher sees it."""
-
-    def __init__(self, call: AwayCall, number: int) -> None:
-        self.call, self.number = call, number
-        #: The attempts of the engine, and those of ours after jobs that have died.
-        self.attempt = call.attempt
-        self.name = f"{number}-{self.attempt}"
-        self.errors: list[EntangleError] = []
-        #: Its message is not submitted before this time (of the monotonic clock).
-        self.rests = 0.0
-        self.message: Submission | None = None
-        self.given: Given = None
-        #: What the service calls it; "" until it has taken it.
-        self.ticket = ""
-        self.state = State(PENDING)
-        self.begun = False
-        self.cancelled = False
-        self.submitted = 0.0
-        #: When its ticket was over and it had no outcome (of the monotonic clock), and its sign of
-        #: life then.
-        self.over: float | None = None
-        self.sign: object = None
-
-    def path(self) -> str:
-        """The call, for what it prints."""
-        return self.call.name
 
 
 class Watcher:
@@ -104,10 +59,7 @@ class Watcher:
         self._tickets: dict[str, Ticket] = {}
         self._unsent: list[Ticket] = []
         self._numbers: dict[int, Ticket] = {}
-        self._mailbox: Folder | None = None
-        self._code: Code | None = None
-        self._about: dict[str, Any] = {}
-        self._lasts = float(os.environ.get("ENTANGLE_LEASE", LASTS)) if service.leased else 0.0
+        self._messages = Messages(service, folder)
         self._shown = Shown(service.place, self._numbers)
         self._asked = self._heard = 0.0
         self._full_until = 0.0
@@ -158,12 +110,12 @@ class Watcher:
             return
         with self._guard:
             tickets = [ticket.ticket for ticket in self._tickets.values() if ticket.ticket]
-            mailbox, self._mailbox, self._code = self._mailbox, None, None
+            box = self._messages.let_go()
         if tickets:
             with contextlib.suppress(Exception):
                 self.service.cancel(tickets)
-        if mailbox is not None:
-            mailbox.close()
+        if box is not None:
+            box.close()
 
     # The thread -----------------------------------------------------------------------------
 
@@ -191,10 +143,8 @@ class Watcher:
 
     def _renew_for_ever(self) -> None:
         idle = self._idle
-        while not idle.wait((self._lasts or LASTS) / RENEWALS):
-            mailbox = self._mailbox
-            if mailbox is not None:
-                mailbox.renew()
+        while not idle.wait(self._messages.renewed_every):
+            self._messages.renew()
 
     def _round(self) -> None:
         with self._guard:
@@ -216,71 +166,27 @@ class Watcher:
 
     # Out ------------------------------------------------------------------------------------
 
-    def _open(self) -> tuple[Folder, Code]:
-        if self._code is None or self._mailbox is None or not self._mailbox.is_there():
-            if not self._about:
-                self._about = self.service.about()
-                if self._about["python"][:2] < OLDEST:
-                    raise UnfitPythonError(
-                        f"{self.service.place}: its Python is {'.'.join(map(str, self._about['python']))}; "
-                        f"entangle needs {'.'.join(map(str, OLDEST))} or newer. Name another one with python=…"
-                    )
-            self._mailbox = Folder(self.folder, self.service.leased)
-            self._code = Code(self._mailbox, self._about)
-        else:
-            self._mailbox.renew()  # the threads may have rested
-        return self._mailbox, self._code
-
     def _write(self, calls: Sequence[AwayCall]) -> None:
         """Write the messages of these calls."""
         try:
-            mailbox, code = self._open()
-            program = code.program()
+            self._messages.open()
         except Exception as error:
             for call in calls:
-                call.failed(_again(error))
+                call.failed(ends.copy_of(error))
             return
         for call in calls:
             self._count += 1
             ticket = Ticket(call, self._count)
             try:
-                self._write_one(mailbox, code, program, ticket)
+                self._messages.write(ticket)
             except Exception as error:
                 call.failed(error)
-                mailbox.discard(ticket.name)
+                self._messages.discard(ticket.name)
                 continue
             with self._guard:
                 call.handle = ticket
                 self._tickets[ticket.name] = self._numbers[ticket.number] = ticket
                 self._unsent.append(ticket)
-
-    def _write_one(self, mailbox: Folder, code: Code, program: str, ticket: Ticket) -> None:
-        call, place = ticket.call, self.service.place
-        task = call.task
-        args, kwargs = call.take()
-        parts, ticket.given = job.pack(task, tuple(args), kwargs, self._about, place)
-        modules, instead = code.modules_for(task.function)
-        head = {
-            "name": call.name,
-            "mode": json.loads(bytes(parts[0][0]))["mode"],
-            "python": self._about["python"],
-            "modules": modules,
-            "instead": instead,
-        }
-        command = self._command(program, mailbox, ticket)
-        seconds = timeout_below(task)
-        limits = self.service.limits()
-        if sum(map(len, command)) > limits.message:
-            raise OptionError(f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer")
-        if seconds is not None and limits.life is not None and seconds > limits.life:
-            raise OptionError(
-                f"task {call.name!r}: timeout={seconds:g} is longer than {place} lets anything run ({limits.life:g} s); make it shorter"
-            )
-        mailbox.send(ticket.name, envelope.written(head, parts))
-        ticket.message = Submission(ticket.name, call.name, command, seconds, ticket.attempt)
-
-    def _command(self, program: str, mailbox: Folder, ticket: Ticket) -> tuple[str, ...]:
-        return (*self.service.python, "-c", COMMAND, program, mailbox.address, ticket.name, f"{self._lasts:g}")
 
     def _submit(self) -> None:
         """Submit what has no ticket yet, as many as the service takes."""
@@ -297,7 +203,7 @@ class Watcher:
                     self._unsent = rest
                     for ticket in batch:
                         self._end(ticket)
-                        ticket.call.failed(_again(_of_service(self.service, "submit", error)))
+                        ticket.call.failed(ends.copy_of(ends.of_service(self.service, "submit", error)))
                     continue
                 for ticket, given in zip(batch, tickets, strict=False):
                     ticket.ticket, ticket.submitted = str(given), time.monotonic()
@@ -313,11 +219,10 @@ class Watcher:
 
     def _leave(self, leaving: Sequence[Ticket]) -> None:
         """End what nobody waits for any more."""
-        assert self._mailbox is not None
         known = [ticket for ticket in leaving if self._tickets.get(ticket.name) is ticket]
         self._unsent = [ticket for ticket in self._unsent if not ticket.cancelled]
         for ticket in known:
-            self._mailbox.withdraw(ticket.name)
+            self._messages.box.withdraw(ticket.name)
         given = [ticket.ticket for ticket in known if ticket.ticket]
         if given:
             try:
@@ -332,8 +237,7 @@ class Watcher:
 
     def _look(self) -> bool:
         """Take what has come; gives whether anything has."""
-        mailbox = self._mailbox
-        assert mailbox is not None
+        mailbox = self._messages.box
         for name, stream, data in mailbox.printed():
             if (ticket := self._tickets.get(name)) is not None:
                 ticket.begun = True
@@ -345,34 +249,15 @@ class Watcher:
 
     def _take(self, ticket: Ticket) -> bool:
         """Take the outcome of a call, if there is one."""
-        mailbox, call, place = self._mailbox, ticket.call, self.service.place
-        assert mailbox is not None
         try:
-            letter = mailbox.take(ticket.name)
+            letter = self._messages.box.take(ticket.name)
         except (EntangleError, OSError) as error:
-            letter = {"given": False, "answer": 0, "seconds": -1.0, "damaged": str(error)}, []
+            letter = ends.damaged(error)
         if letter is None:
             return False
         self._show_rest(ticket)
         self._end(ticket)
-        head, parts = letter
-        seconds = head["seconds"]
-        call.where, call.ticket = place, ticket.ticket
-        answer = parts[: head["answer"]]
-        try:
-            if "damaged" in head:
-                raise FarError(f"{place}: the outcome of task {call.name!r} was damaged on its way: {head['damaged']}")
-            if head["given"]:
-                value = job.value_of(answer, call.name, place, ticket.given)
-                with contextlib.suppress(Exception):
-                    self.service.forget([ticket.ticket])
-                call.done(value, seconds)
-                return True
-            raise _error(job.error_of(answer, call.name, place, ticket.given), answer)
-        except BaseException as error:
-            if kept := self.service.kept(ticket.ticket):
-                add_note(error, kept)
-            call.failed(error, seconds)
+        ends.deliver(self.service, ticket, letter)
         return True
 
     def _ask(self) -> None:
@@ -383,7 +268,7 @@ class Watcher:
         try:
             states = self.service.outcomes(list(given))
         except Exception as error:
-            trouble = _of_service(self.service, "outcomes", error)
+            trouble = ends.of_service(self.service, "outcomes", error)
             for ticket in given.values():
                 if ticket.state.state != OVER:
                     ticket.state = State(ticket.state.state, str(trouble), ticket.state.error)
@@ -419,67 +304,45 @@ class Watcher:
 
     def _may_have_died(self, ticket: Ticket, now: float) -> None:
         """The ticket is over. Fail its call if no outcome comes, and nobody runs it elsewhere."""
-        assert self._mailbox is not None
-        sign = self._mailbox.sign_of_life(ticket.name)
+        sign = self._messages.box.sign_of_life(ticket.name)
         if ticket.over is None or (sign is not None and sign != ticket.sign):
             ticket.over, ticket.sign = now, sign
         if now - ticket.over < self.service.grace or self._take(ticket):
             return
         self._show_rest(ticket)
-        state, call = ticket.state, ticket.call
-        log = self._log(ticket)
-        why = f": {state.reason}" if state.reason else ""
-        error: EntangleError = state.error(
-            f"task {call.name!r}: its job {ticket.ticket} at {self.service.place} is over and has given no outcome{why}"
-            + (f"\n{log}" if log else "")
-        )
-        call.where, call.ticket = self.service.place, ticket.ticket
-        self._mailbox.withdraw(ticket.name)
-        if kept := self.service.kept(ticket.ticket):
-            add_note(error, kept)
-        ticket.errors.append(error)
-        body = _body(call.task)
-        if body.retry >= len(ticket.errors) and isinstance(error, body.on):
-            self._try_again(ticket, pause(body, len(ticket.errors)))
-            return
-        self._end(ticket, keep=True)
-        call.failed(_last(call.name, ticket.errors) if body.retry and isinstance(error, body.on) else error)
+        error = ends.death(self.service, ticket, self._log(ticket))
+        self._messages.box.withdraw(ticket.name)
+        seconds = ends.pause_after(ticket, error)
+        if seconds is None:
+            self._end(ticket, keep=True)
+            ticket.call.failed(ends.last_error(ticket, error))
+        else:
+            self._try_again(ticket, time.monotonic() + seconds)
 
-    def _try_again(self, ticket: Ticket, seconds: float) -> None:
+    def _try_again(self, ticket: Ticket, rests: float) -> None:
         """Submit the message of a job that died once more, as another attempt: `retry` of a layer
         below says so."""
-        assert self._mailbox is not None
-        assert self._code is not None
-        assert ticket.message is not None
-        before = ticket.name
-        ticket.attempt += 1
-        ticket.name = f"{ticket.number}-{ticket.attempt}"
+        before = ticket.next_attempt(rests)
         with self._guard:
             del self._tickets[before]
             self._tickets[ticket.name] = ticket
         try:
-            self._mailbox.send_again(before, ticket.name)
+            self._messages.write_again(ticket, before)
         except EntangleError as error:
             self._end(ticket)
             ticket.call.failed(error)
             return
-        command = self._command(self._code.program(), self._mailbox, ticket)
-        ticket.message = replace(ticket.message, id=ticket.name, command=command, attempt=ticket.attempt)
-        ticket.state, ticket.begun, ticket.over, ticket.ticket = State(PENDING), False, None, ""
-        ticket.rests = time.monotonic() + seconds
         self._unsent.append(ticket)
 
     def _log(self, ticket: Ticket) -> str:
         """The end of what the platform and the mailbox have of its output."""
-        assert self._mailbox is not None
-        told = self._mailbox.tail(ticket.name, TAIL)
+        told = self._messages.box.tail(ticket.name, TAIL)
         with contextlib.suppress(Exception):
             told += self.service.logs(ticket.ticket)
         return escaped(told[-2 * TAIL :].strip("\n"))
 
     def _show_rest(self, ticket: Ticket) -> None:
-        assert self._mailbox is not None
-        for _, stream, data in self._mailbox.printed([ticket.name]):
+        for _, stream, data in self._messages.box.printed([ticket.name]):
             self._shown.show(bytes((stream,)), ticket.number, data)
         self._shown.finish(ticket.number)
 
@@ -488,8 +351,7 @@ class Watcher:
         with self._guard:
             self._tickets.pop(ticket.name, None)
             self._numbers.pop(ticket.number, None)
-        if self._mailbox is not None:
-            self._mailbox.discard(ticket.name, keep)
+        self._messages.discard(ticket.name, keep)
 
     def _fail_all(self, error: Exception) -> None:
         with self._guard:
@@ -502,86 +364,6 @@ class Watcher:
         self._unsent.clear()
         for ticket in tickets:
             self._end(ticket, keep=True)
-            ticket.call.failed(_again(error))
+            ticket.call.failed(ends.copy_of(error))
         for call in new:
-            call.failed(_again(error))
-
-
-def _body(task: Any) -> Body:
-    """The terms of the layers below that say whether a job that has died is submitted again."""
-    terms = {name: value for layer in reversed(task.layers) for name, value in layer.terms().items() if name in AGAIN}
-    return Body(task.function, task.__name__, **terms)
-
-
-def _last(name: str, errors: Sequence[EntangleError]) -> EntangleError:
-    """The error of a call whose attempts are used up."""
-    error = errors[-1]
-    last = ProcessRetryException(f"task {name!r} failed {len(errors)} times; the last time with {type(error).__name__}: {error}")
-    for number, earlier in enumerate(errors[:-1], 1):
-        add_note(last, f"attempt {number}: {earlier}")
-    last.__cause__ = error
-    return last
-
-
-def _error(error: BaseException, answer: Sequence[Any]) -> BaseException:
-    """What the call raises for this error of the far program itself."""
-    with contextlib.suppress(Exception):
-        told = json.loads(bytes(answer[0]))
-        if told.get("unfit"):
-            return UnfitPythonError(escaped(told["text"]))
-    return error
-
-
-def _of_service(service: Service, verb: str, error: Exception) -> Exception:
-    """The error of a verb, with the name of the service."""
-    if isinstance(error, EntangleError):
-        return error
-    made = UnreachableError(f"{service.place}: {verb} has failed: {type(error).__name__}: {error}")
-    made.__cause__ = error
-    return made
-
-
-def _again(error: Exception) -> Exception:
-    """A copy of an error, so that each call raises one of its own."""
-    try:
-        copy = type(error)(*error.args)
-    except Exception:
-        return error
-    copy.__cause__ = error.__cause__
-    return copy
-
-
-_watchers: dict[tuple[Service, str], Watcher] = {}
-_opening = threading.Lock()
-
-
-def watcher_of(service: Service, folder: str) -> Watcher:
-    """The watcher of this process for a service and a folder."""
-    with _opening:
-        found = _watchers.get((service, folder))
-        if found is None:
-            if not _watchers:
-                atexit.register(close_all)
-                _run.at_termination.append(close_all)
-            found = _watchers[service, folder] = Watcher(service, folder)
-        return found
-
-
-def close_all(folder: str | None = None) -> None:
-    """End all that is under way at services, and remove the mailboxes of this process; or those in
-    this folder."""
-    for (_, where), watcher in list(_watchers.items()):
-        if folder is None or where == folder:
-            watcher.close()
-
-
-def _after_fork() -> None:
-    """A child has none of the threads, and leaves the mailboxes to its parent."""
-    global _opening
-    _opening = threading.Lock()
-    _watchers.clear()
-    with contextlib.suppress(ValueError):
-        _run.at_termination.remove(close_all)
-
-
-os.register_at_fork(after_in_child=_after_fork)
+            call.failed(ends.copy_of(error))

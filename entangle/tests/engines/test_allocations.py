@@ -21,7 +21,7 @@ import pytest
 import entangle
 from entangle import records
 from entangle._remote.caller import allocations as pools
-from entangle._services.caller import watcher
+from entangle._services.caller import open_watchers
 from entangle.cli import main
 from entangle.errors import LinkLostError, MissingModuleError, OptionError, UnfitPythonError, UnreachableError
 from entangle.place import place
@@ -390,5 +390,5 @@ def test_a_place_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         place("other")(add)
     assert main(["places", "check", "cluster", "jobs"]) == 0
     assert capsys.readouterr().out.count("round trip") == 2
-    watcher.close_all(str(tmp_path))
+    open_watchers.close_all(str(tmp_path))
     assert (tmp_path / "mailbox").is_dir()

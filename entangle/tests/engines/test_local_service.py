@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from entangle._services.caller import watcher
+from entangle._services.caller import open_watchers
 from entangle._testing import service_bodies as bodies
 from entangle.errors import EntangleError, StoreFullError
 from entangle.service import service
@@ -33,7 +33,7 @@ def test_another_version_of_python(tmp_path: Path) -> None:
     assert tuple(there(bodies.version)()()) != sys.version_info[:2]
     with pytest.raises(ValueError, match="from there"):
         there(bodies.failing)("from there")()
-    watcher.close_all(str(tmp_path))
+    open_watchers.close_all(str(tmp_path))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        watcher.close_all(str(folder))
+        open_watchers.close_all(str(folder))
         until = time.monotonic() + 30
         while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:  # as long as jobs end
             assert time.monotonic() < until

@@ -16,7 +16,7 @@ import pytest
 
 from entangle import gather
 from entangle._remote.transport.slurm import found
-from entangle._services.caller import slurm_jobs, watcher
+from entangle._services.caller import open_watchers, slurm_jobs
 from entangle._services.caller.slurm_jobs import SlurmJobs
 from entangle._testing import service_bodies as bodies
 from entangle.errors import ProcessTerminatedException, ProcessTimeoutException, UnreachableError
@@ -33,7 +33,7 @@ from ..services.slurm_cluster import SlurmCluster
 def jobs(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmJobs]:
     stated = ("--partition=main", "--time=1", "--mem=200")
     yield SlurmJobs(stated, 60.0, str(tmp_path / "jobs"), sys.executable, (), "main")
-    watcher.close_all(str(tmp_path))
+    open_watchers.close_all(str(tmp_path))
 
 
 #: Of the others, those for leases do not count for jobs that outlive their caller.
@@ -97,7 +97,7 @@ def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
         script, log = notes.partition("script: ")[2].partition("; log: ")[::2]
         assert os.path.exists(script)
         assert log.partition("\n")[0].endswith(".log")
-    watcher.close_all(str(tmp_path))
+    open_watchers.close_all(str(tmp_path))
 
 
 def test_many_calls_are_arrays_and_values_leave_no_logs(jobs: SlurmJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,117 @@
+"""The mailbox of a caller at one service, and the messages that it writes there."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from entangle._remote.caller import job
+from entangle._services import Service, Submission, envelope
+from entangle._services.caller.code import COMMAND, Code
+from entangle._services.caller.ticket import Ticket
+from entangle._services.mailbox import Folder
+from entangle._tasks.layer import timeout_below
+from entangle.errors import OptionError, UnfitPythonError
+
+#: How long the lease lasts that a caller must renew (seconds). Nothing of it is left after that.
+LASTS = 40.0
+#: It is renewed so many times meanwhile.
+RENEWALS = 8
+#: The oldest Python that can run a message.
+OLDEST = [3, 10]
+
+
+class Messages:
+    """Writes calls into a mailbox, which is made for the first of them. One thread writes; any may
+    renew the lease."""
+
+    def __init__(self, service: Service, folder: str) -> None:
+        self._service, self._folder = service, folder
+        self._box: Folder | None = None
+        self._code: Code | None = None
+        self._about: dict[str, Any] = {}
+        self._lasts = float(os.environ.get("ENTANGLE_LEASE", LASTS)) if service.leased else 0.0
+
+    @property
+    def box(self) -> Folder:
+        """The mailbox. It was opened for the first message."""
+        assert self._box is not None
+        return self._box
+
+    @property
+    def renewed_every(self) -> float:
+        """How often the lease must be renewed (seconds)."""
+        return (self._lasts or LASTS) / RENEWALS
+
+    def renew(self) -> None:
+        """Renew the lease, if there is a mailbox."""
+        box = self._box
+        if box is not None:
+            box.renew()
+
+    def discard(self, name: str, keep: bool = False) -> None:
+        """Remove a message, or all of it but its claim."""
+        if self._box is not None:
+            self._box.discard(name, keep)
+
+    def let_go(self) -> Folder | None:
+        """Give the mailbox to whoever closes it; the next message has a new one."""
+        box, self._box, self._code = self._box, None, None
+        return box
+
+    def open(self) -> None:
+        """Have a mailbox with the code.
+
+        Raises UnfitPythonError, StoreFullError, UnreachableError.
+        """
+        service = self._service
+        if self._code is None or self._box is None or not self._box.is_there():
+            if not self._about:
+                self._about = service.about()
+                if self._about["python"][:2] < OLDEST:
+                    raise UnfitPythonError(
+                        f"{service.place}: its Python is {'.'.join(map(str, self._about['python']))}; "
+                        f"entangle needs {'.'.join(map(str, OLDEST))} or newer. Name another one with python=…"
+                    )
+            self._box = Folder(self._folder, service.leased)
+            self._code = Code(self._box, self._about)
+        else:
+            self._box.renew()  # the threads may have rested
+        self._code.program()
+
+    def write(self, ticket: Ticket) -> None:
+        """Write the message of a call: `ticket.message`. Raises what keeps it from being sent."""
+        assert self._code is not None
+        call, place = ticket.call, self._service.place
+        task = call.task
+        args, kwargs = call.take()
+        parts, ticket.given = job.pack(task, tuple(args), kwargs, self._about, place)
+        modules, instead = self._code.modules_for(task.function)
+        head = {
+            "name": call.name,
+            "mode": json.loads(bytes(parts[0][0]))["mode"],
+            "python": self._about["python"],
+            "modules": modules,
+            "instead": instead,
+        }
+        command = self._command(ticket)
+        seconds = timeout_below(task)
+        limits = self._service.limits()
+        if sum(map(len, command)) > limits.message:
+            raise OptionError(f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer")
+        if seconds is not None and limits.life is not None and seconds > limits.life:
+            raise OptionError(
+                f"task {call.name!r}: timeout={seconds:g} is longer than {place} lets anything run ({limits.life:g} s); make it shorter"
+            )
+        self.box.send(ticket.name, envelope.written(head, parts))
+        ticket.message = Submission(ticket.name, call.name, command, seconds, ticket.attempt)
+
+    def write_again(self, ticket: Ticket, before: str) -> None:
+        """Write the message that had another name as that of this ticket. Raises EntangleError."""
+        self.box.send_again(before, ticket.name)
+        ticket.say(self._command(ticket))
+
+    def _command(self, ticket: Ticket) -> tuple[str, ...]:
+        assert self._code is not None
+        return (*self._service.python, "-c", COMMAND, self._code.program(), self.box.address, ticket.name, f"{self._lasts:g}")

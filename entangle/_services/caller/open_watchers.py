@@ -1,0 +1,47 @@
+"""The watchers of this process, one for each service and folder."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+
+from entangle import _run
+from entangle._services import Service
+from entangle._services.caller.watcher import Watcher
+
+_watchers: dict[tuple[Service, str], Watcher] = {}
+_opening = threading.Lock()
+
+
+def watcher_of(service: Service, folder: str) -> Watcher:
+    """The watcher of this process for a service and a folder."""
+    with _opening:
+        found = _watchers.get((service, folder))
+        if found is None:
+            if not _watchers:
+                atexit.register(close_all)
+                _run.at_termination.append(close_all)
+            found = _watchers[service, folder] = Watcher(service, folder)
+        return found
+
+
+def close_all(folder: str | None = None) -> None:
+    """End all that is under way at services, and remove the mailboxes of this process; or those in
+    this folder."""
+    for (_, where), watcher in list(_watchers.items()):
+        if folder is None or where == folder:
+            watcher.close()
+
+
+def _after_fork() -> None:
+    """A child has none of the threads, and leaves the mailboxes to its parent."""
+    global _opening
+    _opening = threading.Lock()
+    _watchers.clear()
+    with contextlib.suppress(ValueError):
+        _run.at_termination.remove(close_all)
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,53 @@
+"""A call under way at a service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from entangle._remote.wire.parts import Given
+from entangle._services import PENDING, State, Submission
+from entangle._worker.away import AwayCall
+from entangle.errors import EntangleError
+
+
+class Ticket:
+    """A call under way, as the watcher sees it."""
+
+    def __init__(self, call: AwayCall, number: int) -> None:
+        self.call, self.number = call, number
+        #: The attempts of the engine, and those of ours after jobs that have died.
+        self.attempt = call.attempt
+        self.name = f"{number}-{self.attempt}"
+        self.errors: list[EntangleError] = []
+        #: Its message is not submitted before this time (of the monotonic clock).
+        self.rests = 0.0
+        self.message: Submission | None = None
+        self.given: Given = None
+        #: What the service calls it; "" until it has taken it.
+        self.ticket = ""
+        self.state = State(PENDING)
+        self.begun = False
+        self.cancelled = False
+        self.submitted = 0.0
+        #: When its ticket was over and it had no outcome (of the monotonic clock), and its sign of
+        #: life then.
+        self.over: float | None = None
+        self.sign: object = None
+
+    def path(self) -> str:
+        """The call, for what it prints."""
+        return self.call.name
+
+    def next_attempt(self, rests: float) -> str:
+        """Make it another attempt, which has no ticket yet and rests until then; gives the name
+        that it had."""
+        before = self.name
+        self.attempt += 1
+        self.name = f"{self.number}-{self.attempt}"
+        self.state, self.begun, self.over, self.ticket, self.rests = State(PENDING), False, None, "", rests
+        return before
+
+    def say(self, command: tuple[str, ...]) -> None:
+        """Have its message be this command, as this attempt."""
+        assert self.message is not None
+        self.message = replace(self.message, id=self.name, command=command, attempt=self.attempt)
