@@ -516,10 +516,9 @@ class Run:
         it with the name of its twin on disk."""
         name = f"r{run_id}"
         outer = here.worker
-        if outer is not None and outer.in_process:
-            directory, spill = os.path.join(outer.site.directory, name), os.path.join(outer.site.spill, name)
-        else:
-            directory, spill = os.path.join(home.path, name), os.path.join(home.spill, name)
+        if outer is None or not outer.in_process:
+            return home.make_directory(name)
+        directory, spill = os.path.join(outer.site.directory, name), os.path.join(outer.site.spill, name)
         os.mkdir(directory, 0o700)
         return directory, spill
 

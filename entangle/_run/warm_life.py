@@ -31,6 +31,7 @@ from entangle import _run
 from entangle._run import life
 from entangle._shared import module_lookup
 from entangle._shared.frame import Frame
+from entangle._shared.home import remove_of_worker
 from entangle._shared.orders import CALL, JOIN, LEFT, Order, Orders
 from entangle._shared.polling import readable
 from entangle._shared.spare_files import spare_files
@@ -93,6 +94,7 @@ class _WarmLife:
             if retires:
                 break
         spare_files.give_back()
+        remove_of_worker(os.getpid())
         return 0
 
     def _next(self) -> Order | None:

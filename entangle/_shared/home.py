@@ -12,6 +12,9 @@
             devices               cookies of @scheduler(gpus=n); and `devices-0`
             tree                  of an agent: a link to the directory that agents of its tree share
             r<random>/            a run: table, values, flow, attempts; nested runs lie inside
+            x<random>/            an executor: large values of its calls
+                w<pid>/           the runs that calls in this worker have begun
+            w<pid>/               executors that bodies in this worker of a session have made
         t<home>-<depth>/          shared by the agents of one process tree here, locked by each
             cookies-<n>-<cpu>     locked by the holder of that cookie; `limit-<name>-<n>-<place>`
 
@@ -220,12 +223,12 @@ class Home:
                 except FileExistsError:
                     os.close(lock)  # another process will sweep it
             self.pid = os.getpid()
-            self.path = os.path.join(base, name)
+            self.path = self._runs_in = os.path.join(base, name)
             self._shared = ("", -1)
             if _branch:
                 self._shared = (os.path.join(base, _branch), _join(around, _branch))
                 os.symlink(self._shared[0], os.path.join(self.path, "tree"))
-        self.spill = os.path.join(spill_base, spill_name)
+        self.spill = self._runs_spill = os.path.join(spill_base, spill_name)
         self.cpus = available_cpus()
         #: How many CPUs the process tree may keep busy.
         self.most = budget_of(self.cpus)
@@ -262,21 +265,38 @@ class Home:
                 queue.refill()
             close_devices(self.path)
 
+    def make_directory(self, name: str) -> tuple[str, str]:
+        """Make the directory of a run or an executor that lies in no other. Return it with the name
+        of its twin on disk."""
+        directory = os.path.join(self._runs_in, name)
+        try:
+            os.mkdir(directory, 0o700)
+        except FileNotFoundError:
+            if not os.path.exists(self.path):
+                raise
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        return directory, os.path.join(self._runs_spill, name)
+
     @classmethod
-    def adopt(cls, path: str, spill: str) -> None:
+    def adopt(cls, path: str, spill: str, runs: tuple[str, str] | None = None) -> None:
         """In a worker not forked from its supervisor: use the home of its process tree.
 
-        One that stays for other runs has adopted it already, unless another took its place.
+        One that stays for other runs has adopted it already, unless another took its place. `runs`
+        is where the runs of its bodies lie, here and on disk: whoever keeps it removes them if it
+        is killed. Else they lie in the run around them.
         """
         known = _homes.get(_parent())
         if known is not None:
             if known.path == path:
+                if runs is not None:
+                    known._runs_in, known._runs_spill = runs
                 return
             known.budget.close()
             for queue in known.pools.values():
                 queue.close()
         found = cls.__new__(cls)
         found.pid, found.path, found.spill, found._locks, found._shared = -1, path, spill, [], ("", -1)
+        found._runs_in, found._runs_spill = runs or (path, spill)
         found.cpus = available_cpus()
         found.most = len(found.cpus)  # workers have a share of the budget (`library_threads.py`)
         found.budget = CookieQueue(os.path.join(path, "budget"))
@@ -393,6 +413,16 @@ def open_pool(pool: Pool, directory: str, home: str) -> CookieSource:
 def _queue_at(path: str, home: str) -> CookieQueue:
     tree = os.path.join(home, "tree")
     return SharedQueue(path, tree) if os.path.islink(tree) else CookieQueue(path)
+
+
+def remove_of_worker(pid: int) -> None:
+    """Remove what a warm worker of ours that ends keeps in its home from run to run."""
+    for found in list(_homes.values()):
+        for path in (found.path, found.spill):
+            if os.path.exists(left := os.path.join(path, f"w{pid}")):
+                import shutil
+
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def home_of_tree(path: str) -> Home | None:

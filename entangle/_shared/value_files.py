@@ -59,6 +59,10 @@ class ValueFiles:
         """The path of a file."""
         return os.path.join(self.spill if name.startswith("s") else self.directory, name)
 
+    def runs_of(self, pid: int) -> tuple[str, str]:
+        """Where the runs lie that calls in this worker have begun, here and on disk."""
+        return os.path.join(self.directory, f"w{pid}"), os.path.join(self.spill, f"w{pid}")
+
     # In ------------------------------------------------------------------------------------------
 
     def put(self, body: bytes, buffers: list[memoryview]) -> Wire:

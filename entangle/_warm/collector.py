@@ -237,8 +237,13 @@ class Collector:
                     told = f"worker processes end before they answer, the last one by {how_it_ended(code)}"
                     calls.break_off(lambda: broken_by(told), settled)
             line.board.close()
+            files = calls.files
         assert calls.pool is not None
+        assert files is not None
         calls.pool.give(line.worker)
+        for path in files.runs_of(pid):  # it was killed amid a call that had begun runs
+            if os.path.exists(path):
+                shutil.rmtree(path, ignore_errors=True)
 
     # What messages do not tell -------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
+from entangle import _run
 from entangle._shared import home as homes
 from entangle._shared import module_lookup
 from entangle._shared.descriptors import OwnDescriptors
@@ -26,6 +27,7 @@ from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle._worker import board as boards
 from entangle._worker import inheritance
 from entangle._worker.board import Board
+from entangle._worker.worker import here
 from entangle.cookies import available_cpus, jobserver_style
 from entangle.errors import EntangleError
 
@@ -176,9 +178,7 @@ class Dispatcher:
     def _first_words(self) -> dict[str, Any]:
         if self.files is None:
             found = homes.locked_home()
-            name = f"x{os.urandom(8).hex()}"
-            self.files = ValueFiles(os.path.join(found.path, name), os.path.join(found.spill, name))
-            os.mkdir(self.files.directory, 0o700)
+            self.files = ValueFiles(*_make_directory(found))
             self.holdings = Holdings(self.files)
             self._surroundings = {
                 "home": found.path,
@@ -402,6 +402,20 @@ class Dispatcher:
         if not (self.shut or self.dropped or self.exiting or self.broken is not None):
             return False
         return not self.backlog and not self.waiting and not self.unsettled and not any(line.pending for line in self.lines.values())
+
+
+def _make_directory(found: homes.Home) -> tuple[str, str]:
+    """Make the directory of an executor of this process. Return it with the name of its twin on
+    disk. A worker that is killed removes nothing, so it lies in what others remove then."""
+    name = f"x{os.urandom(8).hex()}"
+    worker = here.worker
+    if worker is None or not worker.in_process:
+        return found.make_directory(name)
+    if _run.warm_settings is not None:  # it may be used in the next run as well
+        return found.make_directory(os.path.join(f"w{os.getpid()}", name))
+    directory, spill = os.path.join(worker.site.directory, name), os.path.join(worker.site.spill, name)
+    os.mkdir(directory, 0o700)
+    return directory, spill
 
 
 def _is_open(fd: int) -> bool:

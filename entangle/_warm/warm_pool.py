@@ -25,6 +25,7 @@ from entangle._run import forkserver
 from entangle._run.worker_process import WorkerProcess, signal_name
 from entangle._shared.descriptors import OwnDescriptors
 from entangle._shared.frame import Frame
+from entangle._shared.home import remove_of_worker
 from entangle._shared.interrupts import Deferred
 from entangle._shared.orders import LEFT, Orders, pair
 from entangle._shared.polling import readable
@@ -208,6 +209,8 @@ class WarmWorker:
         """Close what leads to it: it ends as soon as it has nothing to do."""
         if self.record:
             self._tell_end()
+        if self.ended_by is not None:
+            remove_of_worker(self.pid)
         self.closed = True
         if self.watch >= 0 and self.watch not in (self.channel.fileno(), self._process.watch):
             os.close(self.watch)

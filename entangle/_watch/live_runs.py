@@ -54,6 +54,8 @@ _LANES = ("process", "thread", "fresh", "caller", "away", "gpu")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", SKIPPED: "skipped"}
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
+#: Directories in which there may be runs: an executor's, and those of its workers.
+_AROUND = re.compile(r"x[0-9a-f]+|w[0-9]+")
 _QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
 _PLACES = re.compile(r"(limit-[0-9a-f]+)-00([1-9][0-9]{0,3})")
 #: The most nodes, workers and nested runs that are looked at. A file that claims more is no table.
@@ -308,8 +310,10 @@ def live_runs() -> list[LiveRun]:
 
 def _runs_in(directory: str, home: str, outer: str | None, depth: int = 0) -> Iterator[LiveRun]:
     for name in _folders_in(directory):
+        path = os.path.join(directory, name)
+        if _AROUND.fullmatch(name) and depth < MOST_DEPTH:
+            yield from _runs_in(path, home, outer, depth + 1)
         if _RUN.fullmatch(name):
-            path = os.path.join(directory, name)
             try:
                 run = LiveRun(path, home, outer)
             except (OSError, ValueError):  # ended meanwhile, or not begun

@@ -176,7 +176,7 @@ def _begin(answering: _Answering, known: dict[str, Any], streams: Sequence[int],
     inheritance.take_on(state, "before")
     os.environ["ENTANGLE_JOBSERVER"] = known["jobserver"]
     library_threads.keep_to(known["threads"])  # before the caller's modules import any
-    Home.adopt(known["home"], known["home_spill"])
+    Home.adopt(known["home"], known["home_spill"], answering.files.runs_of(os.getpid()))
     inheritance.take_on(state, "after")
     if streams:
         host.lead_output(streams[0], streams[1] if len(streams) > 1 else -1)

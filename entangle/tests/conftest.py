@@ -174,7 +174,7 @@ def _children(pid: int) -> list[int]:
 
 def _run_directories() -> set[str]:
     """Those of this process, in shared memory and, where values have spilled, on disk."""
-    mine = f"entangle-{os.getuid()}/p{_OWNER}-*/r*"
+    mine = f"entangle-{os.getuid()}/p{_OWNER}-*/[rx]*"  # `x`: of an executor
     return {str(path) for top in (RUNS, tempfile.gettempdir()) for path in Path(top).glob(mine)}
 
 

@@ -129,6 +129,12 @@ def begun_and_waits(folder: str) -> None:
     time.sleep(60)
 
 
+def run_begun_and_waits(folder: str) -> None:
+    from entangle.process import process
+
+    process(begun_and_waits)(folder)()
+
+
 def broken_initializer(text: str) -> None:
     raise RuntimeError(text)
 

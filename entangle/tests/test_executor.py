@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from entangle._shared.home import _homes
 from entangle._warm.functions import function_of
 from entangle.errors import ArgumentError, EntangleError, ProcessTerminatedException, RemoteTraceback, UnpicklableError
 from entangle.executor import BrokenExecutorError, Executor
@@ -860,6 +861,25 @@ def test_workers_are_ended(end: str) -> None:
     wait_until(lambda: not any(alive(pid) for pid in pids))
     with pytest.raises(RuntimeError):
         executor.submit(bodies.add, 1)
+    executor.shutdown()
+
+
+@pytest.mark.parametrize("end", ["is ended", "dies"])
+def test_the_runs_of_a_worker_that_is_killed_go_with_it(end: str, tmp_path: Path) -> None:
+    """What they have in shared memory would else be there until the program ends."""
+    executor = Executor(2)
+    future = executor.submit(bodies.run_begun_and_waits, str(tmp_path))
+    wait_until(lambda: list(tmp_path.iterdir()))
+    home = Path(next(iter(_homes.values())).path)
+    runs = list(home.glob("x*/w*/r*"))
+    assert len(runs) == 1
+    if end == "is ended":
+        executor.kill_workers()
+    else:
+        os.kill(int(runs[0].parent.name[1:]), signal.SIGKILL)
+    with pytest.raises(BrokenProcessPool):
+        future.result(20)
+    wait_until(lambda: not list(home.glob("x*/w*/r*")))
     executor.shutdown()
 
 

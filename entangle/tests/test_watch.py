@@ -121,6 +121,44 @@ def test_free_cookies_are_counted_and_none_is_taken(lasting: Caller) -> None:
     assert cookies(home) == cookies(home)
 
 
+#: A run inside a call of an executor that goes on until the file `go` is there.
+IN_A_CALL = """
+    import os, time
+    from entangle.executor import Executor
+    from entangle.process import process
+
+    @process
+    def waiting(n):
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return n
+
+    def call(n):
+        return waiting(n)()
+
+    with Executor(1) as executor:
+        print(executor.submit(call, 3).result())
+"""
+
+
+def test_a_run_that_a_call_of_an_executor_began_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(tmp_path, IN_A_CALL)
+    monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
+    caller.start()
+    try:
+        found: list[LiveRun] = wait_until(lambda: [run for run in live_runs() if run.outline])
+        (run,) = found
+        with run:
+            assert run.pid in caller.family()
+            assert run.outer is None
+            assert [run.name(node) for node in range(run.table.nodes)] == ["waiting"]
+        (tmp_path / "go").touch()
+        assert caller.finish() == (0, "3\n", "")
+        assert caller.files() == []
+    finally:
+        caller.stop()
+
+
 def test_to_be_watched_changes_nothing(lasting: Caller) -> None:
     runs = seen()
     for run in runs:
