@@ -38,7 +38,8 @@ _ASKED = (
 class Submission:
     """A call for a service to deliver: `command` is what the platform must run, and all of it.
 
-    `id` names the message in the mailbox and is safe in a file's name. `name` is the task's.
+    `id` names the message in its mailbox, is unique there alone, and is safe in a file's name.
+    `name` is the task's.
     `seconds` is how long its body may run, where the task says so. `attempt` counts from 1.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from entangle.service import OVER, PENDING, RUNNING, Limits, Service, State, Sub
 #: The processes that run or were not asked for since they ended, and those that wait, by ticket.
 _started: dict[str, subprocess.Popen[bytes]] = {}
 _waiting: dict[str, Submission] = {}
+#: Ids of messages are unique in one mailbox alone, so tickets have numbers of their own.
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class LocalJobs(Service):
         return [self.interpreter]
 
     def submit(self, messages: Sequence[Submission]) -> Sequence[str]:
-        tickets = [f"{os.getpid()}-{message.id}" for message in messages]
+        tickets = [f"{os.getpid()}-{next(_numbers)}" for _ in messages]
         _waiting.update(zip(tickets, messages, strict=True))
         self._start()
         return tickets

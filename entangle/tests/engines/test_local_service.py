@@ -15,16 +15,16 @@ from entangle._services.caller import open_watchers
 from entangle._testing import service_bodies as bodies
 from entangle.errors import EntangleError, StoreFullError
 from entangle.service import service
-from entangle.testing import check_service, checks
+from entangle.testing import check_service
 
 from ..local_jobs import LocalJobs
 from ..places import far_pythons
 from ..ways import missing
 
 
-@pytest.mark.parametrize("check", checks())
-def test_the_kit(tmp_path: Path, check: str) -> None:
-    check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=[check])
+@pytest.mark.timeout(240)
+def test_the_kit(tmp_path: Path) -> None:
+    check_service(LocalJobs(str(tmp_path), jobs=8), mailbox=tmp_path)
 
 
 def test_another_version_of_python(tmp_path: Path) -> None:
