@@ -2,7 +2,9 @@
 there already.
 
 So a run may be sent twice, by two processes at once, or again after half of it: what is there
-stays, and what is missing is added. A run counts as sent when its last batch has been answered.
+stays, and what is missing is added. Of two that make the same at one moment, servers refuse one
+("id already exists", ConcurrentModificationException), which then sends its batch again. A run
+counts as sent when its last batch has been answered.
 Only `clear` ever removes anything.
 
 Amazon Neptune takes the same over `wss://`, with a handshake signed by SigV4. It is known by its
@@ -11,7 +13,10 @@ host name; ENTANGLE_GRAPH_AUTH=sigv4 asks for the same elsewhere.
 
 from __future__ import annotations
 
+import logging
 import os
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -30,6 +35,9 @@ from entangle.errors import GraphError
 BATCH = 200
 #: Seconds that a server may take for a batch.
 PATIENCE = 60.0
+#: How often a batch is sent that the server refuses, and the longest pause in between (seconds).
+_TRIES, _PAUSE = 6, 0.2
+_UNHEARD = logging.NullHandler()
 
 
 class Connection:
@@ -44,6 +52,8 @@ class Connection:
             from gremlin_python.process.anonymous_traversal import traversal
         except ImportError:
             raise GraphError("sending records to a Gremlin server needs gremlinpython: pip install 'py-entangle[graph]'") from None
+        # Where nobody listens to it, what it logs would be on stderr, beside our error.
+        logging.getLogger("gremlinpython").addHandler(_UNHEARD)
         headers = signed_headers(address) if wants_signature(address) else None
 
         self._transports: list[Any] = []
@@ -78,8 +88,27 @@ class Connection:
         try:
             return question(self.g)
         except Exception as error:  # the driver and the layers below it raise many types
-            text = str(error) or type(error).__name__
-            raise GraphError(f"the Gremlin server at {name_of(self.address)} does not answer: {text[:500]}") from error
+            raise self._failed(error) from error
+
+    def _put(self, question: Callable[[Any], Any]) -> None:
+        """Have the server make what is not there. Raises GraphError where it does not answer, or
+        goes on refusing."""
+        from gremlin_python.driver.protocol import GremlinServerError
+
+        for left in reversed(range(_TRIES)):
+            try:
+                question(self.g)
+                return
+            except GremlinServerError as error:
+                if not left:
+                    raise self._failed(error) from error
+            except Exception as error:
+                raise self._failed(error) from error
+            time.sleep(random.uniform(0, _PAUSE))
+
+    def _failed(self, error: Exception) -> GraphError:
+        text = str(error) or type(error).__name__
+        return GraphError(f"the Gremlin server at {name_of(self.address)} does not answer: {text[:500]}")
 
     def put_vertices(self, vertices: Iterable[Vertex]) -> None:
         """Make vertices that are not there, and complete those that are."""
@@ -93,7 +122,7 @@ class Connection:
             return merged.option(Merge.on_create, said).option(Merge.on_match, said).count().next()
 
         for batch in _batches(vertices):
-            self.ask(partial(put, batch))
+            self._put(partial(put, batch))
 
     def put_edges(self, edges: Iterable[GraphEdge]) -> None:
         """Make edges that are not there. Both ends must be there."""
@@ -113,7 +142,7 @@ class Connection:
             return merged.option(Merge.on_create, said).option(Merge.on_match, said).count().next()
 
         for batch in _batches(edges):
-            self.ask(partial(put, batch))
+            self._put(partial(put, batch))
 
 
 def _batches(things: Iterable[Any]) -> Iterator[list[Any]]:

@@ -17,6 +17,7 @@ import pytest
 import entangle.examples
 
 from .callers import ROOT, output_of
+from .gremlins import Gremlin
 from .services import given
 from .services.hosts import what_is_missing
 from .ways import installed, missing
@@ -46,6 +47,11 @@ TELLING = {
     ],
     "hosts": [r"port \d+: Python 3"],
     "mixedplacesexample": [r"docker +1 call\n", r"ssh +1 call\n", r"slurm +\d+ calls in \d jobs?\n", r"local +\d+ calls\n"],
+    "pipelinesexample": [
+        r"small: 45\.279\n",
+        r"\nsmall: 1 add, 5 disturb, 10 sample, 1 small\nlarge: 1 add, 10 disturb, 1 large, 20 sample\n",
+        r"both have made the values of 1 add, 5 disturb, 10 sample\n$",
+    ],
     "sshdataflowexample": [r"emit +gave", r"leaves are", r"hello > emit@here > printx@\d+ > printz@\d+ > echo@\d+"],
     "sshschedulerexample": [r"three +on", r"add +on", r"result is 5"],
     "example": [r"add", r"process \d+", r"result is 10"],
@@ -86,6 +92,8 @@ EVERY_DAY, LINES = ("fetch_example", "images_example", "map_example", "sweep_exa
 #: What shows its progress in a log, if it takes longer than a second.
 SHOWING = ("images_example",)
 NEEDED = {"sweep_example": "sklearn", "images_example": "PIL"}
+#: What sends its records to a Gremlin server.
+GRAPHED = ("pipelinesexample",)
 #: What needs an engine as well: see `engines/test_examples_there.py`.
 ENGINES = ("mixedplacesexample",)
 FAR = ("hosts", "sshdataflowexample", "sshschedulerexample")
@@ -111,7 +119,7 @@ def test_every_example_is_known_here() -> None:
     assert sorted(TELLING) == FOUND
 
 
-@pytest.mark.parametrize("name", [name for name in FOUND if name not in ENGINES])
+@pytest.mark.parametrize("name", [name for name in FOUND if name not in (*ENGINES, *GRAPHED)])
 @pytest.mark.timeout(120)
 def test_example(name: str, tmp_path: Path) -> None:
     if name in FAR and (lacking := what_is_missing()):
@@ -120,7 +128,23 @@ def test_example(name: str, tmp_path: Path) -> None:
         given.packages()
     if name in NEEDED:
         installed(NEEDED[name])
-    done = run(name, tmp_path, **({"ENTANGLE_IMAGE": given.image()} if name in CONTAINED else {}))
+    check(name, tmp_path, **({"ENTANGLE_IMAGE": given.image()} if name in CONTAINED else {}))
+
+
+@pytest.mark.parametrize("name", GRAPHED)
+@pytest.mark.timeout(120)
+def test_example_with_a_graph_database(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    installed("gremlin_python")
+    server = Gremlin(tmp_path_factory.mktemp("gremlin"))
+    try:
+        check(name, tmp_path, ENTANGLE_GRAPH=server.address)
+    finally:
+        server.kill()
+
+
+def check(name: str, tmp_path: Path, **environment: str) -> None:
+    """Run an example, and look at what it printed and left."""
+    done = run(name, tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if not (name in SHOWING and "thumbnail" in line)]
     assert told == []
