@@ -13,7 +13,8 @@ import time
 from entangle._run import ObservedRun
 from entangle._run.worker_process import cpu_time
 from entangle._shared.table import BUSY, LANE, PID, RESTING, SLOT, STARTED_AT, STARTING, STATE
-from entangle._watch.outline import LOAD, write_whole
+from entangle._shared.whole_files import write_whole
+from entangle._watch.outline import LOAD
 from entangle.flow import IN_CALLER
 
 #: The most samples; the first pause between two (ns). When there are more, every other one goes,

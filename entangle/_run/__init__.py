@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from entangle._shared.home import Home
     from entangle._shared.site import Site
     from entangle._shared.table import Table
+    from entangle._shared.whereabouts import Whereabouts
     from entangle.flow import Flow
 
 
@@ -35,6 +36,8 @@ class ObservedRun(Protocol):
     brief: bool
     #: What the stages of a rearmed run have done; None for any other run.
     history: History | None
+    #: Where its nodes are that are away; None where there were none yet.
+    whereabouts: Whereabouts | None
 
     @property
     def name(self) -> str:

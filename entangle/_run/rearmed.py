@@ -58,7 +58,8 @@ from entangle._shared.table import (
     Table,
 )
 from entangle._shared.tracebacks import passes_on
-from entangle._watch.outline import HOW_FAR, write_whole
+from entangle._shared.whole_files import write_whole
+from entangle._watch.outline import HOW_FAR
 from entangle._worker.worker import Worker
 from entangle.cookies import available_cpus, budget_of
 from entangle.errors import EntangleError, RunAtImportError
@@ -218,9 +219,8 @@ class RearmedRun(Run):
         super()._looked()
         now = time.monotonic()
         if self._outlined and now >= self._told_at and isinstance(self.supervisor, RearmedSupervisor):
-            directory = self.supervisor.site.directory or (self._shown[0] if self._shown is not None else "")
-            if directory:
-                write_whole(os.path.join(directory, HOW_FAR), self.how_far())
+            if self._seen_in:
+                write_whole(os.path.join(self._seen_in, HOW_FAR), self.how_far())
             # What it costs grows with the history: at most a fiftieth of the time.
             self._told_at = now + max(0.3, 50 * (time.monotonic() - now))
 

@@ -31,6 +31,7 @@ from entangle._shared.site import Site, claims_of, lanes_of
 from entangle._shared.store import Store
 from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, STOP, Table
 from entangle._shared.tracebacks import passes_on
+from entangle._shared.whereabouts import Whereabouts
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing, inline
 from entangle._worker.failures import call_of, note_call, prepare
@@ -88,6 +89,10 @@ class Run:
         self.wants_prints = False
         self._site: Site | None = None
         self._outlined = self._opening = self._in_order = False
+        #: Where its nodes are that are away; None until there is one.
+        self.whereabouts: Whereabouts | None = None
+        #: The directory in which other processes see it; "" until they do.
+        self._seen_in = ""
         #: The directories of a run that needs none itself, made to show its table to other
         #: processes.
         self._shown: tuple[str, str] | None = None
@@ -449,6 +454,9 @@ class Run:
         self._has_opened(limits.room_of_process())
         if not self._outlined:
             self._outline()
+        if self.supervisor is not None and self.supervisor.away is not None:
+            self.whereabouts = self.whereabouts or Whereabouts()
+            self.whereabouts.look(self.supervisor.away[1].calls, self._seen_in)
         for observer in self.observers:
             observer.looked(self)
 
@@ -468,6 +476,7 @@ class Run:
                 table.show(os.path.join(directory, "table"))
             except (OSError, EntangleError):  # nothing depends on it
                 return
+        self._seen_in = directory
         write_outline(directory, self.flow, parent=self.parent)
 
     def _hide(self) -> None:

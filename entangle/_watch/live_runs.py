@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from entangle._shared import home as homes
-from entangle._shared import removal
+from entangle._shared import notes, removal, whereabouts
 from entangle._shared.table import (
     BEGUN,
     BODIES,
@@ -47,7 +47,9 @@ from entangle._shared.table import (
     WAITING_POOL,
     Table,
 )
-from entangle._watch.outline import HOW_FAR, Outline, open_file, read_outline, read_whole
+from entangle._shared.whereabouts import Waiting, Whereabout
+from entangle._shared.whole_files import open_file, read_whole
+from entangle._watch.outline import HOW_FAR, Outline, read_outline
 from entangle.flow import AWAY, DEVICE
 
 _LANES = ("process", "thread", "fresh", "caller", "away", "gpu")
@@ -98,6 +100,7 @@ class LiveRun:
         self.id = os.path.basename(directory)[1:]
         self._around = outer
         self._outline: Outline | None = None
+        self._whereabouts: tuple[dict[int, Whereabout], list[Waiting]] | None = None
         self.table = _map(os.path.join(directory, "table"))
 
     def __enter__(self) -> LiveRun:
@@ -159,6 +162,7 @@ class LiveRun:
         """How many nodes are done, running, waiting and failed. The rest were skipped."""
         states = bytes(self.table.states)
         done, running, failed, skipped = (states.count(state) for state in (DONE, RUNNING, FAILED, SKIPPED))
+        running = max(0, running - self.queued())
         return done, running, len(states) - done - running - failed - skipped, failed
 
     def stages(self) -> list[dict[str, Any]]:
@@ -169,10 +173,49 @@ class LiveRun:
         found = told.get("stages") if isinstance(told, dict) else None
         return [stage for stage in found if isinstance(stage, dict)] if isinstance(found, list) else []
 
+    def queued(self) -> int:
+        """How many nodes wait at other places, which do not run them yet. They count as waiting."""
+        return sum(one.nodes for one in self.whereabouts()[1] if one.why)
+
+    def whereabouts(self) -> tuple[dict[int, Whereabout], list[Waiting]]:
+        """Where each node is that runs elsewhere, and how many are where for which reason."""
+        if self._whereabouts is None:
+            self._whereabouts = self._look_for_whereabouts()
+        return self._whereabouts
+
+    def _look_for_whereabouts(self) -> tuple[dict[int, Whereabout], list[Waiting]]:
+        nodes, counts = whereabouts.read(self.directory)
+        states, slots = self.table.states, self.table.slots
+        nodes = {node: one for node, one in nodes.items() if 0 <= node < len(states) and states[node] == RUNNING}
+        for base in range(SLOT, self.table.slot_count * SLOT, SLOT):
+            if slots[base + STATE] == BUSY and slots[base + LANE] != AWAY and slots[base + NODE] >= 0 and slots[base + BEGUN]:
+                one = whereabouts.read_of(self.directory, base // SLOT)
+                if one is not None and one.node == slots[base + NODE]:
+                    nodes[one.node] = one
+        return nodes, counts
+
+    def places(self) -> dict[int, Whereabout]:
+        """Where each node is or was that runs elsewhere. Of those that are over it is known while
+        the run is recorded."""
+        found: dict[int, Whereabout] = {}
+        try:
+            if not any(name.startswith(whereabouts.NAME) for name in os.listdir(self.directory)):
+                return found  # nothing has been away
+            told = notes.gather(self.directory, []).places
+            for node, place, ticket, _ in zip(told[::4], told[1::4], told[2::4], told[3::4], strict=True):
+                found[int(node)] = Whereabout(int(node), str(place), str(ticket), "", 0)
+        except (OSError, ValueError, TypeError, EOFError):  # it ends just now
+            pass
+        return {**found, **self.whereabouts()[0]}
+
     def states(self) -> list[str]:
         """The state of each node: waiting, ready, running, done, failed or skipped. One that pauses
-        between attempts is waiting."""
-        return [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
+        between attempts is waiting, and one that its place does not run yet is ready."""
+        found = [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
+        for node, one in self.whereabouts()[0].items():
+            if one.why:
+                found[node] = "ready"
+        return found
 
     def name(self, node: int) -> str:
         """The name that the call of a node was given, else its task; '' if there is none or no
@@ -193,7 +236,8 @@ class LiveRun:
     def _away(self) -> int:
         """How many nodes run elsewhere: they run, and are in no slot."""
         slots, running = self.table.slots, bytes(self.table.states).count(RUNNING)
-        here = sum(slots[base + NODE] >= 0 and slots[base + LANE] != AWAY for base in range(SLOT, self.table.slot_count * SLOT, SLOT))
+        slots_used = [base for base in range(SLOT, self.table.slot_count * SLOT, SLOT) if slots[base + STATE] == BUSY]
+        here = sum(slots[base + NODE] >= 0 and slots[base + LANE] != AWAY for base in slots_used)
         return max(0, running - here)
 
     def workers(self) -> list[WorkerView]:

@@ -13,9 +13,7 @@ watch from outside (`entangle top`, the page) need both. A short run writes noth
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
 import sys
 import time
 from array import array
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 
 from entangle._shared.masks import cleaned
 from entangle._shared.summaries import constants_in_short
+from entangle._shared.whole_files import LONGEST, open_file
 from entangle.flow import Flow
 
 #: A run that has lasted so long is written down (seconds).
@@ -32,8 +31,6 @@ NAME = "outline"
 #: Files beside the outline: what a rearmed run says of its stages; CPU and memory over time.
 HOW_FAR, LOAD = "how-far", "load"
 _FORM = 3
-#: The most bytes of the line of JSON. A flow of a million different tasks goes without names.
-_LONGEST_HEAD = 1 << 26
 #: The most names that calls were given; the most nodes whose arguments are told.
 _MOST_GIVEN, _MOST_CALLS = 20_000, 400
 
@@ -101,42 +98,6 @@ def _call(flow: Flow, node: int) -> str:
     return ", ".join(filter(None, (constants, others)))
 
 
-def write_whole(path: str, told: Any) -> None:
-    """Write JSON to a file of a run, in place of what it held: readers see the old or the new.
-    Without room on the disk the old stays."""
-    import json
-
-    with contextlib.suppress(OSError):
-        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "wb") as file:
-            file.write(json.dumps(told, separators=(",", ":")).encode("ascii"))
-        os.rename(f"{path}.new", path)
-
-
-def read_whole(path: str) -> Any:
-    """What `write_whole` has written; None where there is nothing, or it is damaged."""
-    import json
-
-    try:
-        with open(open_file(path), "rb") as file:
-            return json.loads(file.read(_LONGEST_HEAD))
-    except (OSError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-def open_file(path: str) -> int:
-    """Open a regular file of a run for reading. It must not be a link, nor a FIFO, on which we
-    would hang.
-
-    Raises OSError if it is gone, ValueError if it is no regular file.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ValueError(f"{path} is no regular file")
-    return fd
-
-
 def read_outline(directory: str) -> Outline | None:
     """Read the outline of the run in `directory`. None if it is not there, is another version's, or
     is damaged."""
@@ -148,7 +109,7 @@ def read_outline(directory: str) -> Outline | None:
         return None
     with open(fd, "rb") as file:
         try:
-            about = json.loads(file.readline(_LONGEST_HEAD))
+            about = json.loads(file.readline(LONGEST))
             names, parent = about["names"], about["parent"]
             if about["form"] != _FORM or not all(isinstance(name, str) for name in (*names, *about["pools"])):
                 return None

@@ -24,13 +24,21 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from entangle._shared.polling import new_poll
+from entangle._shared.table import NOBODY
 from entangle._shared.tracebacks import passes_on
+from entangle._shared.whereabouts import Whereabout, tell_of
 from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import RunCancelledError
+
+if TYPE_CHECKING:
+    from entangle._worker.worker import Worker
+
+#: A thread that waits for a call says where it is so often, where that has changed (seconds).
+_TELLS = 0.5
 
 
 class AwayPlace(Protocol):
@@ -67,7 +75,7 @@ class AwayCall:
     # fmt: off
     __slots__ = (
         "_given", "_tell", "attempt", "began", "context", "cookies", "handle", "name", "node", "place", "repeatable", "run",
-        "submitted", "task", "ticket", "timeout", "using", "where",
+        "submitted", "task", "ticket", "timeout", "using", "waits", "where", "worker",
     )
     # fmt: on
 
@@ -83,6 +91,7 @@ class AwayCall:
         timeout: float | None = None,
         context: contextvars.Context | None = None,
         repeatable: bool = False,
+        worker: Worker | None = None,
     ) -> None:
         #: What runs there: the function and the layers below the place, as a task.
         self.task = function.task
@@ -94,8 +103,11 @@ class AwayCall:
         self.timeout = timeout
         #: Whether its body may run again where nobody knows whether it has ended.
         self.repeatable = repeatable or any(layer.terms().get("idempotent") or layer.terms().get("retry") for layer in self.task.layers)
-        #: For records: what runs it, and the name that it has there.
-        self.where = self.ticket = ""
+        #: For records and for those who look on: what runs it, the name that it has there, and why
+        #: that does not run it yet ("" where it does, or nobody knows).
+        self.where = self.ticket = self.waits = ""
+        #: The worker that has it; None outside of any run.
+        self.worker = worker
         #: The context of the run, for a body in this process.
         self.context = context
         #: The place's own.
@@ -107,6 +119,15 @@ class AwayCall:
         self.began = self.submitted = time.monotonic_ns()
         self.using: dict[int, None] = {}
         self.cookies: tuple[Any, ...] = ()
+
+    def path(self) -> str:
+        """The call path, for what its body prints."""
+        return self.worker.site.flow.path(self.node) if self.worker is not None and self.node >= 0 else self.name
+
+    def runs(self) -> None:
+        """Its place runs it now, which had said why it waits. From any thread."""
+        if self.waits:
+            self.began, self.waits = time.monotonic_ns(), ""
 
     def take(self) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of the body. Only once: a call that is under way need not hold them."""
@@ -149,21 +170,27 @@ class AwayFunction:
             outcomes.append(outcome)
             ended.set()
 
-        call = AwayCall(self, args, kwargs, tell)
+        worker = here.worker
+        whose = (worker.site.run_id, worker.node()) if worker is not None else ("", NOBODY)
+        call = AwayCall(self, args, kwargs, tell, *whose, worker=worker)
         args, kwargs = (), {}
 
         def cancel() -> None:
             self.place.cancel(call)
             call.failed(RunCancelledError("the run is over"))
 
-        worker = here.worker
         with contextlib.ExitStack() as waiting:
             if worker is not None:
                 waiting.enter_context(worker.expiring())
                 waiting.enter_context(worker.ending_with(cancel))
             try:
                 self.place.begin([call])
-                ended.wait()
+                told: Whereabout | None = None
+                while not ended.wait(_TELLS if worker is not None and worker.site.directory else None):
+                    now = Whereabout(call.node, call.where, call.ticket, call.waits, call.began)
+                    if call.where and worker is not None and now != told:
+                        tell_of(worker.site.directory, worker.slot, now)
+                        told = now
             except BaseException:
                 self.place.cancel(call)
                 raise

@@ -171,7 +171,7 @@ class AwayWorker(Worker):
             except BaseException as error:
                 failed = error
             attempt = table.attempts[node] + 1
-            terms = body.timeout, site.context, body.repeatable
+            terms = body.timeout, site.context, body.repeatable, self
             call = AwayCall(_away(body), args, named, self.outcomes.put, site.run_id, node, attempt, *terms)
             args, named = (), {}
             call.using, self.using, call.cookies = self.using, {}, cookies
@@ -199,7 +199,7 @@ class AwayWorker(Worker):
             return
         ended = time.monotonic_ns()
         if seconds >= 0:
-            call.began = max(call.began, ended - int(seconds * 1e9))
+            call.began = max(call.submitted, ended - int(seconds * 1e9))
         if error is not None:
             self._lost(call, error)
             return

@@ -22,6 +22,8 @@ from entangle.cli.printing import console, duration, fitted, size, table_lines, 
 MOST_WORKERS = 16
 #: The most runs that are shown, the outermost first.
 MOST_RUNS = 12
+#: The most places that are shown of one run.
+MOST_PLACES = 6
 
 
 def top(as_json: bool, every: float, looks: int, program: str | None) -> None:
@@ -88,6 +90,10 @@ def _only_wait(seconds: float) -> bool:
     return False
 
 
+#: Of a worker whose body runs in its own process.
+_HERE = {"place": "", "ticket": "", "why": ""}
+
+
 class Eye:
     """Looks at the machine, or at the runs of one program. CPU use is the difference between two
     looks, so the first has none."""
@@ -128,10 +134,13 @@ class Eye:
         outline = run.outline
         pids = set()
         workers = []
+        nodes, counts = run.whereabouts()
         for worker in run.workers():
             cpu, memory = self._use(worker.pid) if worker.pid not in pids else (None, None)
             pids.add(worker.pid)
-            workers.append({**vars(worker), "cpu_percent": cpu, "memory": memory})
+            there = nodes.get(worker.node)
+            place = {"place": there.place, "ticket": there.ticket, "why": there.why} if there is not None else _HERE
+            workers.append({**vars(worker), "cpu_percent": cpu, "memory": memory, **place})
         outer = next((one for one in before if one["run"] == run.outer), None)
         command = outline.about["command"] if outline else []
         return {
@@ -152,6 +161,7 @@ class Eye:
             "failed": failed,
             "skipped": skipped,
             "stages": stages,
+            "away": [one._asdict() for one in counts],
             "workers": workers,
         }
 
@@ -202,7 +212,7 @@ def picture(look: dict[str, Any], width: int, program: str | None = None) -> Gro
             last = run["program_pid"]
             mine = [one for one in look["runs"] if one["program_pid"] == last]
             parts += [Text(), _heading(mine, look["cookies"].get(str(last), {}), width)]
-        parts += [*_title(run, width), *_stages(run, width), *_workers(run["workers"], 2 * run["depth"] + 2, width)]
+        parts += [*_title(run, width), *_stages(run, width), *_away(run, width), *_workers(run["workers"], 2 * run["depth"] + 2, width)]
     left = len(look["runs"]) - MOST_RUNS
     if left > 0:
         parts += [Text(), text(f"… and {left} more runs", style="dim")]
@@ -253,6 +263,22 @@ def _stages(run: dict[str, Any], width: int) -> list[Text]:
     return _indented(table_lines(("", "", ""), rows, width - 2 * run["depth"] - 2, right=(1,)), 2 * run["depth"] + 2)
 
 
+def _away(run: dict[str, Any], width: int) -> list[Text]:
+    """What is elsewhere: a line for each place, with how many wait there, and why."""
+    places: dict[str, list[dict[str, Any]]] = {}
+    for one in run["away"]:
+        places.setdefault(one["place"], []).append(one)
+    lines = []
+    for place, there in list(places.items())[:MOST_PLACES]:
+        told: list[tuple[str, str]] = []
+        for one in sorted(there, key=lambda one: bool(one["why"])):
+            told.append((f"{', ' if told else ''}{one['nodes']:,} {one['why'] or 'there'}", "yellow" if one["why"] else "green"))
+        lines.append(fitted(text((place, "cyan"), "  ", *told), width - 2 * run["depth"] - 2))
+    if len(places) > MOST_PLACES:
+        lines.append(text(f"… and {len(places) - MOST_PLACES} more places", style="dim"))
+    return _indented(lines, 2 * run["depth"] + 2)
+
+
 def _workers(workers: list[dict[str, Any]], indent: int, width: int) -> list[Text]:
     order = {"busy": 0, "starting": 1}
     working = sorted((worker for worker in workers if worker["state"] != "idle"), key=lambda one: (order.get(one["state"], 2), one["slot"]))
@@ -263,6 +289,7 @@ def _workers(workers: list[dict[str, Any]], indent: int, width: int) -> list[Tex
             state = f"waits for {worker['pool'].rpartition(': ')[0]}"
         colour = {"busy": "green", "starting": "blue"}.get(state, "yellow")
         name = worker["name"] or (f"node {worker['node']}" if worker["node"] >= 0 else "")
+        there = " ".join(part for part in (worker["place"], worker["ticket"], worker["why"]) if part)
         rows.append(
             [
                 text(str(worker["pid"])),
@@ -273,7 +300,11 @@ def _workers(workers: list[dict[str, Any]], indent: int, width: int) -> list[Tex
                 text(f"{worker['cpu_percent']:.0f} %" if worker["cpu_percent"] is not None else ""),
                 text(size(worker["memory"]) if worker["memory"] is not None else ""),
                 text("yes" if worker["cookie"] else ""),
-                text(name, (f" ({worker['task']})" if worker["task"] not in ("", name) else "", "dim")),
+                text(
+                    name,
+                    (f" ({worker['task']})" if worker["task"] not in ("", name) else "", "dim"),
+                    (f" at {there}" if there else "", "dim"),
+                ),
             ]
         )
     heads = ("pid", "kind", "state", "for", "done", "cpu", "memory", "cookie", "task")

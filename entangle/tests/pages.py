@@ -54,6 +54,12 @@ RUNS = """
             time.sleep(0.01)
         return n
 
+    def lasting(n, folder):
+        print("lasts", n)
+        while not os.path.exists(os.path.join(folder, "go")):
+            time.sleep(0.01)
+        return num(n)()
+
     @process
     def grow(n):
         wait(0)()
@@ -129,6 +135,11 @@ RUNS = """
             elif word == "far":
                 from entangle.interpreter import interpreter
                 print(add(interpreter(num)(3), 1)())
+            elif word == "queued":
+                from entangle.service import service
+                from entangle.tests.local_jobs import LocalJobs
+                there = service(LocalJobs(os.getcwd(), jobs=1), mailbox="mailbox")(lasting)
+                print(add(there(1, os.getcwd()), there(2, os.getcwd()))())
             elif word == "many":
                 print(tree(5000)())
             elif word == "retried":

@@ -364,6 +364,26 @@ def test_a_run_is_seen_growing_and_then_as_it_is_remembered(tmp_path: Path) -> N
         assert tab.locator("a.card").count() == 0
 
 
+def test_a_live_run_says_where_its_nodes_wait(tmp_path: Path) -> None:
+    assert not MISSING, MISSING
+    with served(tmp_path) as page:
+        script = page.start("queued")
+        try:
+            with looking(page, viewport={"width": 400, "height": 800}) as tab:
+                tab.click("a.card")
+                tab.wait_for_selector(".run-head .away >> text=local 1 pending because 1 jobs run already", timeout=60_000)
+                tab.wait_for_selector(".run-head .away >> text=local 1 running there")
+                assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+                tab.keyboard.press("n")
+                tab.click("tr.row >> text=pending because")
+                tab.wait_for_selector("aside p.waits >> text=pending because 1 jobs run already")
+                assert "queued in its place" in tab.inner_text("aside .legend")
+                assert "local" in tab.inner_text("aside")
+        finally:
+            page.go()
+            script.communicate(timeout=60)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_telephone_nothing_is_wider_than_the_screen(page: Page, scheme: str) -> None:
     with looking(page, viewport={"width": 400, "height": 800}, color_scheme=scheme, has_touch=True) as tab:

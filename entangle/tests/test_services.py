@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import entangle
 from entangle._services import envelope
 from entangle._services.mailbox import KEPT, LAPSED, FarFolder, Folder
 from entangle.errors import OptionError, ProtocolError, UnreachableError
@@ -64,13 +65,14 @@ def test_a_submission_that_fails_fails_its_calls(tmp_path: Path) -> None:
         service(Refusing(str(tmp_path)), mailbox=tmp_path)(len)("abc")()
 
 
-def test_why_calls_wait_is_known(tmp_path: Path) -> None:
+def test_why_calls_wait_is_known(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from entangle._services.caller.open_watchers import watcher_of
 
     jobs = LocalJobs(str(tmp_path), jobs=0)
     watcher = watcher_of(jobs, str(tmp_path))
     call = service(jobs, mailbox=tmp_path)(len)("abc")
-    future = call.future()
+    with entangle.progress():
+        future = call.future()
 
     def start() -> None:
         with contextlib.suppress(Exception):
@@ -82,6 +84,11 @@ def test_why_calls_wait_is_known(tmp_path: Path) -> None:
     while [reason for _, reason in watcher.waiting()] != ["pending because 0 jobs run already"]:
         assert time.monotonic() < until
         time.sleep(0.01)
+    shown = ""
+    while "len 0/1 · 1 pending because 0 jobs run already · ? left\n" not in shown:
+        assert time.monotonic() < until, shown
+        shown += capfd.readouterr().err
+        time.sleep(0.05)
     future.cancel()
     watcher.close()
     starter.join(60)

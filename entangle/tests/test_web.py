@@ -777,6 +777,43 @@ def test_a_live_run_says_its_attempts_its_load_and_what_its_bodies_print(tmp_pat
             script.communicate()
 
 
+def test_a_live_run_says_where_its_calls_are_and_why_they_wait(tmp_path: Path) -> None:
+    with served(tmp_path) as page:
+        script = page.start("queued")
+        try:
+            run = str(wait_until(lambda: (found := live_runs(page)) and found[0]["id"]))
+            why = "pending because 1 jobs run already"
+            there = [{"place": "local", "why": told, "nodes": 1} for told in ("", why)]
+            info = wait_until(
+                lambda: (found := page.get(f"/api/runs/{run}")) and sorted(found["away"], key=lambda one: one["why"]) == there and found, 60
+            )
+            assert info["counts"] == {"running": 1, "ready": 1, "waiting": 1}
+            nodes = [page.get(f"/api/runs/{run}/nodes/{node}") for node in range(3)]
+            running, queued, waiting = sorted(nodes, key=lambda node: ["running", "ready", "waiting"].index(node["state"]))
+            assert [node["state"] for node in (running, queued, waiting)] == ["running", "ready", "waiting"]
+            assert [node["place"] for node in (running, queued, waiting)] == ["local", "local", None]
+            assert [node["why"] for node in (running, queued, waiting)] == ["", why, ""]
+            assert running["ticket"]
+            assert running["ticket"] != queued["ticket"]
+            assert [list(node["spans"]) for node in (running, queued)] == [["running"], ["elsewhere"]]
+            assert page.get(f"/api/runs/{run}/timeline?by=place")["lanes"] == ["local"]
+            told = subprocess.run(
+                [sys.executable, "-m", "entangle", "top"], env=page.environment, capture_output=True, text=True, check=True
+            ).stdout
+            assert f"  local  1 there, 1 {why}\n" in told
+            assert "0 of 3 done, 1 running, 2 waiting" in told
+            page.go()
+            # What it prints has the path of the call that waits for it.
+            said = script.communicate(timeout=60)[0].splitlines()
+            assert sorted(said) == ["3", "[local add → lasting] lasts 1", "[local add → lasting] lasts 2"]
+            late = page.get(f"/api/runs/{run}/nodes/{queued['node']}")
+            assert late["ticket"] == queued["ticket"]
+            assert late["queued"] > queued["spans"]["elsewhere"]
+        finally:
+            script.kill()
+            script.communicate()
+
+
 def test_a_server_ends_while_somebody_listens(tmp_path: Path) -> None:
     with served(tmp_path) as page:
         stream = events(page, "/api/events")

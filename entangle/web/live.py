@@ -15,10 +15,11 @@ from typing import Any
 from entangle._shared import printout
 from entangle._shared.masks import is_secret, masked
 from entangle._shared.table import BEGUN, DONE, FAILED, READY, RECORD, RUNNING, RUNS, SKIPPED, SLOT, UNARMED, WAITING
+from entangle._shared.whole_files import open_file, read_whole
 from entangle._watch.live_runs import LiveRun, live_runs
-from entangle._watch.outline import HOW_FAR, LOAD, Outline, open_file, read_outline, read_whole
+from entangle._watch.outline import HOW_FAR, LOAD, Outline, read_outline
 from entangle.web import stage_numbers
-from entangle.web.lanes import Stretch, lane_of
+from entangle.web.lanes import HERE, Stretch, lane_of
 from entangle.web.page_graph import GraphPart, condensed, drawn, name_of, reached, short_call
 from entangle.web.recorded import Absent
 
@@ -83,9 +84,19 @@ def info(run_id: str) -> dict[str, Any]:
         told = _how_far(runs[0])
         found["stream"] = stage_numbers.summary(told, runs[0].seconds, live=True) if told else None
         found["load"] = _load(runs)
+        found["away"] = _away(runs)
         if runs[0].parent is not None:
             found["parent"] = dict(zip(("run", "node"), runs[0].parent, strict=True))
         return found
+
+
+def _away(runs: list[LiveRun]) -> list[dict[str, Any]]:
+    """How many nodes are at other places, and why they wait there: the most first."""
+    total: Counter[tuple[str, str]] = Counter()
+    for run in runs:
+        for one in run.whereabouts()[1]:
+            total[one.place, masked(one.why)] += one.nodes
+    return [{"place": place, "why": why, "nodes": nodes} for (place, why), nodes in total.most_common(MOST_REASONS)]
 
 
 def _counts(run: LiveRun, told: dict[str, Any] | None) -> dict[str, int]:
@@ -99,6 +110,9 @@ def _counts(run: LiveRun, told: dict[str, Any] | None) -> dict[str, int]:
     states = bytes(run.table.states)
     for number, name in _STATES.items():
         counts[name] += states.count(number)
+    queued = min(run.queued(), counts["running"])
+    counts["running"] -= queued
+    counts["ready"] += queued
     return {name: count for name, count in counts.items() if count}
 
 
@@ -141,6 +155,7 @@ def look(run_id: str, seen: dict[str, GraphPart]) -> dict[str, Any]:
             "nodes": len(told["stages"]) if told else runs[0].table.nodes,
             **({"stream": stage_numbers.summary(told, runs[0].seconds, live=True)} if told else {}),
             "workers": sum(len(run.workers()) for run in runs),
+            "away": _away(runs),
             "graph": drawn(parts),
         }
 
@@ -201,6 +216,8 @@ def _part(run: LiveRun) -> GraphPart | None:
     )
 
 
+#: The most reasons why nodes wait elsewhere.
+MOST_REASONS = 8
 #: Nodes of a graph that say how long they took.
 LABELLED = 400
 
@@ -235,9 +252,11 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                 for one in stage_numbers.stretches(told, by, functools.partial(name_of, run_id, run.id)):
                     found.append(one._replace(started=one.started + later, ended=one.ended + later))
                 continue
+            places = run.places() if by == "place" else {}
             for tried in _attempts(run):
                 if tried["began"]:
-                    lane, label = lane_of(by, tried["pid"], None, tried["worker"])
+                    place = tried.get("place") or (places[tried["node"]].place if tried["node"] in places else HERE)
+                    lane, label = lane_of(by, tried["pid"], None, tried["worker"], place)
                     since, until = ((tried[moment] - began) / 1e9 for moment in ("began", "ended"))
                     name, task = name_of(run_id, run.id, tried["node"]), _task(run, tried["node"])
                     found.append(Stretch(lane, label, since, until, task, name, tried["error"][:200], attempt=tried["attempt"]))
@@ -245,7 +264,7 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
             for node, (started, ended, _, _, _, pid, cpu, worker) in enumerate(RECORD.iter_unpack(bytes(run.table.records))):
                 if states[node] not in (DONE, FAILED) or not started:
                     continue
-                lane, label = lane_of(by, pid, cpu, worker)
+                lane, label = lane_of(by, pid, cpu, worker, places[node].place if node in places else HERE)
                 found.append(
                     Stretch(
                         lane,
@@ -257,6 +276,13 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
                         "failed" if states[node] == FAILED else "",
                     )
                 )
+            if by == "place":
+                now = time.monotonic_ns()
+                for there in places.values():
+                    if states[there.node] == RUNNING and not there.why and there.since:
+                        task, name = _task(run, there.node), name_of(run_id, run.id, there.node)
+                        since, until = ((moment - began) / 1e9 for moment in (there.since, now))
+                        found.append(Stretch(*lane_of(by, None, None, None, there.place), since, until, task, name))
             if by == "worker":
                 for view in run.workers():
                     if view.node >= 0:
@@ -286,9 +312,11 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
         states = bytes(run.table.states)
         counts = _counts(run, None)
         given = run.outline.about["given"] if run.outline is not None else {}
+        places = run.places()
         for node, (started, ended, _, _, _, pid, cpu, _) in enumerate(RECORD.iter_unpack(bytes(run.table.records))):
             name = _task(run, node)
-            told = _STATES.get(states[node], "waiting")
+            there = places.get(node)
+            told = "ready" if there is not None and there.why else _STATES.get(states[node], "waiting")
             if (state and told != state) or not all(word in f"{name} {given.get(str(node), '')}".lower() for word in words):
                 continue
             over = states[node] in (DONE, FAILED) and started
@@ -301,6 +329,9 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
                     "seconds": (ended - started) / 1e9 if over else None,
                     "started": started if over else 1 << 62,
                     "value": None,
+                    "place": there.place if there is not None else None,
+                    "ticket": there.ticket if there is not None else None,
+                    "why": masked(there.why) if there is not None else "",
                     "pid": pid if over else None,
                     "cpu": cpu if over else -1,
                     "attempts": run.table.attempts[node] + 1 if over else 0,
@@ -361,6 +392,8 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
         state = run.table.states[number]
         over = state in (DONE, FAILED) and bool(started)
         worker = next((view for view in run.workers() if view.node == number), None)
+        there = run.places().get(number)
+        waits = there is not None and bool(there.why)
         outline = run.outline
         tries = [
             {**one, "number": one["attempt"], **{name: _moment(run, one[name]) for name in ("began", "ended")}}
@@ -371,7 +404,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
             "node": name_of(root, run_id, number),
             "task": _task(run, number),
             "name": outline.about["given"].get(str(number)) if outline is not None else None,
-            "state": _STATES.get(state, "waiting"),
+            "state": "ready" if waits else _STATES.get(state, "waiting"),
             "pausing": bool(tries) and not over and (worker is None or run.table.slots[worker.slot * SLOT + BEGUN] != RUNS),
             "attempts": run.table.attempts[number] + 1,
             "tries": tries,
@@ -382,7 +415,16 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
                 {"name": "", "source": name_of(root, run_id, taken), "task": run.name(taken), "value": None}
                 for taken in (outline.sources(number) if outline else ())
             ],
-            "spans": {"running": (ended - started) / 1e9 if over else worker.seconds if worker else _away_for(state, started)},
+            "place": there.place if there is not None else None,
+            "ticket": there.ticket if there is not None else None,
+            "why": masked(there.why) if there is not None else "",
+            "spans": {
+                "elsewhere" if waits else "running": (ended - started) / 1e9
+                if over
+                else worker.seconds
+                if worker
+                else _away_for(state, there.since if there is not None and there.since else started)
+            },
             "started": (started - run.began_ns) / 1e9 if over else None,
             "pid": pid if over else worker.pid if worker else None,
             "cpu": cpu if over else -1,

@@ -90,6 +90,11 @@ class _Shown:
             else:
                 view.left.add(tally.left(waiting.get(one.id, set())))
                 view.at_once += tally.at_once
+                if one.whereabouts is not None:
+                    for told in one.whereabouts.counts:
+                        if told.why:
+                            why = printable(told.why)
+                            view.waits[why] = view.waits.get(why, 0) + told.nodes
             for count in tally.counts:
                 _add(counts, count)
         view.at_once -= len(self.inside)
@@ -115,7 +120,7 @@ class _Shown:
         if tally is None:
             tally = self._tallies[run.id] = Tally(run.flow, run.history, run.many)
         if run.table is not None:
-            tally.look(run.table)
+            tally.look(run.table, run.whereabouts.waiting if run.whereabouts is not None else frozenset())
         return tally
 
     def _rate_of(self, items: int) -> float:

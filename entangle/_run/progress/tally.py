@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from entangle._run.history import History
@@ -127,10 +128,10 @@ class Tally:
         if history is None and not flow.inline and any(body.carrier == AWAY for body in flow.bodies):
             self._away = [node for node in range(flow.count) if flow.body(node).carrier == AWAY]
 
-    def look(self, table: Table) -> None:
-        """Count what has changed since the last look."""
+    def look(self, table: Table, queued: Collection[int] = frozenset()) -> None:
+        """Count what has changed since the last look. `queued` are nodes that wait elsewhere."""
         states = bytes(table.states)
-        self._look_at_workers(table, states)
+        self._look_at_workers(table, states, queued)
         if self._many:
             self._count_items()
         elif self._history is not None and states.count(UNARMED) == len(states):
@@ -195,7 +196,7 @@ class Tally:
             group.spent += max(0, ended_at - began) / 1e9
             place = marks.find(1, place + 1)
 
-    def _look_at_workers(self, table: Table, states: bytes) -> None:
+    def _look_at_workers(self, table: Table, states: bytes, queued: Collection[int]) -> None:
         """Which nodes run now, and since when."""
         slots, now = table.slots, time.monotonic_ns()
         for group in self._groups:
@@ -209,7 +210,7 @@ class Tally:
                     self._groups[self._group_of[node]].since.append(since or now)
                     running += 1
         for node in self._away:
-            if states[node] == RUNNING:
+            if states[node] == RUNNING and node not in queued:
                 self._groups[self._group_of[node]].since.append(table.started[node] or now)
                 running += 1
         passed = (now - self._looked) / 1e9 if self._looked else _RECENT

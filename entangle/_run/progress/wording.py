@@ -20,6 +20,8 @@ DONE, FAILED, CANCELLED, INTERRUPTED, TIMED_OUT, TERMINATED = (
 )
 #: More task names than this are not shown in full: those that are done are left out.
 MANY = 6
+#: The most characters of a reason why nodes wait.
+LONGEST = 48
 
 
 @dataclass
@@ -40,6 +42,8 @@ class View:
     #: of late.
     items: int | None = None
     rate: float = 0.0
+    #: How many nodes wait at other places, by why those do not run them yet.
+    waits: dict[str, int] = field(default_factory=dict)
 
     def sum(self, what: str) -> int:
         """The sum of one number over all task names."""
@@ -114,12 +118,22 @@ def names(counts: Sequence[Count], room: int, many: bool = False) -> str:
     return cut(shown[0].name, max(1, room - len(tail))) + tail
 
 
+def waits(view: View) -> str:
+    """Why nodes wait at other places: the reason of most, and how many wait for others."""
+    if not view.waits:
+        return ""
+    why, count = max(view.waits.items(), key=lambda one: one[1])
+    others = sum(view.waits.values()) - count
+    return f"{count:,} {cut(why, LONGEST)}" + (f", {others:,} for other reasons" if others else "")
+
+
 def summary(view: View) -> str:
-    """What has failed, and how long the rest may take; of a stream, how many items a second."""
+    """Why nodes wait at other places, what has failed, and how long the rest may take; of a stream,
+    how many items a second."""
     told = ("failed", "skipped") if view.items is None else ("failed",)
     lost = ", ".join(f"{view.sum(what):,} {what}" for what in told if view.sum(what))
     rest = time_left(view) if view.items is None else rate(view.rate)
-    return f"{lost} · {rest}" if lost else rest
+    return " · ".join(part for part in (waits(view), lost, rest) if part)
 
 
 def line(view: View, room: int, prefix: str = "") -> str:

@@ -30,6 +30,11 @@ class AtService(Layer):
         self.door = door
         self.place = ServicePlace(service, mailbox)
 
+    @property
+    def recorded_as(self) -> str:
+        """What records call it."""
+        return self.door
+
     def lift(self, rest: Decorated) -> dict[str, Any]:
         """`wait` and limits of the layers below hold here."""
         return kept_here(rest)

@@ -22,7 +22,6 @@ def deliver(service: Service, ticket: Ticket, letter: Letter) -> None:
     """Tell a call its outcome."""
     call, place = ticket.call, service.place
     head, parts = letter
-    call.where, call.ticket = place, ticket.ticket
     answer = parts[: head["answer"]]
     try:
         if "damaged" in head:
@@ -54,7 +53,6 @@ def death(service: Service, ticket: Ticket, log: str) -> EntangleError:
     if kept := service.kept(ticket.ticket):
         add_note(error, kept)
     ticket.errors.append(error)
-    call.where, call.ticket = service.place, ticket.ticket
     return error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from entangle._remote.wire.parts import Given
-from entangle._services import PENDING, State, Submission
+from entangle._services import PENDING, RUNNING, State, Submission
 from entangle._worker.away import AwayCall
 from entangle.errors import EntangleError
 
@@ -35,8 +35,25 @@ class Ticket:
         self.sign: object = None
 
     def path(self) -> str:
-        """The call, for what it prints."""
-        return self.call.name
+        """The call path, for what it prints."""
+        return self.call.path()
+
+    def see(self, state: State) -> None:
+        """The platform says this of it."""
+        self.state = state
+        if state.state == RUNNING:
+            self.begin()
+        elif state.state == PENDING and not self.begun:
+            self.call.waits = state.reason or PENDING
+
+    def begin(self) -> None:
+        """The platform runs it, or its program has said something."""
+        self.begun = True
+        self.call.runs()
+
+    def at(self, place: str) -> None:
+        """Say where it is: at this place, under its ticket there."""
+        self.call.where, self.call.ticket = place, self.ticket
 
     def next_attempt(self, rests: float) -> str:
         """Make it another attempt, which has no ticket yet and rests until then; gives the name
@@ -44,7 +61,9 @@ class Ticket:
         before = self.name
         self.attempt += 1
         self.name = f"{self.number}-{self.attempt}"
-        self.state, self.begun, self.over, self.ticket, self.rests = State(PENDING), False, None, "", rests
+        self.begun, self.over, self.ticket, self.rests = False, None, "", rests
+        self.see(State(PENDING))
+        self.at(self.call.where)
         return before
 
     def say(self, command: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from entangle._remote.caller.shown import PROGRAMS, STREAMS, Shown
 from entangle._remote.wire.controls import escaped
-from entangle._services import OVER, PENDING, RUNNING, Service, State
+from entangle._services import OVER, PENDING, Service, State
 from entangle._services.caller import ends
 from entangle._services.caller.messages import Messages
 from entangle._services.caller.ticket import Ticket
@@ -183,6 +183,8 @@ class Watcher:
                 call.failed(error)
                 self._messages.discard(ticket.name)
                 continue
+            ticket.at(self.service.place)
+            ticket.see(State(PENDING))
             with self._guard:
                 call.handle = ticket
                 self._tickets[ticket.name] = self._numbers[ticket.number] = ticket
@@ -207,12 +209,13 @@ class Watcher:
                     continue
                 for ticket, given in zip(batch, tickets, strict=False):
                     ticket.ticket, ticket.submitted = str(given), time.monotonic()
+                    ticket.at(self.service.place)
                 self._asked = time.monotonic()  # what was just taken need not be asked for at once
                 self._heard = self._asked
                 if len(tickets) < len(batch):
                     self._unsent = batch[len(tickets) :] + rest
                     for ticket in self._unsent:
-                        ticket.state = State(PENDING, f"{self.service.place} takes no more jobs at the moment")
+                        ticket.see(State(PENDING, f"pending because {self.service.place} takes no more jobs at the moment"))
                     self._full_until = time.monotonic() + self.service.every
                     return
             self._unsent = rest
@@ -240,7 +243,7 @@ class Watcher:
         mailbox = self._messages.box
         for name, stream, data in mailbox.printed():
             if (ticket := self._tickets.get(name)) is not None:
-                ticket.begun = True
+                ticket.begin()
                 self._shown.show(bytes((stream,)), ticket.number, data)
         arrived = [ticket for name in mailbox.arrived() if (ticket := self._tickets.get(name)) is not None]
         for ticket in arrived:
@@ -271,7 +274,7 @@ class Watcher:
             trouble = ends.of_service(self.service, "outcomes", error)
             for ticket in given.values():
                 if ticket.state.state != OVER:
-                    ticket.state = State(ticket.state.state, str(trouble), ticket.state.error)
+                    ticket.see(State(ticket.state.state, str(trouble), ticket.state.error))
             if time.monotonic() - self._heard > PATIENCE:
                 self._fail_all(trouble)
             return
@@ -284,8 +287,7 @@ class Watcher:
                 state = State(
                     OVER, ticket.state.reason if ticket.state.state == OVER else f"{self.service.place} knows nothing of it any more"
                 )
-            ticket.state = state
-            ticket.begun |= state.state == RUNNING
+            ticket.see(state)
             if state.state == OVER:
                 self._may_have_died(ticket, now)
         self._tell_why(now)

@@ -85,6 +85,7 @@ export function nodePanel(run, key, { close, trace }) {
     replace(
       body,
       h("p", {}, state(found.state), " ", h("span", { class: "quiet" }, `${found.name ? `${found.task}, ` : ""}${found.items ? "stage" : "node"} ${found.node}${found.attempts > 1 ? `, ${found.attempts} attempts` : ""}${found.pausing ? ", pausing between attempts" : ""}`)),
+      found.why ? h("p", { class: "waits" }, found.why) : null,
       found.cause ? h("p", {}, "Skipped, since ", h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(found.cause.node)}` }, found.cause.task ?? `node ${found.cause.node}`), " has failed.") : null,
       h(
         "p",

@@ -46,7 +46,7 @@ export function nodesView(view, run) {
     const columns = [
       ["node", (node) => h("span", { class: "mono" }, node.node), "number"],
       ["task", (node) => (node.name ? [h("b", {}, node.name), " ", h("span", { class: "quiet" }, node.task)] : node.task)],
-      ["state", (node) => state(node.state)],
+      ["state", (node) => (node.why ? [state(node.state), " ", h("span", { class: "waits" }, node.why)] : state(node.state))],
       ["ran", (node) => duration(node.seconds), "number"],
       ["value", (node) => (node.error ? h("span", { class: "value problem" }, node.error) : node.value === null || node.value === undefined ? "" : h("span", { class: "value" }, node.value)), "wide"],
       ["worker", (node) => (node.place ? `${node.place}${node.ticket ? ` ${node.ticket}` : ""}` : node.pid ? `${node.pid}${node.cpu >= 0 ? ` on cpu ${node.cpu}` : ""}` : ""), "narrow-hide"],

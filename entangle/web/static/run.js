@@ -58,9 +58,15 @@ export function runPage(place, id, tab = "graph") {
       h("span", { class: "quiet narrow-hide" }, moment(info.began)),
       info.parent ? h("a", { href: `#/run/${info.parent.run}?node=${info.parent.node ?? ""}` }, "part of a run") : null,
       h("span", { class: "quiet narrow-hide" }, Object.entries(info.tags ?? {}).map(([key, value]) => `${key}=${value}`).join(" ")),
+      run.live && info.away?.length ? h("p", { class: "away", role: "status" }, info.away.map(elsewhere)) : null,
       info.error ? problem(info.error) : null,
     );
     if (focused) head.querySelector(".problem")?.focus();
+  }
+
+  // How many nodes are at a place, and why it does not run them yet.
+  function elsewhere(one) {
+    return h("span", {}, h("b", {}, one.place), ` ${number(one.nodes)} `, one.why ? h("span", { class: "waits" }, one.why) : "running there");
   }
 
   // What ended the run, and the way to the node that failed.
@@ -123,7 +129,7 @@ export function runPage(place, id, tab = "graph") {
   function follow() {
     stop = listen(`api/runs/${encodeURIComponent(id)}/events`, {
       look: (look) => {
-        Object.assign(run.info, { seconds: look.seconds, counts: look.counts, nodes: look.nodes, workers: look.workers, stream: look.stream ?? null });
+        Object.assign(run.info, { seconds: look.seconds, counts: look.counts, nodes: look.nodes, workers: look.workers, away: look.away, stream: look.stream ?? null });
         drawHead();
         run.view?.look?.(look);
         panel?.look?.();
