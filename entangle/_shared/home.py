@@ -14,7 +14,8 @@
             r<random>/            a run: table, values, flow, attempts; nested runs lie inside
             x<random>/            an executor: large values of its calls
                 w<pid>/           the runs that calls in this worker have begun
-            w<pid>/               executors that bodies in this worker of a session have made
+            w<pid>/               executors that bodies in this worker of a session have made; runs
+                                  of a child that the program has forked
         t<home>-<depth>/          shared by the agents of one process tree here, locked by each
             cookies-<n>-<cpu>     locked by the holder of that cookie; `limit-<name>-<n>-<place>`
 
@@ -56,6 +57,7 @@ from entangle.token_bucket import TokenBucket
 #: A directory of any other name is not ours, and is never removed.
 _HOME = re.compile(r"p[0-9]+-[0-9a-f]{12}(\.spill)?")
 _TREE = re.compile(r"tp[0-9]+-[0-9a-f]{12}-[0-9]+")
+_CHILD = re.compile(r"w[0-9]{1,10}")
 
 #: How long workers of nested runs may take to die when a run is broken off (seconds).
 _DYING = 0.2
@@ -268,6 +270,8 @@ class Home:
     def make_directory(self, name: str) -> tuple[str, str]:
         """Make the directory of a run or an executor that lies in no other. Return it with the name
         of its twin on disk."""
+        if self.pid not in (os.getpid(), -1):  # a child that the program has forked may be killed
+            name = os.path.join(f"w{os.getpid()}", name)
         directory = os.path.join(self._runs_in, name)
         try:
             os.mkdir(directory, 0o700)
@@ -276,6 +280,13 @@ class Home:
                 raise
             os.makedirs(directory, mode=0o700, exist_ok=True)
         return directory, os.path.join(self._runs_spill, name)
+
+    def sweep_children(self) -> None:
+        """Remove what children that the program has forked have left here."""
+        with contextlib.suppress(OSError):  # somebody has removed the directory
+            for name in os.listdir(self.path):
+                if _CHILD.fullmatch(name) and not _exists(int(name[1:])):
+                    remove_of_worker(int(name[1:]))
 
     @classmethod
     def adopt(cls, path: str, spill: str, runs: tuple[str, str] | None = None) -> None:
@@ -416,7 +427,7 @@ def _queue_at(path: str, home: str) -> CookieQueue:
 
 
 def remove_of_worker(pid: int) -> None:
-    """Remove what a warm worker of ours that ends keeps in its home from run to run."""
+    """Remove what a worker or a forked child that has ended, or is about to, has in its home."""
     for found in list(_homes.values()):
         for path in (found.path, found.spill):
             if os.path.exists(left := os.path.join(path, f"w{pid}")):
@@ -535,6 +546,9 @@ class _Sweeper:
             bases = {base_in(parent) for parent in (_parent(), _on_disk())}
             if bases != self._known.keys() or time.monotonic() >= self._next or any(self._is_due(base) for base in bases):
                 sweep()
+                for found in list(_homes.values()):
+                    if found.pid == os.getpid():
+                        found.sweep_children()
                 self._known = {base: _homes_in(base) for base in bases}
                 self._next = time.monotonic() + 1.0
         finally:

@@ -310,6 +310,40 @@ def test_fork_in_the_caller_between_runs(tmp_path: Path) -> None:
     assert output_of(tmp_path, source) == "3\n6\n9\n12\n"
 
 
+def test_a_forked_child_of_the_caller_that_is_killed_amid_a_run(tmp_path: Path) -> None:
+    """What its run has in shared memory goes with a later run of its parent."""
+    source = """
+    import glob, os, signal, time
+    from entangle.process import process
+
+    def left():
+        return glob.glob(os.environ["ENTANGLE_RUN_DIR"] + "/entangle-*/p*/**/r*", recursive=True)
+
+    @process
+    def add(a, b):
+        return a + b
+
+    @process
+    def wait():
+        time.sleep(60)
+
+    print(add(1, 1)(), flush=True)
+    child = os.fork()
+    if child == 0:
+        wait()()
+    while not left():
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    until = time.monotonic() + 30
+    while left() and time.monotonic() < until:
+        add(2, 2)()
+        time.sleep(0.1)
+    print(left())
+    """
+    assert output_of(tmp_path, source) == "2\n[]\n"
+
+
 def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -> None:
     source = """
     import multiprocessing
