@@ -809,6 +809,10 @@ def test_a_live_run_says_where_its_calls_are_and_why_they_wait(tmp_path: Path) -
             late = page.get(f"/api/runs/{run}/nodes/{queued['node']}")
             assert late["ticket"] == queued["ticket"]
             assert late["queued"] > queued["spans"]["elsewhere"]
+            # The records of what ran there have come home: its own run, with another one inside.
+            (inner,) = late["nested"]
+            assert (inner["task"], inner["nodes"]) == ("lasting", 1)
+            assert page.get(f"/api/runs/{inner['id']}/nodes/0")["nested"][0]["task"] == "num"
         finally:
             script.kill()
             script.communicate()

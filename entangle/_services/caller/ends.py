@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from entangle import _remote
 from entangle._remote.caller import job
 from entangle._remote.caller.far import AGAIN
 from entangle._remote.wire.controls import escaped
@@ -23,6 +24,8 @@ def deliver(service: Service, ticket: Ticket, letter: Letter) -> None:
     call, place = ticket.call, service.place
     head, parts = letter
     answer = parts[: head["answer"]]
+    if ticket.records and len(parts) > len(answer):
+        _remote.travels().keep(ticket.records, [bytes(record) for record in parts[len(answer) :]])
     try:
         if "damaged" in head:
             raise FarError(f"{place}: the outcome of task {call.name!r} was damaged on its way: {head['damaged']}")

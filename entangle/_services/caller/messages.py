@@ -6,12 +6,14 @@ import json
 import os
 from typing import Any
 
+from entangle import _remote
 from entangle._remote.caller import job
 from entangle._services import Service, Submission, envelope
 from entangle._services.caller.code import COMMAND, Code
 from entangle._services.caller.ticket import Ticket
 from entangle._services.mailbox import Folder
 from entangle._tasks.layer import timeout_below
+from entangle._worker.away import AwayCall
 from entangle.errors import OptionError, UnfitPythonError
 
 #: How long the lease lasts that a caller must renew (seconds). Nothing of it is left after that.
@@ -86,7 +88,8 @@ class Messages:
         call, place = ticket.call, self._service.place
         task = call.task
         args, kwargs = call.take()
-        parts, ticket.given = job.pack(task, tuple(args), kwargs, self._about, place)
+        ticket.records, record = _record_of(call)
+        parts, ticket.given = job.pack(task, tuple(args), kwargs, self._about, place, record)
         modules, instead = self._code.modules_for(task.function)
         head = {
             "name": call.name,
@@ -115,3 +118,16 @@ class Messages:
     def _command(self, ticket: Ticket) -> tuple[str, ...]:
         assert self._code is not None
         return (*self._service.python, "-c", COMMAND, self._code.program(), self.box.address, ticket.name, f"{self._lasts:g}")
+
+
+def _record_of(call: AwayCall) -> tuple[str, Any]:
+    """Where the records go of what runs there, and what it is told for that; "" where nobody wants
+    any."""
+    worker = call.worker
+    if worker is None or worker.notes is None:
+        return "", None
+    try:
+        folder = _remote.travels().destination(worker)
+    except ValueError:  # its table is closed: the run is over
+        return "", None
+    return folder, (call.run, call.node, worker.notes.whole) if folder else None

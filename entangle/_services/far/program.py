@@ -187,11 +187,14 @@ class FarProgram:
             "pid": os.getpid(),
             "seconds": time.monotonic() - self._began,
         }
-        try:
-            self._mailbox.put(self._name, envelope.written(about, [*answer, *([record] for record in records)]))
-            return
-        except StoreFullError as error:
-            full = error
+        full: StoreFullError | None = None
+        for kept in (records, []) if records else ([],):  # rather no records than no value
+            try:
+                self._mailbox.put(self._name, envelope.written(about, [*answer, *([record] for record in kept)]))
+                return
+            except StoreFullError as error:
+                full = error
+        assert full is not None
         size = sum(memoryview(piece).nbytes for part in answer for piece in part)
         what = "value" if given else "error"
         short = f"the {what} of task {head['name']!r}, of {size:,} bytes, does not fit: {full.strerror}"
