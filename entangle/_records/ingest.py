@@ -14,6 +14,7 @@ import os
 import pickle
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -393,6 +394,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         node: (place, ticket or None, max(0, queued) or None)
         for node, place, ticket, queued in zip(where[::4], where[1::4], where[2::4], where[3::4], strict=True)
     }.get
+    inside = Counter(one["node"] for one in tail["tries"] if one.get("inside"))
     told = _Values().told
     stages = [[one["done"], one["failed"], one["skipped"], one["busy"]] for one in tail["stream"]["stages"]] if "stream" in tail else []
     missing = object()
@@ -408,7 +410,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             node,
             tasks[body],
             _STATES.get(state, "waiting"),
-            attempts + 1 if ran or attempts else 0,
+            attempts + inside[node] + 1 if ran or attempts else 0,
             ready + shift if ready else began if ran else None,
             started + shift if started else None,
             ended + shift if ended else None,

@@ -29,6 +29,7 @@ from entangle._shared import notes, printout
 from entangle._shared.frame import LINK
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.missing_lines import with_lines
+from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, in_record
 from entangle._shared.summaries import cut, home_of
 from entangle._shared.table import BUSY, DONE, FAILED, FAILED_NODE, FINISHED, IN_RECORD, NOTING, RECORD, SLOT, STARTED_AT, STATE, Table
@@ -37,7 +38,7 @@ from entangle._tasks import gremlin_address
 from entangle._tasks.parameters import code_of
 from entangle._worker import failures
 from entangle.errors import GraphError, ProcessRetryException
-from entangle.flow import Body, Flow
+from entangle.flow import AWAY, Body, Flow
 
 #: The share of a long run's time that ingesting may take when the run has ended.
 SHARE = 0.02
@@ -355,7 +356,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         "ended": ended,
         "workers": run.workers_started,
         "error": _unquoted(_error_of(run, table), secrets),
-        "tries": _unquoted(_tries(site.directory, table), secrets),
+        "tries": _unquoted(_tries(site, table), secrets),
         "dirty": commit.hear(root) if root is not None else None,
         "extras": extras,
         "nodes": nodes,
@@ -664,15 +665,16 @@ def _named_by_others(labels: list[tuple[int, str]]) -> list[tuple[int, list[int]
     return [(index, within[beside]) for index, beside in naming.items() if beside in within]
 
 
-def _tries(directory: str, table: Table) -> list[dict[str, Any]]:
+def _tries(site: Site, table: Table) -> list[dict[str, Any]]:
     """The errors of attempts that were followed by further attempts."""
-    if not directory or not bytes(table.attempts).strip(b"\0"):
-        return []
-    try:
-        with open(os.path.join(directory, "attempts"), encoding="utf-8") as lines:
-            told = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return []
+    told = site.tries
+    away = AWAY in site.lanes  # where a place may begin further attempts itself
+    if site.directory and (away or bytes(table.attempts).strip(b"\0")):
+        try:
+            with open(os.path.join(site.directory, "attempts"), encoding="utf-8") as lines:
+                told = [json.loads(line) for line in lines]
+        except (OSError, ValueError):
+            return []
     return [{**one, "error": masked(one["error"])} for one in told]
 
 

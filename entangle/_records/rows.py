@@ -369,6 +369,7 @@ class NodeRow:
         mine = [one for one in self.run._tries if one["node"] == self.number and "began" in one]
         first = min([one["began"] for one in mine], default=self.started_ns)
         tried = sum(one["ended"] - one["began"] for one in mine)
+        queued += sum(one.get("queued", 0) for one in mine)
         # Of the attempts together: a node with a cookie has one for each.
         waited = self.started_ns - self.ready_ns - tried - cookie - queued
         pauses = min(max(0, self.started_ns - first - tried), max(0, waited))
@@ -391,6 +392,13 @@ class NodeRow:
     def tries(self) -> tuple[str, ...]:
         """The errors of attempts that were followed by further attempts."""
         return tuple(one["error"] for one in self.run._tries if one["node"] == self.number)
+
+    @property
+    def tried_at(self) -> tuple[tuple[str, str] | None, ...]:
+        """Where else each of those attempts was: its place and its ticket there; None for one on
+        the machine of its run."""
+        mine = (one for one in self.run._tries if one["node"] == self.number)
+        return tuple((str(one["place"]), str(one.get("ticket", ""))) if one.get("place") else None for one in mine)
 
 
 class RunGraph(RunRow, ABC):

@@ -102,6 +102,8 @@ class Site:
         self.stores: list[Store] = []
         #: Whether workers may have another `__main__` than the invoking process (not forked).
         self.elsewhere = False
+        #: Attempts that failed and were followed by others, of a run without a directory.
+        self.tries: list[dict[str, Any]] = []
         #: The progress of nodes whose threads were abandoned, for their next attempt
         #: (`_run/rearmed.py`).
         self.resumed: dict[int, Any] = {}
@@ -125,7 +127,7 @@ class Site:
         self.flow = self.table.flow = flow
         self.directory, self.spill = directory, spill
         self.flow_path, self.described, self.given, self.told, self.record = "", b"", b"", 0, ""
-        self.local, self.errors, self.failed, self.noted, self.resumed = {}, {}, {}, [], {}
+        self.local, self.errors, self.failed, self.noted, self.resumed, self.tries = {}, {}, {}, [], {}, []
 
     @property
     def run_id(self) -> str:

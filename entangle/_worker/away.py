@@ -129,6 +129,21 @@ class AwayCall:
         if self.waits:
             self.began, self.waits = time.monotonic_ns(), ""
 
+    def there(self) -> dict[str, Any]:
+        """Where this attempt was, for records."""
+        return {"place": self.where, "ticket": self.ticket, "queued": max(0, self.began - self.submitted)} if self.where else {}
+
+    def lost(self, error: BaseException, number: int) -> None:
+        """Attempt `number` has failed, and the place begins another one by itself. From any
+        thread."""
+        worker = self.worker
+        if worker is not None and self.node >= 0:
+            from entangle._worker.failures import note_attempt
+
+            with contextlib.suppress(ValueError, IndexError):  # the run is over
+                note_attempt(worker.site, self.node, number, error, worker.slot, self.began, **self.there(), inside=True)
+        self.began = self.submitted = time.monotonic_ns()
+
     def take(self) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of the body. Only once: a call that is under way need not hold them."""
         given, self._given = self._given, None

@@ -219,7 +219,7 @@ class AwayWorker(Worker):
         wanted = isinstance(error, body.on) or isinstance(raised, body.on)
         if attempt <= body.retry and wanted:
             table.attempts[node] = attempt
-            note_attempt(site, node, attempt, error, self.slot, call.began)
+            note_attempt(site, node, attempt, error, self.slot, call.began, **call.there())
             self.using = {}
             heapq.heappush(self._pausing, (time.monotonic_ns() + int(pause(body, attempt) * 1e9), node))
         else:

@@ -45,10 +45,11 @@ def process_of(table: Table, slot: int) -> int:
     return os.getpid() if table.slots[base + LANE] in IN_CALLER else table.slots[base + PID]
 
 
-def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot: int, began: int) -> None:
+def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot: int, began: int, **there: Any) -> None:
     """Write down why an attempt failed, for the supervisor and for the next attempt, in any worker;
     and when (ns, CLOCK_MONOTONIC) it was begun by the worker of which slot. `began` is 0 where the
-    body had not begun.
+    body had not begun. `there` tells of one that was away: its `place`, `ticket` and time `queued`
+    (ns); and `inside` of one that the place has followed by another itself.
 
     Each line is one write to a file opened for appending: lines of several processes do not mix.
     """
@@ -57,8 +58,12 @@ def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot
 
     text = "".join(traceback.format_exception_only(type(error), error)).strip()
     pid = process_of(site.table, slot)
-    told = {"node": node, "attempt": attempt, "began": began, "ended": time.monotonic_ns(), "pid": pid, "worker": slot}
-    line = json.dumps({**told, "error": text[:1500]}) + "\n"
+    told: dict[str, Any] = {"node": node, "attempt": attempt, "began": began, "ended": time.monotonic_ns(), "pid": pid, "worker": slot}
+    told.update(there, error=text[:1500])
+    if not site.directory:  # nobody but this process asks
+        site.tries.append(told)
+        return
+    line = json.dumps(told) + "\n"
     with contextlib.suppress(OSError):  # on a full disk the line is lost
         fd = os.open(os.path.join(site.directory, "attempts"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

@@ -360,7 +360,8 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
         lines.append(f"  ran on {node.place}" + (f", as {node.ticket}" if node.ticket else ""))
     if node.pid:
         lines.append(f"  pid {node.pid} on {node.run.host}, cpu {node.cpu}, {node.attempts} attempt{'s' if node.attempts != 1 else ''}")
-    lines += [f"  attempt {number}: {tried}" for number, tried in enumerate(node.tries, 1)]
+    for number, (tried, at) in enumerate(zip(node.tries, node.tried_at, strict=True), 1):
+        lines.append(f"  attempt {number}{f' on {at[0]}, {at[1]}'.rstrip(', ') if at is not None else ''}: {tried}")
     if found["printed"]:
         lines += ["  printed:", *(f"    {line}" for line in found["printed"].splitlines())]
     if node.error is not None:

@@ -16,9 +16,11 @@ import pytest
 import entangle
 from entangle._services import envelope
 from entangle._services.mailbox import KEPT, LAPSED, FarFolder, Folder
+from entangle._testing import service_bodies as bodies
 from entangle.errors import OptionError, ProtocolError, UnreachableError
 from entangle.service import service
 from entangle.testing import check_service
+from entangle.thread import thread
 
 from .house import HOUSE
 from .local_jobs import LocalJobs
@@ -38,6 +40,23 @@ def test_records_know_the_job_of_a_call(tmp_path: Path, monkeypatch: pytest.Monk
     assert node.place == jobs.place
     assert node.ticket
     assert node.times.queued > 0
+
+
+@pytest.mark.parametrize("below", [True, False], ids=["retry-below", "retry-above"])
+def test_attempts_know_their_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: bool) -> None:
+    """A job that dies is followed by another one, by the service or by the engine."""
+    from entangle import records
+
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    there, again = service(LocalJobs(str(tmp_path)), mailbox=tmp_path), thread(retry=1, sleep=0)
+    assert (there(again(bodies.dying_once)) if below else again(there(bodies.dying_once)))(str(tmp_path / "tries"))() == "second"
+    (node,) = records.run("last").nodes
+    ((place, ticket),) = filter(None, node.tried_at)
+    assert (place, node.attempts) == ("local", 2)
+    assert ticket
+    assert ticket != node.ticket
+    assert "has given no outcome: killed by signal 9" in node.tries[0]
+    assert node.times.tried > 0
 
 
 def test_the_kit_finds_what_is_wrong(tmp_path: Path) -> None:

@@ -489,14 +489,19 @@ def _attempts(run: sqlite3.Row, row: sqlite3.Row, why: dict[str, Any] | None) ->
         return []
     began = run["started"]
 
-    def told(number: int, started: int | None, ended: int | None, pid: int | None, error: str | None) -> dict[str, Any]:
+    def told(number: int, started: int | None, ended: int | None, pid: int | None, error: str | None, **there: Any) -> dict[str, Any]:
         times = [(moment - began) / 1e9 if moment is not None else None for moment in (started, ended)]
-        return {"number": number, "began": times[0], "ended": times[1], "pid": pid, "error": error}
+        where = {"place": there.get("place"), "ticket": there.get("ticket"), "queued": (there.get("queued") or 0) / 1e9}
+        return {"number": number, "began": times[0], "ended": times[1], "pid": pid, "error": error, **where}
 
-    found = [told(one["attempt"], one.get("began"), one.get("ended"), one.get("pid"), one["error"]) for one in mine]
+    found = []
+    for one in mine:
+        where = {name: one.get(name) for name in ("place", "ticket", "queued")}
+        found.append(told(one["attempt"], one.get("began"), one.get("ended"), one.get("pid"), one["error"], **where))
     if row["started"] is not None and (row["attempts"] or 0) > len(mine):
         error = None if row["state"] != "failed" else _last_of(why) or "failed"
-        found.append(told(row["attempts"], row["started"], row["ended"], row["pid"], error))
+        where = {name: row[name] for name in ("place", "ticket", "queued")}
+        found.append(told(row["attempts"], row["started"], row["ended"], row["pid"], error, **where))
     return found
 
 
@@ -511,14 +516,17 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]
     before = [one for one in attempts if one["began"] is not None and one["began"] < started]
     first = min([one["began"] for one in before], default=started)
     tried = sum(one["ended"] - one["began"] for one in before)
+    # Those that had begun there: of the first, the queue came before anything else.
+    earlier = [one["queued"] for one in sorted(before, key=lambda one: one["began"])]
+    later = cookie / 1e9 + queued + sum(earlier[1:])
     spans = {
         "arguments": ready,
-        "queue": first - ready - (0 if before else cookie / 1e9 + queued),
+        "queue": first - ready - (earlier[0] if before else later),
         "cookie": cookie / 1e9,
         "tried": tried,
-        "pauses": started - first - tried - (cookie / 1e9 + queued if before else 0),
+        "pauses": started - first - tried - (later if before else 0),
         "moving": (row["moved"] or 0) / 1e9,
-        "elsewhere": queued,
+        "elsewhere": queued + sum(earlier),
         "running": ((row["ended"] or row["started"]) - row["started"]) / 1e9,
     }
     return {name: max(0.0, lasted) for name, lasted in spans.items()}

@@ -324,6 +324,7 @@ class Watcher:
     def _try_again(self, ticket: Ticket, rests: float) -> None:
         """Submit the message of a job that died once more, as another attempt: `retry` of a layer
         below says so."""
+        ticket.call.lost(ticket.errors[-1], ticket.attempt)
         before = ticket.next_attempt(rests)
         with self._guard:
             del self._tickets[before]

@@ -50,7 +50,7 @@ export function nodePanel(run, key, { close, trace }) {
       h(
         "ol",
         { class: "tries" },
-        tries.map((one) => h("li", { value: one.number }, one.began === null || one.began === undefined ? "had not begun" : `${duration(one.ended - one.began)}, from ${duration(one.began)}${one.pid ? `, pid ${one.pid}` : ""}`, one.error ? h("div", { class: "value problem" }, uncoloured(one.error)) : h("div", { class: "value" }, "ended well"))),
+        tries.map((one) => h("li", { value: one.number }, one.began === null || one.began === undefined ? "had not begun" : `${duration(one.ended - one.began)}, from ${duration(one.began)}${one.place ? `, on ${one.place}${one.ticket ? `, ${one.ticket}` : ""}` : one.pid ? `, pid ${one.pid}` : ""}`, one.error ? h("div", { class: "value problem" }, uncoloured(one.error)) : h("div", { class: "value" }, "ended well"))),
       ),
     ];
   }
