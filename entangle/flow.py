@@ -60,6 +60,9 @@ class Body(NamedTuple):
     share: int = 1
     #: Whether it may run again where nobody knows whether it has ended. `retry` says so too.
     idempotent: bool = False
+    #: What is done elsewhere ahead of it, for the same arguments: a body for the away worker. The
+    #: function finds the outcome by `Worker.take_ahead`, or does it itself.
+    ahead: Callable[..., Any] | None = None
 
     @property
     def timed(self) -> bool:

@@ -41,7 +41,15 @@ def request(
 
     Keyword arguments of the call become the query (GET, HEAD, DELETE, OPTIONS), or with other
     methods the form; where `headers` say `Content-Type: application/json`, the JSON body. `timeout`
-    is in seconds. Needs httpx (the extra `http`).
+    is in seconds: for the connection, and for each part of the answer. Needs httpx (the extra
+    `http`).
+
+    Within a run a call that waits for its server costs no thread and no process: the server is
+    asked before a worker takes the call, and up to 1,000 requests of a process are under way at
+    once. Then the function runs as the other decorators say. `timeout` of `@process` counts for
+    both together, and aborts the request; `retry` asks again, also where the function has failed;
+    places and tokens of `@limit` are taken for the request, cookies of `@scheduler` for the
+    function alone. Requests of GET, HEAD, DELETE and OPTIONS may use a connection again.
 
     Raises OptionError here for bad options. Running a call raises RequestError for a status of 400
     and above, and where there is no answer.

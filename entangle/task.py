@@ -625,8 +625,11 @@ def _make_body(task: Task[..., Any]) -> Body:
             terms.update(layer.lift(rest))
             break
     pools: tuple[Pool, ...] = terms.pop("pools", ())
-    for layer in reversed(near):
-        outer = layer.around(outer)
+    ahead: Callable[..., Any] | None = None
+    for index in reversed(range(len(near))):
+        within, outer = outer, near[index].around(outer)
+        if outer is not within:  # of the layers that run anything, the outermost has a say
+            ahead = near[index].ahead(Task(task.function, task.layers[index + 1 :]))
     away = isinstance(outer, AwayFunction)  # no layer of the user's stands around it: nothing waits for it
     if outer is not inner and not away:
         outer = resolving(outer)
@@ -645,7 +648,7 @@ def _make_body(task: Task[..., Any]) -> Body:
     carrier = terms.pop("carrier", AWAY if away else carrier)
     if terms.get("gpus") and carrier in IN_CALLER:
         raise OptionError(_no_device(task.layers, f"task {task.__name__!r}"))
-    body = TaskBody(outer, task.__name__, carrier, pools=pools, **terms)
+    body = TaskBody(outer, task.__name__, carrier, pools=pools, ahead=ahead, **terms)
     body.task = task
     body.plain = ordered if outer is inner else None
     return body

@@ -26,7 +26,7 @@ from entangle._run.completions import Tell
 from entangle._run.run import Run
 from entangle._shared import notes
 from entangle._shared.interrupts import Deferred
-from entangle._shared.site import Site, lanes_of
+from entangle._shared.site import Site, own_lanes_of
 from entangle._shared.store import NOWHERE
 from entangle._shared.summaries import call_in_short
 from entangle._shared.table import DONE, FAILED, FAILED_NODE, FINISHED, NOTING, RECORD, SKIPPED, STARTED_AT, STOP, Table
@@ -173,7 +173,7 @@ class EngineRun(Run):
     def _execute(self) -> Any:
         flow = self.flow
         expires = time.monotonic() + self.timeout if self.timeout is not None else None
-        lanes = lanes_of(flow)
+        lanes = own_lanes_of(flow)
         table = Table.create(flow, _SLOTS, lanes, None)
         site = Site(flow, table, "", "", "", (-1, -1), (-1, -1), -1)
         site.own_id, site.context = self.id, self.context

@@ -97,7 +97,7 @@ def _is_plain(body: Body) -> bool:
         body.carrier == PROCESS
         and body.timeout is None
         and body.wait is None
-        and not (body.retry or body.pools or body.limits or body.gpus or body.shared_memory)
+        and not (body.retry or body.pools or body.limits or body.gpus or body.shared_memory or body.ahead)
     )
 
 

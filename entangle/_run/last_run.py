@@ -19,7 +19,7 @@ class LastRun:
 
     def _forget(self) -> None:
         # In a forked child: a new lock, and no runs.
-        self._runs = 0
+        self._runs: set[int] = set()
         self._guard = threading.Lock()
 
     def watch(self) -> None:
@@ -30,15 +30,15 @@ class LastRun:
     def started(self, run: ObservedRun) -> None:
         """One more."""
         with self._guard:
-            self._runs += 1
+            self._runs.add(id(run))
 
     def looked(self, run: ObservedRun) -> None:
         """Nothing to do."""
 
     def ended(self, run: ObservedRun) -> None:
-        """One less. Runs that began before it watched are not in the number."""
+        """One less. Runs that began before it watched are not counted."""
         with self._guard:
-            self._runs = max(0, self._runs - 1)
+            self._runs.discard(id(run))
             if self._runs:
                 return
         self._then()

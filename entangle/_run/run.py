@@ -27,13 +27,14 @@ from entangle._shared.devices import Claim, Visible
 from entangle._shared.frame import LINK, ROOM, Frame
 from entangle._shared.interrupts import Deferred, Terminated, plain
 from entangle._shared.removal import DIRECTORY
-from entangle._shared.site import Site, claims_of, lanes_of
+from entangle._shared.site import Site, claims_of, lanes_of, own_lanes_of
 from entangle._shared.store import Store
 from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, STOP, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._shared.whereabouts import Whereabouts
 from entangle._watch.outline import LASTING, write_outline
 from entangle._worker import importing, inline
+from entangle._worker.away import AwayFunction
 from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
 from entangle.cookies import CookieQueue
@@ -313,8 +314,11 @@ class Run:
         flow = self.flow
         claims = claims_of(flow)
         visible = self._visible(claims)
-        lanes = lanes_of(flow)
-        used = {lanes[body] for body in flow.bodies_used()}
+        first, lanes = lanes_of(flow), own_lanes_of(flow)
+        used = {lane for body in flow.bodies_used() for lane in (first[body], lanes[body])}
+        for one in flow.bodies:
+            if isinstance(one.ahead, AwayFunction):
+                one.ahead.prepare()
         needs_files = not used <= {*IN_CALLER} or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
         directory = spill = home_path = ""
         budget: CookieQueue | None = None
@@ -348,16 +352,16 @@ class Run:
         with contextlib.ExitStack() as undone:  # until the site exists, which closes all of it
             try:
                 if processes:
-                    table = Table.create(flow, slots, lanes, os.path.join(directory, "table"))
+                    table = Table.create(flow, slots, first, os.path.join(directory, "table"))
                 else:
-                    table = Table.create(flow, slots, lanes, None, homes.nameless() if threads or AWAY in used else -1)
+                    table = Table.create(flow, slots, first, None, homes.nameless() if threads or AWAY in used else -1)
             except OSError as error:
                 if not processes or error.errno in (errno.EMFILE, errno.ENFILE):
                     raise
                 # Shared memory has no room even for the table: put the whole run on disk.
                 os.makedirs(spill, mode=0o700, exist_ok=True)
                 try:
-                    table = Table.create(flow, slots, lanes, os.path.join(spill, "table"))
+                    table = Table.create(flow, slots, first, os.path.join(spill, "table"))
                 except OSError:
                     doing = f"no room for the table of {flow.count:,} nodes"
                     raise limits.limit_error(doing, error) or EntangleError(f"{doing}: {error}") from None

@@ -287,6 +287,8 @@ class Supervisor:
     def _start_first(self) -> None:
         header = self.table.header
         wanted = self.table.waiting_for_worker()
+        if PROCESS in self.site.own_lanes and AWAY in self.site.lanes:
+            wanted += header[READY_COUNT + AWAY]  # started now: later, a fork might not be safe
         if not wanted:
             return
         self.entitlement.take_cookies(min(wanted, self.cap) - self.entitlement.base)

@@ -73,6 +73,8 @@ class Site:
         #: The devices that this run and those in its bodies may use, if any are known.
         self.visible = Visible()
         self.lanes = lanes_of(flow)
+        #: The lanes in which bodies run: they differ where something is done ahead of them.
+        self.own_lanes = own_lanes_of(flow)
         #: The lanes of workers that the supervisor wakes: of devices, and of the away worker.
         self.woken_lanes = tuple(range(DEVICE, DEVICE + len(self.claims))) + ((AWAY,) if AWAY in self.lanes else ())
         table.flow, table.lanes = flow, self.lanes
@@ -91,6 +93,8 @@ class Site:
         self.noted: list[bytes] = []
         #: Values of nodes that ran in the invoking process, for consumers that run there too.
         self.local: dict[int, Any] = {}
+        #: What was done ahead of nodes that run in the invoking process.
+        self.done_ahead: dict[int, Any] = {}
         #: Errors of nodes that ran in the invoking process, as they were raised.
         self.errors: dict[int, BaseException] = {}
         #: The call that each of these errors is of, in short.
@@ -127,7 +131,7 @@ class Site:
         self.flow = self.table.flow = flow
         self.directory, self.spill = directory, spill
         self.flow_path, self.described, self.given, self.told, self.record = "", b"", b"", 0, ""
-        self.local, self.errors, self.failed, self.noted, self.resumed, self.tries = {}, {}, {}, [], {}, []
+        self.local, self.done_ahead, self.errors, self.failed, self.noted, self.resumed, self.tries = {}, {}, {}, {}, [], {}, []
 
     @property
     def run_id(self) -> str:
@@ -228,7 +232,15 @@ def claims_of(flow: Flow) -> list[Claim]:
 
 
 def lanes_of(flow: Flow) -> list[int]:
-    """For each body, the lane of its nodes: whose ready list they go to.
+    """For each body, the lane of its nodes: whose ready list they go to first."""
+    own = own_lanes_of(flow)
+    if flow.inline or flow.rearmed:
+        return own
+    return [AWAY if body.ahead is not None else lane for body, lane in zip(flow.bodies, own, strict=True)]
+
+
+def own_lanes_of(flow: Flow) -> list[int]:
+    """For each body, the lane in which it runs.
 
     A body of the calling process takes the calling thread if it is the only sink, as nothing else
     is left to do then; otherwise a worker thread. In a flow that is armed again, its carrier

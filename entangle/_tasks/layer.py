@@ -77,6 +77,11 @@ class Layer:
         """Where the layer `ships`: what runs here in place of `rest`, the layers below this one."""
         raise NotImplementedError
 
+    def ahead(self, rest: Decorated) -> Callable[..., Any] | None:
+        """What can be done elsewhere before a worker takes the call, for all its arguments: an
+        AwayFunction. `run` finds the outcome by `take_ahead` of its worker, or does it itself."""
+        return None
+
     def lift(self, rest: Decorated) -> dict[str, Any]:
         """Where the layer `ships`: the terms of the layers below that are enforced here."""
         return {}

@@ -221,6 +221,11 @@ def compile_calls(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
     return flow, numbers
 
 
+def _is_in_ranges(body: Body) -> bool:
+    """Whether worker processes take nodes of this body from ranges, where these take no others."""
+    return body.carrier == PROCESS and not body.gpus and body.ahead is None
+
+
 def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
     """The flow of some calls, and their nodes."""
     # The number of a call: -1 while its arguments are visited; then k for the k-th leaf, and -2 -
@@ -233,6 +238,7 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
     starts, inputs, constants = array("q", (0,)), array("q"), list[Any]()
     others: list[tuple[int, int, Sequence[Any]]] = []  # body, shape, flat inputs
     bodies: list[Body] = []
+    in_ranges: list[bool] = []
     body_numbers: dict[Decorated, int] = {}
     shapes: dict[Any, int] = {}
     names: dict[int, str] = {}
@@ -267,7 +273,8 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
             if found is None:
                 found = body_numbers[call.task] = len(bodies)
                 bodies.append(call.task.body)
-            if bodies[found].carrier != PROCESS or bodies[found].gpus or call.are_made:
+                in_ranges.append(_is_in_ranges(bodies[found]))
+            if not in_ranges[found] or call.are_made:
                 stack += reversed(call.calls)
                 continue
             shape = shapes.setdefault((call.width, (), None), len(shapes))
@@ -293,6 +300,7 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
         if found is None:
             found = body_numbers[task] = len(bodies)
             bodies.append(task.body)
+            in_ranges.append(_is_in_ranges(bodies[found]))
         flat, plan, said = _plan(call, together=True)
         shape = shapes.setdefault(plan, len(shapes))
         children = [part for part in flat if type(part) is Call or type(part) is MappedCalls]
@@ -302,7 +310,7 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
             if len(children) > 1:
                 children.reverse()
             stack += children
-        elif bodies[found].carrier == PROCESS and not bodies[found].gpus:
+        elif in_ranges[found]:
             number = numbers[call] = len(leaf_bodies)
             if call.name is not None:
                 names[number] = call.name

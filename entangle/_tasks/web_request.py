@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from entangle._shared.masks import beginning, masked
-from entangle._tasks.layer import Layer
-from entangle.errors import RequestError
-
-#: Methods whose fields go into the query, and whose redirects are followed.
-_QUERY = ("GET", "HEAD", "DELETE", "OPTIONS")
-#: Characters of an error page that the message shows.
-_START = 300
+from entangle._run.last_run import LastRun
+from entangle._shared import greenlets
+from entangle._tasks.layer import Decorated, Layer
+from entangle._tasks.web_exchange import Exchange, imported
+from entangle._worker.away import AwayCall, AwayFunction
+from entangle._worker.worker import here
 
 
 class Request(Layer):
@@ -22,56 +22,74 @@ class Request(Layer):
     takes_arguments = True
 
     def __init__(self, url: str, method: str, timeout: float, headers: Mapping[str, str]) -> None:
-        self.url = url
-        self.method = method
-        self.timeout = timeout
-        self.headers = dict(headers)
+        self.exchange = Exchange(url, method, timeout, headers)
+
+    def ahead(self, rest: Decorated) -> Callable[..., Any]:
+        """The server is asked before a worker takes the call: waiting for it costs no thread."""
+        return AwayFunction(RequestPlace(self.exchange), rest)
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Send the keyword arguments; the function gets the content, then the positional ones."""
-        return inner(self._ask(kwargs), *args)
+        worker = here.worker
+        answered = worker.take_ahead() if worker is not None else None
+        content = answered[0] if answered is not None else self.exchange.ask(kwargs)
+        return inner(content, *args)
 
-    def _ask(self, fields: dict[str, Any]) -> bytes:
+
+class RequestPlace:
+    """A server as the place of calls: what is done there is to answer."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        _last_run.watch()
+
+    def prepare(self) -> None:
+        """Import what it takes, before a run forks workers beside a thread that would do it."""
+        with contextlib.suppress(Exception):
+            imported()
+            import anyio._backends._asyncio  # noqa: F401
+
+            import entangle._tasks.web_client  # noqa: F401
+
+    def begin(self, calls: Sequence[AwayCall]) -> None:
+        """Leave these calls to the web client of the process."""
+        if greenlets.patched():  # a thread is none, and an event loop would find another one there
+            for call in calls:
+                threading.Thread(target=self._ask, args=(call,), daemon=True).start()
+            return
+        from entangle._tasks.web_client import Asking, client_here
+
+        asked = []
+        for call in calls:
+            call.where = self.exchange.host
+            call.handle = asking = Asking(call, self.exchange)
+            asked.append(asking)
+        while not client_here().begin(asked):
+            pass  # it has ended just now
+
+    def _ask(self, call: AwayCall) -> None:
+        call.where = self.exchange.host
         try:
-            import httpx
-        except ImportError:
-            raise RequestError("@request needs httpx: pip install 'py-entangle[http]'") from None
+            call.done(self.exchange.ask(call.take()[1]))
+        except BaseException as error:
+            call.failed(error)
 
-        url = httpx.URL(self.url)
-        sent: dict[str, Any] = {}
-        if fields and self.method in _QUERY:
-            url = url.copy_merge_params(fields)
-        elif fields:
-            said = {name.lower(): value for name, value in self.headers.items()}.get("content-type", "")
-            sent["json" if "json" in said else "data"] = fields
-        shown = _without_secrets(self.url)
-        try:
-            # Redirects of GET are followed, as by browsers. A body is not sent on: its author named
-            # this URL, and no other.
-            response = httpx.request(
-                self.method,
-                url,
-                headers=self.headers,
-                timeout=self.timeout,
-                follow_redirects=self.method in _QUERY,
-                **sent,
-            )
-        except httpx.TimeoutException as error:
-            raise RequestError(f"{self.method} {shown}: no answer within {self.timeout:g} s") from error
-        except httpx.HTTPError as error:
-            raise RequestError(f"{self.method} {shown}: {type(error).__name__}: {error}") from error
-        if response.status_code >= 400:
-            start, _ = beginning(response.text.strip(), _START)
-            raise RequestError(
-                f"{self.method} {shown}: status {response.status_code} {response.reason_phrase}"
-                + (f"; the answer begins: {start}" if start else "")
-            )
-        content: bytes = response.content
-        return content
+    def has_begun(self, call: AwayCall) -> bool:
+        """Whether it has a place among those that are under way at once."""
+        return call.handle is None or bool(call.handle.begun)
+
+    def cancel(self, call: AwayCall) -> bool:
+        """Abort the request."""
+        if call.handle is None:
+            return False
+        call.handle.cancel()
+        return True
 
 
-def _without_secrets(url: str) -> str:
-    """The URL without a password and without its query, which may hold a token."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return masked(urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", "")))
+def _end_client() -> None:
+    module = sys.modules.get("entangle._tasks.web_client")
+    if module is not None:
+        module.end_with_runs()
+
+
+_last_run = LastRun(_end_client)

@@ -173,6 +173,12 @@ class AwayFunction:
         self.place = place
         self.task = task
 
+    def prepare(self) -> None:
+        """Have the place import what it takes, where it has something to prepare."""
+        prepare = getattr(self.place, "prepare", None)
+        if prepare is not None:
+            prepare()
+
     @passes_on
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """The value of the body; this thread waits for it."""

@@ -22,10 +22,29 @@ import heapq
 import itertools
 import threading
 import time
+from typing import Any
 
 from entangle._shared.notes import COOKIE_WAIT
 from entangle._shared.site import Site
-from entangle._shared.table import BEGUN, BUSY, FINISHED, GONE, LANE, LIMIT_RUNNING, NOBODY, NODE, READY_COUNT, RUNNING, SINCE, STATE, STOP
+from entangle._shared.store import Place
+from entangle._shared.table import (
+    BEGUN,
+    BUSY,
+    FINISHED,
+    GONE,
+    IN_RECORD,
+    LANE,
+    LIMIT_RUNNING,
+    NOBODY,
+    NODE,
+    NONE,
+    READY_COUNT,
+    RECORD,
+    RUNNING,
+    SINCE,
+    STATE,
+    STOP,
+)
 from entangle._shared.tracebacks import passes_on
 from entangle._worker.away import AwayCall, AwayFunction, AwayOutcome, AwayPlace, Completions
 from entangle._worker.failures import call_of, note_attempt, pause
@@ -33,8 +52,8 @@ from entangle._worker.holding import Cookie
 from entangle._worker.worker import Worker
 from entangle.cookies import PATIENCE, CookieQueue
 from entangle.errors import ProcessTerminatedException, ProcessTimeoutException
-from entangle.flow import AWAY, Body
-from entangle.pools import TOKENS, CookieSource, Pool
+from entangle.flow import AWAY, IN_CALLER, Body
+from entangle.pools import CPUS, TOKENS, CookieSource, Pool
 from entangle.token_bucket import TokenBucket
 
 #: How many nodes begin before outcomes and clocks are looked at again.
@@ -109,8 +128,13 @@ class AwayWorker(Worker):
         if header[READY_COUNT + AWAY] <= 0:
             return
         taken: list[int] = []
+        woken = False
         with table.locked(self.slot):
             while len(taken) < _MOST and not header[STOP] and (node := table.pop(AWAY)) >= 0:
+                if self._is_done_ahead(node):  # it was deferred since, or its worker has died
+                    table.push(site.own_lanes[body_of[node]], node)
+                    woken = True
+                    continue
                 if groups := self.limited[body_of[node]]:
                     full = table.full(groups, site.flow.limits)
                     if full >= 0:
@@ -120,12 +144,16 @@ class AwayWorker(Worker):
                         header[LIMIT_RUNNING + group] += 1
                 table.states[node] = RUNNING
                 taken.append(node)
+            wakes = self.count_wakes() if woken else (0, 0, False)
+        self._wake_others(*wakes)
         for node in taken:
             self._line_up(node)
 
     def _line_up(self, node: int) -> None:
         """Have a node begin as soon as it has its cookies."""
-        pools = self.site.flow.body(node).pools
+        body = self.site.flow.body(node)
+        # Waiting for what is done ahead takes no CPU.
+        pools = body.pools if body.ahead is None else tuple(pool for pool in body.pools if pool.kind != CPUS)
         if pools:
             self._lines.setdefault(pools, collections.deque()).append((node, time.monotonic_ns()))
         else:
@@ -203,10 +231,46 @@ class AwayWorker(Worker):
         if error is not None:
             self._lost(call, error)
             return
+        if self.site.flow.body(call.node).ahead is not None:
+            self._hand_over(call, value, ended)
+            return
         self._note_place(call)
         self._end(call)
         self._deliver(call.node, value, call.began, ended)
         self._leave_node()
+
+    def _hand_over(self, call: AwayCall, value: Any, ended: int) -> None:
+        """What is done ahead of a node is done: make the node ready for a worker of its own lane,
+        with the outcome in its record."""
+        site, table, node = self.site, self.site.table, call.node
+        lane = site.own_lanes[site.flow.body_of[node]]
+        place: Place = (IN_RECORD, 0, NONE)  # not here, but with the site
+        if lane in IN_CALLER:
+            site.done_ahead[node] = value
+        else:
+            try:
+                place = self.store.put(value)
+            except Exception as error:
+                self._lost(call, error)
+                return
+        self._note_place(call)
+        del self.calls[node]
+        for cookie in call.cookies:
+            cookie.give()
+        with table.locked(self.slot):
+            if table.header[STOP]:
+                return
+            RECORD.pack_into(table.records, node * RECORD.size, call.began, ended, place[1], place[2], place[0], 0, 0, 0)
+            if groups := self.limited[site.flow.body_of[node]]:
+                table.release_limits(groups, site.lanes, site.flow.body_of)
+            table.push(lane, node)
+            wakes = self.count_wakes()
+        self._wake_others(*wakes)
+
+    def _wake_others(self, processes: int, threads: int, tell: bool) -> None:
+        if tell:
+            self.site.notify()
+        self.wake(processes, threads)
 
     def _lost(self, call: AwayCall, raised: BaseException) -> None:
         """A call has failed: begin the next attempt after a pause, or publish the error."""
@@ -335,6 +399,6 @@ class AwayWorker(Worker):
 
 
 def _away(body: Body) -> AwayFunction:
-    function = body.function
+    function = body.function if body.ahead is None else body.ahead
     assert isinstance(function, AwayFunction)
     return function

@@ -196,7 +196,7 @@ class Delivery(Taking):
         if in_process and (told or flow.rearmed):
             # The caller goes on as soon as it has this value: print what is buffered before that.
             flush()
-        if in_process or any(lanes[body_of[taker]] not in IN_CALLER for taker in takers):
+        if in_process or any(site.own_lanes[body_of[taker]] not in IN_CALLER for taker in takers):
             try:
                 value, place = self._stored(node, value)
             except (OSError, MemoryError) as error:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from entangle._shared.block import block
 from entangle._shared.notes import COOKIE_WAIT
 from entangle._shared.site import Site
-from entangle._shared.store import Store
-from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, RUNS, SINCE, STOP, WAITING_POOL
+from entangle._shared.store import NOWHERE, Place, Store
+from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, RECORD, RUNNING, RUNS, SINCE, STOP, WAITING_POOL
 from entangle._shared.tracebacks import passes_on
 from entangle._worker import library_threads
 from entangle._worker.admission import Seat
@@ -22,7 +22,7 @@ from entangle._worker.delivery import Delivery
 from entangle._worker.failures import note_attempt, pause
 from entangle.cookies import bind, jobserver_flags, roam
 from entangle.errors import RunCancelledError
-from entangle.flow import HERE, Body
+from entangle.flow import AWAY, HERE, Body
 from entangle.pools import CPUS, TOKENS, CookieSource, Pool
 
 
@@ -80,7 +80,7 @@ class Holding(Delivery):
             args, named, began = None, {}, 0  # type: ignore[var-annotated]
             try:
                 if body.pools:
-                    self.take_cookies(body.pools, node)
+                    self.take_cookies(self._pools_of(node, body), node)
                     if self.is_over(node):  # it slept until it had its cookies
                         raise PutOff
                 args, named = self.site.flow.arguments(node, self._value_of)
@@ -96,6 +96,8 @@ class Holding(Delivery):
                 slots[base + BEGUN] = RUNS  # last: who looks at deadlines takes `SINCE` for its time
                 value = body.function(*args, **named)
                 ended = time.monotonic_ns()
+                if body.ahead is not None:
+                    started = slots[base + SINCE]  # with what was done ahead
                 if self.forked:
                     end_child(None)  # the cookie and the slot are its parent's
                 self.end_body()
@@ -126,6 +128,44 @@ class Holding(Delivery):
             if not self.rest(pause(body, attempt)) or self.is_over(node):
                 raise failed from failed.__cause__
             del failed
+
+    # What was done ahead --------------------------------------------------------------------------
+
+    def _is_done_ahead(self, node: int) -> bool:
+        """Whether what is done elsewhere ahead of a node has been done, and nobody has taken it."""
+        site = self.site
+        if site.lanes[site.flow.body_of[node]] != AWAY:
+            return False
+        where: int = RECORD.unpack_from(site.table.records, node * RECORD.size)[4]
+        return where != NOWHERE
+
+    def take_ahead(self) -> tuple[Any] | None:
+        """What was done elsewhere ahead of the body that runs here now, once; None if nothing was.
+
+        Its time counts as the body's.
+        """
+        site, table, base = self.site, self.site.table, self.base
+        node = self.node()
+        if node < 0 or not self._is_done_ahead(node):
+            return None
+        started, ended, offset, size, where, _, _, _ = RECORD.unpack_from(table.records, node * RECORD.size)
+        value = self.store.get((where, offset, size)) if self.in_process else site.done_ahead.pop(node)
+        gone: Place | None = None
+        with table.locked(self.slot):
+            if table.slots[base + NODE] == node and table.states[node] == RUNNING:
+                if self.in_process:
+                    gone = self.store.release((where, offset, size))
+                RECORD.pack_into(table.records, node * RECORD.size, started, 0, 0, 0, NOWHERE, 0, 0, 0)
+                table.slots[base + SINCE] -= max(0, ended - started)
+        if gone is not None:
+            self.store.remove(gone)
+        return (value,)
+
+    def _pools_of(self, node: int, body: Body) -> tuple[Pool, ...]:
+        """The pools of which a body needs a cookie. Tokens were taken for what was done ahead."""
+        if body.ahead is None or not self._is_done_ahead(node):
+            return body.pools
+        return tuple(pool for pool in body.pools if pool.kind != TOKENS)
 
     def is_over(self, node: int) -> bool:
         """Whether nobody waits for this node any more: the run is over, or the node was given up.

@@ -28,7 +28,7 @@ from entangle._shared.table import (
     UNARMED,
     Table,
 )
-from entangle.flow import AWAY, Flow
+from entangle.flow import AWAY, Body, Flow
 
 #: Nodes of a block. Smaller ones are more to compare, larger ones more to count again.
 BLOCK = 1024
@@ -125,8 +125,8 @@ class Tally:
         self._looked = 0
         #: Nodes that run elsewhere: in no slot.
         self._away: list[int] = []
-        if history is None and not flow.inline and any(body.carrier == AWAY for body in flow.bodies):
-            self._away = [node for node in range(flow.count) if flow.body(node).carrier == AWAY]
+        if history is None and not flow.inline and any(map(_begins_away, flow.bodies)):
+            self._away = [node for node in range(flow.count) if _begins_away(flow.body(node))]
 
     def look(self, table: Table, queued: Collection[int] = frozenset()) -> None:
         """Count what has changed since the last look. `queued` are nodes that wait elsewhere."""
@@ -209,8 +209,9 @@ class Tally:
                 if 0 <= node < len(states) and (within or states[node] == RUNNING):
                     self._groups[self._group_of[node]].since.append(since or now)
                     running += 1
+        here = {slots[base + NODE] for base in range(SLOT, table.slot_count * SLOT, SLOT)} if self._away else ()
         for node in self._away:
-            if states[node] == RUNNING and node not in queued:
+            if states[node] == RUNNING and node not in here and node not in queued:
                 self._groups[self._group_of[node]].since.append(table.started[node] or now)
                 running += 1
         passed = (now - self._looked) / 1e9 if self._looked else _RECENT
@@ -264,3 +265,8 @@ class Tally:
 def printable(name: str) -> str:
     """A name that a terminal shows and does not obey, of a length that leaves room for others."""
     return cut(name if name.isprintable() else "".join(char if char.isprintable() else "\ufffd" for char in name), _LONGEST)
+
+
+def _begins_away(body: Body) -> bool:
+    """Whether nodes of this body are, at least at first, in no slot while they run."""
+    return body.carrier == AWAY or body.ahead is not None
