@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from entangle._run.run import Run
 from entangle._shared import notes
+from entangle._shared.block import block
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import cpu
 from entangle._shared.table import DONE, FAILED, SKIPPED
@@ -130,7 +131,7 @@ def stop(run: str) -> None:
         inner.cancel()
 
 
-@contextlib.contextmanager
+@block
 def _stoppable(run: str, inner: Run | None = None) -> Iterator[None]:
     """Let `stop` end what happens in the block."""
     thread = threading.get_ident()
@@ -276,7 +277,9 @@ def _await_next(body: Body, name: str, error: BaseException, tries: list[str]) -
     """Wait for the next attempt, if there is to be one; else raise the error of the body."""
     told = error if isinstance(error, Exception) else _ended(name, error)
     if _is_ours(body) or len(tries) >= body.retry or not (isinstance(told, body.on) or isinstance(error, body.on)):
-        raise told from (None if told is error else error)
+        if told is error:
+            raise error  # not `from None`: its cause is what it was raised from, or its traceback
+        raise told from error
     tries.append(f"{name_of_type(error).rpartition('.')[2]}: {text_of(error)}"[:1500])
     time.sleep(pause(body, len(tries)))
 

@@ -7,7 +7,6 @@ would change about a value or an error is done here: values are copied, errors k
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import pickle
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import CoroutineType
 from typing import Any
 
+from entangle._shared.block import block
 from entangle._shared.table import RECORD, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._worker.worker import Worker
@@ -148,7 +148,7 @@ def awaited(coroutine: CoroutineType[Any, Any, Any]) -> Any:
                 loop.close()
 
 
-@contextlib.contextmanager
+@block
 def loop_aside() -> Iterator[None]:
     """Take the running event loop and its task out of sight during the block."""
     import asyncio

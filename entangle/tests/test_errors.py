@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+import entangle
 from entangle import errors
 from entangle.dataflow import dataflow
 from entangle.errors import EntangleError
@@ -96,6 +97,18 @@ def test_a_frozen_error_arrives(decorator: Any) -> None:
             run()
         assert caught.value == Frozen(3)
         assert "fail" in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_frozen_error_passes_through_blocks() -> None:
+    async def raise_it() -> None:
+        fail(3)
+
+    blocks: list[Any] = [entangle.tags(kind="test"), entangle.progress()]
+    for block in blocks:
+        with pytest.raises(Frozen), block:
+            fail(3)
+    with pytest.raises(Frozen):
+        thread(raise_it)()()
 
 
 def test_a_frozen_error_of_a_dataflow() -> None:

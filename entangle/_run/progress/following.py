@@ -6,7 +6,6 @@ a workflow makes, counts with them; what bodies in worker processes call does no
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -19,6 +18,7 @@ from entangle._run.progress.log import Log
 from entangle._run.progress.tally import Count, Tally, printable
 from entangle._run.progress.terminal import Terminal
 from entangle._run.progress.wording import CANCELLED, DONE, FAILED, INTERRUPTED, TERMINATED, TIMED_OUT, View
+from entangle._shared.block import block
 from entangle._shared.interrupts import Terminated
 from entangle._shared.table import FAILED_NODE
 from entangle.errors import RunCancelledError
@@ -290,7 +290,7 @@ class NoBar:
         """Nothing to do."""
 
 
-@contextlib.contextmanager
+@block
 def showing() -> Iterator[None]:
     """Show the progress of every run of the block."""
     bar = Bar()
