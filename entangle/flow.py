@@ -75,6 +75,11 @@ class Body(NamedTuple):
         return self.idempotent or self.retry > 0
 
     @property
+    def may_be_away(self) -> bool:
+        """Whether it runs elsewhere, and whoever calls it only waits."""
+        return getattr(self.function, "may_be_away", False)
+
+    @property
     def ours(self) -> bool:
         """Whether it is none of the user's: the ends of a dataflow, what makes a list of values."""
         return getattr(self.function, "of_entangle", False)

@@ -645,7 +645,7 @@ def _make_body(task: Task[..., Any]) -> Body:
         stated = dict(layer.terms())
         pools = merged(pools, stated.pop("pools", ()))
         terms.update(stated)
-    carrier = terms.pop("carrier", AWAY if away else carrier)
+    carrier = terms.pop("carrier", AWAY if isinstance(outer, AwayFunction) and not outer.may_wait else carrier)
     if terms.get("gpus") and carrier in IN_CALLER:
         raise OptionError(_no_device(task.layers, f"task {task.__name__!r}"))
     body = TaskBody(outer, task.__name__, carrier, pools=pools, ahead=ahead, **terms)

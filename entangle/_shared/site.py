@@ -19,7 +19,7 @@ from entangle._shared.interrupts import Deferred
 from entangle._shared.store import Store
 from entangle._shared.table import LANES, NOBODY, Table
 from entangle.errors import OptionError
-from entangle.flow import AWAY, DEVICE, FRESH, HERE, THREAD, Flow
+from entangle.flow import AWAY, DEVICE, FRESH, HERE, THREAD, Body, Flow
 from entangle.pools import CPUS, CookieSource, Pool
 
 
@@ -243,8 +243,8 @@ def own_lanes_of(flow: Flow) -> list[int]:
     """For each body, the lane in which it runs.
 
     A body of the calling process takes the calling thread if it is the only sink, as nothing else
-    is left to do then; otherwise a worker thread. In a flow that is armed again, its carrier
-    decides.
+    is left to do then; otherwise a worker thread, or none at all where it waits elsewhere. In a
+    flow that is armed again, its carrier decides.
     """
     if flow.inline:
         # What ends a set of rows is nothing to run: it is collected.
@@ -258,6 +258,13 @@ def own_lanes_of(flow: Flow) -> list[int]:
     # No leaf has a body of the calling process.
     alone = here >= 0 and (flow.bodies[here].carrier != HERE or flow.body_of[flow.leaves :].count(here) == 1)
     return [
-        lane or (body.carrier if body.carrier != HERE or (index == here and alone) else THREAD)
+        lane or (HERE if body.carrier == HERE and index == here and alone else _lane_of(body))
         for index, (lane, body) in enumerate(zip(serving, flow.bodies, strict=True))
     ]
+
+
+def _lane_of(body: Body) -> int:
+    """The lane of nodes that do not take the calling thread."""
+    if body.carrier in (HERE, THREAD):
+        return AWAY if body.may_be_away else THREAD
+    return body.carrier

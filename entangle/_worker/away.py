@@ -69,6 +69,15 @@ class AwayOutcome(NamedTuple):
     seconds: float
 
 
+class Again(Exception):
+    """In place of an error: the call is to begin again after so many seconds. That is no attempt of
+    the engine's."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class AwayCall:
     """One attempt of a node whose body runs elsewhere."""
 
@@ -161,6 +170,10 @@ class AwayCall:
         """Its body has raised this error, or is lost to it."""
         self._tell(AwayOutcome(self, None, error, seconds))
 
+    def again(self, seconds: float) -> None:
+        """Begin it anew after so many seconds: its cookies are free meanwhile."""
+        self._tell(AwayOutcome(self, None, Again(seconds), -1.0))
+
 
 class AwayFunction:
     """What runs here in place of a function whose place is elsewhere.
@@ -168,6 +181,9 @@ class AwayFunction:
     The engine has the away worker begin it. Where a layer of the user's own stands around it, it is
     called, and the thread waits.
     """
+
+    #: Whether a worker that has nothing else to do may call it and wait.
+    may_wait = False
 
     def __init__(self, place: AwayPlace, task: Any) -> None:
         self.place = place
@@ -229,14 +245,15 @@ class Completions:
     """Outcomes on their way to the away worker: any thread adds them, and wakes it."""
 
     def __init__(self) -> None:
-        self._outcomes: collections.deque[AwayOutcome] = collections.deque()
+        self._outcomes: collections.deque[AwayOutcome | Callable[[], None]] = collections.deque()
         self._guard = threading.Lock()
         self._asleep = self._wanted = self._closed = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
 
-    def put(self, outcome: AwayOutcome) -> None:
-        """Add an outcome. After `close` it is dropped."""
+    def put(self, outcome: AwayOutcome | Callable[[], None]) -> None:
+        """Add an outcome, or what is to be done in the away worker's thread. After `close` it is
+        dropped."""
         with self._guard:
             if self._closed:
                 return
@@ -256,7 +273,7 @@ class Completions:
             with contextlib.suppress(BlockingIOError):
                 posix.write(self._write, b"!")
 
-    def take(self) -> list[AwayOutcome]:
+    def take(self) -> list[AwayOutcome | Callable[[], None]]:
         """The outcomes that are there, as they came."""
         outcomes = self._outcomes
         return [outcomes.popleft() for _ in range(len(outcomes))]

@@ -22,6 +22,7 @@ import heapq
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from entangle._shared.notes import COOKIE_WAIT
@@ -46,13 +47,13 @@ from entangle._shared.table import (
     STOP,
 )
 from entangle._shared.tracebacks import passes_on
-from entangle._worker.away import AwayCall, AwayFunction, AwayOutcome, AwayPlace, Completions
+from entangle._worker.away import Again, AwayCall, AwayFunction, AwayOutcome, AwayPlace, Completions
 from entangle._worker.failures import call_of, note_attempt, pause
 from entangle._worker.holding import Cookie
 from entangle._worker.worker import Worker
 from entangle.cookies import PATIENCE, CookieQueue
-from entangle.errors import ProcessTerminatedException, ProcessTimeoutException
-from entangle.flow import AWAY, IN_CALLER, Body
+from entangle.errors import ProcessTerminatedException, ProcessTimeoutException, ThreadTimeoutException
+from entangle.flow import AWAY, IN_CALLER, THREAD, Body
 from entangle.pools import CPUS, TOKENS, CookieSource, Pool
 from entangle.token_bucket import TokenBucket
 
@@ -83,6 +84,8 @@ class AwayWorker(Worker):
         self._timed: list[tuple[int, int, AwayCall]] = []
         self._serials = itertools.count()
         self._asked = 0.0
+        #: What places do when the run is over.
+        self.at_end: list[Callable[[], None]] = []
 
     def rouse(self) -> None:
         """Have it look at the ready list and the end of the run. From any thread."""
@@ -106,7 +109,10 @@ class AwayWorker(Worker):
                 self._seek_cookies()
                 self._begin()
                 for outcome in self.outcomes.take():
-                    self._came(outcome)
+                    if isinstance(outcome, AwayOutcome):
+                        self._came(outcome)
+                    else:
+                        outcome()
                 self._look_at_clocks()
                 self._sleep()
         except Exception as error:  # of our own: else the run would wait for ever
@@ -114,6 +120,9 @@ class AwayWorker(Worker):
             raise
         finally:
             self._drop_all()
+            for then in self.at_end:
+                with contextlib.suppress(Exception):
+                    then()
             if self.notes is not None:
                 self.notes.flush()
             self.outcomes.close()
@@ -228,6 +237,11 @@ class AwayWorker(Worker):
         ended = time.monotonic_ns()
         if seconds >= 0:
             call.began = max(call.submitted, ended - int(seconds * 1e9))
+        if isinstance(error, Again):
+            self._end(call)
+            heapq.heappush(self._pausing, (ended + int(error.seconds * 1e9), call.node))
+            self._leave_node()
+            return
         if error is not None:
             self._lost(call, error)
             return
@@ -373,7 +387,8 @@ class AwayWorker(Worker):
         text = f"task {call.name!r} ran longer than its timeout of {call.timeout:g} s (given up after {(now - call.began) / 1e9:.2f} s)"
         if not stopped:
             text += "; what runs it cannot be told to stop, so it runs on there, but its value is dropped"
-        self._lost(call, ProcessTimeoutException(text))
+        kind = ThreadTimeoutException if self.site.flow.body(call.node).carrier == THREAD else ProcessTimeoutException
+        self._lost(call, kind(text))
 
     def _sleep(self) -> None:
         """Sleep until there is an outcome, a node, a cookie, or a clock has run down."""

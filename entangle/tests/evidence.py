@@ -116,6 +116,22 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = 
 # --- for tests ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def when(ready: Callable[[], bool], then: Callable[[], Any]) -> Iterator[None]:
+    """During the block, a thread does something as soon as something holds. Raises what failed
+    there."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def wait() -> None:
+        wait_until(ready, 20, "the calls to be under way")
+        then()
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(wait)
+        yield
+        waiting.result()
+
+
 def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:
     """How many of the spans called `name` overlapped at the worst moment."""
     changes: list[tuple[float, int]] = []

@@ -37,6 +37,14 @@ def second_time(path: str) -> int:
     return len(notes(path))
 
 
+def held(log: str, go: str, value: Any) -> Any:
+    """Note the number of this process, and give the value once a file is there."""
+    note(log, os.getpid())
+    while not os.path.exists(go):
+        time.sleep(0.02)
+    return value
+
+
 def size(data: bytes) -> int:
     """How much has come."""
     return len(data)

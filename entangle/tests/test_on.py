@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from entangle.task import Layer, task
 from entangle.thread import thread
 
 from . import bodies
-from .evidence import alive, most_at_once, notes_of, pids_in, wait_until
+from .evidence import alive, most_at_once, notes_of, pids_in, wait_until, when
 
 
 class ByHand(Executor):
@@ -71,21 +70,6 @@ class ByHand(Executor):
     @property
     def left(self) -> list[Future[Any]]:
         return [future for future, _, _ in self.waiting]
-
-
-@contextlib.contextmanager
-def when(ready: Callable[[], bool], then: Callable[[], Any]) -> Iterator[None]:
-    """During the block, a thread does something as soon as something holds. Raises what failed
-    there."""
-
-    def wait() -> None:
-        wait_until(ready, 20, "the calls to be under way")
-        then()
-
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(wait)
-        yield
-        waiting.result()
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ One of the threads that wait for an answer is the leader. It reads the stream an
 to the call that it belongs to. When it has its own answer, another waiting thread leads. So a
 process without a call under way has no thread of ours in it, and may fork. A thread that finds the
 stream full leads as well, if nobody does: otherwise both sides could wait for each other to read.
+
+Calls that are away have no thread that waits. `submit` leaves them in the outbox, and the watcher
+of all streams (`stream_watcher.py`) leads.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from entangle import _remote
@@ -55,7 +59,7 @@ from entangle._remote.wire.frames import (
 from entangle._shared.home import branch
 from entangle._shared.interrupts import whole
 from entangle._shared.notes import SHORT, WHOLE
-from entangle._shared.table import NOTING
+from entangle._shared.table import NOBODY, NODE, NOTING
 from entangle._tasks.layer import Decorated
 from entangle._worker.worker import here
 from entangle.errors import EntangleError, FarError, LinkLostError, ProtocolError, RunCancelledError, UnreachableError
@@ -67,6 +71,9 @@ DOUBT = 2.0
 MARGIN = 10.0
 #: Time for output that is still on its way when a channel closes (seconds).
 LAST_WORDS = 1.0
+#: So long a thread that waits for several channels may write to one of them without a pause
+#: (seconds).
+_TURN = 0.02
 
 
 class _Step:
@@ -110,6 +117,9 @@ class Channel:
         self._calls: dict[int, PendingCall] = {}
         self._guard = threading.Lock()
         self._leader: object | None = None
+        #: Wakes the thread that leads this channel among others, where there is one: it leads
+        #: whenever no other thread does.
+        self.watcher: Callable[[], None] | None = None
         #: Held while writing. An interrupted writer leaves the rest in the outbox to the next one.
         self._sending = threading.Lock()
         self._outbox = Outbox()
@@ -198,7 +208,8 @@ class Channel:
         """
         name = rest.__name__
         worker = here.worker
-        call = PendingCall(next(self._numbers), name, worker)
+        flow, node = (worker.site.flow, worker.site.table.slots[worker.base + NODE]) if worker is not None else (None, NOBODY)
+        call = PendingCall(self.next_number(), name, flow, node)
         record = None
         if worker is not None and (mode := worker.site.table.header[NOTING]) in (SHORT, WHOLE):
             call.records = _remote.travels().destination(worker)
@@ -240,6 +251,56 @@ class Channel:
         if message.kind == VALUE:
             return job.value_of(message.parts, name, self.place, given)
         raise job.error_of(message.parts, name, self.place, given)
+
+    def next_number(self) -> int:
+        """A number for a call, which no other has."""
+        return next(self._numbers)
+
+    def submit(self, call: PendingCall, parts: Sequence[Segments]) -> None:
+        """Have a call sent, in turn with others; returns at once. `call` is roused when it is
+        settled.
+
+        Raises what ended the stream, if that has ended.
+        """
+        with self._guard:
+            if self.lost is not None:
+                raise self._again(self.lost)
+            self._calls[call.number] = call
+            self._used = time.monotonic()
+        with self._renewing:
+            renewed = self._modules.renewed()
+            if renewed is not None:  # it goes before any message
+                for pieces in encode(MODULE, 0, [[renewed]]):
+                    self._outbox.queue(pieces)
+                self._modules.sent()
+        size = sum(len(segment) for part in parts for segment in part)
+        self._outbox.add(call.number, self._measured(encode(CALL, call.number, parts, self._press)), size)
+        self._flush_if_free()
+
+    def _measured(self, frames: Iterator[list[Bytes]]) -> Iterator[list[Bytes]]:
+        """Frames whose way out is measured: the next one is asked for when the last one is out."""
+        for pieces in frames:
+            began = time.perf_counter()
+            yield pieces
+            self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a call that is submitted now would soon be on its way."""
+        return self._outbox.has_room
+
+    def is_waiting(self, call: PendingCall) -> bool:
+        """Whether a call that was submitted has not left wholly."""
+        return self._outbox.holds(call.number)
+
+    def forget(self, call: PendingCall) -> bool:
+        """Nobody waits for this call any more. Whether nothing of it has ever left."""
+        if self._outbox.withdraw(call.number):
+            with self._guard:
+                self._calls.pop(call.number, None)
+            return True
+        self._forget(call)
+        return False
 
     def _send_renewed(self, call: PendingCall) -> None:
         """Send the modules that were reloaded here, before any call that needs them."""
@@ -313,9 +374,62 @@ class Channel:
                 if self._leader is not None and self._leader is not leader:
                     return
                 self._leader = None
-                heir = next((call for call in self._calls.values() if not call.settled), None)
-            if heir is not None:
+                watcher = self.watcher
+                heir = next((call for call in self._calls.values() if not call.settled), None) if watcher is None else None
+            if watcher is not None:
+                watcher()
+            elif heir is not None:
                 heir.rouse()
+
+    # Leading for many channels, in a thread that waits for all of them ----------------------
+
+    def be_led(self, leader: object) -> bool:
+        """Have a thread lead that waits for more than this channel, unless another one does. It
+        calls `attend` whenever one of `interests` is ready."""
+        return self.lost is None and self._lead(leader)
+
+    def be_left(self, leader: object) -> None:
+        """That thread leads no more."""
+        self._hand_over(leader)
+
+    def interests(self) -> dict[int, int]:
+        """The descriptors that its leader waits for, and for which events of poll(2)."""
+        found = {fd: select.POLLIN for fd in (self._stream.reads, self._stderr.fd, self._wake) if fd >= 0}
+        if self._outbox and not self._sending.locked():
+            found[self._stream.writes] = found.get(self._stream.writes, 0) | select.POLLOUT
+        return found
+
+    @property
+    def patience(self) -> float:
+        """How long its leader may wait before it calls `attend` (seconds)."""
+        return 0.0 if self._inbox or self.torn else self._silence / 8
+
+    def attend(self, ready: Container[int], waited: float) -> None:
+        """Handle what has come. `ready` has the descriptors that poll(2) has found, after so many
+        seconds of waiting."""
+        self._check_whole()
+        if self._inbox:
+            self._handle_inbox()
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+        if self._stderr.fd >= 0 and self._stderr.fd in ready:
+            self._stderr.read()
+        if self._stream.reads in ready:
+            self._read_frames()
+        else:
+            self._check_silence(waited)
+        self._flush_if_free(leads=True)
+        if self._partly:
+            self._partly = False
+            if not wait_ready([self._stream.reads], [], 0):
+                self._outbox.post(control(PONG))
+                self._flush_if_free(leads=True)
+
+    def give_up(self, error: FarError) -> None:
+        """End the stream, for a fault of our own."""
+        self._lose(error)
+        self._stream.kill()
 
     # Reading, by the leader -----------------------------------------------------------------
 
@@ -327,7 +441,7 @@ class Channel:
             return False
         stream = self._stream
         if writes < 0:
-            self._flush_if_free()
+            self._flush_if_free(leads=True)
             if self._outbox and not self._sending.locked():
                 writes = stream.writes
         if self._partly:
@@ -516,6 +630,8 @@ class Channel:
             began = time.perf_counter()
             self._write(pieces, call)
             self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+            if self._outbox:  # messages that take turns have theirs
+                self._flush_if_free()
         self._flush_if_free()
 
     def _write(self, pieces: Sequence[Bytes], call: PendingCall | None = None) -> None:
@@ -530,11 +646,11 @@ class Channel:
                     raise _Stopped
                 with self._step:  # an interrupt must not hide that we hold it
                     turn = self._sending.acquire(timeout=0.05)
-            while not self._push():
+            while not self._push(messages=False):
                 self._wait_to_write(call)
             with self._step:
                 self._outbox.begin(pieces)
-            while not self._push():
+            while not self._push(messages=False):
                 self._wait_to_write(call)
         except BaseException:
             if turn:
@@ -545,19 +661,23 @@ class Channel:
             if turn:
                 self._sending.release()
 
-    def _push(self) -> bool:
-        """Write what the stream takes now. Gives whether nothing is left. Raises what ended it.
+    def _push(self, messages: bool = True) -> bool:
+        """Write what the stream takes now, also of the `messages` that take turns. Gives whether
+        nothing is left. Raises what ended it.
 
         The caller holds `_sending`.
         """
         ended = False
+        until = time.monotonic() + _TURN
         while not ended:
             self._check_whole()
             if self.lost is not None:
                 raise self._again(self.lost)
             with self._step:
-                if not self._outbox.next():
+                if not self._outbox.next(messages):
                     return True
+                if messages and time.monotonic() > until:
+                    return False
                 try:
                     self._outbox.write(self._stream.writes)
                 except BlockingIOError:
@@ -582,10 +702,11 @@ class Channel:
         self._outbox.post(frame)
         self._flush_if_free()
 
-    def _flush_if_free(self) -> None:
+    def _flush_if_free(self, leads: bool = False) -> None:
         """Send what the stream takes without waiting, unless another thread is sending.
 
-        Asks again once the lock is free: avoids a lost wakeup of what was posted meanwhile.
+        Asks again once the lock is free: avoids a lost wakeup of what was posted meanwhile. A
+        leader that sleeps is told to wait for room for the rest.
         """
         full = False
         while self._outbox and not full:
@@ -601,8 +722,20 @@ class Channel:
             finally:
                 if turn:
                     self._sending.release()
+        if full and not leads:
+            self._nudge()
+
+    def _nudge(self) -> None:
+        """Have the leader look again."""
+        with contextlib.suppress(OSError):
+            os.write(self._waker, b"!")
 
     # The end --------------------------------------------------------------------------------
+
+    def usable(self) -> bool:
+        """As `alive`, of what is known without asking the agent."""
+        known = self.lost is None and not self.torn and self._pid == os.getpid() and not self._is_stale()
+        return known and not (self._doubt and not self._calls)
 
     def alive(self) -> bool:
         """Whether the agent is there, as far as we know. Handles what has arrived meanwhile.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from entangle import _run
+from entangle._remote.caller.lost_connections import comes_back, used_up
 from entangle._remote.transport import Transport
 from entangle._run.last_run import LastRun
 from entangle._shared.table import NOBODY
 from entangle._tasks.layer import Decorated, Layer, kept_here
 from entangle._worker import inline
+from entangle._worker.away import AwayFunction, AwayPlace
 from entangle._worker.worker import here
-from entangle.errors import LinkLostError, ProcessRetryException, ProcessTerminatedException, RunCancelledError, UnreachableError, add_note
+from entangle.errors import LinkLostError, ProcessTerminatedException, RunCancelledError, UnreachableError
 from entangle.flow import HERE, Body
 
 
@@ -24,7 +27,8 @@ class Far(Layer):
     Those layers are the business of that place: it takes their cookies and starts their processes.
     A `@limit` counts on both sides: here, where the whole process tree keeps it, and there, for
     the runs that the function begins.
-    Here a thread waits for the value, the calling one if nothing else is left to do.
+    Here no thread waits for the value, but the calling one where nothing else is left to do, and
+    one where a layer of the user's own or a process stands around it.
 
     If the connection is lost during the call, the error is a LinkLostError. If a layer below has
     `retry`, that counts as a failed attempt, and the next one opens a new connection. `retry` of a
@@ -53,48 +57,63 @@ class Far(Layer):
         return channel_to(self.transport).call(rest, args, kwargs)
 
     def ship(self, rest: Decorated) -> Callable[..., Any]:
-        """The function that runs here for a task that runs there."""
+        """What runs here for a task that runs there."""
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}
         body = Body(rest.function, rest.__name__, **{name: terms[name] for name in AGAIN if name in terms})
         again = body.retry > 0 and any(issubclass(kind, body.on) for kind in (LinkLostError, ProcessTerminatedException))
 
-        def far(*args: Any, **kwargs: Any) -> Any:
-            if inline.on:
-                return rest(*args, **kwargs)()
-            worker = here.worker
-            if worker is not None and worker.expires is not None:
-                with worker.expiring():
-                    return sent(args, kwargs)
-            return sent(args, kwargs)
+        return FarFunction(self, rest, body if again else None)
 
-        def sent(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not again:
-                return self.send(rest, args, kwargs)
-            from entangle._worker.failures import pause
 
-            lost: list[LinkLostError | UnreachableError] = []
-            while True:
-                try:
-                    return self.send(rest, args, kwargs)
-                except (LinkLostError, UnreachableError) as error:
-                    # A place that was there may come back. A wrong key or image stays wrong.
-                    if isinstance(error, UnreachableError) and (not lost or type(error) is not UnreachableError):
-                        raise
-                    lost.append(error)
-                    if len(lost) > body.retry:
-                        last = ProcessRetryException(
-                            f"task {body.name!r} failed {len(lost)} times; the last time with {type(error).__name__}: {error}"
-                        )
-                        for number, earlier in enumerate(lost[:-1], 1):
-                            add_note(last, f"attempt {number}: {earlier}")
-                        raise last from error
-                    worker = here.worker
-                    if worker is None:
-                        time.sleep(pause(body, len(lost)))
-                    elif not worker.rest_without_cookies(worker.node(), pause(body, len(lost))) or worker.is_over(NOBODY):
-                        raise RunCancelledError("the run is over; there is no other attempt") from error
+class FarFunction(AwayFunction):
+    """What runs here for a task that runs there. A thread that calls it waits for the value."""
 
-        return far
+    may_wait = True
+
+    def __init__(self, far: Far, rest: Decorated, again: Body | None) -> None:
+        self.task = rest
+        self._far, self._again = far, again
+        #: Whether its calls can be away: they go through the one channel to that place.
+        self.may_be_away = type(far).send is Far.send
+
+    @functools.cached_property
+    def place(self) -> AwayPlace:  # type: ignore[override]
+        """The place of calls that are away; it has the channels, which are loaded for that."""
+        from entangle._remote.caller.far_place import FarPlace
+
+        return FarPlace(self._far.transport, self.task, self._again)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The value of a call; this thread waits for it."""
+        if inline.on:
+            return self.task(*args, **kwargs)()
+        worker = here.worker
+        if worker is not None and worker.expires is not None:
+            with worker.expiring():
+                return self._sent(args, kwargs)
+        return self._sent(args, kwargs)
+
+    def _sent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        body = self._again
+        if body is None:
+            return self._far.send(self.task, args, kwargs)
+        from entangle._worker.failures import pause
+
+        lost: list[LinkLostError | UnreachableError] = []
+        while True:
+            try:
+                return self._far.send(self.task, args, kwargs)
+            except (LinkLostError, UnreachableError) as error:
+                if not comes_back(error, lost):
+                    raise
+                lost.append(error)
+                if len(lost) > body.retry:
+                    raise used_up(body.name, lost) from error
+                worker = here.worker
+                if worker is None:
+                    time.sleep(pause(body, len(lost)))
+                elif not worker.rest_without_cookies(worker.node(), pause(body, len(lost))) or worker.is_over(NOBODY):
+                    raise RunCancelledError("the run is over; there is no other attempt") from error
 
 
 def _end_with_runs() -> None:

@@ -85,6 +85,23 @@ def channel_to(transport: Transport) -> Channel:
             channel.close()
 
 
+def known_channel(transport: Transport) -> Channel | None:
+    """The channel of this process to a place, if it is open and nobody need wait for it."""
+    if transport.alternatives:
+        last = _last_reached.get(_note_of(transport))
+        return known_channel(transport.alternatives[last]) if last is not None else None
+    with _guard:
+        found = _channels.get((transport.key, session()))
+    if found is None or not found.done() or found.exception() is not None:
+        return None
+    channel = found.result()
+    return channel if channel.usable() else None
+
+
+def _note_of(transport: Transport) -> str:
+    return "place-" + hashlib.sha256(repr(transport.key).encode()).hexdigest()[:8]
+
+
 def _first_reached(transport: Transport) -> Channel:
     """The channel to the first of several places that can be reached; the one that was reached last
     goes first.
@@ -92,7 +109,7 @@ def _first_reached(transport: Transport) -> Channel:
     No call has begun then, so none can run twice. An unknown host key and a login that is refused
     are not passed over: somebody has to mend them.
     """
-    note = "place-" + hashlib.sha256(repr(transport.key).encode()).hexdigest()[:8]
+    note = _note_of(transport)
     last = _reached(note)
     if last is not None:
         return _in_turn(transport, note, last)

@@ -6,8 +6,8 @@ import contextlib
 import threading
 
 from entangle._remote.wire.frames import Message
-from entangle._shared.table import NOBODY, NODE
-from entangle._worker.worker import Worker
+from entangle._shared.table import NOBODY
+from entangle.flow import Flow
 
 
 class PendingCall:
@@ -15,11 +15,10 @@ class PendingCall:
 
     __slots__ = ("answer", "error", "flow", "name", "node", "number", "records", "settled", "wake")
 
-    def __init__(self, number: int, name: str, worker: Worker | None) -> None:
+    def __init__(self, number: int, name: str, flow: Flow | None = None, node: int = NOBODY) -> None:
         self.number = number
         self.name = name
-        self.flow = worker.site.flow if worker is not None else None
-        self.node: int = worker.site.table.slots[worker.base + NODE] if worker is not None else NOBODY
+        self.flow, self.node = flow, node
         self.answer: Message | None = None
         self.error: BaseException | None = None
         self.settled = False
