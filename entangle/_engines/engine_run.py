@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from entangle._engines.node_task import Failed, Told, error_of
 from entangle._engines.shipment import Shipment
+from entangle._remote.wire.printed_lines import show_lines
 from entangle._run import Observer
 from entangle._run.completions import Tell
 from entangle._run.run import Run
@@ -28,7 +29,7 @@ from entangle._shared import notes
 from entangle._shared.interrupts import Deferred
 from entangle._shared.site import Site, own_lanes_of
 from entangle._shared.store import NOWHERE
-from entangle._shared.summaries import call_in_short
+from entangle._shared.summaries import call_in_short, path_in_short
 from entangle._shared.table import DONE, FAILED, FAILED_NODE, FINISHED, NOTING, RECORD, SKIPPED, STARTED_AT, STOP, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._worker.failures import few_of, note_call, text_of, text_of_used_up
@@ -56,10 +57,12 @@ class News(Protocol):
     """What an engine tells of a run: each item is put into the run's queue."""
 
     def put(self, item: tuple[Any, ...], /) -> None:
-        """`("told", worker, [Told, …])`: nodes have ended on that worker. `("done", node)`: a node
-        that the caller wants is there. `("lost", node, why)`: its worker is gone, and it is not
-        run again, or so its report says: `("failed", node, report)`, where others take that as a
-        value. `("do", function)`: it is called. `("broken", error)`: the engine cannot go on."""
+        """`("heard", worker, items)`: what that worker says. `("done", node)`: a node that the
+        caller wants is there. `("lost", node, why)`: its worker is gone, and it is not run again,
+        or so its report says: `("failed", node, report)`, where others take that as a value.
+        `("broken", error)`: the engine cannot go on.
+
+        Items: `("told", Told)`: a node has ended. `("printed", node, stream, lines)`."""
 
 
 class EngineJob(Protocol):
@@ -270,17 +273,24 @@ class EngineRun(Run):
                 return
 
     def _hear(self, site: Site, news: tuple[Any, ...]) -> None:
-        if news[0] == "told":
-            for told in news[2]:
-                self._note(site, news[1], Told(*told))
+        if news[0] == "heard":
+            for item in news[2]:
+                self._hear_item(site, news[1], item)
         elif news[0] == "lost":
             self._lost(site, *news[1:])
         elif news[0] == "failed":
             self._note(site, "", Told(news[1], FAILED, 0, 0, 0, -1, 1, None, news[2], [], news[1]))
-        elif news[0] == "do":
-            news[1]()
         elif news[0] == "broken":
             raise news[1]
+
+    def _hear_item(self, site: Site, worker: str, item: tuple[Any, ...]) -> None:
+        """Hear what a worker says."""
+        if item[0] == "told":
+            self._note(site, worker, Told(*item[1]))
+        elif item[0] == "printed":
+            _, node, stream, data = item
+            where = worker.partition(" at ")[0]
+            show_lines(f"[{where} {path_in_short(self.flow, node)}] ", data.removesuffix(b"\n"), stream == 2)
 
     def _note(self, site: Site, worker: str, told: Told) -> None:
         """Write into the table what has become of a node. Raises its error, if that ends the

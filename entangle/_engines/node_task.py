@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from entangle._engines import node_prints
 from entangle._run.run import Run
 from entangle._shared import notes
 from entangle._shared.block import block
@@ -43,6 +44,8 @@ from entangle.errors import (
 )
 from entangle.flow import FRESH, UNCHANGING, Body, Shape, copy_containers, is_copied, rebuild
 
+#: Takes an item for the caller of the run, and how many bytes it may be.
+Tell = Callable[[tuple[Any, ...], int], None]
 #: Whether this thread runs the body of a node of another engine: runs that it calls are ours.
 inside: contextvars.ContextVar[bool] = contextvars.ContextVar("entangle.inside_node", default=False)
 
@@ -107,6 +110,7 @@ class _Stopped(BaseException):
     """Raised in the thread of a body whose run is over."""
 
 
+_HOST = os.uname().nodename
 _guard = threading.Lock()
 #: Runs that are over before their nodes are.
 _over: OrderedDict[str, None] = OrderedDict()
@@ -166,20 +170,31 @@ def _body_of(pickled: bytes) -> Body:
 
 
 @passes_on
-def run_node(node: int, pickled_plan: bytes, payload: bytes, inputs: Sequence[Any]) -> tuple[Any, Told]:
+def run_node(node: int, pickled_plan: bytes, payload: bytes, inputs: Sequence[Any], tell: Tell) -> tuple[Any, Told]:
     """Run a node. Gives its value, or a `Failed`, and what the caller is told of it.
 
     `payload` is a pickle of the node's constants, its own name and the path to it; both may be
-    empty.
+    empty. What the caller hears meanwhile is given to `tell`.
     """
     plan = _plan_of(bytes(pickled_plan))
     pid, began = os.getpid(), time.time_ns()
     for at, value in enumerate(inputs):
         if type(value) is Failed and at not in plan.accepted:
             return value, Told(node, SKIPPED, began, began, pid, cpu(), 1, None, None, [], value.cause)
-    if (os.uname().nodename, pid) != plan.caller:
-        # Runs that bodies call here are none of the program that has a directory of records.
-        os.environ.setdefault("ENTANGLE_RECORD", "0")
+    if (_HOST, pid) == plan.caller:
+        return _run_body(node, plan, payload, inputs)  # its streams are those of the caller
+    # Runs that bodies call here are none of the program that has a directory of records.
+    os.environ.setdefault("ENTANGLE_RECORD", "0")
+    printing = node_prints.begin(lambda stream, data: tell(("printed", node, stream, data), len(data)))
+    try:
+        return _run_body(node, plan, payload, inputs)
+    finally:
+        node_prints.end(printing)
+
+
+@passes_on
+def _run_body(node: int, plan: NodePlan, payload: bytes, inputs: Sequence[Any]) -> tuple[Any, Told]:
+    pid, began = os.getpid(), time.time_ns()
     tries: list[str] = []
     given: tuple[list[Any], dict[str, Any]] = [], {}
     name, path, function = plan.name, "", None
@@ -212,7 +227,7 @@ def run_node(node: int, pickled_plan: bytes, payload: bytes, inputs: Sequence[An
     return value, Told(node, DONE, began, ended, pid, cpu(), len(tries) + 1, _noted(value, plan.noting), None, tries, node)
 
 
-importing.runs_bodies(run_node)
+importing.runs_bodies(_run_body)
 importing.unpickles(_body_of.__wrapped__)
 
 

@@ -1,7 +1,9 @@
 """Ray as an engine: each node of a flow is a task of Ray, each edge a reference to an object.
 
-Ray's scheduler decides where a node runs, and its object store moves values. A task gives two
-objects: the value, which stays there, and a short one with what the caller is told of the node.
+Ray's scheduler decides where a node runs, and its object store moves values. What the caller is
+told of nodes comes by an inbox (`ray_inbox.py`), and not by the values, which stay there. Of a
+worker that is gone nothing comes: now and then the caller asks which nodes have ended without a
+word.
 
 Ray runs a task again when its worker or its value is lost. `max_retries=0` keeps it from that, for
 tasks that say neither `retry` nor `idempotent`.
@@ -21,6 +23,7 @@ from typing import Any
 from entangle._engines import ray_node
 from entangle._engines.engine_run import News
 from entangle._engines.node_task import Failed, text_of_lost
+from entangle._engines.ray_inbox import Letter, RayInbox
 from entangle._engines.reaching import why_unreachable
 from entangle._engines.shipment import LONG_PLAN, Parcel, Shipment
 from entangle._worker.failures import describe
@@ -32,6 +35,8 @@ _NO_SERVER, _TRIES = "Starting Ray client server failed", 3
 _AGAIN = 5
 #: Seconds for the first worker to answer.
 _PATIENCE = 60.0
+#: Seconds between two looks for nodes that were lost; longer where that is asked of many.
+_ASKS = 0.25
 #: Seconds between two looks whether the head is there; for the end of a connection to one that is
 #: not.
 _EVERY, _SHUT_DOWN = 1.0, 5.0
@@ -49,7 +54,9 @@ class RayEngine:
         #: Whether the cluster did not answer any more when it was last looked for.
         self.lost = False
         self._settings = contextlib.ExitStack()
+        self._inbox: RayInbox | None = None
         self._functions: dict[Any, Any] = {}
+        self._jobs: dict[str, RayJob] = {}
 
     def open(self) -> None:
         """Connect, unless this process is connected. Raises UnreachableError, UnfitPythonError;
@@ -66,6 +73,7 @@ class RayEngine:
         else:
             self._connect(ray)
         try:
+            self._inbox = RayInbox(ray, self._hear, self._hears_no_more)
             self._compare(ray)
         except BaseException:
             self.close()
@@ -104,29 +112,40 @@ class RayEngine:
         return UnreachableError(f"no {self.title} answers: {why}; start one with: ray start --head")
 
     def _compare(self, ray: Any) -> None:
-        """Compare the version of entangle; Ray itself has compared those of Python."""
-        here = str(sys.modules["entangle"].__version__)
+        """Compare the version of entangle on some worker; Ray itself has compared those of Python.
+
+        Each worker is asked again by its first node: `ray_node.function_for`."""
         try:
-            there = ray.get(ray.remote(ray_node.about_worker).options(num_cpus=0, max_retries=0).remote(), timeout=_PATIENCE)
+            ray.get(self.function("entangle", 0, 0, cpus=0).remote(), timeout=_PATIENCE)
         except ray.exceptions.GetTimeoutError:
             raise UnreachableError(f"{self.title}: no worker answers within {_PATIENCE:g} s") from None
         except Exception as error:
-            if "ModuleNotFoundError" in f"{type(error).__mro__}{error}":
-                raise UnfitPythonError(
-                    f"{self.title}: a worker cannot import entangle; install it there: pip install py-entangle"
-                ) from None
+            if unfit := self.unfit(error):
+                raise unfit from None
             raise EntangleError(f"{self.title}: no task can be run: {type(error).__name__}: {error}") from None
-        if there != here:
-            raise UnfitPythonError(
-                f"{self.title}: a worker has entangle {there}, and here it is {here}; install one version on all of them"
-            )
+
+    def unfit(self, error: BaseException) -> UnfitPythonError | None:
+        """The error of a worker that has another version of entangle, or none; else None."""
+        _, found, told = str(error).partition(ray_node.UNFIT)
+        if not found:
+            return None
+        there, python, host = told.partition("\n")[0].split("|")
+        has = f"entangle {there}" if there else "no entangle"
+        return UnfitPythonError(
+            f"{self.title}: a worker on {host} has {has} ({python}), and here it is entangle {_version()}; "
+            f"install one version on all of them: pip install py-entangle=={_version()}"
+        )
 
     def close(self) -> None:
         """Disconnect, where `open` has connected."""
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            inbox.close(_SHUT_DOWN)
+        self._functions = {}
         if self._ours:
             import ray
 
-            self._ours, self._functions = False, {}
+            self._ours = False
             # Where the cluster is gone, it may wait for long.
             ending = threading.Thread(target=_shut_down, args=(ray,), name="entangle-ray-shutdown", daemon=True)
             ending.start()
@@ -149,67 +168,119 @@ class RayEngine:
 
         if self.lost or not ray.is_initialized():
             raise LinkLostError(f"{self.title}: the connection is lost")
-        return RayJob(self, ray, shipment, wanted, news)
+        return RayJob(self, ray, shipment, wanted, news, run)
 
-    def function(self, ray: Any, name: str, again: int, gpus: float) -> Any:
+    def expect(self, run: str, job: RayJob) -> None:
+        """Have a run hear what is told of it."""
+        self._jobs[run] = job
+
+    def forget(self, run: str) -> None:
+        """Tell nobody of this run any more."""
+        self._jobs.pop(run, None)
+
+    def _hear(self, letter: Letter) -> None:
+        """Called by the thread of the inbox."""
+        run, worker, items = letter
+        job = self._jobs.get(run)
+        if job is not None:
+            job.hear(worker, items)
+
+    def _hears_no_more(self, error: BaseException) -> None:
+        """Called by the thread of the inbox, when that is gone."""
+        for job in list(self._jobs.values()):
+            job.broken(LinkLostError(f"{self.title}: what workers tell of the run does not come any more: {type(error).__name__}: {error}"))
+
+    def function(self, name: str, again: int, gpus: float, cpus: int = 1) -> Any:
         """The function of Ray for nodes of this name."""
-        key = name, again, gpus
+        key = name, again, gpus, cpus
         found = self._functions.get(key)
         if found is None:
+            import ray
+
+            assert self._inbox is not None
+            made = self._functions.get(())
+            if made is None:
+                made = self._functions[()] = ray.remote(ray_node.function_for(self._inbox.name, _version()))
             options = {"num_gpus": gpus} if gpus else {}
-            made = ray.remote(ray_node.run_on_ray)
-            found = self._functions[key] = made.options(name=name, num_returns=2, num_cpus=1, max_retries=again, **options)
+            found = self._functions[key] = made.options(name=name, num_cpus=cpus, max_retries=again, **options)
         return found
 
 
 class RayJob:
     """The nodes of a run on a Ray cluster."""
 
-    def __init__(self, engine: RayEngine, ray: Any, shipment: Shipment, wanted: Sequence[int], news: News) -> None:
-        self._engine, self._ray, self._news = engine, ray, news
+    def __init__(self, engine: RayEngine, ray: Any, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> None:
+        self._engine, self._ray, self._news, self._run = engine, ray, news, run
         self._flow = shipment.flow
         self._wanted = frozenset(wanted)
         self._parcels = {parcel.node: parcel for parcel in shipment.parcels}
-        self._guard = threading.RLock()
-        self._over = False
         #: For each node its value, by reference.
         self._values: dict[int, Any] = {}
+        #: Nodes of which nothing was told yet; and those of them that had ended at the last look.
         self._left: set[int] = set()
-        #: Nodes whose values are others than those that their first takers were given.
+        self._ended: frozenset[int] = frozenset()
+        #: Nodes whose values are others than those that their first takers were given; and how many
+        #: there were when a node was submitted.
         self._replaced: dict[int, int] = {}
-        self._looked = time.monotonic()
+        self._made: dict[int, int] = {}
+        self._looked = self._asked = time.monotonic()
+        self._asks = _ASKS
         self._large = {number: ray.put(value) for number, value in shipment.large.items()}
         self._plans = [ray.put(plan) if len(plan) > LONG_PLAN else plan for plan in shipment.plans]
+        engine.expect(run, self)
         for parcel in shipment.parcels:
             self._submit(parcel)
 
     def _submit(self, parcel: Parcel) -> None:
-        body = self._flow.body(parcel.node)
+        node, body = parcel.node, self._flow.body(parcel.node)
         again = max(_AGAIN, body.retry) if body.repeatable else 0
-        function = self._engine.function(self._ray, body.name, again, body.gpus / body.share if body.gpus else 0)
+        function = self._engine.function(body.name, again, body.gpus / body.share if body.gpus else 0)
         inputs = [self._values[source] for source in parcel.sources] + [self._large[number] for number in parcel.constants]
-        value, told = function.remote(parcel.node, self._plans[parcel.plan], parcel.payload, *inputs)
-        self._values[parcel.node] = value
-        self._left.add(parcel.node)
-        node, made = parcel.node, len(self._replaced)
-        told.future().add_done_callback(lambda future: self._ended(node, made, future))
+        plan = self._plans[parcel.plan]
+        if type(plan) is not bytes:
+            inputs.insert(0, plan)
+            plan = b""
+        told = ray_node.packed(self._run, node, node in self._wanted, plan, parcel.payload)
+        self._left.add(node)
+        self._made[node] = len(self._replaced)
+        self._values[node] = function.remote(told, *inputs)
 
-    def _ended(self, node: int, made: int, future: Any) -> None:
-        """A node has ended. Called by a thread of Ray's."""
-        with self._guard:
-            if self._over:
-                return
+    def hear(self, worker: str, items: list[tuple[Any, ...]]) -> None:
+        """Pass on what a worker tells. Called by the thread of the inbox."""
+        self._news.put(("heard", worker, items))
+        for item in items:
+            if item[0] == "told":
+                node = item[1][0]
+                self._left.discard(node)
+                if node in self._wanted:
+                    self._news.put(("done", node))
+
+    def broken(self, error: Exception) -> None:
+        """Have the run end. From any thread."""
+        self._news.put(("broken", error))
+
+    def _look_for_losses(self, now: float) -> None:
+        """Find nodes that have ended without a word: their workers are gone, or could not begin."""
+        left = sorted(self._left)
+        if not left:
+            return
+        ended, _ = self._ray.wait([self._values[node] for node in left], num_returns=len(left), timeout=0, fetch_local=False)
+        known = set(ended)
+        before, self._ended = self._ended, frozenset(node for node in left if self._values[node] in known)
+        # Of one that had ended at the last look, what is told should be here by now.
+        for node in sorted(before & self._ended & self._left):
+            value = self._values[node]
             try:
-                worker, told = future.result()
-            except BaseException as error:
-                lost = error
-                # Ray must not be called here: what it would answer comes through this thread.
-                self._news.put(("do", lambda: self._lost(node, made, lost)))
-                return
+                self._ray.get(value)
+            except Exception as error:
+                self._lost(node, self._made[node], error)
+                continue
+            # Its worker died when it had a value, and before it could tell.
             self._left.discard(node)
-        self._news.put(("told", worker, [told]))
-        if node in self._wanted:
-            self._news.put(("done", node))
+            if node in self._wanted:
+                self._news.put(("done", node))
+        self._asked = time.monotonic()
+        self._asks = max(_ASKS, 20 * (self._asked - now))
 
     def _lost(self, node: int, made: int, error: BaseException) -> None:
         """Ray has no value of a node: its worker is gone, or that of a node that it takes."""
@@ -217,6 +288,10 @@ class RayJob:
         if any(self._replaced.get(source, -1) >= made for source in parcel.sources):
             self._replaced[node] = len(self._replaced)
             self._submit(parcel)
+            return
+        self._left.discard(node)
+        if unfit := self._engine.unfit(error):
+            self.broken(unfit)
             return
         name = self._flow.name(node)
         cause = getattr(error, "cause", None) or error
@@ -227,7 +302,7 @@ class RayJob:
         ):
             gone = isinstance(cause, (exceptions.LocalRayletDiedError, exceptions.RaySystemError, ConnectionError))
             kind = LinkLostError if gone else EntangleError
-            self._news.put(("broken", kind(f"{self._engine.title} could not run task {name!r}: {type(error).__name__}: {error}")))
+            self.broken(kind(f"{self._engine.title} could not run task {name!r}: {type(error).__name__}: {error}"))
             return
         said = str(cause).strip().partition("\n")[0]
         text = f"{text_of_lost(name, '')} ({self._engine.title}: {type(cause).__name__}: {said})"
@@ -238,7 +313,6 @@ class RayJob:
         report = {**describe(lost, name, 1, ""), "path": "", "text": ""}
         self._replaced[node] = len(self._replaced)
         self._values[node] = self._ray.put(Failed(node, report))
-        self._left.discard(node)
         self._news.put(("failed", node, report))
         if node in self._wanted:
             self._news.put(("done", node))
@@ -247,6 +321,8 @@ class RayJob:
         """Raise LinkLostError if the cluster is gone. Ray itself would wait for a minute, and then
         end this process."""
         now = time.monotonic()
+        if now - self._asked >= self._asks and self._ray.is_initialized():
+            self._look_for_losses(now)
         if now - self._looked < _EVERY and self._ray.is_initialized():
             return
         self._looked = now
@@ -266,10 +342,8 @@ class RayJob:
     def stop(self) -> None:
         """Drop what has not begun, and raise KeyboardInterrupt in bodies that run. To kill their
         workers might end tasks of others, which these have taken meanwhile."""
-        with self._guard:
-            self._over = True
-            left = sorted(self._left, reverse=True)
-        for node in left:
+        self._engine.forget(self._run)
+        for node in sorted(self._left, reverse=True):
             if self._engine.lost or not self._ray.is_initialized():
                 return
             try:
@@ -281,9 +355,8 @@ class RayJob:
 
     def end(self) -> None:
         """Let the cluster forget the run."""
-        with self._guard:
-            self._over = True
-            self._values, self._large, self._plans, self._left = {}, {}, [], set()
+        self._engine.forget(self._run)
+        self._values, self._large, self._plans, self._left = {}, {}, [], set()
 
 
 def _leave_to_itself() -> None:
@@ -312,3 +385,8 @@ def _with_settings(**settings: str) -> Iterator[None]:
     finally:
         for name in missing:
             os.environ.pop(name, None)
+
+
+def _version() -> str:
+    """The version of entangle here."""
+    return str(sys.modules["entangle"].__version__)

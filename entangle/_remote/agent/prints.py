@@ -94,6 +94,11 @@ class Prints(io.TextIOBase):
         if line is not None:
             self._send([line], b"")
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether any line has begun and not ended."""
+        return bool(self._begun)
+
     def finish(self, call: int) -> None:
         """A call is over: send the unfinished lines of its threads, and of ended threads."""
         with self._guard:

@@ -1,21 +1,13 @@
-"""Shows here what is printed in other places: whole lines, each with its place and call path.
-
-For a terminal, control characters other than colours are written out (`controls.py`). A file or a
-pipe gets the text as it was printed. A worker process cannot know where its output ends up, so it
-assumes a terminal.
-"""
+"""Shows here what is printed in other places: whole lines, each with its place and call path."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
-import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from entangle._remote.wire.controls import escaped
-from entangle._worker.worker import here
+from entangle._remote.wire.printed_lines import show_lines
 from entangle.errors import ProtocolError
 
 #: An unfinished line of this size is shown in pieces (bytes).
@@ -84,31 +76,4 @@ class Shown:
         return f"[{self._place} {call.path()}] " if call is not None else f"[{self._place}] "
 
     def _show_lines(self, stream: bytes, number: int, data: bytes) -> None:
-        where = self._where(number)
-        out = sys.stderr if stream == b"\2" else sys.stdout
-        text = data.decode("utf-8", "replace")
-        lines: list[str] = []
-        # `splitlines` ends lines at other characters as well. A return would overwrite our prefix.
-        for line in text.split("\n"):
-            lines += [part for part in line.split("\r") if part] or [""]
-        if is_terminal(out):
-            lines = [escaped(line) for line in lines]
-        text = "".join(f"{where}{line}\n" for line in lines)
-        with contextlib.suppress(Exception):
-            try:
-                out.write(text)
-            except UnicodeEncodeError:  # an encoding with few characters
-                code = out.encoding or "ascii"
-                out.write(text.encode(code, "backslashreplace").decode(code))
-            out.flush()
-
-
-def is_terminal(out: Any) -> bool:
-    """Whether what is written there is shown on a terminal, or may be."""
-    worker = type(here).worker  # set for all threads of a worker process
-    if worker is not None and worker.in_process:
-        return True
-    try:
-        return bool(out.isatty())
-    except Exception:  # any object may be in its place
-        return False
+        show_lines(self._where(number), data, stream == b"\2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from typing import Any
 
@@ -133,6 +134,29 @@ def spin(path: str) -> None:
             pass
         note(path, "spins")
         time.sleep(0.02)
+
+
+@process
+def loud(x: int) -> int:
+    """Prints lines, and one that has no end."""
+    print("begins", x, flush=True)
+    print("warns", x, file=sys.stderr)
+    sys.stdout.write(f"half of a line of {x}")
+    return x
+
+
+@process
+def loud_for_long() -> None:
+    print("this comes at once")
+    while True:
+        time.sleep(0.02)
+
+
+@process(timeout=60)
+def loud_inside(x: int) -> int:
+    """As `loud`, in a worker process of its own."""
+    print("within", x)
+    return x
 
 
 @process

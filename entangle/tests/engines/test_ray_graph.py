@@ -16,6 +16,7 @@ import pytest
 
 import entangle
 from entangle import gather
+from entangle._engines import chosen
 from entangle.errors import LinkLostError, MissingModuleError, OptionError, ProcessTerminatedException, UnreachableError
 
 from ..evidence import notes, notes_of, wait_until
@@ -29,9 +30,22 @@ from .whole_graphs import WholeGraphs
 pytestmark = pytest.mark.timeout(180)
 
 
+@pytest.fixture(scope="module")
+def connected(ray_head: RayHead) -> Iterator[RayHead]:
+    """A head to which this process stays connected: to connect takes seconds."""
+    chosen._connected(ray_head.client)
+    yield ray_head
+    chosen._release(ray_head.client)
+
+
 @pytest.fixture
-def engine(ray_head: RayHead) -> Any:
-    return entangle.engine(ray_head.client)
+def engine(connected: RayHead) -> Any:
+    return entangle.engine(connected.client)
+
+
+def test_nobody_answers() -> None:  # first of all: this process is not connected yet
+    with pytest.raises(UnreachableError, match="ray start"), entangle.engine("ray://127.0.0.2:9"):
+        pass
 
 
 class TestOnRay(WholeGraphs):
@@ -55,11 +69,6 @@ def kill_a_worker(path: Path) -> None:
             if number not in ended(path):
                 os.kill(pid, signal.SIGKILL)
                 return
-
-
-def test_nobody_answers() -> None:
-    with pytest.raises(UnreachableError, match="ray start"), entangle.engine("ray://127.0.0.2:9"):
-        pass
 
 
 def test_a_killed_worker_runs_no_body_twice(engine: Any, tmp_path: Path) -> None:
@@ -178,6 +187,39 @@ def test_a_module_that_is_missing_there(engine: Any, tmp_path: Path, monkeypatch
 
     with engine, pytest.raises(MissingModuleError, match=r"task 'one' needs the module 'only_in_caller'"):
         only_in_caller.one()()
+
+
+OTHER_VERSIONS = """
+import os, sys, ray, entangle
+from entangle.process import process
+for folder in sys.argv[1:]:
+    ray.init(os.environ["RAY_ADDRESS"], runtime_env={"env_vars": {"PYTHONPATH": folder}}, log_to_driver=False)
+    try:
+        with entangle.engine("ray"):
+            print("connected")
+    except entangle.errors.UnfitPythonError as error:
+        print(error)
+    ray.shutdown()
+"""
+
+
+def test_a_worker_with_another_version_or_none(ray_head: RayHead, tmp_path: Path) -> None:
+    for name, text in (("old", '__version__ = "0.0.7"\n'), ("none", 'raise ImportError("there is none")\n')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "entangle.py").write_text(text)
+    (tmp_path / "caller").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_VERSIONS, str(tmp_path / "old"), str(tmp_path / "none")],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_head.address},
+        cwd=tmp_path / "caller",  # workers look for modules in the caller's own directory first
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    old, none = done.stdout.splitlines()[-2:]
+    here = entangle.__version__
+    assert f"has entangle 0.0.7 ({sys.executable}), and here it is entangle {here}; install one version" in old, done.stderr
+    assert f"has no entangle ({sys.executable}), and here it is entangle {here}; install one version" in none, done.stderr
 
 
 def test_one_cluster_at_a_time(engine: Any) -> None:

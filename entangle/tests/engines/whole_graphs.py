@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import threading
 import time
 from pathlib import Path
@@ -225,6 +226,29 @@ class WholeGraphs:
 
         with engine, pytest.raises(EntangleError, match="stream of values"):
             node()(1)
+
+    def test_prints_come_with_the_worker_and_the_call_path(self, engine: Any, capfd: pytest.CaptureFixture[str]) -> None:
+        with engine:
+            assert total([bodies.loud(1), bodies.loud(square(2)), bodies.loud_inside(3)])() == 8
+        said, warned = capfd.readouterr()
+        for line in ("begins 1", "begins 4", "half of a line of 1", "half of a line of 4"):
+            assert re.search(rf"^\[\S.* total\(.*\) → loud\] {line}$", said, re.MULTILINE), said
+        assert re.search(r"^\[\S.* → loud_inside\] within 3$", said, re.MULTILINE), said
+        assert re.search(r"^\[\S.* → loud\] warns 1$", warned, re.MULTILINE), warned
+
+    def test_prints_of_a_body_that_runs_on(self, engine: Any, capfd: pytest.CaptureFixture[str]) -> None:
+        said: list[str] = []
+        with engine:
+            running = bodies.loud_for_long()(proc=True)
+
+            def is_said() -> bool:
+                said.append(capfd.readouterr().out)
+                return "this comes at once" in "".join(said)
+
+            wait_until(is_said)
+            running.cancel()
+            with pytest.raises(RunCancelledError):
+                running.result()
 
     # Ends -----------------------------------------------------------------------------------------
 
