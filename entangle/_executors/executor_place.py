@@ -18,12 +18,13 @@ from typing import Any
 
 from entangle import _run
 from entangle._executors.executor_message import called, error_of, pack, pack_arguments, perform, value_of
+from entangle._executors.submit_line import SubmitLine, Waits
 from entangle._run.last_run import LastRun
 from entangle._run.start import session
 from entangle._shared.summaries import value_in_short
 from entangle._worker.away import AwayCall
 from entangle._worker.inheritance import in_context_of
-from entangle.errors import EntangleError, OptionError, ProcessTerminatedException
+from entangle.errors import EntangleError, OptionError, ProcessTerminatedException, RunCancelledError
 
 
 class _InUse:
@@ -48,6 +49,7 @@ class ExecutorPlace:
         self._pid = os.getpid()
         #: The task that was sent last, for which run, and as which bytes.
         self._packed: tuple[Any, str, bytes] = (None, "", b"")
+        self._line = SubmitLine(self._running, self._begin)
         if make is not None:
             _last_run.watch()
 
@@ -58,28 +60,41 @@ class ExecutorPlace:
         return _Elsewhere, (_kind(self._given.executor),)
 
     def begin(self, calls: Sequence[AwayCall]) -> None:
-        """Submit these calls."""
-        running = self._running()
+        """Submit these calls, or have that done where it may take a while."""
+        running = self._given if self.make is None else _made_already(self.make)
+        if running is None or not _takes_at_once(running.executor):
+            self._line.add(calls)
+            return
+        self._check()
         for call in calls:
-            try:
-                future = self._submitted(running.executor, call)
-            except BaseException as error:
-                if isinstance(error, futures.BrokenExecutor):
-                    _forget(running)
-                call.failed(_refusal(running.executor, call, error))
-                continue
-            running.add(1)
-            call.handle = future
-            future.add_done_callback(functools.partial(_ended, running, call))
+            self._begin(running, call)
+
+    def _begin(self, running: _InUse, call: AwayCall) -> None:
+        try:
+            future = self._submitted(running.executor, call)
+        except BaseException as error:
+            if isinstance(error, futures.BrokenExecutor):
+                _forget(running)
+            call.handle = None
+            call.failed(_refusal(running.executor, call, error))
+            return
+        running.add(1)
+        call.handle = future
+        future.add_done_callback(functools.partial(_ended, running, call))
 
     def has_begun(self, call: AwayCall) -> bool:
         """Whether the executor says that the call runs."""
         future = call.handle
+        if isinstance(future, Waits):
+            return False
         return future is None or bool(future.running() or future.done()) or self._never_says(call)
 
     def cancel(self, call: AwayCall) -> bool:
         """Cancel the future, which only works while it waits in a queue."""
         future = call.handle
+        if isinstance(future, Waits):
+            future.cancelled = True
+            return not future.submitting  # else its future is cancelled as soon as there is one
         return future is None or (bool(future.cancel()) and not self._never_says(call))
 
     @staticmethod
@@ -109,12 +124,16 @@ class ExecutorPlace:
         return packed
 
     def _running(self) -> _InUse:
-        if self.make is None:
-            assert self._given is not None
-            if self._pid != os.getpid():
-                raise EntangleError(_not_here(_kind(self._given.executor)))
-            return self._given
-        return _made_by(self.make)
+        """The executor. Makes it if need be, which may take a while."""
+        self._check()
+        if self.make is not None:
+            return _made_by(self.make)
+        assert self._given is not None
+        return self._given
+
+    def _check(self) -> None:
+        if self._given is not None and self._pid != os.getpid():
+            raise EntangleError(_not_here(_kind(self._given.executor)))
 
 
 class _Elsewhere:
@@ -154,6 +173,12 @@ def _is_of_dask(part: Any) -> bool:
     """Whether an executor is Dask's. Its futures never say that they run, it runs a call again by
     itself, and a call that is cancelled runs on."""
     return type(part).__module__.partition(".")[0] == "distributed"
+
+
+def _takes_at_once(executor: Any) -> bool:
+    """Whether `submit` only puts a call into a queue that has room for any number."""
+    kind = type(executor)
+    return kind in (futures.ThreadPoolExecutor, futures.ProcessPoolExecutor) or kind.__module__ == "entangle.executor"
 
 
 def _in_threads(executor: Any) -> bool:
@@ -211,8 +236,25 @@ def _refusal(executor: Any, call: AwayCall, error: BaseException) -> BaseExcepti
 
 # Executors that functions make --------------------------------------------------------------------
 
-_made: dict[tuple[Hashable, Any], _InUse] = {}
+
+class _Making:
+    """An executor that a function makes: by the first that wants it, while others wait."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running: _InUse | None = None
+
+
+_made: dict[tuple[Hashable, Any], _Making] = {}
 _guard = threading.Lock()
+
+
+def _made_already(make: Callable[[], Any]) -> _InUse | None:
+    """The executor that this function has made for this session or these runs, if it has."""
+    owner = session()
+    with _guard:
+        making = _made.get((make, owner))
+    return making.running if making is not None else None
 
 
 def _made_by(make: Callable[[], Any]) -> _InUse:
@@ -220,21 +262,36 @@ def _made_by(make: Callable[[], Any]) -> _InUse:
     owner = session()
     key = (make, owner)
     with _guard:
-        running = _made.get(key)
-        if running is None:
+        making = _made.setdefault(key, _Making())
+    with making.lock:
+        if making.running is not None:
+            return making.running
+        try:
             executor = make()
             if not (callable(getattr(executor, "submit", None)) and callable(getattr(executor, "shutdown", None))):
                 raise EntangleError(f"@on was given a function that makes no executor: it returned {value_in_short(executor)}")
-            running = _made[key] = _InUse(executor)
-            if owner is not None:
-                owner.at_end(functools.partial(_close, running))
+        except BaseException:
+            with _guard:
+                if _made.get(key) is making:
+                    del _made[key]
+            raise
+        running = _InUse(executor)
+        with _guard:
+            wanted = _made.get(key) is making
+            if wanted:
+                making.running = running
+    if not wanted:
+        _close(running)
+        raise RunCancelledError("the run was over before its executor was made")
+    if owner is not None:
+        owner.at_end(functools.partial(_close, running))
     return running
 
 
 def _forget(running: _InUse) -> None:
     """Use a broken executor no more: the next call has another one made."""
     with _guard:
-        for key in [key for key, known in _made.items() if known is running]:
+        for key in [key for key, known in _made.items() if known.running is running]:
             del _made[key]
 
 
@@ -260,9 +317,12 @@ def _close(running: _InUse) -> None:
 def _end_with_runs() -> None:
     """End what functions have made for runs. In a session and in a warm worker it stays."""
     if _run.warm_settings is None:
-        for (_, owner), running in list(_made.items()):
-            if owner is None:
-                _close(running)
+        with _guard:
+            over = [key for key in _made if key[1] is None]
+            ended = [_made.pop(key) for key in over]
+        for making in ended:
+            if making.running is not None:
+                _close(making.running)
 
 
 _last_run = LastRun(_end_with_runs)

@@ -257,6 +257,66 @@ def test_a_pause_between_attempts_holds_no_place(tmp_path: Path) -> None:
     assert tries == ["first", "second", "first"]
 
 
+class Full(ThreadPoolExecutor):
+    """An executor with a full queue: `submit` waits until there is room."""
+
+    def __init__(self, room: threading.Event) -> None:
+        super().__init__(1)
+        self.room, self.asked, self.taken = room, threading.Event(), 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.asked.set()
+        assert self.room.wait(60)
+        self.taken += 1
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_a_full_queue_and_a_slow_function_hold_up_nobody_else(tmp_path: Path) -> None:
+    room, hand = threading.Event(), ByHand()
+
+    def slow() -> Executor:
+        assert room.wait(60)
+        return ThreadPoolExecutor(1)
+
+    def others_first() -> None:
+        wait_until(lambda: len(hand.waiting) == 3)
+        hand.run_all()
+
+    def goes_on(*values: int) -> list[int]:
+        room.set()
+        return list(values)
+
+    with Full(room) as full:
+        before = on(full)(double)
+        with when(full.asked.is_set, others_first):
+            # Only what the others give makes room.
+            ended = thread(goes_on)(*(on(hand)(double)(x) for x in range(3)))
+            assert entangle.gather(before(1), on(slow)(double)(2), before(3), ended)() == [2, 4, 6, [0, 2, 4]]
+        room.clear()
+        full.asked.clear()
+        with pytest.raises(RunTimeoutException):
+            entangle.gather(before(1), before(2), on(slow)(double)(3)).run(timeout=0.3)
+        taken = full.taken
+        room.set()
+        assert before(5)() == 10
+        # What waited in `submit` was taken and cancelled; what waited in line never was.
+        assert full.taken == taken + 2
+
+
+def test_a_function_that_has_made_an_executor_too_late(tmp_path: Path) -> None:
+    gate, made_late = threading.Event(), []
+
+    def slow() -> Executor:
+        assert gate.wait(60)
+        made_late.append(ThreadPoolExecutor(1))
+        return made_late[0]
+
+    with pytest.raises(RunTimeoutException):
+        on(slow)(double)(1).run(timeout=0.2)
+    gate.set()
+    wait_until(lambda: bool(made_late) and made_late[0]._shutdown)
+
+
 def test_a_killed_process_of_an_executor(tmp_path: Path) -> None:
     path = str(tmp_path / "killed")
     with Warm(1) as broken, pytest.raises(ProcessTerminatedException, match="the Executor of task 'kill_once' has lost the call: Broken"):
