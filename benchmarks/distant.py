@@ -75,6 +75,26 @@ class EntangleParamiko(EntangleSsh):
         super().start()
 
 
+class EntangleFarSsh(EntangleSsh):
+    """entangle, tasks under @ssh, and a network in between on which an answer takes 50 ms."""
+
+    name = "entangle by ssh, 50 ms away"
+    short = "by ssh, 50 ms away"
+    LATENCY: ClassVar[float] = 0.05
+
+    def start(self) -> None:
+        super().start()
+        command = [sys.executable, "-m", "benchmarks.relay", str(self.options["port"]), str(self.LATENCY / 2)]
+        self.relay = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.relay.stdout is not None
+        self.options = {**self.options, "port": int(self.relay.stdout.readline()), "known_hosts": False}
+
+    def stop(self) -> None:
+        self.hang_up()
+        self.relay.communicate()
+        super().stop()
+
+
 class BareSsh(Contestant, WithServer):
     """The ssh program by hand."""
 
@@ -228,5 +248,5 @@ def without_docker() -> None:
         raise ImportError("no docker with the image: make services") from None
 
 
-for _one in (EntangleSsh, EntangleParamiko, BareSsh, BareFrames, EntangleDocker, DockerExec, EntangleSlurm, BareSrun):
+for _one in (EntangleSsh, EntangleFarSsh, EntangleParamiko, BareSsh, BareFrames, EntangleDocker, DockerExec, EntangleSlurm, BareSrun):
     CONTESTANTS[_one.name] = _one
