@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from entangle._remote.agent import imports
-from entangle._remote.caller.far import Far
+from entangle._remote.caller.far import Far, FarFunction
 from entangle._remote.transport.interpreter import InterpreterTransport
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -26,7 +26,7 @@ class Interpreter(Far):
 
     transport: InterpreterTransport
 
-    def ship(self, rest: Decorated) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> FarFunction:
         """What runs here.
 
         The interpreter is looked for now, where the call is about to run. Where an agent has only

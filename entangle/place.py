@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from entangle._remote.agent import imports
-from entangle._remote.caller.far import Far
+from entangle._remote.caller.far import Far, FarFunction
 from entangle._remote.caller.place_files import KINDS, Definition, known_places
 from entangle._remote.transport import Transport
 from entangle._remote.transport.several import SeveralTransport
@@ -61,14 +61,14 @@ class SeveralHosts(Far):
 
     transport: SeveralTransport
 
-    def ship(self, rest: Decorated) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> FarFunction:
         """What runs here; packages go into the virtual environment of the host that is reached."""
         shipped = super().ship(rest)
-        if all(getattr(host, "env", None) is None for host in self.transport.hosts if host.name == "ssh"):
-            return shipped
-        from entangle._remote.caller.requirements import furnished
+        if any(getattr(host, "env", None) is not None for host in self.transport.hosts if host.name == "ssh"):
+            from entangle._remote.caller.requirements import furnished
 
-        return furnished(self.transport, rest.function, shipped)
+            shipped.furnishing = furnished(rest.function)
+        return shipped
 
 
 class Nowhere(Layer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
-from entangle._remote.caller.far import Far
+from entangle._remote.caller.far import Far, FarFunction
 from entangle._remote.transport.ssh import SSHTransport
 from entangle._remote.transport.ssh_options import LEARN, check_word
 from entangle._shared.summaries import value_in_short
@@ -26,7 +26,7 @@ class SSH(Far):
 
     transport: SSHTransport
 
-    def ship(self, rest: Decorated) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> FarFunction:
         """What runs here.
 
         The key is looked for now, where the call is about to run. Where the task was decorated, it
@@ -34,11 +34,11 @@ class SSH(Far):
         """
         _ = self.transport.identity
         shipped = super().ship(rest)
-        if self.transport.env is None:
-            return shipped
-        from entangle._remote.caller.requirements import furnished
+        if self.transport.env is not None:
+            from entangle._remote.caller.requirements import furnished
 
-        return furnished(self.transport, rest.function, shipped)
+            shipped.furnishing = furnished(rest.function)
+        return shipped
 
 
 @overload

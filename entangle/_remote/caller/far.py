@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entangle import _run
 from entangle._remote.caller.lost_connections import comes_back, used_up
@@ -19,6 +18,9 @@ from entangle._worker.away import AwayFunction, AwayPlace
 from entangle._worker.worker import here
 from entangle.errors import LinkLostError, ProcessTerminatedException, RunCancelledError, UnreachableError
 from entangle.flow import HERE, Body
+
+if TYPE_CHECKING:
+    from entangle._remote.caller.requirements import Furnishing
 
 
 class Far(Layer):
@@ -56,7 +58,7 @@ class Far(Layer):
 
         return channel_to(self.transport).call(rest, args, kwargs)
 
-    def ship(self, rest: Decorated) -> Callable[..., Any]:
+    def ship(self, rest: Decorated) -> FarFunction:
         """What runs here for a task that runs there."""
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}
         body = Body(rest.function, rest.__name__, **{name: terms[name] for name in AGAIN if name in terms})
@@ -73,6 +75,8 @@ class FarFunction(AwayFunction):
     def __init__(self, far: Far, rest: Decorated, again: Body | None) -> None:
         self.task = rest
         self._far, self._again = far, again
+        #: What is done there before the first call, such as an installation.
+        self.furnishing: Furnishing | None = None
         #: Whether its calls can be away: they go through the one channel to that place.
         self.may_be_away = type(far).send is Far.send
 
@@ -81,7 +85,7 @@ class FarFunction(AwayFunction):
         """The place of calls that are away; it has the channels, which are loaded for that."""
         from entangle._remote.caller.far_place import FarPlace
 
-        return FarPlace(self._far.transport, self.task, self._again)
+        return FarPlace(self._far.transport, self.task, self._again, self.furnishing)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """The value of a call; this thread waits for it."""
@@ -95,6 +99,10 @@ class FarFunction(AwayFunction):
 
     def _sent(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         body = self._again
+        if self.furnishing is not None:
+            from entangle._remote.caller.open_channels import channel_to
+
+            self.furnishing.see_to(channel_to(self._far.transport))
         if body is None:
             return self._far.send(self.task, args, kwargs)
         from entangle._worker.failures import pause

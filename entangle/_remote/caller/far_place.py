@@ -26,6 +26,7 @@ from entangle._remote.caller.channel import Channel
 from entangle._remote.caller.lost_connections import comes_back, used_up
 from entangle._remote.caller.open_channels import channel_to, known_channel
 from entangle._remote.caller.pending_call import PendingCall
+from entangle._remote.caller.requirements import Furnishing
 from entangle._remote.caller.stream_watcher import leave, watch
 from entangle._remote.transport import Transport
 from entangle._remote.wire.frames import VALUE, Message
@@ -47,8 +48,10 @@ MOST_PROCESSES = 256
 class FarPlace:
     """A place behind a transport, for the calls of one task."""
 
-    def __init__(self, transport: Transport, rest: Decorated, again: Body | None) -> None:
+    def __init__(self, transport: Transport, rest: Decorated, again: Body | None, furnishing: Furnishing | None) -> None:
         self.transport, self.rest = transport, rest
+        #: What is done there before the first call.
+        self.furnishing = furnishing
         #: How often a call is begun again whose connection is lost; None: never.
         self.again = again
         #: Whether bodies have processes there, which can be stopped.
@@ -210,8 +213,8 @@ class FarLine:
             return channel
         if self._opening:
             return None
-        channel = known_channel(self.place.transport)
-        if channel is None:
+        channel, furnishing = known_channel(self.place.transport), self.place.furnishing
+        if channel is None or (furnishing is not None and not furnishing.is_done(channel)):
             self._opening = True
             _open(self)
             return None
@@ -297,34 +300,37 @@ def _another(error: BaseException) -> BaseException:
 
 # Opening channels ---------------------------------------------------------------------------------
 
-#: The lines that wait for a channel, by its key.
+#: The lines that wait for a channel, by its key and what is to be done there.
 _openings: dict[Hashable, list[FarLine]] = {}
 _guard = threading.Lock()
 
 
 def _open(line: FarLine) -> None:
     """Have a thread open the channel for a line, unless one does so already."""
-    key = line.place.transport.key
+    place = line.place
+    key = place.transport.key, place.furnishing
     with _guard:
         lines = _openings.get(key)
         if lines is not None:
             lines.append(line)
             return
         _openings[key] = [line]
-    opener = threading.Thread(target=_open_for_all, args=(key, line.place.transport), name="entangle-open", daemon=True)
+    opener = threading.Thread(target=_open_for_all, args=(key, place), name="entangle-open", daemon=True)
     try:
         opener.start()
     except RuntimeError as error:
         _tell(key, None, error)
 
 
-def _open_for_all(key: Hashable, transport: Transport) -> None:
+def _open_for_all(key: Hashable, place: FarPlace) -> None:
     channel: Channel | None = None
     failure: BaseException | None = None
     try:
-        channel = channel_to(transport)
+        channel = channel_to(place.transport)
+        if place.furnishing is not None:
+            place.furnishing.see_to(channel)
     except BaseException as error:
-        failure = error
+        channel, failure = None, error
     _tell(key, channel, failure)
 
 

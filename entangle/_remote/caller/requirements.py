@@ -20,8 +20,6 @@ from typing import Any
 from entangle._remote.agent.installation import install
 from entangle._remote.caller.channel import Channel
 from entangle._remote.caller.modules import is_project
-from entangle._remote.caller.open_channels import channel_to
-from entangle._remote.transport import Transport
 from entangle._shared.masks import masked
 from entangle._shared.pickling import MAIN
 from entangle.errors import UnfitPythonError
@@ -31,27 +29,39 @@ from entangle.task import Task
 _COMES_BY_ITSELF = {"entangle", "cloudpickle", *MAIN}
 
 
-def furnished(transport: Transport, function: Callable[..., Any], shipped: Callable[..., Any]) -> Callable[..., Any]:
-    """`shipped`, but first installs in the place's environment what `function` needs."""
+class Furnishing:
+    """Installs what a function needs into the environment of a place, before its first call there.
+
+    Once for each process: a channel belongs to one.
+    """
+
+    def __init__(self, wanted: list[str]) -> None:
+        self._wanted = wanted
+        # One lock for each process: a fork during an installation would inherit it locked.
+        self._guards: dict[int, threading.Lock] = {}
+        self._seen: Channel | None = None
+
+    def is_done(self, channel: Channel) -> bool:
+        """Whether nothing is left to install there."""
+        return channel is self._seen or getattr(channel.transport, "env", None) is None
+
+    def see_to(self, channel: Channel) -> None:
+        """Install what is missing there; waits for that. Raises UnfitPythonError."""
+        if self.is_done(channel):
+            return
+        with self._guards.setdefault(os.getpid(), threading.Lock()):
+            if self.is_done(channel):
+                return
+            trouble = channel.call(install, (self._wanted,), {})
+            if trouble:
+                raise UnfitPythonError(f"{channel.place}: {masked(' '.join(self._wanted))} cannot be installed there\n{trouble}")
+            self._seen = channel
+
+
+def furnished(function: Callable[..., Any]) -> Furnishing | None:
+    """What sees to it that `function` finds what it imports; None if that is nothing."""
     wanted = requirements(function)
-    if not wanted:
-        return shipped
-    # One lock for each process: a fork during an installation would inherit it locked.
-    guards: dict[int, threading.Lock] = {}
-    seen: list[Channel] = []
-
-    def far(*args: Any, **kwargs: Any) -> Any:
-        channel = channel_to(transport)
-        if channel not in seen and getattr(channel.transport, "env", None) is not None:
-            with guards.setdefault(os.getpid(), threading.Lock()):
-                if channel not in seen:
-                    trouble = channel.call(install, (wanted,), {})
-                    if trouble:
-                        raise UnfitPythonError(f"{transport.place}: {masked(' '.join(wanted))} cannot be installed there\n{trouble}")
-                    seen[:] = [channel]
-        return shipped(*args, **kwargs)
-
-    return far
+    return Furnishing(wanted) if wanted else None
 
 
 def requirements(function: Callable[..., Any]) -> list[str]:
