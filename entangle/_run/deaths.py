@@ -17,6 +17,7 @@ import time
 
 from entangle._run.deadlines import Deadlines
 from entangle._run.forwarding import quote
+from entangle._run.memory_kills import kills
 from entangle._run.roster import Roster
 from entangle._run.worker_process import WorkerProcess, signal_name
 from entangle._shared import limits
@@ -93,6 +94,7 @@ class Deaths:
         self.deadlines = Deadlines(site, store, roster, self)
         #: What ends the run, if anything does.
         self.error: BaseException | None = None
+        kills()  # counted from here on
         #: How many workers in a row have died before they had begun.
         self.stillborn = 0
         #: Nodes to try again, and when (seconds, of the monotonic clock).
@@ -230,7 +232,7 @@ class Deaths:
         name = self.site.flow.name(node)
         error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {_how(code)}")
         if code == -signal.SIGKILL:
-            add_note(error, "SIGKILL comes from the system when memory is short (see dmesg), or from a user")
+            add_note(error, kills().why())
         quote(error, worker)
         return error
 

@@ -17,13 +17,13 @@ class BrokenExecutorError(ProcessTerminatedException, BrokenProcessPool):
     __module__ = "entangle.executor"  # where users find it, so that tracebacks say so
 
 
-def broken_by(why: str, cause: BaseException | None = None, call: str = "") -> BrokenExecutorError:
-    """The error that says why, and in which call."""
+def broken_by(why: str, cause: BaseException | None = None, call: str = "", killed: str = "") -> BrokenExecutorError:
+    """The error that says why, and in which call; `killed`: where the signal came from."""
     error = BrokenExecutorError(why)
     if call:
         add_note(error, f"call: {call}")
-    if "SIGKILL" in why:
-        add_note(error, "SIGKILL comes from the system when memory is short (see dmesg), or from a user")
+    if killed:
+        add_note(error, killed)
     error.__cause__ = cause
     return error
 

@@ -9,9 +9,11 @@ import os
 import pickle
 import select
 import shutil
+import signal
 import socket
 import time
 
+from entangle._run.memory_kills import kills
 from entangle._shared.orders import OUTCOMES
 from entangle._shared.polling import new_poll
 from entangle._shared.spare_files import place_of_spares, remove_of_dead, spare_files
@@ -43,6 +45,7 @@ class Collector:
     def __init__(self, calls: Dispatcher) -> None:
         self.calls = calls
         self._poll = new_poll()
+        kills()  # counted from here on
 
     def collect(self) -> None:
         """Settle calls until the executor is over."""
@@ -226,11 +229,12 @@ class Collector:
             if calls.broken is None and lost is not None:
                 name = lost.function.name
                 how = how_it_ended(code)
+                killed = kills().why() if code == -signal.SIGKILL else ""
                 call = lost.in_short(calls.files)
                 why = f"the worker process (pid {pid}) of {name!r} ended by {how} while it ran"
-                settled.append((lost, False, broken_by(why, call=call)))
+                settled.append((lost, False, broken_by(why, call=call, killed=killed)))
                 told = f"a worker process (pid {pid}) ended by {how} while it ran {name!r}, so nothing more runs here"
-                calls.break_off(lambda: broken_by(told, call=call), settled)
+                calls.break_off(lambda: broken_by(told, call=call, killed=killed), settled)
             elif calls.broken is None and rest and not line.answered and not line.retires:
                 calls.stillborn += _STILLBORN if calls.initializer is not None else 1
                 if calls.stillborn >= _STILLBORN:

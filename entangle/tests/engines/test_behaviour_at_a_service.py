@@ -15,6 +15,25 @@ from .. import test_behaviour
 from ..local_jobs import LocalJobs
 from ..ways import Way
 
+#: Those in which the way that a call takes matters. A job costs a second, and its values, errors
+#: and functions travel as they do to an agent, for which all are run.
+AT_SERVICES = (
+    "test_a_nested_expression_gives_its_value",
+    "test_the_same_call_twice_is_one_node",
+    "test_a_huge_value",
+    "test_a_closure_over_a_task",
+    "test_modules_beside_the_caller_can_be_imported",
+    "test_an_error_tells_the_call_path_and_where_it_ran",
+    "test_an_error_that_cannot_be_pickled",
+    "test_a_value_that_cannot_be_pickled",
+    "test_a_body_that_ends_its_process",
+    "test_retry",
+    "test_a_deadline_kills_the_body_and_what_it_started",
+    "test_an_error_deep_in_nested_runs",
+    "test_await",
+    "test_several_runs_at_once",
+)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -35,6 +54,5 @@ def way(request: pytest.FixtureRequest, folder: Path) -> Way:
     return Way(request.param.name, where=at_a_service, whole=False)
 
 
-for _name, _test in vars(test_behaviour).items():
-    if _name.startswith("test_"):
-        globals()[_name] = _test
+for _name in AT_SERVICES:
+    globals()[_name] = getattr(test_behaviour, _name)
