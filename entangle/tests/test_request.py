@@ -25,7 +25,7 @@ import pytest
 import entangle
 from entangle import records
 from entangle.dataflow import dataflow
-from entangle.errors import ProcessRetryException, ProcessTimeoutException, RequestError, RunTimeoutException
+from entangle.errors import ProcessRetryException, ProcessTimeoutException, RequestError, RunTimeoutException, ThreadTimeoutException
 from entangle.limit import limit
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -261,10 +261,10 @@ def test_a_connection_that_the_server_has_closed_meanwhile(server: Server) -> No
         assert server.opened == 3  # what may change something there goes by no such connection
 
 
-@pytest.mark.parametrize("under", [process, thread])
-def test_past_the_timeout_of_the_body_the_request_is_aborted(server: Server, under: Any) -> None:
+@pytest.mark.parametrize(("under", "kind"), [(process, ProcessTimeoutException), (thread, ThreadTimeoutException)])
+def test_past_the_timeout_of_the_body_the_request_is_aborted(server: Server, under: Any, kind: type[Exception]) -> None:
     asked = under(timeout=0.3)(request(url=server.url + "/hang")(size))
-    with pytest.raises(ProcessTimeoutException, match=r"'size' ran longer than its timeout of 0\.3 s"):
+    with pytest.raises(kind, match=r"'size' ran longer than its timeout of 0\.3 s"):
         asked()()
     wait_until(lambda: server.left == 1)
 
