@@ -391,7 +391,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
     memory, cookies, moved = extras[MEMORY].get, extras[COOKIE_WAIT].get, extras[MOVED].get
     where = tail.get("places", ())
     elsewhere = {
-        node: (place, ticket or None, max(0, queued) or None)
+        node: (place, ticket or None, queued or None)
         for node, place, ticket, queued in zip(where[::4], where[1::4], where[2::4], where[3::4], strict=True)
     }.get
     inside = Counter(one["node"] for one in tail["tries"] if one.get("inside"))
@@ -405,6 +405,9 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         if where == IN_RECORD and state == DONE:
             value = in_record(number, kind)
         place, ticket, queued = elsewhere(node, _HERE)
+        if queued is not None and queued < 0 and started:  # its record began before it was queued
+            queued = -queued
+            started = min(started + queued, ended or started + queued)
         yield (
             key,
             node,

@@ -374,6 +374,10 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         tail["constants"] = tail["constants"].typecode
     if run.history is not None:
         tail["stream"] = run.how_far()
+        for number, stage in enumerate(tail["stream"]["stages"]):
+            if "place" in stage:
+                stage["place"] = masked(stage["place"])
+                tail.setdefault("places", []).extend((number, stage["place"], "", 0))
         failed = tail["error"] is not None and run.history.latest >= 0
         columns = run.history.columns(failed, tail["error"] is None)
         if failed:

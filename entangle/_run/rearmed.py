@@ -58,6 +58,7 @@ from entangle._shared.table import (
     Table,
 )
 from entangle._shared.tracebacks import passes_on
+from entangle._shared.whereabouts import stage_places
 from entangle._shared.whole_files import write_whole
 from entangle._watch.outline import HOW_FAR
 from entangle._worker.worker import Worker
@@ -230,6 +231,12 @@ class RearmedRun(Run):
         if isinstance(self.supervisor, RearmedSupervisor):
             for stage, under_way in zip(told["stages"], self.supervisor.under_way(), strict=True):
                 stage["running"], stage["waiting"] = under_way
+            places = stage_places(self.supervisor.site)
+            if places:
+                number = {id(body): at for at, body in enumerate(self.flow.bodies)}
+                for stage, known in zip(told["stages"], self.history.stages, strict=True):
+                    if (place := places.get(number[id(known.body)])) is not None:
+                        stage["place"] = place
         return told
 
     @passes_on

@@ -29,7 +29,7 @@ from entangle._shared.interrupts import Deferred, Terminated, plain
 from entangle._shared.removal import DIRECTORY
 from entangle._shared.site import Site, claims_of, lanes_of, own_lanes_of
 from entangle._shared.store import Store
-from entangle._shared.table import FINISHED, MOST_WORKERS, STARTED_AT, STOP, Table
+from entangle._shared.table import FINISHED, MOST_WORKERS, RUNNING, STARTED_AT, STOP, Table
 from entangle._shared.tracebacks import passes_on
 from entangle._shared.whereabouts import Whereabouts
 from entangle._watch.outline import LASTING, write_outline
@@ -458,11 +458,23 @@ class Run:
         self._has_opened(limits.room_of_process())
         if not self._outlined:
             self._outline()
-        if self.supervisor is not None and self.supervisor.away is not None:
-            self.whereabouts = self.whereabouts or Whereabouts()
-            self.whereabouts.look(self.supervisor.away[1].calls, self._seen_in)
+        supervisor = self.supervisor
+        if supervisor is not None and (supervisor.away is not None or supervisor.site.away):
+            self._look_at_away(supervisor)
         for observer in self.observers:
             observer.looked(self)
+
+    def _look_at_away(self, supervisor: Supervisor) -> None:
+        """See where the nodes are that run elsewhere, if it is time."""
+        told = self.whereabouts = self.whereabouts or Whereabouts()
+        if not told.is_due():
+            return
+        states, waited_for = supervisor.table.states, supervisor.site.away
+        for node in list(waited_for):
+            if states[node] != RUNNING:
+                waited_for.pop(node, None)
+        away = list(supervisor.away[1].calls.values()) if supervisor.away is not None else []
+        told.look([*away, *waited_for.values()], self._seen_in)
 
     def _outline(self) -> None:
         """Write names and edges for `entangle top` and the page, once the run has lasted a

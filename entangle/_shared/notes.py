@@ -174,7 +174,8 @@ class Notes:
 
     def elsewhere(self, node: int, place: str, ticket: str = "", queued: int = 0) -> None:
         """Note where else the body of a node runs, what that place calls it, and for how many
-        nanoseconds it was queued there before the start in its record. The last note counts."""
+        nanoseconds it was queued there: before the start in its record, or after that where
+        negative. The last note counts."""
         self._places += (node, place, ticket, queued)
 
     def flush(self) -> None:

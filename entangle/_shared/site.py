@@ -106,6 +106,10 @@ class Site:
         self.stores: list[Store] = []
         #: Whether workers may have another `__main__` than the invoking process (not forked).
         self.elsewhere = False
+        #: Where bodies are that threads of the invoking process wait for, by node; of a stream, by
+        #: body and place (`_shared/whereabouts.py`).
+        self.away: dict[int, Any] = {}
+        self.stage_places: dict[tuple[int, str], None] = {}
         #: Attempts that failed and were followed by others, of a run without a directory.
         self.tries: list[dict[str, Any]] = []
         #: The progress of nodes whose threads were abandoned, for their next attempt
@@ -131,7 +135,8 @@ class Site:
         self.flow = self.table.flow = flow
         self.directory, self.spill = directory, spill
         self.flow_path, self.described, self.given, self.told, self.record = "", b"", b"", 0, ""
-        self.local, self.done_ahead, self.errors, self.failed, self.noted, self.resumed, self.tries = {}, {}, {}, {}, [], {}, []
+        self.local, self.done_ahead, self.errors, self.failed, self.noted, self.resumed = {}, {}, {}, {}, [], {}
+        self.tries, self.away = [], {}
 
     @property
     def run_id(self) -> str:

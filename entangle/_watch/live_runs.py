@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -191,8 +192,13 @@ class LiveRun:
             if slots[base + STATE] == BUSY and slots[base + LANE] != AWAY and slots[base + NODE] >= 0 and slots[base + BEGUN]:
                 one = whereabouts.read_of(self.directory, base // SLOT)
                 if one is not None and one.node == slots[base + NODE]:
+                    if one.node not in nodes:
+                        counts.append(Waiting(one.place, one.why, 1))
                     nodes[one.node] = one
-        return nodes, counts
+        total: Counter[tuple[str, str]] = Counter()
+        for one_of in counts:
+            total[one_of.place, one_of.why] += one_of.nodes
+        return nodes, [Waiting(place, why, count) for (place, why), count in total.most_common()]
 
     def places(self) -> dict[int, Whereabout]:
         """Where each node is or was that runs elsewhere. Of those that are over it is known while

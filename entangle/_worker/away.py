@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from entangle._shared.polling import new_poll
 from entangle._shared.table import NOBODY
 from entangle._shared.tracebacks import passes_on
-from entangle._shared.whereabouts import Whereabout, tell_of
+from entangle._shared.whereabouts import tell_of
 from entangle._worker import inline
 from entangle._worker.worker import here
 from entangle.errors import RunCancelledError
@@ -222,11 +222,11 @@ class AwayFunction:
                 waiting.enter_context(worker.ending_with(cancel))
             try:
                 self.place.begin([call])
-                told: Whereabout | None = None
-                while not ended.wait(_TELLS if worker is not None and worker.site.directory else None):
-                    now = Whereabout(call.node, call.where, call.ticket, call.waits, call.began)
+                told: Any = None
+                while not ended.wait(_TELLS if worker is not None else None):
+                    now = call.where, call.ticket, call.waits, call.began
                     if call.where and worker is not None and now != told:
-                        tell_of(worker.site.directory, worker.slot, now)
+                        tell_of(worker, call.node, *now)
                         told = now
             except BaseException:
                 self.place.cancel(call)

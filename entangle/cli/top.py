@@ -258,7 +258,8 @@ def _stages(run: dict[str, Any], width: int) -> list[Text]:
         done = stage.get("done", 0)
         under_way = f"{stage.get('running', 0):,} in it, {stage.get('waiting', 0):,} before it"
         lost = "".join(f", {stage[state]:,} {state}" for state in ("failed", "skipped") if stage.get(state))
-        about = text(f"{done / max(run['seconds'], 1e-3):,.0f}/s, {under_way}", (lost, "red"))
+        at = f" at {stage['place']}" if stage.get("place") else ""
+        about = text(f"{done / max(run['seconds'], 1e-3):,.0f}/s, {under_way}", (lost, "red"), (at, "dim"))
         rows.append([text(str(stage.get("name", "")), style="cyan"), text(f"{done:,} done"), about])
     return _indented(table_lines(("", "", ""), rows, width - 2 * run["depth"] - 2, right=(1,)), 2 * run["depth"] + 2)
 

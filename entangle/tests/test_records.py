@@ -1336,6 +1336,22 @@ def test_a_stream_is_remembered_without_its_values(directory: Path) -> None:
     assert len(run.children) == len(run.nodes[1].children) == 20
 
 
+def test_a_stage_of_a_stream_is_remembered_with_its_place() -> None:
+    from entangle import dataflow
+    from entangle.interpreter import interpreter
+
+    executors: tuple[Any, ...] = ("process", "thread")
+    first, second = (dataflow.dataflow(executor=executor)(interpreter(twice)) for executor in executors)
+    flow = dataflow.dataflow(executor="thread")(twice)(first(second()))
+    assert [value for (value,) in flow.stream(range(3))] == [0, 8, 16]
+    streamed = records.run("last")
+    assert flow(1) == (8,)
+    for run in (streamed, records.run("last")):
+        assert [(node.place, node.items) for node in run.nodes] == [
+            (at, run.nodes[0].items) for at in (None, sys.executable, sys.executable)
+        ]
+
+
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_a_dataflow_that_fails_is_remembered_as_failed(executor: Any) -> None:
     from entangle import dataflow

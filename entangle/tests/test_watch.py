@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -315,3 +317,44 @@ def test_only_a_run_that_lasts_writes_an_outline(lasting: float, written: str, t
         process(time.sleep)(0.3)()
     """
     assert output_of(tmp_path, source) == f"{written}\n"
+
+
+#: Two bodies in another place, until the file `go` is there: one is away, for the other a worker
+#: process waits.
+ELSEWHERE = """
+    import os, time
+    from entangle.interpreter import interpreter
+    from entangle.process import process
+
+    def waiting(n, folder):
+        while not os.path.exists(os.path.join(folder, "go")):
+            time.sleep(0.01)
+        return n
+
+    @process
+    def total(*values):
+        return sum(values)
+
+    folder = os.getcwd()
+    print(total(interpreter(waiting)(1, folder), process(interpreter(waiting))(2, folder))())
+"""
+
+
+def test_nodes_elsewhere_are_seen_there_while_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = Caller(tmp_path, ELSEWHERE)
+    monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
+    caller.start()
+
+    def look() -> list[Any]:
+        found = []
+        for run in live_runs():
+            with run:
+                nodes, counts = run.whereabouts()
+                if len(nodes) == 2 and run.outer is None:
+                    found.append(([one.place for one in nodes.values()], [tuple(one) for one in counts]))
+        return found
+
+    try:
+        assert wait_until(look, 60) == [([sys.executable] * 2, [(sys.executable, "", 2)])]
+    finally:
+        caller.stop()

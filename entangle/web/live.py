@@ -359,6 +359,7 @@ def _stages(told: dict[str, Any], seconds: float) -> dict[str, Any]:
             "state": stage_numbers.state_of(one),
             "seconds": one["busy"],
             "value": None,
+            "place": stage.get("place"),
             "pid": None,
             "cpu": -1,
             "attempts": 0,
@@ -457,6 +458,7 @@ def _stage(root: str, run: LiveRun, told: dict[str, Any], number: int) -> dict[s
         "error": None,
         "output": None,
         "items": items,
+        "place": stage.get("place"),
         "inputs": [
             {"name": "", "source": name_of(root, run.id, taken), "task": told["stages"][taken]["name"], "value": None}
             for taken in stage["inputs"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from entangle.web.lanes import Stretch, lane_of
+from entangle.web.lanes import HERE, Stretch, lane_of
 from entangle.web.page_graph import GraphPart
 
 #: Seconds over which the rate of a live stream is taken.
@@ -69,8 +69,8 @@ def stretches(told: dict[str, Any], by: str, named: Callable[[int], str]) -> lis
     """Which worker ran which stage, in seconds since the run began. `named` names a stage."""
     found = []
     for slot, pid, cpu, started, ended, stage, items in told["stretches"]:
-        lane, label = lane_of(by, pid, cpu, slot)
         name = told["stages"][stage]["name"]
+        lane, label = lane_of(by, pid, cpu, slot, told["stages"][stage].get("place", HERE))
         found.append(Stretch(lane, label, started / 1e9, ended / 1e9, name, named(stage), "", items))
     return found
 

@@ -60,6 +60,7 @@ from entangle._shared.home import branch
 from entangle._shared.interrupts import whole
 from entangle._shared.notes import SHORT, WHOLE
 from entangle._shared.table import NOBODY, NODE, NOTING
+from entangle._shared.whereabouts import tell_of
 from entangle._tasks.layer import Decorated
 from entangle._worker.worker import here
 from entangle.errors import EntangleError, FarError, LinkLostError, ProtocolError, RunCancelledError, UnreachableError
@@ -200,8 +201,8 @@ class Channel:
 
     # Calls ----------------------------------------------------------------------------------
 
-    def call(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a task there, and give its value.
+    def call(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], queued: int = 0) -> Any:
+        """Run a task there, and give its value. It has been queued for so many nanoseconds.
 
         Raises what the task raises, LinkLostError if the connection ends first, and
         UnpicklableError if an argument or the value cannot travel.
@@ -215,8 +216,10 @@ class Channel:
             call.records = _remote.travels().destination(worker)
             if call.records:
                 record = worker.site.run_id, call.node, mode == WHOLE
-        if worker is not None and worker.notes is not None:
-            worker.notes.elsewhere(call.node, self.place, self.transport.ticket)
+        if worker is not None:
+            tell_of(worker, call.node, self.place, self.transport.ticket, since=time.monotonic_ns())
+            if worker.notes is not None:
+                worker.notes.elsewhere(call.node, self.place, self.transport.ticket, -queued)
         parts, given = job.pack(rest, args, kwargs, self.about, self.place, record)
 
         def cancel() -> None:

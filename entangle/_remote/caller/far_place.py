@@ -127,7 +127,7 @@ class FarLine:
     def begin(self, calls: Sequence[AwayCall]) -> None:
         """Take over these calls."""
         for call in calls:
-            call.handle = self
+            call.handle, call.where = self, self.place.transport.place
         self._waiting += calls
         self.submit()
 

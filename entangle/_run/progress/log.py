@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from entangle._run.progress.wording import View, clock, last_line, line, spelled
 
-#: A line is written after so many seconds; sooner after so large a part of the run, but not before
-#: so many seconds.
+#: A line is written after so many seconds; sooner after so large a part of the run, or where nodes
+#: wait for another reason, but not before so many seconds.
 SECONDS, PART, SOONEST = 10.0, 0.1, 2.0
 #: Columns of a line, at most.
 ROOM = 160
@@ -20,6 +20,8 @@ ROOM = 160
 class _Last:
     seconds: float
     share: float
+    #: Why nodes wait at other places.
+    waits: frozenset[str]
 
 
 class Log:
@@ -46,9 +48,10 @@ class Log:
         last = self._last.get(view.run)
         if last is not None:
             passed = view.seconds - last.seconds
-            if passed < SOONEST or (passed < SECONDS and (view.items is not None or view.share - last.share < PART)):
+            far = view.items is None and view.share - last.share >= PART
+            if passed < SOONEST or (passed < SECONDS and not far and last.waits >= view.waits.keys()):
                 return
-        self._last[view.run] = _Last(view.seconds, view.share)
+        self._last[view.run] = _Last(view.seconds, view.share, frozenset(view.waits))
         if len(self._last) > 1:
             self._beside.update(self._last)
         _write(f"{clock(view.seconds)} {line(view, ROOM, self._prefix(view))}")
