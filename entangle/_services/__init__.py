@@ -54,8 +54,9 @@ class Submission:
 class State:
     """What the platform says of a ticket.
 
-    `reason` is in the platform's words: why it waits, or why it is over. `error` is what a call
-    raises whose ticket is over and that has no outcome.
+    `reason` is in the platform's words: why it waits, as a phrase that can follow "pending
+    because", or why it is over. `error` is what a call raises whose ticket is over and that has no
+    outcome.
     """
 
     state: str

@@ -57,7 +57,7 @@ class LocalJobs(Service):
         states = {}
         for ticket in tickets:
             if ticket in _waiting:
-                states[ticket] = State(PENDING, f"pending because {self.jobs} jobs run already")
+                states[ticket] = State(PENDING, f"{self.jobs} jobs run already")
             elif ticket in _started:
                 status = _started[ticket].poll()
                 how = f"killed by signal {-status}" if status is not None and status < 0 else f"exit status {status}"

@@ -84,9 +84,10 @@ def test_a_submission_that_fails_fails_its_calls(tmp_path: Path) -> None:
         service(Refusing(str(tmp_path)), mailbox=tmp_path)(len)("abc")()
 
 
-def test_why_calls_wait_is_known(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_why_calls_wait_is_known(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from entangle._services.caller.open_watchers import watcher_of
 
+    monkeypatch.setattr("entangle._services.caller.watcher.WAITED", 0.1)
     jobs = LocalJobs(str(tmp_path), jobs=0)
     watcher = watcher_of(jobs, str(tmp_path))
     call = service(jobs, mailbox=tmp_path)(len)("abc")
@@ -104,7 +105,8 @@ def test_why_calls_wait_is_known(tmp_path: Path, capfd: pytest.CaptureFixture[st
         assert time.monotonic() < until
         time.sleep(0.01)
     shown = ""
-    while "len 0/1 · 1 pending because 0 jobs run already · ? left\n" not in shown:
+    told = ("len 0/1 · 1 pending because 0 jobs run already · ? left\n", "1 job is pending because 0 jobs run already\n")
+    while not all(line in shown for line in told):
         assert time.monotonic() < until, shown
         shown += capfd.readouterr().err
         time.sleep(0.05)

@@ -41,7 +41,9 @@ class Ticket:
         return self.call.path()
 
     def see(self, state: State) -> None:
-        """The platform says this of it."""
+        """The platform says this of it. Why it waits is shown as a phrase: "pending because …"."""
+        if state.state == PENDING and state.reason and not state.reason.startswith(PENDING):
+            state = replace(state, reason=f"{PENDING} because {state.reason}")
         self.state = state
         if state.state == RUNNING:
             self.begin()

@@ -215,7 +215,7 @@ class Watcher:
                 if len(tickets) < len(batch):
                     self._unsent = batch[len(tickets) :] + rest
                     for ticket in self._unsent:
-                        ticket.see(State(PENDING, f"pending because {self.service.place} takes no more jobs at the moment"))
+                        ticket.see(State(PENDING, f"{self.service.place} takes no more jobs at the moment"))
                     self._full_until = time.monotonic() + self.service.every
                     return
             self._unsent = rest
