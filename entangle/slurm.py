@@ -20,7 +20,9 @@ from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_whether, is_number
+from entangle._worker.away import AwayPlace
 from entangle.errors import OptionError
+from entangle.flow import Body
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
 _OPTIONS = (
@@ -40,6 +42,12 @@ class Slurm(Far):
         super().__init__(transport)
         #: Seconds that a call may take; None where it has no deadline.
         self.needed = needed
+
+    def place_of(self, rest: Decorated, again: Body | None, furnishing: Any) -> AwayPlace:
+        """The allocations, as the place of calls that no thread waits for."""
+        from entangle._remote.caller.allocated_calls import AllocatedPlace
+
+        return AllocatedPlace(self.transport, rest, again, self.needed)
 
     def send(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of it there."""

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from entangle import _run
 from entangle._remote.caller.channel import Channel
@@ -43,6 +44,17 @@ class HeldCpu:
         self.taken = time.monotonic()
 
 
+class Queue(Protocol):
+    """Calls that wait for CPUs, and of which one thread asks for one CPU after the other."""
+
+    #: Set when nobody wants a CPU any more.
+    stopped: threading.Event
+
+    def behind(self) -> int:
+        """How many calls wait behind the one for which a CPU is sought. Asked several times a
+        second."""
+
+
 class Allocations:
     """The allocations that were asked for with the same options, and the calls in them."""
 
@@ -57,6 +69,8 @@ class Allocations:
         self._used: dict[int, float] = {}
         #: Threads that wait for a place, and whether one of them looks after what is pending.
         self._waiting = 0
+        #: How many calls wait behind those for which a thread does, by what stops that thread.
+        self._behind: dict[threading.Event, int] = {}
         self._tended = False
         self._asked_at, self._pause = 0.0, _SOON
         #: How long the last allocation waited, and the longest call yet (seconds).
@@ -64,12 +78,13 @@ class Allocations:
         self._shown = Shown(options.place, {})
         self.over = False
 
-    def take(self, needed: float | None) -> HeldCpu:
+    def take(self, needed: float | None, queue: Queue | None = None) -> HeldCpu:
         """A place for a call that may take `needed` seconds; waits for one. `give_back` follows.
+        `queue` has the calls that wait for one, where that is not only the one of this thread.
 
         Raises UnreachableError where Slurm refuses an allocation, and RunCancelledError.
         """
-        place = self._wait_for_place(needed)
+        place = self._wait_for_place(needed, queue)
         place.allocation.tell(b"+")
         return place
 
@@ -82,9 +97,9 @@ class Allocations:
             self._longest = max(self._longest, now - place.taken)
             self._changed.notify()
 
-    def _wait_for_place(self, needed: float | None) -> HeldCpu:
+    def _wait_for_place(self, needed: float | None, queue: Queue | None) -> HeldCpu:
         worker = here.worker
-        stopped = threading.Event()
+        stopped = queue.stopped if queue is not None else threading.Event()
 
         def stop() -> None:
             stopped.set()
@@ -96,7 +111,9 @@ class Allocations:
                 self._waiting += 1
             try:
                 while not stopped.is_set():
+                    behind = queue.behind() if queue is not None else 0
                     with self._changed:
+                        self._behind[stopped] = behind
                         place = self._free(needed)
                         if place is not None:
                             self._calls[place.allocation.serial, place.node] += 1
@@ -120,6 +137,7 @@ class Allocations:
             finally:
                 with self._changed:
                     self._waiting -= 1
+                    self._behind.pop(stopped, None)
                 self._end_if_unused()
         raise RunCancelledError("the run is over; the call was waiting for an allocation of Slurm")
 
@@ -167,7 +185,8 @@ class Allocations:
         lasting = [a for a in self._held if not a.granted or a.until - now >= self._needs(needed) + self._lead()]
         pending = sum(not allocation.granted for allocation in lasting)
         seats = self.options.cpus * self.options.nodes
-        if len(lasting) < self.options.jobs and (not lasting or self._waiting > pending * seats):
+        waiting = self._waiting + sum(self._behind.values())
+        if len(lasting) < self.options.jobs and (not lasting or waiting > pending * seats):
             found("salloc")
             found("srun")
             self._held.append(Allocation(self.options, self._idle))
@@ -219,6 +238,11 @@ class Allocations:
             if reason not in ("", "None", allocation.pending):
                 allocation.pending = reason
                 self._shown.show(STREAMS[1], PROGRAMS, f"job {allocation.job} is pending because {reason}\n".encode())
+
+    def look_again(self) -> None:
+        """Have those that wait see whether they are to stop."""
+        with self._changed:
+            self._changed.notify_all()
 
     def pending(self) -> list[Allocation]:
         """What is asked for and not granted."""

@@ -58,6 +58,13 @@ class Far(Layer):
 
         return channel_to(self.transport).call(rest, args, kwargs)
 
+    def place_of(self, rest: Decorated, again: Body | None, furnishing: Furnishing | None) -> AwayPlace:
+        """The place of calls of it that no thread waits for. `again` says how often one is begun
+        anew whose connection is lost."""
+        from entangle._remote.caller.far_place import FarPlace
+
+        return FarPlace(self.transport, rest, again, furnishing)
+
     def ship(self, rest: Decorated) -> FarFunction:
         """What runs here for a task that runs there."""
         terms = {name: value for layer in reversed(rest.layers) for name, value in layer.terms().items()}
@@ -71,21 +78,19 @@ class FarFunction(AwayFunction):
     """What runs here for a task that runs there. A thread that calls it waits for the value."""
 
     may_wait = True
+    #: Whether no thread need wait for it.
+    may_be_away = True
 
     def __init__(self, far: Far, rest: Decorated, again: Body | None) -> None:
         self.task = rest
         self._far, self._again = far, again
         #: What is done there before the first call, such as an installation.
         self.furnishing: Furnishing | None = None
-        #: Whether its calls can be away: they go through the one channel to that place.
-        self.may_be_away = type(far).send is Far.send
 
     @functools.cached_property
     def place(self) -> AwayPlace:  # type: ignore[override]
         """The place of calls that are away; it has the channels, which are loaded for that."""
-        from entangle._remote.caller.far_place import FarPlace
-
-        return FarPlace(self._far.transport, self.task, self._again, self.furnishing)
+        return self._far.place_of(self.task, self._again, self.furnishing)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """The value of a call; this thread waits for it."""

@@ -38,7 +38,7 @@ from entangle._worker.away import AwayCall
 from entangle._worker.away_worker import AwayWorker
 from entangle._worker.failures import pause
 from entangle._worker.worker import here
-from entangle.errors import EntangleError
+from entangle.errors import EntangleError, add_note
 from entangle.flow import FRESH, PROCESS, Body
 
 #: Calls with a process of their own that are with an agent at once, at most.
@@ -64,9 +64,13 @@ class FarPlace:
         assert isinstance(worker, AwayWorker)
         line = self._lines.get(worker)
         if line is None:
-            line = self._lines[worker] = FarLine(self, worker)
+            line = self._lines[worker] = self.line_of(worker)
             worker.at_end.append(line.end)
         line.begin(calls)
+
+    def line_of(self, worker: AwayWorker) -> FarLine:
+        """The calls of a run at this place."""
+        return FarLine(self, worker)
 
     def end(self, worker: AwayWorker) -> None:
         """The run of this worker is over."""
@@ -110,8 +114,8 @@ class FarLine:
 
     def __init__(self, place: FarPlace, worker: AwayWorker) -> None:
         self.place, self.worker = place, worker
-        self._waiting: collections.deque[AwayCall] = collections.deque()
-        self._under_way: dict[AwayCall, AwayPending] = {}
+        self.waiting: collections.deque[AwayCall] = collections.deque()
+        self.under_way: dict[AwayCall, AwayPending] = {}
         self._channel: Channel | None = None
         self._opening = False
         #: The watcher has asked for more calls, and none were submitted since.
@@ -128,26 +132,27 @@ class FarLine:
         """Take over these calls."""
         for call in calls:
             call.handle, call.where = self, self.place.transport.place
-        self._waiting += calls
+        self.waiting += calls
         self.submit()
 
     def has_begun(self, call: AwayCall) -> bool:
         """Whether a call has left."""
-        pending = self._under_way.get(call)
+        pending = self.under_way.get(call)
         return pending is not None and not pending.channel.is_waiting(pending)
 
     def cancel(self, call: AwayCall) -> bool:
         """Nobody wants this call any more. Whether its body is stopped, or never begins."""
-        pending = self._under_way.pop(call, None)
+        pending = self.under_way.pop(call, None)
         if pending is None:
             with contextlib.suppress(ValueError):
-                self._waiting.remove(call)
+                self.waiting.remove(call)
             return True
+        self.release(call)
         return pending.channel.forget(pending) or self.place.in_processes
 
     def end(self) -> None:
         """The run is over."""
-        self._waiting.clear()
+        self.waiting.clear()
         leave(self)
         self.place.end(self.worker)
 
@@ -156,7 +161,7 @@ class FarLine:
     def wants_room(self) -> bool:
         """Whether calls wait for room in the outbox, and nobody has said yet that there is some.
         Asked by the watcher, which then has `submit` called."""
-        if not self._waiting or self._asked or self._is_full():
+        if not self.waiting or self._asked or self._is_full():
             return False
         self._asked = True
         return True
@@ -166,27 +171,35 @@ class FarLine:
         self.worker.outcomes.put(self.submit)
 
     def _is_full(self) -> bool:
-        return self._most is not None and len(self._under_way) >= self._most
+        return self._most is not None and len(self.under_way) >= self._most
 
     def submit(self) -> None:
         """Submit calls as long as there is room for them."""
         self._asked = False
-        while self._waiting:
+        while self.waiting:
             channel = self._usable()
             if channel is None or not channel.has_room or self._is_full():
                 return
-            call = self._waiting.popleft()
-            try:
-                pending, parts = self._packed(channel, call)
-            except BaseException as error:
-                call.failed(error)
-                continue
-            self._under_way[call] = pending
-            try:
-                channel.submit(pending, parts)
-            except EntangleError as error:  # lost at this moment
-                if self._under_way.pop(call, None) is not None:
-                    self._lost(call, error)
+            self.send(channel, self.waiting.popleft())
+
+    def send(self, channel: Channel, call: AwayCall) -> None:
+        """Submit one call."""
+        try:
+            pending, parts = self._packed(channel, call)
+        except BaseException as error:
+            self.release(call)
+            call.failed(error)
+            return
+        self.under_way[call] = pending
+        try:
+            channel.submit(pending, parts)
+        except EntangleError as error:  # lost at this moment
+            if self.under_way.pop(call, None) is not None:
+                self.release(call)
+                self._lost(call, error)
+
+    def release(self, call: AwayCall) -> None:
+        """A call is with the place no more."""
 
     def _packed(self, channel: Channel, call: AwayCall) -> tuple[AwayPending, Any]:
         """A call as the parts of its message."""
@@ -231,21 +244,26 @@ class FarLine:
         if channel is not None and not channel.usable():
             error = channel.lost
         if error is not None:
-            waiting, self._waiting = list(self._waiting), collections.deque()
-            for call in waiting:
-                self._lost(call, _another(error))
+            self.fail_waiting(error)
         elif channel is not None:
             self._use(channel)
             self.submit()
+
+    def fail_waiting(self, error: BaseException) -> None:
+        """The place cannot be reached: each call that waits fails with an error of its own."""
+        waiting, self.waiting = list(self.waiting), collections.deque()
+        for call in waiting:
+            self._lost(call, _another(error))
 
     # Outcomes ---------------------------------------------------------------------------------
 
     def settled(self, pending: AwayPending) -> None:
         """A call has its answer, or its stream is lost."""
         call = pending.call
-        if self._under_way.get(call) is not pending:
+        if self.under_way.get(call) is not pending:
             return
-        del self._under_way[call]
+        del self.under_way[call]
+        self.release(call)
         message: Message | None = pending.answer
         pending.answer = None
         error: BaseException | None = None
@@ -267,7 +285,7 @@ class FarLine:
         else:
             self._losses.pop((call.node, call.attempt), None)
             call.done(value)
-        if self._waiting:
+        if self.waiting:
             self.submit()
 
     def _lost(self, call: AwayCall, error: BaseException) -> None:
@@ -293,9 +311,12 @@ def _another(error: BaseException) -> BaseException:
     if not isinstance(error, EntangleError):
         return error
     try:
-        return type(error)(*error.args)
+        copy = type(error)(*error.args)
     except Exception:
         return error
+    for note in getattr(error, "__notes__", ()):
+        add_note(copy, note)
+    return copy
 
 
 # Opening channels ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,8 @@ from entangle.thread import thread
 from entangle.workflow import workflow
 
 from ..callers import ROOT
-from ..evidence import note, notes, wait_until
-from ..far_bodies import add
+from ..evidence import note, notes, wait_until, when
+from ..far_bodies import add, held
 from ..places import far_pythons
 from ..services.slurm_cluster import SlurmCluster
 
@@ -115,6 +116,21 @@ def test_jobs_are_added_while_calls_wait_and_a_node_takes_no_more_calls_than_cpu
         return os.environ["SLURM_JOB_ID"]
 
     assert len(set(gather(slow(), slow(), slow())())) == 2
+
+
+def test_many_calls_that_wait_for_a_cpu_cost_no_thread(tmp_path: Path) -> None:
+    log, go = str(tmp_path / "log"), tmp_path / "go"
+    task = there(cpus=2)(held)
+    threads: list[int] = []
+
+    def look() -> None:
+        threads.append(threading.active_count())
+        go.touch()
+
+    with when(lambda: len(notes(log)) == 2, look):
+        assert task.starmap([(log, str(go), number) for number in range(60)])() == list(range(60))
+    assert threads[0] <= 8
+    assert threading.active_count() == 1
 
 
 def test_calls_go_to_all_nodes_of_an_allocation(tmp_path: Path) -> None:
