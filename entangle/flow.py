@@ -260,6 +260,11 @@ def rebuild(template: Template, flat: Iterator[Any]) -> Any:
     return make(items)
 
 
+def _width(template: Template) -> int:
+    """How many flat inputs a template needs."""
+    return 1 if template is None or template == COPY else sum(map(_width, template[1]))
+
+
 def _packed(column: array[int], guess: int) -> tuple[Any, ...]:
     """A column as it is pickled: numbers in a row at its beginning, then the others as bytes.
 
@@ -571,6 +576,20 @@ class Flow:
             most = max(LONGEST_PATH // len(names), 8)
             names = [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
         return " → ".join(names)
+
+    def keyword_arguments(self, node: int, value: Callable[[int], Any]) -> dict[str, Any]:
+        """The keyword arguments of `node` alone, as `arguments` gives them."""
+        shape = self.shapes[self.shape_of[node]]
+        if not shape.keywords:
+            return {}
+        templates = shape.templates
+        skipped = shape.positional if templates is None else sum(map(_width, templates[: shape.positional]))
+        taken = self.inputs[self.starts[node] + skipped : self.starts[node + 1]]
+        flat = [self.constants[~x] if x < 0 else value(x) for x in taken]
+        if templates is not None:
+            source = iter(flat)
+            flat = [rebuild(template, source) for template in templates[shape.positional :]]
+        return dict(zip(shape.keywords, flat, strict=True))
 
     def arguments(self, node: int, value: Callable[[int], Any]) -> tuple[list[Any], dict[str, Any]]:
         """The positional and keyword arguments of `node`; `value` gives its inputs' values."""

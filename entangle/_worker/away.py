@@ -83,8 +83,8 @@ class AwayCall:
 
     # fmt: off
     __slots__ = (
-        "_given", "_tell", "attempt", "began", "context", "cookies", "handle", "name", "node", "place", "repeatable", "run",
-        "submitted", "task", "ticket", "timeout", "using", "waits", "where", "worker",
+        "_given", "_tell", "attempt", "began", "context", "cookies", "handle", "lets_go", "name", "node", "place", "repeatable", "run",
+        "size", "submitted", "task", "ticket", "timeout", "using", "waits", "where", "worker",
     )
     # fmt: on
 
@@ -124,10 +124,12 @@ class AwayCall:
         self._given: tuple[Sequence[Any], dict[str, Any]] | None = (args, kwargs)
         self._tell = tell
         # The away worker's own: when it was submitted and began (ns), the nodes whose values it
-        # takes, its cookies.
+        # takes, its cookies, about how many bytes its arguments have, and what `let_go` calls.
         self.began = self.submitted = time.monotonic_ns()
         self.using: dict[int, None] = {}
         self.cookies: tuple[Any, ...] = ()
+        self.size = 0
+        self.lets_go: Callable[[AwayCall], None] | None = None
 
     def path(self) -> str:
         """The call path, for what its body prints."""
@@ -169,6 +171,12 @@ class AwayCall:
     def failed(self, error: BaseException, seconds: float = -1.0) -> None:
         """Its body has raised this error, or is lost to it."""
         self._tell(AwayOutcome(self, None, error, seconds))
+
+    def let_go(self) -> None:
+        """Its arguments are no longer in this process, though the call is under way: others may
+        begin in their place. From any thread."""
+        if self.lets_go is not None:
+            self.lets_go(self)
 
     def again(self, seconds: float) -> None:
         """Begin it anew after so many seconds: its cookies are free meanwhile."""

@@ -59,6 +59,9 @@ from entangle.token_bucket import TokenBucket
 
 #: How many nodes begin before outcomes and clocks are looked at again.
 _MOST = 64
+#: No more calls begin while the arguments of those that are under way have so many bytes, as far as
+#: is known: those of all that is ready may be more than there is memory.
+HELD = 256 << 20
 #: Seconds between two questions whether a call with a `timeout` has left the queue of its place;
 #: longer where that is asked of many.
 _ASKS, _EACH = 0.02, 0.00002
@@ -72,8 +75,15 @@ class AwayWorker(Worker):
         self.outcomes = Completions()
         #: The calls that are under way, by their nodes.
         self.calls: dict[int, AwayCall] = {}
-        #: Nodes that begin next, with their cookies.
-        self._next: list[tuple[int, tuple[Cookie, ...]]] = []
+        #: Nodes that begin next, with their cookies and the bytes of their arguments.
+        self._next: list[tuple[int, tuple[Cookie, ...], int]] = []
+        #: Nodes that need no cookie, and wait for room alone.
+        self._roomless: collections.deque[int] = collections.deque()
+        #: The bytes of the arguments of calls; those that no longer count, from any thread; and
+        #: whether it sleeps until there is room.
+        self._held = 0
+        self._freed: collections.deque[AwayCall] = collections.deque()
+        self._starved = False
         #: Nodes that wait for cookies, by what they need, and since when (ns).
         self._lines: dict[tuple[Pool, ...], collections.deque[tuple[int, int]]] = {}
         #: Nodes that pause between two attempts, and until when (ns). They are sorted by that.
@@ -106,6 +116,7 @@ class AwayWorker(Worker):
         try:
             while not self.is_over(NOBODY) and not self.site.table.header[FINISHED]:
                 self._take_ready()
+                self._seek_room()
                 self._seek_cookies()
                 self._begin()
                 for outcome in self.outcomes.take():
@@ -134,7 +145,7 @@ class AwayWorker(Worker):
         """Take nodes from the ready list, and mark them as running."""
         site, table = self.site, self.site.table
         header, body_of = table.header, site.flow.body_of
-        if header[READY_COUNT + AWAY] <= 0:
+        if header[READY_COUNT + AWAY] <= 0 or self._is_full():
             return
         taken: list[int] = []
         woken = False
@@ -166,17 +177,57 @@ class AwayWorker(Worker):
         if pools:
             self._lines.setdefault(pools, collections.deque()).append((node, time.monotonic_ns()))
         else:
-            self._next.append((node, ()))
+            self._roomless.append(node)
+
+    def _is_full(self) -> bool:
+        """Whether no more arguments are to be gathered now. What is under way makes room."""
+        while self._freed:
+            self._free(self._freed.popleft())
+        return self._held >= HELD and bool(self.calls or self._next)
+
+    def _let_go(self, call: AwayCall) -> None:
+        # From any thread.
+        self._freed.append(call)
+        if self._starved:
+            self.outcomes.wake()
+
+    def _free(self, call: AwayCall) -> None:
+        """The arguments of a call count no more."""
+        self._held -= call.size
+        call.size = 0
+
+    def _admit(self, node: int, cookies: tuple[Cookie, ...]) -> None:
+        size = self._bytes_given(node)
+        self._held += size
+        self._next.append((node, cookies, size))
+
+    def _bytes_given(self, node: int) -> int:
+        """About how many bytes the arguments of a node have. What its lists have is not counted."""
+        flow, table, local = self.site.flow, self.site.table, self.site.local
+        total = 0
+        for taken in flow.inputs[flow.starts[node] : flow.starts[node + 1]]:
+            if taken < 0:
+                total += _bytes_of(flow.constants[~taken])
+            elif taken in local:
+                total += _bytes_of(local[taken])
+            else:
+                total += RECORD.unpack_from(table.records, taken * RECORD.size)[3]
+        return total
+
+    def _seek_room(self) -> None:
+        """Let nodes begin that need no cookie, while there is room."""
+        while self._roomless and not self._is_full():
+            self._admit(self._roomless.popleft(), ())
 
     def _seek_cookies(self) -> None:
         """Let those begin whose turn has come for the cookies that are to be had now."""
         for pools, line in list(self._lines.items()):
             sources = [self.site.queue(pool) for pool in pools]
-            while line and (cookies := self._take_cookies(pools, sources)) is not None:
+            while line and not self._is_full() and (cookies := self._take_cookies(pools, sources)) is not None:
                 node, since = line.popleft()
                 if self.notes is not None:
                     self.notes.extra(node, COOKIE_WAIT, time.monotonic_ns() - since)
-                self._next.append((node, cookies))
+                self._admit(node, cookies)
             if not line:
                 del self._lines[pools]
 
@@ -198,13 +249,16 @@ class AwayWorker(Worker):
         site, flow, table = self.site, self.site.flow, self.site.table
         begun: dict[AwayPlace, list[AwayCall]] = {}
         following, self._next = self._next, []
-        for node, cookies in following:
+        for node, cookies, size in following:
             body = flow.body(node)
             self.using = {}
             failed: BaseException | None = None
             args, named = (), {}  # type: ignore[var-annotated]
             try:
-                args, named = flow.arguments(node, self._value_of)  # type: ignore[assignment]
+                if body.ahead is None:
+                    args, named = flow.arguments(node, self._value_of)  # type: ignore[assignment]
+                else:  # which takes no others
+                    named = flow.keyword_arguments(node, self._value_of)
             except BaseException as error:
                 failed = error
             attempt = table.attempts[node] + 1
@@ -212,6 +266,7 @@ class AwayWorker(Worker):
             call = AwayCall(_away(body), args, named, self.outcomes.put, site.run_id, node, attempt, *terms)
             args, named = (), {}
             call.using, self.using, call.cookies = self.using, {}, cookies
+            call.size, call.lets_go = size, self._let_go
             self.calls[node] = call
             table.started[node] = call.began
             if failed is not None:
@@ -269,6 +324,7 @@ class AwayWorker(Worker):
                 return
         self._note_place(call)
         del self.calls[node]
+        self._free(call)
         for cookie in call.cookies:
             cookie.give()
         with table.locked(self.slot):
@@ -315,6 +371,7 @@ class AwayWorker(Worker):
         """A call is over: take its node into the slot, as if its body had run here."""
         slots, base = self.site.table.slots, self.base
         del self.calls[call.node]
+        self._free(call)
         for cookie in call.cookies:
             cookie.give()
         self.using = call.using
@@ -343,7 +400,7 @@ class AwayWorker(Worker):
                 call.place.cancel(call)
             for cookie in call.cookies:
                 cookie.give()
-        for _, cookies in self._next:
+        for _, cookies, _ in self._next:
             for cookie in cookies:
                 cookie.give()
         self.calls.clear()
@@ -392,7 +449,10 @@ class AwayWorker(Worker):
 
     def _sleep(self) -> None:
         """Sleep until there is an outcome, a node, a cookie, or a clock has run down."""
-        if self._next or self.site.table.header[READY_COUNT + AWAY] > 0:
+        self._starved = True  # first: avoids a lost wakeup
+        full = self._is_full()
+        if self._next or (not full and (self._roomless or self.site.table.header[READY_COUNT + AWAY] > 0)):
+            self._starved = False
             return
         if self.notes is not None:
             self.notes.flush()
@@ -410,10 +470,20 @@ class AwayWorker(Worker):
                 if isinstance(source, CookieQueue) and not source.count():
                     fds.append(source.fileno())
                 until.append(min(PATIENCE, source.left()) if isinstance(source, TokenBucket) else PATIENCE)
+        self._starved = full
         self.outcomes.wait(min(until, default=None), fds)
+        self._starved = False
 
 
 def _away(body: Body) -> AwayFunction:
     function = body.function if body.ahead is None else body.ahead
     assert isinstance(function, AwayFunction)
     return function
+
+
+def _bytes_of(value: Any) -> int:
+    """The bytes of a value that is made of bytes alone; 0 for others."""
+    kind = type(value)
+    if kind in (bytes, bytearray, str):
+        return len(value)
+    return int(value.nbytes) if kind is memoryview or (kind.__module__ == "numpy" and hasattr(value, "nbytes")) else 0

@@ -199,6 +199,11 @@ def spanned(path: str, seconds: float = 0.02, *_: Any) -> int:
     return os.getpid()
 
 
+def length_and(content: bytes, other: Any) -> tuple[int, Any]:
+    """The length of the one, and the other."""
+    return len(content), other
+
+
 def meet(path: str, number: int) -> int:
     """Wait, asleep, until `number` of us have come: a way to be sure that so many run at the same
     time.

@@ -19,7 +19,8 @@ import pytest
 
 import entangle
 from entangle import records
-from entangle._worker import inline
+from entangle._worker import away_worker, inline
+from entangle._worker.away import AwayCall
 from entangle.dataflow import dataflow
 from entangle.errors import (
     EntangleError,
@@ -32,7 +33,7 @@ from entangle.errors import (
 )
 from entangle.executor import Executor as Warm
 from entangle.limit import limit
-from entangle.on import on
+from entangle.on import On, on
 from entangle.process import process
 from entangle.scheduler import scheduler
 from entangle.task import Layer, task
@@ -255,6 +256,62 @@ def test_a_pause_between_attempts_holds_no_place(tmp_path: Path) -> None:
 
         assert entangle.gather(tried("first"), tried("second"))() == ["first", "second"]
     assert tries == ["first", "second", "first"]
+
+
+def test_arguments_of_all_that_is_ready_are_not_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(away_worker, "HELD", 3 << 20)
+    hand, most, over = ByHand(), 0, threading.Event()
+
+    def run_some() -> None:
+        nonlocal most
+        while not over.wait(0.002):
+            most = max(most, len(hand.waiting))
+            hand.run_all()
+
+    there = on(hand)(bodies.length_and)
+    large, small, huge = (thread(bytes)(size) for size in (1 << 20, 1, 5 << 20))
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run_some)
+        try:
+            held = limit("held", at_once=2)(there)
+            retried = process(retry=1)(on(hand)(bodies.length_and))
+            assert entangle.gather(
+                *(there(large, x) for x in range(30)), there(huge, 0), *(held(large, x) for x in range(3)), retried(huge, 1)
+            )() == [*((1 << 20, x) for x in range(30)), (5 << 20, 0), *((1 << 20, x) for x in range(3)), (5 << 20, 1)]
+        finally:
+            over.set()
+            running.result()
+    assert most <= 3
+    with when(lambda: len(hand.waiting) == 200, hand.run_all):  # together, however many
+        assert entangle.gather(*(there(small, x) for x in range(200)))() == [(1, x) for x in range(200)]
+
+
+def test_a_place_that_lets_arguments_go_is_given_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(away_worker, "HELD", 1 << 20)
+
+    class Sends:
+        """Has all it was given in another place at once, and answers when it has 20 calls."""
+
+        calls: list[AwayCall] = []  # noqa: RUF012
+
+        def begin(self, calls: Any) -> None:
+            for call in calls:
+                call.handle = len(call.take()[0][0])
+                call.let_go()
+            self.calls += calls
+            if len(self.calls) == 20:
+                for call in self.calls:
+                    call.done(call.handle)
+
+        def has_begun(self, call: Any) -> bool:
+            return True
+
+        def cancel(self, call: Any) -> bool:
+            return True
+
+    sends = Sends()
+    large = thread(bytes)(1 << 20)
+    assert entangle.gather(*(task(len, On(sends))(large) for _ in range(20)))() == [1 << 20] * 20  # type: ignore[arg-type]
 
 
 class Full(ThreadPoolExecutor):

@@ -304,14 +304,13 @@ def test_a_run_that_is_cancelled_aborts_what_is_under_way(server: Server) -> Non
 
 def test_a_failure_and_the_timeout_of_a_run_abort_what_is_under_way(server: Server) -> None:
     hangs = process(request(url=server.url + "/hang")(size))
-    fails = process(request(url=server.url + "/content")(int))
-    with pytest.raises(ValueError, match="content"):
+    fails = process(request(url=server.url + "/gate")(int))
+    with when(lambda: server.waiting == 3, server.open), pytest.raises(ValueError, match="content"):
         entangle.gather(hangs(), hangs(), fails())()
-    wait_until(lambda: server.left >= server.asked.count("/hang"))
-    before = server.left
+    wait_until(lambda: server.left == 2)
     with pytest.raises(RunTimeoutException, match="size"):
-        hangs().run(timeout=0.5)
-    wait_until(lambda: server.left == before + 1)
+        hangs().run(timeout=1.5)
+    wait_until(lambda: server.left == server.asked.count("/hang"))
 
 
 def test_a_large_content_and_one_that_is_empty(server: Server) -> None:

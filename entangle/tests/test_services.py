@@ -17,6 +17,7 @@ import entangle
 from entangle._services import envelope
 from entangle._services.mailbox import KEPT, LAPSED, FarFolder, Folder
 from entangle._testing import service_bodies as bodies
+from entangle._worker import away_worker
 from entangle.errors import OptionError, ProtocolError, UnreachableError
 from entangle.service import service
 from entangle.testing import check_service
@@ -57,6 +58,26 @@ def test_attempts_know_their_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ticket != node.ticket
     assert "has given no outcome: killed by signal 9" in node.tries[0]
     assert node.times.tried > 0
+
+
+def test_calls_whose_messages_are_written_hold_up_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large the arguments are, all that is ready is submitted."""
+    monkeypatch.setattr(away_worker, "HELD", 1)
+
+    def meets(path: str, name: int, content: bytes) -> int:
+        import os
+        import time
+
+        with open(os.path.join(path, str(name)), "wb") as file:
+            file.write(content)
+        ends = time.monotonic() + 60
+        while (there := len(os.listdir(path))) < 3 and time.monotonic() < ends:
+            time.sleep(0.02)
+        return there
+
+    (tmp_path / "met").mkdir()
+    there = service(LocalJobs(str(tmp_path)), mailbox=tmp_path)(meets)
+    assert entangle.gather(*(there(str(tmp_path / "met"), x, bytes(100_000)) for x in range(3)))() == [3, 3, 3]
 
 
 def test_the_kit_finds_what_is_wrong(tmp_path: Path) -> None:

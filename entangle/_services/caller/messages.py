@@ -108,6 +108,7 @@ class Messages:
                 f"task {call.name!r}: timeout={seconds:g} is longer than {place} lets anything run ({limits.life:g} s); make it shorter"
             )
         self.box.send(ticket.name, envelope.written(head, parts))
+        call.let_go()
         ticket.message = Submission(ticket.name, call.name, command, seconds, ticket.attempt)
 
     def write_again(self, ticket: Ticket, before: str) -> None:
