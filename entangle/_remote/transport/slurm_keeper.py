@@ -6,8 +6,8 @@ seconds. Whatever ends releases the allocation:
 - the caller: our stdin ends. The step's stdin ends then, with it the step, with it `salloc`. Where
   the job still waits, `salloc` is told.
 - this program and `salloc`, both killed: the step hears nothing, and cancels its own job.
-- nothing to do: no call for `idle` seconds. The caller writes "+" when a call begins, "-" when it
-  ends.
+- nothing to do: granted, and no call for `idle` seconds. The caller writes "+" when a call begins,
+  "-" when it ends. However long a job waits in the queue, it is kept.
 
 It is run as a script, by the Python of the caller, and imports the standard library alone.
 """
@@ -69,7 +69,9 @@ class Keeper:
                 beat = now + BEAT
                 with contextlib.suppress(OSError):  # full, or it has ended
                     os.write(self._beats, b".")
-            pause = 0.2 if self._ending else min(beat - now, max(0.1, self._used + self._idle - now)) if not self._calls else beat - now
+            pause = 0.2 if self._ending else beat - now
+            if self._granted and not self._calls:
+                pause = min(pause, max(0.1, self._used + self._idle - now))
             ready, _, _ = select.select(caller + errors + [_wake], [], [], max(0.0, pause))
             if _wake in ready:
                 os.read(_wake, 4096)
@@ -100,12 +102,14 @@ class Keeper:
         self._heard = (self._heard + data)[-4096:]
         if (found := _JOB.search(self._heard)) is not None:
             self._job = found[1]
-        self._granted = self._granted or b"Granted" in self._heard
+        if not self._granted and b"Granted" in self._heard:
+            self._granted, self._used = True, time.monotonic()
         return bool(data)
 
     def _end_or_not(self, caller: bool) -> None:
         now = time.monotonic()
-        if not self._ending and (not caller or _told_to_end or (not self._calls and now - self._used > self._idle)):
+        is_idle = self._granted and not self._calls and now - self._used > self._idle
+        if not self._ending and (not caller or _told_to_end or is_idle):
             self._ending = now
         while self._ending and self._steps and now >= self._ending + self._steps[0][0]:
             self._steps.pop(0)[1]()

@@ -317,7 +317,9 @@ def test_the_walltime_ends_a_call(slurm: SlurmCluster, tmp_path: Path) -> None:
 
 
 def test_a_call_that_waits_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    assert there(options={"begin": "now+7"})(add)(1, 2)() == 3
+    """It may wait for longer than an allocation without calls is kept."""
+    with entangle.session(idle=2):
+        assert there(options={"begin": "now+7"})(add)(1, 2)() == 3
     said = capfd.readouterr().err
     assert "[slurm] job" in said
     assert "is pending because BeginTime" in said
