@@ -38,6 +38,8 @@ from entangle.task import Task
 SOON = 10.0
 #: A short lease, so that its check takes seconds; and how much later all must have ended (seconds).
 LEASE, AFTER = 3.0, 12.0
+#: What takes so much longer than a cold call has not come (seconds).
+LONG = 60.0
 
 
 #: What changes something that a process has only once. These run alone, after the others.
@@ -179,12 +181,17 @@ class Checks:
         _hold(os.path.getsize(path) == 1, f"the body ran {os.path.getsize(path)} times")
 
     def cancelled(self) -> None:
-        """What nobody waits for any more is ended there."""
+        """What nobody waits for any more is ended there; `cancel` ends a job of itself."""
         path = self._path("cancelled")
         future = self._at(bodies.marking)(path, 600.0)(proc=True)
         self._wait(lambda: os.path.exists(path), "its body to begin")
         future.cancel()
         self._wait_still(path, SOON)
+        sleeps = (*self._service.python, "-c", "import time; time.sleep(600)")
+        with self._turn:
+            (ticket,) = self._service.submit([Submission("cancelled", "sleeps", sleeps)])
+        self._seen.cancel([ticket])
+        self._wait(lambda: ticket not in (states := self._seen.outcomes([ticket])) or states[ticket].state == OVER, "cancel to end a job")
 
     def full(self) -> None:
         """A mailbox without room is one clear error at once."""
@@ -248,7 +255,7 @@ class Checks:
 
     def _raises(self, kind: type[BaseException], call: Any, text: str) -> BaseException:
         try:
-            got = call()
+            got = call.run(timeout=LONG + 3 * self._cold)
         except kind as error:
             _hold(text in str(error), f"{text!r} is not in {type(error).__name__}: {error}")
             return error
@@ -257,7 +264,7 @@ class Checks:
         raise AssertionError(f"{kind.__name__} was expected, and the value {got!r:.60} came")
 
     def _wait(self, condition: Callable[[], bool], what: str, child: subprocess.Popen[bytes] | None = None) -> None:
-        until = time.monotonic() + 60.0 + self._cold
+        until = time.monotonic() + LONG + self._cold
         while not condition():
             _hold(child is None or child.poll() is None, f"the caller has ended before {what}")
             _hold(time.monotonic() < until, f"waited in vain for {what}")

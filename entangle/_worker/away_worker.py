@@ -442,6 +442,8 @@ class AwayWorker(Worker):
     def _late(self, call: AwayCall, now: int) -> None:
         stopped = call.place.cancel(call)
         text = f"task {call.name!r} ran longer than its timeout of {call.timeout:g} s (given up after {(now - call.began) / 1e9:.2f} s)"
+        if call.ticket:
+            text += f"; at {call.where} it was {call.ticket}"
         if not stopped:
             text += "; what runs it cannot be told to stop, so it runs on there, but its value is dropped"
         kind = ThreadTimeoutException if self.site.flow.body(call.node).carrier == THREAD else ProcessTimeoutException

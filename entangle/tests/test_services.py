@@ -18,8 +18,9 @@ from entangle._services import envelope
 from entangle._services.mailbox import KEPT, LAPSED, FarFolder, Folder
 from entangle._testing import service_bodies as bodies
 from entangle._worker import away_worker
-from entangle.errors import OptionError, ProtocolError, UnreachableError
-from entangle.service import service
+from entangle.errors import OptionError, ProcessTimeoutException, ProtocolError, UnreachableError
+from entangle.process import process
+from entangle.service import RUNNING, State, service
 from entangle.testing import check_service
 from entangle.thread import thread
 
@@ -80,11 +81,17 @@ def test_calls_whose_messages_are_written_hold_up_no_others(tmp_path: Path, monk
     assert entangle.gather(*(there(str(tmp_path / "met"), x, bytes(100_000)) for x in range(3)))() == [3, 3, 3]
 
 
-def test_the_kit_finds_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
-        check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])
+def test_the_kit_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no check 'kiled'; there are values, "):
         check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["kiled"])
+    with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
+        check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])
+    monkeypatch.setattr("entangle._testing.service_checks.LONG", 8.0)
+    with pytest.raises(AssertionError, match="check cancelled: waited in vain for cancel to end a job"):
+        check_service(Stubborn(str(tmp_path)), mailbox=tmp_path, only=["cancelled"])
+    LocalJobs(str(tmp_path)).cancel(asked)
+    with pytest.raises(AssertionError, match="check killed: ProcessTerminatedException was expected, and RunTimeoutException came"):
+        check_service(Endless(str(tmp_path)), mailbox=tmp_path, only=["killed"])
 
 
 class Silent(LocalJobs):
@@ -94,6 +101,40 @@ class Silent(LocalJobs):
         import dataclasses
 
         return {ticket: dataclasses.replace(state, reason="") for ticket, state in super().outcomes(tickets).items()}
+
+
+class Stubborn(LocalJobs):
+    """Does not end a job; what runs there ends by itself."""
+
+    def cancel(self, tickets: Any) -> None:
+        asked.update(tickets)
+
+
+#: What was to be ended, for whoever cleans up.
+asked: set[str] = set()
+
+
+class Endless(LocalJobs):
+    """Says that jobs run that are over."""
+
+    def outcomes(self, tickets: Any) -> Any:
+        return {ticket: State(RUNNING) for ticket in super().outcomes(tickets)}
+
+
+def test_outcomes_that_are_no_states_fail_at_once(tmp_path: Path) -> None:
+    class Wordy(LocalJobs):
+        def outcomes(self, tickets: Any) -> Any:
+            return dict.fromkeys(tickets, "running")
+
+    call = service(Wordy(str(tmp_path)), mailbox=tmp_path)(time.sleep)(600)
+    with pytest.raises(UnreachableError, match="outcomes has failed: TypeError: it must give a State for each ticket, and gave 'running'"):
+        call()
+
+
+def test_a_call_past_its_deadline_says_which_job_it_was(tmp_path: Path) -> None:
+    call = process(timeout=1)(service(LocalJobs(str(tmp_path)), mailbox=tmp_path)(time.sleep))(600)
+    with pytest.raises(ProcessTimeoutException, match=r"its timeout of 1 s .*; at local it was \d+-\d+"):
+        call()
 
 
 def test_a_submission_that_fails_fails_its_calls(tmp_path: Path) -> None:

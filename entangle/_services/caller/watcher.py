@@ -26,6 +26,7 @@ from entangle._services import OVER, PENDING, Service, State
 from entangle._services.caller import ends
 from entangle._services.caller.messages import Messages
 from entangle._services.caller.ticket import Ticket
+from entangle._shared.summaries import value_in_short
 from entangle._worker import janitor
 from entangle._worker.away import AwayCall
 from entangle.errors import EntangleError
@@ -270,6 +271,7 @@ class Watcher:
             return
         try:
             states = self.service.outcomes(list(given))
+            wrong = [state for state in states.values() if not isinstance(state, State)]
         except Exception as error:
             trouble = ends.of_service(self.service, "outcomes", error)
             for ticket in given.values():
@@ -277,6 +279,10 @@ class Watcher:
                     ticket.see(State(ticket.state.state, str(trouble), ticket.state.error))
             if time.monotonic() - self._heard > PATIENCE:
                 self._fail_all(trouble)
+            return
+        if wrong:  # it would be the same again
+            told = TypeError(f"it must give a State for each ticket, and gave {value_in_short(wrong[0])}")
+            self._fail_all(ends.of_service(self.service, "outcomes", told))
             return
         now = self._heard = time.monotonic()
         for name, ticket in given.items():
