@@ -123,7 +123,7 @@ def when(ready: Callable[[], bool], then: Callable[[], Any]) -> Iterator[None]:
     from concurrent.futures import ThreadPoolExecutor
 
     def wait() -> None:
-        wait_until(ready, 20, "the calls to be under way")
+        wait_until(ready, 60, "the calls to be under way")
         then()
 
     with ThreadPoolExecutor(1) as threads:

@@ -41,7 +41,7 @@ def held(log: str, go: str, value: Any) -> Any:
     """Note the number of this process, and give the value once a file is there."""
     note(log, os.getpid())
     while not os.path.exists(go):
-        time.sleep(0.02)
+        time.sleep(0.1)
     return value
 
 

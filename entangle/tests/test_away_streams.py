@@ -104,6 +104,14 @@ def test_large_arrays_come_and_go() -> None:
     assert [int(array.sum()) for array in found] == [number * 500_000 for number in range(8)]
 
 
+def test_arguments_that_have_left_make_room_for_those_of_other_calls(log: str, go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entangle._worker.away_worker.HELD", 1 << 20)
+    there = interpreter(held)
+    with when(lambda: len(notes(log)) == 12, go.touch):
+        found = together(*[there(log, str(go), bytes([number]) * (1 << 20)) for number in range(12)])()
+    assert [value[:1] for value in found] == [bytes([number]) for number in range(12)]
+
+
 def test_what_cannot_travel_is_named() -> None:
     same = interpreter(bodies.same)
     with pytest.raises(UnpicklableError, match="argument 1 of task 'same'"):
@@ -205,11 +213,12 @@ def test_a_place_that_is_stopped_in_a_large_argument_holds_up_no_other(log: str)
     assert found == (list(range(2, 52)), *[30 << 20] * 6, 0)
 
 
-def test_a_run_that_is_cancelled_takes_back_a_thousand_calls(log: str, go: Path) -> None:
+def test_a_run_that_is_cancelled_takes_back_a_thousand_calls(log: str, go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("entangle._remote.caller.far_place.MOST_PROCESSES", 8)  # the others wait here
     there = interpreter(scheduler(cpus=2)(process(held)))
     call = there.starmap([(log, str(go), number) for number in range(1000)])
     future = call(proc=True)
-    wait_until(lambda: notes(log))
+    wait_until(lambda: notes(log), 60)
     future.cancel()
     with pytest.raises(RunCancelledError):
         future.result(20)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from entangle._remote.caller.outbox import MOST_OWED, Outbox
-from entangle._remote.wire.frames import Bytes
+from entangle._remote.caller.outbox import FEW, LITTLE, MOST_OWED, Outbox
+from entangle._remote.wire.frames import SMALL, Bytes
 from entangle.errors import ProtocolError
 
 
@@ -19,6 +19,15 @@ def pipe() -> Iterator[tuple[int, int]]:
     yield reads, writes
     os.close(reads)
     os.close(writes)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[int, int]]:
+    """A pipe whose writing end is closed by `written`."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    yield reads, writes
+    os.close(reads)
 
 
 def written(outbox: Outbox, pipe: tuple[int, int]) -> bytes:
@@ -76,3 +85,58 @@ def test_an_agent_that_never_reads_is_owed_so_much_and_no_more() -> None:
         outbox.write(null)
     os.close(null)
     outbox.check_room(fits)
+
+
+def frames(number: int, sizes: list[int]) -> Iterator[list[Bytes]]:
+    """A message in frames of these sizes."""
+    for size in sizes:
+        yield [bytes([number]) * size]
+
+
+def test_messages_take_turns_frame_by_frame(ends: tuple[int, int]) -> None:
+    outbox = Outbox()
+    outbox.add(1, frames(1, [SMALL] * 3), 3 * SMALL)
+    outbox.add(2, frames(2, [10]), 10)
+    outbox.post(b"first")
+    assert written(outbox, ends) == b"first" + b"\1" * SMALL + b"\2" * 10 + b"\1" * (2 * SMALL)
+    assert not outbox
+    assert not outbox.holds(1)
+    assert not outbox.holds(2)
+
+
+def test_a_message_that_is_withdrawn_leaves_no_more_of_itself(ends: tuple[int, int]) -> None:
+    outbox = Outbox()
+    outbox.add(1, frames(1, [SMALL] * 3), 3 * SMALL)
+    outbox.add(2, frames(2, [10]), 10)
+    assert outbox.next()  # its first frame is on its way
+    assert not outbox.withdraw(1)
+    assert outbox.withdraw(2)
+    assert not outbox.withdraw(2)
+    assert written(outbox, ends) == b"\1" * SMALL
+    assert not outbox
+
+
+def test_there_is_room_for_few_messages_or_for_little() -> None:
+    outbox = Outbox()
+    for number in range(FEW):
+        assert outbox.has_room
+        outbox.add(number, frames(number, [LITTLE]), LITTLE)
+    assert not outbox.has_room
+    outbox.withdraw(0)
+    assert outbox.has_room
+    for number in range(1, FEW):
+        outbox.withdraw(number)
+    for number in range(100):
+        outbox.add(number, frames(number, [10]), 10)
+    assert outbox.has_room
+
+
+def test_without_messages_their_turn_does_not_come(ends: tuple[int, int]) -> None:
+    outbox = Outbox()
+    outbox.add(1, frames(1, [10]), 10)
+    outbox.post(b"now")
+    assert outbox.next(messages=False)
+    outbox.write(ends[1])
+    assert not outbox.next(messages=False)
+    assert outbox.holds(1)
+    assert written(outbox, ends) == b"now" + b"\1" * 10

@@ -45,6 +45,7 @@ from entangle._remote.wire.frames import (
     PONG,
     PRINT,
     RECORD,
+    SMALL,
     VALUE,
     VERSION,
     Bytes,
@@ -259,9 +260,9 @@ class Channel:
         """A number for a call, which no other has."""
         return next(self._numbers)
 
-    def submit(self, call: PendingCall, parts: Sequence[Segments]) -> None:
-        """Have a call sent, in turn with others; returns at once. `call` is roused when it is
-        settled.
+    def submit(self, call: PendingCall, parts: Sequence[Segments], gone: Callable[[], None]) -> None:
+        """Have a call sent, in turn with others; returns at once. `gone` is called when all of it
+        has left, from any thread, and `call` is roused when it is settled.
 
         Raises what ended the stream, if that has ended.
         """
@@ -277,15 +278,18 @@ class Channel:
                     self._outbox.queue(pieces)
                 self._modules.sent()
         size = sum(len(segment) for part in parts for segment in part)
-        self._outbox.add(call.number, self._measured(encode(CALL, call.number, parts, self._press)), size)
+        self._outbox.add(call.number, self._measured(encode(CALL, call.number, parts, self._press), gone), size)
+        if size <= SMALL:  # its one frame is little beside what it is made of
+            gone()
         self._flush_if_free()
 
-    def _measured(self, frames: Iterator[list[Bytes]]) -> Iterator[list[Bytes]]:
+    def _measured(self, frames: Iterator[list[Bytes]], gone: Callable[[], None]) -> Iterator[list[Bytes]]:
         """Frames whose way out is measured: the next one is asked for when the last one is out."""
         for pieces in frames:
             began = time.perf_counter()
             yield pieces
             self._press.wrote(sum(map(len, pieces)), time.perf_counter() - began)
+        gone()
 
     @property
     def has_room(self) -> bool:

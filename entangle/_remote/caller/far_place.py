@@ -192,7 +192,7 @@ class FarLine:
             return
         self.under_way[call] = pending
         try:
-            channel.submit(pending, parts)
+            channel.submit(pending, parts, call.let_go)
         except EntangleError as error:  # lost at this moment
             if self.under_way.pop(call, None) is not None:
                 self.release(call)
@@ -285,6 +285,7 @@ class FarLine:
         else:
             self._losses.pop((call.node, call.attempt), None)
             call.done(value)
+        error = value = None  # its traceback has this frame
         if self.waiting:
             self.submit()
 
