@@ -31,7 +31,7 @@ from entangle.errors import RunCancelledError
 #: The most requests of a process that are under way at once. Each has a connection.
 MOST = 1000
 #: So many of them share a pool of connections.
-PART = 25
+PART = 10
 #: What httpx tells of a request: it opens a connection; its answer begins.
 _OPENED = "connection.connect_tcp.started"
 _ANSWERED = "http11.receive_response_headers.complete"
@@ -149,7 +149,10 @@ class WebClient:
             _, fields = call.take()
             sent = exchange.sent(fields)
             self._open()
+            if self._places.locked():
+                call.waits = "many requests are under way already"
             async with self._places:
+                call.runs()
                 asking.begun = True
                 number = heapq.heappop(self._free)
                 try:
@@ -178,7 +181,7 @@ class WebClient:
         # timeouts.
         self._places = asyncio.Semaphore(most)
         self._free = [place // PART for place in range(most)]
-        self._verify = imported().create_ssl_context()
+        self._verify = _certificates(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 class _Part:
@@ -189,9 +192,9 @@ class _Part:
         httpx = imported()
         # Cookies that one answer sets are none of another call's business.
         jar = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
-        make = functools.partial(httpx.AsyncClient, verify=verify, cookies=jar)
-        self._pooled = make(limits=httpx.Limits(max_connections=None, max_keepalive_connections=PART))
-        self._fresh = make(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
+        self._make = functools.partial(httpx.AsyncClient, verify=verify, cookies=jar)
+        self._pooled = self._make(limits=httpx.Limits(max_connections=None, max_keepalive_connections=PART))
+        self._fresh: Any = None
 
     async def answer(self, exchange: Exchange, sent: dict[str, Any]) -> Any:
         """The answer to a request, and to those to which it is sent on."""
@@ -226,13 +229,22 @@ class _Part:
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 if _OPENED in seen or _ANSWERED in seen:
                     raise
+        if self._fresh is None:
+            self._fresh = self._make(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
         return await self._fresh.send(request, follow_redirects=False)
 
     async def close(self) -> None:
         """Close the connections."""
         for client in (self._pooled, self._fresh):
-            with contextlib.suppress(Exception):
-                await client.aclose()
+            if client is not None:
+                with contextlib.suppress(Exception):
+                    await client.aclose()
+
+
+@functools.lru_cache(4)
+def _certificates(file: str | None, directory: str | None) -> Any:
+    """Whom to trust, as httpx finds it: these variables say so. Reading it takes 20 ms."""
+    return imported().create_ssl_context()
 
 
 def most_at_once() -> int:

@@ -24,6 +24,7 @@ import pytest
 
 import entangle
 from entangle import records
+from entangle._tasks import web_client
 from entangle.dataflow import dataflow
 from entangle.errors import ProcessRetryException, ProcessTimeoutException, RequestError, RunTimeoutException, ThreadTimeoutException
 from entangle.limit import limit
@@ -210,6 +211,13 @@ def test_a_thousand_requests_under_way_cost_two_threads(server: Server, many_fil
         ]
     assert {"entangle-away", "entangle-request"} <= set(threads[0])
     assert len(threads[0]) <= 4
+
+
+def test_what_is_too_much_at_once_waits(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_client, "MOST", 2)
+    with when(lambda: server.waiting == 2, server.open):
+        assert thread(request(url=server.url + "/gate")(size)).starmap([()] * 20)() == [(7,)] * 20
+    assert server.most == 2
 
 
 @pytest.mark.parametrize("under", [process, thread, workflow, lambda f: f], ids=["process", "thread", "workflow", "alone"])
