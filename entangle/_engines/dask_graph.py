@@ -18,20 +18,31 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from entangle._engines import dask_node
 from entangle._engines.engine_run import News
-from entangle._engines.node_task import stop, text_of_lost
+from entangle._engines.node_task import Failed, stop, text_of_lost
 from entangle._engines.reaching import why_unreachable
-from entangle._engines.shipment import LONG_PLAN, Shipment
-from entangle.errors import EntangleError, FarError, LinkLostError, ProcessTerminatedException, UnfitPythonError, UnreachableError
+from entangle._engines.shipment import LONG_PLAN, Parcel, Shipment
+from entangle.errors import (
+    EntangleError,
+    FarError,
+    LinkLostError,
+    OptionError,
+    ProcessTerminatedException,
+    UnfitPythonError,
+    UnreachableError,
+)
+from entangle.flow import Flow
 
 #: Seconds for the scheduler to answer.
 _PATIENCE = 10.0
 #: Seconds after which a cluster without workers is mentioned.
 _NO_WORKERS = 10.0
+#: The resource of workers that stands for GPUs.
+_GPU = "GPU"
 #: What ends the keys of tasks that may run once, and of those that may run again; then come the
 #: connection (8 letters) and the run (16).
 _ONCE, _AGAIN = "-EO", "-EA"
@@ -85,8 +96,6 @@ def _plugin(name: str) -> Any:
 
 class DaskEngine:
     """A Dask cluster, through a client of its own."""
-
-    keeps_gpus = False
 
     def __init__(self, address: str) -> None:
         self.title = f"Dask at {address}"
@@ -197,12 +206,27 @@ class DaskEngine:
             raise LinkLostError(f"{self.title}: the connection to the scheduler is lost")
         if not self._compared.issuperset(client.scheduler_info(n_workers=-1)["workers"]):
             self._compare()
+        self._refuse(shipment.flow)
         self._runs[run] = news, shipment.flow.name
         try:
             return DaskJob(self, client, shipment, wanted, news, run)
         except BaseException:
             self.forget(run)
             raise
+
+    def _refuse(self, flow: Flow) -> None:
+        """Raise OptionError for GPUs that no worker has: Dask would wait for such a worker."""
+        wanting = [body for body in map(flow.bodies.__getitem__, flow.bodies_used()) if body.gpus]
+        if not wanting:
+            return
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        most = max((worker["resources"].get(_GPU, 0) for worker in workers), default=0)
+        for body in wanting:
+            if body.gpus / body.share > most:
+                raise OptionError(
+                    f"task {body.name!r}: gpus={body.gpus}, and no worker of {self.title} says that it has as many (at most {most:g}); "
+                    f'start workers that say so: dask worker … --resources "{_GPU}={body.gpus}"'
+                )
 
     def forget(self, run: str) -> None:
         """Tell nobody of this run any more."""
@@ -243,42 +267,87 @@ async def _tell_when_done(future: Any, node: int, news: News) -> None:
     news.put(("done", node))
 
 
+def _on_gpus(graph: dict[str, Any], on_gpus: dict[float, list[str]]) -> Any:
+    """A graph of Dask in which these tasks need so many GPUs, by the name that its documentation
+    gives to such a resource of workers."""
+    from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+    layers: dict[str, Any] = {}
+    for count, keys in on_gpus.items():
+        layers[f"gpus-{count}"] = MaterializedLayer({key: graph.pop(key) for key in keys}, annotations={"resources": {_GPU: count}})
+    layers["others"] = MaterializedLayer(graph)
+    return HighLevelGraph(layers, {name: set() for name in layers})
+
+
 class DaskJob:
     """The nodes of a run on a Dask cluster."""
 
     def __init__(self, engine: DaskEngine, client: Any, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> None:
-        from dask._task_spec import DataNode, Task, TaskRef
-
-        self._engine, self._client, self._run = engine, client, run
+        self._engine, self._client, self._run, self._news = engine, client, run, news
         self._flow = flow = shipment.flow
-        end = f"{engine.connection}{run}"
+        self._wanted = frozenset(wanted)
+        self._plans = shipment.plans
+        self._end = end = f"{engine.connection}{run}"
         self._keys = {
             parcel.node: f"{flow.body(parcel.node).name}-{parcel.node}{_AGAIN if flow.body(parcel.node).repeatable else _ONCE}{end}"
             for parcel in shipment.parcels
         }
-        graph: dict[str, Any] = {}
         large = {f"entangle-constant-{number}{_AGAIN}{end}": value for number, value in shipment.large.items()}
         #: Held until the run is over: the cluster forgets what nobody holds.
         self._scattered = client.scatter(large, hash=False) if large else {}
-        plans: list[Any] = list(shipment.plans)
-        for number, plan in enumerate(shipment.plans):
-            if len(plan) > LONG_PLAN:
-                key = f"entangle-plan-{number}{_AGAIN}{end}"
-                graph[key] = DataNode(key, plan)
-                plans[number] = TaskRef(key)
-        asked = frozenset(wanted)
-        for node, which, payload, sources, constants in shipment.parcels:
-            key = self._keys[node]
-            inputs = [TaskRef(self._keys[source]) for source in sources]
-            inputs += [TaskRef(f"entangle-constant-{number}{_AGAIN}{end}") for number in constants]
-            graph[key] = Task(key, dask_node.run_on_dask, engine.topic, run, node, node in asked, plans[which], payload, *inputs)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-            self._futures = dict(zip(wanted, client.get(graph, [self._keys[node] for node in wanted], sync=False), strict=True))
-        for node, future in self._futures.items():
-            client.loop.add_callback(_tell_when_done, future, node, news)
+        #: Nodes whose values are held, by futures: those that the caller wants, and those that
+        #: nodes take which come later.
+        self._futures: dict[int, Any] = {}
+        self._kept: dict[int, Any] = {}
         self._without_workers = 0.0
         self._looked = time.monotonic()
+
+    def send(self, parcels: Sequence[Parcel], kept: Collection[int], urgent: bool) -> None:
+        """Send nodes."""
+        from dask._task_spec import DataNode, Task, TaskRef
+
+        engine, run, end = self._engine, self._run, self._end
+        graph: dict[str, Any] = {}
+        #: Keys of tasks by how many GPUs they need.
+        on_gpus: dict[float, list[str]] = {}
+        for node, which, payload, sources, constants in parcels:
+            key, plan, body = self._keys[node], self._plans[which], self._flow.body(node)
+            if len(plan) > LONG_PLAN:
+                named = f"entangle-plan-{which}{_AGAIN}{end}"
+                graph[named] = DataNode(named, plan)
+                plan = TaskRef(named)
+            inputs = [TaskRef(self._keys[source]) for source in sources]
+            inputs += [TaskRef(f"entangle-constant-{number}{_AGAIN}{end}") for number in constants]
+            at_once = urgent or node in self._wanted
+            graph[key] = Task(key, dask_node.run_on_dask, engine.topic, run, node, at_once, plan, payload, *inputs)
+            if body.gpus:
+                on_gpus.setdefault(body.gpus / body.share, []).append(key)
+        self._submit(_on_gpus(graph, on_gpus) if on_gpus else graph, [parcel.node for parcel in parcels], kept)
+
+    def _submit(self, graph: Any, nodes: Sequence[int], kept: Collection[int]) -> None:
+        client = self._client
+        held = [node for node in nodes if node in self._wanted or node in kept]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            found = client.get(graph, [self._keys[node] for node in held], sync=False)
+        for node, future in zip(held, found, strict=True):
+            if node in kept:
+                self._kept[node] = future
+            if node in self._wanted:
+                self._futures[node] = future
+                client.loop.add_callback(_tell_when_done, future, node, self._news)
+
+    def give(self, node: int, value: Failed) -> None:
+        """Have this in the place of the value of a node."""
+        from dask._task_spec import DataNode
+
+        key = self._keys[node]
+        self._submit({key: DataNode(key, value)}, [node], [node])
+
+    def drop(self, nodes: Sequence[int]) -> None:
+        """Hold the values of these for the caller alone."""
+        for node in nodes:
+            self._kept.pop(node, None)
 
     def look(self) -> None:
         """Raise LinkLostError if the scheduler is gone. Logs that there are no workers."""
@@ -324,14 +393,14 @@ class DaskJob:
         if client.status != "running":
             return
         with contextlib.suppress(Exception):
-            client.cancel(list(self._futures.values()), force=True)
+            client.cancel([*self._futures.values(), *self._kept.values()], force=True)
         with contextlib.suppress(Exception):
             client.run(_stop_there, self._run, wait=False)
 
     def end(self) -> None:
         """Let the cluster forget the run."""
         self._engine.forget(self._run)
-        for future in (*self._futures.values(), *self._scattered.values()):
+        for future in (*self._futures.values(), *self._kept.values(), *self._scattered.values()):
             with contextlib.suppress(Exception):
                 future.release()
-        self._futures, self._scattered = {}, {}
+        self._futures, self._kept, self._scattered = {}, {}, {}

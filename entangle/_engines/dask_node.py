@@ -50,11 +50,11 @@ def _news() -> _News:
     return found
 
 
-def run_on_dask(topic: str, run: str, node: int, wanted: bool, plan: bytes, payload: bytes, *inputs: Any) -> Any:
-    """Run a node; gives its value, or a `Failed`."""
+def run_on_dask(topic: str, run: str, node: int, at_once: bool, plan: bytes, payload: bytes, *inputs: Any) -> Any:
+    """Run a node; gives its value, or a `Failed`. `at_once`: the caller waits for its end."""
     news = _news()
     value, told = run_node(node, plan, payload, inputs, lambda item, size: news.tell(topic, run, item, False, size))
-    news.tell(topic, run, ("told", tuple(told)), wanted or told.state == FAILED)
+    news.tell(topic, run, ("told", tuple(told)), at_once or told.state == FAILED)
     return value
 
 

@@ -16,11 +16,13 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
+from entangle._engines.argument_waits import ArgumentWaits
+from entangle._engines.departures import Departures
 from entangle._engines.node_task import Failed, Told, error_of
-from entangle._engines.shipment import Shipment
+from entangle._engines.shipment import Parcel, Shipment
 from entangle._remote.wire.printed_lines import show_lines
 from entangle._run import Observer
 from entangle._run.completions import Tell
@@ -32,7 +34,7 @@ from entangle._shared.store import NOWHERE
 from entangle._shared.summaries import call_in_short, path_in_short
 from entangle._shared.table import DONE, FAILED, FAILED_NODE, FINISHED, NOTING, RECORD, SKIPPED, STARTED_AT, STOP, Table
 from entangle._shared.tracebacks import passes_on
-from entangle._worker.failures import few_of, note_call, text_of, text_of_used_up
+from entangle._worker.failures import describe, few_of, note_call, text_of, text_of_used_up
 from entangle.errors import (
     EntangleError,
     OptionError,
@@ -43,7 +45,7 @@ from entangle.errors import (
     add_note,
 )
 from entangle.flow import HERE, Flow
-from entangle.pools import CPUS
+from entangle.pools import TOKENS
 
 #: Seconds between two looks of observers while nothing comes.
 _LOOK = 0.05
@@ -62,11 +64,22 @@ class News(Protocol):
         or so its report says: `("failed", node, report)`, where others take that as a value.
         `("broken", error)`: the engine cannot go on.
 
-        Items: `("told", Told)`: a node has ended. `("printed", node, stream, lines)`."""
+        Items: `("told", Told)`: a node has ended. `("begun", node, ns)`: it begins, by the clock
+        there; for `wait=`. `("printed", node, stream, lines)`."""
 
 
 class EngineJob(Protocol):
-    """The nodes of a run at an engine."""
+    """The nodes of a run at an engine: those that were sent to it."""
+
+    def send(self, parcels: Sequence[Parcel], kept: Collection[int], urgent: bool) -> None:
+        """Send nodes. The values of `kept` are taken by others that come later. `urgent`: the
+        caller waits for the end of each."""
+
+    def give(self, node: int, value: Failed) -> None:
+        """Have this in the place of the value of a node that is not sent."""
+
+    def drop(self, nodes: Sequence[int]) -> None:
+        """No node that comes later takes the values of these any more."""
 
     def values(self, nodes: Sequence[int]) -> list[Any]:
         """The values of these nodes, which are done: `Failed` in place of some. Raises what keeps
@@ -87,11 +100,9 @@ class Engine(Protocol):
 
     #: As errors name it: `Dask at tcp://10.0.0.7:8786`.
     title: str
-    #: Whether it gives each task the GPUs that it says it needs.
-    keeps_gpus: bool
 
     def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> EngineJob:
-        """Begin a run whose caller wants the values of these nodes."""
+        """Begin a run whose caller wants the values of these nodes. Nothing is sent yet."""
 
 
 class EngineRun(Run):
@@ -119,8 +130,11 @@ class EngineRun(Run):
         self._slots: dict[tuple[str, int], int] = {}
         self._workers: dict[str, int] = {}
         self._offset = 0
+        self._parcels: dict[int, Parcel] = {}
+        #: Nodes that may be sent since others have ended.
+        self._freed: list[int] = []
         self._heard = 0
-        self._refuse(workers, way)
+        self._refuse(way)
 
     @property
     def name(self) -> str:
@@ -149,26 +163,17 @@ class EngineRun(Run):
         plain = not (body.retry or body.pools or body.timeout or body.shared_memory)
         return flow.sinks[0] if body.carrier == HERE and plain else -1
 
-    def _refuse(self, workers: int | None, way: str | None) -> None:
+    def _refuse(self, way: str | None) -> None:
         """Raise OptionError for what cannot hold on another engine."""
         title = self.engine.title
-        if workers is not None:
-            raise OptionError(f"run(workers={workers}): {title} decides how many of its workers take part; leave workers= out")
         if way is not None:
             raise OptionError(f"start={way!r}: {title} starts its workers itself; leave start= out")
         for body in self.flow.bodies:
-            for pool in body.pools:
-                if pool.kind != CPUS:
-                    raise OptionError(
-                        f"task {body.name!r}: {pool} cannot be kept on {title}, whose workers share no limit; "
-                        "run this graph without the engine, or leave the limit out"
-                    )
-            if body.gpus and not self.engine.keeps_gpus:
-                raise OptionError(f"task {body.name!r}: gpus={body.gpus} cannot be kept on {title}, whose workers share no GPU cookies")
-            if body.wait is not None:
+            tokens = [pool for pool in body.pools if pool.kind == TOKENS]
+            if tokens and body.retry:
                 raise OptionError(
-                    f"task {body.name!r}: wait={body.wait:g} cannot be kept on {title}, which does not say when it begins a task; "
-                    "give the run a timeout: call.run(timeout=…)"
+                    f"task {body.name!r}: retry={body.retry} and {tokens[0]} cannot both be kept on {title}, where a worker tries again by "
+                    "itself; leave retry= out and call the task again, or limit it by at_once= alone"
                 )
 
     # The run --------------------------------------------------------------------------------------
@@ -178,7 +183,10 @@ class EngineRun(Run):
         expires = time.monotonic() + self.timeout if self.timeout is not None else None
         lanes = own_lanes_of(flow)
         table = Table.create(flow, _SLOTS, lanes, None)
-        site = Site(flow, table, "", "", "", (-1, -1), (-1, -1), -1)
+        nodes = [node for node in range(flow.count) if node != self._here]
+        self._departures = Departures(flow, nodes, self.workers or None)
+        self._waits = ArgumentWaits(flow, range(flow.count))
+        site = Site(flow, table, "", self._departures.open_pools(), "", (-1, -1), (-1, -1), -1)
         site.own_id, site.context = self.id, self.context
         self.table, self._site = table, site
         self._offset = time.monotonic_ns() - time.time_ns()
@@ -198,6 +206,7 @@ class EngineRun(Run):
                 self._note_readiness(table)
                 for observer in self.observers:
                     observer.ended(self)
+                self._departures.close()
                 # The error holds the frames that hold this run: a reference cycle.
                 self.raised = self.table = self._site = None
                 site.leave()
@@ -214,8 +223,10 @@ class EngineRun(Run):
         if wanted:
             away = frozenset((here,)) if here >= 0 else frozenset[int]()
             shipment = Shipment(self.id, flow, away, site.table.header[NOTING])
+            self._parcels = {parcel.node: parcel for parcel in shipment.parcels}
             job = self.engine.begin(shipment, wanted, self._news, self.id)
             try:
+                self._send(job, self._departures.begin())
                 values = self._follow(site, job, wanted, expires)
             except BaseException:
                 with Deferred():
@@ -244,12 +255,18 @@ class EngineRun(Run):
                 for observer in self.observers:
                     observer.looked(self)
                 look = time.monotonic() + _LOOK
+            self._send(job, self._departures.admitted(site))
+            self._give_up_late(site, job)
             pause = _LOOK if expires is None else min(_LOOK, max(0.0, expires - now))
+            pause = self._departures.patience(site, pause)
             try:
                 news = self._news.get(timeout=pause)
             except queue.Empty:
                 continue
             self._hear(site, news)
+            if self._freed:
+                freed, self._freed = self._freed, []
+                self._send(job, freed)
             if news[0] == "done" and news[1] in left:
                 left.discard(news[1])
                 if self._tell is not None:
@@ -261,6 +278,25 @@ class EngineRun(Run):
             if type(value) is Failed and (self._here < 0 or node not in self.flow.accepts.get(self._here, ())):
                 raise self._error(site, value.cause, value.report)
         return values
+
+    def _send(self, job: EngineJob, nodes: Sequence[int]) -> None:
+        """Send nodes to the engine."""
+        if nodes:
+            job.send([self._parcels[node] for node in nodes], self._departures.kept(nodes), self._departures.any)
+            job.drop(self._departures.not_needed(nodes))
+
+    def _give_up_late(self, site: Site, job: EngineJob) -> None:
+        """Fail nodes whose arguments come later than `wait` says."""
+        for node, error in self._waits.late(site.table, time.monotonic_ns()):
+            note_call(error, self.flow, node, call_in_short(self.flow, node))
+            if self.flow.guarded is None or not self.flow.guarded[node]:
+                site.table.states[node] = FAILED
+                site.table.header[FAILED_NODE] = node
+                raise error
+            report = {**describe(error, self.flow.name(node), 1, ""), "path": "", "text": ""}
+            job.give(node, Failed(node, report))
+            self._hear(site, ("failed", node, report))
+            self._send(job, self._departures.give_up(node))
 
     def _hear_the_rest(self, site: Site) -> None:
         """Wait a moment for what workers say of nodes whose values have come already."""
@@ -280,13 +316,19 @@ class EngineRun(Run):
             self._lost(site, *news[1:])
         elif news[0] == "failed":
             self._note(site, "", Told(news[1], FAILED, 0, 0, 0, -1, 1, None, news[2], [], news[1]))
+            self._freed += self._departures.ended(news[1])
         elif news[0] == "broken":
             raise news[1]
 
     def _hear_item(self, site: Site, worker: str, item: tuple[Any, ...]) -> None:
         """Hear what a worker says."""
         if item[0] == "told":
-            self._note(site, worker, Told(*item[1]))
+            told = Told(*item[1])
+            self._note(site, worker, told)
+            if self._departures.any:
+                self._freed += self._departures.ended(told.node)
+        elif item[0] == "begun":
+            self._waits.begun(item[1], item[2] + self._offset)
         elif item[0] == "printed":
             _, node, stream, data = item
             where = worker.partition(" at ")[0]
@@ -305,6 +347,7 @@ class EngineRun(Run):
         if worker:
             self._workers.setdefault(worker, len(self._workers))
         slot = self._slots.setdefault((worker, told.pid), 1 + len(self._slots) % (_SLOTS - 1))
+        self._waits.begun(node, told.started + self._offset)
         began = max(told.started + self._offset, table.header[STARTED_AT])
         ended = max(told.ended + self._offset, began)
         RECORD.pack_into(table.records, node * RECORD.size, began, ended, 0, 0, NOWHERE, told.pid, told.cpu, slot)

@@ -43,6 +43,7 @@ from entangle.errors import (
     set_cause,
 )
 from entangle.flow import FRESH, UNCHANGING, Body, Shape, copy_containers, is_copied, rebuild
+from entangle.pools import CPUS
 
 #: Takes an item for the caller of the run, and how many bytes it may be.
 Tell = Callable[[tuple[Any, ...], int], None]
@@ -104,6 +105,8 @@ class NodePlan(NamedTuple):
     noting: int
     #: The process and the host of the caller.
     caller: tuple[str, int]
+    #: Whether the caller is told when the body begins.
+    announced: bool
 
 
 class _Stopped(BaseException):
@@ -181,6 +184,8 @@ def run_node(node: int, pickled_plan: bytes, payload: bytes, inputs: Sequence[An
     for at, value in enumerate(inputs):
         if type(value) is Failed and at not in plan.accepted:
             return value, Told(node, SKIPPED, began, began, pid, cpu(), 1, None, None, [], value.cause)
+    if plan.announced:
+        tell(("begun", node, began), 0)
     if (_HOST, pid) == plan.caller:
         return _run_body(node, plan, payload, inputs)  # its streams are those of the caller
     # Runs that bodies call here are none of the program that has a directory of records.
@@ -277,7 +282,7 @@ def _own(value: Any, copied: bool) -> Any:
 
 def _is_ours(body: Body) -> bool:
     """Whether a body has terms that only a worker process of ours can keep."""
-    return body.timeout is not None or body.carrier == FRESH or body.shared_memory or bool(body.pools)
+    return body.timeout is not None or body.carrier == FRESH or body.shared_memory or any(pool.kind == CPUS for pool in body.pools)
 
 
 @passes_on

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from entangle._engines import ray_node
@@ -44,8 +44,6 @@ _EVERY, _SHUT_DOWN = 1.0, 5.0
 
 class RayEngine:
     """A Ray cluster. A process is connected to one at a time."""
-
-    keeps_gpus = True
 
     def __init__(self, address: str) -> None:
         self.title = "Ray" if address == "auto" else f"Ray at {address.removeprefix('ray://')}"
@@ -225,11 +223,25 @@ class RayJob:
         self._made: dict[int, int] = {}
         self._looked = self._asked = time.monotonic()
         self._asks = _ASKS
+        self._urgent = False
         self._large = {number: ray.put(value) for number, value in shipment.large.items()}
         self._plans = [ray.put(plan) if len(plan) > LONG_PLAN else plan for plan in shipment.plans]
         engine.expect(run, self)
-        for parcel in shipment.parcels:
+
+    def send(self, parcels: Sequence[Parcel], kept: Collection[int], urgent: bool) -> None:
+        """Send nodes. All values are held until the run is over."""
+        self._urgent = urgent
+        for parcel in parcels:
             self._submit(parcel)
+
+    def give(self, node: int, value: Failed) -> None:
+        """Have this in the place of the value of a node."""
+        self._values[node] = self._ray.put(value)
+        if node in self._wanted:
+            self._news.put(("done", node))
+
+    def drop(self, nodes: Sequence[int]) -> None:
+        """Nothing: a value that is lost may be wanted again."""
 
     def _submit(self, parcel: Parcel) -> None:
         node, body = parcel.node, self._flow.body(parcel.node)
@@ -240,7 +252,7 @@ class RayJob:
         if type(plan) is not bytes:
             inputs.insert(0, plan)
             plan = b""
-        told = ray_node.packed(self._run, node, node in self._wanted, plan, parcel.payload)
+        told = ray_node.packed(self._run, node, self._urgent or node in self._wanted, plan, parcel.payload)
         self._left.add(node)
         self._made[node] = len(self._replaced)
         self._values[node] = function.remote(told, *inputs)

@@ -43,15 +43,15 @@ def function_for(inbox: str, version: str) -> Callable[..., Any]:
     return run_on_ray
 
 
-def packed(run: str, node: int, wanted: bool, plan: bytes, payload: bytes) -> bytes:
+def packed(run: str, node: int, at_once: bool, plan: bytes, payload: bytes) -> bytes:
     """What `run_on_ray` takes, as one argument: Ray spends as long on each as on its own work. An
     empty plan is the first of the inputs instead."""
-    return marshal.dumps((run, node, wanted, plan, payload))
+    return marshal.dumps((run, node, at_once, plan, payload))
 
 
 def run_on_ray(inbox: str, given: bytes, *inputs: Any) -> Any:
     """Run a node. Gives its value, or a `Failed`."""
-    run, node, wanted, plan, payload = marshal.loads(given)
+    run, node, at_once, plan, payload = marshal.loads(given)
     if not plan:
         plan, inputs = inputs[0], inputs[1:]
     if signal.getsignal(signal.SIGINT) != signal.default_int_handler and threading.current_thread() is threading.main_thread():
@@ -60,7 +60,7 @@ def run_on_ray(inbox: str, given: bytes, *inputs: Any) -> Any:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     news = _news()
     value, told = run_node(node, plan, payload, inputs, lambda item, size: news.tell(inbox, run, item, False, size))
-    news.tell(inbox, run, ("told", tuple(told)), wanted or told.state == FAILED)
+    news.tell(inbox, run, ("told", tuple(told)), at_once or told.state == FAILED)
     return value
 
 

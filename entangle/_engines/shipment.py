@@ -42,6 +42,8 @@ class Shipment:
         #: Large constants by their numbers.
         self.large: dict[int, Any] = {}
         self._run, self._noting, self._here = run, noting, here
+        #: Whether the caller must hear when nodes begin: `wait` counts from then.
+        self._announced = any(body.wait is not None for body in flow.bodies)
         self._caller = os.uname().nodename, os.getpid()
         self._known: dict[Any, int] = {}
         self._bodies: dict[int, bytes] = {}
@@ -124,6 +126,7 @@ class Shipment:
                 seen_by_others,
                 self._noting,
                 self._caller,
+                self._announced,
             )
             self.plans.append(dumps_for_others(plan))
         return known

@@ -137,6 +137,23 @@ def spin(path: str) -> None:
 
 
 @process
+def when(_: Any) -> tuple[float, float]:
+    """When it began, and when it ended."""
+    began = time.time()
+    time.sleep(0.05)
+    return began, time.time()
+
+
+@process
+def late_value(x: float) -> float:
+    """Takes so many seconds, and can be stopped."""
+    until = time.monotonic() + x
+    while time.monotonic() < until:
+        time.sleep(0.02)
+    return x
+
+
+@process
 def loud(x: int) -> int:
     """Prints lines, and one that has no end."""
     print("begins", x, flush=True)

@@ -16,6 +16,7 @@ import pytest
 import entangle
 from entangle import gather
 from entangle.errors import LinkLostError, MissingModuleError, OptionError, ProcessTerminatedException, UnfitPythonError, UnreachableError
+from entangle.scheduler import scheduler
 
 from ..evidence import alive, notes, notes_of, wait_until
 from ..services.dask_cluster import DaskCluster
@@ -196,6 +197,20 @@ def test_another_python_is_refused_before_anything_is_sent(dask_cluster: DaskClu
     monkeypatch.setattr(Client, "get_versions", other)
     with pytest.raises(UnfitPythonError, match=r"runs Python 3\.9\.2, and this is Python 3\."), entangle.engine(address_of(dask_cluster)):
         pass
+
+
+def test_gpus_are_a_resource_of_workers(dask_cluster: DaskCluster) -> None:
+    on_gpu = scheduler(gpus=1)(bodies.pid)
+    with entangle.engine(address_of(dask_cluster)):
+        with pytest.raises(OptionError, match=r'task .pid.: gpus=1, and no worker of .*--resources "GPU=1"'):
+            on_gpu()()
+        with_gpu = dask_cluster.start_worker("--resources", "GPU=1")
+        try:
+            pids = gather(*[on_gpu(bodies.square(x)) for x in range(4)], bodies.same(on_gpu()))()
+        finally:
+            os.kill(with_gpu, signal.SIGKILL)
+            dask_cluster.workers.remove(with_gpu)
+        assert set(pids) == {with_gpu}
 
 
 def test_two_threads_with_two_engines(dask_cluster: DaskCluster, own_cluster: DaskCluster) -> None:

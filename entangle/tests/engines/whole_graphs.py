@@ -207,16 +207,40 @@ class WholeGraphs:
                 same(makes_lock())()
 
     def test_what_cannot_hold_there_is_refused(self, engine: Any) -> None:
-        limited = limit("db", at_once=2)(square)
-        waiting = process(wait=3)(bodies.square.function)
+        limited = limit("asked", per_second=5)(bodies.third_time)
         with engine:
-            with pytest.raises(OptionError, match="limit 'db'"):
-                limited(2)()
-            with pytest.raises(OptionError, match="wait=3"):
-                waiting(2)()
-            with pytest.raises(OptionError, match="workers=3"):
-                square(2).run(workers=3)
+            with pytest.raises(OptionError, match=r"retry=2 and limit 'asked': per_second=5 cannot both"):
+                limited("never")()
+            with pytest.raises(OptionError, match="start='fork'"):
+                square(2).run(start="fork")
             assert scheduler(cpus=1)(square)(3)() == 9  # on each worker's machine
+
+    def test_a_limit_holds_for_all_workers(self, engine: Any) -> None:
+        query = limit("over the cluster", at_once=1)(bodies.when)
+        with engine:
+            with pytest.raises(ValueError, match="no 1"):
+                limit("over the cluster", at_once=1)(fail)(1)()
+            spans = gather(*[query(square(x)) for x in range(4)], query(query(0)), square(2))()
+            assert spans.pop() == 4
+            _one_by_one(spans)
+            _one_by_one(gather(*[bodies.when(x) for x in range(4)]).run(workers=1))
+
+    def test_tokens_of_a_limit(self, engine: Any) -> None:
+        asked = limit("asked each", per_second=10)(bodies.when)
+        with engine:
+            begun = sorted(began for began, _ in gather(*[asked(x) for x in range(4)])())
+        assert begun[-1] - begun[0] > 0.25
+
+    def test_arguments_that_come_too_late(self, engine: Any) -> None:
+        impatient = process(wait=0.3)(add.function)
+        patient = process(wait=300)(add.function)
+        with engine:
+            assert patient(square(2), square(3))() == 13
+            with pytest.raises(ProcessTimeoutException, match=r"waited 0.3 s for its arguments, and late_value\(9\) had not arrived"):
+                add(impatient(square(2), bodies.late_value(9)), 1)()
+            four, late = gather(square(2), add(impatient(square(2), bodies.late_value(2)), 1), return_exceptions=True)()
+            assert four == 4
+            assert isinstance(late, ProcessTimeoutException)
 
     def test_dataflows_are_refused(self, engine: Any) -> None:
         @dataflow
@@ -325,6 +349,12 @@ async def _all_of(stream: Any) -> list[Any]:
 
 async def _awaited(call: Any) -> Any:
     return await call
+
+
+def _one_by_one(spans: list[tuple[float, float]]) -> None:
+    """Check that no two of these were at the same time."""
+    spans.sort()
+    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans)), spans
 
 
 def _stops(path: Path) -> None:

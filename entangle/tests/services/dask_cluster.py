@@ -39,10 +39,11 @@ class DaskCluster:
         for _ in range(workers):
             self.start_worker()
 
-    def start_worker(self) -> int:
-        """One more worker, as in place of one that a test has killed; gives its process number."""
+    def start_worker(self, *more: str) -> int:
+        """One more worker, as in place of one that a test has killed; gives its process number.
+        `more`: further options."""
         name = f"w{len(self.workers) + 1}"
-        options = ("--nworkers", "1", "--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder))
+        options = ("--nworkers", "1", "--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder), *more)
         pid = self._dask(name, self.address, "--name", name, *options, kind="worker")
         self.workers.append(pid)
         self._heard(name, pid, r"(Registered to:)")
