@@ -57,3 +57,14 @@ def far_pythons(same: bool) -> str:
             return path
     missing("a Python of another minor version, 3.10 or newer: put one on PATH, or install it with pyenv")
     raise AssertionError
+
+
+def clock_that_is_off(folder: Path, off: float) -> str:
+    """A line of the shell after which every Python has a clock that is so many seconds off."""
+    made = folder / f"clock{off:+.0f}"
+    made.mkdir()
+    (made / "sitecustomize.py").write_text(
+        f"import time\nreal, real_ns = time.time, time.time_ns\ntime.time = lambda: real() + {off}\n"
+        f"time.time_ns = lambda: real_ns() + {int(off) * 10**9}\n"
+    )
+    return f"export PYTHONPATH={made}"

@@ -48,6 +48,8 @@ class FarProgram:
     def __init__(self, mailbox: FarMailbox, name: str, lasts: float, codes: Callable[[str], Any]) -> None:
         self._mailbox, self._name, self._lasts, self._codes = mailbox, name, lasts, codes
         self._over = threading.Event()
+        #: Whether it is ended before its call: then there is no outcome.
+        self._ending = False
         self._cancel: Callable[[], None] | None = None
         self._status = 1
         self._pid = os.getpid()
@@ -127,6 +129,8 @@ class FarProgram:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        if self._ending:  # the error would be that of a cancelled call, and the caller must know why
+            return
         try:
             self._put(head, given, answer, records)
             self._status = 0
@@ -213,6 +217,7 @@ class FarProgram:
             if why:
                 os.write(2, f"entangle: {why}\n".encode())
             if self._cancel is not None and not self._over.is_set():
+                self._ending = True
                 threading.Thread(target=self._cancel, daemon=True).start()
             family.leave_nothing()
         finally:

@@ -24,7 +24,14 @@ from entangle import records
 from entangle._remote.caller import allocations as pools
 from entangle._services.caller import open_watchers
 from entangle.cli import main
-from entangle.errors import LinkLostError, MissingModuleError, OptionError, UnfitPythonError, UnreachableError
+from entangle.errors import (
+    LinkLostError,
+    MissingModuleError,
+    OptionError,
+    ProcessTerminatedException,
+    UnfitPythonError,
+    UnreachableError,
+)
 from entangle.place import place
 from entangle.process import process
 from entangle.slurm import slurm
@@ -32,9 +39,9 @@ from entangle.thread import thread
 from entangle.workflow import workflow
 
 from ..callers import ROOT
-from ..evidence import note, notes, wait_until, when
+from ..evidence import note, notes, text_of, wait_until, when
 from ..far_bodies import add, held
-from ..places import far_pythons
+from ..places import clock_that_is_off, far_pythons
 from ..services.slurm_cluster import SlurmCluster
 
 
@@ -228,6 +235,53 @@ def test_out_of_memory_is_told() -> None:
 
     with pytest.raises(LinkLostError, match="OUT_OF_MEMORY"):
         greedy()()
+
+
+def test_a_worker_that_needs_too_much_memory(slurm: SlurmCluster) -> None:
+    """The agent goes on, and says why its worker has died; where Slurm itself looks after memory,
+    it ends the step."""
+
+    @there(memory="200M")
+    @process
+    def greedy() -> int:
+        data = bytearray(400 << 20)
+        time.sleep(20)
+        return len(data)
+
+    kinds = (ProcessTerminatedException, LinkLostError)
+    with pytest.raises(kinds[not slurm.by_kernel]) as caught:
+        greedy()()
+    said = text_of(caught.value)
+    assert "out of memory: the kernel has killed it" in said if slurm.by_kernel else "OUT_OF_MEMORY" in said
+
+
+def test_an_agent_that_is_killed_is_told() -> None:
+    with pytest.raises(LinkLostError, match=r"slurm:n\d \(job \d+\): the agent or the connection to it ended during the call"):
+        there()(lambda: os.kill(os.getpid(), signal.SIGKILL))()()
+
+
+def test_a_preempted_job_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    @there(partition="low", options={"exclusive": True})
+    def low() -> None:
+        note(log, os.environ["SLURMD_NODENAME"])
+        time.sleep(60)
+
+    def preempt() -> None:
+        wait_until(lambda: notes(log), 60, "the body never began")
+        node = f"--nodelist={notes(log)[0][0]}"
+        slurm.run("sbatch", "--partition=high", "--exclusive", node, "--output=/dev/null", "--wrap=true")
+
+    with _meanwhile(preempt), pytest.raises(LinkLostError, match="PREEMPTED, another job took its place; retry=1"):
+        low()()
+
+
+@pytest.mark.parametrize("off", [3600, -3600])
+def test_a_clock_there_that_is_wrong(tmp_path: Path, off: int) -> None:
+    """The clock of the Python there is an hour off."""
+    task = there(setup=[clock_that_is_off(tmp_path, off)])(process(timeout=60)(lambda: time.time()))
+    assert abs(task()() - time.time() - off) < 600
 
 
 def test_a_node_that_goes_down_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""The whole test kit over the service that docs/services.md shows, and a mailbox that is full."""
+"""The whole test kit over the service that docs/services.md shows, and more of its faults."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 from entangle._services.caller import open_watchers
 from entangle._testing import service_bodies as bodies
-from entangle.errors import EntangleError, StoreFullError
+from entangle.errors import EntangleError, ProcessTerminatedException, StoreFullError
+from entangle.process import process
 from entangle.service import service
 from entangle.testing import check_service
 
+from .. import local_jobs
+from ..evidence import wait_until
 from ..local_jobs import LocalJobs
 from ..places import far_pythons
 from ..ways import missing
@@ -34,6 +38,35 @@ def test_another_version_of_python(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="from there"):
         there(bodies.failing)("from there")()
     open_watchers.close_all(str(tmp_path))
+
+
+@pytest.mark.parametrize("retry", [0, 1])
+def test_a_job_that_is_told_to_end_has_died(tmp_path: Path, retry: int) -> None:
+    """As by a platform that needs its place, or at its walltime. Its call was not cancelled."""
+    path = tmp_path / "began"
+
+    def tell() -> None:
+        wait_until(path.exists, 60, "the body never began")
+        (job,) = (process for process in local_jobs._started.values() if process.poll() is None)
+        job.terminate()
+
+    telling = threading.Thread(target=tell)
+    telling.start()
+    call = service(LocalJobs(str(tmp_path)), mailbox=tmp_path)(process(retry=retry)(_for_long_at_first))(str(path))
+    if retry:
+        assert call() == "again"
+    else:
+        with pytest.raises(ProcessTerminatedException, match=r"its job .* at local is over and has given no outcome"):
+            call()
+    telling.join()
+    open_watchers.close_all(str(tmp_path))
+
+
+def _for_long_at_first(path: str) -> str:
+    if not os.path.exists(path):
+        Path(path).touch()
+        time.sleep(600)
+    return "again"
 
 
 @pytest.fixture

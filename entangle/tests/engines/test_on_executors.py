@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,18 @@ from entangle.on import on
 from entangle.process import process
 
 from .. import bodies
-from ..evidence import notes, notes_of, text_of
+from ..evidence import note, notes, notes_of, text_of, wait_until
 from ..services.dask_cluster import DaskCluster
+from ..services.dask_cluster import dask_cluster as a_cluster
 from ..ways import installed
 
 VALUES: list[Any] = [None, False, 0, "", [], {}, b"", 10**30, bodies.Point(1, [2]), ValueError("a value")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forkserver() -> None:
+    """It stays for as long as this process."""
+    forkserver.ensure_running()
 
 
 @contextmanager
@@ -122,3 +131,53 @@ def kill() -> None:
 def test_dask_is_refused_what_must_not_run_twice(dask_cluster: DaskCluster) -> None:
     with _dask(dask_cluster) as executor, pytest.raises(OptionError, match="say idempotent=True or retry="):
         on(executor)(bodies.inc)(1)()
+
+
+@pytest.fixture
+def own_cluster(dask_cluster: DaskCluster) -> Iterator[DaskCluster]:
+    """A cluster of the test's own, which it may break."""
+    with a_cluster() as cluster:
+        yield cluster
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_of_dask_that_is_killed_with_fifty_calls_under_way(own_cluster: DaskCluster, tmp_path: Path) -> None:
+    """They may run again, so each gives its value."""
+    log = str(tmp_path / "log")
+    with _dask(own_cluster) as executor:
+        running = entangle.gather(*[process(idempotent=True)(on(executor)(_noted_slowly))(log, x) for x in range(50)])(proc=True)
+        wait_until(lambda: len(notes(log)) >= 6, 60, "no call has begun")
+        os.kill(own_cluster.workers[0], signal.SIGKILL)
+        own_cluster.start_worker()
+        assert running.result(timeout=120) == list(range(50))
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_of_a_pool_that_is_killed_with_fifty_calls_under_way(tmp_path: Path) -> None:
+    """Each is an error that says why; or a value, where it may be tried again in another pool."""
+    for retry in (0, 2):
+        log = str(tmp_path / f"log-{retry}")
+        task = process(retry=retry)(on(_pool)(_noted_slowly))
+        running = entangle.gather(*[task(log, x) for x in range(50)], return_exceptions=True)(proc=True)
+        wait_until(lambda log=log: len(notes(log)) >= 6, 60, "no call has begun")  # type: ignore[misc]
+        os.kill(int(notes(log)[-1][1]), signal.SIGKILL)
+        values = running.result(timeout=120)
+        if retry:
+            assert values == list(range(50))
+        else:
+            failed = [value for value in values if isinstance(value, ProcessTerminatedException)]
+            assert [value for value in values if value not in failed] == [x for x, value in enumerate(values) if value not in failed]
+            assert len(failed) >= 40
+            assert all("has lost the call: BrokenProcessPool" in str(error) for error in failed)
+        del values, running
+        gc.collect()  # errors hold the frames in which they were raised, and those the pool
+
+
+def _pool() -> Executor:
+    return ProcessPoolExecutor(2, multiprocessing.get_context("forkserver"))
+
+
+def _noted_slowly(path: str, x: int) -> int:
+    note(path, x, os.getpid())
+    time.sleep(0.1)
+    return x

@@ -20,12 +20,14 @@ from entangle._services.caller import open_watchers, slurm_jobs
 from entangle._services.caller.slurm_jobs import SlurmJobs
 from entangle._testing import service_bodies as bodies
 from entangle.errors import ProcessTerminatedException, ProcessTimeoutException, UnreachableError
+from entangle.process import process
 from entangle.service import service
 from entangle.slurm import slurm as slurm_task
 from entangle.testing import check_service
 
 from ..callers import ROOT
-from ..evidence import wait_until
+from ..evidence import text_of, wait_until
+from ..places import clock_that_is_off
 from ..services.slurm_cluster import SlurmCluster
 
 
@@ -64,12 +66,14 @@ def _wait_for(path: Path) -> str:
     return path.read_text()
 
 
-@pytest.mark.timeout(200)  # the shortest walltime is a minute
+@pytest.mark.timeout(200)
 def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
     """Out of memory, over the walltime, cancelled, its node failed: with job, script and log."""
     paths = [tmp_path / name for name in ("late", "cancelled", "lost")]
 
     def harm() -> None:
+        # The shortest walltime is a minute.
+        slurm.run("scontrol", "update", f"jobid={_wait_for(paths[0]).split()[0]}", "EndTime=now+2")
         slurm.run("scancel", _wait_for(paths[1]).split()[0])
         node = _wait_for(paths[2]).split()[1]
         slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
@@ -97,6 +101,97 @@ def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
         script, log = notes.partition("script: ")[2].partition("; log: ")[::2]
         assert os.path.exists(script)
         assert log.partition("\n")[0].endswith(".log")
+    open_watchers.close_all(str(tmp_path))
+
+
+@pytest.mark.timeout(200)
+def test_a_job_that_is_preempted_is_told_apart_and_tried_again(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Each has a node of its own until a job of a partition that goes first takes that."""
+    paths = [tmp_path / name for name in ("once", "again")]
+    low: dict[str, Any] = {"time": 300, "python": sys.executable, "partition": "low", "detached": True, "mailbox": tmp_path}
+
+    def preempt() -> None:
+        for path in paths:
+            node = _wait_for(path).split()[1]
+            slurm.run("sbatch", "--partition=high", "--exclusive", f"--nodelist={node}", "--output=/dev/null", "--wrap=true")
+
+    preempting = threading.Thread(target=preempt)
+    preempting.start()
+    there = slurm_task(options={"exclusive": True}, **low)
+    calls = [there(_once_for_long)(str(paths[0])), there(process(retry=1)(_once_for_long))(str(paths[1]))]
+    error, value = gather(*calls, return_exceptions=True)()
+    preempting.join()
+    assert isinstance(error, ProcessTerminatedException)
+    assert "PREEMPTED: another job took its place; retry=1 submits it again" in str(error)
+    assert value == "again"
+    open_watchers.close_all(str(tmp_path))
+
+
+def _once_for_long(path: str) -> str:
+    """Run for long in the first attempt."""
+    if not os.path.exists(path):
+        _sleep(path, 300.0)
+    return "again"
+
+
+@pytest.mark.timeout(200)
+def test_drained_nodes(slurm: SlurmCluster, jobs: SlurmJobs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What runs on one goes on; what waits for one says so, and runs when it is back."""
+    first, gate = tmp_path / "first", tmp_path / "gate"
+    said: list[str] = []
+
+    def drain() -> None:
+        _wait_for(first)
+        slurm.run("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
+        gate.touch()  # now the second is submitted
+        try:
+            wait_until(lambda: _says_why(said, capfd), 120, "nobody said why the second is pending")
+        finally:
+            slurm.run("scontrol", "update", "nodename=n[1-2]", "state=resume")
+
+    there = service(jobs, mailbox=tmp_path)
+    draining = threading.Thread(target=drain)
+    draining.start()
+    running = there(_until)(str(first), str(tmp_path / "drained"))(proc=True)
+    wait_until(gate.exists, 120, "the nodes were never drained")
+    assert there(bodies.same)(2)() == 2
+    (tmp_path / "drained").touch()
+    assert running.result(timeout=120) == "done"
+    draining.join()
+
+
+def _says_why(said: list[str], capfd: pytest.CaptureFixture[str]) -> bool:
+    said.append(capfd.readouterr().err)
+    return "1 job is pending because" in "".join(said)
+
+
+def _until(began: str, path: str) -> str:
+    """Run until there is that file."""
+    with open(began, "w") as file:
+        file.write("begun")
+    wait_until(lambda: os.path.exists(path), 180, "nobody made the file")
+    return "done"
+
+
+def test_a_worker_of_a_job_that_needs_too_much_memory(slurm: SlurmCluster, jobs: SlurmJobs, tmp_path: Path) -> None:
+    """The job goes on, and says why its worker has died; where Slurm itself looks after memory, it
+    ends the job."""
+    with pytest.raises(ProcessTerminatedException) as caught:
+        service(jobs, mailbox=tmp_path)(process(_eat))(600)()
+    said = text_of(caught.value)
+    assert "out of memory: the kernel has killed it" in said if slurm.by_kernel else "OUT_OF_MEMORY" in said
+
+
+def _clock() -> float:
+    return time.time()
+
+
+@pytest.mark.parametrize("off", [3600, -3600])
+def test_a_clock_there_that_is_wrong(tmp_path: Path, off: int) -> None:
+    """The clock of the Python there is an hour off."""
+    setup = [clock_that_is_off(tmp_path, off)]
+    there = slurm_task(time=60, memory="200M", python=sys.executable, detached=True, mailbox=tmp_path, setup=setup)
+    assert abs(there(process(timeout=60)(_clock))()() - time.time() - off) < 600
     open_watchers.close_all(str(tmp_path))
 
 

@@ -23,6 +23,7 @@ from ..evidence import alive
 
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "salloc", "sbatch", "squeue", "scontrol")
+_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "my_print_defaults", "sacct", "sacctmgr")
 #: The controllers of cgroups, version 1, that slurmd wants.
 _CGROUPS = ("memory", "freezer", "cpuset")
 #: What each node says it has. More CPUs than there are, so that many small jobs fit.
@@ -32,7 +33,7 @@ NODES = ("n1", "n2")
 #: Ends the daemons once the process that started them is gone, however that ended. $1: the folder.
 _WATCHER = """
 cat >/dev/null
-pids=$(cat "$1"/slurmd-*.pid "$1"/slurmctld.pid "$1"/munged.pid 2>/dev/null)
+pids=$(cat "$1"/slurmd-*.pid "$1"/slurmctld.pid "$1"/munged.pid "$1"/slurmdbd.pid "$1"/mariadb.pid 2>/dev/null)
 kill $pids 2>/dev/null
 for round in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     grep -qs '^State:.[^Z]' $(printf '/proc/%s/status ' $pids) || break
@@ -43,12 +44,13 @@ rm -rf "$1"
 """
 
 
-def what_is_missing() -> str:
+def what_is_missing(accounting: bool = False) -> str:
     """What must be installed before there can be a cluster, in words; empty if nothing."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a Slurm cluster of the tests needs Linux and root: sudo make test-engines"
-    wanted = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
-    return f"no {', '.join(wanted)} here: .ci/engines (or: apt install slurm-wlm munge)" if wanted else ""
+    wanted = [name for name in (*_PROGRAMS, *(_ACCOUNTING if accounting else ())) if shutil.which(name, path=_PATH) is None]
+    packages = "slurm-wlm munge slurmdbd mariadb-server-core mariadb-client-core" if accounting else "slurm-wlm munge"
+    return f"no {', '.join(wanted)} here: .ci/engines (or: apt install {packages})" if wanted else ""
 
 
 def cgroups_work() -> bool:
@@ -74,13 +76,16 @@ def _free_ports(count: int) -> list[int]:
 
 
 class SlurmCluster:
-    """Two nodes, `n1` and `n2`, in one partition `main`, which has them all.
+    """Two nodes, `n1` and `n2`, in partitions that have them all: `main`; and `low`, whose jobs are
+    preempted by those of `high`.
 
     `by_kernel` says who keeps memory limits: cgroups, or Slurm itself, which looks each second.
+    With `accounting`, jobs are remembered in a database, and belong to an account: `main`, which
+    has no limits, `few`, which may have three jobs, or `one`, of which one job runs at a time.
     """
 
-    def __init__(self, folder: Path, by_kernel: bool | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, by_kernel: bool | None = None, nodes: tuple[str, ...] = NODES, accounting: bool = False) -> None:
+        self.folder, self.nodes, self.accounting = folder, nodes, accounting
         self.by_kernel = cgroups_work() if by_kernel is None else by_kernel
         self.conf = folder / "slurm.conf"
         self._environment = {"PATH": _PATH, "LANG": "C.UTF-8", "SLURM_CONF": str(self.conf)}
@@ -89,7 +94,7 @@ class SlurmCluster:
     def start(self) -> None:
         """Start munged, the controller and the nodes; wait until both are idle."""
         folder = self.folder
-        for name in ("state", "log", *(f"spool-{node}" for node in NODES)):
+        for name in ("state", "log", *(f"spool-{node}" for node in self.nodes)):
             (folder / name).mkdir(parents=True)
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
@@ -108,18 +113,27 @@ class SlurmCluster:
             f"--seed-file={folder}/munge.seed",
             "--num-threads=2",
         )
+        if self.accounting:
+            self._start_accounting()
         self.start_controller()
-        for node in NODES:
+        for node in self.nodes:
             self.start_node(node)
         until = time.monotonic() + 60
-        while self.state_of_nodes() != ["idle"] * len(NODES):
+        while set(self.state_of_nodes()) != {"idle"}:
             if time.monotonic() > until:
                 raise RuntimeError(f"the nodes of Slurm are {self.state_of_nodes()} after a minute: {self.logs()}")
             time.sleep(0.1)
 
     def _configure(self) -> None:
         folder, host = self.folder, socket.gethostname().partition(".")[0]
-        controller, *ports = _free_ports(1 + len(NODES))
+        controller, self._dbd, self._database, *ports = _free_ports(3 + len(self.nodes))
+        accounting = (
+            f"AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=127.0.0.1\nAccountingStoragePort={self._dbd}\n"
+            f"AccountingStoragePass={folder}/munge.sock\n"
+            "AccountingStorageEnforce=associations,limits\nMaxArraySize=8"
+            if self.accounting
+            else "AccountingStorageType=accounting_storage/none"
+        )
         keeping = (
             "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\nJobAcctGatherType=jobacct_gather/none"
             if self.by_kernel
@@ -128,7 +142,7 @@ class SlurmCluster:
         )
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} RealMemory={MEMORY} Gres=gpu:{GPUS}"
-            for node, port in zip(NODES, ports, strict=True)
+            for node, port in zip(self.nodes, ports, strict=True)
         )
         self.conf.write_text(
             f"""ClusterName=entangle
@@ -156,21 +170,66 @@ SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
 OverTimeLimit=0
 KillWait=2
-AccountingStorageType=accounting_storage/none
+{accounting}
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 JobCompType=jobcomp/none
 MinJobAge=3600
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 """
         )
         devices = ("/dev/zero", "/dev/full")
-        (folder / "gres.conf").write_text("".join(f"NodeName={node} Name=gpu File={file}\n" for node in NODES for file in devices[:GPUS]))
+        (folder / "gres.conf").write_text(
+            "".join(f"NodeName={node} Name=gpu File={file}\n" for node in self.nodes for file in devices[:GPUS])
+        )
         if self.by_kernel:
             (folder / "cgroup.conf").write_text(
                 "CgroupMountpoint=/sys/fs/cgroup\nCgroupAutomount=no\nCgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\n"
                 "ConstrainCores=no\nConstrainDevices=no\n"
             )
+
+    def _start_accounting(self) -> None:
+        """Start a database and slurmdbd, and make accounts."""
+        folder, password = self.folder, os.urandom(16).hex()
+        socket_file = f"{folder}/mariadb.sock"
+        self.run("mariadb-install-db", "--no-defaults", f"--datadir={folder}/database", "--user=root", "--skip-test-db")
+        first = folder / "first.sql"
+        first.write_text(
+            f"create database accounting;\ncreate user slurm@'127.0.0.1' identified by '{password}';\n"
+            "grant all on accounting.* to slurm@'127.0.0.1';\n"
+        )
+        options = ("--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M", f"--init-file={first}")
+        places = (f"--datadir={folder}/database", f"--socket={socket_file}", f"--pid-file={folder}/mariadb.pid")
+        listening = ("--bind-address=127.0.0.1", f"--port={self._database}", "--skip-name-resolve", "--user=root")
+        log = folder / "log" / "mariadb.log"
+        self.run("sh", "-c", '"$@" >"$0" 2>&1 </dev/null &', str(log), "mariadbd", "--no-defaults", *places, *listening, *options)
+        conf = folder / "slurmdbd.conf"
+        conf.write_text(
+            f"AuthType=auth/munge\nAuthInfo=socket={folder}/munge.sock\nDbdHost=localhost\nDbdAddr=127.0.0.1\nDbdPort={self._dbd}\n"
+            f"SlurmUser=root\nPidFile={folder}/slurmdbd.pid\nLogFile={folder}/log/slurmdbd.log\n"
+            f"StorageType=accounting_storage/mysql\nStorageHost=127.0.0.1\nStoragePort={self._database}\nStorageUser=slurm\n"
+            f"StoragePass={password}\nStorageLoc=accounting\n"
+        )
+        conf.chmod(0o600)
+        until = time.monotonic() + 60
+        while not log.exists() or "ready for connections" not in log.read_text(errors="replace"):
+            if time.monotonic() > until:
+                raise RuntimeError(f"MariaDB does not start: {self.logs()}")
+            time.sleep(0.05)
+        self.run("slurmdbd")  # it waits for its database
+        while not self.run("sacctmgr", "--noheader", "show", "user", check=False):
+            if time.monotonic() > until:
+                raise RuntimeError(f"slurmdbd does not answer: {self.logs()}")
+            time.sleep(0.1)
+        self.run("sacctmgr", "-i", "add", "cluster", "entangle")
+        for account, limits in (("main", ()), ("few", ("MaxSubmitJobs=3",)), ("one", ("MaxJobs=1",))):
+            self.run("sacctmgr", "-i", "add", "account", account, "cluster=entangle")
+            self.run("sacctmgr", "-i", "add", "user", "root", f"account={account}", "cluster=entangle", *limits)
+        self.run("sacctmgr", "-i", "modify", "user", "root", "set", "defaultaccount=main")
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a program of Slurm with this cluster's configuration; gives what it prints."""
@@ -234,13 +293,13 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
             self._watcher.stdin.close()
             self._watcher.wait(30)
         if self.by_kernel:
-            _remove_cgroups()
+            _remove_cgroups(self.nodes)
 
 
-def _remove_cgroups() -> None:
+def _remove_cgroups(nodes: tuple[str, ...]) -> None:
     """Remove the cgroups of our nodes, which slurmd leaves behind."""
     for controller in os.listdir("/sys/fs/cgroup"):
-        for node in NODES:
+        for node in nodes:
             top = f"/sys/fs/cgroup/{controller}/slurm_{node}"
             for folder, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):
@@ -248,11 +307,11 @@ def _remove_cgroups() -> None:
 
 
 @contextlib.contextmanager
-def slurm_cluster(by_kernel: bool | None = None) -> Iterator[SlurmCluster]:
+def slurm_cluster(by_kernel: bool | None = None, nodes: tuple[str, ...] = NODES, accounting: bool = False) -> Iterator[SlurmCluster]:
     """A cluster that ends with this block. SLURM_CONF names it meanwhile."""
     # Not among what the tests look through: its processes are there before a test and after it.
     folder = Path(tempfile.mkdtemp(prefix="entangle-slurm-"))
-    cluster = SlurmCluster(folder, by_kernel)
+    cluster = SlurmCluster(folder, by_kernel, nodes, accounting)
     earlier = os.environ.get("SLURM_CONF")
     try:
         cluster.start()
