@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from entangle._shared.call_notes import add_call, add_host
 from entangle._shared.pickling import dumps
 from entangle._shared.tracebacks import hide
 from entangle._worker.failures import describe, few_of, set_traceback, text_of
@@ -93,11 +94,10 @@ class Failure:
                 error = EntangleError(f"task {self.name!r} failed with an error that cannot be unpickled here ({problem})")
             if self._sent:  # a body has raised it; a dead process has no traceback
                 set_traceback(error, report["text"])
-                add_note(error, report["where"])
+                add_host(error, report["where"])
             self._error = error
         hide(error)
-        add_note(error, f"call path: {self.path}")
-        add_note(error, f"call: {self.call}")
+        add_call(error, [f"call path: {self.path}", f"call: {self.call}"])
         if not self.used_up:
             return error
         failed = f"task {self.name!r} failed {len(self.attempts)} times; the last time with {type(error).__name__}: {text_of(error)}"

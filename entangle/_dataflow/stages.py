@@ -15,12 +15,12 @@ import logging
 import pickle
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
 from entangle._run.rearmed import progress_of
+from entangle._shared.call_notes import text_without
 from entangle._shared.journal import Journal
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.summaries import item_in_short
@@ -79,7 +79,7 @@ def call_back(callback: Callable[[Any, Any], object], function: Any, value: Any)
 
 def summary_of(error: BaseException) -> str:
     """An error in a line or two."""
-    return "".join(traceback.format_exception_only(type(error), error)).strip()[:1500]
+    return text_without(error)[:1500]
 
 
 def _kept(item: Any) -> bytes | None:

@@ -11,11 +11,12 @@ import sys
 import time
 from typing import Any
 
+from entangle._shared.call_notes import add_host
 from entangle._shared.pickling import dumps, dumps_for_others, why_not
 from entangle._shared.tracebacks import passes_on
 from entangle._tasks.resolving import resolved
 from entangle._worker.failures import describe, set_traceback
-from entangle.errors import EntangleError, UnfitPythonError, UnpicklableError, add_note
+from entangle.errors import EntangleError, UnfitPythonError, UnpicklableError
 
 #: What comes back: whether there is a value, the seconds of the body, and the pickle of the value,
 #: or of the report of its error.
@@ -103,5 +104,5 @@ def error_of(name: str, body: bytes) -> BaseException:
         error = EntangleError(f"task {name!r} failed with {told}; that error cannot be unpickled here ({why})")
     if report["text"]:
         set_traceback(error, report["text"])
-    add_note(error, report["where"])
+    add_host(error, report["where"])
     return error

@@ -19,6 +19,7 @@ from typing import Any
 
 from entangle._services import OVER, Limits, Service, State, Submission
 from entangle._services.caller import open_watchers
+from entangle._shared.unrecorded import unrecorded
 from entangle._testing import service_bodies as bodies
 from entangle.errors import (
     MissingModuleError,
@@ -322,13 +323,24 @@ def checks() -> list[str]:
     return [name for name in vars(Checks) if not name.startswith("_")]
 
 
+@contextlib.contextmanager
+def _removed(folder: str) -> Iterator[None]:
+    """Leave nothing of the folder, nor of what looks after calls there."""
+    try:
+        yield
+    finally:
+        open_watchers.close_all(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def check_service(service: Service, *, mailbox: str | os.PathLike[str], only: Sequence[str] = ()) -> None:
     """Check a service of your own with real calls.
 
     `mailbox` is a folder that both sides see; what it is used for is removed. `only` names the
     checks to run; by default all do, most of them side by side, which takes about 20 seconds and
-    the time in which the service starts some 60 jobs. Raises AssertionError that says what is
-    wrong, after the name of the check; what other checks have found is in its notes.
+    the time in which the service starts some 60 jobs. Its runs are not remembered. Raises
+    AssertionError that says what is wrong, after the name of the check; what other checks have
+    found is in its notes.
 
         def test_my_cluster(tmp_path):
             check_service(MyCluster(queue="short"), mailbox=tmp_path)
@@ -337,7 +349,7 @@ def check_service(service: Service, *, mailbox: str | os.PathLike[str], only: Se
     if unknown:
         raise ValueError(f"there is no check {unknown[0]!r}; there are {', '.join(checks())}")
     folder = tempfile.mkdtemp(dir=os.fspath(mailbox))
-    try:
+    with unrecorded(), _removed(folder):
         kit, chosen = Checks(service, folder), list(only or checks())
         wrong: dict[str, AssertionError] = {}
 
@@ -356,9 +368,6 @@ def check_service(service: Service, *, mailbox: str | os.PathLike[str], only: Se
         for name in chosen:
             if name in ALONE:
                 check(name)
-    finally:
-        open_watchers.close_all(folder)
-        shutil.rmtree(folder, ignore_errors=True)
     for first, *others in [[wrong[name] for name in chosen if name in wrong]] if wrong else []:
         for other in others:
             add_note(first, str(other))

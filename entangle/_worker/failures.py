@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 from entangle._shared import pickled_errors
+from entangle._shared.call_notes import add_call, add_host, text_without
 from entangle._shared.missing_lines import with_lines
 from entangle._shared.pickling import dumps, why_not
 from entangle._shared.site import Site, cpu
@@ -54,9 +54,8 @@ def note_attempt(site: Site, node: int, attempt: int, error: BaseException, slot
     Each line is one write to a file opened for appending: lines of several processes do not mix.
     """
     import json
-    import traceback
 
-    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    text = text_without(error)
     pid = process_of(site.table, slot)
     told: dict[str, Any] = {"node": node, "attempt": attempt, "began": began, "ended": time.monotonic_ns(), "pid": pid, "worker": slot}
     told.update(there, error=text[:1500])
@@ -206,9 +205,7 @@ def call_of(site: Site, store: Store | None, node: int) -> str:
 
 def note_call(error: BaseException, flow: Flow, node: int, call: str) -> None:
     """Add notes that say which call has failed: its path, and the call with its arguments."""
-    for note in notes_of_call(flow, node, call):
-        add_note(error, note)
-    _bound_notes(error)
+    add_call(error, notes_of_call(flow, node, call))
 
 
 def notes_of_call(flow: Flow, node: int, call: str) -> list[str]:
@@ -217,26 +214,6 @@ def notes_of_call(flow: Flow, node: int, call: str) -> list[str]:
     return [f"call path: {path}", *([f"call: {call}"] if call else [])]
 
 
-def _bound_notes(error: BaseException) -> None:
-    """Of the notes of many nested runs, keep those of the innermost and the outermost."""
-    notes = getattr(error, "__notes__", None)
-    if not isinstance(notes, list):
-        return
-    ours = [index for index, note in enumerate(notes) if isinstance(note, str) and _OURS.match(note)]
-    if sum(len(notes[index]) for index in ours) <= _NOTES:
-        return
-    left_out = [note for note in notes if isinstance(note, str) and note.startswith(_LEFT_OUT)]
-    between = ours[3:-2]
-    for index in reversed(between):
-        del notes[index]
-    if between and not left_out:
-        notes.insert(between[0], f"{_LEFT_OUT} the notes of runs in between are left out)")
-
-
-#: How our notes begin; how many characters they may have together.
-_OURS = re.compile(r"call path: |call: |host \S+, pid \d+, cpu ")
-_NOTES = 900
-_LEFT_OUT = "(…"
 #: How many inputs of a lost node are looked at, and how many bytes of a pickle are read for that.
 _SEEN, _SMALL = 16, 512
 
@@ -266,7 +243,7 @@ def error_of(site: Site, store: Store | None, node: int) -> BaseException:
         if report["text"]:
             set_traceback(error, report["text"])
         note_call(error, flow, node, call)
-        add_note(error, report["where"])
+        add_host(error, report["where"])
     if flow.body(node).retry:
         return used_up(site, node, error, call)
     return error

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from entangle._shared.unrecorded import unrecorded
 from entangle.cli.exit_status import DONE, FAILED
 from entangle.cli.json_lines import print_json
 from entangle.cli.printing import console, size, text
@@ -74,16 +75,11 @@ def _start(way: Start) -> Callable[[], Finding]:
         from entangle.process import process
 
         began = time.monotonic()
-        recording = os.environ.get("ENTANGLE_RECORD")
-        os.environ["ENTANGLE_RECORD"] = "0"  # a check is no run of the user's
         try:
-            value = process(_answer)(20)(start=way)
+            with unrecorded():
+                value = process(_answer)(20)(start=way)
         except Exception as error:
             return Finding(f"start by {way}", BROKEN, f"{type(error).__name__}: {error}"[:200])
-        finally:
-            del os.environ["ENTANGLE_RECORD"]
-            if recording is not None:
-                os.environ["ENTANGLE_RECORD"] = recording
         taken = (time.monotonic() - began) * 1e3
         return Finding(f"start by {way}", WORKS if value == 42 else BROKEN, f"a task ran in a process of its own, {taken:.0f} ms in all")
 

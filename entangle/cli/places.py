@@ -4,17 +4,17 @@ there."""
 from __future__ import annotations
 
 import builtins
-import contextlib
 import functools
 import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from entangle._shared.unrecorded import unrecorded
 from entangle.cli.exit_status import ABSENT, DONE, FAILED, UNREACHABLE, Refused
 from entangle.cli.json_lines import print_json
 from entangle.cli.printing import console, print_table, text
@@ -67,7 +67,8 @@ def places(as_json: bool) -> None:
 
 def check(names: Sequence[str], packages: Sequence[str], as_json: bool) -> int:
     """Check places, all hosts at once. Gives 5 where no host of a place can be used, 1 where a
-    package is missing that was asked for. Raises Refused for a name that is none."""
+    package is missing that is needed or was asked for, or where a place is not well defined. Raises
+    Refused for a name that is none."""
     from entangle._remote.caller.open_channels import close_all
     from entangle._remote.caller.place_files import known_places
 
@@ -76,13 +77,10 @@ def check(names: Sequence[str], packages: Sequence[str], as_json: bool) -> int:
         if name not in known.tables:
             raise Refused(known.absent(name), ABSENT)
     found = [_found(known, name) for name in names]
-    for place, _ in found:
-        if place.trouble:
-            raise OptionError(place.trouble)
     wanted = list(packages) or _needed()
     try:
-        with _unrecorded(), ThreadPoolExecutor(16) as pool:
-            reports = [[pool.submit(look, wanted) for look in _looks(layer)] for _, layer in found if layer is not None]
+        with unrecorded(), ThreadPoolExecutor(16) as pool:
+            reports = [[pool.submit(look, wanted) for look in (_looks(layer) if layer is not None else ())] for _, layer in found]
             looked = [[one.result() for one in of_place] for of_place in reports]
     finally:
         close_all()
@@ -92,23 +90,10 @@ def check(names: Sequence[str], packages: Sequence[str], as_json: bool) -> int:
     else:
         for (place, _), of in zip(found, looked, strict=True):
             _show(place, of)
-    if any(all(report.trouble for report in of) for of in looked):
+    if any(of and all(report.trouble for report in of) for of in looked):
         return UNREACHABLE
-    lacking = packages and any(version is None for of in looked for report in of for version in report.packages.values())
-    return FAILED if lacking else DONE
-
-
-@contextlib.contextmanager
-def _unrecorded() -> Iterator[None]:
-    """A check is no run of the user's."""
-    before = os.environ.get("ENTANGLE_RECORD")
-    os.environ["ENTANGLE_RECORD"] = "0"
-    try:
-        yield
-    finally:
-        del os.environ["ENTANGLE_RECORD"]
-        if before is not None:
-            os.environ["ENTANGLE_RECORD"] = before
+    lacking = any(version is None for of in looked for report in of for version in report.packages.values())
+    return FAILED if lacking or any(place.trouble for place, _ in found) else DONE
 
 
 def _found(known: Places, name: str) -> tuple[NamedPlace, Layer | None]:
@@ -185,6 +170,9 @@ def _needed() -> list[str]:
 
 
 def _show(place: NamedPlace, reports: Sequence[Report]) -> None:
+    if place.trouble:
+        print(f"{plain(place.name)}: {plain(place.trouble, lines=True)}", file=sys.stderr)
+        return
     print(plain(f"{place.name} ({', '.join(dict.fromkeys(place.kinds))}; {place.file})"), file=stdout())
     for report in reports:
         said = "".join(f"  {line}\n" for line in str(report).splitlines())

@@ -16,7 +16,16 @@ from typing import Any
 
 import pytest
 
-from entangle.errors import LinkLostError, OptionError, RunTimeoutException, UnfitPythonError, UnreachableError
+from entangle import gather
+from entangle.errors import (
+    LinkLostError,
+    OptionError,
+    ProcessRetryException,
+    ProcessTerminatedException,
+    RunTimeoutException,
+    UnfitPythonError,
+    UnreachableError,
+)
 from entangle.interpreter import interpreter
 from entangle.process import process
 from entangle.scheduler import scheduler
@@ -89,6 +98,35 @@ def test_an_error_is_the_bodys_own(python: str) -> None:
     with pytest.raises(KeyError, match="nothing of that name") as caught:
         fail()()
     assert "in fail" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("retry", [0, 1])
+@pytest.mark.parametrize("dies", [False, True], ids=["raises", "dies"])
+def test_an_error_says_once_which_call_failed_and_as_which_attempt(dies: bool, retry: int) -> None:
+    """The worker there, its agent, the worker here and the caller all know the call."""
+
+    @process(retry=retry, sleep=0)
+    @interpreter(python=sys.executable)
+    @process
+    def failing(x: int) -> None:
+        if dies:
+            os._exit(7)
+        raise ValueError(x)
+
+    with pytest.raises(ProcessRetryException if retry else ProcessTerminatedException if dies else ValueError) as caught:
+        gather(failing(1))()
+    last = caught.value.__cause__ if retry else caught.value
+    told = getattr(last, "__notes__", [])
+    kinds = [note.split()[0] for note in told]
+    assert kinds == ["call", "call:", "host"], told
+    assert told[0] == "call path: gather(failing(…)) → failing"
+    assert told[2].endswith(f", attempt {retry + 1}")
+    if retry:
+        first, *call = getattr(caught.value, "__notes__", [])
+        assert first.startswith("attempt 1: ")
+        assert "call" not in first
+        assert "\n" not in first
+        assert call == told[:2]
 
 
 def test_layers_below_are_that_places_business(python: str) -> None:

@@ -353,7 +353,16 @@ def test_packages_are_looked_for(project: Path, capsys: pytest.CaptureFixture[st
     (project / "pyproject.toml").write_text(
         '[project]\ndependencies = ["pytest>=8", "nowhere-to-be-had==1", "tomli; python_version<\'3\'"]\n'
     )
-    define(project / "entangle.toml", me={"kind": "interpreter"})
-    assert main(["places", "check", "me"]) == 0
+    define(project / "entangle.toml", me={"kind": "interpreter"}, bad={"kind": "ssh"})
+    assert main(["places", "check", "bad", "me"]) == 1
+    told = capsys.readouterr()
+    assert "@ssh needs a host" in told.err
+    assert "packages: pytest" in told.out  # what is wrong with one hides nothing of another
+    assert main(["places", "check", "me"]) == 1
     assert re.search(rf"packages: pytest {pytest.__version__}\n.*missing: the package nowhere-to-be-had\n", capsys.readouterr().out)
     assert main(["places", "check", "me", "--package", "nowhere-to-be-had"]) == 1
+    assert main(["places", "check", "me", "--package", "pytest"]) == 0
+    capsys.readouterr()
+    assert main(["places", "check", "bad", "me", "--package", "pytest", "--json"]) == 1
+    bad, me = json.loads(capsys.readouterr().out)
+    assert ("@ssh needs a host" in bad["trouble"], bad["hosts"], me["hosts"][0]["trouble"]) == (True, [], "")

@@ -28,8 +28,14 @@ from .house import HOUSE
 from .local_jobs import LocalJobs
 
 
-def test_calls_run_through_a_service(tmp_path: Path) -> None:
+def test_calls_run_through_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the checks are no runs of the user's."""
+    from entangle.records import runs
+
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    assert thread(len)("abc")() == 3
     check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["errors", "delivered_twice"])
+    assert [run.name for run in runs()] == ["len"]
 
 
 def test_records_know_the_job_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

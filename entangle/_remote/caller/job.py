@@ -14,6 +14,7 @@ from entangle._remote.wire.controls import escape_error, escaped
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import PICKLE, SOURCE, Given, dump, dump_plain, load
 from entangle._shared import module_lookup
+from entangle._shared.call_notes import add_host
 from entangle._shared.missing_lines import with_lines
 from entangle._shared.pickling import dumps_for_others, why_not
 from entangle._shared.unpickling import failing_part, unpickling_error
@@ -23,7 +24,6 @@ from entangle.errors import (
     ProtocolError,
     RemoteTraceback,
     UnpicklableError,
-    add_note,
     set_cause,
 )
 
@@ -121,7 +121,7 @@ def error_of(parts: Sequence[Any], name: str, place: str, given: Given = None) -
     error = escape_error(error)
     set_cause(error.__cause__ or error, RemoteTraceback(text))
     if where:
-        add_note(error, where)
+        add_host(error, where)
     return error
 
 
