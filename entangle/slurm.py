@@ -22,7 +22,7 @@ from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_whether, is_number
 from entangle._worker.away import AwayPlace
 from entangle.errors import OptionError
-from entangle.flow import Body
+from entangle.flow import THREAD, Body
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
 _OPTIONS = (
@@ -37,6 +37,8 @@ class Slurm(Far):
     """The layer of @slurm."""
 
     transport: SlurmTransport
+    #: It may wait for long, and the calling thread must look after the run meanwhile.
+    carrier = THREAD
 
     def __init__(self, transport: SlurmTransport, needed: float | None) -> None:
         super().__init__(transport)
@@ -57,7 +59,7 @@ class Slurm(Far):
         held = allocations(self.transport)
         place = held.take(self.needed)
         try:
-            return channel_to(place.transport).call(rest, args, kwargs)
+            return channel_to(place.transport).call(rest, args, kwargs, place.queued)
         finally:
             held.give_back(place)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from entangle._shared import home as homes
 from entangle._shared import notes, removal, whereabouts
+from entangle._shared.masks import masked
 from entangle._shared.table import (
     BEGUN,
     BODIES,
@@ -198,7 +199,10 @@ class LiveRun:
         total: Counter[tuple[str, str]] = Counter()
         for one_of in counts:
             total[one_of.place, one_of.why] += one_of.nodes
-        return nodes, [Waiting(place, why, count) for (place, why), count in total.most_common()]
+        words = {word for one in nodes.values() for word in (one.place, one.why)} | {word for pair in total for word in pair}
+        shown = {word: masked(word) for word in words}
+        nodes = {node: one._replace(place=shown[one.place], why=shown[one.why]) for node, one in nodes.items()}
+        return nodes, [Waiting(shown[place], shown[why], count) for (place, why), count in total.most_common()]
 
     def places(self) -> dict[int, Whereabout]:
         """Where each node is or was that runs elsewhere. Of those that are over it is known while

@@ -149,15 +149,18 @@ def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], floa
     if error.get("node") is not None:
         failed[error["node"]] = f"{error['type']}: {error['message']}"
     found = []
+    where = tail.get("places", ())
+    ran_at = dict(zip(where[::4], where[1::4], strict=True))
+    # What lies within the time of a record, though it was queued then.
+    queued = {node: -much for node, much in zip(where[::4], where[3::4], strict=True) if much < 0}
+    host = segment.head["host"]
     for one in tail["tries"]:
         if one.get("began"):
-            lane, label = lane_of(by, one["pid"], None, one["worker"])
+            at = one.get("place") or ran_at.get(one["node"], host)
+            lane, label = lane_of(by, one["pid"], None, one["worker"], at)
             began, ended = ((one[moment] - clock) / 1e9 for moment in ("began", "ended"))
             name = names[segment.body_of[one["node"]]]
             found.append(Stretch(lane, label, began, ended, name, str(one["node"]), one["error"][:200], attempt=one["attempt"]))
-    where = tail.get("places", ())
-    ran_at = dict(zip(where[::4], where[1::4], strict=True))
-    host = segment.head["host"]
     lanes: dict[tuple[int | str, ...], tuple[tuple[int | str, ...], str]] = {}
     make, add = tuple.__new__, found.append
     rows = zip(segment.body_of, segment.states, RECORD.iter_unpack(segment.records), strict=True)
@@ -165,6 +168,8 @@ def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], floa
         if not started or not ended:
             continue
         at = ran_at.get(node, host)
+        if node in queued:
+            started = min(started + queued[node], ended)
         key = (at,) if by == "place" else (cpu,) if by == "cpu" else (pid, worker)
         lane_label = lanes.get(key)
         if lane_label is None:

@@ -95,7 +95,7 @@ def _away(runs: list[LiveRun]) -> list[dict[str, Any]]:
     total: Counter[tuple[str, str]] = Counter()
     for run in runs:
         for one in run.whereabouts()[1]:
-            total[one.place, masked(one.why)] += one.nodes
+            total[one.place, one.why] += one.nodes
     return [{"place": place, "why": why, "nodes": nodes} for (place, why), nodes in total.most_common(MOST_REASONS)]
 
 
@@ -331,7 +331,7 @@ def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[s
                     "value": None,
                     "place": there.place if there is not None else None,
                     "ticket": there.ticket if there is not None else None,
-                    "why": masked(there.why) if there is not None else "",
+                    "why": there.why if there is not None else "",
                     "pid": pid if over else None,
                     "cpu": cpu if over else -1,
                     "attempts": run.table.attempts[node] + 1 if over else 0,
@@ -418,7 +418,7 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
             ],
             "place": there.place if there is not None else None,
             "ticket": there.ticket if there is not None else None,
-            "why": masked(there.why) if there is not None else "",
+            "why": there.why if there is not None else "",
             "spans": {
                 "elsewhere" if waits else "running": (ended - started) / 1e9
                 if over

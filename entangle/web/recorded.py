@@ -349,7 +349,7 @@ def _tried(connection: sqlite3.Connection, run: sqlite3.Row, by: str, began: int
     task_of = {node: names[place[task]] for node, task, _ in rows}
     ran_at = {node: at for node, _, at in rows if at is not None}
     for one in tries:
-        lane, label = lane_of(by, one["pid"], None, one["worker"], ran_at.get(one["node"], run["host"]))
+        lane, label = lane_of(by, one["pid"], None, one["worker"], one.get("place") or ran_at.get(one["node"], run["host"]))
         started, ended = ((one[name] - began) / 1e9 for name in ("began", "ended"))
         task = task_of.get(one["node"], "?")
         yield Stretch(lane, label, started, ended, task, named(one["node"]), one["error"][:200], attempt=one["attempt"])

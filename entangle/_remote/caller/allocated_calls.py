@@ -69,10 +69,10 @@ class _AllocatedLine(FarLine):
     def behind(self) -> int:
         """How many calls wait behind the one for which a CPU is sought. Says of them where and why,
         for those who look on."""
-        place, why = self._held.options.place, self._held.why_pending() or "waits for a CPU of an allocation"
+        ticket, why = self._held.waits_for()
         with contextlib.suppress(RuntimeError):  # one was taken meanwhile: the next look comes soon
             for call in self.waiting:
-                call.where, call.waits = place, why
+                call.ticket, call.waits = ticket, why
         return max(0, self._wanted - 1)
 
     # In the thread of the away worker -----------------------------------------------------------

@@ -25,13 +25,16 @@ from entangle._remote.transport.slurm import SlurmStep, SlurmTransport, found, r
 from entangle._remote.transport.slurm_allocation import Allocation
 from entangle._remote.transport.slurm_queue import look_up
 from entangle._run.start import session
-from entangle._worker.worker import here
+from entangle._shared.whereabouts import tell_of
+from entangle._worker.worker import Worker, here
 from entangle.errors import RunCancelledError, add_note
 
 #: Outside a session, an allocation without a call ends after so long (seconds).
 IDLE = 60.0
 #: Seconds between two questions about what waits: at first, and at most.
 _SOON, _LATER = 3.0, 6.0
+#: A call that waits for less is not told of, and was not queued (nanoseconds).
+_BRIEF = 100_000_000
 #: Seconds that a call without a deadline is given at the end of a walltime, at least.
 _LEAST = 10.0
 
@@ -42,6 +45,8 @@ class HeldCpu:
     def __init__(self, allocation: Allocation, node: int, transport: SlurmStep) -> None:
         self.allocation, self.node, self.transport = allocation, node, transport
         self.taken = time.monotonic()
+        #: How long it was waited for (nanoseconds).
+        self.queued = 0
 
 
 class Queue(Protocol):
@@ -53,6 +58,34 @@ class Queue(Protocol):
     def behind(self) -> int:
         """How many calls wait behind the one for which a CPU is sought. Asked several times a
         second."""
+
+
+class _Waiting:
+    """A call that waits for a place, as those see it who look on, and records."""
+
+    def __init__(self, held: Allocations, worker: Worker | None) -> None:
+        self._held, self._since = held, time.monotonic_ns()
+        self._worker = worker
+        self._told: tuple[str, str] | None = None
+
+    def tell(self) -> None:
+        """Say why it waits, if that is not what was said before."""
+        if self._worker is None or self.lasted() < _BRIEF:
+            return
+        told = self._held.waits_for()
+        if told != self._told:
+            self._told = told
+            tell_of(self._worker, self._worker.node(), self._held.options.place, *told, self._since)
+
+    def lasted(self) -> int:
+        """How long it has waited (nanoseconds)."""
+        return time.monotonic_ns() - self._since
+
+    def note(self) -> None:
+        """It has waited in vain: note where."""
+        worker = self._worker
+        if worker is not None and worker.notes is not None:
+            worker.notes.elsewhere(worker.node(), self._held.options.place, self._held.waits_for()[0], -self.lasted())
 
 
 class Allocations:
@@ -84,8 +117,14 @@ class Allocations:
 
         Raises UnreachableError where Slurm refuses an allocation, and RunCancelledError.
         """
-        place = self._wait_for_place(needed, queue)
+        waiting = _Waiting(self, here.worker if queue is None else None)
+        try:
+            place = self._wait_for_place(needed, queue, waiting)
+        except BaseException:
+            waiting.note()
+            raise
         place.allocation.tell(b"+")
+        place.queued = waiting.lasted() if waiting.lasted() > _BRIEF else 0
         return place
 
     def give_back(self, place: HeldCpu) -> None:
@@ -97,7 +136,7 @@ class Allocations:
             self._longest = max(self._longest, now - place.taken)
             self._changed.notify()
 
-    def _wait_for_place(self, needed: float | None, queue: Queue | None) -> HeldCpu:
+    def _wait_for_place(self, needed: float | None, queue: Queue | None, waiting: _Waiting) -> HeldCpu:
         worker = here.worker
         stopped = queue.stopped if queue is not None else threading.Event()
 
@@ -111,6 +150,7 @@ class Allocations:
                 self._waiting += 1
             try:
                 while not stopped.is_set():
+                    waiting.tell()
                     behind = queue.behind() if queue is not None else 0
                     with self._changed:
                         self._behind[stopped] = behind
@@ -247,6 +287,17 @@ class Allocations:
     def pending(self) -> list[Allocation]:
         """What is asked for and not granted."""
         return [allocation for allocation in list(self._held) if not allocation.granted and not allocation.over]
+
+    def waits_for(self) -> tuple[str, str]:
+        """What calls wait for that have no place: the jobs, and why those are pending."""
+        pending = self.pending()
+        jobs = ", ".join(allocation.job for allocation in pending if allocation.job)
+        reasons = dict.fromkeys(allocation.pending for allocation in pending if allocation.pending)
+        if pending:
+            return f"job {jobs}" if jobs else "", f"pending because {', '.join(reasons)}" if reasons else "pending"
+        seats = sum(allocation.granted for allocation in list(self._held)) * self.options.cpus * self.options.nodes
+        taken = sum(list(self._calls.values())) >= seats
+        return "", f"pending because {'all CPUs of the allocations are taken' if taken else 'a Python is being started there'}"
 
     def why_pending(self) -> str:
         """Why calls wait, in words; "" where they do not."""

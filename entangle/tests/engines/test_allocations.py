@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -370,13 +371,28 @@ def test_the_walltime_ends_a_call(slurm: SlurmCluster, tmp_path: Path) -> None:
     assert f"(job {notes(log)[0][0]})" in str(caught.value)
 
 
-def test_a_call_that_waits_says_why(capfd: pytest.CaptureFixture[str]) -> None:
-    """It may wait for longer than an allocation without calls is kept."""
-    with entangle.session(idle=2):
-        assert there(options={"begin": "now+7"})(add)(1, 2)() == 3
+def test_a_call_that_waits_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """On stderr, in the progress and in `top`; in records it was queued meanwhile, and did not run.
+    It may wait for longer than an allocation without calls is kept."""
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    seen: list[Any] = []
+
+    def look() -> list[Any]:
+        told = subprocess.run([sys.executable, "-m", "entangle", "top", "--json"], capture_output=True, text=True, check=True).stdout
+        return [one for run in json.loads(told)["runs"] for one in run["away"] if "because" in one["why"]]
+
+    with entangle.session(idle=2), _meanwhile(lambda: seen.extend(wait_until(look, 30))):
+        assert there(options={"begin": "now+12"})(add)(1, 2).run(progress=True) == 3
+    assert seen == [{"place": "slurm", "why": "pending because BeginTime", "nodes": 1}]
     said = capfd.readouterr().err
     assert "[slurm] job" in said
     assert "is pending because BeginTime" in said
+    assert "add 0/1 · 1 pending because BeginTime · ? left" in said
+    (node,) = records.run("last").nodes
+    assert node.place is not None
+    assert node.place.startswith("slurm:n")
+    assert node.times.queued > 8
+    assert node.times.running < node.times.queued
 
 
 def test_a_job_that_is_cancelled_while_it_waits_is_told(slurm: SlurmCluster) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import operator
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from entangle import gather
+from entangle import gather, records
 from entangle._remote.transport.slurm import found
 from entangle._services.caller import open_watchers, slurm_jobs
 from entangle._services.caller.slurm_jobs import SlurmJobs
@@ -237,6 +240,39 @@ def test_the_controller_may_restart(slurm: SlurmCluster, jobs: SlurmJobs, tmp_pa
     restarting.start()
     assert service(jobs, mailbox=tmp_path)(_sleep)(str(path), 6.0)() == "slept"
     restarting.join()
+
+
+def _add_in_a_process(one: int, other: int) -> int:
+    """A run inside the job."""
+    return int(process(operator.add)(one, other)())
+
+
+def test_a_job_that_waits_says_why_and_records_come_home(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `top`, as soon as Slurm knows; in records it was queued meanwhile, and what ran inside it
+    is below its node."""
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+    seen: list[Any] = []
+
+    def look() -> list[Any]:
+        told = subprocess.run([sys.executable, "-m", "entangle", "top", "--json"], capture_output=True, text=True, check=True).stdout
+        return [one for run in json.loads(told)["runs"] for one in run["away"] if "because" in one["why"]]
+
+    looking = threading.Thread(target=lambda: seen.extend(wait_until(look, 30)))
+    looking.start()
+    later = {"begin": "now+12"}
+    there = slurm_task(time=60, python=sys.executable, partition="main", detached=True, mailbox=tmp_path, options=later)
+    assert there(_add_in_a_process)(1, 2)() == 3
+    looking.join()
+    assert seen == [{"place": "slurm:main", "why": "pending because BeginTime", "nodes": 1}]
+    run = records.run("last")
+    (node,) = run.nodes
+    assert node.place == "slurm:main"
+    assert re.fullmatch(r"\d+_0", str(node.ticket))
+    assert node.times.queued > 8
+    assert node.times.running < node.times.queued
+    (inner,) = run.children
+    assert [child.name for child in inner.children] == ["add"]
+    open_watchers.close_all(str(tmp_path))
 
 
 def test_what_sbatch_refuses_is_told_with_the_command(jobs: SlurmJobs, tmp_path: Path) -> None:
