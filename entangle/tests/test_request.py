@@ -378,6 +378,7 @@ def test_limits_hold_for_requests_and_cpus_for_functions(server: Server) -> None
     server.loop.call_soon_threadsafe(server.gate.clear)
     with when(lambda: server.waiting == 5, server.open):
         assert scheduler(cpus=1)(process(asked)).starmap([()] * 5)() == [(7,)] * 5
+    assert server.asked.count("/gate") == 6 + 5  # none that waited for a cookie was asked again
 
 
 def test_in_a_session_the_connection_stays_and_ends_with_it(server: Server) -> None:
