@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from entangle._engines.engine_run import Engine, EngineRun
-from entangle._engines.node_task import inside
-from entangle._run import Observer
+from entangle._run import Observer, called_for
 from entangle._run.completions import Tell
 from entangle._run.progress import observer_for
 from entangle._shared.summaries import value_in_short
@@ -133,7 +132,7 @@ def _release(address: str) -> None:
 
 def current() -> Opened | None:
     """The engine for a run that begins now in this thread; None for ours."""
-    if inside.get() or inline.on or (here.worker is not None and here.worker.in_process):
+    if called_for.get() is not None or inline.on or (here.worker is not None and here.worker.in_process):
         return None
     block = _chosen.get()
     if block is not None:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
+from entangle import _remote
 from entangle._engines.argument_waits import ArgumentWaits
 from entangle._engines.departures import Departures
 from entangle._engines.node_task import Failed, Told, error_of
@@ -29,6 +30,7 @@ from entangle._run.completions import Tell
 from entangle._run.run import Run
 from entangle._shared import notes
 from entangle._shared.interrupts import Deferred
+from entangle._shared.printout import OF_NODE, OF_RUN
 from entangle._shared.site import Site, own_lanes_of
 from entangle._shared.store import NOWHERE
 from entangle._shared.summaries import call_in_short, path_in_short
@@ -65,7 +67,8 @@ class News(Protocol):
         `("broken", error)`: the engine cannot go on.
 
         Items: `("told", Told)`: a node has ended. `("begun", node, ns)`: it begins, by the clock
-        there; for `wait=`. `("printed", node, stream, lines)`."""
+        there; for `wait=`. `("printed", node, stream, lines)`. `("records", segments)`: of runs
+        that bodies have called there."""
 
 
 class EngineJob(Protocol):
@@ -327,12 +330,24 @@ class EngineRun(Run):
             self._note(site, worker, told)
             if self._departures.any:
                 self._freed += self._departures.ended(told.node)
+        elif item[0] == "records":
+            if site.record:
+                _remote.travels().keep(os.path.dirname(site.record), item[1])
         elif item[0] == "begun":
             self._waits.begun(item[1], item[2] + self._offset)
         elif item[0] == "printed":
             _, node, stream, data = item
+            if site.table.header[NOTING]:
+                self._keep_printed(site, node, data)
             where = worker.partition(" at ")[0]
             show_lines(f"[{where} {path_in_short(self.flow, node)}] ", data.removesuffix(b"\n"), stream == 2)
+
+    @staticmethod
+    def _keep_printed(site: Site, node: int, data: bytes) -> None:
+        """Keep for records what a body has printed: its beginning."""
+        known = site.printed.get(node, "")
+        if len(known) < OF_NODE and sum(map(len, site.printed.values())) < OF_RUN:
+            site.printed[node] = known + data.decode("utf-8", "replace")
 
     def _note(self, site: Site, worker: str, told: Told) -> None:
         """Write into the table what has become of a node. Raises its error, if that ends the
@@ -353,6 +368,11 @@ class EngineRun(Run):
         RECORD.pack_into(table.records, node * RECORD.size, began, ended, 0, 0, NOWHERE, told.pid, told.cpu, slot)
         table.attempts[node] = min(told.attempt - 1, 255)
         table.states[node] = told.state
+        for number, (text, begun, over) in enumerate(told.tries, 1):
+            begun, over = begun + self._offset, over + self._offset
+            site.tries.append(
+                {"node": node, "attempt": number, "began": begun, "ended": over, "pid": told.pid, "worker": slot, "error": text}
+            )
         if told.state == DONE:
             if table.header[NOTING]:
                 site.noted.append(notes.frame_of([node, told.noted], [], [node, worker, "", 0]))
@@ -391,7 +411,7 @@ class EngineRun(Run):
             return error
         used_up = ProcessRetryException(text_of_used_up(flow.name(node), attempts, type(error).__name__, text_of(error)))
         used_up.__cause__ = error
-        for note in few_of([f"attempt {number}: {text}" for number, text in enumerate(tries, 1)]):
+        for note in few_of([f"attempt {number}: {text}" for number, (text, _, _) in enumerate(tries, 1)]):
             add_note(used_up, note)
         note_call(used_up, flow, node, report["call"])
         return used_up

@@ -7,7 +7,6 @@ depend on it pass on. So one failure means the same on every engine, and none ru
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import ctypes
 import functools
 import os
@@ -19,7 +18,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from entangle._engines import node_prints
+from entangle._engines import node_prints, node_records
+from entangle._run import called_for
 from entangle._run.run import Run
 from entangle._shared import notes
 from entangle._shared.block import block
@@ -47,8 +47,6 @@ from entangle.pools import CPUS
 
 #: Takes an item for the caller of the run, and how many bytes it may be.
 Tell = Callable[[tuple[Any, ...], int], None]
-#: Whether this thread runs the body of a node of another engine: runs that it calls are ours.
-inside: contextvars.ContextVar[bool] = contextvars.ContextVar("entangle.inside_node", default=False)
 
 
 class Failed:
@@ -81,8 +79,8 @@ class Told(NamedTuple):
     noted: Any
     #: Of a failed node, why. Of a skipped one, nothing.
     report: dict[str, Any] | None
-    #: The errors of attempts before the last, in a line each.
-    tries: list[str]
+    #: Of attempts before the last: the error in a line, when it began, and when it ended.
+    tries: list[tuple[str, int, int]]
     #: Of a skipped node, the one that has failed.
     cause: int
 
@@ -188,22 +186,23 @@ def run_node(node: int, pickled_plan: bytes, payload: bytes, inputs: Sequence[An
         tell(("begun", node, began), 0)
     if (_HOST, pid) == plan.caller:
         return _run_body(node, plan, payload, inputs)  # its streams are those of the caller
-    # Runs that bodies call here are none of the program that has a directory of records.
-    os.environ.setdefault("ENTANGLE_RECORD", "0")
+    node_records.expect(plan.run, plan.noting)
     printing = node_prints.begin(lambda stream, data: tell(("printed", node, stream, data), len(data)))
     try:
         return _run_body(node, plan, payload, inputs)
     finally:
         node_prints.end(printing)
+        if plan.noting and (kept := node_records.collected(plan.run)):
+            tell(("records", kept), sum(map(len, kept)))
 
 
 @passes_on
 def _run_body(node: int, plan: NodePlan, payload: bytes, inputs: Sequence[Any]) -> tuple[Any, Told]:
     pid, began = os.getpid(), time.time_ns()
-    tries: list[str] = []
+    tries: list[tuple[str, int, int]] = []
     given: tuple[list[Any], dict[str, Any]] = [], {}
     name, path, function = plan.name, "", None
-    token = inside.set(True)
+    token = called_for.set((plan.run, node))
     try:
         with _stoppable(plan.run):
             body = _loaded(_body_of, plan.body, f"task {name!r}")
@@ -219,7 +218,7 @@ def _run_body(node: int, plan: NodePlan, payload: bytes, inputs: Sequence[Any]) 
                 except _Stopped:
                     raise
                 except BaseException as error:
-                    _await_next(body, name, error, tries)
+                    _await_next(body, name, error, tries, began)
             ended = time.time_ns()
             _check_travels(value, name)
     except BaseException as error:
@@ -228,7 +227,7 @@ def _run_body(node: int, plan: NodePlan, payload: bytes, inputs: Sequence[Any]) 
         report = {**_report(error, name, len(tries) + 1, call), "path": path}
         return Failed(node, report), Told(node, FAILED, began, ended, pid, cpu(), len(tries) + 1, None, report, tries, node)
     finally:
-        inside.reset(token)
+        called_for.reset(token)
     return value, Told(node, DONE, began, ended, pid, cpu(), len(tries) + 1, _noted(value, plan.noting), None, tries, node)
 
 
@@ -293,14 +292,15 @@ def _run_by_us(run: str, body: Any, args: list[Any], named: dict[str, Any]) -> A
         return inner.value()
 
 
-def _await_next(body: Body, name: str, error: BaseException, tries: list[str]) -> None:
+def _await_next(body: Body, name: str, error: BaseException, tries: list[tuple[str, int, int]], began: int) -> None:
     """Wait for the next attempt, if there is to be one; else raise the error of the body."""
     told = error if isinstance(error, Exception) else _ended(name, error)
     if _is_ours(body) or len(tries) >= body.retry or not (isinstance(told, body.on) or isinstance(error, body.on)):
         if told is error:
             raise error  # not `from None`: its cause is what it was raised from, or its traceback
         raise told from error
-    tries.append(f"{name_of_type(error).rpartition('.')[2]}: {text_of(error)}"[:1500])
+    text = f"{name_of_type(error).rpartition('.')[2]}: {text_of(error)}"[:1500]
+    tries.append((text, began, time.time_ns()))
     time.sleep(pause(body, len(tries)))
 
 

@@ -366,7 +366,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     }
     if places:
         tail["places"] = [masked(word) if type(word) is str else word for word in places]
-    if site.directory and (printed := printout.gather(site.directory)):
+    if printed := printout.gather(site.directory) if site.directory else site.printed:
         tail["prints"] = _printed(run, printed, outputs, secrets)
     columns: tuple[Any, ...] = (table.ready_at, records, table.states, table.attempts)
     if isinstance(tail["constants"], array):

@@ -16,7 +16,7 @@ from entangle._records import retirements
 from entangle._records.directory import find_directory, make_directory
 from entangle._records.log_segment import PART, SUFFIX, parse, read
 from entangle._records.recorder import Recorder, complain, destination_of
-from entangle._run import ObservedRun
+from entangle._run import ObservedRun, Observer
 from entangle._shared.frame import LINK
 from entangle._shared.home import home
 from entangle._shared.table import NOTING
@@ -74,10 +74,10 @@ class Guest(Recorder):
     """Writes the log segments of runs whose caller, elsewhere, wants records, and of the runs that
     their bodies call."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: str = "kept") -> None:
         super().__init__()
         self._whole: dict[str, bool] = {}
-        self.place = os.path.join(home().path, "kept")
+        self.place = os.path.join(home().path, place)
         self.folder = make_directory(self.place)
 
     def expect(self, run: ObservedRun, whole: bool) -> None:
@@ -99,8 +99,19 @@ class Guest(Recorder):
         self._whole.pop(run.id, None)
 
 
+class GuestOf(Guest):
+    """Writes the log segments of what the nodes of one run elsewhere call here. Its agent, a worker
+    of another engine, may work for several callers."""
+
+    def __init__(self, wanted_by: str, whole: bool) -> None:
+        super().__init__(f"kept-{wanted_by}")
+        self._whole[wanted_by] = whole
+
+
 _guest: Guest | None = None
 _made: dict[str, Guest] = {}
+#: For runs on other engines, by those runs.
+_guests: dict[str, Guest] = {}
 
 
 def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
@@ -121,14 +132,34 @@ def host(run: Run, wanted_by: str, node: int, whole: bool) -> None:
     _guest.expect(run, whole)
 
 
-def collect() -> list[bytes]:
-    """Take the log segments of all runs that are over. Never raises."""
+def host_of(wanted_by: str, whole: bool) -> Observer | None:
+    """What records the runs that nodes of a run elsewhere call here. Never raises."""
+    try:
+        return _guests.get(wanted_by) or _guests.setdefault(wanted_by, GuestOf(wanted_by, whole))
+    except OSError as error:
+        complain(error)
+        return None
+
+
+def forget(wanted_by: str) -> None:
+    """Drop what was not collected for that run elsewhere."""
+    import shutil
+
+    guest = _guests.pop(wanted_by, None)
+    if guest is not None:
+        shutil.rmtree(guest.place, ignore_errors=True)
+
+
+def collect(wanted_by: str = "") -> list[bytes]:
+    """Take the log segments of all runs that are over, or of those that this run elsewhere wants.
+    Never raises."""
     found: list[bytes] = []
-    if _guest is None:
+    guest = _guests.get(wanted_by) if wanted_by else _guest
+    if guest is None:
         return found
     try:
-        for name in os.listdir(_guest.folder):
-            path = os.path.join(_guest.folder, name)
+        for name in os.listdir(guest.folder):
+            path = os.path.join(guest.folder, name)
             with contextlib.suppress(OSError, ValueError):  # another call has taken it
                 if not name.endswith((SUFFIX, retirements.ENDING)) or (name.endswith(SUFFIX) and read(path).live):
                     continue

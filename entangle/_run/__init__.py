@@ -6,6 +6,7 @@ Rooms above fill in the hooks below. They are declared here, since importing thi
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,6 +81,9 @@ class Observer(Protocol):
 
 #: Told of every run of this process.
 observers: list[Observer] = []
+
+#: In a thread that runs the body of a node for another engine: the run of that node, and the node.
+called_for: contextvars.ContextVar[tuple[str, int] | None] = contextvars.ContextVar("entangle.called_for", default=None)
 
 #: Called when SIGTERM ends this process during a run, to end what it has started in other places.
 at_termination: list[Callable[[], None]] = []

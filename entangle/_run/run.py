@@ -71,7 +71,7 @@ class Run:
         self.nested = here.worker is not None and here.worker.in_process
         self.id = os.urandom(8).hex()
         #: The run and the node in whose body this run was called, if any.
-        self.parent = (here.worker.site.run_id, here.worker.node()) if here.worker is not None else None
+        self.parent = (here.worker.site.run_id, here.worker.node()) if here.worker is not None else _run.called_for.get()
         #: The context of the call, which holds tags. Another thread may execute the run.
         self.context = contextvars.copy_context()
         self.timeout = timeout

@@ -99,6 +99,8 @@ class Site:
         self.errors: dict[int, BaseException] = {}
         #: The call that each of these errors is of, in short.
         self.failed: dict[int, str] = {}
+        #: Of a run without a directory, for records: what its bodies have printed.
+        self.printed: dict[int, str] = {}
         #: How many use this site: the supervisor, and threads. The last one closes it.
         self.users = 1
         #: The name of a run that has no directory.

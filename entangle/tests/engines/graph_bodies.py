@@ -57,6 +57,17 @@ def nested(n: int) -> tuple[int, int]:
     return total(square.map(range(n)))(), os.getpid()
 
 
+@process(timeout=60)
+def nested_deep(n: int) -> tuple[int, int]:
+    """A run inside a run inside a body, in a worker process of its own."""
+    return nested(n)()
+
+
+@process
+def nested_failure(n: int) -> int:
+    return fail(n)()
+
+
 @process
 def fail(x: int) -> int:
     raise ValueError(f"no {x}")

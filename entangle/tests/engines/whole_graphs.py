@@ -342,6 +342,25 @@ class WholeGraphs:
             assert good.started_ns <= (node.started_ns or 0) <= (node.ended_ns or 0) <= time.time_ns()
         assert (bad.state, bad.error and bad.error.type) == ("failed", "ValueError")
 
+    def test_runs_within_bodies_prints_and_attempts_are_recorded(
+        self, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from entangle import records
+
+        monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
+        with engine:
+            gather(nested(4), bodies.nested_deep(3), bodies.loud(2), bodies.third_time(str(tmp_path / "tries")))()
+            with pytest.raises(ValueError, match="no 6"):
+                bodies.nested_failure(6)()
+        whole, failed = sorted(records.runs(), key=lambda run: run.started_ns)
+        within = {(child.parent_node, child.name, child.state, child.done_count) for child in whole.children}
+        assert within == {(0, "total", "done", 5), (1, "nested_deep", "done", 1)}
+        (deep,) = [child for child in whole.children if child.name == "nested_deep"]
+        assert [(child.name, child.done_count) for child in deep.children] == [("nested", 1)]
+        assert [(child.name, child.state) for child in failed.children] == [("fail", "failed")]
+        assert "begins 2" in whole.nodes[2].printed
+        assert (whole.nodes[3].attempts, len(whole.nodes[3].tries)) == (3, 2)
+
 
 async def _all_of(stream: Any) -> list[Any]:
     return [value async for value in stream]
