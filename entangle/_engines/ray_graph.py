@@ -343,6 +343,8 @@ class RayJob:
 
     def values(self, nodes: Sequence[int]) -> list[Any]:
         """The values of these nodes, which are done."""
+        if not self._ray.is_initialized():
+            raise LinkLostError(f"{self._engine.title}: the connection was lost while the run was under way")
         try:
             values: list[Any] = self._ray.get([self._values[node] for node in nodes])
             return values

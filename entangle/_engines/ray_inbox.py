@@ -82,6 +82,7 @@ class RayInbox:
     def close(self, patience: float) -> None:
         """End it. Waits so many seconds for the thread."""
         self._over.set()
-        with contextlib.suppress(Exception):
-            self._ray.kill(self._actor)
+        if self._ray.is_initialized():  # else Ray would start a cluster of its own
+            with contextlib.suppress(Exception):
+                self._ray.kill(self._actor)
         self._listener.join(patience)
