@@ -57,7 +57,7 @@ class Slurm(Far):
         from entangle._remote.caller.open_channels import channel_to
 
         held = allocations(self.transport)
-        place = held.take(self.needed)
+        place = held.take(self.needed, rest.__name__)
         try:
             return channel_to(place.transport).call(rest, args, kwargs, place.queued)
         finally:
@@ -188,7 +188,7 @@ def _detached(asked: SlurmTransport, mailbox: str | os.PathLike[str] | None) -> 
     from entangle._services.caller.slurm_jobs import SlurmJobs
 
     folder = os.path.abspath(os.path.expanduser(mailbox)) if mailbox is not None else default_folder()
-    stated = tuple(option for option in asked.salloc()[1:] if not option.startswith(("--no-bell", "--job-name=")))
+    stated = tuple(option for option in asked.salloc()[1:] if option != "--no-bell")
     jobs = SlurmJobs(stated, asked.time, os.path.join(folder, "slurm"), asked.python, asked.setup, asked.partition)
     return AtService(jobs, folder, "slurm")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from entangle._remote.transport.slurm_allocation import job_name
 from entangle._remote.transport.slurm_queue import node_names, seconds_of
 from entangle.errors import OptionError, UnreachableError
 from entangle.process import process
@@ -68,6 +69,19 @@ def test_what_salloc_is_told() -> None:
     assert told[0] == "salloc"
     assert {"--time=2", "--mem=1048576K", "--exclusive", "--mail-type=END"} <= set(told)
     assert not any("comment" in word or "partition" in word for word in told)
+
+
+def test_jobs_have_the_names_of_their_tasks() -> None:
+    assert job_name(["fit", "fit"]) == "entangle:fit"
+    assert job_name(["load", "fit"]) == "entangle:fit,load"
+    assert job_name("edcba") == "entangle:a,b,c,+2"
+    assert job_name(["x\n" * 99]) == "entangle:" + "x?" * 40
+    asked = _layer(slurm(time=60)(one)).transport
+    assert "--job-name=entangle:fit" in asked.salloc("entangle:fit")
+    named = _layer(slurm(time=60, options={"job_name": "mine"})(one)).transport
+    assert [word for word in named.salloc("entangle:fit") if "job-name" in word] == ["--job-name=mine"]
+    task: Any = slurm(time=60, options={"job_name": "mine"}, detached=True, mailbox="/shared")(one)
+    assert "--job-name=mine" in task.layers[0].place.service.stated  # behind ours: the last one counts
 
 
 def test_what_sbatch_is_told() -> None:

@@ -55,7 +55,7 @@ class _AllocatedLine(FarLine):
 
     def __init__(self, place: AllocatedPlace, worker: AwayWorker, held: Allocations, needed: float | None) -> None:
         super().__init__(place, worker)
-        self._held, self._needed = held, needed
+        self._held, self._needed, self._name = held, needed, place.rest.__name__
         #: Set at the end of the run.
         self.stopped = threading.Event()
         self._guard = threading.Lock()
@@ -152,7 +152,7 @@ class _AllocatedLine(FarLine):
                     self._seeking = False
                     return
             try:
-                cpu = self._held.take(self._needed, self)
+                cpu = self._held.take(self._needed, self._name, self)
             except BaseException as error:
                 with self._guard:
                     self._seeking, self._wanted = False, 0

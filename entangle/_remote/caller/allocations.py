@@ -22,7 +22,7 @@ from entangle._remote.caller.channel import Channel
 from entangle._remote.caller.open_channels import close_all
 from entangle._remote.caller.shown import PROGRAMS, STREAMS, Shown
 from entangle._remote.transport.slurm import SlurmStep, SlurmTransport, found, refused
-from entangle._remote.transport.slurm_allocation import Allocation
+from entangle._remote.transport.slurm_allocation import Allocation, job_name
 from entangle._remote.transport.slurm_queue import look_up
 from entangle._run.start import session
 from entangle._shared.whereabouts import tell_of
@@ -104,6 +104,8 @@ class Allocations:
         self._waiting = 0
         #: How many calls wait behind those for which a thread does, by what stops that thread.
         self._behind: dict[threading.Event, int] = {}
+        #: The names of the tasks whose calls wait, likewise.
+        self._names: dict[threading.Event, str] = {}
         self._tended = False
         self._asked_at, self._pause = 0.0, _SOON
         #: How long the last allocation waited, and the longest call yet (seconds).
@@ -111,15 +113,16 @@ class Allocations:
         self._shown = Shown(options.place, {})
         self.over = False
 
-    def take(self, needed: float | None, queue: Queue | None = None) -> HeldCpu:
-        """A place for a call that may take `needed` seconds; waits for one. `give_back` follows.
+    def take(self, needed: float | None, name: str, queue: Queue | None = None) -> HeldCpu:
+        """A place for a call of the task `name` that may take `needed` seconds; waits for one.
+        `give_back` follows.
         `queue` has the calls that wait for one, where that is not only the one of this thread.
 
         Raises UnreachableError where Slurm refuses an allocation, and RunCancelledError.
         """
         waiting = _Waiting(self, here.worker if queue is None else None)
         try:
-            place = self._wait_for_place(needed, queue, waiting)
+            place = self._wait_for_place(needed, name, queue, waiting)
         except BaseException:
             waiting.note()
             raise
@@ -136,7 +139,7 @@ class Allocations:
             self._longest = max(self._longest, now - place.taken)
             self._changed.notify()
 
-    def _wait_for_place(self, needed: float | None, queue: Queue | None, waiting: _Waiting) -> HeldCpu:
+    def _wait_for_place(self, needed: float | None, name: str, queue: Queue | None, waiting: _Waiting) -> HeldCpu:
         worker = here.worker
         stopped = queue.stopped if queue is not None else threading.Event()
 
@@ -154,6 +157,7 @@ class Allocations:
                     behind = queue.behind() if queue is not None else 0
                     with self._changed:
                         self._behind[stopped] = behind
+                        self._names[stopped] = name
                         place = self._free(needed)
                         if place is not None:
                             self._calls[place.allocation.serial, place.node] += 1
@@ -178,6 +182,7 @@ class Allocations:
                 with self._changed:
                     self._waiting -= 1
                     self._behind.pop(stopped, None)
+                    self._names.pop(stopped, None)
                 self._end_if_unused()
         raise RunCancelledError("the run is over; the call was waiting for an allocation of Slurm")
 
@@ -229,7 +234,7 @@ class Allocations:
         if len(lasting) < self.options.jobs and (not lasting or waiting > pending * seats):
             found("salloc")
             found("srun")
-            self._held.append(Allocation(self.options, self._idle))
+            self._held.append(Allocation(self.options, self._idle, job_name(self._names.values())))
             self._asked_at, self._pause = now, _SOON
 
     def _drop_ended(self) -> None:

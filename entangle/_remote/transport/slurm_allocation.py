@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from entangle._remote.transport import slurm_keeper
@@ -23,6 +24,8 @@ from entangle.errors import UnreachableError
 _GRACE = 15.0
 #: What is kept of what `salloc` says (bytes).
 _TAIL = 4096
+#: How many tasks are in the name of a job, and how many characters of their names.
+_NAMED, _LONGEST_NAME = 3, 80
 
 _serials = itertools.count(1)
 
@@ -50,11 +53,11 @@ class Asked:
         """The partition."""
         return f"slurm:{self.partition}" if self.partition else "slurm"
 
-    def salloc(self) -> list[str]:
-        """The command that asks for an allocation, without what runs in it."""
+    def salloc(self, name: str = "") -> list[str]:
+        """The command that asks for an allocation of that name, without what runs in it."""
         minutes = max(1, math.ceil(self.time / 60))
         stated = {
-            "job-name": "entangle",
+            "job-name": name or None,
             "partition": self.partition,
             "time": str(minutes),
             "nodes": str(self.nodes),
@@ -74,13 +77,21 @@ class Asked:
         ]
 
 
+def job_name(tasks: Iterable[str]) -> str:
+    """What `squeue` calls a job for these tasks: by some of their names."""
+    named = sorted(set(tasks))
+    more = [f"+{len(named) - _NAMED}"] if len(named) > _NAMED else []
+    told = ",".join([*named[:_NAMED], *more])
+    return "".join(one if one.isprintable() else "?" for one in f"entangle:{told[:_LONGEST_NAME]}")
+
+
 class Allocation:
     """One `salloc`. It is pending, then granted, then over; `look` sees which.
 
     The thread that asks for it looks; no thread of ours watches it.
     """
 
-    def __init__(self, options: Asked, idle: float) -> None:
+    def __init__(self, options: Asked, idle: float, name: str) -> None:
         self.options = options
         self.serial = next(_serials)
         #: The number of the job; "" until Slurm has said it.
@@ -98,7 +109,7 @@ class Allocation:
         self._guard = threading.Lock()
         self._pid = os.getpid()
         keeper = slurm_keeper.__file__
-        command = [sys.executable, "-I", "-S", keeper, str(idle), *options.salloc(), *slurm_keeper.HOLD]
+        command = [sys.executable, "-I", "-S", keeper, str(idle), *options.salloc(name), *slurm_keeper.HOLD]
         try:
             with janitor.off_duty():
                 self._process = subprocess.Popen(

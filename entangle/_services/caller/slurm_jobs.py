@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from entangle._remote.transport.slurm import found
+from entangle._remote.transport.slurm_allocation import job_name
 from entangle._remote.transport.slurm_queue import environment
 from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission, asked
 from entangle.errors import EntangleError, ProcessTerminatedException, ProcessTimeoutException, UnfitPythonError, UnreachableError
@@ -125,12 +126,11 @@ class SlurmJobs(Service):
         failed = [f"{line} || {{ echo {shlex.quote(f'entangle: the setup line {line!r} failed')} >&2; exit 97; }}" for line in self.setup]
         with open(f"{base}.sh", "x") as script:
             script.write(_SCRIPT.format(setup="\n".join(failed), lines=shlex.quote(lines.name)))
-        names = {message.name for message in batch}
         command = [
             found("sbatch"),
             "--parsable",
             "--no-requeue",
-            f"--job-name=entangle:{names.pop() if len(names) == 1 else 'calls'}",
+            f"--job-name={job_name(message.name for message in batch)}",
             f"--array=0-{len(batch) - 1}",
             f"--output={base}-%a.log",
             *self.stated,

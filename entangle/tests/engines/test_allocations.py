@@ -98,6 +98,7 @@ def test_the_allocation_goes_with_the_run_and_stays_in_a_session(slurm: SlurmClu
         second, third = task()(), task()()
         assert second == third != first
         assert slurm.jobs() == [second[0]]
+        assert slurm.run("squeue", "--noheader", "--format=%j").split() == ["entangle:job"]
     wait_until(lambda: not slurm.jobs(), 20, "the allocation outlives its session")
 
 

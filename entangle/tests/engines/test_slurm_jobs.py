@@ -32,6 +32,7 @@ from ..callers import ROOT
 from ..evidence import text_of, wait_until
 from ..places import clock_that_is_off
 from ..services.slurm_cluster import SlurmCluster
+from ..shown_programs import DOCS, run_shown
 
 
 @pytest.fixture
@@ -304,3 +305,13 @@ def test_states_are_told_apart() -> None:
     assert state("FAILED", "NonZeroExitCode").reason == "FAILED (NonZeroExitCode)"
     assert state("COMPLETING", "None").state == "running"
     assert [row[1] for row in slurm_jobs._rows("7_1|CANCELLED by 0|None\n\n7_2|RUNNING|None")] == ["CANCELLED", "RUNNING"]
+
+
+@pytest.mark.skipif(not DOCS.is_dir(), reason="only a checkout has the documentation")
+@pytest.mark.timeout(120)
+def test_the_page_on_engines_shows_what_runs(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_MAILBOX", str(tmp_path / "mailbox"))
+    options = 'partition="main"'
+    run_shown("engines.md", "on_slurm.py", tmp_path, {options: f'{options}, memory="200M", python={sys.executable!r}'})
+    assert os.listdir(tmp_path / "mailbox" / "slurm") == []  # all have given values
+    wait_until(lambda: not slurm.jobs(), 20, "the program has left a job behind")
