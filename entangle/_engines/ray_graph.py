@@ -30,7 +30,7 @@ from entangle._worker.failures import describe
 from entangle.errors import EntangleError, LinkLostError, OptionError, ProcessTerminatedException, UnfitPythonError, UnreachableError
 
 #: A head starts a server for each client, and gives it up where that takes long on a busy machine.
-_NO_SERVER, _TRIES = "Starting Ray client server failed", 3
+_NO_SERVER, _TRIES = ("Starting Ray client server failed", "start_specific_server"), 3
 #: How often Ray may run a task again that may run again, after it was lost.
 _AGAIN = 5
 #: Seconds for the first worker to answer.
@@ -101,7 +101,7 @@ class RayEngine:
                     ray.init(self._address, configure_logging=False, namespace=f"entangle-{os.urandom(4).hex()}")
                 return
             except (RuntimeError, ConnectionError) as error:
-                if not left or _NO_SERVER not in str(error):
+                if not left or not any(said in str(error) for said in _NO_SERVER):
                     raise
             with contextlib.suppress(Exception):
                 ray.shutdown()
