@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import tempfile
+from importlib.util import find_spec
 from multiprocessing.synchronize import Barrier
 
 from entangle.process import process
@@ -74,6 +75,8 @@ def ask(address: str) -> None:
 
 
 def main() -> None:
+    if find_spec("gremlin_python") is None:
+        sys.exit("this example needs gremlinpython: pip install 'py-entangle[graph]'")
     if not (address := os.environ.get("ENTANGLE_GRAPH")):
         sys.exit("This example takes a Gremlin server, which ENTANGLE_GRAPH names: ENTANGLE_GRAPH=ws://localhost:8182/gremlin")
     spawn = multiprocessing.get_context("spawn")
