@@ -169,7 +169,7 @@ def _without_what_stays(flow: Flow) -> Flow:
         return flow
     others = copy.copy(flow)
     others.bodies = [
-        Body(*body)._replace(function=_elsewhere, on=(Exception,), rescue=None) if here else body
+        Body(*body)._replace(function=_Away() if body.may_be_away else _elsewhere, on=(Exception,), rescue=None) if here else body
         for body, here in zip(flow.bodies, stays, strict=True)
     ]
     others.shapes = [Shape(0)] * len(flow.shapes)
@@ -191,6 +191,16 @@ def _without_what_stays(flow: Flow) -> Flow:
         for constant in unneeded:
             others.constants[constant] = None
     return others
+
+
+class _Away:
+    """Stands for a function of the invoking process that only waits. Its nodes are the away
+    worker's here as well: two processes that differ on a lane would lose them."""
+
+    may_be_away = True
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        _elsewhere()
 
 
 def _elsewhere(*_: Any, **__: Any) -> NoReturn:

@@ -29,7 +29,7 @@ from entangle.errors import (
 from entangle.interpreter import interpreter
 from entangle.process import process
 from entangle.scheduler import scheduler
-from entangle.task import task
+from entangle.task import Start, task
 
 from . import bodies
 from .callers import gone
@@ -127,6 +127,13 @@ def test_an_error_says_once_which_call_failed_and_as_which_attempt(dies: bool, r
         assert "call" not in first
         assert "\n" not in first
         assert call == told[:2]
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_between_tasks_of_processes(start: Start) -> None:
+    """Whoever delivers the last argument knows that nobody here runs the body."""
+    near, there = process(bodies.inc), interpreter(python=sys.executable)(process(bodies.inc))
+    assert near(there(near(1)))(start=start) == 4
 
 
 def test_layers_below_are_that_places_business(python: str) -> None:
