@@ -302,9 +302,17 @@ def test_a_node_that_goes_down_is_told(slurm: SlurmCluster, tmp_path: Path) -> N
         with _meanwhile(take_down), pytest.raises(LinkLostError, match="NODE_FAIL"):
             there_for_long()()
     finally:
-        # Its slurmd may have told the controller already that it is well.
-        slurm.run("scontrol", "update", f"nodename={notes(log)[0][1]}", "state=resume", check=False)
-        wait_until(lambda: slurm.state_of_nodes() == ["idle", "idle"], 30, "the node does not come back")
+        wait_until(lambda: is_back(slurm, notes(log)[0][1]), 90, "the node does not come back")
+
+
+def is_back(slurm: SlurmCluster, node: str) -> bool:
+    """Whether both nodes take jobs; resumes this one. Slurm refuses that while its job is being
+    ended, and where its slurmd has told the controller already that it is well."""
+    if slurm.state_of_nodes() == ["idle", "idle"]:
+        return True
+    slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+    time.sleep(0.5)
+    return False
 
 
 def test_a_drained_node_takes_no_new_allocation(slurm: SlurmCluster) -> None:

@@ -267,8 +267,9 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
         file.unlink(missing_ok=True)
 
     def state_of_nodes(self) -> list[str]:
-        """What `sinfo` says of each node."""
-        return self.run("sinfo", "--noheader", "--Node", "--format=%T", check=False).split()
+        """What `sinfo` says of each node; it has a line for each partition of a node."""
+        lines = self.run("sinfo", "--noheader", "--Node", "--format=%N %T", check=False).splitlines()
+        return list(dict(line.split() for line in lines if line.strip()).values())
 
     def jobs(self) -> list[str]:
         """The numbers of the jobs that wait or run."""
