@@ -64,8 +64,8 @@ def on(executor: futures.Executor | Callable[[], futures.Executor], /, **unknown
     its own pickler can do, and the package must be installed where it runs. Threads get the
     arguments as they are. A cold call takes what the executor's does and some milliseconds to
     import this package there; a warm one some tenths of a millisecond more than its own `submit`.
-    If the caller dies, what its executor leaves behind is the executor's affair; one of processes
-    leaves none.
+    If the caller dies, what its executor leaves behind is the executor's affair: the processes of a
+    ProcessPoolExecutor whose program is killed live on, those of entangle's own Executor do not.
 
     Raises OptionError here for what is no executor. Running a call raises what the function raises,
     UnpicklableError for what cannot travel, ProcessTerminatedException where the executor is broken

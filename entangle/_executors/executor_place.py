@@ -72,11 +72,13 @@ class ExecutorPlace:
     def _begin(self, running: _InUse, call: AwayCall) -> None:
         try:
             future = self._submitted(running.executor, call)
+            if not callable(getattr(future, "add_done_callback", None)):
+                raise EntangleError(f"the {_kind(running.executor)} of task {call.name!r} gave {value_in_short(future)}, and no future")
         except BaseException as error:
             if isinstance(error, futures.BrokenExecutor):
                 _forget(running)
             call.handle = None
-            call.failed(_refusal(running.executor, call, error))
+            call.failed(_refusal(running.executor, call, error, "has not taken"))
             return
         running.add(1)
         call.handle = future
@@ -202,7 +204,12 @@ def _ended(running: _InUse, call: AwayCall, future: Any) -> None:
     running.add(-1)
     call.handle = None
     try:
-        there, seconds, body = future.result()
+        answer = future.result()
+        if not (isinstance(answer, tuple) and len(answer) == 3):
+            raise EntangleError(
+                f"the {_kind(running.executor)} of task {call.name!r} answered {value_in_short(answer)}, which is no outcome"
+            )
+        there, seconds, body = answer
     except BaseException as error:
         if isinstance(error, futures.BrokenExecutor):
             _forget(running)
@@ -218,10 +225,12 @@ def _ended(running: _InUse, call: AwayCall, future: Any) -> None:
         call.failed(error)
 
 
-def _refusal(executor: Any, call: AwayCall, error: BaseException) -> BaseException:
+def _refusal(executor: Any, call: AwayCall, error: BaseException, what: str = "has lost") -> BaseException:
     """The error of a call that an executor has lost, or has not taken."""
     if isinstance(error, EntangleError) and not isinstance(error, futures.BrokenExecutor):
         return error
+    if isinstance(error, futures.BrokenExecutor):
+        what = "has lost"
     told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     refused: EntangleError
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "entangle":
@@ -229,7 +238,7 @@ def _refusal(executor: Any, call: AwayCall, error: BaseException) -> BaseExcepti
     elif isinstance(error, RuntimeError) and not isinstance(error, futures.BrokenExecutor) and "shutdown" in str(error):
         refused = EntangleError(f"task {call.name!r} cannot run: its {_kind(executor)} is shut down ({told})")
     else:
-        refused = ProcessTerminatedException(f"the {_kind(executor)} of task {call.name!r} has lost the call: {told}")
+        refused = ProcessTerminatedException(f"the {_kind(executor)} of task {call.name!r} {what} the call: {told}")
     refused.__cause__ = error
     return refused
 

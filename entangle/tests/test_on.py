@@ -477,3 +477,33 @@ def test_what_is_no_executor_is_refused_at_decoration(pool: Warm) -> None:
         on(pool, timout=3)
     with pytest.raises(EntangleError, match="makes no executor: it returned 3"):
         on(lambda: 3)(double)(1)()  # type: ignore[arg-type, return-value]
+
+
+class Gives(Executor):
+    """An executor whose `submit` gives this."""
+
+    def __init__(self, given: Any) -> None:
+        self.given = given
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.given
+
+
+def test_an_executor_that_is_none_is_named_and_the_next_call_gets_its_own_error() -> None:
+    wrong = on(Gives(None))(bodies.one)
+    for _ in range(2):
+        with pytest.raises(EntangleError, match=r"the Gives of task 'one' gave None, and no future\n"):
+            wrong()()
+    ended: Future[Any] = Future()
+    ended.set_result("a junk value")
+    with pytest.raises(EntangleError, match=r"the Gives of task 'one' answered 'a junk value', which is no outcome\n"):
+        on(Gives(ended))(bodies.one)()()
+
+
+def test_an_executor_that_refuses_a_call() -> None:
+    class Refuses(Executor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            raise ZeroDivisionError("no room")
+
+    with pytest.raises(ProcessTerminatedException, match="the Refuses of task 'one' has not taken the call: ZeroDivisionError: no room"):
+        on(Refuses())(bodies.one)()()
