@@ -205,7 +205,7 @@ def _ended(running: _InUse, call: AwayCall, future: Any) -> None:
     call.handle = None
     try:
         answer = future.result()
-        if not (isinstance(answer, tuple) and len(answer) == 3):
+        if not (isinstance(answer, (tuple, list)) and len(answer) == 3):
             raise EntangleError(
                 f"the {_kind(running.executor)} of task {call.name!r} answered {value_in_short(answer)}, which is no outcome"
             )
