@@ -323,6 +323,8 @@ def test_a_long_chain_ends_with_its_first_one(tmp_path: Path, how: str) -> None:
     executor = Executor(1)
     go = str(tmp_path / "go")
     busy = executor.submit(bodies.wait_for, go) if how in ("is cancelled", "is dropped") else None
+    if busy is not None:  # else both might go to the worker in one message
+        wait_until(busy.running)
     first = executor.submit(bodies.wait_and_fail if how == "fails" else bodies.wait_for, go)
     chain: list[concurrent.futures.Future[Any]] = [first]
     for _ in range(1200):
