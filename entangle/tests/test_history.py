@@ -267,7 +267,7 @@ def test_of_a_stream_that_is_over_nothing_is_under_way(tmp_path: Path, monkeypat
     monkeypatch.setenv("ENTANGLE_RECORD", "1")
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     double = process(lambda x: 2 * x)
-    with double.stream(range(20)) as stream:
+    with double.stream(range(20), inflight=64) as stream:
         assert next(stream) == 0
         wait_until(lambda: any(run.state == "done" for run in records.runs()))
         assert list(stream) == list(range(2, 40, 2))
