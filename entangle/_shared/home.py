@@ -450,11 +450,13 @@ def devices_of(path: str) -> Devices:
     found = _devices.get(path)
     if found is None:
         with _guard:
-            tree = os.path.join(path, "tree")
-            where = os.path.realpath(tree) if os.path.islink(tree) else path
-            known = [home for home in _homes.values() if home.path == path]
-            spill = known[0].spill if known and where == path else ""
-            found = _devices.setdefault(path, Devices(os.path.join(where, "devices"), spill))
+            found = _devices.get(path)  # another thread may have been faster
+            if found is None:
+                tree = os.path.join(path, "tree")
+                where = os.path.realpath(tree) if os.path.islink(tree) else path
+                known = [home for home in _homes.values() if home.path == path]
+                spill = known[0].spill if known and where == path else ""
+                found = _devices[path] = Devices(os.path.join(where, "devices"), spill)
     return found
 
 

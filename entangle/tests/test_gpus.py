@@ -25,6 +25,7 @@ import entangle
 from entangle._run import gpus
 from entangle._run.forking import why_not_fork
 from entangle._shared import device_arrays
+from entangle._shared import home as homes
 from entangle._shared.devices import Claim, Devices, shown
 from entangle.dataflow import dataflow
 from entangle.errors import DeviceError, OptionError, UnpicklableError
@@ -881,3 +882,31 @@ def test_a_task_states_its_gpus_once() -> None:
         scheduler(gpus=2)(claimed)
     assert scheduler(gpus=1, share=2)(claimed)()() in ("0", "1")
     assert scheduler(cpus=1)(claimed)()() in ("0", "1")
+
+
+def test_threads_that_ask_for_the_devices_at_once_have_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would stay open, or drop the locks of the first when it is closed."""
+    made: list[object] = []
+    asks = threading.Barrier(4)
+
+    class Slow(Devices):
+        def __init__(self, path: str, spill: str) -> None:
+            made.append(self)
+            time.sleep(0.2)  # the others wait for the lock meanwhile
+            super().__init__(path, spill)
+
+    monkeypatch.setattr(homes, "Devices", Slow)
+    found: list[object] = []
+
+    def ask() -> None:
+        asks.wait(20)
+        found.append(homes.devices_of(str(tmp_path)))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    homes.close_devices(str(tmp_path))
+    assert len(made) == 1
+    assert found == made * 4
