@@ -545,6 +545,17 @@ class Flow:
         taken = self.inputs[self.starts[node] : self.starts[node + 1]]
         return list(dict.fromkeys(x for x in taken if x >= 0))
 
+    def behind(self, node: int) -> set[int]:
+        """All nodes that `node` depends on, also through others."""
+        seen: set[int] = set()
+        waiting = self.sources(node)
+        while waiting:
+            source = waiting.pop()
+            if source not in seen:
+                seen.add(source)
+                waiting += self.sources(source)
+        return seen
+
     def body(self, node: int) -> Body:
         """The body of a node."""
         return self.bodies[self.body_of[node]]

@@ -20,7 +20,7 @@ class ArgumentWaits:
     def __init__(self, flow: Flow, nodes: Iterable[int]) -> None:
         self._flow = flow
         #: For each, all nodes that it depends on.
-        self._left = {node: _behind(flow, node) for node in nodes if flow.body(node).wait is not None}
+        self._left = {node: flow.behind(node) for node in nodes if flow.body(node).wait is not None}
         #: When nodes have begun (ns, CLOCK_MONOTONIC).
         self._begun: dict[int, int] = {}
 
@@ -51,14 +51,3 @@ class ArgumentWaits:
         names = ", ".join(named_call(flow, source) for source in missing[:_NAMED]) + more
         kind = ThreadTimeoutException if flow.body(node).carrier == THREAD else ProcessTimeoutException
         return kind(f"task {flow.name(node)!r} waited {wait:g} s for its arguments, and {names} had not arrived")
-
-
-def _behind(flow: Flow, node: int) -> set[int]:
-    seen: set[int] = set()
-    waiting = flow.sources(node)
-    while waiting:
-        source = waiting.pop()
-        if source not in seen:
-            seen.add(source)
-            waiting += flow.sources(source)
-    return seen

@@ -11,15 +11,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import threading
 from collections.abc import Iterable, Sequence
 
 from entangle._shared import home as homes
 from entangle._shared.site import Site
 from entangle._shared.table import FAILED, SKIPPED
-from entangle._worker.holding import Cookie
+from entangle._worker.holding import Cookie, take_one_of_each
 from entangle.flow import Body, Flow
-from entangle.pools import CPUS, TOKENS, CookieSource, Pool, agree, compare
+from entangle.pools import CPUS, Pool, agree, compare
 from entangle.token_bucket import TokenBucket
 
 
@@ -133,7 +132,7 @@ class Departures:
                 elif self._most is not None and self._away >= self._most:
                     break
                 else:
-                    cookies = _cookies_of(pools, sources)
+                    cookies = take_one_of_each(pools, sources)
                     if cookies is None:
                         break
                     self._cookies[node] = cookies
@@ -181,16 +180,3 @@ class Departures:
         while self._cookies:
             for cookie in self._cookies.popitem()[1]:
                 cookie.give()
-
-
-def _cookies_of(pools: Sequence[Pool], sources: Sequence[CookieSource]) -> tuple[Cookie, ...] | None:
-    """A cookie of each, or none of any."""
-    taken: list[Cookie] = []
-    for pool, source in zip(pools, sources, strict=True):
-        cell = source.take_cell()
-        if cell < 0:
-            for cookie in taken:
-                cookie.give()
-            return None
-        taken.append(Cookie(pool, source, cell, threading.get_ident()))
-    return tuple(cookie for cookie in taken if cookie.pool.kind != TOKENS)

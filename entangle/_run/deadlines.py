@@ -169,13 +169,7 @@ class Deadlines:
     def _first_start(self, node: int) -> int:
         """When the first of the nodes that `node` depends on started (ns); 0 where none has."""
         flow, table = self.flow, self.table
-        seen: set[int] = set()
-        waiting = flow.sources(node)
-        while waiting:
-            taken = waiting.pop()
-            if taken not in seen:
-                seen.add(taken)
-                waiting += flow.sources(taken)
+        seen = flow.behind(node)
         starts = [table.record(taken)[0] for taken in seen if table.states[taken] == DONE]
         slots = table.slots
         for slot in (*self.roster.processes, *self.roster.threads):

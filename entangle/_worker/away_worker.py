@@ -20,7 +20,6 @@ import collections
 import contextlib
 import heapq
 import itertools
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -49,12 +48,12 @@ from entangle._shared.table import (
 from entangle._shared.tracebacks import passes_on
 from entangle._worker.away import Again, AwayCall, AwayFunction, AwayOutcome, AwayPlace, Completions
 from entangle._worker.failures import call_of, note_attempt, pause
-from entangle._worker.holding import Cookie
+from entangle._worker.holding import Cookie, take_one_of_each
 from entangle._worker.worker import Worker
 from entangle.cookies import PATIENCE, CookieQueue
 from entangle.errors import ProcessTerminatedException, ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import AWAY, IN_CALLER, THREAD, Body
-from entangle.pools import CPUS, TOKENS, CookieSource, Pool
+from entangle.pools import CPUS, Pool
 from entangle.token_bucket import TokenBucket
 
 #: How many nodes begin before outcomes and clocks are looked at again.
@@ -223,26 +222,13 @@ class AwayWorker(Worker):
         """Let those begin whose turn has come for the cookies that are to be had now."""
         for pools, line in list(self._lines.items()):
             sources = [self.site.queue(pool) for pool in pools]
-            while line and not self._is_full() and (cookies := self._take_cookies(pools, sources)) is not None:
+            while line and not self._is_full() and (cookies := take_one_of_each(pools, sources)) is not None:
                 node, since = line.popleft()
                 if self.notes is not None:
                     self.notes.extra(node, COOKIE_WAIT, time.monotonic_ns() - since)
                 self._admit(node, cookies)
             if not line:
                 del self._lines[pools]
-
-    @staticmethod
-    def _take_cookies(pools: tuple[Pool, ...], sources: list[CookieSource]) -> tuple[Cookie, ...] | None:
-        """A cookie of each, or none of any."""
-        taken: list[Cookie] = []
-        for pool, source in zip(pools, sources, strict=True):
-            cell = source.take_cell()
-            if cell < 0:
-                for cookie in taken:
-                    cookie.give()
-                return None
-            taken.append(Cookie(pool, source, cell, threading.get_ident()))
-        return tuple(cookie for cookie in taken if cookie.pool.kind != TOKENS)
 
     def _begin(self) -> None:
         """Begin the calls of the nodes that can: those of one place together."""

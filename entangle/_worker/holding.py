@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from entangle._shared.block import block
@@ -41,6 +41,19 @@ class Cookie(NamedTuple):
     def give(self) -> None:
         """Put it back; does nothing if that has been done."""
         self.source.give_cell(self.cell, self.thread)
+
+
+def take_one_of_each(pools: Sequence[Pool], sources: Sequence[CookieSource]) -> tuple[Cookie, ...] | None:
+    """A cookie of each of these, or none of any. Waits for none; of tokens nothing is kept."""
+    taken: list[Cookie] = []
+    for pool, source in zip(pools, sources, strict=True):
+        cell = source.take_cell()
+        if cell < 0:
+            for cookie in taken:
+                cookie.give()
+            return None
+        taken.append(Cookie(pool, source, cell, threading.get_ident()))
+    return tuple(cookie for cookie in taken if cookie.pool.kind != TOKENS)
 
 
 class Holding(Delivery):
