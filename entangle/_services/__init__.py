@@ -28,7 +28,7 @@ from entangle.errors import EntangleError, ProcessTerminatedException, UnfitPyth
 PENDING, RUNNING, OVER = "pending", "running", "over"
 
 #: Told by a Python of itself: what `Service.about` gives.
-_ASKED = (
+ASKED = (
     "import sys,json,importlib.util as u;"
     "print(json.dumps(dict(python=list(sys.version_info[:3]),implementation=sys.implementation.name,magic=u.MAGIC_NUMBER.hex())))"
 )
@@ -150,7 +150,7 @@ def asked(python: Sequence[str], place: str, seconds: float = 30.0) -> dict[str,
     name = repr(" ".join(python))
     try:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
-        done = subprocess.run([*python, "-c", _ASKED], **options, timeout=seconds, check=False)
+        done = subprocess.run([*python, "-c", ASKED], **options, timeout=seconds, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise UnfitPythonError(f"{place}: its Python {name} cannot be started: {error}") from None
     try:

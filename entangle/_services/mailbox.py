@@ -1,7 +1,8 @@
 """A mailbox: where messages and outcomes lie that a service does not carry itself.
 
 `Mailbox` is the caller's side, `FarMailbox` that of the program there. The first kind is a folder
-that both sides see. One behind presigned addresses has the same two sides, and needs no folder.
+that both sides see, below. Another is a bucket: `entangle._aws.bucket` here, and there addresses
+that the caller has signed, `entangle._services.far.addresses`.
 
 Each caller has a box of its own in the folder, which it removes::
 
@@ -51,6 +52,8 @@ LEASE, CODE, MESSAGES, CLAIMS, PRINTS, OUTCOMES, CANCELLED, NEW = (
 KEPT = 7 * 86400.0
 #: A box whose caller is dead is removed when its jobs have ended by themselves (seconds).
 LAPSED = 600.0
+#: How a Python is told to run the program. It has no quote, so that it passes through any shell.
+COMMAND = "import sys;exec(open(sys.argv[1]).read())"
 _BOX = re.compile(r"p(\d+)-[0-9a-z_]+@(.+)")
 
 
@@ -62,11 +65,14 @@ def default_folder() -> str:
 
 
 class Mailbox(Protocol):
-    """The caller's side."""
+    """The caller's side. One thread uses it, but for `renew`."""
 
-    @property
-    def address(self) -> str:
-        """What the program there opens it by."""
+    #: The shortest and the longest pause between two looks into it (seconds).
+    pauses: tuple[float, float]
+
+    def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
+        """What a Python there is given to run a message: `program` is what `add_code` gave for it,
+        `codes` the other names of code that it needs."""
 
     def is_there(self) -> bool:
         """Whether nobody has removed it."""
@@ -75,7 +81,11 @@ class Mailbox(Protocol):
         """Put a file there, once; gives what it can be read by there."""
 
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
-        """Put a message there. Raises StoreFullError."""
+        """Put a message there; one that may be late is there after `flush`. Raises
+        StoreFullError."""
+
+    def flush(self) -> None:
+        """Wait until all that was sent is there. Raises the first trouble."""
 
     def send_again(self, name: str, again: str) -> None:
         """Put a message there under another name, and discard the first but for its claim."""
@@ -110,8 +120,27 @@ class Mailbox(Protocol):
         """Remove the box."""
 
 
+class MailboxMaker(Protocol):
+    """Where mailboxes are made, if not in a folder. Hashable; equal for the same place."""
+
+    def open(self, leased: bool) -> Mailbox:
+        """Make one. Raises UnreachableError and OptionError."""
+
+
+#: A folder, or who makes another kind.
+Where = str | MailboxMaker
+
+
+def open_mailbox(where: Where, leased: bool) -> Mailbox:
+    """A new mailbox there."""
+    return Folder(where, leased) if isinstance(where, str) else where.open(leased)
+
+
 class FarMailbox(Protocol):
     """The side of the program there."""
+
+    #: The longest pause between two looks at the lease and at what was cancelled (seconds).
+    seldom: float
 
     def claim(self, name: str, who: str) -> bool:
         """Claim a message. False: it was claimed before."""
@@ -147,6 +176,8 @@ class FarMailbox(Protocol):
 class Folder:
     """A box in a folder that both sides see, at the caller."""
 
+    pauses = (0.01, 0.5)
+
     def __init__(self, folder: str, leased: bool = True) -> None:
         folder = os.path.abspath(os.path.expanduser(folder))
         try:
@@ -179,9 +210,16 @@ class Folder:
             _put(self.address, CODE, name, [data])
         return path
 
+    def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
+        """The paths of the program and of the box; the code lies beside the program."""
+        return COMMAND, program, self.address, name
+
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
         """Put a message there. Raises StoreFullError."""
         _put(self.address, MESSAGES, name, pieces)
+
+    def flush(self) -> None:
+        """What was sent is there."""
 
     def send_again(self, name: str, again: str) -> None:
         """Put a message there under another name, and discard the first but for its claim."""
@@ -278,6 +316,8 @@ class Folder:
 
 class FarFolder:
     """A box in a folder that both sides see, there."""
+
+    seldom = 5.0
 
     def __init__(self, address: str) -> None:
         self.address = address

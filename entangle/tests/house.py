@@ -35,6 +35,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
         "whole graphs on other engines": ("_engines.",),
     },
     {"the near side of services": ("_services.caller.",)},
+    {"a cloud": ("_aws.",)},
     {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
     {
         "doors to other places, and of dataflows": (
@@ -42,6 +43,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "ssh",
             "docker",
             "slurm",
+            "aws",
             "containers",
             "service",
             "on",

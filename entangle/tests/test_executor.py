@@ -47,8 +47,8 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_known_to_be_short() -> None:
-    """As in a new program. Calls of a function that was short go to a busy worker ahead of time, and
-    cannot be cancelled then: an earlier test would decide."""
+    """As in a new program. Calls of a function that was short go to a busy worker ahead of time,
+    and cannot be cancelled then: an earlier test would decide."""
     _known.clear()
 
 

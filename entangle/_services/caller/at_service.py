@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entangle._services import Service
-from entangle._services.mailbox import default_folder
+from entangle._services.mailbox import Where, default_folder
 from entangle._tasks.layer import Decorated, Layer, kept_here, timeout_below
 from entangle._worker.away import AwayCall, AwayFunction
 from entangle.errors import OptionError
@@ -26,7 +26,7 @@ class AtService(Layer):
     carrier = AWAY
     ships = True
 
-    def __init__(self, service: Service, mailbox: str | None = None, door: str = "service") -> None:
+    def __init__(self, service: Service, mailbox: Where | None = None, door: str = "service") -> None:
         self.door = door
         self.place = ServicePlace(service, mailbox)
 
@@ -51,7 +51,7 @@ class AtService(Layer):
 class ServicePlace:
     """A service with a mailbox, as the place of calls. Each process has a watcher for it."""
 
-    def __init__(self, service: Service, mailbox: str | None) -> None:
+    def __init__(self, service: Service, mailbox: Where | None) -> None:
         self.service, self.mailbox = service, mailbox
 
     def begin(self, calls: Sequence[AwayCall]) -> None:

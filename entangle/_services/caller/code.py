@@ -25,13 +25,12 @@ _OURS = (
     "entangle._services.envelope",
     "entangle._services.mailbox",
     "entangle._services.far",
+    "entangle._services.far.addresses",
     "entangle._services.far.program",
     "entangle._records",
 )
 #: Functions whose imports are remembered at most.
 MOST = 256
-#: How a Python is told to run the program. It has no quote, so that it passes through any shell.
-COMMAND = "import sys;exec(open(sys.argv[1]).read())"
 
 _PROGRAM = """\
 import sys
@@ -41,12 +40,33 @@ if sys.version_info < (3, 10):
 
 
 def main(program, address, name, lasts):
-    import marshal, os, types, zlib
+    import marshal, os, time, types, zlib
     from importlib.util import MAGIC_NUMBER
 
+    if address.startswith("http"):
+        import json, urllib.request
+
+        def read(url):
+            for seconds in (0.5, 2, 5, 10, 0):
+                try:
+                    with urllib.request.urlopen(url, timeout=60) as file:
+                        return file.read()
+                except OSError as error:
+                    if not seconds or getattr(error, "code", 500) < 500:
+                        raise
+                    time.sleep(seconds)
+
+        addresses = json.loads(read(address))["code"]
+    else:
+        def read(path):
+            with open(path, "rb") as file:
+                return file.read()
+
+        addresses = None
+
     def codes(name):
-        with open(os.path.join(os.path.dirname(program), name), "rb") as file:
-            return marshal.loads(zlib.decompress(file.read()))
+        data = read(addresses[name] if addresses else os.path.join(os.path.dirname(program), name))
+        return marshal.loads(zlib.decompress(data))
 
     sys.argv[1:] = []
     known = codes({first!r})
@@ -69,6 +89,8 @@ class Code:
         self._mailbox, self._about = mailbox, about
         self._guard = threading.Lock()
         self._program = ""
+        #: The names of the code that every call needs.
+        self.common: tuple[str, ...] = ()
         self._behind: dict[Any, tuple[frozenset[str], dict[str, str]]] = {}
         self._count = 0
         self._loaded: dict[str, Any] = {}
@@ -84,6 +106,7 @@ class Code:
                 if same:
                     names["compiled"] = self._engine(magic)
                 found = {name: self._add(known, "source" if name == "source" else "") for name, known in names.items()}
+                self.common = tuple(dict.fromkeys(found.values()))
                 text = _PROGRAM.format(magic=magic, **{"compiled": found["source"], **found}).encode()
                 self._program = self._mailbox.add_code(_hash(text), text)
             return self._program

@@ -9,9 +9,9 @@ from typing import Any
 from entangle import _remote
 from entangle._remote.caller import job
 from entangle._services import Service, Submission, envelope
-from entangle._services.caller.code import COMMAND, Code
+from entangle._services.caller.code import Code
 from entangle._services.caller.ticket import Ticket
-from entangle._services.mailbox import Folder
+from entangle._services.mailbox import Mailbox, Where, open_mailbox
 from entangle._tasks.layer import timeout_below
 from entangle._worker.away import AwayCall
 from entangle.errors import OptionError, UnfitPythonError
@@ -28,15 +28,15 @@ class Messages:
     """Writes calls into a mailbox, which is made for the first of them. One thread writes; any may
     renew the lease."""
 
-    def __init__(self, service: Service, folder: str) -> None:
-        self._service, self._folder = service, folder
-        self._box: Folder | None = None
+    def __init__(self, service: Service, where: Where) -> None:
+        self._service, self._where = service, where
+        self._box: Mailbox | None = None
         self._code: Code | None = None
         self._about: dict[str, Any] = {}
         self._lasts = float(os.environ.get("ENTANGLE_LEASE", LASTS)) if service.leased else 0.0
 
     @property
-    def box(self) -> Folder:
+    def box(self) -> Mailbox:
         """The mailbox. It was opened for the first message."""
         assert self._box is not None
         return self._box
@@ -57,7 +57,7 @@ class Messages:
         if self._box is not None:
             self._box.discard(name, keep)
 
-    def let_go(self) -> Folder | None:
+    def let_go(self) -> Mailbox | None:
         """Give the mailbox to whoever closes it; the next message has a new one."""
         box, self._box, self._code = self._box, None, None
         return box
@@ -76,7 +76,7 @@ class Messages:
                         f"{service.place}: its Python is {'.'.join(map(str, self._about['python']))}; "
                         f"entangle needs {'.'.join(map(str, OLDEST))} or newer. Name another one with python=…"
                     )
-            self._box = Folder(self._folder, service.leased)
+            self._box = open_mailbox(self._where, service.leased)
             self._code = Code(self._box, self._about)
         else:
             self._box.renew()  # the threads may have rested
@@ -98,6 +98,7 @@ class Messages:
             "modules": modules,
             "instead": instead,
         }
+        ticket.codes = (*self._code.common, modules)
         command = self._command(ticket)
         seconds = timeout_below(task)
         limits = self._service.limits()
@@ -118,7 +119,8 @@ class Messages:
 
     def _command(self, ticket: Ticket) -> tuple[str, ...]:
         assert self._code is not None
-        return (*self._service.python, "-c", COMMAND, self._code.program(), self.box.address, ticket.name, f"{self._lasts:g}")
+        given = self.box.command(self._code.program(), ticket.name, ticket.codes)
+        return (*self._service.python, "-c", *given, f"{self._lasts:g}")
 
 
 def _record_of(call: AwayCall) -> tuple[str, Any]:

@@ -23,6 +23,8 @@ class Ticket:
         self.rests = 0.0
         self.message: Submission | None = None
         self.given: Given = None
+        #: The names of the code that it needs there.
+        self.codes: tuple[str, ...] = ()
         #: Where the records of what ran there go; "" if there are to be none.
         self.records = ""
         #: What the service calls it; "" until it has taken it.

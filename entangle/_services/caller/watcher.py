@@ -26,14 +26,17 @@ from entangle._services import OVER, PENDING, Service, State
 from entangle._services.caller import ends
 from entangle._services.caller.messages import Messages
 from entangle._services.caller.ticket import Ticket
+from entangle._services.mailbox import Where
 from entangle._shared.summaries import value_in_short
 from entangle._worker import janitor
 from entangle._worker.away import AwayCall
 from entangle.errors import EntangleError
 
-#: The pause between two looks into the mailbox (seconds): short while outcomes come, and longer the
-#: longer none does.
-SHORTEST, LONGEST, LONGER = 0.01, 0.5, 1.25
+#: The pause between two looks into the mailbox is short while outcomes come, and longer by this
+#: factor each time that none does.
+LONGER = 1.25
+#: The pause while there is no mailbox (seconds).
+SHORTEST = 0.01
 #: How long the threads stay when nothing is under way (seconds).
 IDLE = 0.2
 #: A job that has waited so long is told of, with the platform's reason (seconds).
@@ -47,8 +50,8 @@ TAIL = 2000
 class Watcher:
     """Calls at one service with one mailbox. Any thread may use it."""
 
-    def __init__(self, service: Service, folder: str) -> None:
-        self.service, self.folder = service, folder
+    def __init__(self, service: Service, where: Where) -> None:
+        self.service = service
         self._guard = threading.Lock()
         self._wake = threading.Event()
         self._idle = threading.Event()
@@ -60,7 +63,7 @@ class Watcher:
         self._tickets: dict[str, Ticket] = {}
         self._unsent: list[Ticket] = []
         self._numbers: dict[int, Ticket] = {}
-        self._messages = Messages(service, folder)
+        self._messages = Messages(service, where)
         self._shown = Shown(service.place, self._numbers)
         self._asked = self._heard = 0.0
         self._full_until = 0.0
@@ -160,7 +163,8 @@ class Watcher:
         if not self._tickets:
             return
         came = self._look()
-        self._pause = SHORTEST if came else min(LONGEST, self._pause * LONGER)
+        shortest, longest = self._messages.box.pauses
+        self._pause = shortest if came else min(longest, max(shortest, self._pause * LONGER))
         if time.monotonic() - self._asked >= self.service.every:
             self._ask()
             self._asked = time.monotonic()
@@ -201,6 +205,7 @@ class Watcher:
             batch = [ticket for ticket in ready if not ticket.cancelled]
             if batch:
                 try:
+                    self._messages.box.flush()
                     tickets = list(self.service.submit([ticket.message for ticket in batch if ticket.message is not None]))
                 except Exception as error:
                     self._unsent = rest

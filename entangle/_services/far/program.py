@@ -29,8 +29,6 @@ from entangle.errors import StoreFullError
 
 #: How often it looks after its caller, in parts of the time that the lease lasts.
 LOOKS = 10
-#: The longest that it goes without looking (seconds). Without a lease it looks as rarely.
-SELDOM = 5.0
 
 
 def run(address: str, name: str, lasts: float, codes: Callable[[str], Any]) -> NoReturn:
@@ -39,6 +37,10 @@ def run(address: str, name: str, lasts: float, codes: Callable[[str], Any]) -> N
     The lease of the caller lasts so many seconds; 0 if there is none. `codes` gives what lies among
     the code of the mailbox.
     """
+    if address.startswith("http"):
+        from entangle._services.far.addresses import FarAddresses
+
+        FarProgram(FarAddresses(address), name, lasts, codes).run()
     FarProgram(FarFolder(address), name, lasts, codes).run()
 
 
@@ -104,7 +106,7 @@ class FarProgram:
         """Wait for the end of the call. End it if nobody waits for it any more."""
         mailbox, name, lasts = self._mailbox, self._name, self._lasts
         lease, changed = mailbox.lease(), time.monotonic()
-        while not self._over.wait(min(SELDOM, lasts / LOOKS) if lasts else SELDOM):
+        while not self._over.wait(min(mailbox.seldom, lasts / LOOKS) if lasts else mailbox.seldom):
             mailbox.live(name)
             if mailbox.is_cancelled(name):
                 self._end("the call was cancelled")

@@ -1,0 +1,196 @@
+"""Whose account it is: profile, region, keys, role, endpoint and bucket; and clients for it.
+
+Keys never travel. An account has a name for them alone; the process keeps them, and workers of
+this machine have them as a context variable, like the rest of their caller's state.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from entangle.errors import EntangleError, OptionError, UnreachableError
+
+#: Keys of accounts by their names: id, secret, and perhaps a token.
+KEYS: contextvars.ContextVar[dict[str, tuple[str, ...]]] = contextvars.ContextVar("KEYS")
+_here: dict[str, tuple[str, ...]] = {}
+
+#: Error codes of AWS: the caller may not do this; asks too often or too much.
+_FORBIDDEN = frozenset(
+    ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "403", "Forbidden", "NotAuthorized")
+)
+_EXPIRED = frozenset(("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"))
+_UNKNOWN = frozenset(("InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidAccessKeyId", "AuthFailure"))
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account, as a layer says it. What is not said is found as boto3 finds it."""
+
+    profile: str | None = None
+    region: str | None = None
+    #: The name of the keys, where they were given; the keys themselves are in no field.
+    keys: str = ""
+    role: str | None = None
+    endpoint: str | None = None
+    bucket: str | None = None
+
+    def client(self, service: str) -> Any:
+        """A client of boto3, one for each service in a process. Raises OptionError."""
+        return _client(self, service, os.getpid())
+
+    def expires(self) -> float | None:
+        """How long its credentials last (seconds); None: for ever."""
+        found = _session(self, os.getpid()).get_credentials()
+        frozen = getattr(found, "_expiry_time", None)
+        if isinstance(frozen, datetime):
+            return (frozen - datetime.now(timezone.utc)).total_seconds()
+        return None
+
+    def bucket_name(self) -> str:
+        """The bucket. Raises OptionError where none is named."""
+        found = self.bucket or os.environ.get("ENTANGLE_BUCKET")
+        if not found:
+            raise OptionError("values go through a bucket of S3: name one, @aws(bucket='…') or ENTANGLE_BUCKET")
+        return found
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        return f"aws ({self.profile or self.region})" if self.profile or self.region else "aws"
+
+
+def keep_keys(keys: tuple[str, ...]) -> str:
+    """Keep keys in this process, and give the name that an account has for them."""
+    name = hashlib.sha256("\0".join(keys).encode()).hexdigest()[:16]
+    _here[name] = keys
+    KEYS.set({**KEYS.get({}), **_here})  # for workers of this machine, however they are started
+    return name
+
+
+_making = threading.Lock()
+os.register_at_fork(after_in_child=lambda: _making._at_fork_reinit())  # type: ignore[attr-defined]
+
+
+def _client(account: Account, service: str, pid: int) -> Any:
+    with _making:  # sessions of boto3 are for one thread
+        return _known_client(account, service, pid)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_client(account: Account, service: str, pid: int) -> Any:
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        connect_timeout=10,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 5},
+        user_agent_extra="entangle",
+        max_pool_connections=16,
+        signature_version="s3v4" if service == "s3" else None,
+        s3={"addressing_style": "path"} if account.endpoint or os.environ.get("AWS_ENDPOINT_URL") else None,
+    )
+    try:
+        return _session(account, pid).client(service, endpoint_url=account.endpoint, config=config)
+    except BotoCoreError as error:
+        raise told(error, account, service) from None
+
+
+@functools.lru_cache(maxsize=16)
+def _session(account: Account, pid: int) -> Any:
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import get_session
+    except ImportError as error:
+        raise OptionError(f"AWS needs the extra aws: python -m pip install 'py-entangle[aws]' ({error})") from None
+    given: dict[str, Any] = {}
+    if account.keys:
+        keys = _here.get(account.keys) or KEYS.get({}).get(account.keys)
+        if keys is None:
+            raise OptionError(
+                "@aws: keys= stay in the process that was given them, and do not travel; in another place name a profile, "
+                "or let boto3 find credentials there: @aws()"
+            )
+        given = dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), keys, strict=False))
+    try:
+        session = boto3.Session(profile_name=account.profile, region_name=account.region, **given)
+        if account.role is None:
+            return session
+        from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+
+        core = get_session()
+        source = session._session
+        fetcher = AssumeRoleCredentialFetcher(
+            functools.partial(source.create_client, endpoint_url=account.endpoint),
+            source.get_credentials(),
+            account.role,
+            extra_args={"RoleSessionName": f"entangle-{pid}"},
+        )
+        refreshed: Any = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+        vars(core)["_credentials"] = refreshed  # there is no way in for those that are made anew
+        return boto3.Session(botocore_session=core, region_name=account.region or session.region_name)
+    except BotoCoreError as error:
+        raise told(error, account, "") from None
+
+
+def told(error: Exception, account: Account, doing: str) -> EntangleError:
+    """The error of ours for one of boto3's: what was refused, and what to do."""
+    from botocore import exceptions
+
+    text = str(error)
+    if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError)):
+        return UnreachableError(
+            f"{account.place}: there are no credentials ({text}); name them, @aws(profile='…') or @aws(keys=[id, secret]), "
+            "or set AWS_PROFILE"
+        )
+    if isinstance(error, exceptions.ProfileNotFound):
+        return OptionError(f"@aws: {text}")
+    if isinstance(error, exceptions.NoRegionError):
+        return OptionError("@aws: no region is known; name one, @aws(region='eu-central-1'), or set AWS_DEFAULT_REGION")
+    if isinstance(error, exceptions.ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        said = error.response.get("Error", {}).get("Message", "") or text
+        what = f"{doing or 'aws'}:{error.operation_name}"
+        if code in _FORBIDDEN:
+            return UnreachableError(
+                f"{account.place}: you may not {what}: {said}. The policies that each decorator needs are in deploy/aws; "
+                "entangle doctor --aws says what is missing"
+            )
+        if code in _EXPIRED:
+            return UnreachableError(f"{account.place}: the credentials have expired ({what}: {said}); log in anew")
+        if code in _UNKNOWN:
+            return UnreachableError(f"{account.place}: AWS does not know these credentials ({what}: {code}: {said})")
+        if code == "NoSuchBucket":
+            return UnreachableError(f"{account.place}: there is no bucket {account.bucket_name()!r} ({said}); make it, or name another one")
+        if "Throttl" in code or "TooMany" in code or "LimitExceeded" in code or "Quota" in code:
+            return UnreachableError(f"{account.place}: a quota of the account is used up ({what}: {code}: {said})")
+        return UnreachableError(f"{account.place}: {what} was refused: {code}: {said}")
+    return UnreachableError(f"{account.place}: {doing or 'aws'} cannot be reached: {text}")
+
+
+def asking(account: Account, service: str) -> _Asking:
+    """A context in which errors of boto3 become ours."""
+    return _Asking(account, service)
+
+
+class _Asking:
+    def __init__(self, account: Account, service: str) -> None:
+        self._account, self._service = account, service
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, EntangleError):
+            return
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, (BotoCoreError, ClientError)):
+            raise told(error, self._account, self._service) from None

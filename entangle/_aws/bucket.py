@@ -1,0 +1,347 @@
+"""A mailbox in a bucket of S3, at the caller. There it is addresses that are signed here.
+
+::
+
+    entangle/<box>/lease              put anew while the caller lives
+                   code/<hash>
+                   messages/<id>      addresses/<id>: all that its program may get and put
+                   claims/<id>        put only if it is not there (If-None-Match), then put anew
+                   back/<id>.outcome  put only if it is not there
+                   back/<id>.out .err .ask
+                   cancelled/<id>  answers/<id>
+
+One listing of `back/` tells all that has come. All objects have the tag `entangle=call`, so that a
+rule of the bucket can remove what a caller has left that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from entangle._aws.account import Account, asking
+from entangle._remote.wire.frames import Bytes
+from entangle._services import envelope
+from entangle._services.mailbox import LAPSED, Letter
+from entangle.errors import EntangleError, OptionError
+
+#: Where boxes lie in a bucket.
+PREFIX = "entangle/"
+#: The longest that AWS lets a signed address last (seconds).
+LONGEST = 7 * 86400
+#: Addresses that last no longer than this are refused: a job waits in its queue (seconds).
+SHORTEST = 900.0
+#: What is larger goes in parts (bytes); S3 takes up to 5 GiB at once.
+LARGE = 100 << 20
+TAG = "entangle=call"
+#: Requests under way at once, and outcomes fetched ahead.
+AT_ONCE, AHEAD = 8, 64
+#: The Python there gets the program by its address. Quotes would not pass through every shell.
+COMMAND = "import sys,urllib.request as u;exec(u.urlopen(sys.argv[1],timeout=60).read())"
+_BOX = re.compile(r"p(\d+)-[0-9a-f]+@(.+)")
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Mailboxes in the bucket of an account."""
+
+    account: Account
+
+    def open(self, leased: bool) -> Bucket:
+        """Make one. Raises OptionError where no bucket is named, UnreachableError."""
+        return Bucket(self.account)
+
+
+class Bucket:
+    """A box in a bucket, at the caller."""
+
+    pauses = (0.05, 1.0)
+
+    def __init__(self, account: Account) -> None:
+        self.account, self.bucket = account, account.bucket_name()
+        self._client = account.client("s3")
+        self._box = f"{PREFIX}p{os.getpid()}-{os.urandom(6).hex()}@{socket.gethostname()}/"
+        #: Addresses of code, and when they were signed (of the monotonic clock).
+        self._codes: dict[str, tuple[str, float]] = {}
+        self._beats = 0
+        self._shown: dict[tuple[str, int], int] = {}
+        self._listed: dict[str, tuple[str, int]] = {}
+        self._seconds = self._addresses_last()
+        self._uploads: dict[str, tuple[str, str]] = {}
+        self._fetched: dict[str, Future[bytes | None]] = {}
+        self._sent: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(AT_ONCE, "entangle-bucket")
+        self._closed = False
+        self._guard = threading.Lock()
+        with asking(account, "s3"):
+            self._put("lease", b"%020d" % 0)
+            self._sweep()
+
+    def is_there(self) -> bool:
+        """Whether nobody has closed it; one bucket is not made anew in another."""
+        return not self._closed
+
+    def add_code(self, name: str, data: bytes) -> str:
+        """Put a file there, once; gives its name."""
+        if name not in self._codes:
+            with asking(self.account, "s3"):
+                self._put(f"code/{name}", data)
+            self._codes[name] = "", -LONGEST
+        return name
+
+    def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
+        """The addresses of the program, and of the list of all addresses, which is put there."""
+        tag = {"Tagging": TAG}
+        listed = {
+            "code": {code: self._code_address(code) for code in codes},
+            "headers": {"x-amz-tagging": TAG},
+            "lease": self._address("get_object", "lease"),
+            "message": self._address("get_object", f"messages/{name}"),
+            "cancelled": self._address("get_object", f"cancelled/{name}"),
+            "answer": self._address("get_object", f"answers/{name}"),
+            "claimed": self._address("get_object", f"claims/{name}"),
+            "claim": self._address("put_object", f"claims/{name}", **tag),
+            "unclaim": self._address("delete_object", f"claims/{name}"),
+            **{kind: self._address("put_object", f"back/{name}.{kind}", **tag) for kind in ("out", "err", "outcome", "ask")},
+        }
+        self._later(f"addresses/{name}", json.dumps(listed).encode())
+        return COMMAND, self._code_address(program), self._address("get_object", f"addresses/{name}"), name
+
+    def send(self, name: str, pieces: Iterable[Bytes]) -> None:
+        """Put a message there, by the time of the next `flush`."""
+        self._later(f"messages/{name}", b"".join(memoryview(piece).cast("B") for piece in pieces))
+
+    def flush(self) -> None:
+        """Wait until all that was sent is there. Raises the first trouble."""
+        sent, self._sent = self._sent, []
+        with asking(self.account, "s3"):
+            for future in sent:
+                future.result()
+
+    def send_again(self, name: str, again: str) -> None:
+        """Put a message there under another name, and discard the first but for its claim."""
+        with asking(self.account, "s3"):
+            self._client.copy_object(
+                Bucket=self.bucket, Key=self._key(f"messages/{again}"), CopySource=f"{self.bucket}/{self._key(f'messages/{name}')}"
+            )
+        self.discard(name, keep=True)
+
+    def arrived(self) -> set[str]:
+        """The names of all messages that have an outcome now. One request for each thousand."""
+        with asking(self.account, "s3"):
+            self._listed = {key[len("back/") :]: found for key, found in self._list("back/")}
+        names = set()
+        for key in self._listed:
+            name, _, kind = key.rpartition(".")
+            if kind == "outcome":
+                names.add(name)
+                if len(names) > 1 and len(self._fetched) < AHEAD and name not in self._fetched:
+                    self._fetched[name] = self._pool.submit(self._get, f"back/{name}.outcome")
+            elif kind == "ask" and name not in self._uploads:
+                self._answer(name)
+        return names
+
+    def take(self, name: str) -> Letter | None:
+        """The outcome of a message; None if there is none."""
+        fetched = self._fetched.pop(name, None)
+        with asking(self.account, "s3"):
+            body = fetched.result() if fetched is not None else self._get(f"back/{name}.outcome")
+        return envelope.read(io.BytesIO(body)) if body is not None else None
+
+    def withdraw(self, name: str) -> bool:
+        """Nobody waits for it. True: it has not begun, and never will."""
+        with contextlib.suppress(EntangleError), asking(self.account, "s3"):
+            if self._put_once(f"claims/{name}", b"the caller, which has cancelled it"):
+                return True
+            self._put(f"cancelled/{name}", b"-")
+        return False
+
+    def sign_of_life(self, name: str) -> object:
+        """The tag of its claim, which whoever runs it puts anew; None without a claim."""
+        with contextlib.suppress(Exception):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(f"claims/{name}"))["ETag"]
+        return None
+
+    def printed(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, int, bytes]]:
+        """What these, or all, have printed since the last time. What all have is seen with
+        `arrived`."""
+        if names is None:
+            sizes = [(key, size) for key, (_, size) in self._listed.items() if key.endswith((".out", ".err"))]
+        else:
+            with contextlib.suppress(EntangleError), asking(self.account, "s3"):
+                self._listed.update({key[len("back/") :]: found for name in names for key, found in self._list(f"back/{name}.")})
+            sizes = [
+                (f"{name}.{kind}", self._listed[f"{name}.{kind}"][1])
+                for name in names
+                for kind in ("out", "err")
+                if f"{name}.{kind}" in self._listed
+            ]
+        for key, size in sizes:
+            name, _, kind = key.rpartition(".")
+            stream = 1 if kind == "out" else 2
+            seen = self._shown.get((name, stream), 0)
+            if size > seen:
+                with contextlib.suppress(Exception):
+                    answer = self._client.get_object(Bucket=self.bucket, Key=self._key(f"back/{key}"), Range=f"bytes={seen}-")
+                    data = answer["Body"].read()
+                    self._shown[name, stream] = seen + len(data)
+                    yield name, stream, data
+
+    def tail(self, name: str, size: int) -> str:
+        """The end of what it has printed, for an error."""
+        told = b""
+        for kind in ("out", "err"):
+            with contextlib.suppress(Exception):
+                told += (self._get(f"back/{name}.{kind}") or b"")[-size:]
+        return told.decode("utf-8", "replace")
+
+    def discard(self, name: str, keep: bool = False) -> None:
+        """Remove all that belongs to a message whose end is known, or all but its claim.
+
+        The message goes before its claim: whoever claims it then finds none.
+        """
+        files = [
+            f"messages/{name}",
+            f"addresses/{name}",
+            f"answers/{name}",
+            *(f"back/{name}.{kind}" for kind in ("outcome", "out", "err", "ask")),
+        ]
+        if not keep:
+            files += [f"cancelled/{name}", f"claims/{name}"]
+        self._fetched.pop(name, None)
+        if (upload := self._uploads.pop(name, None)) is not None:
+            with contextlib.suppress(Exception):  # of one that was completed nothing is left
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload[0], UploadId=upload[1])
+        for stream in (1, 2):
+            self._shown.pop((name, stream), None)
+        with self._guard:
+            if not self._closed:
+                self._pool.submit(self._delete, files)
+
+    def renew(self) -> None:
+        """Say that the caller lives."""
+        self._beats += 1
+        if not self._closed:
+            with contextlib.suppress(Exception):  # the next one may get through
+                self._put("lease", b"%020d" % self._beats)
+
+    def close(self) -> None:
+        """Remove the box. Programs there that still run see that their lease is gone."""
+        with self._guard:
+            self._closed = True
+        with contextlib.suppress(Exception):
+            self._delete(["lease"])
+        self._pool.shutdown()
+        with contextlib.suppress(Exception):
+            self._delete([key for key, _ in self._list("")])
+
+    # Requests -------------------------------------------------------------------------------
+
+    def _key(self, name: str) -> str:
+        return self._box + name
+
+    def _put(self, name: str, data: Bytes, **more: Any) -> None:
+        if memoryview(data).nbytes > LARGE:
+            self._client.upload_fileobj(io.BytesIO(data), self.bucket, self._key(name), ExtraArgs={"Tagging": TAG})
+        else:
+            self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, Tagging=TAG, **more)
+
+    def _put_once(self, name: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._put(name, data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
+                return False
+            raise
+        return True
+
+    def _later(self, name: str, data: Bytes) -> None:
+        self._sent.append(self._pool.submit(self._put, name, data))
+
+    def _get(self, name: str) -> bytes | None:
+        from botocore.exceptions import ClientError
+
+        try:
+            body: bytes = self._client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                return None
+            raise
+        return body
+
+    def _list(self, name: str) -> Iterator[tuple[str, tuple[str, int]]]:
+        for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(name)):
+            for found in page.get("Contents", ()):
+                yield found["Key"][len(self._box) :], (found["ETag"], found["Size"])
+
+    def _delete(self, names: Iterable[str]) -> None:
+        keys = [{"Key": self._key(name)} for name in names]
+        for at in range(0, len(keys), 1000):
+            self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[at : at + 1000], "Quiet": True})
+
+    def _address(self, method: str, name: str, **more: Any) -> str:
+        found: str = self._client.generate_presigned_url(
+            method, Params={"Bucket": self.bucket, "Key": self._key(name), **more}, ExpiresIn=self._seconds
+        )
+        return found
+
+    def _code_address(self, code: str) -> str:
+        """The address of code, signed anew when half of its time is over."""
+        address, signed = self._codes[code]
+        if time.monotonic() - signed > self._seconds / 2:
+            address = self._address("get_object", f"code/{code}")
+            self._codes[code] = address, time.monotonic()
+        return address
+
+    def _addresses_last(self) -> int:
+        """How long addresses last (seconds): no longer than the credentials. Raises OptionError."""
+        left = self.account.expires()
+        if left is None:
+            return LONGEST
+        if left < SHORTEST:
+            raise OptionError(
+                f"{self.account.place}: the credentials expire in {left:.0f} s, and with them the addresses that a job has; "
+                "log in anew, or name keys that last"
+            )
+        return int(min(left, LONGEST))
+
+    def _answer(self, name: str) -> None:
+        """Give the addresses of the parts of a large outcome."""
+        with asking(self.account, "s3"):
+            asked = self._get(f"back/{name}.ask")
+            if asked is None:
+                return
+            key = self._key(f"back/{name}.outcome")
+            upload = self._client.create_multipart_upload(Bucket=self.bucket, Key=key, Tagging=TAG)["UploadId"]
+            self._uploads[name] = key, upload
+            given = {"Bucket": self.bucket, "Key": key, "UploadId": upload}
+            sign, count = self._client.generate_presigned_url, json.loads(asked)["parts"]
+            parts = [sign("upload_part", Params={**given, "PartNumber": number}, ExpiresIn=self._seconds) for number in range(1, count + 1)]
+            complete = sign("complete_multipart_upload", Params=given, ExpiresIn=self._seconds, HttpMethod="POST")
+            self._put(f"answers/{name}", json.dumps({"parts": parts, "complete": complete}).encode())
+
+    def _sweep(self) -> None:
+        """Remove boxes of this host whose callers are gone, once what they started has ended."""
+        with contextlib.suppress(Exception):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=PREFIX, Delimiter="/"):
+                for found in page.get("CommonPrefixes", ()):
+                    box = _BOX.fullmatch(found["Prefix"][len(PREFIX) : -1])
+                    if box is None or box[2] != socket.gethostname() or os.path.exists(f"/proc/{box[1]}"):
+                        continue
+                    inside = self._client.list_objects_v2(Bucket=self.bucket, Prefix=found["Prefix"]).get("Contents", [])
+                    newest = max((each["LastModified"].timestamp() for each in inside), default=0.0)
+                    if time.time() - newest > LAPSED:
+                        keys = [{"Key": each["Key"]} for each in inside]
+                        self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})

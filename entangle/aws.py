@@ -1,0 +1,212 @@
+"""@aws, and what runs a function in an account of Amazon Web Services: @batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from entangle._aws.account import Account, keep_keys
+from entangle._aws.batch_jobs import BatchJobs
+from entangle._aws.layers import AtAws, at_aws, with_account
+from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge
+from entangle._tasks.door import named_as_its_decorator
+from entangle._tasks.option_values import is_number
+from entangle.errors import OptionError
+from entangle.task import Decorator, Task, refuse_unknown
+
+__all__ = ["aws", "batch"]
+
+_ACCOUNT = ("profile", "region", "keys", "role", "endpoint", "bucket")
+_BATCH = (
+    *("queue", "image", "vcpus", "memory", "gpus", "job_role", "execution_role", "architecture"),
+    *("python", "env", "time"),
+)
+_ARCHITECTURES = {"x86_64": "X86_64", "amd64": "X86_64", "arm64": "ARM64", "aarch64": "ARM64"}
+_UNITS = {"": 1.0, "m": 1.0, "mb": 1e6 / 2**20, "mib": 1.0, "g": 1024.0, "gb": 1024.0, "gib": 1024.0}
+
+
+@edge
+def aws(
+    function: None = None,
+    /,
+    *,
+    profile: str | None = None,
+    region: str | None = None,
+    keys: Sequence[str] = (),
+    role: str | None = None,
+    endpoint: str | None = None,
+    bucket: str | None = None,
+    **unknown: Any,
+) -> Decorator:
+    """Say whose account of AWS the decorators beside it use: @batch, above or below.
+
+    - `profile`: a profile of the files of the AWS command line.
+    - `region`: by default that of the profile, or AWS_DEFAULT_REGION.
+    - `keys`: an access key: its id and its secret, and perhaps the token of a session. They stay on
+      this machine. `keys=[]` is as if they were not said: boto3 searches for credentials.
+    - `role`: the ARN of a role to assume.
+    - `endpoint`: the address of something that answers in place of AWS; AWS_ENDPOINT_URL as well.
+    - `bucket`: the bucket of S3 through which calls and values go; by default ENTANGLE_BUCKET.
+
+    It runs nothing by itself. Credentials are not sent to where the function runs, and not
+    recorded. Needs the extra `aws`.
+
+    Raises OptionError.
+
+        @aws(profile="lab", bucket="lab-calls")
+        @batch(queue="short", image="python:3.13-slim")
+        def simulate(seed): ...
+    """
+    refuse_unknown("aws", _ACCOUNT, unknown)
+    if function is not None:
+        raise OptionError("@aws needs parentheses: @aws()")
+    stated = {"profile": profile, "region": region, "role": role, "endpoint": endpoint, "bucket": bucket}
+    for name, value in stated.items():
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise OptionError(f"@aws: {name}={value_in_short(value)}; it must be a text")
+    if role is not None and not role.startswith("arn:"):
+        raise OptionError(f"@aws: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise OptionError(f"@aws: endpoint={endpoint!r}; it must be an address, http://… or https://…")
+    if (
+        isinstance(keys, str)
+        or not isinstance(keys, Sequence)
+        or len(keys) not in (0, 2, 3)
+        or not all(isinstance(key, str) and key for key in keys)
+    ):
+        raise OptionError(
+            "@aws: keys= must be a list of an access key's id and its secret (and perhaps a session token), or []"
+        )  # never shown
+    if keys and profile is not None:
+        raise OptionError("@aws: keys= and profile= both name credentials; write one of them")
+    account = Account(keys=keep_keys(tuple(keys)) if keys else "", **stated)
+
+    @edge
+    def wrap(inner: Any) -> Any:
+        return with_account(inner, account)
+
+    decorator: Any = wrap
+    return cast(Decorator, decorator)
+
+
+@edge
+def batch(
+    function: None = None,
+    /,
+    *,
+    queue: str | None = None,
+    image: str | None = None,
+    vcpus: float = 1,
+    memory: str | int = "2GB",
+    gpus: int = 0,
+    job_role: str | None = None,
+    execution_role: str | None = None,
+    architecture: str | None = None,
+    python: str = "python3",
+    env: Mapping[str, str] | None = None,
+    time: float | None = None,
+    **unknown: Any,
+) -> Decorator:
+    """Run the function as a job of AWS Batch, with the layers below; its value comes back.
+
+    - `queue`: the job queue; needs not be said where there is only one.
+    - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
+      default `python:3.X-slim`, the caller's version.
+    - `vcpus`, `memory` (MiB, or a text such as "2GB"), `gpus`: what a job has.
+    - `job_role`: the ARN of a role for what runs there; it needs none for entangle.
+    - `execution_role`: the ARN of the role that fetches the image and writes the log (Fargate).
+    - `architecture`: "x86_64" or "arm64".
+    - `env`: environment variables.
+    - `time`: how long a job may run (seconds), where no layer below has a `timeout`.
+
+    A job definition is made for these options and used again. What is ready at once goes as one
+    array of up to 10,000 jobs, and no thread here waits. Batch never runs a job again by itself;
+    `retry` of a layer below submits one that died once more. Calls and values go through the bucket
+    of @aws, by addresses that are signed for single objects.
+
+    A cold call takes as long as Batch needs to start a container (seconds, or minutes where it
+    starts a machine first) and about a second; there are no warm ones. If the caller dies, what
+    runs there ends within a minute, and what has not begun never does.
+
+    Raises OptionError here for bad options, and where no bucket or queue is known. Running a call
+    raises UnreachableError where AWS refuses something or cannot be reached, ImageError,
+    UnfitPythonError, ProcessTimeoutException, and ProcessTerminatedException where a job dies, with
+    Batch's reason and the end of the log.
+
+        @aws(bucket="lab-calls")
+        @batch(queue="short", vcpus=4, memory="8GB")
+        def simulate(seed): ...
+    """
+    refuse_unknown("batch", _BATCH, unknown)
+    if function is not None:
+        raise OptionError("@batch needs parentheses: @batch(queue='…')")
+    stated = {"queue": queue, "image": image, "job_role": job_role, "execution_role": execution_role, "python": python}
+    for name, value in stated.items():
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise OptionError(f"@batch: {name}={value_in_short(value)}; it must be a text")
+    if not is_number(vcpus) or vcpus <= 0:
+        raise OptionError(f"@batch: vcpus={value_in_short(vcpus)}; it must be a number above 0")
+    if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
+        raise OptionError(f"@batch: gpus={value_in_short(gpus)}; it must be a whole number")
+    if time is not None and (not is_number(time) or time <= 0):
+        raise OptionError(f"@batch: time={value_in_short(time)}; it must be a number of seconds")
+    jobs = functools.partial(
+        BatchJobs,
+        queue=queue,
+        image=image or f"python:3.{sys.version_info[1]}-slim",
+        vcpus=vcpus,
+        memory=mebibytes("batch", memory),
+        gpus=gpus,
+        job_role=job_role,
+        execution_role=execution_role,
+        architecture=architecture_of("batch", architecture),
+        interpreter=python,
+        environment=variables("batch", env),
+        life=time,
+    )
+    layer = AtAws(jobs, "batch")
+
+    @edge
+    def wrap(inner: Any) -> Task[..., Any]:
+        return at_aws("batch", inner, layer)
+
+    decorator: Any = wrap
+    return cast(Decorator, decorator)
+
+
+def mebibytes(door: str, given: object, option: str = "memory") -> int:
+    """Memory in MiB. Raises OptionError."""
+    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
+        return given
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", given) if isinstance(given, str) else None
+    if found is not None and found[2].lower() in _UNITS and float(found[1]) > 0:
+        return math.ceil(float(found[1]) * _UNITS[found[2].lower()])
+    raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a number of MiB, or a text such as '512MB' or '2GB'")
+
+
+def architecture_of(door: str, given: object) -> str | None:
+    """The architecture as AWS writes it. Raises OptionError."""
+    if given is None:
+        return None
+    if isinstance(given, str) and given.lower() in _ARCHITECTURES:
+        return _ARCHITECTURES[given.lower()]
+    raise OptionError(f"@{door}: architecture={value_in_short(given)}; it must be 'x86_64' or 'arm64'")
+
+
+def variables(door: str, given: object) -> tuple[tuple[str, str], ...]:
+    """Environment variables, in order. Raises OptionError."""
+    if given is None:
+        return ()
+    if not isinstance(given, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, str) and name for name, value in given.items()
+    ):
+        raise OptionError(f"@{door}: env must be a dict of texts, such as {{'MODE': 'fast'}}")
+    return tuple(sorted(given.items()))
+
+
+named_as_its_decorator(__name__)
