@@ -8,6 +8,8 @@
 #                        it takes the oldest Python
 #   COMPAT_VENV=.venv-compat   the environment with other projects' tests, for `make compat`
 #   ENGINES_VENV=.venv-engines   the environment with Dask and Ray, for `make test-engines`
+#   CLOUDS_VENV=.venv-clouds   the environment with emulators of clouds, for `make test-clouds`; that
+#                        with -ministack behind its name has the one that pins other versions
 #   JOBS=3               processes that share the tests when all are run; 0: pytest alone, as --pdb
 #                        and -s need it
 
@@ -18,6 +20,7 @@ LOWEST_VENV ?= .venv-lowest
 MUTANTS_VENV ?= .venv-mutants
 COMPAT_VENV ?= .venv-compat
 ENGINES_VENV ?= .venv-engines
+CLOUDS_VENV ?= .venv-clouds
 #: The files that `make mutants` changes: see .ci/mutants.
 MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
@@ -32,6 +35,7 @@ LOWEST_BIN := $(LOWEST_VENV)/bin
 MUTANTS_BIN := $(MUTANTS_VENV)/bin
 COMPAT_BIN := $(COMPAT_VENV)/bin
 ENGINES_BIN := $(ENGINES_VENV)/bin
+CLOUDS_BIN := $(CLOUDS_VENV)/bin
 #: The tests of `make test-lowest`: those that use other packages, and the promises to users.
 LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencies.py docker.py http.py interpreter.py \
     memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
@@ -49,7 +53,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest test-engines compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright lint-refused format bench docs image drill mutants clean
+.PHONY: help run test test-lowest test-engines test-clouds compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright lint-refused format bench docs image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
@@ -57,6 +61,7 @@ help:
 	@echo 'make test-lowest  some of them with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
 	@echo 'make compat  tests of other projects, with entangle in the place of what they test'
 	@echo 'make test-engines  the tests over real Slurm, Dask and Ray, in $(ENGINES_VENV)    (.ci/engines installs Slurm, as root)'
+	@echo 'make test-clouds  the tests against emulators of AWS, in $(CLOUDS_VENV)    (docker and an image: make services)'
 	@echo 'make gpu     the tests that need a GPU, with those of numba, cupy, torch and jax that $(VENV) has'
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
@@ -80,6 +85,10 @@ test-lowest: $(LOWEST_VENV)/.installed-lowest
 # What is not installed is skipped, in CI a failure.
 test-engines: $(ENGINES_VENV)/.installed-engines
 	$(ENGINES_BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n 2 entangle/tests/engines) $(ARGS)
+
+# Each process has emulators of its own, so the tests of one file stay together.
+test-clouds: $(CLOUDS_VENV)/.installed-clouds $(CLOUDS_VENV)-ministack/.installed-ministack
+	$(CLOUDS_BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n 2 --dist loadfile entangle/tests/clouds) $(ARGS)
 
 compat: compat-dask compat-futures compat-joblib
 
@@ -159,7 +168,7 @@ services-browser:
 	.ci/browser
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) $(COMPAT_VENV) $(ENGINES_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) $(COMPAT_VENV) $(ENGINES_VENV) $(CLOUDS_VENV) $(CLOUDS_VENV)-ministack build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than what it was made from, so that a second call goes straight to work.
@@ -191,6 +200,14 @@ $(COMPAT_VENV)/.installed-compat: $(COMPAT_VENV)/pyvenv.cfg pyproject.toml setup
 
 $(ENGINES_VENV)/.installed-engines: $(ENGINES_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/engines-requirements.txt
 	$(ENGINES_BIN)/python -m pip install --quiet --requirement .ci/engines-requirements.txt --editable '.[cli]'
+	@touch $@
+
+$(CLOUDS_VENV)/.installed-clouds: $(CLOUDS_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/clouds-requirements.txt
+	$(CLOUDS_BIN)/python -m pip install --quiet --requirement .ci/clouds-requirements.txt --editable '.[aws,test]'
+	@touch $@
+
+$(CLOUDS_VENV)-ministack/.installed-ministack: $(CLOUDS_VENV)-ministack/pyvenv.cfg .ci/ministack-requirements.txt
+	$(CLOUDS_VENV)-ministack/bin/python -m pip install --quiet --requirement .ci/ministack-requirements.txt
 	@touch $@
 
 # Without the package: benchmarks run from the source tree, as an installation changes start times.

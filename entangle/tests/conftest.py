@@ -64,8 +64,9 @@ from .bodies import one  # noqa: E402
 from .evidence import alive  # noqa: E402
 from .ways import WAYS, Way, second_thread  # noqa: E402
 
-#: They need more than `make test` brings, and have a target of their own: `make test-engines`.
-collect_ignore = ["engines"]
+#: They need more than `make test` brings, and have targets of their own: `make test-engines` and
+#: `make test-clouds`.
+collect_ignore = ["clouds", "engines"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

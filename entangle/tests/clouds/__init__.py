@@ -1,0 +1,1 @@
+"""Tests against emulators of clouds. `make test-clouds` runs them."""

@@ -1,0 +1,93 @@
+"""The emulators that these tests share: each is started when the first test wants it, and ends with
+the test session. What cannot be started fails in CI; elsewhere the test is skipped.
+
+What they leave out of what AWS does: docs/architecture/clouds_in_tests.md."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ..conftest import PATIENCE
+from ..services import emulators, given
+from ..services.emulators import Emulator, JobQueue
+from ..ways import missing
+
+#: Those that run.
+_started: list[Emulator] = []
+
+
+@pytest.fixture(scope="session")
+def test_image() -> str:
+    """The name of an image with a Python, which this machine has."""
+    return given.image()
+
+
+@pytest.fixture(scope="session")
+def moto(test_image: str) -> Iterator[Emulator]:
+    """moto's server: S3, Batch, Lambda, SQS, SSM, IAM, EC2, CloudWatch's logs."""
+    if lacking := emulators.what_is_missing():
+        missing(lacking)
+    with emulators.moto_server() as server:
+        _started.append(server)
+        yield server
+    _started.remove(server)
+
+
+@pytest.fixture
+def aws_environment(moto: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Have programs that are made for AWS find moto, by the variables of the environment."""
+    _set(moto.environment(), monkeypatch)
+    return moto
+
+
+def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def aws(moto: Emulator) -> Iterator[Callable[[str], Any]]:
+    """Clients of boto3 for moto, by the name of the service; they are closed when the test ends."""
+    yield from _clients(moto)
+
+
+def _clients(emulator: Emulator) -> Iterator[Callable[[str], Any]]:
+    made: dict[str, Any] = {}
+
+    def client(service: str) -> Any:
+        if service not in made:
+            made[service] = emulator.client(service)
+        return made[service]
+
+    yield client
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def bucket(moto: Emulator, request: pytest.FixtureRequest) -> str:
+    """A bucket in moto for the tests of one file."""
+    return moto.bucket(request.module.__name__.rpartition(".")[2].removeprefix("test_"))
+
+
+@pytest.fixture(scope="session")
+def job_queue(moto: Emulator) -> JobQueue:
+    """A job queue of Batch in moto."""
+    return JobQueue(moto)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_container() -> Iterator[None]:
+    """Fail a test that leaves a container running, which would cost money."""
+    yield
+    until = time.monotonic() + PATIENCE
+    while (left := {one.which: running for one in _started if (running := one.containers())}) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left, f"containers still run: {left}"

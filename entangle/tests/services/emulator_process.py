@@ -1,0 +1,272 @@
+"""The process of an emulator: `python emulator_process.py {moto,ministack} PORT IMAGE`.
+
+It stands alone, as ministack runs in an environment without entangle. Containers that the emulator
+makes get a label, the network of the host (so that they reach its port on loopback), and a limit
+of memory; when this process is told to end, they go.
+
+Where an emulator leaves out what AWS documents, and entangle relies on it, it is filled in here:
+`_as_batch_does` and `_as_lambda_does`. docs/architecture/clouds_in_tests.md lists it, and what is
+still missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+LABEL = "entangle.emulator"
+
+#: What the container of a Lambda function runs, where its image says nothing else: moto gives it
+#: the handler and the event, and takes its last line for the answer.
+_LAMBDA = """
+import importlib, json, os, sys, time
+sys.path.insert(0, "/var/task"); os.chdir("/var/task")
+module, _, name = sys.argv[1].rpartition(".")
+end = time.monotonic() + float(os.environ["AWS_LAMBDA_FUNCTION_TIMEOUT"])
+class Context:
+    function_name = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
+    function_version = os.environ["AWS_LAMBDA_FUNCTION_VERSION"]
+    memory_limit_in_mb = os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]
+    aws_request_id = os.environ["ENTANGLE_EMULATOR_REQUEST"]
+    def get_remaining_time_in_millis(self):
+        return max(0, int(1000 * (end - time.monotonic())))
+try:
+    answer = getattr(importlib.import_module(module.replace("/", ".")), name)(json.loads(sys.argv[2]), Context())
+    answer = json.dumps(answer)
+except BaseException as error:
+    import traceback
+    sys.stdout.flush()
+    trace = traceback.format_tb(error.__traceback__)[1:]
+    print(json.dumps({"errorMessage": str(error), "errorType": type(error).__name__, "stackTrace": trace}))
+    sys.exit(1)
+sys.stdout.flush()
+print(answer)
+"""
+
+
+class Containers:
+    """What an emulator makes at the docker daemon."""
+
+    def __init__(self, port: str, image: str) -> None:
+        self.port, self.image = port, image
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def watch(self) -> None:
+        """Have each container that is made from now on pass by here."""
+        from docker.models.containers import ContainerCollection
+        from docker.models.volumes import VolumeCollection
+
+        of_containers: Any = ContainerCollection
+        of_volumes: Any = VolumeCollection
+        create, create_volume = of_containers.create, of_volumes.create
+
+        @functools.wraps(create)
+        def made(collection: Any, image: Any, command: Any = None, **options: Any) -> Any:
+            with self._lock:
+                if self._ended:
+                    raise RuntimeError("this emulator has ended")
+                container = create(collection, self._image(image), command, **self._options(options))
+            _of_this_job(container)
+            return container
+
+        @functools.wraps(create_volume)
+        def made_volume(collection: Any, name: Any = None, **options: Any) -> Any:
+            # moto names them after the code: two servers would share one, and each remove it.
+            labels = {**(options.pop("labels", None) or {}), LABEL: self.port}
+            return create_volume(collection, f"{name}-{self.port}" if name else name, labels=labels, **options)
+
+        of_containers.create, of_volumes.create = made, made_volume
+
+    def _image(self, image: Any) -> Any:
+        """moto fills volumes by a container of busybox, which nobody has here."""
+        return self.image if image == "busybox" else image
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        labels = options.get("labels") or {}
+        options["labels"] = {**labels, LABEL: self.port}
+        options["network_mode"] = "host"
+        for name in ("network", "ports", "links", "extra_hosts"):
+            options.pop(name, None)
+        environment = options.get("environment") or {}
+        if isinstance(environment, dict):
+            environment = {name: str(value).replace("host.docker.internal", "127.0.0.1") for name, value in environment.items()}
+            if "AWS_LAMBDA_FUNCTION_NAME" in environment and not options.get("entrypoint"):
+                environment["ENTANGLE_EMULATOR_REQUEST"] = os.urandom(8).hex()
+                options["entrypoint"] = ["python3", "-c", _LAMBDA]
+            options["environment"] = environment
+        _add_what_batch_adds(options)
+        return options
+
+    def end(self) -> None:
+        """Remove all of them. None is made after this."""
+        import docker
+
+        with self._lock:
+            self._ended = True
+        client = docker.from_env()
+        mine: Any = {"label": f"{LABEL}={self.port}"}
+        for container in client.containers.list(all=True, filters=mine, ignore_removed=True):
+            with contextlib.suppress(docker.errors.APIError):
+                container.remove(force=True, v=True)
+        for volume in client.volumes.list(filters=mine):
+            with contextlib.suppress(docker.errors.APIError):
+                volume.remove(force=True)
+
+
+# --- Batch ----------------------------------------------------------------------------------------
+
+
+def _batch_job() -> Any:
+    """The job of moto's Batch whose thread this is; else None."""
+    thread = threading.current_thread()
+    return thread if type(thread).__module__ == "moto.batch.models" else None
+
+
+def _of_this_job(container: Any) -> None:
+    if (job := _batch_job()) is not None:
+        job.entangle_container = container
+
+
+def _add_what_batch_adds(options: dict[str, Any]) -> None:
+    """The variables of Batch, and the limits that a definition or an override asks for."""
+    job = _batch_job()
+    if job is None:
+        return
+    _, _, index = job.job_id.partition(":")
+    added = {
+        "AWS_BATCH_JOB_ID": job.job_id,  # children of an array share a list: the last one's stood there
+        "AWS_BATCH_JQ_NAME": job.job_queue.name,
+        "AWS_BATCH_CE_NAME": job.job_queue.environments[0].name,
+        "AWS_BATCH_JOB_ATTEMPT": "1",
+    }
+    if index:
+        added["AWS_BATCH_JOB_ARRAY_INDEX"] = index
+    options["environment"].update(added)
+    wanted: dict[str, str] = {}
+    for source in (job.job_definition.container_properties or {}, job.container_overrides):
+        wanted |= {one["type"]: one["value"] for one in source.get("resourceRequirements", [])}
+    if "MEMORY" in wanted:
+        options["mem_limit"] = options["memswap_limit"] = f"{wanted['MEMORY']}m"
+
+
+def _as_batch_does() -> None:
+    """Exit codes and reasons in what is told of a job, as AWS has them."""
+    from moto.batch.models import Job
+
+    mark_stopped, describe = Job._mark_stopped, Job.describe
+
+    def marked(job: Any, success: bool = True) -> None:
+        if not job.job_stopped:
+            job.entangle_told = _why_it_stopped(job, sys.exc_info()[1])
+            if job.job_stopped_reason is None:
+                job.job_stopped_reason = job.entangle_told.pop("statusReason")
+            else:
+                job.entangle_told.pop("statusReason")
+            if job.latest_attempt is not None:
+                job.latest_attempt["container"].update(job.entangle_told)
+                job.latest_attempt["statusReason"] = job.job_stopped_reason
+        mark_stopped(job, success)
+
+    def described(job: Any) -> Any:
+        told = describe(job)
+        if job.job_stopped and "container" in told:
+            told["container"].update(getattr(job, "entangle_told", {}))
+        _, _, index = job.job_id.partition(":")
+        if index:
+            told["arrayProperties"] = {"index": int(index)}
+        children = told.get("arrayProperties", {}).get("statusSummary")
+        if children and children["FAILED"] and children["FAILED"] + children["SUCCEEDED"] == sum(children.values()):
+            job.status = told["status"] = "FAILED"
+            told["statusReason"] = job.job_stopped_reason = "Array Child Job failed"
+        return told
+
+    Job._mark_stopped, Job.describe = marked, described
+
+
+def _why_it_stopped(job: Any, error: BaseException | None) -> dict[str, Any]:
+    container = getattr(job, "entangle_container", None)
+    if container is None:
+        if job.stop or job.latest_attempt is None:  # before it began
+            return {"statusReason": "Dependent Job failed"}
+        return {"statusReason": "Task failed to start", "reason": f"CannotPullContainerError: {error}"}
+    if error is not None and "attemptDurationSeconds" in str(error):
+        return {"statusReason": "Job attempt duration exceeded timeout", "exitCode": 137}
+    told: dict[str, Any] = {"statusReason": "Essential container in task exited"}
+    if job.exit_code is not None:
+        told["exitCode"] = job.exit_code
+    container.reload()
+    if container.attrs["State"]["OOMKilled"]:
+        told["reason"] = "OutOfMemoryError: Container killed due to memory usage"
+    return told
+
+
+# --- Lambda ---------------------------------------------------------------------------------------
+
+
+def _as_lambda_does() -> None:
+    """Asynchronous calls return at once, and errors of a body are told with their type."""
+    from moto.awslambda.models import LambdaFunction
+
+    invoke = LambdaFunction.invoke
+
+    def invoked(function: Any, body: Any, request_headers: Any, response_headers: Any) -> Any:
+        kind = request_headers.get("x-amz-invocation-type", "RequestResponse")
+        if kind == "DryRun":
+            return ""
+        if kind == "Event":
+            threading.Thread(target=invoke, args=(function, body, request_headers, {}), daemon=True).start()
+            return ""
+        answer = invoke(function, body, request_headers, response_headers)
+        if "x-amz-function-error" in response_headers:
+            response_headers["x-amz-function-error"] = "Unhandled"  # "Handled" is of a runtime that is gone
+        return answer
+
+    LambdaFunction.invoke = invoked
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def _moto(port: str) -> None:
+    from moto.server import main
+
+    _as_batch_does()
+    _as_lambda_does()
+    main(["--host", "127.0.0.1", "--port", port])
+
+
+def _ministack(port: str) -> None:
+    from ministack.app import main
+
+    sys.argv = ["ministack"]
+    main()
+
+
+def run(which: str, port: str, image: str) -> None:
+    """Run an emulator until this process is told to end."""
+    containers = Containers(port, image)
+    containers.watch()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        {"moto": _moto, "ministack": _ministack}[which](port)
+    except SystemExit:
+        pass
+    except BaseException as error:
+        print(json.dumps({"error": repr(error)}), file=sys.stderr, flush=True)
+        raise
+    finally:
+        containers.end()
+        # Threads of jobs and of requests would be waited for.
+        sys.stderr.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

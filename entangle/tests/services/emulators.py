@@ -1,0 +1,192 @@
+"""Emulators of AWS on this machine: moto's server, whose Batch and Lambda run containers, and
+ministack, whose ECS does. Each is a process of its own, at a port of its own on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..evidence import alive
+from . import emulator_process
+from .given import IMAGE
+from .lifeline import Lifeline
+
+REGION = "us-east-1"
+#: Nobody's: emulators take any.
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAENTANGLETESTS000", "AWS_SECRET_ACCESS_KEY": "entangle-tests-secret"}
+_numbers = itertools.count(1)
+
+
+def what_is_missing() -> str:
+    """What must be installed before there can be emulators, in words; empty if nothing."""
+    lacking = [name for name in ("boto3", "moto", "awslambdaric") if importlib.util.find_spec(name) is None]
+    return f"no package {' and no package '.join(lacking)} here: make test-clouds" if lacking else ""
+
+
+def _ministack_python() -> Path:
+    return Path(f"{sys.prefix}-ministack/bin/python")
+
+
+def what_ministack_is_missing() -> str:
+    """What must be installed before there can be a ministack, in words; empty if nothing."""
+    there = _ministack_python().exists()
+    return what_is_missing() or ("" if there else f"no ministack in {_ministack_python().parents[1]}: make test-clouds")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def new_name(what: str) -> str:
+    """A name that nothing has in an emulator of this process."""
+    return f"entangle-{what}-{next(_numbers)}"
+
+
+class Emulator:
+    """An emulator at `endpoint` ("http://127.0.0.1:port")."""
+
+    def __init__(self, which: str, folder: Path) -> None:
+        self.which = which
+        self.folder = folder
+        self._lifeline = Lifeline(folder)
+        self.port = 0
+        self.pid = 0
+        self.endpoint = ""
+
+    def start(self, python: Path, health: str, **environment: str) -> None:
+        """Start it by this Python, and wait until it answers at the path `health`."""
+        self.port = _free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        command = [str(python), emulator_process.__file__, self.which, str(self.port), IMAGE]
+        settings = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION, "TMPDIR": str(self.folder), "HOME": str(self.folder)}
+        self.pid = self._lifeline.start(self.which, command, **settings, **environment)
+        until = time.monotonic() + 60
+        while not self._answers(health):
+            if not alive(self.pid) or time.monotonic() > until:
+                raise RuntimeError(f"{self.which} does not start: {self.log()[-2000:]}")
+            time.sleep(0.05)
+
+    def _answers(self, path: str) -> bool:
+        try:
+            with urllib.request.urlopen(self.endpoint + path, timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def log(self) -> str:
+        """What it has written."""
+        return self._lifeline.log(self.which)
+
+    def environment(self) -> dict[str, str]:
+        """The variables with which a program finds this emulator in the place of AWS, and nothing
+        else: no credentials of the user, no configuration file, no address of an instance."""
+        nowhere = str(self.folder / "none")
+        return {
+            **CREDENTIALS,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_REGION": REGION,
+            "AWS_CONFIG_FILE": nowhere,
+            "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def client(self, service: str, **options: Any) -> Any:
+        """A client of boto3 for a service, whatever the variables say. Close it."""
+        given = {"endpoint_url": self.endpoint, "region_name": REGION, **_keys(), **options}
+        return _session().client(service, **given)
+
+    def bucket(self, name: str = "bucket") -> str:
+        """A new bucket's name."""
+        made = new_name(name).lower().replace("_", "-")
+        with contextlib.closing(self.client("s3")) as s3:
+            s3.create_bucket(Bucket=made)
+        return made
+
+    def containers(self, *, all: bool = False) -> list[str]:
+        """The ids of the containers that this emulator has made and that run; with `all`, those
+        that have ended and are not removed yet, too."""
+        mine = ["--filter", f"label={emulator_process.LABEL}={self.port}"]
+        command = ["docker", "ps", "--quiet", "--no-trunc", *(["--all"] if all else []), *mine]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    def enforce_permissions(self, after: int | None = 0) -> None:
+        """In moto: look at the policies of whoever calls, after so many further calls; with None,
+        let everybody do everything again."""
+        body = "inf" if after is None else str(after)
+        request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", data=body.encode(), method="POST")
+        with urllib.request.urlopen(request, timeout=20):
+            pass
+
+    def stop(self) -> None:
+        """End it, with its containers."""
+        self._lifeline.end()
+
+
+def _keys() -> dict[str, str]:
+    return {name.lower(): value for name, value in CREDENTIALS.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _session() -> Any:
+    import boto3
+
+    return boto3.session.Session()
+
+
+@contextlib.contextmanager
+def _emulator(which: str, python: Path, health: str, **environment: str) -> Iterator[Emulator]:
+    folder = Path(tempfile.mkdtemp(prefix=f"entangle-{which}-"))
+    emulator = Emulator(which, folder)
+    try:
+        emulator.start(python, health, **environment)
+        yield emulator
+    finally:
+        emulator.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def moto_server() -> Iterator[Emulator]:
+    """moto's server, which ends with this block: S3, Batch, Lambda, SQS, SSM, IAM, EC2, logs …"""
+    with _emulator("moto", Path(sys.executable), "/moto-api/", MOTO_DOCKER_NETWORK_MODE="host", MOTO_DOCKER_LAMBDA_IMAGE=IMAGE) as moto:
+        yield moto
+
+
+class JobQueue:
+    """A job queue of Batch, with a compute environment of Fargate's kind, in moto."""
+
+    def __init__(self, moto: Emulator) -> None:
+        self.name, self.compute_environment = new_name("queue"), new_name("compute")
+        with contextlib.ExitStack() as stack:
+            ec2, iam, batch = (stack.enter_context(contextlib.closing(moto.client(name))) for name in ("ec2", "iam", "batch"))
+            self.subnet = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+            self.security_group = ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]
+            role = iam.create_role(RoleName=new_name("role"), AssumeRolePolicyDocument="{}")["Role"]
+            self.role: str = role["Arn"]
+            resources = {"type": "FARGATE", "maxvCpus": 16, "subnets": [self.subnet], "securityGroupIds": [self.security_group]}
+            batch.create_compute_environment(
+                computeEnvironmentName=self.compute_environment,
+                type="MANAGED",
+                state="ENABLED",
+                serviceRole=self.role,
+                computeResources=resources,
+            )
+            order = [{"order": 1, "computeEnvironment": self.compute_environment}]
+            made = batch.create_job_queue(jobQueueName=self.name, state="ENABLED", priority=1, computeEnvironmentOrder=order)
+            self.arn: str = made["jobQueueArn"]
