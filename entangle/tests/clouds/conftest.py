@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ..conftest import PATIENCE
 from ..services import emulators, given
-from ..services.emulators import Emulator, JobQueue
+from ..services.emulators import Emulator, FargateCluster, JobQueue
+from ..services.lambda_functions import LambdaFunctions
 from ..ways import missing
 
 #: Those that run.
@@ -38,11 +40,29 @@ def moto(test_image: str) -> Iterator[Emulator]:
     _started.remove(server)
 
 
+@pytest.fixture(scope="session")
+def ministack(moto: Emulator) -> Iterator[Emulator]:
+    """ministack, for its ECS. What its tasks print goes to moto's logs."""
+    if lacking := emulators.what_ministack_is_missing():
+        missing(lacking)
+    with emulators.ministack_server(logs=moto) as server:
+        _started.append(server)
+        yield server
+    _started.remove(server)
+
+
 @pytest.fixture
 def aws_environment(moto: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     """Have programs that are made for AWS find moto, by the variables of the environment."""
     _set(moto.environment(), monkeypatch)
     return moto
+
+
+@pytest.fixture
+def aws_environment_with_ecs(aws_environment: Emulator, ministack: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """As `aws_environment`, with ministack for ECS, by AWS_ENDPOINT_URL_ECS. Gives ministack."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_ECS", ministack.endpoint)
+    return ministack
 
 
 def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,16 +73,14 @@ def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def aws(moto: Emulator) -> Iterator[Callable[[str], Any]]:
-    """Clients of boto3 for moto, by the name of the service; they are closed when the test ends."""
-    yield from _clients(moto)
-
-
-def _clients(emulator: Emulator) -> Iterator[Callable[[str], Any]]:
+def aws(moto: Emulator, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
+    """Clients of boto3, by the name of the service: "ecs" for ministack, whose test needs that
+    fixture too, others for moto. They are closed when the test ends."""
     made: dict[str, Any] = {}
 
     def client(service: str) -> Any:
         if service not in made:
+            emulator = request.getfixturevalue("ministack") if service == "ecs" else moto
             made[service] = emulator.client(service)
         return made[service]
 
@@ -81,6 +99,21 @@ def bucket(moto: Emulator, request: pytest.FixtureRequest) -> str:
 def job_queue(moto: Emulator) -> JobQueue:
     """A job queue of Batch in moto."""
     return JobQueue(moto)
+
+
+@pytest.fixture(scope="session")
+def fargate(ministack: Emulator, moto: Emulator) -> FargateCluster:
+    """A cluster of ECS in ministack, for tasks of Fargate."""
+    return FargateCluster(ministack, moto)
+
+
+@pytest.fixture
+def lambda_functions(moto: Emulator, tmp_path: Path) -> Iterator[LambdaFunctions]:
+    """Functions of Lambda that AWS's own runtime client runs, in processes that stay warm. Calls
+    alone: boto3 finds them by AWS_ENDPOINT_URL_LAMBDA."""
+    functions = LambdaFunctions(tmp_path)
+    yield functions
+    functions.close()
 
 
 @pytest.fixture(autouse=True)

@@ -5,19 +5,21 @@ makes get a label, the network of the host (so that they reach its port on loopb
 of memory; when this process is told to end, they go.
 
 Where an emulator leaves out what AWS documents, and entangle relies on it, it is filled in here:
-`_as_batch_does` and `_as_lambda_does`. docs/architecture/clouds_in_tests.md lists it, and what is
-still missing.
+`_as_batch_does`, `_as_ecs_does`, `_as_lambda_does`. docs/architecture/clouds_in_tests.md lists it,
+and what is still missing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 LABEL = "entangle.emulator"
@@ -207,14 +209,96 @@ def _why_it_stopped(job: Any, error: BaseException | None) -> dict[str, Any]:
     return told
 
 
+# --- ECS ------------------------------------------------------------------------------------------
+
+
+def _as_ecs_does() -> None:
+    """The memory of a task or a container is a limit, with the reason where it was too little; and
+    the words with which AWS says that a task ended by itself."""
+    ecs: Any = importlib.import_module("ministack.services.ecs")
+    build, mark, maybe_mark = ecs._build_run_kwargs, ecs._mark_task_stopped, ecs._maybe_mark_stopped
+
+    def built(definition: Any, task_definition: Any, *more: Any) -> Any:
+        options = build(definition, task_definition, *more)
+        if memory := definition.get("memory") or task_definition.get("memory"):
+            options["mem_limit"] = options["memswap_limit"] = f"{memory}m"
+        return options
+
+    def marked(arn: str, task: Any, reason: str, code: str, exit_code: int | None = None) -> Any:
+        if reason == "Essential container exited":
+            reason = "Essential container in task exited"
+        elif "/images/create" in reason:  # the daemon's pull
+            reason = "CannotPullContainerError: " + reason.partition("start container: ")[2]
+        return mark(arn, task, reason, code, exit_code)
+
+    def maybe_marked(task: Any, docker_client: Any = None) -> None:
+        for told, identity in zip(task.get("containers", []), list(task.get("_docker_ids") or []), strict=False):
+            try:
+                state = ecs._get_docker().containers.get(identity).attrs["State"]
+            except Exception:  # removed meanwhile
+                continue
+            if state["OOMKilled"]:
+                told["reason"] = "OutOfMemoryError: Container killed due to memory usage"
+        maybe_mark(task, docker_client)
+
+    ecs._build_run_kwargs, ecs._mark_task_stopped, ecs._maybe_mark_stopped = built, marked, maybe_marked
+
+
+def _ecs_prints_elsewhere(endpoint: str) -> None:
+    """What tasks print goes to the logs of another emulator; a container stays until all of it is
+    there."""
+    ecs: Any = importlib.import_module("ministack.services.ecs")
+    session: Any = importlib.import_module("botocore.session").get_session()
+    logs = session.create_client("logs", endpoint_url=endpoint)
+    start, remove = ecs._start_awslogs_forwarder, ecs._remove_docker_container
+    forwarding: dict[str, threading.Thread] = {}
+
+    def ensure(config: Any) -> bool:
+        names = {"logGroupName": config["group"], "logStreamName": config["stream"]}
+        if config["create_group"]:
+            with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+                logs.create_log_group(logGroupName=config["group"])
+        try:
+            logs.create_log_stream(**names)
+        except logs.exceptions.ResourceAlreadyExistsException:
+            pass
+        except logs.exceptions.ResourceNotFoundException:
+            return False
+        return True
+
+    def emit(config: Any, message: str) -> None:
+        event = {"timestamp": int(time.time() * 1000), "message": message}
+        logs.put_log_events(logGroupName=config["group"], logStreamName=config["stream"], logEvents=[event])
+
+    def started(container: Any, definition: Any, task: str) -> None:
+        before = set(threading.enumerate())
+        start(container, definition, task)
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("ministack-ecs-awslogs-"):
+                forwarding[container.id] = thread
+
+    def removed(docker_client: Any, container: Any) -> None:
+        identity = container if isinstance(container, str) else getattr(container, "id", "")
+        thread = forwarding.pop(identity, None)
+        if thread is not None:
+            with contextlib.suppress(Exception):  # gone already
+                docker_client.containers.get(identity).stop(timeout=5)
+            thread.join(10)
+        remove(docker_client, container)
+
+    ecs._ensure_awslogs_stream, ecs._emit_awslogs_event = ensure, emit
+    ecs._start_awslogs_forwarder, ecs._remove_docker_container = started, removed
+
+
 # --- Lambda ---------------------------------------------------------------------------------------
 
 
 def _as_lambda_does() -> None:
     """Asynchronous calls return at once, and errors of a body are told with their type."""
     from moto.awslambda.models import LambdaFunction
+    from moto.utilities.docker_utilities import DockerModel
 
-    invoke = LambdaFunction.invoke
+    invoke, ensure = LambdaFunction.invoke, DockerModel.ensure_image_exists
 
     def invoked(function: Any, body: Any, request_headers: Any, response_headers: Any) -> Any:
         kind = request_headers.get("x-amz-invocation-type", "RequestResponse")
@@ -228,7 +312,11 @@ def _as_lambda_does() -> None:
             response_headers["x-amz-function-error"] = "Unhandled"  # "Handled" is of a runtime that is gone
         return answer
 
-    LambdaFunction.invoke = invoked
+    def ensured(model: Any, name: str) -> None:
+        if name != "busybox":  # another stands in for it: `Containers`
+            ensure(model, name)
+
+    LambdaFunction.invoke, DockerModel.ensure_image_exists = invoked, ensured
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -245,6 +333,8 @@ def _moto(port: str) -> None:
 def _ministack(port: str) -> None:
     from ministack.app import main
 
+    _as_ecs_does()
+    _ecs_prints_elsewhere(os.environ["ENTANGLE_LOGS"])
     sys.argv = ["ministack"]
     main()
 

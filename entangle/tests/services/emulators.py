@@ -73,7 +73,9 @@ class Emulator:
         self.port = _free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         command = [str(python), emulator_process.__file__, self.which, str(self.port), IMAGE]
-        settings = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION, "TMPDIR": str(self.folder), "HOME": str(self.folder)}
+        folder = str(self.folder)
+        settings = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION, "TMPDIR": folder, "HOME": folder}
+        settings |= {"GATEWAY_PORT": str(self.port), "STATE_DIR": folder, "S3_DATA_DIR": f"{folder}/s3"}  # of ministack
         self.pid = self._lifeline.start(self.which, command, **settings, **environment)
         until = time.monotonic() + 60
         while not self._answers(health):
@@ -168,6 +170,15 @@ def moto_server() -> Iterator[Emulator]:
         yield moto
 
 
+@contextlib.contextmanager
+def ministack_server(logs: Emulator) -> Iterator[Emulator]:
+    """A ministack, which ends with this block, for its ECS. What tasks print goes to the logs of
+    another emulator, so that a program finds all logs at one address."""
+    settings = {"BIND_HOST": "127.0.0.1", "MINISTACK_HOST": "127.0.0.1", "ENTANGLE_LOGS": logs.endpoint}
+    with _emulator("ministack", _ministack_python(), "/_ministack/health", **settings) as ministack:
+        yield ministack
+
+
 class JobQueue:
     """A job queue of Batch, with a compute environment of Fargate's kind, in moto."""
 
@@ -190,3 +201,17 @@ class JobQueue:
             order = [{"order": 1, "computeEnvironment": self.compute_environment}]
             made = batch.create_job_queue(jobQueueName=self.name, state="ENABLED", priority=1, computeEnvironmentOrder=order)
             self.arn: str = made["jobQueueArn"]
+
+
+class FargateCluster:
+    """A cluster of ECS in ministack, in the default network of moto, and where its tasks print."""
+
+    def __init__(self, ministack: Emulator, moto: Emulator) -> None:
+        self.name, self.log_group = new_name("cluster"), f"/ecs/{new_name('tasks')}"
+        with contextlib.ExitStack() as stack:
+            ec2, logs = (stack.enter_context(contextlib.closing(moto.client(name))) for name in ("ec2", "logs"))
+            ecs = stack.enter_context(contextlib.closing(ministack.client("ecs")))
+            self.subnet: str = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+            self.security_group: str = ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"]
+            logs.create_log_group(logGroupName=self.log_group)
+            ecs.create_cluster(clusterName=self.name)

@@ -1,0 +1,327 @@
+"""AWS Lambda as far as calls go: the Invoke API on one side, and on the other the Runtime API, to
+which `awslambdaric` listens, AWS's own program that runs handlers of Python.
+
+Each function has sandboxes: processes that take one call at a time and stay for the next ones. A
+call finds an idle one, or starts one, or is refused. Deploying is moto's business.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import uuid
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from .emulators import CREDENTIALS, REGION
+
+#: Bytes of a payload, either way: of a call that waits for its value, and of one that does not.
+MOST_WAITED_FOR, MOST_ASYNCHRONOUS = 6 << 20, 1 << 20
+_TAIL = 4096
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Headers and body in one write: else each answer takes 40 ms, until a delayed ACK."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+
+class _Server:
+    """A server on loopback with a thread for each connection, which all end with it."""
+
+    def __init__(self, handler: type[_Handler]) -> None:
+        class Listening(ThreadingHTTPServer):
+            daemon_threads = False  # waited for when it closes
+
+        self._connections: set[Any] = set()
+        connections = self._connections
+
+        class Connection(handler):  # type: ignore[misc, valid-type]
+            def setup(self) -> None:
+                connections.add(self.request)
+                super().setup()
+
+            def finish(self) -> None:
+                with contextlib.suppress(OSError):
+                    super().finish()
+                connections.discard(self.request)
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):
+                    super().handle()
+
+        self._server = Listening(("127.0.0.1", 0), Connection)
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name=f"lambda-{self.port}")
+        self._thread.start()
+
+    def close(self) -> None:
+        """End it: no connection, and no thread, stays."""
+        self._server.shutdown()
+        self._thread.join()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(2)
+        self._server.server_close()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gives: the payload, the kind of error ("Unhandled") or "", what was printed."""
+
+    payload: bytes
+    error: str = ""
+    log: bytes = b""
+
+
+@dataclass
+class Function:
+    """A function: the folder with its code, and "module.name" of its handler."""
+
+    name: str
+    folder: Path
+    handler: str
+    #: Seconds a call may take.
+    timeout: float = 30.0
+    #: MB, as its body is told; no limit here.
+    memory: int = 128
+    environment: dict[str, str] = field(default_factory=dict)
+    #: Calls at once; those above it are refused.
+    most: int = 10
+    #: How often a call that does not wait is tried again when it fails, as by AWS.
+    retries: int = 2
+
+    @property
+    def arn(self) -> str:
+        """Its name in full."""
+        return f"arn:aws:lambda:{REGION}:123456789012:function:{self.name}"
+
+
+class _Sandbox:
+    """A process of `awslambdaric`, and the Runtime API that it asks for its next call."""
+
+    def __init__(self, function: Function, log: Path) -> None:
+        self.function = function
+        self._log = log
+        self._next: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
+        #: Of the call under way: the last part of the address, and what was sent there.
+        self._said: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        sandbox = self
+
+        class Runtime(_Handler):
+            def do_GET(self) -> None:
+                call = sandbox._next.get()
+                if call is None:
+                    self.close_connection = True
+                    return
+                identity, event = call
+                self.answer(
+                    200,
+                    event,
+                    Content_Type="application/json",
+                    Lambda_Runtime_Aws_Request_Id=identity,
+                    Lambda_Runtime_Deadline_Ms=str(int(1000 * (time.time() + function.timeout))),
+                    Lambda_Runtime_Invoked_Function_Arn=function.arn,
+                )
+
+            def do_POST(self) -> None:
+                said = self.body()
+                self.answer(202)
+                sandbox._said.put((self.path.rpartition("/")[2], said))
+
+        self._server = _Server(Runtime)
+        settings = {
+            **CREDENTIALS,
+            "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._server.port}",
+            "LAMBDA_TASK_ROOT": str(function.folder),
+            "AWS_LAMBDA_FUNCTION_NAME": function.name,
+            "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
+            "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info[1]}",
+            "AWS_REGION": REGION,
+            "PATH": os.environ["PATH"],
+            **function.environment,
+        }
+        command = [sys.executable, "-m", "awslambdaric", function.handler]
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(command, cwd=function.folder, env=settings, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+    def call(self, event: bytes) -> Answer:
+        """Have it run once. A sandbox that gives an error of its own has ended."""
+        identity, before = str(uuid.uuid4()), self._log.stat().st_size
+        self._next.put((identity, event))
+        end = time.monotonic() + self.function.timeout
+        told: tuple[str, bytes] | None = None
+        while told is None:
+            try:
+                told = self._said.get(timeout=0.02)
+            except queue.Empty:
+                if self.process.poll() is not None and self._said.empty():
+                    told = "exit", _own_error(identity, "Runtime.ExitError", f"Runtime exited with error: {_how(self.process.returncode)}")
+                elif time.monotonic() > end:
+                    self.end()
+                    told = "late", _own_error(identity, "Sandbox.Timedout", f"Task timed out after {self.function.timeout:.2f} seconds")
+        kind, payload = told
+        with open(self._log, "rb") as file:
+            file.seek(before)
+            log = file.read()
+        if kind == "response" and len(payload) > MOST_WAITED_FOR:
+            size = f"Response payload size exceeded maximum allowed payload size ({MOST_WAITED_FOR} bytes)."
+            payload, kind = json.dumps({"errorMessage": size, "errorType": "Function.ResponseSizeTooLarge"}).encode(), "error"
+        return Answer(payload, "" if kind == "response" else "Unhandled", log)
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def end(self) -> None:
+        if not self.ended:
+            self.process.kill()
+        self.process.wait()
+        self._next.put(None)
+        self._server.close()
+
+
+def _own_error(identity: str, kind: str, what: str) -> bytes:
+    return json.dumps({"errorType": kind, "errorMessage": f"RequestId: {identity} Error: {what}"}).encode()
+
+
+def _how(status: int) -> str:
+    return "signal: killed" if status == -9 else f"signal: {-status}" if status < 0 else f"exit status {status}"
+
+
+class LambdaFunctions:
+    """The functions that there are, at `endpoint`; for boto3, AWS_ENDPOINT_URL_LAMBDA names it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self.functions: dict[str, Function] = {}
+        self._idle: dict[str, list[_Sandbox]] = {}
+        self._sandboxes: list[_Sandbox] = []
+        self._busy: dict[str, int] = {}
+        self._later: list[threading.Thread] = []
+        functions = self
+
+        class Invoke(_Handler):
+            def do_POST(self) -> None:
+                functions._asked(self)
+
+        self._server = _Server(Invoke)
+        self.endpoint = f"http://127.0.0.1:{self._server.port}"
+
+    def add(self, name: str, code: str, **options: Any) -> Function:
+        """A function of this name, whose handler is `handle` in this code; options: `Function`."""
+        folder = self._folder / name
+        folder.mkdir()
+        (folder / "app.py").write_text(code)
+        self.functions[name] = Function(name, folder, "app.handle", **options)
+        return self.functions[name]
+
+    def processes(self, name: str) -> list[int]:
+        """The process numbers of a function's sandboxes that are there."""
+        return [one.process.pid for one in self._sandboxes if one.function.name == name and not one.ended]
+
+    def _asked(self, request: _Handler) -> None:
+        parts = urllib.parse.urlsplit(request.path).path.split("/")
+        body = request.body()
+        if len(parts) != 5 or parts[4] != "invocations":
+            return _refuse(request, 404, "UnknownOperationException", f"only calls are here: {request.path}")
+        name = urllib.parse.unquote(parts[3]).rpartition("function:")[2].partition(":")[0]
+        function = self.functions.get(name)
+        if function is None:
+            arn = f"arn:aws:lambda:{REGION}:123456789012:function:{name}"
+            return _refuse(request, 404, "ResourceNotFoundException", f"Function not found: {arn}")
+        kind = request.headers.get("X-Amz-Invocation-Type", "RequestResponse")
+        most = MOST_ASYNCHRONOUS if kind == "Event" else MOST_WAITED_FOR
+        if len(body) > most:
+            what = f"Request must be smaller than {most} bytes for the InvokeFunction operation"
+            return _refuse(request, 413, "RequestEntityTooLargeException", what)
+        if kind == "DryRun":
+            return request.answer(204)
+        if kind == "Event":
+            thread = threading.Thread(target=self._run_later, args=(function, body), name=f"lambda-{name}")
+            self._later.append(thread)
+            thread.start()
+            return request.answer(202)
+        answer = self.call(function, body)
+        if answer is None:
+            return _refuse(request, 429, "TooManyRequestsException", "Rate Exceeded.")
+        headers = {"X_Amz_Executed_Version": "$LATEST"}
+        if answer.error:
+            headers["X_Amz_Function_Error"] = answer.error
+        if request.headers.get("X-Amz-Log-Type") == "Tail":
+            headers["X_Amz_Log_Result"] = base64.b64encode(answer.log[-_TAIL:]).decode()
+        request.answer(200, answer.payload, Content_Type="application/json", **headers)
+
+    def call(self, function: Function, event: bytes) -> Answer | None:
+        """Run a function once; None where as many calls as it may have are under way."""
+        name = function.name
+        with self._lock:
+            if self._busy.get(name, 0) >= function.most:
+                return None
+            self._busy[name] = self._busy.get(name, 0) + 1
+            idle = self._idle.setdefault(name, [])
+            while idle and idle[-1].ended:
+                idle.pop()
+            sandbox = idle.pop() if idle else None
+        try:
+            if sandbox is None:
+                sandbox = _Sandbox(function, self._folder / f"{name}.{uuid.uuid4().hex}.log")
+                with self._lock:
+                    self._sandboxes.append(sandbox)
+            answer = sandbox.call(event or b"{}")
+        finally:
+            with self._lock:
+                self._busy[name] -= 1
+                if sandbox is not None and not sandbox.ended:
+                    self._idle[name].append(sandbox)
+        return answer
+
+    def _run_later(self, function: Function, event: bytes) -> None:
+        for _ in range(1 + function.retries):
+            answer = self.call(function, event)
+            if answer is not None and not answer.error:
+                return
+
+    def close(self) -> None:
+        """End all of them."""
+        for function in self.functions.values():
+            function.retries = function.most = 0
+        for sandbox in self._sandboxes:
+            sandbox.end()
+        for thread in self._later:
+            thread.join()
+        self._server.close()
+
+
+def _refuse(request: _Handler, status: int, kind: str, what: str) -> None:
+    body = json.dumps({"Type": "User", "Message": what, "message": what}).encode()
+    request.answer(status, body, Content_Type="application/json", X_Amzn_ErrorType=kind)
