@@ -23,9 +23,11 @@ app = typer.Typer(
 )
 graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.")
 hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.")
+image_app = typer.Typer(no_args_is_help=True, help="Images for containers, with the packages that functions need.")
 places_app = typer.Typer(help="Places by name: list them, and look at them.")
 app.add_typer(graph_app, name="graph")
 app.add_typer(hosts_app, name="hosts")
+app.add_typer(image_app, name="image")
 app.add_typer(places_app, name="places")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -207,6 +209,54 @@ def _hosts_check(
     from entangle.cli.hosts_check import check
 
     raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))
+
+
+@image_app.command("build", no_args_is_help=True)
+def _image_build(
+    tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the image: NAME:TAG, or HOST/NAME:TAG to push it.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="WHERE",
+            help="Functions whose imports are installed, in the versions installed here: a MODULE or a FILE, or [MODULE|FILE]:NAME "
+            "for one task or call.",
+        ),
+    ] = None,
+    packages: Annotated[
+        list[str] | None, typer.Option("--package", metavar="PACKAGE", help="A package as pip takes it, NAME==VERSION, or a wheel file.")
+    ] = None,
+    requirements: Annotated[Path | None, typer.Option("--requirements", "-r", metavar="FILE", help="A requirements file.")] = None,
+    service: Annotated[str, typer.Option("--for", metavar="SERVICE", help="docker, batch, fargate or lambda.")] = "docker",
+    base: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="An image with a Python. Default: the official slim one of that version.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="The version of Python, as 3.13. Default: that of this one.")
+    ] = None,
+    executable: Annotated[str, typer.Option(metavar="PATH", help="The Python in the base image.")] = "python3",
+    arch: Annotated[str | None, typer.Option(help="amd64 or arm64. Default: as the base image is here.")] = None,
+    handler: Annotated[
+        str | None, typer.Option(metavar="MODULE.FUNCTION", help="What Lambda calls. Default: entangle's handler, which runs bodies.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Push it to the registry that TAG names, with docker's login.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Build it anew, even if the same was built before.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build an image with a Python and the packages that functions need.
+
+    [b]entangle image build work:1 --from work.py[/b] installs what the functions of work.py import,
+    and [b]@docker(image="work:1")[/b] runs them in it. Your own modules are not in it: they travel
+    with each call. Packages come from where your pip gets them, as wheels; its settings and logins
+    stay here.
+
+    [b]--for lambda[/b] adds entangle and Lambda's runtime client.
+    """
+    from entangle.cli.image_build import build
+
+    given = {"python": python, "base": base, "arch": arch, "requirements": requirements, "handler": handler}
+    more = {name: value for name, value in given.items() if value is not None}
+    build(tag, sources or [], as_json, packages=packages or [], service=service, executable=executable, push=push, fresh=fresh, **more)
 
 
 @places_app.callback(invoke_without_command=True)

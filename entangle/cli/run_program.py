@@ -112,7 +112,7 @@ def _run_name(path: str, name: str, arguments: list[str]) -> Any:
     """Run what a file calls `name`; gives the value. Raises _Ended."""
     from entangle.task import Call
 
-    found = _find(_load(path), path, name)
+    found = find_in(load_file(path), path, name)
     try:
         if isinstance(found, Call):
             args, kwargs = _arguments(arguments, name, found)
@@ -142,7 +142,7 @@ def _print_value(value: Any, as_json: bool) -> None:
         print(_text(value), file=stdout())
 
 
-def _load(path: str) -> Any:
+def load_file(path: str) -> Any:
     """Import a file under its own name, so that workers that are not forked can import it too.
     Where another module has that name, or the name has dots, which would mean packages, it gets
     another name, and what it defines travels by value."""
@@ -177,7 +177,7 @@ def _load(path: str) -> Any:
     return module
 
 
-def _find(module: Any, path: str, name: str) -> Any:
+def find_in(module: Any, path: str, name: str) -> Any:
     from entangle.task import Call, Task
 
     found = module

@@ -45,6 +45,8 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "slurm",
             "aws",
             "containers",
+            "_images.",
+            "images",
             "service",
             "on",
             "place",

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,9 @@ class Recipe:
     network: str | None = None
 
 
-def base_image(client: Any, image: str) -> dict[str, Any]:
-    """What the daemon knows of an image; pulled where it is not there. Raises ImageError."""
+def base_image(client: Any, image: str, platform: str | None = None, told: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """What the daemon knows of an image; pulled where it is not there, for a `platform` such as
+    linux/arm64. Raises ImageError."""
     from docker import errors
 
     try:
@@ -68,20 +69,32 @@ def base_image(client: Any, image: str) -> dict[str, Any]:
     except errors.APIError as error:
         if not error.is_client_error():
             raise
-        told = error.explanation or error
-        raise ImageError(f"image={image!r} is not a valid name: {told}; write it as 'python:3.13-slim'") from None
+        said = error.explanation or error
+        raise ImageError(f"image={image!r} is not a valid name: {said}; write it as 'python:3.13-slim'") from None
+    return pulled(client, image, platform, told)
+
+
+def pulled(client: Any, image: str, platform: str | None = None, told: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Pull an image, whether there is one of that name or not; what the daemon knows of it then.
+
+    `told` gets a line for each thing that happens. Raises ImageError.
+    """
+    from docker import errors
+
     try:
-        name, tag = _parted(image)
-        for event in client.pull(name, tag=tag, stream=True, decode=True):
+        name, tag = parted(image)
+        for event in client.pull(name, tag=tag, platform=platform, stream=True, decode=True):
             if "error" in event:
                 raise ImageError(f"there is no image {image!r} here, and it cannot be pulled: {event['error']}")
-        found = client.inspect_image(image)
+            if told is not None and event.get("status"):
+                told(" ".join(part for part in (event.get("id", ""), event["status"], event.get("progress", "")) if part))
+        found: dict[str, Any] = client.inspect_image(image)
         return found
     except errors.APIError as error:
         raise ImageError(f"there is no image {image!r} here, and it cannot be pulled: {error.explanation or error}") from None
 
 
-def _parted(image: str) -> tuple[str, str | None]:
+def parted(image: str) -> tuple[str, str | None]:
     """The name and the tag. A digest stays with the name; a port is no tag."""
     if "@" in image:
         return image, None
@@ -185,7 +198,7 @@ def _install(client: Any, identity: str, recipe: Recipe, files: dict[str, str]) 
         environment["PIP_CERT"] = f"{_PLACE}/certificate.pem"
     pip = [recipe.python, "-m", "pip"]
     if _run(client, identity, [*pip, "--version"], {})[0]:
-        wheel = _pip_of_our_own()
+        wheel = bundled_pip()
         if wheel is None:
             raise ImageError(
                 f"the image {recipe.image!r} has no pip, and the Python here bundles none; "
@@ -220,7 +233,7 @@ def _send(client: Any, identity: str, files: dict[str, str]) -> None:
     client.put_archive(identity, os.path.dirname(_PLACE), packed.getvalue())
 
 
-def _pip_of_our_own() -> str | None:
+def bundled_pip() -> str | None:
     """The wheel of pip that Python bundles for ensurepip. A wheel runs as it is."""
     import ensurepip
 

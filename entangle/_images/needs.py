@@ -1,0 +1,126 @@
+"""What an image must hold: packages as pip takes them, and versions for what those need."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from typing import Any
+
+from entangle._remote.caller.modules import version_of
+from entangle._remote.caller.requirements import requirements
+from entangle._shared.summaries import value_in_short
+from entangle.errors import OptionError
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+#: A requirement that always means the same: a name, perhaps with extras, and a version.
+_PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:\[[^\]]*\])?\s*==\s*[^\s*;,]+")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Packages for an image."""
+
+    #: As pip takes them: `name==version`, or the path of a file.
+    packages: tuple[str, ...] = ()
+    #: A requirements file of pip's.
+    file: str | None = None
+    #: Versions for what the packages need in turn.
+    constraints: tuple[str, ...] = ()
+    #: Whether functions import some of the packages, whose versions are then those installed here.
+    imported: bool = False
+
+    @property
+    def fixed(self) -> bool:
+        """Whether these packages are the same ones whenever they are asked for."""
+        lines = [line.partition(" #")[0].strip() for line in self._text().splitlines()]
+        named = [line for line in lines if line and not line.startswith("#")]
+        return all(os.path.isfile(one) or _PINNED.fullmatch(one) for one in self.packages) and all(map(_PINNED.fullmatch, named))
+
+    def fingerprint(self) -> str:
+        """A hash of all this, with the content of files."""
+        key = hashlib.sha256()
+        for one in self.packages:
+            key.update(b"\0" + one.encode())
+            if os.path.isfile(one):
+                with open(one, "rb") as file:
+                    key.update(hashlib.sha256(file.read()).digest())
+        key.update(b"\1" + self._text().encode() + b"\1" + "\0".join(self.constraints).encode())
+        return key.hexdigest()
+
+    def _text(self) -> str:
+        if self.file is None:
+            return ""
+        with open(self.file, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to install."""
+        return bool(self.packages or self.file)
+
+
+def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, functions: Iterable[Callable[..., Any]]) -> Needs:
+    """The packages that were named, and those that functions import, as installed here.
+
+    What was named goes before what is installed here. Raises OptionError.
+    """
+    if isinstance(packages, str) or not all(isinstance(one, str) and one.strip() for one in packages):
+        raise OptionError(f"packages={value_in_short(packages)}; it must be a list of texts, as ['numpy==2.1']")
+    named = [one.strip() for one in packages]
+    for one in named:
+        if one.startswith("-"):
+            raise OptionError(f"{one!r} is no package: write its name, or NAME==VERSION, or the path of a wheel")
+        if one.endswith(".whl") and not os.path.isfile(one):
+            raise OptionError(f"there is no file {one!r}")
+    path = None if file is None else os.path.abspath(os.fspath(file))
+    if path is not None and not os.path.isfile(path):
+        raise OptionError(f"there is no requirements file {os.fspath(file or '')!r}")
+    found = Needs(tuple(os.path.abspath(one) if os.path.isfile(one) else one for one in named), path)
+    imported = sorted({one for function in functions for one in requirements(function)})
+    if not imported:
+        return found
+    told = {_key(one) for one in (*named, *found._text().splitlines())}
+    mine = [one for one in imported if _key(one) not in told]
+    told.update(map(_key, mine))
+    below = [one for one in _below(imported) if _key(one) not in told]
+    return Needs((*found.packages, *mine), path, tuple(below), imported=bool(mine))
+
+
+def with_these(found: Needs, names: Iterable[str]) -> Needs:
+    """The needs and these packages, in the versions installed here, if there are any."""
+    told = {_key(one) for one in (*found.packages, *found._text().splitlines())}
+    more = [version_of(name) or name for name in names if _key(name) not in told]
+    return replace(found, packages=(*found.packages, *more))
+
+
+def _key(requirement: str) -> str:
+    """The name in a requirement or in that of a wheel, as indexes compare names; "" for none."""
+    text = os.path.basename(requirement).partition("-")[0] if requirement.endswith(".whl") else requirement
+    name = _NAME.match(text.strip())
+    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
+
+
+def _below(wanted: Iterable[str]) -> list[str]:
+    """The distributions that these need in turn, `name==version` as installed here, sorted.
+
+    Markers and extras are not looked at: a version for what nobody needs does no harm.
+    """
+    found: dict[str, str] = {}
+    waiting = [one.partition("==")[0] for one in wanted]
+    while waiting:
+        name = waiting.pop()
+        if _key(name) in found:
+            continue
+        found[_key(name)] = ""
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            distribution = metadata.distribution(name)
+            # A working copy, or what came from a file: no index has it in this version.
+            if distribution.read_text("direct_url.json") is None:
+                found[_key(name)] = f"{name}=={distribution.version}"
+            waiting += [match[0] for one in distribution.requires or () if (match := _NAME.match(one))]
+    return sorted(filter(None, found.values()))
