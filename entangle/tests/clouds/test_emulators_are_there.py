@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
 import urllib.request
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ..evidence import wait_until
+from ..evidence import alive, wait_until
 from ..services.emulators import REGION, Emulator, FargateCluster, JobQueue, new_name
-from ..services.lambda_functions import LambdaFunctions
 
 _Clients = Callable[[str], Any]
 _Call = Callable[..., Any]
@@ -43,6 +43,27 @@ def test_s3_takes_and_gives_by_presigned_addresses(aws: _Clients, bucket: str) -
         assert answer.status == 200
     with urllib.request.urlopen(get, timeout=20) as answer:
         assert answer.read() == b"value"
+
+
+@pytest.mark.parametrize("version", ["s3v4", "s3"])
+def test_s3_refuses_an_address_whose_time_is_over(moto: Emulator, bucket: str, version: str) -> None:
+    import botocore.config
+
+    with contextlib.closing(moto.client("s3", config=botocore.config.Config(signature_version=version))) as s3:
+        s3.put_object(Bucket=bucket, Key="old", Body=b"value")
+        address = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "old"}, ExpiresIn=1)
+
+    def refused() -> Any:
+        try:
+            urllib.request.urlopen(address, timeout=20).close()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        return None
+
+    status, told = wait_until(refused, 20, "the address to expire")
+    assert status == 403
+    assert b"Request has expired" in told
 
 
 def test_boto3_finds_the_emulator_by_the_environment(aws_environment: Emulator, bucket: str) -> None:
@@ -130,6 +151,17 @@ def test_batch_terminates_a_job(aws: _Clients, moto: Emulator, job_queue: JobQue
     batch.terminate_job(jobId=job, reason="nobody wants it")
     told = _ended(batch, job)
     assert (told["status"], told["statusReason"]) == ("FAILED", "nobody wants it")
+
+
+def test_a_test_can_play_a_reclaimed_instance(aws: _Clients, moto: Emulator, job_queue: JobQueue, test_image: str) -> None:
+    batch, reason = aws("batch"), "Host EC2 (instance i-0123456789abcdef0) terminated."
+    definition = _definition(batch, test_image, "import time; time.sleep(100)")
+    job = batch.submit_job(jobName="reclaimed", jobQueue=job_queue.name, jobDefinition=definition)["jobId"]
+    wait_until(moto.containers, 30, "the container")
+    batch.terminate_job(jobId=job, reason=reason)
+    told = _ended(batch, job)
+    assert (told["status"], told["statusReason"], told["attempts"][0]["statusReason"]) == ("FAILED", reason, reason)
+    assert "exitCode" not in told["container"]
 
 
 def test_batch_runs_an_array(aws: _Clients, job_queue: JobQueue, test_image: str) -> None:
@@ -230,162 +262,43 @@ def test_ecs_stops_a_task(aws: _Clients, fargate: FargateCluster, ministack: Emu
     assert (told["stopCode"], told["stoppedReason"]) == ("UserInitiated", "nobody wants it")
 
 
+def test_a_test_can_play_an_interruption_of_spot(aws: _Clients, fargate: FargateCluster, ministack: Emulator, test_image: str) -> None:
+    ecs = aws("ecs")
+    task = _task(ecs, fargate, test_image, "import time; time.sleep(100)")
+    wait_until(ministack.containers, 30, "the container")
+    ecs.stop_task(cluster=fargate.name, task=task, reason="Your Spot Task was interrupted.")
+    assert _stopped(ecs, fargate, task)["stopCode"] == "SpotInterruption"
+
+
 def test_ecs_says_that_there_is_no_image(aws: _Clients, fargate: FargateCluster) -> None:
     told = _stopped(aws("ecs"), fargate, _task(aws("ecs"), fargate, "127.0.0.1:1/entangle-nowhere:1", "pass"))
     assert told["stopCode"] == "TaskFailedToStart"
     assert told["stoppedReason"].startswith("CannotPullContainerError")
 
 
-# --- Lambda in containers -------------------------------------------------------------------------
+# --- nothing is left behind -----------------------------------------------------------------------
 
-_HANDLER = """
-import os
-def handle(event, context):
-    print("it is said")
-    if "boom" in event:
-        raise ValueError("boom")
-    left = context.get_remaining_time_in_millis()
-    return {"sum": event["a"] + event["b"], "memory": os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"], "left": 0 < left <= 7000}
+_KILLED = """
+import os, signal, sys, time
+from entangle.tests.services import emulators
+with emulators.moto_server() as moto:
+    queue = emulators.JobQueue(moto)
+    batch = moto.client("batch")
+    properties = {"image": sys.argv[1], "command": ["sleep", "1000"], "vcpus": 1, "memory": 64}
+    batch.register_job_definition(jobDefinitionName="sleeps", type="container", containerProperties=properties)
+    batch.submit_job(jobName="sleeps", jobQueue=queue.name, jobDefinition="sleeps")
+    while not moto.containers():
+        time.sleep(0.05)
+    print(moto.pid, moto.folder, *moto.containers(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.fixture
-def function(aws: _Clients) -> Iterator[str]:
-    """The name of a function of Lambda."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as file:
-        file.writestr("app.py", _HANDLER)
-    name, role = new_name("function"), aws("iam").create_role(RoleName=new_name("role"), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
-    code = {"ZipFile": packed.getvalue()}
-    aws("lambda").create_function(
-        FunctionName=name, Runtime="python3.12", Handler="app.handle", Role=role, Code=code, MemorySize=128, Timeout=7
-    )
-    yield name
-    aws("lambda").delete_function(FunctionName=name)
-
-
-def test_lambda_runs_a_function_in_a_container(aws: _Clients, function: str) -> None:
-    answer = aws("lambda").invoke(FunctionName=function, Payload=b'{"a": 1, "b": 2}', LogType="Tail")
-    assert json.loads(answer["Payload"].read()) == {"sum": 3, "memory": "128", "left": True}
-    assert "FunctionError" not in answer
-    assert b"it is said" in base64.b64decode(answer["LogResult"])
-
-
-def test_lambda_tells_of_an_error(aws: _Clients, function: str) -> None:
-    answer = aws("lambda").invoke(FunctionName=function, Payload=b'{"boom": 1}')
-    assert answer["FunctionError"] == "Unhandled"
-    told = json.loads(answer["Payload"].read())
-    assert (told["errorType"], told["errorMessage"]) == ("ValueError", "boom")
-
-
-def test_lambda_runs_later_what_is_asynchronous(aws: _Clients, moto: Emulator, function: str) -> None:
-    answer = aws("lambda").invoke(FunctionName=function, Payload=b'{"a": 1, "b": 2}', InvocationType="Event")
-    assert answer["StatusCode"] == 202
-
-    def said() -> bool:
-        logs = aws("logs")
-        streams = [one["logStreamName"] for one in logs.describe_log_streams(logGroupName=f"/aws/lambda/{function}")["logStreams"]]
-        return any("it is said" in _said(logs, stream, f"/aws/lambda/{function}") for stream in streams)
-
-    wait_until(lambda: moto.containers() or said(), 30, "the container")
-    wait_until(said, 30, "what it prints")
-
-
-# --- Lambda by AWS's own runtime client -----------------------------------------------------------
-
-_BODY = """
-import os, time
-calls = 0
-def handle(event, context):
-    global calls
-    calls += 1
-    print("call", calls, flush=True)
-    if "boom" in event:
-        raise ValueError("boom")
-    if "end" in event:
-        os._exit(3)
-    if "note" in event:
-        with open(event["note"], "a") as file:
-            file.write("x")
-        raise OSError("noted")
-    time.sleep(event.get("sleep", 0))
-    return {"sum": event["a"] + event["b"], "calls": calls, "id": context.aws_request_id, "left": context.get_remaining_time_in_millis()}
-"""
-
-
-@pytest.fixture
-def calls(lambda_functions: LambdaFunctions, moto: Emulator) -> Iterator[_Call]:
-    """How to call the function "f" by boto3."""
-    client = moto.client("lambda", endpoint_url=lambda_functions.endpoint, config=_once())
-
-    def call(event: Any, **options: Any) -> Any:
-        answer = client.invoke(**{"FunctionName": "f", "Payload": json.dumps(event).encode(), "LogType": "Tail", **options})
-        return answer, json.loads(answer["Payload"].read() or b"null")
-
-    yield call
-    client.close()
-
-
-def _once() -> Any:
-    import botocore.config
-
-    return botocore.config.Config(retries={"total_max_attempts": 1})
-
-
-def test_the_runtime_client_runs_calls_in_a_warm_process(lambda_functions: LambdaFunctions, calls: _Call) -> None:
-    lambda_functions.add("f", _BODY, timeout=20)
-    told = [calls({"a": 1, "b": 2}) for _ in range(3)]
-    assert [(value["sum"], value["calls"]) for _, value in told] == [(3, 1), (3, 2), (3, 3)]
-    assert len({value["id"] for _, value in told}) == 3
-    assert all(0 < value["left"] <= 20_000 for _, value in told)
-    assert [base64.b64decode(answer["LogResult"]).split() for answer, _ in told][2] == [b"call", b"3"]
-    assert len(lambda_functions.processes("f")) == 1
-
-
-def test_the_runtime_client_tells_of_errors(lambda_functions: LambdaFunctions, calls: _Call) -> None:
-    lambda_functions.add("f", _BODY, timeout=5)
-    answer, told = calls({"boom": 1})
-    assert (answer["FunctionError"], told["errorType"], told["errorMessage"]) == ("Unhandled", "ValueError", "boom")
-    assert "boom" in told["stackTrace"][0]
-    answer, told = calls({"end": 1})
-    assert (answer["FunctionError"], told["errorType"]) == ("Unhandled", "Runtime.ExitError")
-    assert told["errorMessage"].endswith("Runtime exited with error: exit status 3")
-    assert calls({"a": 1, "b": 2})[1]["calls"] == 1, "a process that has ended is followed by a new one"
-
-
-def test_a_call_of_lambda_that_takes_too_long_is_ended(lambda_functions: LambdaFunctions, calls: _Call) -> None:
-    lambda_functions.add("f", _BODY, timeout=1)
-    answer, told = calls({"sleep": 100})
-    assert (answer["FunctionError"], told["errorType"]) == ("Unhandled", "Sandbox.Timedout")
-    assert told["errorMessage"].endswith("Task timed out after 1.00 seconds")
-    assert lambda_functions.processes("f") == []
-
-
-def test_a_handler_that_cannot_be_loaded_is_an_error(lambda_functions: LambdaFunctions, calls: _Call) -> None:
-    lambda_functions.add("f", "import nothing_of_this_name")
-    answer, told = calls({})
-    assert (answer["FunctionError"], told["errorType"]) == ("Unhandled", "Runtime.ImportModuleError")
-
-
-def test_lambda_tries_an_asynchronous_call_three_times(lambda_functions: LambdaFunctions, calls: _Call, tmp_path: Path) -> None:
-    lambda_functions.add("f", _BODY)
-    noted = tmp_path / "noted"
-    answer, _ = calls({"note": str(noted)}, InvocationType="Event")
-    assert answer["StatusCode"] == 202
-    wait_until(lambda: noted.exists() and noted.read_text() == "xxx", 30, "three tries")
-
-
-def test_lambda_refuses_what_it_cannot_take(lambda_functions: LambdaFunctions, calls: _Call) -> None:
-    import botocore.exceptions
-
-    def refused(**options: Any) -> tuple[int, str]:
-        try:
-            calls({}, **options)
-        except botocore.exceptions.ClientError as error:  # whoever keeps it keeps a socket open
-            return error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
-        raise AssertionError("it was not refused")
-
-    lambda_functions.add("f", _BODY, most=0)
-    assert refused() == (429, "TooManyRequestsException")
-    assert refused(FunctionName="nobody") == (404, "ResourceNotFoundException")
-    assert refused(Payload=b'"' + b"x" * (6 << 20) + b'"') == (413, "RequestEntityTooLargeException")
+def test_an_emulator_and_its_containers_end_with_a_killed_test_process(moto: Emulator, test_image: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED, test_image], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pid, folder, container = done.stdout.split()
+    wait_until(lambda: not alive(int(pid)), 30, "the end of the emulator")
+    listed = subprocess.run(["docker", "ps", "--all", "--quiet", "--no-trunc"], capture_output=True, text=True, timeout=50, check=True)
+    assert container not in listed.stdout.split()
+    shutil.rmtree(folder)  # its log alone: nobody was there to remove it

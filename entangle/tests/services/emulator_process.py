@@ -5,13 +5,14 @@ makes get a label, the network of the host (so that they reach its port on loopb
 of memory; when this process is told to end, they go.
 
 Where an emulator leaves out what AWS documents, and entangle relies on it, it is filled in here:
-`_as_batch_does`, `_as_ecs_does`, `_as_lambda_does`. docs/architecture/clouds_in_tests.md lists it,
-and what is still missing.
+`_as_batch_does`, `_as_ecs_does`, `_as_lambda_does`, `_as_s3_does`. What that is, and what is still
+missing: docs/architecture/clouds_in_tests.md.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import importlib
 import json
@@ -20,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.parse
 from typing import Any
 
 LABEL = "entangle.emulator"
@@ -193,6 +195,8 @@ def _as_batch_does() -> None:
 
 
 def _why_it_stopped(job: Any, error: BaseException | None) -> dict[str, Any]:
+    if (job.job_stopped_reason or "").startswith("Host EC2"):  # a test plays a reclaimed instance
+        return {"statusReason": job.job_stopped_reason}
     container = getattr(job, "entangle_container", None)
     if container is None:
         if job.stop or job.latest_attempt is None:  # before it began
@@ -227,6 +231,8 @@ def _as_ecs_does() -> None:
     def marked(arn: str, task: Any, reason: str, code: str, exit_code: int | None = None) -> Any:
         if reason == "Essential container exited":
             reason = "Essential container in task exited"
+        elif reason == "Your Spot Task was interrupted.":  # a test plays Fargate
+            code = "SpotInterruption"
         elif "/images/create" in reason:  # the daemon's pull
             reason = "CannotPullContainerError: " + reason.partition("start container: ")[2]
         return mark(arn, task, reason, code, exit_code)
@@ -319,6 +325,35 @@ def _as_lambda_does() -> None:
     LambdaFunction.invoke, DockerModel.ensure_image_exists = invoked, ensured
 
 
+# --- S3 -------------------------------------------------------------------------------------------
+
+_EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"""
+
+
+def _as_s3_does() -> None:
+    """A presigned address is refused when its time is over."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication
+
+    dispatch: Any = DomainDispatcherApplication.__call__
+
+    def dispatched(application: Any, environ: Any, start_response: Any) -> Any:
+        if _is_over(urllib.parse.parse_qs(environ.get("QUERY_STRING", ""))):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(_EXPIRED)))])
+            return [_EXPIRED]
+        return dispatch(application, environ, start_response)
+
+    DomainDispatcherApplication.__call__ = dispatched
+
+
+def _is_over(query: dict[str, list[str]]) -> bool:
+    if "X-Amz-Expires" in query:  # version 4
+        signed = datetime.datetime.strptime(query["X-Amz-Date"][0] + "+0000", "%Y%m%dT%H%M%SZ%z")
+        return time.time() > signed.timestamp() + int(query["X-Amz-Expires"][0])
+    return "Signature" in query and time.time() > int(query["Expires"][0])
+
+
 # --- the process ----------------------------------------------------------------------------------
 
 
@@ -327,6 +362,7 @@ def _moto(port: str) -> None:
 
     _as_batch_does()
     _as_lambda_does()
+    _as_s3_does()
     main(["--host", "127.0.0.1", "--port", port])
 
 
