@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,24 @@ def test_boto3_finds_the_emulator_by_the_environment(aws_environment: Emulator, 
         assert bucket in [one["Name"] for one in s3.list_buckets()["Buckets"]]
     finally:
         s3.close()
+
+
+# --- permissions ----------------------------------------------------------------------------------
+
+
+def test_moto_looks_at_policies_when_it_is_asked_to(aws: _Clients, moto: Emulator, bucket: str) -> None:
+    iam, name = aws("iam"), new_name("user")
+    iam.create_user(UserName=name)
+    allowed = {"Effect": "Allow", "Action": "s3:PutObject", "Resource": f"arn:aws:s3:::{bucket}/*"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    iam.put_user_policy(UserName=name, PolicyName="writes", PolicyDocument=document)
+    key = iam.create_access_key(UserName=name)["AccessKey"]
+    keys = {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+    with moto.permissions(), contextlib.closing(moto.client("s3", **keys)) as s3:
+        s3.put_object(Bucket=bucket, Key="allowed", Body=b"")
+        with pytest.raises(s3.exceptions.ClientError, match="AccessDenied"):
+            s3.delete_object(Bucket=bucket, Key="allowed")
+    aws("s3").delete_object(Bucket=bucket, Key="allowed")
 
 
 # --- Batch ----------------------------------------------------------------------------------------

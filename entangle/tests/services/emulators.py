@@ -70,18 +70,27 @@ class Emulator:
 
     def start(self, python: Path, health: str, **environment: str) -> None:
         """Start it by this Python, and wait until it answers at the path `health`."""
-        self.port = _free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        for _ in range(3):  # between our look and its start another program may take a port
+            self.port = _free_port()
+            self.endpoint = f"http://127.0.0.1:{self.port}"
+            if self._started(python, health, environment):
+                return
+        raise RuntimeError(f"{self.which} does not start: {self.log()[-2000:]}")
+
+    def _started(self, python: Path, health: str, environment: dict[str, str]) -> bool:
         command = [str(python), emulator_process.__file__, self.which, str(self.port), IMAGE]
         folder = str(self.folder)
         settings = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION, "TMPDIR": folder, "HOME": folder}
         settings |= {"GATEWAY_PORT": str(self.port), "STATE_DIR": folder, "S3_DATA_DIR": f"{folder}/s3"}  # of ministack
+        (self.folder / f"{self.which}.pid").unlink(missing_ok=True)
         self.pid = self._lifeline.start(self.which, command, **settings, **environment)
         until = time.monotonic() + 60
-        while not self._answers(health):
+        # By its log, too: what answers could be the other program.
+        while not (f"Running on {self.endpoint}" in self.log() and self._answers(health)):
             if not alive(self.pid) or time.monotonic() > until:
-                raise RuntimeError(f"{self.which} does not start: {self.log()[-2000:]}")
+                return False
             time.sleep(0.05)
+        return True
 
     def _answers(self, path: str) -> bool:
         try:
@@ -127,11 +136,20 @@ class Emulator:
         command = ["docker", "ps", "--quiet", "--no-trunc", *(["--all"] if all else []), *mine]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 
-    def enforce_permissions(self, after: int | None = 0) -> None:
-        """In moto: look at the policies of whoever calls, after so many further calls; with None,
-        let everybody do everything again."""
-        body = "inf" if after is None else str(after)
-        request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", data=body.encode(), method="POST")
+    @contextlib.contextmanager
+    def permissions(self) -> Iterator[None]:
+        """In moto: look at the policies of whoever calls during this block. Outside, everybody may
+        do everything, also who has no keys that moto has made."""
+        self._check_from("0")
+        try:
+            yield
+        finally:
+            self._check_from("inf")
+
+    def _check_from(self, number: str) -> None:
+        """Look at the policies from the call of this number on."""
+        text = {"Content-Type": "text/plain"}  # else urllib would say that it is a form
+        request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", number.encode(), text, method="POST")
         with urllib.request.urlopen(request, timeout=20):
             pass
 
