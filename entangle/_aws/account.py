@@ -159,6 +159,8 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
         code = error.response.get("Error", {}).get("Code", "")
         said = error.response.get("Error", {}).get("Message", "") or text
         what = f"{doing or 'aws'}:{error.operation_name}"
+        if code in _UNKNOWN or any(each in said for each in _UNKNOWN):
+            return UnreachableError(f"{account.place}: AWS does not know these credentials ({what}: {code}: {said})")
         if code in _FORBIDDEN:
             return UnreachableError(
                 f"{account.place}: you may not {what}: {said}. The policies that each decorator needs are in deploy/aws; "
@@ -166,8 +168,6 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
             )
         if code in _EXPIRED:
             return UnreachableError(f"{account.place}: the credentials have expired ({what}: {said}); log in anew")
-        if code in _UNKNOWN:
-            return UnreachableError(f"{account.place}: AWS does not know these credentials ({what}: {code}: {said})")
         if code == "NoSuchBucket":
             return UnreachableError(f"{account.place}: there is no bucket {account.bucket_name()!r} ({said}); make it, or name another one")
         if "Throttl" in code or "TooMany" in code or "LimitExceeded" in code or "Quota" in code:

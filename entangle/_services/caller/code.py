@@ -56,7 +56,13 @@ def main(program, address, name, lasts):
                         raise
                     time.sleep(seconds)
 
-        addresses = json.loads(read(address))["code"]
+        try:
+            addresses = json.loads(read(address))["code"]
+        except OSError as error:
+            if getattr(error, "code", 0) != 404:
+                raise
+            sys.stderr.write("entangle: there is no message " + name + " any more: its end is known\\n")
+            sys.exit(0)
     else:
         def read(path):
             with open(path, "rb") as file:

@@ -46,7 +46,8 @@ class FarAddresses:
 
     def __init__(self, address: str) -> None:
         told = _request("GET", address).body
-        assert told is not None
+        if told is None:
+            raise FarError("the list of addresses is gone: the call has ended")
         self._given: dict[str, Any] = json.loads(told)
         self._spools: list[_Spool] = []
         self._who = b""
@@ -106,7 +107,7 @@ class FarAddresses:
         """Open descriptors for what it prints, and for its errors. They are files: a pipe would
         need a reader, which a body that never lets go of the interpreter would stop."""
         self._spools = [_Spool("out", 1), _Spool("err", 2)]
-        out, err = (os.dup(spool.file.fileno()) for spool in self._spools)
+        out, err = (os.dup(spool.fd) for spool in self._spools)
         return out, err
 
     def put(self, name: str, pieces: Iterable[Bytes]) -> bool:
@@ -147,7 +148,10 @@ class FarAddresses:
         given = json.loads(body)
         tags = []
         for address, part in zip(given["parts"], _in_parts(held), strict=True):
-            tags.append(_request("PUT", address, part).headers["ETag"])
+            answer = _request("PUT", address, part)
+            if answer.status == 404:  # a twin of this program has put its outcome, or nobody waits for it any more
+                return _Answer(412, answer.headers, b"")
+            tags.append(answer.headers["ETag"])
         listed = "".join(f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>" for number, tag in enumerate(tags, 1))
         whole = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
         answer = _request("POST", given["complete"], whole, {"If-None-Match": "*", "Content-Type": "application/xml"})
@@ -161,23 +165,29 @@ class _Spool:
 
     def __init__(self, kind: str, stream: int) -> None:
         self.kind = kind
-        self.file = tempfile.TemporaryFile(buffering=0)
+        self.fd, path = tempfile.mkstemp()
+        os.unlink(path)
         self._platform = os.dup(stream)
         self._shown = self._put = 0
 
     def show(self, mailbox: FarAddresses, at_the_end: bool = False) -> None:
         """Pass on what is new: to the log of the platform, and to the mailbox."""
-        size = os.fstat(self.file.fileno()).st_size
+        size = os.fstat(self.fd).st_size
         while self._shown < size:
-            data = os.pread(self.file.fileno(), 1 << 20, self._shown)
+            data = os.pread(self.fd, 1 << 20, self._shown)
             if not data:
                 break
             self._shown += len(data)
             with contextlib.suppress(OSError):
                 os.write(self._platform, data)
         if size > self._put and (at_the_end or size <= PRINTED or size >= 2 * self._put):
-            mailbox.put_printed(self.kind, os.pread(self.file.fileno(), min(size, PRINTED_AT_MOST), 0))
+            mailbox.put_printed(self.kind, os.pread(self.fd, min(size, PRINTED_AT_MOST), 0))
             self._put = size
+
+    def close(self) -> None:
+        """Give up its descriptors."""
+        os.close(self.fd)
+        os.close(self._platform)
 
 
 class _Answer:

@@ -29,6 +29,8 @@ from entangle.errors import StoreFullError
 
 #: How often it looks after its caller, in parts of the time that the lease lasts.
 LOOKS = 10
+#: After so long it looks for the first time (seconds), then more and more rarely.
+FIRST = 0.5
 
 
 def run(address: str, name: str, lasts: float, codes: Callable[[str], Any]) -> NoReturn:
@@ -106,7 +108,9 @@ class FarProgram:
         """Wait for the end of the call. End it if nobody waits for it any more."""
         mailbox, name, lasts = self._mailbox, self._name, self._lasts
         lease, changed = mailbox.lease(), time.monotonic()
-        while not self._over.wait(min(mailbox.seldom, lasts / LOOKS) if lasts else mailbox.seldom):
+        pause, longest = FIRST, min(mailbox.seldom, lasts / LOOKS) if lasts else mailbox.seldom
+        while not self._over.wait(min(pause, longest)):
+            pause *= 2
             mailbox.live(name)
             if mailbox.is_cancelled(name):
                 self._end("the call was cancelled")

@@ -1,0 +1,53 @@
+"""Bodies that run in containers. The image has a Python, and nothing of the project."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+
+def add(a: Any, b: Any) -> Any:
+    """Their sum."""
+    return a + b
+
+
+def square(x: int) -> int:
+    """Its square, which is printed before."""
+    print("squaring", x)
+    return x * x
+
+
+def fail(text: str) -> None:
+    """An error with this text."""
+    raise ValueError(text)
+
+
+def environment() -> dict[str, str]:
+    """The variables that a job has."""
+    return dict(os.environ)
+
+
+def size(data: bytes) -> bytes:
+    """The same bytes, reversed."""
+    return data[::-1]
+
+
+def many(size: int) -> bytes:
+    """So many bytes."""
+    return b"e" * size
+
+
+def die() -> None:
+    """End by SIGKILL, with words."""
+    print("about to die", flush=True)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(seconds: float) -> str:
+    """Say so, and sleep."""
+    print("sleeping", flush=True)
+    time.sleep(seconds)
+    return "slept"

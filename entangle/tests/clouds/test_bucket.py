@@ -1,0 +1,240 @@
+"""The two sides of a mailbox in a bucket, over moto's S3."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from entangle._aws import bucket as buckets
+from entangle._aws.account import Account
+from entangle._aws.bucket import Bucket
+from entangle._services import envelope
+from entangle._services.far import addresses
+from entangle._services.far.addresses import FarAddresses
+from entangle.errors import FarError, OptionError, UnreachableError
+
+from ..services.emulators import Emulator
+
+Client = Callable[[str], Any]
+
+
+@pytest.fixture
+def account(aws_environment: Emulator, bucket: str) -> Account:
+    return Account(bucket=bucket)
+
+
+@pytest.fixture
+def box(account: Account) -> Iterator[Bucket]:
+    made = Bucket(account)
+    yield made
+    made.close()
+
+
+def sent(box: Bucket, name: str, *parts: bytes) -> FarAddresses:
+    """Send a message, and open the box as its program does."""
+    box.send(name, envelope.written({"name": name}, [[part] for part in parts]))
+    _, program, address, _ = box.command(box.add_code("program", b"pass"), name, ["program"])
+    assert addresses._request("GET", program).body == b"pass"
+    box.flush()
+    return FarAddresses(address)
+
+
+def test_a_message_and_its_outcome(box: Bucket) -> None:
+    there = sent(box, "1-1", b"arguments")
+    assert there.claim("1-1", "me")
+    assert there.message("1-1") == ({"name": "1-1"}, [bytearray(b"arguments")])
+    assert box.arrived() == set()
+    assert box.take("1-1") is None
+    assert there.put("1-1", envelope.written({"given": True}, [[b"value"]]))
+    assert box.arrived() == {"1-1"}
+    assert box.take("1-1") == ({"given": True}, [bytearray(b"value")])
+
+
+def test_what_is_put_once_stays(box: Bucket) -> None:
+    there, twin = sent(box, "1-1"), sent(box, "1-1")
+    assert there.claim("1-1", "one")
+    assert not twin.claim("1-1", "the other")
+    assert there.put("1-1", envelope.written({"given": 1}, []))
+    assert not twin.put("1-1", envelope.written({"given": 2}, []))
+    assert box.take("1-1") == ({"given": 1}, [])
+
+
+def test_two_that_claim_at_one_moment(box: Bucket) -> None:
+    for number in range(10):
+        sides = [sent(box, f"{number}-1") for _ in range(4)]
+        won: list[bool] = []
+
+        def claims(side: FarAddresses, name: str, won: list[bool]) -> None:
+            won.append(side.claim(name, "me"))
+
+        threads = [threading.Thread(target=claims, args=(side, f"{number}-1", won)) for side in sides]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(won) == [False, False, False, True]
+
+
+def test_a_claim_whose_answer_was_lost_is_ours(box: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = sent(box, "1-1")
+    real = urllib.request.urlopen
+    lost: list[str] = []
+
+    def loses(request: Any, **options: Any) -> Any:
+        answer = real(request, **options)
+        if request.method == "PUT" and not lost:
+            lost.append(request.full_url)
+            raise OSError("the network has lost the answer")
+        return answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", loses)
+    monkeypatch.setattr(addresses, "PAUSES", (0.0,))
+    assert there.claim("1-1", "me")
+    assert lost
+
+
+def test_a_cancelled_message_is_never_run(box: Bucket) -> None:
+    there = sent(box, "1-1")
+    assert not there.is_cancelled("1-1")
+    assert box.withdraw("1-1")
+    assert not there.claim("1-1", "me")
+    other = sent(box, "2-1")
+    assert other.claim("2-1", "me")
+    assert not box.withdraw("2-1")
+    assert other.is_cancelled("2-1")
+
+
+def test_a_message_that_is_gone(box: Bucket, aws: Client) -> None:
+    there = sent(box, "1-1")
+    box.discard("1-1")
+    wait_until(lambda: there.message("1-1") is None)
+    assert there.claim("1-1", "me")  # its claim went with it
+    there.unclaim("1-1")
+    assert box.sign_of_life("1-1") is None
+
+
+def test_signs_of_life_and_the_lease(box: Bucket) -> None:
+    there = sent(box, "1-1")
+    assert box.sign_of_life("1-1") is None
+    there.claim("1-1", "me")
+    first = box.sign_of_life("1-1")
+    there.live("1-1")
+    assert None is not first != box.sign_of_life("1-1")
+    lease = there.lease()
+    assert there.lease_is_fresh(60)
+    box.renew()
+    assert there.lease() != lease
+    time.sleep(1.1)  # S3 tells seconds
+    assert not there.lease_is_fresh(0.5)
+    box.close()
+    assert there.lease() is None
+    assert not there.lease_is_fresh(60)
+
+
+def test_prints_are_shown_as_they_come(box: Bucket, capfd: pytest.CaptureFixture[str]) -> None:
+    there = sent(box, "1-1")
+    there.claim("1-1", "me")
+    out, err = there.prints("1-1")
+    os.write(out, b"one\n")
+    there.live("1-1")
+    box.arrived()
+    assert list(box.printed()) == [("1-1", 1, b"one\n")]
+    os.write(out, b"two\n")
+    os.write(err, b"three\n")
+    there.put("1-1", envelope.written({}, []))
+    assert sorted(box.printed(["1-1"])) == [("1-1", 1, b"two\n"), ("1-1", 2, b"three\n")]
+    assert box.tail("1-1", 100) == "one\ntwo\nthree\n"
+    assert list(box.printed(["1-1"])) == []
+    for fd in (out, err):
+        os.close(fd)
+    for spool in there._spools:
+        spool.close()
+    shown = capfd.readouterr()  # what the platform has in its log
+    assert (shown.out, shown.err) == ("one\ntwo\n", "three\n")
+
+
+def test_a_large_outcome_goes_in_parts(box: Bucket, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "LARGE", 1 << 20)
+    monkeypatch.setattr(addresses, "PART", 5 << 20)  # the least that S3 takes, but for the last one
+    there = sent(box, "1-1")
+    value = os.urandom(12 << 20)
+    answered = threading.Thread(target=lambda: wait_until(lambda: "1-1" in box.arrived()))
+    answered.start()
+    assert there.put("1-1", envelope.written({"given": True}, [[value[: 7 << 20], value[7 << 20 :]]]))
+    answered.join()
+    assert box.take("1-1") == ({"given": True}, [bytearray(value)])
+    assert aws("s3").list_multipart_uploads(Bucket=box.bucket).get("Uploads", []) == []
+    # A twin of it does not take its place.
+    monkeypatch.setattr(addresses, "LARGE", 1 << 30)
+    assert not there.put("1-1", envelope.written({"given": False}, [[value]]))
+    box.discard("1-1")
+
+
+def test_nobody_answers_for_parts(box: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "LARGE", 1)
+    monkeypatch.setattr(addresses, "ANSWERS", 0.1)
+    with pytest.raises(FarError, match="needs addresses of its parts"):
+        sent(box, "1-1").put("1-1", [b"large"])
+
+
+def test_a_box_leaves_nothing(account: Account, aws: Client) -> None:
+    box = Bucket(account)
+    there = sent(box, "1-1", b"x")
+    there.claim("1-1", "me")
+    there.put("1-1", [b"outcome"])
+    prefix = box._box
+    tags = aws("s3").get_object_tagging(Bucket=box.bucket, Key=f"{prefix}back/1-1.outcome")["TagSet"]
+    assert tags == [{"Key": "entangle", "Value": "call"}]
+    box.close()
+    assert "Contents" not in aws("s3").list_objects_v2(Bucket=box.bucket, Prefix=prefix)
+
+
+def test_boxes_of_callers_that_are_gone_are_removed(account: Account, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = Bucket(account)
+    dead._pool.shutdown()
+    here = f"{buckets.PREFIX}p{os.getpid()}-"
+    gone = f"{buckets.PREFIX}p999999999-"
+    for key in (f"{dead._box}lease", f"{dead._box}messages/1-1"):
+        aws("s3").put_object(Bucket=dead.bucket, Key=key.replace(here, gone), Body=b"x")
+    monkeypatch.setattr(buckets, "LAPSED", 0.0)
+    box = Bucket(account)
+    found = aws("s3").list_objects_v2(Bucket=dead.bucket, Prefix=gone)
+    assert "Contents" not in found
+    box.close()
+    dead._pool = box._pool
+    with contextlib.suppress(RuntimeError):
+        dead._delete([key for key, _ in dead._list("")])
+
+
+def test_no_bucket(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="name one, @aws"):
+        Bucket(Account())
+    with pytest.raises(UnreachableError, match="there is no bucket 'entangle-nowhere'"):
+        Bucket(Account(bucket="entangle-nowhere"))
+
+
+def test_addresses_that_would_expire(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Account, "expires", lambda self: 300.0)
+    with pytest.raises(OptionError, match="expire in 300 s"):
+        Bucket(account)
+
+
+def test_an_expired_address(box: Bucket) -> None:
+    said = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    assert "log in with credentials that last longer" in str(addresses.refused("GET", 403, said))
+    assert json.dumps(str(addresses.refused("GET", 403, b"no XML"))).endswith('no XML"')
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
