@@ -1,4 +1,4 @@
-"""@aws, and what runs a function in an account of Amazon Web Services: @batch."""
+"""@aws, and what runs a function in an account of Amazon Web Services: @batch, @lmbda."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from typing import Any, cast
 
 from entangle._aws.account import Account, keep_keys
 from entangle._aws.batch_jobs import BatchJobs
+from entangle._aws.lambda_function import AtFunction, checked_name
 from entangle._aws.layers import AtAws, at_aws, with_account
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.option_values import is_number
 from entangle.errors import OptionError
-from entangle.task import Decorator, Task, refuse_unknown
+from entangle.task import Decorator, InjectingDecorator, Task, refuse_unknown
 
-__all__ = ["aws", "batch"]
+__all__ = ["aws", "batch", "lmbda"]
 
 _ACCOUNT = ("profile", "region", "keys", "role", "endpoint", "bucket")
 _BATCH = (
     *("queue", "image", "vcpus", "memory", "gpus", "job_role", "execution_role", "architecture"),
     *("python", "env", "time"),
 )
+_LMBDA = ("function", "qualifier")
 _ARCHITECTURES = {"x86_64": "X86_64", "amd64": "X86_64", "arm64": "ARM64", "aarch64": "ARM64"}
 _UNITS = {"": 1.0, "m": 1.0, "mb": 1e6 / 2**20, "mib": 1.0, "g": 1024.0, "gb": 1024.0, "gib": 1024.0}
 
@@ -43,7 +45,7 @@ def aws(
     bucket: str | None = None,
     **unknown: Any,
 ) -> Decorator:
-    """Say whose account of AWS the decorators beside it use: @batch, above or below.
+    """Say whose account of AWS the decorators beside it use: @batch, @lmbda, above or below.
 
     - `profile`: a profile of the files of the AWS command line.
     - `region`: by default that of the profile, or AWS_DEFAULT_REGION.
@@ -177,6 +179,58 @@ def batch(
 
     decorator: Any = wrap
     return cast(Decorator, decorator)
+
+
+@edge
+def lmbda(
+    _: None = None,
+    /,
+    *,
+    function: str | None = None,
+    qualifier: str | None = None,
+    **unknown: Any,
+) -> InjectingDecorator:
+    """Have a function that stands in AWS Lambda answer in place of the one below.
+
+    - `function`: its name, or its ARN.
+    - `qualifier`: a version, such as "3", or an alias; by default the newest.
+
+    The arguments of a call are the event, as JSON: `proxy(1, 2)` sends `{"args": [1, 2]}`,
+    `proxy(k=3)` sends `{"kwargs": {"k": 3}}`, and a single dict is sent as it is. What the function
+    answers is the value. The body below is not run; only its name counts. `timeout`, `retry` and
+    limits of other decorators hold here.
+
+    No thread waits for an answer: up to 1,000 requests of a process are under way at once. Where
+    Lambda runs no more of the function at the moment, the request is sent once more after a while,
+    for five minutes at most. It is never sent again where the function may have run, unless `retry`
+    says so. A call takes what Lambda takes and a few milliseconds. If the caller dies, or a call is
+    cancelled, a function that runs already runs on to its end. Needs the extra `aws`.
+
+    Raises OptionError here for bad options. Running a call raises LambdaError where the function
+    fails, with its error and the end of its log; ArgumentError for what JSON does not have, and for
+    events above 6 MB; UnreachableError where there is no such function or AWS refuses; and
+    LinkLostError where the connection ends before the answer comes.
+
+        @lmbda(function="resize", qualifier="live")
+        @aws(profile="lab")
+        def resize(): ...
+
+        resize({"key": "cat.png", "width": 200})()
+    """
+    refuse_unknown("lmbda", _LMBDA, unknown)
+    if _ is not None:
+        raise OptionError("@lmbda needs parentheses: @lmbda(function='…')")
+    if function is None:
+        raise OptionError("@lmbda needs the name of a function that stands in Lambda: @lmbda(function='…')")
+    checked_name(function, qualifier)
+    layer = AtFunction(function, qualifier)
+
+    @edge
+    def wrap(inner: Any) -> Task[..., Any]:
+        return at_aws("lmbda", inner, layer)
+
+    decorator: Any = wrap
+    return cast(InjectingDecorator, decorator)
 
 
 def mebibytes(door: str, given: object, option: str = "memory") -> int:

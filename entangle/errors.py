@@ -12,6 +12,7 @@
     ├── SchedulerImportError (ImportError)            author: `impl` names no scheduler class
     ├── DeviceError                                   machine: no GPU, or fewer than are wanted
     ├── RequestError                                  server, network: an HTTP request failed
+    ├── LambdaError                                   that function: it has failed in Lambda
     ├── FarError                                      another place, or the way to it
     │   ├── UnreachableError (ConnectionError)        place, network: no Python started there
     │   │   ├── HostKeyError                          host: its key is unknown, or another one
@@ -93,6 +94,21 @@ class RequestError(EntangleError):
 
     The fault of the server or of the network.
     """
+
+
+class LambdaError(EntangleError):
+    """A function that stands in AWS Lambda has failed there. The fault of that function.
+
+    The text has its error and the end of its log. `error_type` and `error_message` are what Lambda
+    tells of the error, `stack` its lines there, `log` the end of the log (at most 4 KB), and
+    `request` the id of the request.
+    """
+
+    error_type: str = ""
+    error_message: str = ""
+    stack: tuple[str, ...] = ()
+    log: str = ""
+    request: str = ""
 
 
 class FarError(EntangleError):

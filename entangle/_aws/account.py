@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -44,6 +45,19 @@ class Account:
     def client(self, service: str) -> Any:
         """A client of boto3, one for each service in a process. Raises OptionError."""
         return _client(self, service, os.getpid())
+
+    def signed(self, service: str, region: str, method: str, url: str, headers: Mapping[str, str], data: bytes) -> dict[str, str]:
+        """The headers of a request to AWS, with its signature (version 4) as of now."""
+        from botocore.auth import SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.exceptions import NoCredentialsError
+
+        found = _session(self, os.getpid()).get_credentials()
+        if found is None:
+            raise told(NoCredentialsError(), self, service)
+        request: Any = AWSRequest(method, url, dict(headers), data)
+        SigV4Auth(found.get_frozen_credentials(), service, region).add_auth(request)
+        return dict(request.headers.items())
 
     def expires(self) -> float | None:
         """How long its credentials last (seconds); None: for ever."""

@@ -317,8 +317,9 @@ class Run:
         first, lanes = lanes_of(flow), own_lanes_of(flow)
         used = {lane for body in flow.bodies_used() for lane in (first[body], lanes[body])}
         for one in flow.bodies:
-            if isinstance(one.ahead, AwayFunction):
-                one.ahead.prepare()
+            for part in (one.ahead, one.function):
+                if isinstance(part, AwayFunction):
+                    part.prepare()
         needs_files = not used <= {*IN_CALLER} or any(body.pools or body.shared_memory or body.retry for body in flow.bodies)
         directory = spill = home_path = ""
         budget: CookieQueue | None = None

@@ -24,9 +24,9 @@ from concurrent import futures
 from typing import Any
 
 from entangle._run.start import session
-from entangle._tasks.web_exchange import Exchange, imported
+from entangle._tasks.web_exchange import Exchange, Later, Pauses, imported
 from entangle._worker.away import AwayCall
-from entangle.errors import RunCancelledError
+from entangle.errors import EntangleError, RunCancelledError
 
 #: The most requests of a process that are under way at once. Each has a connection.
 MOST = 1000
@@ -146,32 +146,54 @@ class WebClient:
     async def _ask(self, asking: Asking) -> None:
         call, exchange = asking.call, asking.exchange
         try:
-            _, fields = call.take()
-            sent = exchange.sent(fields)
+            sent = exchange.sent(*call.take())
             self._open()
-            if self._places.locked():
-                call.waits = "many requests are under way already"
-            async with self._places:
-                call.runs()
-                asking.begun = True
-                number = heapq.heappop(self._free)
+            pauses = Pauses(exchange)
+            while True:
                 try:
-                    part = self._parts.get(number)
-                    if part is None:
-                        part = self._parts[number] = _Part(self._verify)
-                    content = exchange.content(await part.answer(exchange, sent))
-                finally:
-                    heapq.heappush(self._free, number)
+                    content = await self._content(asking, sent)
+                    break
+                except Later as later:
+                    seconds = pauses.after(later)
+                    asking.begun, call.waits = False, later.why
+                    await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             call.failed(RunCancelledError("the web client has ended"))  # nobody hears that of a call that was cancelled
             raise
+        except EntangleError as error:
+            call.failed(error.with_traceback(None))  # our own frames, and what they hold, tell nobody anything
         except Exception as error:
-            failure = exchange.failure(error)
-            if failure is not error:
-                failure.__cause__ = error
-            call.failed(failure)
+            call.failed(error)
         else:
             call.done(content)
+
+    async def _content(self, asking: Asking, sent: dict[str, Any]) -> Any:
+        """Send the request, as soon as there is a place, and give what its answer means."""
+        call, exchange = asking.call, asking.exchange
+        if self._places.locked():
+            call.waits = "many requests are under way already"
+        async with self._places:
+            number = heapq.heappop(self._free)
+            try:
+                part = self._parts.get(number)
+                if part is None:
+                    part = self._parts[number] = _Part(self._verify)
+                if exchange.signs:
+                    sent = await self._loop.run_in_executor(None, exchange.signed, sent)
+                call.runs()
+                asking.begun = True
+                try:
+                    answer = await part.answer(exchange, sent)
+                except Exception as error:
+                    failure = exchange.failure(error)
+                    if failure is error:
+                        raise
+                    raise failure from error
+                if exchange.ticket:
+                    call.ticket = answer.headers.get(exchange.ticket, "")
+                return exchange.content(answer)
+            finally:
+                heapq.heappush(self._free, number)
 
     def _open(self) -> None:
         if self._verify is not None:
@@ -217,7 +239,7 @@ class _Part:
         connection of its own, and another one is sent once more if nothing was answered.
         """
         httpx = imported()
-        if exchange.follows:
+        if exchange.keeps:
             seen: set[str] = set()
 
             async def note(event: str, _: Any) -> None:
@@ -227,7 +249,7 @@ class _Part:
             try:
                 return await self._pooled.send(request, follow_redirects=False)
             except (httpx.NetworkError, httpx.RemoteProtocolError):
-                if _OPENED in seen or _ANSWERED in seen:
+                if not exchange.follows or _OPENED in seen or _ANSWERED in seen:
                     raise
         if self._fresh is None:
             self._fresh = self._make(limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,7 +17,91 @@ QUERY = ("GET", "HEAD", "DELETE", "OPTIONS")
 _START = 300
 
 
+#: How long a server may refuse all requests of an exchange for now before they fail, and the
+#: longest pause (seconds).
+PATIENCE, LONGEST_PAUSE = 300.0, 20.0
+
+
+class Later(Exception):
+    """In place of an error: the server has done nothing, and is to be asked once more. `why` is for
+    those who look on; `error` is what a call raises if the server never does."""
+
+    def __init__(self, why: str, error: Exception) -> None:
+        super().__init__(why)
+        self.why, self.error = why, error
+
+
 class Exchange:
+    """What is asked of a server for a call, and what its answer means.
+
+    `host` names it in records. `follows`: redirects are followed, and a request whose connection
+    was closed before it was answered is sent once more. `keeps`: connections are used again.
+    `signs`: `signed` is called just before a request is sent, in a thread that it may block.
+    `runs_on`: what was asked for goes on when the request is aborted. `ticket` is the header of an
+    answer that names the request there.
+    """
+
+    host = ticket = ""
+    follows = keeps = signs = runs_on = False
+    #: When the server has last done what it was asked (of the monotonic clock).
+    heard = 0.0
+
+    def sent(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What httpx needs for a request with these arguments. Raises what is wrong with them."""
+        raise NotImplementedError
+
+    def signed(self, sent: dict[str, Any]) -> dict[str, Any]:
+        """The same, signed as of now."""
+        return sent
+
+    def content(self, answer: Any) -> Any:
+        """The value of an answer. Raises what it means else, or Later."""
+        raise NotImplementedError
+
+    def failure(self, error: Exception) -> Exception:
+        """The error of a call, or Later, for what httpx raises."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Import what it takes."""
+        imported()
+
+    def ask(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The value of the answer. This thread waits for it."""
+        sent = self.sent(args, kwargs)
+        pauses = Pauses(self)
+        while True:
+            try:
+                try:
+                    answer = imported().request(follow_redirects=self.follows, **self.signed(sent))
+                except Exception as error:
+                    failure = self.failure(error)
+                    if failure is error:
+                        raise
+                    raise failure from error
+                return self.content(answer)
+            except Later as later:
+                time.sleep(pauses.after(later))
+
+
+class Pauses:
+    """The pauses of one call before it asks once more."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._count = 0
+        self._since = time.monotonic()
+
+    def after(self, later: Later) -> float:
+        """How long to wait (seconds). Raises its error where the server has done nothing for too
+        long."""
+        if time.monotonic() - max(self._since, self._exchange.heard) > PATIENCE:
+            raise later.error from None
+        self._count += 1
+        return min(LONGEST_PAUSE, 0.1 * 2.0**self._count) * random.uniform(0.5, 1.0)
+
+
+class Page(Exchange):
     """A URL, and how it is asked. `timeout` is in seconds."""
 
     def __init__(self, url: str, method: str, timeout: float, headers: Mapping[str, str]) -> None:
@@ -23,20 +109,15 @@ class Exchange:
         self.method = method
         self.timeout = timeout
         self.headers = dict(headers)
+        # A body is not sent on: its author named this URL, and no other.
+        self.follows = self.keeps = method in QUERY
+        #: Who is asked, as records tell it: without a password.
+        self.host = urlsplit(url).netloc.rpartition("@")[2]
 
-    @property
-    def host(self) -> str:
-        """Who is asked, as records tell it: without a password."""
-        return urlsplit(self.url).netloc.rpartition("@")[2]
-
-    @property
-    def follows(self) -> bool:
-        """Whether redirects are followed. A body is not sent on: its author named this URL, and no
-        other."""
-        return self.method in QUERY
-
-    def sent(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """What httpx needs for a request with these fields. Raises RequestError without httpx."""
+    def sent(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What httpx needs for a request with these keyword arguments. Raises RequestError without
+        httpx."""
+        fields = kwargs
         httpx = imported()
         url = httpx.URL(self.url)
         sent: dict[str, Any] = {}
@@ -46,18 +127,6 @@ class Exchange:
             said = {name.lower(): value for name, value in self.headers.items()}.get("content-type", "")
             sent["json" if "json" in said else "data"] = fields
         return {"method": self.method, "url": url, "headers": self.headers, "timeout": self.timeout, **sent}
-
-    def ask(self, fields: dict[str, Any]) -> bytes:
-        """The content of the answer. This thread waits for it."""
-        sent = self.sent(fields)
-        try:
-            answer = imported().request(follow_redirects=self.follows, **sent)
-        except Exception as error:
-            failure = self.failure(error)
-            if failure is error:
-                raise
-            raise failure from error
-        return self.content(answer)
 
     def failure(self, error: Exception) -> Exception:
         """The error of a call for what httpx raises."""

@@ -11,7 +11,7 @@ from typing import Any
 from entangle._run.last_run import LastRun
 from entangle._shared import greenlets
 from entangle._tasks.layer import Decorated, Layer
-from entangle._tasks.web_exchange import Exchange, imported
+from entangle._tasks.web_exchange import Exchange, Page
 from entangle._worker.away import AwayCall, AwayFunction
 from entangle._worker.worker import here
 
@@ -22,7 +22,7 @@ class Request(Layer):
     takes_arguments = True
 
     def __init__(self, url: str, method: str, timeout: float, headers: Mapping[str, str]) -> None:
-        self.exchange = Exchange(url, method, timeout, headers)
+        self.exchange = Page(url, method, timeout, headers)
 
     def ahead(self, rest: Decorated) -> Callable[..., Any]:
         """The server is asked before a worker takes the call: waiting for it costs no thread."""
@@ -32,7 +32,7 @@ class Request(Layer):
         """Send the keyword arguments; the function gets the content, then the positional ones."""
         worker = here.worker
         answered = worker.take_ahead() if worker is not None else None
-        content = answered[0] if answered is not None else self.exchange.ask(kwargs)
+        content = answered[0] if answered is not None else self.exchange.ask((), kwargs)
         return inner(content, *args)
 
 
@@ -46,7 +46,7 @@ class RequestPlace:
     def prepare(self) -> None:
         """Import what it takes, before a run forks workers beside a thread that would do it."""
         with contextlib.suppress(Exception):
-            imported()
+            self.exchange.prepare()
             import anyio._backends._asyncio  # noqa: F401
 
             import entangle._tasks.web_client  # noqa: F401
@@ -70,7 +70,7 @@ class RequestPlace:
     def _ask(self, call: AwayCall) -> None:
         call.where = self.exchange.host
         try:
-            call.done(self.exchange.ask(call.take()[1]))
+            call.done(self.exchange.ask(*call.take()))
         except BaseException as error:
             call.failed(error)
 
@@ -83,7 +83,7 @@ class RequestPlace:
         if call.handle is None:
             return False
         call.handle.cancel()
-        return True
+        return not (self.exchange.runs_on and call.handle.begun)
 
 
 def _end_client() -> None:

@@ -323,6 +323,8 @@ def _as_lambda_does() -> None:
             ensure(model, name)
 
     LambdaFunction.invoke, DockerModel.ensure_image_exists = invoked, ensured
+    vars_of: Any = DockerModel
+    vars_of._DockerModel__docker_client = None  # a version is a copy of a function, which lacks it
 
 
 # --- S3 -------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class _Server:
     def __init__(self, handler: type[_Handler]) -> None:
         class Listening(ThreadingHTTPServer):
             daemon_threads = False  # waited for when it closes
+            request_queue_size = 1024  # with the default of 5, some of many clients at once are reset
 
         self._connections: set[Any] = set()
         connections = self._connections
