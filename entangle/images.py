@@ -55,7 +55,7 @@ def build_image(
 
     The packages are chosen by the pip here, with its index and its login, and only as wheels;
     neither is in the image. A first build takes as long as pip takes to get the packages, and some
-    seconds; the same again, where all versions are given, less than one.
+    seconds; the same again, where all versions are given, about one.
 
     Raises OptionError for bad options, UnreachableError without a docker daemon, ImageError for a
     base, a package or a registry that cannot be had, UnfitPythonError for a Python that is too old.

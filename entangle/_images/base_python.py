@@ -113,6 +113,7 @@ def base_python(client: Any, base: dict[str, Any], image: str, executable: str) 
 
 def _run(client: Any, base: dict[str, Any], image: str, executable: str) -> tuple[int, str]:
     from docker import errors
+    from requests.exceptions import ConnectionError, Timeout
 
     identity = None
     try:
@@ -126,6 +127,9 @@ def _run(client: Any, base: dict[str, Any], image: str, executable: str) -> tupl
         client.start(identity)
         status = client.wait(identity, timeout=_TELLS)["StatusCode"]
         return status, client.logs(identity).decode(errors="replace")
+    except (Timeout, ConnectionError):  # docker's library gives either when an answer takes too long
+        client.ping()
+        raise ImageError(f"the Python {executable!r} of the image {image!r} does not answer within {_TELLS} s") from None
     except errors.APIError as error:
         told = str(error.explanation or error)
         if "exec format error" in told.lower():

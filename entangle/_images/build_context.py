@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from typing import IO, Any
 
 from entangle._images.base_python import BasePython
@@ -57,8 +58,10 @@ def add_finder(folder: str, level: int) -> None:
             file.write(text)
 
 
-def dockerfile(base: dict[str, Any], python: BasePython, folder: str, level: int, entry: list[str], command: list[str]) -> str:
-    """The text of a Dockerfile for what lies in a folder."""
+def dockerfile(
+    base: dict[str, Any], python: BasePython, folder: str, level: int, entry: list[str], command: list[str], labels: Mapping[str, str]
+) -> str:
+    """The text of a Dockerfile for what lies in a folder. Labels are one step: each takes time."""
     config = base.get("Config") or {}
     environment = dict(one.partition("=")[::2] for one in config.get("Env") or ())
     lines = [f"FROM {base['Id']}"]
@@ -71,7 +74,8 @@ def dockerfile(base: dict[str, Any], python: BasePython, folder: str, level: int
             lines += [f"USER {user}"] if user else []
         if os.path.isdir(os.path.join(folder, PACKAGES, "bin")):
             lines.append(f"ENV PATH={place(level)}/bin:{environment.get('PATH') or _PATH}")
-    return "\n".join([*lines, f"ENTRYPOINT {json.dumps(entry)}", f"CMD {json.dumps(command)}", ""])
+    told = " ".join(f"{name}={json.dumps(value)}" for name, value in labels.items()).replace("$", "\\$")
+    return "\n".join([*lines, f"LABEL {told}", f"ENTRYPOINT {json.dumps(entry)}", f"CMD {json.dumps(command)}", ""])
 
 
 def pack(folder: str, recipe: str, into: IO[bytes]) -> None:

@@ -55,7 +55,8 @@ class BuiltImage:
     """An image that was built: its name, and what is in it.
 
     `size` is in bytes, with the base; `digest` is that of the registry, "" if it was not pushed;
-    `packages` are `name==version`; `reused` says that the same image was there already.
+    `packages` are `name==version`; `reused` says that the same image was there already; `left_out`
+    are modules that functions import, and that are not installed here.
     """
 
     tag: str
@@ -68,6 +69,7 @@ class BuiltImage:
     python: str
     packages: tuple[str, ...]
     reused: bool
+    left_out: tuple[str, ...] = ()
 
 
 def build(wanted: Wanted, fresh: bool, pushes: bool, told: Told) -> BuiltImage:
@@ -95,6 +97,7 @@ def build(wanted: Wanted, fresh: bool, pushes: bool, told: Told) -> BuiltImage:
         python=labels[PYTHON],
         packages=tuple(json.loads(labels[HELD])),
         reused=reused,
+        left_out=wanted.needs.left_out,
     )
 
 
@@ -167,11 +170,12 @@ def _make(client: Any, wanted: Wanted, base: dict[str, Any], recipe: str, fresh:
                 lambda_entry.add_entangle(packages)
             add_finder(site, level)
         entry, command = _started_as(wanted)
-        pack(os.path.dirname(packages), dockerfile(base, python, os.path.dirname(packages), level, entry, command), context)
-        context.seek(0)
         labels = {RECIPE: recipe, FOR: wanted.service, BASE: wanted.base, PYTHON: python.text, LEVEL: str(level)}
         labels[HELD] = json.dumps([f"{name}=={version}" for name, version in sorted(held.items())])
-        return _built(client, context, labels, fresh, told)
+        folder = os.path.dirname(packages)
+        pack(folder, dockerfile(base, python, folder, level, entry, command, labels), context)
+        context.seek(0)
+        return _built(client, context, fresh, told)
 
 
 def _started_as(wanted: Wanted) -> tuple[list[str], list[str]]:
@@ -181,9 +185,9 @@ def _started_as(wanted: Wanted) -> tuple[list[str], list[str]]:
     return [], [wanted.executable]
 
 
-def _built(client: Any, context: IO[bytes], labels: dict[str, str], fresh: bool, told: Told) -> str:
+def _built(client: Any, context: IO[bytes], fresh: bool, told: Told) -> str:
     identity, said = "", ""
-    for event in client.build(fileobj=context, custom_context=True, labels=labels, rm=True, forcerm=True, nocache=fresh, decode=True):
+    for event in client.build(fileobj=context, custom_context=True, rm=True, forcerm=True, nocache=fresh, decode=True):
         if "error" in event:
             raise ImageError(f"docker cannot build the image: {event['error'].strip()}{said}")
         line = str(event.get("stream") or event.get("status") or "").strip()

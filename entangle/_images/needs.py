@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
 from entangle._remote.caller.modules import version_of
-from entangle._remote.caller.requirements import requirements
+from entangle._remote.caller.requirements import modules_behind, requirements
 from entangle._shared.summaries import value_in_short
 from entangle.errors import OptionError
 
@@ -33,6 +35,8 @@ class Needs:
     constraints: tuple[str, ...] = ()
     #: Whether functions import some of the packages, whose versions are then those installed here.
     imported: bool = False
+    #: Modules that functions import, and that are not here.
+    left_out: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> bool:
@@ -81,14 +85,14 @@ def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, function
     if path is not None and not os.path.isfile(path):
         raise OptionError(f"there is no requirements file {os.fspath(file or '')!r}")
     found = Needs(tuple(os.path.abspath(one) if os.path.isfile(one) else one for one in named), path)
-    imported = sorted({one for function in functions for one in requirements(function)})
-    if not imported:
-        return found
+    wanted = list(functions)
+    imported = requirements(*wanted)
     told = {_key(one) for one in (*named, *found._text().splitlines())}
     mine = [one for one in imported if _key(one) not in told]
     told.update(map(_key, mine))
     below = [one for one in _below(imported) if _key(one) not in told]
-    return Needs((*found.packages, *mine), path, tuple(below), imported=bool(mine))
+    left_out = [one for one in _unknown(wanted) if _key(one) not in told]
+    return Needs((*found.packages, *mine), path, tuple(below), bool(mine), tuple(left_out))
 
 
 def with_these(found: Needs, names: Iterable[str]) -> Needs:
@@ -103,6 +107,12 @@ def _key(requirement: str) -> str:
     text = os.path.basename(requirement).partition("-")[0] if requirement.endswith(".whl") else requirement
     name = _NAME.match(text.strip())
     return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
+
+
+def _unknown(functions: Iterable[Callable[..., Any]]) -> list[str]:
+    """The modules that functions import, and that are not here."""
+    modules = {one for function in functions for one in modules_behind(function)[1]}
+    return sorted(one for one in modules if one not in sys.modules and importlib.util.find_spec(one) is None)
 
 
 def _below(wanted: Iterable[str]) -> list[str]:

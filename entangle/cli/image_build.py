@@ -77,8 +77,13 @@ def _show(made: BuiltImage) -> None:
     for head, said in lines:
         if said:
             out.print(text((f"{head:<10}", "dim"), said), soft_wrap=True)
+    notes = []
+    if made.left_out:
+        left = ", ".join(made.left_out)
+        notes.append(f"Not in the image, as it is not installed here: {left}. Where functions need it: --package NAME")
     if made.python.split(".")[:2] != [str(part) for part in sys.version_info[:2]]:
-        note = f"The functions will run with Python {made.python}; here is {sys.version.split()[0]}."
+        notes.append(f"The functions will run with Python {made.python}; here is {sys.version.split()[0]}.")
+    for note in notes:
         console(stderr=True).print(text(note, style="yellow"), soft_wrap=True)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from entangle import images
+from entangle._images import base_python
 from entangle._images.base_python import BasePython
 from entangle._images.image_name import image_name
 from entangle._images.needs import Needs, needs
@@ -430,6 +431,17 @@ def test_a_base_that_cannot_be_used(base: str, name: str) -> None:
         build_image(name, base=base, python="3.99")
 
 
+def test_a_python_that_does_not_answer(base: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_python, "_TELLS", 1)
+    below = f"{name}-below"
+    recipe = f'FROM {base}\nRUN printf "#!/bin/sh\\nexec sleep 60\\n" >/bin/slow && chmod 755 /bin/slow\n'
+    said_by("docker", "build", "--quiet", "--tag", below, "-", input=recipe, env={**os.environ, "DOCKER_BUILDKIT": "0"})
+    before = set(given.containers())
+    with pytest.raises(ImageError, match=r"'slow' of the image .* does not answer within 1 s"):
+        build_image(name, base=below, executable="slow")
+    assert set(given.containers()) <= before
+
+
 def test_a_package_that_cannot_be_had(base: str, name: str, wheels: Path) -> None:
     wheel(wheels, "greens", "1.0", {"greens.py": ""}, platform="win_amd64")
     for wanted in ("greens==1.0", "no-such-package"):
@@ -519,6 +531,18 @@ def test_what_is_the_same_whenever_it_is_asked_for(tmp_path: Path) -> None:
         assert (needs([], listed, ()).fixed, line) == (fixed, line)
         if not line.startswith(("#", "-")) and "\n" not in line:
             assert Needs((line,)).fixed is fixed
+
+
+def test_a_module_that_is_not_installed_here_is_told() -> None:
+    def optional() -> Any:
+        try:
+            import not_installed_here  # type: ignore[import-not-found]
+        except ImportError:
+            import json as not_installed_here
+        return not_installed_here
+
+    assert needs([], None, [optional]).left_out == ("not_installed_here",)
+    assert needs(["not-installed-here"], None, [optional]).left_out == ()
 
 
 def test_what_is_named_goes_before_what_is_installed_here(tmp_path: Path) -> None:

@@ -64,9 +64,10 @@ def furnished(function: Callable[..., Any]) -> Furnishing | None:
     return Furnishing(wanted) if wanted else None
 
 
-def requirements(function: Callable[..., Any]) -> list[str]:
-    """What pip must install so that the function finds its imports: `name==version`, sorted."""
-    modules = {name.partition(".")[0] for name in _with_theirs(_imports(function, set()))}
+def requirements(*functions: Callable[..., Any]) -> list[str]:
+    """What pip must install so that the functions find their imports: `name==version`, sorted."""
+    seen: set[int] = set()
+    modules = {name.partition(".")[0] for name in _with_theirs(one for function in functions for one in _imports(function, seen))}
     modules = {name for name in modules if name not in sys.stdlib_module_names and name not in _COMES_BY_ITSELF}
     if not modules:
         return []
