@@ -1,8 +1,8 @@
-"""The process of an emulator: `python emulator_process.py {moto,ministack} PORT IMAGE`.
+"""The process of an emulator: `python emulator_process.py {moto,ministack} PORT IMAGE FOLDER`.
 
 It stands alone, as ministack runs in an environment without entangle. Containers that the emulator
 makes get a label, the network of the host (so that they reach its port on loopback), and a limit
-of memory; when this process is told to end, they go.
+of memory; when this process is told to end, they go, and so does its folder.
 
 Where an emulator leaves out what AWS documents, and entangle relies on it, it is filled in here:
 `_as_batch_does`, `_as_ecs_does`, `_as_lambda_does`, `_as_s3_does`. What that is, and what is still
@@ -15,8 +15,8 @@ import contextlib
 import datetime
 import functools
 import importlib
-import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -207,10 +207,24 @@ def _why_it_stopped(job: Any, error: BaseException | None) -> dict[str, Any]:
     told: dict[str, Any] = {"statusReason": "Essential container in task exited"}
     if job.exit_code is not None:
         told["exitCode"] = job.exit_code
-    container.reload()
-    if container.attrs["State"]["OOMKilled"]:
-        told["reason"] = "OutOfMemoryError: Container killed due to memory usage"
+    if job.exit_code == 137 and not job.stop and _had_no_memory(container):
+        told["reason"] = _NO_MEMORY
     return told
+
+
+#: The words of Batch and of ECS.
+_NO_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
+
+
+def _had_no_memory(container: Any) -> bool:
+    """Whether the kernel has killed a container for its memory: the daemon may hear of that after
+    it has heard of the end."""
+    for _ in range(20):
+        container.reload()
+        if container.attrs["State"]["OOMKilled"]:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 # --- ECS ------------------------------------------------------------------------------------------
@@ -220,7 +234,7 @@ def _as_ecs_does() -> None:
     """The memory of a task or a container is a limit, with the reason where it was too little; and
     the words with which AWS says that a task ended by itself."""
     ecs: Any = importlib.import_module("ministack.services.ecs")
-    build, mark, maybe_mark = ecs._build_run_kwargs, ecs._mark_task_stopped, ecs._maybe_mark_stopped
+    build, mark = ecs._build_run_kwargs, ecs._mark_task_stopped
 
     def built(definition: Any, task_definition: Any, *more: Any) -> Any:
         options = build(definition, task_definition, *more)
@@ -231,23 +245,16 @@ def _as_ecs_does() -> None:
     def marked(arn: str, task: Any, reason: str, code: str, exit_code: int | None = None) -> Any:
         if reason == "Essential container exited":
             reason = "Essential container in task exited"
+            for told, identity in zip(task.get("containers", []), list(task.get("_docker_ids") or []), strict=False):
+                if told.get("exitCode") == 137 and _had_no_memory(ecs._get_docker().containers.get(identity)):
+                    told["reason"] = _NO_MEMORY
         elif reason == "Your Spot Task was interrupted.":  # a test plays Fargate
             code = "SpotInterruption"
         elif "/images/create" in reason:  # the daemon's pull
             reason = "CannotPullContainerError: " + reason.partition("start container: ")[2]
         return mark(arn, task, reason, code, exit_code)
 
-    def maybe_marked(task: Any, docker_client: Any = None) -> None:
-        for told, identity in zip(task.get("containers", []), list(task.get("_docker_ids") or []), strict=False):
-            try:
-                state = ecs._get_docker().containers.get(identity).attrs["State"]
-            except Exception:  # removed meanwhile
-                continue
-            if state["OOMKilled"]:
-                told["reason"] = "OutOfMemoryError: Container killed due to memory usage"
-        maybe_mark(task, docker_client)
-
-    ecs._build_run_kwargs, ecs._mark_task_stopped, ecs._maybe_mark_stopped = built, marked, maybe_marked
+    ecs._build_run_kwargs, ecs._mark_task_stopped = built, marked
 
 
 def _ecs_prints_elsewhere(endpoint: str) -> None:
@@ -377,22 +384,25 @@ def _ministack(port: str) -> None:
     main()
 
 
-def run(which: str, port: str, image: str) -> None:
+def run(which: str, port: str, image: str, folder: str) -> None:
     """Run an emulator until this process is told to end."""
     containers = Containers(port, image)
     containers.watch()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it has a handler of its own
+    trouble: Any = None
     try:
         {"moto": _moto, "ministack": _ministack}[which](port)
-    except SystemExit:
-        pass
+    except SystemExit as end:
+        trouble = end.code
     except BaseException as error:
-        print(json.dumps({"error": repr(error)}), file=sys.stderr, flush=True)
-        raise
+        trouble = error
+        print(repr(error), file=sys.stderr, flush=True)
     finally:
         containers.end()
-        # Threads of jobs and of requests would be waited for.
         sys.stderr.flush()
+        if not trouble:  # else its log says what it was
+            shutil.rmtree(folder, ignore_errors=True)
+        # Threads of jobs and of requests would be waited for.
         os._exit(0)
 
 

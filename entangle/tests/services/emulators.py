@@ -78,8 +78,8 @@ class Emulator:
         raise RuntimeError(f"{self.which} does not start: {self.log()[-2000:]}")
 
     def _started(self, python: Path, health: str, environment: dict[str, str]) -> bool:
-        command = [str(python), emulator_process.__file__, self.which, str(self.port), IMAGE]
         folder = str(self.folder)
+        command = [str(python), emulator_process.__file__, self.which, str(self.port), IMAGE, folder]
         settings = {**CREDENTIALS, "AWS_DEFAULT_REGION": REGION, "TMPDIR": folder, "HOME": folder}
         settings |= {"GATEWAY_PORT": str(self.port), "STATE_DIR": folder, "S3_DATA_DIR": f"{folder}/s3"}  # of ministack
         (self.folder / f"{self.which}.pid").unlink(missing_ok=True)
