@@ -205,6 +205,7 @@ class _Asking:
         if error is None or isinstance(error, EntangleError):
             return
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
-        if isinstance(error, (BotoCoreError, ClientError)):
+        if isinstance(error, (BotoCoreError, ClientError, ResponseParserError)):
             raise told(error, self._account, self._service) from None

@@ -158,10 +158,21 @@ def _clean(as_json: Json = False) -> None:
 
 
 @app.command("doctor")
-def _doctor(as_json: Json = False) -> None:
+def _doctor(
+    as_json: Json = False,
+    aws: Annotated[bool, typer.Option("--aws", help="Look at an account of AWS instead: who you are, what each decorator lacks.")] = False,
+    profile: Annotated[str | None, typer.Option(help="With --aws: a profile of the AWS command line.")] = None,
+    region: Annotated[str | None, typer.Option(help="With --aws: a region.")] = None,
+    bucket: Annotated[str | None, typer.Option(help="With --aws: the bucket for calls and values; else ENTANGLE_BUCKET.")] = None,
+) -> None:
     """Check what works on this machine, and say how to get the rest."""
     from entangle.cli.doctor import doctor
 
+    if aws:
+        from entangle._aws.account import Account
+        from entangle.cli.doctor_aws import looks
+
+        raise typer.Exit(doctor(as_json, looks(Account(profile, region, bucket=bucket))))
     raise typer.Exit(doctor(as_json))
 
 

@@ -1,0 +1,123 @@
+"""Make what @batch and @fargate need in an account of AWS, once; what is there already stays.
+
+    python deploy/aws/make.py --bucket lab-calls --queue short
+
+A bucket that removes what callers that were killed have left in it; a role with which containers
+are started and their logs written; a compute environment of Fargate in the default VPC (no machine
+of your own, nothing to pay for while nothing runs), and a queue before it. It prints what to write
+in a program. Run it as somebody who may make all that; programs need the policies beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import boto3
+from botocore.exceptions import ClientError
+
+#: Calls that have waited for longer than this have lost their addresses.
+DAYS = 8
+ROLE = "entangle-containers"
+TRUST = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Principal": {"Service": "ecs-tasks.amazonaws.com"}, "Action": "sts:AssumeRole"}],
+}
+#: To fetch images from the account's own registry, and to write logs.
+ACTIONS = [
+    *("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
+    *("logs:CreateLogStream", "logs:PutLogEvents"),
+]
+
+
+def make_bucket(session: boto3.Session, bucket: str) -> None:
+    """A private bucket with a rule for what is left behind."""
+    s3 = session.client("s3")
+    where = {} if session.region_name == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": session.region_name}}
+    try:
+        s3.create_bucket(Bucket=bucket, **where)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou",):
+            raise
+    blocked = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"), True)
+    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=blocked)
+    left = {
+        "ID": "entangle-left-behind",
+        "Status": "Enabled",
+        "Filter": {"And": {"Prefix": "entangle/", "Tags": [{"Key": "entangle", "Value": "call"}]}},
+        "Expiration": {"Days": DAYS},
+    }
+    parts = {
+        "ID": "entangle-parts",
+        "Status": "Enabled",
+        "Filter": {"Prefix": "entangle/"},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+    }
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [left, parts]})
+
+
+def make_role(session: boto3.Session) -> str:
+    """The role with which containers are started: its ARN."""
+    iam = session.client("iam")
+    try:
+        return str(iam.get_role(RoleName=ROLE)["Role"]["Arn"])
+    except iam.exceptions.NoSuchEntityException:
+        arn = str(iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]["Arn"])
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ACTIONS, "Resource": "*"}]}
+    iam.put_role_policy(RoleName=ROLE, PolicyName="containers", PolicyDocument=json.dumps(policy))
+    return arn
+
+
+def make_queue(session: boto3.Session, name: str, vcpus: int, spot: bool, role: str | None) -> None:
+    """A compute environment of Fargate in the default VPC, and a queue before it."""
+    batch, ec2 = session.client("batch"), session.client("ec2")
+    vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    if not vpcs:
+        raise SystemExit("there is no default VPC in this region: aws ec2 create-default-vpc")
+    own = [{"Name": "vpc-id", "Values": [vpcs[0]["VpcId"]]}]
+    resources: dict[str, Any] = {
+        "type": "FARGATE_SPOT" if spot else "FARGATE",
+        "maxvCpus": vcpus,
+        "subnets": [found["SubnetId"] for found in ec2.describe_subnets(Filters=own)["Subnets"]],
+        "securityGroupIds": [
+            found["GroupId"]
+            for found in ec2.describe_security_groups(Filters=[*own, {"Name": "group-name", "Values": ["default"]}])["SecurityGroups"]
+        ],
+    }
+    if not batch.describe_compute_environments(computeEnvironments=[name])["computeEnvironments"]:
+        more = {"serviceRole": role} if role else {}  # else AWS makes one, AWSServiceRoleForBatch
+        batch.create_compute_environment(computeEnvironmentName=name, type="MANAGED", state="ENABLED", computeResources=resources, **more)
+    for _ in range(120):
+        (found,) = batch.describe_compute_environments(computeEnvironments=[name])["computeEnvironments"]
+        if found["status"] == "VALID":
+            break
+        if found["status"] == "INVALID":
+            raise SystemExit(f"the compute environment {name} is invalid: {found.get('statusReason')}")
+        time.sleep(1)
+    if not batch.describe_job_queues(jobQueues=[name])["jobQueues"]:
+        order = [{"order": 1, "computeEnvironment": name}]
+        batch.create_job_queue(jobQueueName=name, state="ENABLED", priority=1, computeEnvironmentOrder=order)
+
+
+def main() -> None:
+    """Make all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bucket", required=True, help="the name of the bucket; names are unique in all of AWS")
+    parser.add_argument("--queue", required=True, help="the name of the queue, and of its compute environment")
+    parser.add_argument("--vcpus", type=int, default=64, help="how many vCPUs may run at once (default: 64)")
+    parser.add_argument("--spot", action="store_true", help="cheaper capacity that may be taken back")
+    parser.add_argument("--service-role", help="the ARN of a role for Batch itself (default: AWS makes one)")
+    parser.add_argument("--profile", help="a profile of the AWS command line")
+    parser.add_argument("--region", help="a region")
+    given = parser.parse_args()
+    session = boto3.Session(profile_name=given.profile, region_name=given.region)
+    make_bucket(session, given.bucket)
+    role = make_role(session)
+    make_queue(session, given.queue, given.vcpus, given.spot, given.service_role)
+    print(f'@aws(bucket="{given.bucket}")\n@batch(queue="{given.queue}", execution_role="{role}")')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""`entangle doctor --aws`, and the policies of `deploy/aws`, with moto looking at them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle._aws import policies
+from entangle._services.caller import open_watchers
+from entangle.aws import aws as in_account
+from entangle.aws import batch
+from entangle.errors import ProcessTerminatedException, RunTimeoutException
+
+from ..callers import ROOT
+from ..services.emulators import Emulator, JobQueue, new_name
+from . import bodies
+
+Client = Callable[[str], Any]
+DEPLOY = Path(ROOT, "deploy", "aws")
+
+
+def findings(moto: Emulator, *words: str, **keys: str) -> dict[str, dict[str, str]]:
+    """What the doctor says, by what it has looked at."""
+    variables = {**moto.environment(), **keys, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
+    command = [sys.executable, "-m", "entangle", "doctor", "--aws", "--json", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=False)
+    assert done.stderr == ""
+    return {found["what"]: found for found in json.loads(done.stdout)}
+
+
+def user(aws: Client, *names: str, bucket: str) -> dict[str, str]:
+    """The keys of a new user who has these policies of `deploy/aws`."""
+    iam, name = aws("iam"), new_name("user")
+    iam.create_user(UserName=name)
+    for each in names:
+        text = (DEPLOY / f"{each}.json").read_text().replace("BUCKET", bucket)
+        # AWS takes names of actions in any case; moto wants those of Batch in small letters.
+        text = re.sub("batch:[A-Za-z]+", lambda found: found[0].lower(), text)
+        iam.put_user_policy(UserName=name, PolicyName=each, PolicyDocument=text)
+    made = iam.create_access_key(UserName=name)["AccessKey"]
+    return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
+
+
+@pytest.mark.parametrize("name", policies.ACTIONS)
+def test_the_policies_are_those_of_the_code(name: str) -> None:
+    """Write them anew by: python -m entangle.tests.clouds.test_doctor_aws"""
+    assert json.loads((DEPLOY / f"{name}.json").read_text()) == policies.policy(name)
+
+
+def test_it_says_who_you_are_and_what_works(moto: Emulator, bucket: str, job_queue: JobQueue) -> None:
+    found = findings(moto, "--bucket", bucket)
+    assert "you are arn:aws:" in found["aws"]["detail"]
+    assert found["@aws bucket"]["state"] == "works"
+    assert found["@batch"]["state"] == "works"
+
+
+def test_it_says_what_is_missing(moto: Emulator, bucket: str, aws: Client) -> None:
+    found = findings(moto)
+    assert "ENTANGLE_BUCKET" in found["@aws bucket"]["detail"]
+    assert "there is no bucket 'entangle-nowhere'" in findings(moto, "--bucket", "entangle-nowhere")["@aws bucket"]["detail"]
+    keys = user(aws, "bucket", bucket=bucket)
+    with moto.permissions():
+        found = findings(moto, "--bucket", bucket, **keys)
+    assert "user/" in found["aws"]["detail"]
+    assert found["@batch"]["state"] == "off"
+    assert "batch:DescribeJobQueues" in found["@batch"]["detail"]
+    assert "deploy/aws/batch.json" in found["@batch"]["advice"]
+
+
+def test_nobody(moto: Emulator) -> None:
+    with moto.permissions():
+        found = findings(moto, AWS_ACCESS_KEY_ID="AKIANOBODYATALL00000")
+    assert found["aws"]["state"] == "broken"
+    assert "does not know these credentials" in found["aws"]["detail"]
+
+
+#: What actions the methods of S3 need that have another name.
+S3 = {
+    "ListObjectsV2": ["ListBucket"],
+    "HeadObject": ["GetObject"],
+    "DeleteObjects": ["DeleteObject"],
+    "PutObject": ["PutObject", "PutObjectTagging"],
+    "CopyObject": ["GetObject", "PutObject"],
+    "CreateMultipartUpload": ["PutObject", "PutObjectTagging"],
+    "UploadPart": ["PutObject"],
+    "CompleteMultipartUpload": ["PutObject"],
+}
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The actions that have been used. moto cannot look at policies where addresses are signed."""
+    from botocore import client as clients
+
+    BaseClient: Any = clients.BaseClient  # noqa: N806
+    found: set[str] = set()
+    real = BaseClient._make_api_call
+
+    def call(client: Any, operation: str, given: Any) -> Any:
+        service = client.meta.service_model.endpoint_prefix
+        names = S3.get(operation, [operation]) if service == "s3" else [operation]
+        found.update(f"{service}:{name}" for name in names)
+        return real(client, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    return found
+
+
+def test_the_policy_of_batch_is_enough(
+    aws_environment: Emulator, bucket: str, job_queue: JobQueue, test_image: str, used: set[str]
+) -> None:
+    def there(function: Callable[..., Any]) -> Any:
+        return in_account(bucket=bucket)(batch(queue=job_queue.name, image=test_image, memory=600)(function))
+
+    assert there(bodies.square).map([1, 2, 3])() == [1, 4, 9]
+    with pytest.raises(ProcessTerminatedException, match="exit status 3"):
+        there(bodies.leave)(3)()
+    with pytest.raises(RunTimeoutException):
+        there(bodies.sleep)(60).run(timeout=5)
+    open_watchers.close_all()
+    assert {"batch:SubmitJob", "batch:TerminateJob", "s3:PutObject"} < used
+    assert used - {*policies.ACTIONS["bucket"], *policies.ACTIONS["batch"]} == set()
+
+
+def test_what_deploy_makes_is_enough(aws_environment: Emulator, test_image: str, aws: Client, job_queue: JobQueue) -> None:
+    bucket, queue = new_name("lab"), new_name("short")
+    command = [sys.executable, str(DEPLOY / "make.py"), "--bucket", bucket, "--queue", queue, "--service-role", job_queue.role]
+    for _ in range(2):  # what is there already stays
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+    said = dict(re.findall(r'(\w+)="([^"]*)"', done.stdout))
+    assert (said["bucket"], said["queue"]) == (bucket, queue)
+    assert "role/entangle-containers" in said["execution_role"]
+    task = in_account(bucket=bucket)(batch(queue=queue, image=test_image, execution_role=said["execution_role"])(bodies.add))
+    assert task(1, 2)() == 3
+    rules = aws("s3").get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert {rule["ID"] for rule in rules} == {"entangle-left-behind", "entangle-parts"}
+    open_watchers.close_all()
+
+
+if __name__ == "__main__":
+    for _name in policies.ACTIONS:
+        (DEPLOY / f"{_name}.json").write_text(json.dumps(policies.policy(_name), indent=2) + "\n")
