@@ -1,35 +1,37 @@
-"""@aws, and what runs a function in an account of Amazon Web Services: @batch, @lmbda."""
+"""@aws, and what runs a function in an account of Amazon Web Services: @batch, @fargate, @lmbda."""
 
 from __future__ import annotations
 
 import functools
-import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from entangle._aws.account import Account, keep_keys
 from entangle._aws.batch_jobs import BatchJobs
+from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.lambda_function import AtFunction, checked_name
 from entangle._aws.layers import AtAws, at_aws, with_account
+from entangle._aws.machine_options import architecture_of, fargate_size, mebibytes, texts, variables
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
-from entangle._tasks.option_values import is_number
+from entangle._tasks.option_values import check_whether, is_number
 from entangle.errors import OptionError
 from entangle.task import Decorator, InjectingDecorator, Task, refuse_unknown
 
-__all__ = ["aws", "batch", "lmbda"]
+__all__ = ["aws", "batch", "fargate", "lmbda"]
 
 _ACCOUNT = ("profile", "region", "keys", "role", "endpoint", "bucket")
 _BATCH = (
     *("queue", "image", "vcpus", "memory", "gpus", "job_role", "execution_role", "architecture"),
     *("python", "env", "time"),
 )
+_FARGATE = (
+    *("ram", "cpu", "image", "cluster", "subnets", "security_groups", "spot", "execution_role", "job_role"),
+    *("architecture", "public_ip", "python", "env", "time"),
+)
 _LMBDA = ("function", "qualifier")
-_ARCHITECTURES = {"x86_64": "X86_64", "amd64": "X86_64", "arm64": "ARM64", "aarch64": "ARM64"}
-_UNITS = {"": 1.0, "m": 1.0, "mb": 1e6 / 2**20, "mib": 1.0, "g": 1024.0, "gb": 1024.0, "gib": 1024.0}
 
 
 @edge
@@ -45,7 +47,7 @@ def aws(
     bucket: str | None = None,
     **unknown: Any,
 ) -> Decorator:
-    """Say whose account of AWS the decorators beside it use: @batch, @lmbda, above or below.
+    """Say whose account of AWS the decorators beside it use: @batch, @fargate, @lmbda, above or below.
 
     - `profile`: a profile of the files of the AWS command line.
     - `region`: by default that of the profile, or AWS_DEFAULT_REGION.
@@ -68,9 +70,7 @@ def aws(
     if function is not None:
         raise OptionError("@aws needs parentheses: @aws()")
     stated = {"profile": profile, "region": region, "role": role, "endpoint": endpoint, "bucket": bucket}
-    for name, value in stated.items():
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"@aws: {name}={value_in_short(value)}; it must be a text")
+    _check_texts("aws", stated)
     if role is not None and not role.startswith("arn:"):
         raise OptionError(f"@aws: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
@@ -148,15 +148,12 @@ def batch(
     if function is not None:
         raise OptionError("@batch needs parentheses: @batch(queue='…')")
     stated = {"queue": queue, "image": image, "job_role": job_role, "execution_role": execution_role, "python": python}
-    for name, value in stated.items():
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"@batch: {name}={value_in_short(value)}; it must be a text")
+    _check_texts("batch", stated)
     if not is_number(vcpus) or vcpus <= 0:
         raise OptionError(f"@batch: vcpus={value_in_short(vcpus)}; it must be a number above 0")
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
         raise OptionError(f"@batch: gpus={value_in_short(gpus)}; it must be a whole number")
-    if time is not None and (not is_number(time) or time <= 0):
-        raise OptionError(f"@batch: time={value_in_short(time)}; it must be a number of seconds")
+    _check_time("batch", time)
     jobs = functools.partial(
         BatchJobs,
         queue=queue,
@@ -176,6 +173,99 @@ def batch(
     @edge
     def wrap(inner: Any) -> Task[..., Any]:
         return at_aws("batch", inner, layer)
+
+    decorator: Any = wrap
+    return cast(Decorator, decorator)
+
+
+@edge
+def fargate(
+    function: None = None,
+    /,
+    *,
+    ram: str | int | None = None,
+    cpu: float | str | None = None,
+    image: str | None = None,
+    cluster: str = "default",
+    subnets: Sequence[str] = (),
+    security_groups: Sequence[str] = (),
+    spot: bool = False,
+    execution_role: str | None = None,
+    job_role: str | None = None,
+    architecture: str | None = None,
+    public_ip: bool = True,
+    python: str = "python3",
+    env: Mapping[str, str] | None = None,
+    time: float | None = None,
+    **unknown: Any,
+) -> Decorator:
+    """Run the function as a task of ECS on Fargate, with the layers below; its value comes back.
+
+    - `ram` (MiB, or a text such as "2GB"), `cpu` (vCPUs): what a task has. It is the least of
+      Fargate's sizes that has both; where that is more, it is said once. By default 1 vCPU, 2 GB.
+    - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
+      default `python:3.X-slim`, the caller's version.
+    - `cluster`: the cluster of ECS.
+    - `subnets`, `security_groups`: by default those of the default network (VPC). The bucket and
+      the image must be reached from there: by a public address (`public_ip`), or by a gateway.
+    - `spot`: cheaper capacity, which AWS may take back; `retry=1` of a layer below then submits the
+      call again.
+    - `execution_role`: the ARN of the role that fetches a private image and writes the log, which
+      is in the group /entangle/fargate of CloudWatch. Without it there is none.
+    - `job_role`: the ARN of a role for what runs there; it needs none for entangle.
+    - `architecture`: "x86_64" or "arm64".
+    - `env`: environment variables.
+    - `time`: how long a task may run (seconds), where no layer below has a `timeout`.
+
+    A task definition is made for these options and used again. Each call is a task of its own, and
+    no thread here waits; where there is no room for it yet, it comes again. Calls and values go
+    through the bucket of @aws, by addresses that are signed for single objects.
+
+    A cold call takes as long as Fargate needs to start a task (half a minute, or more for a large
+    image) and about a second; there are no warm ones. ECS ends no task by itself: this process
+    stops one that runs for too long. If this process dies, what runs there ends within a minute,
+    and what has not begun never does: it costs no more after that.
+
+    Raises OptionError here for bad options, and where no bucket, cluster or network is known.
+    Running a call raises UnreachableError where AWS refuses something or cannot be reached,
+    ImageError, UnfitPythonError, ProcessTimeoutException, and ProcessTerminatedException where a
+    task dies, with ECS's reason and the end of the log.
+
+        @aws(bucket="lab-calls")
+        @fargate(cpu=1, ram="2GB", spot=True)
+        def simulate(seed): ...
+    """
+    refuse_unknown("fargate", _FARGATE, unknown)
+    if function is not None:
+        raise OptionError("@fargate needs parentheses: @fargate(cpu=1, ram='2GB')")
+    stated = {"image": image, "cluster": cluster, "execution_role": execution_role, "job_role": job_role, "python": python}
+    _check_texts("fargate", stated)
+    _check_time("fargate", time)
+    check_whether("@fargate", spot=spot, public_ip=public_ip)
+    units, memory, note = fargate_size(cpu, ram)
+    tasks = functools.partial(
+        FargateTasks,
+        image=image or f"python:3.{sys.version_info[1]}-slim",
+        units=units,
+        memory=memory,
+        note=note,
+        cluster=cluster,
+        subnets=texts("fargate", "subnets", subnets),
+        security_groups=texts("fargate", "security_groups", security_groups),
+        spot=bool(spot),
+        execution_role=execution_role,
+        job_role=job_role,
+        architecture=architecture_of("fargate", architecture),
+        public_ip=bool(public_ip),
+        interpreter=python,
+        environment=variables("fargate", env),
+        life=time,
+    )
+    layer = AtAws(tasks, "fargate")
+
+    @edge
+    def wrap(inner: Any) -> Task[..., Any]:
+        return at_aws("fargate", inner, layer)
 
     decorator: Any = wrap
     return cast(Decorator, decorator)
@@ -233,34 +323,15 @@ def lmbda(
     return cast(InjectingDecorator, decorator)
 
 
-def mebibytes(door: str, given: object, option: str = "memory") -> int:
-    """Memory in MiB. Raises OptionError."""
-    if isinstance(given, int) and not isinstance(given, bool) and given > 0:
-        return given
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", given) if isinstance(given, str) else None
-    if found is not None and found[2].lower() in _UNITS and float(found[1]) > 0:
-        return math.ceil(float(found[1]) * _UNITS[found[2].lower()])
-    raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a number of MiB, or a text such as '512MB' or '2GB'")
+def _check_texts(door: str, stated: Mapping[str, object]) -> None:
+    for name, value in stated.items():
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise OptionError(f"@{door}: {name}={value_in_short(value)}; it must be a text")
 
 
-def architecture_of(door: str, given: object) -> str | None:
-    """The architecture as AWS writes it. Raises OptionError."""
-    if given is None:
-        return None
-    if isinstance(given, str) and given.lower() in _ARCHITECTURES:
-        return _ARCHITECTURES[given.lower()]
-    raise OptionError(f"@{door}: architecture={value_in_short(given)}; it must be 'x86_64' or 'arm64'")
-
-
-def variables(door: str, given: object) -> tuple[tuple[str, str], ...]:
-    """Environment variables, in order. Raises OptionError."""
-    if given is None:
-        return ()
-    if not isinstance(given, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, str) and name for name, value in given.items()
-    ):
-        raise OptionError(f"@{door}: env must be a dict of texts, such as {{'MODE': 'fast'}}")
-    return tuple(sorted(given.items()))
+def _check_time(door: str, time: object) -> None:
+    if time is not None and (not isinstance(time, (int, float)) or not is_number(time) or time <= 0):
+        raise OptionError(f"@{door}: time={value_in_short(time)}; it must be a number of seconds")
 
 
 named_as_its_decorator(__name__)

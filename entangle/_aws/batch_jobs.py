@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import re
-import sys
-import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,48 +13,20 @@ from typing import Any, ClassVar
 
 from entangle._aws.account import Account, asking
 from entangle._aws.bucket import LONGEST, PREFIX, TAG
-from entangle._services import ASKED, OVER, PENDING, RUNNING, Limits, Service, State, Submission
-from entangle.errors import (
-    EntangleError,
-    ImageError,
-    OptionError,
-    ProcessTerminatedException,
-    ProcessTimeoutException,
-    UnfitPythonError,
-    UnreachableError,
-)
+from entangle._aws.container_jobs import START, about, end_of_log, ended, job_name
+from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission
+from entangle.errors import OptionError
 
 #: Jobs in one request of DescribeJobs, and in one array. Source: the Batch API reference.
 MANY, LARGEST_ARRAY = 100, 10_000
-#: Seconds of a job beside the deadline of its call, for the start of the Python there; and the
-#: least that Batch takes.
-START, LEAST = 120, 60
-#: How long a job may wait that asks the Python there what it is (seconds).
-ASKING = 1800.0
+#: The least time of a job that Batch takes (seconds).
+LEAST = 60
 #: The job of an array reads which of its commands it is to run. moto names no index.
 PICK = (
     "import json,os,sys,urllib.request as u,zlib;"
     "i=os.environ.get('AWS_BATCH_JOB_ARRAY_INDEX')or os.environ['AWS_BATCH_JOB_ID'].rpartition(':')[2];"
     "sys.argv[1:]=json.loads(zlib.decompress(u.urlopen(sys.argv[1],timeout=60).read()))[int(i)];"
     "exec(sys.argv.pop(1))"
-)
-#: What Batch and the container agent say when a job has ended, and what that is to a call.
-_ENDED: tuple[tuple[str, type[EntangleError], str], ...] = (
-    (r"Host EC2.*terminated", ProcessTerminatedException, "its machine was taken back, as spot machines are; retry=1 submits it again"),
-    (r"Spot", ProcessTerminatedException, "its spot capacity was taken back; retry=1 submits it again"),
-    (
-        r"attempt duration exceeded|[Tt]imeout",
-        ProcessTimeoutException,
-        "its time was over; timeout= of a layer below says how long it may take",
-    ),
-    (r"OutOfMemory", ProcessTerminatedException, "it needed more memory than it had; ask for more: memory="),
-    (
-        r"CannotPull|ImageNotFound|No such image|not found: manifest",
-        ImageError,
-        "the image cannot be had; name another one, image=, or push it",
-    ),
-    (r"exec format error", ImageError, "the image is for another kind of processor than the machine; say architecture="),
-    (r"ResourceInitializationError", UnreachableError, "the container could not be started: see the network and the execution role"),
 )
 
 
@@ -103,43 +72,7 @@ class BatchJobs(Service):
     def about(self) -> dict[str, Any]:
         """The Python of the image, told by its tag where that says it, else by a job."""
         self._job_queue()
-        if (known := re.search(r"(?:^|/)python:(3\.\d+)", self.image)) is not None:
-            version = [int(part) for part in known[1].split(".")]
-            same = version == list(sys.version_info[:2])
-            return {"python": [*version, 0], "implementation": "cpython", "magic": _magic() if same else ""}
-        key = self.account, self.image, self.interpreter
-        if key not in _abouts:
-            _abouts[key] = self._ask()
-        return _abouts[key]
-
-    def _ask(self) -> dict[str, Any]:
-        batch = self.account.client("batch")
-        with asking(self.account, "batch"):
-            job = self._submit_job("entangle-python", [*self.python, "-c", ASKED], 120)
-        until = time.monotonic() + ASKING
-        while True:
-            with asking(self.account, "batch"):
-                (found,) = batch.describe_jobs(jobs=[job])["jobs"]
-            state = _state(found)
-            if state.state == OVER:
-                break
-            if time.monotonic() > until:
-                self.cancel([job])
-                raise UnreachableError(f"{self.place}: a job that asks for its Python waits for {ASKING:.0f} s: {state.reason}")
-            time.sleep(0.5)
-        said = self.logs(job)
-        for line in reversed(said.splitlines()):
-            try:
-                told: dict[str, Any] = json.loads(line)
-                return told
-            except ValueError:
-                continue
-        if state.error not in (ProcessTerminatedException,):
-            raise state.error(f"{self.place}: image {self.image!r} cannot be used: {state.reason}")
-        raise UnfitPythonError(
-            f"{self.place}: image {self.image!r} has no Python at {self.interpreter!r} that entangle can use; name one with python=…: "
-            f"{state.reason} {said[-600:]}"
-        )
+        return about(self, self.account, self.image)
 
     def _job_queue(self) -> str:
         """The queue: the one that is named, else the only one there is. Raises OptionError."""
@@ -328,9 +261,7 @@ class BatchJobs(Service):
         stream = found[0].get("container", {}).get("logStreamName") if found else None
         if not stream:
             return ""
-        with asking(self.account, "logs"):
-            events = self.account.client("logs").get_log_events(logGroupName="/aws/batch/job", logStreamName=stream, limit=100)["events"]
-        return "\n".join(event["message"] for event in events)[-2000:]
+        return end_of_log(self.account, "/aws/batch/job", stream)
 
     def kept(self, ticket: str) -> str:
         """Where people find it."""
@@ -351,28 +282,15 @@ class BatchJobs(Service):
                     known.pop(job, None)
 
 
-#: What this process knows: queues with the kinds of their machines, definitions, Pythons of images.
+#: What this process knows: queues with the kinds of their machines, and definitions.
 _queues: dict[tuple[Account, str | None], tuple[str, frozenset[str]]] = {}
 _definitions: dict[tuple[Account, str], str] = {}
-_abouts: dict[tuple[Account, str, str], dict[str, Any]] = {}
 #: Of arrays: how many jobs are wanted, the key of their commands in the bucket, how many were in
 #: each state, and what was said of each.
 _left: dict[str, int] = {}
 _lists: dict[str, str] = {}
 _counts: dict[str, dict[str, int]] = {}
 _children: dict[str, dict[str, State]] = {}
-
-
-def job_name(messages: Sequence[Submission]) -> str:
-    """What people see of them in the console: letters, digits, hyphens and underscores alone."""
-    names = dict.fromkeys(re.sub(r"[^A-Za-z0-9_-]+", "-", message.name).strip("-") for message in messages)
-    return f"entangle-{'-'.join(filter(None, names))}"[:100]
-
-
-def _magic() -> str:
-    import importlib.util
-
-    return importlib.util.MAGIC_NUMBER.hex()
 
 
 def _state(job: Mapping[str, Any]) -> State:
@@ -383,10 +301,4 @@ def _state(job: Mapping[str, Any]) -> State:
         return State(PENDING, f"{status}: {reason}" if reason else status)
     if status == "RUNNING":
         return State(RUNNING)
-    told = "; ".join(dict.fromkeys(filter(None, (reason, container.get("reason", "")))))
-    if container.get("exitCode") is not None:
-        told = f"{told}, exit status {container['exitCode']}" if told else f"exit status {container['exitCode']}"
-    for pattern, error, hint in _ENDED:
-        if re.search(pattern, told):
-            return State(OVER, f"{status} ({told}): {hint}", error)
-    return State(OVER, f"{status} ({told})" if told else status)
+    return ended(status, (reason, container.get("reason", "")), container.get("exitCode"))

@@ -28,10 +28,8 @@ from entangle.errors import EntangleError, ProcessTerminatedException, UnfitPyth
 PENDING, RUNNING, OVER = "pending", "running", "over"
 
 #: Told by a Python of itself: what `Service.about` gives.
-ASKED = (
-    "import sys,json,importlib.util as u;"
-    "print(json.dumps(dict(python=list(sys.version_info[:3]),implementation=sys.implementation.name,magic=u.MAGIC_NUMBER.hex())))"
-)
+TOLD = "dict(python=list(sys.version_info[:3]),implementation=sys.implementation.name,magic=u.MAGIC_NUMBER.hex())"
+ASKED = f"import sys,json,importlib.util as u;print(json.dumps({TOLD}))"
 
 
 @dataclass(frozen=True)
