@@ -144,7 +144,7 @@ class FargateTasks(Service):
 
     def submit(self, messages: Sequence[Submission]) -> Sequence[str]:
         """A task each. What ECS has no room for now comes again."""
-        self._definition()  # its error is that of all
+        self._where(), self._definition()  # their errors are those of all
         tickets: list[str] = []
         for at in range(0, len(messages), AT_ONCE):
             some = messages[at : at + AT_ONCE]
@@ -165,11 +165,13 @@ class FargateTasks(Service):
         return tickets
 
     def _begin(self, message: Submission) -> str | Exception | None:
-        """Run one; gives its ticket, None if there is room later, or what is wrong."""
+        """Run one, but for one that has begun; gives its ticket, None if there is room later, or
+        what is wrong."""
+        return _early.pop(message.command, None) or self._run_task(message)
+
+    def _run_task(self, message: Submission) -> str | Exception | None:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        if (ticket := _early.pop(message.command, None)) is not None:
-            return ticket
         overrides = {"containerOverrides": [{"name": NAME, "command": list(message.command)}]}
         if (size := len(json.dumps(overrides))) > OVERRIDES:
             return OptionError(

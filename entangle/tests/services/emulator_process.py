@@ -231,8 +231,8 @@ def _had_no_memory(container: Any) -> bool:
 
 
 def _as_ecs_does() -> None:
-    """The memory of a task or a container is a limit, with the reason where it was too little; and
-    the words with which AWS says that a task ended by itself."""
+    """The memory of a task or a container is a limit, with the reason where it was too little;
+    `initProcessEnabled`; and the words with which AWS says that a task ended by itself."""
     ecs: Any = importlib.import_module("ministack.services.ecs")
     build, mark = ecs._build_run_kwargs, ecs._mark_task_stopped
 
@@ -240,6 +240,8 @@ def _as_ecs_does() -> None:
         options = build(definition, task_definition, *more)
         if memory := definition.get("memory") or task_definition.get("memory"):
             options["mem_limit"] = options["memswap_limit"] = f"{memory}m"
+        if (definition.get("linuxParameters") or {}).get("initProcessEnabled"):
+            options["init"] = True
         return options
 
     def marked(arn: str, task: Any, reason: str, code: str, exit_code: int | None = None) -> Any:
