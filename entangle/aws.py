@@ -47,7 +47,7 @@ def aws(
     bucket: str | None = None,
     **unknown: Any,
 ) -> Decorator:
-    """Say whose account of AWS the decorators beside it use: @batch, @fargate, @lmbda, above or below.
+    """Say whose account of AWS the decorators above or below it use: @batch, @fargate, @lmbda.
 
     - `profile`: a profile of the files of the AWS command line.
     - `region`: by default that of the profile, or AWS_DEFAULT_REGION.

@@ -301,4 +301,4 @@ def _state(job: Mapping[str, Any]) -> State:
         return State(PENDING, f"{status}: {reason}" if reason else status)
     if status == "RUNNING":
         return State(RUNNING)
-    return ended(status, (reason, container.get("reason", "")), container.get("exitCode"))
+    return ended(status, (reason, container.get("reason", "")), container.get("exitCode"), "memory=")

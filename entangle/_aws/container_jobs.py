@@ -45,9 +45,9 @@ _ENDED: tuple[tuple[str, type[EntangleError], str], ...] = (
         "the image cannot be had; name another one, image=, or push it, and see that the network of the container leads there",
     ),
     (r"exec format error", ImageError, "the image is for another kind of processor than the machine; say architecture="),
-    (r"executable file not found", UnfitPythonError, "the image has no such program; name its Python, python="),
+    (r"executable file not found|exit status 127$", UnfitPythonError, "the image has no such program; name its Python, python="),
     (r"ResourceInitializationError", UnreachableError, "the container could not be started: see the network and the execution role"),
-    (r"OutOfMemory", ProcessTerminatedException, "it needed more memory than it had; ask for more"),
+    (r"OutOfMemory", ProcessTerminatedException, "it needed more memory than it had; ask for more: {memory}"),
     (r"Host EC2.*terminated", ProcessTerminatedException, "its machine was taken back, as spot machines are; retry=1 submits it again"),
     (r"[Ss]pot", ProcessTerminatedException, "its spot capacity was taken back; retry=1 submits it again"),
     (r"Capacity is unavailable", ProcessTerminatedException, "it has not begun; retry=1 submits it again"),
@@ -66,13 +66,13 @@ def job_name(messages: Sequence[Submission]) -> str:
     return f"entangle-{'-'.join(filter(None, names))}"[:100]
 
 
-def ended(status: str, told: Sequence[str], exit_status: int | None) -> State:
-    """The state of a job that is over, of which AWS tells this."""
+def ended(status: str, told: Sequence[str], exit_status: int | None, memory: str) -> State:
+    """The state of a job that is over, of which AWS tells this; `memory` is the option for more."""
     words = [*dict.fromkeys(filter(None, told)), *([f"exit status {exit_status}"] if exit_status is not None else [])]
     why = ", ".join(words)
     for pattern, error, hint in _ENDED:
         if re.search(pattern, why):
-            return State(OVER, f"{status} ({why}): {hint}", error)
+            return State(OVER, f"{status} ({why}): {hint.format(memory=memory)}", error)
     return State(OVER, f"{status} ({why})" if why else status)
 
 

@@ -271,4 +271,4 @@ def _state(task: Mapping[str, Any]) -> State:
     if status not in ("DEPROVISIONING", "STOPPED", "DELETED"):  # DEACTIVATING, STOPPING: it may still say something
         return State(RUNNING)
     reasons = (task.get("stopCode", ""), task.get("stoppedReason", ""), *(each.get("reason", "") for each in containers))
-    return ended("STOPPED", reasons, containers[0].get("exitCode"))
+    return ended("STOPPED", reasons, containers[0].get("exitCode"), "ram=")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.error
+import urllib.request
 from typing import Any
 
 
@@ -57,3 +59,20 @@ def sleep(seconds: float) -> str:
     print("sleeping", flush=True)
     time.sleep(seconds)
     return "slept"
+
+
+def hungry(size: int) -> int:
+    """Use so much memory (MiB)."""
+    return len(bytearray(b"x" * (size << 20)))
+
+
+def second(mark: str) -> str:
+    """Sleep, the first time: an object in a bucket, at this signed address, says which time it
+    is."""
+    headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
+    try:
+        urllib.request.urlopen(urllib.request.Request(mark, b"-", headers, method="PUT"), timeout=20).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return "second"
+    return sleep(600)

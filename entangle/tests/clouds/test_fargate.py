@@ -4,6 +4,7 @@ the shapes that AWS has."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -14,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from entangle._aws import container_jobs, ecs_cluster, fargate_tasks
+from entangle._aws import account, container_jobs, ecs_cluster, fargate_tasks
 from entangle._aws.account import Account
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.machine_options import fargate_size
 from entangle._services import OVER, PENDING, RUNNING, Submission
+from entangle._services.caller import open_watchers
 from entangle.aws import aws as at_aws
 from entangle.aws import fargate as on_fargate
 from entangle.errors import (
@@ -38,7 +40,7 @@ from entangle.task import Task
 from ..callers import Caller
 from ..evidence import wait_until
 from ..services.emulators import Emulator, FargateCluster
-from . import fargate_bodies as bodies
+from . import bodies
 
 #: A role that may write the log; ministack looks at none.
 ROLE = "arn:aws:iam::123456789012:role/entangle-tests"
@@ -49,37 +51,48 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture
 def there(
     aws_environment_with_ecs: Emulator, fargate: FargateCluster, bucket: str, test_image: str, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Any]:
+) -> Iterator[Callable[..., Any]]:
     """The decorators, with the least that they must be told."""
     monkeypatch.setenv("ENTANGLE_BUCKET", bucket)
+    clients, make = list[Any](), account._known_client.__wrapped__
+
+    @functools.lru_cache
+    def client(*key: Any) -> Any:
+        clients.append(make(*key))
+        return clients[-1]
+
+    monkeypatch.setattr(account, "_known_client", client)
 
     def decorated(function: Any, **options: Any) -> Task[..., Any]:
         given = {"image": test_image, "cluster": fargate.name, "cpu": 0.25, "ram": 512, **options}
         return at_aws()(on_fargate(**given)(function))
 
-    return decorated
+    yield decorated
+    open_watchers.close_all()
+    for made in clients:
+        made.close()
 
 
 # --- Calls ----------------------------------------------------------------------------------------
 
 
 def test_values_prints_and_many_at_once(there: Callable[..., Any], fargate: FargateCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert there(bodies.double).map(range(5))() == [0, 2, 4, 6, 8]
+    assert there(bodies.square).map(range(5))() == [0, 1, 4, 9, 16]
     shown = capsys.readouterr().out
-    assert sorted(re.findall(r"doubling \d", shown)) == [f"doubling {x}" for x in range(5)]
+    assert sorted(re.findall(r"squaring \d", shown)) == [f"squaring {x}" for x in range(5)]
     assert shown.startswith(f"[fargate:{fargate.name} ")
 
 
 def test_graphs_of_it(there: Callable[..., Any]) -> None:
-    double = there(bodies.double)
-    assert double(double(double(b"x" * 100_000)))() == b"x" * 800_000
+    size = there(bodies.size)
+    assert size(size(size(b"ab" * 100_000)))() == b"ba" * 100_000
 
 
 def test_errors_are_those_of_the_body(there: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="who says so"):
         there(bodies.fail)("who says so")()
-    with pytest.raises(UnpicklableError, match="argument 1 of task 'double'"):
-        there(bodies.double)(threading.Lock())()
+    with pytest.raises(UnpicklableError, match="argument 1 of task 'square'"):
+        there(bodies.square)(threading.Lock())()
 
 
 def test_the_account_may_be_said_above_or_below(there: Callable[..., Any], fargate: FargateCluster, test_image: str, bucket: str) -> None:
@@ -95,7 +108,7 @@ def test_records_say_where_it_ran(
     from entangle import records
 
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
-    assert there(bodies.double)(1)() == 2
+    assert there(bodies.square)(2)() == 4
     (node,) = records.run("last").nodes
     assert node.place == f"fargate:{fargate.name}"
     assert re.fullmatch(r"[0-9a-f-]{32,36}", node.ticket or "")
@@ -106,12 +119,12 @@ def test_a_definition_is_made_once(there: Callable[..., Any], aws: Callable[[str
         return [arn for arn in aws("ecs").list_task_definitions()["taskDefinitionArns"] if "/entangle-" in arn]
 
     monkeypatch.setattr(fargate_tasks, "_definitions", {})
-    assert there(bodies.double, env={"ONCE": "1"})(1)() == 2
+    assert there(bodies.square, env={"ONCE": "1"})(2)() == 4
     before = families()
     monkeypatch.setattr(fargate_tasks, "_definitions", {})  # as another process is
-    assert there(bodies.double, env={"ONCE": "1"})(1)() == 2
+    assert there(bodies.square, env={"ONCE": "1"})(2)() == 4
     assert families() == before
-    assert there(bodies.double, env={"ONCE": "2"})(1)() == 2
+    assert there(bodies.square, env={"ONCE": "2"})(2)() == 4
     assert len(families()) == len(before) + 1
     found = aws("ecs").describe_task_definition(taskDefinition=families()[-1])["taskDefinition"]
     assert (found["cpu"], found["memory"], found["networkMode"]) == ("256", "512", "awsvpc")
@@ -121,14 +134,14 @@ def test_spot(there: Callable[..., Any], aws: Callable[[str], Any]) -> None:
     providers = {"capacityProviders": ["FARGATE", "FARGATE_SPOT"], "defaultCapacityProviderStrategy": []}
     aws("ecs").create_cluster(clusterName="with-spot")
     with pytest.raises(OptionError, match="cluster 'with-spot' has no capacity provider FARGATE_SPOT; add it: aws ecs"):
-        there(bodies.double, spot=True, cluster="with-spot")(1)()
+        there(bodies.square, spot=True, cluster="with-spot")(1)()
     aws("ecs").put_cluster_capacity_providers(cluster="with-spot", **providers)
-    assert there(bodies.double, spot=True, cluster="with-spot")(1)() == 2
+    assert there(bodies.square, spot=True, cluster="with-spot")(2)() == 4
     tasks = aws("ecs").list_tasks(cluster="with-spot", desiredStatus="STOPPED")["taskArns"]
     (task,) = aws("ecs").describe_tasks(cluster="with-spot", tasks=tasks, include=["TAGS"])["tasks"]
     assert task["capacityProviderName"] == "FARGATE_SPOT"
     assert task["tags"] == [{"key": "entangle", "value": "call"}]
-    assert task["startedBy"] == "entangle-double"
+    assert task["startedBy"] == "entangle-square"
 
 
 # --- Faults ---------------------------------------------------------------------------------------
@@ -136,14 +149,14 @@ def test_spot(there: Callable[..., Any], aws: Callable[[str], Any]) -> None:
 
 def test_an_image_that_cannot_be_had(there: Callable[..., Any]) -> None:
     with pytest.raises(ImageError, match=r"CannotPullContainerError.*: the image cannot be had; name another one, image="):
-        there(bodies.double, image="127.0.0.1:1/entangle-nowhere:1")(1)()
+        there(bodies.square, image="127.0.0.1:1/entangle-nowhere:1")(1)()
 
 
 def test_an_image_without_that_python(there: Callable[..., Any], test_image: str) -> None:
-    with pytest.raises(UnfitPythonError, match=f"image '{test_image}' cannot be used: .*name its Python, python="):
-        there(bodies.double, python="python9")(1)()
+    with pytest.raises(UnfitPythonError, match=f"image '{test_image}' cannot be used: .*exit status 127.*name its Python, python="):
+        there(bodies.square, python="python9")(1)()
     with pytest.raises(UnfitPythonError, match=f"image '{test_image}' has no Python at 'true' that entangle can use"):
-        there(bodies.double, python="true")(1)()
+        there(bodies.square, python="true")(1)()
 
 
 def test_a_killed_container(there: Callable[..., Any], ministack: Emulator, aws: Callable[[str], Any]) -> None:
@@ -158,26 +171,45 @@ def test_a_killed_container(there: Callable[..., Any], ministack: Emulator, aws:
     ]
 
 
-def test_retry_submits_a_killed_one_again(there: Callable[..., Any], ministack: Emulator, bucket: str, aws: Callable[[str], Any]) -> None:
+def test_a_task_whose_spot_capacity_is_taken_back(there: Callable[..., Any], ministack: Emulator) -> None:
+    future = there(bodies.sleep)(600)(proc=True)
+    _take_back(ministack)
+    with pytest.raises(ProcessTerminatedException, match=r"interrupted.*: its spot capacity was taken back; retry=1 submits it again"):
+        future.result()
+
+
+def test_retry_submits_it_again(there: Callable[..., Any], ministack: Emulator, bucket: str, aws: Callable[[str], Any]) -> None:
     mark = aws("s3").generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "tries"}, ExpiresIn=600)
     future = there(process(retry=1, sleep=0)(bodies.second))(mark)(proc=True)
-    _kill(ministack)
+    _take_back(ministack)
     assert future.result() == "second"
 
 
 def _sleeping(ministack: Emulator) -> str:
-    """The container, as soon as its body sleeps."""
-    (container,) = wait_until(ministack.containers, 60, "the container")
+    """The container, as soon as its body sleeps. Another one may tell of its Python before."""
 
-    def said() -> bool:
-        return b"sleeping" in subprocess.run(["docker", "logs", container], capture_output=True, timeout=60, check=True).stdout
+    def sleeping() -> str:
+        for container in ministack.containers():
+            said = subprocess.run(["docker", "logs", container], capture_output=True, timeout=60, check=False)
+            if b"sleeping" in said.stdout:
+                return container
+        return ""
 
-    wait_until(said, 60, "its body to begin")
-    return container
+    return str(wait_until(sleeping, 60, "its body to begin"))
 
 
 def _kill(ministack: Emulator) -> None:
     subprocess.run(["docker", "kill", _sleeping(ministack)], capture_output=True, timeout=60, check=True)
+
+
+def _take_back(ministack: Emulator) -> None:
+    """As AWS does with capacity of spot: SIGTERM, and the reason."""
+    _sleeping(ministack)
+    ecs = ministack.client("ecs")
+    for cluster in ecs.list_clusters()["clusterArns"]:
+        for task in ecs.list_tasks(cluster=cluster)["taskArns"]:
+            ecs.stop_task(cluster=cluster, task=task, reason="Your Spot Task was interrupted.")
+    ecs.close()
 
 
 def test_out_of_memory(there: Callable[..., Any]) -> None:
@@ -207,7 +239,7 @@ def test_a_killed_caller_leaves_nothing(
 ) -> None:
     source = f"""
         from entangle.aws import aws, fargate
-        from entangle.tests.clouds.fargate_bodies import sleep
+        from entangle.tests.clouds.bodies import sleep
 
         aws()(fargate(image={test_image!r}, cluster={fargate.name!r})(sleep))(600)()
     """
@@ -228,12 +260,12 @@ def test_a_task_that_is_started_twice_runs_its_body_once(
     submit, extra = FargateTasks.submit, list[str]()
 
     def twice(tasks: FargateTasks, messages: Sequence[Submission]) -> Sequence[str]:
-        if any(message.name == "double" for message in messages):
+        if any(message.name == "square" for message in messages):
             extra.extend(submit(tasks, messages))
         return submit(tasks, messages)
 
     monkeypatch.setattr(FargateTasks, "submit", twice)
-    assert there(bodies.double, execution_role=ROLE)(4)() == 8
+    assert there(bodies.square, execution_role=ROLE)(4)() == 16
 
     def stopped() -> Any:
         arns = aws("ecs").list_tasks(cluster=fargate.name, desiredStatus="STOPPED")["taskArns"]
@@ -242,7 +274,7 @@ def test_a_task_that_is_started_twice_runs_its_body_once(
     wait_until(stopped, 60, "the end of the other one")
     streams = aws("logs").describe_log_streams(logGroupName=ecs_cluster.GROUP, orderBy="LastEventTime", descending=True)["logStreams"][:2]
     said = "".join(container_jobs.end_of_log(Account(), ecs_cluster.GROUP, stream["logStreamName"]) for stream in streams)
-    assert said.count("doubling 4") == 1
+    assert said.count("squaring 4") == 1
     assert len(extra) == 1
 
 
@@ -250,7 +282,7 @@ def test_no_cluster(there: Callable[..., Any], fargate: FargateCluster) -> None:
     with pytest.raises(
         OptionError, match=rf"there is no cluster 'nowhere' in this region; there are .*{fargate.name}.* aws ecs create-cluster"
     ):
-        there(bodies.double, cluster="nowhere")(1)()
+        there(bodies.square, cluster="nowhere")(1)()
 
 
 # --- What no emulator says ------------------------------------------------------------------------
@@ -456,7 +488,7 @@ def _task(status: str, code: str = "", why: str = "", **container: Any) -> dict[
                 exitCode=137,
                 reason="OutOfMemoryError: Container killed due to memory usage",
             ),
-            *(OVER, ProcessTerminatedException, "exit status 137): it needed more memory than it had; ask for more"),
+            *(OVER, ProcessTerminatedException, "exit status 137): it needed more memory than it had; ask for more: ram="),
         ),
         (
             _task("STOPPED", "SpotInterruption", "Your Spot Task was interrupted.", exitCode=143),
@@ -541,4 +573,4 @@ def test_options(options: dict[str, Any], text: str) -> None:
 
 def test_parentheses_are_needed() -> None:
     with pytest.raises(OptionError, match="@fargate needs parentheses"):
-        on_fargate(bodies.double)  # type: ignore[arg-type]
+        on_fargate(bodies.square)  # type: ignore[arg-type]
