@@ -1,18 +1,21 @@
-"""@aws, and what runs a function in an account of Amazon Web Services: @batch, @fargate, @lmbda."""
+"""@aws, and what runs a function in such an account: @batch, @ec2, @fargate, @lmbda."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar, cast, overload
 
 from entangle._aws.account import Account, keep_keys
+from entangle._aws.at_instance import EC2, EC2Transport
 from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
+from entangle._aws.instance_options import InstanceOptions
 from entangle._aws.lambda_function import AtFunction, checked_name
 from entangle._aws.layers import AtAws, at_aws, with_account
 from entangle._aws.machine_options import architecture_of, fargate_size, mebibytes, texts, variables
+from entangle._remote.transport.ssh_options import check_word
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
@@ -20,13 +23,17 @@ from entangle._tasks.option_values import check_whether, is_number
 from entangle.errors import OptionError
 from entangle.task import Decorator, InjectingDecorator, Task, refuse_unknown
 
-__all__ = ["aws", "batch", "fargate", "lmbda"]
+__all__ = ["aws", "batch", "ec2", "fargate", "lmbda"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ACCOUNT = ("profile", "region", "keys", "role", "endpoint", "bucket")
 _BATCH = (
     *("queue", "image", "vcpus", "memory", "gpus", "job_role", "execution_role", "architecture"),
     *("python", "env", "time"),
 )
+_EC2 = ("ami", "type", "key", "user", "subnet", "security_groups", "spot", "idle", "instance", "python", "env")
 _FARGATE = (
     *("ram", "cpu", "image", "cluster", "subnets", "security_groups", "spot", "execution_role", "job_role"),
     *("architecture", "public_ip", "python", "env", "time"),
@@ -321,6 +328,86 @@ def lmbda(
 
     decorator: Any = wrap
     return cast(InjectingDecorator, decorator)
+
+
+@overload
+def ec2(
+    *,
+    ami: str | None = None,
+    type: str = "t3.micro",
+    key: str | None = None,
+    user: str | None = None,
+    subnet: str | None = None,
+    security_groups: Sequence[str] = (),
+    spot: bool = False,
+    idle: float = 300,
+    instance: str | None = None,
+    python: str = "python3",
+    env: str | None = None,
+) -> Decorator: ...
+@overload
+def ec2(function: Callable[P, R], /) -> Task[P, R]: ...
+@edge
+def ec2(
+    function: Any = None,
+    /,
+    *,
+    ami: str | None = None,
+    type: str = "t3.micro",
+    key: str | None = None,
+    user: str | None = None,
+    subnet: str | None = None,
+    security_groups: Sequence[str] = (),
+    spot: bool = False,
+    idle: float = 300,
+    instance: str | None = None,
+    python: str = "python3",
+    env: str | None = None,
+    **unknown: Any,
+) -> Any:
+    """Run the function on an instance of EC2, by ssh, with the layers below; its value comes back.
+
+    The instance is launched by the first call, shared by all, and used again by later runs of this
+    user with the same options. It terminates itself `idle` seconds after its last call, whatever
+    has become of us, and after 15 minutes if nobody has ever logged in.
+
+    - `ami`: an image with cloud-init and a Python 3.10 or newer; by default the newest Debian.
+    - `type`: the type of the machine.
+    - `key`: a private key; by default one that is made for this, under `~/.local/state/entangle`.
+    - `user`: who logs in; for images of Debian, Ubuntu, Amazon, Red Hat and Fedora it is known.
+    - `subnet`, `security_groups`: their ids; by default those of the default network. A group must
+      let you in at port 22.
+    - `spot`: as a spot instance. When AWS takes it back, calls there end with LinkLostError, and
+      `retry` of a layer below sends them to another one.
+    - `instance`: an instance of yours, in place of a launched one. It is started if it is stopped,
+      and then stops itself when it is idle; it is never terminated.
+    - `python`, `env`: as @ssh has them.
+
+    A cold call takes as long as AWS needs to start a machine, one to three minutes; one to an
+    instance that runs a second, and a warm one as long as by @ssh. The instance is known by the
+    host keys that it prints on its console. Needs the extra `aws` and an ssh client.
+
+    Raises OptionError here for bad options. Running a call raises UnreachableError where AWS
+    refuses something, has no such machine free or the quota is used up, or nothing lets us in;
+    ImageError, HostKeyError, LoginRefusedError, UnfitPythonError, and LinkLostError where the
+    instance ends during the call.
+
+        @aws(profile="lab")
+        @ec2(type="c7i.large", security_groups=["sg-0123456789abcdef0"])
+        def simulate(seed): ...
+    """
+    refuse_unknown("ec2", _EC2, unknown)
+    for name, value in (("python", python), ("env", env)):
+        if value is not None:
+            check_word(name, value, "ec2")
+    wanted = InstanceOptions(type, ami, key, user, subnet, security_groups, spot, idle, instance).checked()
+    layer = EC2(EC2Transport(wanted, python, env))
+
+    @edge
+    def wrap(inner: Any) -> Task[..., Any]:
+        return at_aws("ec2", inner, layer)
+
+    return wrap if function is None else wrap(function)
 
 
 def _check_texts(door: str, stated: Mapping[str, object]) -> None:

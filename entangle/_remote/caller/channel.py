@@ -108,6 +108,8 @@ class Channel:
         #: The settings of the session that it was opened in, if any; when its last call began or
         #: ended (of the monotonic clock).
         self._settings, self._used = settings, time.monotonic()
+        #: It is used no more after so long without a call (seconds); None: it stays.
+        self._idle: float | None = settings["idle"] if settings is not None else transport.idle
         self.place = transport.place
         self.lost: FarError | None = None
         #: A step was broken off: the bytes that follow have no known meaning.
@@ -196,7 +198,7 @@ class Channel:
 
     def _config(self) -> dict[str, Any]:
         """What the agent is told of us before anything else."""
-        lasts = self._settings["idle"] + MARGIN if self._settings is not None else None
+        lasts = self._idle + MARGIN if self._idle is not None else None
         told = {"silence": self._silence, "press": compressions(), "branch": branch()}
         return {**told, "session": self._settings, "lasts": lasts, "nudges": self.transport.nudges}
 
@@ -763,7 +765,7 @@ class Channel:
 
     def _is_stale(self) -> bool:
         """Whether it has had nothing to do for so long that its agent may be about to end."""
-        return self._settings is not None and not self._calls and time.monotonic() - self._used > self._settings["idle"]
+        return self._idle is not None and not self._calls and time.monotonic() - self._used > self._idle
 
     def _hear(self, seconds: float) -> None:
         """Handle what has arrived, for a while: messages may come without end."""

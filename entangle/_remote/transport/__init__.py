@@ -60,6 +60,10 @@ class Transport:
     #: a delayed acknowledgement of the first part.
     nudges: ClassVar[bool] = False
 
+    #: Seconds without a call after which an agent outside a session ends; None: it stays. A session
+    #: says it by its `idle`.
+    idle: ClassVar[float | None] = None
+
     @property
     def key(self) -> Hashable:
         """Calls over transports with equal keys share one agent. By default, the options."""

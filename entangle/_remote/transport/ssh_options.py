@@ -19,12 +19,12 @@ LOGIN = 60.0
 LEARN = "accept-new"
 
 
-def check_word(option: str, value: object) -> None:
+def check_word(option: str, value: object, door: str = "ssh") -> None:
     """Refuse what ssh or the shell over there would take for something else. Raises OptionError."""
     # A leading dash is an option to ssh; a line break ends a command over there.
     if not isinstance(value, str) or not value.strip() or value.startswith("-") or any(c in value for c in "\0\r\n"):
-        kind = "name" if option in ("host", "user") else "path"
-        raise OptionError(f"@ssh: {option}={value_in_short(value)}; it must be a {kind}: not empty, no dash first, no line break")
+        kind = "path" if option in ("key", "python", "env") else "name"
+        raise OptionError(f"@{door}: {option}={value_in_short(value)}; it must be a {kind}: not empty, no dash first, no line break")
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,13 @@ class SSHOptions:
             f"or leave out key"
         )
 
+    def program(self, arguments: Sequence[str]) -> str:
+        """The Python there, in words for a shell."""
+        return " ".join([_for_shell(self.python), *virtual_environment.words(self.env), *map(shlex.quote, arguments)])
+
     def command(self, arguments: Sequence[str]) -> str:
         """The command for the shell over there. It prints an empty line first: we are in."""
-        words = [_for_shell(self.python), *virtual_environment.words(self.env), *map(shlex.quote, arguments)]
-        return f"echo; exec {' '.join(words)}"
+        return f"echo; exec {self.program(arguments)}"
 
 
 def _for_shell(path: str) -> str:
