@@ -99,6 +99,7 @@ def _client(account: Account, service: str, pid: int) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _known_client(account: Account, service: str, pid: int) -> Any:
+    session = _session(account, pid)
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
@@ -112,7 +113,7 @@ def _known_client(account: Account, service: str, pid: int) -> Any:
         s3={"addressing_style": "path"} if account.endpoint or os.environ.get("AWS_ENDPOINT_URL") else None,
     )
     try:
-        return _session(account, pid).client(service, endpoint_url=account.endpoint, config=config)
+        return session.client(service, endpoint_url=account.endpoint, config=config)
     except BotoCoreError as error:
         raise told(error, account, service) from None
 
@@ -124,7 +125,8 @@ def _session(account: Account, pid: int) -> Any:
         from botocore.exceptions import BotoCoreError
         from botocore.session import get_session
     except ImportError as error:
-        raise OptionError(f"AWS needs the extra aws: python -m pip install 'py-entangle[aws]' ({error})") from None
+        where = os.uname().nodename
+        raise OptionError(f"AWS needs the extra aws on {where}: python -m pip install 'py-entangle[aws]' ({error})") from None
     given: dict[str, Any] = {}
     if account.keys:
         keys = _here.get(account.keys) or KEYS.get({}).get(account.keys)

@@ -24,16 +24,18 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from entangle._aws.account import Account, asking
 from entangle._remote.wire.frames import Bytes
 from entangle._services import envelope
 from entangle._services.mailbox import LAPSED, Letter
 from entangle.errors import EntangleError, OptionError
+
+T = TypeVar("T")
 
 #: Where boxes lie in a bucket.
 PREFIX = "entangle/"
@@ -80,7 +82,7 @@ class Bucket:
         self._uploads: dict[str, tuple[str, str]] = {}
         self._fetched: dict[str, Future[bytes | None]] = {}
         self._sent: list[Future[None]] = []
-        self._pool = ThreadPoolExecutor(AT_ONCE, "entangle-bucket")
+        self._pool: ThreadPoolExecutor | None = None
         self._closed = False
         self._guard = threading.Lock()
         with asking(account, "s3"):
@@ -146,7 +148,7 @@ class Bucket:
             if kind == "outcome":
                 names.add(name)
                 if len(names) > 1 and len(self._fetched) < AHEAD and name not in self._fetched:
-                    self._fetched[name] = self._pool.submit(self._get, f"back/{name}.outcome")
+                    self._fetched[name] = self._submit(self._get, f"back/{name}.outcome")
             elif kind == "ask" and name not in self._uploads:
                 self._answer(name)
         return names
@@ -225,8 +227,9 @@ class Bucket:
         for stream in (1, 2):
             self._shown.pop((name, stream), None)
         with self._guard:
-            if not self._closed:
-                self._pool.submit(self._delete, files)
+            closed = self._closed
+        if not closed:
+            self._submit(self._delete, files)
 
     def renew(self) -> None:
         """Say that the caller lives."""
@@ -235,15 +238,28 @@ class Bucket:
             with contextlib.suppress(Exception):  # the next one may get through
                 self._put("lease", b"%020d" % self._beats)
 
+    def rest(self) -> None:
+        """End the threads; what they have begun is done before."""
+        with self._guard:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
     def close(self) -> None:
         """Remove the box. Programs there that still run see that their lease is gone."""
         with self._guard:
             self._closed = True
         with contextlib.suppress(Exception):
             self._delete(["lease"])
-        self._pool.shutdown()
+        self.rest()
         with contextlib.suppress(Exception):
             self._delete([key for key, _ in self._list("")])
+
+    def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        with self._guard:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(AT_ONCE, "entangle-bucket")
+            return self._pool.submit(function, *args)
 
     # Requests -------------------------------------------------------------------------------
 
@@ -268,7 +284,7 @@ class Bucket:
         return True
 
     def _later(self, name: str, data: Bytes) -> None:
-        self._sent.append(self._pool.submit(self._put, name, data))
+        self._sent.append(self._submit(self._put, name, data))
 
     def _get(self, name: str) -> bytes | None:
         from botocore.exceptions import ClientError

@@ -116,6 +116,9 @@ class Mailbox(Protocol):
     def renew(self) -> None:
         """Say that the caller lives."""
 
+    def rest(self) -> None:
+        """Nothing is under way: end threads of its own, if it has any."""
+
     def close(self) -> None:
         """Remove the box."""
 
@@ -306,6 +309,9 @@ class Folder:
             self._beats += 1
             with contextlib.suppress(OSError), open(self._lease, "r+b") as file:  # the next one may get through
                 file.write(b"%020d" % self._beats)  # as long as before, so it needs no room
+
+    def rest(self) -> None:
+        """It has no threads."""
 
     def close(self) -> None:
         """Remove the box. Programs there that still run see that their lease is gone."""

@@ -57,6 +57,11 @@ class Messages:
         if self._box is not None:
             self._box.discard(name, keep)
 
+    def rest(self) -> None:
+        """Nothing is under way."""
+        if self._box is not None:
+            self._box.rest()
+
     def let_go(self) -> Mailbox | None:
         """Give the mailbox to whoever closes it; the next message has a new one."""
         box, self._box, self._code = self._box, None, None

@@ -134,6 +134,8 @@ class Watcher:
                     self._round()
             except Exception as error:  # the mailbox is gone, or a bug of ours: no call may hang
                 self._fail_all(error)
+            if since is not None and time.monotonic() - since > IDLE:
+                self._messages.rest()
             with self._guard:
                 busy = bool(self._new or self._tickets or self._leaving)
                 if busy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -199,7 +198,7 @@ def test_a_box_leaves_nothing(account: Account, aws: Client) -> None:
 
 def test_boxes_of_callers_that_are_gone_are_removed(account: Account, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = Bucket(account)
-    dead._pool.shutdown()
+    dead.rest()
     here = f"{buckets.PREFIX}p{os.getpid()}-"
     gone = f"{buckets.PREFIX}p999999999-"
     for key in (f"{dead._box}lease", f"{dead._box}messages/1-1"):
@@ -209,9 +208,7 @@ def test_boxes_of_callers_that_are_gone_are_removed(account: Account, aws: Clien
     found = aws("s3").list_objects_v2(Bucket=dead.bucket, Prefix=gone)
     assert "Contents" not in found
     box.close()
-    dead._pool = box._pool
-    with contextlib.suppress(RuntimeError):
-        dead._delete([key for key, _ in dead._list("")])
+    dead.close()
 
 
 def test_no_bucket(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
