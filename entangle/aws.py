@@ -12,7 +12,7 @@ from entangle._aws.at_instance import EC2, EC2Transport
 from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.instance_options import InstanceOptions
-from entangle._aws.lambda_function import AtFunction, checked_name
+from entangle._aws.lambda_door import lmbda
 from entangle._aws.layers import AtAws, at_aws, with_account
 from entangle._aws.machine_options import architecture_of, fargate_size, mebibytes, texts, variables
 from entangle._remote.transport.ssh_options import check_word
@@ -21,7 +21,7 @@ from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
 from entangle._tasks.option_values import check_whether, is_number
 from entangle.errors import OptionError
-from entangle.task import Decorator, InjectingDecorator, Task, refuse_unknown
+from entangle.task import Decorator, Task, refuse_unknown
 
 __all__ = ["aws", "batch", "ec2", "fargate", "lmbda"]
 
@@ -38,7 +38,6 @@ _FARGATE = (
     *("ram", "cpu", "image", "cluster", "subnets", "security_groups", "spot", "execution_role", "job_role"),
     *("architecture", "public_ip", "python", "env", "time"),
 )
-_LMBDA = ("function", "qualifier")
 
 
 @edge
@@ -276,58 +275,6 @@ def fargate(
 
     decorator: Any = wrap
     return cast(Decorator, decorator)
-
-
-@edge
-def lmbda(
-    _: None = None,
-    /,
-    *,
-    function: str | None = None,
-    qualifier: str | None = None,
-    **unknown: Any,
-) -> InjectingDecorator:
-    """Have a function that stands in AWS Lambda answer in place of the one below.
-
-    - `function`: its name, or its ARN.
-    - `qualifier`: a version, such as "3", or an alias; by default the newest.
-
-    The arguments of a call are the event, as JSON: `proxy(1, 2)` sends `{"args": [1, 2]}`,
-    `proxy(k=3)` sends `{"kwargs": {"k": 3}}`, and a single dict is sent as it is. What the function
-    answers is the value. The body below is not run; only its name counts. `timeout`, `retry` and
-    limits of other decorators hold here.
-
-    No thread waits for an answer: up to 1,000 requests of a process are under way at once. Where
-    Lambda runs no more of the function at the moment, the request is sent once more after a while,
-    for five minutes at most. It is never sent again where the function may have run, unless `retry`
-    says so. A call takes what Lambda takes and a few milliseconds. If the caller dies, or a call is
-    cancelled, a function that runs already runs on to its end. Needs the extra `aws`.
-
-    Raises OptionError here for bad options. Running a call raises LambdaError where the function
-    fails, with its error and the end of its log; ArgumentError for what JSON does not have, and for
-    events above 6 MB; UnreachableError where there is no such function or AWS refuses; and
-    LinkLostError where the connection ends before the answer comes.
-
-        @lmbda(function="resize", qualifier="live")
-        @aws(profile="lab")
-        def resize(): ...
-
-        resize({"key": "cat.png", "width": 200})()
-    """
-    refuse_unknown("lmbda", _LMBDA, unknown)
-    if _ is not None:
-        raise OptionError("@lmbda needs parentheses: @lmbda(function='…')")
-    if function is None:
-        raise OptionError("@lmbda needs the name of a function that stands in Lambda: @lmbda(function='…')")
-    checked_name(function, qualifier)
-    layer = AtFunction(function, qualifier)
-
-    @edge
-    def wrap(inner: Any) -> Task[..., Any]:
-        return at_aws("lmbda", inner, layer)
-
-    decorator: Any = wrap
-    return cast(InjectingDecorator, decorator)
 
 
 @overload

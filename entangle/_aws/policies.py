@@ -28,6 +28,21 @@ ACTIONS: Mapping[str, Sequence[str]] = {
         "batch:TerminateJob",
         "logs:GetLogEvents",
     ),
+    # Of a function that stands in Lambda, the first alone.
+    "lmbda": (
+        "lambda:InvokeFunction",
+        "lambda:GetFunction",
+        "lambda:GetFunctionConfiguration",
+        "lambda:CreateFunction",
+        "lambda:TagResource",
+        "lambda:PutFunctionEventInvokeConfig",
+        "lambda:ListFunctions",
+        "lambda:DeleteFunction",
+        *PASS,
+        "logs:GetLogEvents",
+        "logs:FilterLogEvents",
+        "logs:DeleteLogGroup",
+    ),
 }
 
 

@@ -40,7 +40,7 @@ if sys.version_info < (3, 10):
 
 
 def main(program, address, name, lasts):
-    import marshal, os, time, types, zlib
+    import hashlib, marshal, os, time, types, zlib
     from importlib.util import MAGIC_NUMBER
 
     if address.startswith("http"):
@@ -70,8 +70,32 @@ def main(program, address, name, lasts):
 
         addresses = None
 
+    # What runs many messages on one machine keeps the code here, by its hash.
+    folder = os.environ.get("ENTANGLE_CODE", "") if addresses else ""
+
+    def kept(name):
+        path = os.path.join(folder, name)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+            if hashlib.sha256(data).hexdigest().startswith(name):
+                return data
+        except OSError:
+            pass
+        data = read(addresses[name])
+        try:
+            with open(path + "-" + str(os.getpid()), "wb") as file:
+                file.write(data)
+            os.rename(file.name, path)
+        except OSError:
+            pass
+        return data
+
     def codes(name):
-        data = read(addresses[name] if addresses else os.path.join(os.path.dirname(program), name))
+        if folder and name != "source":
+            data = kept(name)
+        else:
+            data = read(addresses[name] if addresses else os.path.join(os.path.dirname(program), name))
         return marshal.loads(zlib.decompress(data))
 
     sys.argv[1:] = []

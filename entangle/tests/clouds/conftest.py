@@ -109,9 +109,9 @@ def fargate(ministack: Emulator, moto: Emulator) -> FargateCluster:
 
 @pytest.fixture
 def lambda_functions(moto: Emulator, tmp_path: Path) -> Iterator[LambdaFunctions]:
-    """Functions of Lambda that AWS's own runtime client runs, in processes that stay warm. Calls
-    alone: boto3 finds them by AWS_ENDPOINT_URL_LAMBDA."""
-    functions = LambdaFunctions(tmp_path)
+    """Functions of Lambda that AWS's own runtime client runs, in processes that stay warm; moto
+    has what is deployed. boto3 finds them by AWS_ENDPOINT_URL_LAMBDA."""
+    functions = LambdaFunctions(tmp_path, moto.endpoint)
     yield functions
     functions.close()
 

@@ -306,7 +306,7 @@ def test_options_that_cannot_be(options: Any, told: str) -> None:
 
 def test_it_needs_parentheses() -> None:
     with pytest.raises(OptionError, match="@lmbda needs parentheses"):
-        lmbda(proxy)  # type: ignore[arg-type]
+        lmbda(proxy)  # type: ignore[call-overload]
 
 
 # --- in containers of moto, which has versions, aliases and permissions --------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import os
 import queue
@@ -16,12 +17,17 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.parse
+import urllib.request
 import uuid
+import zipfile
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from .emulators import CREDENTIALS, REGION
 
@@ -203,8 +209,12 @@ class _Sandbox:
         return self.process.poll() is not None
 
     def end(self) -> None:
-        if not self.ended:
-            self.process.kill()
+        """End all that runs in it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            me = psutil.Process(self.process.pid)
+            for one in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
         self.process.wait()
         self._next.put(None)
         self._server.close()
@@ -221,20 +231,25 @@ def _how(status: int) -> str:
 class LambdaFunctions:
     """The functions that there are, at `endpoint`; for boto3, AWS_ENDPOINT_URL_LAMBDA names it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, moto: str = "") -> None:
+        self._folder, self._moto = folder, moto
         self._lock = threading.Lock()
         self.functions: dict[str, Function] = {}
         self._idle: dict[str, list[_Sandbox]] = {}
         self._sandboxes: list[_Sandbox] = []
         self._busy: dict[str, int] = {}
         self._later: list[threading.Thread] = []
+        self._ending = threading.Event()
+        #: What the processes of functions that are deployed have beside their own variables.
+        self.environment: dict[str, str] = {}
         functions = self
 
         class Invoke(_Handler):
             def do_POST(self) -> None:
                 functions._asked(self)
 
+        for verb in ("GET", "PUT", "DELETE"):
+            setattr(Invoke, f"do_{verb}", Invoke.do_POST)
         self._server = _Server(Invoke)
         self.endpoint = f"http://127.0.0.1:{self._server.port}"
 
@@ -254,7 +269,7 @@ class LambdaFunctions:
         parts = urllib.parse.urlsplit(request.path).path.split("/")
         body = request.body()
         if len(parts) != 5 or parts[4] != "invocations":
-            return _refuse(request, 404, "UnknownOperationException", f"only calls are here: {request.path}")
+            return self._pass_on(request, body)
         name = urllib.parse.unquote(parts[3]).rpartition("function:")[2].partition(":")[0]
         function = self.functions.get(name)
         if function is None:
@@ -282,6 +297,33 @@ class LambdaFunctions:
             headers["X_Amz_Log_Result"] = base64.b64encode(answer.log[-_TAIL:]).decode()
         request.answer(200, answer.payload, Content_Type="application/json", **headers)
 
+    def _pass_on(self, request: _Handler, body: bytes) -> None:
+        """Have moto do it, and know of the functions that are made there."""
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection", "content-length")}
+        asked = urllib.request.Request(self._moto + request.path, body or None, headers, method=request.command)
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                status, said, kind = answer.status, answer.read(), ""
+        except urllib.error.HTTPError as error:
+            with error:
+                status, said, kind = error.code, error.read(), error.headers.get("x-amzn-errortype") or ""
+        path = urllib.parse.urlsplit(request.path).path.rstrip("/")
+        if request.command == "POST" and path.endswith("/functions") and status < 300:
+            self._deploy(json.loads(body))
+        elif request.command == "DELETE" and status < 300 and path.count("/") == 3:
+            self.functions.pop(urllib.parse.unquote(path.rpartition("/")[2]), None)
+        elif request.command == "PUT" and path.endswith("/event-invoke-config") and status < 300:
+            self.functions[path.split("/")[3]].retries = json.loads(body)["MaximumRetryAttempts"]
+        request.answer(status, said, Content_Type="application/json", **({"X_Amzn_ErrorType": kind} if kind else {}))
+
+    def _deploy(self, wanted: dict[str, Any]) -> None:
+        name = wanted["FunctionName"]
+        folder = self._folder / f"{name}-{uuid.uuid4().hex}"
+        zipfile.ZipFile(io.BytesIO(base64.b64decode(wanted["Code"]["ZipFile"]))).extractall(folder)
+        given = wanted.get("Environment", {}).get("Variables", {})
+        options = {"timeout": wanted["Timeout"], "memory": wanted["MemorySize"], "environment": {**self.environment, **given}}
+        self.functions[name] = Function(name, folder, wanted["Handler"], **options)
+
     def call(self, function: Function, event: bytes) -> Answer | None:
         """Run a function once; None where as many calls as it may have are under way."""
         name = function.name
@@ -308,12 +350,15 @@ class LambdaFunctions:
 
     def _run_later(self, function: Function, event: bytes) -> None:
         for _ in range(1 + function.retries):
-            answer = self.call(function, event)
-            if answer is not None and not answer.error:
+            # One that there is no room for stays in the queue, as with AWS for six hours.
+            while (answer := self.call(function, event)) is None and not self._ending.wait(0.05):
+                pass
+            if (answer is not None and not answer.error) or self._ending.is_set():
                 return
 
     def close(self) -> None:
         """End all of them."""
+        self._ending.set()
         for function in self.functions.values():
             function.retries = function.most = 0
         for sandbox in self._sandboxes:
