@@ -4,7 +4,8 @@
 
 A bucket that removes what callers that were killed have left in it; a role with which containers
 are started and their logs written; a compute environment of Fargate in the default VPC (no machine
-of your own, nothing to pay for while nothing runs), and a queue before it. It prints what to write
+of your own, nothing to pay for while nothing runs), and a queue before it; a cluster of ECS, which
+is free, with Fargate and its spot capacity. It prints what to write
 in a program. Run it as somebody who may make all that; programs need the policies beside this file.
 """
 
@@ -101,11 +102,23 @@ def make_queue(session: boto3.Session, name: str, vcpus: int, spot: bool, role: 
         batch.create_job_queue(jobQueueName=name, state="ENABLED", priority=1, computeEnvironmentOrder=order)
 
 
+def make_cluster(session: boto3.Session, name: str) -> None:
+    """A cluster of ECS, to which both capacities of Fargate belong."""
+    ecs = session.client("ecs")
+    found = [each for each in ecs.describe_clusters(clusters=[name])["clusters"] if each["status"] == "ACTIVE"]
+    providers = {"capacityProviders": ["FARGATE", "FARGATE_SPOT"], "defaultCapacityProviderStrategy": [{"capacityProvider": "FARGATE"}]}
+    if not found:
+        ecs.create_cluster(clusterName=name, **providers)
+    elif not found[0].get("capacityProviders"):
+        ecs.put_cluster_capacity_providers(cluster=name, **providers)
+
+
 def main() -> None:
     """Make all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bucket", required=True, help="the name of the bucket; names are unique in all of AWS")
     parser.add_argument("--queue", required=True, help="the name of the queue, and of its compute environment")
+    parser.add_argument("--cluster", default="default", help="the name of the cluster (default: default)")
     parser.add_argument("--vcpus", type=int, default=64, help="how many vCPUs may run at once (default: 64)")
     parser.add_argument("--spot", action="store_true", help="cheaper capacity that may be taken back")
     parser.add_argument("--service-role", help="the ARN of a role for Batch itself (default: AWS makes one)")
@@ -116,7 +129,9 @@ def main() -> None:
     make_bucket(session, given.bucket)
     role = make_role(session)
     make_queue(session, given.queue, given.vcpus, given.spot, given.service_role)
+    make_cluster(session, given.cluster)
     print(f'@aws(bucket="{given.bucket}")\n@batch(queue="{given.queue}", execution_role="{role}")')
+    print(f'@fargate(cluster="{given.cluster}", execution_role="{role}")')
 
 
 if __name__ == "__main__":

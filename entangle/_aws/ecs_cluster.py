@@ -5,6 +5,7 @@ Each is looked up once in a process.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -75,13 +76,16 @@ def _default_subnets(account: Account) -> Sequence[str]:
 @functools.lru_cache(maxsize=64)
 def why_no_log(account: Account) -> str:
     """Why tasks can have no log; "" if they can. Its group is made, where that is allowed."""
+    from botocore.exceptions import ClientError
+
     logs = account.client("logs")
     try:
         with asking(account, "logs"):
             found = logs.describe_log_groups(logGroupNamePrefix=GROUP)["logGroups"]
             if not any(group["logGroupName"] == GROUP for group in found):
-                logs.create_log_group(logGroupName=GROUP, tags={"entangle": "log"})
-                logs.put_retention_policy(logGroupName=GROUP, retentionInDays=KEPT)
+                logs.create_log_group(logGroupName=GROUP)
+                with contextlib.suppress(ClientError):  # else it is kept for ever
+                    logs.put_retention_policy(logGroupName=GROUP, retentionInDays=KEPT)
     except EntangleError as error:
         return f"the task has no log: {error}"
     return ""

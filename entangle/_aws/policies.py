@@ -28,6 +28,21 @@ ACTIONS: Mapping[str, Sequence[str]] = {
         "batch:TerminateJob",
         "logs:GetLogEvents",
     ),
+    "fargate": (
+        "ecs:DescribeClusters",
+        "ecs:ListClusters",
+        "ecs:DescribeTaskDefinition",
+        "ecs:RegisterTaskDefinition",
+        "ecs:TagResource",
+        "ecs:RunTask",
+        "ecs:DescribeTasks",
+        "ecs:StopTask",
+        "ec2:DescribeSubnets",
+        "logs:DescribeLogGroups",
+        "logs:CreateLogGroup",
+        "logs:PutRetentionPolicy",
+        "logs:GetLogEvents",
+    ),
     # Of a function that stands in Lambda, the first alone.
     "lmbda": (
         "lambda:InvokeFunction",

@@ -24,6 +24,12 @@ PROBES: dict[str, tuple[Probe, ...]] = {
         ("batch:DescribeComputeEnvironments", "batch", "describe_compute_environments", {}),
         ("batch:DescribeJobDefinitions", "batch", "describe_job_definitions", {"status": "ACTIVE", "maxResults": 1}),
     ),
+    "fargate": (
+        ("ecs:ListClusters", "ecs", "list_clusters", {}),
+        ("ecs:DescribeClusters", "ecs", "describe_clusters", {}),
+        ("ec2:DescribeSubnets", "ec2", "describe_subnets", {}),
+        ("logs:DescribeLogGroups", "logs", "describe_log_groups", {}),
+    ),
 }
 
 
@@ -129,4 +135,10 @@ def _lacks_a_queue(account: Account) -> str:
     return "" if found else "there is no job queue in this region"
 
 
-LACKS: dict[str, Callable[[Account], str]] = {"batch": _lacks_a_queue}
+def _lacks_a_cluster(account: Account) -> str:
+    with asking(account, "ecs"):
+        found = account.client("ecs").list_clusters()["clusterArns"]
+    return "" if found else "there is no cluster of ECS in this region"
+
+
+LACKS: dict[str, Callable[[Account], str]] = {"batch": _lacks_a_queue, "fargate": _lacks_a_cluster}

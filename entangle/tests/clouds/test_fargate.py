@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from entangle._aws import account, container_jobs, ecs_cluster, fargate_tasks
+from entangle._aws import account, container_jobs, ecs_cluster, fargate_tasks, policies
 from entangle._aws.account import Account
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.machine_options import fargate_size
@@ -37,9 +38,9 @@ from entangle.errors import (
 from entangle.process import process
 from entangle.task import Task
 
-from ..callers import Caller
+from ..callers import ROOT, Caller
 from ..evidence import wait_until
-from ..services.emulators import Emulator, FargateCluster
+from ..services.emulators import Emulator, FargateCluster, new_name
 from . import bodies
 
 #: A role that may write the log; ministack looks at none.
@@ -283,6 +284,52 @@ def test_no_cluster(there: Callable[..., Any], fargate: FargateCluster) -> None:
         OptionError, match=rf"there is no cluster 'nowhere' in this region; there are .*{fargate.name}.* aws ecs create-cluster"
     ):
         there(bodies.square, cluster="nowhere")(1)()
+
+
+# --- What deploy/aws has --------------------------------------------------------------------------
+
+
+def test_the_policy_is_enough(there: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The actions that are used are those of the policy."""
+    from botocore import client as clients
+
+    used, base = set[str](), vars(clients)["BaseClient"]
+    request = base._make_api_call
+
+    def call(client: Any, operation: str, given: Any) -> Any:
+        used.add(f"{client.meta.service_model.endpoint_prefix}:{operation}")
+        return request(client, operation, given)
+
+    monkeypatch.setattr(base, "_make_api_call", call)
+    for cached in (ecs_cluster.where, ecs_cluster.why_no_log):
+        cached.cache_clear()
+    monkeypatch.setattr(container_jobs, "_abouts", {})
+    assert there(bodies.square, execution_role=ROLE, env={"POLICY": "1"}).map([1, 2])() == [1, 4]
+    with pytest.raises(ProcessTerminatedException, match="exit status 3"):
+        there(bodies.leave, execution_role=ROLE)(3)()
+    with pytest.raises(RunTimeoutException):
+        there(bodies.sleep)(600).run(timeout=5)
+    with pytest.raises(OptionError):
+        there(bodies.sleep, cluster="nowhere")(600)()
+    used = {action for action in used if not action.startswith("s3:")}
+    assert {"ecs:RunTask", "ecs:StopTask", "ecs:DescribeTasks", "ec2:DescribeSubnets", "logs:GetLogEvents"} <= used
+    assert used <= set(policies.ACTIONS["fargate"])
+
+
+def test_what_deploy_makes_is_enough(there: Callable[..., Any], aws: Callable[[str], Any]) -> None:
+    role = aws("iam").create_role(RoleName=new_name("batch"), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    lab, queue, cluster = new_name("lab"), new_name("queue"), new_name("made")
+    made = ["--bucket", lab, "--queue", queue, "--cluster", cluster, "--service-role", role]
+    for _ in range(2):  # what is there already stays
+        done = subprocess.run(
+            [sys.executable, str(Path(ROOT, "deploy", "aws", "make.py")), *made], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()[-1]
+    found = re.fullmatch(r'@fargate\(cluster="(.*)", execution_role="(.*)"\)', told)
+    assert found is not None
+    assert found[1] == cluster
+    assert there(bodies.square, cluster=found[1], execution_role=found[2], spot=True)(3)() == 9
 
 
 # --- What no emulator says ------------------------------------------------------------------------
