@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
@@ -13,8 +12,8 @@ from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.instance_options import InstanceOptions
 from entangle._aws.lambda_door import lmbda
-from entangle._aws.layers import AtAws, at_aws, with_account
-from entangle._aws.machine_options import architecture_of, fargate_size, mebibytes, texts, variables
+from entangle._aws.layers import at_aws, decorator_of, with_account
+from entangle._aws.machine_options import check_texts, container_options, fargate_size, mebibytes, texts
 from entangle._remote.transport.ssh_options import check_word
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -76,7 +75,7 @@ def aws(
     if function is not None:
         raise OptionError("@aws needs parentheses: @aws()")
     stated = {"profile": profile, "region": region, "role": role, "endpoint": endpoint, "bucket": bucket}
-    _check_texts("aws", stated)
+    check_texts("aws", stated)
     if role is not None and not role.startswith("arn:"):
         raise OptionError(f"@aws: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
@@ -153,35 +152,14 @@ def batch(
     refuse_unknown("batch", _BATCH, unknown)
     if function is not None:
         raise OptionError("@batch needs parentheses: @batch(queue='…')")
-    stated = {"queue": queue, "image": image, "job_role": job_role, "execution_role": execution_role, "python": python}
-    _check_texts("batch", stated)
+    check_texts("batch", {"queue": queue})
     if not is_number(vcpus) or vcpus <= 0:
         raise OptionError(f"@batch: vcpus={value_in_short(vcpus)}; it must be a number above 0")
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
         raise OptionError(f"@batch: gpus={value_in_short(gpus)}; it must be a whole number")
-    _check_time("batch", time)
-    jobs = functools.partial(
-        BatchJobs,
-        queue=queue,
-        image=image or f"python:3.{sys.version_info[1]}-slim",
-        vcpus=vcpus,
-        memory=mebibytes("batch", memory),
-        gpus=gpus,
-        job_role=job_role,
-        execution_role=execution_role,
-        architecture=architecture_of("batch", architecture),
-        interpreter=python,
-        environment=variables("batch", env),
-        life=time,
-    )
-    layer = AtAws(jobs, "batch")
-
-    @edge
-    def wrap(inner: Any) -> Task[..., Any]:
-        return at_aws("batch", inner, layer)
-
-    decorator: Any = wrap
-    return cast(Decorator, decorator)
+    container = container_options("batch", image, python, architecture, job_role, execution_role, env, time)
+    jobs = functools.partial(BatchJobs, queue=queue, vcpus=vcpus, memory=mebibytes("batch", memory), gpus=gpus, **container)
+    return decorator_of("batch", jobs)
 
 
 @edge
@@ -244,14 +222,11 @@ def fargate(
     refuse_unknown("fargate", _FARGATE, unknown)
     if function is not None:
         raise OptionError("@fargate needs parentheses: @fargate(cpu=1, ram='2GB')")
-    stated = {"image": image, "cluster": cluster, "execution_role": execution_role, "job_role": job_role, "python": python}
-    _check_texts("fargate", stated)
-    _check_time("fargate", time)
+    check_texts("fargate", {"cluster": cluster})
     check_whether("@fargate", spot=spot, public_ip=public_ip)
     units, memory, note = fargate_size(cpu, ram)
     tasks = functools.partial(
         FargateTasks,
-        image=image or f"python:3.{sys.version_info[1]}-slim",
         units=units,
         memory=memory,
         note=note,
@@ -259,22 +234,10 @@ def fargate(
         subnets=texts("fargate", "subnets", subnets),
         security_groups=texts("fargate", "security_groups", security_groups),
         spot=bool(spot),
-        execution_role=execution_role,
-        job_role=job_role,
-        architecture=architecture_of("fargate", architecture),
         public_ip=bool(public_ip),
-        interpreter=python,
-        environment=variables("fargate", env),
-        life=time,
+        **container_options("fargate", image, python, architecture, job_role, execution_role, env, time),
     )
-    layer = AtAws(tasks, "fargate")
-
-    @edge
-    def wrap(inner: Any) -> Task[..., Any]:
-        return at_aws("fargate", inner, layer)
-
-    decorator: Any = wrap
-    return cast(Decorator, decorator)
+    return decorator_of("fargate", tasks)
 
 
 @overload
@@ -355,17 +318,6 @@ def ec2(
         return at_aws("ec2", inner, layer)
 
     return wrap if function is None else wrap(function)
-
-
-def _check_texts(door: str, stated: Mapping[str, object]) -> None:
-    for name, value in stated.items():
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"@{door}: {name}={value_in_short(value)}; it must be a text")
-
-
-def _check_time(door: str, time: object) -> None:
-    if time is not None and (not isinstance(time, (int, float)) or not is_number(time) or time <= 0):
-        raise OptionError(f"@{door}: time={value_in_short(time)}; it must be a number of seconds")
 
 
 named_as_its_decorator(__name__)

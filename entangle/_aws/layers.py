@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from entangle._aws.account import Account
 from entangle._aws.bucket import Buckets
 from entangle._services import Service
 from entangle._services.caller.at_service import AtService
+from entangle._shared.tracebacks import edge
 from entangle._tasks.layer import Layer
 from entangle.errors import OptionError
-from entangle.task import Task, decorate
+from entangle.task import Decorator, Task, decorate
 
 
 class OfAccount(Layer):
@@ -74,3 +75,15 @@ def at_aws(door: str, inner: Any, layer: InAccount) -> Task[..., Any]:
                 )
                 return decorate(door, rest, layer.of(below.account))
     return decorate(door, inner, layer)
+
+
+def decorator_of(door: str, make: Callable[[Account], Service]) -> Decorator:
+    """What @batch and the like are: a service that an account makes runs the function."""
+    layer = AtAws(make, door)
+
+    @edge
+    def wrap(inner: Any) -> Task[..., Any]:
+        return at_aws(door, inner, layer)
+
+    decorator: Any = wrap
+    return cast(Decorator, decorator)

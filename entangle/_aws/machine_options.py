@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.option_values import is_number
@@ -63,6 +65,38 @@ def texts(door: str, option: str, given: object) -> tuple[str, ...]:
     if not isinstance(listed, Sequence) or not all(isinstance(text, str) and text.strip() for text in listed):
         raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a list of texts")
     return tuple(listed)
+
+
+def check_texts(door: str, stated: Mapping[str, object]) -> None:
+    """Refuse what is neither None nor a text. Raises OptionError."""
+    for name, value in stated.items():
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise OptionError(f"@{door}: {name}={value_in_short(value)}; it must be a text")
+
+
+def container_options(
+    door: str,
+    image: object,
+    python: object,
+    architecture: object,
+    job_role: object,
+    execution_role: object,
+    env: object,
+    time: object,
+) -> dict[str, Any]:
+    """What the service is told whose jobs are containers, in its words. Raises OptionError."""
+    check_texts(door, {"image": image, "job_role": job_role, "execution_role": execution_role, "python": python})
+    if time is not None and (not isinstance(time, (int, float)) or not is_number(time) or time <= 0):
+        raise OptionError(f"@{door}: time={value_in_short(time)}; it must be a number of seconds")
+    return {
+        "image": image or f"python:3.{sys.version_info[1]}-slim",
+        "interpreter": python,
+        "architecture": architecture_of(door, architecture),
+        "job_role": job_role,
+        "execution_role": execution_role,
+        "environment": variables(door, env),
+        "life": time,
+    }
 
 
 def fargate_size(cpu: object, ram: object) -> tuple[int, int, str]:
