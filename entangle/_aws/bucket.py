@@ -4,7 +4,8 @@
 
     entangle/<box>/lease              put anew while the caller lives
                    code/<hash>
-                   messages/<id>      addresses/<id>: all that its program may get and put
+                   addresses/<id>     all that its program may get and put, and a small message
+                   messages/<id>      a large one
                    claims/<id>        put only if it is not there (If-None-Match), then put anew
                    back/<id>.outcome  put only if it is not there
                    back/<id>.out .err .ask
@@ -16,6 +17,7 @@ rule of the bucket can remove what a caller has left that was killed.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -46,6 +48,10 @@ SHORTEST = 900.0
 #: What is larger goes in parts (bytes); S3 takes up to 5 GiB at once.
 LARGE = 100 << 20
 TAG = "entangle=call"
+#: A message that is no larger goes with its addresses (bytes).
+SMALL = 64 << 10
+#: Objects that one request removes.
+MANY = 1000
 #: Requests under way at once, and outcomes fetched ahead.
 AT_ONCE, AHEAD = 8, 64
 #: The Python there gets the program by its address. Quotes would not pass through every shell.
@@ -67,12 +73,15 @@ class Buckets:
 class Bucket:
     """A box in a bucket, at the caller."""
 
-    pauses = (0.05, 1.0)
+    pauses = (0.1, 1.0)
 
     def __init__(self, account: Account) -> None:
         self.account, self.bucket = account, account.bucket_name()
         self._client = account.client("s3")
         self._box = f"{PREFIX}p{os.getpid()}-{os.urandom(6).hex()}@{socket.gethostname()}/"
+        #: Small messages whose end is not known, and keys of what nobody needs any more.
+        self._small: dict[str, str] = {}
+        self._gone: list[str] = []
         #: Addresses of code, and when they were signed (of the monotonic clock).
         self._codes: dict[str, tuple[str, float]] = {}
         self._beats = 0
@@ -80,6 +89,7 @@ class Bucket:
         self._listed: dict[str, tuple[str, int]] = {}
         self._seconds = self._addresses_last()
         self._uploads: dict[str, tuple[str, str]] = {}
+        self._coming: dict[str, None] = {}
         self._fetched: dict[str, Future[bytes | None]] = {}
         self._sent: list[Future[None]] = []
         self._pool: ThreadPoolExecutor | None = None
@@ -108,7 +118,7 @@ class Bucket:
             "code": {code: self._code_address(code) for code in codes},
             "headers": {"x-amz-tagging": TAG},
             "lease": self._address("get_object", "lease"),
-            "message": self._address("get_object", f"messages/{name}"),
+            **self._message(name),
             "cancelled": self._address("get_object", f"cancelled/{name}"),
             "answer": self._address("get_object", f"answers/{name}"),
             "claimed": self._address("get_object", f"claims/{name}"),
@@ -120,8 +130,17 @@ class Bucket:
         return COMMAND, self._code_address(program), self._address("get_object", f"addresses/{name}"), name
 
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
-        """Put a message there, by the time of the next `flush`."""
-        self._later(f"messages/{name}", b"".join(memoryview(piece).cast("B") for piece in pieces))
+        """Put a message there, by the time of the next `flush`; a small one goes with `command`."""
+        body = b"".join(memoryview(piece).cast("B") for piece in pieces)
+        if len(body) <= SMALL:
+            self._small[name] = base64.b64encode(body).decode()
+        else:
+            self._later(f"messages/{name}", body)
+
+    def _message(self, name: str) -> dict[str, str]:
+        """What the list of addresses says of a message: itself, or its address."""
+        body = self._small.get(name)
+        return {"body": body} if body is not None else {"message": self._address("get_object", f"messages/{name}")}
 
     def flush(self) -> None:
         """Wait until all that was sent is there. Raises the first trouble."""
@@ -132,10 +151,15 @@ class Bucket:
 
     def send_again(self, name: str, again: str) -> None:
         """Put a message there under another name, and discard the first but for its claim."""
-        with asking(self.account, "s3"):
-            self._client.copy_object(
-                Bucket=self.bucket, Key=self._key(f"messages/{again}"), CopySource=f"{self.bucket}/{self._key(f'messages/{name}')}"
-            )
+        body = self._small.get(name)
+        if body is not None:
+            self._small[again] = body
+        else:
+            source = {"Bucket": self.bucket, "Key": self._key(f"messages/{name}")}
+            with asking(self.account, "s3"):
+                self._client.copy(
+                    source, self.bucket, self._key(f"messages/{again}"), ExtraArgs={"Tagging": TAG, "TaggingDirective": "REPLACE"}
+                )
         self.discard(name, keep=True)
 
     def arrived(self) -> set[str]:
@@ -147,15 +171,26 @@ class Bucket:
             name, _, kind = key.rpartition(".")
             if kind == "outcome":
                 names.add(name)
-                if len(names) > 1 and len(self._fetched) < AHEAD and name not in self._fetched:
-                    self._fetched[name] = self._submit(self._get, f"back/{name}.outcome")
             elif kind == "ask" and name not in self._uploads:
                 self._answer(name)
+        if len(names) > 1:
+            self._coming = dict.fromkeys(names)
+            self._fetch_ahead()
         return names
+
+    def _fetch_ahead(self) -> None:
+        """Fetch outcomes that will be taken next."""
+        while self._coming and len(self._fetched) < AHEAD:
+            name = next(iter(self._coming))
+            del self._coming[name]
+            if name not in self._fetched:
+                self._fetched[name] = self._submit(self._get, f"back/{name}.outcome")
 
     def take(self, name: str) -> Letter | None:
         """The outcome of a message; None if there is none."""
+        self._coming.pop(name, None)
         fetched = self._fetched.pop(name, None)
+        self._fetch_ahead()
         with asking(self.account, "s3"):
             body = fetched.result() if fetched is not None else self._get(f"back/{name}.outcome")
         return envelope.read(io.BytesIO(body)) if body is not None else None
@@ -180,14 +215,11 @@ class Bucket:
         if names is None:
             sizes = [(key, size) for key, (_, size) in self._listed.items() if key.endswith((".out", ".err"))]
         else:
-            with contextlib.suppress(EntangleError), asking(self.account, "s3"):
-                self._listed.update({key[len("back/") :]: found for name in names for key, found in self._list(f"back/{name}.")})
-            sizes = [
-                (f"{name}.{kind}", self._listed[f"{name}.{kind}"][1])
-                for name in names
-                for kind in ("out", "err")
-                if f"{name}.{kind}" in self._listed
-            ]
+            # Prints are put before an outcome: the listing that shows it shows them.
+            names = list(names)
+            if not all(f"{name}.outcome" in self._listed for name in names):
+                self._list_again(names)
+            sizes = [(key, self._listed[key][1]) for name in names for kind in ("out", "err") if (key := f"{name}.{kind}") in self._listed]
         for key, size in sizes:
             name, _, kind = key.rpartition(".")
             stream = 1 if kind == "out" else 2
@@ -198,6 +230,10 @@ class Bucket:
                     data = answer["Body"].read()
                     self._shown[name, stream] = seen + len(data)
                     yield name, stream, data
+
+    def _list_again(self, names: Iterable[str]) -> None:
+        with contextlib.suppress(EntangleError), asking(self.account, "s3"):
+            self._listed.update({key[len("back/") :]: found for name in names for key, found in self._list(f"back/{name}.")})
 
     def tail(self, name: str, size: int) -> str:
         """The end of what it has printed, for an error."""
@@ -226,10 +262,10 @@ class Bucket:
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload[0], UploadId=upload[1])
         for stream in (1, 2):
             self._shown.pop((name, stream), None)
-        with self._guard:
-            closed = self._closed
-        if not closed:
-            self._submit(self._delete, files)
+        self._small.pop(name, None)
+        self._gone += files
+        if len(self._gone) + len(files) > MANY:
+            self._remove()
 
     def renew(self) -> None:
         """Say that the caller lives."""
@@ -238,8 +274,15 @@ class Bucket:
             with contextlib.suppress(Exception):  # the next one may get through
                 self._put("lease", b"%020d" % self._beats)
 
+    def _remove(self) -> None:
+        """Remove what nobody needs any more, by one request."""
+        gone, self._gone = self._gone, []
+        if gone and not self._closed:
+            self._submit(self._delete, gone)
+
     def rest(self) -> None:
         """End the threads; what they have begun is done before."""
+        self._remove()
         with self._guard:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -249,6 +292,7 @@ class Bucket:
         """Remove the box. Programs there that still run see that their lease is gone."""
         with self._guard:
             self._closed = True
+        self._small.clear()
         with contextlib.suppress(Exception):
             self._delete(["lease"])
         self.rest()
@@ -304,8 +348,8 @@ class Bucket:
 
     def _delete(self, names: Iterable[str]) -> None:
         keys = [{"Key": self._key(name)} for name in names]
-        for at in range(0, len(keys), 1000):
-            self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[at : at + 1000], "Quiet": True})
+        for at in range(0, len(keys), MANY):
+            self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[at : at + MANY], "Quiet": True})
 
     def _address(self, method: str, name: str, **more: Any) -> str:
         found: str = self._client.generate_presigned_url(

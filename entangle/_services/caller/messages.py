@@ -103,17 +103,17 @@ class Messages:
             "modules": modules,
             "instead": instead,
         }
-        ticket.codes = (*self._code.common, modules)
-        command = self._command(ticket)
         seconds = timeout_below(task)
         limits = self._service.limits()
-        if sum(map(len, command)) > limits.message:
-            raise OptionError(f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer")
         if seconds is not None and limits.life is not None and seconds > limits.life:
             raise OptionError(
                 f"task {call.name!r}: timeout={seconds:g} is longer than {place} lets anything run ({limits.life:g} s); make it shorter"
             )
+        ticket.codes = (*self._code.common, modules)
         self.box.send(ticket.name, envelope.written(head, parts))
+        command = self._command(ticket)
+        if sum(map(len, command)) > limits.message:
+            raise OptionError(f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer")
         call.let_go()
         ticket.message = Submission(ticket.name, call.name, command, seconds, ticket.attempt)
 

@@ -6,6 +6,7 @@ JSON (`written` below), which has all others. Each of them is for one object and
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -48,6 +49,7 @@ class FarAddresses:
         told = _request("GET", address).body
         if told is None:
             raise FarError("the list of addresses is gone: the call has ended")
+        self._address = address
         self._given: dict[str, Any] = json.loads(told)
         self._spools: list[_Spool] = []
         self._who = b""
@@ -69,7 +71,11 @@ class FarAddresses:
 
     def message(self, name: str) -> Letter | None:
         """The message; None if it is there no more, since its end is known."""
-        body = _request("GET", self._given["message"]).body
+        if "body" in self._given:  # a small one comes with the addresses, and goes with them
+            gone = _request("GET", self._address).body is None
+            body = None if gone else base64.b64decode(self._given["body"])
+        else:
+            body = _request("GET", self._given["message"]).body
         return envelope.read(io.BytesIO(body)) if body is not None else None
 
     def live(self, name: str) -> None:

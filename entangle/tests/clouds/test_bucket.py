@@ -114,10 +114,27 @@ def test_a_cancelled_message_is_never_run(box: Bucket) -> None:
 def test_a_message_that_is_gone(box: Bucket, aws: Client) -> None:
     there = sent(box, "1-1")
     box.discard("1-1")
-    wait_until(lambda: there.message("1-1") is None)
+    assert there.message("1-1") == ({"name": "1-1"}, [])  # many are removed at once
+    box.rest()
+    assert there.message("1-1") is None
     assert there.claim("1-1", "me")  # its claim went with it
     there.unclaim("1-1")
     assert box.sign_of_life("1-1") is None
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_message_that_is_sent_again(box: Bucket, size: int) -> None:
+    there = sent(box, "1-1", b"x" * size)
+    assert there.claim("1-1", "one that died")
+    box.send_again("1-1", "1-2")
+    _, _, address, _ = box.command("program", "1-2", ["program"])
+    box.flush()
+    box.rest()
+    assert there.message("1-1") is None
+    assert not there.claim("1-1", "one that comes late")
+    again = FarAddresses(address)
+    assert again.claim("1-2", "another")
+    assert again.message("1-2") == ({"name": "1-1"}, [bytearray(b"x" * size)])
 
 
 def test_signs_of_life_and_the_lease(box: Bucket) -> None:
