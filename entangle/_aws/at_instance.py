@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ from entangle.flow import THREAD
 _BOOT, _LOGIN = 420.0, 90.0
 #: Seconds until its shell says a word.
 _WORD = 30.0
+#: Seconds for AWS to say why an instance has ended.
+_ASKED = 8.0
 #: An agent without a call ends after so long, in a run that goes on (seconds).
 _IDLE = 60.0
 
@@ -224,11 +228,23 @@ class EC2Transport(Transport):
         if "entangle: AWS takes this spot instance back" in words:
             why = "AWS has taken the spot instance back"
         else:
-            why = Instances(self.account, self.wanted).why_ended(instance.id)
+            why = self._asked_why(instance)
             if not why:
                 return None
             why = f"AWS has taken the spot instance back ({why})" if "pot" in why and instance.spot else f"the instance has ended ({why})"
         return LinkLostError(f"{self.place}: {why} during the call ({instance.id}); retry=1 in a layer below sends it to another one")
+
+    def _asked_why(self, instance: Instance) -> str:
+        """Why AWS says that it has ended; "" where it has not, or AWS is not reached soon: whoever
+        asks may be the thread that reads all streams."""
+        said: list[str] = []
+        asking = threading.Thread(
+            target=lambda: said.append(Instances(self.account, self.wanted).why_ended(instance.id)), name="entangle-ec2", daemon=True
+        )
+        with contextlib.suppress(RuntimeError):
+            asking.start()
+            asking.join(_ASKED)
+        return said[0] if said else ""
 
 
 class EC2(InAccount, Far):

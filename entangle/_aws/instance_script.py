@@ -26,15 +26,15 @@ def user_data(idle: float, spot: bool, first: float = FIRST) -> str:
     return f"""#!/bin/sh
 mkdir -p {folder}/agents
 chmod 1777 {folder}/agents
-cat >{folder}/watch.py <<'ENTANGLE_WATCH'
+cat >{folder}/watch <<'ENTANGLE_WATCH'
 {inspect.getsource(instance_watch)}ENTANGLE_WATCH
 if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 7))'; then
   echo 'entangle: this image has no python3 of 3.7 or newer; the instance ends' >/dev/console
   shutdown -h now
   exit 1
 fi
-systemd-run --unit=entangle-watch -p Restart=on-failure -p OOMScoreAdjust=-1000 python3 {folder}/watch.py {words} 2>/dev/null || {{
-  setsid python3 {folder}/watch.py {words} </dev/null >/dev/null 2>&1 &
+systemd-run --unit=entangle-watch -p Restart=on-failure -p OOMScoreAdjust=-1000 python3 {folder}/watch {words} 2>/dev/null || {{
+  setsid python3 {folder}/watch {words} </dev/null >/dev/null 2>&1 &
 }}
 {{
   echo
@@ -71,6 +71,7 @@ def leased(program: str, strict: bool) -> str:
 
 def watched_first(command: str, script: str) -> str:
     """The same, where somebody must begin to watch first: an instance of the user's that was
-    stopped. He must be root there by sudo, without a password."""
-    begin = f"[ -d {instance_watch.FOLDER}/agents ] || sudo -n sh -c {shlex.quote(script)} </dev/null >/dev/null"
+    stopped. He must be root there, or become it by sudo without a password."""
+    root = '$([ "$(id -u)" = 0 ] || echo sudo -n)'
+    begin = f"[ -d {instance_watch.FOLDER}/agents ] || {root} sh -c {shlex.quote(script)} </dev/null >/dev/null"
     return f"{{ {begin}; }} || exit {UNWATCHED}; {command}"

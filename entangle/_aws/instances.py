@@ -45,6 +45,10 @@ class Instance:
     groups: tuple[str, ...]
     reason: str
     spot: bool
+    type: str
+    tags: dict[str, str]
+    #: When it was started last (seconds since 1970).
+    since: float
     #: Whether this process has launched it, or started it again, just now.
     fresh: bool = False
 
@@ -297,6 +301,13 @@ def _instance(said: dict[str, Any]) -> Instance:
     address = said.get("PublicIpAddress") or said.get("PrivateIpAddress") or ""
     groups = tuple(group["GroupId"] for group in said.get("SecurityGroups", ()))
     reason = said.get("StateReason", {}).get("Message") or said.get("StateTransitionReason", "")
-    return Instance(
-        said["InstanceId"], said["State"]["Name"], address, said["ImageId"], groups, reason, said.get("InstanceLifecycle") == "spot"
-    )
+    tags = {tag["Key"]: tag["Value"] for tag in said.get("Tags", ())}
+    spot, since = said.get("InstanceLifecycle") == "spot", said["LaunchTime"].timestamp() if "LaunchTime" in said else 0.0
+    state = said["State"]["Name"]
+    return Instance(said["InstanceId"], state, address, said["ImageId"], groups, reason, spot, said["InstanceType"], tags, since)
+
+
+def ours(account: Account) -> list[Instance]:
+    """Instances that @ec2 has launched in an account, of all users, and that are still there."""
+    states = ["pending", "running", "stopping", "stopped", "shutting-down"]
+    return described(account, Filters=[{"Name": "tag-key", "Values": [OPTIONS]}, {"Name": "instance-state-name", "Values": states}])

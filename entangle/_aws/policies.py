@@ -14,8 +14,25 @@ BUCKET = ("s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:PutObjectTagging"
 #: Where a job has a role of its own, the user passes it on.
 PASS = ("iam:PassRole",)
 
+#: What is allowed only of what has the tag `entangle`, and how a policy says that.
+OWN, OWN_KEY = ("ec2:TerminateInstances",), "aws:ResourceTag/entangle"
+
 ACTIONS: Mapping[str, Sequence[str]] = {
     "bucket": BUCKET,
+    "ec2": (
+        "ec2:DescribeInstances",
+        "ec2:RunInstances",
+        "ec2:CreateTags",
+        "ec2:ImportKeyPair",
+        "ec2:GetConsoleOutput",
+        "ec2:TerminateInstances",
+        "ec2:DescribeImages",
+        "ec2:DescribeSecurityGroups",
+        "ssm:GetParameter",
+        "ec2:DescribeInstanceAttribute",
+        "ec2:StartInstances",
+        "ec2:StopInstances",
+    ),
     "batch": (
         "batch:DescribeJobQueues",
         "batch:DescribeComputeEnvironments",
@@ -69,7 +86,9 @@ def policy(name: str, bucket: str = "BUCKET") -> dict[str, Any]:
             _statement(["s3:ListBucket"], f"arn:aws:s3:::{bucket}"),
             _statement(objects, f"arn:aws:s3:::{bucket}/entangle/*"),
         )
-    return _document(_statement(list(ACTIONS[name]), "*"))
+    own = [action for action in ACTIONS[name] if action in OWN]
+    allowed = _statement([action for action in ACTIONS[name] if action not in own], "*")
+    return _document(allowed, {**_statement(own, "*"), "Condition": {"Null": {OWN_KEY: "false"}}}) if own else _document(allowed)
 
 
 def _document(*statements: dict[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+aws_app = typer.Typer(no_args_is_help=True, help="Look at what is in an account of AWS because of tasks.")
 graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.")
 hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.")
 image_app = typer.Typer(no_args_is_help=True, help="Images for containers, with the packages that functions need.")
 places_app = typer.Typer(help="Places by name: list them, and look at them.")
+app.add_typer(aws_app, name="aws")
 app.add_typer(graph_app, name="graph")
 app.add_typer(hosts_app, name="hosts")
 app.add_typer(image_app, name="image")
@@ -187,6 +189,19 @@ def _ui(
     from entangle.cli.ui import ui
 
     ui(port, browser, as_json)
+
+
+@aws_app.command("ls")
+def _aws_ls(
+    profile: Annotated[str | None, typer.Option(help="A profile of the AWS command line.")] = None,
+    region: Annotated[str | None, typer.Option(help="A region.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the instances that [b]@ec2[/b] has launched: how old, whose, for which program."""
+    from entangle._aws.account import Account
+    from entangle.cli.aws_ls import ls
+
+    ls(Account(profile, region), as_json)
 
 
 @graph_app.command("send")

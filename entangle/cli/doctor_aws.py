@@ -10,7 +10,7 @@ from typing import Any
 
 from entangle._aws.account import Account, asking
 from entangle._aws.bucket import PREFIX, TAG
-from entangle._aws.policies import ACTIONS
+from entangle._aws.policies import ACTIONS, OWN_KEY
 from entangle.cli.doctor import BROKEN, OFF, WORKS, Finding
 from entangle.errors import EntangleError
 
@@ -19,6 +19,10 @@ Probe = tuple[str, str, str, dict[str, Any]]
 
 #: Asked where the account does not let us ask what is allowed.
 PROBES: dict[str, tuple[Probe, ...]] = {
+    "ec2": (
+        ("ec2:DescribeInstances", "ec2", "describe_instances", {"MaxResults": 5}),
+        ("ec2:DescribeSecurityGroups", "ec2", "describe_security_groups", {"MaxResults": 5}),
+    ),
     "batch": (
         ("batch:DescribeJobQueues", "batch", "describe_job_queues", {}),
         ("batch:DescribeComputeEnvironments", "batch", "describe_compute_environments", {}),
@@ -112,7 +116,10 @@ def _denied(account: Account, actions: list[str]) -> list[str] | None:
         if ":assumed-role/" in arn:
             head, _, role = arn.replace(":sts:", ":iam:").partition(":assumed-role/")
             arn = f"{head}:role/{role.partition('/')[0]}"
-        found = account.client("iam").simulate_principal_policy(PolicySourceArn=arn, ActionNames=actions)["EvaluationResults"]
+        own = {"ContextKeyName": OWN_KEY, "ContextKeyValues": ["-"], "ContextKeyType": "string"}
+        found = account.client("iam").simulate_principal_policy(PolicySourceArn=arn, ActionNames=actions, ContextEntries=[own])[
+            "EvaluationResults"
+        ]
     except (ClientError, BotoCoreError, ResponseParserError):
         return None
     return [each["EvalActionName"] for each in found if each["EvalDecision"] != "allowed"]

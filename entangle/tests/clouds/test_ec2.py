@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entangle._aws import instance_keys
+from entangle._aws import at_instance, instance_keys, instance_watch, policies
+from entangle._remote.caller.open_channels import close_all
 from entangle.aws import aws, ec2
-from entangle.errors import ImageError, LinkLostError, OptionError, UnreachableError
+from entangle.errors import HostKeyError, ImageError, LinkLostError, OptionError, UnfitPythonError, UnreachableError
 from entangle.process import process
 
 from ..evidence import wait_until
@@ -178,7 +180,7 @@ def test_an_instance_that_ends_is_not_used_by_whoever_comes_then(cloud: Cloud) -
     assert add(1, 2)() == 3
     machine = cloud.only()
     # What its watch does, a moment before it shuts down.
-    (pid,) = [one for one in Path("/proc").glob("[0-9]*/cmdline") if b"watch.py" in one.read_bytes() and _is_of(machine, one)]
+    (pid,) = [one for one in Path("/proc").glob("[0-9]*/cmdline") if b"/run/entangle/watch" in one.read_bytes() and _is_of(machine, one)]
     os.kill(int(pid.parent.name), signal.SIGSTOP)
     Path(f"/proc/{pid.parent.name}/root/run/entangle/ending").write_text("entangle: this instance ends\n")
     assert add(2, 2)() == 4
@@ -241,6 +243,158 @@ def test_an_instance_of_the_users_is_used_and_goes_on(cloud: Cloud) -> None:
     time.sleep(1.5)
     assert cloud.only().runs
     assert "RunInstances" not in cloud.asked
+
+
+def test_a_stopped_instance_of_the_users_is_started_and_stops_itself_again(cloud: Cloud) -> None:
+    instance = _of_the_user(cloud)
+    _stopped(cloud, instance)
+    assert on_ec2(_add, instance=instance, user="admin", idle=1)(1, 2)() == 3
+    assert "StartInstances" in cloud.asked
+    wait_until(lambda: cloud.state(instance) == "stopped", 30, f"its end: {cloud.only().log()}")
+
+
+def test_a_stopped_instance_that_would_be_terminated_is_not_started(cloud: Cloud) -> None:
+    instance = _of_the_user(cloud, "terminate")
+    _stopped(cloud, instance)
+    with pytest.raises(OptionError, match="its shutdown behavior must be 'stop'"):
+        on_ec2(_add, instance=instance, user="admin")(1, 2)()
+    assert cloud.state(instance) == "stopped"
+
+
+def test_an_instance_that_is_not_there_is_an_error(cloud: Cloud) -> None:
+    with pytest.raises(OptionError, match="there is none"):
+        on_ec2(_add, instance="i-0123456789abcdef0", user="admin")(1, 2)()
+
+
+def test_who_logs_in_at_an_unknown_image_must_be_said(cloud: Cloud) -> None:
+    with pytest.raises(OptionError, match="say user="):
+        on_ec2(_add, ami=cloud.ec2.register_image(Name="our-own", RootDeviceName="/dev/sda1")["ImageId"])(1, 2)()
+    assert all(cloud.state(instance) == "terminated" for instance in cloud.machines)
+
+
+def _stopped(cloud: Cloud, instance: str) -> None:
+    cloud.ec2.stop_instances(InstanceIds=[instance])
+    cloud.machines[instance].kill()
+    wait_until(lambda: cloud.state(instance) == "stopped", 20, "its end")
+
+
+# --- What is wrong with it ------------------------------------------------------------------------
+
+
+def test_another_machine_that_poses_as_the_instance_is_refused(cloud: Cloud) -> None:
+    assert on_ec2(_add)(1, 2)() == 3
+    close_all()
+    (known,) = Path(os.environ["XDG_STATE_HOME"], "entangle", "ec2").glob("*.known_hosts")
+    make_key(known.parent / "other")
+    kind, key = (known.parent / "other.pub").read_text().split()[:2]
+    known.write_text(f"* {kind} {key}\n")
+    with pytest.raises(HostKeyError):
+        on_ec2(_add)(1, 2)()
+
+
+def test_an_instance_that_lets_nobody_in_is_told_with_what_to_open(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_instance, "_LOGIN", 1.0)
+    nowhere = "Host *\n  HostName 127.0.0.1\n  Port 9\n"
+    monkeypatch.setattr(cloud, "write_addresses", lambda: cloud.ssh_configuration.write_text(nowhere))
+    with pytest.raises(UnreachableError) as caught:
+        on_ec2(_add)(1, 2)()
+    assert "authorize-security-group-ingress --group-id sg-" in str(caught.value)
+    assert "Connection refused" in str(caught.value)
+    assert all(cloud.state(instance) == "terminated" for instance in cloud.machines)
+
+
+def test_an_instance_that_says_no_host_keys_is_told(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_instance, "_BOOT", 1.0)
+    monkeypatch.setattr(Cloud, "_console", lambda cloud, instance: _QUIET)
+    with pytest.raises(HostKeyError, match="cloud-init"):
+        on_ec2(_add)(1, 2)()
+    assert all(cloud.state(instance) == "terminated" for instance in cloud.machines)
+
+
+_QUIET = (
+    '<GetConsoleOutputResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>0</requestId>'
+    "<instanceId>i-0</instanceId><timestamp>2026-01-01T00:00:00.000Z</timestamp></GetConsoleOutputResponse>"
+)
+
+
+def test_an_image_without_python_ends_at_once(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ec2_machines, "this_python", lambda: "/bin/false")
+    with pytest.raises(UnreachableError, match=r"ends|has ended"):
+        on_ec2(_add)(1, 2)()
+    assert cloud.machines
+    assert all(cloud.state(instance) == "terminated" for instance in cloud.machines)
+
+
+def test_a_python_that_is_not_there_is_told(cloud: Cloud) -> None:
+    with pytest.raises(UnfitPythonError, match="/nowhere/python3"):
+        on_ec2(_add, python="/nowhere/python3")(1, 2)()
+
+
+# --- What watches over it -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts the program that watches, alone: `shutdown` there writes a file."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "shutdown").write_text(f"#!/bin/sh\ntouch {tmp_path}/down\n")
+    (tmp_path / "bin" / "shutdown").chmod(0o755)
+    started = []
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        path = f"{tmp_path}/bin:{os.environ['PATH']}"
+        command = [this_python(), instance_watch.__file__, *words, str(tmp_path)]
+        started.append(subprocess.Popen(command, env={"PATH": path}))
+        return started[-1]
+
+    yield start
+    for process_ in started:
+        process_.kill()
+        process_.wait()
+
+
+def test_an_instance_to_which_nobody_ever_comes_ends(watched: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    assert watched("60", "0.5", "-").wait(30) == 0
+    assert (tmp_path / "down").exists()
+    assert "nobody has used it for 0.5 s" in (tmp_path / "ending").read_text()
+
+
+def test_a_file_of_an_agent_that_was_killed_holds_nothing(watched: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "old").write_text("1\n")
+    os.utime(tmp_path / "agents" / "old", (0, 0))
+    assert watched("0.5", "0.5", "-").wait(30) == 0
+    assert not (tmp_path / "agents" / "old").exists()
+
+
+def test_a_second_watch_leaves_it_to_the_first(watched: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    first = watched("60", "60", "-")
+    wait_until((tmp_path / "watch.lock").exists, 20, "the first")
+    wait_until(lambda: watched("60", "0.1", "-").wait(20) == 0, 30, "the second")
+    assert first.poll() is None
+    assert not (tmp_path / "down").exists()
+
+
+# --- What there is --------------------------------------------------------------------------------
+
+
+def test_the_command_line_lists_instances(cloud: Cloud) -> None:
+    command = [sys.executable, "-m", "entangle", "aws", "ls"]
+    assert "no instances" in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert on_ec2(_add)(1, 2)() == 3
+    (one,) = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
+    assert one["instance"] in cloud.machines
+    assert one["owner"].endswith(f"@{os.uname().nodename}")
+    assert one["state"] == "running"
+    assert one["type"] == "t3.micro"
+    assert 0 <= one["age"] < 600
+    assert one["instance"] in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_the_policy_is_enough(cloud: Cloud) -> None:
+    assert on_ec2(_add)(1, 2)() == 3
+    names = {name.partition(":")[2] for name in policies.ACTIONS["ec2"]}
+    assert set(cloud.asked) <= names
 
 
 # --- What AWS refuses -----------------------------------------------------------------------------

@@ -84,6 +84,7 @@ StrictModes no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
+SetEnv PATH={folder}/bin:{_PATH}
 """
         )
         programs = folder / "bin"
