@@ -56,7 +56,8 @@ MANY = 1000
 AT_ONCE, AHEAD = 8, 64
 #: The Python there gets the program by its address. Quotes would not pass through every shell.
 COMMAND = "import sys,urllib.request as u;exec(u.urlopen(sys.argv[1],timeout=60).read())"
-_BOX = re.compile(r"p(\d+)-[0-9a-f]+@(.+)")
+#: The name of a box: the pid and the host of its caller.
+BOX = re.compile(r"p(\d+)-[0-9a-f]+@(.+)")
 
 
 @dataclass(frozen=True)
@@ -397,7 +398,7 @@ class Bucket:
         with contextlib.suppress(Exception):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=PREFIX, Delimiter="/"):
                 for found in page.get("CommonPrefixes", ()):
-                    box = _BOX.fullmatch(found["Prefix"][len(PREFIX) : -1])
+                    box = BOX.fullmatch(found["Prefix"][len(PREFIX) : -1])
                     if box is None or box[2] != socket.gethostname() or os.path.exists(f"/proc/{box[1]}"):
                         continue
                     inside = self._client.list_objects_v2(Bucket=self.bucket, Prefix=found["Prefix"]).get("Contents", [])

@@ -134,14 +134,15 @@ class LambdaCalls(Service):
         wanted, code = self._wanted(), _zipped() if self.image is None else b""
         content = json.dumps([wanted, self.image, hashlib.sha256(code).hexdigest()], sort_keys=True)
         name = f"{PREFIX}{hashlib.sha256(content.encode()).hexdigest()[:20]}"
-        if (self.account, name) not in _functions:
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        if _functions.get((self.account, name)) != today:  # once a day it is said that it is used
             with asking(self.account, "lambda"):
-                self._make(name, wanted, {"ImageUri": self.image} if self.image is not None else {"ZipFile": code})
-            _functions.add((self.account, name))
+                self._make(name, today, wanted, {"ImageUri": self.image} if self.image is not None else {"ZipFile": code})
+            _functions[self.account, name] = today
         return name
 
-    def _make(self, name: str, wanted: dict[str, Any], code: dict[str, Any]) -> None:
-        client, today = self.account.client("lambda"), time.strftime("%Y-%m-%d", time.gmtime())
+    def _make(self, name: str, today: str, wanted: dict[str, Any], code: dict[str, Any]) -> None:
+        client = self.account.client("lambda")
         try:
             found = client.get_function(FunctionName=name)
         except client.exceptions.ResourceNotFoundException:
@@ -212,7 +213,7 @@ class LambdaCalls(Service):
             try:
                 answer = client.invoke(FunctionName=function, InvocationType="Event", Payload=event)
             except client.exceptions.ResourceNotFoundException:  # removed meanwhile, as by `entangle aws gc`
-                _functions.discard((self.account, function))
+                _functions.pop((self.account, function), None)
                 answer = client.invoke(FunctionName=self._function(), InvocationType="Event", Payload=event)
         ticket = str(answer.get("ResponseMetadata", {}).get("RequestId") or hashlib.sha256(event).hexdigest()[:32])
         self._calls[ticket] = _Call(key, function)
@@ -353,8 +354,9 @@ class _Call:
         self.tag = ""
 
 
-#: What this process knows: functions that are there, and invocations by their tickets.
-_functions: set[tuple[Account, str]] = set()
+#: What this process knows: functions that are there, and the day on which that was said last; and
+#: invocations by their tickets.
+_functions: dict[tuple[Account, str], str] = {}
 _known: dict[LambdaCalls, dict[str, _Call]] = {}
 #: What was said of calls that are over.
 _over: dict[Account, list[str]] = {}

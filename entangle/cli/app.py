@@ -195,6 +195,7 @@ def _ui(
 def _aws_ls(
     profile: Annotated[str | None, typer.Option(help="A profile of the AWS command line.")] = None,
     region: Annotated[str | None, typer.Option(help="A region.")] = None,
+    bucket: Annotated[str | None, typer.Option(help="The bucket for calls and values; else ENTANGLE_BUCKET.")] = None,
     as_json: Json = False,
 ) -> None:
     """List the instances that [b]@ec2[/b] has launched: how old, whose, for which program."""
@@ -283,6 +284,24 @@ def _image_build(
     given = {"python": python, "base": base, "arch": arch, "requirements": requirements, "handler": handler}
     more = {name: value for name, value in given.items() if value is not None}
     build(tag, sources or [], as_json, packages=packages or [], service=service, executable=executable, push=push, fresh=fresh, **more)
+
+
+@aws_app.command("gc")
+def _aws_gc(
+    unused: Annotated[float, typer.Option("--unused", metavar="DAYS", min=0, help="Those that were not used for so many days.")] = 30,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
+    profile: Annotated[str | None, typer.Option(help="A profile of the AWS command line.")] = None,
+    region: Annotated[str | None, typer.Option(help="A region.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove functions of Lambda that [b]@lmbda(role=…)[/b] has made, with their logs.
+
+    They cost nothing while they are not used. A program that wants one again makes it again.
+    """
+    from entangle._aws.account import Account
+    from entangle.cli.aws_things import gc
+
+    gc(Account(profile, region), unused, dry, as_json)
 
 
 @places_app.callback(invoke_without_command=True)

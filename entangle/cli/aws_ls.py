@@ -1,11 +1,14 @@
-"""`entangle aws ls`: what is in an account of AWS because of tasks, and costs money."""
+"""`entangle aws ls`: what is in an account of AWS because of tasks."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from entangle._aws.account import Account
 from entangle._aws.instances import OWNER, PROGRAM, ours
+from entangle._aws.inventory import inventory
+from entangle.cli.aws_things import age, show
 from entangle.cli.exit_status import UNREACHABLE, Refused
 from entangle.cli.json_lines import print_json
 from entangle.cli.printing import console, print_table, text
@@ -13,13 +16,18 @@ from entangle.errors import EntangleError
 
 
 def ls(account: Account, as_json: bool) -> None:
-    """List the instances of @ec2. Raises Refused where AWS cannot be asked."""
+    """List the instances of @ec2, and functions, definitions and boxes. Raises Refused where AWS
+    cannot be asked for any of them."""
+    found, others, troubles = [], *inventory(account)
     try:
         found = ours(account)
     except EntangleError as error:
-        raise Refused(str(error), UNREACHABLE) from None
+        troubles = [str(error), *troubles]
+        if len(troubles) > 2 and not others:
+            raise Refused(troubles[0], UNREACHABLE) from None
     told = [
         {
+            "kind": "instance",
             "instance": one.id,
             "type": one.type,
             "state": one.state,
@@ -32,7 +40,7 @@ def ls(account: Account, as_json: bool) -> None:
         for one in found
     ]
     if as_json:
-        print_json(told)
+        print_json([*told, *map(asdict, others)])
     elif not told:
         console().print(text("no instances of @ec2"), soft_wrap=True)
     else:
@@ -41,7 +49,7 @@ def ls(account: Account, as_json: bool) -> None:
                 text(str(one["instance"])),
                 text(f"{one['type']} spot" if one["spot"] else str(one["type"])),
                 text(str(one["state"])),
-                text(_age(float(str(one["age"])))),
+                text(age(float(str(one["age"])))),
                 text(str(one["owner"])),
                 text(str(one["for"])),
             ]
@@ -49,10 +57,7 @@ def ls(account: Account, as_json: bool) -> None:
         ]
         print_table(("instance", "type", "state", "age", "owner", "for"), rows)
 
-
-def _age(seconds: float) -> str:
-    """An age as people say it."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    if not as_json:
+        show(others)
+    for trouble in troubles:
+        console(stderr=True).print(text(trouble, style="yellow"), soft_wrap=True)

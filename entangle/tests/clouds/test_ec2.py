@@ -382,7 +382,8 @@ def test_the_command_line_lists_instances(cloud: Cloud) -> None:
     command = [sys.executable, "-m", "entangle", "aws", "ls"]
     assert "no instances" in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert on_ec2(_add)(1, 2)() == 3
-    (one,) = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
+    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
+    (one,) = [each for each in told if each["kind"] == "instance"]
     assert one["instance"] in cloud.machines
     assert one["owner"].endswith(f"@{os.uname().nodename}")
     assert one["state"] == "running"
