@@ -100,9 +100,9 @@ class EC2Transport(Transport):
                 return self._log_in(instances, instance, arguments)
             except _Gone:
                 avoided.add(instance.id)
-                if len(avoided) > 3 or self.wanted.instance:
-                    why = instances.why_ended(instance.id)
-                    raise UnreachableError(f"{self.place}: {instance.id} ends ({why or 'it says so itself'}) before it is used") from None
+                if instance.fresh or len(avoided) > 3 or self.wanted.instance:
+                    why = instances.last_words(instance.id) or instances.why_ended(instance.id) or "it says so itself"
+                    raise UnreachableError(f"{self.place}: {instance.id} has ended before it was used: {why}") from None
             except BaseException:
                 if instance.fresh:  # nobody uses it, and nobody knows of it
                     instances.terminate(instance.id)
@@ -150,8 +150,6 @@ class EC2Transport(Transport):
         until = time.monotonic() + _BOOT
         while instance.state != "running" or not instance.address:
             if instance.state not in ("pending", "running"):
-                if instance.fresh and instance.reason:
-                    raise UnreachableError(f"{self.place}: {instance.id} has ended while it started: {instance.reason}")
                 raise _Gone
             if time.monotonic() > until:
                 raise UnreachableError(f"{self.place}: {instance.id} does not start: it is {instance.state} after {_BOOT:g} s")
@@ -166,7 +164,8 @@ class EC2Transport(Transport):
         """The file with its host keys, as it has printed them on its console; None where one of the
         user's has printed none, and what the user knows of it counts."""
         path = instance_keys.known_hosts(instance.id)
-        if os.path.exists(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)  # it is in use
             return path
         until = time.monotonic() + _BOOT
         while not (keys := instances.host_keys(instance.id)):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from entangle._worker import janitor
 from entangle.errors import OptionError, UnreachableError
 
-#: Host keys of instances that were not used for so long are removed (seconds).
+#: What is known of instances that were not used for so long is removed (seconds).
 _FORGOTTEN = 30 * 86400.0
 _BETWEEN = re.compile(r"-----BEGIN SSH HOST KEY KEYS-----(.*?)-----END SSH HOST KEY KEYS-----", re.DOTALL)
 _KEY = re.compile(r"\b((?:ssh|ecdsa)-[a-z0-9-]+) (AAAA[A-Za-z0-9+/=]+)")
@@ -75,6 +75,19 @@ def _keygen(*words: str) -> str:
     return done.stdout
 
 
+def remember(name: str, instance: str) -> None:
+    """Keep the id of the instance that was launched last for these options."""
+    with open(os.path.join(folder(), f"{name}.last"), "w", encoding="utf-8") as file:
+        file.write(instance)
+
+
+def recall(name: str) -> str:
+    """That id; "" where there is none."""
+    with contextlib.suppress(OSError), open(os.path.join(folder(), f"{name}.last"), encoding="utf-8") as file:
+        return file.read().strip()
+    return ""
+
+
 def host_keys(console: str) -> list[str]:
     """The host keys that an instance has printed on its console when it started last."""
     found = _BETWEEN.findall(console)
@@ -96,5 +109,5 @@ def trust(instance: str, address: str, keys: list[str]) -> None:
     for name in os.listdir(folder()):
         other = os.path.join(folder(), name)
         with contextlib.suppress(OSError):
-            if name.endswith(".known_hosts") and time.time() - os.stat(other).st_mtime > _FORGOTTEN:
+            if name.endswith((".known_hosts", ".last")) and time.time() - os.stat(other).st_mtime > _FORGOTTEN:
                 os.unlink(other)

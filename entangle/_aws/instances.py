@@ -81,11 +81,18 @@ class Instances:
             return self._of_the_user(self.wanted.instance)
         public = instance_keys.public_key(self.key())
         name = self._name(public)
-        with instance_keys.one_at_a_time(f"{name}-{os.uname().nodename}"):
+        with instance_keys.one_at_a_time(f"launch-{os.uname().nodename}"):
             for found in self._ours(name):
                 if found.id not in avoided:
                     return found
-            return self._launch(name, public)
+            # AWS finds a new one by its tags a while later than by its id.
+            last = instance_keys.recall(name)
+            seen = self.look(last) if last and last not in avoided else None
+            if seen is not None and seen.state in ("pending", "running"):
+                return seen
+            launched = self._launch(name, public)
+            instance_keys.remember(name, launched.id)
+            return launched
 
     def _name(self, public: str) -> str:
         said = repr((self.wanted, public, user_data(self.wanted.idle, self.wanted.spot)))
@@ -176,12 +183,18 @@ class Instances:
     def _newest_image(self) -> str:
         from botocore.exceptions import BotoCoreError, ClientError
 
-        release = 12 if sys.version_info[:2] <= (3, 11) else 13
         family = re.match(r"[a-z]+\d+([a-z]*)", self.wanted.type)
         arm = self.wanted.type.startswith("a1.") or (family is not None and "g" in family[1])
-        name = _DEBIAN.format(release=release, architecture="arm64" if arm else "amd64")
+        architecture = "arm64" if arm else "amd64"
+        releases = ("12", "13") if sys.version_info[:2] <= (3, 11) else ("13", "12")
+        name = _DEBIAN.format(release=releases[0], architecture=architecture)
+        other = _DEBIAN.format(release=releases[1], architecture=architecture)
+        ssm = self.account.client("ssm")
         try:
-            return str(self.account.client("ssm").get_parameter(Name=name)["Parameter"]["Value"])
+            try:
+                return str(ssm.get_parameter(Name=name)["Parameter"]["Value"])
+            except ssm.exceptions.ParameterNotFound:
+                return str(ssm.get_parameter(Name=other)["Parameter"]["Value"])
         except (ClientError, BotoCoreError) as error:
             raise type(said := told(error, self.account, "ssm"))(
                 f"{self.place}: the newest image of Debian is not known (parameter {name}); name one: @ec2(ami='ami-…', user='…'). {said}"
@@ -241,6 +254,15 @@ class Instances:
             if error.response.get("Error", {}).get("Code") not in _OLD_TYPE:
                 raise
         return str(self._ec2.get_console_output(InstanceId=instance).get("Output", ""))
+
+    def last_words(self, instance: str) -> str:
+        """What our script has said on the console of an instance that has ended; "" for nothing."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        with contextlib.suppress(ClientError, BotoCoreError):
+            said = [line.strip() for line in self._console(instance).splitlines() if line.startswith("entangle: ")]
+            return said[-1].removeprefix("entangle: ") if said else ""
+        return ""
 
     def why_ended(self, instance: str) -> str:
         """Why an instance ends or has ended, as AWS says it; "" where it runs."""
