@@ -198,11 +198,15 @@ def _aws_ls(
     bucket: Annotated[str | None, typer.Option(help="The bucket for calls and values; else ENTANGLE_BUCKET.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the instances that [b]@ec2[/b] has launched: how old, whose, for which program."""
+    """List the instances that [b]@ec2[/b] has launched: how old, whose, for which program.
+
+    And the functions of [b]@lmbda[/b], the definitions of [b]@batch[/b] and [b]@fargate[/b], and
+    what callers have in the bucket.
+    """
     from entangle._aws.account import Account
     from entangle.cli.aws_ls import ls
 
-    ls(Account(profile, region), as_json)
+    ls(Account(profile, region, bucket=bucket), as_json)
 
 
 @graph_app.command("send")

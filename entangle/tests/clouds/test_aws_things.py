@@ -107,11 +107,11 @@ def test_what_there_is(aws_environment: Emulator, aws: Client, role: str, job_qu
         assert by_kind["job definition"].about == test_image
         assert by_kind["box"].name.startswith(f"p{os.getpid()}-")
         assert by_kind["box"].about.startswith("its caller lives, ")
+        told = entangle(aws_environment, "aws", "ls", "--bucket", bucket)
+        assert {"function", "job definition", "box"} <= {each["kind"] for each in told}
+        assert OURS in run(aws_environment, "aws", "ls").stdout
         open_watchers.close_all()
         assert "box" not in {thing.kind for thing in inventory(Account(region=REGION, bucket=bucket))[0]}
-        told = entangle(aws_environment, "aws", "ls", "--bucket", bucket)
-        assert {"function", "job definition"} <= {each["kind"] for each in told}
-        assert OURS in run(aws_environment, "aws", "ls").stdout
     finally:
         open_watchers.close_all()
         aws("lambda").delete_function(FunctionName=OURS)
