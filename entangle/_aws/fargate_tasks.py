@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from entangle._aws.account import Account, asking, told
 from entangle._aws.container_jobs import START, about, end_of_log, ended, job_name
 from entangle._aws.ecs_cluster import GROUP, where, why_no_log
 from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission
 from entangle.errors import OptionError, UnreachableError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Tasks in one request of DescribeTasks, and characters of all overrides of a task, in JSON.
 #: Source: the ECS API reference.
@@ -148,8 +152,7 @@ class FargateTasks(Service):
         tickets: list[str] = []
         for at in range(0, len(messages), AT_ONCE):
             some = messages[at : at + AT_ONCE]
-            with ThreadPoolExecutor(len(some), "entangle-fargate") as pool:
-                began = list(pool.map(self._begin, some))
+            began = _each(self._begin, some)
             first = next((place for place, ticket in enumerate(began) if not isinstance(ticket, str)), len(some))
             tickets += [ticket for ticket in began[:first] if isinstance(ticket, str)]
             if first == len(some):
@@ -184,7 +187,6 @@ class FargateTasks(Service):
                 taskDefinition=self._definition(),
                 overrides=overrides,
                 startedBy=job_name([message]),
-                clientToken=hashlib.sha256(" ".join(message.command).encode()).hexdigest(),
                 tags=_tags("call"),
             )
         except (ClientError, BotoCoreError) as error:
@@ -217,7 +219,8 @@ class FargateTasks(Service):
                     late.append(ticket)
             elif state.state == OVER:
                 self.forget([ticket])
-        self._stop(late, "its time is over")
+        with contextlib.suppress(UnreachableError):  # they are looked at again
+            self._stop(late, "its time is over")
         return states
 
     def cancel(self, tickets: Collection[str]) -> None:
@@ -226,9 +229,19 @@ class FargateTasks(Service):
         self.forget(tickets)
 
     def _stop(self, tickets: Collection[str], reason: str) -> None:
-        for ticket in tickets:
-            with asking(self.account, "ecs"):
-                self.account.client("ecs").stop_task(cluster=self._where()["cluster"], task=ticket, reason=reason)
+        ecs, cluster = self.account.client("ecs"), self._where()["cluster"]
+
+        def stop(ticket: str) -> Exception | None:
+            from botocore.exceptions import BotoCoreError, ClientError
+
+            try:
+                ecs.stop_task(cluster=cluster, task=ticket, reason=reason)
+            except (ClientError, BotoCoreError) as error:
+                return None if "not found" in str(error) else told(error, self.account, "ecs")
+            return None
+
+        for trouble in filter(None, _each(stop, list(tickets))):
+            raise trouble
 
     def forget(self, tickets: Collection[str]) -> None:
         """Nothing is kept here of what is over."""
@@ -252,6 +265,22 @@ _lives: dict[str, float] = {}
 _ends: dict[str, float] = {}
 #: Tasks that have begun, by the commands of messages that come again.
 _early: dict[tuple[str, ...], str] = {}
+
+
+def _each(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do it to each, so many at once."""
+    done: dict[int, R] = {}
+
+    def one(place: int) -> None:
+        done[place] = do(items[place])
+
+    if len(items) > 1:
+        with contextlib.suppress(RuntimeError), ThreadPoolExecutor(AT_ONCE, "entangle-fargate") as pool:
+            list(pool.map(one, range(len(items))))
+    for place in range(len(items)):  # also while the interpreter ends, which starts no threads
+        if place not in done:
+            one(place)
+    return [done[place] for place in range(len(items))]
 
 
 def _tags(what: str) -> list[dict[str, str]]:

@@ -257,7 +257,6 @@ def test_a_killed_caller_leaves_nothing(
 def test_a_task_that_is_started_twice_runs_its_body_once(
     there: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fargate: FargateCluster, aws: Callable[[str], Any]
 ) -> None:
-    """ministack knows no clientToken, so that there are two tasks; the claim is what counts."""
     submit, extra = FargateTasks.submit, list[str]()
 
     def twice(tasks: FargateTasks, messages: Sequence[Submission]) -> Sequence[str]:
@@ -289,7 +288,7 @@ def test_no_cluster(there: Callable[..., Any], fargate: FargateCluster) -> None:
 # --- What deploy/aws has --------------------------------------------------------------------------
 
 
-def test_the_policy_is_enough(there: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_is_enough(there: Callable[..., Any], ministack: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The actions that are used are those of the policy."""
     from botocore import client as clients
 
@@ -307,8 +306,10 @@ def test_the_policy_is_enough(there: Callable[..., Any], monkeypatch: pytest.Mon
     assert there(bodies.square, execution_role=ROLE, env={"POLICY": "1"}).map([1, 2])() == [1, 4]
     with pytest.raises(ProcessTerminatedException, match="exit status 3"):
         there(bodies.leave, execution_role=ROLE)(3)()
-    with pytest.raises(RunTimeoutException):
-        there(bodies.sleep)(600).run(timeout=5)
+    future = there(bodies.sleep)(600)(proc=True)
+    _sleeping(ministack)
+    future.cancel()
+    wait_until(lambda: "ecs:StopTask" in used, 60, "its task to be stopped")
     with pytest.raises(OptionError):
         there(bodies.sleep, cluster="nowhere")(600)()
     used = {action for action in used if not action.startswith("s3:")}
@@ -462,6 +463,17 @@ def test_one_that_has_begun_behind_another_keeps_its_task(stubs: _Stubs, monkeyp
     stubs.ecs.add_response("stop_task", {}, {"cluster": stubs.cluster, "task": "one", "reason": "nobody waits for it any more"})
     with pytest.raises(UnreachableError, match="no"):
         TASKS.submit(messages)
+    stubs.done()
+
+
+def test_all_are_stopped_that_can_be(stubs: _Stubs) -> None:
+    """One that is not there is nobody's business; the trouble with another holds up none."""
+    stubs.there_is_a_cluster()
+    stubs.ecs.add_client_error("stop_task", "InvalidParameterException", "The referenced task was not found.")
+    stubs.ecs.add_client_error("stop_task", "AccessDeniedException", "not you")
+    stubs.ecs.add_response("stop_task", {})
+    with pytest.raises(UnreachableError, match="you may not ecs:StopTask: not you"):
+        TASKS.cancel(["1", "2", "3"])
     stubs.done()
 
 
