@@ -127,7 +127,7 @@ class LambdaCalls(Service):
             wanted["Layers"] = list(self.layers)
         if self.image is not None:
             return {**wanted, "PackageType": "Image"}
-        return {**wanted, "Runtime": f"python{self.version}", "Handler": "entangle_handler.handler"}
+        return {**wanted, "Runtime": f"python{self.version}", "Handler": "lambda_handler.handler"}
 
     def _function(self) -> str:
         """The name of the function for these options, which is made where it is not there."""
@@ -382,7 +382,7 @@ def _zipped() -> bytes:
     """The handler as a file of zip, the same for the same handler."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        info = zipfile.ZipInfo("entangle_handler.py", (2020, 1, 1, 0, 0, 0))
+        info = zipfile.ZipInfo("lambda_handler.py", (2020, 1, 1, 0, 0, 0))
         info.external_attr = 0o644 << 16
         archive.writestr(info, Path(lambda_handler.__file__).read_bytes())
     return file.getvalue()
