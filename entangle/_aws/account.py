@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from entangle.errors import EntangleError, OptionError, UnreachableError
+from entangle.errors import EntangleError, ImageError, OptionError, UnreachableError
 
 #: Keys of accounts by their names: id, secret, and perhaps a token.
 KEYS: contextvars.ContextVar[dict[str, tuple[str, ...]]] = contextvars.ContextVar("KEYS")
@@ -184,6 +184,8 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
             )
         if code in _EXPIRED:
             return UnreachableError(f"{account.place}: the credentials have expired ({what}: {said}); log in anew")
+        if code.startswith("InvalidAMIID"):
+            return ImageError(f"{account.place}: {said}; images are of one region: name one of this region, or leave ami= out")
         if code == "NoSuchBucket":
             return UnreachableError(f"{account.place}: there is no bucket {account.bucket_name()!r} ({said}); make it, or name another one")
         if "Throttl" in code or "TooMany" in code or "LimitExceeded" in code or "Quota" in code:

@@ -46,6 +46,7 @@ TELLING = {
         r"\nremembered: 39 done, 1 failed\n$",
     ],
     "hosts": [r"port \d+: Python 3"],
+    "cloudsexample": [r"^1 add, 1 multiply, 16 sample, 8 disturb, \d+ look at: -?\d+\.\d{3}\n$"],
     "mixedplacesexample": [r"docker +1 call\n", r"ssh +1 call\n", r"slurm +\d+ calls in \d jobs?\n", r"local +\d+ calls\n"],
     "pipelinesexample": [
         r"small: 45\.279\n",
@@ -94,8 +95,9 @@ SHOWING = ("images_example",)
 NEEDED = {"sweep_example": "sklearn", "images_example": "PIL"}
 #: What sends its records to a Gremlin server.
 GRAPHED = ("pipelinesexample",)
-#: What needs an engine as well: see `engines/test_examples_there.py`.
-ENGINES = ("mixedplacesexample",)
+#: What needs an engine or a cloud as well: `engines/test_examples_there.py`,
+#: `clouds/test_documents.py`.
+ENGINES = ("cloudsexample", "mixedplacesexample")
 FAR = ("hosts", "sshdataflowexample", "sshschedulerexample")
 
 FOUND = sorted(module.name for module in pkgutil.iter_modules(entangle.examples.__path__))
