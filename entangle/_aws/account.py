@@ -62,10 +62,11 @@ class Account:
     def expires(self) -> float | None:
         """How long its credentials last (seconds); None: for ever."""
         found = _session(self, os.getpid()).get_credentials()
-        frozen = getattr(found, "_expiry_time", None)
-        if isinstance(frozen, datetime):
-            return (frozen - datetime.now(timezone.utc)).total_seconds()
-        return None
+        if not hasattr(found, "_expiry_time"):
+            return None
+        found.get_frozen_credentials()  # those that can be had anew are, before they end
+        ends = found._expiry_time
+        return (ends - datetime.now(timezone.utc)).total_seconds() if isinstance(ends, datetime) else None
 
     def bucket_name(self) -> str:
         """The bucket. Raises OptionError where none is named."""

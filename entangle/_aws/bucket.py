@@ -112,6 +112,15 @@ class Bucket:
             self._codes[name] = "", -LONGEST
         return name
 
+    def reach(self, seconds: float | None) -> None:
+        """Raises OptionError where the addresses of a call of so many seconds would expire."""
+        self._seconds = self._addresses_last()
+        if (seconds or 0.0) + SHORTEST > self._seconds:
+            raise OptionError(
+                f"{self.account.place}: the addresses of a call last as long as the credentials, {self._seconds} s, and its timeout= "
+                f"is {seconds:g} s, beside the time in a queue; log in anew, or name a role whose sessions last: @aws(role='arn:…')"
+            )
+
     def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
         """The addresses of the program, and of the list of all addresses, which is put there."""
         tag = {"Tagging": TAG}

@@ -84,6 +84,9 @@ class Mailbox(Protocol):
         """Put a message there; one that may be late is there after `flush`. Raises
         StoreFullError."""
 
+    def reach(self, seconds: float | None) -> None:
+        """Raises OptionError where a call that may take so long would outlive its way back."""
+
     def flush(self) -> None:
         """Wait until all that was sent is there. Raises the first trouble."""
 
@@ -220,6 +223,9 @@ class Folder:
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
         """Put a message there. Raises StoreFullError."""
         _put(self.address, MESSAGES, name, pieces)
+
+    def reach(self, seconds: float | None) -> None:
+        """A folder stays."""
 
     def flush(self) -> None:
         """What was sent is there."""

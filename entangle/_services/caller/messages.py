@@ -109,6 +109,7 @@ class Messages:
             raise OptionError(
                 f"task {call.name!r}: timeout={seconds:g} is longer than {place} lets anything run ({limits.life:g} s); make it shorter"
             )
+        self.box.reach(seconds)
         ticket.codes = (*self._code.common, modules)
         self.box.send(ticket.name, envelope.written(head, parts))
         command = self._command(ticket)

@@ -241,6 +241,27 @@ def test_addresses_that_would_expire(account: Account, monkeypatch: pytest.Monke
         Bucket(account)
 
 
+def test_a_call_that_would_outlive_its_addresses(box: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    box.reach(3600)
+    monkeypatch.setattr(Account, "expires", lambda self: 3600.0)
+    box.reach(None)
+    box.reach(2000)
+    with pytest.raises(OptionError, match=r"3600 s, and its timeout= is 3000 s.*@aws\(role="):
+        box.reach(3000)
+
+
+def test_sessions_of_a_role_end(aws_environment: Emulator, bucket: str, aws: Client) -> None:
+    iam = aws("iam")
+    role = iam.create_role(RoleName="entangle-caller", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    assert Account(bucket=bucket).expires() is None
+    left = Account(bucket=bucket, role=role).expires()
+    assert left is not None
+    assert 3000 < left <= 3600
+    made = Bucket(Account(bucket=bucket, role=role))
+    assert 3000 < made._seconds <= 3600
+    made.close()
+
+
 def test_an_expired_address(box: Bucket) -> None:
     said = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
     assert "log in with credentials that last longer" in str(addresses.refused("GET", 403, said))
