@@ -34,10 +34,10 @@ from entangle.docker import docker
 from entangle.errors import ImageError, OptionError, UnreachableError
 from entangle.images import BuiltImage, build_image
 
-from .callers import ROOT
-from .services import given
-from .services.registry import PASSWORD, USER, registry
-from .ways import installed
+from ..callers import ROOT
+from ..services import given
+from ..services.registry import PASSWORD, USER, registry
+from ..ways import installed
 
 installed("docker")
 
