@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from entangle._aws.account import Account, keep_keys
+from entangle._aws.account_options import account_from
 from entangle._aws.at_instance import EC2, EC2Transport
 from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
@@ -75,23 +75,7 @@ def aws(
     if function is not None:
         raise OptionError("@aws needs parentheses: @aws()")
     stated = {"profile": profile, "region": region, "role": role, "endpoint": endpoint, "bucket": bucket}
-    check_texts("aws", stated)
-    if role is not None and not role.startswith("arn:"):
-        raise OptionError(f"@aws: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
-    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-        raise OptionError(f"@aws: endpoint={endpoint!r}; it must be an address, http://… or https://…")
-    if (
-        isinstance(keys, str)
-        or not isinstance(keys, Sequence)
-        or len(keys) not in (0, 2, 3)
-        or not all(isinstance(key, str) and key for key in keys)
-    ):
-        raise OptionError(
-            "@aws: keys= must be a list of an access key's id and its secret (and perhaps a session token), or []"
-        )  # never shown
-    if keys and profile is not None:
-        raise OptionError("@aws: keys= and profile= both name credentials; write one of them")
-    account = Account(keys=keep_keys(tuple(keys)) if keys else "", **stated)
+    account = account_from("@aws", keys, stated)
 
     @edge
     def wrap(inner: Any) -> Any:

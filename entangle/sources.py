@@ -6,61 +6,34 @@
     flow.stream(lines("access.log"))             what is in the file, then what is appended to it
     flow.stream(directory("incoming", "*.csv"))  the files that are there, then new ones
     flow.stream(queue(q))                        what others put
+    flow.stream(sqs("jobs"))                     the messages of a queue of AWS
     flow.stream(merge(lines(a), lines(b)))       several at once, as they come
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import os
 import queue as queues
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from entangle._shared.tracebacks import edge, hide, passes_on
+from entangle._dataflow.iteration import Iteration
+from entangle._dataflow.merging import Merging
+from entangle._shared.summaries import value_in_short
+from entangle._shared.tracebacks import edge, passes_on
+from entangle._tasks.option_values import is_number
 from entangle.errors import OptionError
 
-__all__ = ["Source", "directory", "every", "lines", "merge", "queue"]
+__all__ = ["Source", "directory", "every", "lines", "merge", "queue", "sqs"]
 
 T = TypeVar("T")
 
 #: Seconds between two looks at a file that is followed.
 _LOOK = 0.05
-
-
-class Iteration(Iterator[T]):
-    """One pass through a source; another thread can stop it."""
-
-    #: A stream that ends calls `stop`, and does not wait for the next value.
-    stops_at_once = True
-
-    def __init__(self, values: Callable[[threading.Event], Iterator[T]]) -> None:
-        self._stopped = threading.Event()
-        self._values = values(self._stopped)
-
-    def __next__(self) -> T:
-        try:
-            return next(self._values)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            hide(error)
-            raise
-
-    def stop(self) -> None:
-        """End it: a thread that waits for its next value gets StopIteration at once."""
-        self._stopped.set()
-
-    def close(self) -> None:
-        """Close what it has open."""
-        close = getattr(self._values, "close", None)
-        if close is not None:
-            close()
 
 
 class Source(Generic[T]):
@@ -70,7 +43,7 @@ class Source(Generic[T]):
 
     def __init__(self, values: Callable[[threading.Event], Iterator[T]]) -> None:
         self._values = values
-        self._going: weakref.WeakSet[Iteration[T]] = weakref.WeakSet()
+        self._going: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __iter__(self) -> Iteration[T]:
         going = Iteration(self._values)
@@ -264,58 +237,74 @@ def merge(*sources: Iterable[T]) -> Source[T]:
         for value in merge(lines("a.log"), lines("b.log")): print(value)
     """
 
-    @passes_on
-    def values(stopped: threading.Event) -> Iterator[T]:
-        changed = threading.Condition()
-        come: collections.deque[tuple[bool, Any]] = collections.deque()
-        going = [iter(source) for source in sources]  # stopping these leaves other iterations alone
-        left = len(going)
+    return _Made(lambda: Merging(sources))
 
-        def pull(source: Iterator[T]) -> None:
-            nonlocal left
-            try:
-                for value in source:
-                    with changed:
-                        changed.wait_for(lambda: len(come) < len(going) or stopped.is_set())
-                        if stopped.is_set():
-                            return
-                        come.append((True, value))
-                        changed.notify_all()
-            except BaseException as error:
-                with changed:
-                    come.append((False, error))
-            finally:
-                with changed:
-                    left -= 1
-                    changed.notify_all()
 
-        threads = [threading.Thread(target=pull, args=(source,), name="entangle-merge", daemon=True) for source in going]
-        for thread in threads:
-            thread.start()
-        try:
-            while True:
-                with changed:
-                    while not come and left and not stopped.is_set():
-                        changed.wait(_LOOK)
-                    if stopped.is_set() or not come:
-                        return
-                    fine, value = come.popleft()
-                    changed.notify_all()
-                if not fine:
-                    raise value
-                yield value
-        finally:
-            stopped.set()
-            with changed:
-                changed.notify_all()
-            for source in going:
-                for name in ("stop", "close"):
-                    end = getattr(source, name, None)
-                    if end is not None:
-                        # A generator that is running refuses to close, and ends by itself.
-                        with contextlib.suppress(Exception):
-                            end()
-            for thread in threads:
-                thread.join(0.5)
+class _Made(Source[T]):
+    """A source whose iterations are of a kind of their own."""
 
-    return Source(values)
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._going = weakref.WeakSet()
+
+    def __iter__(self) -> Any:
+        going = self._make()
+        self._going.add(going)
+        return going
+
+
+@edge
+def sqs(
+    queue: str,
+    *,
+    profile: str | None = None,
+    region: str | None = None,
+    keys: Sequence[str] = (),
+    role: str | None = None,
+    endpoint: str | None = None,
+    visibility: int | None = None,
+    raw: bool = False,
+    batch: int = 10,
+    wait: int = 20,
+    idle: float | None = None,
+) -> Source[Any]:
+    """The messages of a queue of Amazon SQS. Each is deleted when its item has ended in the stream.
+
+    - `queue`: its name, address or ARN. In a FIFO queue, the messages of a group come one after
+      another: the next one when the item before has ended.
+    - `profile`, `region`, `keys`, `role`, `endpoint`: as for `@aws`; boto3's own search by default.
+    - `visibility`: for how long others do not see a message that is here (seconds); by default as
+      the queue has it. It is extended while an item takes longer, up to SQS's twelve hours.
+    - `raw`: an item is the whole message, a dict as boto3 gives it. Else it is the body, decoded
+      where it is JSON, and a text where it is not.
+    - `batch`: the messages that one request takes, 1 to 10.
+    - `wait`: how long a request waits for messages (seconds, 1 to 20). It ends at once when the
+      stream is stopped.
+    - `idle`: end after so many seconds without a message; by default never.
+
+    An item has ended when the consumer of the stream asks for the next one. An item that fails is
+    not deleted, and comes again after its visibility timeout. What is under way when the stream is
+    closed is visible to others at once; when the program is killed, after the timeout. So a message
+    may come twice, and none is lost. Without a stream, `for message in sqs("jobs")`, a message has
+    ended when the next one is asked for. Needs the extra `aws`.
+
+    Raises OptionError for bad options. Iterating raises UnreachableError where there is no such
+    queue, or AWS refuses.
+
+        for path in shrink.stream(sqs("pictures"), ordered=False): print(path)
+    """
+    from entangle._aws.account_options import account_from
+    from entangle._aws.queue_messages import QueueMessages, Wishes
+
+    who = f"sqs({value_in_short(queue)})"
+    if not isinstance(queue, str) or not queue.strip():
+        raise OptionError(f"{who}: the queue must be a name, an address or an ARN")
+    account = account_from(who, keys, {"profile": profile, "region": region, "role": role, "endpoint": endpoint})
+    bounds = {"visibility": (visibility, 1, 43200), "batch": (batch, 1, 10), "wait": (wait, 1, 20)}
+    for name, (value, least, most) in bounds.items():
+        if (value is not None or name != "visibility") and (type(value) is not int or not least <= value <= most):
+            raise OptionError(f"{who}: {name}={value_in_short(value)}; it must be a whole number, {least} to {most}")
+    if idle is not None and (not is_number(idle) or not idle > 0):
+        raise OptionError(f"{who}: idle={value_in_short(idle)}; it must be a number of seconds above 0")
+    wishes = Wishes(queue, account, visibility, bool(raw), batch, wait, idle)
+    return _Made(lambda: QueueMessages(wishes))

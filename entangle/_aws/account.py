@@ -46,6 +46,19 @@ class Account:
         """A client of boto3, one for each service in a process. Raises OptionError."""
         return _client(self, service, os.getpid())
 
+    def client_of_its_own(self, service: str, **settings: Any) -> Any:
+        """A client of boto3 that nobody else has, with settings of botocore's Config. Close it."""
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        pid = os.getpid()
+        try:
+            with _making:
+                config = Config(user_agent_extra="entangle", **settings)
+                return _session(self, pid).client(service, endpoint_url=self.endpoint, config=config)
+        except BotoCoreError as error:
+            raise told(error, self, service) from None
+
     def signed(self, service: str, region: str, method: str, url: str, headers: Mapping[str, str], data: bytes) -> dict[str, str]:
         """The headers of a request to AWS, with its signature (version 4) as of now."""
         from botocore.auth import SigV4Auth

@@ -17,6 +17,9 @@ PASS = ("iam:PassRole",)
 #: What is allowed only of what has the tag `entangle`, and how a policy says that.
 OWN, OWN_KEY = ("ec2:TerminateInstances",), "aws:ResourceTag/entangle"
 
+#: What is no decorator: `sources.sqs`, and records in Neptune.
+SERVICES = ("sqs", "neptune")
+
 ACTIONS: Mapping[str, Sequence[str]] = {
     "bucket": BUCKET,
     "ec2": (
@@ -74,6 +77,20 @@ ACTIONS: Mapping[str, Sequence[str]] = {
         "logs:GetLogEvents",
         "logs:FilterLogEvents",
         "logs:DeleteLogGroup",
+    ),
+    "sqs": (
+        "sqs:GetQueueUrl",
+        "sqs:GetQueueAttributes",
+        "sqs:ReceiveMessage",
+        "sqs:DeleteMessage",
+        "sqs:ChangeMessageVisibility",
+    ),
+    # Of a database: arn:aws:neptune-db:REGION:ACCOUNT:CLUSTER/*.
+    "neptune": (
+        "neptune-db:connect",
+        "neptune-db:ReadDataViaQuery",
+        "neptune-db:WriteDataViaQuery",
+        "neptune-db:DeleteDataViaQuery",
     ),
 }
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from entangle._dataflow.acknowledging import Acknowledging
 from entangle._dataflow.outcome import PASSED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.recovery import Recovery
@@ -77,7 +79,9 @@ class Pump:
         self._chunk: list[Any] = []
         self._chunk_since = 0.0
         self._size = 1
-        self._label = 0
+        self._label = self._fed = 0
+        #: What tells the source that its items have ended; None for a source that does not listen.
+        self.acknowledging: Acknowledging | None = None
         self.pulled = self.taken = self.dropped = 0
         #: Whether all items have come out of the flow. The consumer may not have taken them yet.
         self._all_out = False
@@ -100,10 +104,11 @@ class Pump:
             if leaf.window is not None
         ]
         #: Lists of windows, with their ports, that wait for a free set of rows.
-        self._backlog: collections.deque[tuple[int, list[Any]]] = collections.deque()
-        # The consumer's side. A list of results, and whether they count as items of the source.
+        self._backlog: collections.deque[tuple[int, list[Any], tuple[int, ...]]] = collections.deque()
+        # The consumer's side. A list of results, whether they count as items of the source, and the
+        # numbers of the items in each, if the source listens.
         self.arrived = threading.Condition()
-        self.results: collections.deque[tuple[list[Any], bool]] = collections.deque()
+        self.results: collections.deque[tuple[list[Any], bool, list[tuple[int, ...]]]] = collections.deque()
         self.listeners: set[Callable[[], None]] = set()
         self.error: BaseException | None = None
         self.ended = False
@@ -139,18 +144,21 @@ class Pump:
 
     def collect(self, port: int, label: Any, values: list[Any], spent: int, size: int) -> None:
         """A chunk is done."""
-        number, count, full = label
+        number, count, full, begin = label
         self._under_way[port] -= 1
         if port == 0:
             self._adapt(count, full, spent, size)
         chunks = [values[at] for at in self.plan.results[port]]
+        numbers: list[tuple[int, ...]] = []
+        if self.acknowledging is not None:
+            numbers = [begin] if port else [(at,) for at in range(begin, begin + count)]
         if not self.ordered:
-            self._emit(port, chunks)
+            self._emit(port, chunks, numbers)
             return
         early = self._early[port]
-        early[number] = chunks
+        early[number] = chunks, numbers
         while self._next[port] in early:
-            self._emit(port, early.pop(self._next[port]))
+            self._emit(port, *early.pop(self._next[port]))
             self._next[port] += 1
 
     def freed(self, port: int) -> None:
@@ -177,7 +185,7 @@ class Pump:
         for _, _, port, buffer in self._windows:
             left = buffer.due()
             if left <= 0:
-                self._backlog.append((port, buffer.take()))
+                self._backlog.append((port, *buffer.take()))
             else:
                 due = min(due, left)
         self._pass_on()
@@ -207,9 +215,9 @@ class Pump:
     def _flush_a_window(self) -> bool:
         """Pass on the values that one window still holds. Returns whether there are any."""
         for _, _, port, buffer in self._windows:
-            values = buffer.take()
+            values, numbers = buffer.take()
             if values:
-                self._backlog.append((port, values))
+                self._backlog.append((port, values, numbers))
                 return True
         return False
 
@@ -217,8 +225,8 @@ class Pump:
         """Feed the lists that windows have gathered."""
         assert self._supervisor is not None
         while self._backlog:
-            port, values = self._backlog[0]
-            label = self._labels[port], 1, False
+            port, values, numbers = self._backlog[0]
+            label = self._labels[port], 1, False, numbers
             if not self._supervisor.feed(port, ((port, label[0]), True, [values]), label):
                 return
             self._labels[port] += 1
@@ -235,16 +243,19 @@ class Pump:
         elif full:
             self._size = max(self._size, min(2 * count, fitting))
 
-    def _emit(self, port: int, chunks: list[Any]) -> None:
-        """Give the outcomes of a chunk to windows and to the consumer."""
+    def _emit(self, port: int, chunks: list[Any], numbers: list[tuple[int, ...]]) -> None:
+        """Give the outcomes of a chunk to windows and to the consumer. `numbers`: of the source's
+        items in each; empty if the source does not listen."""
+        acknowledging = self.acknowledging
         windows = [(at, below, buffer) for number, at, below, buffer in self._windows if number == port]
         outs: list[Any] = []
         columns = [chunk[2] for chunk in chunks]
         if not windows and all(chunk[1] for chunk in chunks):
-            outs = list(zip(*columns, strict=True))
+            outs, given = list(zip(*columns, strict=True)), numbers
         else:
             gathered = {at for at, _, _ in windows}
-            for outcomes in zip(*columns, strict=True):
+            given = []
+            for outcomes, these in zip(zip(*columns, strict=True), numbers or itertools.repeat(()), strict=False):
                 values, failures = leaves_of(outcome for at, outcome in enumerate(outcomes) if at not in gathered)
                 for failure in leaves_of(outcomes)[1] if windows else failures:
                     if failure.node is None:
@@ -254,23 +265,33 @@ class Pump:
                     if not self.drop(failure):
                         self.failed = self.failed or failure
                         outs.append(failure)
+                        given.append(())
+                        if acknowledging is not None:
+                            acknowledging.left(these, False)
                         break
                 else:
                     if failures or any(type(outcome) is Failure for outcome in outcomes):
                         self.dropped += port == 0
+                        if acknowledging is not None:
+                            acknowledging.left(these, False)
                         continue
                     for at, below, buffer in windows:
                         if type(outcomes[at]) not in PASSED:
-                            full = buffer.add(outcomes[at])
+                            if acknowledging is not None:
+                                acknowledging.entered(these)
+                            full = buffer.add(outcomes[at], these)
                             if full is not None:
-                                self._backlog.append((below, full))
+                                self._backlog.append((below, *full))
                     if values or not windows:
                         outs.append(values)
+                        given.append(these)
                     else:
                         self.dropped += port == 0
+                        if acknowledging is not None:
+                            acknowledging.left(these, True)
         if outs:
             with self.arrived:
-                self.results.append((outs, port == 0))
+                self.results.append((outs, port == 0, given if acknowledging is not None else []))
                 self._announce()
         if self.waits_for_room:
             self.make_room()
@@ -283,10 +304,16 @@ class Pump:
 
     # The feeder's side, in a thread or a task of its own ------------------------------------------
 
+    def listen(self, values: object) -> None:
+        """Before the first item: see whether the iteration wants to know what has ended."""
+        if hasattr(values, "acknowledging"):
+            self.acknowledging = Acknowledging(values)
+
     def feed(self, source: Iterable[Any]) -> None:
         """Read the source to its end."""
         try:
             values = iter(source)
+            self.listen(values)
             try:
                 while self.wait_for_room():
                     try:
@@ -360,7 +387,7 @@ class Pump:
         """Feed the chunk if a set is free. Returns whether it was fed. `_room` must be held."""
         supervisor, chunk = self._supervisor, self._chunk
         assert supervisor is not None
-        label = self._label, len(chunk), len(chunk) >= self._size
+        label = self._label, len(chunk), len(chunk) >= self._size, self._fed
         self._under_way[0] += 1
         fed = False
         try:
@@ -375,6 +402,7 @@ class Pump:
                 self._under_way[0] -= 1
         if fed:
             self._label += 1
+            self._fed += len(chunk)
             self._chunk = []
         return fed
 

@@ -27,6 +27,7 @@ class SteppedPump(Pump):
         try:
             if self.values is None:
                 self.values = iter(source) if hasattr(source, "__iter__") else _Awaiting(source)
+                self.listen(self.values)
             value = next(self.values)
         except StopIteration:
             self.drained = True
@@ -45,6 +46,7 @@ class SteppedPump(Pump):
         try:
             if self.values is None:
                 self.values = source.__aiter__()
+                self.listen(self.values)
             value = await self.values.__anext__()
         except StopAsyncIteration:
             self.drained = True
@@ -62,19 +64,19 @@ class SteppedPump(Pump):
         """Whether there was something to do without the source."""
         for _, _, port, buffer in self._windows:
             if buffer.due() <= 0:
-                self._backlog.append((port, buffer.take()))
+                self._backlog.append((port, *buffer.take()))
         if not self._backlog and self.drained and not self._flush_a_window():
             self.ended = True
             return True
         if not self._backlog:
             return False
-        port, values = self._backlog.popleft()
-        self._emit(port, Push(self.plan, values, port=port).chunks())
+        port, values, numbers = self._backlog.popleft()
+        self._emit(port, Push(self.plan, values, port=port).chunks(), [numbers])
         return True
 
     def _push(self, value: Any) -> None:
-        self.pulled += 1
-        self._emit(0, Push(self.plan, value).chunks())
+        number, self.pulled = self.pulled, self.pulled + 1
+        self._emit(0, Push(self.plan, value).chunks(), [(number,)])
 
     def stop(self) -> None:
         """End the stream: close the source."""

@@ -77,6 +77,9 @@ class Stream(Iterator[V], AsyncIterator[V]):
         kind = SteppedPump if inline.on else Pump
         self._pump = kind(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
+        #: Of the result that the consumer holds, and of `_results`: the numbers of the items in it.
+        #: Empty for a source that does not listen.
+        self._numbers: collections.deque[tuple[int, ...]] = collections.deque()
         self._counted = False
         #: Whether the consumer holds a counted value: until it asks for the next one.
         self._holding = False
@@ -130,7 +133,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
                 raise result.error()
             finally:
                 del result
-        self._holding = self._counted
+        self._holding = self._counted or bool(self._numbers)
         given: V = result[0] if self._plain else result
         return given
 
@@ -139,6 +142,11 @@ class Stream(Iterator[V], AsyncIterator[V]):
         pump = self._pump
         assert pump is not None
         self._holding = False
+        if self._numbers:
+            assert pump.acknowledging is not None
+            pump.acknowledging.left(self._numbers.popleft(), True)
+            if not self._counted:
+                return
         pump.taken += 1
         if pump.waits_for_room:
             pump.make_room()
@@ -148,8 +156,9 @@ class Stream(Iterator[V], AsyncIterator[V]):
         pump = self._pump
         assert pump is not None
         if pump.results:
-            outs, self._counted = pump.results.popleft()
+            outs, self._counted, numbers = pump.results.popleft()
             self._results.extend(outs)
+            self._numbers.extend(numbers)
             return True
         return pump.ended
 
@@ -292,6 +301,8 @@ class Stream(Iterator[V], AsyncIterator[V]):
         if self._feeding is not None:
             with contextlib.suppress(RuntimeError):
                 self._feeding.get_loop().call_soon_threadsafe(self._feeding.cancel)
+        if pump.acknowledging is not None:
+            pump.acknowledging.over()
         _open.discard(self)
 
     def __enter__(self) -> Stream[V]:
@@ -337,6 +348,7 @@ async def _feed_here(pump: Pump, source: Any) -> None:
     loop = asyncio.get_running_loop()
     try:
         values = aiter_of(source)
+        pump.listen(values)
         try:
             while True:
                 ready = pump.begun.is_set() and pump.has_room()

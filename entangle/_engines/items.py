@@ -48,6 +48,11 @@ class StreamOnEngine(Iterator[Any]):
             raise OptionError(f"stream: on_error={value_in_short(on_error)}; it is 'raise', 'skip', or a function of (task, value, error)")
         self._engine, self._task, self._instance, self._on_error = engine, task, instance, on_error
         self._source: Iterator[Any] | None = iter(source)  # type: ignore[arg-type]
+        if hasattr(self._source, "acknowledging"):
+            raise ArgumentError(
+                f"a stream on {engine.title} does not tell its source which items have ended, and this source "
+                f"({type(source).__name__}) needs to know; take the stream without the engine"
+            )
         self._most, self._ordered = inflight or _UNDER_WAY, ordered
         self._under_way: collections.deque[tuple[Any, RunFuture[Any]]] = collections.deque()
         self._ended: queue.SimpleQueue[RunFuture[Any]] = queue.SimpleQueue()

@@ -10,7 +10,7 @@ from typing import Any
 
 from entangle._aws.account import Account, asking
 from entangle._aws.bucket import PREFIX, TAG
-from entangle._aws.policies import ACTIONS, OWN_KEY
+from entangle._aws.policies import ACTIONS, OWN_KEY, SERVICES
 from entangle.cli.doctor import BROKEN, OFF, WORKS, Finding
 from entangle.errors import EntangleError
 
@@ -91,7 +91,7 @@ def _is_refused(put: Callable[[], Any]) -> bool:
 
 
 def _decorator(account: Account, name: str) -> Finding:
-    what, policy = f"@{name}", f"deploy/aws/{name}.json is the policy that is needed"
+    what, policy = name if name in SERVICES else f"@{name}", f"deploy/aws/{name}.json is the policy that is needed"
     try:
         missing = _denied(account, list(ACTIONS[name]))
         detail = f"all of its {len(ACTIONS[name])} actions are allowed"

@@ -1,0 +1,422 @@
+"""The messages of a queue of SQS, as the items of a source.
+
+::
+
+    receive ─▶ waiting ─▶ given to the stream ─▶ ended well ─▶ deleted
+                  │               │ ended badly: left; it comes again after its visibility timeout
+                  └───────────────┴ the stream is over: visible again at once
+
+One thread for each iteration deletes messages, makes them visible again, and extends the visibility
+of those that are here, ten a request. A message is here from when it is received until its item has
+ended.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import logging
+import math
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from entangle._aws.account import Account, asking, told
+from entangle._aws.open_requests import end_request, list_connections
+from entangle._shared.tracebacks import hide
+from entangle.errors import UnreachableError
+
+log = logging.getLogger("entangle.sources")
+
+#: What SQS takes in one request.
+MOST = 10
+#: Seconds that the deletion of a message waits for others, to go in one request.
+_LINGER = 0.02
+#: How often a request is made that fails by chance; the seconds that the end waits for the last.
+_TRIES, _PATIENCE = 5, 30.0
+_URL = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/")
+_ARN = re.compile(r"arn:[\w-]+:sqs:([a-z0-9-]+):(\d+):(.+)")
+
+
+@dataclass(eq=False)
+class QueueMessage:
+    """A message that is here."""
+
+    found: dict[str, Any]
+    #: When it becomes visible to others, unless that is extended (of the monotonic clock).
+    until: float
+    group: str | None = None
+    tries: int = 0
+
+    @property
+    def handle(self) -> str:
+        """What stands for it in requests."""
+        found: str = self.found["ReceiptHandle"]
+        return found
+
+
+@dataclass
+class Wishes:
+    """What a user has said of a queue."""
+
+    queue: str
+    account: Account
+    #: Seconds; None: as the queue has it.
+    visibility: int | None
+    raw: bool
+    most: int
+    wait: int
+    idle: float | None
+
+
+@dataclass
+class Shared:
+    """What the iteration and its thread share, under `changed`."""
+
+    client: Any
+    account: Account
+    url: str
+    visibility: int
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    here: set[QueueMessage] = field(default_factory=set)
+    done: list[QueueMessage] = field(default_factory=list)
+    back: list[QueueMessage] = field(default_factory=list)
+    closing: bool = False
+    error: BaseException | None = None
+    #: Called when `error` was set.
+    wake: Callable[[], None] = lambda: None
+
+    def close(self, thread: threading.Thread) -> None:
+        """Send what is to be sent, and make visible again what is here."""
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+        if thread.ident is not None and thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+
+    def keep(self) -> None:
+        """The thread: until it is closed, and all has been sent."""
+        while True:
+            with self.changed:
+                while not (self.done or self.back or self.closing or (left := self._seconds_left()) <= 0):
+                    self.changed.wait(left)
+                if not self.closing and len(self.done) < MOST:
+                    self.changed.wait_for(lambda: len(self.done) >= MOST or self.closing, _LINGER)
+                if self.closing:
+                    self.back += self.here
+                    self.here.clear()
+                    if not self.done and not self.back:
+                        return
+                done, self.done = self.done, []
+                back, self.back = self.back, []
+                now = time.monotonic()
+                long = [one for one in self.here if one.until - now < 0.75 * self.visibility]
+                for one in long:
+                    one.until = now + self.visibility
+            try:
+                self._send("delete_message_batch", done)
+                self._send("change_message_visibility_batch", back, VisibilityTimeout=0)
+                self._send("change_message_visibility_batch", long, VisibilityTimeout=self.visibility)
+            except BaseException as error:
+                with self.changed:
+                    if self.closing:  # nobody asks for the next message any more
+                        log.warning("messages of %s come again: %s", self.url, error)
+                        return
+                    self.error = error
+                    self.changed.notify_all()
+                self.wake()
+                return
+
+    def _seconds_left(self) -> float:
+        """Seconds until the visibility of a message must be extended: when half of it is over."""
+        now = time.monotonic()
+        return min((60.0, *(one.until - now - self.visibility / 2 for one in self.here)))
+
+    def _send(self, operation: str, messages: list[QueueMessage], **each: Any) -> None:
+        for begin in range(0, len(messages), MOST):
+            some = messages[begin : begin + MOST]
+            entries = [{"Id": str(at), "ReceiptHandle": one.handle, **each} for at, one in enumerate(some)]
+            with asking(self.account, "sqs"):
+                answer = getattr(self.client, operation)(QueueUrl=self.url, Entries=entries)
+            for failed in answer.get("Failed", ()):
+                self._failed(operation, some[int(failed["Id"])], failed)
+
+    def _failed(self, operation: str, message: QueueMessage, failed: dict[str, Any]) -> None:
+        deleting = operation == "delete_message_batch"
+        message.tries += 1
+        if not failed.get("SenderFault") and message.tries < _TRIES:
+            with self.changed:
+                if deleting:
+                    self.done.append(message)
+                elif message in self.here:
+                    message.until = 0.0
+            return
+        # Its visibility has ended, or a message has been here for twelve hours, the most there is.
+        with self.changed:
+            message.until = float("inf")
+        log.warning(
+            "a message of %s comes again, as SQS refuses to %s it: %s %s",
+            self.url,
+            "delete" if deleting else "hold",
+            failed.get("Code", ""),
+            failed.get("Message", ""),
+        )
+
+
+class QueueMessages(Iterator[Any]):
+    """One pass through a queue. Where no stream listens, a message has ended when the next one is
+    asked for."""
+
+    stops_at_once = True
+
+    def __init__(self, wishes: Wishes) -> None:
+        self._wishes = wishes
+        self._stopped = threading.Event()
+        self._shared: Shared | None = None
+        self._receiver: Any = None
+        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._waiting: collections.deque[QueueMessage] = collections.deque()
+        self._given: dict[int, QueueMessage] = {}
+        self._busy: set[str] = set()
+        self._count = 0
+        self._listened = False
+        self._close: Callable[[], object] = lambda: None
+        self._closing = threading.Lock()
+
+    # For the stream -------------------------------------------------------------------------------
+
+    def acknowledging(self) -> Callable[[int, bool], None]:
+        """What is to be told of each item that has ended."""
+        self._listened = True
+        return self._ended
+
+    def stop(self) -> None:
+        """End it: whoever waits for the next message gets StopIteration at once."""
+        self._stopped.set()
+        for connection in list(self._connections):
+            end_request(connection)
+        if self._shared is not None:
+            with self._shared.changed:
+                self._shared.changed.notify_all()
+
+    def close(self) -> None:
+        """Make visible again what is here and has not ended; wait until all has been sent."""
+        with self._closing:
+            self.stop()
+            self._close()
+
+    def __next__(self) -> Any:
+        try:
+            if not self._listened and self._count:
+                self._ended(self._count - 1, True)
+            message = self._next()
+            if message is not None:
+                return self._item(message)
+            if not self._listened:
+                self.close()
+                self._raise_error()
+            elif self._shared is not None:
+                self._return_waiting()
+        except BaseException as error:
+            if not self._listened:
+                self.close()
+            hide(error)
+            raise
+        raise StopIteration
+
+    # Giving ---------------------------------------------------------------------------------------
+
+    def _next(self) -> QueueMessage | None:
+        """The next message, which is then the item of number `_count`; None at the end."""
+        self._raise_error()
+        if self._stopped.is_set():
+            return None
+        shared = self._shared or self._begin()
+        began = time.monotonic()
+        while True:
+            with shared.changed:
+                while self._waiting and not self._stopped.is_set() and shared.error is None:
+                    for message in self._waiting:
+                        if message.group is None or message.group not in self._busy:
+                            self._waiting.remove(message)
+                            if message.group is not None:
+                                self._busy.add(message.group)
+                            self._given[self._count] = message
+                            self._count += 1
+                            return message
+                    shared.changed.wait()
+            self._raise_error()
+            left = None if self._wishes.idle is None else self._wishes.idle - (time.monotonic() - began)
+            if self._stopped.is_set() or (left is not None and left <= 0):
+                return None
+            self._receive(shared, self._wishes.wait if left is None else min(self._wishes.wait, math.ceil(left)))
+
+    def _item(self, message: QueueMessage) -> Any:
+        if self._wishes.raw:
+            return message.found
+        body = message.found["Body"]
+        try:
+            return json.loads(body)
+        except ValueError:
+            return body
+
+    def _ended(self, number: int, well: bool) -> None:
+        shared = self._shared
+        assert shared is not None
+        with shared.changed:
+            message = self._given.pop(number, None)
+            if message is None or message not in shared.here:
+                return
+            shared.here.discard(message)
+            self._busy.discard(message.group or "")
+            if well:
+                shared.done.append(message)
+            elif message.group is not None:
+                # What follows in its group must not overtake it.
+                later = [one for one in self._waiting if one.group == message.group]
+                self._give_back(shared, later)
+            shared.changed.notify_all()
+
+    def _give_back(self, shared: Shared, messages: list[QueueMessage]) -> None:
+        """Make messages visible again that were not given. `changed` must be held."""
+        for one in messages:
+            self._waiting.remove(one)
+            shared.here.discard(one)
+        shared.back += messages
+        shared.changed.notify_all()
+
+    def _return_waiting(self) -> None:
+        assert self._shared is not None
+        with self._shared.changed:
+            self._give_back(self._shared, list(self._waiting))
+
+    def _raise_error(self) -> None:
+        if self._shared is not None and self._shared.error is not None:
+            try:
+                raise self._shared.error
+            finally:
+                self._shared.error = None
+
+    # Asking SQS -----------------------------------------------------------------------------------
+
+    def _begin(self) -> Shared:
+        wishes, account = self._wishes, self._wishes.account
+        named = _URL.match(wishes.queue) or _ARN.fullmatch(wishes.queue)
+        if named is not None and account.region is None:
+            account = replace(account, region=named[1])
+        client = account.client("sqs")
+        url = _url_of(client, wishes.queue, account)
+        visibility = wishes.visibility
+        if visibility is None:
+            with _asking_for(wishes.queue, account):
+                found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
+            visibility = max(1, int(found["Attributes"]["VisibilityTimeout"]))
+        # Tried again here, where it can be stopped.
+        retries = {"mode": "standard", "total_max_attempts": 1}
+        self._receiver = account.client_of_its_own("sqs", connect_timeout=10, read_timeout=wishes.wait + 20, retries=retries)
+        list_connections(self._receiver, self._connections, self._stopped)
+        shared = self._shared = Shared(client, account, url, visibility)
+        stopped, connections = self._stopped, self._connections
+
+        def wake() -> None:  # not a method: the thread must not keep the iteration alive
+            stopped.set()
+            for connection in list(connections):
+                end_request(connection)
+
+        shared.wake = wake
+        thread = threading.Thread(target=shared.keep, name="entangle-sqs", daemon=True)
+        thread.start()
+        self._close = weakref.finalize(self, _over, stopped, shared, thread, self._receiver)
+        return shared
+
+    def _receive(self, shared: Shared, wait: int) -> None:
+        """Receive some messages. At the end there are perhaps none."""
+        from botocore.exceptions import ClientError, HTTPClientError
+
+        given: dict[str, Any] = {
+            "QueueUrl": shared.url,
+            "MaxNumberOfMessages": self._wishes.most,
+            "WaitTimeSeconds": wait,
+            "VisibilityTimeout": shared.visibility,
+            "AttributeNames": ["All"],
+        }
+        if self._wishes.raw:
+            given["MessageAttributeNames"] = ["All"]
+        for tries in range(_TRIES):
+            began = time.monotonic()
+            try:
+                answer = self._receiver.receive_message(**given)
+                break
+            except (ClientError, HTTPClientError) as error:
+                if self._stopped.is_set():
+                    return
+                if tries == _TRIES - 1 or not _by_chance(error):
+                    raise _told(error, self._wishes.queue, shared.account) from None
+            except Exception:
+                if self._stopped.is_set():
+                    return
+                raise
+            self._stopped.wait(0.2 * 2**tries)
+        found = answer.get("Messages", ())
+        # Since when the visibility lasts is known to SQS alone. A request that has waited for long
+        # was answered at once when a message came.
+        until = (time.monotonic() if time.monotonic() - began > 1 else began) + shared.visibility
+        with shared.changed:
+            for one in found:
+                group = one.get("Attributes", {}).get("MessageGroupId")
+                message = QueueMessage(one, until, group if shared.url.endswith(".fifo") else None)
+                shared.here.add(message)
+                self._waiting.append(message)
+            shared.changed.notify_all()
+
+
+def _over(stopped: threading.Event, shared: Shared, thread: threading.Thread, receiver: Any) -> None:
+    stopped.set()
+    shared.close(thread)
+    if shared.error is not None:
+        log.warning("messages of %s come again: %s", shared.url, shared.error)
+    with contextlib.suppress(Exception):
+        receiver.close()
+
+
+def _url_of(client: Any, queue: str, account: Account) -> str:
+    if queue.startswith(("http://", "https://")):
+        return queue
+    arn = _ARN.fullmatch(queue)
+    given = {"QueueName": queue} if arn is None else {"QueueName": arn[3], "QueueOwnerAWSAccountId": arn[2]}
+    with _asking_for(queue, account):
+        found: str = client.get_queue_url(**given)["QueueUrl"]
+    return found
+
+
+@contextlib.contextmanager
+def _asking_for(queue: str, account: Account) -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise _told(error, queue, account) from None
+
+
+def _told(error: Any, queue: str, account: Account) -> Exception:
+    code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+    if "NonExistentQueue" in code or "QueueDoesNotExist" in code:
+        return UnreachableError(
+            f"{account.place}: there is no queue {queue!r} of SQS in this account and region; make it, or name another one"
+        )
+    return told(error, account, "sqs")
+
+
+def _by_chance(error: Any) -> bool:
+    """Whether a request is worth another try."""
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return True  # no answer came
+    code = answer.get("Error", {}).get("Code", "")
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or "Throttl" in code
