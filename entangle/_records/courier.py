@@ -11,10 +11,9 @@ import os
 import socket
 import threading
 import time
-from urllib.parse import urlsplit
 
 from entangle._records.gremlin import send
-from entangle._tasks.gremlin_address import check_address, name_of
+from entangle._tasks.gremlin_address import name_of, server_of
 from entangle.errors import EntangleError
 
 #: Seconds that an exiting process waits for what is being sent.
@@ -59,9 +58,8 @@ _told: set[str] = set()
 def _reach(address: str) -> None:
     """Check that the server accepts a connection: the driver would retry for minutes. Raises
     OSError."""
-    parts = urlsplit(check_address(address))
-    port = parts.port or (443 if parts.scheme == "wss" else 80)
-    socket.create_connection((parts.hostname or "", port), timeout=REACHABLE).close()
+    server = server_of(address)
+    socket.create_connection((server.host, server.port), timeout=REACHABLE).close()
 
 
 def _tell(address: str, error: Exception) -> None:

@@ -8,7 +8,9 @@ counts as sent when its last batch has been answered.
 Only `clear` ever removes anything.
 
 Amazon Neptune takes the same over `wss://`, with a handshake signed by SigV4. It is known by its
-host name; ENTANGLE_GRAPH_AUTH=sigv4 asks for the same elsewhere.
+host name; `neptune://host:8182`, `?auth=iam` and ENTANGLE_GRAPH_AUTH=sigv4 ask for the same
+elsewhere. What is sent is what Neptune takes: ids that are texts, no lambdas, no transaction over
+several requests.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from entangle._records.ingest import ingest, note_sent
 from entangle._records.property_graph import LABELS, GraphEdge, Vertex, edges_of, stubs_of, vertices_of
 from entangle._records.reading import run_of
 from entangle._records.views import record_of
-from entangle._tasks.gremlin_address import check_address, name_of
+from entangle._tasks.gremlin_address import check_address, name_of, server_of
 from entangle.errors import GraphError
 
 BATCH = 200
@@ -54,16 +56,24 @@ class Connection:
             raise GraphError("sending records to a Gremlin server needs gremlinpython: pip install 'py-entangle[graph]'") from None
         # Where nobody listens to it, what it logs would be on stderr, beside our error.
         logging.getLogger("gremlinpython").addHandler(_UNHEARD)
-        headers = signed_headers(address) if wants_signature(address) else None
+        server = server_of(address)
+        signed = wants_signature(address)
+        if signed:
+            signed_headers(address)  # so that what is missing is said at once
+
+        class Transport(AiohttpTransport):  # type: ignore[misc]
+            def connect(self, url: str, headers: Any = None) -> None:
+                # A signature is good for some minutes, and a connection may be made again later.
+                super().connect(url, signed_headers(address) if signed else headers)
 
         self._transports: list[Any] = []
 
         def transport() -> Any:
-            made = AiohttpTransport(read_timeout=PATIENCE, write_timeout=PATIENCE, call_from_event_loop=False)
+            made = Transport(read_timeout=PATIENCE, write_timeout=PATIENCE, call_from_event_loop=False)
             self._transports.append(made)
             return made
 
-        self._driver = DriverRemoteConnection(address, "g", pool_size=1, max_workers=1, headers=headers, transport_factory=transport)
+        self._driver = DriverRemoteConnection(server.url, "g", pool_size=1, max_workers=1, transport_factory=transport)
         source = traversal()
         # `with_remote` is called `with_` since 3.8, and warns.
         self.g = source.with_(self._driver) if hasattr(source, "with_") else source.with_remote(self._driver)
@@ -108,6 +118,14 @@ class Connection:
 
     def _failed(self, error: Exception) -> GraphError:
         text = str(error) or type(error).__name__
+        # The driver has either aiohttp's error, or one of its own with a text.
+        refused = getattr(error, "status", None) == 403 or "HTTP Error code 403" in text
+        if refused and wants_signature(self.address):
+            return GraphError(
+                f"{name_of(self.address)} refuses the signed handshake (403): AWS does not know these "
+                "credentials, they are for another region (name it: ?auth=iam&region=…), or they may not neptune-db:connect "
+                "(deploy/aws/neptune.json is the policy that is needed)"
+            )
         return GraphError(f"the Gremlin server at {name_of(self.address)} does not answer: {text[:500]}")
 
     def put_vertices(self, vertices: Iterable[Vertex]) -> None:
@@ -214,9 +232,11 @@ def clear(address: str) -> None:
 
 def wants_signature(address: str) -> bool:
     """Whether the handshake must be signed."""
-    host = urlsplit(address).hostname or ""
-    return os.environ.get("ENTANGLE_GRAPH_AUTH", "").lower() == "sigv4" or host.endswith(
-        (".neptune.amazonaws.com", ".neptune.amazonaws.com.cn")
+    server = server_of(address)
+    return (
+        server.signed
+        or os.environ.get("ENTANGLE_GRAPH_AUTH", "").lower() == "sigv4"
+        or server.host.endswith((".neptune.amazonaws.com", ".neptune.amazonaws.com.cn"))
     )
 
 
@@ -226,17 +246,29 @@ def signed_headers(address: str) -> dict[str, str]:
     try:
         from botocore.auth import SigV4Auth
         from botocore.awsrequest import AWSRequest
+        from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ImportError:
         raise GraphError("a Neptune database needs signed requests, and those need botocore: pip install 'py-entangle[aws]'") from None
-    parts = urlsplit(address)
-    session = Session()
-    labels = (parts.hostname or "").split(".")
-    region = labels[labels.index("neptune") - 1] if "neptune" in labels[1:] else session.get_config_variable("region")
-    credentials = session.get_credentials()
-    if credentials is None or not region:
-        missing = "credentials" if credentials is None else "a region (AWS_REGION)"
-        raise GraphError(f"{name_of(address)} needs signed requests, and AWS {missing} cannot be found")
+    server = server_of(address)
+    parts = urlsplit(server.url)
+    labels = server.host.split(".")
+    try:
+        session = Session()
+        of_host = labels[labels.index("neptune") - 1] if "neptune" in labels[1:] else None
+        region = server.region or of_host or session.get_config_variable("region") or os.environ.get("AWS_REGION")
+        credentials = session.get_credentials()
+    except BotoCoreError as error:  # such as a profile that is not there
+        raise GraphError(f"{server.name} needs signed requests: {error}") from None
+    if credentials is None:
+        raise GraphError(
+            f"{server.name} needs signed requests, and no credentials of AWS are found; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    if not region:
+        raise GraphError(
+            f"{server.name} needs signed requests, and no region is known; name it, ?region=eu-central-1, or set AWS_DEFAULT_REGION"
+        )
     # The handshake is an HTTP GET. The scheme is no part of what is signed.
     request = AWSRequest("GET", f"https://{parts.netloc}{parts.path or '/gremlin'}")
     SigV4Auth(credentials.get_frozen_credentials(), "neptune-db", region).add_auth(request)
