@@ -6,14 +6,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from entangle._aws.account_options import account_from
+from entangle._aws.account_options import account_from, check_texts
 from entangle._aws.at_instance import EC2, EC2Transport
 from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.instance_options import InstanceOptions
 from entangle._aws.lambda_door import lmbda
 from entangle._aws.layers import at_aws, decorator_of, with_account
-from entangle._aws.machine_options import check_texts, container_options, fargate_size, mebibytes, texts
+from entangle._aws.machine_options import container_options, fargate_size, mebibytes, texts
 from entangle._remote.transport.ssh_options import check_word
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -52,7 +52,7 @@ def aws(
     bucket: str | None = None,
     **unknown: Any,
 ) -> Decorator:
-    """Say whose account of AWS the decorators above or below it use: @batch, @fargate, @lmbda.
+    """Say whose account of AWS a decorator above or below uses: @batch, @fargate, @lmbda, @ec2.
 
     - `profile`: a profile of the files of the AWS command line.
     - `region`: by default that of the profile, or AWS_DEFAULT_REGION.
@@ -113,7 +113,8 @@ def batch(
     - `execution_role`: the ARN of the role that fetches the image and writes the log (Fargate).
     - `architecture`: "x86_64" or "arm64".
     - `env`: environment variables.
-    - `time`: how long a job may run (seconds), where no layer below has a `timeout`.
+    - `time`: how long a job may run (seconds), where no layer below has a `timeout`. Batch itself
+      ends it, two minutes later at most.
 
     A job definition is made for these options and used again. What is ready at once goes as one
     array of up to 10,000 jobs, and no thread here waits. Batch never runs a job again by itself;
@@ -124,8 +125,8 @@ def batch(
     starts a machine first) and about a second; there are no warm ones. If the caller dies, what
     runs there ends within a minute, and what has not begun never does.
 
-    Raises OptionError here for bad options, and where no bucket or queue is known. Running a call
-    raises UnreachableError where AWS refuses something or cannot be reached, ImageError,
+    Raises OptionError here for bad options. Running a call raises OptionError where no bucket or
+    queue is known, UnreachableError where AWS refuses something or cannot be reached, ImageError,
     UnfitPythonError, ProcessTimeoutException, and ProcessTerminatedException where a job dies, with
     Batch's reason and the end of the log.
 
@@ -136,7 +137,7 @@ def batch(
     refuse_unknown("batch", _BATCH, unknown)
     if function is not None:
         raise OptionError("@batch needs parentheses: @batch(queue='…')")
-    check_texts("batch", {"queue": queue})
+    check_texts("@batch", {"queue": queue})
     if not is_number(vcpus) or vcpus <= 0:
         raise OptionError(f"@batch: vcpus={value_in_short(vcpus)}; it must be a number above 0")
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
@@ -194,8 +195,8 @@ def fargate(
     stops one that runs for too long. If this process dies, what runs there ends within a minute,
     and what has not begun never does: it costs no more after that.
 
-    Raises OptionError here for bad options, and where no bucket, cluster or network is known.
-    Running a call raises UnreachableError where AWS refuses something or cannot be reached,
+    Raises OptionError here for bad options. Running a call raises OptionError where no bucket,
+    cluster or network is known, UnreachableError where AWS refuses something or cannot be reached,
     ImageError, UnfitPythonError, ProcessTimeoutException, and ProcessTerminatedException where a
     task dies, with ECS's reason and the end of the log.
 
@@ -206,7 +207,7 @@ def fargate(
     refuse_unknown("fargate", _FARGATE, unknown)
     if function is not None:
         raise OptionError("@fargate needs parentheses: @fargate(cpu=1, ram='2GB')")
-    check_texts("fargate", {"cluster": cluster})
+    check_texts("@fargate", {"cluster": cluster})
     check_whether("@fargate", spot=spot, public_ip=public_ip)
     units, memory, note = fargate_size(cpu, ram)
     tasks = functools.partial(

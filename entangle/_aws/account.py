@@ -10,18 +10,22 @@ import contextvars
 import functools
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from entangle._remote.agent import imports
 from entangle.errors import EntangleError, ImageError, OptionError, UnreachableError
 
 #: Keys of accounts by their names: id, secret, and perhaps a token.
 KEYS: contextvars.ContextVar[dict[str, tuple[str, ...]]] = contextvars.ContextVar("KEYS")
 _here: dict[str, tuple[str, ...]] = {}
 
+#: How buckets are named. Source: "Bucket naming rules" of the S3 user guide.
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 #: Error codes of AWS: the caller may not do this; asks too often or too much.
 _FORBIDDEN = frozenset(
     ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError", "403", "Forbidden", "NotAuthorized")
@@ -77,7 +81,8 @@ class Account:
         found = _session(self, os.getpid()).get_credentials()
         if not hasattr(found, "_expiry_time"):
             return None
-        found.get_frozen_credentials()  # those that can be had anew are, before they end
+        with asking(self, "sts"):
+            found.get_frozen_credentials()  # those that can be had anew are, before they end
         ends = found._expiry_time
         return (ends - datetime.now(timezone.utc)).total_seconds() if isinstance(ends, datetime) else None
 
@@ -86,12 +91,21 @@ class Account:
         found = self.bucket or os.environ.get("ENTANGLE_BUCKET")
         if not found:
             raise OptionError("values go through a bucket of S3: name one, @aws(bucket='…') or ENTANGLE_BUCKET")
+        check_bucket(found)
         return found
 
     @property
     def place(self) -> str:
         """What errors call it."""
         return f"aws ({self.profile or self.region})" if self.profile or self.region else "aws"
+
+
+def check_bucket(name: str) -> None:
+    """Raise OptionError unless this may be the name of a bucket."""
+    if not _BUCKET.fullmatch(name):
+        raise OptionError(
+            f"{name!r} is no name of a bucket; write the name alone, without s3:// and folders: small letters, digits, - and ."
+        )
 
 
 def keep_keys(keys: tuple[str, ...]) -> str:
@@ -140,6 +154,11 @@ def _session(account: Account, pid: int) -> Any:
         from botocore.session import get_session
     except ImportError as error:
         where = os.uname().nodename
+        if imports.finders:
+            raise OptionError(
+                f"a task that runs in AWS cannot be called on {where}: there are neither boto3 nor your credentials; call it where the "
+                "others are called, as an argument of a call or in a @workflow"
+            ) from None
         raise OptionError(f"AWS needs the extra aws on {where}: python -m pip install 'py-entangle[aws]' ({error})") from None
     given: dict[str, Any] = {}
     if account.keys:
@@ -181,6 +200,10 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
             f"{account.place}: there are no credentials ({text}); name them, @aws(profile='…') or @aws(keys=[id, secret]), "
             "or set AWS_PROFILE"
         )
+    if "SSO" in type(error).__name__ or "SSO" in text or isinstance(error, exceptions.TokenRetrievalError):
+        return UnreachableError(f"{account.place}: you are not logged in ({text}); log in: aws sso login")
+    if isinstance(error, RuntimeError):
+        return UnreachableError(f"{account.place}: the credentials have expired, and were not renewed ({text}); log in anew")
     if isinstance(error, exceptions.ProfileNotFound):
         return OptionError(f"@aws: {text}")
     if isinstance(error, exceptions.NoRegionError):
@@ -225,5 +248,6 @@ class _Asking:
         from botocore.exceptions import BotoCoreError, ClientError
         from botocore.parsers import ResponseParserError
 
-        if isinstance(error, (BotoCoreError, ClientError, ResponseParserError)):
+        expired = isinstance(error, RuntimeError) and "expired" in str(error)  # botocore has no class for it
+        if isinstance(error, (BotoCoreError, ClientError, ResponseParserError)) or (isinstance(error, RuntimeError) and expired):
             raise told(error, self._account, self._service) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entangle._aws.account import Account, keep_keys
+from entangle._aws.account import Account, check_bucket, keep_keys
 from entangle._shared.summaries import value_in_short
 from entangle.errors import OptionError
 
@@ -19,6 +19,8 @@ def account_from(who: str, keys: Sequence[str], stated: Mapping[str, Any]) -> Ac
         raise OptionError(f"{who}: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise OptionError(f"{who}: endpoint={endpoint!r}; it must be an address, http://… or https://…")
+    if stated.get("bucket") is not None:
+        check_bucket(stated["bucket"])
     if (
         isinstance(keys, str)
         or not isinstance(keys, Sequence)
@@ -37,4 +39,4 @@ def check_texts(who: str, stated: Mapping[str, object]) -> None:
     """Raises OptionError unless each is a text, or None."""
     for name, value in stated.items():
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"{who}: {name}={value_in_short(value)}; it must be a text")
+            raise OptionError(f"{who}: {name}={value_in_short(value)}; it must be a text, and not an empty one")

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import socket
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,7 +192,8 @@ class BatchJobs(Service):
         start = len(self.python) + 1
         data = zlib.compress(json.dumps([message.command[start:] for message in messages]).encode())
         s3, bucket = self.account.client("s3"), self.account.bucket_name()
-        key = f"{PREFIX}arrays/{hashlib.sha256(data).hexdigest()[:32]}"
+        # As a box: what is left of a caller that was killed is removed by the next one.
+        key = f"{PREFIX}p{os.getpid()}-{os.urandom(6).hex()}@{socket.gethostname()}/array"
         s3.put_object(Bucket=bucket, Key=key, Body=data, Tagging=TAG)
         left = self.account.expires()
         address: str = s3.generate_presigned_url(

@@ -23,11 +23,12 @@ _LIVES = 60.0
 
 @dataclass(frozen=True)
 class Thing:
-    """What is there: its kind, its name, how long it was not used (seconds), and more in words."""
+    """What is there: its kind, its name, how long it was not used (seconds; None where nobody
+    knows), and more in words."""
 
     kind: str
     name: str
-    unused: float
+    unused: float | None
     about: str = ""
 
 
@@ -50,7 +51,7 @@ def remove_functions(account: Account, days: float, told: Callable[[Thing], obje
     before. A caller that wants one again makes it. Raises UnreachableError."""
     removed = []
     for thing in functions(account):
-        if thing.unused >= days * DAY:
+        if (thing.unused or 0.0) >= days * DAY:
             told(thing)
             client = account.client("lambda")
             with asking(account, "lambda"), contextlib.suppress(client.exceptions.ResourceNotFoundException):
@@ -70,12 +71,12 @@ def definitions(account: Account) -> list[Thing]:
             for each in page["jobDefinitions"]:
                 if _NAME.fullmatch(each["jobDefinitionName"]):
                     about = each.get("containerProperties", {}).get("image", "")
-                    found.append(Thing("job definition", each["jobDefinitionName"], 0.0, about))
+                    found.append(Thing("job definition", each["jobDefinitionName"], None, about))
     with asking(account, "ecs"):
         for page in (
             account.client("ecs").get_paginator("list_task_definition_families").paginate(familyPrefix="entangle-", status="ACTIVE")
         ):
-            found += [Thing("task definition", each, 0.0) for each in page["families"] if _NAME.fullmatch(each)]
+            found += [Thing("task definition", each, None) for each in page["families"] if _NAME.fullmatch(each)]
     return found
 
 
@@ -100,7 +101,8 @@ def _objects(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 def _box(name: str, objects: list[dict[str, Any]]) -> Thing:
     unused = min((time.time() - each["LastModified"].timestamp() for each in objects), default=0.0)
     size = sum(each["Size"] for each in objects)
-    state = "its caller lives" if unused < _LIVES else "its caller is gone"
+    leases = [time.time() - each["LastModified"].timestamp() for each in objects if each["Key"].endswith("/lease")]
+    state = "its caller lives" if leases and min(leases) < _LIVES else "its caller is gone"
     return Thing("box", name, max(0.0, unused), f"{state}, {len(objects):,} objects, {size:,} bytes")
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from entangle._aws.account_options import check_texts
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.option_values import is_number
 from entangle.errors import OptionError
@@ -53,7 +54,7 @@ def variables(door: str, given: object) -> tuple[tuple[str, str], ...]:
     if given is None:
         return ()
     if not isinstance(given, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, str) and name for name, value in given.items()
+        isinstance(name, str) and isinstance(value, str) and name and "=" not in name for name, value in given.items()
     ):
         raise OptionError(f"@{door}: env must be a dict of texts, such as {{'MODE': 'fast'}}")
     return tuple(sorted(given.items()))
@@ -67,13 +68,6 @@ def texts(door: str, option: str, given: object) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def check_texts(door: str, stated: Mapping[str, object]) -> None:
-    """Refuse what is neither None nor a text. Raises OptionError."""
-    for name, value in stated.items():
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"@{door}: {name}={value_in_short(value)}; it must be a text")
-
-
 def container_options(
     door: str,
     image: object,
@@ -85,7 +79,12 @@ def container_options(
     time: object,
 ) -> dict[str, Any]:
     """What the service is told whose jobs are containers, in its words. Raises OptionError."""
-    check_texts(door, {"image": image, "job_role": job_role, "execution_role": execution_role, "python": python})
+    check_texts(f"@{door}", {"image": image, "job_role": job_role, "execution_role": execution_role, "python": python})
+    for name, role in (("job_role", job_role), ("execution_role", execution_role)):
+        if isinstance(role, str) and not role.startswith("arn:"):
+            raise OptionError(f"@{door}: {name}={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
+    if isinstance(image, str) and any(sign.isspace() for sign in image):
+        raise OptionError(f"@{door}: image={image!r}; a name of an image has no blanks")
     if time is not None and (not isinstance(time, (int, float)) or not is_number(time) or time <= 0):
         raise OptionError(f"@{door}: time={value_in_short(time)}; it must be a number of seconds")
     return {

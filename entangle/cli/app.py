@@ -198,7 +198,7 @@ def _aws_ls(
     bucket: Annotated[str | None, typer.Option(help="The bucket for calls and values; else ENTANGLE_BUCKET.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the instances that [b]@ec2[/b] has launched: how old, whose, for which program.
+    """List what tasks have made: instances of [b]@ec2[/b], how old they are, and whose.
 
     And the functions of [b]@lmbda[/b], the definitions of [b]@batch[/b] and [b]@fargate[/b], and
     what callers have in the bucket.

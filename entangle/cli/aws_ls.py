@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
+import typer
+
 from entangle._aws.account import Account
 from entangle._aws.instances import OWNER, PROGRAM, ours
 from entangle._aws.inventory import inventory
@@ -61,3 +63,5 @@ def ls(account: Account, as_json: bool) -> None:
         show(others)
     for trouble in troubles:
         console(stderr=True).print(text(trouble, style="yellow"), soft_wrap=True)
+    if troubles:
+        raise typer.Exit(UNREACHABLE)

@@ -31,7 +31,7 @@ def gc(account: Account, days: float, dry: bool, as_json: bool) -> None:
 
     try:
         if dry:
-            gone = [thing for thing in functions(account) if thing.unused >= days * DAY]
+            gone = [thing for thing in functions(account) if (thing.unused or 0.0) >= days * DAY]
             for thing in gone:
                 tell(thing)
         else:
@@ -44,8 +44,10 @@ def gc(account: Account, days: float, dry: bool, as_json: bool) -> None:
         console().print(text(f"every function of @lmbda was used in the last {days:g} days, or there is none"), soft_wrap=True)
 
 
-def age(seconds: float) -> str:
-    """An age as people say it."""
+def age(seconds: float | None) -> str:
+    """An age as people say it; a dash where nobody knows."""
+    if seconds is None:
+        return "—"
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -72,7 +72,8 @@ def _bucket(account: Account) -> Finding:
             s3.get_object(Bucket=name, Key=key)["Body"].read()
             s3.delete_object(Bucket=name, Key=key)
     except EntangleError as error:
-        return Finding("@aws bucket", BROKEN, str(error), "deploy/aws/bucket.json is the policy that is needed")
+        advice = "deploy/aws/bucket.json is the policy that is needed" if "you may not" in str(error) else ""
+        return Finding("@aws bucket", BROKEN, str(error), advice)
     if not once:
         return Finding("@aws bucket", BROKEN, f"{name} puts an object over another in spite of If-None-Match; a call could run twice")
     return Finding("@aws bucket", WORKS, f"{name}: objects are put once, and removed")
@@ -111,11 +112,12 @@ def _denied(account: Account, actions: list[str]) -> list[str] | None:
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    try:
+    with asking(account, "sts"):
         arn = account.client("sts").get_caller_identity()["Arn"]
-        if ":assumed-role/" in arn:
-            head, _, role = arn.replace(":sts:", ":iam:").partition(":assumed-role/")
-            arn = f"{head}:role/{role.partition('/')[0]}"
+    if ":assumed-role/" in arn:
+        head, _, role = arn.replace(":sts:", ":iam:").partition(":assumed-role/")
+        arn = f"{head}:role/{role.partition('/')[0]}"
+    try:
         own = {"ContextKeyName": OWN_KEY, "ContextKeyValues": ["-"], "ContextKeyType": "string"}
         found = account.client("iam").simulate_principal_policy(PolicySourceArn=arn, ActionNames=actions, ContextEntries=[own])[
             "EvaluationResults"

@@ -111,14 +111,15 @@ class FarProgram:
         pause, longest = FIRST, min(mailbox.seldom, lasts / LOOKS) if lasts else mailbox.seldom
         while not self._over.wait(min(pause, longest)):
             pause *= 2
+            now = mailbox.lease() if lasts else lease
+            if lasts and now is None:  # what is put now would stay for ever
+                mailbox.unclaim(name)
+                self._end("the caller has ended")
             mailbox.live(name)
             if mailbox.is_cancelled(name):
                 self._end("the call was cancelled")
             if not lasts:
                 continue
-            now = mailbox.lease()
-            if now is None:
-                self._end("the caller has ended")
             if now != lease:
                 lease, changed = now, time.monotonic()
             elif time.monotonic() - changed > lasts:

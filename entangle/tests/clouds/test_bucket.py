@@ -8,16 +8,18 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from entangle._aws import bucket as buckets
 from entangle._aws.account import Account
+from entangle._aws.account_options import account_from
 from entangle._aws.bucket import Bucket
 from entangle._services import envelope
 from entangle._services.far import addresses
 from entangle._services.far.addresses import FarAddresses
+from entangle._services.far.program import FarProgram
 from entangle.errors import FarError, OptionError, UnreachableError
 
 from ..services.emulators import Emulator
@@ -175,6 +177,31 @@ def test_prints_are_shown_as_they_come(box: Bucket, capfd: pytest.CaptureFixture
         spool.close()
     shown = capfd.readouterr()  # what the platform has in its log
     assert (shown.out, shown.err) == ("one\ntwo\n", "three\n")
+
+
+def test_a_program_puts_nothing_for_a_caller_that_has_ended(account: Account, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Bucket(account)
+    there = sent(box, "1-1")
+    there.claim("1-1", "me")
+    program = FarProgram(there, "1-1", 40.0, lambda name: None)
+    box.close()
+
+    def end(self: FarProgram, why: str, status: int = 1) -> NoReturn:
+        raise SystemExit(why)
+
+    monkeypatch.setattr(FarProgram, "_end", end)
+    with pytest.raises(SystemExit, match="the caller has ended"):
+        program._look_after()
+    assert "Contents" not in aws("s3").list_objects_v2(Bucket=box.bucket, Prefix=box._box)
+
+
+@pytest.mark.parametrize("name", ["s3://calls", "calls/mine", "Calls", "x"])
+def test_what_is_no_name_of_a_bucket(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="write the name alone"):
+        account_from("@aws", [], {"bucket": name})
+    monkeypatch.setenv("ENTANGLE_BUCKET", name)
+    with pytest.raises(OptionError, match="write the name alone"):
+        Account().bucket_name()
 
 
 def test_a_large_outcome_goes_in_parts(box: Bucket, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
