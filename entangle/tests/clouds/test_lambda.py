@@ -290,7 +290,7 @@ def test_there_is_no_such_function(function: Any, lambda_functions: LambdaFuncti
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({}, r"needs the name of a function"),
+        ({}, r"needs function=.*or role="),
         ({"function": ""}, r"function=''; it must be the name or the ARN"),
         ({"function": 3}, r"function=3; it must be the name or the ARN"),
         ({"function": "a b"}, r"function='a b'; it must be the name or the ARN"),
