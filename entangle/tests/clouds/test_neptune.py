@@ -14,12 +14,12 @@ from entangle._tasks.gremlin_address import name_of, server_of
 from entangle.errors import GraphError
 from entangle.process import process
 
-from .bodies import add
-from .callers import Caller
-from .gremlins import Gremlin
-from .signed_relay import KEY, REGION, SECRET, SignedRelay
-from .test_gremlin import asking, counts
-from .ways import installed, missing
+from ..bodies import add
+from ..callers import Caller
+from ..gremlins import Gremlin
+from ..signed_relay import KEY, REGION, SECRET, SignedRelay
+from ..test_gremlin import asking, counts
+from ..ways import installed, missing
 
 
 @pytest.fixture(scope="module")
