@@ -6,13 +6,14 @@ this machine have them as a context variable, like the rest of their caller's st
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -24,6 +25,8 @@ from entangle.errors import EntangleError, ImageError, OptionError, UnreachableE
 KEYS: contextvars.ContextVar[dict[str, tuple[str, ...]]] = contextvars.ContextVar("KEYS")
 _here: dict[str, tuple[str, ...]] = {}
 
+#: The longest that AWS lets a signed address last (seconds).
+LONGEST = 7 * 86400
 #: How buckets are named. Source: "Bucket naming rules" of the S3 user guide.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 #: Error codes of AWS: the caller may not do this; asks too often or too much.
@@ -86,6 +89,18 @@ class Account:
         ends = found._expiry_time
         return (ends - datetime.now(timezone.utc)).total_seconds() if isinstance(ends, datetime) else None
 
+    def lasts(self) -> int:
+        """How long an address lasts that is signed now (seconds): as the credentials, and as long
+        as AWS lets any."""
+        left = self.expires()
+        return LONGEST if left is None else int(min(left, LONGEST))
+
+    def address(self, method: str, key: str, **more: Any) -> str:
+        """An address that is signed for one method ("put_object") and one object of the bucket."""
+        given = {"Bucket": self.bucket_name(), "Key": key, **more}
+        found: str = self.client("s3").generate_presigned_url(method, Params=given, ExpiresIn=self.lasts())
+        return found
+
     def bucket_name(self) -> str:
         """The bucket. Raises OptionError where none is named."""
         found = self.bucket or os.environ.get("ENTANGLE_BUCKET")
@@ -117,7 +132,14 @@ def keep_keys(keys: tuple[str, ...]) -> str:
 
 
 _making = threading.Lock()
-os.register_at_fork(after_in_child=lambda: _making._at_fork_reinit())  # type: ignore[attr-defined]
+
+
+def _after_fork() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _client(account: Account, service: str, pid: int) -> Any:
@@ -200,7 +222,7 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
             f"{account.place}: there are no credentials ({text}); name them, @aws(profile='…') or @aws(keys=[id, secret]), "
             "or set AWS_PROFILE"
         )
-    if "SSO" in type(error).__name__ or "SSO" in text or isinstance(error, exceptions.TokenRetrievalError):
+    if "SSO" in type(error).__name__ or isinstance(error, exceptions.TokenRetrievalError):
         return UnreachableError(f"{account.place}: you are not logged in ({text}); log in: aws sso login")
     if isinstance(error, RuntimeError):
         return UnreachableError(f"{account.place}: the credentials have expired, and were not renewed ({text}); log in anew")
@@ -212,7 +234,7 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
         code = error.response.get("Error", {}).get("Code", "")
         said = error.response.get("Error", {}).get("Message", "") or text
         what = f"{doing or 'aws'}:{error.operation_name}"
-        if code in _UNKNOWN or any(each in said for each in _UNKNOWN):
+        if code in _UNKNOWN:
             return UnreachableError(f"{account.place}: AWS does not know these credentials ({what}: {code}: {said})")
         if code in _FORBIDDEN:
             return UnreachableError(
@@ -231,23 +253,23 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
     return UnreachableError(f"{account.place}: {doing or 'aws'} cannot be reached: {text}")
 
 
-def asking(account: Account, service: str) -> _Asking:
-    """A context in which errors of boto3 become ours."""
-    return _Asking(account, service)
+@contextlib.contextmanager
+def asking(account: Account, service: str) -> Iterator[None]:
+    """A block in which errors of boto3 become ours."""
+    try:
+        yield
+    except EntangleError:
+        raise
+    except Exception as error:
+        if not _is_botocores(error):
+            raise
+        raise told(error, account, service) from None
 
 
-class _Asking:
-    def __init__(self, account: Account, service: str) -> None:
-        self._account, self._service = account, service
+def _is_botocores(error: Exception) -> bool:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, EntangleError):
-            return
-        from botocore.exceptions import BotoCoreError, ClientError
-        from botocore.parsers import ResponseParserError
-
-        expired = isinstance(error, RuntimeError) and "expired" in str(error)  # botocore has no class for it
-        if isinstance(error, (BotoCoreError, ClientError, ResponseParserError)) or (isinstance(error, RuntimeError) and expired):
-            raise told(error, self._account, self._service) from None
+    if isinstance(error, RuntimeError):  # it has no class for credentials that expire as they are renewed
+        return "expired" in str(error)
+    return isinstance(error, (BotoCoreError, ClientError, ResponseParserError))

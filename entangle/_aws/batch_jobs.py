@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from entangle._aws.account import Account, asking
-from entangle._aws.bucket import LONGEST, PREFIX, TAG
+from entangle._aws.bucket import PREFIX, TAG
 from entangle._aws.container_jobs import START, about, end_of_log, ended, job_name
 from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission
 from entangle.errors import OptionError
@@ -195,11 +195,7 @@ class BatchJobs(Service):
         # As a box: what is left of a caller that was killed is removed by the next one.
         key = f"{PREFIX}p{os.getpid()}-{os.urandom(6).hex()}@{socket.gethostname()}/array"
         s3.put_object(Bucket=bucket, Key=key, Body=data, Tagging=TAG)
-        left = self.account.expires()
-        address: str = s3.generate_presigned_url(
-            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=int(min(LONGEST, left if left is not None else LONGEST))
-        )
-        return key, address
+        return key, self.account.address("get_object", key)
 
     def _remove_list(self, job: str) -> None:
         if (key := _lists.pop(job, None)) is not None:

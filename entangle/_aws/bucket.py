@@ -31,7 +31,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from entangle._aws.account import Account, asking
+from entangle._aws.account import LONGEST, Account, asking
 from entangle._remote.wire.frames import Bytes
 from entangle._services import envelope
 from entangle._services.mailbox import LAPSED, Letter
@@ -41,8 +41,6 @@ T = TypeVar("T")
 
 #: Where boxes lie in a bucket.
 PREFIX = "entangle/"
-#: The longest that AWS lets a signed address last (seconds).
-LONGEST = 7 * 86400
 #: Addresses that last no longer than this are refused: a job waits in its queue (seconds).
 SHORTEST = 900.0
 #: What is larger goes in parts (bytes); S3 takes up to 5 GiB at once.
@@ -376,16 +374,14 @@ class Bucket:
         return address
 
     def _addresses_last(self) -> int:
-        """How long addresses last (seconds): no longer than the credentials. Raises OptionError."""
-        left = self.account.expires()
-        if left is None:
-            return LONGEST
+        """How long addresses last (seconds). Raises OptionError where that is too short."""
+        left = self.account.lasts()
         if left < SHORTEST:
             raise OptionError(
-                f"{self.account.place}: the credentials expire in {left:.0f} s, and with them the addresses that a job has; "
+                f"{self.account.place}: the credentials expire in {left} s, and with them the addresses that a job has; "
                 "log in anew, or name keys that last"
             )
-        return int(min(left, LONGEST))
+        return left
 
     def _answer(self, name: str) -> None:
         """Give the addresses of the parts of a large outcome."""

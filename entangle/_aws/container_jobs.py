@@ -4,18 +4,16 @@ image, the end of their log, and why they end."""
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from entangle._aws.account import Account, asking
-from entangle._aws.bucket import LONGEST, PREFIX, TAG
-from entangle._services import OVER, TOLD, Service, State, Submission
+from entangle._aws.bucket import PREFIX, TAG
+from entangle._services import OVER, TOLD, Service, State, Submission, known_python
 from entangle.errors import (
     EntangleError,
     ImageError,
@@ -89,9 +87,7 @@ def about(service: Service, account: Account, image: str) -> dict[str, Any]:
     Raises ImageError, UnfitPythonError, UnreachableError.
     """
     if (known := re.search(r"(?:^|/)python:(3\.\d+)", image)) is not None:
-        version = [int(part) for part in known[1].split(".")]
-        same = version == list(sys.version_info[:2])
-        return {"python": [*version, 0], "implementation": "cpython", "magic": importlib.util.MAGIC_NUMBER.hex() if same else ""}
+        return known_python(known[1])
     key = account, image, tuple(service.python)
     if key not in _abouts:
         _abouts[key] = _ask(service, account, image)
@@ -102,9 +98,7 @@ def _ask(service: Service, account: Account, image: str) -> dict[str, Any]:
     """Have a job tell of its Python."""
     s3, name = account.client("s3"), os.urandom(8).hex()
     there = {"Bucket": account.bucket_name(), "Key": f"{PREFIX}asked/{name}"}
-    left = account.expires()
-    lasts = int(min(LONGEST, left if left is not None else LONGEST))
-    address = s3.generate_presigned_url("put_object", Params={**there, "Tagging": TAG}, ExpiresIn=lasts)
+    address = account.address("put_object", there["Key"], Tagging=TAG)
     asked = Submission(name, "python", (*service.python, "-c", _TELL, address, TAG), float(START))
     until, reason = time.monotonic() + ASKING, "it takes no more jobs"
     ticket = ""

@@ -25,8 +25,8 @@ from urllib.parse import unquote, urlsplit
 
 from entangle._aws import lambda_handler
 from entangle._aws.account import Account, asking
-from entangle._aws.bucket import LONGEST, TAG
-from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission
+from entangle._aws.bucket import TAG
+from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission, known_python
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.option_values import is_number
 from entangle.errors import (
@@ -95,12 +95,7 @@ class LambdaCalls(Service):
         """The Python of the runtime; that of an image tells it."""
         function = self._function()
         if self.image is None:
-            version = [int(part) for part in self.version.split(".")]
-            return {
-                "python": [*version, 0],
-                "implementation": "cpython",
-                "magic": _magic() if version == list(sys.version_info[:2]) else "",
-            }
+            return known_python(self.version)
         with asking(self.account, "lambda"):
             answer = self.account.client("lambda").invoke(FunctionName=function, Payload=b'{"about": 1}', LogType="Tail")
             told = json.loads(answer["Payload"].read())
@@ -206,7 +201,9 @@ class LambdaCalls(Service):
 
     def _invoke(self, function: str, message: Submission) -> str:
         key = _key_of(message)
-        addresses = {kind: self._address(name) for kind, name in (("began", key), ("ended", f"{key}.ended"))}
+        addresses = {
+            kind: self.account.address("put_object", name, Tagging=TAG) for kind, name in (("began", key), ("ended", f"{key}.ended"))
+        }
         event = json.dumps({"name": message.name, "command": message.command, "seconds": self.seconds, **addresses}).encode()
         client = self.account.client("lambda")
         with asking(self.account, "lambda"):
@@ -218,15 +215,6 @@ class LambdaCalls(Service):
         ticket = str(answer.get("ResponseMetadata", {}).get("RequestId") or hashlib.sha256(event).hexdigest()[:32])
         self._calls[ticket] = _Call(key, function)
         return ticket
-
-    def _address(self, key: str) -> str:
-        left = self.account.expires()
-        found: str = self.account.client("s3").generate_presigned_url(
-            "put_object",
-            Params={"Bucket": self.account.bucket_name(), "Key": key, "Tagging": TAG},
-            ExpiresIn=int(min(LONGEST, left if left is not None else LONGEST)),
-        )
-        return found
 
     def outcomes(self, tickets: Collection[str]) -> Mapping[str, State]:
         """One listing of the box tells of all; and one request more for each that has ended without
@@ -386,9 +374,3 @@ def _zipped() -> bytes:
         info.external_attr = 0o644 << 16
         archive.writestr(info, Path(lambda_handler.__file__).read_bytes())
     return file.getvalue()
-
-
-def _magic() -> str:
-    import importlib.util
-
-    return importlib.util.MAGIC_NUMBER.hex()

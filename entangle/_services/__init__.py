@@ -16,8 +16,10 @@ runs it there, and what becomes of its end. `docs/services.md` tells how to writ
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,7 +31,7 @@ PENDING, RUNNING, OVER = "pending", "running", "over"
 
 #: Told by a Python of itself: what `Service.about` gives.
 TOLD = "dict(python=list(sys.version_info[:3]),implementation=sys.implementation.name,magic=u.MAGIC_NUMBER.hex())"
-ASKED = f"import sys,json,importlib.util as u;print(json.dumps({TOLD}))"
+_ASKED = f"import sys,json,importlib.util as u;print(json.dumps({TOLD}))"
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def asked(python: Sequence[str], place: str, seconds: float = 30.0) -> dict[str,
     name = repr(" ".join(python))
     try:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
-        done = subprocess.run([*python, "-c", ASKED], **options, timeout=seconds, check=False)
+        done = subprocess.run([*python, "-c", _ASKED], **options, timeout=seconds, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         raise UnfitPythonError(f"{place}: its Python {name} cannot be started: {error}") from None
     try:
@@ -157,3 +159,13 @@ def asked(python: Sequence[str], place: str, seconds: float = 30.0) -> dict[str,
     except ValueError:
         said = (done.stderr or done.stdout).strip()[-600:]
         raise UnfitPythonError(f"{place}: {name} is no Python that entangle can use (exit status {done.returncode}): {said}") from None
+
+
+def known_python(version: str) -> dict[str, Any]:
+    """What `Service.about` gives of a CPython of this minor version ("3.13") that nobody asks."""
+    same = version == "{}.{}".format(*sys.version_info)
+    return {
+        "python": [*map(int, version.split(".")), 0],
+        "implementation": "cpython",
+        "magic": importlib.util.MAGIC_NUMBER.hex() if same else "",
+    }

@@ -25,7 +25,7 @@ _USES = {
     "docker": '@docker(image="{}")',
     "batch": '@batch(image="{}")',
     "fargate": '@fargate(image="{}")',
-    "lambda": '@lmbda(image="{}")',
+    "lambda": '@lmbda(role="arn:…", image="{}")',
 }
 
 

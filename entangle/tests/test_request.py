@@ -38,6 +38,7 @@ from entangle.workflow import workflow
 
 from . import bodies
 from .evidence import note, notes, wait_until
+from .services.scripted_server import ScriptedServer
 from .ways import installed
 
 installed("httpx")
@@ -48,62 +49,19 @@ from entangle.http import request  # noqa: E402
 LARGE = 100 << 20
 
 
-class Server:
-    """A web server in a thread, of which each path is a behaviour."""
+class Server(ScriptedServer):
+    """Each path is a behaviour."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
         self.cookies: list[str] = []
-        #: Connections that were opened; those that the client has ended while it was to wait.
-        self.opened = self.left = 0
-        self.waiting = self.most = 0
-        self.loop = asyncio.new_event_loop()
-        self.gate: asyncio.Event
-        self.port = 0
-        self.ready = threading.Event()
-        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.serve(),))
-        self.thread.start()
-        assert self.ready.wait(30)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        #: Connections that the client has ended while it was to wait.
+        self.left = self.most = 0
+        super().__init__()
 
     def open_later(self) -> None:
-        """The same after a while."""
+        """Open the gate after a while."""
         time.sleep(0.6)
         self.open()
-
-    def open(self) -> None:
-        """Let all that waits at /gate have its answer."""
-        self.loop.call_soon_threadsafe(self.gate.set)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.over.set)
-        self.thread.join()
-        self.loop.close()
-
-    async def serve(self) -> None:
-        self.gate, self.over = asyncio.Event(), asyncio.Event()
-        server = await asyncio.start_server(self.connected, "127.0.0.1", 0, backlog=4096)
-        self.port = server.sockets[0].getsockname()[1]
-        self.ready.set()
-        await self.over.wait()
-        server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for other in others:
-            other.cancel()
-        if others:
-            await asyncio.wait(others)
-
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            while await self.answer(reader, writer):
-                await writer.drain()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()

@@ -1,7 +1,7 @@
 """The mailbox of a program that has addresses alone: those that its caller has signed for it.
 
 No credentials, and nothing but the standard library. The program is given the address of a list in
-JSON (`written` below), which has all others. Each of them is for one object and one method.
+JSON, which has all others (`Bucket.command` puts it there). Each is for one object and one method.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PATIENCE, PAUSES = 60.0, (0.2, 1.0, 3.0, 8.0)
 LARGE, PART = 100 << 20, 64 << 20
 #: How long the caller may take to give the addresses of parts (seconds).
 ANSWERS = 120.0
-#: What is printed is put as a whole while it is this small; beyond, when it has doubled; and at
-#: the end, its last part.
+#: What is printed is put as a whole while it is this small; beyond, when it has doubled, and at the
+#: end. What is beyond the second figure is in the log of the platform alone (bytes).
 PRINTED, PRINTED_AT_MOST = 256 << 10, 64 << 20
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from ..conftest import PATIENCE
-from ..services import emulators, given
+from ..services import ec2_machines, emulators, given
+from ..services.ec2_machines import Cloud
 from ..services.emulators import Emulator, FargateCluster, JobQueue
 from ..services.lambda_functions import LambdaFunctions
 from ..ways import missing
@@ -114,6 +115,18 @@ def lambda_functions(moto: Emulator, tmp_path: Path) -> Iterator[LambdaFunctions
     functions = LambdaFunctions(tmp_path, moto.endpoint)
     yield functions
     functions.close()
+
+
+@pytest.fixture
+def cloud(aws_environment: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """EC2 whose instances start, and a user who has nothing of them yet."""
+    if lacking := ec2_machines.what_is_missing():
+        missing(lacking)
+    with ec2_machines.cloud_over(aws_environment, tmp_path) as cloud:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.endpoint)
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        monkeypatch.setenv("ENTANGLE_SSH_COMMAND", f"ssh -F {cloud.ssh_configuration}")
+        yield cloud
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from entangle._services.far.addresses import FarAddresses
 from entangle._services.far.program import FarProgram
 from entangle.errors import FarError, OptionError, UnreachableError
 
+from ..evidence import wait_until
 from ..services.emulators import Emulator
 
 Client = Callable[[str], Any]
@@ -293,10 +294,3 @@ def test_an_expired_address(box: Bucket) -> None:
     said = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
     assert "log in with credentials that last longer" in str(addresses.refused("GET", 403, said))
     assert json.dumps(str(addresses.refused("GET", 403, b"no XML"))).endswith('no XML"')
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)

@@ -26,12 +26,10 @@ from entangle.errors import ImageError, OptionError
 from entangle.process import process
 
 from ..callers import ROOT
-from ..services import ec2_machines
 from ..services.ec2_machines import Cloud
 from ..services.emulators import Emulator, FargateCluster, JobQueue
 from ..services.lambda_functions import LambdaFunctions
 from ..test_examples import TELLING
-from ..ways import missing
 
 Client = Callable[[str], Any]
 
@@ -76,18 +74,6 @@ def run(text: str, folder: Path, *words: str, **variables: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, env={**os.environ, **variables})
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
-
-
-@pytest.fixture
-def cloud(aws_environment: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """EC2 whose instances start."""
-    if lacking := ec2_machines.what_is_missing():
-        missing(lacking)
-    with ec2_machines.cloud_over(aws_environment, tmp_path) as cloud:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.endpoint)
-        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-        monkeypatch.setenv("ENTANGLE_SSH_COMMAND", f"ssh -F {cloud.ssh_configuration}")
-        yield cloud
 
 
 def test_an_image_that_the_region_does_not_have(cloud: Cloud) -> None:

@@ -23,21 +23,7 @@ from entangle.process import process
 from ..evidence import wait_until
 from ..services import ec2_machines
 from ..services.ec2_machines import Cloud
-from ..services.emulators import Emulator
 from ..services.hosts import make_key, this_python
-from ..ways import missing
-
-
-@pytest.fixture
-def cloud(aws_environment: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """EC2 whose instances start, and a user who has nothing of them yet."""
-    if lacking := ec2_machines.what_is_missing():
-        missing(lacking)
-    with ec2_machines.cloud_over(aws_environment, tmp_path) as cloud:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", cloud.endpoint)
-        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-        monkeypatch.setenv("ENTANGLE_SSH_COMMAND", f"ssh -F {cloud.ssh_configuration}")
-        yield cloud
 
 
 def on_ec2(function: Any, **options: Any) -> Any:

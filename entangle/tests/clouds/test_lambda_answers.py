@@ -9,7 +9,6 @@ The server answers as Lambda does; it has no functions.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import resource
 import socket
@@ -27,6 +26,7 @@ from entangle.process import process
 
 from ..evidence import wait_until
 from ..services.emulators import CREDENTIALS, REGION
+from ..services.scripted_server import ScriptedServer
 from ..ways import installed
 
 installed("httpx")
@@ -36,55 +36,16 @@ installed("boto3")
 Steps = list[Any]
 
 
-class Lambda:
-    """A server of which each function has a list of steps: a status with an error and its body, or
-    what else happens."""
+class Lambda(ScriptedServer):
+    """Each function has a list of steps: a status with an error and its body, or what else
+    happens."""
 
     def __init__(self) -> None:
         self.steps: dict[str, Steps] = {}
-        self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self.opened = self.waiting = 0
-        self._loop = asyncio.new_event_loop()
-        self._gate: asyncio.Event
-        self._over: asyncio.Event
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-        self._thread.start()
-        assert self._ready.wait(30)
+        super().__init__()
 
-    def open(self) -> None:
-        """Let all that waits have its answer."""
-        self._loop.call_soon_threadsafe(self._gate.set)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join()
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        self._gate, self._over = asyncio.Event(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=4096)
-        self.endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self._ready.set()
-        await self._over.wait()
-        server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for other in others:
-            other.cancel()
-        if others:
-            await asyncio.wait(others)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            while await self._answer(reader, writer):
-                await writer.drain()
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         lines = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
         event = await reader.readexactly(int(lines.get("content-length", 0)))
@@ -95,7 +56,7 @@ class Lambda:
         step = steps.pop(0) if steps else "value"
         if step == "gate":
             self.waiting += 1
-            await self._gate.wait()
+            await self.gate.wait()
             self.waiting -= 1
         if step == "reset":
             writer.transport.abort()
@@ -130,7 +91,7 @@ def ask(server: Lambda) -> Callable[..., Any]:
 
     def asks(*steps: Any) -> Any:
         server.steps["f"] = list(steps)
-        return lmbda(function="f")(aws(endpoint=server.endpoint, region=REGION, keys=list(CREDENTIALS.values()))(proxy))
+        return lmbda(function="f")(aws(endpoint=server.url, region=REGION, keys=list(CREDENTIALS.values()))(proxy))
 
     return asks
 
