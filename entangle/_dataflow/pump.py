@@ -90,6 +90,8 @@ class Pump:
         self.waited = 0.0
         self.drained = False
         self.stopping = False
+        #: Whether the consumer has left: then the run is cancelled, and does not end by itself.
+        self._left = False
         self.source_error: BaseException | None = None
         # By port: how many chunks are under way; the number of the next chunk in order; chunks that
         # were done before their turn.
@@ -379,7 +381,7 @@ class Pump:
         with self._room:
             while self._chunk and not self.stopping and not self._ship():
                 self._room.wait(0.1)
-            self.drained = True
+            self.drained = not self._left
         if self._supervisor is not None:
             self._supervisor.nudge()
 
@@ -419,6 +421,6 @@ class Pump:
     def stop(self) -> None:
         """End the stream from another thread."""
         with self._room:
-            self.stopping = True
+            self.stopping = self._left = True
             self._room.notify_all()
         self.run.cancel()

@@ -24,7 +24,7 @@ from .callers import ROOT
 from .evidence import wait_until
 
 STREAMS = """
-    import logging, sys
+    import logging, sys, time
     from entangle.dataflow import dataflow, process, thread
 
     logging.disable()
@@ -62,7 +62,11 @@ STREAMS = """
             print(error)
     elif sys.argv[1] == "push":
         print(flow(7))
-    elif sys.argv[1] == "left":
+    elif sys.argv[1].startswith("left"):
+        if sys.argv[1] == "left late":  # the feeder has ended before the run is cancelled
+            from entangle._run.run import Run
+            cancel = Run.cancel
+            Run.cancel = lambda run: (time.sleep(0.5), cancel(run))[1]
         for value in flow.stream(iter(int, 1)):
             print(value)
             break
@@ -98,8 +102,11 @@ def test_the_stage_that_ended_a_stream_has_failed(monkeypatch: pytest.MonkeyPatc
     assert run.nodes[1].state == "failed"
 
 
-def test_a_stream_that_its_consumer_left_was_cancelled_and_its_stages_have_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = stream(monkeypatch, tmp_path, "left")
+@pytest.mark.parametrize("kind", ["left", "left late"])
+def test_a_stream_that_its_consumer_left_was_cancelled_and_its_stages_have_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    run = stream(monkeypatch, tmp_path, kind)
     assert run.state == "cancelled"
     assert run.nodes[0].state == "done"
 
