@@ -270,8 +270,8 @@ def sqs(
 ) -> Source[Any]:
     """The messages of a queue of Amazon SQS. Each is deleted when its item has ended in the stream.
 
-    - `queue`: its name, address or ARN. In a FIFO queue, the messages of a group come one after
-      another: the next one when the item before has ended.
+    - `queue`: its name, address or ARN. In a FIFO queue, the messages of a group come in order, one
+      after another: the next one when the item before has ended. Other groups go on meanwhile.
     - `profile`, `region`, `keys`, `role`, `endpoint`: as for `@aws`; boto3's own search by default.
     - `visibility`: for how long others do not see a message that is here (seconds); by default as
       the queue has it. It is extended while an item takes longer, up to SQS's twelve hours.

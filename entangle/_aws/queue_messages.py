@@ -9,6 +9,10 @@
 One thread for each iteration deletes messages, makes them visible again, and extends the visibility
 of those that are here, ten a request. A message is here from when it is received until its item has
 ended.
+
+Of a group of a FIFO queue one message is given at a time. While all that wait are of groups that
+have one in hand, a second thread receives more. SQS gives none of a group that has messages here,
+so those are of other groups, and at most one receipt a group waits.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ import collections
 import contextlib
 import json
 import math
-import re
 import threading
 import time
 import weakref
@@ -25,14 +28,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from entangle._aws.account import Account, told
+from entangle._aws.account import Account
 from entangle._aws.open_requests import end_request, list_connections
+from entangle._aws.queue_address import asking_for, by_chance, region_in, told_of, url_of
 from entangle._aws.queue_keeper import TRIES, QueueMessage, Shared, log
 from entangle._shared.tracebacks import hide
-from entangle.errors import UnreachableError
-
-_URL = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/")
-_ARN = re.compile(r"arn:[\w-]+:sqs:([a-z0-9-]+):(\d+):(.+)")
 
 
 @dataclass
@@ -68,6 +68,9 @@ class QueueMessages(Iterator[Any]):
         self._listened = False
         self._close: Callable[[], object] = lambda: None
         self._closing = threading.Lock()
+        #: Receives while messages wait here for their groups.
+        self._beside: threading.Thread | None = None
+        self._receives_more = False
 
     # For the stream -------------------------------------------------------------------------------
 
@@ -89,6 +92,9 @@ class QueueMessages(Iterator[Any]):
         """Make visible again what is here and has not ended; wait until all has been sent."""
         with self._closing:
             self.stop()
+            beside = self._beside
+            if beside is not None and beside is not threading.current_thread():
+                beside.join()  # what it has received must go back as well
             self._close()
 
     def __next__(self) -> Any:
@@ -121,21 +127,57 @@ class QueueMessages(Iterator[Any]):
         began = time.monotonic()
         while True:
             with shared.changed:
-                while self._waiting and not self._stopped.is_set() and shared.error is None:
-                    for message in self._waiting:
-                        if message.group is None or message.group not in self._busy:
-                            self._waiting.remove(message)
-                            if message.group is not None:
-                                self._busy.add(message.group)
-                            self._given[self._count] = message
-                            self._count += 1
-                            return message
-                    shared.changed.wait()
+                while (self._waiting or self._receives_more) and not self._stopped.is_set() and shared.error is None:
+                    if (message := self._of_a_free_group()) is not None:
+                        return message
+                    if self._waiting:
+                        began = time.monotonic()
+                        self._receive_more(shared)
+                    elif self._seconds_left(began) <= 0:
+                        break
+                    left = self._seconds_left(began)
+                    shared.changed.wait(None if self._waiting or math.isinf(left) else left)
             self._raise_error()
-            left = None if self._wishes.idle is None else self._wishes.idle - (time.monotonic() - began)
-            if self._stopped.is_set() or (left is not None and left <= 0):
+            left = self._seconds_left(began)
+            if self._stopped.is_set() or left <= 0:
                 return None
-            self._receive(shared, self._wishes.wait if left is None else min(self._wishes.wait, math.ceil(left)))
+            self._receive(shared, math.ceil(min(self._wishes.wait, left)))
+
+    def _seconds_left(self, began: float) -> float:
+        """Seconds until nothing has come for too long."""
+        return math.inf if self._wishes.idle is None else self._wishes.idle - (time.monotonic() - began)
+
+    def _of_a_free_group(self) -> QueueMessage | None:
+        """The first that waits and whose group has none in hand, which is then given. `changed`
+        must be held."""
+        for message in self._waiting:
+            if message.group is None or message.group not in self._busy:
+                self._waiting.remove(message)
+                if message.group is not None:
+                    self._busy.add(message.group)
+                self._given[self._count] = message
+                self._count += 1
+                return message
+        return None
+
+    def _receive_more(self, shared: Shared) -> None:
+        """Receive in a thread beside, unless it does so already: a request waits for up to 20
+        seconds, and a group here may become free before. `changed` must be held."""
+        if not self._receives_more:
+            self._receives_more = True
+            self._beside = threading.Thread(target=self._receive_beside, args=(shared,), name="entangle-sqs-more", daemon=True)
+            self._beside.start()
+
+    def _receive_beside(self, shared: Shared) -> None:
+        error: BaseException | None = None
+        try:
+            self._receive(shared, self._wishes.wait)
+        except BaseException as raised:
+            error = raised
+        with shared.changed:
+            shared.error = shared.error or error
+            self._receives_more = False
+            shared.changed.notify_all()
 
     def _item(self, message: QueueMessage) -> Any:
         if self._wishes.raw:
@@ -187,14 +229,13 @@ class QueueMessages(Iterator[Any]):
 
     def _begin(self) -> Shared:
         wishes, account = self._wishes, self._wishes.account
-        named = _URL.match(wishes.queue) or _ARN.fullmatch(wishes.queue)
-        if named is not None and account.region is None:
-            account = replace(account, region=named[1])
+        if (region := region_in(wishes.queue)) is not None and account.region is None:
+            account = replace(account, region=region)
         client = account.client("sqs")
-        url = _url_of(client, wishes.queue, account)
+        url = url_of(client, wishes.queue, account)
         visibility = wishes.visibility
         if visibility is None:
-            with _asking_for(wishes.queue, account):
+            with asking_for(wishes.queue, account):
                 found = client.get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])
             visibility = max(1, int(found["Attributes"]["VisibilityTimeout"]))
         # Tried again here, where it can be stopped.
@@ -236,8 +277,8 @@ class QueueMessages(Iterator[Any]):
             except (ClientError, HTTPClientError) as error:
                 if self._stopped.is_set():
                     return
-                if tries == TRIES - 1 or not _by_chance(error):
-                    raise _told(error, self._wishes.queue, shared.account) from None
+                if tries == TRIES - 1 or not by_chance(error):
+                    raise told_of(error, self._wishes.queue, shared.account) from None
             except Exception:
                 if self._stopped.is_set():
                     return
@@ -263,41 +304,3 @@ def _over(stopped: threading.Event, shared: Shared, thread: threading.Thread, re
         log.warning("messages of %s come again: %s", shared.url, shared.error)
     with contextlib.suppress(Exception):
         receiver.close()
-
-
-def _url_of(client: Any, queue: str, account: Account) -> str:
-    if queue.startswith(("http://", "https://")):
-        return queue
-    arn = _ARN.fullmatch(queue)
-    given = {"QueueName": queue} if arn is None else {"QueueName": arn[3], "QueueOwnerAWSAccountId": arn[2]}
-    with _asking_for(queue, account):
-        found: str = client.get_queue_url(**given)["QueueUrl"]
-    return found
-
-
-@contextlib.contextmanager
-def _asking_for(queue: str, account: Account) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (BotoCoreError, ClientError) as error:
-        raise _told(error, queue, account) from None
-
-
-def _told(error: Any, queue: str, account: Account) -> Exception:
-    code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
-    if "NonExistentQueue" in code or "QueueDoesNotExist" in code:
-        return UnreachableError(
-            f"{account.place}: there is no queue {queue!r} of SQS in this account and region; make it, or name another one"
-        )
-    return told(error, account, "sqs")
-
-
-def _by_chance(error: Any) -> bool:
-    """Whether a request is worth another try."""
-    answer = getattr(error, "response", None)
-    if not isinstance(answer, dict):
-        return True  # no answer came
-    code = answer.get("Error", {}).get("Code", "")
-    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or "Throttl" in code

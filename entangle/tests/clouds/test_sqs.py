@@ -265,6 +265,86 @@ def test_groups_of_a_fifo_queue_stay_in_order(new_queue: Callable[..., Queue]) -
     assert queue.counts() == (0, 0)
 
 
+def test_other_groups_go_on_while_one_is_in_hand(new_queue: Callable[..., Queue]) -> None:
+    queue = new_queue(FifoQueue="true", ContentBasedDeduplication="true")
+    for number in range(12):  # more than one request takes
+        queue.send(["slow", number], MessageGroupId="slow")
+    others = [[group, number] for group in "ab" for number in range(3)]
+    for one in others:
+        queue.send(one, MessageGroupId=one[0])
+    order: list[Any] = []
+    passed, sent = threading.Event(), threading.Event()
+
+    @dataflow
+    @thread
+    def note(x: Any) -> Any:
+        if x == ["slow", 0]:
+            assert passed.wait(20), order
+            queue.send(["late", 0], MessageGroupId="late")
+            sent.set()
+        order.append(x)
+        if len(order) == len(others):
+            passed.set()
+        return x
+
+    assert len(list(note().stream(sqs(queue.name, wait=1, idle=2), ordered=False, inflight=4))) == 19
+    assert sent.is_set()
+    assert sorted(order[: len(others)]) == others
+    for group in ("slow", "a", "b"):
+        assert [number for name, number in order if name == group] == [*range(12 if group == "slow" else 3)]
+    assert queue.counts() == (0, 0)
+    assert not [one for one in threading.enumerate() if one.name.startswith("entangle-sqs")]
+
+
+def test_a_group_whose_item_fails_comes_again_in_order_and_holds_up_no_other(
+    new_queue: Callable[..., Queue], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = new_queue(2, FifoQueue="true", ContentBasedDeduplication="true")
+    for group in "ab":
+        for number in range(3):
+            queue.send([group, number], MessageGroupId=group)
+    order: list[Any] = []
+
+    @dataflow
+    @thread
+    def note(x: Any) -> Any:
+        order.append(x)
+        if x == ["a", 1] and order.count(x) == 1:
+            raise ValueError("the first time")
+        return x
+
+    with caplog.at_level(logging.CRITICAL, "entangle.dataflow"):
+        values = list(note().stream(sqs(queue.name, wait=1, idle=3), on_error="skip", ordered=False))
+    assert len(values) == 6
+    assert [number for name, number in order if name == "a"] == [0, 1, 1, 2]
+    assert [number for name, number in order if name == "b"] == [0, 1, 2]
+    assert queue.counts() == (0, 0)
+
+
+def test_a_stream_that_waits_for_other_groups_is_stopped_at_once(new_queue: Callable[..., Queue]) -> None:
+    queue = new_queue(FifoQueue="true", ContentBasedDeduplication="true")
+    for number in range(3):
+        queue.send(number, MessageGroupId="a")
+    go = threading.Event()
+
+    @dataflow
+    @thread
+    def waits(x: Any) -> Any:
+        if x:
+            go.wait(20)
+        return x
+
+    values = waits().stream(sqs(queue.name), ordered=False)
+    assert next(values) == (0,)
+    wait_until(lambda: "entangle-sqs-more" in {one.name for one in threading.enumerate()}, what="a request for other groups")
+    began = time.monotonic()
+    go.set()
+    values.close()
+    assert time.monotonic() - began < 10  # a request waits for 20 seconds
+    assert not [one for one in threading.enumerate() if one.name.startswith("entangle-sqs")]
+    assert queue.counts()[1] == 0
+
+
 def test_merged_with_another_source(new_queue: Callable[..., Queue], tmp_path: Path) -> None:
     queue, file = new_queue(), tmp_path / "lines"
     file.write_text("x\ny\n")
