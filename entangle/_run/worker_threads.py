@@ -110,9 +110,10 @@ class WorkerThreads:
             doubtful = [slot for slot, use in judged.items() if use > clocks[slot].share + LESS]
             queued = {slot for slot in doubtful if is_runnable(f"self/task/{clocks[slot].native_id}")}
             together += len(queued)
-        contended = max(ran, together) >= SATURATED
         turns = contention()
         turns.measure(together)
+        # Threads that are none of ours want the lock, too.
+        contended = max(ran, together) >= SATURATED or turns.threads > 1.0
         number = turns.threads if contended else 1.0
         turn = sys.getswitchinterval() * 1e9
         shares = {}

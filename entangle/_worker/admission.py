@@ -20,6 +20,7 @@ A run that is not crowded pays for none of this.
 
 from __future__ import annotations
 
+import heapq
 import os
 import resource
 import sys
@@ -58,6 +59,8 @@ SATURATED = 0.8
 TURNS = 2
 #: A window without such threads, in turns.
 _UNCONTENDED = 20
+#: Of how many threads, of those that run most, the time that they wait for a CPU is read.
+_ASKED = 8
 
 
 # What workers ask, with the table's lock held ---------------------------------------------------
@@ -168,6 +171,8 @@ class Contention:
         self.stirring = 1
         #: How many take turns: 1 if none waits for another. Many that run little count as few.
         self.threads = 1.0
+        #: The CPU time that threads have had and waited for (ns), where it has been read.
+        self._demands: dict[int, int] = {}
         # The CPU time of the threads and of the process at the last measurement (ns), and when that
         # was.
         self._ran, self._process, self._at = self._clocks(), time.process_time_ns(), time.monotonic_ns()
@@ -192,7 +197,10 @@ class Contention:
             ran, process, now = self._clocks(), time.process_time_ns(), time.monotonic_ns()
             known = self._ran
             self.stirring = max(1, sum(known.get(thread, 0) != spent for thread, spent in ran.items()))
-            self._wanted += max(process - self._process, min(1.0, wanted) * (now - self._at))
+            span, spent = now - self._at, process - self._process
+            if span // _ASKED < spent < SATURATED * span:
+                spent = min(span, max(spent, self._demand(ran)))
+            self._wanted += max(spent, min(1.0, wanted) * span)
             self._ran, self._process, self._at = ran, process, now
             used = [max(0, spent - self._began_with.get(thread, 0)) for thread, spent in ran.items()]
             took, total = now - self._began, sum(used)
@@ -207,6 +215,19 @@ class Contention:
                 self._began_with, self._began, self._wanted = ran, now, 0.0
         finally:
             self._guard.release()
+
+    def _demand(self, ran: dict[int, int]) -> int:
+        """The CPU time that the threads that ran most have wanted since the last measurement (ns).
+
+        Where others keep the CPUs busy, a process gets less than its threads want.
+        """
+        spent = {thread: now - self._ran.get(thread, now) for thread, now in ran.items()}
+        known, self._demands, total = self._demands, {}, 0
+        for thread in heapq.nlargest(_ASKED, spent, key=spent.__getitem__):
+            if spent[thread] > 0:
+                self._demands[thread] = demand = demand_of_thread(thread)[0]
+                total += max(spent[thread], demand - known.get(thread, demand))
+        return total
 
     def mean(self, since: int, until: int) -> float:
         """How many threads took turns between two times (ns) in the mean."""

@@ -191,9 +191,9 @@ class Threads:
         self.waited = {1: 0, 2: 0, 3: 0}
         self.queued: set[int] = set()
         clocks = SimpleNamespace(monotonic_ns=lambda: self.now, process_time_ns=lambda: self.process)
-        turns = SimpleNamespace(measure=lambda wanted: None, threads=2.0, stirring=2)
+        self.turns = SimpleNamespace(measure=lambda wanted: None, threads=2.0, stirring=2)
         monkeypatch.setattr(worker_threads, "time", clocks)
-        monkeypatch.setattr(worker_threads, "contention", lambda: turns)
+        monkeypatch.setattr(worker_threads, "contention", lambda: self.turns)
         monkeypatch.setattr(worker_threads, "time_of_thread", lambda thread: self.ran[thread])
         monkeypatch.setattr(worker_threads, "demand_of_thread", lambda thread: (self.ran[thread] + self.waited[thread], self.now))
         monkeypatch.setattr(worker_threads, "is_runnable", lambda name: int(name.rpartition("/")[2]) in self.queued)
@@ -263,8 +263,19 @@ def test_a_thread_that_holds_the_interpreter_and_has_no_cpu_is_seen_to_compute(m
     assert max(threads.told[3]) == 0.0
 
 
+def test_a_thread_has_its_turns_among_those_of_the_caller_where_others_keep_the_cpus_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process has half a CPU, and those of the caller have most of that."""
+    threads = Threads(monkeypatch)
+    threads.turns.threads, threads.turns.stirring = 5.0, 5
+    for _ in range(8):
+        threads.process += 2_000_000
+        threads.run(4, wakes=1)
+    assert threads.told[1] == []
+
+
 def test_a_thread_that_polls_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Threads(monkeypatch)
+    threads.turns.threads = 1.0
     for _ in range(4):
         threads.run(4, wakes=1)
     assert len(threads.told[1]) >= 2
