@@ -67,19 +67,21 @@ def layers(graph: dict[str, list[str]]) -> tuple[list[list[Spot]], list[tuple[in
                     pieces.append((number, above, spot))
                 above = spot
 
-    def crossings(order: list[list[Spot]]) -> int:
-        count = 0
-        for one, two in itertools.combinations(pieces, 2):
-            if one[0] == two[0]:
-                upper, lower = order[one[0] + 1], order[one[0]]
-                a, b = upper.index(one[1]) - upper.index(two[1]), lower.index(one[2]) - lower.index(two[2])
-                count += a * b < 0
-        return count
+    def crossings(number: int) -> int:
+        """How many arrows cross between a floor and the one above it."""
+        upper, lower = ({spot: at for at, spot in enumerate(spots[floor])} for floor in (number + 1, number))
+        ends = [(upper[above], lower[below]) for floor, above, below in pieces if floor == number]
+        return sum((a - c) * (b - d) < 0 for (a, b), (c, d) in itertools.combinations(ends, 2))
 
     for _ in range(4):
-        for number in range(len(spots)):
-            tries = [[*spots[:number], list(some), *spots[number + 1 :]] for some in itertools.permutations(spots[number])]
-            spots = min(tries, key=crossings)
+        for number, floor in enumerate(spots):
+            fewest, best = None, floor
+            for some in itertools.permutations(floor):
+                spots[number] = list(some)
+                count = sum(crossings(below) for below in (number - 1, number) if 0 <= below < len(spots) - 1)
+                if fewest is None or count < fewest:
+                    fewest, best = count, spots[number]
+            spots[number] = best
     return spots, pieces
 
 

@@ -33,10 +33,10 @@ def _pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("chain on a device", 31),
         ("nested devices", 173),
         ("retry", 31),
-        ("mixed", 23),
-        ("failing", 37),
+        ("mixed", 41),
+        ("failing", 67),
         ("fan", 17),
-        ("failing fan", 43),
+        ("failing fan", 67),
     ],
 )
 def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_kit_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["kiled"])
     with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
         check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])
-    monkeypatch.setattr("entangle._testing.service_checks.LONG", 8.0)
+    monkeypatch.setattr("entangle._testing.service_checks.LONG", 3.0)
     with pytest.raises(AssertionError, match="check cancelled: waited in vain for cancel to end a job"):
         check_service(Stubborn(str(tmp_path)), mailbox=tmp_path, only=["cancelled"])
     LocalJobs(str(tmp_path)).cancel(asked)
