@@ -31,6 +31,7 @@ down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows wh
     errors                            every error, as one tree
     flow  cookies                     what can be run, and with what
     _shared/                          what all processes of a run share: table, store, pickling
+    _depot/                           values that stay: what `cache=True` finds again
     _worker/                          what happens in a worker: the loop, delivery, joining a run
     _watch/                           looking on from outside
     _run/                             what happens in the caller: start, supervise, deadlines, run

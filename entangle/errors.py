@@ -8,6 +8,7 @@
     ├── CycleError (ValueError)                       author: a call is its own argument
     ├── UnpicklableError (TypeError)                  author: a value cannot be sent
     ├── CacheKeyError (TypeError)                     author: no cache key can be made of it
+    ├── DepotError                                    user: a depot that cannot be trusted or used
     ├── RunAtImportError                              author: a module runs a graph on import
     ├── SchedulerImportError (ImportError)            author: `impl` names no scheduler class
     ├── DeviceError                                   machine: no GPU, or fewer than are wanted
@@ -68,6 +69,13 @@ class CacheKeyError(EntangleError, TypeError):
     """No cache key can be made of something that a task with `cache=True` uses. The author's fault.
 
     The text names it.
+    """
+
+
+class DepotError(EntangleError):
+    """Kept values cannot be trusted, or settings of the depot cannot be read. The user's fault.
+
+    The text says what to set or to remove.
     """
 
 

@@ -9,6 +9,7 @@
             limit-<name>          figures of a @limit, and who has stated them (names are hashed)
             limit-<name>-<n>      its places: a queue, as of a scheduler
             tokens-<name>-<x>-<n> its tokens
+            told-<hash>           that a warning about a depot has been given
             devices               cookies of @scheduler(gpus=n); and `devices-0`
             tree                  of an agent: a link to the directory that agents of its tree share
             r<random>/            a run: table, values, flow, attempts; nested runs lie inside

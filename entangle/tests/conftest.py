@@ -36,6 +36,8 @@ def _remove_runs() -> None:
 os.environ["ENTANGLE_RUN_DIR"] = RUNS
 # Every run of the tests is recorded, and none among the records of the developer.
 os.environ["ENTANGLE_RECORD_DIR"] = os.path.join(RUNS, "records")
+# And no value of an earlier run of the tests is found again.
+os.environ["ENTANGLE_DEPOT"] = os.path.join(RUNS, "depot")
 for _name in (
     "ENTANGLE_START",
     "ENTANGLE_MAX_WORKERS",
@@ -43,6 +45,9 @@ for _name in (
     "ENTANGLE_RECORD",
     "ENTANGLE_GRAPH",
     "ENTANGLE_JOBSERVER",
+    "ENTANGLE_KEY",
+    "ENTANGLE_DEPOT_SIZE",
+    "ENTANGLE_DEPOT_AGE",
     "MAKEFLAGS",
     "MFLAGS",
     "MAKELEVEL",

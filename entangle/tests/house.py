@@ -20,6 +20,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"the ground": ("errors",)},
     {"what can be run, and with what": ("flow", "cookies", "pools", "token_bucket")},
     {"what all processes of a run share": ("_shared.",)},
+    {"values that stay": ("_depot.", "_depot")},
     {"what happens in a worker": ("_worker.",), "looking on from outside": ("_watch.",)},
     {"what happens in the caller": ("_run.",)},
     {"workers that outlive runs": ("_warm.",)},

@@ -1,0 +1,79 @@
+"""The lock of a key: one process at a time computes its value.
+
+A file that the holder locks (flock). The kernel drops the lock when the holder dies. A program that
+the holder starts does not inherit it (close-on-exec), and a child that it forks closes it at once:
+else the lock would outlive a holder that is killed, for as long as its children live.
+
+The holder removes the file. Who has locked a file looks whether it still has its name: another may
+have removed it in between, and a third made a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+_held: set[int] = set()
+
+
+def _after_fork() -> None:
+    for fd in list(_held):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class KeyLock:
+    """A lock that is held."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+        self._pid = os.getpid()
+
+    @classmethod
+    def take(cls, path: str, mode: int) -> KeyLock | None:
+        """Take the lock; None where another has it. Does not wait. Raises OSError."""
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+            _held.add(fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(fd, path):
+                    return cls(path, fd)
+            except BlockingIOError:
+                _close(fd)
+                return None
+            except BaseException:
+                _close(fd)
+                raise
+            _close(fd)
+
+    def give(self) -> None:
+        """Let others have it. In a child that was forked meanwhile, does nothing."""
+        if self._pid != os.getpid():
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # also where a child has it open still
+        _close(self._fd)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _close(fd: int) -> None:
+    _held.discard(fd)
+    with contextlib.suppress(OSError):
+        os.close(fd)

@@ -1,0 +1,34 @@
+"""Which depot is meant: `where`, else ENTANGLE_DEPOT, else `depot` beside the records."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from entangle._depot.directory_depot import DirectoryDepot
+from entangle._shared.state_directory import find_directory
+from entangle.errors import DepotError
+
+_opened: dict[tuple[str, str], DirectoryDepot] = {}
+_MOST = 64
+
+
+def place_of(where: str | None = None) -> str:
+    """The path or URL of the depot that is meant."""
+    chosen = where or os.environ.get("ENTANGLE_DEPOT") or os.path.join(find_directory(), "depot")
+    if chosen.startswith("file://"):
+        chosen = chosen[len("file://") :]
+    return chosen if "://" in chosen else os.path.abspath(os.path.expanduser(chosen))
+
+
+def depot(where: str | None = None) -> Any:
+    """The depot that is meant. Raises DepotError for a URL that nothing is known of."""
+    place, key = place_of(where), os.environ.get("ENTANGLE_KEY", "")
+    found = _opened.get((place, key))
+    if found is None:
+        if "://" in place:
+            raise DepotError(f"no depot is known at {place}: name a directory")
+        if len(_opened) >= _MOST:
+            _opened.clear()
+        found = _opened[place, key] = DirectoryDepot(place, key.encode())
+    return found

@@ -1,0 +1,139 @@
+"""A value is looked for before a body runs, and kept after it. One process computes a key; others
+wait for it.
+
+Where the depot cannot be used (a full disk, no right to write, a place that does not answer), the
+body runs and its value is given anyway; a warning says once what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from entangle._depot.compression import Unreadable
+from entangle._depot.entry import About, Kept
+from entangle._depot.warned_once import warn_once
+from entangle._shared.pickling import dumps
+from entangle._shared.tracebacks import passes_on
+from entangle._shared.value_files import pickled
+from entangle.errors import DepotError, UnpicklableError
+
+#: How often one that waits looks again: soon at first, then less often (seconds).
+_FIRST, _LONGEST = 0.0005, 0.02
+
+
+@passes_on
+def remembered(
+    depot: Any,
+    key: str,
+    task: str,
+    parts: dict[str, str],
+    compute: Callable[[], Any],
+    *,
+    expire: float | None = None,
+    waiting: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    check: Callable[[], None] = lambda: None,
+) -> Any:
+    """The value under a key, else what `compute` gives, which is then kept.
+
+    `expire`: an older value (seconds) is computed anew. While another process computes it, this one
+    waits in `waiting()`, and calls `check` now and then, which may raise. Raises what `compute`
+    raises, and DepotError for a value that is not signed as it has to be.
+    """
+    found = look(depot, key, expire)
+    if found is not None:
+        return found[0]
+    lock, found = _alone(depot, key, expire, waiting, check)
+    if found is not None:
+        return found[0]
+    pid, began = os.getpid(), time.monotonic()
+    try:
+        value = compute()
+        if os.getpid() == pid:  # a child that the body has forked has come here, too
+            keep(depot, key, About(task, time.time(), time.monotonic() - began, parts), value)
+        return value
+    finally:
+        if lock is not None:
+            lock.give()
+
+
+def look(depot: Any, key: str, expire: float | None = None) -> tuple[Any, About] | None:
+    """The value under a key and what is known of it; None where there is none that can be used."""
+    try:
+        kept: Kept | None = depot.find(key)
+    except OSError as error:
+        warn_once(f"the depot {depot.name} cannot be read ({_said(error)}): values are computed anew", f"read {depot.name}")
+        return None
+    except Unreadable as error:
+        warn_once(f"a value in the depot {depot.name} cannot be read: {error}", f"codec {depot.name}")
+        return None
+    if kept is None or (expire is not None and time.time() - kept.about.made > expire):
+        return None
+    try:
+        return pickle.loads(kept.body, buffers=kept.buffers), kept.about
+    except Exception:  # made by classes that are not there any more: it is computed anew
+        return None
+
+
+def keep(depot: Any, key: str, about: About, value: Any) -> None:
+    """Keep a value; where that cannot be, say so once."""
+    try:
+        body, buffers = pickled(dumps, value)
+    except Exception as error:
+        why = str(error) if isinstance(error, UnpicklableError) else f"{type(error).__name__}: {error}"
+        warn_once(
+            f"the value of task {about.task!r} cannot be pickled ({why}): cache=True does not remember it, and each call computes it anew",
+            f"pickle {about.task}",
+        )
+        return
+    try:
+        depot.put(key, about, body, buffers)
+    except DepotError as error:
+        warn_once(f"the value of task {about.task!r} is not remembered: {error}", f"put {depot.name}")
+    except OSError as error:
+        warn_once(f"the depot {depot.name} cannot be written to ({_said(error)}): values are not remembered", f"write {depot.name}")
+
+
+def _alone(
+    depot: Any,
+    key: str,
+    expire: float | None,
+    waiting: Callable[[], AbstractContextManager[object]],
+    check: Callable[[], None],
+) -> tuple[Any, tuple[Any, About] | None]:
+    """The right to compute a key, or the value that another has computed meanwhile.
+
+    Neither where the depot cannot be written to: then several may compute it.
+    """
+    try:
+        lock = depot.try_alone(key)
+        if lock is None:
+            with waiting():
+                pause = _FIRST
+                while (lock := depot.try_alone(key)) is None:
+                    check()
+                    if (found := look(depot, key, expire)) is not None:
+                        return None, found
+                    time.sleep(pause)
+                    pause = min(pause * 1.5, _LONGEST)
+    except OSError as error:
+        warn_once(f"the depot {depot.name} cannot be written to ({_said(error)}): values are not remembered", f"write {depot.name}")
+        return None, None
+    try:
+        found = look(depot, key, expire)  # another may have computed it just before
+    except BaseException:
+        lock.give()
+        raise
+    if found is not None:
+        lock.give()
+        return None, found
+    return lock, None
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or str(error)

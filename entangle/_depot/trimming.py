@@ -1,0 +1,122 @@
+"""Keeping a depot within its bounds: what was not used for longest goes first.
+
+Nobody asks for it. Whoever puts a value adds its size, in blocks, to the file `grown`: a byte for
+each block, so that the size of that file is their number, and adding is one write. When it has
+grown by a sixteenth of the bound, or nobody has looked for a day, the process that notices looks.
+
+A value that others have mapped or are reading stays theirs: its file has lost its name only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from entangle._depot.bounds import Bounds
+from entangle._depot.key_lock import KeyLock
+
+_BLOCK = 4096
+_LOOKS_EVERY = 86400.0
+#: Drafts and locks of processes that were killed are removed after so many seconds.
+_ABANDONED = 3600.0
+#: After trimming, so much of the bound is in use at most: not every put trims.
+_FULL = 0.9
+
+
+class File(NamedTuple):
+    """A value's file: its key, its path, the bytes that it takes, and when it was last used."""
+
+    key: str
+    path: str
+    size: int
+    used: float
+
+
+def files(values: str) -> Iterator[File]:
+    """The files of all values, in no order."""
+    for folder in _entries(values):
+        if folder.is_dir(follow_symlinks=False):
+            for entry in _entries(folder.path):
+                with contextlib.suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(found.st_mode):
+                        yield File(entry.name, entry.path, found.st_blocks * 512 or found.st_size, found.st_atime)
+
+
+def _entries(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as found:
+            return list(found)
+    except FileNotFoundError:
+        return []
+
+
+def grow(directory: str, size: int, bounds: Bounds, mode: int) -> bool:
+    """Note that so many bytes were added. Gives whether it is time to trim. Raises OSError."""
+    fd = os.open(os.path.join(directory, "grown"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.write(fd, b"." * -(-size // _BLOCK))
+        total = os.fstat(fd).st_size * _BLOCK
+    finally:
+        os.close(fd)
+    looked = _looked_at(directory)
+    return bool(bounds.size and total > bounds.size / 16) or time.time() - looked > _LOOKS_EVERY
+
+
+def _looked_at(directory: str) -> float:
+    try:
+        return os.stat(os.path.join(directory, "trimmed")).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def trim(directory: str, bounds: Bounds, mode: int) -> list[File]:
+    """Remove what is too old, and what is too much. Gives what was removed.
+
+    Does nothing while another process trims.
+    """
+    lock = KeyLock.take(os.path.join(directory, "trimming"), mode)
+    if lock is None:
+        return []
+    try:
+        os.close(os.open(os.path.join(directory, "trimmed"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, mode))
+        os.utime(os.path.join(directory, "trimmed"))
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(os.path.join(directory, "grown"), 0)
+        return _trimmed(directory, bounds)
+    finally:
+        lock.give()
+
+
+def _trimmed(directory: str, bounds: Bounds) -> list[File]:
+    now = time.time()
+    for entry in _entries(os.path.join(directory, "drafts")):
+        with contextlib.suppress(FileNotFoundError):
+            if now - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED:
+                os.unlink(entry.path)
+    for entry in _entries(os.path.join(directory, "locks")):
+        if (left := KeyLock.take(entry.path, 0o600)) is not None:
+            left.give()
+    found = [*files(os.path.join(directory, "values")), *_quarantined(directory)]
+    found.sort(key=lambda file: file.used)
+    total = sum(file.size for file in found)
+    room = bounds.size * _FULL if bounds.size and total > bounds.size else total
+    removed = []
+    for file in found:
+        if total > room or (bounds.age and now - file.used > bounds.age):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.path)
+            removed.append(file)
+            total -= file.size
+    return removed
+
+
+def _quarantined(directory: str) -> Iterator[File]:
+    for entry in _entries(os.path.join(directory, "quarantine")):
+        with contextlib.suppress(OSError):
+            found = entry.stat(follow_symlinks=False)
+            yield File(entry.name, entry.path, found.st_size, found.st_mtime)

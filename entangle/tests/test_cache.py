@@ -1,0 +1,368 @@
+"""`cache=True`: a value that was computed once is found again, by whichever process, on any day."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle.errors import DepotError
+from entangle.thread import thread
+
+from . import bodies
+from .evidence import notes
+
+_PROGRAM = """
+import os, sys, time
+from entangle.process import process
+
+@process(cache=True)
+def slow(n):
+    with open(os.environ["RAN"], "a") as file:
+        print(os.getpid(), file=file, flush=True)
+    while not os.path.exists(os.environ["GO"]):
+        time.sleep(0.005)
+    return [n, "value"]
+
+if __name__ == "__main__":
+    print(slow(int(sys.argv[1]))())
+"""
+
+
+class Programs:
+    """Runs of one program, each a process of its own, on one depot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.depot = folder / "depot"
+        (folder / "program.py").write_text(_PROGRAM)
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+        told = {
+            **os.environ,
+            "ENTANGLE_DEPOT": str(self.depot),
+            "RAN": str(self.folder / "ran"),
+            "GO": str(self.folder / "go"),
+            **environment,
+        }
+        command = [sys.executable, str(self.folder / "program.py"), *map(str, arguments)]
+        return subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *arguments: object, **environment: str) -> tuple[str, str]:
+        return self.start(*arguments, **environment).communicate(timeout=50)
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+    @property
+    def ran(self) -> list[int]:
+        """The processes in which the body has begun."""
+        path = self.folder / "ran"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def wait_for(self, count: int) -> None:
+        while len(self.ran) < count:
+            time.sleep(0.005)
+
+    def values(self) -> list[Path]:
+        return [path for path in self.depot.glob("values/*/*") if path.is_file()]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Programs:
+    return Programs(tmp_path)
+
+
+def test_a_value_is_found_by_the_next_process(programs: Programs) -> None:
+    programs.go()
+    assert [programs.run(3), programs.run(3), programs.run(4)] == [("[3, 'value']\n", "")] * 2 + [("[4, 'value']\n", "")]
+    assert len(programs.ran) == 2
+
+
+def test_the_depot_is_for_its_user_alone(programs: Programs) -> None:
+    programs.go()
+    programs.run(3)
+    found = [programs.depot, *programs.depot.rglob("*")]
+    assert {oct(path.stat().st_mode & 0o777) for path in found if path.is_dir()} == {"0o700"}
+    assert {oct(path.stat().st_mode & 0o777) for path in found if path.is_file()} == {"0o600"}
+
+
+def test_two_programs_at_once_compute_once(programs: Programs) -> None:
+    first, second = programs.start(3), programs.start(3)
+    programs.wait_for(1)
+    programs.go()
+    assert first.communicate() == second.communicate() == ("[3, 'value']\n", "")
+    assert len(programs.ran) == 1
+
+
+def test_when_the_one_that_computes_is_killed_another_goes_on(programs: Programs) -> None:
+    first = programs.start(3)
+    programs.wait_for(1)
+    second = programs.start(3)
+    os.kill(programs.ran[0], signal.SIGKILL)
+    programs.wait_for(2)
+    programs.go()
+    assert second.communicate() == ("[3, 'value']\n", "")
+    out, error = first.communicate()
+    assert out == ""
+    assert "ProcessTerminatedException" in error
+    assert not list(programs.depot.glob("locks/*"))
+
+
+@pytest.fixture
+def depot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A depot of the test's own."""
+    monkeypatch.setenv("ENTANGLE_DEPOT", str(tmp_path / "depot"))
+    return tmp_path / "depot"
+
+
+def values_in(depot: Path) -> list[Path]:
+    return [path for path in depot.glob("values/*/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("where", [0.0, 0.0001, 0.5, 1.0])
+def test_a_damaged_value_is_computed_again_and_put_aside(
+    large: bool, where: float, depot: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    noted, log = thread(cache=True)(bodies.noted), str(tmp_path / "log")
+    sent = os.urandom(1_000_000) if large else "a value"
+    assert noted(log, sent)() == sent
+    (value,) = values_in(depot)
+    with value.open("r+b") as file:
+        file.seek(round((value.stat().st_size - 1) * where))
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+    assert [noted(log, sent)(), noted(log, sent)()] == [sent, sent]
+    assert len(notes(log)) == 2
+    assert ["is damaged" in record.message for record in caplog.records] == [True]
+    assert len(list((depot / "quarantine").iterdir())) == 1
+
+
+def test_a_truncated_value_is_computed_again(depot: Path, tmp_path: Path) -> None:
+    noted, log = thread(cache=True)(bodies.noted), str(tmp_path / "log")
+    for size in (0, 50):
+        assert noted(log, 1)() == 1
+        (value,) = values_in(depot)
+        os.truncate(value, size)
+    assert noted(log, 1)() == 1
+    assert len(notes(log)) == 3
+
+
+def test_a_value_under_the_name_of_another_is_none(depot: Path, tmp_path: Path) -> None:
+    noted, log = thread(cache=True)(bodies.noted), str(tmp_path / "log")
+    noted(log, 1)()
+    (one,) = values_in(depot)
+    noted(log, 2)()
+    (two,) = set(values_in(depot)) - {one}
+    two.write_bytes(one.read_bytes())
+    assert noted(log, 2)() == 2
+
+
+def test_the_value_is_given_where_the_depot_cannot_be_written_to(programs: Programs) -> None:
+    programs.go()
+    programs.depot.write_text("a file")
+    out, error = programs.run(3)
+    assert out == "[3, 'value']\n"
+    assert f"the depot {programs.depot} cannot be read (Not a directory)" in error
+    assert error.count("\n") == 2  # and cannot be written to
+
+
+def test_the_value_is_given_where_there_is_no_room(depot: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @thread(cache=True)
+    def noise(n: int) -> bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+        return os.urandom(n)
+
+    try:
+        assert [len(noise(100_000)()), len(noise(100_000)()), len(noise(200_000)())] == [100_000, 100_000, 200_000]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (record,) = caplog.records
+    assert record.message == f"the depot {depot} cannot be written to (File too large): values are not remembered"
+    assert not list(depot.glob("values/*/*"))
+    assert not list(depot.glob("drafts/*"))
+
+
+def test_a_value_that_cannot_be_pickled_is_given_and_a_warning_says_so(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    @thread(cache=True)
+    def opened(path: str) -> Any:
+        return open(path, "rb")
+
+    (tmp_path / "some").write_bytes(b"some")
+    for _ in range(2):
+        with opened(str(tmp_path / "some"))() as file:
+            assert file.read() == b"some"
+    (record,) = caplog.records
+    assert "the value of task 'opened' cannot be pickled" in record.message
+    assert "cache=True does not remember it" in record.message
+
+
+def test_arrays_are_mapped_and_each_caller_has_its_own(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    @thread(cache=True)
+    def ramp(n: int) -> Any:
+        with (tmp_path / "ran").open("a") as file:
+            file.write("x")
+        return numpy.arange(n)
+
+    first = ramp(1_000_000)()
+    first[0] = 7
+    second = ramp(1_000_000)()
+    second[1] = 8
+    third = ramp(1_000_000)()
+    assert third.flags.writeable
+    assert list(second[:3]) == [0, 8, 2]
+    assert list(third[:3]) == [0, 1, 2]
+    assert (tmp_path / "ran").read_text() == "x"
+
+
+def test_a_value_that_is_mapped_lasts_when_it_is_removed_from_the_depot(depot: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+
+    @thread(cache=True)
+    def ramp(n: int) -> Any:
+        return numpy.arange(n)
+
+    ramp(1_000_000)()
+    mapped = ramp(1_000_000)()
+    (value,) = depot.glob("values/*/*")
+    value.unlink()
+    assert int(mapped.sum()) == 999_999 * 500_000
+
+
+def test_the_least_used_values_go_when_the_depot_is_full(depot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_DEPOT_SIZE", "1M")
+    log = str(tmp_path / "log")
+
+    @thread(cache=True)
+    def noise(n: int) -> bytes:
+        with open(log, "a") as file:
+            print(n, file=file)
+        return os.urandom(50_000)
+
+    kept = noise(0)()
+    for n in range(1, 40):
+        noise(n)()
+        for value in depot.glob("values/*/*"):  # as if days had passed
+            used = value.stat().st_atime - 100
+            os.utime(value, (used, value.stat().st_mtime))
+        assert noise(0)() == kept
+    assert sum(path.stat().st_size for path in depot.glob("values/*/*")) <= 1.1 * 2**20
+    assert Path(log).read_text().split() == [str(n) for n in range(40)]
+
+
+def test_values_that_were_not_used_for_long_go(depot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_DEPOT_AGE", "2d")
+    noted = thread(cache=True)(bodies.noted)
+    noted(str(tmp_path / "log"), 1)()
+    (old,) = depot.glob("values/*/*")
+    os.utime(old, (time.time() - 3 * 86400,) * 2)
+    os.utime(depot / "trimmed", (time.time() - 2 * 86400,) * 2)
+    noted(str(tmp_path / "log"), 2)()
+    assert not old.exists()
+    assert len(list(depot.glob("values/*/*"))) == 1
+
+
+def test_a_depot_that_others_may_write_to_is_refused_without_a_key(depot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    depot.mkdir()
+    depot.chmod(0o770)
+    noted = thread(cache=True)(bodies.noted)
+    log = str(tmp_path / "log")
+    with pytest.raises(DepotError, match=r"others may write to the depot .*ENTANGLE_KEY"):
+        noted(log, 1)()
+    monkeypatch.setenv("ENTANGLE_KEY", "a secret")
+    assert [noted(log, 1)(), noted(log, 1)()] == [1, 1]
+    assert len(notes(log)) == 1
+    monkeypatch.setenv("ENTANGLE_KEY", "another")
+    with pytest.raises(DepotError, match=r"signed with another key.*entangle cache rm"):
+        noted(log, 1)()
+
+
+_FORKS = """
+import os, sys, time
+from entangle.process import process
+
+@process(cache=True)
+def forks():
+    if os.path.exists(os.environ["GO"]):
+        return "second"
+    child = os.fork()
+    if not child:
+        os.setsid()
+        open(os.environ["RAN"], "w").write(str(os.getpid()))
+        time.sleep(60)
+        os._exit(0)
+    while not os.path.exists(os.environ["GO"]):
+        time.sleep(0.005)
+    os.kill(os.getpid(), 9)
+
+if __name__ == "__main__":
+    try:
+        print(forks()())
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_a_child_that_a_body_has_forked_does_not_hold_the_key(programs: Programs) -> None:
+    (programs.folder / "program.py").write_text(_FORKS)
+    first = programs.start(0)
+    programs.wait_for(1)
+    programs.go()
+    assert programs.run(0) == ("second\n", "")
+    first.communicate()
+
+
+def test_who_waits_for_another_lends_its_cookie(tmp_path: Path) -> None:
+    """Else two calls of one key, the first of which waits for a cookie in a nested run, would wait
+    for each other for ever."""
+    program = tmp_path / "program.py"
+    program.write_text(_LENDS)
+    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, done.stderr) == ("[1, 1]\n", "")
+
+
+_LENDS = """
+import os, sys, time
+from pathlib import Path
+import entangle
+from entangle.process import process
+from entangle.scheduler import scheduler
+
+folder = Path(sys.argv[1])
+
+@process
+@scheduler(cpus=1)
+def inner():
+    return 1
+
+@scheduler(cpus=1)
+@process(cache=True)
+def outer(n):
+    (folder / "began").touch()
+    return inner()()
+
+@process
+def late():
+    while not (folder / "began").exists():
+        time.sleep(0.005)
+
+@process
+def after(_, n):
+    return outer(n)()
+
+if __name__ == "__main__":
+    print(entangle.gather(outer(0), after(late(), 0))())
+"""
