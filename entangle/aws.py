@@ -264,7 +264,8 @@ def ec2(
 
     The instance is launched by the first call, shared by all, and used again by later runs of this
     user with the same options. It terminates itself `idle` seconds after its last call, whatever
-    has become of us, and after 15 minutes if nobody has ever logged in.
+    has become of us; and if nobody has ever logged in, after `idle` or 5 minutes, whichever is more
+    (15 minutes for types of before Nitro, such as "t2.micro", whose console comes late).
 
     - `ami`: an image with cloud-init and a Python 3.10 or newer; by default the newest Debian.
     - `type`: the type of the machine.

@@ -1,11 +1,11 @@
-"""Make what @batch and @fargate need in an account of AWS, once; what is there already stays.
+"""Make what @batch, @fargate and @lmbda need in an account of AWS, once; what is there stays.
 
     python deploy/aws/make.py --bucket lab-calls --queue short
 
 A bucket that removes what callers that were killed have left in it; a role with which containers
 are started and their logs written; a compute environment of Fargate in the default VPC (no machine
 of your own, nothing to pay for while nothing runs), and a queue before it; a cluster of ECS, which
-is free, with Fargate and its spot capacity. It prints what to write
+is free, with Fargate and its spot capacity; a role for functions of Lambda. It prints what to write
 in a program. Run it as somebody who may make all that; programs need the policies beside this file.
 """
 
@@ -21,16 +21,15 @@ from botocore.exceptions import ClientError
 
 #: Calls that have waited for longer than this have lost their addresses.
 DAYS = 8
-ROLE = "entangle-containers"
-TRUST = {
-    "Version": "2012-10-17",
-    "Statement": [{"Effect": "Allow", "Principal": {"Service": "ecs-tasks.amazonaws.com"}, "Action": "sts:AssumeRole"}],
-}
+#: Roles: their names, and whose they are.
+CONTAINERS, FUNCTIONS = ("entangle-containers", "ecs-tasks.amazonaws.com"), ("entangle-functions", "lambda.amazonaws.com")
 #: To fetch images from the account's own registry, and to write logs.
 ACTIONS = [
     *("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
     *("logs:CreateLogStream", "logs:PutLogEvents"),
 ]
+#: A function needs nothing but its log.
+LOGS = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"]
 
 
 def make_bucket(session: boto3.Session, bucket: str) -> None:
@@ -59,15 +58,17 @@ def make_bucket(session: boto3.Session, bucket: str) -> None:
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [left, parts]})
 
 
-def make_role(session: boto3.Session) -> str:
-    """The role with which containers are started: its ARN."""
+def make_role(session: boto3.Session, name: str, service: str, actions: list[str]) -> str:
+    """A role with which a service starts what is ours: its ARN."""
     iam = session.client("iam")
+    trusted = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
     try:
-        return str(iam.get_role(RoleName=ROLE)["Role"]["Arn"])
+        return str(iam.get_role(RoleName=name)["Role"]["Arn"])
     except iam.exceptions.NoSuchEntityException:
-        arn = str(iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]["Arn"])
-    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ACTIONS, "Resource": "*"}]}
-    iam.put_role_policy(RoleName=ROLE, PolicyName="containers", PolicyDocument=json.dumps(policy))
+        trust = json.dumps({"Version": "2012-10-17", "Statement": [trusted]})
+        arn = str(iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"])
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]}
+    iam.put_role_policy(RoleName=name, PolicyName=name.removeprefix("entangle-"), PolicyDocument=json.dumps(policy))
     return arn
 
 
@@ -127,11 +128,12 @@ def main() -> None:
     given = parser.parse_args()
     session = boto3.Session(profile_name=given.profile, region_name=given.region)
     make_bucket(session, given.bucket)
-    role = make_role(session)
+    role = make_role(session, *CONTAINERS, ACTIONS)
+    functions = make_role(session, *FUNCTIONS, LOGS)
     make_queue(session, given.queue, given.vcpus, given.spot, given.service_role)
     make_cluster(session, given.cluster)
     print(f'@aws(bucket="{given.bucket}")\n@batch(queue="{given.queue}", execution_role="{role}")')
-    print(f'@fargate(cluster="{given.cluster}", execution_role="{role}")')
+    print(f'@fargate(cluster="{given.cluster}", execution_role="{role}")\n@lmbda(role="{functions}")')
 
 
 if __name__ == "__main__":

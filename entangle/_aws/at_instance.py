@@ -110,7 +110,7 @@ class EC2Transport(Transport):
 
     def _log_in(self, instances: Instances, instance: Instance, arguments: Sequence[str]) -> ByteStream:
         self._wait_for(instances, instance)
-        script = user_data(self.wanted.idle, False) if self.wanted.instance and instance.fresh else ""
+        script = user_data(self.wanted.idle, False, self.wanted.type) if self.wanted.instance and instance.fresh else ""
         ssh = InstanceSSH(
             instance.address,
             instances.login(instance),

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 
 from entangle._aws import instance_watch
 
-#: So long an instance waits for the first agent (seconds): its caller waits for the console's
-#: output, which may take minutes, or is gone.
-FIRST = 900.0
+#: So long an instance waits for the first agent (seconds), from when its script runs: its caller
+#: reads the host keys on its console and logs in, or is gone. On Nitro AWS shows the console at
+#: once; of older types, what it had posted of it some minutes later.
+FIRST, FIRST_OF_OLD = 300.0, 900.0
+#: Families of types of before Nitro. Source: "Instance types", hypervisor Xen, of the EC2 guide.
+_OLD = re.compile(r"(t[12]|m[1-4]|c[134]|cc2|r[34]|cr1|x1e?|d2|h1|hs1|i[23]|f1|g2|g3s?|p[23])\.")
 #: The exit status of a shell there that starts no agent: the instance ends; or nobody watches it.
 ENDING, UNWATCHED = 75, 76
 
 
-def user_data(idle: float, spot: bool, first: float = FIRST) -> str:
-    """The script that an instance runs as root when it has started (cloud-init).
+def user_data(idle: float, spot: bool, type: str) -> str:
+    """The script that an instance of this type runs as root when it has started (cloud-init).
 
     Without a Python the instance ends at once: nobody would end it later. It prints its host keys
     on the console as cloud-init does, for images that keep that quiet; they come after the watch
     has begun, so whoever has seen them may log in.
     """
-    folder = instance_watch.FOLDER
+    folder, first = instance_watch.FOLDER, FIRST_OF_OLD if _OLD.match(type) else FIRST
     words = f"{idle:g} {max(first, idle):g} {'spot' if spot else '-'}"
     return f"""#!/bin/sh
 mkdir -p {folder}/agents

@@ -95,7 +95,7 @@ class Instances:
             return launched
 
     def _name(self, public: str) -> str:
-        said = repr((self.wanted, public, user_data(self.wanted.idle, self.wanted.spot)))
+        said = repr((self.wanted, public, user_data(self.wanted.idle, self.wanted.spot, self.wanted.type)))
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def _ours(self, name: str) -> list[Instance]:
@@ -149,7 +149,7 @@ class Instances:
             "InstanceType": wanted.type,
             "MinCount": 1,
             "MaxCount": 1,
-            "UserData": user_data(wanted.idle, wanted.spot),
+            "UserData": user_data(wanted.idle, wanted.spot, wanted.type),
             "InstanceInitiatedShutdownBehavior": "terminate",
             "MetadataOptions": {"HttpTokens": "required"},
             "TagSpecifications": [{"ResourceType": kind, "Tags": words} for kind in ("instance", "volume")],

@@ -146,6 +146,11 @@ class LambdaCalls(Service):
             except client.exceptions.ResourceConflictException:
                 pass  # another caller makes it just now
             except client.exceptions.InvalidParameterValueException as error:
+                if self.image is not None and "image" in str(error):
+                    raise ImageError(
+                        f"{self.place}: {error.response['Error']['Message']} Lambda takes images of ECR, of its own region: "
+                        "entangle image build --for lambda --push"
+                    ) from None
                 if "cannot be assumed" not in str(error):
                     raise
                 raise OptionError(

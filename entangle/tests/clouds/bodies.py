@@ -76,3 +76,11 @@ def second(mark: str) -> str:
         error.close()
         return "second"
     return sleep(600)
+
+
+def paint(word: str) -> tuple[str, str, int, str]:
+    """What a package says that is in an image; where Lambda's runtime is; who runs it; the file."""
+    import colours  # type: ignore[import-not-found]
+
+    print("painting", word)
+    return f"{word} {colours.RED}", os.environ["AWS_LAMBDA_RUNTIME_API"], os.getuid(), colours.__file__

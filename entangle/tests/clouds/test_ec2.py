@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from entangle._aws import at_instance, instance_keys, instance_watch, policies
+from entangle._aws import at_instance, instance_keys, instance_script, instance_watch, policies
+from entangle._aws.account import Account
+from entangle._aws.instance_options import InstanceOptions
+from entangle._aws.instances import Instances
 from entangle._remote.caller.open_channels import close_all
 from entangle.aws import aws, ec2
 from entangle.errors import HostKeyError, ImageError, LinkLostError, OptionError, UnfitPythonError, UnreachableError
@@ -169,6 +172,20 @@ def test_an_instance_ends_when_its_caller_is_killed(cloud: Cloud, tmp_path: Path
     (instance,) = cloud.machines
     wait_until(lambda: cloud.state(instance) == "terminated", 40, f"the end of the instance: {cloud.only().log()}")
     assert not cloud.only().runs
+
+
+def test_an_instance_whose_caller_is_killed_before_it_logs_in_ends(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instance_script, "FIRST", 1.0)
+    launched = Instances(Account(endpoint=cloud.endpoint), InstanceOptions(idle=0.5).checked()).take(())  # and no more
+    wait_until(lambda: cloud.state(launched.id) == "terminated", 30, f"the end of the instance: {cloud.only().log()}")
+
+
+@pytest.mark.parametrize(
+    ("type", "idle", "first"),
+    [("t3.micro", 60, 300), ("t2.micro", 60, 900), ("p5.48xlarge", 60, 300), ("g3s.xlarge", 2, 900), ("m7i.large", 1200, 1200)],
+)
+def test_how_long_an_instance_waits_for_its_caller(type: str, idle: float, first: float) -> None:
+    assert f"/watch {idle} {first} - " in instance_script.user_data(idle, False, type)
 
 
 def test_an_instance_that_ends_is_not_used_by_whoever_comes_then(cloud: Cloud) -> None:

@@ -4,7 +4,6 @@ the shapes that AWS has."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from entangle._aws import account, container_jobs, ecs_cluster, fargate_tasks, policies
+from entangle._aws import container_jobs, ecs_cluster, fargate_tasks, policies
 from entangle._aws.account import Account
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.machine_options import fargate_size
@@ -40,6 +39,7 @@ from entangle.task import Task
 
 from ..callers import ROOT, Caller
 from ..evidence import wait_until
+from ..services.aws_clients import listed_clients
 from ..services.emulators import Emulator, FargateCluster, new_name
 from . import bodies
 
@@ -55,14 +55,7 @@ def there(
 ) -> Iterator[Callable[..., Any]]:
     """The decorators, with the least that they must be told."""
     monkeypatch.setenv("ENTANGLE_BUCKET", bucket)
-    clients, make = list[Any](), account._known_client.__wrapped__
-
-    @functools.lru_cache
-    def client(*key: Any) -> Any:
-        clients.append(make(*key))
-        return clients[-1]
-
-    monkeypatch.setattr(account, "_known_client", client)
+    clients = listed_clients(monkeypatch)
 
     def decorated(function: Any, **options: Any) -> Task[..., Any]:
         given = {"image": test_image, "cluster": fargate.name, "cpu": 0.25, "ram": 512, **options}
@@ -326,7 +319,7 @@ def test_what_deploy_makes_is_enough(there: Callable[..., Any], aws: Callable[[s
             [sys.executable, str(Path(ROOT, "deploy", "aws", "make.py")), *made], capture_output=True, text=True, timeout=60, check=False
         )
         assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()[-1]
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("@fargate")]
     found = re.fullmatch(r'@fargate\(cluster="(.*)", execution_role="(.*)"\)', told)
     assert found is not None
     assert found[1] == cluster

@@ -34,6 +34,9 @@ from .emulators import CREDENTIALS, REGION
 #: Bytes of a payload, either way: of a call that waits for its value, and of one that does not.
 MOST_WAITED_FOR, MOST_ASYNCHRONOUS = 6 << 20, 1 << 20
 _TAIL = 4096
+#: What the container of an image has there, and has not: no shared memory, one folder to write to,
+#: no root.
+SANDBOX = ["--ipc=none", "--read-only", "--tmpfs=/tmp", "--user=993:990", "--network=host", "--label=entangle-lambda"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,6 +118,8 @@ class Function:
     name: str
     folder: Path
     handler: str
+    #: An image, in place of the two.
+    image: str = ""
     #: Seconds a call may take.
     timeout: float = 30.0
     #: MB, as its body is told; no limit here.
@@ -167,16 +172,23 @@ class _Sandbox:
         settings = {
             **CREDENTIALS,
             "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self._server.port}",
-            "LAMBDA_TASK_ROOT": str(function.folder),
             "AWS_LAMBDA_FUNCTION_NAME": function.name,
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
-            "AWS_EXECUTION_ENV": f"AWS_Lambda_python3.{sys.version_info[1]}",
             "AWS_REGION": REGION,
-            "PATH": os.environ["PATH"],
             **function.environment,
         }
-        command = [sys.executable, "-m", "awslambdaric", function.handler]
+        self._container = ""
+        if function.image:
+            self._container = f"entangle-lambda-{uuid.uuid4().hex}"
+            given = [word for name, value in settings.items() for word in ("--env", f"{name}={value}")]
+            command = ["docker", "run", "--rm", "--name", self._container, *SANDBOX, *given, function.image]
+            settings = dict(os.environ)
+        else:
+            command = [sys.executable, "-m", "awslambdaric", function.handler]
+            settings["LAMBDA_TASK_ROOT"] = str(function.folder)
+            settings["AWS_EXECUTION_ENV"] = f"AWS_Lambda_python3.{sys.version_info[1]}"
+            settings["PATH"] = os.environ["PATH"]
         with open(log, "ab") as out:
             self.process = subprocess.Popen(command, cwd=function.folder, env=settings, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
@@ -210,6 +222,8 @@ class _Sandbox:
 
     def end(self) -> None:
         """End all that runs in it."""
+        if self._container:
+            subprocess.run(["docker", "rm", "--force", self._container], capture_output=True, timeout=60, check=False)
         with contextlib.suppress(psutil.NoSuchProcess):
             me = psutil.Process(self.process.pid)
             for one in [me, *me.children(recursive=True)]:
@@ -298,7 +312,14 @@ class LambdaFunctions:
         request.answer(200, answer.payload, Content_Type="application/json", **headers)
 
     def _pass_on(self, request: _Handler, body: bytes) -> None:
-        """Have moto do it, and know of the functions that are made there."""
+        """Have moto do it, and know of the functions that are made there. Images must be there."""
+        path = urllib.parse.urlsplit(request.path).path.rstrip("/")
+        makes = request.command == "POST" and path.endswith("/functions")
+        if makes and (image := json.loads(body)["Code"].get("ImageUri")):
+            pulled = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, text=True, timeout=120, check=False)
+            if pulled.returncode:
+                what = f"Source image {image} does not exist. Provide a valid source image."
+                return _refuse(request, 400, "InvalidParameterValueException", what)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in ("host", "connection", "content-length")}
         asked = urllib.request.Request(self._moto + request.path, body or None, headers, method=request.command)
         try:
@@ -307,8 +328,7 @@ class LambdaFunctions:
         except urllib.error.HTTPError as error:
             with error:
                 status, said, kind = error.code, error.read(), error.headers.get("x-amzn-errortype") or ""
-        path = urllib.parse.urlsplit(request.path).path.rstrip("/")
-        if request.command == "POST" and path.endswith("/functions") and status < 300:
+        if makes and status < 300:
             self._deploy(json.loads(body))
         elif request.command == "DELETE" and status < 300 and path.count("/") == 3:
             self.functions.pop(urllib.parse.unquote(path.rpartition("/")[2]), None)
@@ -319,10 +339,17 @@ class LambdaFunctions:
     def _deploy(self, wanted: dict[str, Any]) -> None:
         name = wanted["FunctionName"]
         folder = self._folder / f"{name}-{uuid.uuid4().hex}"
-        zipfile.ZipFile(io.BytesIO(base64.b64decode(wanted["Code"]["ZipFile"]))).extractall(folder)
+        folder.mkdir()
+        image = wanted["Code"].get("ImageUri", "")
+        if not image:
+            zipfile.ZipFile(io.BytesIO(base64.b64decode(wanted["Code"]["ZipFile"]))).extractall(folder)
         given = wanted.get("Environment", {}).get("Variables", {})
-        options = {"timeout": wanted["Timeout"], "memory": wanted["MemorySize"], "environment": {**self.environment, **given}}
-        self.functions[name] = Function(name, folder, wanted["Handler"], **options)
+        options = {
+            "timeout": wanted.get("Timeout", 3),
+            "memory": wanted.get("MemorySize", 128),
+            "environment": {**self.environment, **given},
+        }
+        self.functions[name] = Function(name, folder, wanted.get("Handler", ""), image, **options)
 
     def call(self, function: Function, event: bytes) -> Answer | None:
         """Run a function once; None where as many calls as it may have are under way."""
