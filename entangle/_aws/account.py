@@ -79,6 +79,15 @@ class Account:
         SigV4Auth(found.get_frozen_credentials(), service, region).add_auth(request)
         return dict(request.headers.items())
 
+    def waits_to_sign(self) -> bool:
+        """Whether `signed` may ask somebody first: credentials were not looked for yet, or are to
+        be had anew."""
+        from botocore.credentials import RefreshableCredentials
+
+        # `get_credentials` would look for them.
+        found = getattr(_session(self, os.getpid())._session, "_credentials", None)
+        return found is None or (isinstance(found, RefreshableCredentials) and found.refresh_needed())
+
     def expires(self) -> float | None:
         """How long its credentials last (seconds); None: for ever."""
         found = _session(self, os.getpid()).get_credentials()

@@ -72,7 +72,7 @@ class Buckets:
 class Bucket:
     """A box in a bucket, at the caller."""
 
-    pauses = (0.1, 1.0)
+    pauses = (0.05, 1.0)
 
     def __init__(self, account: Account) -> None:
         self.account, self.bucket = account, account.bucket_name()

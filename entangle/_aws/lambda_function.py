@@ -89,7 +89,7 @@ class AtFunction(InAccount, Layer):
 class Invocation(Exchange):
     """How a function is asked, and what its answers mean."""
 
-    keeps = signs = runs_on = True
+    keeps = stays = signs = runs_on = True
     ticket = "x-amzn-requestid"
 
     def __init__(self, account: Account, function: str, qualifier: str | None, task: str) -> None:
@@ -127,6 +127,10 @@ class Invocation(Exchange):
         with asking(self.account, "lambda"):
             headers = self.account.signed("lambda", self._region, sent["method"], sent["url"], sent["headers"], sent["content"])
         return {**sent, "headers": headers}
+
+    def waits_to_sign(self) -> bool:
+        """Whether credentials must be looked for first."""
+        return self.account.waits_to_sign()
 
     def _written(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
         try:

@@ -11,12 +11,13 @@ again and again while it runs, `ended` once if it has ended in another way than 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import json
 import os
 import select
 import signal
-import ssl  # noqa: F401 - loaded before the forks, like all that the program needs
 import sys
 import tempfile
 import time
@@ -31,6 +32,23 @@ FIRST, BEATS = 1.0, 10.0
 LEFT, GRACE = 4.0, 2.0
 #: How long an answer of the bucket may take (seconds).
 PATIENCE = 10.0
+
+# What the program needs of the standard library is loaded before the forks.
+for _name in (
+    "dataclasses",
+    "hashlib",
+    "inspect",
+    "pickle",
+    "sqlite3",
+    "ssl",
+    "subprocess",
+    "threading",
+    "traceback",
+    "unicodedata",
+    "zlib",
+):
+    with contextlib.suppress(ImportError):  # a Python may lack some
+        importlib.import_module(_name)
 
 _HEADERS = {"Content-Type": "application/octet-stream", "x-amz-tagging": "entangle=call"}
 _PR_SET_CHILD_SUBREAPER = 36

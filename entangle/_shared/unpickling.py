@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -128,6 +127,8 @@ _EMPTY = {"EMPTY_LIST": "list", "EMPTY_DICT": "dict", "EMPTY_SET": "set", "EMPTY
 
 def _part_at(body: bytes, wanted: int) -> BrokenPart | None:
     """The part that step number `wanted` makes or adds to."""
+    import pickletools
+
     stack: list[_Piece] = []
     memo: dict[int, _Piece] = {}
     found: _Piece | None = None

@@ -6,12 +6,14 @@
                     cancel(call) ──▶ the task is cancelled: its connection is closed
 
 The thread is started by the first request. It ends with the last run of the process; in a session,
-with the session.
+with the session. Connections to AWS stay open after it: the next run goes on with its loop, in
+another thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import heapq
@@ -70,9 +72,10 @@ class WebClient:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._closed = False
+        self._closed = self._resting = False
+        #: Whether its connections may stay open between runs: all of its exchanges allow it.
+        self._stays = True
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="entangle-request", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
         self._verify: Any = None
         self._parts: dict[int, _Part] = {}
@@ -81,10 +84,14 @@ class WebClient:
         self._places: asyncio.Semaphore
         self._free: list[int] = []
         try:
-            self._thread.start()
+            self._start()
         except BaseException:
             self._loop.close()
             raise
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._serve, name="entangle-request", daemon=True)
+        self._thread.start()
 
     # From any thread ------------------------------------------------------------------------
 
@@ -99,7 +106,23 @@ class WebClient:
         with self._guard:
             if not self._closed:
                 self._loop.call_soon_threadsafe(function)
+                if self._resting:
+                    self._resting = False
+                    self._start()
             return not self._closed
+
+    def rest(self) -> bool:
+        """Abort all that is under way, and end the thread; connections stay for the next run. False
+        if they may not."""
+        with self._guard:
+            if self._closed or self._resting:
+                return True
+            if not self._stays or threading.current_thread() is self._thread:
+                return False
+            self._resting = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            return True
 
     def close(self) -> None:
         """Abort all that is under way, and end the thread."""
@@ -107,6 +130,9 @@ class WebClient:
             if self._closed:
                 return
             self._closed = True
+            if self._resting:  # in this thread: no other can be started while the interpreter ends
+                self._end_loop()
+                return
             self._loop.call_soon_threadsafe(self._loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -122,22 +148,32 @@ class WebClient:
             loop.run_forever()
         finally:
             try:
-                loop.run_until_complete(self._end())
+                if self._closed:
+                    self._end_loop()
+                else:
+                    loop.run_until_complete(self._end(at_most=1))
             finally:
                 names.shutdown(wait=False, cancel_futures=True)
                 asyncio.set_event_loop(None)
-                loop.close()
 
-    async def _end(self) -> None:
+    def _end_loop(self) -> None:
+        try:
+            self._loop.run_until_complete(self._end())
+        finally:
+            self._loop.close()
+
+    async def _end(self, at_most: int = 0) -> None:
+        """End all that is under way, and all parts of the connections but so many."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_GRACE)
-        for part in self._parts.values():
-            await part.close()
+        for number in sorted(self._parts)[at_most:]:
+            await self._parts.pop(number).close()
 
     def _begin(self, asked: Sequence[Asking]) -> None:
         for asking in asked:
+            self._stays = self._stays and asking.exchange.stays
             if not asking.cancelled:
                 asking.task = task = self._loop.create_task(self._ask(asking))
                 self._tasks.add(task)
@@ -179,7 +215,8 @@ class WebClient:
                 if part is None:
                     part = self._parts[number] = _Part(self._verify)
                 if exchange.signs:
-                    sent = await self._loop.run_in_executor(None, exchange.signed, sent)
+                    waits = exchange.waits_to_sign()
+                    sent = await self._loop.run_in_executor(None, exchange.signed, sent) if waits else exchange.signed(sent)
                 call.runs()
                 asking.begun = True
                 try:
@@ -308,10 +345,19 @@ def _close(owner: Any, client: WebClient) -> None:
 
 
 def end_with_runs() -> None:
-    """End the client that belongs to runs."""
+    """End the thread of the client that belongs to runs."""
     client = _clients.get(None)
-    if client is not None:
+    if client is not None and not client.rest():
         _close(None, client)
+
+
+@atexit.register
+def close_connections() -> None:
+    """Close the connections that stay open between runs."""
+    client = _clients.get(None)
+    if client is not None and client.rest():
+        with contextlib.suppress(RuntimeError):  # an event loop runs in this thread
+            _close(None, client)
 
 
 def _after_fork() -> None:

@@ -36,13 +36,14 @@ class Exchange:
 
     `host` names it in records. `follows`: redirects are followed, and a request whose connection
     was closed before it was answered is sent once more. `keeps`: connections are used again.
-    `signs`: `signed` is called just before a request is sent, in a thread that it may block.
-    `runs_on`: what was asked for goes on when the request is aborted. `ticket` is the header of an
-    answer that names the request there.
+    `stays`: they stay open between runs. `signs`: `signed` is called just before a request is sent,
+    in a thread that it may block where `waits_to_sign` says so. `runs_on`: what was asked for goes
+    on when the request is aborted. `ticket` is the header of an answer that names the request
+    there.
     """
 
     host = ticket = ""
-    follows = keeps = signs = runs_on = False
+    follows = keeps = stays = signs = runs_on = False
     #: When the server has last done what it was asked (of the monotonic clock).
     heard = 0.0
 
@@ -53,6 +54,10 @@ class Exchange:
     def signed(self, sent: dict[str, Any]) -> dict[str, Any]:
         """The same, signed as of now."""
         return sent
+
+    def waits_to_sign(self) -> bool:
+        """Whether `signed` may have to wait now."""
+        return True
 
     def content(self, answer: Any) -> Any:
         """The value of an answer. Raises what it means else, or Later."""

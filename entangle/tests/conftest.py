@@ -373,6 +373,9 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
     channels = sys.modules.get("entangle._remote.caller.open_channels")
     if channels is not None:
         channels.close_all(lambda channel: channel.transport.key not in _kept_warm)  # else they are there as long as their process
+    web_client = sys.modules.get("entangle._tasks.web_client")
+    if web_client is not None:
+        web_client.close_connections()  # to AWS
     if request.node.stash.get(_FAILED, False):
         return
     end = time.monotonic() + PATIENCE

@@ -14,7 +14,7 @@ import threading
 import zlib
 from typing import Any
 
-from entangle._remote.agent.imports import OURS
+from entangle._remote.agent.imports import OURS, Known
 from entangle._remote.caller import modules
 from entangle._remote.caller.requirements import modules_behind
 from entangle._services.mailbox import Mailbox
@@ -26,9 +26,12 @@ _OURS = (
     "entangle._services.mailbox",
     "entangle._services.far",
     "entangle._services.far.addresses",
+    "entangle._services.far.connections",
     "entangle._services.far.program",
     "entangle._records",
 )
+#: What the program itself needs: it comes within it.
+_CONNECTIONS = "entangle._services.far.connections"
 #: Functions whose imports are remembered at most.
 MOST = 256
 
@@ -43,32 +46,47 @@ def main(program, address, name, lasts):
     import hashlib, marshal, os, time, types, zlib
     from importlib.util import MAGIC_NUMBER
 
+    same = MAGIC_NUMBER.hex() == {magic!r}
+
+    def module(name, origin, code):
+        made = sys.modules[name] = types.ModuleType(name)
+        made.__file__ = origin
+        exec(compile(code, origin, "exec") if isinstance(code, str) else marshal.loads(code), made.__dict__)
+        return made
+
     if address.startswith("http"):
-        import json, urllib.request
+        import json
+
+        request = module("entangle._services.far.connections", {origin!r}, {code!r} if same else {text!r}).request
 
         def read(url):
             for seconds in (0.5, 2, 5, 10, 0):
                 try:
-                    with urllib.request.urlopen(url, timeout=60) as file:
-                        return file.read()
+                    status, _, body = request("GET", url)
+                    if status == 200 or status == 404 and url == address:
+                        return body if status == 200 else None
+                    wrong = OSError("GET was refused by the bucket with status %d: %s" % (status, body[:300].decode("utf-8", "replace")))
+                    if not seconds or status < 500:
+                        break
                 except OSError as error:
-                    if not seconds or getattr(error, "code", 500) < 500:
-                        raise
-                    time.sleep(seconds)
+                    wrong = error
+                    if not seconds:
+                        break
+                time.sleep(seconds)
+            raise wrong
 
-        try:
-            addresses = json.loads(read(address))["code"]
-        except OSError as error:
-            if getattr(error, "code", 0) != 404:
-                raise
+        given = read(address)
+        if given is None:
             sys.stderr.write("entangle: there is no message " + name + " any more: its end is known\\n")
             sys.exit(0)
+        given = json.loads(given)
+        addresses = given["code"]
     else:
         def read(path):
             with open(path, "rb") as file:
                 return file.read()
 
-        addresses = None
+        given = addresses = None
 
     # What runs many messages on one machine keeps the code here, by its hash.
     folder = os.environ.get("ENTANGLE_CODE", "") if addresses else ""
@@ -99,13 +117,10 @@ def main(program, address, name, lasts):
         return marshal.loads(zlib.decompress(data))
 
     sys.argv[1:] = []
-    known = codes({first!r})
-    imports = sys.modules["entangle._remote.agent.imports"] = types.ModuleType("entangle._remote.agent.imports")
-    imports.__file__ = known[imports.__name__][1]
-    exec(compile(known[imports.__name__][2], imports.__file__, "exec"), imports.__dict__)
+    known = codes({compiled!r} if same else {source!r})
+    imports = module("entangle._remote.agent.imports", *known["entangle._remote.agent.imports"][1:])
     imports.begin(known)
-    imports.finders[0].known.update(codes({compiled!r} if MAGIC_NUMBER.hex() == {magic!r} else {source!r}))
-    imports.importlib.import_module("entangle._services.far.program").run(address, name, float(lasts), codes)
+    imports.importlib.import_module("entangle._services.far.program").run(address, name, float(lasts), codes, given)
 
 
 main(*sys.argv[1:5])
@@ -132,13 +147,13 @@ class Code:
             if not self._program:
                 magic = self._about["magic"]
                 same = magic == importlib.util.MAGIC_NUMBER.hex()
-                names = {"first": modules.first(), "source": self._engine(None)}
-                if same:
-                    names["compiled"] = self._engine(magic)
-                found = {name: self._add(known, "source" if name == "source" else "") for name, known in names.items()}
+                modules.first()  # raises where there are no sources
+                found = {"source": self._add(self._engine(None), "source")}
+                found["compiled"] = self._add(self._engine(magic)) if same else found["source"]
                 self.common = tuple(dict.fromkeys(found.values()))
-                text = _PROGRAM.format(magic=magic, **{"compiled": found["source"], **found}).encode()
-                self._program = self._mailbox.add_code(_hash(text), text)
+                (_, origin, text), (*_, code) = (_connections(each) for each in (None, magic if same else None))
+                program = _PROGRAM.format(magic=magic, origin=origin, text=text, code=code, **found).encode()
+                self._program = self._mailbox.add_code(_hash(program), program)
             return self._program
 
     def modules_for(self, function: Any) -> tuple[str, dict[str, str]]:
@@ -166,7 +181,7 @@ class Code:
     @staticmethod
     def _engine(magic: str | None) -> dict[str, Any]:
         known: dict[str, Any] = marshal.loads(zlib.decompress(modules.bundle(magic)))
-        names = [*_OURS, *modules.names_in("entangle._records")]
+        names = [*_OURS, *modules.names_in("entangle._records"), *modules.FIRST]
         found = {name: modules.to_send(name, magic) for name in names}
         return {**{name: value for name, value in found.items() if isinstance(value, tuple)}, **known}
 
@@ -175,6 +190,13 @@ class Code:
         name = name or _hash(data)
         self._mailbox.add_code(name, data)
         return name
+
+
+def _connections(magic: str | None) -> Known:
+    """The module that comes within the program."""
+    found = modules.to_send(_CONNECTIONS, magic)
+    assert isinstance(found, tuple)  # as `modules.first` says else
+    return found
 
 
 def _spec_of(name: str) -> Any:

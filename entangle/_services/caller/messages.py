@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from entangle import _remote
@@ -34,6 +35,7 @@ class Messages:
         self._code: Code | None = None
         self._about: dict[str, Any] = {}
         self._lasts = float(os.environ.get("ENTANGLE_LEASE", LASTS)) if service.leased else 0.0
+        self._renewed = 0.0
 
     @property
     def box(self) -> Mailbox:
@@ -51,6 +53,7 @@ class Messages:
         box = self._box
         if box is not None:
             box.renew()
+            self._renewed = time.monotonic()
 
     def discard(self, name: str, keep: bool = False) -> None:
         """Remove a message, or all of it but its claim."""
@@ -82,9 +85,10 @@ class Messages:
                         f"entangle needs {'.'.join(map(str, OLDEST))} or newer. Name another one with python=…"
                     )
             self._box = open_mailbox(self._where, service.leased)
+            self._renewed = time.monotonic()
             self._code = Code(self._box, self._about)
-        else:
-            self._box.renew()  # the threads may have rested
+        elif time.monotonic() - self._renewed > self.renewed_every:
+            self.renew()  # the threads may have rested
         self._code.program()
 
     def write(self, ticket: Ticket) -> None:

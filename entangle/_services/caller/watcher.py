@@ -34,7 +34,7 @@ from entangle.errors import EntangleError
 
 #: The pause between two looks into the mailbox is short while outcomes come, and longer by this
 #: factor each time that none does.
-LONGER = 1.25
+LONGER = 1.1
 #: The pause while there is no mailbox (seconds).
 SHORTEST = 0.01
 #: How long the threads stay when nothing is under way (seconds).

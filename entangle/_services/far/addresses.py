@@ -14,20 +14,18 @@ import os
 import re
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
-from xml.sax.saxutils import escape
 
 from entangle._remote.wire.frames import Bytes
 from entangle._services import envelope
+from entangle._services.far.connections import request
 from entangle._services.mailbox import Letter
 from entangle.errors import FarError, StoreFullError
 
-#: How long an answer may take (seconds), and the pauses before the next attempts.
-PATIENCE, PAUSES = 60.0, (0.2, 1.0, 3.0, 8.0)
+#: The pauses before the next attempts (seconds).
+PAUSES = 0.2, 1.0, 3.0, 8.0
 #: The size of an outcome that goes in parts, and of each part (bytes). S3 takes 10,000 parts.
 LARGE, PART = 100 << 20, 64 << 20
 #: How long the caller may take to give the addresses of parts (seconds).
@@ -45,12 +43,13 @@ class FarAddresses:
 
     seldom = 5.0
 
-    def __init__(self, address: str) -> None:
-        told = _request("GET", address).body
-        if told is None:
+    def __init__(self, address: str, given: dict[str, Any] | None = None) -> None:
+        """`given` is what lies at the address, where that was got already."""
+        if given is None and (told := _request("GET", address).body) is not None:
+            given = json.loads(told)
+        if given is None:
             raise FarError("the list of addresses is gone: the call has ended")
-        self._address = address
-        self._given: dict[str, Any] = json.loads(told)
+        self._address, self._given = address, given
         self._spools: list[_Spool] = []
         self._who = b""
         self._beats = 0
@@ -142,6 +141,8 @@ class FarAddresses:
     def _put_in_parts(self, held: list[memoryview], size: int) -> _Answer:
         """Put an outcome that is too large for one request: the caller is asked for addresses of
         its parts."""
+        from xml.sax.saxutils import escape
+
         count = -(-size // PART)
         self._put("ask", json.dumps({"parts": count, "size": size}).encode())
         until = time.monotonic() + ANSWERS
@@ -212,23 +213,18 @@ def _request(
     """
     for pause in (*pauses, None):
         try:
-            # urllib's own default says that it is a form.
-            asked = urllib.request.Request(address, data, {"Content-Type": "application/octet-stream", **(headers or {})}, method=method)
-            with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-                return _Answer(answer.status, answer.headers, answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                said = error.read()
-            if error.code == 404:
-                return _Answer(404, error.headers, None)
-            if error.code == 412:
-                return _Answer(412, error.headers, said)
-            # Two that put the same at one moment: 409 says to try again.
-            if pause is None or (error.code < 500 and error.code not in (409, 429)):
-                raise refused(method, error.code, said) from None
+            status, told, body = request(method, address, data, headers)
         except OSError:
             if pause is None:
                 raise
+        else:
+            if status == 404:
+                return _Answer(404, told, None)
+            if status < 300 or status == 412:
+                return _Answer(status, told, body)
+            # Two that put the same at one moment: 409 says to try again.
+            if pause is None or (status < 500 and status not in (409, 429)):
+                raise refused(method, status, body)
         time.sleep(pause)
     raise AssertionError
 

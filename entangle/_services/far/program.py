@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 from entangle import _run
 from entangle._remote.agent import family, imports
-from entangle._remote.agent.performing import perform
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import PICKLE
 from entangle._services import envelope
@@ -33,16 +32,16 @@ LOOKS = 10
 FIRST = 0.5
 
 
-def run(address: str, name: str, lasts: float, codes: Callable[[str], Any]) -> NoReturn:
+def run(address: str, name: str, lasts: float, codes: Callable[[str], Any], given: dict[str, Any] | None) -> NoReturn:
     """Run the message of this name in the mailbox at this address, then end the process.
 
     The lease of the caller lasts so many seconds; 0 if there is none. `codes` gives what lies among
-    the code of the mailbox.
+    the code of the mailbox. `given` is the list of addresses, where the mailbox has one.
     """
-    if address.startswith("http"):
+    if given is not None:
         from entangle._services.far.addresses import FarAddresses
 
-        FarProgram(FarAddresses(address), name, lasts, codes).run()
+        FarProgram(FarAddresses(address, given), name, lasts, codes).run()
     FarProgram(FarFolder(address), name, lasts, codes).run()
 
 
@@ -62,14 +61,14 @@ class FarProgram:
     def run(self) -> NoReturn:
         """Claim, run, put, end."""
         family.lead_family()
+        threading.Thread(target=_import_engine, name="entangle-import", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: self._end("it was told to end"))
         # The caller keeps the records of what runs here (entangle._records.travels).
         _run.observers.clear()
-        mailbox, name = self._mailbox, self._name
-        lasts, lease = self._lasts, mailbox.lease()
+        mailbox, name, lasts = self._mailbox, self._name, self._lasts
         # The body of a caller that is gone must not begin, so this comes before the claim.
-        if lasts and not mailbox.lease_is_fresh(lasts) and not self._changes(lease, lasts):
+        if lasts and not mailbox.lease_is_fresh(lasts) and not self._changes(mailbox.lease(), lasts):
             self._end("the caller is gone: its lease has not changed")
         if not mailbox.claim(name, f"host {os.uname().nodename}, pid {os.getpid()}"):
             self._end(f"message {name} was claimed before, or its caller has ended; it is not run here", 0)
@@ -107,7 +106,7 @@ class FarProgram:
     def _look_after(self) -> None:
         """Wait for the end of the call. End it if nobody waits for it any more."""
         mailbox, name, lasts = self._mailbox, self._name, self._lasts
-        lease, changed = mailbox.lease(), time.monotonic()
+        lease, changed = object(), time.monotonic()  # the first look has something new: bodies are short
         pause, longest = FIRST, min(mailbox.seldom, lasts / LOOKS) if lasts else mailbox.seldom
         while not self._over.wait(min(pause, longest)):
             pause *= 2
@@ -154,6 +153,7 @@ class FarProgram:
             )
             return False, [[json.dumps({"text": text, "where": _where(), "short": text, "unfit": True}).encode()]], []
         self._bring_modules(head)
+        from entangle._remote.agent.performing import perform
 
         def began(cancel: Callable[[], None]) -> None:
             self._cancel = cancel
@@ -229,6 +229,12 @@ class FarProgram:
             family.leave_nothing()
         finally:
             os._exit(status)
+
+
+def _import_engine() -> None:
+    """Import what runs calls, while the mailbox is asked. Whoever needs it says what is wrong."""
+    with contextlib.suppress(Exception):
+        import entangle._remote.agent.performing  # noqa: F401
 
 
 def _where() -> str:

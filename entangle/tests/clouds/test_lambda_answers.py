@@ -9,17 +9,21 @@ The server answers as Lambda does; it has no functions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import entangle
-from entangle._tasks import web_exchange
+from entangle._aws.account import Account, keep_keys
+from entangle._tasks import web_client, web_exchange
 from entangle.aws import aws, lmbda
 from entangle.errors import LinkLostError, OptionError, ProcessRetryException, RunTimeoutException, UnreachableError
 from entangle.process import process
@@ -122,6 +126,30 @@ def test_a_thousand_calls_under_way_cost_no_thread_each(server: Lambda, ask: Any
     assert future.result(120) == [{"n": n} for n in range(1000)]
     assert {"entangle-away", "entangle-request"} <= set(threads)
     assert len(threads) <= 8, threads
+
+
+def test_connections_stay_between_runs_and_their_thread_does_not(server: Lambda, ask: Any) -> None:
+    task = ask("value", "value", "reset")
+    for n in range(2):
+        assert task({"n": n})() == {"n": n}
+        assert not ours()
+    assert server.opened == 1
+    with pytest.raises(LinkLostError):
+        task({"n": 2})()
+    if (pid := os.fork()) == 0:  # a child has connections of its own
+        with contextlib.suppress(BaseException):
+            os._exit(task({"n": 3})()["n"])
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert entangle.gather(task({"n": 4}), task({"n": 5}))() == [{"n": 4}, {"n": 5}]
+    web_client.close_connections()
+    assert task({"n": 6})() == {"n": 6}
+
+
+def test_credentials_that_must_be_had_first_may_take_a_while() -> None:
+    account = Account(region=REGION, keys=keep_keys(tuple(CREDENTIALS.values())))
+    assert not account.waits_to_sign()
+    assert replace(account, role="arn:aws:iam::123456789012:role/other").waits_to_sign()
 
 
 def test_connections_are_used_again(server: Lambda, ask: Any) -> None:
