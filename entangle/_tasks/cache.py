@@ -11,8 +11,8 @@ from typing import Any
 
 from entangle._depot.opened import depot
 from entangle._depot.remembering import remembered
+from entangle._shared.identity import identify
 from entangle._shared.tracebacks import passes_on
-from entangle._tasks.fingerprint import fingerprint
 from entangle._tasks.layer import Layer
 from entangle._worker.worker import here
 from entangle.errors import RunCancelledError
@@ -29,7 +29,7 @@ class Cache(Layer):
         DepotError where the depot cannot be trusted.
         """
         name = getattr(inner, "__name__", "?")
-        key = fingerprint(name, inner, args, kwargs)
+        key, parts = identify(name, inner, args, kwargs)
         worker = here.worker
 
         @passes_on
@@ -41,7 +41,7 @@ class Cache(Layer):
             depot(),
             key,
             name,
-            {},
+            parts,
             passes_on(lambda: inner(*args, **kwargs)),
             waiting=worker.lending if worker is not None else contextlib.nullcontext,
             check=check,
