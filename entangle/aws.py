@@ -109,7 +109,8 @@ def batch(
     - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
       default `python:3.X-slim`, the caller's version.
     - `vcpus`, `memory` (MiB, or a text such as "2GB"), `gpus`: what a job has.
-    - `job_role`: the ARN of a role for what runs there; it needs none for entangle.
+    - `job_role`: the ARN of a role for what runs there. Entangle uses the bucket as that role where
+      signed addresses would expire before the call ends; deploy/aws has the policy for that.
     - `execution_role`: the ARN of the role that fetches the image and writes the log (Fargate).
     - `architecture`: "x86_64" or "arm64".
     - `env`: environment variables.
@@ -181,7 +182,8 @@ def fargate(
       call again.
     - `execution_role`: the ARN of the role that fetches a private image and writes the log, which
       is in the group /entangle/fargate of CloudWatch. Without it there is none.
-    - `job_role`: the ARN of a role for what runs there; it needs none for entangle.
+    - `job_role`: the ARN of a role for what runs there. Entangle uses the bucket as that role where
+      signed addresses would expire before the call ends; deploy/aws has the policy for that.
     - `architecture`: "x86_64" or "arm64".
     - `env`: environment variables.
     - `time`: how long a task may run (seconds), where no layer below has a `timeout`.

@@ -3,7 +3,8 @@
     python deploy/aws/make.py --bucket lab-calls --queue short
 
 A bucket that removes what callers that were killed have left in it; a role with which containers
-are started and their logs written; a compute environment of Fargate in the default VPC (no machine
+are started and their logs written; a role for what runs in them, which may use the bucket where the
+addresses of a call would expire; a compute environment of Fargate in the default VPC (no machine
 of your own, nothing to pay for while nothing runs), and a queue before it; a cluster of ECS, which
 is free, with Fargate and its spot capacity; a role for functions of Lambda. It prints what to write
 in a program. Run it as somebody who may make all that; programs need the policies beside this file.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -23,6 +25,7 @@ from botocore.exceptions import ClientError
 DAYS = 8
 #: Roles: their names, and whose they are.
 CONTAINERS, FUNCTIONS = ("entangle-containers", "ecs-tasks.amazonaws.com"), ("entangle-functions", "lambda.amazonaws.com")
+JOBS = "entangle-jobs", "ecs-tasks.amazonaws.com"
 #: To fetch images from the account's own registry, and to write logs.
 ACTIONS = [
     *("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"),
@@ -58,17 +61,21 @@ def make_bucket(session: boto3.Session, bucket: str) -> None:
     s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [left, parts]})
 
 
-def make_role(session: boto3.Session, name: str, service: str, actions: list[str]) -> str:
-    """A role with which a service starts what is ours: its ARN."""
+def allowed(actions: list[str]) -> str:
+    """A policy that allows these actions of everything."""
+    return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]})
+
+
+def make_role(session: boto3.Session, name: str, service: str, policy: str, document: str) -> str:
+    """A role for what a service starts, with a policy of this name: its ARN."""
     iam = session.client("iam")
     trusted = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
     try:
-        return str(iam.get_role(RoleName=name)["Role"]["Arn"])
+        arn = str(iam.get_role(RoleName=name)["Role"]["Arn"])
     except iam.exceptions.NoSuchEntityException:
         trust = json.dumps({"Version": "2012-10-17", "Statement": [trusted]})
         arn = str(iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"])
-    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]}
-    iam.put_role_policy(RoleName=name, PolicyName=name.removeprefix("entangle-"), PolicyDocument=json.dumps(policy))
+    iam.put_role_policy(RoleName=name, PolicyName=policy, PolicyDocument=document)
     return arn
 
 
@@ -128,12 +135,14 @@ def main() -> None:
     given = parser.parse_args()
     session = boto3.Session(profile_name=given.profile, region_name=given.region)
     make_bucket(session, given.bucket)
-    role = make_role(session, *CONTAINERS, ACTIONS)
-    functions = make_role(session, *FUNCTIONS, LOGS)
+    role = make_role(session, *CONTAINERS, "containers", allowed(ACTIONS))
+    functions = make_role(session, *FUNCTIONS, "functions", allowed(LOGS))
+    document = (Path(__file__).parent / "job-role.json").read_text().replace("BUCKET", given.bucket)
+    job_role = make_role(session, *JOBS, given.bucket, document)  # it may use the buckets of other calls as well
     make_queue(session, given.queue, given.vcpus, given.spot, given.service_role)
     make_cluster(session, given.cluster)
-    print(f'@aws(bucket="{given.bucket}")\n@batch(queue="{given.queue}", execution_role="{role}")')
-    print(f'@fargate(cluster="{given.cluster}", execution_role="{role}")\n@lmbda(role="{functions}")')
+    print(f'@aws(bucket="{given.bucket}")\n@batch(queue="{given.queue}", execution_role="{role}", job_role="{job_role}")')
+    print(f'@fargate(cluster="{given.cluster}", execution_role="{role}", job_role="{job_role}")\n@lmbda(role="{functions}")')
 
 
 if __name__ == "__main__":

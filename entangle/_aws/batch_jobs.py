@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from entangle._aws.account import Account, asking
 from entangle._aws.bucket import PREFIX, TAG
+from entangle._aws.bucket_addresses import COMMAND, brought, unsigned
 from entangle._aws.container_jobs import START, about, end_of_log, ended, job_name
 from entangle._services import OVER, PENDING, RUNNING, Limits, Service, State, Submission
 from entangle.errors import OptionError
@@ -27,7 +28,7 @@ LEAST = 60
 PICK = (
     "import json,os,sys,urllib.request as u,zlib;"
     "i=os.environ.get('AWS_BATCH_JOB_ARRAY_INDEX')or os.environ['AWS_BATCH_JOB_ID'].rpartition(':')[2];"
-    "sys.argv[1:]=json.loads(zlib.decompress(u.urlopen(sys.argv[1],timeout=60).read()))[int(i)];"
+    "sys.argv[1:]=json.loads(zlib.decompress({read}))[int(i)];"
     "exec(sys.argv.pop(1))"
 )
 
@@ -167,8 +168,8 @@ class BatchJobs(Service):
                 if len(some) == 1:
                     tickets[some[0].id] = self._submit_job(name, some[0].command, limit)
                     continue
-                key, address = self._listed(some)
-                job = self._submit_job(name, [*self.python, "-c", PICK, address], limit, len(some))
+                key, pick, address = self._listed(some)
+                job = self._submit_job(name, [*self.python, "-c", pick, address], limit, len(some))
             _left[job], _lists[job] = len(some), key
             tickets.update({message.id: f"{job}:{index}" for index, message in enumerate(some)})
         return [tickets[message.id] for message in messages]
@@ -187,15 +188,19 @@ class BatchJobs(Service):
         )["jobId"]
         return job
 
-    def _listed(self, messages: Sequence[Submission]) -> tuple[str, str]:
-        """The commands of an array, one for each index: their key in the bucket, its address."""
+    def _listed(self, messages: Sequence[Submission]) -> tuple[str, str, str]:
+        """The commands of an array, one for each index: their key in the bucket, what reads them
+        there, and its address."""
         start = len(self.python) + 1
         data = zlib.compress(json.dumps([message.command[start:] for message in messages]).encode())
         s3, bucket = self.account.client("s3"), self.account.bucket_name()
         # As a box: what is left of a caller that was killed is removed by the next one.
         key = f"{PREFIX}p{os.getpid()}-{os.urandom(6).hex()}@{socket.gethostname()}/array"
         s3.put_object(Bucket=bucket, Key=key, Body=data, Tagging=TAG)
-        return key, self.account.address("get_object", key)
+        if all(message.command[start] == COMMAND for message in messages):
+            return key, PICK.format(read="u.urlopen(sys.argv[1],timeout=60).read()"), self.account.address("get_object", key)
+        # The jobs have a role, since signed addresses would expire.
+        return key, brought() + PICK.format(read="r.fetched(sys.argv[1])"), f"{unsigned(self.account, key)}#{s3.meta.region_name}"
 
     def _remove_list(self, job: str) -> None:
         if (key := _lists.pop(job, None)) is not None:

@@ -1,4 +1,4 @@
-"""A mailbox in a bucket of S3, at the caller. There it is addresses that are signed here.
+"""A mailbox in a bucket of S3, at the caller. There it is addresses (`bucket_addresses.py`).
 
 ::
 
@@ -31,18 +31,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from entangle._aws.account import LONGEST, Account, asking
+from entangle._aws.account import Account, asking
+from entangle._aws.bucket_addresses import Addresses, command
 from entangle._remote.wire.frames import Bytes
 from entangle._services import envelope
 from entangle._services.mailbox import LAPSED, Letter
-from entangle.errors import EntangleError, OptionError
+from entangle.errors import EntangleError
 
 T = TypeVar("T")
 
 #: Where boxes lie in a bucket.
 PREFIX = "entangle/"
-#: Addresses that last no longer than this are refused: a job waits in its queue (seconds).
-SHORTEST = 900.0
 #: What is larger goes in parts (bytes); S3 takes up to 5 GiB at once.
 LARGE = 100 << 20
 TAG = "entangle=call"
@@ -52,8 +51,6 @@ SMALL = 64 << 10
 MANY = 1000
 #: Requests under way at once, and outcomes fetched ahead.
 AT_ONCE, AHEAD = 8, 64
-#: The Python there gets the program by its address. Quotes would not pass through every shell.
-COMMAND = "import sys,urllib.request as u;exec(u.urlopen(sys.argv[1],timeout=60).read())"
 #: The name of a box: the pid and the host of its caller.
 BOX = re.compile(r"p(\d+)-[0-9a-f]+@(.+)")
 
@@ -63,10 +60,12 @@ class Buckets:
     """Mailboxes in the bucket of an account."""
 
     account: Account
+    #: Whether jobs have a role of their own, which may use the bucket where addresses would expire.
+    job_role: bool = False
 
     def open(self, leased: bool) -> Bucket:
         """Make one. Raises OptionError where no bucket is named, UnreachableError."""
-        return Bucket(self.account)
+        return Bucket(self.account, self.job_role)
 
 
 class Bucket:
@@ -74,19 +73,20 @@ class Bucket:
 
     pauses = (0.05, 1.0)
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, job_role: bool = False) -> None:
         self.account, self.bucket = account, account.bucket_name()
         self._client = account.client("s3")
         self._box = f"{PREFIX}p{os.getpid()}-{os.urandom(6).hex()}@{socket.gethostname()}/"
         #: Small messages whose end is not known, and keys of what nobody needs any more.
         self._small: dict[str, str] = {}
         self._gone: list[str] = []
-        #: Addresses of code, and when they were signed (of the monotonic clock).
-        self._codes: dict[str, tuple[str, float]] = {}
+        self._codes = set[str]()
         self._beats = 0
         self._shown: dict[tuple[str, int], int] = {}
         self._listed: dict[str, tuple[str, int]] = {}
-        self._seconds = self._addresses_last()
+        self._addresses = Addresses(account, self._box, job_role)
+        #: Messages whose addresses nobody has signed; and uploads of outcomes in parts.
+        self._unsigned = set[str]()
         self._uploads: dict[str, tuple[str, str]] = {}
         self._coming: dict[str, None] = {}
         self._fetched: dict[str, Future[bytes | None]] = {}
@@ -107,35 +107,32 @@ class Bucket:
         if name not in self._codes:
             with asking(self.account, "s3"):
                 self._put(f"code/{name}", data)
-            self._codes[name] = "", -LONGEST
+            self._codes.add(name)
         return name
 
     def reach(self, seconds: float | None) -> None:
         """Raises OptionError where the addresses of a call of so many seconds would expire."""
-        self._seconds = self._addresses_last()
-        if (seconds or 0.0) + SHORTEST > self._seconds:
-            raise OptionError(
-                f"{self.account.place}: the addresses of a call last as long as the credentials, {self._seconds} s, and its timeout= "
-                f"is {seconds:g} s, beside the time in a queue; log in anew, or name a role whose sessions last: @aws(role='arn:…')"
-            )
+        self._addresses.reach(seconds)
 
-    def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
+    def command(self, program: str, name: str, codes: Iterable[str], seconds: float | None) -> tuple[str, ...]:
         """The addresses of the program, and of the list of all addresses, which is put there."""
-        tag = {"Tagging": TAG}
+        tag, there, signed = {"Tagging": TAG}, self._addresses, self._addresses.reach(seconds)
+        body = self._small.get(name)
         listed = {
-            "code": {code: self._code_address(code) for code in codes},
+            "code": {code: there.to_code(code, signed) for code in codes},
             "headers": {"x-amz-tagging": TAG},
-            "lease": self._address("get_object", "lease"),
-            **self._message(name),
-            "cancelled": self._address("get_object", f"cancelled/{name}"),
-            "answer": self._address("get_object", f"answers/{name}"),
-            "claimed": self._address("get_object", f"claims/{name}"),
-            "claim": self._address("put_object", f"claims/{name}", **tag),
-            "unclaim": self._address("delete_object", f"claims/{name}"),
-            **{kind: self._address("put_object", f"back/{name}.{kind}", **tag) for kind in ("out", "err", "outcome", "ask")},
+            "lease": there.to("get_object", "lease", signed),
+            **({"body": body} if body is not None else {"message": there.to("get_object", f"messages/{name}", signed)}),
+            "cancelled": there.to("get_object", f"cancelled/{name}", signed),
+            "answer": there.to("get_object", f"answers/{name}", signed),
+            "claimed": there.to("get_object", f"claims/{name}", signed),
+            "claim": there.to("put_object", f"claims/{name}", signed, **tag),
+            "unclaim": there.to("delete_object", f"claims/{name}", signed),
+            **{kind: there.to("put_object", f"back/{name}.{kind}", signed, **tag) for kind in ("out", "err", "outcome", "ask")},
         }
+        (self._unsigned.discard if signed else self._unsigned.add)(name)
         self._later(f"addresses/{name}", json.dumps(listed).encode())
-        return COMMAND, self._code_address(program), self._address("get_object", f"addresses/{name}"), name
+        return command(signed), there.to_code(program, signed), there.to("get_object", f"addresses/{name}", signed), name
 
     def send(self, name: str, pieces: Iterable[Bytes]) -> None:
         """Put a message there, by the time of the next `flush`; a small one goes with `command`."""
@@ -144,11 +141,6 @@ class Bucket:
             self._small[name] = base64.b64encode(body).decode()
         else:
             self._later(f"messages/{name}", body)
-
-    def _message(self, name: str) -> dict[str, str]:
-        """What the list of addresses says of a message: itself, or its address."""
-        body = self._small.get(name)
-        return {"body": body} if body is not None else {"message": self._address("get_object", f"messages/{name}")}
 
     def flush(self) -> None:
         """Wait until all that was sent is there. Raises the first trouble."""
@@ -271,6 +263,7 @@ class Bucket:
         for stream in (1, 2):
             self._shown.pop((name, stream), None)
         self._small.pop(name, None)
+        self._unsigned.discard(name)
         self._gone += files
         if len(self._gone) + len(files) > MANY:
             self._remove()
@@ -359,30 +352,6 @@ class Bucket:
         for at in range(0, len(keys), MANY):
             self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys[at : at + MANY], "Quiet": True})
 
-    def _address(self, method: str, name: str, **more: Any) -> str:
-        found: str = self._client.generate_presigned_url(
-            method, Params={"Bucket": self.bucket, "Key": self._key(name), **more}, ExpiresIn=self._seconds
-        )
-        return found
-
-    def _code_address(self, code: str) -> str:
-        """The address of code, signed anew when half of its time is over."""
-        address, signed = self._codes[code]
-        if time.monotonic() - signed > self._seconds / 2:
-            address = self._address("get_object", f"code/{code}")
-            self._codes[code] = address, time.monotonic()
-        return address
-
-    def _addresses_last(self) -> int:
-        """How long addresses last (seconds). Raises OptionError where that is too short."""
-        left = self.account.lasts()
-        if left < SHORTEST:
-            raise OptionError(
-                f"{self.account.place}: the credentials expire in {left} s, and with them the addresses that a job has; "
-                "log in anew, or name keys that last"
-            )
-        return left
-
     def _answer(self, name: str) -> None:
         """Give the addresses of the parts of a large outcome."""
         with asking(self.account, "s3"):
@@ -392,11 +361,8 @@ class Bucket:
             key = self._key(f"back/{name}.outcome")
             upload = self._client.create_multipart_upload(Bucket=self.bucket, Key=key, Tagging=TAG)["UploadId"]
             self._uploads[name] = key, upload
-            given = {"Bucket": self.bucket, "Key": key, "UploadId": upload}
-            sign, count = self._client.generate_presigned_url, json.loads(asked)["parts"]
-            parts = [sign("upload_part", Params={**given, "PartNumber": number}, ExpiresIn=self._seconds) for number in range(1, count + 1)]
-            complete = sign("complete_multipart_upload", Params=given, ExpiresIn=self._seconds, HttpMethod="POST")
-            self._put(f"answers/{name}", json.dumps({"parts": parts, "complete": complete}).encode())
+            parts = self._addresses.to_parts(f"back/{name}.outcome", upload, json.loads(asked)["parts"], name not in self._unsigned)
+            self._put(f"answers/{name}", json.dumps(parts).encode())
 
     def _sweep(self) -> None:
         """Remove boxes of this host whose callers are gone, once what they started has ended."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from entangle._aws.account import Account, asking
 from entangle._aws.bucket import PREFIX, TAG
+from entangle._aws.bucket_addresses import brought, unsigned
+from entangle._aws.job_role import FORBIDDEN, NONE
 from entangle._services import OVER, TOLD, Service, State, Submission, known_python
 from entangle.errors import (
     EntangleError,
@@ -27,11 +29,11 @@ from entangle.errors import (
 START = 120
 #: How long a job may wait that asks the Python there what it is (seconds).
 ASKING = 1800.0
-#: The Python of an image puts what it says of itself at a signed address: a log may not be allowed.
+#: The Python of an image puts what it says of itself into the bucket: a log may not be allowed.
 #: urllib would say that it is a form.
 _TELL = (
-    "import sys,json,importlib.util as u,urllib.request as r;"
-    f"r.urlopen(r.Request(sys.argv[1],json.dumps({TOLD}).encode(),"
+    "import sys,json,importlib.util as u,urllib.request as q;"
+    f"OPEN(q.Request(sys.argv[1],json.dumps({TOLD}).encode(),"
     "{'Content-Type':'application/octet-stream','x-amz-tagging':sys.argv[2]},method='PUT'),timeout=60)"
 )
 #: What AWS says when a container has ended, and what that is to a call. The first that fits: an
@@ -44,6 +46,16 @@ _ENDED: tuple[tuple[str, type[EntangleError], str], ...] = (
     ),
     (r"exec format error", ImageError, "the image is for another kind of processor than the machine; say architecture="),
     (r"executable file not found|exit status 127$", UnfitPythonError, "the image has no such program; name its Python, python="),
+    (
+        rf"exit status {NONE}$",
+        UnreachableError,
+        "it has no credentials of its role: does job_role= name one, and does its trust policy name ecs-tasks.amazonaws.com?",
+    ),
+    (
+        rf"exit status {FORBIDDEN}$",
+        UnreachableError,
+        "its role may not use the bucket; deploy/aws/job-role.json is the policy that job_role= needs",
+    ),
     (r"ResourceInitializationError", UnreachableError, "the container could not be started: see the network and the execution role"),
     (r"OutOfMemory", ProcessTerminatedException, "it needed more memory than it had; ask for more: {memory}"),
     (r"Host EC2.*terminated", ProcessTerminatedException, "its machine was taken back, as spot machines are; retry=1 submits it again"),
@@ -97,9 +109,12 @@ def about(service: Service, account: Account, image: str) -> dict[str, Any]:
 def _ask(service: Service, account: Account, image: str) -> dict[str, Any]:
     """Have a job tell of its Python."""
     s3, name = account.client("s3"), os.urandom(8).hex()
-    there = {"Bucket": account.bucket_name(), "Key": f"{PREFIX}asked/{name}"}
-    address = account.address("put_object", there["Key"], Tagging=TAG)
-    asked = Submission(name, "python", (*service.python, "-c", _TELL, address, TAG), float(START))
+    there = {"Bucket": account.bucket_name(), "Key": f"{PREFIX}asked/back/{name}"}
+    if getattr(service, "job_role", None) and account.lasts() < ASKING:
+        tell, address = brought() + _TELL.replace("OPEN", "r.opened"), f"{unsigned(account, there['Key'])}#{s3.meta.region_name}"
+    else:
+        tell, address = _TELL.replace("OPEN", "q.urlopen"), account.address("put_object", there["Key"], Tagging=TAG)
+    asked = Submission(name, "python", (*service.python, "-c", tell, address, TAG), float(START))
     until, reason = time.monotonic() + ASKING, "it takes no more jobs"
     ticket = ""
     try:

@@ -47,7 +47,8 @@ class AtAws(InAccount, AtService):
     def __init__(self, make: Callable[[Account], Service], door: str, account: Account | None = None) -> None:
         self.make, self.account = make, account
         of = account or Account()
-        super().__init__(make(of), Buckets(of), door)
+        service = make(of)
+        super().__init__(service, Buckets(of, bool(getattr(service, "job_role", None))), door)
 
     def of(self, account: Account) -> AtAws:
         """The same in that account."""

@@ -13,6 +13,18 @@ from typing import Any
 BUCKET = ("s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:PutObjectTagging", "s3:DeleteObject", "s3:AbortMultipartUpload")
 #: Where a job has a role of its own, the user passes it on.
 PASS = ("iam:PassRole",)
+#: What such a role needs where the addresses of a call would expire. S3 says that something is not
+#: there only to who may list the bucket, and of this permission no part can be had alone.
+JOB_ROLE: Mapping[str, Sequence[str]] = {
+    "": ("s3:ListBucket",),
+    "/entangle/*": ("s3:GetObject",),
+    "/entangle/*/claims/*": ("s3:PutObject", "s3:PutObjectTagging", "s3:DeleteObject"),
+    "/entangle/*/back/*": ("s3:PutObject", "s3:PutObjectTagging"),
+}
+#: How the roles begin that `deploy/aws` makes, and what they are passed to, at Batch too.
+ROLES, PASSED_TO = "arn:aws:iam::*:role/entangle-*", "ecs-tasks.amazonaws.com"
+#: Policies beside those of ACTIONS: of the role of a job, and of who gives roles to jobs.
+OF_ROLES = ("job-role", "pass-roles")
 
 #: What is allowed only of what has the tag `entangle`, and how a policy says that.
 OWN, OWN_KEY = ("ec2:TerminateInstances",), "aws:ResourceTag/entangle"
@@ -96,7 +108,12 @@ ACTIONS: Mapping[str, Sequence[str]] = {
 
 
 def policy(name: str, bucket: str = "BUCKET") -> dict[str, Any]:
-    """The policy of a decorator, or of the bucket."""
+    """The policy of a decorator, of the bucket, or of OF_ROLES."""
+    if name == "job-role":
+        return _document(*(_statement(list(actions), f"arn:aws:s3:::{bucket}{where}") for where, actions in JOB_ROLE.items()))
+    if name == "pass-roles":
+        condition = {"StringEquals": {"iam:PassedToService": PASSED_TO}}
+        return _document({**_statement([*PASS], ROLES), "Condition": condition})
     if name == "bucket":
         objects = [action for action in BUCKET if action != "s3:ListBucket"]
         return _document(

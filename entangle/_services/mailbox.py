@@ -70,9 +70,9 @@ class Mailbox(Protocol):
     #: The shortest and the longest pause between two looks into it (seconds).
     pauses: tuple[float, float]
 
-    def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
+    def command(self, program: str, name: str, codes: Iterable[str], seconds: float | None) -> tuple[str, ...]:
         """What a Python there is given to run a message: `program` is what `add_code` gave for it,
-        `codes` the other names of code that it needs."""
+        `codes` the other names of code that it needs. It may take so many seconds."""
 
     def is_there(self) -> bool:
         """Whether nobody has removed it."""
@@ -216,7 +216,7 @@ class Folder:
             _put(self.address, CODE, name, [data])
         return path
 
-    def command(self, program: str, name: str, codes: Iterable[str]) -> tuple[str, ...]:
+    def command(self, program: str, name: str, codes: Iterable[str], seconds: float | None) -> tuple[str, ...]:
         """The paths of the program and of the box; the code lies beside the program."""
         return COMMAND, program, self.address, name
 

@@ -166,6 +166,7 @@ def _doctor(
     profile: Annotated[str | None, typer.Option(help="With --aws: a profile of the AWS command line.")] = None,
     region: Annotated[str | None, typer.Option(help="With --aws: a region.")] = None,
     bucket: Annotated[str | None, typer.Option(help="With --aws: the bucket for calls and values; else ENTANGLE_BUCKET.")] = None,
+    job_role: Annotated[str, typer.Option(help="With --aws: the role that jobs are given, by its name.")] = "entangle-jobs",
 ) -> None:
     """Check what works on this machine, and say how to get the rest."""
     from entangle.cli.doctor import doctor
@@ -174,7 +175,7 @@ def _doctor(
         from entangle._aws.account import Account
         from entangle.cli.doctor_aws import looks
 
-        raise typer.Exit(doctor(as_json, looks(Account(profile, region, bucket=bucket))))
+        raise typer.Exit(doctor(as_json, looks(Account(profile, region, bucket=bucket), job_role)))
     raise typer.Exit(doctor(as_json))
 
 

@@ -4,13 +4,14 @@ nothing there, and leaves nothing in the bucket."""
 from __future__ import annotations
 
 import functools
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from entangle._aws.account import Account, asking
 from entangle._aws.bucket import PREFIX, TAG
-from entangle._aws.policies import ACTIONS, OWN_KEY, SERVICES
+from entangle._aws.policies import ACTIONS, OWN_KEY, PASS, PASSED_TO, SERVICES
 from entangle.cli.doctor import BROKEN, OFF, WORKS, Finding
 from entangle.errors import EntangleError
 
@@ -37,12 +38,13 @@ PROBES: dict[str, tuple[Probe, ...]] = {
 }
 
 
-def looks(account: Account) -> list[Callable[[], Finding]]:
-    """What to look at, in an account."""
+def looks(account: Account, job_role: str) -> list[Callable[[], Finding]]:
+    """What to look at, in an account, and of this role for jobs."""
     return [
         functools.partial(_identity, account),
         functools.partial(_bucket, account),
         *(functools.partial(_decorator, account, name) for name in ACTIONS if name != "bucket"),
+        functools.partial(_job_role, account, job_role.rpartition("/")[2]),
     ]
 
 
@@ -107,7 +109,29 @@ def _decorator(account: Account, name: str) -> Finding:
     return Finding(what, OFF, lacks, "deploy/aws/README.md tells how to make it") if lacks else Finding(what, WORKS, detail)
 
 
-def _denied(account: Account, actions: list[str]) -> list[str] | None:
+def _job_role(account: Account, name: str) -> Finding:
+    """Whether there is a role that can be given to jobs, and whether the user may do that."""
+    what, make = "job_role", "deploy/aws makes one; job-role.json there is the policy that it needs"
+    iam = account.client("iam")
+    try:
+        with asking(account, "iam"):
+            role = iam.get_role(RoleName=name)["Role"]
+    except EntangleError as error:
+        if "NoSuchEntity" in str(error):
+            return Finding(what, OFF, f"there is no role {name}: calls that outlive your credentials need one, job_role=", make)
+        return Finding(what, OFF, f"nothing is known of the role {name}: {error}", make)
+    if PASSED_TO not in json.dumps(role["AssumeRolePolicyDocument"]):
+        return Finding(what, OFF, f"the trust policy of the role {name} does not name {PASSED_TO}: no job can have it", make)
+    try:
+        passing = _denied(account, [*PASS], [role["Arn"]])
+    except EntangleError as error:
+        return Finding(what, BROKEN, str(error))
+    if passing:
+        return Finding(what, OFF, f"you may not iam:PassRole {role['Arn']}", "deploy/aws/pass-roles.json is the policy that is needed")
+    return Finding(what, WORKS, f"{role['Arn']}{'' if passing is not None else '; whether you may pass it is not known'}")
+
+
+def _denied(account: Account, actions: list[str], resources: Sequence[str] = ("*",)) -> list[str] | None:
     """Of these, what the user may not do; None where that cannot be asked."""
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
@@ -118,10 +142,13 @@ def _denied(account: Account, actions: list[str]) -> list[str] | None:
         head, _, role = arn.replace(":sts:", ":iam:").partition(":assumed-role/")
         arn = f"{head}:role/{role.partition('/')[0]}"
     try:
-        own = {"ContextKeyName": OWN_KEY, "ContextKeyValues": ["-"], "ContextKeyType": "string"}
-        found = account.client("iam").simulate_principal_policy(PolicySourceArn=arn, ActionNames=actions, ContextEntries=[own])[
-            "EvaluationResults"
+        context = [
+            {"ContextKeyName": name, "ContextKeyValues": [value], "ContextKeyType": "string"}
+            for name, value in ((OWN_KEY, "-"), ("iam:PassedToService", PASSED_TO))
         ]
+        found = account.client("iam").simulate_principal_policy(
+            PolicySourceArn=arn, ActionNames=actions, ResourceArns=[*resources], ContextEntries=context
+        )["EvaluationResults"]
     except (ClientError, BotoCoreError, ResponseParserError):
         return None
     return [each["EvalActionName"] for each in found if each["EvalDecision"] != "allowed"]

@@ -129,7 +129,7 @@ class Messages:
 
     def _command(self, ticket: Ticket) -> tuple[str, ...]:
         assert self._code is not None
-        given = self.box.command(self._code.program(), ticket.name, ticket.codes)
+        given = self.box.command(self._code.program(), ticket.name, ticket.codes, timeout_below(ticket.call.task))
         return (*self._service.python, "-c", *given, f"{self._lasts:g}")
 
 

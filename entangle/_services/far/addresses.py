@@ -2,6 +2,7 @@
 
 No credentials, and nothing but the standard library. The program is given the address of a list in
 JSON, which has all others (`Bucket.command` puts it there). Each is for one object and one method.
+Where those would expire, nobody signs them; the role of the job opens them (`_aws/job_role.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -20,7 +22,7 @@ from typing import Any
 
 from entangle._remote.wire.frames import Bytes
 from entangle._services import envelope
-from entangle._services.far.connections import request
+from entangle._services.far.connections import ROLE, request
 from entangle._services.mailbox import Letter
 from entangle.errors import FarError, StoreFullError
 
@@ -50,6 +52,8 @@ class FarAddresses:
         if given is None:
             raise FarError("the list of addresses is gone: the call has ended")
         self._address, self._given = address, given
+        if "#" in address:  # a role that may not list the bucket is refused what is not there, and would see no end of its call
+            _request("GET", self._given["cancelled"])
         self._spools: list[_Spool] = []
         self._who = b""
         self._beats = 0
@@ -211,11 +215,12 @@ def _request(
 
     Raises OSError, or StoreFullError.
     """
+    role: Any = sys.modules[ROLE] if "#" in address else None
     for pause in (*pauses, None):
         try:
             status, told, body = request(method, address, data, headers)
-        except OSError:
-            if pause is None:
+        except OSError as error:
+            if pause is None or (role and isinstance(error, role.RoleError)):
                 raise
         else:
             if status == 404:
@@ -223,8 +228,9 @@ def _request(
             if status < 300 or status == 412:
                 return _Answer(status, told, body)
             # Two that put the same at one moment: 409 says to try again.
-            if pause is None or (status < 500 and status not in (409, 429)):
-                raise refused(method, status, body)
+            if pause is None or (status < 500 and status not in (409, 429) and not (role and role.is_over(body))):
+                trouble = refused(method, status, body)
+                raise role.RoleError(role.FORBIDDEN, role.forbidden(method, str(trouble))) if role and status == 403 else trouble
         time.sleep(pause)
     raise AssertionError
 

@@ -7,6 +7,7 @@ This file comes with the program itself. It needs the standard library only.
 from __future__ import annotations
 
 import http.client
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+#: The module that signs requests to addresses which nobody has signed: those have a "#". The
+#: command of the job has brought it.
+ROLE = "entangle._aws.job_role"
 #: How long an answer may take (seconds).
 PATIENCE = 60.0
 #: urllib's own default says that it is a form.
@@ -24,6 +28,10 @@ _open = threading.local()
 
 def request(method: str, address: str, data: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, Any, bytes]:
     """The status, the headers and the body of an answer. Raises OSError where there is none."""
+    headers = {**_PLAIN, **(headers or {})}
+    if "#" in address:
+        headers = sys.modules[ROLE].headers_of(method, address, data, headers)
+        address = address.partition("#")[0]
     parts = urlsplit(address)
     where = f"{parts.scheme}://{parts.netloc}"
     if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(parts.netloc):
@@ -37,7 +45,7 @@ def request(method: str, address: str, data: Any = None, headers: Mapping[str, s
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             connection = kind(parts.netloc, timeout=PATIENCE)
         try:
-            connection.request(method, target, data, {**_PLAIN, **(headers or {})})
+            connection.request(method, target, data, headers)
             answer = connection.getresponse()
             body = answer.read()
             break
@@ -56,10 +64,10 @@ def request(method: str, address: str, data: Any = None, headers: Mapping[str, s
     return answer.status, answer.headers, body
 
 
-def _by_urllib(method: str, address: str, data: Any, headers: Mapping[str, str] | None) -> tuple[int, Any, bytes]:
+def _by_urllib(method: str, address: str, data: Any, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
     """The same, through proxies, and to where a server sends on."""
     try:
-        asked = urllib.request.Request(address, data, {**_PLAIN, **(headers or {})}, method=method)
+        asked = urllib.request.Request(address, data, dict(headers), method=method)
         with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
             return answer.status, answer.headers, answer.read()
     except urllib.error.HTTPError as error:

@@ -41,7 +41,13 @@ def run(address: str, name: str, lasts: float, codes: Callable[[str], Any], give
     if given is not None:
         from entangle._services.far.addresses import FarAddresses
 
-        FarProgram(FarAddresses(address, given), name, lasts, codes).run()
+        try:
+            FarProgram(FarAddresses(address, given), name, lasts, codes).run()
+        except OSError as error:
+            if (status := getattr(error, "exit_status", 0)) == 0:
+                raise
+            os.write(2, f"entangle: {error}\n".encode())
+            os._exit(status)  # what a service is told by, where there is no log
     FarProgram(FarFolder(address), name, lasts, codes).run()
 
 
@@ -140,8 +146,9 @@ class FarProgram:
         try:
             self._put(head, given, answer, records)
             self._status = 0
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc()
+            self._status = getattr(error, "exit_status", 1)  # as of a role that may no more
         self._over.set()
 
     def _perform(self, head: dict[str, Any], parts: list[bytearray]) -> tuple[bool, list[Segments], list[bytes]]:

@@ -43,7 +43,7 @@ def box(account: Account) -> Iterator[Bucket]:
 def sent(box: Bucket, name: str, *parts: bytes) -> FarAddresses:
     """Send a message, and open the box as its program does."""
     box.send(name, envelope.written({"name": name}, [[part] for part in parts]))
-    _, program, address, _ = box.command(box.add_code("program", b"pass"), name, ["program"])
+    _, program, address, _ = box.command(box.add_code("program", b"pass"), name, ["program"], None)
     assert addresses._request("GET", program).body == b"pass"
     box.flush()
     return FarAddresses(address)
@@ -130,7 +130,7 @@ def test_a_message_that_is_sent_again(box: Bucket, size: int) -> None:
     there = sent(box, "1-1", b"x" * size)
     assert there.claim("1-1", "one that died")
     box.send_again("1-1", "1-2")
-    _, _, address, _ = box.command("program", "1-2", ["program"])
+    _, _, address, _ = box.command("program", "1-2", ["program"], None)
     box.flush()
     box.rest()
     assert there.message("1-1") is None
@@ -274,7 +274,7 @@ def test_a_call_that_would_outlive_its_addresses(box: Bucket, monkeypatch: pytes
     monkeypatch.setattr(Account, "expires", lambda self: 3600.0)
     box.reach(None)
     box.reach(2000)
-    with pytest.raises(OptionError, match=r"3600 s, and its timeout= is 3000 s.*@aws\(role="):
+    with pytest.raises(OptionError, match=r"3600 s, and its timeout= is 3000 s.*job_role="):
         box.reach(3000)
 
 
@@ -286,7 +286,7 @@ def test_sessions_of_a_role_end(aws_environment: Emulator, bucket: str, aws: Cli
     assert left is not None
     assert 3000 < left <= 3600
     made = Bucket(Account(bucket=bucket, role=role))
-    assert 3000 < made._seconds <= 3600
+    assert 3000 < made._addresses.seconds <= 3600
     made.close()
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from entangle._aws import policies
+from entangle._aws.account import Account
 from entangle._services.caller import open_watchers
 from entangle.aws import aws as in_account
 from entangle.aws import batch
+from entangle.cli import doctor_aws
 from entangle.errors import ProcessTerminatedException, RunTimeoutException
 
 from ..callers import ROOT
@@ -48,7 +50,7 @@ def user(aws: Client, *names: str, bucket: str) -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
 
 
-@pytest.mark.parametrize("name", policies.ACTIONS)
+@pytest.mark.parametrize("name", [*policies.ACTIONS, *policies.OF_ROLES])
 def test_the_policies_are_those_of_the_code(name: str) -> None:
     """Write them anew by: python -m entangle.tests.clouds.test_doctor_aws"""
     assert json.loads((DEPLOY / f"{name}.json").read_text()) == policies.policy(name)
@@ -72,6 +74,40 @@ def test_it_says_what_is_missing(moto: Emulator, bucket: str, aws: Client) -> No
     assert found["@batch"]["state"] == "off"
     assert "batch:DescribeJobQueues" in found["@batch"]["detail"]
     assert "deploy/aws/batch.json" in found["@batch"]["advice"]
+
+
+def test_it_says_what_is_wrong_with_the_role_of_jobs(moto: Emulator, bucket: str, aws: Client) -> None:
+    name, trust = (
+        new_name("jobs"),
+        '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Service": "%s"}, "Action": "sts:AssumeRole"}]}',
+    )
+
+    def said() -> dict[str, str]:
+        return findings(moto, "--bucket", bucket, "--job-role", f"arn:aws:iam::123456789012:role/{name}")["job_role"]
+
+    assert said()["state"] == "off"
+    assert f"there is no role {name}" in said()["detail"]
+    aws("iam").create_role(RoleName=name, AssumeRolePolicyDocument=trust % "lambda.amazonaws.com")
+    assert "does not name ecs-tasks.amazonaws.com" in said()["detail"]
+    aws("iam").update_assume_role_policy(RoleName=name, PolicyDocument=trust % policies.PASSED_TO)
+    assert said()["state"] == "works"
+
+
+def test_a_role_that_may_not_be_passed(bucket: str, aws_environment: Emulator, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto does not say what is allowed; AWS does."""
+    name = new_name("jobs")
+    arn = aws("iam").create_role(RoleName=name, AssumeRolePolicyDocument=f'{{"Service": "{policies.PASSED_TO}"}}')["Role"]["Arn"]
+    asked: list[Any] = []
+
+    def denied(account: Any, actions: list[str], resources: Any = ("*",)) -> list[str]:
+        asked.append((actions, resources))
+        return actions
+
+    monkeypatch.setattr(doctor_aws, "_denied", denied)
+    found = doctor_aws.looks(Account(bucket=bucket), arn)[-1]()
+    assert asked == [(["iam:PassRole"], [arn])]
+    assert (found.state, found.detail) == ("off", f"you may not iam:PassRole {arn}")
+    assert "pass-roles.json" in found.advice
 
 
 def test_nobody(moto: Emulator) -> None:
@@ -138,7 +174,11 @@ def test_what_deploy_makes_is_enough(aws_environment: Emulator, test_image: str,
     said = dict(re.findall(r'(\w+)="([^"]*)"', done.stdout))
     assert (said["bucket"], said["queue"]) == (bucket, queue)
     assert "role/entangle-containers" in said["execution_role"]
-    task = in_account(bucket=bucket)(batch(queue=queue, image=test_image, execution_role=said["execution_role"])(bodies.add))
+    assert "role/entangle-jobs" in said["job_role"]
+    policy = aws("iam").get_role_policy(RoleName="entangle-jobs", PolicyName=bucket)["PolicyDocument"]
+    assert policy == policies.policy("job-role", bucket)
+    roles = {"execution_role": said["execution_role"], "job_role": said["job_role"]}
+    task = in_account(bucket=bucket)(batch(queue=queue, image=test_image, **roles)(bodies.add))
     assert task(1, 2)() == 3
     rules = aws("s3").get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     assert {rule["ID"] for rule in rules} == {"entangle-left-behind", "entangle-parts"}
@@ -146,5 +186,5 @@ def test_what_deploy_makes_is_enough(aws_environment: Emulator, test_image: str,
 
 
 if __name__ == "__main__":
-    for _name in policies.ACTIONS:
+    for _name in (*policies.ACTIONS, *policies.OF_ROLES):
         (DEPLOY / f"{_name}.json").write_text(json.dumps(policies.policy(_name), indent=2) + "\n")

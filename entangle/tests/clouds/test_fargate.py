@@ -108,6 +108,16 @@ def test_records_say_where_it_ran(
     assert re.fullmatch(r"[0-9a-f-]{32,36}", node.ticket or "")
 
 
+def test_a_job_uses_its_mailbox_as_its_role(there: Callable[..., Any], aws: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The credentials of the caller are over in two seconds; ministack gives those of the role."""
+    monkeypatch.setattr(Account, "expires", lambda self: 2.0)
+    assert there(bodies.square, job_role=ROLE)(3)() == 9
+    arns = aws("ecs").list_task_definitions()["taskDefinitionArns"]
+    assert ROLE in {aws("ecs").describe_task_definition(taskDefinition=arn)["taskDefinition"].get("taskRoleArn") for arn in arns}
+    with pytest.raises(OptionError, match="job_role="):
+        there(bodies.square)(3)()
+
+
 def test_a_definition_is_made_once(there: Callable[..., Any], aws: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def families() -> list[str]:
         return [arn for arn in aws("ecs").list_task_definitions()["taskDefinitionArns"] if "/entangle-" in arn]
