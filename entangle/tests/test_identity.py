@@ -270,6 +270,33 @@ def test_what_changes_in_place_is_seen() -> None:
     assert seen[-1] == seen[-2]  # a global that nothing reads
 
 
+def test_what_a_partial_and_a_method_hold_counts() -> None:
+    class Model:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def run(self, x: int) -> int:
+            return self.n + x
+
+    stored = identify("run", Model(1).run, (1,), {})
+    wanted = identify("run", Model(2).run, (1,), {})
+    assert stored.key != wanted.key
+    assert difference(wanted.parts, stored.parts) == ["the object that is called has changed"]
+    assert identify("p", functools.partial(body, 1), (2,), {}).key != identify("p", functools.partial(body, 2), (2,), {}).key
+
+
+def test_what_is_registered_and_read_later_is_seen() -> None:
+    space: dict[str, Any] = {"__name__": "late", "functools": functools}
+    exec("@functools.singledispatch\ndef h(x): 'one'\ndef f(x): return h(x)\ndef g(x): return h.__doc__", space)
+    seen = [identify("f", space[name], (1,), {}).key for name in "fg"]
+    space["h"](1)  # which it remembers in its own cache
+    assert [identify("f", space[name], (1,), {}).key for name in "fg"] == seen
+    space["h"].__doc__ = "two"
+    assert identify("g", space["g"], (1,), {}).key != seen[1]
+    space["h"].register(int, lambda x: x)
+    assert identify("f", space["f"], (1,), {}).key != seen[0]
+
+
 def test_names_in_texts_count() -> None:
     """`getattr(module, "name")` and `globals()["name"]` read what the text says."""
     other = types.ModuleType("looked_up")

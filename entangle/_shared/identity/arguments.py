@@ -11,6 +11,8 @@ from typing import Any
 from entangle._shared.identity.wrapped import unwrapped
 from entangle.errors import OptionError
 
+_GATHERING = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
 
 def named_arguments(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
     """The arguments by the names of their parameters, defaults included.
@@ -34,6 +36,9 @@ def _bound(function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, 
     code = function.__code__
     names, flags = code.co_varnames, code.co_flags
     positional, keyword_only = code.co_argcount, code.co_kwonlyargcount
+    defaults = function.__defaults__ or ()
+    if not (kwargs or keyword_only or flags & _GATHERING) and positional - len(defaults) <= len(args) <= positional:
+        return [*zip(names, (*args, *defaults[len(defaults) - positional + len(args) :]), strict=False)]
     found = dict(zip(names[:positional], args, strict=False))
     more: dict[str, Any] = {}
     by_keyword = names[code.co_posonlyargcount : positional + keyword_only]
@@ -46,7 +51,6 @@ def _bound(function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, 
             more[name] = value
         else:
             return None
-    defaults = function.__defaults__ or ()
     bound: list[tuple[str, Any]] = []
     for number, name in enumerate(names[:positional]):
         if name in found:
@@ -72,6 +76,14 @@ def _bound(function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, 
     if flags & inspect.CO_VARKEYWORDS:
         bound.append((names[after], dict(sorted(more.items()))))
     return bound
+
+
+def gathering(function: Any) -> str:
+    """The name of the parameter `**name`, or ""."""
+    if type(function) is not types.FunctionType or not function.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        return ""
+    code = function.__code__
+    return code.co_varnames[code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)]
 
 
 _known: weakref.WeakKeyDictionary[Any, tuple[tuple[str, ...], bool]] = weakref.WeakKeyDictionary()

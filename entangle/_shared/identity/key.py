@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from entangle._shared.identity import project
-from entangle._shared.identity.arguments import named_arguments
+from entangle._shared.identity.arguments import gathering, named_arguments
 from entangle._shared.identity.packages import version_of
 from entangle._shared.identity.reach import Reach
 from entangle._shared.identity.values import Content, NoContent, by_name
@@ -66,11 +66,8 @@ def identify(
             parts = dict(code.parts)
         references = _References(code, home)
         content_of = Content(references.of, mute=False).of
-        for parameter, value in named_arguments(target, args, kwargs):
-            if parameter in ignore:
-                continue
-            if type(value) is dict and ignore:  # the keywords that it gathers
-                value = {key: item for key, item in value.items() if key not in ignore}
+        arguments = named_arguments(target, args, kwargs)
+        for parameter, value in _without(arguments, target, ignore) if ignore else arguments:
             try:
                 content = content_of(value)
             except NoContent as error:
@@ -97,6 +94,14 @@ def identify(
 @functools.lru_cache(maxsize=1024)  # most arguments are often the same
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _without(arguments: list[tuple[str, Any]], function: Any, ignore: Collection[str]) -> list[tuple[str, Any]]:
+    """The arguments without some; also of the keywords that a function gathers."""
+    kept = [(name, value) for name, value in arguments if name not in ignore]
+    if kept and type(kept[-1][1]) is dict and kept[-1][0] == gathering(function):
+        kept[-1] = kept[-1][0], {name: value for name, value in kept[-1][1].items() if name not in ignore}
+    return kept
 
 
 class _References:

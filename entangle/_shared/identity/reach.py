@@ -48,7 +48,11 @@ class Reach:
         self._digests: list[bytes] = []
         self._walking = True
         self._content = Content(self._reference)
-        self._digests.append(self._told(roots, "the layers"))
+        called = self._told(roots, "the object that is called")
+        if roots[0] or not isinstance(roots[1], (types.FunctionType, type)):
+            self._add("the object that is called", b"", called)  # what a partial or an instance holds
+        else:
+            self._digests.append(called)
         while self._waiting:
             title, label, value = self._waiting.popleft()
             self._add(title, label, self._function(value) if isinstance(value, types.FunctionType) else self._class(value))
@@ -130,7 +134,7 @@ class Reach:
         for name, value in sorted((function.__kwdefaults__ or {}).items()):
             said += [name.encode(), self._told(value, f"the default value of {name!r} of {own}")]
         if not of_project and isinstance(vars(function).get("registry"), types.MappingProxyType):  # functools.singledispatch
-            said.append(self._told(list(vars(function)["registry"].items()), f"an implementation of {own}"))
+            said.append(self._told(vars(function)["registry"], f"an implementation of {own}"))
             return _joined(said)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             said += [name.encode(), self._variable(cell, name, function)]
@@ -159,7 +163,7 @@ class Reach:
         for name, value in self._witness.read_attributes(function, names):
             said += [name.encode(), self._told(value, f"the attribute {name!r} of {function.__qualname__}")]
         if "__doc__" in names:
-            said.append(self._told(function.__doc__, "the docstring"))
+            said.append(self._told(self._witness.read_docstring(function), "the docstring"))
         return said
 
     def _global(self, space: dict[str, Any], name: str, names: _Names, who: str) -> bytes:

@@ -93,7 +93,8 @@ class Content:
     def of(self, value: Any) -> bytes:
         """The content of a value, of at most 65 bytes. Raises NoContent."""
         if type(value) in LEAVES:
-            return hashed(b"=" + marshal.dumps(value, 2))
+            content = b"=" + marshal.dumps(value, 2)
+            return content if len(content) <= _LONG else hashed(content)
         key = id(value)
         told = self._told.get(key)
         if told is not None:
