@@ -16,6 +16,7 @@ What users import, each with a docstring of its own:
     process  thread  workflow  task   `from entangle.process import process`: how a function runs
     local  http  interpreter  ssh     where: `@local`, `@request`, `@interpreter`, `@ssh`
     docker  containers  on  place     and `@docker`, `@apptainer`, `@singularity`, `@on`, `@place`
+    Cache                             what `cache=` counts, for how long, where values stay
     scheduler  limit                  with what: CPUs, GPUs, named limits
     dataflow  sources                 values pushed through functions, and streams
     gather  as_completed              many calls as one
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     # What is imported when it is asked for (`__getattr__`). Checkers have to be told of each name.
+    from entangle import cache as cache
     from entangle import containers as containers
     from entangle import cookies as cookies
     from entangle import dask as dask
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
     from entangle._warm.session import Session
+    from entangle.cache import Cache
     from entangle.executor import Executor
 
 V = TypeVar("V")
@@ -119,7 +122,7 @@ if TYPE_CHECKING:
         def named(self, name: str, /) -> Any: ...
 
 
-__all__ = ["Executor", "Session", "as_completed", "engine", "gather", "progress", "session", "tags"]
+__all__ = ["Cache", "Executor", "Session", "as_completed", "engine", "gather", "progress", "session", "tags"]
 
 __version__ = "0.3.0"
 
@@ -212,7 +215,7 @@ def _drawings() -> Drawings:
 
 #: Modules that users know. `import entangle` brings none of them in: its attributes do.
 _MODULES = frozenset(
-    {"containers", "cookies", "dask", "dataflow", "docker", "errors", "executor", "flow", "http", "interpreter", "joblib", "limit"}
+    {"cache", "containers", "cookies", "dask", "dataflow", "docker", "errors", "executor", "flow", "http", "interpreter", "joblib", "limit"}
     | {
         "local",
         "logging",
@@ -232,7 +235,7 @@ _MODULES = frozenset(
 )
 
 #: And classes, by the modules that have them.
-_CLASSES = {"Executor": "entangle.executor", "Session": "entangle._warm.session"}
+_CLASSES = {"Cache": "entangle.cache", "Executor": "entangle.executor", "Session": "entangle._warm.session"}
 
 if not TYPE_CHECKING:  # checkers would take any name for one of ours
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
@@ -14,6 +14,9 @@ from entangle.flow import FRESH, PROCESS
 from entangle.task import AnyTask, Decorator, InjectingDecorator, Task, decorate, refuse_unknown
 
 __all__ = ["ProcessRetryException", "ProcessTerminatedException", "ProcessTimeoutException", "process"]
+
+if TYPE_CHECKING:
+    from entangle._tasks.cache_options import Cache
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,7 +53,7 @@ def process(  # type: ignore[overload-overlap]
     backoff: float = 1.0,
     jitter: float = 0.0,
     on: On = None,
-    cache: bool = False,
+    cache: bool | Cache = False,
     idempotent: bool = False,
     fresh: bool = False,
     shared_memory: Literal[True],
@@ -65,7 +68,7 @@ def process(
     backoff: float = 1.0,
     jitter: float = 0.0,
     on: On = None,
-    cache: bool = False,
+    cache: bool | Cache = False,
     idempotent: bool = False,
     fresh: bool = False,
     shared_memory: bool = False,
@@ -82,7 +85,7 @@ def process(
     backoff: float = 1.0,
     jitter: float = 0.0,
     on: On = None,
-    cache: bool = False,
+    cache: bool | Cache = False,
     idempotent: bool = False,
     fresh: bool = False,
     shared_memory: bool = False,
@@ -96,7 +99,8 @@ def process(
     - `retry`: the number of further attempts, `sleep` seconds apart. Each pause is `backoff` times
       the last, plus up to `jitter` seconds.
     - `on`: the exceptions that are tried again; a killed process is a ProcessTerminatedException.
-    - `cache`: remember the value by the function's code and arguments.
+    - `cache`: remember the value by the function's code and arguments, for other processes and
+      other days. `entangle.Cache(…)` says what counts, for how long, and where it stays.
     - `idempotent`: the body may run again where nobody can know whether it has ended: where an
       engine loses a value. `retry` says so too.
     - `fresh`: run in a new process, which ends with the body.

@@ -72,6 +72,9 @@ class TaskBody(Body):
     """The body of a task. It is pickled as its task is: by name, if that can be imported."""
 
     task: Task[..., Any]
+    #: Where the outermost layer that does anything remembers values: what looks for them, and what
+    #: lies below it.
+    remembering: tuple[Layer, Callable[..., Any]] | None
     #: The function itself, where the body does nothing but call it and resolve its value.
     plain: Callable[..., Any] | None
 
@@ -626,10 +629,13 @@ def _make_body(task: Task[..., Any]) -> Body:
             break
     pools: tuple[Pool, ...] = terms.pop("pools", ())
     ahead: Callable[..., Any] | None = None
+    remembering: tuple[Layer, Callable[..., Any]] | None = None
     for index in reversed(range(len(near))):
         within, outer = outer, near[index].around(outer)
         if outer is not within:  # of the layers that run anything, the outermost has a say
             ahead = near[index].ahead(Task(task.function, task.layers[index + 1 :]))
+            memory = near[index].remembering
+            remembering = None if memory is None else (memory, within)
     away = isinstance(outer, AwayFunction)  # no layer of the user's stands around it: nothing waits for it
     if outer is not inner and not away:
         outer = resolving(outer)
@@ -650,6 +656,7 @@ def _make_body(task: Task[..., Any]) -> Body:
         raise OptionError(_no_device(task.layers, f"task {task.__name__!r}"))
     body = TaskBody(outer, task.__name__, carrier, pools=pools, ahead=ahead, **terms)
     body.task = task
+    body.remembering = remembering
     body.plain = ordered if outer is inner else None
     return body
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
@@ -13,6 +13,9 @@ from entangle.flow import THREAD
 from entangle.task import AnyTask, Decorator, InjectingDecorator, Task, decorate, refuse_unknown
 
 __all__ = ["ThreadTerminatedException", "ThreadTimeoutException", "thread"]
+
+if TYPE_CHECKING:
+    from entangle._tasks.cache_options import Cache
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +45,7 @@ def thread(  # type: ignore[overload-overlap]
     backoff: float = 1.0,
     jitter: float = 0.0,
     on: On = None,
-    cache: bool = False,
+    cache: bool | Cache = False,
     idempotent: bool = False,
     shared_memory: Literal[True],
 ) -> InjectingDecorator: ...
@@ -56,7 +59,7 @@ def thread(
     backoff: float = 1.0,
     jitter: float = 0.0,
     on: On = None,
-    cache: bool = False,
+    cache: bool | Cache = False,
     idempotent: bool = False,
     shared_memory: bool = False,
 ) -> Decorator: ...
@@ -72,7 +75,7 @@ def thread(
     backoff: float = 1.0,
     jitter: float = 0.0,
     on: On = None,
-    cache: bool = False,
+    cache: bool | Cache = False,
     idempotent: bool = False,
     shared_memory: bool = False,
     **unknown: Any,

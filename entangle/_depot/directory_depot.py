@@ -6,7 +6,7 @@
         values/<aa>/<key>      a value, as `entry.py` says; its access time is that of its last use
         drafts/                values that are being written; each is renamed when it is whole
         locks/<key>            held by the process that computes it
-        verified/<boot>/<key>  empty: this machine has compared the checksum of a large value
+        verified/<boot>/       a mark for each large value whose checksum this machine has compared
         quarantine/            values that were damaged
         grown, trimmed         how much was put since the bounds were last applied, and when
 """
@@ -16,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import stat
+import struct
 import time
 from collections.abc import Iterator, Sequence
 
@@ -150,10 +152,9 @@ class DirectoryDepot:
         seen = found.st_ino, found.st_mtime_ns
         if self._verified.get(key) == seen:
             return unpack(key, whole, self._secret, verify=False)
-        mark = os.path.join(self._path, "verified", _boot(), key)
+        mark = os.path.join(self._path, "verified", _boot(), f"{key}.{found.st_ino}")
         with contextlib.suppress(OSError):
-            marked = os.stat(mark)
-            if (marked.st_size, marked.st_mtime_ns) == (0, found.st_mtime_ns) and os.stat(path).st_ino == found.st_ino:
+            if os.stat(mark).st_mtime_ns == found.st_mtime_ns:
                 self._verified[key] = seen
                 return unpack(key, whole, self._secret, verify=False)
         kept = unpack(key, whole, self._secret)
@@ -224,12 +225,19 @@ class DirectoryDepot:
         try:
             with open(self._value(key), "rb") as file:
                 _, size, length, _, _ = HEAD.unpack(file.read(HEAD.size))
-                import json
-
                 told = json.loads(file.read(min(length, size)))
                 return About(told["task"], told["made"], told["seconds"], told["parts"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
             return None
+
+    def verify(self, key: str) -> bool:
+        """Compare the checksum of a value, whether or not this was done before; False where it was
+        damaged. Raises DepotError where it is not signed as it has to be."""
+        self._verified.pop(key, None)
+        with contextlib.suppress(FileNotFoundError):
+            number = os.stat(self._value(key)).st_ino
+            os.unlink(os.path.join(self._path, "verified", _boot(), f"{key}.{number}"))
+        return self.find(key) is not None
 
     def remove(self, key: str) -> bool:
         """Remove a value. Gives whether it was there."""

@@ -7,10 +7,25 @@ from typing import Any
 
 from entangle._depot.directory_depot import DirectoryDepot
 from entangle._shared.state_directory import find_directory
-from entangle.errors import DepotError
+from entangle._shared.summaries import value_in_short
+from entangle.errors import DepotError, OptionError
 
 _opened: dict[tuple[str, str], DirectoryDepot] = {}
 _MOST = 64
+
+
+def check_place(where: str | os.PathLike[str]) -> str:
+    """A directory or URL as it was given, as a text. Raises OptionError for what can be neither."""
+    try:
+        place = os.fspath(where)
+    except TypeError:
+        place = ""
+    if not isinstance(place, str) or not place:
+        raise OptionError(f"Cache: where={value_in_short(where)}; it must be a directory or a URL")
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme not in ("", "file"):
+        raise OptionError(f"Cache: where={place!r}: no depot is known at {scheme}://; name a directory")
+    return place
 
 
 def place_of(where: str | None = None) -> str:

@@ -13,7 +13,7 @@ import pickle
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 from entangle._depot.compression import Unreadable
 from entangle._depot.entry import About, Kept
@@ -25,6 +25,14 @@ from entangle.errors import DepotError, UnpicklableError
 
 #: How often one that waits looks again: soon at first, then less often (seconds).
 _FIRST, _LONGEST = 0.0005, 0.02
+
+
+class Looked(NamedTuple):
+    """A value that was found, what is known of it, and its size (bytes, pickled)."""
+
+    value: Any
+    about: About
+    size: int
 
 
 @passes_on
@@ -47,10 +55,10 @@ def remembered(
     """
     found = look(depot, key, expire)
     if found is not None:
-        return found[0]
+        return found.value
     lock, found = _alone(depot, key, expire, waiting, check)
     if found is not None:
-        return found[0]
+        return found.value
     pid, began = os.getpid(), time.monotonic()
     try:
         value = compute()
@@ -62,8 +70,8 @@ def remembered(
             lock.give()
 
 
-def look(depot: Any, key: str, expire: float | None = None) -> tuple[Any, About] | None:
-    """The value under a key and what is known of it; None where there is none that can be used."""
+def look(depot: Any, key: str, expire: float | None = None) -> Looked | None:
+    """The value under a key; None where there is none that can be used."""
     try:
         kept: Kept | None = depot.find(key)
     except OSError as error:
@@ -75,7 +83,8 @@ def look(depot: Any, key: str, expire: float | None = None) -> tuple[Any, About]
     if kept is None or (expire is not None and time.time() - kept.about.made > expire):
         return None
     try:
-        return pickle.loads(kept.body, buffers=kept.buffers), kept.about
+        size = len(kept.body) + sum(map(len, kept.buffers))
+        return Looked(pickle.loads(kept.body, buffers=kept.buffers), kept.about, size)
     except Exception:  # made by classes that are not there any more: it is computed anew
         return None
 
@@ -105,7 +114,7 @@ def _alone(
     expire: float | None,
     waiting: Callable[[], AbstractContextManager[object]],
     check: Callable[[], None],
-) -> tuple[Any, tuple[Any, About] | None]:
+) -> tuple[Any, Looked | None]:
     """The right to compute a key, or the value that another has computed meanwhile.
 
     Neither where the depot cannot be written to: then several may compute it.

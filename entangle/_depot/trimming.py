@@ -101,6 +101,12 @@ def _trimmed(directory: str, bounds: Bounds) -> list[File]:
     for entry in _entries(os.path.join(directory, "locks")):
         if (left := KeyLock.take(entry.path, 0o600)) is not None:
             left.give()
+    for boot in _entries(os.path.join(directory, "verified")):
+        for mark in _entries(boot.path):
+            key = mark.name.partition(".")[0]
+            if not os.path.exists(os.path.join(directory, "values", key[:2], key)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(mark.path)
     found = [*files(os.path.join(directory, "values")), *_quarantined(directory)]
     found.sort(key=lambda file: file.used)
     total = sum(file.size for file in found)

@@ -56,7 +56,6 @@ def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[
 
 #: Where the modules in pickles that earlier versions made are now.
 _MOVED = {
-    "entangle._cache": "entangle._tasks.cache",
     **{
         f"entangle._run.{before}": f"entangle._shared.{now}"
         for before, now in (
@@ -70,6 +69,8 @@ _MOVED = {
 }
 #: Classes that have other names now: layers of tasks, and their parts.
 _RENAMED = {
+    ("entangle._cache", "Cache"): ("entangle._tasks.cache_layer", "Remembering"),
+    ("entangle._tasks.cache", "Cache"): ("entangle._tasks.cache_layer", "Remembering"),
     ("entangle._tasks.layer", "Attributes"): ("entangle._tasks.attributes", "Attributes"),
     ("entangle._dataflow.node", "Dataflow"): ("entangle._dataflow.flow_graph", "Dataflow"),
     ("entangle.interpreter", "InterpreterLayer"): ("entangle.interpreter", "Interpreter"),

@@ -62,6 +62,9 @@ class Call(Generic[R_co]):
     name: str | None
     #: Filled in by `entangle.task`, which every call needs for its task.
     _compiler: ClassVar[Compiler]
+    #: What runs a call after values that are kept have taken the place of calls; filled in once a
+    #: task remembers values.
+    _after_hits: ClassVar[Any] = None
 
     def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None) -> None:
         _set_task(self, task)
@@ -335,9 +338,14 @@ class Call(Generic[R_co]):
         start: str | None = None,
         timeout: float | None = None,
         workers: int | None = None,
-    ) -> Run:
+    ) -> Any:
         """The next execution of this graph."""
         check_whether("run", progress=progress)
+        if self._after_hits is not None:
+            return self._after_hits(self, lambda left: left._compiled_run(progress, start, timeout, workers))
+        return self._compiled_run(progress, start, timeout, workers)
+
+    def _compiled_run(self, progress: bool | None, start: str | None, timeout: float | None, workers: int | None) -> Run:
         flow, observer = self._compiler.compile_call(self), observer_for(progress)
         if _run.elsewhere is not None and (elsewhere := _run.elsewhere()) is not None:
             run: Run | None = elsewhere.run_of(flow, start, observer, timeout, workers)

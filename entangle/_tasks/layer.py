@@ -55,6 +55,8 @@ class Layer:
     takes_arguments = False
     #: The decorator that adds it, where its class has another name.
     door = ""
+    #: What looks for a value before the layers below run, where the layer remembers values.
+    remembering: Layer | None = None
     #: Whether `ship` takes the layers below to another place.
     ships = False
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.layer import Layer
 from entangle._tasks.option_values import check_seconds, check_whether, is_number
 from entangle.errors import OptionError
 
+if TYPE_CHECKING:
+    from entangle._tasks.cache_layer import Remembering
+    from entangle._tasks.cache_options import Cache
+
 On = type[BaseException] | tuple[type[BaseException], ...] | None
 
 
 class Terms(Layer):
     """How a body runs: its carrier, deadlines, attempts, and whether its value is kept."""
+
+    remembering: Remembering | None = None
 
     def __init__(
         self,
@@ -27,7 +33,7 @@ class Terms(Layer):
         backoff: float,
         jitter: float,
         on: On,
-        cache: bool,
+        cache: bool | Cache,
         idempotent: bool,
         shared_memory: bool,
     ) -> None:
@@ -41,7 +47,7 @@ class Terms(Layer):
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise OptionError(f"@{decorator}: on={value_in_short(on)}; it must be an exception type, or a tuple of them")
-        check_whether(f"@{decorator}", cache=cache, idempotent=idempotent, shared_memory=shared_memory)
+        check_whether(f"@{decorator}", idempotent=idempotent, shared_memory=shared_memory)
         self._decorator = decorator
         self._terms: dict[str, Any] = {
             "timeout": timeout,
@@ -56,20 +62,24 @@ class Terms(Layer):
         }
         defaults = {"timeout": None, "wait": None, "retry": 0, "shared_memory": False}
         self.stated = tuple(f"{name}={self._terms[name]}" for name, default in defaults.items() if self._terms[name] != default)
-        self._cache: Layer | None = None
-        if cache:
-            from entangle._tasks.cache import Cache
-
-            self._cache = Cache()
         if shared_memory:
             self.injected = ("smm", "sm")
+        if cache is not False and cache is not None:
+            from entangle._tasks.cache_layer import Remembering
+            from entangle._tasks.cache_options import options_of
+
+            options = options_of(decorator, cache)
+            self.remembering = Remembering(options, self.injected) if options is not None else None
 
     def terms(self) -> dict[str, Any]:
         """What the engine enforces."""
         return self._terms
 
     def accept(self, function: Callable[..., Any]) -> None:
-        """With `shared_memory`, refuse a function that does not take `smm` and `sm`."""
+        """With `shared_memory`, refuse a function that does not take `smm` and `sm`; with `cache`,
+        one without the parameters that are to be ignored."""
+        if self.remembering is not None:
+            self.remembering.options.accept(function)
         if not self._terms["shared_memory"]:
             return
         import inspect
@@ -86,4 +96,4 @@ class Terms(Layer):
 
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """With `cache`, the memory around the function."""
-        return self._cache.around(inner) if self._cache is not None else inner
+        return self.remembering.around(inner) if self.remembering is not None else inner

@@ -120,6 +120,11 @@ def _look_into(value: Any) -> tuple[bool, bool]:
     return False, endless
 
 
+def holds_calls(value: Any) -> bool:
+    """Whether a value is a call, or a container with one in it, at any depth."""
+    return type(value) in CALLS or (isinstance(value, _CONTAINERS) and _look_into(value)[0])
+
+
 def _containers_in(value: Any) -> Iterator[Any]:
     """The items of a container that are calls or may contain calls."""
     parts = chain.from_iterable(value.items()) if isinstance(value, dict) else value
@@ -131,7 +136,7 @@ def _containers_in(value: Any) -> Iterator[Any]:
 _Shape = tuple[int, tuple[str, ...], "tuple[Template, ...] | None"]
 
 
-def _plan(call: Call[Any], together: bool = False) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
+def plan_of(call: Call[Any], together: bool = False) -> tuple[Sequence[Any], _Shape, _Gathering | None]:
     """The flat inputs of a call, and the shape that makes its arguments of them.
 
     With them what gathered calls say of the inputs, if there are any. `together`: the calls of a
@@ -174,7 +179,7 @@ def compile_call(root: Call[Any]) -> Flow:
 
 def _alone(call: Call[Any]) -> Flow:
     """The flow of a call that may take no other: that of an earlier one, with its own constants."""
-    flat, shape, _ = _plan(call, together=True)
+    flat, shape, _ = plan_of(call, together=True)
     if not {Call, MappedCalls}.isdisjoint(map(type, flat)):
         return _compiled([call])[0]
     plans = call.task._plans
@@ -301,7 +306,7 @@ def _compiled(roots: Sequence[Call[Any]]) -> tuple[Flow, list[int]]:
             found = body_numbers[task] = len(bodies)
             bodies.append(task.body)
             in_ranges.append(_is_in_ranges(bodies[found]))
-        flat, plan, said = _plan(call, together=True)
+        flat, plan, said = plan_of(call, together=True)
         shape = shapes.setdefault(plan, len(shapes))
         children = [part for part in flat if type(part) is Call or type(part) is MappedCalls]
         if children:
@@ -385,7 +390,7 @@ def as_dict(root: Call[Any]) -> dict[str, Any]:
         if call in built:
             stack.pop()
             continue
-        flat, (count, keywords, templates), _ = _plan(call)
+        flat, (count, keywords, templates), _ = plan_of(call)
         missing = [part for part in flat if type(part) is Call and part not in built]
         if missing:
             waiting.add(call)

@@ -22,11 +22,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 aws_app = typer.Typer(no_args_is_help=True, help="Look at what is in an account of AWS because of tasks.")
+cache_app = typer.Typer(no_args_is_help=True, help="Values that stay: what [b]cache=[/b] finds again.")
 graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.")
 hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.")
 image_app = typer.Typer(no_args_is_help=True, help="Images for containers, with the packages that functions need.")
 places_app = typer.Typer(help="Places by name: list them, and look at them.")
 app.add_typer(aws_app, name="aws")
+app.add_typer(cache_app, name="cache")
 app.add_typer(graph_app, name="graph")
 app.add_typer(hosts_app, name="hosts")
 app.add_typer(image_app, name="image")
@@ -208,6 +210,61 @@ def _aws_ls(
     from entangle.cli.aws_ls import ls
 
     ls(Account(profile, region, bucket=bucket), as_json)
+
+
+Depot = Annotated[str | None, typer.Option("--where", metavar="PLACE", help="The depot; else ENTANGLE_DEPOT, else beside the records.")]
+Value = Annotated[str, typer.Argument(metavar="KEY", help="A key, or the start of it.")]
+
+
+@cache_app.command("ls")
+def _cache_ls(
+    task: Annotated[str | None, typer.Option(help="Only values of this task.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the last used first.")] = 50,
+    where: Depot = None,
+    as_json: Json = False,
+) -> None:
+    """List the values that are kept: task, size, when each was made and last used."""
+    from entangle.cli.cache_values import ls
+
+    ls(where, task, limit, as_json)
+
+
+@cache_app.command("why")
+def _cache_why(key: Value, where: Depot = None, as_json: Json = False) -> None:
+    """Say how a value differs from the nearest of the same task that was made before it."""
+    from entangle.cli.cache_values import why
+
+    why(where, key, as_json)
+
+
+@cache_app.command("rm", no_args_is_help=True)
+def _cache_rm(
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys, or the starts of them.")] = None,
+    task: Annotated[str | None, typer.Option(help="All values of this task.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All values.")] = False,
+    where: Depot = None,
+    as_json: Json = False,
+) -> None:
+    """Remove values: by keys, of a task, or all."""
+    from entangle.cli.cache_values import rm
+
+    rm(where, keys or [], task, everything, as_json)
+
+
+@cache_app.command("gc")
+def _cache_gc(where: Depot = None, as_json: Json = False) -> None:
+    """Apply the bounds now: ENTANGLE_DEPOT_SIZE and ENTANGLE_DEPOT_AGE."""
+    from entangle.cli.cache_values import gc
+
+    gc(where, as_json)
+
+
+@cache_app.command("verify")
+def _cache_verify(where: Depot = None, as_json: Json = False) -> None:
+    """Compare all checksums. What is damaged goes to quarantine; then the exit status is 1."""
+    from entangle.cli.cache_values import verify
+
+    raise typer.Exit(verify(where, as_json))
 
 
 @graph_app.command("send")

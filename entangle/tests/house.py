@@ -37,7 +37,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     },
     {"the near side of services": ("_services.caller.",)},
     {"a cloud": ("_aws.",)},
-    {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "logging.")},
+    {"doors": ("process", "thread", "workflow", "scheduler", "limit", "local", "http", "cache", "logging.")},
     {
         "doors to other places, and of dataflows": (
             "interpreter",

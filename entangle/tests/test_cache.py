@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from entangle.errors import DepotError
+import entangle
+from entangle import _run, gather
+from entangle.cache import Cache
+from entangle.errors import DepotError, OptionError
+from entangle.process import process
+from entangle.task import Layer, task
 from entangle.thread import thread
 
 from . import bodies
-from .evidence import notes
+from .evidence import note, notes
 
 _PROGRAM = """
 import os, sys, time
@@ -366,3 +375,225 @@ def after(_, n):
 if __name__ == "__main__":
     print(entangle.gather(outer(0), after(late(), 0))())
 """
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_a_version_counts_in_place_of_the_code(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    for version, value in ((1, "a"), (1, "b"), (2, "c")):
+        exec(f"def f(log):\n  from entangle.tests.evidence import note\n  note(log)\n  return {value!r}", there := {})
+        assert thread(cache=Cache(version=version))(there["f"])(log)() == {"a": "a", "b": "a", "c": "c"}[value]
+    assert len(notes(log)) == 2
+
+
+def test_arguments_that_are_ignored_do_not_count(tmp_path: Path) -> None:
+    noted = thread(cache=Cache(ignore=["value"]))(bodies.noted)
+    log = str(tmp_path / "log")
+    assert [noted(log, 1)(), noted(log, 2)(), noted(log, value=3)()] == [1, 1, 1]
+
+
+def test_a_value_that_has_expired_is_computed_anew(depot: Path, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    noted = thread(cache=Cache(expire=1000))(bodies.noted)
+    soon = thread(cache=Cache(expire=timedelta(microseconds=1)))(bodies.noted)
+    assert [noted(log, 1)(), noted(log, 1)()] == [1, 1]
+    assert len(notes(log)) == 1
+    assert soon(log, 1)() == 1
+    assert len(notes(log)) == 2
+    assert len(values_in(depot)) == 1
+
+
+def test_values_may_stay_elsewhere(depot: Path, tmp_path: Path) -> None:
+    noted = thread(cache=Cache(where=tmp_path / "other"))(bodies.noted)
+    assert [noted(str(tmp_path / "log"), 1)() for _ in range(2)] == [1, 1]
+    assert len(values_in(tmp_path / "other")) == 1
+    assert not depot.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": ["1"]},
+        {"version": True},
+        {"ignore": "verbose"},
+        {"ignore": [1]},
+        {"expire": 0},
+        {"expire": "1d"},
+        {"packages": "numpy"},
+        {"packages": ["no-such-package"]},
+        {"where": 3},
+        {"where": ""},
+        {"where": "nowhere://depot"},
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_is_an_error_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        Cache(**options)
+
+
+def test_an_argument_to_be_ignored_has_to_be_there() -> None:
+    with pytest.raises(OptionError, match=r"ignore=\['valeu'\]: noted has no parameter"):
+        thread(cache=Cache(ignore=["valeu"]))(bodies.noted)
+
+
+def test_the_options_travel() -> None:
+    options = Cache(version="2", ignore=["a"], expire=3)
+    assert pickle.loads(pickle.dumps(options)) == options
+    assert repr(options) == "Cache(expire=3, ignore=('a',), version='2')"
+    assert entangle.Cache is Cache
+
+
+# --- what is done with a hit ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs() -> Iterator[list[list[str]]]:
+    """The names of the tasks of each run that has begun."""
+    begun: list[list[str]] = []
+
+    class Observer:
+        def started(self, run: Any) -> None:
+            begun.append(sorted(run.flow.body(node).name for node in range(run.flow.count)))
+
+        def looked(self, run: Any) -> None: ...
+        def ended(self, run: Any) -> None: ...
+
+    observer = Observer()
+    _run.observers.append(observer)
+    yield begun
+    _run.observers.remove(observer)
+
+
+def test_a_hit_starts_nothing(tmp_path: Path, runs: list[list[str]]) -> None:
+    noted = process(cache=True)(bodies.noted)
+    log = str(tmp_path / "log")
+    assert [noted(log, 1)() for _ in range(3)] == [1] * 3
+    assert noted(log, 1).run(timeout=5) == 1
+    assert noted(log, 1).future().result() == 1
+    assert noted(log, 1)(proc=True).result() == 1
+    assert runs == [["noted"]]
+
+
+def test_what_lies_below_a_hit_falls_away(tmp_path: Path, runs: list[list[str]]) -> None:
+    log = str(tmp_path / "log")
+    noted, plain = process(cache=True)(bodies.noted), process(bodies.add)
+
+    def tree() -> Any:
+        return plain(noted(log, noted(log, [1])), noted(log, noted(log, [2])))
+
+    assert tree()() == [1, 2]
+    assert tree()() == [1, 2]
+    assert runs == [["add", *["noted"] * 4], ["add"]]
+    assert gather(noted(log, noted(log, [1])), noted(log, [2]))() == [[1], [2]]
+    assert noted.starmap([(log, [1]), (log, [2])])() == [[1], [2]]
+    assert len(runs) == 2
+    assert len(notes(log)) == 2
+    assert noted.starmap([(log, [1]), (log, [3]), (log, [2])])() == [[1], [3], [2]]
+    assert runs[2:] == [["gather", "noted"]]
+
+
+def test_a_changed_value_upstream_is_seen(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    noted = process(cache=True)(bodies.noted)
+    (tmp_path / "input").write_text("1")
+    read = thread(lambda: (tmp_path / "input").read_text())
+    assert [noted(log, read())(), noted(log, read())()] == ["1", "1"]
+    (tmp_path / "input").write_text("2")
+    assert noted(log, read())() == "2"
+
+
+def test_a_layer_of_the_users_own_runs_around_a_hit(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    outer = task(process(cache=True)(bodies.noted), _Twice())
+    assert [outer(log, [1])(), outer(log, [1])()] == [[1, 1]] * 2
+    assert len(notes(log)) == 1
+
+
+class _Twice(Layer):
+    def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
+        return inner(*args, **kwargs) * 2
+
+
+def test_a_large_hit_among_arguments_is_fetched_by_its_worker(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    log = str(tmp_path / "log")
+    noted, total = process(cache=True)(bodies.noted), process(lambda array: float(array.sum()))
+    for _ in range(2):
+        assert total(noted(log, numpy.ones(200_000)))() == 200_000.0
+    assert len(notes(log)) == 1
+
+
+def test_shared_memory_is_no_part_of_the_key(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    @process(cache=True, shared_memory=True)
+    def f(x: int, smm: Any = None, sm: Any = None) -> int:
+        note(log)
+        return x if smm is not None and sm is not None else -1
+
+    assert [f(1)(), f(1)()] == [1, 1]
+    assert len(notes(log)) == 1
+
+
+def test_methods_and_async_functions_are_remembered(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+
+    class Model:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        @process(cache=True)
+        def times(self, x: int) -> int:
+            note(log)
+            return self.factor * x
+
+        @thread(cache=True)
+        async def later(self, x: int) -> int:
+            note(log)
+            return self.factor * x
+
+    values = [Model(2).times(3)(), Model(2).times(3)(), Model(3).times(3)(), Model(2).later(3)(), Model(2).later(3)()]
+    assert values == [6, 6, 9, 6, 6]
+    assert len(notes(log)) == 3
+
+
+def test_generators_cannot_be_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    @thread(cache=True)
+    def several(n: int) -> Any:
+        yield from range(n)
+
+    assert [list(several(3)()), list(several(3)())] == [[0, 1, 2]] * 2
+    assert "cannot be pickled" in caplog.records[0].message
+
+
+# --- entangle cache -------------------------------------------------------------------------------
+
+
+def entangle_cache(*words: object) -> tuple[int, Any]:
+    """A command, and what it prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "entangle", "cache", *map(str, words), "--json"], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_the_commands(depot: Path, tmp_path: Path) -> None:
+    noted, log = thread(cache=True)(bodies.noted), str(tmp_path / "log")
+    for value in (1, 2, 2):
+        noted(log, value)()
+    status, listed = entangle_cache("ls")
+    assert (status, [one["task"] for one in listed]) == (0, ["noted", "noted"])
+    last = max(listed, key=lambda one: one["made"])["key"]
+    _, told = entangle_cache("why", last[:10])
+    assert told["differs"] == ["argument value is another"]
+    values_in(depot)[0].write_bytes(b"damaged")
+    status, found = entangle_cache("verify")
+    assert (status, found["good"], len(found["damaged"])) == (1, 1, 1)
+    _, found = entangle_cache("rm", "--task", "noted")
+    assert len(found["removed"]) == 1
+    assert entangle_cache("gc") == (0, {"removed": [], "bytes": 0})
+    assert entangle_cache("ls") == (0, [])
