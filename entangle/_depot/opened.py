@@ -8,9 +8,9 @@ from typing import Any
 from entangle._depot.directory_depot import DirectoryDepot
 from entangle._shared.state_directory import find_directory
 from entangle._shared.summaries import value_in_short
-from entangle.errors import DepotError, OptionError
+from entangle.errors import OptionError
 
-_opened: dict[tuple[str, str], DirectoryDepot] = {}
+_opened: dict[tuple[str, str], Any] = {}
 _MOST = 64
 
 
@@ -22,9 +22,16 @@ def check_place(where: str | os.PathLike[str]) -> str:
         place = ""
     if not isinstance(place, str) or not place:
         raise OptionError(f"Cache: where={value_in_short(where)}; it must be a directory or a URL")
-    scheme = place.partition("://")[0] if "://" in place else ""
-    if scheme not in ("", "file"):
-        raise OptionError(f"Cache: where={place!r}: no depot is known at {scheme}://; name a directory")
+    scheme = place.partition("://")[0] if "://" in place else "file"
+    if scheme != "file":
+        try:
+            from fsspec.registry import known_implementations, registry
+        except ImportError:
+            raise OptionError(f"Cache: where={place!r} needs the package fsspec: pip install 'py-entangle[depot]'") from None
+        if scheme not in known_implementations and scheme not in registry:
+            raise OptionError(
+                f"Cache: where={place!r}: fsspec knows nothing of {scheme}://; name a directory, or a URL as s3://bucket/path"
+            )
     return place
 
 
@@ -41,9 +48,13 @@ def depot(where: str | None = None) -> Any:
     place, key = place_of(where), os.environ.get("ENTANGLE_KEY", "")
     found = _opened.get((place, key))
     if found is None:
-        if "://" in place:
-            raise DepotError(f"no depot is known at {place}: name a directory")
         if len(_opened) >= _MOST:
             _opened.clear()
-        found = _opened[place, key] = DirectoryDepot(place, key.encode())
+        if "://" in place:
+            from entangle._depot.remote_depot import RemoteDepot
+
+            found = RemoteDepot(place, key.encode())
+        else:
+            found = DirectoryDepot(place, key.encode())
+        _opened[place, key] = found
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ import pytest
 
 import entangle
 from entangle import _run, gather
+from entangle._depot import opened
 from entangle.cache import Cache
 from entangle.errors import DepotError, OptionError
 from entangle.process import process
@@ -383,7 +385,8 @@ if __name__ == "__main__":
 def test_a_version_counts_in_place_of_the_code(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     for version, value in ((1, "a"), (1, "b"), (2, "c")):
-        exec(f"def f(log):\n  from entangle.tests.evidence import note\n  note(log)\n  return {value!r}", there := {})
+        there: dict[str, Any] = {}
+        exec(f"def f(log):\n  from entangle.tests.evidence import note\n  note(log)\n  return {value!r}", there)
         assert thread(cache=Cache(version=version))(there["f"])(log)() == {"a": "a", "b": "a", "c": "c"}[value]
     assert len(notes(log)) == 2
 
@@ -444,6 +447,83 @@ def test_the_options_travel() -> None:
     assert pickle.loads(pickle.dumps(options)) == options
     assert repr(options) == "Cache(expire=3, ignore=('a',), version='2')"
     assert entangle.Cache is Cache
+
+
+# --- other stores ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[str]:
+    """A depot in the memory of this process."""
+    fsspec = pytest.importorskip("fsspec")
+    yield f"memory:/{tmp_path}"
+    with contextlib.suppress(FileNotFoundError):
+        fsspec.filesystem("memory").rm(str(tmp_path), recursive=True)
+
+
+def test_values_behind_a_url(memory: str, tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    log = str(tmp_path / "log")
+    noted = thread(cache=Cache(where=memory))(bodies.noted)
+    assert [noted(log, 1)(), noted(log, 1)(), noted(log, None)(), noted(log, None)()] == [1, 1, None, None]
+    array = [noted(log, numpy.arange(100_000))() for _ in range(2)][1]
+    array[0] = 5
+    assert len(notes(log)) == 3
+    place = opened.depot(memory)
+    assert sorted(place.about(file.key).task for file in place.entries()) == ["noted"] * 3
+    assert all(place.remove(file.key) for file in list(place.entries()))
+    assert noted(log, 1)() == 1
+    assert len(notes(log)) == 4
+
+
+def test_two_threads_on_a_store_compute_once(memory: str, tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    slow = thread(cache=Cache(where=memory))(_slowly)
+    values = [slow(log, 1)(proc=True) for _ in range(3)]
+    assert [value.result() for value in values] == [1, 1, 1]
+    assert len(notes(log)) == 1
+    assert not pytest.importorskip("fsspec").filesystem("memory").find(f"{tmp_path}/locks")
+
+
+def _slowly(log: str, x: int) -> int:
+    note(log)
+    time.sleep(0.1)
+    return x
+
+
+def test_a_lease_that_has_ended_is_taken_by_one(memory: str) -> None:
+    place = opened.depot(memory)
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    files.pipe_file(place._path("locks", "abc", "1"), json.dumps({"until": time.time() - 1}).encode())
+    lease = place.try_alone("abc")
+    assert lease is not None
+    assert place.try_alone("abc") is None
+    lease.give()
+    again = place.try_alone("abc")
+    assert again is not None
+    again.give()
+
+
+def test_a_damaged_value_in_a_store_is_computed_again(memory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = str(tmp_path / "log")
+    noted = thread(cache=Cache(where=memory))(bodies.noted)
+    noted(log, "a value")()
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    (path,) = files.find(f"{tmp_path}/values")
+    files.pipe_file(path, files.cat_file(path)[:-3] + b"...")
+    assert [noted(log, "a value")(), noted(log, "a value")()] == ["a value"] * 2
+    assert len(notes(log)) == 2
+    assert "is damaged" in caplog.records[0].message
+
+
+def test_a_store_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec")
+    with pytest.raises(DepotError, match=r"ENTANGLE_KEY"):
+        thread(cache=Cache(where=f"local://{tmp_path}/there"))(bodies.noted)(str(tmp_path / "log"), 1)()
+    monkeypatch.setenv("ENTANGLE_KEY", "secret")
+    noted = thread(cache=Cache(where=f"local://{tmp_path}/there"))(bodies.noted)
+    assert [noted(str(tmp_path / "log"), 1)() for _ in range(2)] == [1, 1]
+    assert len(notes(tmp_path / "log")) == 1
 
 
 # --- what is done with a hit ----------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_eight_processes_and_everything_that_goes_wrong(folder: Path) -> None:
     def start(seed: int) -> subprocess.Popen[bytes]:
         at = folder / f"at-{seed}"
         done = at.read_text() if at.exists() else ""
-        command = [sys.executable, folder / "worker.py", folder, str(seed), done or "0", str(KEYS)]
+        command = [sys.executable, str(folder / "worker.py"), str(folder), str(seed), done or "0", str(KEYS)]
         return subprocess.Popen(command, env=environment)
 
     running = {seed: start(seed) for seed in range(PROCESSES)}

@@ -1,0 +1,235 @@
+"""A depot behind a URL of fsspec: `memory://`, `s3://bucket/path` and others.
+
+::
+
+    values/<aa>/<key>     a value, as `entry.py` says, signed with ENTANGLE_KEY
+    locks/<key>/<n>       a lease of the process that computes it; the highest number counts
+    quarantine/           values that were damaged
+
+There is no kernel that drops the lock of a process that dies, so the right to compute a key is a
+lease: its holder renews it, and it ends a minute after the last time. A lease is made under a name
+that must not exist (If-None-Match: the first writer wins). Who finds one that has ended makes the
+next number, so two who find it cannot both have it. Clocks that differ by more than half a minute
+can let two processes compute one key; the value is right all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from entangle._depot.bounds import bounds
+from entangle._depot.entry import About, BadlySigned, Damaged, Kept, pack, unpack
+from entangle._depot.trimming import File
+from entangle._depot.warned_once import warn_once
+from entangle.errors import DepotError
+
+T = TypeVar("T")
+
+#: A lease lasts so long unless it is renewed, which is done so often (seconds).
+_LASTS, _RENEWED = 60.0, 15.0
+#: Stores in which a whole object appears at once. In others a value is written aside, and moved.
+_AT_ONCE = frozenset(("memory", "s3", "s3a", "gs", "gcs", "abfs", "az"))
+
+
+class RemoteDepot:
+    """Values behind a URL. Its methods raise OSError where that cannot be used."""
+
+    def __init__(self, url: str, secret: bytes) -> None:
+        self.name = url
+        scheme = url.partition("://")[0]
+        if scheme != "memory" and not secret:
+            raise DepotError(
+                f"others may write to the depot {url}, and what it holds are pickles, which are code. Set ENTANGLE_KEY to a secret that "
+                f"all who share it have"
+            )
+        try:
+            import fsspec
+        except ImportError:
+            raise DepotError(f"the depot {url} needs the package fsspec: pip install 'py-entangle[depot]'") from None
+        try:
+            self._files, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise DepotError(f"the depot {url} cannot be used: {error}") from None
+        self._root = str(root).rstrip("/")
+        self._secret = secret
+        self._at_once = scheme in _AT_ONCE
+        self._put = 0
+
+    def _path(self, *names: str) -> str:
+        return "/".join((self._root, *names))
+
+    def _value(self, key: str) -> str:
+        return self._path("values", key[:2], key)
+
+    def find(self, key: str) -> Kept | None:
+        """The value under a key. One that is damaged goes to quarantine.
+
+        Raises DepotError where it is not signed as it has to be.
+        """
+        try:
+            whole = _asked(lambda: self._files.cat_file(self._value(key)))
+        except FileNotFoundError:
+            return None
+        try:
+            return unpack(key, memoryview(bytearray(whole)), self._secret)
+        except BadlySigned as error:
+            raise DepotError(
+                f"a value in the depot {self.name} is {error}: it is not loaded, since it may be anybody's code. Set ENTANGLE_KEY to the "
+                f"secret of those who share the depot, or remove the value: entangle cache rm {key[:12]}"
+            ) from None
+        except Damaged as error:
+            to = self._path("quarantine", f"{key}.{time.time_ns()}")
+            _asked(lambda: self._files.pipe_file(to, bytes(whole)))
+            self.remove(key)
+            warn_once(f"a value in the depot {self.name} is damaged ({error}): it is now {to}, and is computed again", to)
+            return None
+
+    def put(self, key: str, about: About, body: bytes, buffers: Sequence[memoryview]) -> None:
+        """Keep a value under a key, in place of one that is there. Applies the bounds."""
+        parts, size = pack(key, about, body, buffers, self._secret)
+        limit = bounds().size
+        if limit and size > limit:
+            raise DepotError(f"a value of {size:,} bytes is more than the depot {self.name} may hold ({limit:,}): set ENTANGLE_DEPOT_SIZE")
+        whole = bytearray(size)
+        for part, at in parts:
+            whole[at : at + part.nbytes] = part
+        self._write(self._value(key), bytes(whole))
+        self._put += size
+        if limit and self._put > limit / 16:
+            self._put = 0
+            self.trim()
+
+    def _write(self, path: str, whole: bytes) -> None:
+        if self._at_once:
+            _asked(lambda: self._files.pipe_file(path, whole))
+            return
+        draft = self._path("drafts", f"{os.getpid()}-{os.urandom(6).hex()}")
+        for name in (draft, path):
+            _asked(lambda name=name: self._files.makedirs(name.rpartition("/")[0], exist_ok=True))  # type: ignore[misc]
+        _asked(lambda: self._files.pipe_file(draft, whole))
+        _asked(lambda: self._files.mv(draft, path))
+
+    def try_alone(self, key: str) -> Lease | None:
+        """The right to compute a key, until it is given back; None where another has it."""
+        folder = self._path("locks", key)
+        numbers = sorted(int(name) for path in self._listed(folder) if (name := path.rpartition("/")[2]).isdigit())
+        if numbers and self._until(f"{folder}/{numbers[-1]}") > time.time():
+            return None
+        number = numbers[-1] + 1 if numbers else 1
+        lease = Lease(self._files, f"{folder}/{number}", [f"{folder}/{old}" for old in numbers])
+        return lease if lease.begin() else None
+
+    def _listed(self, folder: str) -> list[str]:
+        self._files.invalidate_cache(folder)
+        with contextlib.suppress(FileNotFoundError):
+            return [str(path) for path in _asked(lambda: self._files.ls(folder, detail=False))]
+        return []
+
+    def _until(self, path: str) -> float:
+        try:
+            return float(json.loads(_asked(lambda: self._files.cat_file(path)))["until"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return 0.0
+
+    # For people ----------------------------------------------------------------------------------
+
+    def entries(self) -> Iterator[File]:
+        """All values, in no order. When they were last used is not known: their age is that since
+        they were made."""
+        self._files.invalidate_cache()
+        try:
+            found = _asked(lambda: self._files.find(self._path("values"), detail=True))
+        except FileNotFoundError:
+            return
+        for path, told in found.items():
+            made = next((told[name] for name in ("LastModified", "mtime", "created", "last_modified") if told.get(name)), time.time())
+            yield File(
+                path.rpartition("/")[2], path, int(told["size"] or 0), made.timestamp() if hasattr(made, "timestamp") else float(made)
+            )
+
+    def about(self, key: str) -> About | None:
+        """What is known of a value; None where it is gone, damaged, or signed otherwise."""
+        with contextlib.suppress(DepotError):
+            kept = self.find(key)
+            return kept.about if kept is not None else None
+        return None
+
+    def verify(self, key: str) -> bool:
+        """Compare the checksum of a value; False where it was damaged. Raises DepotError where it
+        is not signed as it has to be."""
+        return self.find(key) is not None
+
+    def remove(self, key: str) -> bool:
+        """Remove a value. Gives whether it was there."""
+        try:
+            _asked(lambda: self._files.rm_file(self._value(key)))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def trim(self) -> list[File]:
+        """Apply the bounds now, the oldest first. Gives what was removed."""
+        limits, now = bounds(), time.time()
+        found = sorted(self.entries(), key=lambda file: file.used)
+        total = sum(file.size for file in found)
+        room = limits.size * 0.9 if limits.size and total > limits.size else total
+        removed = []
+        for file in found:
+            if (total > room or (limits.age and now - file.used > limits.age)) and self.remove(file.key):
+                removed.append(file)
+                total -= file.size
+        return removed
+
+
+class Lease:
+    """The right to compute a key; a thread renews it until it is given back."""
+
+    def __init__(self, files: Any, path: str, old: list[str]) -> None:
+        self._files, self._path, self._old = files, path, old
+        self._pid = os.getpid()
+        self._given = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="entangle-lease", daemon=True)
+
+    def begin(self) -> bool:
+        """Take it, unless another was first."""
+        try:
+            _asked(lambda: self._files.pipe_file(self._path, _until(), mode="create"))
+        except FileExistsError:
+            return False
+        self._renewer.start()
+        return True
+
+    def _renew(self) -> None:
+        while not self._given.wait(_RENEWED):
+            with contextlib.suppress(OSError):
+                _asked(lambda: self._files.pipe_file(self._path, _until()))
+
+    def give(self) -> None:
+        """Let others have it. In a child that was forked meanwhile, does nothing."""
+        if self._pid != os.getpid():
+            return
+        self._given.set()
+        self._renewer.join()
+        for path in (*self._old, self._path):  # this one last: until then, others find it
+            with contextlib.suppress(OSError):
+                _asked(lambda path=path: self._files.rm_file(path))  # type: ignore[misc]
+
+
+def _until() -> bytes:
+    return json.dumps({"until": time.time() + _LASTS}).encode()
+
+
+def _asked(ask: Callable[[], T]) -> T:
+    """What a store answers. Errors of its own library are told as OSError."""
+    try:
+        return ask()
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(5, f"{type(error).__name__}: {error}") from error
