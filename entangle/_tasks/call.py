@@ -229,7 +229,7 @@ class Call(Generic[R_co]):
                 future = _future_of(self, call, options)
                 if future.run_first():
                     return future.result()
-            return call._run(**options).value()
+            return call._run_after_hits(options).value()
         except BaseException as error:
             hide(error)
             raise
@@ -327,7 +327,7 @@ class Call(Generic[R_co]):
                 future = _future_of(self, self, options)
                 if future.run_first():
                     return future.result()
-            return self._run(**options).value()
+            return self._run_after_hits(options).value()
         except BaseException as error:
             hide(error)
             raise
@@ -338,20 +338,23 @@ class Call(Generic[R_co]):
         start: str | None = None,
         timeout: float | None = None,
         workers: int | None = None,
-    ) -> Any:
+    ) -> Run:
         """The next execution of this graph."""
         check_whether("run", progress=progress)
-        if self._after_hits is not None:
-            return self._after_hits(self, lambda left: left._compiled_run(progress, start, timeout, workers))
-        return self._compiled_run(progress, start, timeout, workers)
-
-    def _compiled_run(self, progress: bool | None, start: str | None, timeout: float | None, workers: int | None) -> Run:
         flow, observer = self._compiler.compile_call(self), observer_for(progress)
         if _run.elsewhere is not None and (elsewhere := _run.elsewhere()) is not None:
             run: Run | None = elsewhere.run_of(flow, start, observer, timeout, workers)
             if run is not None:
                 return run
         return Run(flow, start, observer, timeout, workers)
+
+    def _run_after_hits(self, options: dict[str, Any]) -> Any:
+        """The next execution of what is left of this graph where kept values take the place of
+        calls."""
+        if self._after_hits is None:
+            return self._run(**options)
+        check_whether("run", progress=options.get("progress"))
+        return self._after_hits(self, lambda left: left._run(**options))
 
     @overload
     def future(self: Call[Call[V]], callback: Callable[[RunFuture[V]], object] | None = None) -> RunFuture[V]: ...
@@ -625,7 +628,7 @@ def _future_of(owner: Call[Any], call: Call[Any], options: dict[str, Any]) -> Ru
     """The future that waits for the next run of `owner`, else a new one that runs `call`."""
     from entangle._run.future import RunFuture
 
-    run = call._run(**options)
+    run = call._run_after_hits(options)
     waiting = _pending.pop(owner, None)
     if waiting is not None and waiting.instead(run.value, run.cancel):
         return waiting  # now of this run, which may have arguments and options of its own
