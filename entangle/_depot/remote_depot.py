@@ -115,14 +115,14 @@ class RemoteDepot:
         _asked(lambda: self._files.pipe_file(draft, whole))
         _asked(lambda: self._files.mv(draft, path))
 
-    def try_alone(self, key: str) -> Lease | None:
+    def try_alone(self, key: str) -> KeyLease | None:
         """The right to compute a key, until it is given back; None where another has it."""
         folder = self._path("locks", key)
         numbers = sorted(int(name) for path in self._listed(folder) if (name := path.rpartition("/")[2]).isdigit())
         if numbers and self._until(f"{folder}/{numbers[-1]}") > time.time():
             return None
         number = numbers[-1] + 1 if numbers else 1
-        lease = Lease(self._files, f"{folder}/{number}", [f"{folder}/{old}" for old in numbers])
+        lease = KeyLease(self._files, f"{folder}/{number}", [f"{folder}/{old}" for old in numbers])
         return lease if lease.begin() else None
 
     def _listed(self, folder: str) -> list[str]:
@@ -187,7 +187,7 @@ class RemoteDepot:
         return removed
 
 
-class Lease:
+class KeyLease:
     """The right to compute a key; a thread renews it until it is given back."""
 
     def __init__(self, files: Any, path: str, old: list[str]) -> None:
