@@ -17,6 +17,7 @@ import pickle
 import threading
 import types
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from entangle._shared.identity import arrays, project
@@ -157,7 +158,8 @@ class Content:
         return self._instance(value, kind)
 
     def _items(self, value: Any, kind: type) -> bytes:
-        if LEAVES.issuperset(map(type, value)):
+        kinds = set(map(type, value))
+        if kinds <= LEAVES or (kinds == {tuple} and LEAVES.issuperset(map(type, chain.from_iterable(value)))):
             return b"+" + marshal.dumps(value, 2)
         parts = [b"%b %d:" % (kind.__name__.encode(), len(value))]
         for number, item in enumerate(value):

@@ -93,7 +93,8 @@ class Witness:
         """Note the code and the defaults of a function."""
         self._functions.append(function)
         if function.__kwdefaults__:
-            self.read_some(function.__kwdefaults__, function.__kwdefaults__)
+            code = function.__code__
+            self.read_some(function.__kwdefaults__, code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
 
     def read_cell(self, cell: types.CellType) -> Any:
         """What a variable of a closure holds, or ABSENT."""
