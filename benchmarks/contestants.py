@@ -659,6 +659,63 @@ class MpireStream(Contestant):
         return iter(values)
 
 
+class _OnDisk(Contestant):
+    """A library that keeps values of functions in a directory."""
+
+    def start(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="entangle-bench-")
+
+    def stop(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def value(self, built: Any) -> Any:
+        return built()
+
+
+class JoblibMemory(_OnDisk):
+    """``joblib.Memory``, which maps arrays."""
+
+    name = "joblib.Memory"
+    short = "Memory"
+    distribution = "joblib"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        joblib: Any = import_module("joblib")
+        kept = joblib.Memory(self.folder, mmap_mode="c", verbose=0).cache(function)
+        return lambda *args: lambda: kept(*args)
+
+
+class DiskCache(_OnDisk):
+    """``diskcache.Cache.memoize``, with room for large values."""
+
+    name = "diskcache"
+    short = "diskcache"
+    distribution = "diskcache"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        diskcache: Any = import_module("diskcache")
+        self.cache = diskcache.Cache(self.folder, size_limit=1 << 33)
+        kept = self.cache.memoize()(function)
+        return lambda *args: lambda: kept(*args)
+
+    def stop(self) -> None:
+        self.cache.close()
+        super().stop()
+
+
+class EntangleDepot(_OnDisk):
+    """entangle's ``cache=True``: the call is known before a run begins."""
+
+    name = "entangle, cache=True"
+    short = "entangle"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        from entangle.cache import Cache
+        from entangle.process import process
+
+        return process(cache=Cache(where=self.folder))(function)
+
+
 CONTESTANTS: dict[str, type[Contestant]] = {
     one.name: one
     for one in (
@@ -683,6 +740,9 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         PoolApply,
         ImapInChunks,
         MpireStream,
+        JoblibMemory,
+        DiskCache,
+        EntangleDepot,
     )
 }
 
