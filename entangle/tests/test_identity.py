@@ -139,7 +139,18 @@ def test_values_that_look_alike_have_keys_of_their_own() -> None:
         *(Path("a"), Path("a/b"), pathlib.PurePosixPath("a"), "a", uuid.UUID(int=1), decimal.Decimal("1.0"), decimal.Decimal("1.00")),
         *(datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1), datetime.timedelta(1), slice(1), slice(1, None), range(1)),
         *(functools.partial(body), functools.partial(body, 1), body, Point.__init__, Point(1).__eq__, lambda: 1, lambda: 2),
-        *("x" * 1000, "x" * 1001, b"x" * 1000, ["x"] * 1000, list(range(2000)), [*range(1999), 0], tuple(range(2000))),
+        *(
+            "x" * 1000,
+            "x" * 1001,
+            b"x" * 1000,
+            b"x" * 1001,
+            b"x" * 64,
+            b"x" * 65,
+            ["x"] * 1000,
+            list(range(2000)),
+            [*range(1999), 0],
+            tuple(range(2000)),
+        ),
     ]
     keys = [key(value) for value in values]
     assert len({*keys}) == len(values), [values[n] for n, one in enumerate(keys) if one in keys[:n]]

@@ -94,6 +94,8 @@ class Content:
     def of(self, value: Any) -> bytes:
         """The content of a value, of at most 65 bytes. Raises NoContent."""
         if type(value) in LEAVES:
+            if type(value) is bytes and len(value) > _LONG:
+                return b"bytes " + hashlib.sha256(value).digest()  # without a copy
             content = b"=" + marshal.dumps(value, 2)
             return content if len(content) <= _LONG else hashed(content)
         key = id(value)
