@@ -255,6 +255,7 @@ EXTRAS = {
     "web": ("starlette", "uvicorn"),
     "gpu": ("numba", "numpy"),
     "dataflow": ("watchfiles",),
+    "depot": ("fsspec",),
     "dask": ("dask", "distributed"),
     "ray": ("ray",),
     "joblib": ("joblib",),
