@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-#: On-demand prices of us-east-1 (USD), Linux on x86, as published in April 2026. Source: the price
+#: On-demand prices of us-east-1 (USD), Linux on x86, in 2026; they change. Source: the price
 #: pages of Fargate, Lambda, S3, SQS, EC2, EBS, VPC and CloudWatch at aws.amazon.com.
 FARGATE_CPU, FARGATE_GB = 0.04048, 0.004445  # an hour; Batch itself costs nothing
 LAMBDA_GB, LAMBDA_CALL = 0.0000166667, 0.0000002  # a second; a call
