@@ -8,7 +8,8 @@ other machines take other times, and only the ratio tells anything.
 
 - fargate: a task of ECS a call, in ministack. By hand, the argument is put into S3, the command is
   one line of Python with two signed addresses, and its outcome is looked for every 50 ms.
-- lambda: a function that stands in Lambda, with a server that answers at once; also in a session.
+- lambda: a function that stands in Lambda, with a server that answers at once; also in a session,
+  and a hundred calls in one graph: by hand, a pool of ten threads invokes it. Times are of a call.
 - body: a body in Lambda, in a sandbox of AWS's runtime client that is warm. By hand, a handler of
   three lines fetches a pickle and puts one, and is invoked with `InvocationType="Event"`.
 
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from benchmarks import work
 from entangle.tests.services import emulators, given
 from entangle.tests.services.emulators import Emulator
 
+#: How many calls one graph has.
+MANY = 100
 #: How often an outcome is looked for by hand (seconds).
 EVERY = 0.05
 ONE_LINE = (
@@ -142,8 +146,30 @@ def in_lambda() -> Iterator[dict[str, tuple[Way, Way]]]:
             payload = json.dumps({"args": [number]}).encode()
             return json.loads(client.invoke(FunctionName="increment", LogType="Tail", Payload=payload)["Payload"].read())
 
-        yield {"@lmbda(function=)": (ours, by_hand), "@lmbda(function=), session": (in_session, by_hand)}
+        def many(number: int) -> Any:
+            began = time.perf_counter()
+            answers = entangle.gather(*(task(number + i) for i in range(MANY)))()
+            return _checked(answers, number), (time.perf_counter() - began) / MANY
+
+        def many_by_hand(number: int) -> Any:
+            began = time.perf_counter()
+            answers = list(pool.map(by_hand, range(number, number + MANY)))
+            return _checked(answers, number), (time.perf_counter() - began) / MANY
+
+        with ThreadPoolExecutor(10) as pool:
+            yield {
+                "@lmbda(function=)": (ours, by_hand),
+                "@lmbda(function=), session": (in_session, by_hand),
+                "@lmbda(function=), a hundred": (many, many_by_hand),
+            }
         client.close()
+
+
+def _checked(answers: list[int], number: int) -> int:
+    """The first of the answers, which must all be right."""
+    if answers != list(range(number + 1, number + 1 + MANY)):
+        raise AssertionError(f"{answers!r} for {number}")
+    return answers[0]
 
 
 @contextlib.contextmanager
@@ -220,6 +246,7 @@ def _serve(which: str, *more: str) -> None:
             self.end_headers()
             self.wfile.write(answer)
 
+    ThreadingHTTPServer.request_queue_size = 1024
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
     server.daemon_threads = True
     import threading
