@@ -184,7 +184,11 @@ class Bucket:
             name = next(iter(self._coming))
             del self._coming[name]
             if name not in self._fetched:
-                self._fetched[name] = self._submit(self._get, f"back/{name}.outcome")
+                fetched = self._in_thread(self._get, f"back/{name}.outcome")
+                if fetched is None:
+                    self._coming.clear()  # `take` gets them
+                    break
+                self._fetched[name] = fetched
 
     def take(self, name: str) -> Letter | None:
         """The outcome of a message; None if there is none."""
@@ -278,8 +282,9 @@ class Bucket:
     def _remove(self) -> None:
         """Remove what nobody needs any more, by one request."""
         gone, self._gone = self._gone, []
-        if gone and not self._closed:
-            self._submit(self._delete, gone)
+        if gone and not self._closed and self._in_thread(self._delete, gone) is None:
+            with contextlib.suppress(Exception):
+                self._delete(gone)
 
     def rest(self) -> None:
         """End the threads; what they have begun is done before."""
@@ -300,11 +305,15 @@ class Bucket:
         with contextlib.suppress(Exception):
             self._delete([key for key, _ in self._list("")])
 
-    def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        with self._guard:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(AT_ONCE, "entangle-bucket")
-            return self._pool.submit(function, *args)
+    def _in_thread(self, function: Callable[..., T], *args: Any) -> Future[T] | None:
+        """Have a thread do it. None where none does any more: the caller does it then."""
+        # Python shuts pools down when the main thread ends; other threads may go on.
+        with self._guard, contextlib.suppress(RuntimeError):
+            if not self._closed:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(AT_ONCE, "entangle-bucket")
+                return self._pool.submit(function, *args)
+        return None
 
     # Requests -------------------------------------------------------------------------------
 
@@ -329,7 +338,12 @@ class Bucket:
         return True
 
     def _later(self, name: str, data: Bytes) -> None:
-        self._sent.append(self._submit(self._put, name, data))
+        sent = self._in_thread(self._put, name, data)
+        if sent is not None:
+            self._sent.append(sent)
+            return
+        with asking(self.account, "s3"):
+            self._put(name, data)
 
     def _get(self, name: str) -> bytes | None:
         from botocore.exceptions import ClientError

@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -239,6 +242,50 @@ def test_a_box_leaves_nothing(account: Account, aws: Client) -> None:
     assert tags == [{"Key": "entangle", "Value": "call"}]
     box.close()
     assert "Contents" not in aws("s3").list_objects_v2(Bucket=box.bucket, Prefix=prefix)
+
+
+def test_a_thread_goes_on_after_the_main_thread_has_ended(account: Account, aws: Client) -> None:
+    """Python has shut down all pools then."""
+    program = f"""
+        import threading
+        from entangle._aws.account import Account
+        from entangle._aws.bucket import SMALL, Bucket
+
+        box = Bucket(Account(bucket={account.bucket!r}))
+        large = [bytes(SMALL + 1)]
+        box.send("1-1", large)
+        box.flush()
+
+        def late():
+            for thread in threading.enumerate():
+                if thread.name.startswith("entangle-bucket"):
+                    thread.join()
+            box.send("1-2", large)
+            box.flush()
+            box.discard("1-1")
+            box.rest()
+            box.send("1-3", large)
+            box.flush()
+            print(*sorted(key for key, _ in box._list("messages/")))
+            box.close()
+
+        threading.Thread(target=late).start()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.returncode) == ("messages/1-2 messages/1-3\n", 0), done.stderr
+
+
+def test_a_closed_box_starts_no_threads(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "AHEAD", 1)
+    box = Bucket(account)
+    names = ["1-1", "1-2", "1-3"]
+    for name in names:
+        box._put(f"back/{name}.outcome", b"".join(envelope.written({}, [])))
+    assert box.arrived() == set(names)
+    box.close()
+    for name in names:
+        box.take(name)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("entangle-bucket")] == []
 
 
 def test_boxes_of_callers_that_are_gone_are_removed(account: Account, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
