@@ -501,7 +501,7 @@ def test_without_any_client_the_error_says_what_to_install(monkeypatch: pytest.M
 def test_hosts_on_loopback_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the tests may not make network namespaces, hosts are addresses and ports; that must
     work here as well."""
-    given.shared_hosts()  # or skip
+    given.ssh_programs()
     monkeypatch.setattr("entangle.tests.services.hosts.can_have_namespaces", lambda: False)
     with three_hosts(tmp_path) as simple:
         assert not simple.namespaces

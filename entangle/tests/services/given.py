@@ -26,13 +26,20 @@ def _remove(folder: Path, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@functools.lru_cache(maxsize=1)
-def shared_hosts() -> _hosts.Hosts:
-    """Three hosts with ssh servers; without the programs for it, the test is skipped, or in CI
-    fails."""
+def ssh_programs() -> None:
+    """See that there can be hosts with ssh servers; without the programs for it, the test is
+    skipped, or in CI fails."""
     lacking = _hosts.what_is_missing()
     if lacking:
         missing(lacking)
+
+
+@functools.lru_cache(maxsize=1)
+def shared_hosts() -> _hosts.Hosts:
+    """Three hosts with ssh servers, which stay. Ask in a fixture of the session: in a test, they
+    would count as left behind by it. Without the programs for it, the test is skipped, or in CI
+    fails."""
+    ssh_programs()
     stack = contextlib.ExitStack()
     folder = Path(tempfile.mkdtemp(prefix="entangle-hosts-"))
     stack.callback(_remove, folder, os.getpid())
