@@ -7,6 +7,7 @@ services`."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import shutil
@@ -207,7 +208,14 @@ def derived() -> list[str]:
     return sorted(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
 
 
-def test_packages_become_an_image_that_is_built_once(image: str, tmp_path: Path) -> None:
+def configured(image: str) -> tuple[Any, ...]:
+    """The user, the entry point and the command of an image."""
+    told = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=True, timeout=60).stdout
+    config = json.loads(told)[0]["Config"]
+    return config["User"], config["Entrypoint"], config["Cmd"]
+
+
+def test_packages_become_an_image_that_is_built_once(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(tmp_path, f"colours{os.getpid()}", "RED = 'red'\n")
     module = Path(wheel).name.partition("-")[0]
 
@@ -226,10 +234,29 @@ def test_packages_become_an_image_that_is_built_once(image: str, tmp_path: Path)
         assert derived() == sorted([*before, *made])
         told = subprocess.run(["docker", "image", "inspect", made[0]], capture_output=True, text=True, check=True).stdout
         assert "PIP_" not in told  # what pip was told of this machine
-        assert '"python3"' in told  # the command that the image had
+        assert configured(made[0]) == configured(image)
+        # It names no user either: where it is the image of a task, bodies run as the caller too.
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        assert docker(image=made[0])(os.getuid)()() == 12345
     finally:
         close_all()
         subprocess.run(["docker", "image", "rm", "--force", *made], capture_output=True, check=True)
+
+
+def test_packages_change_neither_the_user_nor_the_command_of_an_image(image: str, tmp_path: Path) -> None:
+    base = f"entangle-tests-user:{os.getpid()}"
+    container = made(image)
+    changes = ["--change=USER 2345:2345", '--change=ENTRYPOINT ["/usr/bin/env"]', '--change=CMD ["python3"]']
+    subprocess.run(["docker", "commit", *changes, container, base], capture_output=True, check=True)
+    subprocess.run(["docker", "rm", container], capture_output=True, check=True)
+    before = derived()
+    try:
+        assert docker(image=base, packages=[make_wheel(tmp_path, f"users{os.getpid()}", "")])(os.getuid)()() == 2345
+        (with_packages,) = set(derived()) - set(before)
+        assert configured(with_packages) == configured(base) == ("2345:2345", ["/usr/bin/env"], ["python3"])
+    finally:
+        close_all()
+        subprocess.run(["docker", "image", "rm", "--force", *(set(derived()) - set(before)), base], capture_output=True, check=True)
 
 
 def test_packages_that_cannot_be_had(image: str, tmp_path: Path) -> None:

@@ -150,12 +150,14 @@ def _alone(tag: str) -> Iterator[None]:
 def _make(client: Any, base: dict[str, Any], recipe: Recipe, files: dict[str, str], tag: str) -> str:
     from docker import errors
 
+    config = base.get("Config") or {}
     try:
+        # An image has what its container had, where it is told nothing else: so none is named here.
         identity = client.create_container(
             base["Id"],
-            ["-c", "import time; time.sleep(3600)"],
-            entrypoint=[recipe.python],
-            user="0:0",
+            [recipe.python, "-c", "import time; time.sleep(3600)"],
+            entrypoint=[""],  # none, whatever the image has
+            user="0:0" if config.get("User") else None,
             labels=labels(),
             host_config=client.create_host_config(network_mode=recipe.network if recipe.network == "host" else None),
         )["Id"]
@@ -163,7 +165,7 @@ def _make(client: Any, base: dict[str, Any], recipe: Recipe, files: dict[str, st
             client.start(identity)
             _install(client, identity, recipe, files)
             made: str = client.commit(
-                identity, REPOSITORY, tag, changes=[f"LABEL {MARK}=derived", *_as_it_was(base)], message=" ".join(recipe.packages)
+                identity, REPOSITORY, tag, changes=[f"LABEL {MARK}=derived", *_as_it_was(config)], message=" ".join(recipe.packages)
             )["Id"]
             return made
         finally:
@@ -178,16 +180,13 @@ def _make(client: Any, base: dict[str, Any], recipe: Recipe, files: dict[str, st
         raise ImageError(f"packages cannot be added to the image {recipe.image!r}: {told}") from None
 
 
-def _as_it_was(base: dict[str, Any]) -> list[str]:
+def _as_it_was(config: dict[str, Any]) -> list[str]:
     """Dockerfile instructions that restore the image's own entry point, command and user."""
     import json
 
-    config = base.get("Config") or {}
-    return [
-        f"ENTRYPOINT {json.dumps(config.get('Entrypoint') or [])}",
-        f"CMD {json.dumps(config.get('Cmd') or [])}",
-        f"USER {config.get('User') or '0:0'}",
-    ]
+    told = [f"ENTRYPOINT {json.dumps(config['Entrypoint'])}"] if config.get("Entrypoint") else []
+    told.append(f"CMD {json.dumps(config.get('Cmd') or [])}")
+    return [*told, f"USER {config['User']}"] if config.get("User") else told
 
 
 def _install(client: Any, identity: str, recipe: Recipe, files: dict[str, str]) -> None:
