@@ -363,6 +363,9 @@ def inner():
 @process(cache=True)
 def outer(n):
     (folder / "began").touch()
+    while not (folder / "second").exists():
+        time.sleep(0.005)
+    time.sleep(0.3)  # the second queues for the cookie, before `inner` does
     return inner()()
 
 @process
@@ -372,6 +375,7 @@ def late():
 
 @process
 def after(_, n):
+    (folder / "second").touch()
     return outer(n)()
 
 if __name__ == "__main__":
