@@ -8,6 +8,7 @@ body runs and its value is given anyway; a warning says once what is wrong.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import pickle
 import time
@@ -25,6 +26,9 @@ from entangle.errors import DepotError, UnpicklableError
 
 #: How often one that waits looks again: soon at first, then less often (seconds).
 _FIRST, _LONGEST = 0.0005, 0.02
+
+#: The keys that the bodies around this one compute, in this process and in those that wait for it.
+computing: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("computing", default=frozenset())
 
 
 class Looked(NamedTuple):
@@ -49,23 +53,29 @@ def remembered(
 ) -> Any:
     """The value under a key, else what `compute` gives, which is then kept.
 
-    `expire`: an older value (seconds) is computed anew. While another process computes it, this one
-    waits in `waiting()`, and calls `check` now and then, which may raise. Raises what `compute`
-    raises, and DepotError for a value that is not signed as it has to be.
+    `expire`: an older value (seconds) is computed anew. What a body itself needs of its own key is
+    computed each time. While another process computes it, this one waits in `waiting()`, and calls
+    `check` now and then, which may raise. Raises what `compute` raises, and DepotError for a value
+    that is not signed as it has to be.
     """
     found = look(depot, key, expire)
     if found is not None:
         return found.value
+    around = computing.get()
+    if key in around:  # to wait for a body that waits for this one would take for ever
+        return compute()
     lock, found = _alone(depot, key, expire, waiting, check)
     if found is not None:
         return found.value
     pid, began = os.getpid(), time.monotonic()
+    token = computing.set(around | {key})
     try:
         value = compute()
         if os.getpid() == pid:  # a child that the body has forked has come here, too
             keep(depot, key, About(task, time.time(), time.monotonic() - began, parts), value)
         return value
     finally:
+        computing.reset(token)
         if lock is not None:
             lock.give()
 

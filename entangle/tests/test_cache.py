@@ -345,6 +345,41 @@ def test_who_waits_for_another_lends_its_cookie(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("[1, 1]\n", "")
 
 
+def test_a_body_that_needs_a_call_with_its_own_key_has_it(tmp_path: Path) -> None:
+    """What is ignored may count down. The body may be in this process, or in a worker of a nested
+    run."""
+    program = tmp_path / "program.py"
+    program.write_text(_RECURS)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.stdout, done.stderr) == ("3 3 3 3\n", "")
+
+
+_RECURS = """
+import entangle
+from entangle.process import process
+from entangle.thread import thread
+
+@thread(cache=entangle.Cache(ignore=["left"]))
+def in_threads(n, left):
+    return n if left == 0 else in_threads(n, left - 1)()
+
+@process(cache=entangle.Cache(ignore=["left"]))
+def in_processes(n, left):
+    return n if left == 0 else in_processes(n, left - 1)()
+
+@process(cache=entangle.Cache(ignore=["left"]))
+def started_otherwise(n, left):
+    return n if left == 0 else started_otherwise(n, left - 1).run(start="forkserver")
+
+@process(cache=entangle.Cache(ignore=["left"]))
+def through_another(n, left):
+    return n if left == 0 else entangle.gather(through_another(n, left - 1), through_another(n, left - 1))()[0]
+
+if __name__ == "__main__":
+    print(in_threads(3, 2)(), in_processes(3, 2)(), started_otherwise(3, 2)(), through_another(3, 2)())
+"""
+
+
 _LENDS = """
 import os, sys, time
 from pathlib import Path
