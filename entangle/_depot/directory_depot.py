@@ -67,10 +67,12 @@ class DirectoryDepot:
         if found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022:
             self._secret = b""
         elif not self._secret:
+            ours = found.st_uid in (0, os.geteuid())
+            who = "others may write to it" if ours else f"it belongs to user {found.st_uid}, and you are user {os.geteuid()}"
+            way_out = "take the right to write from others: chmod go-w" if ours else "let ENTANGLE_DEPOT name a directory of your own"
             raise DepotError(
-                f"others may write to the depot {self._path} (of user {found.st_uid}, with mode {stat.S_IMODE(found.st_mode):o}), "
-                f"and what it holds are pickles, which are code. Set ENTANGLE_KEY to a secret that all who share it have, or take the "
-                f"right to write from others: chmod go-w"
+                f"the depot {self._path} is not yours alone: {who}. What it holds are pickles, which are code. Set ENTANGLE_KEY to a "
+                f"secret that all who share it have, or {way_out}"
             )
         else:
             self._mode = stat.S_IMODE(found.st_mode) & 0o777

@@ -95,7 +95,9 @@ def look(depot: Any, key: str, expire: float | None = None) -> Looked | None:
     try:
         size = len(kept.body) + sum(map(len, kept.buffers))
         return Looked(pickle.loads(kept.body, buffers=kept.buffers), kept.about, size)
-    except Exception:  # made by classes that are not there any more: it is computed anew
+    except Exception as error:  # made by classes that are not there any more
+        what = f"a value of task {kept.about.task!r} in the depot {depot.name} cannot be loaded ({type(error).__name__}: {error})"
+        warn_once(f"{what}: it is computed anew", f"load {depot.name} {kept.about.task}")
         return None
 
 

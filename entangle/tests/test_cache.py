@@ -219,6 +219,25 @@ def test_a_value_that_cannot_be_pickled_is_given_and_a_warning_says_so(caplog: p
     assert "cache=True does not remember it" in record.message
 
 
+class Unloadable:
+    """Pickled, but whoever loads it fails."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_a_value_that_cannot_be_loaded_is_computed_anew_and_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    @thread(cache=True)
+    def unloadable() -> Any:
+        return Unloadable()
+
+    for _ in range(3):
+        assert type(unloadable()()) is Unloadable
+    (record,) = caplog.records
+    assert "a value of task 'unloadable' in the depot" in record.message
+    assert "cannot be loaded (ValueError: invalid literal" in record.message
+
+
 def test_arrays_are_mapped_and_each_caller_has_its_own(tmp_path: Path) -> None:
     numpy = pytest.importorskip("numpy")
 
@@ -291,7 +310,7 @@ def test_a_depot_that_others_may_write_to_is_refused_without_a_key(depot: Path, 
     depot.chmod(0o770)
     noted = thread(cache=True)(bodies.noted)
     log = str(tmp_path / "log")
-    with pytest.raises(DepotError, match=r"others may write to the depot .*ENTANGLE_KEY"):
+    with pytest.raises(DepotError, match=r"others may write to it.*ENTANGLE_KEY.*chmod"):
         noted(log, 1)()
     monkeypatch.setenv("ENTANGLE_KEY", "a secret")
     assert [noted(log, 1)(), noted(log, 1)()] == [1, 1]
@@ -299,6 +318,14 @@ def test_a_depot_that_others_may_write_to_is_refused_without_a_key(depot: Path, 
     monkeypatch.setenv("ENTANGLE_KEY", "another")
     with pytest.raises(DepotError, match=r"signed with another key.*entangle cache rm"):
         noted(log, 1)()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory to another user")
+def test_a_depot_of_another_user_is_refused_without_a_key(depot: Path, tmp_path: Path) -> None:
+    depot.mkdir(mode=0o700)
+    os.chown(depot, 12345, 12345)
+    with pytest.raises(DepotError, match=r"it belongs to user 12345, and you are user 0.*ENTANGLE_KEY.*let ENTANGLE_DEPOT name"):
+        thread(cache=True)(bodies.noted)(str(tmp_path / "log"), 1)()
 
 
 _FORKS = """

@@ -148,7 +148,7 @@ if __name__ == "__main__":
         nested("red")(start=start)
     member("red", 1)(), member(x="red")(), member("red", more=1, last=Colour.RED)()
     member("red", a=1, b={"x", "y", "z"})(start="spawn")
-    member("red", b={"z", "y", "x"}, a=1)(start="spawn")
+    member(a=1, b={"z", "y", "x"}, more=1, x="red")(start="spawn")
     member(Point(2))(start="spawn"), member(Point(2))()
     print(len(open(sys.argv[1]).read()))
 """

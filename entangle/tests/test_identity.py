@@ -179,9 +179,10 @@ def test_a_value_may_hold_itself() -> None:
     assert key(point) == key(other) != key(Point(1, Point(1)))
 
 
-def test_the_order_of_a_dict_counts_and_that_of_keywords_does_not() -> None:
+def test_the_order_of_a_dict_counts_and_that_of_parameters_does_not() -> None:
     assert key({"a": 1, "b": 2}) != key({"b": 2, "a": 1})  # a body can see it
-    assert key(a=1, b=2) == key(b=2, a=1)
+    assert key(a=1, b=2) != key(b=2, a=1)
+    assert key(x=1, y=2, a=1) == key(y=2, a=1, x=1)
     assert key(1, z=2) == key(1) == key(x=1, y=1)
     assert key(1, 1, 5) != key(1, 5)
 

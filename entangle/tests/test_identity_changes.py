@@ -158,6 +158,24 @@ CHANGES = {
         "class D:\n  def __init__(s,n): s.n=n\n  def __get__(s,i,o): return s.n\nclass K:\n  d=D(1)\ndef f(x): return K.d",
         "vars(K)['d'].n=2",
     ],
+    "slot of an object": [
+        "m=[1].__contains__\ndef f(x): return m(x)",
+        "m=[7].__contains__",
+        "m.__self__.append(1)",
+        "m=(7,1).__contains__",
+    ],
+    "method of a compiled object": ["s={1}\nm=s.__contains__\ndef f(x): return m(x)", "s.add(2)"],
+    "type of a field": [
+        "import dataclasses\n@dataclasses.dataclass\nclass D:\n  a: int=1\ndef f(x): return dataclasses.fields(D)[0].type(x)",
+        "@dataclasses.dataclass\nclass D:\n  a: float=1",
+    ],
+    "type of a class": ["class D:\n  a: int=1\ndef f(x): return D.__annotations__", "class D:\n  a: float=1"],
+    "type of a parameter": [
+        "import inspect\ndef h(a: int): return a\ndef f(x): return inspect.signature(h).parameters['a'].annotation(x)",
+        "def h(a: float): return a",
+    ],
+    "attribute of a function in a list": ["def h(): return 1\nh.n=1\nL=[h]\ndef f(x): return L[0].n", "h.n=2", "del h.n"],
+    "attribute of a function in a tuple": ["def h(): return 1\nT=(h,)\ndef f(x): return T[0].n", "h.n=2", "h.n=[2]", "h.n.append(3)"],
     "iterator": ["i=iter([1,2])\ndef f(x): return next(i)", "next(i)"],
     "map iterator": ["i=map(str,[1,2])\ndef f(x): return next(i)", "next(i)"],
 }
@@ -170,7 +188,7 @@ def test_every_change_gives_another_key(what: str) -> None:
     space: dict[str, Any] = {"__name__": "changed"}
     keys = []
     for text in CHANGES[what]:
-        exec(text, space)
+        exec(compile(text, "<changed>", "exec", dont_inherit=True), space)
         keys.append(identify("f", space["f"], (1,), {}).key)
         assert identify("f", space["f"], (1,), {}).key == keys[-1]
     assert len({*keys}) == len(keys)

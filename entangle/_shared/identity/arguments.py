@@ -18,7 +18,8 @@ def named_arguments(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     """The arguments by the names of their parameters, defaults included.
 
     A wrapper that takes `*args` may see whether an argument was given by position, so these stay
-    apart from keywords, and get no defaults.
+    apart from keywords, and get no defaults. The order of keywords counts where they are
+    gathered: the function sees it.
     """
     if isinstance(function, types.FunctionType) and not (
         function.__code__.co_flags & inspect.CO_VARARGS and hasattr(function, "__wrapped__")
@@ -26,9 +27,9 @@ def named_arguments(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         bound = _bound(function, args, kwargs)
         if bound is not None:
             return bound
-    names = parameters(function)[0]
+    names, takes_others = parameters(function)
     given = [(names[number] if number < len(names) else str(number), (value,)) for number, value in enumerate(args)]
-    return [*given, *((name, [value]) for name, value in sorted(kwargs.items()))]
+    return [*given, *((name, [value]) for name, value in (kwargs if takes_others else dict(sorted(kwargs.items()))).items())]
 
 
 def _bound(function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[str, Any]] | None:
@@ -74,7 +75,7 @@ def _bound(function: types.FunctionType, args: Sequence[Any], kwargs: dict[str, 
         else:
             return None
     if flags & inspect.CO_VARKEYWORDS:
-        bound.append((names[after], dict(sorted(more.items()))))
+        bound.append((names[after], more))
     return bound
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import enum
 import inspect
 import types
@@ -26,8 +25,6 @@ _OF_ENUM = frozenset(
 )
 #: What a field of a dataclass is asked for.
 _OF_FIELD = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only", "metadata")
-#: Metaclasses that make nothing of annotations.
-_PLAIN = (type, abc.ABCMeta, enum.EnumMeta)
 
 
 def counted(kind: type, attributes: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -42,8 +39,8 @@ def counted(kind: type, attributes: Sequence[tuple[str, Any]]) -> Iterator[tuple
     if isinstance(fields, dict):
         yield "the fields", [(name, _field(field)) for name, field in fields.items()]
         yield "the dataclass", repr(found.get("__dataclass_params__"))
-    if not (type(kind) in _PLAIN or type(kind).__module__ in ("typing", "enum", "abc")):
-        yield "the annotations", [(name, _annotation(value)) for name, value in _annotations(kind).items()]
+    if annotated := annotations_of(kind):  # whoever asks for fields reads them
+        yield "the annotations", [(name, annotation_text(value)) for name, value in annotated.items()]
     for name, value in attributes:
         if name in skipped or name.startswith("__pydantic_"):
             continue
@@ -64,12 +61,14 @@ def _is_generated(value: Any) -> bool:
     return isinstance(written, types.FunctionType) and getattr(written.__code__, "co_qualname", "").startswith("__create_fn__.")
 
 
-def _annotations(kind: type) -> dict[str, Any]:
+def annotations_of(of: Any) -> dict[str, Any]:
+    """The annotations of a class or a function."""
     try:
-        return dict(inspect.get_annotations(kind))
+        return dict(inspect.get_annotations(of))
     except Exception:  # a name that is not defined (yet)
         return {}
 
 
-def _annotation(value: Any) -> Any:
+def annotation_text(value: Any) -> str:
+    """What an annotation says, as it would be written."""
     return value if isinstance(value, str) else value.__qualname__ if isinstance(value, type) else repr(value)

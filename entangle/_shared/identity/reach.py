@@ -22,6 +22,10 @@ from entangle._shared.identity.witness import ABSENT, Witness, is_dunder
 from entangle._shared.identity.wrapped import unwrapped
 
 _Names = frozenset[str]
+#: Where code says one of these, annotations of functions count.
+_READS_ANNOTATIONS = frozenset(
+    ("__annotations__", "annotation", "get_annotations", "get_type_hints", "getfullargspec", "signature", "return_annotation")
+)
 
 
 class _Unknown(NoContent):
@@ -48,17 +52,32 @@ class Reach:
         self._digests: list[bytes] = []
         self._walking = True
         self._content = Content(self._reference)
-        called = self._told(roots, "the object that is called")
+        self._names: set[str] = set()
+        functions: list[tuple[str, bytes, types.FunctionType]] = []
+        called = self._told(roots[0], "the layers around it") + self._called(roots[1])
         if roots[0] or not isinstance(roots[1], (types.FunctionType, type)):
             self._add("the object that is called", b"", called)  # what a partial or an instance holds
         else:
             self._digests.append(called)
         while self._waiting:
             title, label, value = self._waiting.popleft()
-            self._add(title, label, self._function(value) if isinstance(value, types.FunctionType) else self._class(value))
+            if isinstance(value, types.FunctionType):
+                functions.append((title, label, value))
+                self._add(title, label, self._function(value))
+            else:
+                self._add(title, label, self._class(value))
+        if not self._names.isdisjoint(_READS_ANNOTATIONS):
+            for title, label, value in functions:
+                told = self._content.of([(name, classes.annotation_text(one)) for name, one in classes.annotations_of(value).items()])
+                self._add(f"the annotations of {title}", label + b" annotations", told)
         self._walking = False
         self._witness.close()
         self.digest = hashlib.sha256(b"".join(sorted(self._digests))).digest()
+
+    def _called(self, target: Any) -> bytes:
+        if isinstance(target, types.FunctionType):
+            return self._reference(target)
+        return self._told(target, "the object that is called")
 
     def holds(self) -> bool:
         """Whether the code is still the same."""
@@ -139,6 +158,7 @@ class Reach:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             said += [name.encode(), self._variable(cell, name, function)]
         if of_project:
+            self._names |= facts.names
             said += self._attributes(function, facts.names)
             for name in sorted({*facts.reads, *(facts.names & space.keys() if "globals" in facts.reads else ())}):
                 said += [name.encode(), self._global(space, name, facts.names, own)]

@@ -36,7 +36,7 @@ MUTE = (
 )
 #: Methods of compiled classes, and the slots of others.
 DESCRIPTORS = (
-    *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType, types.MethodWrapperType),
+    *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
 )
 _FAR = 1 << 30
@@ -67,6 +67,13 @@ def _of_library(value: Any) -> bytes:
 def by_name(*names: str) -> bytes:
     """What stands for something that counts by its name."""
     return b"@" + marshal.dumps(names, 2)
+
+
+def attributes_of(function: types.FunctionType) -> dict[str, Any]:
+    """What a function of the project has been given: whoever is handed the function may read it."""
+    if not vars(function) or project.is_library(function.__globals__.get("__name__") or ""):
+        return {}
+    return {name: value for name, value in sorted(vars(function).items()) if name == "__wrapped__" or not name.startswith("__")}
 
 
 def hashed(content: bytes) -> bytes:
@@ -131,7 +138,10 @@ class Content:
             return self._pairs(value)
         if kind is set or kind is frozenset:
             return b"%b %d:" % (kind.__name__.encode(), len(value)) + b"".join(sorted(map(self.of, value)))
-        if isinstance(value, (types.FunctionType, type, types.ModuleType, types.CodeType)):
+        if isinstance(value, types.FunctionType):
+            attributes = attributes_of(value)
+            return self._reference(value) + (b" with " + self.of(attributes) if attributes else b"")
+        if isinstance(value, (type, types.ModuleType, types.CodeType)):
             return self._reference(value)
         if isinstance(value, MUTE):
             if self._mute or isinstance(value, logging.Logger):
@@ -216,6 +226,7 @@ class Content:
 #: What counts of objects of these types.
 _SPECIAL: dict[type, Callable[[Any], Any]] = {
     types.MethodType: lambda value: (value.__func__, value.__self__),
+    types.MethodWrapperType: lambda value: (value.__name__, value.__objclass__, value.__self__),
     types.MappingProxyType: dict,
     staticmethod: lambda value: value.__func__,
     classmethod: lambda value: value.__func__,

@@ -25,7 +25,7 @@ ABSENT: Any = object()
 _UNCHANGING = frozenset(
     (
         *LEAVES,
-        *(types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, staticmethod, classmethod, property),
+        *(types.ModuleType, types.CodeType, staticmethod, classmethod, property),
         *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal, fractions.Fraction),
         *(pathlib.PosixPath, pathlib.PurePosixPath, re.Pattern, uuid.UUID, range, *DESCRIPTORS),
     )
@@ -42,6 +42,10 @@ def _is_unchanging(value: Any) -> bool:
     kind = type(value)
     if kind is tuple or kind is frozenset:
         return all(map(_is_unchanging, value))
+    if kind is types.FunctionType:
+        return not vars(value)  # one that is given some is noticed
+    if kind is types.BuiltinFunctionType:
+        return value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     return kind in _UNCHANGING or isinstance(value, (type, *MUTE))
 
 
