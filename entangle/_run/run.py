@@ -99,6 +99,13 @@ class Run:
         self._shown: tuple[str, str] | None = None
         self._guard = threading.Lock()
 
+    def stand_for(self, other: Run) -> None:
+        """Be what another run was to be, which does not begin: of the same caller, with the same
+        observers."""
+        self.way, self.observers, self.context = other.way, other.observers, other.context
+        self.caller, self.nested, self.parent = other.caller, other.nested, other.parent
+        self.timeout, self.workers = other.timeout, other.workers
+
     @property
     def name(self) -> str:
         """The name of the run: the task whose value it gives."""

@@ -353,7 +353,6 @@ class Call(Generic[R_co]):
         calls."""
         if self._after_hits is None:
             return self._run(**options)
-        check_whether("run", progress=options.get("progress"))
         return self._after_hits(self, lambda left: left._run(**options))
 
     @overload

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from entangle._depot.opened import depot
 from entangle._depot.remembering import look
+from entangle._run.run import Run
 from entangle._tasks.call import Call, Gathered, MappedCalls
 from entangle._tasks.tree import holds_calls, plan_of
 from entangle.flow import rebuild
@@ -36,10 +37,15 @@ class _Known(NamedTuple):
 
 
 class RunAfterHits:
-    """A run of what is left of a call after hits."""
+    """A run of what is left of a call after hits.
 
-    def __init__(self, call: Call[Any], run_of: Callable[[Call[Any]], Any]) -> None:
+    The run of the whole call is made at once, as any is: it knows by whom it was called, and what
+    was said of runs there. Its values are looked for when it begins, in whichever thread.
+    """
+
+    def __init__(self, call: Call[Any], whole: Any, run_of: Callable[[Call[Any]], Any]) -> None:
         self._call = call
+        self._whole = whole
         self._run_of = run_of
         self._guard = threading.Lock()
         self._run: Any = None
@@ -51,7 +57,10 @@ class RunAfterHits:
         if known and not self._cancelled:
             return found
         with self._guard:
-            self._run = self._run_of(self._call if known else found)
+            self._run = self._whole
+            if not known and found is not self._call:
+                self._run = self._run_of(found)
+                self._run.stand_for(self._whole)
             if self._cancelled:
                 self._run.cancel()
         return self._run.value()
@@ -62,6 +71,14 @@ class RunAfterHits:
             self._cancelled = True
             if self._run is not None:
                 self._run.cancel()
+
+
+def run_after_hits(call: Call[Any], run_of: Callable[[Call[Any]], Any]) -> Any:
+    """The next run of a call, with values that are kept in the place of calls."""
+    whole = run_of(call)
+    if not isinstance(whole, Run) or not any(getattr(body, "remembering", None) for body in whole.flow.bodies):
+        return whole
+    return RunAfterHits(call, whole, run_of)
 
 
 def after_hits(root: Call[Any]) -> tuple[bool, Any]:
@@ -171,4 +188,4 @@ def _with_arguments(call: Call[Any], args: list[Any], kwargs: dict[str, Any]) ->
     return Call(call.task, tuple(args), kwargs, call.name)
 
 
-Call._after_hits = RunAfterHits
+Call._after_hits = staticmethod(run_after_hits)

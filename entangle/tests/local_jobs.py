@@ -31,7 +31,7 @@ class LocalJobs(Service):
 
     name = "local"
     every = 0.1
-    grace = 0.5
+    grace = 1.0
 
     @property
     def python(self) -> Sequence[str]:

@@ -28,7 +28,8 @@ from entangle.task import Layer, task
 from entangle.thread import thread
 
 from . import bodies
-from .evidence import note, notes
+from .callers import gone
+from .evidence import note, notes, pids_in, wait_until
 
 _PROGRAM = """
 import os, sys, time
@@ -621,6 +622,38 @@ def test_a_hit_starts_nothing(tmp_path: Path, runs: list[list[str]]) -> None:
     assert noted(log, 1).future().result() == 1
     assert noted(log, 1)(proc=True).result() == 1
     assert runs == [["noted"]]
+
+
+@pytest.mark.parametrize("way", ["proc", "await"])
+def test_what_is_left_after_hits_is_run_for_its_caller(tmp_path: Path, way: str) -> None:
+    """It ends with the body that has called it, in whichever thread it is run."""
+
+    @process(cache=True)
+    def kept() -> int:
+        return 1
+
+    @process
+    def long(number: int) -> None:
+        note(str(tmp_path / "pid"), os.getpid())
+        time.sleep(120)
+
+    @thread
+    def with_proc() -> None:
+        long(kept())(proc=True).result()
+
+    @thread
+    async def with_await() -> None:
+        await long(kept())
+
+    @process
+    def fails() -> None:
+        wait_until((tmp_path / "pid").exists)
+        raise ValueError("enough")
+
+    kept()()
+    with pytest.raises(ValueError, match="enough"):
+        gather(with_proc() if way == "proc" else with_await(), fails())()
+    gone(pids_in(str(tmp_path / "pid")), 10.0)
 
 
 def test_what_lies_below_a_hit_falls_away(tmp_path: Path, runs: list[list[str]]) -> None:

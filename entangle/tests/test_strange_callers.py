@@ -255,14 +255,13 @@ def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path, star
             os.kill(os.getpid(), signal.SIGKILL)
         return look.__wrapped__()
 
-    process(cache=True)(abs)(-1)()
     found = same(look())()
     found += [line for (lines,) in dies_once().stream(range(4)) for line in lines]
     for name, mode, folder in found:
         assert mode & 0o077 == 0, (name, oct(mode))
     assert any(Path(name).name.startswith("r") and folder for name, _, folder in found), found
     names = {Path(name).name.partition("-")[0] for name, _, _ in found}
-    assert {"cache", "table", "resume"} <= names, names
+    assert {"table", "resume"} <= names, names
     assert ("flow" in names) == (os.environ["ENTANGLE_START"] != "fork"), names
     left = [p for p in top.rglob("r*") if p.is_dir()]
     assert left == [], left
