@@ -130,7 +130,9 @@ def where() -> tuple[int, int, str]:
 
 def test_a_warm_sandbox_is_used_again_by_a_process_of_its_own(there: There) -> None:
     task = there(where, env={"MODE": "fast"})
-    (first, pid, mode), (second, other, _) = task()(), task()()
+    first, pid, mode = task()()
+    wait_until(lambda: all(map(there.functions.idle, there.functions.functions)))
+    second, other, _ = task()()
     assert (first, mode) == (second, "fast")
     assert pid != other
     assert there.sandboxes() == [first]

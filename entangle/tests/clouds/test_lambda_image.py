@@ -20,6 +20,7 @@ from entangle.errors import ImageError, UnfitPythonError
 from entangle.images import build_image
 from entangle.process import process
 
+from ..evidence import wait_until
 from ..services import given
 from ..services.emulators import REGION, Emulator, new_name
 from ..services.lambda_functions import LambdaFunctions
@@ -81,6 +82,7 @@ def test_a_body_runs_in_an_image_from_a_registry(
     (name,) = lambda_functions.functions
     before = lambda_functions.processes(name)
     assert len(before) == 1
+    wait_until(lambda: lambda_functions.idle(name))
     data = os.urandom(1000) * 1000
     assert there(process(bodies.size), image)(data)() == data[::-1]
     assert lambda_functions.processes(name) == before, "a sandbox that is warm takes the next call"

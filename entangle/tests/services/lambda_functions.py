@@ -279,6 +279,11 @@ class LambdaFunctions:
         """The process numbers of a function's sandboxes that are there."""
         return [one.process.pid for one in self._sandboxes if one.function.name == name and not one.ended]
 
+    def idle(self, name: str) -> bool:
+        """Whether no call of a function is under way. Its value may come before that."""
+        with self._lock:
+            return not self._busy.get(name)
+
     def _asked(self, request: _Handler) -> None:
         parts = urllib.parse.urlsplit(request.path).path.split("/")
         body = request.body()
