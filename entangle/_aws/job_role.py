@@ -78,7 +78,7 @@ def fetched(address: str) -> bytes:
         except OSError as error:
             if pause is None:
                 end(1, f"the bucket cannot be reached: {error}")
-        time.sleep(pause or 0.0)
+        time.sleep(pause)
     raise AssertionError
 
 

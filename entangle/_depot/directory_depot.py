@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 
 from entangle._depot import trimming
 from entangle._depot.bounds import bounds
-from entangle._depot.entry import HEAD, About, BadlySigned, Damaged, Kept, pack, unpack
+from entangle._depot.entry import HEAD, About, BadlySigned, Damaged, Kept, pack, refused, unpack
 from entangle._depot.key_lock import KeyLock
 from entangle._shared.spare_files import write_all
 from entangle._shared.state_directory import PROJECT, make_directory_of_state
@@ -124,7 +124,10 @@ class DirectoryDepot:
             return None
         try:
             found = os.fstat(fd)
-            whole = memoryview(_read(fd, found.st_size)) if found.st_size <= _LARGE else None
+            # Whoever else may write to the depot could change a file after it was compared. So what
+            # is signed is compared each time, in memory of our own.
+            ours = found.st_size <= _LARGE or bool(self._secret)
+            whole = memoryview(_read(fd, found.st_size)) if ours else None
         finally:
             os.close(fd)
         try:
@@ -137,10 +140,7 @@ class DirectoryDepot:
         except FileNotFoundError:  # removed meanwhile
             return None
         except BadlySigned as error:
-            raise DepotError(
-                f"a value in the depot {self._path} is {error}: it is not loaded, since it may be anybody's code. Set ENTANGLE_KEY to the "
-                f"secret of those who share the depot, or remove the value: entangle cache rm {key[:12]}"
-            ) from None
+            raise refused(self._path, key, error) from None
         except Damaged as error:
             self._quarantine(key, str(error))
             return None

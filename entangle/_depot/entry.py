@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from entangle._depot import compression
 from entangle._shared.spare_files import Part
 from entangle._shared.store import round_up
+from entangle.errors import DepotError
 
 MAGIC = b"entdep1\n"
 HEAD = struct.Struct("<8sQQ32s32s")
@@ -36,6 +37,14 @@ class Damaged(Exception):
 
 class BadlySigned(Exception):
     """The value has no signature, or one by another key."""
+
+
+def refused(depot: str, key: str, error: BadlySigned) -> DepotError:
+    """What a badly signed value is told as."""
+    return DepotError(
+        f"a value in the depot {depot} is {error}: it is not loaded, since it may be anybody's code. Set ENTANGLE_KEY to the secret of "
+        f"those who share the depot, or remove the value: entangle cache rm {key[:12]}"
+    )
 
 
 class About(NamedTuple):

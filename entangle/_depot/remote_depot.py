@@ -21,11 +21,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from entangle._depot.bounds import bounds
-from entangle._depot.entry import About, BadlySigned, Damaged, Kept, pack, unpack
-from entangle._depot.trimming import File
+from entangle._depot.entry import About, BadlySigned, Damaged, Kept, pack, refused, unpack
+from entangle._depot.trimming import File, too_much
 from entangle._depot.warned_once import warn_once
 from entangle.errors import DepotError
 
@@ -79,10 +80,7 @@ class RemoteDepot:
         try:
             return unpack(key, memoryview(bytearray(whole)), self._secret)
         except BadlySigned as error:
-            raise DepotError(
-                f"a value in the depot {self.name} is {error}: it is not loaded, since it may be anybody's code. Set ENTANGLE_KEY to the "
-                f"secret of those who share the depot, or remove the value: entangle cache rm {key[:12]}"
-            ) from None
+            raise refused(self.name, key, error) from None
         except Damaged as error:
             to = self._path("quarantine", f"{key}.{time.time_ns()}")
             _asked(lambda: self._files.pipe_file(to, bytes(whole)))
@@ -111,7 +109,7 @@ class RemoteDepot:
             return
         draft = self._path("drafts", f"{os.getpid()}-{os.urandom(6).hex()}")
         for name in (draft, path):
-            _asked(lambda name=name: self._files.makedirs(name.rpartition("/")[0], exist_ok=True))  # type: ignore[misc]
+            _asked(partial(self._files.makedirs, name.rpartition("/")[0], exist_ok=True))
         _asked(lambda: self._files.pipe_file(draft, whole))
         _asked(lambda: self._files.mv(draft, path))
 
@@ -175,16 +173,7 @@ class RemoteDepot:
 
     def trim(self) -> list[File]:
         """Apply the bounds now, the oldest first. Gives what was removed."""
-        limits, now = bounds(), time.time()
-        found = sorted(self.entries(), key=lambda file: file.used)
-        total = sum(file.size for file in found)
-        room = limits.size * 0.9 if limits.size and total > limits.size else total
-        removed = []
-        for file in found:
-            if (total > room or (limits.age and now - file.used > limits.age)) and self.remove(file.key):
-                removed.append(file)
-                total -= file.size
-        return removed
+        return [file for file in too_much([*self.entries()], bounds()) if self.remove(file.key)]
 
 
 class KeyLease:
@@ -218,7 +207,7 @@ class KeyLease:
         self._renewer.join()
         for path in (*self._old, self._path):  # this one last: until then, others find it
             with contextlib.suppress(OSError):
-                _asked(lambda path=path: self._files.rm_file(path))  # type: ignore[misc]
+                _asked(partial(self._files.rm_file, path))
 
 
 def _until() -> bytes:

@@ -107,18 +107,22 @@ def _trimmed(directory: str, bounds: Bounds) -> list[File]:
             if not os.path.exists(os.path.join(directory, "values", key[:2], key)):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(mark.path)
-    found = [*files(os.path.join(directory, "values")), *_quarantined(directory)]
-    found.sort(key=lambda file: file.used)
-    total = sum(file.size for file in found)
-    room = bounds.size * _FULL if bounds.size and total > bounds.size else total
     removed = []
-    for file in found:
-        if total > room or (bounds.age and now - file.used > bounds.age):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.path)
-            removed.append(file)
-            total -= file.size
+    for file in too_much([*files(os.path.join(directory, "values")), *_quarantined(directory)], bounds):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file.path)
+        removed.append(file)
     return removed
+
+
+def too_much(found: list[File], bounds: Bounds) -> Iterator[File]:
+    """What is too old, and what does not fit, the least used first."""
+    now, total = time.time(), sum(file.size for file in found)
+    room = bounds.size * _FULL if bounds.size and total > bounds.size else total
+    for file in sorted(found, key=lambda file: file.used):
+        if total > room or (bounds.age and now - file.used > bounds.age):
+            total -= file.size
+            yield file
 
 
 def _quarantined(directory: str) -> Iterator[File]:

@@ -321,6 +321,26 @@ def test_a_depot_that_others_may_write_to_is_refused_without_a_key(depot: Path, 
         noted(log, 1)()
 
 
+def test_a_large_value_that_another_user_changes_is_not_loaded(depot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was compared before, and its time is as it was."""
+    monkeypatch.setenv("ENTANGLE_KEY", "a secret")
+    depot.mkdir()
+    depot.chmod(0o777)
+    honest = os.urandom(1 << 20)  # nothing to compress
+    kept = thread(cache=True)(bytes)
+    assert [kept(honest)(), kept(honest)()] == [honest] * 2
+    (path,) = depot.glob("values/*/*")
+    was = path.stat()
+    with path.open("r+b") as file:
+        file.seek(was.st_size // 2)
+        file.write(b"forged")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    for _ in range(2):
+        assert kept(honest)() == honest
+        opened._opened.clear()
+    assert len(list(depot.glob("quarantine/*"))) == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory to another user")
 def test_a_depot_of_another_user_is_refused_without_a_key(depot: Path, tmp_path: Path) -> None:
     depot.mkdir(mode=0o700)
