@@ -22,7 +22,7 @@ from entangle.thread import thread
 from entangle.workflow import workflow
 
 from .callers import ROOT
-from .evidence import notes_of, wait_until
+from .evidence import alive, note, notes, notes_of, pids_in, wait_until
 
 
 @process
@@ -32,8 +32,8 @@ def square(x: int) -> int:
 
 @process
 def after(path: str, value: Any = None) -> Any:
-    """Waits for a file."""
-    wait_until(lambda: os.path.exists(path))
+    """Waits for a file with something in it."""
+    wait_until(lambda: notes(path))
     return value
 
 
@@ -55,14 +55,14 @@ def add(a: Any, b: Any) -> Any:
 
 @process
 def hang(path: str) -> None:
-    Path(path).write_text(str(os.getpid()))
+    note(path, os.getpid())
     time.sleep(60)
 
 
 def gone(path: Path) -> None:
     """The process whose number is in the file is gone."""
-    pid = path.read_text()
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    (pid,) = pids_in(path)
+    wait_until(lambda: not alive(pid))
 
 
 def test_futures_come_as_they_are_done(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_futures_come_as_they_are_done(tmp_path: Path) -> None:
     for future in as_completed([late, early]):
         assert future.done()
         order.append((future.call, future.result()))
-        Path(flag).touch()
+        note(flag)
     assert order == [(early, 4), (late, "late")]
 
 
@@ -219,9 +219,10 @@ def test_ctrl_c_while_it_waits(tmp_path: Path) -> None:
         "import os, sys, time\n"
         "from entangle import as_completed\n"
         "from entangle.process import process\n"
+        "from entangle.tests.evidence import note\n"
         "@process\n"
         "def hang(path):\n"
-        "    open(path, 'w').write(str(os.getpid()))\n"
+        "    note(path, os.getpid())\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    for future in as_completed([hang(sys.argv[1])]):\n"
@@ -230,7 +231,7 @@ def test_ctrl_c_while_it_waits(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     environment = {**os.environ, "PYTHONPATH": ROOT}
     program = subprocess.Popen([sys.executable, str(script), str(path)], stderr=subprocess.PIPE, text=True, env=environment)
-    wait_until(lambda: path.exists() and path.read_text())
+    wait_until(lambda: pids_in(path))
     program.send_signal(signal.SIGINT)
     _, said = program.communicate(timeout=20)
     assert program.returncode == -signal.SIGINT

@@ -667,7 +667,7 @@ def test_what_is_left_after_hits_is_run_for_its_caller(tmp_path: Path, way: str)
 
     @process
     def fails() -> None:
-        wait_until((tmp_path / "pid").exists)
+        wait_until(lambda: pids_in(tmp_path / "pid"))
         raise ValueError("enough")
 
     kept()()

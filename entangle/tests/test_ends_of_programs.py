@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .callers import ROOT
-from .evidence import wait_until
+from .evidence import alive, wait_until
 
 PROGRAM = """
 import os, sys, time
@@ -19,7 +19,9 @@ from entangle.process import process
 
 @process
 def hang(path, seconds):
-    open(path, "w").write(str(os.getpid()))
+    with open(path + ".draft", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".draft", path)  # whoever finds the file finds the number in it
     time.sleep(seconds)
     open(path + ".done", "w").close()
 
@@ -38,10 +40,11 @@ def ended(tmp_path: Path, end: str, seconds: float, interrupt: bool = False) -> 
     environment = {**os.environ, "PYTHONPATH": ROOT}
     program = subprocess.Popen([sys.executable, str(script), str(pid), str(seconds)], stderr=subprocess.PIPE, text=True, env=environment)
     if interrupt:
-        wait_until(lambda: pid.exists() and pid.read_text())
+        wait_until(pid.exists)
         program.send_signal(signal.SIGINT)
     _, said = program.communicate(timeout=40)
-    wait_until(lambda: not os.path.exists(f"/proc/{pid.read_text()}"))
+    number = int(pid.read_text())
+    wait_until(lambda: not alive(number))
     return program.returncode, (said.splitlines() or [""])[-1]
 
 

@@ -19,7 +19,7 @@ from entangle.task import Task, task
 from entangle.thread import thread
 from entangle.workflow import workflow
 
-from .evidence import notes_of, wait_until
+from .evidence import alive, note, notes_of, pids_in, wait_until
 
 gather: Any = entangle.gather
 
@@ -284,7 +284,7 @@ def test_a_bad_name_is_refused(name: Any) -> None:
 @process
 def sleeps(seconds: float, path: str = "") -> float:
     if path:
-        Path(path).write_text(str(os.getpid()))
+        note(path, os.getpid())
     time.sleep(seconds)
     return seconds
 
@@ -293,8 +293,8 @@ def sleeps(seconds: float, path: str = "") -> float:
 def test_a_run_past_its_timeout_is_stopped(start: Any, seconds: int, tmp_path: Path) -> None:
     with pytest.raises(RunTimeoutException, match=rf"its timeout of {seconds} s: .*sleeps\(60"):
         gather(square(1), sleeps(60.0, str(tmp_path / "pid"))).run(timeout=seconds, start=start)
-    pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    (pid,) = pids_in(tmp_path / "pid")
+    wait_until(lambda: not alive(pid))
 
 
 def test_a_timeout_is_no_value() -> None:

@@ -353,7 +353,7 @@ def test_a_failure_elsewhere_ends_what_a_body_has_started(way: str, tmp_path: Pa
 
     @process
     def fails() -> None:
-        wait_until((tmp_path / "pid").exists)
+        wait_until(lambda: pids_in(tmp_path / "pid"))
         raise ValueError("enough")
 
     with pytest.raises(ValueError, match="enough"):

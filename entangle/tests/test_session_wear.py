@@ -284,7 +284,7 @@ def hangs_on(log: str) -> int:
 
 @process
 def fails(log: str) -> int:
-    wait_until(lambda: os.path.exists(log))
+    wait_until(lambda: pids_in(log))
     return 1 // 0
 
 
