@@ -8,6 +8,7 @@
         locks/<key>            held by the process that computes it
         verified/<boot>/       a mark for each large value whose checksum this machine has compared
         quarantine/            values that were damaged
+        pins/<owner>           keys that an owner needs, as `pins.py` says; the lock is `pinning`
         grown, trimmed         how much was put since the bounds were last applied, and when
 """
 
@@ -21,12 +22,13 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from entangle._depot import trimming
 from entangle._depot.bounds import bounds
 from entangle._depot.entry import HEAD, About, BadlySigned, Damaged, Kept, pack, refused, unpack
 from entangle._depot.key_lock import KeyLock
+from entangle._depot.pins import DirectoryPins, Owner
 from entangle._shared.spare_files import write_all
 from entangle._shared.state_directory import PROJECT, make_directory_of_state
 from entangle._shared.store import map_privately
@@ -52,6 +54,7 @@ class DirectoryDepot:
         self._mapped: dict[int, tuple[int, str]] = {}
         self._verified: dict[str, tuple[int, int]] = {}
         self._made = False
+        self._pins = DirectoryPins(path)
 
     # Trust ---------------------------------------------------------------------------------------
 
@@ -87,7 +90,7 @@ class DirectoryDepot:
                 make_directory_of_state(above)
             os.makedirs(self._path, mode=0o700, exist_ok=True)
             self._look()
-        for name in ("values", "drafts", "locks"):
+        for name in ("values", "drafts", "locks", "pins"):
             self._make_folder(name)
         self._made = True
 
@@ -215,6 +218,31 @@ class DirectoryDepot:
         self._make()
         return KeyLock.take(os.path.join(self._path, "locks", key), self._file_mode)
 
+    # Pins ----------------------------------------------------------------------------------------
+
+    def pin(self, owner: Owner, keys: Sequence[str]) -> None:
+        """Keep the values of keys from eviction and removal, as long as `owner.path` is there.
+
+        A key may be pinned before it has a value. A value that is there after this stays; its key
+        may be given another one, as where `expire=` says so.
+        """
+        try:
+            self._make()
+            self._pins.add(owner, keys, self._file_mode)
+        except FileNotFoundError:  # somebody has removed the directory
+            self._made = False
+            self._make()
+            self._pins.add(owner, keys, self._file_mode)
+
+    def unpin(self, owner: Owner) -> None:
+        """End all pins of an owner."""
+        if self._look():
+            self._pins.remove(owner, self._file_mode)
+
+    def pinned(self) -> dict[str, list[str]]:
+        """The keys that are pinned, with the names of their owners."""
+        return self._pins.read()
+
     # For people ----------------------------------------------------------------------------------
 
     def entries(self) -> Iterator[trimming.File]:
@@ -242,12 +270,17 @@ class DirectoryDepot:
         return self.find(key) is not None
 
     def remove(self, key: str) -> bool:
-        """Remove a value. Gives whether it was there."""
+        """Remove a value, pinned or not. Gives whether it was there."""
         try:
             os.unlink(self._value(key))
         except FileNotFoundError:
             return False
         return True
+
+    def remove_all(self, keys: Iterable[str]) -> list[str]:
+        """Remove values that are not pinned. Gives the keys of those that were removed."""
+        chosen = (trimming.File(key, self._value(key), 0, 0.0) for key in keys)
+        return [file.key for file in trimming.remove_unpinned(self._path, chosen, self._file_mode)] if self._look() else []
 
     def trim(self) -> list[trimming.File]:
         """Apply the bounds now. Gives what was removed."""

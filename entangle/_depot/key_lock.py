@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 
 _held: set[int] = set()
 
@@ -62,6 +63,20 @@ class KeyLock:
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_UN)  # also where a child has it open still
         _close(self._fd)
+
+
+@contextlib.contextmanager
+def held_for_a_moment(path: str, mode: int) -> Iterator[None]:
+    """Hold a lock whose file stays; waits for it. For work of milliseconds. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    _held.add(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        _close(fd)
 
 
 def _is_at(fd: int, path: str) -> bool:

@@ -5,6 +5,7 @@
     values/<aa>/<key>     a value, as `entry.py` says, signed with ENTANGLE_KEY
     locks/<key>/<n>       a lease of the process that computes it; the highest number counts
     quarantine/           values that were damaged
+    pins/<owner>/<any>    keys that an owner needs, as `pins.py` says
 
 There is no kernel that drops the lock of a process that dies, so the right to compute a key is a
 lease: its holder renews it, and it ends a minute after the last time. A lease is made under a name
@@ -20,13 +21,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from entangle._depot.bounds import bounds
 from entangle._depot.entry import About, BadlySigned, Damaged, Kept, pack, refused, unpack
-from entangle._depot.trimming import File, too_much
+from entangle._depot.pins import Owner, head_of, lives, name_of, read_head
+from entangle._depot.trimming import File, tell_if_pins_fill, too_much
 from entangle._depot.warned_once import warn_once
 from entangle.errors import DepotError
 
@@ -135,6 +137,46 @@ class RemoteDepot:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 0.0
 
+    # Pins ----------------------------------------------------------------------------------------
+
+    def pin(self, owner: Owner, keys: Sequence[str]) -> None:
+        """Keep the values of keys from eviction and removal, as long as `owner.path` is there.
+
+        A key may be pinned before it has a value. Nothing here keeps who trims at this moment from
+        removing a value that was not pinned when it looked.
+        """
+        whole = json.dumps({**head_of(owner), "keys": list(keys)}).encode()
+        self._write(self._path("pins", name_of(owner), f"{time.time_ns()}-{os.urandom(4).hex()}"), whole)
+
+    def unpin(self, owner: Owner) -> None:
+        """End all pins of an owner."""
+        for path in self._listed(self._path("pins", name_of(owner))):
+            self._remove(path)
+
+    def pinned(self) -> dict[str, list[str]]:
+        """The keys that are pinned, with the names of their owners."""
+        found: dict[str, set[str]] = {}
+        for _, owner, keys, live in self._all_pins():
+            for key in keys if live else ():
+                found.setdefault(key, set()).add(owner)
+        return {key: sorted(owners) for key, owners in found.items()}
+
+    def _all_pins(self) -> Iterator[tuple[str, str, list[str], bool]]:
+        """The objects of all owners: path, name of the owner, keys, whether the owner is there."""
+        for folder in self._listed(self._path("pins")):
+            for path in self._listed(folder):
+                try:
+                    text = bytes(_asked(partial(self._files.cat_file, path))).decode(errors="replace")
+                except FileNotFoundError:
+                    continue
+                head = read_head(text)
+                if head is None:
+                    yield path, "", [], False
+                    continue
+                keys, pinned = json.loads(text).get("keys"), path.rpartition("/")[2].partition("-")[0]
+                live = lives(head, int(pinned) / 1e9 if pinned.isdigit() else 0.0)
+                yield path, head["owner"], [str(key) for key in keys] if isinstance(keys, list) else [], live
+
     # For people ----------------------------------------------------------------------------------
 
     def entries(self) -> Iterator[File]:
@@ -164,16 +206,30 @@ class RemoteDepot:
         return self.find(key) is not None
 
     def remove(self, key: str) -> bool:
-        """Remove a value. Gives whether it was there."""
+        """Remove a value, pinned or not. Gives whether it was there."""
+        return self._remove(self._value(key))
+
+    def _remove(self, path: str) -> bool:
         try:
-            _asked(lambda: self._files.rm_file(self._value(key)))
+            _asked(lambda: self._files.rm_file(path))
         except FileNotFoundError:
             return False
         return True
 
+    def remove_all(self, keys: Iterable[str]) -> list[str]:
+        """Remove values that are not pinned. Gives the keys of those that were removed."""
+        pinned = self.pinned()
+        return [key for key in keys if key not in pinned and self.remove(key)]
+
     def trim(self) -> list[File]:
         """Apply the bounds now, the oldest first. Gives what was removed."""
-        return [file for file in too_much([*self.entries()], bounds()) if self.remove(file.key)]
+        for path, _, _, live in self._all_pins():
+            if not live:
+                self._remove(path)
+        found, limits, pinned = [*self.entries()], bounds(), self.pinned()
+        removed = [file for file in too_much(found, limits, pinned) if self.remove(file.key)]
+        tell_if_pins_fill(self.name, found, limits, pinned)
+        return removed
 
 
 class KeyLease:

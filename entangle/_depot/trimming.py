@@ -13,11 +13,14 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from entangle._depot.bounds import Bounds
 from entangle._depot.key_lock import KeyLock
+from entangle._depot.pins import DirectoryPins
+from entangle._depot.warned_once import warn_once
 
 _BLOCK = 4096
 _LOOKS_EVERY = 86400.0
@@ -25,6 +28,8 @@ _LOOKS_EVERY = 86400.0
 _ABANDONED = 3600.0
 #: After trimming, so much of the bound is in use at most: not every put trims.
 _FULL = 0.9
+#: So many files are removed while nobody can pin.
+_AT_ONCE = 64
 
 
 class File(NamedTuple):
@@ -87,12 +92,12 @@ def trim(directory: str, bounds: Bounds, mode: int) -> list[File]:
         os.utime(os.path.join(directory, "trimmed"))
         with contextlib.suppress(FileNotFoundError):
             os.truncate(os.path.join(directory, "grown"), 0)
-        return _trimmed(directory, bounds)
+        return _trimmed(directory, bounds, mode)
     finally:
         lock.give()
 
 
-def _trimmed(directory: str, bounds: Bounds) -> list[File]:
+def _trimmed(directory: str, bounds: Bounds, mode: int) -> list[File]:
     now = time.time()
     for entry in _entries(os.path.join(directory, "drafts")):
         with contextlib.suppress(FileNotFoundError):
@@ -107,22 +112,51 @@ def _trimmed(directory: str, bounds: Bounds) -> list[File]:
             if not os.path.exists(os.path.join(directory, "values", key[:2], key)):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(mark.path)
-    removed = []
-    for file in too_much([*files(os.path.join(directory, "values")), *_quarantined(directory)], bounds):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file.path)
-        removed.append(file)
+    DirectoryPins(directory).forget_the_ended(mode)
+    pinned = DirectoryPins(directory).read()
+    found = [*files(os.path.join(directory, "values")), *_quarantined(directory)]
+    removed = remove_unpinned(directory, too_much(found, bounds, pinned), mode)
+    tell_if_pins_fill(directory, found, bounds, pinned)
     return removed
 
 
-def too_much(found: list[File], bounds: Bounds) -> Iterator[File]:
-    """What is too old, and what does not fit, the least used first."""
+def remove_unpinned(directory: str, chosen: Iterator[File], mode: int) -> list[File]:
+    """Remove files, but for those whose key is pinned by now. Gives what was removed."""
+    pins = DirectoryPins(directory)
+    seen, pinned = object(), dict[str, list[str]]()
+    removed = []
+    while batch := list(islice(chosen, _AT_ONCE)):
+        with pins.lock(mode):
+            if pins.seen() != seen:
+                seen, pinned = pins.seen(), pins.read()
+            for file in batch:
+                if file.key not in pinned:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file.path)
+                        removed.append(file)
+    return removed
+
+
+def too_much(found: list[File], bounds: Bounds, pinned: Collection[str] = ()) -> Iterator[File]:
+    """What is too old, and what does not fit, the least used first. What is pinned stays."""
     now, total = time.time(), sum(file.size for file in found)
     room = bounds.size * _FULL if bounds.size and total > bounds.size else total
     for file in sorted(found, key=lambda file: file.used):
-        if total > room or (bounds.age and now - file.used > bounds.age):
+        if file.key not in pinned and (total > room or (bounds.age and now - file.used > bounds.age)):
             total -= file.size
             yield file
+
+
+def tell_if_pins_fill(name: str, found: list[File], bounds: Bounds, pinned: dict[str, list[str]]) -> None:
+    """Warn once where what is pinned takes more than the bound: then nothing else is kept."""
+    held = [file for file in found if file.key in pinned]
+    if bounds.size and (total := sum(file.size for file in held)) > bounds.size:
+        owners = sorted({owner for file in held for owner in pinned[file.key]})
+        warn_once(
+            f"the depot {name} may hold {bounds.size:,} bytes, and values of {total:,} bytes are pinned by {', '.join(owners[:5])}: "
+            f"nothing else stays in it. Set ENTANGLE_DEPOT_SIZE, end what is unfinished, or force: entangle cache rm --force",
+            f"pins {name}",
+        )
 
 
 def _quarantined(directory: str) -> Iterator[File]:

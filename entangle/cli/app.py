@@ -242,13 +242,14 @@ def _cache_rm(
     keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys, or the starts of them.")] = None,
     task: Annotated[str | None, typer.Option(help="All values of this task.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All values.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what is pinned: what an unfinished durable run or a replay needs.")] = False,
     where: Depot = None,
     as_json: Json = False,
 ) -> None:
     """Remove values: by keys, of a task, or all."""
     from entangle.cli.cache_values import rm
 
-    rm(where, keys or [], task, everything, as_json)
+    rm(where, keys or [], task, everything, force, as_json)
 
 
 @cache_app.command("gc")

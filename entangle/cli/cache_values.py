@@ -16,7 +16,7 @@ from entangle.errors import DepotError
 
 #: So many characters of a key are shown.
 _SHOWN = 12
-HEADS = ("key", "task", "size", "made", "used", "took")
+HEADS = ("key", "task", "size", "made", "used", "took", "pinned by")
 
 
 def ls(where: str | None, task: str | None, limit: int, as_json: bool) -> None:
@@ -24,8 +24,9 @@ def ls(where: str | None, task: str | None, limit: int, as_json: bool) -> None:
     place = _depot(where)
     found = [(file, about) for file, about in _all(place) if task is None or about.task == task]
     shown = found[:limit]
+    pinned = place.pinned()
     if as_json:
-        print_json([_told(file, about) for file, about in shown])
+        print_json([{**_told(file, about), "pinned": pinned.get(file.key, [])} for file, about in shown])
         return
     if not found:
         console().print(text(f"No value {'of this task ' if task else ''}is kept in {place.name}."), soft_wrap=True)
@@ -38,12 +39,15 @@ def ls(where: str | None, task: str | None, limit: int, as_json: bool) -> None:
             text(moment(about.made)),
             text(moment(file.used)),
             text(duration(about.seconds)),
+            text(", ".join(pinned.get(file.key, []))),
         ]
         for file, about in shown
     ]
     print_table(HEADS, rows, right=("size", "took"))
     total = sum(file.size for file, _ in found)
-    console(stderr=True).print(text(f"{len(found):,} values, {size(total)}, in {place.name}"), soft_wrap=True)
+    held = sum(file.key in pinned for file, _ in found)
+    told = f"{len(found):,} values, {size(total)}, in {place.name}{f'; {held:,} pinned' if held else ''}"
+    console(stderr=True).print(text(told), soft_wrap=True)
 
 
 def why(where: str | None, key: str, as_json: bool) -> None:
@@ -67,8 +71,8 @@ def why(where: str | None, key: str, as_json: bool) -> None:
         out.print(text(f"  {line}"), soft_wrap=True)
 
 
-def rm(where: str | None, keys: list[str], task: str | None, everything: bool, as_json: bool) -> None:
-    """Remove values."""
+def rm(where: str | None, keys: list[str], task: str | None, everything: bool, force: bool, as_json: bool) -> None:
+    """Remove values; what is pinned only by force."""
     if not keys and task is None and not everything:
         raise Refused("name keys, or say --task or --all", USAGE)
     place = _depot(where)
@@ -77,11 +81,19 @@ def rm(where: str | None, keys: list[str], task: str | None, everything: bool, a
         chosen = [file for file, _ in values]
     else:
         chosen = [_one(values, key, place)[0] for key in keys] + [file for file, about in values if task is not None and about.task == task]
-    removed = [file.key for file in chosen if place.remove(file.key)]
+    every = list(dict.fromkeys(file.key for file in chosen))
+    removed = [key for key in every if place.remove(key)] if force else place.remove_all(every)
+    pinned = place.pinned()
+    left = {key: pinned[key] for key in every if key in pinned and key not in removed}
     if as_json:
-        print_json({"removed": removed})
-        return
-    console(stderr=True).print(text(f"{len(removed):,} {_values(removed)} removed"), soft_wrap=True)
+        print_json({"removed": removed, "pinned": left})
+    else:
+        console(stderr=True).print(text(f"{len(removed):,} {_values(removed)} removed"), soft_wrap=True)
+    if left:
+        owners = ", ".join(sorted({owner for names in left.values() for owner in names}))
+        raise Refused(
+            f"{len(left):,} {_values(list(left))} pinned by {owners} {'stays' if len(left) == 1 else 'stay'}: --force removes", FAILED
+        )
 
 
 def gc(where: str | None, as_json: bool) -> None:
