@@ -40,6 +40,9 @@ CLOUDS_BIN := $(CLOUDS_VENV)/bin
 LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencies.py docker.py http.py interpreter.py \
     memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
 
+#: The tests that run what the pages show.
+PAGES_TESTS := $(addprefix entangle/tests/test_,shown_blocks.py coming_from.py)
+
 # In an empty environment, too: without a PATH, Python cannot find its own prefix.
 PATH ?= /usr/local/bin:/usr/bin:/bin
 export PATH
@@ -145,6 +148,7 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/floors.py
 	$(BIN)/python docs/task_arguments.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python -m pytest -q -m pages $(if $(TESTS),$(TESTS),-n 2 $(PAGES_TESTS)) $(ARGS)
 	@echo 'open build/docs/index.html'
 
 image:

@@ -79,6 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
     entangle.tests`."""
     config.addinivalue_line("markers", "drill: a fault made on purpose, over and over; `make drill` runs these alone")
     config.addinivalue_line("markers", "lint: what a type checker says; `make lint` runs these alone")
+    config.addinivalue_line("markers", "pages: code blocks of the documentation; `make docs` runs these alone")
     config.addinivalue_line("markers", "near: about this machine alone, so not run in other places")
     config.addinivalue_line("markers", "everywhere: also run in places that are there to be different")
     config.addinivalue_line("filterwarnings", "error")
@@ -87,7 +88,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is not asked for of what `make test` does not run, and give every test a
     limit."""
-    apart = [name for name in ("drill", "lint") if name not in (config.option.markexpr or "")]
+    apart = [name for name in ("drill", "lint", "pages") if name not in (config.option.markexpr or "")]
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     for item in items:

@@ -9,7 +9,10 @@ import pytest
 from .pairs import DOCS, compare, unread_code
 from .ways import installed
 
-pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="only a checkout has the documentation")
+pytestmark = [
+    pytest.mark.skipif(not DOCS.is_dir(), reason="only a checkout has the documentation"),
+    pytest.mark.pages,
+]
 
 PAGES = {"multiprocessing": ("numpy",), "concurrent_futures": (), "dask": ("dask", "numpy"), "joblib": ("joblib", "numpy")}
 

@@ -41,9 +41,9 @@ def test_files_that_the_code_names_exist() -> None:
 
 def test_files_that_make_names_exist() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
-    found = re.search(r"\(addprefix (\S+?),(.+?)\)", text)
+    found = re.findall(r"\(addprefix (\S+?),(.+?)\)", text)
     assert found
-    assert [name for name in found[2].split() if not (ROOT / f"{found[1]}{name}").is_file()] == []
+    assert [name for before, names in found for name in names.split() if not (ROOT / f"{before}{name}").is_file()] == []
 
 
 def test_folders_that_are_named_exist() -> None:
