@@ -27,6 +27,7 @@ from entangle._run import ObservedRun
 from entangle._run.history import History
 from entangle._shared import notes, printout
 from entangle._shared.frame import LINK
+from entangle._shared.kept_calls import FOLDER
 from entangle._shared.masks import MASK, cleaned, is_secret, masked, masked_text, name_of, suspicious
 from entangle._shared.missing_lines import with_lines
 from entangle._shared.site import Site
@@ -119,6 +120,8 @@ class Recorder:
         load = self._loads.pop(run.id, None)
         if writer is None:
             return
+        if (error := run.reason()) is not None:
+            self._say_how_to_replay(run, error, writer)
         try:
             _write_tail(run, writer, root, load.samples if load is not None else [])
         except Exception as error:
@@ -132,10 +135,22 @@ class Recorder:
             except Exception as error:
                 complain(error)
 
+    def _say_how_to_replay(self, run: ObservedRun, error: BaseException, writer: Writer) -> None:
+        """Add the command to an error that runs the failed call again, if the call was kept."""
+        assert run.table is not None
+        node = run.table.header[FAILED_NODE]
+        if node >= 0:
+            from entangle._records import kept
+
+            kept.add_command(error, os.path.dirname(os.path.dirname(writer.path)), run.id, node)
+
     def destination_of(self, run: ObservedRun) -> tuple[str, bool] | None:
         """Where the log segment of a run goes, and whether values are kept whole; None for no
         record."""
-        return destination_of(run)
+        found = destination_of(run)
+        if found is not None:
+            _make_room_for_calls(found[0])
+        return found
 
     def _begin(self, run: ObservedRun) -> None:
         assert run.table is not None
@@ -282,6 +297,13 @@ def destination_of(run: ObservedRun) -> tuple[str, bool] | None:
     if not recording():
         return None
     return make_directory(find_directory()), whole_values()
+
+
+@functools.lru_cache(maxsize=64)
+def _make_room_for_calls(segments: str) -> None:
+    """Make the directory of kept calls: without it, none is kept."""
+    with contextlib.suppress(OSError):  # what is wrong there is told with the records of runs
+        os.makedirs(os.path.join(os.path.dirname(segments), FOLDER), mode=0o700, exist_ok=True)
 
 
 def _say_where(directory: str, folder: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
 
-from entangle._records import queries
+from entangle._records import kept, queries
 from entangle._records.database import opened, transaction, without_references
+from entangle._records.directory import segments_of
+from entangle._records.log_segment import SUFFIX
 from entangle.errors import RecordsError
 
 DAYS, BYTES = 90.0, 1 << 30
@@ -22,10 +25,10 @@ _PIECE, _RUNS, _PAGES = 0.02, 64, 256
 #: Later than any run begins (seconds since 1970).
 _LATEST = 9e9
 
-#: Removes a run, and all runs that were called in it.
+#: A run, and all runs that were called in it.
 _FAMILY = """
 WITH RECURSIVE family (id) AS (VALUES (?) UNION SELECT runs.id FROM runs JOIN family ON runs.parent = family.id)
-DELETE FROM runs WHERE id IN family
+SELECT id FROM family
 """
 
 
@@ -56,10 +59,24 @@ def forget_run(directory: str, run_id: str) -> None:
     """Remove the run of exactly this id, and those called in it."""
     with opened(directory) as connection:
         with transaction(connection):
-            connection.execute(_FAMILY, (run_id,))
+            gone = [str(row[0]) for row in connection.execute(_FAMILY, (run_id,)).fetchall()]
+            connection.executemany("DELETE FROM runs WHERE id = ?", [(one,) for one in gone])
         with without_references(connection), transaction(connection):
             _drop_tasks(connection)
         connection.execute("PRAGMA incremental_vacuum").fetchall()
+    kept.remove_of(directory, gone)
+
+
+def remove_unremembered(directory: str) -> list[str]:
+    """Remove the kept calls of runs that are forgotten. Gives the paths."""
+    named = {call.run for call in kept.all_kept(directory)}
+    if not named and not os.path.isdir(kept.folder_of(directory)):
+        return []
+    with opened(directory) as connection:
+        remembered = {run for run in named if queries.run(connection, run) is not None}
+    with contextlib.suppress(OSError):
+        remembered |= {name.removesuffix(SUFFIX) for name in os.listdir(segments_of(directory))}
+    return kept.sweep(directory, remembered)
 
 
 def retain(directory: str, days: float | None = None, size: float | None = None) -> int:
@@ -73,7 +90,9 @@ def retain(directory: str, days: float | None = None, size: float | None = None)
             with without_references(connection), transaction(connection):
                 _drop_tasks(connection)
         connection.execute("PRAGMA incremental_vacuum").fetchall()
-        return count - queries.count_runs(connection)
+        removed = count - queries.count_runs(connection)
+    remove_unremembered(directory)
+    return removed
 
 
 def retain_in_part(directory: str, days: float, size: float, seconds: float) -> bool:

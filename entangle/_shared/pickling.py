@@ -45,7 +45,7 @@ def dumps(value: Any, buffer_callback: _OnBuffer | None = None, again: Callable[
             file = io.BytesIO()
             _Pickler(file, 5, buffer_callback=buffer_callback).dump(value)
             body = file.getvalue()
-        if not (elsewhere and any(name.encode() in body for name in _by_value)):
+        if not (elsewhere and says_ours(body)):
             return body
     except Exception:  # a `__reduce__` may raise anything
         pass
@@ -119,13 +119,19 @@ def dumps_for_others(value: Any, buffer_callback: _OnBuffer | None = None, again
     module_lookup.look_afresh()
     try:
         body = by_name(value, buffer_callback)
-        if not any(name.encode() in body for name in _by_value):
+        if not says_ours(body):
             return body
     except Exception:  # a `__reduce__` may raise anything
         pass
     if again is not None:
         again()
     return by_value(value, buffer_callback, again)
+
+
+def says_ours(pickled: bytes) -> bool:
+    """Whether a pickle names definitions that another process does not find: those of our script,
+    and of modules that travel by value."""
+    return any(name.encode() in pickled for name in _by_value)
 
 
 class _Along(Exception):

@@ -254,7 +254,7 @@ def _call(flow: Flow, node: int, given: Sequence[Any] | None, known: Mapping[int
     told: list[str] = []
     room = _CALL if depth == 0 else _ARGUMENT
     count = len(shape.templates or taken)
-    for index, (template, inputs, keyword, parameter) in enumerate(_arguments(flow, node)):
+    for index, (template, inputs, keyword, parameter) in enumerate(arguments_in_turn(flow, node)):
         if is_secret(parameter) or (template is None and inputs[0] >= 0 and is_secret(flow.body(inputs[0]).name)):
             text = MASK
         elif given is not None and index < len(given) and not (template in (None, COPY) and inputs[0] < 0):
@@ -274,7 +274,7 @@ def _call(flow: Flow, node: int, given: Sequence[Any] | None, known: Mapping[int
     return f"{name}({', '.join(told)})"
 
 
-def _arguments(flow: Flow, node: int) -> Iterator[tuple[Template, list[int], str, str]]:
+def arguments_in_turn(flow: Flow, node: int) -> Iterator[tuple[Template, list[int], str, str]]:
     """Each argument of a node: its template, its inputs, its keyword if it has one, and the name of
     the parameter that it is for, if that is known."""
     shape = flow.shapes[flow.shape_of[node]]
@@ -294,7 +294,7 @@ def _after(keyword: str, text: str) -> str:
 def constants_in_short(flow: Flow, node: int) -> str:
     """The arguments of a node that no call is part of, as `'a.csv', unit='m'`."""
     told = []
-    for template, inputs, keyword, parameter in _arguments(flow, node):
+    for template, inputs, keyword, parameter in arguments_in_turn(flow, node):
         if all(taken < 0 for taken in inputs):
             text = MASK if is_secret(parameter) else cut(_argument(flow, template, iter(inputs), {}, 0), _ARGUMENT)
             told.append(_after(keyword, text))

@@ -53,6 +53,9 @@ RECENT = 1024
 #: would hold it twice.
 SMALL = 4096
 
+#: How many calls that have failed a worker keeps of one run.
+KEPT_CALLS = 8
+
 #: The id of this process. `_worker/worker.py` sets it anew in a forked child.
 pid = os.getpid()
 
@@ -69,6 +72,10 @@ class Delivery(Taking):
         self.using: dict[int, None] = {}
         #: The call that has failed for good, in short. Set where its arguments will be gone later.
         self.failed = ""
+        #: The arguments of that call, as its body had them.
+        self.given: list[Any] | None = None
+        #: How many failed calls of this run it has kept.
+        self.kept_calls = 0
         # Arguments of these bodies are in the store before they run. With `retry`, a second attempt
         # may run in any worker. Where rows are used again, a value in hand may be an earlier use's.
         # A body with `wait` may be given up where the run goes on: that happens under the lock.
@@ -335,13 +342,15 @@ class Delivery(Taking):
         table.slots[self.base + BEGUN] = OVER
         error = self._failure(node, error)
         call, self.failed = self.failed or self._call_in_short(node, given), ""
-        given = None
         guarded = self.guarded is not None and self.guarded[node]
         report = describe(error, site.flow.name(node), table.attempts[node] + 1, call)
+        given, self.given = given or self.given, None
         if self.notes is not None:
             self.notes.failure(node, report)
             if not guarded:
                 self.notes.flush()  # the run is over: what the body was given must not be lost
+            self._keep(node, report, given)
+        given = None
         if self.in_process or (guarded and self.site.directory):
             place = self._put_report(node, report)
         since = table.slots[self.base + SINCE]
@@ -374,6 +383,15 @@ class Delivery(Taking):
         finally:
             table.unlock()
         site.notify()
+
+    def _keep(self, node: int, report: dict[str, Any], given: Any) -> None:
+        """Keep the call that has failed, so that it can be run again: of many that a run accepts,
+        the first ones."""
+        if self.kept_calls < KEPT_CALLS:
+            from entangle._worker.keeping import keep  # not at the top: few runs need it, and it loads much
+
+            self.kept_calls += 1
+            keep(self.site, self.store if self.site.directory else None, node, report, given)
 
     def _put_report(self, node: int, report: dict[str, Any]) -> Place:
         """Store the report of an error; a shorter one where there is no room for it."""

@@ -129,7 +129,8 @@ class Holding(Delivery):
                 # `error` differs from what was raised where that was no Exception, as SystemExit.
                 wanted = isinstance(error, body.on) or isinstance(raised, body.on)
                 if attempt > body.retry or not wanted or self.is_over(node):
-                    self.failed = self._call_in_short(node, args and [*args, *named.values()])
+                    self.given = args and [*args, *named.values()]
+                    self.failed = self._call_in_short(node, self.given)
                     raise error from error.__cause__
                 table.attempts[node] = attempt
                 note_attempt(self.site, node, attempt, error, self.slot, began)

@@ -140,6 +140,23 @@ def _show(
     show(run, "json" if as_json else form, output, node, by)
 
 
+@app.command("replay")
+def _replay(
+    run: Run = "last",
+    node: Annotated[int | None, typer.Option(help="The node to run again; else the one with which the run has failed.")] = None,
+    debugger: Annotated[bool, typer.Option("--pdb", help="Enter the debugger where the error was raised.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a call that has failed again: its body alone, here and now, with the arguments it had.
+
+    Arguments are kept when a body fails, unless they are too large, cannot be pickled or may be
+    secrets.
+    """
+    from entangle.cli.replay import replay
+
+    raise typer.Exit(replay(run, node, debugger, as_json))
+
+
 @app.command("top")
 def _top(
     as_json: Json = False,

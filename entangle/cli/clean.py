@@ -18,7 +18,7 @@ def clean(as_json: bool) -> int:
 
     left: list[str] = []
     unseen: list[str] = []
-    removed = sweep(left)
+    removed = [*sweep(left), *_forgotten_calls()]
     containers = sweep_containers(left, unseen)
     if as_json:
         print(json.dumps({"removed": removed, "containers": containers, "left": [*left, *unseen]}))
@@ -29,3 +29,15 @@ def clean(as_json: bool) -> int:
     for line in (*left, *unseen):
         print(f"entangle: left {plain(line)}", file=sys.stderr)
     return FAILED if left else DONE
+
+
+def _forgotten_calls() -> list[str]:
+    """Remove calls that were kept of runs which nobody remembers any more; gives the files."""
+    from entangle._records.directory import find_directory
+    from entangle._records.retention import remove_unremembered
+    from entangle.errors import RecordsError
+
+    try:
+        return remove_unremembered(find_directory())
+    except RecordsError:  # whoever looks at the records is told
+        return []

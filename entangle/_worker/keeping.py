@@ -1,0 +1,266 @@
+"""The arguments of a body that has failed are kept, so that it can be run again with them.
+
+Nothing is kept before a body fails, so nothing is paid for one that does not. Arguments are taken
+as they were made: constants from the flow, values from the store. A value that came from hand to
+hand is taken from the body, which may have changed it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from entangle._shared import masks
+from entangle._shared.frame import LINK
+from entangle._shared.identity import identify
+from entangle._shared.kept_calls import FOLDER, MOST, KeptCall, KeptValue, write
+from entangle._shared.masks import is_secret
+from entangle._shared.pickling import PicklerByName, pickler_by_value, says_ours, why_not
+from entangle._shared.site import Site
+from entangle._shared.store import NOWHERE, Store, aside, in_record
+from entangle._shared.summaries import arguments_in_turn, cut, path_in_short
+from entangle._shared.table import DONE, IN_RECORD
+from entangle._worker.inheritance import directory
+from entangle._worker.library_threads import users_environment
+from entangle.flow import COPY, UNCHANGING, Flow, Template
+
+#: Pickles above this many bytes are not searched thoroughly for secrets, but quickly.
+_SEARCHED = 1 << 20
+#: The most characters of the value of a variable that is kept.
+_LONGEST = 4096
+#: Variables of a terminal or a login, which are those of whoever runs the call again.
+_OF_LOGIN = frozenset(("TERM", "COLUMNS", "LINES", "SHLVL", "PWD", "OLDPWD", "_", "DISPLAY", "WAYLAND_DISPLAY", "WINDOWID", "MAKEFLAGS"))
+_OF_LOGINS = ("SSH_", "XDG_SESSION", "DBUS_", "ENTANGLE_RECORD")
+
+_TOO_LARGE = f"is too large: the arguments of a call may have {MOST >> 20} MiB together"
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Gone(Exception):
+    pass
+
+
+class _Bounded(io.BytesIO):
+    """Takes so many bytes, and no more: a value may be larger than the memory that is left."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._left = most
+
+    def write(self, part: Any) -> int:
+        self._left -= memoryview(part).nbytes
+        if self._left < 0:
+            raise _TooLarge
+        return super().write(part)
+
+
+def keep(site: Site, store: Store | None, node: int, failure: dict[str, Any], given: Sequence[Any] | None = None) -> None:
+    """Keep the call of a node that has failed, if the run is recorded. Never raises.
+
+    `failure` is the report of its error, as `describe` in `failures.py` gives it. `given` are the
+    arguments that the body had, keywords last; None where they are gone.
+    """
+    try:
+        folder = _folder(site)
+        task = getattr(site.flow.body(node), "task", None)
+        if folder and task is not None and not site.flow.rearmed and not site.flow.body(node).ours:
+            write(folder, _kept(site, store, node, task, failure, given))
+    except Exception:  # no run fails otherwise for the sake of it
+        return
+
+
+def _folder(site: Site) -> str:
+    """Where the kept calls of a run lie; "" if nothing is kept of it."""
+    if site.record:
+        segments = os.path.dirname(site.record)
+    else:
+        with open(os.path.join(site.directory, LINK), "rb", buffering=0) as file:
+            segments = os.fsdecode(file.read())
+    folder = os.path.join(os.path.dirname(segments), FOLDER)
+    return folder if os.path.isdir(folder) else ""
+
+
+def _kept(site: Site, store: Store | None, node: int, task: Any, failure: dict[str, Any], given: Sequence[Any] | None) -> KeptCall:
+    flow, table = site.flow, site.table
+    taking = _Taking(site, store)
+    templates: list[Template] = []
+    keywords: list[str] = []
+    values: list[KeptValue] = []
+    for index, (template, inputs, keyword, parameter) in enumerate(arguments_in_turn(flow, node)):
+        name = parameter or str(index + 1)
+        keywords.append(keyword)
+        at_hand = (given[index],) if given is not None and index < len(given) else None
+        if why := _secret(flow, template, inputs, parameter):
+            templates.append(None)
+            values.append(KeptValue(name, why=why))
+            continue
+        try:
+            parts = [taking.value(name, one) for one in inputs]
+        except _Gone:
+            template = None
+            parts = [taking.at_hand(name, at_hand)]
+        templates.append(template)
+        values += parts
+    function = task.function
+    module = str(getattr(function, "__module__", "") or "")
+    space = getattr(function, "__globals__", {})
+    head = {
+        "run": site.run_id,
+        "node": node,
+        "name": flow.name(node),
+        "task": task.__name__,
+        "module": module,
+        "qualified": task.__qualname__,
+        "file": getattr(getattr(function, "__code__", None), "co_filename", ""),
+        "package": space.get("__package__") or "",
+        "attempt": table.attempts[node] + 1,
+        "failed": failure["type"],  # its text may quote a secret
+        "call_path": path_in_short(flow, node),
+        "call": failure["call"],
+        "code": _code(task),
+        **surroundings(),
+    }
+    return KeptCall(head, _pickled_task(task), pickle.dumps((keywords, templates), 5), values)
+
+
+def surroundings() -> dict[str, Any]:
+    """What a body finds around it, as far as it can be made again; without secrets."""
+    variables: dict[str, str] = {}
+    hidden: list[str] = []
+    for name, value in users_environment().items():
+        if name in _OF_LOGIN or name.startswith(_OF_LOGINS):
+            continue
+        if is_secret(name) or len(value) > _LONGEST or masks.masked(f"{name}={value}") != f"{name}={value}":
+            hidden.append(name)
+        else:
+            variables[name] = value
+    return {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "python": list(sys.version_info[:2]),
+        "executable": sys.executable,
+        "directory": directory(),
+        "path": [entry for entry in sys.path if isinstance(entry, str)],
+        "argv": masks.cleaned(list(sys.argv)),
+        "environment": variables,
+        "hidden": sorted(hidden),
+    }
+
+
+def _code(task: Any) -> dict[str, str]:
+    """The digests of the parts of the code that a task reaches, by their names."""
+    try:
+        return identify(task.__name__, task.function, (), {}).parts
+    except Exception:  # code without an identity: nobody can tell then whether it has changed
+        return {}
+
+
+def _pickled_task(task: Any) -> bytes:
+    """The pickle of a task; nothing if it cannot be pickled, or may hold a secret."""
+    for part in (task, task.function):
+        try:
+            body, _ = _pickled(part, MOST, [])
+        except Exception:
+            continue
+        return b"" if _hides(body) else body
+    return b""
+
+
+def _secret(flow: Flow, template: Template, inputs: list[int], parameter: str) -> str:
+    """Why an argument is not kept for its name's sake; "" if it is."""
+    if is_secret(parameter) or any(one >= 0 and is_secret(flow.body(one).name) for one in inputs):
+        return "may be a secret, by its name"
+    if template not in (None, COPY):  # a dict in the call: its keys are constants beside the values
+        keys = [flow.constants[~one] for one in inputs if one < 0]
+        kind = template[0]
+        fields = (*keys, *getattr(kind, "_fields", ()))
+        if any(is_secret(masks.name_of(key)) for key in fields):
+            return "may hold a secret, by a name in it"
+    return ""
+
+
+def _hides(pickled: bytes | memoryview) -> bool:
+    """Whether a pickle may hold a secret. One that is long is not searched for names."""
+    if len(pickled) > _SEARCHED:
+        return masks.suspicious(str(pickled, "latin-1"))
+    return masks.hides_one(pickled)
+
+
+def _pickled(value: Any, most: int, buffers: list[memoryview]) -> tuple[bytes, list[memoryview]]:
+    """The pickle of a value, for a process with another script, and its large buffers. Raises
+    _TooLarge above so many bytes, and what pickling raises."""
+
+    def dump(pickler: Callable[..., pickle.Pickler]) -> bytes:
+        buffers.clear()
+        file = _Bounded(most)
+        pickler(file, aside(buffers)).dump(value)
+        if file.tell() + sum(buffer.nbytes for buffer in buffers) > most:
+            raise _TooLarge
+        return file.getvalue()
+
+    try:
+        body = dump(lambda file, take: PicklerByName(file, 5, buffer_callback=take))
+        if not says_ours(body):
+            return body, buffers
+    except _TooLarge:
+        raise
+    except Exception:  # a `__reduce__` may raise anything
+        pass
+    return dump(pickler_by_value), buffers
+
+
+class _Taking:
+    """Takes the values of one call, up to a bound."""
+
+    def __init__(self, site: Site, store: Store | None) -> None:
+        self._site = site
+        self._store = store
+        self._left = MOST
+
+    def value(self, name: str, taken: int) -> KeptValue:
+        """An input of the call. Raises _Gone where it is nowhere but in the body."""
+        site, table = self._site, self._site.table
+        if taken < 0:
+            return self._of(name, site.flow.constants[~taken])
+        _, _, offset, size, where, _, _, _ = table.record(taken)
+        if table.states[taken] != DONE or (where == NOWHERE and taken not in site.local):
+            raise _Gone
+        if where == IN_RECORD:
+            return self._of(name, in_record(offset, size))
+        if where == NOWHERE or self._store is None:
+            return self._of(name, site.local[taken], at_hand=True)
+        pickled, buffers = self._store.parts((where, offset, size))
+        found = KeptValue(name, pickled, buffers)
+        if found.size <= self._left and says_ours(bytes(pickled)):
+            return self._of(name, self._store.get((where, offset, size)))
+        return self._checked(found)
+
+    def at_hand(self, name: str, value: tuple[Any] | None) -> KeptValue:
+        """An argument as the body has it."""
+        return KeptValue(name, why="is gone") if value is None else self._of(name, value[0], at_hand=True)
+
+    def _of(self, name: str, value: Any, at_hand: bool = False) -> KeptValue:
+        try:
+            pickled, buffers = _pickled(value, self._left, [])
+        except _TooLarge:
+            return KeptValue(name, why=_TOO_LARGE)
+        except Exception:
+            return KeptValue(name, why=cut(f"cannot be pickled: {why_not(value, 'it')}", 300))
+        if type(value) is str and masks.masked(value) != value:
+            return KeptValue(name, why="may be a secret, by its look")
+        return self._checked(KeptValue(name, pickled, buffers, at_hand=at_hand and type(value) not in UNCHANGING))
+
+    def _checked(self, value: KeptValue) -> KeptValue:
+        if value.size > self._left:
+            return KeptValue(value.argument, why=_TOO_LARGE)
+        if _hides(value.pickled):
+            return KeptValue(value.argument, why="may hold a secret")
+        self._left -= value.size
+        return value

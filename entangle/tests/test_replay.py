@@ -1,0 +1,353 @@
+"""A call that has failed is kept with its arguments, and run again by `entangle replay`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from entangle._records import kept
+from entangle.cli.exit_status import ABSENT, DONE, FAILED
+
+from .callers import ROOT
+
+PROGRAM = """
+    import os, sys, threading
+    import entangle
+    from entangle.process import process
+    from entangle.thread import thread
+    from entangle.task import task
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    def scaled(x):
+        return 2 * x
+
+    @process
+    def make(x):
+        return Point(x)
+
+    @process
+    def fail(point, *more, unit="m", **others):
+        raise ValueError(f"{type(point).__name__} {getattr(point, 'x', point)} {more} {unit} {others} {scaled(3)}")
+
+    @process
+    def change(numbers, words):
+        numbers.append(4)
+        words["b"] = 2
+        raise LookupError(f"{numbers} {words}")
+
+    @process
+    def numbers():
+        return [1, 2, 3]
+
+    @thread
+    def in_thread(a, b=2):
+        raise RuntimeError(f"{a} {b}")
+
+    @task
+    def in_caller(a):
+        raise RuntimeError(f"here {a}")
+
+    @process(retry=2)
+    def again(n):
+        raise OSError(f"{n} at attempt")
+
+    @process
+    async def later(n):
+        raise KeyError(n)
+
+    @process
+    def outer(n):
+        return fail(make(n), n)()
+
+    @process
+    def login(user, password):
+        raise PermissionError("refused")
+
+    @process
+    def lives(n):
+        return n
+
+    @process(shared_memory=True)
+    def shares(n, smm=None, sm=None):
+        segment = smm.SharedMemory(8)
+        segment.buf[0] = n
+        raise ValueError(f"there lies {segment.buf[0]}")
+
+    @process
+    def here(n):
+        raise ValueError(f"{os.path.basename(os.getcwd())} {os.environ.get('MODE')} {sys.argv[1:]} {n}")
+
+    class Model:
+        def __init__(self, rate):
+            self.rate = rate
+
+        @process
+        def fit(self, n):
+            raise ValueError(f"{self.rate} {n}")
+
+        @classmethod
+        @process
+        def of(cls, n):
+            raise ValueError(f"{cls.__name__} {n}")
+
+    def closure(k):
+        @process
+        def inner(n):
+            raise ValueError(f"closure {k} {n}")
+        return inner
+
+    if __name__ == "__main__":
+        entangle.__version__
+        eval(sys.argv[1])()
+"""
+
+
+class Folder:
+    """A folder with a program, and records of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "runs").mkdir()
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": ROOT,
+            "ENTANGLE_RUN_DIR": str(path / "runs"),
+            "ENTANGLE_RECORD_DIR": str(path / "records"),
+            "COLUMNS": "200",
+        }
+        self.write("work.py", PROGRAM)
+
+    def write(self, name: str, source: str) -> None:
+        (self.path / name).write_text(textwrap.dedent(source), encoding="utf-8")
+
+    def python(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {**self.environment, **environment}
+        return subprocess.run([sys.executable, *words], cwd=self.path, env=known, capture_output=True, text=True, timeout=120)
+
+    def fails(self, call: str, *words: str, **environment: str) -> str:
+        """Run a call of the program, which fails; gives the line on how to run it again."""
+        done = self.python("work.py", call, *words, **environment)
+        assert done.returncode == 1, done.stdout + done.stderr
+        return next((line for line in done.stderr.splitlines() if "replay: " in line), "")
+
+    def replay(self, *words: str, entered: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {**self.environment, **environment}
+        command = [sys.executable, "-m", "entangle", "replay", *words]
+        return subprocess.run(command, cwd=self.path.parent, env=known, input=entered, capture_output=True, text=True, timeout=120)
+
+    def kept(self) -> list[Path]:
+        return sorted((self.path / "records" / "calls").iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    path = tmp_path / "work"
+    path.mkdir()
+    return Folder(path)
+
+
+CALLS = {
+    "fail(make(3), 4, unit='s', other=[5])": "ValueError: Point 3 (4,) s {'other': [5]} 6",
+    "fail([lives(1), 2], {'k': lives(3)})": "ValueError: list [1, 2] ({'k': 3},) m {} 6",
+    "in_thread(1)": "RuntimeError: 1 2",
+    "in_caller(lives(7))": "RuntimeError: here 7",
+    "again(3)": "OSError: 3 at attempt",
+    "later(3)": "KeyError: 3",
+    "shares(9)": "ValueError: there lies 9",
+    "Model(0.5).fit(lives(3))": "ValueError: 0.5 3",
+    "Model.of(4)": "ValueError: Model 4",
+    "closure(5)(lives(6))": "ValueError: closure 5 6",
+    "fail(None)": "ValueError: NoneType None () m {} 6",
+    "outer(3)": "ValueError: Point 3 (3,) m {} 6",
+    "entangle.gather(fail(1), lives(2))": "ValueError: int 1 () m {} 6",
+    "fail.map([8])": "ValueError: int 8 () m {} 6",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_error_of_a_run_prints_the_command_that_runs_the_call_again(folder: Folder, call: str) -> None:
+    line = folder.fails(call)
+    found = re.fullmatch(r"replay: entangle (replay [0-9a-f]{16} --node \d+)", line)
+    assert found is not None, line
+    done = folder.replay(*found[1].split()[1:])
+    assert (done.returncode, done.stdout) == (FAILED, "")
+    assert CALLS[call] in done.stderr.splitlines()
+    assert f'{folder.path / "work.py"}", line' in done.stderr
+    assert os.path.join("entangle", "_") not in done.stderr  # no frame of ours
+    assert "call path: " in done.stderr
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
+def test_workers_of_every_kind_keep_calls(folder: Folder, start: str) -> None:
+    folder.fails("fail(make(3), 4)", ENTANGLE_START=start)
+    assert "ValueError: Point 3 (4,) m {} 6" in folder.replay("last").stderr.splitlines()
+
+
+def test_arguments_are_as_they_were_before_the_body_changed_them(folder: Folder) -> None:
+    folder.fails("change([1, 2, 3], {'a': 1})")
+    done = folder.replay()
+    assert "LookupError: [1, 2, 3, 4] {'a': 1, 'b': 2}" in done.stderr.splitlines()
+    assert "as the body left it" not in done.stderr
+
+
+def test_an_argument_that_was_in_no_store_is_as_the_body_left_it_and_that_is_said(folder: Folder) -> None:
+    folder.fails("change(numbers(), {'a': 1})")  # from hand to hand, in one worker
+    done = folder.replay()
+    assert "LookupError: [1, 2, 3, 4, 4] {'a': 1, 'b': 2}" in done.stderr.splitlines()
+    assert "argument numbers is as the body left it: it was in no store" in done.stderr.splitlines()
+
+
+def test_the_code_is_that_of_now_and_what_has_changed_is_said(folder: Folder) -> None:
+    folder.fails("fail(make(3))")
+    assert "has changed" not in folder.replay().stderr
+    source = (folder.path / "work.py").read_text(encoding="utf-8")
+    mended = source.replace("return 2 * x", "return 200 * x").replace("raise ValueError(f", "return (f", 1)
+    (folder.path / "work.py").write_text("# moved by a comment\n" + mended, encoding="utf-8")
+    done = folder.replay()
+    assert (done.returncode, done.stdout) == (DONE, "'Point 3 () m {} 600'\n")
+    changed = [line for line in done.stderr.splitlines() if line.startswith("the code has changed since: ")]
+    assert len(changed) == 2
+    assert all(any(name in line for line in changed) for name in ("fail", "scaled"))
+
+
+def test_a_script_without_a_guard_is_not_run_and_its_code_is_that_of_then(folder: Folder) -> None:
+    folder.write("bare.py", PROGRAM.replace('    if __name__ == "__main__":\n', "    if True:\n"))
+    assert folder.python("bare.py", "fail(make(3))").returncode == 1
+    (folder.path / "bare.py").write_text("raise SystemExit('it ran')\n", encoding="utf-8")
+    done = folder.replay()
+    assert "ValueError: Point 3 () m {} 6" in done.stderr.splitlines()
+    assert "is not imported: its functions are as they were kept" in done.stderr
+
+
+def test_a_module_that_is_gone(folder: Folder) -> None:
+    folder.write("other.py", PROGRAM)
+    folder.write("use.py", "import other\nother.fail(3)()\n")
+    assert folder.python("use.py").returncode == 1
+    assert "ValueError: int 3 () m {} 6" in folder.replay().stderr.splitlines()
+    (folder.path / "other.py").unlink()
+    done = folder.replay()
+    assert done.returncode == FAILED
+    assert "entangle: task other.fail is not found (ModuleNotFoundError: No module named 'other')" in done.stderr
+
+
+def test_directory_variables_and_words_are_those_of_then(folder: Folder) -> None:
+    folder.fails("here(1)", "--fast", MODE="quick", API_TOKEN="abcdef0123456789")
+    done = folder.replay(MODE="slow")
+    assert f"ValueError: work quick {['here(1)', '--fast']} 1" in done.stderr.splitlines()
+    assert all("abcdef0123456789" not in path.read_text("latin-1") for path in folder.kept())
+
+
+def test_what_may_be_a_secret_is_not_kept(folder: Folder) -> None:
+    folder.write("words.py", "one, other = 'hunter22', 'postgres://ann:hunter22@db/x'")  # not on the command line
+    folder.write("work.py", PROGRAM.replace("import os,", "from words import one, other; import os,"))
+    assert folder.fails("login('ann', one)") == "no replay: argument password may be a secret, by its name"
+    assert folder.fails("fail({'api_key': lives(one)})") == "no replay: argument point may hold a secret, by a name in it"
+    assert folder.fails("fail(other)") == "no replay: argument point may be a secret, by its look"
+    assert all("hunter22" not in path.read_text("latin-1") for path in folder.kept())
+    done = folder.replay()
+    assert (done.returncode, done.stdout) == (ABSENT, "")
+    assert "cannot be run again: argument point may be a secret, by its look" in done.stderr
+
+
+def test_arguments_that_cannot_be_pickled_or_are_too_large(folder: Folder) -> None:
+    assert folder.fails("in_thread(threading.Lock())").startswith("no replay: argument a cannot be pickled: ")
+    huge = "no replay: argument point is too large: the arguments of a call may have 64 MiB together"
+    assert folder.fails("fail(bytes(70 << 20))") == huge
+    assert folder.fails("fail([bytes(40 << 20), bytes(40 << 20)])") == huge
+    assert sum(path.stat().st_size for path in folder.kept()) < 1 << 20
+
+
+def test_arrays_are_kept_whole(folder: Folder) -> None:
+    pytest.importorskip("numpy")
+    folder.write("arrays.py", PROGRAM.replace("import os,", "import numpy, os,"))
+    done = folder.python("arrays.py", "fail(lives(numpy.arange(1e6)), numpy.ones(9))")
+    assert "replay: entangle replay" in done.stderr
+    assert folder.kept()[0].stat().st_size > 8e6
+    assert "ValueError: ndarray [0.0" in folder.replay().stderr.replace("e+00", "")
+
+
+def test_the_debugger_starts_in_the_frame_of_the_body(folder: Folder) -> None:
+    folder.write("deep.py", PROGRAM.replace("return 2 * x", "raise IndexError(x)"))
+    folder.python("deep.py", "fail(make(3))")
+    done = folder.replay("--pdb", entered="p unit, point.x\nq\n")
+    assert "('m', 3)" in done.stdout
+    assert "IndexError: 3" in done.stderr
+    assert done.returncode == FAILED
+
+
+def test_for_programs(folder: Folder) -> None:
+    folder.fails("fail(3)")
+    told: dict[str, Any] = json.loads(folder.replay("--json").stdout)
+    assert (told["status"], told["value"], told["error"]["type"], told["said"]) == (1, None, "ValueError", [])
+    assert told["error"]["message"] == "int 3 () m {} 6"
+
+
+def test_runs_and_nodes_that_are_not_there(folder: Folder) -> None:
+    assert "no run" in folder.replay("last").stderr
+    done = folder.python("work.py", "entangle.gather(fail(1), fail(2), lives(3), return_exceptions=True)")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = folder.replay("last")
+    assert done.returncode == ABSENT
+    assert "has kept 2 failed calls; choose one by --node: 0 (fail), 1 (fail)" in done.stderr
+    assert "ValueError: int 2 () m {} 6" in folder.replay("last", "--node", "1").stderr.splitlines()
+    assert "the call of node 2 (lives, done)" in folder.replay("last", "--node", "2").stderr
+    missing = folder.replay("last", "--node", "77")
+    assert (missing.returncode, "77" in missing.stderr) == (ABSENT, True)
+    assert folder.replay("ffff").returncode == ABSENT
+
+
+def test_nothing_is_kept_where_nothing_is_recorded_and_of_runs_that_end_well(folder: Folder) -> None:
+    assert "replay" not in folder.fails("fail(1)", ENTANGLE_RECORD="0")
+    assert folder.python("work.py", "lives(1)").returncode == 0
+    assert folder.kept() == []
+
+
+def test_files_are_for_their_user_alone(folder: Folder) -> None:
+    folder.fails("fail(1)")
+    (kept,) = folder.kept()
+    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    kept.chmod(0o666)
+    done = folder.replay()
+    assert done.returncode == ABSENT
+    assert "is not a file of yours that you alone may write to" in done.stderr
+
+
+def test_kept_calls_go_with_their_runs(folder: Folder) -> None:
+    folder.fails("fail(1)")
+    folder.fails("outer(2)")
+    old = [path.name for path in folder.kept()]
+    assert len(old) == 3  # of the run in the run, too
+    folder.fails("fail(3)")
+    code = "from entangle import records; [records.forget(run.id) for run in records.runs()[1:]]"
+    assert folder.python("-c", code).returncode == 0
+    (left,) = folder.kept()
+    assert left.name not in old
+    stray, draft, young = (left.parent / name for name in (f"{'0' * 16}-1.call", f"{'0' * 16}-2.call.77", f"{'0' * 16}-3.call"))
+    for path in (stray, draft, young):
+        path.write_bytes(b"")
+    for path in (stray, draft, left):
+        os.utime(path, (1, 1))
+    done = folder.python("-m", "entangle", "clean", "--json")
+    assert sorted(json.loads(done.stdout)["removed"]) == [str(stray), str(draft)]
+    assert folder.kept() == sorted([young, left])
+
+
+def test_all_kept_calls_together_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "calls").mkdir()
+    for number in range(5):
+        path = tmp_path / "calls" / f"{'a' * 16}-{number}.call"
+        path.write_bytes(bytes(100))
+        os.utime(path, (number, number))
+    kept.trim(str(tmp_path), 250)
+    assert [call.node for call in kept.all_kept(str(tmp_path))] == [3, 4]
