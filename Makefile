@@ -69,7 +69,7 @@ help:
 	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
 	@echo 'make format  let ruff mend what it can'
-	@echo 'make bench   every benchmark beside its peers, in $(BENCH_VENV); writes the table in README.md'
+	@echo 'make bench   every benchmark beside its peers, in $(BENCH_VENV); writes the tables in docs/benchmarks.md and README.md'
 	@echo 'make docs    the documentation, into build/docs'
 	@echo 'make image   the docker image "entangle"'
 	@echo 'make drill   the heavy fault tests, which "make test" leaves out    (ROUNDS=$(ROUNDS))'

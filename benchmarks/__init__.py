@@ -13,7 +13,7 @@ Linux only: it reads ``/proc``.
     contest.py       both orders: ours first and then the peers, then the peers first
     watch.py         the eye on a process tree: memory, and how many of its processes could run
     results.py       medians, targets, ``results.json``
-    report.py        the tables on the terminal and in the README;  picture.py, the chart
+    report.py        the tables on the terminal, for page and README;  picture.py, the chart
     web_app.py       a program of its own: a web app whose workers are killed
 
 To add a benchmark, write a function with ``@row(...)`` in a file of ``rows/``: it is given a

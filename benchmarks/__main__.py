@@ -73,8 +73,8 @@ def show(session: results.Json, *, write: bool) -> None:
     report.terminal(session)
     if not write:
         return
-    if not report.readme(session):
-        print("README.md has no markers for the table", file=sys.stderr)
+    for path in report.publish(session):
+        print(f"{path.name} has no markers for the table", file=sys.stderr)
     try:
         from benchmarks import picture
 

@@ -1,4 +1,4 @@
-"""The table, for the terminal and for the README."""
+"""The tables: for the terminal, for the page of benchmarks, and the short one of the README."""
 
 from __future__ import annotations
 
@@ -13,8 +13,21 @@ from benchmarks.contestants import CONTESTANTS, PEERS
 
 Json = dict[str, Any]
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+#: What the README shows: the key of a row, the label of the line, and the work in a few words.
+SHORT = (
+    ("P1", "by fork", "a tree of 1,023 small tasks, a task"),
+    ("P3", "by a warm forkserver", "a chain of 200 tasks, a hop"),
+    ("P4", "by a warm forkserver", "one call of one task"),
+    ("P5", "", "64 tasks of 20 ms of CPU"),
+    ("P6", "", "200 tasks that sleep for half a second"),
+    ("P7", "", "an array of 100 MB through five tasks"),
+    ("P10", "", "200 tasks of very different length, times the best schedule"),
+    ("D1", "", "100,000 small items through three stages, an item"),
+)
 
 
 def number(value: float | None) -> str:
@@ -52,7 +65,7 @@ def references(line: Json) -> str:
 
 
 def markdown(session: Json) -> str:
-    """Give the table of the README."""
+    """Give the table of the page."""
     heads = ["", "work", "entangle", "target", "met", "best peer ÷ entangle"]
     heads += [CONTESTANTS[name].short for name in PEERS] + ["beside"]
     out = ["| " + " | ".join(heads) + " |", "|---|---|" + "--:|" * (len(heads) - 3) + "---|"]
@@ -152,13 +165,38 @@ def terminal(session: Json) -> None:
     console.print(table)
 
 
-def readme(session: Json) -> bool:
-    """Put the table between the README's markers; tell whether there were any."""
-    if not README.exists():
-        return False
-    text = README.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        return False
-    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    README.write_text(between.sub(lambda _: f"{BEGIN}\n{markdown(session)}\n{END}", text), encoding="utf-8")
-    return True
+def short(session: Json) -> str:
+    """Give the table of the README: eight lines, the slowest beside a peer among them."""
+    lines = {(row["key"], line["label"]): line for row in session["rows"] for line in row["lines"]}
+    chosen = [(work, lines[key, label]) for key, label, work in SHORT if (key, label) in lines]
+    out = ["| work | entangle | the fastest other | how many times as long it takes |", "|---|--:|--:|--:|"]
+    for work, line in chosen:
+        if line["best_peer_over_ours"] is None:
+            continue
+        best = line["best_peer"]
+        name = CONTESTANTS[best].short if best in CONTESTANTS else best
+        unit = line["unit"].partition(" ")[0] if line["unit"][0] in "µmns" else "x"
+        theirs = f"{number(line['others'][best])} {unit} ({name})"
+        out.append(f"| {work} | {number(line['ours'])} {unit} | {theirs} | **{ratio(line['best_peer_over_ours'])}** |")
+    machine = session["machine"]
+    return "\n".join(
+        [
+            *out,
+            "",
+            f"Below 1x entangle is the slower one. Medians of {session['rounds']} rounds in one session, both orders, on "
+            f"{machine['cpus']} CPUs, {session['date']}. The peers' pools were warm; the start and end of our workers are in our figures.",
+        ]
+    )
+
+
+def publish(session: Json) -> list[Path]:
+    """Put the tables between the markers of page and README; give the files that have none."""
+    missing = []
+    for path, table in ((PAGE, markdown(session)), (README, short(session))):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if BEGIN not in text or END not in text:
+            missing.append(path)
+            continue
+        between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+        path.write_text(between.sub(lambda _, table=table: f"{BEGIN}\n{table}\n{END}", text), encoding="utf-8")
+    return missing

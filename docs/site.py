@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from floors import needed
@@ -28,10 +29,12 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Point links to pictures at the place where the site has them, and put in the list of
     files where it is asked for."""
-    return markdown.replace("](../images/", "](images/").replace("<!-- files -->", files())
+    depth = page.file.src_uri.count("/")
+    markdown = markdown.replace("](" + "../" * (depth + 1) + "images/", "](" + "../" * depth + "images/")
+    return markdown.replace("<!-- files -->", files())
 
 
 def files() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,23 @@ def test_folders_that_are_named_exist() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if "architecture" in str(page.relative_to(ROOT))], ids=lambda page: page.name)
 def test_lines_are_short(page: Path) -> None:
     assert [line for line in page.read_text(encoding="utf-8").splitlines() if len(line) > 100] == []
+
+
+def test_the_tables_of_benchmarks_are_those_of_the_results() -> None:
+    """`python -m benchmarks --redraw` writes them; by hand nothing is changed. The README shows the
+    slowest line beside the best peer, too."""
+    told = subprocess.run([sys.executable, "-c", _TABLES], cwd=ROOT, capture_output=True, text=True, check=True)
+    page, readme, worst = json.loads(told.stdout)
+    for name, table in (("docs/benchmarks.md", page), ("README.md", readme)):
+        assert f"<!-- bench:begin -->\n{table}\n<!-- bench:end -->" in (ROOT / name).read_text(encoding="utf-8"), name
+    assert readme.count("x** |") == 8
+    assert f"**{worst}** |" in readme
+
+
+_TABLES = """
+import json
+from benchmarks import report, results, rows
+session = results.read()
+worst = min(line["best_peer_over_ours"] for row in session["rows"] for line in row["lines"] if line["best_peer_over_ours"])
+print(json.dumps([report.markdown(session), report.short(session), report.ratio(worst)]))
+"""
