@@ -41,7 +41,7 @@ LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencie
     memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
 
 #: The tests that run what the pages show.
-PAGES_TESTS := $(addprefix entangle/tests/test_,shown_blocks.py coming_from.py)
+PAGES_TESTS := $(addprefix entangle/tests/test_,shown_blocks.py coming_from.py tutorial.py)
 
 # In an empty environment, too: without a PATH, Python cannot find its own prefix.
 PATH ?= /usr/local/bin:/usr/bin:/bin
