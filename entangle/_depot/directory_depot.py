@@ -46,6 +46,9 @@ class DirectoryDepot:
     Its methods raise OSError where the directory cannot be used.
     """
 
+    #: Those who wait for a value look again at least once in so many seconds.
+    looks_again = 0.02
+
     def __init__(self, path: str, secret: bytes) -> None:
         self.name = path
         self._path = path

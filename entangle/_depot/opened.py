@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -23,7 +24,12 @@ def check_place(where: str | os.PathLike[str]) -> str:
     if not isinstance(place, str) or not place:
         raise OptionError(f"Cache: where={value_in_short(where)}; it must be a directory or a URL")
     scheme = place.partition("://")[0] if "://" in place else "file"
-    if scheme != "file":
+    if scheme in ("s3", "s3a"):
+        if not place.partition("://")[2].partition("/")[0]:
+            raise OptionError(f"Cache: where={place!r}; it must name a bucket, as s3://bucket/path")
+        if importlib.util.find_spec("boto3") is None:
+            raise OptionError(f"Cache: where={place!r} needs the package boto3: pip install 'py-entangle[aws]'")
+    elif scheme != "file":
         try:
             from fsspec.registry import known_implementations, registry
         except ImportError:

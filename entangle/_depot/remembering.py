@@ -24,8 +24,9 @@ from entangle._shared.tracebacks import passes_on
 from entangle._shared.value_files import pickled
 from entangle.errors import DepotError, UnpicklableError
 
-#: How often one that waits looks again: soon at first, then less often (seconds).
-_FIRST, _LONGEST = 0.0005, 0.02
+#: One that waits looks again after so many seconds at first, then less often, as the depot says.
+#: It looks more often whether it was cancelled.
+_FIRST, _CHECKS = 0.0005, 0.02
 
 #: The keys that the bodies around this one compute, in this process and in those that wait for it.
 computing: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("computing", default=frozenset())
@@ -140,8 +141,8 @@ def _alone(
                     check()
                     if (found := look(depot, key, expire)) is not None:
                         return None, found
-                    time.sleep(pause)
-                    pause = min(pause * 1.5, _LONGEST)
+                    _sleep(pause, check)
+                    pause = min(pause * 1.5, depot.looks_again)
     except OSError as error:
         warn_once(f"the depot {depot.name} cannot be written to ({_said(error)}): values are not remembered", f"write {depot.name}")
         return None, None
@@ -154,6 +155,14 @@ def _alone(
         lock.give()
         return None, found
     return lock, None
+
+
+def _sleep(seconds: float, check: Callable[[], None]) -> None:
+    while seconds > _CHECKS:
+        time.sleep(_CHECKS)
+        seconds -= _CHECKS
+        check()
+    time.sleep(seconds)
 
 
 def _said(error: OSError) -> str:

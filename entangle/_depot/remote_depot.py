@@ -1,4 +1,4 @@
-"""A depot behind a URL of fsspec: `memory://`, `s3://bucket/path` and others.
+"""A depot behind a URL: `s3://bucket/path` by boto3, `memory://` and others by fsspec.
 
 ::
 
@@ -11,7 +11,7 @@ There is no kernel that drops the lock of a process that dies, so the right to c
 lease: its holder renews it, and it ends a minute after the last time. A lease is made under a name
 that must not exist (If-None-Match: the first writer wins). Who finds one that has ended makes the
 next number, so two who find it cannot both have it. Clocks that differ by more than half a minute
-can let two processes compute one key; the value is right all the same.
+can let two processes compute one key. In S3 the first value put is then the one that stays.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from entangle._depot.bounds import bounds
 from entangle._depot.entry import About, BadlySigned, Damaged, Kept, pack, refused, unpack
 from entangle._depot.pins import Owner, head_of, lives, name_of, read_head
+from entangle._depot.s3_objects import Changed, S3Objects
 from entangle._depot.trimming import File, tell_if_pins_fill, too_much
 from entangle._depot.warned_once import warn_once
 from entangle.errors import DepotError
@@ -43,6 +44,9 @@ _AT_ONCE = frozenset(("memory", "s3", "s3a", "gs", "gcs", "abfs", "az"))
 class RemoteDepot:
     """Values behind a URL. Its methods raise OSError where that cannot be used."""
 
+    #: Those who wait for a value look again once in so many seconds: requests to S3 cost money.
+    looks_again = 0.02
+
     def __init__(self, url: str, secret: bytes) -> None:
         self.name = url
         scheme = url.partition("://")[0]
@@ -51,15 +55,14 @@ class RemoteDepot:
                 f"others may write to the depot {url}, and what it holds are pickles, which are code. Set ENTANGLE_KEY to a secret that "
                 f"all who share it have"
             )
-        try:
-            import fsspec
-        except ImportError:
-            raise DepotError(f"the depot {url} needs the package fsspec: pip install 'py-entangle[depot]'") from None
-        try:
-            self._files, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise DepotError(f"the depot {url} cannot be used: {error}") from None
-        self._root = str(root).rstrip("/")
+        self._conditional = scheme in ("s3", "s3a")
+        if self._conditional:
+            self.looks_again = 1.0
+        self._files: Any
+        self._files, root = (S3Objects(url), url.partition("://")[2]) if self._conditional else _by_fsspec(url)
+        self._root = root.rstrip("/")
+        if not self._root.partition("/")[0] and self._conditional:
+            raise DepotError(f"the depot {url} names no bucket: it is written as s3://bucket/path")
         self._secret = secret
         self._at_once = scheme in _AT_ONCE
         self._put = 0
@@ -99,11 +102,35 @@ class RemoteDepot:
         whole = bytearray(size)
         for part, at in parts:
             whole[at : at + part.nbytes] = part
-        self._write(self._value(key), bytes(whole))
+        if self._conditional:
+            self._put_first(key, about, bytes(whole))
+        else:
+            self._write(self._value(key), bytes(whole))
         self._put += size
         if limit and self._put > limit / 16:
             self._put = 0
             self.trim()
+
+    def _put_first(self, key: str, about: About, whole: bytes) -> None:
+        """Put a value unless another was made since this one was begun. An older one is replaced:
+        it has expired, or could not be read."""
+        path = self._value(key)
+        for _ in range(5):
+            try:
+                _asked(lambda: self._files.pipe_file(path, whole, mode="create"))
+                return
+            except FileExistsError:
+                pass
+            try:
+                there, tag = _asked(lambda: self._files.cat_with_tag(path))
+                with contextlib.suppress(Damaged, BadlySigned):
+                    if unpack(key, memoryview(there), self._secret).about.made > about.made - about.seconds:
+                        return
+                _asked(partial(self._files.pipe_file, path, whole, instead_of=tag))
+                return
+            except (FileNotFoundError, Changed):
+                continue
+        raise OSError(5, f"{path}: others put this value over and over")
 
     def _write(self, path: str, whole: bytes) -> None:
         if self._at_once:
@@ -232,28 +259,66 @@ class RemoteDepot:
         return removed
 
 
+def _by_fsspec(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError:
+        raise DepotError(f"the depot {url} needs the package fsspec: pip install 'py-entangle[depot]'") from None
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DepotError(f"the depot {url} cannot be used: {error}") from None
+    return files, str(root)
+
+
 class KeyLease:
     """The right to compute a key; a thread renews it until it is given back."""
 
     def __init__(self, files: Any, path: str, old: list[str]) -> None:
         self._files, self._path, self._old = files, path, old
         self._pid = os.getpid()
+        self._name = os.urandom(8).hex()
+        self._conditional = isinstance(files, S3Objects)
+        self._tag: Any = None
+        self._lost = False
         self._given = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="entangle-lease", daemon=True)
 
     def begin(self) -> bool:
         """Take it, unless another was first."""
         try:
-            _asked(lambda: self._files.pipe_file(self._path, _until(), mode="create"))
+            self._tag = _asked(lambda: self._files.pipe_file(self._path, self._until(), mode="create"))
         except FileExistsError:
-            return False
+            # It may be our own: the answer to a first request was lost, and it was sent again.
+            if not self._is_ours():
+                return False
         self._renewer.start()
         return True
 
     def _renew(self) -> None:
         while not self._given.wait(_RENEWED):
-            with contextlib.suppress(OSError):
-                _asked(lambda: self._files.pipe_file(self._path, _until()))
+            try:
+                if self._conditional:  # unless it has ended, and another has made it anew
+                    self._tag = _asked(lambda: self._files.pipe_file(self._path, self._until(), instead_of=self._tag))
+                else:
+                    _asked(lambda: self._files.pipe_file(self._path, self._until()))
+            except Changed:
+                if not self._is_ours():
+                    self._lost = True
+                    return
+            except OSError:  # once more, when it is time
+                pass
+
+    def _is_ours(self) -> bool:
+        """Whether the lease is this one. Takes its tag."""
+        try:
+            there, self._tag = _asked(lambda: self._files.cat_with_tag(self._path)) if self._conditional else (b"", None)
+        except FileNotFoundError:
+            return False
+        return self._name.encode() in there
+
+    def _until(self) -> bytes:
+        return json.dumps({"until": time.time() + _LASTS, "holder": self._name}).encode()
 
     def give(self) -> None:
         """Let others have it. In a child that was forked meanwhile, does nothing."""
@@ -261,13 +326,11 @@ class KeyLease:
             return
         self._given.set()
         self._renewer.join()
+        if self._lost:
+            return
         for path in (*self._old, self._path):  # this one last: until then, others find it
             with contextlib.suppress(OSError):
                 _asked(partial(self._files.rm_file, path))
-
-
-def _until() -> bytes:
-    return json.dumps({"until": time.time() + _LASTS}).encode()
 
 
 def _asked(ask: Callable[[], T]) -> T:
