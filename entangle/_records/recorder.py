@@ -138,7 +138,7 @@ class Recorder:
     def _say_how_to_replay(self, run: ObservedRun, error: BaseException, writer: Writer) -> None:
         """Add the command to an error that runs the failed call again, if the call was kept."""
         assert run.table is not None
-        node = run.table.header[FAILED_NODE]
+        node = _failed_node(run.table)
         if node >= 0:
             from entangle._records import kept
 
@@ -704,12 +704,16 @@ def _tries(site: Site, table: Table) -> list[dict[str, Any]]:
     return [{**one, "error": masked(one["error"])} for one in told]
 
 
+def _failed_node(table: Table) -> int:
+    """The node whose failure has ended a run; -1 if none has."""
+    node: int = table.header[FAILED_NODE]
+    return node if node >= 0 else bytes(table.states).find(bytes([FAILED]))
+
+
 def _error_of(run: ObservedRun, table: Table) -> dict[str, Any] | None:
     """The error that ended the run; None for a value."""
     error = run.reason()
     if error is None:
         return None
-    node = table.header[FAILED_NODE]
-    if node < 0:
-        node = bytes(table.states).find(bytes([FAILED]))
+    node = _failed_node(table)
     return _described(error, node if node >= 0 else None)

@@ -58,12 +58,14 @@ from entangle._shared.table import (
     WAITING,
     WAITING_POOL,
 )
-from entangle._worker.failures import call_of, note_attempt, note_call, pause, pickled_error, process_of, used_up
+from entangle._worker.failures import call_of, name_of_type, note_attempt, note_call, pause, pickled_error, process_of, used_up
 from entangle._worker.joining import BROKEN, refusal
 from entangle.cookies import reclaim_all
 from entangle.errors import EntangleError, ProcessTerminatedException, add_note
 from entangle.flow import PROCESS, THREAD
 
+#: How many calls of a run are kept whose workers are gone.
+_KEPT_CALLS = 8
 #: So many workers in a row may die before they have begun. Then the run ends with an error.
 MOST_STILLBORN = 10
 
@@ -99,6 +101,8 @@ class Deaths:
         self.stillborn = 0
         #: Nodes to try again, and when (seconds, of the monotonic clock).
         self.retries: list[tuple[float, int]] = []
+        #: How many calls were kept whose workers are gone.
+        self.kept_calls = 0
 
     def reap(self, worker: WorkerProcess) -> None:
         """Reap a worker process that has ended, in good order or with a node that it ran."""
@@ -261,6 +265,11 @@ class Deaths:
         call = call_of(self.site, self.store, node)
         note_call(error, flow, node, call)
         add_note(error, f"attempt {attempt}")
+        if begun and self.kept_calls < _KEPT_CALLS:
+            from entangle._worker.keeping import keep  # not at the top: few runs need it
+
+            self.kept_calls += 1
+            keep(self.site, self.store, node, name_of_type(error), call)
         if self._is_guarded(node):
             self.fail(node, RUNNING, error, call)
             return

@@ -391,7 +391,7 @@ class Delivery(Taking):
             from entangle._worker.keeping import keep  # not at the top: few runs need it, and it loads much
 
             self.kept_calls += 1
-            keep(self.site, self.store if self.site.directory else None, node, report, given)
+            keep(self.site, self.store if self.site.directory else None, node, report["type"], report["call"], given)
 
     def _put_report(self, node: int, report: dict[str, Any]) -> Place:
         """Store the report of an error; a shorter one where there is no room for it."""

@@ -61,17 +61,17 @@ class _Bounded(io.BytesIO):
         return super().write(part)
 
 
-def keep(site: Site, store: Store | None, node: int, failure: dict[str, Any], given: Sequence[Any] | None = None) -> None:
+def keep(site: Site, store: Store | None, node: int, failed: str, call: str, given: Sequence[Any] | None = None) -> None:
     """Keep the call of a node that has failed, if the run is recorded. Never raises.
 
-    `failure` is the report of its error, as `describe` in `failures.py` gives it. `given` are the
-    arguments that the body had, keywords last; None where they are gone.
+    `failed` is the type of its error, and `call` the call in short. `given` are the arguments that
+    the body had, keywords last; None where they are gone.
     """
     try:
         folder = _folder(site)
         task = getattr(site.flow.body(node), "task", None)
         if folder and task is not None and not site.flow.rearmed and not site.flow.body(node).ours:
-            write(folder, _kept(site, store, node, task, failure, given))
+            write(folder, _kept(site, store, node, task, (failed, call), given))
     except Exception:  # no run fails otherwise for the sake of it
         return
 
@@ -87,9 +87,9 @@ def _folder(site: Site) -> str:
     return folder if os.path.isdir(folder) else ""
 
 
-def _kept(site: Site, store: Store | None, node: int, task: Any, failure: dict[str, Any], given: Sequence[Any] | None) -> KeptCall:
+def _kept(site: Site, store: Store | None, node: int, task: Any, told: tuple[str, str], given: Sequence[Any] | None) -> KeptCall:
     flow, table = site.flow, site.table
-    taking = _Taking(site, store)
+    taking = _Taking(site, store, loads=given is not None)
     templates: list[Template] = []
     keywords: list[str] = []
     values: list[KeptValue] = []
@@ -121,9 +121,9 @@ def _kept(site: Site, store: Store | None, node: int, task: Any, failure: dict[s
         "file": getattr(getattr(function, "__code__", None), "co_filename", ""),
         "package": space.get("__package__") or "",
         "attempt": table.attempts[node] + 1,
-        "failed": failure["type"],  # its text may quote a secret
+        "failed": told[0],  # its text may quote a secret
         "call_path": path_in_short(flow, node),
-        "call": failure["call"],
+        "call": told[1],
         "code": _code(task),
         **surroundings(),
     }
@@ -219,8 +219,9 @@ def _pickled(value: Any, most: int, buffers: list[memoryview]) -> tuple[bytes, l
 class _Taking:
     """Takes the values of one call, up to a bound."""
 
-    def __init__(self, site: Site, store: Store | None) -> None:
+    def __init__(self, site: Site, store: Store | None, loads: bool) -> None:
         self._site = site
+        self._loads = loads
         self._store = store
         self._left = MOST
 
@@ -238,13 +239,14 @@ class _Taking:
             return self._of(name, site.local[taken], at_hand=True)
         pickled, buffers = self._store.parts((where, offset, size))
         found = KeptValue(name, pickled, buffers)
-        if found.size <= self._left and says_ours(bytes(pickled)):
+        # Where the worker is gone, its supervisor runs no code of the value's class for it.
+        if self._loads and found.size <= self._left and says_ours(bytes(pickled)):
             return self._of(name, self._store.get((where, offset, size)))
         return self._checked(found)
 
     def at_hand(self, name: str, value: tuple[Any] | None) -> KeptValue:
         """An argument as the body has it."""
-        return KeptValue(name, why="is gone") if value is None else self._of(name, value[0], at_hand=True)
+        return KeptValue(name, why="was in its worker alone, which is gone") if value is None else self._of(name, value[0], at_hand=True)
 
     def _of(self, name: str, value: Any, at_hand: bool = False) -> KeptValue:
         try:

@@ -19,8 +19,9 @@ from entangle.cli.exit_status import ABSENT, DONE, FAILED
 from .callers import ROOT
 
 PROGRAM = """
-    import os, sys, threading
+    import os, sys, threading, time
     import entangle
+    from entangle.interpreter import interpreter
     from entangle.process import process
     from entangle.thread import thread
     from entangle.task import task
@@ -83,6 +84,33 @@ PROGRAM = """
         segment = smm.SharedMemory(8)
         segment.buf[0] = n
         raise ValueError(f"there lies {segment.buf[0]}")
+
+    @process(retry=1)
+    def gather_first(point):
+        return point
+
+    @process(fresh=True)
+    def dies(point, n):
+        if os.environ.get("ENTANGLE_RECORD") != "0":
+            os.kill(os.getpid(), 9)
+        raise ValueError(f"{point.x} {n}")
+
+    @process(timeout=0.2, retry=1)
+    def slow(n, m):
+        if os.environ.get("ENTANGLE_RECORD") != "0":
+            time.sleep(60)
+        raise ValueError(f"{n} {m}")
+
+    @thread(timeout=0.2)
+    def slow_thread(n):
+        if os.environ.get("ENTANGLE_RECORD") != "0":
+            time.sleep(1)
+        raise ValueError(f"{n}")
+
+    @interpreter(python=sys.executable)
+    @process
+    def far(point, n):
+        raise ValueError(f"{point.x} {n}")
 
     @process
     def here(n):
@@ -171,6 +199,10 @@ CALLS = {
     "fail(None)": "ValueError: NoneType None () m {} 6",
     "outer(3)": "ValueError: Point 3 (3,) m {} 6",
     "entangle.gather(fail(1), lives(2))": "ValueError: int 1 () m {} 6",
+    "dies(gather_first(make(2)), 3)": "ValueError: 2 3",
+    "slow(lives(1), 2)": "ValueError: 1 2",
+    "slow_thread(lives(1))": "ValueError: 1",
+    "far(make(2), 3)": "ValueError: 2 3",
     "fail.map([8])": "ValueError: int 8 () m {} 6",
 }
 
@@ -284,6 +316,16 @@ def test_the_debugger_starts_in_the_frame_of_the_body(folder: Folder) -> None:
     assert "('m', 3)" in done.stdout
     assert "IndexError: 3" in done.stderr
     assert done.returncode == FAILED
+
+
+def test_a_value_that_was_in_a_killed_worker_alone(folder: Folder) -> None:
+    folder.write("work.py", PROGRAM.replace("@process(fresh=True)", "@process"))
+    assert folder.fails("dies(make(2), 3)") == "no replay: argument point was in its worker alone, which is gone"
+
+
+def test_a_body_that_had_run_elsewhere_runs_here(folder: Folder) -> None:
+    folder.fails("far(make(2), 3)")
+    assert "the body had run elsewhere, by @interpreter; it runs here now" in folder.replay().stderr.splitlines()
 
 
 def test_for_programs(folder: Folder) -> None:
