@@ -99,9 +99,10 @@ if TYPE_CHECKING:
     from entangle._engines.chosen import EngineBlock
     from entangle._remote import Travels
     from entangle._run import Elsewhere
-    from entangle._tasks import Drawings, Streams
+    from entangle._tasks import Drawings, Keeps, Streams
     from entangle._tasks.call import Call
     from entangle._tasks.completing import CompletedCall
+    from entangle._tasks.durable import BodyAttempt, Durable
     from entangle._warm.session import Session
     from entangle.cache import Cache
     from entangle.executor import Executor
@@ -122,7 +123,7 @@ if TYPE_CHECKING:
         def named(self, name: str, /) -> Any: ...
 
 
-__all__ = ["Cache", "Executor", "Session", "as_completed", "engine", "gather", "progress", "session", "tags"]
+__all__ = ["Cache", "Executor", "Session", "as_completed", "attempt", "durable", "engine", "gather", "progress", "session", "tags"]
 
 __version__ = "0.3.0"
 
@@ -195,6 +196,21 @@ def _elsewhere() -> Elsewhere | None:
     return found
 
 
+def _keeping() -> Keeps | None:
+    """What keeps runs, where a block has been entered, or the body of a node that is kept runs."""
+    found: Any = sys.modules.get("entangle._tasks.durable")
+    if found is None:
+        engine: Any = sys.modules.get("entangle._worker.worker")
+        worker = engine.here.worker if engine is not None else None
+        if worker is None or worker.books is None:
+            return None
+        from entangle._tasks import durable
+
+        found = durable
+    keeps: Keeps = found
+    return keeps
+
+
 def _open_session() -> None:
     """Open a session for the whole program where ENTANGLE_SESSION says so, but not in workers."""
     if os.environ.get("ENTANGLE_SESSION", "0") in ("", "0"):
@@ -261,6 +277,7 @@ _run.elsewhere = _elsewhere
 _run.retired = _retired
 _remote.travels = _travels
 _tasks.streams = _streams
+_tasks.keeping = _keeping
 _tasks.drawings = _drawings
 
 
@@ -437,6 +454,48 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
     from entangle._warm.session import session
 
     return session(workers, idle, max_memory)
+
+
+def durable(name: str, busy: Literal["wait", "raise"] = "wait", sync: Literal["disk"] | None = None) -> Durable:
+    """Keep what the runs in a `with` block do, under a name: killed at any instant, they go on.
+
+    Entered again, by the program started anew, nodes that have ended well are not run again, also
+    those of runs that bodies make. What has failed runs again. A node that had begun and not ended
+    runs again if it has `retry` or `idempotent=True`, or is a workflow; else MayHaveRunError names
+    it and says how to decide. Where code was changed, what the change reaches runs again.
+
+    - `busy`: where another process is in the run: "wait" until it has left, or "raise".
+    - `sync`: with "disk", outcomes survive a power failure, too: some ms a task, on most disks.
+
+    The runs that this thread begins count; other threads take the block along with
+    `contextvars.copy_context()`. In a block of the same name it is that one; in one of another name
+    it is a run of its own. A forked child is in none. `async with` works as well. `entangle
+    resume` lists what is unfinished.
+
+    Raises OptionError for bad options; on entering DurableError where the run is in use or its
+    directory cannot be used.
+
+        with entangle.durable("nightly-2026-11-25"):
+            report(*[fetch(day) for day in days])()
+    """
+    from entangle._tasks.durable import durable
+
+    return durable(name, busy, sync)
+
+
+def attempt() -> BodyAttempt:
+    """Within a body: its `number`, from 1, and a `key` that stays the same over attempts.
+
+    In a durable run both count over all times that the run was taken up. The key (32 hexadecimal
+    digits) is good for what a service takes as an idempotency key.
+
+    Raises DurableError where no body runs.
+
+        charge(card, amount, idempotency_key=entangle.attempt().key)
+    """
+    from entangle._tasks.durable import attempt
+
+    return attempt()
 
 
 def engine(address: str) -> EngineBlock:

@@ -9,6 +9,8 @@
     ├── UnpicklableError (TypeError)                  author: a value cannot be sent
     ├── CacheKeyError (TypeError)                     author: no cache key can be made of it
     ├── DepotError                                    user: a depot that cannot be trusted or used
+    ├── DurableError                                  user, machine: a durable run cannot be kept
+    │   └── MayHaveRunError                           whoever killed it: a body may have run
     ├── RunAtImportError                              author: a module runs a graph on import
     ├── SchedulerImportError (ImportError)            author: `impl` names no scheduler class
     ├── DeviceError                                   machine: no GPU, or fewer than are wanted
@@ -77,6 +79,25 @@ class DepotError(EntangleError):
 
     The text says what to set or to remove.
     """
+
+
+class DurableError(EntangleError):
+    """A durable run is in use, or its ledger cannot be read or written. The user's or the machine's
+    fault.
+
+    The text says what to do.
+    """
+
+
+class MayHaveRunError(DurableError):
+    """Bodies of a durable run had begun and not ended when it was killed.
+
+    They may have had effects. The text names the nodes and says how to decide. `nodes` are their
+    names for `entangle resume`, `calls` what they are.
+    """
+
+    nodes: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
 
 
 class RunAtImportError(EntangleError):

@@ -356,6 +356,8 @@ class Flow:
         #: For the flow of one map alone: that of an earlier one of the same task, with as many
         #: items.
         self.pattern: Flow | None = None
+        #: What its workers write down of its nodes (`_depot/ledger.py`), in a durable run.
+        self.ledger: Any = None
         #: All pools of its bodies.
         self.pools = sorted({pool for body in self.bodies for pool in body.pools})
         self.pending: array[int]

@@ -20,6 +20,7 @@ class Workflow(Layer):
     """The layer of @workflow."""
 
     carrier = HERE
+    builds_calls = True
 
     def __init__(self, graph: str | None = None) -> None:
         if graph is not None:

@@ -34,7 +34,7 @@ class KeyLock:
     def __init__(self, path: str, fd: int) -> None:
         self._path = path
         self._fd = fd
-        self._pid = os.getpid()
+        self.pid = os.getpid()
 
     @classmethod
     def take(cls, path: str, mode: int) -> KeyLock | None:
@@ -56,7 +56,7 @@ class KeyLock:
 
     def give(self) -> None:
         """Let others have it. In a child that was forked meanwhile, does nothing."""
-        if self._pid != os.getpid():
+        if self.pid != os.getpid():
             return
         with contextlib.suppress(OSError):
             os.unlink(self._path)

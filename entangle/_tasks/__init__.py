@@ -90,5 +90,16 @@ class Drawings(Protocol):
 #: Gives the module that draws. It is imported when a notebook shows a call, or a dataflow.
 drawings: Callable[[], Drawings]
 
+
+class Keeps(Protocol):
+    """What keeps the runs of a durable block."""
+
+    def run_kept(self, run: Any, /) -> Any:
+        """The run in the place of one that begins here."""
+
+
+#: Gives what keeps runs, where a durable run is around.
+keeping: Callable[[], Keeps | None] | None = None
+
 #: In place of an instance, where the task is no method of one.
 NO_INSTANCE = object()

@@ -351,6 +351,8 @@ class Call(Generic[R_co]):
     def _run_after_hits(self, options: dict[str, Any]) -> Any:
         """The next execution of what is left of this graph where kept values take the place of
         calls."""
+        if _tasks.keeping is not None and (kept := _tasks.keeping()) is not None:
+            return kept.run_kept(self._run(**options))
         if self._after_hits is None:
             return self._run(**options)
         return self._after_hits(self, lambda left: left._run(**options))

@@ -57,6 +57,9 @@ class Layer:
     door = ""
     #: What looks for a value before the layers below run, where the layer remembers values.
     remembering: Layer | None = None
+    #: Whether the body may always run again where nobody knows whether it has ended: it only builds
+    #: calls.
+    builds_calls = False
     #: Whether `ship` takes the layers below to another place.
     ships = False
 

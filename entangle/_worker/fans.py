@@ -64,7 +64,10 @@ class Fanning(Holding):
 
     def __init__(self, site: Site, slot: int, lane: int, serial: int, store: Store | None = None) -> None:
         super().__init__(site, slot, lane, serial, store)
-        self.special = [bool(body.retry or body.pools or body.timed or body.shared_memory or body.ahead) for body in site.flow.bodies]
+        kept = site.flow.ledger is not None
+        self.special = [
+            bool(kept or body.retry or body.pools or body.timed or body.shared_memory or body.ahead) for body in site.flow.bodies
+        ]
         #: The fans that this worker may run: first leaf, and the one after the last.
         self.fans = [fan for fan in site.flow.fans if not self.special[site.flow.body_of[fan[0]]]] if lane == PROCESS else []
         self._firsts = [first for first, _ in self.fans]

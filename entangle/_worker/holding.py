@@ -17,6 +17,7 @@ from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, RE
 from entangle._shared.tracebacks import passes_on
 from entangle._worker import library_threads
 from entangle._worker.admission import Seat
+from entangle._worker.bookkeeping import Bookkeeping
 from entangle._worker.child import end_child
 from entangle._worker.delivery import Delivery
 from entangle._worker.failures import note_attempt, pause
@@ -80,6 +81,8 @@ class Holding(Delivery):
         self.timeout: float | None = None
         self.expire: Callable[[], None] | None = None
         self.makeflags: str | None = None
+        #: What it writes down of its nodes, in a durable run.
+        self.books = Bookkeeping(site.flow.ledger) if site.flow.ledger is not None else None
 
     @passes_on
     def _run_special(self, node: int, body: Body) -> tuple[Any, int, int]:
@@ -107,7 +110,10 @@ class Holding(Delivery):
                     raise RunCancelledError("the run was cancelled before the body began")
                 began = started = slots[base + SINCE] = time.monotonic_ns()
                 slots[base + BEGUN] = RUNS  # last: who looks at deadlines takes `SINCE` for its time
-                value = body.function(*args, **named)
+                if self.books is None:
+                    value = body.function(*args, **named)
+                else:
+                    value = self.books.run(node, body.name, body.function, args, named)
                 ended = time.monotonic_ns()
                 if body.ahead is not None:
                     started = slots[base + SINCE]  # with what was done ahead

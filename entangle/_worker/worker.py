@@ -128,6 +128,8 @@ class Worker(Fanning):
                 value = None
                 node = self._take()
         slots[base + STATE] = GONE
+        if self.books is not None:
+            self.books.close()
 
 
 def _with_all_cpus(site: Site, special: list[bool]) -> tuple[list[Body], array[int], list[bool]]:
@@ -161,6 +163,8 @@ def _begin_child() -> None:
         worker.forked = True
         worker.cookies, worker.lent, worker.waiting = [], (), 0  # its parent's
         worker.serving = None
+        if worker.books is not None:
+            worker.books.forked()
         if worker.lane == THREAD:
             child.begin()
 

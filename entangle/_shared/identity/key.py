@@ -19,7 +19,7 @@ from entangle._shared.identity.wrapped import unwrapped
 from entangle.errors import CacheKeyError
 
 #: Code of another minor version is other code.
-_PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
 
 
 class Identity(NamedTuple):
@@ -64,7 +64,7 @@ def identify(
         else:
             said.append(code.digest)
             parts = dict(code.parts)
-        references = _References(code, home)
+        references = References(code, home)
         content_of = Content(references.of, mute=False).of
         arguments = named_arguments(target, args, kwargs)
         for parameter, value in _without(arguments, target, ignore) if ignore else arguments:
@@ -82,8 +82,8 @@ def identify(
             if parts.setdefault(title, digest) != digest:
                 parts[f"{title} (of an argument)"] = digest
     if code is not None or references.reached:
-        said.append(_PYTHON)
-        parts[_PYTHON] = _digest(b"")
+        said.append(PYTHON)
+        parts[PYTHON] = _digest(b"")
     for package in sorted(packages) if packages else ():
         found = f"package {package} {version_of(package)}"
         said.append(found)
@@ -104,7 +104,7 @@ def _without(arguments: list[tuple[str, Any]], function: Any, ignore: Collection
     return kept
 
 
-class _References:
+class References:
     """What stands for functions and classes in the content of arguments."""
 
     def __init__(self, code: Reach | None, home: str) -> None:
@@ -112,9 +112,12 @@ class _References:
         self._home = home
         self._labels: dict[int, bytes] = {}
         self.reached: list[Reach] = []
+        #: Whether there were any.
+        self.asked = False
 
     def of(self, value: Any) -> bytes:
         """A name, if it is a library's; else its place in the code, or among what is reached."""
+        self.asked = True
         if self._code is not None:
             label = self._code.label(value)
             if label is not None:
@@ -164,12 +167,18 @@ def _same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
     return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
-def _refused(task: str, error: NoContent) -> CacheKeyError:
+def why_refused(error: NoContent) -> str:
+    """What has no content, and why not."""
     kind = type(error.value)
     named = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     why = error.why if isinstance(error.why, str) else f"{type(error.why).__name__}: {error.why}"
+    return f"a {named}, since its content cannot be read ({why})"
+
+
+def _refused(task: str, error: NoContent) -> CacheKeyError:
+    what, _, why = why_refused(error).partition(", ")
     return CacheKeyError(
-        f"cache=True of task {task!r}: no cache key can be made of {''.join(error.where) or 'a part of it'} (a {named}), since its content "
-        f"cannot be read ({why}). Give the function plain data instead, leave the argument out with ignore=[…], or say version=… in place "
+        f"cache=True of task {task!r}: no cache key can be made of {''.join(error.where) or 'a part of it'} ({what}), "
+        f"{why}. Give the function plain data instead, leave the argument out with ignore=[…], or say version=… in place "
         "of the code"
     )
