@@ -6,6 +6,7 @@
         values/<aa>/<key>      a value, as `entry.py` says; its access time is that of its last use
         drafts/                values that are being written; each is renamed when it is whole
         locks/<key>            held by the process that computes it
+        waits/<any>            held by one that computes a key and waits for another, which it names
         verified/<boot>/       a mark for each large value whose checksum this machine has compared
         quarantine/            values that were damaged
         pins/<owner>           keys that an owner needs, as `pins.py` says; the lock is `pinning`
@@ -26,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from entangle._depot import trimming
 from entangle._depot.bounds import bounds
+from entangle._depot.circles import Wait, read_wait
 from entangle._depot.entry import HEAD, About, BadlySigned, Damaged, Kept, pack, refused, unpack
 from entangle._depot.key_lock import KeyLock
 from entangle._depot.pins import DirectoryPins, Owner
@@ -93,7 +95,7 @@ class DirectoryDepot:
                 make_directory_of_state(above)
             os.makedirs(self._path, mode=0o700, exist_ok=True)
             self._look()
-        for name in ("values", "drafts", "locks", "pins"):
+        for name in ("values", "drafts", "locks", "pins", "waits"):
             self._make_folder(name)
         self._made = True
 
@@ -220,6 +222,29 @@ class DirectoryDepot:
         """The right to compute a key, until it is given back; None where another has it."""
         self._make()
         return KeyLock.take(os.path.join(self._path, "locks", key), self._file_mode)
+
+    def say_waiting(self, wait: Wait) -> KeyLock | None:
+        """Let others read what this process waits for, until what is given is given back."""
+        path = os.path.join(self._path, "waits", os.urandom(8).hex())
+        said = KeyLock.take(path, self._file_mode)
+        if said is not None:
+            with open(path, "wb") as file:
+                file.write(wait.written())
+        return said
+
+    def waits(self) -> list[Wait]:
+        """What others wait for, who compute a key."""
+        found = []
+        for name in os.listdir(os.path.join(self._path, "waits")):
+            path = os.path.join(self._path, "waits", name)
+            with contextlib.suppress(FileNotFoundError):
+                if (left := KeyLock.take(path, self._file_mode)) is not None:
+                    left.give()  # its holder was killed
+                    continue
+                with open(path, "rb") as file:
+                    if (wait := read_wait(file.read())) is not None:
+                        found.append(wait)
+        return found
 
     # Pins ----------------------------------------------------------------------------------------
 

@@ -6,12 +6,13 @@ import importlib.util
 import os
 from typing import Any
 
+from entangle._depot.bounds import bounds
 from entangle._depot.directory_depot import DirectoryDepot
 from entangle._shared.state_directory import find_directory
 from entangle._shared.summaries import value_in_short
 from entangle.errors import OptionError
 
-_opened: dict[tuple[str, str], Any] = {}
+_opened: dict[tuple[str | None, ...], Any] = {}
 _MOST = 64
 
 
@@ -50,10 +51,13 @@ def place_of(where: str | None = None) -> str:
 
 
 def depot(where: str | None = None) -> Any:
-    """The depot that is meant. Raises DepotError for a URL that nothing is known of."""
+    """The depot that is meant. Raises DepotError for a URL that nothing is known of, and for
+    bounds that cannot be read: before a body has run for a value that cannot be kept."""
     place, key = place_of(where), os.environ.get("ENTANGLE_KEY", "")
-    found = _opened.get((place, key))
+    meant = (place, key, os.environ.get("ENTANGLE_DEPOT_SIZE"), os.environ.get("ENTANGLE_DEPOT_AGE"))
+    found = _opened.get(meant)
     if found is None:
+        bounds()
         if len(_opened) >= _MOST:
             _opened.clear()
         if "://" in place:
@@ -62,5 +66,5 @@ def depot(where: str | None = None) -> Any:
             found = RemoteDepot(place, key.encode())
         else:
             found = DirectoryDepot(place, key.encode())
-        _opened[place, key] = found
+        _opened[meant] = found
     return found

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+from entangle._depot.circles import Wait, breaks_a_circle
 from entangle._depot.compression import Unreadable
 from entangle._depot.entry import About, Kept
 from entangle._depot.warned_once import warn_once
@@ -27,6 +28,11 @@ from entangle.errors import DepotError, UnpicklableError
 #: One that waits looks again after so many seconds at first, then less often, as the depot says.
 #: It looks more often whether it was cancelled.
 _FIRST, _CHECKS = 0.0005, 0.02
+
+#: One that waits for so long looks whether it waits for itself, and again after as long (seconds).
+_CIRCLES = 0.25
+#: What it says of that is said anew after so long: in a store it ends after a minute.
+_SAID = 30.0
 
 #: The keys that the bodies around this one compute, in this process and in those that wait for it.
 computing: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("computing", default=frozenset())
@@ -135,12 +141,14 @@ def _alone(
     try:
         lock = depot.try_alone(key)
         if lock is None:
-            with waiting():
+            with waiting(), _Circle(depot, key) as circle:
                 pause = _FIRST
                 while (lock := depot.try_alone(key)) is None:
                     check()
                     if (found := look(depot, key, expire)) is not None:
                         return None, found
+                    if circle.is_to_be_broken():
+                        return None, None
                     _sleep(pause, check)
                     pause = min(pause * 1.5, depot.looks_again)
     except OSError as error:
@@ -155,6 +163,40 @@ def _alone(
         lock.give()
         return None, found
     return lock, None
+
+
+class _Circle:
+    """What one that waits says to others, and learns of them; nothing where no body around it
+    computes a key, since nobody can wait for it then."""
+
+    def __init__(self, depot: Any, key: str) -> None:
+        self._depot = depot
+        self._wait = Wait(key, tuple(sorted(computing.get())))
+        self._said: Any = None
+        self._pause = max(_CIRCLES, 4 * depot.looks_again)
+        self._next = time.monotonic() + self._pause
+        self._renewed = self._next + _SAID
+
+    def __enter__(self) -> _Circle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._said is not None:
+            self._said.give()
+
+    def is_to_be_broken(self) -> bool:
+        """Whether this one waits for itself, and is to go on."""
+        now = time.monotonic()
+        if not self._wait.around or now < self._next:
+            return False
+        self._next = now + self._pause
+        if self._said is not None and now > self._renewed:
+            self._said.give()
+            self._said = None
+        if self._said is None:
+            self._said = self._depot.say_waiting(self._wait)
+            self._renewed = now + _SAID
+        return breaks_a_circle(self._wait, self._depot.waits())
 
 
 def _sleep(seconds: float, check: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@
     values/<aa>/<key>     a value, as `entry.py` says, signed with ENTANGLE_KEY
     locks/<key>/<n>       a lease of the process that computes it; the highest number counts
     quarantine/           values that were damaged
+    waits/<any>           said by one that computes a key and waits for another; it names both
     pins/<owner>/<any>    keys that an owner needs, as `pins.py` says
 
 There is no kernel that drops the lock of a process that dies, so the right to compute a key is a
@@ -26,6 +27,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from entangle._depot.bounds import bounds
+from entangle._depot.circles import Wait, read_wait
 from entangle._depot.entry import About, BadlySigned, Damaged, Kept, pack, refused, unpack
 from entangle._depot.pins import Owner, head_of, lives, name_of, read_head
 from entangle._depot.s3_objects import Changed, S3Objects
@@ -164,6 +166,24 @@ class RemoteDepot:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return 0.0
 
+    def say_waiting(self, wait: Wait) -> Said:
+        """Let others read what this process waits for, until what is given is given back."""
+        path = self._path("waits", f"{time.time() + _LASTS:.0f}-{os.urandom(8).hex()}")
+        self._write(path, wait.written())
+        return Said(self._files, path)
+
+    def waits(self) -> list[Wait]:
+        """What others wait for, who compute a key. What they have said ends after a minute."""
+        found = []
+        for path in self._listed(self._path("waits")):
+            until = path.rpartition("/")[2].partition("-")[0]
+            with contextlib.suppress(FileNotFoundError):
+                if not until.isdigit() or int(until) < time.time():
+                    self._remove(path)
+                elif (wait := read_wait(_asked(partial(self._files.cat_file, path)))) is not None:
+                    found.append(wait)
+        return found
+
     # Pins ----------------------------------------------------------------------------------------
 
     def pin(self, owner: Owner, keys: Sequence[str]) -> None:
@@ -269,6 +289,18 @@ def _by_fsspec(url: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise DepotError(f"the depot {url} cannot be used: {error}") from None
     return files, str(root)
+
+
+class Said:
+    """What was said to others, until it is given back."""
+
+    def __init__(self, files: Any, path: str) -> None:
+        self._files, self._path = files, path
+
+    def give(self) -> None:
+        """Do not say it any more."""
+        with contextlib.suppress(OSError):
+            _asked(lambda: self._files.rm_file(self._path))
 
 
 class KeyLease:

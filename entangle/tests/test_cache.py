@@ -294,6 +294,19 @@ def test_the_least_used_values_go_when_the_depot_is_full(depot: Path, tmp_path: 
     assert Path(log).read_text().split() == [str(n) for n in range(40)]
 
 
+@pytest.mark.parametrize(("name", "value"), [("SIZE", "10X"), ("SIZE", "-1"), ("SIZE", "ten"), ("AGE", "3 months"), ("AGE", "1e3")])
+def test_bounds_that_cannot_be_read_are_told_before_a_body_runs(
+    name: str, value: str, depot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted, log = thread(cache=True)(bodies.noted), str(tmp_path / "log")
+    noted(log, 1)()
+    monkeypatch.setenv(f"ENTANGLE_DEPOT_{name}", value)
+    with pytest.raises(DepotError, match=rf"ENTANGLE_DEPOT_{name}='{value}'; it is written in"):
+        noted(log, 2)()
+    assert len(notes(log)) == 1
+    assert entangle_cache_error("gc").startswith(f"entangle: ENTANGLE_DEPOT_{name}='{value}'")
+
+
 def test_values_that_were_not_used_for_long_go(depot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTANGLE_DEPOT_AGE", "2d")
     noted = thread(cache=True)(bodies.noted)
@@ -778,6 +791,15 @@ def entangle_cache(*words: object) -> tuple[int, Any]:
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
+
+
+def entangle_cache_error(*words: object) -> str:
+    """What a command that fails says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "entangle", "cache", *map(str, words)], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode != 0
+    return done.stderr
 
 
 def test_the_commands(depot: Path, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Circles: bodies that wait for each other's keys, in several processes.
+
+One that computes a key and waits for another key says so where the others can read it. Who finds
+that it waits for itself, by way of others, computes the value that it wants without the right to.
+Of a circle that is the one which wants the least key, so that one of them computes twice, not all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+
+class Wait(NamedTuple):
+    """Who computes the keys `around` waits for the key `wants`."""
+
+    wants: str
+    around: tuple[str, ...]
+
+    def written(self) -> bytes:
+        """As it is said to others."""
+        return json.dumps({"wants": self.wants, "around": self.around}).encode()
+
+
+def read_wait(text: bytes) -> Wait | None:
+    """What was said; None where that is damaged."""
+    try:
+        told = json.loads(text)
+        return Wait(str(told["wants"]), tuple(map(str, told["around"])))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def breaks_a_circle(wait: Wait, others: Collection[Wait]) -> bool:
+    """Whether a wait is for itself, and the one of its circle that is to give way."""
+    path = _way(wait, others)
+    return path is not None and wait.wants == min(path)
+
+
+def _way(wait: Wait, others: Iterable[Wait]) -> list[str] | None:
+    """The keys from the wanted one to one that this body computes, each of which waits for the
+    next; None where there is no such way."""
+    next_of: dict[str, list[str]] = {}
+    for other in others:
+        for key in other.around:
+            next_of.setdefault(key, []).append(other.wants)
+    goals, before = set(wait.around), {wait.wants: ""}
+    stack = [wait.wants]
+    while stack:
+        key = stack.pop()
+        if key in goals:
+            path = []
+            while key:
+                path.append(key)
+                key = before[key]
+            return path
+        for there in next_of.get(key, ()):
+            if there not in before:
+                before[there] = key
+                stack.append(there)
+    return None
