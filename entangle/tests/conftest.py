@@ -4,6 +4,7 @@ was left behind."""
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import re
 import shutil
@@ -12,9 +13,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before entangle is imported: its processes, and the scripts that tests start, all carry this mark
 # in their environment or in their memory maps, and that is how a stray of ours is told from
@@ -99,7 +102,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left if any(map(item.get_closest_marker, apart)) or not _belongs(item) else kept).append(item)
     if left:
         config.hook.pytest_deselected(items=left)
-        items[:] = kept
+    items[:] = _in_turn(kept) if "PYTEST_XDIST_WORKER" in os.environ else kept
 
 
 def _way_of(item: pytest.Item) -> Way | None:
@@ -111,7 +114,7 @@ def _way_of(item: pytest.Item) -> Way | None:
 def _is_slow(item: pytest.Item) -> bool:
     """Whether a test is a drill in the way that it is about to run in."""
     way = _way_of(item)
-    return way is not None and way.here and not way.whole and item.get_closest_marker("everywhere") is None
+    return way is not None and way.drilled and not way.whole and item.get_closest_marker("everywhere") is None
 
 
 def _belongs(item: pytest.Item) -> bool:
@@ -119,7 +122,79 @@ def _belongs(item: pytest.Item) -> bool:
     way = _way_of(item)
     if way is None or way.here:
         return True
-    return item.get_closest_marker("near") is None and (way.whole or item.get_closest_marker("everywhere") is not None)
+    return item.get_closest_marker("near") is None and (way.whole or way.drilled or item.get_closest_marker("everywhere") is not None)
+
+
+# --- which process runs which tests ---------------------------------------------------------------
+
+#: Files whose tests run in every way: those of one way stay together, not those of the file.
+_IN_EVERY_WAY = ("test_behaviour.py", "test_everyday.py")
+#: Those and others that take long, the longest first.
+_LONG = (
+    *_IN_EVERY_WAY,
+    "test_cli.py",
+    "test_library_threads.py",
+    "test_limit.py",
+    "test_examples.py",
+    "test_progress.py",
+    "test_killed_callers.py",
+    "test_far_faults.py",
+    "test_every_moment.py",
+    "test_nested.py",
+    "test_session_places.py",
+    "test_ssh.py",
+    "test_ssh_faults.py",
+    "test_killed_workers.py",
+    "test_records.py",
+    "test_docker.py",
+    "test_strange_callers.py",
+    "test_web.py",
+    "test_channel.py",
+    "test_ends.py",
+    "test_cookies.py",
+    "test_place.py",
+    "test_dask.py",
+    "test_executor.py",
+    "test_gpus.py",
+    "test_deadlines.py",
+    "test_joblib.py",
+    "test_jupyter.py",
+    "test_browser.py",
+    "test_children.py",
+    "test_cache.py",
+    "test_interpreter.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, hand out some files in parts, and all in the order of `_in_turn`."""
+    if config.option.dist != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # else those with most tests would come first
+    scheduling: Any = importlib.import_module("xdist.scheduler").LoadFileScheduling
+
+    class InParts(scheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            if not file.endswith(_IN_EVERY_WAY):
+                return file
+            names = [way.name for way in WAYS if re.search(rf"[\[-]{way.name}[\]-]", test)]
+            return f"{file} {max(names, key=len, default='')}"
+
+    return InParts(config, log)
+
+
+def _in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The files that take long first: at the end, all processes are then busy until the last."""
+    last = len(_LONG)
+    tests = Counter(item.path for item in items)
+
+    def turn(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.name
+        return (_LONG.index(name) if name in _LONG else last, -tests[item.path], str(item.path))
+
+    return sorted(items, key=turn)
 
 
 # --- ways to run ----------------------------------------------------------------------------------

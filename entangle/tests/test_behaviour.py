@@ -2,8 +2,8 @@
 thread in the caller.
 
 Those marked `near` speak of this machine alone; those marked `everywhere` are also run in places
-that are there to be different (another version of Python, a host, a container), and the rest in
-another Python of this version too.
+that are there to be different (another version of Python, a container). The rest run on another
+host too, and as drills by spawn and in another Python of this version.
 
 Nothing in here asks how long something took. Functions are written at the level of a module, as
 closures, as lambdas and as methods, since each of these travels differently."""
@@ -955,20 +955,25 @@ def test_an_error_deep_in_nested_runs(way: Way) -> None:
 
 
 def test_a_deadline_reaches_nested_runs(way: Way, tmp_path: Path) -> None:
-    log = str(tmp_path / "log")
     linger = way.process(bodies.linger)
 
-    @way.process(timeout=1.5 if way.here else 5)  # elsewhere the way to the nested body is longer
-    def outer(path: str) -> Any:
-        note(path, "outer", os.getpid())
-        return linger(path)()
+    # A busy machine may take longer to come to the nested body: then once more, with more time.
+    for seconds in (0.5, 2, 8, 32) if way.here else (2, 8, 32):
+        log = str(tmp_path / f"log-{seconds}")
 
-    with pytest.raises(ProcessTimeoutException, match="outer"):
-        outer(log)()
+        @way.process(timeout=seconds)
+        def outer(path: str) -> Any:
+            note(path, "outer", os.getpid())
+            return linger(path)()
+
+        with pytest.raises(ProcessTimeoutException, match="outer"):
+            outer(log)()
+        if os.path.exists(log) and len(pids_in(log)) == 2:
+            break
     pids = pids_in(log)
     assert len(pids) == 2
     if way.here:
-        wait_until(lambda: not any(map(alive, pids)), 1.0)
+        wait_until(lambda: not any(map(alive, pids)))
 
 
 @pytest.mark.near

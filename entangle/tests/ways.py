@@ -30,8 +30,9 @@ class Way:
     session: bool = False
     where: Callable[[Any], Any] | None = None
     #: Whether all tests but the `near` ones run there, or only those that are marked `everywhere`.
-    #: On this machine, the others are drills.
     whole: bool = True
+    #: Whether the others are drills there, where not all run.
+    drilled: bool = False
     #: Makes sure that the place is there, before a test counts what there is.
     warm: Callable[[], Any] | None = None
 
@@ -144,10 +145,12 @@ WAYS = [
     Way("forkserver", start="forkserver"),
     # But for its start, a worker of a forkserver. Starts are slow: CI runs all by spawn on other
     # Pythons than the newest.
-    Way("spawn", start="spawn", whole=False),
+    Way("spawn", start="spawn", whole=False, drilled=True),
     Way("auto-with-a-second-thread", second_thread=True),
     Way("in-a-session", session=True),
-    Way("in-another-python", where=other_python(same=True), warm=functools.partial(warm_python, same=True)),
+    # All tests run by ssh too, with the same agent behind another transport. CI runs all here on
+    # other Pythons than the newest.
+    Way("in-another-python", where=other_python(same=True), whole=False, drilled=True, warm=functools.partial(warm_python, same=True)),
     Way("in-another-version", where=other_python(same=False), whole=False, warm=functools.partial(warm_python, same=False)),
     Way("by-ssh", where=by_ssh, warm=warm_ssh),
     Way("in-a-container", where=in_a_container, whole=False, warm=warm_container),
