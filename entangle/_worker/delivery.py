@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -387,10 +388,13 @@ class Delivery(Taking):
     def _keep(self, node: int, report: dict[str, Any], given: Any) -> None:
         """Keep the call that has failed, so that it can be run again: of many that a run accepts,
         the first ones."""
-        if self.kept_calls < KEPT_CALLS:
-            from entangle._worker.keeping import keep  # not at the top: few runs need it, and it loads much
+        table = self.site.table
+        if self.kept_calls >= KEPT_CALLS or table.slots[self.base + NODE] != node or table.states[node] != RUNNING:
+            return  # the last two: it was past its deadline and was given up, and the run may be over
+        from entangle._worker.keeping import keep  # not at the top: few runs need it, and it loads much
 
-            self.kept_calls += 1
+        self.kept_calls += 1
+        with contextlib.suppress(OSError):  # the run may end at this moment
             keep(self.site, self.store if self.site.directory else None, node, report["type"], report["call"], given)
 
     def _put_report(self, node: int, report: dict[str, Any]) -> Place:

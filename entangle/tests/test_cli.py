@@ -629,7 +629,8 @@ def test_a_run_that_failed_shows_the_path_of_calls_and_the_arguments(went_on: Li
         "call: train([1.5, 2.5], 3, password=***)",
     ]
     assert lines[at + 3].startswith("host ")
-    assert lines[at + 4 : at + 7] == ["xs = [1.5, 2.5]", "lr = 3", "password = ***"]
+    assert lines[at + 4] == "no replay: argument password may be a secret, by its name"
+    assert lines[at + 5 : at + 8] == ["xs = [1.5, 2.5]", "lr = 3", "password = ***"]
     assert lines.count("and more") == 20
     node = went_on("show", "--node", str(went_on.json("runs", "--json")[0]["error"]["node"])).stdout
     assert node.startswith("fold 3 (train), node ")

@@ -118,7 +118,7 @@ def test_an_error_says_once_which_call_failed_and_as_which_attempt(dies: bool, r
     last = caught.value.__cause__ if retry else caught.value
     told = getattr(last, "__notes__", [])
     kinds = [note.split()[0] for note in told]
-    assert kinds == ["call", "call:", "host"], told
+    assert kinds == ["call", "call:", "host", *([] if retry else ["replay:"])], told
     assert told[0] == "call path: gather(failing(…)) → failing"
     assert told[2].endswith(f", attempt {retry + 1}")
     if retry:
@@ -126,7 +126,8 @@ def test_an_error_says_once_which_call_failed_and_as_which_attempt(dies: bool, r
         assert first.startswith("attempt 1: ")
         assert "call" not in first
         assert "\n" not in first
-        assert call == told[:2]
+        assert call[:2] == told[:2]
+        assert [note.split()[0] for note in call[2:]] == ["replay:"]
 
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
