@@ -29,6 +29,9 @@ class Opened(Engine, Protocol):
     def open(self) -> None:
         """Connect."""
 
+    def connected(self) -> bool:
+        """Whether the connection that `open` has made still is there."""
+
     def close(self) -> None:
         """Disconnect."""
 
@@ -70,7 +73,11 @@ class EngineBlock:
     @property
     def engine(self) -> Opened | None:
         """The engine, where it can be used: not in a forked child of the process that has it."""
-        return self._engine if self._pid == os.getpid() else None
+        if self._engine is None or self._pid != os.getpid():
+            return None
+        if not self._engine.connected():
+            self._engine = _living(self._address)
+        return self._engine
 
     def __repr__(self) -> str:
         return f"<engine {self._address}>"
@@ -105,16 +112,32 @@ def _made(address: str) -> Opened:
 
 
 def _connected(address: str) -> Opened:
+    """The engine at an address, for one user more."""
+    with _guard:
+        found = _living(address)
+        _open[address] = found, _open[address][1] + 1
+        return found
+
+
+def _living(address: str) -> Opened:
+    """The engine at an address, for those who use it already.
+
+    Where the connection is lost, what runs on it ends with an error, and the next run gets another
+    one: a program may go on for days.
+    """
     global _pid
     with _guard:
         if _pid != os.getpid():
             _open.clear()  # a fork's copies of its parent's
             _pid = os.getpid()
         found, users = _open.get(address, (None, 0))
+        if found is not None and not found.connected():
+            found.close()
+            found = None
         if found is None:
             found = _made(address)
             found.open()
-        _open[address] = found, users + 1
+        _open[address] = found, users
         return found
 
 
@@ -141,8 +164,8 @@ def current() -> Opened | None:
     if not address:
         return None
     with _guard:
-        known = _open.get(address) if _pid == os.getpid() else None
-        return known[0] if known is not None else _connected(address)
+        known = address in _open and _pid == os.getpid()
+        return _living(address) if known else _connected(address)
 
 
 class RunsElsewhere:

@@ -101,6 +101,7 @@ class DaskEngine:
         self.title = f"Dask at {address}"
         self._address = address
         self._client: Any = None
+        self._comm: Any = None
         self._pid = os.getpid()
         self._connection = os.urandom(4).hex()
         self._runs: dict[str, tuple[News, Callable[[int], str]]] = {}
@@ -127,12 +128,22 @@ class DaskEngine:
             self._compare()
             self._client.register_plugin(_plugin(f"entangle-{_version()}"))
             self._client.subscribe_topic(self._topic, self._hear)
+            self._comm = client.scheduler_comm
         except BaseException:
             self.close()
             raise
 
     def _unreachable(self, why: str) -> UnreachableError:
         return UnreachableError(f"no Dask scheduler answers at {self._address}: {why}; start one with: dask scheduler")
+
+    def connected(self) -> bool:
+        """Whether this is the connection that was opened.
+
+        A client connects anew by itself; to a scheduler that was started anew, which knows neither
+        of our plugin nor of our topic.
+        """
+        client = self._client
+        return client is not None and client.status == "running" and client.scheduler_comm is self._comm
 
     def close(self) -> None:
         """Disconnect."""
@@ -202,7 +213,7 @@ class DaskEngine:
     def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> DaskJob:
         """Begin a run whose caller wants the values of these nodes."""
         client = self._client
-        if client is None or client.status != "running":
+        if not self.connected():
             raise LinkLostError(f"{self.title}: the connection to the scheduler is lost")
         if not self._compared.issuperset(client.scheduler_info(n_workers=-1)["workers"]):
             self._compare()
@@ -351,7 +362,7 @@ class DaskJob:
 
     def look(self) -> None:
         """Raise LinkLostError if the scheduler is gone. Logs that there are no workers."""
-        if self._client.status != "running":
+        if not self._engine.connected():
             raise LinkLostError(f"{self._engine.title}: the connection to the scheduler was lost while the run was under way")
         now = time.monotonic()
         if now - self._looked < 1.0:

@@ -134,8 +134,15 @@ class RayEngine:
             f"install one version on all of them: pip install py-entangle=={_version()}"
         )
 
+    def connected(self) -> bool:
+        """Whether Ray still holds the connection. What it has given up, it never takes up again."""
+        import ray
+
+        return not self.lost and self._inbox is not None and bool(ray.is_initialized())
+
     def close(self) -> None:
-        """Disconnect, where `open` has connected."""
+        """Disconnect, where `open` has connected. Runs that are under way have lost it then."""
+        was_lost, self.lost = self.lost or not self.connected(), True
         inbox, self._inbox = self._inbox, None
         if inbox is not None:
             inbox.close(_SHUT_DOWN)
@@ -147,26 +154,41 @@ class RayEngine:
             # Where the cluster is gone, it may wait for long.
             ending = threading.Thread(target=_shut_down, args=(ray,), name="entangle-ray-shutdown", daemon=True)
             ending.start()
-            ending.join(_SHUT_DOWN if self.lost else None)
-            if self.lost:
+            ending.join(_SHUT_DOWN if was_lost else None)
+            if was_lost:
                 _leave_to_itself()
             self._settings.close()
 
     def is_gone(self, ray: Any) -> bool:
-        """Whether the head does not answer any more."""
+        """Whether the connection is lost, or the head does not answer any more."""
+        if self.lost:
+            return True
         address = self._address.removeprefix("ray://")
         if ray.is_initialized() and address == "auto":
             address = ray.get_runtime_context().gcs_address
         self.lost = not ray.is_initialized() or bool(why_unreachable(address))
         return self.lost
 
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Raise LinkLostError in place of what a lost connection makes Ray raise. What serves a
+        client may be gone while the head is there: Ray never connects to another one by itself."""
+        try:
+            yield
+        except Exception as error:
+            if not _of_connection(error):
+                raise
+            self.lost = True
+            raise LinkLostError(f"{self.title}: the connection was lost while the run was under way: {_in_short(error)}") from None
+
     def begin(self, shipment: Shipment, wanted: Sequence[int], news: News, run: str) -> RayJob:
         """Begin a run whose caller wants the values of these nodes."""
         import ray
 
-        if self.lost or not ray.is_initialized():
+        if not self.connected():
             raise LinkLostError(f"{self.title}: the connection is lost")
-        return RayJob(self, ray, shipment, wanted, news, run)
+        with self.asking():
+            return RayJob(self, ray, shipment, wanted, news, run)
 
     def expect(self, run: str, job: RayJob) -> None:
         """Have a run hear what is told of it."""
@@ -185,6 +207,7 @@ class RayEngine:
 
     def _hears_no_more(self, error: BaseException) -> None:
         """Called by the thread of the inbox, when that is gone."""
+        self.lost = True
         for job in list(self._jobs.values()):
             job.broken(LinkLostError(f"{self.title}: what workers tell of the run does not come any more: {type(error).__name__}: {error}"))
 
@@ -231,12 +254,14 @@ class RayJob:
     def send(self, parcels: Sequence[Parcel], kept: Collection[int], urgent: bool) -> None:
         """Send nodes. All values are held until the run is over."""
         self._urgent = urgent
-        for parcel in parcels:
-            self._submit(parcel)
+        with self._engine.asking():
+            for parcel in parcels:
+                self._submit(parcel)
 
     def give(self, node: int, value: Failed) -> None:
         """Have this in the place of the value of a node."""
-        self._values[node] = self._ray.put(value)
+        with self._engine.asking():
+            self._values[node] = self._ray.put(value)
         if node in self._wanted:
             self._news.put(("done", node))
 
@@ -285,6 +310,8 @@ class RayJob:
             try:
                 self._ray.get(value)
             except Exception as error:
+                if _of_connection(error):
+                    raise
                 self._lost(node, self._made[node], error)
                 continue
             # Its worker died when it had a value, and before it could tell.
@@ -312,7 +339,7 @@ class RayJob:
             cause,
             (exceptions.WorkerCrashedError, exceptions.ObjectLostError, exceptions.NodeDiedError, exceptions.OutOfMemoryError),
         ):
-            gone = isinstance(cause, (exceptions.LocalRayletDiedError, exceptions.RaySystemError, ConnectionError))
+            gone = _of_connection(cause) or isinstance(cause, (exceptions.LocalRayletDiedError, exceptions.RaySystemError))
             kind = LinkLostError if gone else EntangleError
             self.broken(kind(f"{self._engine.title} could not run task {name!r}: {type(error).__name__}: {error}"))
             return
@@ -333,9 +360,11 @@ class RayJob:
         """Raise LinkLostError if the cluster is gone. Ray itself would wait for a minute, and then
         end this process."""
         now = time.monotonic()
-        if now - self._asked >= self._asks and self._ray.is_initialized():
-            self._look_for_losses(now)
-        if now - self._looked < _EVERY and self._ray.is_initialized():
+        connected = self._engine.connected()
+        if now - self._asked >= self._asks and connected:
+            with self._engine.asking():
+                self._look_for_losses(now)
+        if now - self._looked < _EVERY and connected:
             return
         self._looked = now
         if self._engine.is_gone(self._ray):
@@ -343,11 +372,14 @@ class RayJob:
 
     def values(self, nodes: Sequence[int]) -> list[Any]:
         """The values of these nodes, which are done."""
-        if not self._ray.is_initialized():
+        if not self._engine.connected():
             raise LinkLostError(f"{self._engine.title}: the connection was lost while the run was under way")
         try:
-            values: list[Any] = self._ray.get([self._values[node] for node in nodes])
+            with self._engine.asking():
+                values: list[Any] = self._ray.get([self._values[node] for node in nodes])
             return values
+        except LinkLostError:
+            raise
         except self._ray.exceptions.ObjectLostError as error:
             raise ProcessTerminatedException(f"{self._engine.title} has lost a value of the run: {error}") from None
         except Exception as error:
@@ -358,19 +390,31 @@ class RayJob:
         workers might end tasks of others, which these have taken meanwhile."""
         self._engine.forget(self._run)
         for node in sorted(self._left, reverse=True):
-            if self._engine.lost or not self._ray.is_initialized():
+            if not self._engine.connected():
                 return
             try:
                 self._ray.cancel(self._values[node])
-            except ConnectionError:
-                return
-            except Exception:  # it has ended meanwhile
-                continue
+            except Exception as error:
+                if _of_connection(error):
+                    return
+                continue  # it has ended meanwhile
 
     def end(self) -> None:
         """Let the cluster forget the run."""
         self._engine.forget(self._run)
         self._values, self._large, self._plans, self._left = {}, {}, [], set()
+
+
+def _of_connection(error: BaseException) -> bool:
+    """Whether an error of Ray means that the connection is lost. A client gets those of gRPC."""
+    return isinstance(error, ConnectionError) or any(kind.__module__.partition(".")[0] == "grpc" for kind in type(error).__mro__)
+
+
+def _in_short(error: BaseException) -> str:
+    """An error of Ray in a line; those of gRPC say of themselves much that is of use to nobody."""
+    details = getattr(error, "details", None)
+    said = str(details() if callable(details) else error).strip().partition("\n")[0]
+    return f"{type(error).__name__.lstrip('_')}: {said}" if said else type(error).__name__.lstrip("_")
 
 
 def _leave_to_itself() -> None:

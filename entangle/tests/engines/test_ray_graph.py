@@ -145,6 +145,58 @@ def test_the_head_ends_while_a_run_is_under_way(own_head: RayHead, tmp_path: Pat
     assert LinkLostError.__name__ in said
 
 
+LOST = """
+import os, signal, sys, time, entangle
+from entangle.tests.engines import graph_bodies as bodies
+
+def lose():
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            said = open(f"/proc/{name}/cmdline", "rb").read()
+        except OSError:
+            continue
+        if f"={sys.argv[1]}\\0".encode() in said and b"=specific-server" in said:
+            os.kill(int(name), signal.SIGKILL)
+            return
+    raise SystemExit("nothing serves this client")
+
+def twice():
+    print(bodies.square(2)())
+    future = bodies.noted(sys.argv[2], 1, 30.0)(proc=True)
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.01)
+    lose()
+    try:
+        future.result()
+    except entangle.errors.LinkLostError as error:
+        print("lost")
+    print(bodies.square(3)())
+
+if "ENTANGLE_ENGINE" in os.environ:
+    twice()
+else:
+    with entangle.engine(sys.argv[3]):
+        twice()
+        with entangle.engine(sys.argv[3]):
+            print(bodies.square(4)())
+"""
+
+
+@pytest.mark.parametrize("way", ["block", "program"])
+def test_runs_go_on_when_the_connection_was_lost(way: str, own_head: RayHead, tmp_path: Path) -> None:
+    """The process of the head that serves a client may be gone, as when memory was short."""
+    settings = {"ENTANGLE_ENGINE": own_head.client} if way == "program" else {}
+    settings["RAY_CLIENT_RECONNECT_GRACE_PERIOD"] = "3"  # seconds for which Ray tries to go on; 30 by default
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, own_head.address, str(tmp_path / "notes"), own_head.client],
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **settings},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.stdout.split() == ["4", "lost", "9", *(["16"] if way == "block" else [])], done.stderr
+
+
 def test_a_killed_caller_leaves_nothing_under_way(ray_head: RayHead, tmp_path: Path) -> None:
     path = tmp_path / "notes"
     caller = program("ray", "block", str(path), RAY_ADDRESS=ray_head.address)

@@ -34,10 +34,15 @@ class DaskCluster:
 
     def start(self, workers: int = 2) -> None:
         """Start the scheduler and so many workers, and wait until all are there."""
-        pid = self._dask("scheduler", "--port", "0", "--no-jupyter")
-        self.address = self._heard("scheduler", pid, r"Scheduler at:\s*(tcp://[\d.]+:\d+)")
+        self.start_scheduler("scheduler")
         for _ in range(workers):
             self.start_worker()
+
+    def start_scheduler(self, name: str) -> None:
+        """Start the scheduler; one that follows another has its port, and yet no workers."""
+        port = self.address.rpartition(":")[2] or "0"
+        pid = self._dask(name, "--port", port, "--no-jupyter", kind="scheduler")
+        self.address = self._heard(name, pid, r"Scheduler at:\s*(tcp://[\d.]+:\d+)")
 
     def start_worker(self, *more: str) -> int:
         """One more worker, as in place of one that a test has killed; gives its process number.
