@@ -10,6 +10,7 @@
 #   ENGINES_VENV=.venv-engines   the environment with Dask and Ray, for `make test-engines`
 #   CLOUDS_VENV=.venv-clouds   the environment with emulators of clouds, for `make test-clouds`; that
 #                        with -ministack behind its name has the one that pins other versions
+#   DIST_VENV=.venv-dist   the environment with what builds and checks wheels, for `make dist`
 #   JOBS=3               processes that share the tests when all are run; 0: pytest alone, as --pdb
 #                        and -s need it
 
@@ -21,6 +22,7 @@ MUTANTS_VENV ?= .venv-mutants
 COMPAT_VENV ?= .venv-compat
 ENGINES_VENV ?= .venv-engines
 CLOUDS_VENV ?= .venv-clouds
+DIST_VENV ?= .venv-dist
 #: The files that `make mutants` changes: see .ci/mutants.
 MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
@@ -41,7 +43,7 @@ LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencie
     memory.py pickled_classes.py progress.py source.py sources.py ssh.py values.py web.py)
 
 #: The tests that run what the pages show.
-PAGES_TESTS := $(addprefix entangle/tests/test_,shown_blocks.py coming_from.py tutorial.py)
+PAGES_TESTS := $(addprefix entangle/tests/test_,shown_blocks.py coming_from.py tutorial.py docs.py)
 
 # In an empty environment, too: without a PATH, Python cannot find its own prefix.
 PATH ?= /usr/local/bin:/usr/bin:/bin
@@ -56,7 +58,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 # A half-made environment must not look like a whole one to the next call.
 .DELETE_ON_ERROR:
-.PHONY: help run test test-lowest test-engines test-clouds compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright lint-refused format bench docs image drill mutants clean
+.PHONY: help run test test-lowest test-engines test-clouds compat compat-dask compat-futures compat-joblib gpu services services-gremlin services-browser lint lint-ruff lint-format lint-mypy lint-pyright lint-refused format bench docs dist image drill mutants clean
 
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
@@ -71,6 +73,7 @@ help:
 	@echo 'make format  let ruff mend what it can'
 	@echo 'make bench   every benchmark beside its peers, in $(BENCH_VENV); writes the tables in docs/benchmarks.md and README.md'
 	@echo 'make docs    the documentation, into build/docs'
+	@echo 'make dist    wheel and sdist, checked, and the main example run from each, in fresh environments'
 	@echo 'make image   the docker image "entangle"'
 	@echo 'make drill   the heavy fault tests, which "make test" leaves out    (ROUNDS=$(ROUNDS))'
 	@echo 'make mutants  change a file in a hundred ways, and see which of them its tests notice    (MUTANTS="cookies table")'
@@ -147,9 +150,14 @@ bench: $(BENCH_VENV)/.installed
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/floors.py
 	$(BIN)/python docs/task_arguments.py
+	$(BIN)/codespell
+	$(BIN)/python docs/prose.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python -m pytest -q -m pages $(if $(TESTS),$(TESTS),-n 2 $(PAGES_TESTS)) $(ARGS)
 	@echo 'open build/docs/index.html'
+
+dist: $(DIST_VENV)/.installed-dist
+	.ci/dist $(PYTHON) $(DIST_VENV)
 
 image:
 	docker build -t entangle .
@@ -172,7 +180,7 @@ services-browser:
 	.ci/browser
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) $(COMPAT_VENV) $(ENGINES_VENV) $(CLOUDS_VENV) $(CLOUDS_VENV)-ministack build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) $(COMPAT_VENV) $(ENGINES_VENV) $(CLOUDS_VENV) $(CLOUDS_VENV)-ministack $(DIST_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp is newer than what it was made from, so that a second call goes straight to work.
@@ -196,6 +204,10 @@ $(LOWEST_VENV)/.installed-lowest: $(LOWEST_VENV)/pyvenv.cfg pyproject.toml setup
 
 $(MUTANTS_VENV)/.installed-test: $(MUTANTS_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/mutants-requirements.txt
 	$(MUTANTS_BIN)/python -m pip install --quiet --requirement .ci/mutants-requirements.txt --editable '.[test]'
+	@touch $@
+
+$(DIST_VENV)/.installed-dist: $(DIST_VENV)/pyvenv.cfg .ci/dist-requirements.txt
+	$(DIST_VENV)/bin/python -m pip install --quiet --requirement .ci/dist-requirements.txt
 	@touch $@
 
 $(COMPAT_VENV)/.installed-compat: $(COMPAT_VENV)/pyvenv.cfg pyproject.toml setup.py .ci/compat-requirements.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import entangle
 from entangle.tests.house import HOUSE, MODULES
 
 ROOT = HOUSE.parent
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "README", "SECURITY"))]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="only a checkout has the documentation")
 
@@ -81,3 +83,47 @@ session = results.read()
 worst = min(line["best_peer_over_ours"] for row in session["rows"] for line in row["lines"] if line["best_peer_over_ours"])
 print(json.dumps([report.markdown(session), report.short(session), report.ratio(worst)]))
 """
+
+
+def test_a_citation_names_this_version() -> None:
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)[1] == entangle.__version__  # type: ignore[index]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Those of other sites by their form alone."""
+    text = re.sub(r"^( *)```.*?^\1```|`[^`\n]+`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            fits = re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]{2,}(/[^\s<>]*)?", target)
+        else:
+            file = target.partition("#")[0].replace("../images/", "images/") if "images/" in target else target.partition("#")[0]
+            fits = not file or (page.parent / file).exists() or (ROOT / file).exists() or (ROOT / "docs" / file).exists()
+        if not fits:
+            wrong.append(target)
+    assert wrong == []
+
+
+@pytest.mark.pages
+@pytest.mark.parametrize(
+    ("page", "wrong"),
+    [
+        ("Text that is plain.\n", []),
+        ("It simply works.\n", ["'simply' says nothing: leave it out"]),
+        ("```python\nsimply()\n```\n\n`simply` [x](simply.md) <!-- simply -->\n", []),
+        (f"A list:\n\n- {'word ' * 46}\n", ["part it"]),
+        (f"{'word ' * 40}\n\n{'word ' * 40}\n", []),
+        (f"{'word ' * 40}; {'word ' * 40}\n", []),
+    ],
+)
+def test_prose_is_read(page: str, wrong: list[str]) -> None:
+    """docs/prose.py, which `make docs` runs."""
+    spec = importlib.util.spec_from_file_location("prose", ROOT / "docs" / "prose.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.own_style(page)
+    assert len(found) == len(wrong)
+    assert all(said.endswith(ends) for (_, said), ends in zip(found, wrong, strict=True))
