@@ -96,7 +96,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
-            fits = re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]{2,}(/[^\s<>]*)?", target)
+            fits = bool(re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]{2,}(/[^\s<>]*)?", target))
         else:
             file = target.partition("#")[0].replace("../images/", "images/") if "images/" in target else target.partition("#")[0]
             fits = not file or (page.parent / file).exists() or (ROOT / file).exists() or (ROOT / "docs" / file).exists()
