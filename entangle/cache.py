@@ -1,7 +1,8 @@
-"""`Cache`: the options of `cache=`; see its docstring."""
+"""`Cache`: the options of `cache=`; and `why`, which says why a call has no value."""
 
 from __future__ import annotations
 
 from entangle._tasks.cache_options import Cache
+from entangle._tasks.missing_value import why
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "why"]

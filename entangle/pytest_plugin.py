@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,6 +43,21 @@ def entangle_inline() -> Iterator[None]:
         yield
     finally:
         inline.on, inline.timed = before
+
+
+@pytest.fixture
+def entangle_depot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A depot of the test's own: it finds no value that was computed before it.
+
+    Gives its directory, which ENTANGLE_DEPOT names during the test, for programs that the test
+    starts as well. A task with `cache=Cache(where=…)` uses that place all the same.
+
+        def test_fit(entangle_depot):
+            assert fit(1)() == fit(1)()
+    """
+    directory = tmp_path / "entangle-depot"
+    monkeypatch.setenv("ENTANGLE_DEPOT", str(directory))
+    return directory
 
 
 @pytest.fixture

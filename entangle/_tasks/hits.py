@@ -166,6 +166,12 @@ def _planned(call: Call[Any], together: bool = True) -> tuple[Sequence[Any], tup
     return flat, shape
 
 
+def arguments_of(call: Call[Any], known: Callable[[Call[Any]], Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call, with what `known` gives in the place of each call among them."""
+    flat, shape = _planned(call, together=False)
+    return _arguments([known(part) if isinstance(part, Call) else part for part in flat], shape)
+
+
 def _in_place(part: Any, there: Any) -> Any:
     """What takes the place of an input: the value of a hit, what is left of a call, or itself."""
     if isinstance(there, _Known):

@@ -818,3 +818,19 @@ def test_the_commands(depot: Path, tmp_path: Path) -> None:
     assert len(found["removed"]) == 1
     assert entangle_cache("gc") == (0, {"removed": [], "bytes": 0})
     assert entangle_cache("ls") == (0, [])
+
+
+def test_why_a_call_has_no_value(depot: Path, tmp_path: Path) -> None:
+    noted, log = thread(cache=True)(bodies.noted), str(tmp_path / "log")
+    assert entangle.cache.why(noted(log, 1)) == [f"no value of noted is kept in {depot}"]
+    noted(log, 1)()
+    noted(log, 2)()
+    assert entangle.cache.why(noted(log, 1)) == []
+    assert entangle.cache.why(noted(log, 3)) == ["argument value is another"]
+    assert entangle.cache.why(noted(log, noted(log, 2))) == []
+    assert entangle.cache.why(noted(log, [noted(log, 1)])) == ["argument value is another"]
+    with pytest.raises(OptionError, match="has no value yet"):
+        entangle.cache.why(noted(log, [noted(log, 4)]))
+    with pytest.raises(OptionError, match="that has cache="):
+        entangle.cache.why(thread(bodies.noted)(log, 1))
+    assert len(notes(log)) == 2

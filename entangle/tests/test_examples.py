@@ -76,6 +76,10 @@ TELLING = {
         r"^6171 takes 261 steps; 10,000 numbers",
         r"steps\(7\)>: 16\n.*steps\(0\)>: ValueError\('0 never.*\n.*steps\(27\)>: 111\n$",
     ],
+    "cached_analysis_example": [
+        r"^first +(December: .*), computed: 12 read, 1 report, 12 spread, 12 typical\nagain +\1, computed: nothing\n"
+        r"comment +\1, computed: nothing\nhelper +December: .*, computed: 1 report, 12 typical\n$"
+    ],
     "sweep_example": [r"of 100  poly, C=1\n", r"no score +rbf, C=-1: ValueError\n$"],
     "retry_example": [r"done on attempt 3", r"ProcessRetryException", r"attempt 4"],
     "schedulerexample": [r"(?i)cpu", r"\d"],
@@ -89,7 +93,7 @@ CONTAINED = ("aiexample", "dockerexample", "lineageexample")
 #: What installs packages in its container, from an index that is elsewhere.
 INSTALLING = ("aiexample",)
 #: What a new user writes first. Each shows what it takes: no more lines than these.
-EVERY_DAY, LINES = ("fetch_example", "images_example", "map_example", "sweep_example"), 60
+EVERY_DAY, LINES = ("cached_analysis_example", "fetch_example", "images_example", "map_example", "sweep_example"), 60
 #: What shows its progress in a log, if it takes longer than a second.
 SHOWING = ("images_example",)
 NEEDED = {"sweep_example": "sklearn", "images_example": "PIL"}

@@ -684,3 +684,33 @@ def test_pytest_finds_the_plugin() -> None:
     if not text:
         pytest.skip("only a checkout says so")
     assert '[project.entry-points.pytest11]\nentangle = "entangle.pytest_plugin"\n' in text
+
+
+_DEPOTS = """
+import subprocess
+import sys
+from pathlib import Path
+from entangle.thread import thread
+
+@thread(cache=True)
+def noted(log):
+    with open(log, "a") as file:
+        file.write("ran ")
+    return 1
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_depot_of_its_own(number, entangle_depot):
+    assert [noted("log")(), noted("log")()] == [1, 1]
+    assert Path("log").read_text() == "ran " * (number + 1)
+    assert len(list(entangle_depot.glob("values/*/*"))) == 1
+    command = [sys.executable, "-c", "import os; print(os.environ['ENTANGLE_DEPOT'])"]
+    assert subprocess.check_output(command, text=True).strip() == str(entangle_depot)
+
+def test_the_one_of_before_is_back():
+    assert os.environ["ENTANGLE_DEPOT"] == "before"
+"""
+
+
+def test_a_depot_for_each_test(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_DEPOT", "before")
+    _run(suite, _DEPOTS).assert_outcomes(passed=3)
