@@ -34,7 +34,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     files where it is asked for."""
     depth = page.file.src_uri.count("/")
     markdown = markdown.replace("](" + "../" * (depth + 1) + "images/", "](" + "../" * depth + "images/")
-    return markdown.replace("<!-- files -->", files())
+    # All modules are read for it: not for each page.
+    return markdown.replace("<!-- files -->", files()) if "<!-- files -->" in markdown else markdown
 
 
 def files() -> str:
