@@ -30,7 +30,7 @@ from typing import NamedTuple
 from entangle._depot.bounds import bounds
 from entangle._depot.kept_values import sync_directory
 from entangle._depot.key_lock import KeyLock
-from entangle._depot.ledger import Ledger, Outcomes
+from entangle._depot.ledger import Ledger, LedgerOfFlow, Outcomes
 from entangle._shared.state_directory import find_directory, make_directory_of_state
 from entangle.errors import DurableError
 
@@ -67,9 +67,11 @@ class DurableDirectory:
         self.secret = b""
         self._lock: KeyLock | None = None
 
-    def enter(self, program: list[str], may_wait: bool) -> Iterator[None]:
+    def enter(self, program: list[str] | None, may_wait: bool) -> Iterator[None]:
         """Take the run: each step of this iterator is a moment to wait. Raises DurableError, at
-        once where another process has it and we may not wait."""
+        once where another process has it and we may not wait.
+
+        `program` is what enters it; None: it is not the run's own program."""
         try:
             yield from self._enter(program, may_wait)
         except OSError as error:
@@ -79,7 +81,7 @@ class DurableDirectory:
             self.leave(finished=False)
             raise
 
-    def _enter(self, program: list[str], may_wait: bool) -> Iterator[None]:
+    def _enter(self, program: list[str] | None, may_wait: bool) -> Iterator[None]:
         make_directory_of_state(find_directory())
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         _check(self.path)
@@ -117,7 +119,7 @@ class DurableDirectory:
         finally:
             os.close(fd)
 
-    def _know(self, program: list[str]) -> None:
+    def _know(self, program: list[str] | None) -> None:
         path = os.path.join(self.path, "about")
         try:
             with open(path, encoding="utf-8") as file:
@@ -126,7 +128,10 @@ class DurableDirectory:
         except (OSError, ValueError, KeyError):
             self.secret = os.urandom(16)
             about = {"name": self.name, "begun": time.time(), "secret": self.secret.hex()}
-        about.update(program=program, directory=os.getcwd(), python=sys.executable)
+        if program is not None:
+            about.update(program=program, directory=os.getcwd(), python=sys.executable)
+        elif "program" not in about:
+            about.update(program=[], directory="", python="")
         draft = f"{path}-{os.getpid()}"
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(about, file)
@@ -146,6 +151,10 @@ class DurableDirectory:
         for number in self.numbers():
             known.read(os.path.join(self.path, f"ledger.{number}"))
         return known
+
+    def of_flow(self, to_disk: bool) -> LedgerOfFlow:
+        """What the runs inside know of the ledger."""
+        return LedgerOfFlow(self.name, self.path, self.number, to_disk, self.secret)
 
     def is_held(self) -> bool:
         """Whether this process is in the run: not a child that it has forked."""

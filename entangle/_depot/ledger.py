@@ -178,8 +178,10 @@ class Outcomes:
                 self.ended[node] = text
                 self.places[place] = node
                 self.open.pop(node, None)
+                self.unkept.pop(node, None)
             elif kind == FAILED:
                 self.open.pop(node, None)
+                self.unkept.pop(node, None)
             elif kind == UNKEPT:
                 self.unkept[node] = str(text, "utf-8")
                 self.open.pop(node, None)

@@ -64,7 +64,7 @@ class Scope(NamedTuple):
 class Durable:
     """The runs in a `with` block are kept. Made by `entangle.durable`."""
 
-    def __init__(self, name: str, busy: str = "wait", sync: str | None = None) -> None:
+    def __init__(self, name: str, busy: str = "wait", sync: str | None = None, keep_program: bool = False) -> None:
         if not isinstance(name, str) or not name.strip() or len(durable_directory.file_name(name)) > 200:
             raise OptionError(f"durable({value_in_short(name)}): a name is a text that is not empty, of at most some 200 characters")
         if busy not in ("wait", "raise"):
@@ -74,12 +74,23 @@ class Durable:
         self.name = name
         self._may_wait = busy == "wait"
         self._to_disk = sync == "disk"
+        self._keep_program = keep_program
         self._entered: list[contextvars.Token[_Opened | None] | None] = []
         self._directory: DurableDirectory | None = None
-        self._outcomes = Outcomes()
+        #: What the ledgers said when the block was entered.
+        self.outcomes = Outcomes()
+        #: Whether there is something left of it even if the block ends well.
+        self.left_over = False
         self._ledger: Ledger | None = None
         self._under_way: set[DurableRun] = set()
         self._guard = threading.Lock()
+
+    @property
+    def directory(self) -> DurableDirectory:
+        """Its directory. Raises DurableError outside the block."""
+        if self._directory is None:
+            raise DurableError(f"the block of durable run {self.name!r} has not been entered")
+        return self._directory
 
     def __repr__(self) -> str:
         return f"<durable run {self.name!r}>"
@@ -109,12 +120,12 @@ class Durable:
             raise DurableError(f"this block of durable run {self.name!r} has been entered already; make another one")
         directory = DurableDirectory(self.name)
         pause = _FIRST
-        for _ in directory.enter(_program(), self._may_wait):
+        for _ in directory.enter(None if self._keep_program else _program(), self._may_wait):
             yield pause
             pause = min(_LONGEST, 1.5 * pause)
         try:
-            self._outcomes = directory.outcomes()
-            of_flow = LedgerOfFlow(self.name, directory.path, directory.number, self._to_disk, directory.secret)
+            self.outcomes = directory.outcomes()
+            of_flow = directory.of_flow(self._to_disk)
             self._ledger = of_flow.open()
             durable_directory.trim(but=self.name)
         except OSError as error:
@@ -122,8 +133,8 @@ class Durable:
             raise _unusable(self.name, directory.path, error) from None
         self._directory = directory
         worker = here.worker
-        scope = Scope(of_flow, b"", {}, lambda: self._outcomes, self)
-        self._entered.append(_opened.set(_Opened(scope, os.getpid(), worker, worker.node() if worker is not None else -1)))
+        self.scope = Scope(of_flow, b"", {}, lambda: self.outcomes, self)
+        self._entered.append(_opened.set(_Opened(self.scope, os.getpid(), worker, worker.node() if worker is not None else -1)))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         token = self._entered.pop()
@@ -143,8 +154,8 @@ class Durable:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
-        self._outcomes = Outcomes()
-        directory.leave(finished=error is None)
+        self.outcomes = Outcomes()
+        directory.leave(finished=error is None and not self.left_over)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self._guard:
@@ -167,9 +178,11 @@ class Durable:
         with self._guard:
             self._under_way.discard(run)
 
+    scope: Scope
+
     def note_run(self, flow: Flow, number: bytes, parts: dict[str, dict[str, str]]) -> None:
         """Write down what a run is, before it begins. Raises OSError."""
-        outcomes = self._outcomes
+        outcomes = self.outcomes
         assert self._ledger is not None
         assert self._directory is not None
         with self._guard:
@@ -250,7 +263,7 @@ def planned(whole: Flow, scope: Scope) -> Planned:
     Raises MayHaveRunError where bodies had begun and not ended that may not run twice.
     """
     flow_keys = keys_of(whole)
-    ids, places, sinks = _numbered(whole, flow_keys.keys, flow_keys.places, scope)
+    ids, places, sinks = numbered(whole, flow_keys.keys, flow_keys.places, scope)
     outcomes = scope.outcomes()
     directory = scope.of_flow.directory
     if scope.block is not None:
@@ -302,7 +315,7 @@ def planned(whole: Flow, scope: Scope) -> Planned:
     return Planned(False, None, flow, nodes)
 
 
-def _numbered(flow: Flow, keys: list[bytes], places: list[bytes], scope: Scope) -> tuple[list[bytes], list[bytes], list[bytes]]:
+def numbered(flow: Flow, keys: list[bytes], places: list[bytes], scope: Scope) -> tuple[list[bytes], list[bytes], list[bytes]]:
     """The nodes of a flow and their places, as the ledger knows them; and those of its sinks, also
     where these are not kept."""
     counts, start, place_start = scope.counts, scope.place + b"n", scope.place + b"p"

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entangle._shared.block import block
 from entangle._shared.notes import COOKIE_WAIT
@@ -17,7 +17,6 @@ from entangle._shared.table import BEGUN, COOKIE, DOOMED, NOBODY, NODE, OVER, RE
 from entangle._shared.tracebacks import passes_on
 from entangle._worker import library_threads
 from entangle._worker.admission import Seat
-from entangle._worker.bookkeeping import Bookkeeping
 from entangle._worker.child import end_child
 from entangle._worker.delivery import Delivery
 from entangle._worker.failures import note_attempt, pause
@@ -25,6 +24,9 @@ from entangle.cookies import bind, jobserver_flags, roam
 from entangle.errors import RunCancelledError
 from entangle.flow import AWAY, HERE, Body
 from entangle.pools import CPUS, TOKENS, CookieSource, Pool
+
+if TYPE_CHECKING:
+    from entangle._worker.bookkeeping import Bookkeeping
 
 
 class PutOff(BaseException):
@@ -82,7 +84,11 @@ class Holding(Delivery):
         self.expire: Callable[[], None] | None = None
         self.makeflags: str | None = None
         #: What it writes down of its nodes, in a durable run.
-        self.books = Bookkeeping(site.flow.ledger) if site.flow.ledger is not None else None
+        self.books: Bookkeeping | None = None
+        if site.flow.ledger is not None:
+            from entangle._worker.bookkeeping import Bookkeeping  # not at the top: few runs need it
+
+            self.books = Bookkeeping(site.flow.ledger)
 
     @passes_on
     def _run_special(self, node: int, body: Body) -> tuple[Any, int, int]:

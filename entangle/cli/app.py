@@ -157,6 +157,33 @@ def _replay(
     raise typer.Exit(replay(run, node, debugger, as_json))
 
 
+@app.command("resume")
+def _resume(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A durable run; without one, lists those that are unfinished.")
+    ] = None,
+    again: Annotated[
+        list[str] | None, typer.Option("--again", metavar="NODE", help="Let a call that had begun run again; or 'all'.")
+    ] = None,
+    ended: Annotated[tuple[str, str] | None, typer.Option("--ended", metavar="NODE VALUE", help="Say what such a call has given.")] = None,
+    remove: Annotated[bool, typer.Option("--rm", help="Remove the durable run, and all that it keeps.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List unfinished durable runs, or take one up without its program.
+
+    It says first which calls changed code makes run again. [b]--again[/b] and [b]--ended[/b] decide
+    about calls that had begun and not ended, and run nothing.
+    """
+    from entangle.cli.resume import ls, resume
+
+    if name is None:
+        if again or ended or remove:
+            raise typer.BadParameter("--again, --ended and --rm need the NAME of a durable run")
+        ls(as_json)
+        return
+    raise typer.Exit(resume(name, again or [], ended, remove, as_json))
+
+
 @app.command("top")
 def _top(
     as_json: Json = False,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import entangle
+from entangle._depot.ledger import ENDED, Ledger, read
+from entangle._tasks.durable import scope_here
 from entangle.errors import DurableError, OptionError
 from entangle.process import process
 from entangle.tests.callers import ROOT
@@ -54,11 +60,12 @@ class Program:
         (self.directory / "program.py").write_text(HEAD + textwrap.dedent(text))
         return self
 
-    def start(self, *args: str, kind: str = "") -> subprocess.CompletedProcess[str]:
+    def start(self, *args: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": ROOT}
         environment.pop("TOP", None)
-        command = [sys.executable, *(["-X", "dev"] if kind else []), "program.py", *args]
-        return subprocess.run(command, cwd=self.directory, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [sys.executable, "program.py", *args], cwd=self.directory, env=environment, capture_output=True, text=True, timeout=60
+        )
 
     def killed(self, *args: str) -> None:
         ended = self.start(*args)
@@ -68,6 +75,13 @@ class Program:
         ended = self.start(*args)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.strip()
+
+    def command(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """What `entangle ARGS` does."""
+        environment = {**os.environ, "PYTHONPATH": ROOT, "COLUMNS": "200"}
+        return subprocess.run(
+            [sys.executable, "-m", "entangle", *args], cwd=self.directory, env=environment, capture_output=True, text=True, timeout=60
+        )
 
     def ran(self) -> Counter[str]:
         """How often each body has run."""
@@ -265,3 +279,230 @@ def test_in_threads(program: Program) -> None:
     program.killed()
     assert program.gives() == str([[x] for x in range(5)])
     assert program.ran() == {**{f"part {x}": 1 for x in range(5)}, "total": 2}
+
+
+PIPELINE = """
+    from work import scale
+
+    @process
+    def load(x):
+        ran(f"load {x}")
+        return x
+
+    @process
+    def clean(x):
+        ran(f"clean {x}")
+        return scale(x)
+
+    @process(idempotent=True)
+    def report(xs):
+        ran("report")
+        kill_once("report")
+        return sum(xs)
+"""
+
+
+def test_changed_code_runs_again_and_nothing_else(program: Program) -> None:
+    (program.directory / "work.py").write_text("def scale(x):\n    return 10 * x\n")
+    (program.directory / "steps.py").write_text(HEAD + textwrap.dedent(PIPELINE))
+    program.write(
+        """
+        from steps import load, clean, report
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                print(report([clean(load(x)) for x in range(3)])())
+        """
+    )
+    program.killed()
+    (program.directory / "work.py").write_text("def scale(x):\n    # more\n    return 100 * x\n")
+    program.forget()
+    ended = program.command("resume", "a")
+    assert ended.returncode == 0, ended.stderr
+    assert "clean: 3 of its calls run again: the function work.scale has changed" in ended.stderr
+    assert "report: 300" in ended.stdout
+    assert program.ran() == {"clean 0": 1, "clean 1": 1, "clean 2": 1, "report": 1}
+    program.forget()
+    assert program.gives() == "300"
+    assert not program.ran()
+
+
+def test_unfinished_runs_are_listed_decided_and_removed(program: Program) -> None:
+    program.write(
+        """
+        @process
+        def charge(card):
+            ran(f"charge {card}")
+            kill_once(card)
+            return card
+
+        if __name__ == "__main__":
+            with entangle.durable("a b/c"):
+                print(charge("x")() + charge("y")())
+        """
+    )
+    program.killed()
+    (listed,) = json.loads(program.command("resume", "--json").stdout)
+    assert (listed["name"], listed["state"], listed["ended"], listed["open"]) == ("a b/c", "unfinished", 0, ["charge"])
+    node = re.search(r"^  ([0-9a-f]{8})  charge", program.start().stderr, re.M)
+    assert node is not None
+    assert program.command("resume", "a b/c", "--ended", node[1], "nonsense(").returncode == 2
+    assert program.command("resume", "a b/c", "--ended", "00000000", "1").returncode == 1
+    assert program.command("resume", "a b/c", "--ended", node[1], "'given'").returncode == 0
+    program.killed()
+    ended = program.command("resume", "a b/c")
+    assert ended.returncode == 1
+    assert "charge('y')" in ended.stderr
+    assert program.command("resume", "a b/c", "--again", "all").returncode == 0
+    assert program.gives() == "giveny"
+    assert program.ran() == {"charge x": 1, "charge y": 2}
+    assert json.loads(program.command("resume", "--json").stdout) == []
+    assert program.command("resume", "a b/c", "--rm").returncode == 0
+    assert not list((program.directory / "records" / "durable").iterdir())
+    assert program.command("resume", "a b/c").returncode == 3
+
+
+def test_runs_that_bodies_make(program: Program) -> None:
+    program.write(
+        """
+        @process
+        def step(x, y):
+            ran(f"step {x} {y}")
+            if (x, y) == (1, 2):
+                kill_once("step")
+            return x * y
+
+        @workflow
+        def row(x):
+            return gather(*[cell(x, y) for y in range(3)])
+
+        @workflow
+        def cell(x, y):
+            return step(x, y)
+
+        @process(retry=1)
+        def rows(n):
+            return [row(x)() for x in range(n)]
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                print(rows(3)())
+        """
+    )
+    program.killed()
+    ended = program.start()
+    assert "MayHaveRunError" in ended.stderr
+    assert "step(1, 2)" in ended.stderr
+    assert program.command("resume", "a", "--again", "all").returncode == 0
+    assert program.gives() == str([[0, 0, 0], [0, 1, 2], [0, 2, 4]])
+    assert program.ran() == {f"step {x} {y}": 2 if (x, y) == (1, 2) else 1 for x in range(3) for y in range(3)}
+
+
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+    order: list[str] = []
+
+    def other() -> None:
+        with entangle.durable("a"):
+            order.append("other")
+
+    with ThreadPoolExecutor(2) as pool:
+        with entangle.durable("a"):
+            with entangle.durable("a"):  # it is that one
+                pass
+            waits = pool.submit(other)
+            with pytest.raises(DurableError, match="in use"):
+                pool.submit(entangle.durable("a", busy="raise").__enter__).result(20)
+            order.append("first")
+            assert not waits.done()
+            if os.fork() == 0:  # a child is in none, and does not hold it
+                os._exit(int(scope_here() is not None))
+            assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        waits.result(20)
+    assert order == ["first", "other"]
+
+
+def test_a_ledger_that_is_torn_anywhere(tmp_path: Path) -> None:
+    path = str(tmp_path / "ledger.0")
+    Ledger.create(path)
+    writer = Ledger(path, False)
+    sizes = []
+    for number in range(20):
+        writer.append(ENDED, bytes([number]) * 16, bytes(16), os.urandom(number * 7))
+        sizes.append(os.path.getsize(path))
+    whole = Path(path).read_bytes()
+    rng = random.Random(3)
+    for _ in range(200):
+        torn, cut = rng.randrange(20), rng.randrange(1, 40)
+        first, last = ([8, *sizes])[torn], sizes[torn]
+        Path(path).write_bytes(whole[: max(first, last - cut)] + whole[last:])
+        assert [record.node[0] for record in read(path)] == [number for number in range(20) if number != torn]
+        flipped = bytearray(whole)
+        flipped[rng.randrange(first, last)] ^= 1 << rng.randrange(8)
+        Path(path).write_bytes(flipped)
+        assert [record.node[0] for record in read(path)] == [number for number in range(20) if number != torn]
+    writer.close()
+
+
+def test_large_and_falsy_values_and_those_that_cannot_be_kept(program: Program) -> None:
+    program.write(
+        """
+        import threading
+
+        @process
+        def make(kind):
+            ran(f"make {kind}")
+            return {"large": bytes(3_000_000), "none": None, "list": [], "zero": 0}[kind]
+
+        @thread
+        def lock():
+            ran("lock")
+            return threading.Lock()
+
+        @thread(idempotent=True)
+        def use(values, lock):
+            kill_once("use")
+            with lock:
+                return [len(values[0]), *values[1:]]
+
+        if __name__ == "__main__":
+            with entangle.durable("a", sync="disk"):
+                print(use([make(kind) for kind in ("large", "none", "list", "zero")], lock())())
+        """
+    )
+    program.killed()
+    ended = program.start()
+    assert "MayHaveRunError" in ended.stderr
+    assert "its value could not be kept" in ended.stderr
+    assert program.command("resume", "a", "--again", "all").returncode == 0
+    assert program.gives() == "[3000000, None, [], 0]"
+    assert program.ran() == {"make large": 1, "make none": 1, "make list": 1, "make zero": 1, "lock": 2}
+
+
+def test_a_full_disk_is_an_error_and_no_outcome_is_lost(program: Program) -> None:
+    program.write(
+        """
+        import resource
+
+        @process
+        def part(x):
+            ran(f"part {x}")
+            if x == 3 and len(sys.argv) > 1:
+                import signal
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+            return bytes(200_000) if x == 3 else x
+
+        @process
+        def join(*parts):
+            return len(parts)
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                print(join(part(3))())
+        """
+    )
+    ended = program.start("full")
+    assert "has run, and its outcome cannot be kept" in ended.stderr
+    assert "DurableError" in ended.stderr
+    assert "MayHaveRunError" in program.start().stderr or program.ran() == {"part 3": 2}
