@@ -97,6 +97,10 @@ class Keeps(Protocol):
     def run_kept(self, run: Any, /) -> Any:
         """The run in the place of one that begins here."""
 
+    def completions_kept(self, flow: Flow, /) -> tuple[Flow, list[int] | None, list[Any]]:
+        """What is left of a flow whose kept nodes are told as they end: the flow; which node of the
+        whole each of its nodes is, if not the same; and observers of its run."""
+
 
 #: Gives what keeps runs, where a durable run is around.
 keeping: Callable[[], Keeps | None] | None = None

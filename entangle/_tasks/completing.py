@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from entangle import _run
+from entangle import _run, _tasks
 from entangle._run.completions import CompletionsRun
 from entangle._run.future import RunFuture
 from entangle._shared.tracebacks import hide
@@ -85,8 +85,15 @@ def _run_all(calls: list[Call[Any]], timeout: float | None) -> Iterator[Complete
             future.set_result(value)
         ended.put(future)
 
+    kept = _tasks.keeping() if _tasks.keeping is not None else None
+    if kept is not None:
+        flow, nodes, observers = kept.completions_kept(flow)
+        call_of = {node: call_of[number] for node, number in enumerate(nodes) if number in call_of} if nodes is not None else call_of
+    else:
+        observers = []
     elsewhere = _run.elsewhere() if _run.elsewhere is not None else None
     run = (elsewhere.completions_of(flow, tell) if elsewhere is not None else None) or CompletionsRun(flow, tell)
+    run.observers += observers
     whole: RunFuture[Any] = RunFuture(run.value, run.cancel)
     whole.add_done_callback(lambda _: ended.put(None))
     worker = here.worker

@@ -468,6 +468,19 @@ def run_kept(run: Any) -> Any:
     return DurableRun(run, scope)
 
 
+def completions_kept(flow: Flow) -> tuple[Flow, list[int] | None, list[Any]]:
+    """What is left of a flow whose kept nodes are told as they end: see `Keeps`."""
+    scope = scope_here()
+    if scope is None:
+        return flow, None, []
+    try:
+        plan = planned(flow, scope)
+    except OSError as error:
+        raise _unusable(scope.of_flow.name, scope.of_flow.directory, error) from None
+    nodes = None if plan.nodes is None else [node if node >= 0 else ~node for node in plan.nodes]
+    return plan.flow, nodes, [_Failures(plan.flow.ledger)]
+
+
 class BodyAttempt(NamedTuple):
     """One attempt to run a body: its number, from 1, and a key that all attempts have."""
 

@@ -506,3 +506,111 @@ def test_a_full_disk_is_an_error_and_no_outcome_is_lost(program: Program) -> Non
     assert "has run, and its outcome cannot be kept" in ended.stderr
     assert "DurableError" in ended.stderr
     assert "MayHaveRunError" in program.start().stderr or program.ran() == {"part 3": 2}
+
+
+def test_calls_as_they_are_completed_and_failures_that_are_values(program: Program) -> None:
+    program.write(
+        """
+        from entangle import as_completed
+
+        @process(idempotent=True)
+        def part(x):
+            ran(f"part {x}")
+            if x == 2:
+                raise ValueError("two")
+            return [x]
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                calls = [part(x) for x in range(4)]
+                ended = {calls.index(future.call): repr(future.exception() or future.result()) for future in as_completed(calls)}
+                print(sorted(ended.items()))
+                print(gather(*[part(x) for x in range(4)], return_exceptions=True)())
+                kill_once("end")
+        """
+    )
+    program.killed()
+    values = [(x, "ValueError('two')" if x == 2 else f"[{x}]") for x in range(4)]
+    assert program.gives() == f"{values}\n[[0], [1], ValueError('two'), [3]]"
+    assert program.ran() == {f"part {x}": 4 if x == 2 else 2 for x in range(4)}
+
+
+def test_awaited_and_as_futures(program: Program) -> None:
+    program.write(
+        """
+        import asyncio
+
+        @process(idempotent=True)
+        def part(x):
+            ran(f"part {x}")
+            return x
+
+        async def main():
+            async with entangle.durable("a"):
+                future = part(3)(proc=True)
+                print(await part(1), *await asyncio.gather(part(2), part(2)), future.result())
+                left = part(4)(proc=True)
+            assert left.done()
+            kill_once("end")
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """
+    )
+    program.killed()
+    assert program.gives() == "1 2 2 3"
+    assert program.ran() == {"part 1": 1, "part 2": 2, "part 3": 1, "part 4": 1}
+
+
+def test_a_block_within_another(program: Program) -> None:
+    program.write(
+        """
+        @process
+        def part(x):
+            ran(f"part {x}")
+            return x
+
+        @process(retry=1)
+        def inner():
+            with entangle.durable("inner"):
+                value = part(1)()
+            value += part(2)()
+            kill_once("inner")
+            return value
+
+        if __name__ == "__main__":
+            with entangle.durable("outer"), entangle.session():
+                print(inner()())
+        """
+    )
+    program.killed()
+    assert program.gives() == "3"
+    assert program.ran() == {"part 1": 1, "part 2": 1}
+
+
+def test_a_deadline_and_a_worker_that_dies_are_failures(program: Program) -> None:
+    program.write(
+        """
+        @process(timeout=0.5)
+        def late():
+            ran("late")
+            time.sleep(60 if not os.path.exists(os.path.join(HERE, "mended")) else 0)
+            return 1
+
+        @process
+        def dies():
+            ran("dies")
+            if not os.path.exists(os.path.join(HERE, "mended")):
+                os._exit(3)
+            return 2
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                print((late() if sys.argv[1] == "late" else dies())())
+        """
+    )
+    assert "ProcessTimeoutException" in program.start("late").stderr
+    assert "ProcessTerminatedException" in program.start("dies").stderr
+    (program.directory / "mended").touch()
+    assert (program.gives("late"), program.gives("dies")) == ("1", "2")
+    assert program.ran() == {"late": 2, "dies": 2}
