@@ -87,8 +87,8 @@ def _run_all(calls: list[Call[Any]], timeout: float | None) -> Iterator[Complete
 
     kept = _tasks.keeping() if _tasks.keeping is not None else None
     if kept is not None:
-        flow, nodes, observers = kept.completions_kept(flow)
-        call_of = {node: call_of[number] for node, number in enumerate(nodes) if number in call_of} if nodes is not None else call_of
+        flow, same, observers = kept.completions_kept(flow)
+        call_of = {node: call_of[number] for node, number in enumerate(same) if number in call_of} if same is not None else call_of
     else:
         observers = []
     elsewhere = _run.elsewhere() if _run.elsewhere is not None else None

@@ -24,6 +24,7 @@ from .ways import installed, missing
 
 #: What each example's output must show, as regular expressions.
 TELLING = {
+    "durableexample": [r"killed\nkilled\n320", r"download\('cy'\) ran 1 time\b", r"measure +ran 2 times", r"total +ran 2 times"],
     "dataflowexample": [r"told: emit", r"told: greet", r"leaves: \(27, 'ADA LOVELACE!', 12\)", r"again"],
     "dataflowexample2": [r"most frequent", r"process \d+", r"thread"],
     "lambdaexample": [r"is even", r"is odd", r"ends here"],
