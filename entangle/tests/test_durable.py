@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from entangle._depot.ledger import ENDED, Ledger, read
 from entangle._tasks.durable import scope_here
 from entangle.errors import DurableError, OptionError
 from entangle.process import process
+from entangle.tests import shown_blocks
 from entangle.tests.callers import ROOT
 
 HEAD = """
@@ -614,3 +616,29 @@ def test_a_deadline_and_a_worker_that_dies_are_failures(program: Program) -> Non
     (program.directory / "mended").touch()
     assert (program.gives("late"), program.gives("dies")) == ("1", "2")
     assert program.ran() == {"late": 2, "dies": 2}
+
+
+def test_the_transcript_of_the_page(program: Program) -> None:
+    """The page's program is started, killed, edited and started again: it prints what stands
+    there."""
+    page = shown_blocks.read(Path(ROOT) / "docs" / "durable.md")
+    shown = {block.title: block.code for block in page.blocks if block.title}
+    (program.directory / "pipeline.py").write_text(shown["pipeline.py"])
+    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", shown["transcript"], re.M)
+    assert len(commands) == 5
+    for command, told in commands:
+        words = shlex.split(command)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        environment = {**os.environ, "PYTHONPATH": ROOT}
+        wanted = told.split("\n")[:-1]
+        with subprocess.Popen(words, cwd=program.directory, env=environment, stdout=subprocess.PIPE, text=True) as started:
+            assert started.stdout is not None
+            if wanted[-1:] == ["Killed"]:
+                found = [started.stdout.readline().rstrip("\n") for _ in wanted[:-1]]
+                started.kill()
+                found.append("Killed")
+            else:
+                found = started.stdout.read().split("\n")[:-1]
+        assert started.returncode == (-signal.SIGKILL if "Killed" in found else 0)
+        assert sorted(found) == sorted(wanted), command
+        assert found[-1:] == wanted[-1:]
