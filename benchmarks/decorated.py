@@ -7,6 +7,7 @@ decorated function is in the figures.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 def leaf(i: int) -> int:
     """Give the number that was given."""
     return i
+
+
+@process
+def marked(n: int) -> int:
+    """Give the number that was given; the first one of HALF or more writes down when."""
+    mark = os.environ["BENCHMARK_MARK"]
+    if n >= work.HALF and not os.path.exists(mark):
+        with open(mark, "a", encoding="ascii") as file:
+            file.write(f"{time.monotonic()}\n")
+    return n
 
 
 @process

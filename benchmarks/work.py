@@ -25,6 +25,18 @@ def leaf(i: int) -> int:
     return i
 
 
+HALF = 50_000
+
+
+def marked(n: int) -> int:
+    """Give the number that was given; the first one of HALF or more writes down when."""
+    mark = os.environ["BENCHMARK_MARK"]
+    if n >= HALF and not os.path.exists(mark):
+        with open(mark, "a", encoding="ascii") as file:
+            file.write(f"{time.monotonic()}\n")
+    return n
+
+
 def add(a: int, b: int) -> int:
     """Add two numbers."""
     return a + b

@@ -4,6 +4,7 @@ no contestant is imported."""
 from benchmarks.rows import (
     arrays,
     away,
+    durable,
     engines,
     everyday,
     graphs,
@@ -23,6 +24,7 @@ from benchmarks.rows import (
 __all__ = [
     "arrays",
     "away",
+    "durable",
     "engines",
     "everyday",
     "graphs",

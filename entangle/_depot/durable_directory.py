@@ -60,8 +60,9 @@ class UnfinishedRun(NamedTuple):
 class DurableDirectory:
     """The directory of one durable run."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, to_disk: bool = False) -> None:
         self.name = name
+        self._to_disk = to_disk
         self.path = os.path.join(root(), file_name(name))
         self.number = 0
         self.secret = b""
@@ -135,10 +136,12 @@ class DurableDirectory:
         draft = f"{path}-{os.getpid()}"
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(about, file)
-            file.flush()
-            os.fsync(file.fileno())
+            if self._to_disk:
+                file.flush()
+                os.fsync(file.fileno())
         os.rename(draft, path)
-        sync_directory(self.path)
+        if self._to_disk:
+            sync_directory(self.path)
 
     def numbers(self) -> list[int]:
         """The numbers of its ledgers, in order."""
@@ -152,9 +155,9 @@ class DurableDirectory:
             known.read(os.path.join(self.path, f"ledger.{number}"))
         return known
 
-    def of_flow(self, to_disk: bool) -> LedgerOfFlow:
+    def of_flow(self) -> LedgerOfFlow:
         """What the runs inside know of the ledger."""
-        return LedgerOfFlow(self.name, self.path, self.number, to_disk, self.secret)
+        return LedgerOfFlow(self.name, self.path, self.number, self._to_disk, self.secret)
 
     def is_held(self) -> bool:
         """Whether this process is in the run: not a child that it has forked."""

@@ -118,14 +118,14 @@ class Durable:
             return
         if self._directory is not None:
             raise DurableError(f"this block of durable run {self.name!r} has been entered already; make another one")
-        directory = DurableDirectory(self.name)
+        directory = DurableDirectory(self.name, self._to_disk)
         pause = _FIRST
         for _ in directory.enter(None if self._keep_program else _program(), self._may_wait):
             yield pause
             pause = min(_LONGEST, 1.5 * pause)
         try:
             self.outcomes = directory.outcomes()
-            of_flow = directory.of_flow(self._to_disk)
+            of_flow = directory.of_flow()
             self._ledger = of_flow.open()
             durable_directory.trim(but=self.name)
         except OSError as error:

@@ -89,7 +89,7 @@ def decide(name: str, again: list[str], ended: list[tuple[str, Any]]) -> list[st
     try:
         outcomes = directory.outcomes()
         open_nodes = {**outcomes.unkept, **outcomes.open}
-        writer = directory.of_flow(to_disk=False).open()
+        writer = directory.of_flow().open()
         try:
             for start in again:
                 for node in open_nodes if start == "all" else [_one(open_nodes, start, name)]:
