@@ -51,7 +51,7 @@ from entangle._worker.failures import call_of, note_attempt, pause
 from entangle._worker.holding import Cookie, take_one_of_each
 from entangle._worker.worker import Worker
 from entangle.cookies import PATIENCE, CookieQueue
-from entangle.errors import ProcessTerminatedException, ProcessTimeoutException, ThreadTimeoutException
+from entangle.errors import DurableError, ProcessTerminatedException, ProcessTimeoutException, ThreadTimeoutException
 from entangle.flow import AWAY, IN_CALLER, THREAD, Body
 from entangle.pools import CPUS, Pool
 from entangle.token_bucket import TokenBucket
@@ -255,6 +255,11 @@ class AwayWorker(Worker):
             call.size, call.lets_go = size, self._let_go
             self.calls[node] = call
             table.started[node] = call.began
+            if failed is None and self.books is not None:
+                try:
+                    self.books.begun(node, body.name)
+                except Exception as error:
+                    failed = error
             if failed is not None:
                 self._lost(call, failed)
                 continue
@@ -289,6 +294,12 @@ class AwayWorker(Worker):
         if self.site.flow.body(call.node).ahead is not None:
             self._hand_over(call, value, ended)
             return
+        if self.books is not None:
+            try:
+                self.books.ended(call.node, self.site.flow.body(call.node).name, value, call.began / 1e9)
+            except Exception as unkept:
+                self._lost(call, unkept)
+                return
         self._note_place(call)
         self._end(call)
         self._deliver(call.node, value, call.began, ended)
@@ -333,6 +344,9 @@ class AwayWorker(Worker):
         site, table = self.site, self.site.table
         node, body = call.node, site.flow.body(call.node)
         error = self._failure(node, raised)
+        if self.books is not None and not isinstance(raised, DurableError):
+            with contextlib.suppress(DurableError):  # it then counts as begun
+                self.books.failed(node, body.name, raised)
         self._end(call)
         attempt = table.attempts[node] + 1
         # `error` differs from what was raised where that was no Exception, as SystemExit.

@@ -36,25 +36,43 @@ class Bookkeeping:
 
         Raises DurableError if the ledger cannot be written; before the body runs, if possible.
         """
-        known = self.of_flow.node(node)
         self.counts = {}
-        if known == NO_NODE:
+        if self.of_flow.node(node) == NO_NODE:
             return body(*args, **named)
-        place = self.of_flow.place(node)
-        self._append(ledger.BEGUN, known, place, task.encode(), f"task {task!r} has not begun")
+        self.begun(node, task)
         began = time.monotonic()
         try:
             value = body(*args, **named)
         except (Exception, SystemExit) as error:
             if self._ledger is not None:  # else this is a child that the body has forked
-                text = f"{type(error).__name__}: {error}"[:_LONGEST]
-                self._append(ledger.FAILED, known, place, text.encode("utf-8", "replace"), f"task {task!r} has failed ({text})")
+                self.failed(node, task, error)
             raise
         if self._ledger is not None:
-            self._ended(known, place, task, value, began)
+            self.ended(node, task, value, began)
         return value
 
-    def _ended(self, node: bytes, place: bytes, task: str, value: Any, began: float) -> None:
+    def begun(self, node: int, task: str) -> None:
+        """Write down that the body of a node begins. Raises DurableError."""
+        known = self.of_flow.node(node)
+        if known != NO_NODE:
+            self._append(ledger.BEGUN, known, self.of_flow.place(node), task.encode(), f"task {task!r} has not begun")
+
+    def failed(self, node: int, task: str, error: BaseException) -> None:
+        """Write down that it has failed. Raises DurableError."""
+        known = self.of_flow.node(node)
+        if known != NO_NODE:
+            text = f"{type(error).__name__}: {error}"[:_LONGEST]
+            what = f"task {task!r} has failed ({text})"
+            self._append(ledger.FAILED, known, self.of_flow.place(node), text.encode("utf-8", "replace"), what)
+
+    def ended(self, number: int, task: str, value: Any, began: float) -> None:
+        """Write down that it has ended well; it began at `began` (monotonic clock, seconds).
+
+        Raises DurableError.
+        """
+        node, place = self.of_flow.node(number), self.of_flow.place(number)
+        if node == NO_NODE:
+            return
         what = f"task {task!r} has run, and its outcome cannot be kept"
         try:
             outcome = written(self.of_flow.directory, node, task, value, ledger.times(began), self.of_flow.to_disk)

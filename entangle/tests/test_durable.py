@@ -642,3 +642,40 @@ def test_the_transcript_of_the_page(program: Program) -> None:
         assert started.returncode == (-signal.SIGKILL if "Killed" in found else 0)
         assert sorted(found) == sorted(wanted), command
         assert found[-1:] == wanted[-1:]
+
+
+def test_bodies_elsewhere(program: Program) -> None:
+    program.write(
+        """
+        from concurrent.futures import ThreadPoolExecutor
+        from entangle.on import on
+
+        pool = ThreadPoolExecutor(2)
+
+        @on(pool)
+        def part(x):
+            ran(f"part {x}")
+            if x == 3:
+                kill_once("part")
+            return x
+
+        @process(retry=1)
+        def total(*xs):
+            ran("total")
+            kill_once("total")
+            return sum(xs)
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                print(total(part(1), part(2))(), total(part(3), 0)())
+        """
+    )
+    program.killed()
+    program.killed()
+    assert program.ran() == {"part 1": 1, "part 2": 1, "total": 2, "part 3": 1}
+    ended = program.start()
+    assert "MayHaveRunError" in ended.stderr
+    assert "part(3)" in ended.stderr
+    assert program.command("resume", "a", "--again", "all").returncode == 0
+    assert program.gives() == "3 3"
+    assert program.ran() == {"part 1": 1, "part 2": 1, "total": 3, "part 3": 2}
