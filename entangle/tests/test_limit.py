@@ -563,10 +563,13 @@ def test_places_come_back_whoever_is_killed_and_when(tmp_path: Path) -> None:
             note(tmp_path / "first", first.pid)
             killer.kill_when_noted(tmp_path / "first")
             assert killer.killed() == [first.pid]
-        for seed in range(8):
+        # On a busy machine the killer may come too late for many of the runs.
+        for seed in range(40):
             killer.kill_any_child(seed)
             assert summed(*(work(log) for _ in range(20)), nested(log), nested(log))() == 32
             hits += len(killer.killed())
+            if hits > 4:
+                break
     assert hits > 4
     assert [line for line in notes(log) if line[0] == "excess"] == []
     all_places("few", 2, log + "2")

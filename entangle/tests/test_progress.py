@@ -492,14 +492,18 @@ def test_the_last_line_names_the_call_that_has_ended_the_run(tmp_path: Path) -> 
 
 
 def test_a_run_that_is_timed_out(tmp_path: Path) -> None:
+    # On a busy machine a run may be over before a body has begun: then once more, with more time.
     program = """
-        try:
-            train(endless(load(1))).run(timeout=0.5, progress=True)
-        except entangle.errors.RunTimeoutException:
-            pass
+        for seconds in (0.5, 2, 8, 32):
+            try:
+                train(endless(load(1))).run(timeout=seconds, progress=True)
+            except entangle.errors.RunTimeoutException:
+                pass
+            if os.path.exists("began"):
+                break
     """
     lines = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
-    assert re.fullmatch(r"timed out after TIME · [01] of 3 done · 1 stopped, [12] not run", lines[0]), lines
+    assert re.fullmatch(r"timed out after TIME · 1 of 3 done · 1 stopped, 1 not run", lines[-1]), lines
 
 
 def test_a_stream_shows_its_items(tmp_path: Path) -> None:

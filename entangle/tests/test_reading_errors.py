@@ -316,8 +316,14 @@ def test_a_deadline_is_told_with_the_arguments() -> None:
 
     error = failed(process(timeout=0.1)(sleep)(30, "p"), ProcessTimeoutException)
     assert "call: sleep(30, 'p')" in notes_of(error)
-    error = failed(thread(timeout=0.1)(sleep)(0.5, "t"), ThreadTimeoutException)
-    assert "call: sleep(0.5, 't')" in notes_of(error)
+    over = threading.Event()
+
+    def stay(seconds: float, what: str) -> None:
+        over.wait(seconds)
+
+    error = failed(thread(timeout=0.1)(stay)(30, "t"), ThreadTimeoutException)
+    over.set()
+    assert "call: stay(30, 't')" in notes_of(error)
     error = failed(process(wait=0.1)(boom)(1, process(sleep)(30, "w")), ProcessTimeoutException)
     assert "call: boom(1, sleep(30, 'w'))" in notes_of(error)
 
