@@ -57,21 +57,25 @@ def remembered(
     expire: float | None = None,
     waiting: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
     check: Callable[[], None] = lambda: None,
+    seen: Callable[[About | None], None] = lambda about: None,
 ) -> Any:
     """The value under a key, else what `compute` gives, which is then kept.
 
     `expire`: an older value (seconds) is computed anew. What a body itself needs of its own key is
     computed each time. While another process computes it, this one waits in `waiting()`, and calls
-    `check` now and then, which may raise. Raises what `compute` raises, and DepotError for a value
+    `check` now and then, which may raise. `seen` is told of the value that was found, or None for
+    one that is computed. Raises what `compute` raises, and DepotError for a value
     that is not signed as it has to be.
     """
     found = look(depot, key, expire)
     if found is not None:
+        seen(found.about)
         return found.value
     around = computing.get()
     if key in around:  # to wait for a body that waits for this one would take for ever
         return compute()
     lock, found = _alone(depot, key, expire, waiting, check)
+    seen(found.about if found is not None else None)
     if found is not None:
         return found.value
     pid, began = os.getpid(), time.monotonic()

@@ -134,6 +134,12 @@ MIGRATIONS = (
     ALTER TABLE nodes ADD COLUMN ticket TEXT;       -- what that place calls it, as a job
     ALTER TABLE nodes ADD COLUMN queued INTEGER;    -- nanoseconds that it waited there until its body began
     """,
+    """
+    ALTER TABLE runs ADD COLUMN taken TEXT;         -- JSON: calls whose values a depot had, so that they are no nodes of it
+    ALTER TABLE runs ADD COLUMN taken_count INTEGER;
+    ALTER TABLE nodes ADD COLUMN made INTEGER;      -- nanoseconds since 1970 of the value that a depot had; 0: it had none
+    ALTER TABLE nodes ADD COLUMN depot_key TEXT;    -- the start of the key under which it was looked up
+    """,
 )
 VERSION = len(MIGRATIONS)
 

@@ -277,6 +277,8 @@ def _insert_run(connection: sqlite3.Connection, segment: LogSegment) -> int | No
         "error_node": error.get("node"),
         "tries": json.dumps([_dated(one, head["began"] - head["clock"]) for one in tail["tries"]]) if tail and tail["tries"] else None,
         "graph": head.get("graph"),
+        "taken": json.dumps(tail["taken"]) if tail and tail.get("taken") else None,
+        "taken_count": tail.get("taken_count") if tail else None,
         "load": json.dumps(tail["load"]) if tail and tail.get("load") else None,
     }
     names = ", ".join(row)
@@ -368,7 +370,7 @@ class _Values:
 #: The columns of a node, in the order of `_node_rows`.
 _NODE_COLUMNS = (
     "run, node, task, state, attempts, ready, started, ended, pid, cpu, worker, memory, cookie_wait, moved, "
-    "type, size, hash, text, whole, named, items, items_failed, items_skipped, spent, place, ticket, queued"
+    "type, size, hash, text, whole, named, items, items_failed, items_skipped, spent, place, ticket, queued, made, depot_key"
 )
 
 
@@ -377,7 +379,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
     names = segment.names.get
     if tail is None:
         for node, body in enumerate(segment.body_of):
-            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING, names(node), *_NO_STAGE, *_HERE)
+            yield (key, node, tasks[body], "unknown", *([None] * 10), *_NOTHING, names(node), *_NO_STAGE, *_HERE, None, None)
         return
     assert segment.ready_at is not None
     began = segment.head["began"]
@@ -394,6 +396,8 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
         node: (place, ticket or None, queued or None)
         for node, place, ticket, queued in zip(where[::4], where[1::4], where[2::4], where[3::4], strict=True)
     }.get
+    triples = tail.get("looked_up", ())
+    looked_up = {node: (made, f"{key:012x}") for node, made, key in zip(triples[::3], triples[1::3], triples[2::3], strict=True)}.get
     inside = Counter(one["node"] for one in tail["tries"] if one.get("inside"))
     told = _Values().told
     stages = [[one["done"], one["failed"], one["skipped"], one["busy"]] for one in tail["stream"]["stages"]] if "stream" in tail else []
@@ -429,6 +433,7 @@ def _node_rows(key: int, segment: LogSegment, tasks: list[int]) -> Iterator[tupl
             place,
             ticket,
             _within(queued, started - (ready or began_ns)),
+            *looked_up(node, (None, None)),
         )
 
 

@@ -12,7 +12,7 @@ from entangle._records import queries
 from entangle._records.database import NAME, how_to_go_on, is_there, opened
 from entangle._records.ingest import ingest, input_rows, leave_out, left_out
 from entangle._records.log_segment import LogSegment
-from entangle._records.rows import Error, Git, RunRow, TaskRecord
+from entangle._records.rows import Error, Git, RunRow, Taken, TaskRecord
 from entangle.errors import RecordsError
 
 
@@ -192,6 +192,8 @@ def _run(directory: str, row: sqlite3.Row) -> RunRow:
         failed_count=row["failed_count"],
         skipped_count=row["skipped_count"],
         stream=row["stream"] is not None,
+        taken=tuple(Taken(str(task), int(made) / 1e9, str(key)) for task, made, key in _loaded(row["taken"], [])),
+        taken_count=row["taken_count"] or 0,
         _task=row["task"],
     )
 
@@ -265,7 +267,7 @@ def nodes_of(run: RunRow) -> Iterator[tuple[int, TaskRecord, tuple[Any, ...]]]:
         assert run._segment is not None
         tasks = [_task_of_segment(body) for body in run._segment.head["bodies"]]
         nothing, names = ("unknown", *(None,) * 15), run._segment.names
-        return ((number, tasks[body], (*nothing, names.get(number), *(None,) * 7)) for number, body in enumerate(run._segment.body_of))
+        return ((number, tasks[body], (*nothing, names.get(number), *(None,) * 9)) for number, body in enumerate(run._segment.body_of))
     with opened(run._directory) as connection:
         known = {row[0]: _task(row[1:]) for row in queries.tasks(connection, run._key)}
         rows = queries.nodes(connection, run._key)

@@ -50,6 +50,9 @@ MANY = 500
 #: The most characters of the name of a call.
 LONGEST_NAME = 300
 
+#: Of so many calls a record says that their values were taken from a depot before the run.
+_MOST_TAKEN = 1000
+
 #: So many plans are kept for which heads were made.
 _MOST_SAID = 64
 
@@ -368,6 +371,7 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
     if run.flow.count > 1:
         _await_notes(table)  # one node's are there before its value
     nodes, values, extras, places = notes.gather(site.directory, site.noted, notes.memory_of(site))
+    extras, looked_up = _looked_up_among(extras)
     flow = run.flow
     noted = _failures_among(nodes, values) if FAILED in bytes(table.states) else {}
     constants, outputs = _secret_inputs(flow)
@@ -386,6 +390,11 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         "constants": _constants(run, flow, constants),
         "load": load,
     }
+    if looked_up:
+        tail["looked_up"] = looked_up
+    if run.taken:
+        tail["taken"] = [[masked(task), int(made * 1e9), key[: notes.SHOWN]] for task, key, made in run.taken[:_MOST_TAKEN]]
+        tail["taken_count"] = len(run.taken)
     if places:
         tail["places"] = [masked(word) if type(word) is str else word for word in places]
     if printed := printout.gather(site.directory) if site.directory else site.printed:
@@ -411,6 +420,24 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
         tail["failures"] = _unquoted(lost, secrets)
     line = _encode(tail)[:-1]
     writer.write(line, columns)
+
+
+def _looked_up_among(extras: list[int]) -> tuple[list[int], list[int]]:
+    """The extras without what was looked up in a depot; and that, in threes: the node, when its
+    value was made, the start of its key."""
+    if notes.MADE not in extras[1::3]:
+        return extras, []
+    others: list[int] = []
+    made: dict[int, int] = {}
+    keys: dict[int, int] = {}
+    for node, what, much in zip(extras[::3], extras[1::3], extras[2::3], strict=True):
+        if what == notes.MADE:
+            made[node] = much
+        elif what == notes.KEY:
+            keys[node] = much
+        else:
+            others += (node, what, much)
+    return others, [part for node, at in made.items() for part in (node, at, keys.get(node, 0))]
 
 
 def _failures_among(nodes: list[int], values: list[Any]) -> dict[int, list[str]]:

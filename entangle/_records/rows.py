@@ -85,6 +85,16 @@ class Error:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A call whose value was taken from a depot before the run began, so that it is no node of it:
+    the task, when the value was made (seconds since 1970), and the start of its key."""
+
+    task: str
+    made: float
+    key: str
+
+
+@dataclass(frozen=True)
 class Retirement:
     """The end of a warm worker after its last run: its pid, when that was noticed (seconds since
     1970), and why."""
@@ -210,6 +220,9 @@ class RunRow:
     skipped_count: int | None = None
     #: Whether it is a dataflow, whose nodes are stages.
     stream: bool = False
+    #: The calls whose values a depot had, so that they are no nodes; of very many, the first 1,000.
+    taken: tuple[Taken, ...] = ()
+    taken_count: int = 0
     #: The task of the call whose value it gives; `name` where None: that call was given no name.
     _task: str | None = field(repr=False, default=None)
 
@@ -308,6 +321,23 @@ class NodeRow:
     def ticket(self) -> str | None:
         """What its place calls it, as the number of a job; None where that has no names."""
         return _text(self._row[22])
+
+    @property
+    def hit(self) -> bool | None:
+        """Whether its value was taken from a depot; False where that did not have it; None where
+        nobody looked, since its task has no `cache=`."""
+        return None if self._row[24] is None else bool(self._row[24])
+
+    @property
+    def made(self) -> float | None:
+        """When a value was made that was taken from a depot, in seconds since 1970."""
+        return int(self._row[24]) / 1e9 if self._row[24] else None
+
+    @property
+    def depot_key(self) -> str | None:
+        """The start of the key under which a depot was asked for its value, as `entangle cache`
+        takes it."""
+        return _text(self._row[25])
 
     @property
     def value(self) -> Value | None:

@@ -39,6 +39,9 @@ class ObservedRun(Protocol):
     history: History | None
     #: Where its nodes are that are away; None where there were none yet.
     whereabouts: Whereabouts | None
+    #: The calls whose values a depot had, so that they are no nodes of it: task, key, when the
+    #: value was made (seconds since 1970).
+    taken: list[tuple[str, str, float]]
 
     @property
     def name(self) -> str:

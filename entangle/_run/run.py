@@ -86,6 +86,9 @@ class Run:
         self.cancelled = False
         #: Whether it may be over before anybody could look at it: nobody supervises it yet.
         self.brief = False
+        #: The calls whose values a depot had, so that they are no nodes of it: task, key, when the
+        #: value was made (seconds since 1970).
+        self.taken: list[tuple[str, str, float]] = []
         #: Whether an observer wants what bodies print.
         self.wants_prints = False
         self._site: Site | None = None

@@ -45,6 +45,10 @@ FAILURES, LONGEST_TEXT = 100, 20_000
 #: Extras: time that a node waited for cookies, in parts; time in which its values were moved
 #: (nanoseconds); peak memory of its process (bytes).
 COOKIE_WAIT, MOVED, MEMORY = range(3)
+#: Of a value that was looked up in a depot: when it was made (nanoseconds since 1970; 0: it was not
+#: there), and the first SHOWN hexadecimal digits of its key. Records have them apart.
+MADE, KEY = 3, 4
+SHOWN = 12
 
 _HEAD = struct.Struct("<q")
 
@@ -171,6 +175,11 @@ class Notes:
     def extra(self, node: int, what: int, much: int) -> None:
         """Note a number about a node."""
         self._extras += (node, what, much)
+
+    def looked_up(self, node: int, key: str, made: float | None) -> None:
+        """Note that the value of a node was looked up in a depot under this key, and when it was
+        made (seconds since 1970); None if it was not there. The last note counts."""
+        self._extras += (node, MADE, int(made * 1e9) if made is not None else 0, node, KEY, int(key[:SHOWN], 16))
 
     def elsewhere(self, node: int, place: str, ticket: str = "", queued: int = 0) -> None:
         """Note where else the body of a node runs, what that place calls it, and for how many

@@ -57,6 +57,9 @@ class Remembering(Layer):
             expire=options.expire,
             waiting=worker.lending if worker is not None else contextlib.nullcontext,
             check=check,
+            seen=lambda about: (
+                worker.note_looked_up(identity.key, about.made if about is not None else None) if worker is not None else None
+            ),
         )
 
     def identity_of(self, inner: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Identity:

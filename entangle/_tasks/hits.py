@@ -53,7 +53,8 @@ class RunAfterHits:
 
     def value(self) -> Any:
         """The value of the call. Raises what the run raises."""
-        known, found = after_hits(self._call)
+        taken: list[tuple[str, str, float]] = []
+        known, found = after_hits(self._call, taken)
         if known and not self._cancelled:
             return found
         with self._guard:
@@ -61,6 +62,7 @@ class RunAfterHits:
             if not known and found is not self._call:
                 self._run = self._run_of(found)
                 self._run.stand_for(self._whole)
+                self._run.taken = taken
             if self._cancelled:
                 self._run.cancel()
         return self._run.value()
@@ -81,9 +83,10 @@ def run_after_hits(call: Call[Any], run_of: Callable[[Call[Any]], Any]) -> Any:
     return RunAfterHits(call, whole, run_of)
 
 
-def after_hits(root: Call[Any]) -> tuple[bool, Any]:
-    """Whether the value of a call is known, and that; else what is left of the call."""
-    walk = _Walk()
+def after_hits(root: Call[Any], taken: list[tuple[str, str, float]] | None = None) -> tuple[bool, Any]:
+    """Whether the value of a call is known, and that; else what is left of the call. Adds the hits
+    that are left out of it to `taken`: task, key, when the value was made."""
+    walk = _Walk(taken if taken is not None else [])
     try:
         found = walk.of(root)
     except _Endless:
@@ -96,7 +99,8 @@ class _Endless(Exception):
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, taken: list[tuple[str, str, float]]) -> None:
+        self._taken = taken
         self._done: dict[Call[Any], Call[Any] | _Known] = {}
         self._misses: dict[Any, int] = {}
 
@@ -145,15 +149,22 @@ class _Walk:
             return left
         hit = self._hit(remembering, *_arguments(values, shape))
         self._misses[call.task] = 0 if hit is not None else self._misses.get(call.task, 0) + 1
-        return left if hit is None else _Known(hit[0], left if hit[1] > _LARGE or holds_calls(hit[0]) else None)
+        if hit is None:
+            return left
+        value, size, key, made = hit
+        instead = left if size > _LARGE or holds_calls(value) else None
+        if instead is None:
+            self._taken.append((call.task.__name__, key, made))
+        return _Known(value, instead)
 
-    def _hit(self, remembering: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, int] | None:
-        """The value that the depot has, and its size."""
+    def _hit(self, remembering: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, int, str, float] | None:
+        """The value that the depot has, its size, its key, and when it was made."""
         layer, inner = remembering
         with contextlib.suppress(Exception):
             place = depot(layer.options.where)
-            found = look(place, layer.identity_of(inner, args, kwargs).key, layer.options.expire)
-            return None if found is None else (found.value, found.size)
+            key = layer.identity_of(inner, args, kwargs).key
+            found = look(place, key, layer.options.expire)
+            return None if found is None else (found.value, found.size, key, found.about.made)
         return None
 
 

@@ -85,6 +85,12 @@ class Taking:
             self.site.stores.append(self._store)
         return self._store
 
+    def note_looked_up(self, key: str, made: float | None) -> None:
+        """Note for records that the value of this node was looked up in a depot, and when it was
+        made there (seconds since 1970); None if it was not there."""
+        if self.notes is not None:
+            self.notes.looked_up(self.node(), key, made)
+
     def node(self) -> int:
         """The node that this worker runs now."""
         running: int = self.site.table.slots[self.base + NODE]

@@ -124,11 +124,14 @@ def tree(run: Run, width: int) -> Tree:
         f"  {run.node_count:,} node{'s' if run.node_count != 1 else ''}",
         (f"  {counts}" if counts else "", "red"),
         f"  {duration(run.seconds)}  {moment(run.started)}",
+        (f"  {run.taken_count:,} more from the depot" if run.taken_count else "", "cyan"),
         ("  " + " ".join(f"{name}={value}" for name, value in run.tags.items()) if run.tags else "", "dim"),
     )
     top = Tree(fitted(head, width), guide_style="dim")
     if run.error is not None:
         _add_error(run, top, width - _STEP)
+    for line in _taken(run):
+        top.add(fitted(text(line, style="cyan"), width - _STEP))
     if run.node_count > MOST:
         _add_tasks(run, top, width - _STEP)
     else:
@@ -138,6 +141,18 @@ def tree(run: Run, width: int) -> Tree:
     if len(run.retirements) > RETIRED:
         top.add(text(f"… and {len(run.retirements) - RETIRED:,} more workers", style="dim"))
     return top
+
+
+def _taken(run: Run) -> list[str]:
+    """The calls whose values a depot had, by task: how many, and when they were made."""
+    made: dict[str, list[float]] = {}
+    for taken in run.taken:
+        made.setdefault(taken.task, []).append(taken.made)
+    lines = []
+    for task, at in made.items():
+        first, last = moment(min(at)), moment(max(at))
+        lines.append(f"{task} x{len(at):,} from the depot, made {first}" + (f" to {last}" if last != first else ""))
+    return lines
 
 
 #: Columns by which a tree is indented with each level, the fewest that a line gets, and the most
@@ -263,6 +278,7 @@ def _line(node: Node, argument: str, again: bool, state: str, room: int) -> Text
         said = text((f" → {_LOST}", "dim"))
     tail = f"  #{node.number}"  # for --node
     tail += f"  {node.attempts} attempts" if node.attempts is not None and node.attempts > 1 else ""
+    tail += f"  from the depot, made {moment(node.made)}" if node.made is not None else ""
     tail += f"  {duration(node.seconds)}" if node.seconds is not None else ""
     place = f"  pid {node.pid}" + (f" cpu {node.cpu}" if node.cpu is not None else "") if node.pid else ""
     if node.place is not None:
@@ -353,6 +369,10 @@ def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:
         lines.append(f"  → {value.text}   {value.type}, {size(value.size)}" + (f", sha-256 {value.hash}" if value.hash else ""))
     elif _is_lost(node):
         lines.append(f"  → {_LOST}")
+    if node.made is not None:
+        lines.append(f"  from the depot, made {moment(node.made)}, key {node.depot_key}")
+    elif node.hit is not None:
+        lines.append(f"  not in the depot before, key {node.depot_key}")
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found["times"].items() if seconds)
     not_yet = "the run is still running; times and values are known when it has ended"
     lines.append(f"  {times or (not_yet if node.run.state == 'running' else 'never ran')}")
@@ -398,6 +418,9 @@ def _node_as_dict(node: Node) -> dict[str, Any]:
         "items_failed": node.items_failed,
         "items_skipped": node.items_skipped,
         "cause": node.cause,
+        "hit": node.hit,
+        "made": node.made,
+        "depot_key": node.depot_key,
         "times": asdict(node.times),
         "printed": node.printed,
         "place": node.place,

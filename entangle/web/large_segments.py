@@ -62,6 +62,7 @@ def _summary(segment: LogSegment) -> dict[str, Any]:
         "program": head["place"].get("program"),
         "commit": git.get("commit"),
         "dirty": bool(tail.get("dirty")),
+        "taken": tail.get("taken_count") or 0,
         "tags": head.get("tags") or {},
         "host": head["host"],
         "live": False,

@@ -41,6 +41,9 @@ def node_as_dict(node: NodeRow, inputs: Iterable[Input], tasks: dict[int, int]) 
         "value": value_as_dict(node.value),
         "error": asdict(node.error) if node.error else None,
         "cause": node.cause,
+        "hit": node.hit,
+        "made": node.made,
+        "depot_key": node.depot_key,
         "inputs": [{"argument": one.argument, "source": one.source, "value": value_as_dict(one.value)} for one in inputs],
         "tries": list(node.tries),
     }
@@ -77,6 +80,8 @@ def summary(run: RunRow) -> dict[str, Any]:
         "parent_node": run.parent_node,
         "error": asdict(run.error) if run.error else None,
         "graph": run.graph,
+        "taken": [asdict(taken) for taken in run.taken],
+        "taken_count": run.taken_count,
     }
 
 

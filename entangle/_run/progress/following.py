@@ -85,6 +85,7 @@ class _Shown:
         counts: dict[str, Count] = {}
         for one in (run, *self.inside.values()):
             tally = self._look(one)
+            view.taken += len(one.taken)
             if end is not None:
                 tally.close()
             else:

@@ -44,6 +44,8 @@ class View:
     rate: float = 0.0
     #: How many nodes wait at other places, by why those do not run them yet.
     waits: dict[str, int] = field(default_factory=dict)
+    #: How many calls are no nodes of it, since a depot had their values.
+    taken: int = 0
 
     def sum(self, what: str) -> int:
         """The sum of one number over all task names."""
@@ -133,7 +135,11 @@ def summary(view: View) -> str:
     told = ("failed", "skipped") if view.items is None else ("failed",)
     lost = ", ".join(f"{view.sum(what):,} {what}" for what in told if view.sum(what))
     rest = time_left(view) if view.items is None else rate(view.rate)
-    return " · ".join(part for part in (waits(view), lost, rest) if part)
+    return " · ".join(part for part in (waits(view), _taken(view), lost, rest) if part)
+
+
+def _taken(view: View) -> str:
+    return f"{view.taken:,} from the depot" if view.taken else ""
 
 
 def line(view: View, room: int, prefix: str = "") -> str:
@@ -160,7 +166,7 @@ def last_line(view: View, prefix: str = "") -> str:
         stopped = ("stopped", running)
         rest = [("failed", view.sum("failed")), ("skipped", view.sum("skipped")), stopped, ("not run", view.sum("lost") - running)]
     told_of = ", ".join(f"{count:,} {what}" for what, count in rest if count > 0)
-    return prefix + told + (f" · {told_of}" if told_of else "")
+    return prefix + " · ".join(part for part in (told, _taken(view), told_of) if part)
 
 
 def rate(rate: float) -> str:

@@ -1,7 +1,7 @@
 // The panel of one node: its task, its arguments, its value, its times, and what made its value.
 
 import { get } from "./api.js";
-import { bytes, duration, errorLine, h, number, replace, state, uncoloured } from "./dom.js";
+import { bytes, duration, errorLine, h, moment, number, replace, state, uncoloured } from "./dom.js";
 
 const SPANS = [["arguments", "waiting for arguments", "--waiting"], ["queue", "waiting for a worker", "--ready"], ["cookie", "waiting for a cookie", "--cancelled"], ["tried", "attempts that failed", "--failed"], ["pauses", "pauses between attempts", "--skipped"], ["moving", "moving data", "--part"], ["elsewhere", "queued in its place", "--ready"], ["running", "running", "--done"]];
 
@@ -61,6 +61,11 @@ export function nodePanel(run, key, { close, trace }) {
     return [h("h3", {}, "Items"), h("dl", {}, Object.entries(names).flatMap(([name, title]) => (items[name] ? pair(title, number(items[name])) : [])), pair("items a second", items.rate >= 100 ? number(Math.round(items.rate)) : items.rate.toFixed(1)), pair("in bodies", duration(items.busy)), pair("an item", items.done ? duration(items.busy / items.done) : null))];
   }
 
+  function origin(found) {
+    if (found.made) return h("p", { class: "origin" }, `From the depot, made ${moment(found.made)}, key `, h("span", { class: "mono" }, found.depot_key));
+    return found.hit === false ? h("p", { class: "origin quiet" }, "Not in the depot before, key ", h("span", { class: "mono" }, found.depot_key)) : null;
+  }
+
   async function lead(which) {
     if (asked === which) {
       asked = null;
@@ -105,7 +110,7 @@ export function nodePanel(run, key, { close, trace }) {
       stage(found.items),
       found.printed ? [h("h3", {}, "Printed"), h("pre", { tabindex: "0" }, uncoloured(found.printed))] : null,
       found.error?.traceback ? [h("h3", {}, "Traceback"), h("pre", { class: "error", tabindex: "0" }, uncoloured(found.error.traceback))] : null,
-      found.items || (run.live && !found.output) ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output))],
+      found.items || (run.live && !found.output) ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output)), origin(found)],
       h("h3", {}, "Took"),
       found.inputs.length
         ? h("dl", {}, found.inputs.map((input) => [h("dt", {}, input.name), h("dd", {}, input.source !== null && input.source !== undefined ? h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(input.source)}` }, `${input.task} `) : null, shown(input.value))]))

@@ -54,6 +54,7 @@ export function runPage(place, id, tab = "graph") {
       h("span", {}, info.stream ? `${number(info.nodes)} stages` : `${number(info.nodes)} nodes`),
       run.live && !info.stream ? meter(counts, info.nodes) : null,
       run.live || counts.failed || counts.skipped ? h("span", { class: "quiet counts" }, run.live && info.stream ? `items: ${counted(counts) || "none yet"}` : counted(counts)) : null,
+      info.taken ? h("span", { class: "quiet", title: "Calls whose values a depot had: they are no nodes of this run" }, `${number(info.taken)} more from the depot`) : null,
       h("span", {}, duration(info.seconds)),
       h("span", { class: "quiet narrow-hide" }, moment(info.began)),
       info.parent ? h("a", { href: `#/run/${info.parent.run}?node=${info.parent.node ?? ""}` }, "part of a run") : null,
