@@ -207,6 +207,8 @@ def _keeping() -> Keeps | None:
         from entangle._tasks import durable
 
         found = durable
+    if found.scope_here() is None:  # a block is over, or another thread's
+        return None
     keeps: Keeps = found
     return keeps
 

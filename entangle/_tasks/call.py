@@ -65,6 +65,7 @@ class Call(Generic[R_co]):
     #: What runs a call after values that are kept have taken the place of calls; filled in once a
     #: task remembers values.
     _after_hits: ClassVar[Any] = None
+    _each_after_hits: ClassVar[Any] = None
 
     def __init__(self, task: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None) -> None:
         _set_task(self, task)

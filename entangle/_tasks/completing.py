@@ -72,8 +72,22 @@ def _run_all(calls: list[Call[Any]], timeout: float | None) -> Iterator[Complete
     if not calls:
         return
     until = time.monotonic() + timeout if timeout is not None else None
-    flow, nodes = compile_calls(calls)
-    call_of = dict(zip(nodes, calls, strict=True))
+    elsewhere = _run.elsewhere() if _run.elsewhere is not None else None
+    kept = _tasks.keeping() if _tasks.keeping is not None else None
+    left_of = {call: call for call in calls}
+    if Call._each_after_hits is not None and elsewhere is None and kept is None:
+        for call, (known, found) in zip(calls, Call._each_after_hits(calls), strict=True):
+            if known:
+                del left_of[call]
+                hit = CompletedCall(call)
+                hit.set_result(found)
+                yield hit
+            else:
+                left_of[call] = found
+    if not left_of:
+        return
+    flow, nodes = compile_calls(list(left_of.values()))
+    call_of = dict(zip(nodes, left_of, strict=True))
     ended: queue.SimpleQueue[CompletedCall[Any] | None] = queue.SimpleQueue()
 
     def tell(node: int, value: Any, error: BaseException | None) -> None:
@@ -85,19 +99,17 @@ def _run_all(calls: list[Call[Any]], timeout: float | None) -> Iterator[Complete
             future.set_result(value)
         ended.put(future)
 
-    kept = _tasks.keeping() if _tasks.keeping is not None else None
     if kept is not None:
         flow, same, observers = kept.completions_kept(flow)
         call_of = {node: call_of[number] for node, number in enumerate(same) if number in call_of} if same is not None else call_of
     else:
         observers = []
-    elsewhere = _run.elsewhere() if _run.elsewhere is not None else None
     run = (elsewhere.completions_of(flow, tell) if elsewhere is not None else None) or CompletionsRun(flow, tell)
     run.observers += observers
     whole: RunFuture[Any] = RunFuture(run.value, run.cancel)
     whole.add_done_callback(lambda _: ended.put(None))
     worker = here.worker
-    left = len(calls)
+    left = len(left_of)
     try:
         whole.start()
         while left:

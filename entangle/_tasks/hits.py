@@ -94,6 +94,17 @@ def after_hits(root: Call[Any], taken: list[tuple[str, str, float]] | None = Non
     return (True, found.value) if isinstance(found, _Known) else (False, found)
 
 
+def each_after_hits(roots: Sequence[Call[Any]]) -> list[tuple[bool, Any]]:
+    """Of several calls: whether the value of each is known, and that; else what is left of it. What
+    they share is shared by what is left."""
+    walk = _Walk([])
+    try:
+        found = [walk.of(root) for root in roots]
+    except _Endless:
+        return [(False, root) for root in roots]
+    return [(True, one.value) if isinstance(one, _Known) else (False, one) for one in found]
+
+
 class _Endless(Exception):
     """A call is its own argument, or there are too many."""
 
@@ -206,3 +217,4 @@ def _with_arguments(call: Call[Any], args: list[Any], kwargs: dict[str, Any]) ->
 
 
 Call._after_hits = staticmethod(run_after_hits)
+Call._each_after_hits = staticmethod(each_after_hits)

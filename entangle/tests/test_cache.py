@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import pickle
@@ -834,3 +835,28 @@ def test_why_a_call_has_no_value(depot: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="that has cache="):
         entangle.cache.why(thread(bodies.noted)(log, 1))
     assert len(notes(log)) == 2
+
+
+def test_as_completed_gives_what_is_there_and_runs_the_rest(depot: Path, tmp_path: Path, runs: list[list[str]]) -> None:
+    noted, log = process(cache=True)(bodies.noted), str(tmp_path / "log")
+    noted(log, 1)()
+    noted(log, [1])()
+    shared = noted(log, 5)
+    calls = [noted(log, [shared]), noted(log, 1), noted(log, [noted(log, 1)]), noted(log, [shared, 2]), noted(log, 1)]
+    del runs[:]
+    futures = list(entangle.as_completed(calls))
+    assert [(future.call, future.result()) for future in futures[:3]] == [(calls[1], 1), (calls[2], [1]), (calls[4], 1)]
+    assert {future.call: future.result() for future in futures[3:]} == {calls[0]: [5], calls[3]: [5, 2]}
+    assert runs == [["noted"] * 3]
+    assert len(notes(log)) == 5
+    again = list(entangle.as_completed(calls))
+    assert [future.call for future in again] == calls
+    assert len(runs) == 1
+
+
+def test_a_hit_starts_nothing_after_a_durable_run(tmp_path: Path, runs: list[list[str]]) -> None:
+    importlib.import_module("entangle._tasks.durable")  # as the block does
+    noted = process(cache=True)(bodies.noted)
+    log = str(tmp_path / "log")
+    assert [noted(log, 1)() for _ in range(3)] == [1] * 3
+    assert len(runs) == 1
