@@ -6,6 +6,7 @@ import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
+from entangle import _tasks
 from entangle._dataflow.flow_graph import FunctionNode, GraphNode, In_contra, Leaves_co, as_dict, check_children
 from entangle._shared.tracebacks import edge
 from entangle._tasks.call import check_callback
@@ -151,6 +152,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
         """
         from entangle._dataflow.push import Push
 
+        self._warn_where_kept()
         return Push(self.plan, self._one(values), start).value()
 
     @overload
@@ -167,6 +169,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
         from entangle._dataflow.push import Push
         from entangle._run.future import RunFuture
 
+        self._warn_where_kept()
         push = Push(self.plan, self._one(values))
         future: RunFuture[Any] = RunFuture(push.value, push.cancel)
         if callback is not None:
@@ -183,6 +186,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
         from entangle._dataflow.push import Push
         from entangle._run.future import RunFuture
 
+        self._warn_where_kept()
         push = Push(self.plan, self._one(values))
         future: RunFuture[Any] = RunFuture(push.value, push.cancel)
         return future.wait_in_loop()
@@ -210,6 +214,7 @@ class Node(FunctionNode[In_contra, Leaves_co]):
         """
         from entangle._dataflow.stream import Stream
 
+        self._warn_where_kept()
         return Stream(self, source, inflight, ordered, on_error, start)
 
     def graph(self) -> list[dict[str, Any]]:
@@ -225,6 +230,11 @@ class Node(FunctionNode[In_contra, Leaves_co]):
         from entangle._dataflow.push import plan_of
 
         return plan_of(self)
+
+    def _warn_where_kept(self) -> None:
+        keeps = _tasks.keeping() if _tasks.keeping is not None else None
+        if keeps is not None:
+            keeps.warn_of_dataflow(self.__name__)
 
     def _one(self, values: tuple[Any, ...]) -> Any:
         if len(values) != 1:

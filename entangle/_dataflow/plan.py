@@ -12,7 +12,7 @@ In a stream, a window ends one port and begins another: the lists that it gather
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from entangle._dataflow.flow_graph import FunctionNode, GraphNode
 from entangle._dataflow.outcome import PASSED
@@ -23,6 +23,9 @@ from entangle._shared.table import MOST_LIMITS
 from entangle.errors import OptionError
 from entangle.flow import FRESH, IN_CALLER, THREAD, Body
 from entangle.pools import TOKENS
+
+if TYPE_CHECKING:
+    from entangle._depot.ledger import LedgerOfFlow
 
 #: The most groups for nodes with several parents.
 MOST_SHARED = 24
@@ -51,6 +54,8 @@ class Plan:
         self.in_chunks = True
         #: For each group, how many of its nodes may run at once.
         self.limits: list[int] = []
+        #: What workers write down of the items, in a durable run.
+        self.ledger: LedgerOfFlow | None = None
         self._shared: dict[int, int] = {}
         self._push = push
         self._windows = windows

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from entangle._dataflow.acknowledging import Acknowledging
+from entangle._dataflow.kept_item import item_of
 from entangle._dataflow.outcome import PASSED, Failure, leaves_of
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.recovery import Recovery
@@ -59,6 +60,8 @@ class Pump:
         cpus = budget_of(available_cpus())
         sets = max(8, 4 * cpus) if inflight is None else min(inflight, MOST_SETS)
         flow, ports = unroll([(rows, WINDOW_SETS if number else sets) for number, rows in enumerate(plan.ports)], plan.limits)
+        if plan.ledger is not None:
+            flow.ledger = plan.ledger.for_streams(flow.count)
         self.plan = plan
         self.name = plan.name
         #: The failure that ends the stream.
@@ -413,8 +416,8 @@ class Pump:
             dumps(value)
         except Exception:
             name = self.plan.nodes[0].__name__
-            error = why_not(value, f"the value that was pushed into {name!r}")
-            call = item_in_short(name, self.plan.nodes[0].task.body.parameters()[0], value)
+            error = why_not(item_of(value), f"the value that was pushed into {name!r}")
+            call = item_in_short(name, self.plan.nodes[0].task.body.parameters()[0], item_of(value))
             return Failure(0, name, name, call, value, error, [], False, sent=False)
         return value
 

@@ -26,6 +26,8 @@ class Push:
         self._pushed = value
         self._port = port
         flow, ports = unroll([(plan.ports[port], 1)], plan.limits)
+        if plan.ledger is not None:
+            flow.ledger = plan.ledger.for_streams(flow.count)
         self._recovery = Recovery(flow)
         self._run = RearmedRun(flow, ports, self, way)
         self._chunks: list[Any] = []

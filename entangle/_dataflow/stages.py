@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from entangle._dataflow.kept_item import item_of
 from entangle._dataflow.outcome import ENDED, PASSED, Attempt, Failure, Several
 from entangle._run.rearmed import progress_of
 from entangle._shared.call_notes import text_without
@@ -237,7 +238,7 @@ class NodeStage:
 
     def failure(self, item: Any, error: BaseException, attempts: list[str], used_up: bool, sent: bool = True) -> Failure:
         """The failure of this node with an item."""
-        call = item_in_short(self.name, self.terms.parameters()[0], item)
+        call = item_in_short(self.name, self.terms.parameters()[0], item_of(item))
         return Failure(self.number, self.name, self.path, call, item, error, attempts, used_up, sent)
 
     def _refused(self, item: Any, value: Any, error: Exception) -> Failure:

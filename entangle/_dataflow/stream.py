@@ -11,9 +11,10 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from entangle._dataflow.flow_graph import FunctionNode
+from entangle._dataflow.kept_item import KeptItem
 from entangle._dataflow.outcome import Failure
 from entangle._dataflow.plan import Plan
 from entangle._dataflow.pump import Pump
@@ -26,7 +27,10 @@ from entangle._tasks.layer import Decorated
 from entangle._tasks.option_values import check_whether
 from entangle._worker import inline
 from entangle._worker.worker import here
-from entangle.errors import ArgumentError, OptionError
+from entangle.errors import ArgumentError, DurableError, OptionError
+
+if TYPE_CHECKING:
+    from entangle._dataflow.kept_stream import KeptStream
 
 log = logging.getLogger("entangle.dataflow")
 
@@ -57,7 +61,11 @@ class Stream(Iterator[V], AsyncIterator[V]):
         on_error: OnError,
         way: str | None,
         plain: Decorated | None = None,
+        kept: KeptStream | None = None,
     ) -> None:
+        self._kept = kept
+        #: The item whose value the consumer has, as the ledger knows it.
+        self._held = b""
         self._pump: Pump | None = None
         self._closed = True  # `__del__` runs even if an argument is refused below
         if not hasattr(source, "__iter__") and not hasattr(source, "__aiter__"):
@@ -72,10 +80,17 @@ class Stream(Iterator[V], AsyncIterator[V]):
             )
         # Others may iterate over the source as well: only this iteration ends with the stream.
         self._source = iter(source) if getattr(source, "stops_at_once", False) else source  # type: ignore[arg-type]
-        self._failures = failures = _Failures(on_error, plain)
+        self._failures = failures = _Failures(on_error, plain, kept)
         self._plain = plain is not None
         kind = SteppedPump if inline.on else Pump
-        self._pump = kind(Plan((node,), push_into, windows=True), inflight, ordered, failures.drop, way)
+        plan = Plan((node,), push_into, windows=True)
+        #: What the pump reads.
+        self._items = self._source
+        if kept is not None:
+            plan.ledger = kept.of_flow
+            self._items = kept.items_of(self._source)
+            kept.ends_with_block(self)
+        self._pump = kind(plan, inflight, ordered, failures.drop, way)
         self._results: collections.deque[Any] = collections.deque()
         #: Of the result that the consumer holds, and of `_results`: the numbers of the items in it.
         #: Empty for a source that does not listen.
@@ -103,6 +118,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
         Raises the error of a node that failed with it (if `on_error="raise"`), or of the source.
         """
         if self._closed:
+            self._check_block()
             raise StopIteration
         try:
             if self._holding:
@@ -135,13 +151,27 @@ class Stream(Iterator[V], AsyncIterator[V]):
                 del result
         self._holding = self._counted or bool(self._numbers)
         given: V = result[0] if self._plain else result
+        if self._kept is not None:
+            self._held, given = result[0]
         return given
+
+    def _check_block(self) -> None:
+        if self._kept is not None and self._kept.left:
+            raise DurableError(f"the block of durable run {self._kept.of_flow.name!r} has been left, and its streams have ended with it")
+
+    def leave(self) -> None:
+        """The block of the durable run is left."""
+        if self._kept is not None and not self._closed:
+            self._kept.left = True
+        self.close()
 
     def _let_go(self) -> None:
         """The consumer has finished with its value: there is room for another."""
         pump = self._pump
         assert pump is not None
         self._holding = False
+        if self._kept is not None:
+            self._kept.consumed(self._held)
         if self._numbers:
             assert pump.acknowledging is not None
             pump.acknowledging.left(self._numbers.popleft(), True)
@@ -167,7 +197,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
         assert pump is not None
         if isinstance(pump, SteppedPump):
             while not self._fetch():
-                pump.step(self._source)
+                pump.step(self._items)
             return
         with pump.arrived:
             if self._fetch():
@@ -200,6 +230,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
     async def __anext__(self) -> V:
         """As `next`, without blocking the event loop."""
         if self._closed:
+            self._check_block()
             raise StopAsyncIteration
         if self._holding:
             self._let_go()
@@ -222,7 +253,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
         pump = self._pump
         assert pump is not None
         if isinstance(pump, SteppedPump):
-            await pump.step_in_loop(self._source)
+            await pump.step_in_loop(self._items)
             return self._fetch()
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
@@ -271,7 +302,7 @@ class Stream(Iterator[V], AsyncIterator[V]):
             atexit.register(_close_all)
         _open.add(self)
         self._threads.append(threading.Thread(target=pump.supervise, name="entangle-stream", daemon=True))
-        source = self._source
+        source = self._items
         if loop is not None and hasattr(source, "__aiter__"):
             self._feeding = loop.create_task(_feed_here(pump, source))
         elif hasattr(source, "__iter__"):
@@ -303,6 +334,8 @@ class Stream(Iterator[V], AsyncIterator[V]):
                 self._feeding.get_loop().call_soon_threadsafe(self._feeding.cancel)
         if pump.acknowledging is not None:
             pump.acknowledging.over()
+        if self._kept is not None:
+            self._kept.close()
         _open.discard(self)
 
     def __enter__(self) -> Stream[V]:
@@ -318,7 +351,8 @@ class Stream(Iterator[V], AsyncIterator[V]):
 class _Failures:
     """Applies `on_error` to values with which a node has failed."""
 
-    def __init__(self, on_error: OnError, task: Decorated | None) -> None:
+    def __init__(self, on_error: OnError, task: Decorated | None, kept: KeptStream | None) -> None:
+        self._kept = kept
         self._on_error = on_error
         self._task = task
         self.count = 0
@@ -326,6 +360,12 @@ class _Failures:
     @passes_on
     def drop(self, failure: Failure) -> bool:
         """Whether the value is left out; if not, the stream ends."""
+        if self._kept is not None and type(failure.value) is KeptItem:
+            item, failure.value = failure.value, failure.value.item
+            error = failure.error()
+            self._kept.failed(item, error)
+            if isinstance(error, DurableError):  # it says nothing of the item
+                return False
         if self._on_error == "raise":
             return False
         self.count += 1

@@ -6,14 +6,15 @@ import types
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
-from entangle import _run
+from entangle import _run, _tasks
 from entangle._dataflow.flow_graph import Dataflow
+from entangle._dataflow.kept_item import KeptItem
 from entangle._dataflow.node import DataflowTask, Node
 from entangle._dataflow.stream import Stream
 from entangle._shared.tracebacks import edge, passes_on
 from entangle._tasks import NO_INSTANCE, OnError
 from entangle._tasks.call import CALLS
-from entangle.errors import ArgumentError
+from entangle.errors import ArgumentError, DurableError
 from entangle.task import Task
 
 
@@ -25,9 +26,12 @@ class Items(Dataflow):
 
     def around(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         """`inner`, with the value of a call in its place."""
+        name = getattr(inner, "__name__", "item")
 
         @passes_on
         def body(item: Any, **filled: Any) -> Any:
+            if type(item) is KeptItem:
+                return item.run(name, inner, filled)
             return inner(item() if type(item) in CALLS else item, **filled)
 
         return body
@@ -72,6 +76,14 @@ def stream_of(
     fits = streamed._fits or streamed._learn_parameters()
     if not fits(1, {}):
         raise ArgumentError(f"{task.__name__}.stream gives the task one item at a time, and it does not take one argument")
+    keeps = _tasks.keeping() if _tasks.keeping is not None else None
+    if keeps is not None:
+        if _run.elsewhere is not None and _run.elsewhere() is not None:
+            raise DurableError("a durable run: streams on another engine are not kept; leave the block, or the engine")
+        from entangle._dataflow.kept_stream import KeptStream
+
+        kept = KeptStream(keeps.scope_here(), task, instance)
+        return Stream(Node(streamed, ()), source, inflight, ordered, on_error, start, plain=task, kept=kept)
     if start is None and _run.elsewhere is not None and (elsewhere := _run.elsewhere()) is not None:
         values: Stream[Any] | None = elsewhere.stream_of(
             task, () if instance is NO_INSTANCE else (instance,), source, inflight, ordered, on_error

@@ -27,10 +27,11 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from entangle._depot import ledger
 from entangle._depot.bounds import bounds
 from entangle._depot.kept_values import sync_directory
 from entangle._depot.key_lock import KeyLock
-from entangle._depot.ledger import Ledger, LedgerOfFlow, Outcomes
+from entangle._depot.ledger import NO_NODE, Ledger, LedgerOfFlow, Outcomes
 from entangle._shared.state_directory import find_directory, make_directory_of_state
 from entangle.errors import DurableError
 
@@ -98,8 +99,15 @@ class DurableDirectory:
         for name in ("values", "runs"):
             os.makedirs(os.path.join(self.path, name), mode=0o700, exist_ok=True)
         self._know(program)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self.path, "finished"))
+        finished = os.path.join(self.path, "finished")
+        if os.path.exists(finished):
+            # Streams begin again. It is written first: a kill between the two does no harm.
+            opened = self.of_flow().open()
+            try:
+                opened.append(ledger.AFRESH, NO_NODE, NO_NODE, b"")
+            finally:
+                opened.close()
+            os.unlink(finished)
 
     def _fence(self, may_wait: bool) -> Iterator[None]:
         """Wait until no worker of the process before is left, and begin a ledger."""

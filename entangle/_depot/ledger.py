@@ -30,7 +30,7 @@ from typing import NamedTuple
 from entangle.errors import DurableError
 
 #: Kinds of records.
-BEGUN, ENDED, FAILED, UNKEPT, RUN, CODE, CONSUMED = range(1, 8)
+BEGUN, ENDED, FAILED, UNKEPT, RUN, CODE, CONSUMED, AFRESH = range(1, 9)
 
 _HEAD = struct.Struct("<8sII")
 _NODE = struct.Struct("<B16s16s")
@@ -163,8 +163,9 @@ class Outcomes:
         self.code: dict[str, bytes] = {}
         #: The runs that were begun at the top, in order.
         self.runs: dict[bytes, str] = {}
-        #: How many items of a stream were consumed; those of unordered ones one by one.
-        self.consumed: dict[bytes, set[int]] = {}
+        #: Items of streams whose values were consumed since the run was entered afresh: for the
+        #: first time, or after it had been left in good order.
+        self.consumed: set[bytes] = set()
         self._read: dict[str, int] = {}
 
     def read(self, path: str) -> None:
@@ -191,7 +192,9 @@ class Outcomes:
                 name, _, parts = bytes(text).partition(b"\n")
                 self.code[name.decode()] = parts
             elif kind == CONSUMED:
-                self.consumed.setdefault(node, set()).add(int.from_bytes(text, "little"))
+                self.consumed.add(node)
+            elif kind == AFRESH:
+                self.consumed.clear()
 
 
 class LedgerOfFlow:
@@ -213,6 +216,10 @@ class LedgerOfFlow:
         self.holder = os.getpid()
         self.nodes = self.places = b""
         self.earlier = array("I")
+
+    def for_streams(self, count: int) -> LedgerOfFlow:
+        """The same for a flow of that many nodes through which items go, which are kept."""
+        return self.like(NO_NODE * count, NO_NODE * count, array("I", bytes(4 * count)))
 
     def like(self, nodes: bytes, places: bytes, earlier: array[int]) -> LedgerOfFlow:
         """The same for another flow."""

@@ -101,6 +101,12 @@ class Keeps(Protocol):
         """What is left of a flow whose kept nodes are told as they end: the flow; which node of the
         whole each of its nodes is, if not the same; and observers of its run."""
 
+    def scope_here(self) -> Any:
+        """Where the runs that begin here are kept; None if nowhere."""
+
+    def warn_of_dataflow(self, node: str, /) -> None:
+        """Say that what a dataflow does here is not kept, once."""
+
 
 #: Gives what keeps runs, where a durable run is around.
 keeping: Callable[[], Keeps | None] | None = None

@@ -20,8 +20,9 @@ import os
 import sys
 import threading
 import time
+import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from entangle._depot import durable_directory, ledger
 from entangle._depot.durable_directory import DurableDirectory
 from entangle._depot.kept_values import in_ledger, is_there, value_of
 from entangle._depot.ledger import LENGTH, NO_NODE, Ledger, LedgerOfFlow, Outcomes
+from entangle._depot.warned_once import warn_once
 from entangle._run import ObservedRun
 from entangle._run.run import Run
 from entangle._shared.identity.flow_keys import digest, keys_of
@@ -83,6 +85,8 @@ class Durable:
         self.left_over = False
         self._ledger: Ledger | None = None
         self._under_way: set[DurableRun] = set()
+        #: The streams of the block: they end with it.
+        self.streams: weakref.WeakSet[Any] = weakref.WeakSet()
         self._guard = threading.Lock()
 
     @property
@@ -144,6 +148,8 @@ class Durable:
         directory, self._directory = self._directory, None
         if directory is None or not directory.is_held():  # a forked child
             return
+        for stream in list(self.streams):
+            stream.leave()
         with self._guard:
             left = list(self._under_way)
         for run in left:
@@ -182,27 +188,46 @@ class Durable:
 
     def note_run(self, flow: Flow, number: bytes, parts: dict[str, dict[str, str]]) -> None:
         """Write down what a run is, before it begins. Raises OSError."""
-        outcomes = self.outcomes
-        assert self._ledger is not None
-        assert self._directory is not None
-        with self._guard:
-            for name, of_code in parts.items():
-                told = json.dumps(of_code, separators=(",", ":")).encode()
-                if outcomes.code.get(name) != told:
-                    outcomes.code[name] = told
-                    self._ledger.append(ledger.CODE, NO_NODE, NO_NODE, name.encode() + b"\n" + told)
-            if number in outcomes.runs:
-                return
-            outcomes.runs[number] = flow.name(flow.sinks[0])
-        path = os.path.join(self._directory.path, "runs", number.hex())
+        if not self._is_new(number, flow.name(flow.sinks[0]), parts):
+            return
         try:
             pickled = dumps_for_others(flow)
         except Exception:  # it cannot be taken up without its program
             pickled = b""
+        self._note(number, pickled)
+
+    def note_stream(self, number: bytes, name: str, parts: dict[str, dict[str, str]]) -> None:
+        """Write down that there is a stream, which only its program can take up. Raises
+        DurableError."""
+        try:
+            if self._is_new(number, f"{name}.stream", parts):
+                self._note(number, b"")
+        except OSError as error:
+            raise _unusable(self.name, self.directory.path, error) from None
+
+    def _is_new(self, number: bytes, name: str, parts: dict[str, dict[str, str]]) -> bool:
+        """Note the code of a run, and whether the run itself is to be noted."""
+        outcomes = self.outcomes
+        with self._guard:
+            if self._ledger is None:
+                raise DurableError(f"the block of durable run {self.name!r} has been left")
+            for task, of_code in parts.items():
+                told = json.dumps(of_code, separators=(",", ":")).encode()
+                if outcomes.code.get(task) != told:
+                    outcomes.code[task] = told
+                    self._ledger.append(ledger.CODE, NO_NODE, NO_NODE, task.encode() + b"\n" + told)
+            if number in outcomes.runs:
+                return False
+            outcomes.runs[number] = name
+        return True
+
+    def _note(self, number: bytes, pickled: bytes) -> None:
+        assert self._ledger is not None
+        path = os.path.join(self.directory.path, "runs", number.hex())
         with open(f"{path}-", "wb") as file:
             file.write(pickled)
         os.rename(f"{path}-", path)
-        self._ledger.append(ledger.RUN, number, NO_NODE, outcomes.runs[number].encode())
+        self._ledger.append(ledger.RUN, number, NO_NODE, self.outcomes.runs[number].encode())
 
 
 def _unusable(name: str, directory: str, error: OSError) -> DurableError:
@@ -216,6 +241,8 @@ class _Opened(NamedTuple):
     pid: int
     worker: Any
     node: int
+    #: Of the body of an item of a stream: the item, as the ledger knows it.
+    item: bytes = NO_NODE
 
 
 _opened: contextvars.ContextVar[_Opened | None] = contextvars.ContextVar("entangle.durable", default=None)
@@ -234,6 +261,37 @@ def scope_here() -> Scope | None:
     begun_before = books.of_flow.earlier[node] or worker.site.table.attempts[node]
     outcomes = books.outcomes if begun_before else Outcomes
     return Scope(books.of_flow, books.of_flow.place(node), books.counts, outcomes, None)
+
+
+@contextlib.contextmanager
+def in_body_of_item(item: bytes, place: bytes) -> Iterator[None]:
+    """Within, the runs that begin here are those of an item of a stream, in its worker."""
+    worker = here.worker
+    assert worker is not None
+    assert worker.books is not None
+    scope = Scope(worker.books.of_flow, place, {}, worker.books.outcomes, None)
+    token = _opened.set(_Opened(scope, os.getpid(), worker, worker.node(), item))
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+def number_of_stream(scope: Scope, task: str) -> bytes:
+    """A stream of a task, as the ledger knows it: those of one name are counted."""
+    name = digest(scope.place + b"s" + task.encode())
+    with _counting:
+        number = scope.counts.get(name, 0)
+        scope.counts[name] = number + 1
+    return digest(name + number.to_bytes(8, "little"))
+
+
+def doubt_of_item(flow: Flow, item: bytes, scope: Scope, outcomes: Outcomes) -> MayHaveRunError:
+    """The error for an item of a stream whose body had begun; `flow` is that of its call alone."""
+    sink = flow.sinks[0]
+    ids = [NO_NODE] * flow.count
+    ids[sink] = item
+    return _in_doubt(flow, [sink], ids, scope, outcomes)
 
 
 def _name_around() -> str | None:
@@ -278,7 +336,7 @@ def planned(whole: Flow, scope: Scope) -> Planned:
         stack = list({*whole.sinks, *whole.kept})
         for node in stack:
             seen[node] = 1
-        ended, may_run = outcomes.ended, {number: _may_run_again(body) for number, body in enumerate(whole.bodies)}
+        ended, may_run = outcomes.ended, {number: may_run_again(body) for number, body in enumerate(whole.bodies)}
         starts, inputs, body_of = whole.starts, whole.inputs, whole.body_of
         while stack:
             node = stack.pop()
@@ -347,7 +405,7 @@ def numbered(flow: Flow, keys: list[bytes], places: list[bytes], scope: Scope) -
     return ids, found_places, told
 
 
-def _may_run_again(body: Body) -> bool:
+def may_run_again(body: Body) -> bool:
     """Whether a body may run again where nobody knows whether it has ended."""
     task = getattr(body, "task", None)
     return body.repeatable or body.ours or (task is not None and any(layer.builds_calls for layer in task.layers))
@@ -481,6 +539,18 @@ def completions_kept(flow: Flow) -> tuple[Flow, list[int] | None, list[Any]]:
     return plan.flow, nodes, [_Failures(plan.flow.ledger)]
 
 
+def warn_of_dataflow(node: str) -> None:
+    """Say that what a dataflow does in a durable run is not kept, once for each."""
+    scope = scope_here()
+    if scope is not None:
+        name = scope.of_flow.name
+        warn_once(
+            f"durable run {name!r}: what goes through the dataflow of {node!r} is not kept, and runs again when the run is taken up; the "
+            "stream of a task is kept",
+            f"dataflow {name} {node}",
+        )
+
+
 class BodyAttempt(NamedTuple):
     """One attempt to run a body: its number, from 1, and a key that all attempts have."""
 
@@ -495,7 +565,9 @@ def attempt() -> BodyAttempt:
     if worker is None or node < 0:
         raise DurableError("attempt() is for bodies: none runs here")
     number = worker.site.table.attempts[node] + 1
-    books = worker.books
+    books, opened = worker.books, _opened.get()
+    if books is not None and opened is not None and opened.item != NO_NODE and opened.worker is worker and opened.node == node:
+        return BodyAttempt(books.outcomes().begun[opened.item], digest(books.of_flow.secret + opened.item).hex())
     if books is None or books.of_flow.node(node) == NO_NODE:
         return BodyAttempt(number, digest(f"{worker.site.run_id} {node}".encode()).hex())
     of_flow = books.of_flow

@@ -37,42 +37,55 @@ class Bookkeeping:
         Raises DurableError if the ledger cannot be written; before the body runs, if possible.
         """
         self.counts = {}
-        if self.of_flow.node(node) == NO_NODE:
+        known = self.of_flow.node(node)
+        if known == NO_NODE:
             return body(*args, **named)
-        self.begun(node, task)
+        return self.run_known(known, self.of_flow.place(node), task, body, args, named)
+
+    @passes_on
+    def run_known(self, node: bytes, place: bytes, task: str, body: Callable[..., Any], args: Any, named: dict[str, Any]) -> Any:
+        """As `run`, of a node as the ledger knows it."""
+        self._begun(node, place, task)
         began = time.monotonic()
         try:
             value = body(*args, **named)
         except (Exception, SystemExit) as error:
             if self._ledger is not None:  # else this is a child that the body has forked
-                self.failed(node, task, error)
+                self._failed(node, place, task, error)
             raise
         if self._ledger is not None:
-            self.ended(node, task, value, began)
+            self._ended(node, place, task, value, began)
         return value
 
     def begun(self, node: int, task: str) -> None:
         """Write down that the body of a node begins. Raises DurableError."""
         known = self.of_flow.node(node)
         if known != NO_NODE:
-            self._append(ledger.BEGUN, known, self.of_flow.place(node), task.encode(), f"task {task!r} has not begun")
+            self._begun(known, self.of_flow.place(node), task)
+
+    def _begun(self, node: bytes, place: bytes, task: str) -> None:
+        self._append(ledger.BEGUN, node, place, task.encode(), f"task {task!r} has not begun")
 
     def failed(self, node: int, task: str, error: BaseException) -> None:
         """Write down that it has failed. Raises DurableError."""
         known = self.of_flow.node(node)
         if known != NO_NODE:
-            text = f"{type(error).__name__}: {error}"[:_LONGEST]
-            what = f"task {task!r} has failed ({text})"
-            self._append(ledger.FAILED, known, self.of_flow.place(node), text.encode("utf-8", "replace"), what)
+            self._failed(known, self.of_flow.place(node), task, error)
+
+    def _failed(self, node: bytes, place: bytes, task: str, error: BaseException) -> None:
+        text = f"{type(error).__name__}: {error}"[:_LONGEST]
+        self._append(ledger.FAILED, node, place, text.encode("utf-8", "replace"), f"task {task!r} has failed ({text})")
 
     def ended(self, number: int, task: str, value: Any, began: float) -> None:
         """Write down that it has ended well; it began at `began` (monotonic clock, seconds).
 
         Raises DurableError.
         """
-        node, place = self.of_flow.node(number), self.of_flow.place(number)
-        if node == NO_NODE:
-            return
+        node = self.of_flow.node(number)
+        if node != NO_NODE:
+            self._ended(node, self.of_flow.place(number), task, value, began)
+
+    def _ended(self, node: bytes, place: bytes, task: str, value: Any, began: float) -> None:
         what = f"task {task!r} has run, and its outcome cannot be kept"
         try:
             outcome = written(self.of_flow.directory, node, task, value, ledger.times(began), self.of_flow.to_disk)

@@ -4,6 +4,7 @@ core."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 from entangle._shared.home import sweep
@@ -18,7 +19,7 @@ def clean(as_json: bool) -> int:
 
     left: list[str] = []
     unseen: list[str] = []
-    removed = [*sweep(left), *_forgotten_calls()]
+    removed = [*sweep(left), *_forgotten_calls(), *_old_durable_runs(unseen)]
     containers = sweep_containers(left, unseen)
     if as_json:
         print(json.dumps({"removed": removed, "containers": containers, "left": [*left, *unseen]}))
@@ -29,6 +30,19 @@ def clean(as_json: bool) -> int:
     for line in (*left, *unseen):
         print(f"entangle: left {plain(line)}", file=sys.stderr)
     return FAILED if left else DONE
+
+
+def _old_durable_runs(unseen: list[str]) -> list[str]:
+    """Remove finished durable runs that were not entered for long; gives their directories."""
+    from entangle._depot.durable_directory import file_name, root, trim
+    from entangle.errors import DepotError
+
+    removed: list[str] = []
+    try:
+        trim(said=lambda name: removed.append(os.path.join(root(), file_name(name))))
+    except DepotError as error:
+        unseen.append(str(error))
+    return removed
 
 
 def _forgotten_calls() -> list[str]:

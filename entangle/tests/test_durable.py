@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -479,6 +480,95 @@ def test_large_and_falsy_values_and_those_that_cannot_be_kept(program: Program) 
     assert program.command("resume", "a", "--again", "all").returncode == 0
     assert program.gives() == "[3000000, None, [], 0]"
     assert program.ran() == {"make large": 1, "make none": 1, "make list": 1, "make zero": 1, "lock": 2}
+
+
+def test_a_large_value_that_is_damaged_is_an_error_that_names_its_file(program: Program) -> None:
+    program.write(
+        """
+        @process
+        def make():
+            ran("make")
+            return bytes(1_000_000)
+
+        @process(retry=1)
+        def size(value):
+            ran("size")
+            kill_once("size")
+            return len(value)
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                print(size(make())())
+        """
+    )
+    program.killed()
+    (path,) = (program.directory / "records" / "durable" / "a" / "values").iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:500_000] + b"x" + whole[500_001:]):
+        path.write_bytes(damaged)
+        ended = program.start()
+        assert "DurableError" in ended.stderr
+        assert str(path) in ended.stderr
+        assert "Remove the file: its task then runs again" in ended.stderr
+    path.write_bytes(whole)
+    assert program.ran()["make"] == 1
+    path.unlink()
+    assert program.gives() == "1000000"
+    assert program.ran()["make"] == 2
+
+
+def test_tasks_that_a_failure_has_stopped_count_as_begun_only_where_they_had(program: Program) -> None:
+    program.write(
+        """
+        @process
+        def part(x):
+            ran(f"begun {x}")
+            if x == 0:
+                until = time.monotonic() + 5  # where there is one CPU, nothing runs beside it
+                while time.monotonic() < until and not os.path.exists(os.path.join(HERE, "beside")):
+                    time.sleep(0.01)
+                raise ValueError("zero")
+            open(os.path.join(HERE, "beside"), "w").close()
+            time.sleep(60)
+
+        if __name__ == "__main__":
+            with entangle.durable("a"):
+                gather(*[part(x) for x in range(60)])()
+        """
+    )
+    assert "ValueError: zero" in program.start().stderr
+    begun = set(program.ran()) - {"begun 0"}
+    ended = program.start()
+    assert "MayHaveRunError" in ended.stderr if begun else "ValueError" in ended.stderr
+    assert {f"begun {x}" for x in re.findall(r"part\((\d+)\)", ended.stderr)} == begun
+
+
+def test_clean_removes_what_was_finished_long_ago(program: Program) -> None:
+    program.write(
+        """
+        @process
+        def one():
+            if len(sys.argv) > 2:
+                raise ValueError
+            return 1
+
+        if __name__ == "__main__":
+            with entangle.durable(sys.argv[1]):
+                one()()
+        """
+    )
+    program.gives("old")
+    program.gives("new")
+    program.start("unfinished", "fail")
+    durable = program.directory / "records" / "durable"
+    long_ago = time.time() - 91 * 86400
+    os.utime(durable / "old" / "finished", (long_ago, long_ago))
+    for path in (durable / "unfinished").rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+    cleaned = program.command("clean", "--json")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert json.loads(cleaned.stdout)["removed"].count(str(durable / "old")) == 1
+    assert sorted(path.name for path in durable.iterdir()) == ["new", "unfinished"]
 
 
 def test_a_full_disk_is_an_error_and_no_outcome_is_lost(program: Program) -> None:
