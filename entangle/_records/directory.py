@@ -5,7 +5,7 @@
     records.sqlite     what has been ingested: runs, tasks, nodes, inputs
     sheets/<id>.run    log segments: a file for each run that is live, or not ingested yet
     sheets/<id>-<pid>.retired    why a warm worker ended after that run, not ingested yet
-    calls/<id>-<node>.call    the arguments of calls that have failed (`_shared/kept_calls.py`)
+    calls/<id>-<node>.call    the arguments of calls that were kept (`_shared/kept_calls.py`)
     depot/             values that stay (`_depot/`), unless ENTANGLE_DEPOT names another place
 
 `_shared/state_directory.py` says where it is.

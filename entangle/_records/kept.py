@@ -15,8 +15,9 @@ from entangle.errors import add_note
 
 #: How notes begin that say how a call can be run again, or why it cannot.
 COMMAND, NO_COMMAND = "replay: ", "no replay: "
-#: The most bytes that all kept calls have together; the oldest go first.
-MOST = 512 << 20
+#: The most bytes that all kept calls have together, and how many there are at most; the oldest go
+#: first.
+MOST, MOST_CALLS = 512 << 20, 10_000
 #: What was written to within so many seconds may belong to a run whose record is not there yet.
 YOUNG = 600
 
@@ -75,13 +76,14 @@ def _note(head: dict[str, Any]) -> str:
     return f"{COMMAND}entangle replay {head['run']} --node {head['node']}"
 
 
-def trim(place: str, most: int = MOST) -> None:
-    """Remove the oldest kept calls until the others have at most so many bytes together."""
+def trim(place: str, most: int = MOST, calls: int = MOST_CALLS) -> None:
+    """Remove the oldest kept calls until the others have at most so many bytes together, and are at
+    most so many."""
     kept = sorted(all_kept(place), key=lambda call: call.at, reverse=True)
     size = 0
-    for call in kept:
+    for number, call in enumerate(kept):
         size += call.size
-        if size > most:
+        if size > most or number >= calls:
             _remove(call.path)
 
 

@@ -125,6 +125,9 @@ class Recorder:
             return
         if (error := run.reason()) is not None:
             self._say_how_to_replay(run, error, writer)
+        assert run.table is not None
+        if run.table.header[NOTING] == notes.WHOLE:
+            self._bound_kept_calls(writer)
         try:
             _write_tail(run, writer, root, load.samples if load is not None else [])
         except Exception as error:
@@ -146,6 +149,14 @@ class Recorder:
             from entangle._records import kept
 
             kept.add_command(error, os.path.dirname(os.path.dirname(writer.path)), run.id, node)
+
+    def _bound_kept_calls(self, writer: Writer) -> None:
+        from entangle._records import kept
+
+        try:
+            kept.trim(os.path.dirname(os.path.dirname(writer.path)))
+        except Exception as error:
+            complain(error)
 
     def destination_of(self, run: ObservedRun) -> tuple[str, bool] | None:
         """Where the log segment of a run goes, and whether values are kept whole; None for no

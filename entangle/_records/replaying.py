@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -27,21 +28,25 @@ from collections.abc import Callable, Iterator
 from types import ModuleType, TracebackType
 from typing import Any
 
+from entangle._records.kept import path_of
+from entangle._records.reading import find_run
+from entangle._records.views import record_of
 from entangle._shared import pickled_classes
 from entangle._shared.identity import difference, identify
 from entangle._shared.kept_calls import KeptCall, NotKept, read
-from entangle._shared.pickling import MAIN, loads_kept
+from entangle._shared.pickling import MAIN, dumps, loads_kept, says_ours
 from entangle._shared.tracebacks import hide
 from entangle._tasks.web_request import Request
 from entangle._worker import importing
 from entangle._worker.failures import name_of_type, text_of
-from entangle.flow import rebuild
+from entangle.flow import UNCHANGING, rebuild
 from entangle.task import Layer, Task, _code_of
 
-#: What runs in the new process: the file of the call, whether a debugger is wanted, and JSON.
+#: What runs in the new process: the file of the call; whether a debugger is wanted, and JSON; and
+#: the directory of records.
 CODE = """import sys; sys.path[:] = {path!r}
 from entangle._records.replaying import main
-raise SystemExit(main({file!r}, {pdb!r}, {json!r}))
+raise SystemExit(main({file!r}, {pdb!r}, {json!r}, {place!r}))
 """
 
 
@@ -49,17 +54,19 @@ class CannotReplay(Exception):
     """A call cannot be run again, and why."""
 
 
-def command(head: dict[str, Any], file: str, debugger: bool, as_json: bool) -> tuple[str, list[str], dict[str, str]]:
+def command(head: dict[str, Any], place: str, debugger: bool, as_json: bool) -> tuple[str, list[str], dict[str, str]]:
     """The program, its arguments and its environment for a call that was kept: what its first line
-    says is `head`, and `file` is where it lies."""
+    says is `head`, and `place` is the directory of records."""
     executable = head["executable"] if os.access(head["executable"], os.X_OK) else sys.executable
     ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = head["path"] if ours in head["path"] else [*head["path"], ours]
     environment = {**os.environ, **head["environment"], "ENTANGLE_RECORD": "0"}
-    return executable, [executable, "-c", CODE.format(path=path, file=os.path.abspath(file), pdb=debugger, json=as_json)], environment
+    place = os.path.abspath(place)
+    file = path_of(place, head["run"], head["node"])
+    return executable, [executable, "-c", CODE.format(path=path, file=file, pdb=debugger, json=as_json, place=place)], environment
 
 
-def main(file: str, debugger: bool, as_json: bool) -> int:
+def main(file: str, debugger: bool, as_json: bool, place: str) -> int:
     """Run a kept call, and print its value or its error; gives the exit status."""
     told: list[str] = []
 
@@ -86,6 +93,8 @@ def main(file: str, debugger: bool, as_json: bool) -> int:
     except BaseException as raised:
         error = raised
         hide(raised, passed_on=True)
+    if error is None and not call.head["failed"]:
+        _compare(call, place, value, say)
     if as_json:
         _print_json(call, told, value, error)
     elif error is None:
@@ -95,6 +104,25 @@ def main(file: str, debugger: bool, as_json: bool) -> int:
         if debugger:
             _debug(error.__traceback__, code)
     return int(error is not None)
+
+
+def _compare(call: KeptCall, place: str, value: Any, say: Callable[[str], None]) -> None:
+    """Say whether a value is the one that was recorded, where that can be told."""
+    try:
+        recorded = record_of(find_run(place, call.head["run"])).node(call.head["node"]).value
+        if recorded is None:
+            return
+        same = recorded.hash is not None and hashlib.sha256(dumps(value)).hexdigest() == recorded.hash
+        if not same and recorded.kept:
+            same = bool(recorded.load() == value)
+            if not same and says_ours(recorded.pickled):
+                return  # its class may be another one than that of now
+    except Exception:  # no record any more; or a value that cannot be compared
+        return
+    if same:
+        say("the value is the one that was recorded")
+    elif recorded.kept or (recorded.hash is not None and type(value) in UNCHANGING):
+        say(f"the value differs from the one that was recorded: {recorded.text}")
 
 
 def _print_json(call: KeptCall, told: list[str], value: Any, error: BaseException | None) -> None:

@@ -32,6 +32,11 @@ class Value:
         """Whether the value itself was kept (ENTANGLE_RECORD=values)."""
         return self._whole is not None
 
+    @property
+    def pickled(self) -> bytes:
+        """Its pickle, where it was kept; else nothing."""
+        return self._whole or b""
+
     def load(self) -> Any:
         """The value itself, where it was kept. Unpickling runs what the pickle says: do it only
         with records that you trust. Raises RecordsError where it was not kept."""

@@ -1,8 +1,9 @@
-"""A call that was kept: the arguments of a body that has failed, to be given to it again.
+"""A call that was kept: the arguments of a body that has failed, or that has ended well in a run
+whose values are kept, to be given to it again.
 
 ::
 
-    a line of JSON     which call of which run, what it failed with, its environment; lengths
+    a line of JSON     which call of which run, what it failed with ("": nothing); lengths
     the task           pickled; nothing where it is found by its name alone
     the shape          pickled: the keywords and templates of the arguments
     values             each pickled, with its large buffers
@@ -27,8 +28,22 @@ FOLDER = "calls"
 _OURS = re.compile(r"([0-9a-f]{16})-(\d+)\.call")
 #: The most bytes of the values of one call.
 MOST = 64 << 20
+#: Of calls that have ended well: how many of a run are kept, and the most bytes that the values of
+#: all of them may have.
+MOST_ENDED, MOST_OF_RUN = 1000, 256 << 20
 #: A longer first line is none of ours (bytes).
-_LONGEST = 4 << 20
+_LONGEST = 32 << 20
+
+
+def every(count: int) -> int:
+    """Of a run of so many nodes whose values are kept, one in how many calls is kept."""
+    return -(-count // MOST_ENDED)
+
+
+def share(count: int) -> int:
+    """How many bytes the values of one call may have, in a run of so many nodes whose values are
+    kept. Nobody needs to count what others keep."""
+    return min(MOST, MOST_OF_RUN // max(1, min(count, MOST_ENDED)))
 
 
 class KeptValue(NamedTuple):

@@ -302,6 +302,8 @@ class AwayWorker(Worker):
                 return
         self._note_place(call)
         self._end(call)
+        if self.keeps_ended:
+            self._keep_ended(call.node)
         self._deliver(call.node, value, call.began, ended)
         self._leave_node()
 

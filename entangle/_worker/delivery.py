@@ -77,6 +77,11 @@ class Delivery(Taking):
         self.given: list[Any] | None = None
         #: How many failed calls of this run it has kept.
         self.kept_calls = 0
+        #: Whether calls that end well are kept, too. Then each value goes into the store, and
+        #: arguments are taken from there as they were made.
+        self.keeps_ended = self.notes is not None and self.notes.whole
+        if self.keeps_ended:
+            self.goes_on = False
         # Arguments of these bodies are in the store before they run. With `retry`, a second attempt
         # may run in any worker. Where rows are used again, a value in hand may be an earlier use's.
         # A body with `wait` may be given up where the run goes on: that happens under the lock.
@@ -396,6 +401,18 @@ class Delivery(Taking):
         self.kept_calls += 1
         with contextlib.suppress(OSError):  # the run may end at this moment
             keep(self.site, self.store if self.site.directory else None, node, report["type"], report["call"], given)
+
+    def _keep_ended(self, node: int) -> None:
+        """Keep the call of a node that has ended well and is not published yet."""
+        from entangle._worker.keeping import keep_ended
+
+        keep_ended(self.site, self.store if self.site.directory else None, node)
+
+    def _keep_and_deliver(self, node: int, value: Any, started: int, ended: int) -> int:
+        table = self.site.table
+        if table.slots[self.base + NODE] == node and table.states[node] == RUNNING:  # else it was given up
+            self._keep_ended(node)
+        return self._deliver(node, value, started, ended)
 
     def _put_report(self, node: int, report: dict[str, Any]) -> Place:
         """Store the report of an error; a shorter one where there is no room for it."""

@@ -135,6 +135,9 @@ class Fanning(Holding):
             if self.forked:
                 end_child(error)
             failed = error
+        if self.keeps_ended:
+            for leaf in range(node, at):
+                self._keep_ended(leaf)
         if failed is not None:
             try:
                 slots[begins] = at

@@ -1,6 +1,7 @@
-"""The arguments of a body that has failed are kept, so that it can be run again with them.
+"""The arguments of a body that has failed are kept, so that it can be run again with them. So are
+those of one that has ended well, where values are kept.
 
-Nothing is kept before a body fails, so nothing is paid for one that does not. Arguments are taken
+Nothing is kept before a body ends. Arguments are taken
 as they were made: constants from the flow, values from the store. A value that came from hand to
 hand is taken from the body, which may have changed it.
 """
@@ -17,17 +18,19 @@ from typing import Any
 from entangle._shared import masks
 from entangle._shared.frame import LINK
 from entangle._shared.identity import identify
-from entangle._shared.kept_calls import FOLDER, MOST, KeptCall, KeptValue, write
+from entangle._shared.kept_calls import FOLDER, MOST, KeptCall, KeptValue, every, share, write
 from entangle._shared.masks import is_secret
 from entangle._shared.pickling import PicklerByName, pickler_by_value, says_ours, why_not
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Store, aside, in_record
-from entangle._shared.summaries import arguments_in_turn, cut, path_in_short
+from entangle._shared.summaries import arguments_in_turn, call_in_short, cut, path_in_short
 from entangle._shared.table import DONE, IN_RECORD
 from entangle._worker.inheritance import directory
 from entangle._worker.library_threads import users_environment
 from entangle.flow import COPY, UNCHANGING, Flow, Template
 
+#: The most inputs of a call that is kept though it has ended well: each costs some microseconds.
+_MOST_INPUTS = 10_000
 #: Pickles above this many bytes are not searched thoroughly for secrets, but quickly.
 _SEARCHED = 1 << 20
 #: The most characters of the value of a variable that is kept.
@@ -36,7 +39,10 @@ _LONGEST = 4096
 _OF_LOGIN = frozenset(("TERM", "COLUMNS", "LINES", "SHLVL", "PWD", "OLDPWD", "_", "DISPLAY", "WAYLAND_DISPLAY", "WINDOWID", "MAKEFLAGS"))
 _OF_LOGINS = ("SSH_", "XDG_SESSION", "DBUS_", "ENTANGLE_RECORD")
 
-_TOO_LARGE = f"is too large: the arguments of a call may have {MOST >> 20} MiB together"
+
+def _too_large(most: int) -> str:
+    size = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most >> 10} KiB"
+    return f"is too large: the arguments of a call may have {size} together"
 
 
 class _TooLarge(Exception):
@@ -71,8 +77,27 @@ def keep(site: Site, store: Store | None, node: int, failed: str, call: str, giv
         folder = _folder(site)
         task = getattr(site.flow.body(node), "task", None)
         if folder and task is not None and not site.flow.rearmed and not site.flow.body(node).ours:
-            write(folder, _kept(site, store, node, task, (failed, call), given))
+            taking = _Taking(site, store, loads=given is not None)
+            write(folder, _kept(site, taking, node, task, (failed, call), given))
     except Exception:  # no run fails otherwise for the sake of it
+        return
+
+
+def keep_ended(site: Site, store: Store | None, node: int) -> None:
+    """Keep the call of a node that has ended well, in a run whose values are kept: of many, some,
+    and the one that gives the value of the run. Never raises."""
+    flow = site.flow
+    if node % every(flow.count) and not (len(flow.sinks) == 1 and node == flow.sinks[0]):
+        return
+    if flow.starts[node + 1] - flow.starts[node] > _MOST_INPUTS:
+        return
+    try:
+        folder = _folder(site)
+        task = getattr(flow.body(node), "task", None)
+        if folder and task is not None and not flow.rearmed and not flow.body(node).ours:
+            taking = _Taking(site, store, loads=True, most=share(flow.count))
+            write(folder, _kept(site, taking, node, task, ("", call_in_short(flow, node)), None))
+    except Exception:  # no run fails for the sake of it
         return
 
 
@@ -87,9 +112,8 @@ def _folder(site: Site) -> str:
     return folder if os.path.isdir(folder) else ""
 
 
-def _kept(site: Site, store: Store | None, node: int, task: Any, told: tuple[str, str], given: Sequence[Any] | None) -> KeptCall:
+def _kept(site: Site, taking: _Taking, node: int, task: Any, told: tuple[str, str], given: Sequence[Any] | None) -> KeptCall:
     flow, table = site.flow, site.table
-    taking = _Taking(site, store, loads=given is not None)
     templates: list[Template] = []
     keywords: list[str] = []
     values: list[KeptValue] = []
@@ -122,7 +146,7 @@ def _kept(site: Site, store: Store | None, node: int, task: Any, told: tuple[str
         "package": space.get("__package__") or "",
         "attempt": table.attempts[node] + 1,
         "failed": told[0],  # its text may quote a secret
-        "call_path": path_in_short(flow, node),
+        "call_path": path_in_short(flow, node) if told[0] else "",  # it may be long, and errors show it
         "call": told[1],
         "code": _code(task),
         **surroundings(),
@@ -219,11 +243,11 @@ def _pickled(value: Any, most: int, buffers: list[memoryview]) -> tuple[bytes, l
 class _Taking:
     """Takes the values of one call, up to a bound."""
 
-    def __init__(self, site: Site, store: Store | None, loads: bool) -> None:
+    def __init__(self, site: Site, store: Store | None, loads: bool, most: int = MOST) -> None:
         self._site = site
         self._loads = loads
         self._store = store
-        self._left = MOST
+        self._most = self._left = most
 
     def value(self, name: str, taken: int) -> KeptValue:
         """An input of the call. Raises _Gone where it is nowhere but in the body."""
@@ -252,7 +276,7 @@ class _Taking:
         try:
             pickled, buffers = _pickled(value, self._left, [])
         except _TooLarge:
-            return KeptValue(name, why=_TOO_LARGE)
+            return KeptValue(name, why=_too_large(self._most))
         except Exception:
             return KeptValue(name, why=cut(f"cannot be pickled: {why_not(value, 'it')}", 300))
         if type(value) is str and masks.masked(value) != value:
@@ -261,7 +285,7 @@ class _Taking:
 
     def _checked(self, value: KeptValue) -> KeptValue:
         if value.size > self._left:
-            return KeptValue(value.argument, why=_TOO_LARGE)
+            return KeptValue(value.argument, why=_too_large(self._most))
         if _hides(value.pickled):
             return KeptValue(value.argument, why="may hold a secret")
         self._left -= value.size

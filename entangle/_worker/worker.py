@@ -54,7 +54,8 @@ class Worker(Fanning):
         slots, base = table.slots, self.base
         bodies, body_of, starts, inputs = flow.bodies, flow.body_of, flow.starts, flow.inputs
         constants, shapes, shape_of, special = flow.constants, flow.shapes, flow.shape_of, self.special
-        clock, value_of, deliver = time.monotonic_ns, self._value_of, self._deliver
+        clock, value_of = time.monotonic_ns, self._value_of
+        deliver = self._keep_and_deliver if self.keeps_ended else self._deliver
         if self.lane == THREAD and site.context is not None:
             bodies = [Body(*body)._replace(function=in_context_of(site.context, body.function)) for body in bodies]
         if site.shares.alone and self.in_process:

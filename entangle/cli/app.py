@@ -143,14 +143,14 @@ def _show(
 @app.command("replay")
 def _replay(
     run: Run = "last",
-    node: Annotated[int | None, typer.Option(help="The node to run again; else the one with which the run has failed.")] = None,
+    node: Annotated[int | None, typer.Option(help="The node to run again; else the one that ended the run.")] = None,
     debugger: Annotated[bool, typer.Option("--pdb", help="Enter the debugger where the error was raised.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a call that has failed again: its body alone, here and now, with the arguments it had.
 
     Arguments are kept when a body fails, unless they are too large, cannot be pickled or may be
-    secrets.
+    secrets. With ENTANGLE_RECORD=values, also those of calls that end well are.
     """
     from entangle.cli.replay import replay
 

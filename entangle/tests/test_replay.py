@@ -1,4 +1,5 @@
-"""A call that has failed is kept with its arguments, and run again by `entangle replay`."""
+"""A call that has failed is kept with its arguments, and run again by `entangle replay`; so is one
+that has ended well, where values are kept."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from entangle._records import kept
+from entangle._shared import kept_calls
 from entangle.cli.exit_status import ABSENT, DONE, FAILED
 
 from .callers import ROOT
@@ -393,3 +395,205 @@ def test_all_kept_calls_together_are_bounded(tmp_path: Path) -> None:
         os.utime(path, (number, number))
     kept.trim(str(tmp_path), 250)
     assert [call.node for call in kept.all_kept(str(tmp_path))] == [3, 4]
+    kept.trim(str(tmp_path), calls=1)
+    assert [call.node for call in kept.all_kept(str(tmp_path))] == [4]
+
+
+# --- calls that have ended well -------------------------------------------------------------------
+
+WELL = """
+    import sys
+    import entangle
+    from entangle.process import process
+    from entangle.thread import thread
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    @process
+    def make(x):
+        return Point(x)
+
+    @process
+    def shifted(point, by=1, *more):
+        point.x += by + sum(more)
+        return point.x
+
+    @process
+    def grown(numbers):
+        numbers.append(4)
+        return numbers
+
+    @process
+    def first(n):
+        return [n]
+
+    @thread
+    def in_thread(a):
+        return {"a": a}
+
+    @process
+    def num(n):
+        return n
+
+    @process
+    def text(n):
+        return "t" * n
+
+    @process
+    def total(*all):
+        return sum(map(len, all)) if isinstance(all[0], str) else sum(all)
+
+    @process
+    def empty():
+        return None
+
+    @process
+    def signs(password, n):
+        return n
+
+    @process
+    def sized(data):
+        return len(data)
+
+    @process
+    def odd(n):
+        if n % 2:
+            raise ValueError(n)
+        return n
+
+    @process
+    def outer(n):
+        return shifted(make(n), 2)()
+
+    if __name__ == "__main__":
+        print(eval(sys.argv[1])())
+"""
+VALUES = {"ENTANGLE_RECORD": "values"}
+
+
+@pytest.fixture
+def well(folder: Folder) -> Folder:
+    folder.write("work.py", WELL)
+    return folder
+
+
+def ends_well(folder: Folder, call: str, **environment: str) -> str:
+    done = folder.python("work.py", call, **{**VALUES, **environment})
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+SAID = ["the value is the one that was recorded"]
+
+
+@pytest.mark.parametrize(
+    ("call", "value"),
+    {
+        "shifted(make(3), 2, num(5))": "10",
+        "grown(first(1))": "[1, 4]",  # as they were made: the body has changed them
+        "grown([1])": "[1, 4]",
+        "in_thread(num(3))": "{'a': 3}",
+        "total(num(1), num(2))": "3",
+        "total(*[num(n) for n in range(50)])": "1225",
+        "empty()": "None",
+        "outer(3)": "5",
+    }.items(),
+)
+def test_a_call_that_has_ended_well_is_run_again_where_values_are_kept(well: Folder, call: str, value: str) -> None:
+    assert ends_well(well, call, ENTANGLE_START="spawn" if "make" in call else "fork") == f"{value}\n"
+    done = well.replay("last")
+    said = [] if "thread" in call else SAID  # of a value that was never pickled, there is no record to compare with
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (DONE, f"{value}\n", said)
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_every_node_of_a_small_run_is_kept_and_leaves_that_run_in_a_row_are(well: Folder, count: int) -> None:
+    ends_well(well, f"total(*[text(n) for n in range({count})])")
+    assert len(well.kept()) == count + 1
+    told = json.loads(well.replay("last", "--node", "2", "--json").stdout)
+    assert (told["value"], told["said"], told["name"]) == ("tt", SAID, "text")
+
+
+def test_a_value_that_differs_now_is_told(well: Folder) -> None:
+    ends_well(well, "total(num(1), num(2))")
+    well.write("work.py", WELL.replace("sum(all)", "max(all)"))
+    done = well.replay("last")
+    assert done.stdout == "2\n"
+    assert done.stderr.splitlines()[-1] == "the value differs from the one that was recorded: 3"
+    assert "the code has changed since" in done.stderr
+
+
+def test_failures_are_kept_beside_them(well: Folder) -> None:
+    done = well.python("work.py", "entangle.gather(odd(1), odd(2), return_exceptions=True)", **VALUES)
+    assert done.returncode == 0
+    assert len(well.kept()) == 2
+    assert "ValueError: 1" in well.replay("last", "--node", "0").stderr.splitlines()
+    assert well.replay("last", "--node", "1").stdout == "2\n"
+    assert "has kept 1 failed calls; choose one by --node: 0 (odd)" in well.replay("last").stderr
+
+
+def test_of_a_run_of_many_nodes_some_are_kept_and_they_have_bounded_room(well: Folder) -> None:
+    ends_well(well, "total(*[num(n) for n in range(20_000)])")
+    kept_ones = [int(path.stem.split("-")[1]) for path in well.kept()]
+    assert 900 <= len(kept_ones) <= 1001
+    assert all(node % 21 == 0 for node in kept_ones)
+    assert well.replay("last", "--node", "2100").stdout == "2100\n"
+    missing = well.replay("last", "--node", "2101")
+    assert missing.returncode == ABSENT
+    assert re.search(r"was not kept; kept are: 0, 21, .* and \d{3} more", missing.stderr)
+    before = {path.name for path in well.kept()}
+    ends_well(well, "total(*[sized(num(bytes(1 << 19))) for n in range(4)], *[num(n) for n in range(1200)])")
+    heads = [kept_calls.head_of(str(path)) for path in well.kept() if path.name not in before]
+    assert {value["why"] for head in heads if head["name"] == "sized" for value in head["values"]} == {
+        "is too large: the arguments of a call may have 262 KiB together"
+    }
+    assert sum(path.stat().st_size for path in well.kept()) < 64 << 20
+
+
+def test_secrets_are_not_in_calls_that_have_ended_well(well: Folder) -> None:
+    ends_well(well, "signs('hunter' + '22', num(3))")
+    assert len(well.kept()) == 2
+    assert all("hunter22" not in path.read_text("latin-1").replace("'hunter' + '22'", "") for path in well.kept())
+    done = well.replay("last")
+    assert "argument password may be a secret, by its name" in done.stderr
+
+
+DURABLE = """
+    import os, entangle
+    from entangle.process import process
+
+    @process
+    def table(n):
+        return {"n": [n] * 3}
+
+    @process
+    def checked(table, n):
+        table["n"].append(n)
+        if not os.path.exists("mended"):
+            raise ValueError(f"{table} {n}")
+        return table
+
+    if __name__ == "__main__":
+        with entangle.durable("night"):
+            print(checked(table(1), 2)())
+"""
+
+
+def test_calls_in_a_durable_run_that_is_taken_up(folder: Folder) -> None:
+    folder.write("work.py", DURABLE)
+    for _ in range(2):  # the second time, the table is loaded from the ledger
+        done = folder.python("work.py")
+        assert done.returncode == 1
+        assert re.search(r"replay: entangle replay [0-9a-f]{16} --node \d+", done.stderr)
+        assert "ValueError: {'n': [1, 1, 1, 2]} 2" in re.sub(r"\[1, 1, 1, 2, 2\]", "[1, 1, 1, 2]", folder.replay().stderr).splitlines()
+    (folder.path / "mended").touch()
+    assert folder.python("work.py", **VALUES).stdout == "{'n': [1, 1, 1, 2]}\n"
+    done = folder.replay("last")
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (DONE, "{'n': [1, 1, 1, 2]}\n", SAID)
+
+
+def test_without_values_no_call_that_ends_well_is_kept(well: Folder) -> None:
+    ends_well(well, "total(num(1), num(2))", ENTANGLE_RECORD="1")
+    assert well.kept() == []
