@@ -214,7 +214,7 @@ def _check(path: str) -> None:
 
 def unfinished_runs() -> list[UnfinishedRun]:
     """All durable runs that were not left in good order, or are in use now, by name."""
-    return [found for name in _names() if (found := look(name)) is not None and not is_finished(name)]
+    return [found for name in names() if (found := look(name)) is not None and not is_finished(name)]
 
 
 def look(name: str) -> UnfinishedRun | None:
@@ -259,7 +259,8 @@ def is_in_use(path: str) -> bool:
     return False
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
+    """The names of all durable runs, in order."""
     try:
         found = sorted(os.listdir(root()))
     except OSError:
@@ -270,7 +271,7 @@ def _names() -> list[str]:
 def trim(but: str | None = None, said: Callable[[str], object] = lambda name: None) -> None:
     """Remove finished runs that were not used for as long as the bounds of the depot say."""
     age = bounds().age
-    for name in _names():
+    for name in names():
         finished = os.path.join(root(), file_name(name), "finished")
         with contextlib.suppress(OSError, DurableError):
             if name != but and age and time.time() - os.stat(finished).st_mtime > age:

@@ -160,6 +160,9 @@ RUNS = """
             elif word == "streaming":
                 logging.disable(logging.WARNING)
                 print(sum(1 for _ in load(parse(save())).stream(counting(), on_error="skip")))
+            elif word == "durable":
+                with entangle.durable("ann's night"):
+                    print(add(num(1), wait(2))())
             elif word == "live":
                 print(add(add(num(1), wait(2)), grow(3))())
 """

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -409,6 +410,41 @@ def test_on_a_telephone_nothing_is_wider_than_the_screen(page: Page, scheme: str
             "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0)"
         )
         assert (shade > 380) is (scheme == "light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_unfinished_durable_runs_stand_on_the_first_page(tmp_path: Path, scheme: str) -> None:
+    assert not MISSING, MISSING
+    with served(tmp_path, "small") as page:
+        with looking(page, color_scheme=scheme) as tab:
+            tab.wait_for_selector("tr.row")
+            assert tab.locator("text=Unfinished durable runs").count() == 0
+            script = page.start("durable")
+            tab.wait_for_selector("section[aria-label='Unfinished durable runs'] td >> text=in use")
+            script.kill()
+            script.communicate()
+            tab.wait_for_selector("section[aria-label='Unfinished durable runs'] td >> text=unfinished")
+        for width in (1440, 400):
+            with looking(page, viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
+                row = tab.locator("section[aria-label='Unfinished durable runs'] tbody tr")
+                row.wait_for()
+                text = row.inner_text()
+                for word in ("ann's night", "unfinished", "had begun: wait", """entangle resume 'ann'"'"'s night'"""):
+                    assert word in text
+                assert ("runs.py durable" in text) is (width > 700)
+                assert tab.locator("h2").all_inner_texts()[:2] == ["Unfinished durable runs", "Remembered"]
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+                command = row.locator("code").bounding_box()
+                assert command["x"] >= 0
+                assert command["x"] + command["width"] <= width
+        page.go()
+        subprocess.run(
+            [sys.executable, "-m", "entangle", "resume", "ann's night", "--again", "all"], cwd=tmp_path, env=page.environment, check=True
+        )
+        page.run("durable")
+        with looking(page, color_scheme=scheme) as tab:
+            tab.wait_for_selector("tr.row")
+            assert tab.locator("section[aria-label='Unfinished durable runs'] tr").count() == 0
 
 
 def test_a_page_without_the_token_says_what_to_do(page: Page) -> None:

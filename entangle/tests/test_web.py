@@ -818,6 +818,40 @@ def test_a_live_run_says_where_its_calls_are_and_why_they_wait(tmp_path: Path) -
             script.communicate()
 
 
+def test_durable_runs_that_are_unfinished_are_told_and_left_as_they_are(tmp_path: Path) -> None:
+    with served(tmp_path) as page:
+        assert page.get("/api/unfinished") == {"runs": [], "count": 0}
+        script = page.start("durable")
+        try:
+            wait_until(lambda: [(run["ended"], run["open"]) for run in page.get("/api/unfinished")["runs"]] == [(1, ["wait"])])
+            assert page.get("/api/unfinished")["runs"][0]["state"] == "in use"
+        finally:
+            script.kill()
+            script.communicate()
+        wait_until(lambda: page.get("/api/unfinished")["runs"][0]["state"] == "unfinished")
+        kept = tmp_path / "records" / "durable"
+        there = {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in kept.rglob("*")}
+        (told,) = page.get("/api/unfinished")["runs"]
+        assert {name: told[name] for name in ("name", "ended", "open", "more_open", "program", "command")} == {
+            "name": "ann's night",
+            "ended": 1,
+            "open": ["wait"],
+            "more_open": 0,
+            "program": "runs.py durable",
+            "command": """entangle resume 'ann'"'"'s night'""",
+        }
+        assert told["begun"] <= told["changed"] <= time.time()
+        assert there == {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in there}
+        assert set(there) == set(kept.rglob("*"))
+        assert page.ask("/api/unfinished", token=None)[0] == 401
+        page.go()
+        subprocess.run(
+            [sys.executable, "-m", "entangle", "resume", "ann's night", "--again", "all"], cwd=tmp_path, env=page.environment, check=True
+        )
+        page.run("durable")  # it is taken up by its program
+        assert page.get("/api/unfinished") == {"runs": [], "count": 0}
+
+
 def test_a_server_ends_while_somebody_listens(tmp_path: Path) -> None:
     with served(tmp_path) as page:
         stream = events(page, "/api/events")

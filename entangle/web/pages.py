@@ -16,6 +16,7 @@ from entangle.web import live, recorded
 from entangle.web.lanes import timeline
 from entangle.web.page_graph import GraphPart, drawn
 from entangle.web.recorded import Absent
+from entangle.web.unfinished import unfinished
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -59,6 +60,7 @@ def application(stopping: Callable[[], bool] = lambda: False) -> Starlette:
         routes=[
             Route("/api/events", events),
             Route("/api/runs", _answer(_runs)),
+            Route("/api/unfinished", _answer(_unfinished)),
             Route("/api/runs/{run}", _answer(_run)),
             Route("/api/runs/{run}/events", run_events),
             Route("/api/runs/{run}/graph", _answer(_graph)),
@@ -130,6 +132,10 @@ def _runs(request: Request) -> Any:
     limit = int(_number(request, "limit", 100, 1, 10_000))
     found, more = recorded.runs(limit, request.query_params.get("query", ""), request.query_params.get("state", ""))
     return {"runs": found, "more": more, "left_out": recorded.left_out()}
+
+
+def _unfinished(request: Request) -> Any:
+    return unfinished()
 
 
 def _run(request: Request) -> Any:

@@ -1,4 +1,5 @@
-// All runs: live ones as cards that move, those that are remembered as a table.
+// All runs: live ones as cards that move; durable ones that are unfinished, and those that are remembered, as
+// tables.
 
 import { get, listen } from "./api.js";
 import { counted, duration, errorLine, h, meter, moment, number, replace, state, table } from "./dom.js";
@@ -18,6 +19,8 @@ function unusual(run) {
 
 export function listPage(place) {
   const live = h("section", { "aria-label": "Running now" });
+  const durable = h("section", { "aria-label": "Unfinished durable runs" });
+  const heading = h("h2", { hidden: true }, "Remembered");
   const past = h("section", { "aria-label": "Remembered" });
   const search = h("input", { type: "search", placeholder: "task, id, tag, state …", "aria-label": "Search", oninput: () => later() });
   const states = h("select", { "aria-label": "State", onchange: () => load() }, ["any state", "done", "failed", "cancelled", "killed"].map((name) => h("option", { value: name === "any state" ? "" : name }, name)));
@@ -26,9 +29,10 @@ export function listPage(place) {
   let limit = PAGE;
   let timer = 0;
   let known = null;
+  let seen = null;
   let ended = false;
 
-  replace(place.content, h("div", { class: "bar" }, h("h1", { class: "grow" }, "Runs"), search, states, compare), live, past);
+  replace(place.content, h("div", { class: "bar" }, h("h1", { class: "grow" }, "Runs"), search, states, compare), live, durable, heading, past);
 
   function later() {
     clearTimeout(timer);
@@ -107,8 +111,38 @@ export function listPage(place) {
             ),
           )
         : null,
-      runs.length ? h("h2", {}, "Remembered") : null,
     );
+    head();
+  }
+
+  function head() {
+    heading.hidden = !live.firstChild && !durable.firstChild;
+  }
+
+  async function loadDurable() {
+    let found;
+    try {
+      found = await get("api/unfinished");
+    } catch {
+      seen = null; // ask again at the next event; the list of runs says what is wrong
+      return;
+    }
+    if (ended) return;
+    const columns = [
+      ["durable run", (run) => [h("b", {}, run.name), h("code", { class: "command" }, run.command), run.open.length ? h("div", { class: "waits" }, `had begun: ${run.open.join(", ")}${run.more_open ? ` and ${number(run.more_open)} more` : ""}`) : null], "what"],
+      ["state", (run) => run.state],
+      ["begun", (run) => moment(run.begun), "number narrow-hide"],
+      ["last change", (run) => moment(run.changed), "number"],
+      ["ended", (run) => number(run.ended), "number"],
+      ["program", (run) => (run.program ? h("span", { class: "mono program", title: run.program }, shortProgram(run.program)) : ""), "narrow-hide"],
+    ];
+    replace(
+      durable,
+      found.runs.length ? h("h2", {}, "Unfinished durable runs") : null,
+      found.runs.length ? table(columns, found.runs, null, "Unfinished durable runs") : null,
+      found.count > found.runs.length ? h("p", { class: "quiet" }, `and ${number(found.count - found.runs.length)} more: entangle resume lists all`) : null,
+    );
+    head();
   }
 
   const stop = listen("api/events", {
@@ -117,10 +151,15 @@ export function listPage(place) {
       cards(message.live);
       if (at) live.querySelector(`a[href="${CSS.escape(at)}"]`)?.focus();
       if (known !== null && known !== message.version) load();
+      // Ledgers are written to while a run lasts, so its end and its beginning are moments to look.
+      const now = JSON.stringify([message.version, message.live.map((run) => run.id)]);
+      if (seen !== now) loadDurable();
+      seen = now;
       known = message.version;
     },
   });
   load();
+  loadDurable();
   return {
     leave() {
       ended = true;
