@@ -26,6 +26,8 @@ What users import, each with a docstring of its own:
     progress  tags  records           to see what runs, and what ran
     errors                            every error
 
+Pages of these names are in the folder `docs` of the project; begin with docs/index.md.
+
 For who works on it: the floors of the house from the ground up, and their rooms. Imports point
 down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows who imports whom::
 
@@ -474,6 +476,8 @@ def durable(name: str, busy: Literal["wait", "raise"] = "wait", sync: Literal["d
     it is a run of its own. A forked child is in none. `async with` works as well. `entangle
     resume` lists what is unfinished.
 
+    More: docs/durable.md.
+
     Raises OptionError for bad options; on entering DurableError where the run is in use or its
     directory cannot be used.
 
@@ -517,6 +521,8 @@ def engine(address: str) -> EngineBlock:
 
     Connecting takes a second on Dask and a few on Ray; then a small graph takes some 20 ms. If the
     caller dies, the engine drops what has not begun.
+
+    More: docs/engines.md.
 
     Raises OptionError for another address; on entering, UnreachableError where nobody answers, and
     UnfitPythonError where the versions of Python or entangle differ.

@@ -1,4 +1,7 @@
-"""@aws, and what runs a function in such an account: @batch, @ec2, @fargate, @lmbda."""
+"""@aws, and what runs a function in such an account: @batch, @ec2, @fargate, @lmbda.
+
+More: docs/aws.md.
+"""
 
 from __future__ import annotations
 

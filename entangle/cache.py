@@ -1,4 +1,7 @@
-"""`Cache`: the options of `cache=`; and `why`, which says why a call has no value."""
+"""`Cache`: the options of `cache=`; and `why`, which says why a call has no value.
+
+More: docs/caching.md.
+"""
 
 from __future__ import annotations
 

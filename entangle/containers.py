@@ -1,4 +1,7 @@
-"""@apptainer and @singularity, which start a container by their command; @docker beside them."""
+"""@apptainer and @singularity, which start a container by their command; @docker beside them.
+
+More: docs/how_to/containers.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Graphs of dask on the engine: `dask.config.set(scheduler=entangle.dask.get)`.
 
 Needs dask: `pip install 'py-entangle[dask]'`.
+
+More: docs/coming_from_dask.md.
 """
 
 from __future__ import annotations

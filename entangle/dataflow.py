@@ -5,6 +5,8 @@
     flow = emit(printx(printz(echo())), printy(printz()), printy())    # builds; nothing runs
     flow("emit")                               # pushes one value in, gives the values of the leaves
     for leaves in flow.stream(values): ...     # pushes many, several at a time
+
+More: docs/dataflows.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""@docker: the function runs in a docker container."""
+"""@docker: the function runs in a docker container.
+
+More: docs/how_to/containers.md.
+"""
 
 from __future__ import annotations
 

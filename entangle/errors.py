@@ -39,6 +39,8 @@
 
 Each line says whose fault it is, and what has happened. An error that a task itself raises reaches
 the caller unchanged, with a `RemoteTraceback` as its cause.
+
+More: docs/how_to/errors.md.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ class CacheKeyError(EntangleError, TypeError):
     """No cache key can be made of something that a task with `cache=True` uses. The author's fault.
 
     The text names it.
+
+    More: docs/caching.md.
     """
 
 
@@ -94,6 +98,8 @@ class MayHaveRunError(DurableError):
 
     They may have had effects. The text names the nodes and says how to decide. `nodes` are their
     names for `entangle resume`, `calls` what they are.
+
+    More: docs/durable.md.
     """
 
     nodes: tuple[str, ...] = ()

@@ -1,4 +1,7 @@
-"""Executor: `concurrent.futures.Executor` on warm workers."""
+"""Executor: `concurrent.futures.Executor` on warm workers.
+
+More: docs/coming_from_concurrent_futures.md.
+"""
 
 from __future__ import annotations
 

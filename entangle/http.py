@@ -1,4 +1,7 @@
-"""@request: the body gets what a web server answers."""
+"""@request: the body gets what a web server answers.
+
+More: docs/reference/decorators.md.
+"""
 
 from __future__ import annotations
 

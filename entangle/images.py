@@ -1,4 +1,7 @@
-"""Images that hold the packages of functions: `entangle image build`, as a function."""
+"""Images that hold the packages of functions: `entangle image build`, as a function.
+
+More: docs/images.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""@interpreter: the body runs in another Python of this machine."""
+"""@interpreter: the body runs in another Python of this machine.
+
+More: docs/places.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """joblib on entangle's workers: `Parallel`, and with it scikit-learn.
 
 Needs joblib: `pip install 'py-entangle[joblib]'`.
+
+More: docs/coming_from_joblib.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""@limit: at most so many such bodies at once, or so many a second, in the whole process tree."""
+"""@limit: at most so many such bodies at once, or so many a second, in the whole process tree.
+
+More: docs/how_to/limits.md.
+"""
 
 from __future__ import annotations
 

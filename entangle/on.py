@@ -1,4 +1,7 @@
-"""@on: the body runs through an executor of `concurrent.futures`."""
+"""@on: the body runs through an executor of `concurrent.futures`.
+
+More: docs/engines.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""@place: the function runs in a place that the project, or the machine, gives a name."""
+"""@place: the function runs in a place that the project, or the machine, gives a name.
+
+More: docs/places.md.
+"""
 
 from __future__ import annotations
 

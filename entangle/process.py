@@ -1,4 +1,7 @@
-"""@process: the body runs in a worker process."""
+"""@process: the body runs in a worker process.
+
+More: docs/reference/options.md.
+"""
 
 from __future__ import annotations
 

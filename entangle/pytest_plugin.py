@@ -1,6 +1,8 @@
 """The plugin of pytest: fixtures for tests of code that uses entangle.
 
 pytest finds it by its entry point. It does nothing in a test that asks for none of the fixtures.
+
+More: docs/testing.md.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ Every run is remembered unless ENTANGLE_RECORD=0 is set: in the nearest director
 upward from where it was called, else in the user's state directory. ENTANGLE_RECORD_DIR names
 another directory. Of a value, type, size, hash and a short text are remembered;
 ENTANGLE_RECORD=values keeps it whole. What has the name of a secret, or looks like one, is masked.
+
+More: docs/records.md.
 """
 
 from __future__ import annotations

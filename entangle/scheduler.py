@@ -1,4 +1,7 @@
-"""@scheduler: the body runs only with a cookie, bound to its CPU, or in a process for its GPUs."""
+"""@scheduler: the body runs only with a cookie, bound to its CPU, or in a process for its GPUs.
+
+More: docs/faq.md.
+"""
 
 from __future__ import annotations
 

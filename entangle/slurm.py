@@ -1,4 +1,7 @@
-"""@slurm: the function runs in an allocation of a Slurm cluster."""
+"""@slurm: the function runs in an allocation of a Slurm cluster.
+
+More: docs/how_to/slurm.md.
+"""
 
 from __future__ import annotations
 

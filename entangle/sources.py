@@ -8,6 +8,8 @@
     flow.stream(queue(q))                        what others put
     flow.stream(sqs("jobs"))                     the messages of a queue of AWS
     flow.stream(merge(lines(a), lines(b)))       several at once, as they come
+
+More: docs/dataflows.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""@ssh: the function runs on another host."""
+"""@ssh: the function runs on another host.
+
+More: docs/how_to/ssh.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""@thread: the body runs in a worker thread of the invoking process."""
+"""@thread: the body runs in a worker thread of the invoking process.
+
+More: docs/reference/options.md.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from entangle._run.memory_kills import kills
 from entangle._run.roster import Roster
 from entangle._run.worker_process import WorkerProcess, signal_name
 from entangle._shared import limits
+from entangle._shared.documentation import more
 from entangle._shared.interrupts import Deferred
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Place, Store
@@ -237,6 +238,7 @@ class Deaths:
         error = ProcessTerminatedException(f"the process of task {name!r} (pid {worker.pid}) ended by {_how(code)}")
         if code == -signal.SIGKILL:
             add_note(error, kills().why())
+        add_note(error, more("how_to/errors"))
         quote(error, worker)
         return error
 

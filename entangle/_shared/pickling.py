@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from entangle._shared import context_variables, device_arrays, module_lookup, pickled_classes, pickled_errors
-from entangle.errors import UnpicklableError
+from entangle._shared.documentation import more
+from entangle.errors import UnpicklableError, add_note
 
 _OnBuffer = Callable[[pickle.PickleBuffer], Any]
 _CACHED = type(functools.lru_cache(lambda: None))
@@ -378,9 +379,11 @@ def why_not(value: Any, what: str, pickled_by: Callable[[Any], bytes] = dumps, i
     else:
         named = f"{kind} at {path}" if path else kind
         advice = "Give back something that can" if what.startswith(("the value of", "the error of")) else "Pass something that can"
-    return UnpicklableError(
+    refused = UnpicklableError(
         f"{what} cannot travel to another process: {named} cannot be pickled ({type(error).__name__}: {error}). {advice}, or {instead}"
     )
+    add_note(refused, more("how_to/errors"))
+    return refused
 
 
 def _refusal(value: Any, pickled_by: Callable[[Any], bytes]) -> Exception | None:

@@ -11,8 +11,9 @@ import pickle
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from entangle._shared.documentation import more
 from entangle._shared.summaries import cut, value_in_short
-from entangle.errors import EntangleError, UnpicklableError
+from entangle.errors import EntangleError, UnpicklableError, add_note
 
 #: Pickles larger than this many bytes are not searched: it takes a hundred times as long as to
 #: load.
@@ -41,7 +42,9 @@ def unpickling_error(problem: BaseException, what: str, part: BrokenPart | None)
         advice = "The module must be there for every process, by the same name"
     else:
         advice = "Send plain data instead, or let a @thread do it"
-    return UnpicklableError(f"{what}: {named} raises {why}. {advice}")
+    refused = UnpicklableError(f"{what}: {named} raises {why}. {advice}")
+    add_note(refused, more("how_to/errors"))
+    return refused
 
 
 def failing_part(pickled: Any, buffers: Iterable[Any] = ()) -> BrokenPart | None:

@@ -34,6 +34,7 @@ from entangle._depot.ledger import LENGTH, NO_NODE, Ledger, LedgerOfFlow, Outcom
 from entangle._depot.warned_once import warn_once
 from entangle._run import ObservedRun
 from entangle._run.run import Run
+from entangle._shared.documentation import more
 from entangle._shared.identity.flow_keys import digest, keys_of
 from entangle._shared.pickling import dumps_for_others
 from entangle._shared.summaries import call_in_short, value_in_short
@@ -41,7 +42,7 @@ from entangle._shared.table import FAILED
 from entangle._shared.tracebacks import hide
 from entangle._tasks.left_over import Loaded, left_over
 from entangle._worker.worker import here
-from entangle.errors import DurableError, MayHaveRunError, OptionError
+from entangle.errors import DurableError, MayHaveRunError, OptionError, add_note
 from entangle.flow import UNCHANGING, Body, Flow
 
 #: Pauses of one that waits for another process to leave the run: soon at first (seconds).
@@ -436,6 +437,7 @@ def _in_doubt(flow: Flow, nodes: list[int], ids: list[bytes], scope: Scope, outc
         f"  entangle resume {_quoted(name)} --ended {first} VALUE    takes VALUE, a Python literal, for what it gave"
     )
     error.nodes, error.calls = tuple(known.values()), tuple(calls.values())
+    add_note(error, more("durable"))
     return error
 
 

@@ -9,24 +9,26 @@ from typing import Annotated
 import typer
 
 from entangle import __version__
+from entangle._shared.documentation import more
 from entangle.cli.exit_status import DONE, Refused
 from entangle.cli.json_lines import print_json
 
 app = typer.Typer(
     name="entangle",
     help="Run Python functions in parallel, see what runs, and look at what ran.",
-    epilog="Exit status: 0 done, 1 what was run has failed, 2 wrong usage, 3 not found, 4 not installed, 5 not reachable, 130 interrupted.",
+    epilog="Exit status: 0 done, 1 what was run has failed, 2 wrong usage, 3 not found, 4 not installed, 5 not reachable, 130 interrupted."
+    f"\n\n{more('index')}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-aws_app = typer.Typer(no_args_is_help=True, help="Look at what is in an account of AWS because of tasks.")
-cache_app = typer.Typer(no_args_is_help=True, help="Values that stay: what [b]cache=[/b] finds again.")
-graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.")
-hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.")
-image_app = typer.Typer(no_args_is_help=True, help="Images for containers, with the packages that functions need.")
-places_app = typer.Typer(help="Places by name: list them, and look at them.")
+aws_app = typer.Typer(no_args_is_help=True, help="Look at what is in an account of AWS because of tasks.", epilog=more("aws"))
+cache_app = typer.Typer(no_args_is_help=True, help="Values that stay: what [b]cache=[/b] finds again.", epilog=more("caching"))
+graph_app = typer.Typer(no_args_is_help=True, help="Send records to a graph server.", epilog=more("how_to/graph_databases"))
+hosts_app = typer.Typer(no_args_is_help=True, help="Look at other machines.", epilog=more("how_to/ssh"))
+image_app = typer.Typer(no_args_is_help=True, help="Images for containers, with the packages that functions need.", epilog=more("images"))
+places_app = typer.Typer(help="Places by name: list them, and look at them.", epilog=more("places"))
 app.add_typer(aws_app, name="aws")
 app.add_typer(cache_app, name="cache")
 app.add_typer(graph_app, name="graph")
@@ -90,7 +92,7 @@ def _app(
     pass
 
 
-@app.command("run")
+@app.command("run", epilog=more("seeing"))
 def _run(
     target: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A program; or a task, call or function in a file.")],
     arguments: Annotated[
@@ -112,7 +114,7 @@ def _run(
     raise typer.Exit(run(target, arguments or [], as_json, progress, start))
 
 
-@app.command("runs")
+@app.command("runs", epilog=more("records"))
 def _runs(
     as_json: Json = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the latest first.")] = 20,
@@ -125,7 +127,7 @@ def _runs(
     runs(as_json, limit, task, state)
 
 
-@app.command("show")
+@app.command("show", epilog=more("records"))
 def _show(
     run: Run = "last",
     form: Annotated[str, typer.Option("--format", "-f", help="tree, mermaid, dot, svg, trace, prov or json.")] = "tree",
@@ -140,7 +142,7 @@ def _show(
     show(run, "json" if as_json else form, output, node, by)
 
 
-@app.command("replay")
+@app.command("replay", epilog=more("replay"))
 def _replay(
     run: Run = "last",
     node: Annotated[int | None, typer.Option(help="The node to run again; else the one that ended the run.")] = None,
@@ -157,7 +159,7 @@ def _replay(
     raise typer.Exit(replay(run, node, debugger, as_json))
 
 
-@app.command("resume")
+@app.command("resume", epilog=more("durable"))
 def _resume(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A durable run; without one, lists those that are unfinished.")
@@ -184,7 +186,7 @@ def _resume(
     raise typer.Exit(resume(name, again or [], ended, remove, as_json))
 
 
-@app.command("top")
+@app.command("top", epilog=more("seeing"))
 def _top(
     as_json: Json = False,
     every: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
@@ -197,7 +199,7 @@ def _top(
     top(as_json, every, looks, program)
 
 
-@app.command("clean")
+@app.command("clean", epilog=more("faq"))
 def _clean(as_json: Json = False) -> None:
     """Remove what runs of killed processes have left behind."""
     from entangle.cli.clean import clean
@@ -205,7 +207,7 @@ def _clean(as_json: Json = False) -> None:
     raise typer.Exit(clean(as_json))
 
 
-@app.command("doctor")
+@app.command("doctor", epilog=more("reference/extras"))
 def _doctor(
     as_json: Json = False,
     aws: Annotated[bool, typer.Option("--aws", help="Look at an account of AWS instead: who you are, what each decorator lacks.")] = False,
@@ -225,8 +227,8 @@ def _doctor(
     raise typer.Exit(doctor(as_json))
 
 
-@app.command("web", hidden=True)
-@app.command("ui")
+@app.command("web", hidden=True, epilog=more("seeing"))
+@app.command("ui", epilog=more("seeing"))
 def _ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port on loopback; 0: any free port.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
@@ -238,7 +240,7 @@ def _ui(
     ui(port, browser, as_json)
 
 
-@aws_app.command("ls")
+@aws_app.command("ls", epilog=more("aws"))
 def _aws_ls(
     profile: Annotated[str | None, typer.Option(help="A profile of the AWS command line.")] = None,
     region: Annotated[str | None, typer.Option(help="A region.")] = None,
@@ -260,7 +262,7 @@ Depot = Annotated[str | None, typer.Option("--where", metavar="PLACE", help="The
 Value = Annotated[str, typer.Argument(metavar="KEY", help="A key, or the start of it.")]
 
 
-@cache_app.command("ls")
+@cache_app.command("ls", epilog=more("caching"))
 def _cache_ls(
     task: Annotated[str | None, typer.Option(help="Only values of this task.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many, the last used first.")] = 50,
@@ -273,7 +275,7 @@ def _cache_ls(
     ls(where, task, limit, as_json)
 
 
-@cache_app.command("why")
+@cache_app.command("why", epilog=more("caching"))
 def _cache_why(key: Value, where: Depot = None, as_json: Json = False) -> None:
     """Say how a value differs from the nearest of the same task that was made before it."""
     from entangle.cli.cache_values import why
@@ -281,7 +283,7 @@ def _cache_why(key: Value, where: Depot = None, as_json: Json = False) -> None:
     why(where, key, as_json)
 
 
-@cache_app.command("rm", no_args_is_help=True)
+@cache_app.command("rm", epilog=more("caching"), no_args_is_help=True)
 def _cache_rm(
     keys: Annotated[list[str] | None, typer.Argument(metavar="[KEY]...", help="Keys, or the starts of them.")] = None,
     task: Annotated[str | None, typer.Option(help="All values of this task.")] = None,
@@ -296,7 +298,7 @@ def _cache_rm(
     rm(where, keys or [], task, everything, force, as_json)
 
 
-@cache_app.command("gc")
+@cache_app.command("gc", epilog=more("caching"))
 def _cache_gc(where: Depot = None, as_json: Json = False) -> None:
     """Apply the bounds now: ENTANGLE_DEPOT_SIZE and ENTANGLE_DEPOT_AGE."""
     from entangle.cli.cache_values import gc
@@ -304,7 +306,7 @@ def _cache_gc(where: Depot = None, as_json: Json = False) -> None:
     gc(where, as_json)
 
 
-@cache_app.command("verify")
+@cache_app.command("verify", epilog=more("caching"))
 def _cache_verify(where: Depot = None, as_json: Json = False) -> None:
     """Compare all checksums. What is damaged goes to quarantine; then the exit status is 1."""
     from entangle.cli.cache_values import verify
@@ -312,7 +314,7 @@ def _cache_verify(where: Depot = None, as_json: Json = False) -> None:
     raise typer.Exit(verify(where, as_json))
 
 
-@graph_app.command("send")
+@graph_app.command("send", epilog=more("how_to/graph_databases"))
 def _graph_send(
     runs: Annotated[
         list[str] | None,
@@ -330,7 +332,7 @@ def _graph_send(
     send(runs or [], to, everything, as_json)
 
 
-@hosts_app.command("check")
+@hosts_app.command("check", epilog=more("how_to/ssh"))
 def _hosts_check(
     hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="[USER@]HOST[:PORT].")],
     key: Annotated[str | None, typer.Option(help="A private key.")] = None,
@@ -345,7 +347,7 @@ def _hosts_check(
     raise typer.Exit(check(hosts, as_json, key_file=key, python=python, known_hosts=known_hosts, transport=transport))
 
 
-@image_app.command("build", no_args_is_help=True)
+@image_app.command("build", epilog=more("images"), no_args_is_help=True)
 def _image_build(
     tag: Annotated[str, typer.Argument(metavar="TAG", help="The name of the image: NAME:TAG, or HOST/NAME:TAG to push it.")],
     sources: Annotated[
@@ -389,11 +391,11 @@ def _image_build(
     from entangle.cli.image_build import build
 
     given = {"python": python, "base": base, "arch": arch, "requirements": requirements, "handler": handler}
-    more = {name: value for name, value in given.items() if value is not None}
-    build(tag, sources or [], as_json, packages=packages or [], service=service, executable=executable, push=push, fresh=fresh, **more)
+    stated = {name: value for name, value in given.items() if value is not None}
+    build(tag, sources or [], as_json, packages=packages or [], service=service, executable=executable, push=push, fresh=fresh, **stated)
 
 
-@aws_app.command("gc")
+@aws_app.command("gc", epilog=more("aws"))
 def _aws_gc(
     unused: Annotated[float, typer.Option("--unused", metavar="DAYS", min=0, help="Those that were not used for so many days.")] = 30,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
@@ -420,7 +422,7 @@ def _places(context: typer.Context, as_json: Json = False) -> None:
         places(as_json)
 
 
-@places_app.command("check")
+@places_app.command("check", epilog=more("places"))
 def _places_check(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of places.")],
     packages: Annotated[

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 
 from entangle import __version__
+from entangle._shared.documentation import more
 from entangle.cli.clean import clean
 from entangle.cli.exit_status import UNINSTALLED, Refused
 
@@ -23,11 +24,11 @@ def run_bare(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="entangle",
         description="Run Python functions in parallel, without a server.",
-        epilog=f"With the extra 'cli' there are also: {', '.join(OTHERS)}. pip install 'py-entangle[cli]'",
+        epilog=f"With the extra 'cli' there are also: {', '.join(OTHERS)}. pip install 'py-entangle[cli]'. {more('index')}",
     )
     parser.add_argument("--version", action="version", version=f"entangle {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    cleaning = commands.add_parser("clean", help="remove what runs of killed processes have left behind")
+    cleaning = commands.add_parser("clean", help="remove what runs of killed processes have left behind", epilog=more("faq"))
     cleaning.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
     return clean(chosen.json)

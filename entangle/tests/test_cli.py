@@ -1235,6 +1235,22 @@ def test_help_tells_every_command_and_the_meaning_of_the_status(line: Line) -> N
         assert word in done.stdout
 
 
+def test_help_names_a_page_of_each_command() -> None:
+    """That each page exists is checked in test_docs.py."""
+    from entangle.cli.app import app
+
+    groups = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
+    commands = {f"{before}{command.name}": command.epilog for before, group in groups if group for command in group.registered_commands}
+    assert len(commands) > 15
+    assert [name for name, told in commands.items() if not told or not told.startswith("more: docs/")] == []
+
+
+def test_help_shows_the_page(line: Line) -> None:
+    assert "more: docs/index.md" in line("--help").stdout
+    for words, page in {("resume",): "durable", ("cache",): "caching", ("cache", "rm"): "caching"}.items():
+        assert f"more: docs/{page}.md" in line(*words, "--help").stdout
+
+
 def test_shells_complete_runs(many: Line) -> None:
     (run,) = many.json("runs", "--json")
     for shell in ("bash", "zsh", "fish"):

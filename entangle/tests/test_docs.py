@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import entangle
+from entangle._shared.documentation import more
 from entangle.tests.house import HOUSE, MODULES
 
 ROOT = HOUSE.parent
@@ -42,6 +44,19 @@ def test_files_that_the_code_names_exist() -> None:
             if name not in users and not any(known.endswith(f"/{name}") for known in there):
                 missing.append(f"{module}: {name}")
     assert missing == []
+
+
+def test_pages_that_messages_name_exist() -> None:
+    """`more("durable")` is the line that names docs/durable.md."""
+    named = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "more":
+                (page,) = node.args
+                assert isinstance(page, ast.Constant), f"{module}: the page is written as a literal, so that it can be looked for"
+                named.append((module, more(str(page.value)).removeprefix("more: ")))
+    assert {"cli.app", "_tasks.durable"} <= {module for module, _ in named}
+    assert [pair for pair in named if not (ROOT / pair[1]).is_file()] == []
 
 
 def test_files_that_make_names_exist() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
+import signal
+import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -12,6 +16,7 @@ import pytest
 
 import entangle
 from entangle import errors
+from entangle._shared.documentation import more
 from entangle.dataflow import dataflow
 from entangle.errors import EntangleError
 from entangle.interpreter import interpreter
@@ -19,6 +24,8 @@ from entangle.process import process
 from entangle.scheduler import scheduler
 from entangle.thread import thread
 from entangle.workflow import workflow
+
+from .evidence import notes_of
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EntangleError)]
 
@@ -116,3 +123,35 @@ def test_a_frozen_error_of_a_dataflow() -> None:
         flow: Any = dataflow(executor=executor)(fail)()
         with pytest.raises(Frozen):
             flow(3)
+
+
+@process
+def gives_a_lock() -> Any:
+    return threading.Lock()
+
+
+@process(cache=True)
+def of_a_lock(lock: Any) -> bool:
+    return lock is not None
+
+
+@process
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("call", "page"),
+    [
+        (lambda: gives_a_lock()(), "how_to/errors"),
+        (lambda: of_a_lock(threading.Lock())(), "caching"),
+        (lambda: dies()(), "how_to/errors"),
+    ],
+    ids=["unpicklable", "no key", "killed"],
+)
+def test_errors_name_the_page_that_explains_them(call: Callable[[], Any], page: str) -> None:
+    """Once, and not in the text, which others quote. MayHaveRunError: test_durable.py."""
+    with pytest.raises(EntangleError) as caught:
+        call()
+    assert notes_of(caught.value).count(more(page)) == 1
+    assert "docs/" not in str(caught.value)

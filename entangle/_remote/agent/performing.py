@@ -15,6 +15,7 @@ from entangle._remote.agent import imports
 from entangle._remote.wire.frames import Segments
 from entangle._remote.wire.parts import SOURCE, dump, dump_plain, load
 from entangle._shared import module_lookup
+from entangle._shared.documentation import more
 from entangle._shared.pickling import why_not
 from entangle._shared.unpickling import BrokenPart, failing_part, unpickling_error
 from entangle._worker import importing
@@ -159,5 +160,6 @@ def _explained(error: BaseException) -> BaseException:
     if not why:
         return error
     told = MissingModuleError(why, name=error.name)
+    add_note(told, more("places"))
     told.__cause__ = error
     return told

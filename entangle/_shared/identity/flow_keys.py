@@ -12,13 +12,14 @@ import marshal
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from entangle._shared.documentation import more
 from entangle._shared.identity import project
 from entangle._shared.identity.arguments import parameters
 from entangle._shared.identity.key import PYTHON, References, reach_of, why_refused
 from entangle._shared.identity.reach import Reach
 from entangle._shared.identity.values import LEAVES, Content, NoContent
 from entangle._shared.identity.wrapped import unwrapped
-from entangle.errors import CacheKeyError
+from entangle.errors import CacheKeyError, add_note
 from entangle.flow import COPY, Flow, Like, Shape, Template
 
 #: How long keys and places are (bytes).
@@ -82,7 +83,7 @@ def keys_of(flow: Flow) -> FlowKeys:
                 of_key.append(Content(references[0].of, mute=False).of(value))
                 of_place.append(Content(references[1].of, mute=False).of(value) if references[0].asked else of_key[-1])
             except NoContent as error:
-                raise CacheKeyError(
+                raise _refused(
                     f"task {code.name!r} in a durable run: its call cannot be told from others by {''.join(error.where) or 'an argument'} "
                     f"({why_refused(error)}). Give it plain data instead, and open or make such a thing in the body"
                 ) from None
@@ -93,6 +94,12 @@ def keys_of(flow: Flow) -> FlowKeys:
         keys.append(digest(b"".join(of_key)))
         places.append(digest(b"".join(of_place)))
     return FlowKeys(keys, places, {code.name: code.reach.parts for code in codes if code.reach is not None})
+
+
+def _refused(told: str) -> CacheKeyError:
+    error = CacheKeyError(told)
+    add_note(error, more("durable"))
+    return error
 
 
 class _Code:
@@ -109,7 +116,7 @@ class _Code:
             try:
                 self.reach = reach_of((tuple(layers), self.target), self.home)
             except NoContent as error:
-                raise CacheKeyError(
+                raise _refused(
                     f"task {self.name!r} in a durable run: its code cannot be told from other code by {''.join(error.where) or 'a part'} "
                     f"({why_refused(error)})"
                 ) from None

@@ -10,13 +10,14 @@ import types
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from entangle._shared.documentation import more
 from entangle._shared.identity import project
 from entangle._shared.identity.arguments import gathering, named_arguments
 from entangle._shared.identity.packages import version_of
 from entangle._shared.identity.reach import Reach
 from entangle._shared.identity.values import Content, NoContent, by_name
 from entangle._shared.identity.wrapped import unwrapped
-from entangle.errors import CacheKeyError
+from entangle.errors import CacheKeyError, add_note
 
 #: Code of another minor version is other code.
 PYTHON = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
@@ -177,8 +178,10 @@ def why_refused(error: NoContent) -> str:
 
 def _refused(task: str, error: NoContent) -> CacheKeyError:
     what, _, why = why_refused(error).partition(", ")
-    return CacheKeyError(
+    refused = CacheKeyError(
         f"cache=True of task {task!r}: no cache key can be made of {''.join(error.where) or 'a part of it'} ({what}), "
         f"{why}. Give the function plain data instead, leave the argument out with ignore=[…], or say version=… in place "
         "of the code"
     )
+    add_note(refused, more("caching"))
+    return refused

@@ -1,0 +1,8 @@
+"""How messages, helps and errors name the page that explains something."""
+
+from __future__ import annotations
+
+
+def more(page: str) -> str:
+    """The line that names a page of the documentation: of `durable`, "more: docs/durable.md"."""
+    return f"more: docs/{page}.md"
