@@ -11,6 +11,7 @@ from rich.tree import Tree
 
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
 from entangle.cli.json_lines import as_json, print_json
+from entangle.cli.long_lists import Branches, Item, chosen
 from entangle.cli.printing import COLOURS, MARKS, WIDE, console, duration, fitted, moment, print_table, size, table_lines, text
 from entangle.cli.runs import run_called, summary, told, went_on
 from entangle.cli.terminal_text import plain, stdout
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 FORMS = {"mermaid": "to_mermaid", "dot": "to_dot", "svg": "to_svg", "trace": "to_trace", "prov": "to_prov"}
 #: Up to so many nodes, a tree shows nodes; above, tasks.
 MOST = 200
-#: The most inputs that are shown of one node; lines of an error on a terminal; failures of a task;
-#: workers that ended after a run.
-INPUTS, LINES, FAILURES, RETIRED = 12, 6, 3, 8
+#: The most inputs that are shown of one node; lines of an error on a terminal; tasks, and failures
+#: of a task; workers that ended after a run.
+INPUTS, LINES, TASKS, FAILURES, RETIRED = 12, 6, 50, 3, 8
 
 
 def show(run_id: str, form: str, output: Path | None, node: int | None, by: str | None = None) -> None:
@@ -185,8 +186,12 @@ def _add_error(run: Run, top: Tree, width: int) -> None:
             label = f"{kind}: " if number == 0 else " " * (len(kind) - 1) + " → "
             branch.add(fitted(text((label, "dim"), call), width - _STEP))
     if error.node is not None and error.node < len(run.nodes):
-        for given in run.nodes[error.node].inputs[:INPUTS]:
+        inputs = run.nodes[error.node].inputs
+        for given in inputs[:INPUTS]:
             branch.add(fitted(text((f"{given.argument} = ", "dim"), _text_of(run, given)), width - _STEP))
+        if len(inputs) > INPUTS:
+            told = f"… and {len(inputs) - INPUTS:,} more: entangle show {run.id} --node {error.node}"
+            branch.add(fitted(text(told, style="dim"), width - _STEP))
 
 
 def _text_of(run: Run, given: Input) -> str:
@@ -198,7 +203,7 @@ def _add_nodes(run: Run, top: Tree, width: int) -> None:
     """Add the nodes. One that several others take is shown once, and after that by its name
     alone."""
     shown: set[int] = set()
-    states = _states_now(run)
+    branches = Branches(run, _states_now(run))
     deepest = min(max(2, (width - _FEWEST) // _STEP), _DEEPEST)
     taken = {edge.source for edge in run.edges}
     # The stack is our own: a chain may be deeper than Python's. A level deeper than there is room
@@ -210,7 +215,7 @@ def _add_nodes(run: Run, top: Tree, width: int) -> None:
         if node is None:
             above.add(fitted(text(argument, style="dim"), room))
             continue
-        again, state = node.number in shown, states.get(node.number, node.state)
+        again, state = node.number in shown, branches.state(node)
         deeper = "↳ " if depth > deepest else ""
         branch = above.add(_line(node, f"{deeper}{argument}", again, state, room))
         if again:
@@ -220,17 +225,23 @@ def _add_nodes(run: Run, top: Tree, width: int) -> None:
         room = width - _STEP * min(depth + 1, deepest)
         for number, tried in enumerate(node.tries, 1):
             branch.add(fitted(text((f"attempt {number}: ", "dim"), (tried.partition("\n")[0], "yellow")), room))
-        later: list[tuple[Node | None, Tree, str, int]] = []
         fused = {given.argument for given in node.inputs} >= _OF_FUSED
-        for given in node.inputs[:INPUTS]:
-            if fused and given.argument in _OF_FUSED:
-                continue
-            if given.source is not None:
-                later.append((run.nodes[given.source], branch, given.argument, depth + 1))
-            elif given.value is not None:
-                branch.add(fitted(text((f"{given.argument} = ", "dim"), given.value.text), room))
-        if len(node.inputs) > INPUTS:
-            later.append((None, branch, f"… and {len(node.inputs) - INPUTS} more", depth + 1))
+        inputs = [given for given in node.inputs if not (fused and given.argument in _OF_FUSED)]
+        constants = [(given.argument, given.value.text) for given in inputs if given.source is None and given.value is not None]
+        for name, said in constants[:INPUTS]:
+            branch.add(fitted(text((f"{name} = ", "dim"), said), room))
+        if len(constants) > INPUTS:
+            branch.add(fitted(text(f"… and {len(constants) - INPUTS:,} more", style="dim"), room))
+        later: list[tuple[Node | None, Tree, str, int]] = []
+        sources = [(given.argument, given.source) for given in inputs if given.source is not None]
+        numbers, begin = [number for _, number in sources], 0
+        for at in branches.chosen(numbers, INPUTS):
+            if begin < at:
+                later.append((None, branch, branches.left_out(numbers[begin:at], last=False), depth + 1))
+            later.append((run.nodes[numbers[at]], branch, sources[at][0], depth + 1))
+            begin = at + 1
+        if begin < len(numbers):
+            later.append((None, branch, branches.left_out(numbers[begin:], last=True), depth + 1))
         for inner in node.children:
             about = f"  {inner.id}, {inner.node_count} nodes"
             branch.add(fitted(text(("ran inside: ", "dim"), inner.name, (about, "dim")), room))
@@ -318,8 +329,8 @@ def items_of(node: Node) -> str:
 
 
 def _add_tasks(run: Run, top: Tree, width: int) -> None:
-    """Add tasks instead of nodes, with the first of their failures, and which takes values of
-    which."""
+    """Add tasks instead of nodes, with the first of their failures, their slowest node, and which
+    takes values of which."""
     groups: dict[str, list[Node]] = {}
     for node in run.nodes:
         groups.setdefault(node.task.name, []).append(node)
@@ -327,7 +338,8 @@ def _add_tasks(run: Run, top: Tree, width: int) -> None:
     for edge in run.edges:
         taken = links.setdefault(run.nodes[edge.target].task.name, {})
         taken[run.nodes[edge.source].task.name] = taken.get(run.nodes[edge.source].task.name, 0) + 1
-    for name, nodes in sorted(groups.items(), key=lambda group: -len(group[1]))[:50]:
+    ranked = sorted(groups.items(), key=lambda group: -len(group[1]))
+    for name, nodes in [ranked[at] for at in chosen([_as_item(nodes) for _, nodes in ranked], TASKS)]:
         states: dict[str, int] = {}
         for node in nodes:
             states[node.state] = states.get(node.state, 0) + 1
@@ -343,8 +355,24 @@ def _add_tasks(run: Run, top: Tree, width: int) -> None:
             branch.add(_line(node, "", False, node.state, width - _STEP))
         if len(failed) > FAILURES:
             branch.add(text(f"… and {len(failed) - FAILURES:,} more that failed", style="dim"))
-        for source, count in sorted(links.get(name, {}).items(), key=lambda link: -link[1])[:INPUTS]:
+        slowest = max(nodes, key=lambda node: node.seconds or 0.0)
+        if len(nodes) > 1 and slowest.seconds and slowest not in failed[:FAILURES]:
+            label = text(("slowest: ", "dim"))
+            branch.add(label + _line(slowest, "", False, slowest.state, width - _STEP - label.cell_len))
+        feeding = sorted(links.get(name, {}).items(), key=lambda link: -link[1])
+        for source, count in feeding[:INPUTS]:
             branch.add(fitted(text(("takes ", "dim"), source, (f" x{count:,}", "dim")), width - _STEP))
+        if len(feeding) > INPUTS:
+            branch.add(text(f"… and {len(feeding) - INPUTS:,} more", style="dim"))
+    if len(ranked) > TASKS:
+        top.add(text(f"… and {len(ranked) - TASKS:,} more tasks", style="dim"))
+
+
+def _as_item(nodes: list[Node]) -> Item:
+    """The nodes of a task as one item."""
+    states = {node.state for node in nodes}
+    state = next((state for state in ("failed", "skipped") if state in states), "done")
+    return Item(state, sum(node.seconds or 0.0 for node in nodes))
 
 
 def _print_node(node: Node, for_programs: bool, output: Path | None) -> None:

@@ -687,6 +687,140 @@ def test_a_large_run_shows_the_first_failures_of_a_task(went_on: Line) -> None:
     assert lines[5] == "… and 27 more that failed"
 
 
+LONG_LISTS = """
+    import time
+    from entangle import gather
+    from entangle.process import process
+    from entangle.thread import thread
+
+    @thread
+    def wait(n, slow=()):
+        time.sleep(0.3 if n in slow else 0.001)
+        return n
+
+    @thread
+    def check(n, bad=()):
+        if n in bad:
+            raise ValueError(f"no {n}")
+        return n
+
+    @thread
+    def add(ns):
+        return len(ns)
+
+    hundred = add([wait(n, slow=(77,)) for n in range(100)])
+    # What is slow, or has failed, is below the item. All items have the slowest node in common.
+    first = wait(0, slow=(0,))
+    deep = add([add([wait(n, slow=(40,)), first]) for n in range(60)])
+    wide = add([wait(n, slow=(777,)) for n in range(1000)])
+    constants = add([*range(40), wait(1)])
+
+    def fails():
+        return len(gather(*[check(n, bad=(13, 20)) for n in range(30)], return_exceptions=True)())
+
+    def skips():
+        return len(gather(*[add([check(n, bad=(13,))]) for n in range(30)], return_exceptions=True)())
+
+    def all_fail():
+        return len(gather(*[check(n, bad=range(5, 90)) for n in range(90)], return_exceptions=True)())
+
+    def many_tasks():
+        calls = []
+        for k in range(80):
+            def body(n, k=k):
+                time.sleep(0.3 if k == 70 and n == 2 else 0)
+                if k == 60 and n == 1:
+                    raise ValueError("over")
+                return n
+            body.__name__ = body.__qualname__ = f"body{k}"
+            calls += [thread(body)(n) for n in range(3)]
+        return len(gather(*calls, return_exceptions=True)())
+"""
+
+
+@pytest.fixture
+def long_lists(line: Line) -> Line:
+    (line.folder / "long.py").write_text(textwrap.dedent(LONG_LISTS), encoding="utf-8")
+    return line
+
+
+def shown_of(line: Line, program: str) -> list[str]:
+    """The lines of the tree of a run of that program, without what draws the tree."""
+    done = line("run", f"long.py:{program}")
+    assert done.returncode == DONE, done.stderr
+    return [shown.strip("├─│└ ") for shown in line("show").stdout.splitlines()]
+
+
+def items_in(shown: list[str], name: str) -> list[int]:
+    """The numbers of the items that are shown, of the argument of that name."""
+    return [int(found[1]) for line in shown if (found := re.match(rf"{name}\[(\d+)\] = \S ", line))]
+
+
+def slowest_of(line: Line, task: str, most: int) -> list[int]:
+    """The numbers of the nodes of a task that took longest."""
+    nodes = [node for node in line.json("show", "--json")["node_list"] if node["name"] == task]
+    return [node["number"] for node in sorted(nodes, key=lambda node: -node["seconds"])[:most]]
+
+
+def left_out_of(shown: list[str]) -> list[str]:
+    return [line for line in shown if re.match(r"… (and )?\d+ more", line)]
+
+
+def test_a_long_list_shows_its_slowest_item(long_lists: Line) -> None:
+    shown = shown_of(long_lists, "hundred")
+    items = items_in(shown, "ns")
+    assert (len(items), items, 0 in items) == (12, sorted(items), True)
+    assert {77, *slowest_of(long_lists, "wait", 3)} <= set(items)
+    assert sum(int(re.findall(r"\d+", line)[0]) for line in left_out_of(shown)) == 88
+    (slow,) = [line for line in shown if line.startswith("ns[77] = ")]
+    number = re.search(r"#(\d+)  \d", slow)
+    assert number is not None
+    assert "n = 77\n" in long_lists("show", "--node", number[1]).stdout
+
+
+def test_a_long_list_shows_the_item_below_which_it_took_long(long_lists: Line) -> None:
+    assert 40 in items_in(shown_of(long_lists, "deep"), "ns")
+
+
+def test_a_long_list_shows_what_failed_and_what_was_skipped(long_lists: Line) -> None:
+    shown = shown_of(long_lists, "fails")
+    assert any(re.match(r"values\[13\] = ✗ check  ValueError: no 13  #13", line) for line in shown)
+    assert {13, 20} < set(items_in(shown, "values"))
+    shown = shown_of(long_lists, "skips")
+    assert any(re.match(r"values\[13\] = ↷ add  skipped, since check \(node \d+\) failed", line) for line in shown)
+    assert any(re.match(r"ns\[0\] = ✗ check  ValueError: no 13", line) for line in shown)
+
+
+def test_what_a_list_leaves_out_says_how_many_of_it_failed(long_lists: Line) -> None:
+    shown = shown_of(long_lists, "all_fail")
+    assert len(items := items_in(shown, "values")) == 12
+    hidden = [re.findall(r"(\d+) (more|failed)", line) for line in left_out_of(shown)]
+    told = {word: sum(int(count) for found in hidden for count, kind in found if kind == word) for word in ("more", "failed")}
+    assert told == {"more": 78, "failed": 85 - sum(item >= 5 for item in items)}
+
+
+def test_constants_take_no_room_from_calls_in_a_list(long_lists: Line) -> None:
+    shown = shown_of(long_lists, "constants")
+    assert items_in(shown, "ns") == [40]
+    assert left_out_of(shown) == ["… and 28 more"]
+
+
+def test_a_large_run_shows_the_slowest_node_of_a_task(long_lists: Line) -> None:
+    shown = shown_of(long_lists, "wide")
+    (slowest,) = [line for line in shown if line.startswith("slowest: ")]
+    (number,) = slowest_of(long_lists, "wait", 1)
+    assert slowest.startswith(f"slowest: ✓ wait → {number}  #{number}  ")
+    assert f"#{number})" in long_lists("show", "--format", "mermaid").stdout
+
+
+def test_of_many_tasks_those_that_failed_or_took_long_are_shown(long_lists: Line) -> None:
+    shown = shown_of(long_lists, "many_tasks")
+    assert any(line.startswith("body60 x3  2 done, 1 failed") for line in shown)
+    assert any(line.startswith("✗ body60  ValueError: over") for line in shown)
+    assert any(re.match(r"slowest: ✓ body70 → 2  #\d+  \d", line) for line in shown)
+    assert shown[-1] == "… and 31 more tasks"
+
+
 def test_a_stream_is_shown_by_its_stages_with_their_items(went_on: Line) -> None:
     assert went_on("run", "went_on.py:streams").stdout == "5\n"
     assert re.search(r"halve +done .* 5 items failed$", went_on("runs").stdout.splitlines()[1])

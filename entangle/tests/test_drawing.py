@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -103,6 +104,25 @@ def test_a_task_that_feeds_itself_is_drawn_by_task_all_the_same(tmp_path: Path, 
     drawn = records.run()
     assert len(ElementTree.fromstring(drawn.to_svg()).findall(f".//{SVG}rect")) >= 3
     assert "-->" in drawn.to_mermaid()
+
+
+def test_a_task_that_is_one_box_names_its_slowest_node_and_those_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
+
+    def whole(n: int) -> int:
+        time.sleep(0.2 if n == 77 else 0)
+        if n in (3, 90):
+            raise ValueError(f"no {n}")
+        return n
+
+    from entangle import gather
+    from entangle.thread import thread
+
+    gather(*[thread(whole)(n) for n in range(160)], return_exceptions=True)()
+    run = records.run()
+    slowest = max(run.nodes, key=lambda node: node.seconds or 0.0)
+    for drawn in (run.to_mermaid(), run.to_dot(), run.to_svg()):
+        assert f"(#{slowest.number}) · 2 failed (#3, #90)" in drawn
 
 
 def test_a_run_of_one_node_and_one_that_goes_on_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

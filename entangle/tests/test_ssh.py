@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -208,7 +209,8 @@ def test_a_file_that_is_no_key_is_named(hosts: Hosts, carrier: str, tmp_path: Pa
 
 def test_an_unknown_host_key_is_refused_and_the_error_says_what_to_do(hosts: Hosts, carrier: str, tmp_path: Path) -> None:
     (tmp_path / "known").touch()
-    with pytest.raises(HostKeyError, match=r"ssh-keyscan .*known"):
+    advice = r"ssh-keyscan .*known" if carrier == "paramiko" else r"Log in once.* ssh -o UserKnownHostsFile=\S+known "
+    with pytest.raises(HostKeyError, match=advice):
         ssh(**hosts.options("alpha", known_hosts=str(tmp_path / "known"), transport=carrier))(where)()()
 
 
@@ -281,6 +283,42 @@ def test_names_of_the_configuration_work(hosts: Hosts, configured: Path) -> None
     python = hosts.options("alpha")["python"]
     assert ssh(host="bravo", python=python)(where)()() == hosts["bravo"].address
     assert ssh(host=f"{hosts.user}@carol", python=python)(where)()() == hosts["carol"].address
+
+
+def test_the_login_that_is_advised_for_an_unknown_key_of_an_alias_lets_calls_through(
+    hosts: Hosts, configured: Path, tmp_path: Path
+) -> None:
+    known = tmp_path / "known"
+    configured.write_text(f"UserKnownHostsFile {known}\nStrictHostKeyChecking ask\n" + configured.read_text())
+    task = ssh(host="bravo", python=hosts.options("alpha")["python"])(where)
+    with pytest.raises(HostKeyError) as caught:
+        task()()
+    advised = re.search(r"Log in once, .*: (ssh .* bravo) , or", str(caught.value))
+    assert advised is not None
+    assert "keyscan" not in str(caught.value)
+    # What a person does who finds the fingerprint right.
+    words = shlex.split(advised[1])
+    accepting = [*words[:-1], "-o", "StrictHostKeyChecking=accept-new", "-o", "BatchMode=yes", words[-1], "true"]
+    subprocess.run(accepting, check=True, stdin=subprocess.DEVNULL, timeout=30)
+    assert task()() == hosts["bravo"].address
+
+
+def test_a_changed_key_of_an_alias_names_the_entry_and_its_file(hosts: Hosts, configured: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known"
+    make_key(tmp_path / "imposter")
+    kind, key = (tmp_path / "imposter.pub").read_text().split()[:2]
+    known.write_text("".join(f"{line.split()[0]} {kind} {key}\n" for line in hosts.known_hosts.read_text().splitlines()))
+    configured.write_text(f"UserKnownHostsFile {known}\n" + configured.read_text())
+    task = ssh(host="bravo", python=hosts.options("alpha")["python"])(where)
+    with pytest.raises(HostKeyError) as caught:
+        task()()
+    advised = re.search(r"remove the old one: (ssh-keygen .*)", str(caught.value))
+    assert advised is not None
+    before = known.read_text()
+    subprocess.run(shlex.split(advised[1]), check=True, capture_output=True, timeout=30)
+    assert len(known.read_text().splitlines()) < len(before.splitlines())
+    with pytest.raises(HostKeyError, match="Log in once"):
+        task()()
 
 
 def test_a_host_behind_another_one(hosts: Hosts, configured: Path) -> None:

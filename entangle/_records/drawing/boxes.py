@@ -9,6 +9,8 @@ from entangle._records.rows import NodeRow, RunGraph
 
 #: Up to so many nodes, each has a box of its own.
 MOST = 150
+#: Of a task in one box, so many nodes that failed are named.
+FAILURES = 3
 #: The state of a box is the first of these that one of its nodes has.
 _WORST = ("failed", "skipped", "stopped", "running", "unknown", "waiting", "done")
 
@@ -95,6 +97,20 @@ def _one_by_one(run: RunGraph) -> Drawing:
     return Drawing(boxes, links, grouped=False)
 
 
+def _noteworthy(nodes: list[NodeRow]) -> list[str]:
+    """Of many nodes in one box, those that one looks for: the slowest, and the first that
+    failed."""
+    said = []
+    slowest = max(nodes, key=lambda node: node.seconds or 0.0)
+    if len(nodes) > 1 and slowest.seconds:
+        said.append(f"slowest {lasted(slowest.seconds)} (#{slowest.number})")
+    failed = [node.number for node in nodes if node.error is not None]
+    if failed:
+        first = ", ".join(f"#{number}" for number in failed[:FAILURES])
+        said.append(f"{len(failed):,} failed ({first}{', …' if len(failed) > FAILURES else ''})")
+    return said
+
+
 def _by_task(run: RunGraph) -> Drawing:
     groups: dict[int, list[NodeRow]] = {}
     for node in run.nodes:
@@ -106,16 +122,8 @@ def _by_task(run: RunGraph) -> Drawing:
         states = Counter(_state(node) for node in nodes)
         told = ", ".join(f"{count:,} {state}" for state, count in states.items())
         state = next((worst for worst in _WORST if states[worst]), "done")
-        boxes.append(
-            Box(
-                numbers[key],
-                nodes[0].task.name,
-                len(nodes),
-                f"{len(nodes):,} calls · {lasted(seconds)}",
-                state,
-                f"{nodes[0].task.name}: {told}",
-            )
-        )
+        below = " · ".join([f"{len(nodes):,} calls", lasted(seconds), *_noteworthy(nodes)])
+        boxes.append(Box(numbers[key], nodes[0].task.name, len(nodes), below, state, f"{nodes[0].task.name}: {told}"))
     counts = Counter((numbers[id(run.nodes[edge.source].task)], numbers[id(run.nodes[edge.target].task)]) for edge in run.edges)
     links = [Link(source, target, count, f"{count:,}") for (source, target), count in counts.items()]
     return Drawing(boxes, links, grouped=True)

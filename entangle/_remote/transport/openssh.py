@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shlex
 import shutil
 import subprocess
 import time
@@ -29,7 +28,7 @@ from collections.abc import Sequence
 from entangle._remote.transport.login_limit import turn
 from entangle._remote.transport.openssh_connections import SharedConnection, connection_of_the_tree, give_back, login_error, take
 from entangle._remote.transport.ssh_diagnosis import diagnose
-from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions
+from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions, client_words
 from entangle._remote.wire.byte_stream import ByteStream, ProcessStream
 from entangle._shared.home import home
 from entangle._shared.polling import new_poll, readable
@@ -44,7 +43,7 @@ _LIVELY = 10.0
 
 def client() -> list[str] | None:
     """The ssh program with the options of ENTANGLE_SSH_COMMAND; None where there is none."""
-    words = shlex.split(os.environ.get("ENTANGLE_SSH_COMMAND", "")) or ["ssh"]
+    words = client_words()
     return words if shutil.which(words[0]) else None
 
 

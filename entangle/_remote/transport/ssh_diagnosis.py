@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 
 from entangle._remote.transport import did_not_start, virtual_environment
-from entangle._remote.transport.ssh_options import LEARN, SSHOptions
+from entangle._remote.transport.ssh_options import LEARN, SSHOptions, client_words
 from entangle.errors import FarError, HostKeyError, LoginRefusedError, UnfitPythonError, UnreachableError
 
 
@@ -33,7 +35,14 @@ _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
         "administrator; if the new key is right, remove the old one: ssh-keygen {file}-R {entry}",
     ),
     (
-        r"Host key verification failed|host key is known for|not found in known_hosts",
+        # OpenSSH: its configuration says which host a name means, and where keys are kept.
+        r"Host key verification failed|host key is known for",
+        HostKeyError,
+        "its host key is not known here. Log in once, and compare the fingerprint that is shown with the one that its administrator "
+        "names: {login} , or accept keys of new hosts: @ssh(known_hosts='accept-new')",
+    ),
+    (
+        r"not found in known_hosts",  # paramiko, which reads no configuration
         HostKeyError,
         "its host key is not known here. Compare it with the one that its administrator names, and add it: "
         "ssh-keyscan {port}{host} >> {known_hosts} , or accept keys of new hosts: @ssh(known_hosts='accept-new')",
@@ -74,19 +83,40 @@ def _login_trouble(ssh: SSHOptions, words: str) -> UnreachableError | None:
     for pattern, kind, advice in _TROUBLE:
         if re.search(pattern, words):
             known = ssh.known_hosts if isinstance(ssh.known_hosts, str) and ssh.known_hosts != LEARN else None
-            entry = f"'[{ssh.host}]:{ssh.port}'" if ssh.port not in (None, 22) else ssh.host
+            entry, file = _offending(words)
+            entry = entry or (f"[{ssh.host}]:{ssh.port}" if ssh.port not in (None, 22) else ssh.host)
+            file = file or known
             told = advice.format(
                 host=ssh.host,
-                entry=entry,
+                entry=shlex.quote(entry),
+                login=_login_command(ssh, known),
                 port=f"-p {ssh.port} " if ssh.port not in (None, 22) else "",
                 user=ssh.user or "this user",
                 key=ssh.key_file or "the keys that it was offered",
-                file=f"-f {known} " if known else "",
+                file=f"-f {file} " if file else "",
                 known_hosts=known or "~/.ssh/known_hosts",
                 hint=_port_inside(ssh.host),
             )
             return kind(f"{ssh.place}: {told}\n{_end_of(words)}")
     return None
+
+
+def _login_command(ssh: SSHOptions, known_hosts: str | None) -> str:
+    """A login by hand, with the client and what it needs to find the host and its key."""
+    words = client_words()
+    if known_hosts is not None:
+        words += ["-o", f"UserKnownHostsFile={os.path.abspath(os.path.expanduser(known_hosts))}"]
+    if ssh.port is not None:
+        words += ["-p", str(ssh.port)]
+    return shlex.join([*words, f"{ssh.user}@{ssh.host}" if ssh.user else ssh.host])
+
+
+def _offending(words: str) -> tuple[str | None, str | None]:
+    """The entry of known_hosts that does not match, and its file, where OpenSSH names them: of an
+    alias, the entry has the name of the host."""
+    entry = re.search(r"Host key for (\S+) has changed", words)
+    file = re.search(r"Offending \S+ key in (.+):\d+", words)
+    return entry and entry[1], file and shlex.quote(file[1])
 
 
 def _port_inside(host: str) -> str:

@@ -19,6 +19,11 @@ LOGIN = 60.0
 LEARN = "accept-new"
 
 
+def client_words() -> list[str]:
+    """The ssh program of the user's choice, with its options: ENTANGLE_SSH_COMMAND, or ssh."""
+    return shlex.split(os.environ.get("ENTANGLE_SSH_COMMAND", "")) or ["ssh"]
+
+
 def check_word(option: str, value: object, door: str = "ssh") -> None:
     """Refuse what ssh or the shell over there would take for something else. Raises OptionError."""
     # A leading dash is an option to ssh; a line break ends a command over there.
