@@ -21,7 +21,7 @@ from typing import Any
 from entangle._records import queries
 from entangle._records.database import NAME, how_to_go_on, is_there, opened, patience, transaction
 from entangle._records.directory import segments_of
-from entangle._records.log_segment import OURS, OURS_COMING, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
+from entangle._records.log_segment import CANCELLED, OURS, OURS_COMING, SUFFIX, LogSegment, Newer, NotASegment, Unfinished, parse, read
 from entangle._records.retention import retain_now_and_then
 from entangle._records.retirements import ENDING, ingest_notes
 from entangle._records.task_versions import each_of
@@ -32,9 +32,6 @@ from entangle.errors import RecordsError
 
 #: States of a node whose run has ended.
 _STATES = {DONE: "done", FAILED: "failed", SKIPPED: "skipped", RUNNING: "stopped", READY: "waiting", WAITING: "waiting"}
-#: How the names of errors end that a cancelled run raises. Without their modules: those have moved
-#: since older segments were written.
-_CANCELLED = ("CancelledError", "KeyboardInterrupt", "interrupts.Terminated")
 
 #: type, size, SHA-256, text, whole.
 _Told = tuple[Any, Any, Any, Any, Any]
@@ -307,7 +304,7 @@ def state_of(tail: dict[str, Any] | None) -> str:
     error = tail.get("error")
     if not error:
         return "done"
-    return "cancelled" if error["type"].endswith(_CANCELLED) else "failed"
+    return "cancelled" if error["type"].endswith(CANCELLED) else "failed"
 
 
 def _task_key(connection: sqlite3.Connection, body: dict[str, Any]) -> int:

@@ -28,6 +28,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+#: How the names of errors end that a cancelled run raises. Without their modules: those have moved
+#: since older segments were written.
+CANCELLED = ("CancelledError", "KeyboardInterrupt", "interrupts.Terminated")
 #: The form of segments. A version of entangle that finds a newer form leaves it alone.
 FORM = 2
 #: How their files end. It stays: under another ending, the segments of older versions are lost.

@@ -22,7 +22,7 @@ from entangle._records import commit, surroundings, tags
 from entangle._records import task_versions as tasks
 from entangle._records.directory import find_directory, make_directory, recording, segments_of, whole_values
 from entangle._records.load import Load
-from entangle._records.log_segment import FORM, Writer
+from entangle._records.log_segment import CANCELLED, FORM, Writer
 from entangle._run import ObservedRun
 from entangle._run.history import History
 from entangle._shared import notes, printout
@@ -420,7 +420,9 @@ def _write_tail(run: ObservedRun, writer: Writer, root: str | None, load: list[A
             if "place" in stage:
                 stage["place"] = masked(stage["place"])
                 tail.setdefault("places", []).extend((number, stage["place"], "", 0))
-        failed = tail["error"] is not None and run.history.latest >= 0
+        # A stage may have failed with an item that was skipped, before somebody stopped the run.
+        ending = tail["error"]
+        failed = ending is not None and not ending["type"].endswith(CANCELLED) and run.history.latest >= 0
         columns = run.history.columns(failed, tail["error"] is None)
         if failed:
             tail["error"]["node"] = run.history.latest

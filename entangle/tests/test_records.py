@@ -1352,6 +1352,27 @@ def test_a_stage_of_a_stream_is_remembered_with_its_place() -> None:
         ]
 
 
+def test_a_stream_that_is_stopped_keeps_the_error_of_an_item_that_it_has_skipped() -> None:
+    from entangle import dataflow
+
+    def no(x: int) -> int:
+        if x == 2:
+            raise ValueError(f"no {x}")
+        return x
+
+    flow = dataflow.dataflow(executor="thread")(twice)(dataflow.dataflow(executor="thread")(no)())
+    stream = flow.stream(itertools.count(), on_error="skip")
+    for value in stream:
+        if value == (6,):
+            break
+    stream.close()
+    run = records.run("last")
+    assert run.state == "cancelled"
+    failed = next(node for node in run.nodes if node.items_failed)
+    assert failed.error is not None
+    assert (failed.error.type, failed.error.message, failed.state) == ("ValueError", "no 2", "done")
+
+
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_a_dataflow_that_fails_is_remembered_as_failed(executor: Any) -> None:
     from entangle import dataflow
