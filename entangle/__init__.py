@@ -16,45 +16,54 @@ What users import, each with a docstring of its own:
     process  thread  workflow  task   `from entangle.process import process`: how a function runs
     local  http  interpreter  ssh     where: `@local`, `@request`, `@interpreter`, `@ssh`
     docker  containers  on  place     and `@docker`, `@apptainer`, `@singularity`, `@on`, `@place`
+    slurm  aws  service  images       `@slurm`; `@aws` and what runs there; `@service`; images
     Cache                             what `cache=` counts, for how long, where values stay
     scheduler  limit                  with what: CPUs, GPUs, named limits
     dataflow  sources                 values pushed through functions, and streams
     gather  as_completed              many calls as one
     session  executor.Executor        warm workers
+    durable  attempt                  runs that go on after they were killed
     engine                            whole graphs on Dask or Ray
     joblib  dask                      in place of their own workers
     progress  tags  records           to see what runs, and what ran
+    testing  pytest_plugin            for tests of what users write
     errors                            every error
 
-Pages of these names are in the folder `docs` of the project; begin with docs/index.md.
+The documentation is in the folder `docs` of the project; begin with docs/index.md.
 
-For who works on it: the floors of the house from the ground up, and their rooms. Imports point
-down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows who imports whom::
+For contributors: the floors of the package from the ground up, and their rooms (folders). Imports
+point down only; `tests/test_floors.py` checks it, and `docs/architecture.md` shows who imports
+whom::
 
     errors                            every error, as one tree
     flow  cookies                     what can be run, and with what
     _shared/                          what all processes of a run share: table, store, pickling
     _depot/                           values that stay: what `cache=True` finds again
     _worker/                          what happens in a worker: the loop, delivery, joining a run
-    _watch/                           looking on from outside
+    _watch/                           looking at runs from outside
     _run/                             what happens in the caller: start, supervise, deadlines, run
     _warm/                            workers that outlive runs: sessions
     _tasks/  task                     what users hold: tasks, layers, calls; a call tree as a flow
     _remote/wire/                     both sides of a byte stream
-    _remote/agent/                    the far side: a Python that runs calls for somebody else
+    _services/mailbox                 both sides of a mailbox
+    _remote/agent/                    the far side: a Python that runs calls for another one
     _remote/transport/                how a far Python is started: ssh, docker, interpreter …
+    _services/far/                    the far side of services
     _remote/caller/                   the near side: channels, what is sent, what is printed
     _executors/                       executors as places of calls
     _dataflow/                        dataflows and streams
     _engines/                         whole graphs on other engines
+    _services/caller/                 the near side of services
+    _aws/                             a cloud
     process  thread  workflow …       doors: a signature, a docstring, a layer
-    ssh  docker  dataflow …           doors to other places, and of dataflows
-    dask  _dask/  joblib  _joblib/    in place of what people have: graphs of dask; joblib
+    ssh  docker  _images/  dataflow … doors to other places, and of dataflows
+    _testing/  testing …              for tests of what users write
+    dask  _dask/  joblib  executor …  in place of what people have: dask's, joblib's, Python's own
     records  _records/                what is remembered of runs
-    cli/  web/  examples/             people
+    cli/  web/  examples/             for people
 
-A lower floor that must tell a higher one declares a hook where it is called. This module fills in
-those that no door does.
+A lower floor that has to call a higher one declares a hook where it calls it. This module fills in
+the hooks that no door fills in.
 """
 
 from __future__ import annotations
@@ -118,7 +127,7 @@ if TYPE_CHECKING:
     V_co = TypeVar("V_co", covariant=True)
 
     class _CallOf(Protocol[V_co]):
-        """A call that gives the value in the end, as `await` says: one of an `async def` task, too,
+        """A call whose value, as `await` gives it, is of this type: also one of an `async def` task
         or of a workflow."""
 
         def __await__(self) -> Generator[Any, None, V_co]: ...
@@ -199,7 +208,7 @@ def _elsewhere() -> Elsewhere | None:
 
 
 def _keeping() -> Keeps | None:
-    """What keeps runs, where a block has been entered, or the body of a node that is kept runs."""
+    """What keeps runs, within a durable block or the body of a node that is kept; else None."""
     found: Any = sys.modules.get("entangle._tasks.durable")
     if found is None:
         engine: Any = sys.modules.get("entangle._worker.worker")
@@ -351,9 +360,9 @@ def gather(*calls: Call[V], return_exceptions: bool) -> Call[list[V | BaseExcept
 def gather(*calls: Any, return_exceptions: bool = False, **unknown: Any) -> Any:
     """A call whose value is the list of the values of these calls, which run in parallel.
 
-    With `return_exceptions`, a failure is a value in the list: of what depends on the failed task,
-    nothing runs, and the rest goes on. A failure still ends the run if some other way from it to
-    the value of the run does not lead through such a `gather`.
+    With `return_exceptions`, a failure becomes a value in the list: nothing that depends on the
+    failed task runs, and the rest goes on. A failure still ends the run if it also reaches the
+    value of the run by a path without such a `gather`.
 
     Raises ArgumentError if an argument is no call.
 
@@ -377,11 +386,11 @@ def as_completed(calls: Iterable[Any], timeout: float | None = None, **unknown: 
     """Run calls as one graph; gives a future of each as soon as it is done.
 
     What the calls share runs once. Each future has its `call`, and a `result()` that gives its
-    value or raises its error: the failure of one ends no other. The run begins with the first step
-    of the iteration. Leaving the iteration stops what is left of it.
+    value or raises its error: the failure of one does not end the others. The run begins with the
+    first step of the iteration. Leaving the iteration stops what is left of it.
 
-    Raises ArgumentError for what is no call. The iteration raises RunTimeoutException if not all
-    are done `timeout` seconds after it began.
+    Raises ArgumentError if an argument is no call. The iteration raises RunTimeoutException if not
+    all are done `timeout` seconds after it began.
 
         for future in entangle.as_completed([load(name) for name in names]):
             print(future.call, future.result())
@@ -397,7 +406,7 @@ def as_completed(calls: Iterable[Any], timeout: float | None = None, **unknown: 
 
 
 def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:
-    """Tag all runs that are called in the block. Tags are recorded with a run, and find it later.
+    """Tag all runs called in the block. Tags are recorded with a run; records are searched by them.
 
     Blocks nest; the inner one adds to the outer. Takes names and plain values.
 
@@ -410,13 +419,13 @@ def tags(**tags: str | int | float | bool) -> AbstractContextManager[None]:
 
 
 def progress() -> AbstractContextManager[None]:
-    """Show how far the runs in the block are, those that last over a second.
+    """Show the progress of the runs in the block that last longer than a second.
 
-    On a terminal, a line at the bottom says how much of each task is done, what has failed, and
-    how long the rest may take: what its tasks have taken so far, over how many run at once. In
-    Jupyter and marimo it is a table that moves. Where stderr is no terminal, as in a log or a
-    pipe, a line is written every ten seconds, or after a tenth of the run. At its end a last line
-    says how a run has ended.
+    On a terminal, a line at the bottom says how much of each task is done, what has failed, and how
+    long the rest may take, estimated from how long its tasks have taken so far and how many run at
+    once. In Jupyter and marimo it is a table that is updated in place. Where stderr is no terminal,
+    as in a log or a pipe, a line is written every ten seconds, or after a tenth of the run. A last
+    line says how a run has ended.
 
         with entangle.progress():
             flow()
@@ -431,23 +440,23 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
 
     - `workers`: the most worker processes that the runs have together. Left out, each run has as
       many as it would have without a session.
-    - `idle`: a worker that has had nothing to do for so long ends (seconds), and so does an agent
-      or a container, ten seconds later.
+    - `idle`: seconds without work after which a worker ends; agents and containers end ten seconds
+      later.
     - `max_memory`: a worker that has more memory of its own than this retires after a run: bytes,
       or a text such as "2GB".
 
     Bodies run as they do with `start="forkserver"`; a run whose arguments cannot be pickled is
     forked instead, if that is safe. After each run a worker puts back what bodies have changed:
     directory, environment, umask, signal handlers, streams, limits, warning filters, `sys.path`,
-    decimal context, locale and their like. Random generators are seeded anew. Globals of imported
-    modules stay as bodies have left them; functions of the script come with copies of
-    the script's for each run. Where what bodies leave goes on growing (threads,
-    child processes, descriptors, memory), or a module has changed on disk, a worker retires between
-    two runs, and another takes its place.
+    decimal context, locale and the like. Random generators are seeded anew. Globals of imported
+    modules stay as bodies have left them; functions of the script get a fresh copy of the script's
+    globals for each run. Where what bodies leave behind keeps growing (threads, child processes,
+    descriptors, memory), or a module has changed on disk, a worker retires between two runs, and
+    another takes its place.
 
-    A session within another one is that one, and may state nothing. With ENTANGLE_SESSION=1 in the
-    environment, the whole program is in a session. A forked child is in none. `async with` works as
-    well.
+    A session within another one is the outer one, and takes no options. With ENTANGLE_SESSION=1 in
+    the environment, the whole program is in a session. A forked child is in none. `async with`
+    works as well.
 
     Raises OptionError for options that make no sense.
 
@@ -461,20 +470,22 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
 
 
 def durable(name: str, busy: Literal["wait", "raise"] = "wait", sync: Literal["disk"] | None = None) -> Durable:
-    """Keep what the runs in a `with` block do, under a name: killed at any instant, they go on.
+    """Make the runs in a `with` block durable, under a name: killed at any moment, they can go on.
 
-    Entered again, by the program started anew, nodes that have ended well are not run again, also
-    those of runs that bodies make. What has failed runs again. A node that had begun and not ended
-    runs again if it has `retry` or `idempotent=True`, or is a workflow; else MayHaveRunError names
-    it and says how to decide. Where code was changed, what the change reaches runs again.
+    When the program is started again and enters the block, nodes that have ended well do not run
+    again, nor do those of runs that bodies make. What has failed runs again. A node that had begun
+    and not ended runs again if it has `retry` or `idempotent=True`, or is a workflow; else
+    MayHaveRunError names it and says how to decide. Where code has changed, whatever the change
+    affects runs again.
 
     - `busy`: where another process is in the run: "wait" until it has left, or "raise".
-    - `sync`: with "disk", outcomes survive a power failure, too: some ms a task, on most disks.
+    - `sync`: with "disk", outcomes survive a power failure, too. It costs some ms a task on most
+      disks.
 
     The runs that this thread begins count; other threads take the block along with
-    `contextvars.copy_context()`. In a block of the same name it is that one; in one of another name
-    it is a run of its own. A forked child is in none. `async with` works as well. `entangle
-    resume` lists what is unfinished.
+    `contextvars.copy_context()`. Within a block of the same name, it is that block; within one of
+    another name, a durable run of its own. A forked child is in none. `async with` works as well.
+    `entangle resume` lists what is unfinished.
 
     More: docs/durable.md.
 
@@ -490,10 +501,10 @@ def durable(name: str, busy: Literal["wait", "raise"] = "wait", sync: Literal["d
 
 
 def attempt() -> BodyAttempt:
-    """Within a body: its `number`, from 1, and a `key` that stays the same over attempts.
+    """The attempt that runs here: its `number`, from 1, and a `key` that all attempts share.
 
-    In a durable run both count over all times that the run was taken up. The key (32 hexadecimal
-    digits) is good for what a service takes as an idempotency key.
+    In a durable run the number goes on counting, and the key stays the same, however often the run
+    is taken up. The key (32 hexadecimal digits) can serve as the idempotency key of a request.
 
     Raises DurableError where no body runs.
 
@@ -511,7 +522,7 @@ def engine(address: str) -> EngineBlock:
     of a Ray cluster; or `ray`, the cluster that this machine is part of. The same tasks and calls
     become a graph of that engine: its scheduler places them, and values go from worker to worker.
     Errors, `retry`, deadlines, `return_exceptions`, progress and records are as in any run. Runs
-    that a body calls are ours again, on the machine of its worker.
+    that a body calls run on entangle's own engine again, on the machine of the body's worker.
 
     Other threads take the block along with `contextvars.copy_context()`. With ENTANGLE_ENGINE in
     the environment, all runs of the program go there. `async with` works as well.

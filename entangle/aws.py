@@ -55,14 +55,15 @@ def aws(
     bucket: str | None = None,
     **unknown: Any,
 ) -> Decorator:
-    """Say whose account of AWS a decorator above or below uses: @batch, @fargate, @lmbda, @ec2.
+    """Say which AWS account a decorator above or below uses: @batch, @fargate, @lmbda, @ec2.
 
     - `profile`: a profile of the files of the AWS command line.
     - `region`: by default that of the profile, or AWS_DEFAULT_REGION.
     - `keys`: an access key: its id and its secret, and perhaps the token of a session. They stay on
-      this machine. `keys=[]` is as if they were not said: boto3 searches for credentials.
+      this machine. `keys=[]` counts as left out: boto3 searches for credentials.
     - `role`: the ARN of a role to assume.
-    - `endpoint`: the address of something that answers in place of AWS; AWS_ENDPOINT_URL as well.
+    - `endpoint`: the address of a server that stands in for AWS; by default AWS_ENDPOINT_URL, if
+      set.
     - `bucket`: the bucket of S3 through which calls and values go; by default ENTANGLE_BUCKET.
 
     It runs nothing by itself. Credentials are not sent to where the function runs, and not
@@ -108,7 +109,7 @@ def batch(
 ) -> Decorator:
     """Run the function as a job of AWS Batch, with the layers below; its value comes back.
 
-    - `queue`: the job queue; needs not be said where there is only one.
+    - `queue`: the job queue; may be left out where there is only one.
     - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
       default `python:3.X-slim`, the caller's version.
     - `vcpus`, `memory` (MiB, or a text such as "2GB"), `gpus`: what a job has.
@@ -118,12 +119,12 @@ def batch(
     - `architecture`: "x86_64" or "arm64".
     - `env`: environment variables.
     - `time`: how long a job may run (seconds), where no layer below has a `timeout`. Batch itself
-      ends it, two minutes later at most.
+      ends the job, at most two minutes later.
 
-    A job definition is made for these options and used again. What is ready at once goes as one
-    array of up to 10,000 jobs, and no thread here waits. Batch never runs a job again by itself;
-    `retry` of a layer below submits one that died once more. Calls and values go through the bucket
-    of @aws, by addresses that are signed for single objects.
+    A job definition is made for these options and used again. Calls that are ready at the same time
+    go as one array of up to 10,000 jobs, and no thread here waits. Batch never runs a job again by
+    itself; `retry` of a layer below submits one that died once more. Calls and values go through
+    the bucket of @aws, by addresses that are signed for single objects.
 
     A cold call takes as long as Batch needs to start a container (seconds, or minutes where it
     starts a machine first) and about a second; there are no warm ones. If the caller dies, what
@@ -174,17 +175,18 @@ def fargate(
 ) -> Decorator:
     """Run the function as a task of ECS on Fargate, with the layers below; its value comes back.
 
-    - `ram` (MiB, or a text such as "2GB"), `cpu` (vCPUs): what a task has. It is the least of
-      Fargate's sizes that has both; where that is more, it is said once. By default 1 vCPU, 2 GB.
+    - `ram` (MiB, or a text such as "2GB"), `cpu` (vCPUs): what a task has. The smallest of
+      Fargate's sizes that has both is taken; where it is larger, a message says so once. By default
+      1 vCPU, 2 GB.
     - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
       default `python:3.X-slim`, the caller's version.
     - `cluster`: the cluster of ECS.
     - `subnets`, `security_groups`: by default those of the default network (VPC). The bucket and
-      the image must be reached from there: by a public address (`public_ip`), or by a gateway.
+      the image must be reachable from there: by a public address (`public_ip`), or by a gateway.
     - `spot`: cheaper capacity, which AWS may take back; `retry=1` of a layer below then submits the
       call again.
     - `execution_role`: the ARN of the role that fetches a private image and writes the log, which
-      is in the group /entangle/fargate of CloudWatch. Without it there is none.
+      is in the group /entangle/fargate of CloudWatch. Without this role there is no log.
     - `job_role`: the ARN of a role for what runs there. Entangle uses the bucket as that role where
       signed addresses would expire before the call ends; deploy/aws has the policy for that.
     - `architecture`: "x86_64" or "arm64".
@@ -192,7 +194,7 @@ def fargate(
     - `time`: how long a task may run (seconds), where no layer below has a `timeout`.
 
     A task definition is made for these options and used again. Each call is a task of its own, and
-    no thread here waits; where there is no room for it yet, it comes again. Calls and values go
+    no thread here waits; one for which there is no room yet is submitted again. Calls and values go
     through the bucket of @aws, by addresses that are signed for single objects.
 
     A cold call takes as long as Fargate needs to start a task (half a minute, or more for a large
@@ -268,9 +270,9 @@ def ec2(
     """Run the function on an instance of EC2, by ssh, with the layers below; its value comes back.
 
     The instance is launched by the first call, shared by all, and used again by later runs of this
-    user with the same options. It terminates itself `idle` seconds after its last call, whatever
-    has become of us; and if nobody has ever logged in, after `idle` or 5 minutes, whichever is more
-    (15 minutes for types of before Nitro, such as "t2.micro", whose console comes late).
+    user with the same options. It terminates itself `idle` seconds after its last call, even if the
+    caller has died; and if nobody has ever logged in, after `idle` or 5 minutes, whichever is more
+    (15 minutes for types older than Nitro, such as "t2.micro", whose console comes late).
 
     - `ami`: an image with cloud-init and a Python 3.10 or newer; by default the newest Debian.
     - `type`: the type of the machine.
@@ -289,9 +291,9 @@ def ec2(
     host keys that it prints on its console. Needs the extra `aws` and an ssh client.
 
     Raises OptionError here for bad options. Running a call raises UnreachableError where AWS
-    refuses something, has no such machine free or the quota is used up, or nothing lets us in;
-    ImageError, HostKeyError, LoginRefusedError, UnfitPythonError, and LinkLostError where the
-    instance ends during the call.
+    refuses something, has no such machine free or the quota is used up, or where port 22 cannot be
+    reached; ImageError, HostKeyError, LoginRefusedError, UnfitPythonError, and LinkLostError where
+    the instance ends during the call.
 
         @aws(profile="lab")
         @ec2(type="c7i.large", security_groups=["sg-0123456789abcdef0"])

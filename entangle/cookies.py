@@ -272,7 +272,7 @@ class CookieQueue:
         return self.size - bytes(self._held).count(0)
 
     def refill(self) -> None:
-        """Restore missing cookies and remove bytes that are none.
+        """Restore missing cookies and remove bytes that are no cookies.
 
         For the owner, while only the known holders of cookies use the queue.
         """
@@ -464,7 +464,7 @@ def reclaim_all() -> None:
 
 
 def place(path: str, body: bytes, spill: str) -> None:
-    """Create a file at `path` with all its bytes atomically. FileExistsError: there is one.
+    """Create a file with all its bytes, atomically. Raises FileExistsError if there is one.
 
     Where there is no room, the file lies in `spill`, and `path` is a symbolic link to it.
     """
@@ -541,7 +541,7 @@ def _bytes_in(fd: int) -> int:
 
 
 def _wait_for_bytes(fd: int, seconds: float) -> bool:
-    """Wait for a pipe to hold something. Whether it does."""
+    """Wait until a pipe holds something. Returns whether it does."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(fd, select.POLLIN)
@@ -581,7 +581,7 @@ def _without_proc(pid: int) -> int:
 
 
 def lives(holder: int) -> bool:
-    """Whether the process that `identity` has told is still there."""
+    """Whether the process with this `identity` is still there."""
     return identity(holder >> 32) == holder
 
 

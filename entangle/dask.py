@@ -24,7 +24,7 @@ def get(
     rerun_exceptions_locally: bool | None = None,
     **others: Any,
 ) -> Any:
-    """The values of keys of a graph of dask, whose tasks run in worker processes: a dask scheduler.
+    """Compute keys of a dask graph in worker processes: a scheduler for dask.
 
     `keys` is a key, or a list of keys and of such lists, for which the value is a tuple. Options
     are given to `compute` or to `dask.config.set`, as to dask's own schedulers:

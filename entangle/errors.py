@@ -132,7 +132,7 @@ class RequestError(EntangleError):
 
 
 class LambdaError(EntangleError):
-    """A function that stands in AWS Lambda has failed there. The fault of that function.
+    """A function of AWS Lambda has failed there. The fault of that function.
 
     The text has its error and the end of its log. `error_type` and `error_message` are what Lambda
     tells of the error, `stack` its lines there, `log` the end of the log (at most 4 KB), and

@@ -38,11 +38,10 @@ class Executor(futures.Executor):
     """Runs calls in warm worker processes, as `concurrent.futures.ProcessPoolExecutor` does.
 
     - `max_workers`: the most worker processes; by default as many as there are CPUs for this
-      process. They are started as they are needed, and end when they had nothing to do for a
-      minute.
+      process. They start when they are needed, and end after a minute without work.
     - `initializer`, `initargs`: called in each worker when it begins. If it fails, the executor is
       broken.
-    - `max_tasks_per_child`: a worker that has answered so many calls is replaced.
+    - `max_tasks_per_child`: a worker is replaced after this many calls.
     - `mp_context`: only one that names forkserver or spawn. Workers always come from a clean
       server.
 
@@ -116,7 +115,7 @@ class Executor(futures.Executor):
 
         What cannot be pickled is the error of the future. Raises BrokenExecutorError where a worker
         has died, RuntimeError after `shutdown` and in a forked child, ArgumentError for a future of
-        somebody else.
+        another executor.
         """
         try:
             return self._calls.submit(_body(fn), args, kwargs)
@@ -137,10 +136,10 @@ class Executor(futures.Executor):
         """Call the function for the items of the iterables; gives the values in their order.
 
         - `timeout`: seconds from this call on, after which the iteration raises TimeoutError.
-        - `chunksize`: how many items make one call. Left out, a worker takes as many at a time as
-          take some milliseconds together, and each is a call of its own.
-        - `buffersize`: how many items (or chunks, with `chunksize`) are taken from the iterables
-          ahead of the values that were asked for. Left out, all are taken at once.
+        - `chunksize`: how many items make one call. Left out, each item is a call of its own, and a
+          worker takes as many at a time as last some milliseconds together.
+        - `buffersize`: how many items (or chunks, with `chunksize`) may be taken from the iterables
+          before their values are asked for. Left out, all are taken at once.
 
         Leaving the iteration cancels what no worker has begun. Raises ValueError for a `chunksize`
         or `buffersize` below 1.

@@ -81,7 +81,7 @@ class Body(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        """Whether it is none of the user's: the ends of a dataflow, what makes a list of values."""
+        """Whether it is entangle's own: an end of a dataflow, or what makes a list of values."""
         return getattr(self.function, "of_entangle", False)
 
     def made_of(self) -> list[tuple[str, Any]]:
@@ -196,7 +196,7 @@ def copy_containers(value: Any, known: dict[int, Any] | None = None) -> Any:
     return made
 
 
-#: The fewest leaves that are a fan.
+#: A fan has at least this many leaves.
 LEAST_FAN = 16
 
 
@@ -356,7 +356,7 @@ class Flow:
         #: For the flow of one map alone: that of an earlier one of the same task, with as many
         #: items.
         self.pattern: Flow | None = None
-        #: What its workers write down of its nodes (`_depot/ledger.py`), in a durable run.
+        #: In a durable run, the ledger in which its workers record its nodes (`_depot/ledger.py`).
         self.ledger: Any = None
         #: All pools of its bodies.
         self.pools = sorted({pool for body in self.bodies for pool in body.pools})

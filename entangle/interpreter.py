@@ -51,9 +51,9 @@ def interpreter(function: Any = None, /, *, python: str | os.PathLike[str] | Non
     """Run the function in another Python of this machine: a version, or a virtual environment.
 
     `python` is the path of an interpreter, the directory of a virtual environment, or a name to be
-    found on PATH; by default it is the Python that runs the caller. Nothing needs to be installed
-    there. One such process starts on first use, serves all calls of this process, and ends with it.
-    The layers below run in it as they are.
+    found on PATH; by default, the Python that runs the caller. Nothing needs to be installed there.
+    One such process starts on first use, serves all calls of this process, and ends with it. The
+    layers below run in it as they are.
 
     Raises OptionError here where there is no such file; where another place has imported the task's
     module, only when a call is about to run there. Running a call raises UnfitPythonError for a

@@ -18,7 +18,7 @@ __all__ = ["register"]
 
 
 def register(make_default: bool = False) -> None:
-    """Make the backend "entangle" known to joblib, for the whole process.
+    """Register the backend "entangle" with joblib, for the whole process.
 
     Then `joblib.parallel_config(backend="entangle")`, `joblib.Parallel(backend="entangle")` and
     whatever uses joblib inside, as scikit-learn does, run on warm workers. With `make_default`, so

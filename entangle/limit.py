@@ -49,22 +49,22 @@ def limit(name: str, /, *, per_second: float, at_once: int | None = None, burst:
 def limit(
     name: str, /, *, at_once: int | None = None, per_second: float | None = None, burst: int | None = None, **unknown: Any
 ) -> Decorator:
-    """Let at most `at_once` functions with this limit run at once, or `per_second` begin a second.
+    """Let at most `at_once` functions of a limit run at once, or `per_second` begin each second.
 
     A limit has a name, and counts for the whole tree of processes that the first run has started:
-    nested runs, runs of several threads, functions that run in other places. Of a function in
-    another place the caller holds the limit. Give `at_once` (a whole number), `per_second` (a
-    number above 0, may be a fraction), or both. After a pause up to `burst` functions may begin
-    one right after the other (1 unless said). Each attempt of a function with `retry` counts as
-    one, and the pause before it does not.
+    nested runs, runs of several threads, functions that run in other places. For a function in
+    another place, the caller holds the limit. Give `at_once` (a whole number), `per_second` (a
+    number above 0, may be a fraction), or both. After a pause up to `burst` functions may begin one
+    right after the other (1 unless said). Each attempt of a function with `retry` counts; the pause
+    before it does not.
 
     A function that waits for a nested run lends its place meanwhile, so a limit of 1 never
     deadlocks. Several limits on one function, and @scheduler, are taken together or not at all.
-    Waiting takes no CPU and no process each. Stands above or below @process, @thread, @workflow,
-    @dataflow and decorators of other places.
+    Functions that wait take no CPU and no process. Stands above or below @process, @thread,
+    @workflow, @dataflow and decorators of other places.
 
     Raises OptionError here for a bad option, and for two functions that give one name other
-    figures; for those that are seen together only when they run, their run raises it.
+    figures; if these meet only when they run, their run raises it.
 
         @limit("db", at_once=5)
         @process

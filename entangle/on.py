@@ -54,21 +54,22 @@ def on(executor: futures.Executor | Callable[[], futures.Executor], /, **unknown
     all tasks that name that function, and ends with the run, or with the session around it.
 
     A call that is under way costs no thread here: ten thousand are ten thousand futures. What the
-    decorators above state is kept here: `timeout` counts from when the executor says that the call
-    runs, and then cancels its future; `retry` submits it once more. A body that runs already cannot
-    be stopped: it runs on there, and its value is dropped. What stands below travels with the
-    function, and is enforced there.
+    decorators above state is enforced here: `timeout` counts from when the executor says that the
+    call runs; when it has passed, the future is cancelled. `retry` submits the call once more. A
+    body that runs already cannot be stopped: it runs on there, and its value is dropped. What
+    stands below travels with the function, and is enforced there.
 
     Dask's executor never says that a call runs: `timeout` counts from when it was submitted. It
-    runs a call again when a worker is lost with it, so tasks are refused there that say neither
-    `idempotent=True` nor `retry=`.
+    runs a call again when a worker is lost with it, so a task with neither `idempotent=True` nor
+    `retry=` is refused there.
 
     The executor gets a function of this package and bytes, so closures and lambdas travel whatever
     its own pickler can do, and the package must be installed where it runs. Threads get the
-    arguments as they are. A cold call takes what the executor's does and some milliseconds to
-    import this package there; a warm one some tenths of a millisecond more than its own `submit`.
-    If the caller dies, what its executor leaves behind is the executor's affair: the processes of a
-    ProcessPoolExecutor whose program is killed live on, those of entangle's own Executor do not.
+    arguments as they are. A cold call takes as long as a cold call of the executor, and some
+    milliseconds to import this package there; a warm one, some tenths of a millisecond more than
+    the executor's own `submit`. If the caller dies, what its executor leaves behind is up to the
+    executor: the processes of a ProcessPoolExecutor whose program is killed live on, those of
+    entangle's own Executor do not.
 
     Raises OptionError here for what is no executor. Running a call raises what the function raises,
     UnpicklableError for what cannot travel, ProcessTerminatedException where the executor is broken

@@ -75,7 +75,7 @@ class SeveralHosts(Far):
 
 
 class Nowhere(Layer):
-    """In place of the layer of a place that no file speaks of: an error when a call is to run."""
+    """The layer of a place that no file defines: raises an error when a call is about to run."""
 
     carrier = HERE
     ships = True
@@ -100,7 +100,7 @@ class Nowhere(Layer):
 def place(name: str, /, **unknown: NoReturn) -> Decorator:
     """Run the function in the place of this name, with the layers below; its value comes back.
 
-    What the name stands for is said in `pyproject.toml`, in `[tool.entangle.places.NAME]`, or in
+    What the name stands for is defined in `pyproject.toml`, in `[tool.entangle.places.NAME]`, or in
     `entangle.toml`, in `[places.NAME]`: the nearest upward from the program's script, else from the
     working directory. `~/.config/entangle/entangle.toml` adds places of this machine. A table has
     the `kind` (ssh, docker, apptainer, singularity, slurm, interpreter or local) and options of the
@@ -108,14 +108,14 @@ def place(name: str, /, **unknown: NoReturn) -> Decorator:
     first that can be reached is used, and is remembered while the program runs; `entangle places`
     lists what is known, and `entangle places check NAME` tries it.
 
-    A call costs what it costs by that decorator, and leaves behind what that leaves. The hosts that
-    cannot be reached add the time in which they do not answer (by ssh 15 seconds at most), once in
-    each process.
+    A call costs what it costs with that decorator, and leaves the same behind. A host that cannot
+    be reached adds the time until it is given up (by ssh, at most 15 seconds), once in each
+    process.
 
-    Raises OptionError here for a name that the files do not have, and for a table that cannot be
-    right. Where there is no such file at all, running a call raises it: a module may be imported on
-    other machines. Running a call raises what that decorator says, and UnreachableError with the
-    reason of each host where none can be reached.
+    Raises OptionError here for a name that the files do not have, and for a table with a mistake.
+    Where there is no such file at all, running a call raises it: a module may be imported on other
+    machines. Running a call raises what that decorator raises, and UnreachableError with the reason
+    of each host where none can be reached.
 
         @place("gpu-box")
         @process

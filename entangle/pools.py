@@ -1,4 +1,4 @@
-"""Pools: what a function needs a cookie of before its body begins.
+"""Pools: before its body begins, a function needs a cookie of each of its pools.
 
 `@scheduler`, `@local` and `@limit` give a task pools. A pool has a kind, which says what its
 cookies stand for, and a name. All processes of a tree take from the same pool.
@@ -16,8 +16,8 @@ from entangle.errors import OptionError
 
 #: What the cookies of a pool stand for: a place in a named limit, a CPU, or the right to begin once
 #: (a token, which is used up). This is also the order in which a body takes them. Tokens come last:
-#: between a token and the begin of the body there must be no wait. Devices are no pool: a worker
-#: has the cookie of its device before it takes a node (`_worker/serving.py`).
+#: nothing may wait between taking a token and beginning the body. Devices are no pool: a worker has
+#: the cookie of its device before it takes a node (`_worker/serving.py`).
 PLACES, CPUS, TOKENS = range(3)
 
 
@@ -165,9 +165,9 @@ def compare(bodies: Iterable[tuple[str, tuple[Pool, ...]]]) -> dict[str, tuple[s
 
 
 def agree(directory: str, name: str, task: str, pools: tuple[Pool, ...], replace: bool) -> None:
-    """Hold the figures of a limit against those that the process tree has used so far.
+    """Compare the figures of a limit with those that the process tree has used so far.
 
-    They are noted in `directory`; `replace`: other figures of before count no more. Raises
+    They are noted in `directory`; with `replace`, earlier figures no longer count. Raises
     OptionError.
     """
     import json

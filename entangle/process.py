@@ -101,9 +101,10 @@ def process(
     - `wait`: seconds from the start of the first argument until all arguments are there.
     - `retry`: the number of further attempts, `sleep` seconds apart. Each pause is `backoff` times
       the last, plus up to `jitter` seconds.
-    - `on`: the exceptions that are tried again; a killed process is a ProcessTerminatedException.
-    - `cache`: remember the value by the function's code and arguments, for other processes and
-      other days. `entangle.Cache(…)` says what counts, for how long, and where it stays.
+    - `on`: the exceptions after which it is tried again; a killed process is a
+      ProcessTerminatedException.
+    - `cache`: remember the value by the function's code and arguments, across processes and days.
+      `entangle.Cache(…)` says what counts, for how long, and where it stays.
     - `idempotent`: the body may run again where nobody can know whether it has ended: where an
       engine loses a value. `retry` says so too.
     - `fresh`: run in a new process, which ends with the body.

@@ -65,9 +65,11 @@ __all__ = [
 
 @edge
 def place() -> str:
-    """The directory in which a run is remembered that is called here and now.
+    """The directory in which a run that is called here and now is remembered.
 
-    print(records.place())
+    It need not exist yet.
+
+        print(records.place())
     """
     return find_directory()
 
@@ -89,6 +91,7 @@ def runs(
     done, failed, cancelled, killed or running. `tags` are tags that a run must have. `since` is a
     time (seconds since 1970, or a datetime). Runs that were called in the bodies of others are left
     out unless `nested`.
+
     Raises RecordsError where the records cannot be read.
 
         for run in records.runs(state="failed"):
@@ -104,7 +107,7 @@ def run(run_id: str = "last") -> Run:
     """A run by its id, or by the beginning of its id; `last` is the latest. Raises RecordsError
     where no run fits, or several do.
 
-    print(records.run("last").to_mermaid())
+        print(records.run("last").to_mermaid())
     """
     return record_of(find_run(find_directory(), run_id))
 
@@ -114,7 +117,7 @@ def hash_of(value: Any) -> str:
     """The hash by which a value is remembered: the SHA-256 of its pickle, in hex. Raises what
     pickling it raises.
 
-    records.hash_of(42) == node.value.hash
+        records.hash_of(42) == node.value.hash
     """
     import hashlib
 
@@ -128,8 +131,8 @@ def made(value_hash: str) -> list[Node]:
     """The nodes that made a value of this hash (hex), the latest first. Raises RecordsError for
     what is no hash.
 
-    for node in records.made(records.hash_of(result)):
-        print(node.run.id, node.name, [input.argument for input in node.inputs])
+        for node in records.made(records.hash_of(result)):
+            print(node.run.id, node.name, [input.argument for input in node.inputs])
     """
     try:
         digest = bytes.fromhex(value_hash)
@@ -149,7 +152,7 @@ def forget(run_id: str) -> None:
     """Remove a run, and the runs called in it, from the records. Raises RecordsError where there is
     no such run, or it is still running.
 
-    records.forget(records.run("last").id)
+        records.forget(records.run("last").id)
     """
     directory = find_directory()
     forget_run(directory, to_be_forgotten(directory, run_id))
@@ -191,7 +194,7 @@ def clear_graph(address: str) -> None:
     """Remove everything that any entangle has ever sent to that Gremlin server. Raises GraphError
     where the server fails.
 
-    records.clear_graph("ws://localhost:8182/gremlin")
+        records.clear_graph("ws://localhost:8182/gremlin")
     """
     from entangle._records.gremlin import clear
 
@@ -203,7 +206,7 @@ def take_home(run_ids: list[str]) -> list[bytes]:
     """The log segments of runs of this machine that are over and not ingested yet. They are removed
     here: whoever absorbs them has the records then.
 
-    channel.send(records.take_home([run.id]))
+        channel.send(records.take_home([run.id]))
     """
     return take_segments(find_directory(), run_ids)
 

@@ -166,11 +166,11 @@ def scheduler(
     function that waits for a nested run lends its cookies meanwhile. Stands above or below
     @process, @thread and @workflow.
 
-    With `gpus`, the function needs that many GPUs, and runs in a process that CUDA_VISIBLE_DEVICES
-    (and HIP_VISIBLE_DEVICES, ROCR_VISIBLE_DEVICES) show these alone, before it loads anything.
-    `share=4` lets four such functions use a GPU at a time. The process serves these GPUs for life:
-    what it has compiled and loaded there, the next call finds. With `gpus` and no `cpus`, it needs
-    no cookie for a CPU.
+    With `gpus`, the function needs that many GPUs, and runs in a process that sees these alone:
+    CUDA_VISIBLE_DEVICES, HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES are set before it loads
+    anything. `share=4` lets four such functions use a GPU at a time. The process serves these GPUs
+    for life: the next call finds what was compiled and loaded there. With `gpus` and no `cpus`, it
+    needs no cookie for a CPU.
 
     `impl` is the dotted name of another scheduler's class, imported here: its
     `register(self, f, cpus=12)` gives a callable around `f`.

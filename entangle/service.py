@@ -1,6 +1,6 @@
-"""@service: the body runs where a service of your own has it run.
+"""@service: the body runs as a job of a service that you describe yourself.
 
-`Service` is what such a service is derived from; `docs/services.md` tells how.
+Derive the description from `Service`; docs/services.md says how.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["OVER", "PENDING", "RUNNING", "Limits", "Service", "State", "Submissi
 
 
 def service(through: Service, /, *, mailbox: str | os.PathLike[str] | None = None, **unknown: Any) -> Decorator:
-    """Run the function where this service has it run.
+    """Run the function as a job of this service, with the layers below; its value comes back.
 
     `mailbox` is a folder that both sides see, in which calls and their outcomes lie; by default
     ENTANGLE_MAILBOX, else `~/.local/state/entangle/mailbox`. Nothing of entangle needs to be
@@ -29,9 +29,10 @@ def service(through: Service, /, *, mailbox: str | os.PathLike[str] | None = Non
     and a call that has not begun never does. The layers below run there as they are; `retry` holds
     for jobs that die as well.
 
-    Raises OptionError. Running a call raises UnreachableError and StoreFullError for the mailbox
-    and for the service, UnfitPythonError for the Python there, ProcessTerminatedException with the
-    platform's reason and the end of the log where a job dies, and what the function raises.
+    Raises OptionError here for bad options. Running a call raises UnreachableError and
+    StoreFullError for the mailbox and for the service, UnfitPythonError for the Python there,
+    ProcessTerminatedException with the platform's reason and the end of the log where a job dies,
+    and what the function raises.
 
         @service(MyCluster(queue="short"), mailbox="/shared/me")
     """

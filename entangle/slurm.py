@@ -94,9 +94,9 @@ def slurm(
     An allocation is one job of Slurm's that takes many calls: it holds a Python, which is started
     once and stays for the calls of the run. Nothing needs to be installed there.
 
-    - `time`: the walltime of an allocation: seconds, a timedelta, or a text of Slurm's
-      ("1:00:00", "2-00:00:00"). Where it is not said, the `timeout` of a layer below and a minute.
-      Calls that would not fit into what is left go to the next allocation.
+    - `time`: the walltime of an allocation: seconds, a timedelta, or a text of Slurm's ("1:00:00",
+      "2-00:00:00"). By default the `timeout` of a layer below, plus a minute. Calls that would not
+      fit into what is left go to the next allocation.
     - `cpus`: CPUs on each node, and how many calls it takes at once.
     - `memory`: on each node: bytes, or a text such as "4G".
     - `nodes`: nodes of one allocation; each has a Python of its own, and calls go where the fewest
@@ -104,7 +104,8 @@ def slurm(
     - `jobs`: allocations at once, at most. One more is asked for when calls wait; one that has had
       no call for a minute, or for the `idle` of a session, is given back.
     - `partition`, `gres`, `account`, `qos`, `constraint`: as Slurm has them.
-    - `setup`: lines of the shell before the Python starts, such as "module load python".
+    - `setup`: shell commands, one a line, that run before the Python starts, such as "module load
+      python".
     - `options`: further options of `salloc`, as {"reservation": "tests", "exclusive": True}.
     - `python`: the interpreter there, 3.10 or newer.
     - `detached`: no allocation, but a job a call, by `sbatch --no-requeue`; what is ready at once
@@ -112,20 +113,20 @@ def slurm(
     - `mailbox`: of detached calls: a folder that the nodes see as well, for calls, values, scripts
       and logs; by default ENTANGLE_MAILBOX, else `~/.local/state/entangle/mailbox`.
 
-    A warm call takes well under a millisecond beside what the body does; a cold one as long as
-    Slurm needs to grant an allocation, then half a second. Where it waits longer than a moment, the
+    A warm call takes well under a millisecond besides what the body takes; a cold one as long as
+    Slurm needs to grant an allocation, and half a second. Where it waits longer than a moment, the
     run says why.
 
     Allocations end with the run, in a session with the session. When the caller dies, they are
     given back at once, and within a minute if all its processes here are killed.
 
     A detached call takes as long as Slurm needs to start a job, and a second. Ten thousand of them
-    cost no thread here, and all are asked for by one `squeue`. Their jobs outlive a caller that
+    cost no thread here, and one `squeue` asks about all of them. Their jobs outlive a caller that
     dies, up to their walltime. One that ends without an outcome is a ProcessTerminatedException, or
     a ProcessTimeoutException after the walltime, with Slurm's reason, the script and the log; with
     `retry` below, it is submitted again.
 
-    Raises OptionError here for bad options, and where neither `time` nor a `timeout` is said.
+    Raises OptionError here for bad options, and where neither `time` nor a `timeout` is given.
     Running a call raises UnreachableError where Slurm refuses the allocation or is not there,
     UnfitPythonError, and LinkLostError where the job ends during the call, with its number, its
     node and Slurm's reason: TIMEOUT, OUT_OF_MEMORY, NODE_FAIL, PREEMPTED, CANCELLED.

@@ -87,9 +87,9 @@ def ssh(
       hosts, or False for no check.
     - `transport`: "openssh" (the ssh program; the default where there is one) or "paramiko".
 
-    Raises OptionError here for bad options, and when a call is run for a key that is missing.
-    Running a call raises UnreachableError, HostKeyError, LoginRefusedError, UnfitPythonError and
-    LinkLostError; each says what to do.
+    Raises OptionError here for bad options. Running a call raises OptionError for a key that is
+    missing, UnreachableError, HostKeyError, LoginRefusedError, UnfitPythonError and LinkLostError;
+    each says what to do.
 
         @ssh(host="miko", user="me")
         @process

@@ -219,7 +219,7 @@ class Task(_Arguments[P, R]):
         def starmap(self, pairs: Any, /, *, chunksize: int | None = None, **unknown: Any) -> Call[list[R]]:
             """A call whose value is the list of the values for each tuple of arguments in `pairs`.
 
-            As `map`, whose items are single arguments.
+            Like `map`, but each item is a tuple of arguments.
 
                 power.starmap([(2, 3), (3, 2)])()
             """

@@ -86,8 +86,8 @@ def thread(
     """Run the function in a worker thread of the calling process: for what waits, not computes.
 
     The options are those of @process, without `fresh`. A thread cannot be killed: after `timeout`
-    seconds the caller gets ThreadTimeoutException, the body runs on, and its value is dropped. Nor
-    are the programs killed that the body has started: only a worker process could take them with
+    seconds the caller gets ThreadTimeoutException, the body runs on, and its value is dropped.
+    Programs that the body has started are not killed either: only a worker process takes them with
     it.
 
     Raises OptionError here for bad options. Running a call raises what the function raises,

@@ -1,10 +1,10 @@
 """A bucket of tokens: so many bodies may begin each second, in the whole process tree.
 
-One number in a file that all processes map is all there is to it: the time at which the bucket will
-be full again (the "theoretical arrival time" of the generic cell rate algorithm, ITU-T I.371). A
-token may be taken if that is at most `burst - 1` intervals ahead; taking one adds an interval. One
-write of eight bytes changes it, so a process may be killed at any instruction: at worst its token
-is used up. Times are those of CLOCK_MONOTONIC, which all processes of a machine share.
+It is one number in a file that all processes map: the time at which the bucket will be full again
+(the "theoretical arrival time" of the generic cell rate algorithm, ITU-T I.371). A token may be
+taken if that is at most `burst - 1` intervals ahead; taking one adds an interval. One write of
+eight bytes changes it, so a process may be killed at any instruction: at worst its token is used
+up. Times are those of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 from __future__ import annotations

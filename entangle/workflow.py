@@ -38,7 +38,7 @@ class Workflow(Layer):
 
 
 class Listed(Protocol):
-    """What any object is but a call, to type checkers."""
+    """To type checkers, any object but a call."""
 
     def __dir__(self) -> Iterable[str]: ...
 
@@ -83,7 +83,7 @@ def workflow(function: Any = None, /, *, graph: str | None = None, **unknown: An
 
     The body runs where the workflow's call is run. It may also return a plain value. Arguments that
     are calls are run first, in parallel. `graph` is the address of a Gremlin server (`ws://…`,
-    `wss://…`) that gets the records of its runs.
+    `wss://…`) that gets the records of the workflow's runs.
 
     Raises OptionError here for bad options.
 

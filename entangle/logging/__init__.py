@@ -1,4 +1,4 @@
-"""Logging set up in one line, for programs with no wishes of their own.
+"""Logging set up in one line, for programs that need nothing special.
 
 Importing one of these modules configures the root logger, and gives the standard library's
 `logging`:
