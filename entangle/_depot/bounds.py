@@ -1,7 +1,7 @@
 """How much a depot may hold, and for how long.
 
 By default 10 GiB, and values that were used in the last 90 days. ENTANGLE_DEPOT_SIZE (bytes, or as
-"500M", "20G") and ENTANGLE_DEPOT_AGE (seconds, or as "12h", "30d") say otherwise; "0" is no bound.
+"500M", "20G") and ENTANGLE_DEPOT_AGE (seconds, or as "12h", "30d") override these; "0" is no bound.
 """
 
 from __future__ import annotations

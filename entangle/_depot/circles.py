@@ -1,8 +1,9 @@
 """Circles: bodies that wait for each other's keys, in several processes.
 
-One that computes a key and waits for another key says so where the others can read it. Who finds
-that it waits for itself, by way of others, computes the value that it wants without the right to.
-Of a circle that is the one which wants the least key, so that one of them computes twice, not all.
+A body that computes a key and waits for another key says so where the others can read it. If it
+finds that it waits for itself, by way of others, it computes the value that it wants without the
+right to. In a circle, only the body that wants the least key does so: one value is computed twice,
+not all.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ class Wait(NamedTuple):
     around: tuple[str, ...]
 
     def written(self) -> bytes:
-        """As it is said to others."""
+        """The bytes that others read."""
         return json.dumps({"wants": self.wants, "around": self.around}).encode()
 
 
 def read_wait(text: bytes) -> Wait | None:
-    """What was said; None where that is damaged."""
+    """What another has written; None where that is damaged."""
     try:
         told = json.loads(text)
         return Wait(str(told["wants"]), tuple(map(str, told["around"])))

@@ -38,7 +38,7 @@ from entangle.errors import DepotError
 
 #: A file of more bytes is mapped, and its checksum compared once a boot.
 _LARGE = 256 * 1024
-#: The time of the last use is noted once in so many seconds.
+#: The time of the last use is noted at most once in this time (seconds).
 _NOTED_EVERY = 60.0
 
 
@@ -48,7 +48,7 @@ class DirectoryDepot:
     Its methods raise OSError where the directory cannot be used.
     """
 
-    #: Those who wait for a value look again at least once in so many seconds.
+    #: Whoever waits for a value looks again at least this often (seconds).
     looks_again = 0.02
 
     def __init__(self, path: str, secret: bytes) -> None:
@@ -233,7 +233,7 @@ class DirectoryDepot:
         return said
 
     def waits(self) -> list[Wait]:
-        """What others wait for, who compute a key."""
+        """What others that compute a key wait for."""
         found = []
         for name in os.listdir(os.path.join(self._path, "waits")):
             path = os.path.join(self._path, "waits", name)

@@ -36,8 +36,8 @@ from entangle._shared.state_directory import find_directory, make_directory_of_s
 from entangle.errors import DurableError
 
 _LEDGER = re.compile(r"ledger\.(\d+)")
-#: How long workers of a process that is gone may take to end, for one that does not want to wait
-#: (seconds).
+#: How long workers of a process that is gone may take to end, where the caller does not want to
+#: wait (seconds).
 _ENDING = 5.0
 
 

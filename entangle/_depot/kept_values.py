@@ -68,7 +68,7 @@ def value_of(directory: str, node: bytes, outcome: Any) -> Any:
 
 
 def is_there(directory: str, node: bytes, outcome: Any) -> bool:
-    """Whether an outcome can be had: its file may have been removed."""
+    """Whether an outcome can be read: its file may have been removed."""
     return bytes(outcome[TIMES.size : TIMES.size + 1]) == _HERE or os.path.exists(_path(directory, node))
 
 
@@ -78,7 +78,7 @@ def in_ledger(outcome: Any) -> bool:
 
 
 def sync_directory(path: str) -> None:
-    """Have the names in a directory on disk."""
+    """Write the names in a directory to disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

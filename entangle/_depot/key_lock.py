@@ -4,8 +4,8 @@ A file that the holder locks (flock). The kernel drops the lock when the holder 
 the holder starts does not inherit it (close-on-exec), and a child that it forks closes it at once:
 else the lock would outlive a holder that is killed, for as long as its children live.
 
-The holder removes the file. Who has locked a file looks whether it still has its name: another may
-have removed it in between, and a third made a new one.
+The holder removes the file. So after locking a file, check that it still has its name: another
+process may have removed it in between, and a third may have made a new one.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Ledger:
     def __init__(self, path: str, to_disk: bool, alive: str | None = None) -> None:
         """Open it. Raises OSError; and DurableError where the run has been taken up since.
 
-        `alive`: a file of which this process holds a shared lock as long as the ledger is open. Who
-        takes up the run waits until there is none: no body of before runs on.
+        `alive`: a file of which this process holds a shared lock as long as the ledger is open.
+        Whoever takes up the run waits until no process holds it: then no earlier body is running.
         """
         self.path = path
         self._to_disk = to_disk

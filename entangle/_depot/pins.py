@@ -5,8 +5,8 @@ or directory at that path, so no pin outlives what needs it. On another machine,
 that path, it ends 30 days after its owner last pinned anything.
 
 In a directory, an owner has a file: its head, then the keys, each written with one append. The lock
-`pinning` is held while keys are added, and by who removes values while it removes some. So a value
-that is there after its key was pinned stays.
+`pinning` is held while keys are added, and while values are removed. So a value that is there after
+its key was pinned stays.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from entangle._depot.key_lock import held_for_a_moment
 
-#: Pins of an owner on another machine end so long after the last of them was made (seconds).
+#: Pins of an owner on another machine end this long after the last of them was made (seconds).
 ELSEWHERE = 30 * 86400.0
 
 
@@ -94,7 +94,7 @@ class DirectoryPins:
         return {key: sorted(set(owners)) for key, owners in found.items()}
 
     def seen(self) -> object:
-        """What changes when a pin is added or ends, for who has read them."""
+        """Changes when a pin is added or ends: a reader compares it with what it saw last."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             return sorted((entry.name, entry.stat().st_size) for entry in entries)
         return []

@@ -25,13 +25,15 @@ from entangle._shared.tracebacks import passes_on
 from entangle._shared.value_files import pickled
 from entangle.errors import DepotError, UnpicklableError
 
-#: One that waits looks again after so many seconds at first, then less often, as the depot says.
-#: It looks more often whether it was cancelled.
+#: A body that waits looks for the value after this time at first (seconds), then less often, as the
+#: depot says. It checks more often whether it was cancelled.
 _FIRST, _CHECKS = 0.0005, 0.02
 
-#: One that waits for so long looks whether it waits for itself, and again after as long (seconds).
+#: After waiting this long, a body checks whether it waits for itself, and again after as long
+#: (seconds).
 _CIRCLES = 0.25
-#: What it says of that is said anew after so long: in a store it ends after a minute.
+#: What it has said of its wait is said anew this often (seconds): in a store it ends after a
+#: minute.
 _SAID = 30.0
 
 #: The keys that the bodies around this one compute, in this process and in those that wait for it.
@@ -61,18 +63,18 @@ def remembered(
 ) -> Any:
     """The value under a key, else what `compute` gives, which is then kept.
 
-    `expire`: an older value (seconds) is computed anew. What a body itself needs of its own key is
-    computed each time. While another process computes it, this one waits in `waiting()`, and calls
-    `check` now and then, which may raise. `seen` is told of the value that was found, or None for
-    one that is computed. Raises what `compute` raises, and DepotError for a value
-    that is not signed as it has to be.
+    `expire`: an older value (seconds) is computed anew. Where a body itself asks for its own key,
+    that value is computed each time. While another process computes it, this one waits in
+    `waiting()`, and calls `check` now and then, which may raise. `seen` is told of the value that
+    was found, or None for one that is computed. Raises what `compute` raises, and DepotError for a
+    value that is not signed as it has to be.
     """
     found = look(depot, key, expire)
     if found is not None:
         seen(found.about)
         return found.value
     around = computing.get()
-    if key in around:  # to wait for a body that waits for this one would take for ever
+    if key in around:  # that body waits for this one: waiting for it would never end
         return compute()
     lock, found = _alone(depot, key, expire, waiting, check)
     seen(found.about if found is not None else None)
@@ -170,7 +172,7 @@ def _alone(
 
 
 class _Circle:
-    """What one that waits says to others, and learns of them; nothing where no body around it
+    """What a waiting body says to others, and learns from them; nothing where no body around it
     computes a key, since nobody can wait for it then."""
 
     def __init__(self, depot: Any, key: str) -> None:

@@ -10,9 +10,10 @@
 
 There is no kernel that drops the lock of a process that dies, so the right to compute a key is a
 lease: its holder renews it, and it ends a minute after the last time. A lease is made under a name
-that must not exist (If-None-Match: the first writer wins). Who finds one that has ended makes the
-next number, so two who find it cannot both have it. Clocks that differ by more than half a minute
-can let two processes compute one key. In S3 the first value put is then the one that stays.
+that must not exist (If-None-Match: the first writer wins). A process that finds one that has ended
+makes the next number, so two that find it cannot both get it. Clocks that differ by more than half
+a minute can let two processes compute one key. In S3 the first value put is then the one that
+stays.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _AT_ONCE = frozenset(("memory", "s3", "s3a", "gs", "gcs", "abfs", "az"))
 class RemoteDepot:
     """Values behind a URL. Its methods raise OSError where that cannot be used."""
 
-    #: Those who wait for a value look again once in so many seconds: requests to S3 cost money.
+    #: Whoever waits for a value looks again this often (seconds): requests to S3 cost money.
     looks_again = 0.02
 
     def __init__(self, url: str, secret: bytes) -> None:
@@ -173,7 +174,7 @@ class RemoteDepot:
         return Said(self._files, path)
 
     def waits(self) -> list[Wait]:
-        """What others wait for, who compute a key. What they have said ends after a minute."""
+        """What others that compute a key wait for. What they have said ends after a minute."""
         found = []
         for path in self._listed(self._path("waits")):
             until = path.rpartition("/")[2].partition("-")[0]
@@ -189,8 +190,8 @@ class RemoteDepot:
     def pin(self, owner: Owner, keys: Sequence[str]) -> None:
         """Keep the values of keys from eviction and removal, as long as `owner.path` is there.
 
-        A key may be pinned before it has a value. Nothing here keeps who trims at this moment from
-        removing a value that was not pinned when it looked.
+        A key may be pinned before it has a value. A process that is trimming at this moment may
+        still remove a value that was not pinned when it looked.
         """
         whole = json.dumps({**head_of(owner), "keys": list(keys)}).encode()
         self._write(self._path("pins", name_of(owner), f"{time.time_ns()}-{os.urandom(4).hex()}"), whole)
@@ -298,7 +299,7 @@ class Said:
         self._files, self._path = files, path
 
     def give(self) -> None:
-        """Do not say it any more."""
+        """Take it back."""
         with contextlib.suppress(OSError):
             _asked(lambda: self._files.rm_file(self._path))
 

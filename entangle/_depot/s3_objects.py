@@ -31,7 +31,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class Changed(OSError):
-    """The object is not the one that was seen, or gone."""
+    """The object is not the one that was seen, or it is gone."""
 
 
 class S3Objects:
@@ -157,7 +157,7 @@ def _below(path: str, page: dict[str, Any]) -> Iterator[str]:
 
 @functools.lru_cache(maxsize=16)
 def _client(place: str, pid: int) -> Any:
-    """A client of this process: connections of another are not for it."""
+    """A client of this process: a forked child must not use its parent's connections."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError

@@ -1,10 +1,10 @@
 """Keeping a depot within its bounds: what was not used for longest goes first.
 
-Nobody asks for it. Whoever puts a value adds its size, in blocks, to the file `grown`: a byte for
+It needs no command. Each put adds the size of its value, in blocks, to the file `grown`: a byte for
 each block, so that the size of that file is their number, and adding is one write. When it has
 grown by a sixteenth of the bound, or nobody has looked for a day, the process that notices looks.
 
-A value that others have mapped or are reading stays theirs: its file has lost its name only.
+Readers that have a removed value open or mapped keep it: only the name of its file is gone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from entangle._depot.warned_once import warn_once
 
 _BLOCK = 4096
 _LOOKS_EVERY = 86400.0
-#: Drafts and locks of processes that were killed are removed after so many seconds.
+#: Drafts and locks of processes that were killed are removed after this time (seconds).
 _ABANDONED = 3600.0
-#: After trimming, so much of the bound is in use at most: not every put trims.
+#: After trimming, at most this part of the bound is in use, so that not every put trims.
 _FULL = 0.9
 #: So many files are removed while nobody can pin.
 _AT_ONCE = 64

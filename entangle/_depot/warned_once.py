@@ -20,7 +20,7 @@ def warn_once(text: str, about: str) -> None:
         os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return
-    except Exception:  # without a home, each process tells
+    except Exception:  # without a home, each process warns
         pass
     import logging
 

@@ -48,7 +48,8 @@ def _text(path: str) -> str:
 
 
 def _stamps(paths: list[str]) -> list[tuple[int, int, int] | None]:
-    """What tells files from what they are later: git writes a new file and renames it."""
+    """Stamps of files, which differ once a file has changed: git writes a new file and renames
+    it."""
     stamps: list[tuple[int, int, int] | None] = []
     for path in paths:
         try:

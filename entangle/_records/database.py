@@ -17,8 +17,8 @@ from entangle.errors import RecordsError
 
 #: The file, in the directory of records. The name stays: under another one, older records are lost.
 NAME = "records.sqlite"
-#: Seconds that a process waits for another one's lock; BEFORE_A_USER where a user is waiting, to
-#: whom it is said what is missing.
+#: Seconds that a process waits for another one's lock; BEFORE_A_USER where a user is waiting, who
+#: is told what is missing.
 PATIENCE, BEFORE_A_USER = 60.0, 5.0
 _patience = PATIENCE
 

@@ -2,10 +2,10 @@
 there already.
 
 So a run may be sent twice, by two processes at once, or again after half of it: what is there
-stays, and what is missing is added. Of two that make the same at one moment, servers refuse one
-("id already exists", ConcurrentModificationException), which then sends its batch again. A run
-counts as sent when its last batch has been answered.
-Only `clear` ever removes anything.
+stays, and what is missing is added. If two processes make the same thing at once, servers refuse
+one of them ("id already exists", ConcurrentModificationException), which then sends its batch
+again. A run counts as sent when its last batch has been answered. Only `clear` ever removes
+anything.
 
 Amazon Neptune takes the same over `wss://`, with a handshake signed by SigV4. It is known by its
 host name; `neptune://host:8182`, `?auth=iam` and ENTANGLE_GRAPH_AUTH=sigv4 ask for the same

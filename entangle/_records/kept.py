@@ -18,7 +18,7 @@ COMMAND, NO_COMMAND = "replay: ", "no replay: "
 #: The most bytes that all kept calls have together, and how many there are at most; the oldest go
 #: first.
 MOST, MOST_CALLS = 512 << 20, 10_000
-#: What was written to within so many seconds may belong to a run whose record is not there yet.
+#: A file written to this recently (seconds) may belong to a run whose record is not there yet.
 YOUNG = 600
 
 

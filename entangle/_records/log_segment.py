@@ -37,8 +37,7 @@ FORM = 2
 SUFFIX = ".run"
 #: What every head says.
 _SAID = {"id", "began", "clock", "name", "way", "place", "host", "pid", "cwd", "tags", "graph", "packages", "git", "labels", "bodies"}
-#: The names of segments that we have written, and of those that come from elsewhere while they are
-#: being written.
+#: The names of segments written here, and of segments from elsewhere while these are being written.
 OURS = re.compile(r"[0-9a-f]{16}\.run")
 PART = ".part"
 OURS_COMING = re.compile(r"[0-9a-f]{16}\.part")

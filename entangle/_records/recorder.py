@@ -2,8 +2,8 @@
 
 It costs a run some writes to a file: a head when the run begins, a tail when it ends. Both are
 mostly columns, copied as they are. Of a small run in a session, the head is written while its
-worker begins. What takes longer waits until a user looks. No failure in here
-reaches a run: it is logged once, and the run has no record.
+worker begins. Whatever takes longer is done when a user looks. No failure in here reaches a run: it
+is logged once, and the run has no record.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ MANY = 500
 #: The most characters of the name of a call.
 LONGEST_NAME = 300
 
-#: Of so many calls a record says that their values were taken from a depot before the run.
+#: A record names at most this many calls whose values were taken from a depot before the run.
 _MOST_TAKEN = 1000
 
-#: So many plans are kept for which heads were made.
+#: Heads are kept for this many plans.
 _MOST_SAID = 64
 
 #: The type of the error of a node whose attempts are used up.

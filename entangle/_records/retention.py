@@ -16,7 +16,7 @@ from entangle.errors import RecordsError
 DAYS, BYTES = 90.0, 1 << 30
 #: Seconds between two times that ingesting does it by itself.
 EVERY = 3600.0
-#: The same where there was no time to finish.
+#: The same, where there was no time to finish (seconds).
 _SOON = 60.0
 _MARK = "retained"
 #: How long one piece of the work should take (seconds), how many runs it removes at most, and how

@@ -25,7 +25,7 @@ ENDING = ".retired"
 _OURS = re.compile(r"([0-9a-f]{16})-[0-9]+\.retired")
 #: The most characters of a reason, and bytes of a file.
 _LONGEST, _MOST = 1000, 1 << 16
-#: A file that cannot be read is removed when it was not written to for so long (seconds).
+#: A file that cannot be read is removed when it has not been written to for this long (seconds).
 _STALE = 60
 
 
@@ -48,7 +48,7 @@ def _write(folder: str, run: str, pid: int, told: bytes) -> None:
 
 
 def keep(folder: str, body: bytes) -> bool:
-    """Write a note that has come from another place. Return False for what is none."""
+    """Write a note that has come from another place. Return False if it is no note."""
     if not body.startswith(b'{"run"'):
         return False
     told = json.loads(body)

@@ -177,11 +177,11 @@ class RunRecord(RunGraph):
         return [self.nodes[at] for at in self._takers[self.node(node).number]]
 
     def ancestors(self, node: NodeRecord | int | str) -> list[NodeRecord]:
-        """All nodes that a node's value was made from, by number."""
+        """All nodes whose values went into that of a node, also through others, by number."""
         return [self.nodes[at] for at in _reach(self.node(node).number, self._sources)]
 
     def descendants(self, node: NodeRecord | int | str) -> list[NodeRecord]:
-        """All nodes that were made from a node's value, by number."""
+        """All nodes that the value of a node went into, also through others, by number."""
         return [self.nodes[at] for at in _reach(self.node(node).number, self._takers.__getitem__)]
 
     def critical_path(self) -> list[NodeRecord]:

@@ -89,5 +89,5 @@ class CompletionsRun(Run):
         self._tell(node, value, None)
 
 
-#: From so many calls on, looks are rarer.
+#: With more calls than this, looks are rarer.
 _MANY = 500

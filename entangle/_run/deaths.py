@@ -67,7 +67,7 @@ from entangle.flow import PROCESS, THREAD
 
 #: How many calls of a run are kept whose workers are gone.
 _KEPT_CALLS = 8
-#: So many workers in a row may die before they have begun. Then the run ends with an error.
+#: If more workers than this die in a row before they have begun, the run ends with an error.
 MOST_STILLBORN = 10
 
 

@@ -27,7 +27,7 @@ from entangle.flow import HERE, THREAD
 _FIRST_TRY, _LAST_TRY = 0.003, 0.02
 #: How long a run keeps the caller's place while another run wants it (seconds).
 TURN = 0.1
-#: If no body has ended for so long, one more may compute than there are CPUs (seconds).
+#: If no body has ended for this long, one more may compute than there are CPUs (seconds).
 STALLED = 2.0
 
 

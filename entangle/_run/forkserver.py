@@ -167,7 +167,7 @@ def stop() -> None:
             server.process.wait()
 
 
-#: Called at the end of the program while the server is there: who is served ends first, unharmed.
+#: Called at the end of the program while the server is there: those it serves end first, in order.
 served: list[Callable[[], None]] = []
 
 

@@ -22,9 +22,9 @@ from entangle.errors import DeviceError
 #: Variables that name devices, in the order in which they are asked.
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 OURS = "ENTANGLE_GPUS"
-#: There where the driver of ROCm is.
+#: This file exists where the driver of ROCm is loaded.
 _ROCM = "/dev/kfd"
-#: Seconds for NVML to answer: a driver that is not loaded may take some to be.
+#: Seconds for NVML to answer: loading a driver may take some.
 _PATIENCE = 30.0
 
 #: Prints the devices as JSON: of a GPU in MIG mode, its MIG devices in its place. It uses the C

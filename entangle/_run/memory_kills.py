@@ -44,7 +44,7 @@ def _read(*path: str) -> str:
 
 
 class MemoryKills:
-    """Counts the kills that no death has been told of yet, from when it is made on."""
+    """Counts kills that have not yet been given as the reason of a death, from its creation on."""
 
     def __init__(self, groups: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> None:
         self._groups, self._membership = groups, membership

@@ -6,9 +6,9 @@
     caller ── state, names of modules ──▶ server       once; with each request, a key of the state
     server ── forks ──▶ template, which imports them   and then forks the workers of that key
 
-Only what the caller has loaded too, from the same file, is passed on. The caller's state then has
-what these imports change in it, and what a template puts back is not missed in workers. The state
-is that on which imports rely: where it differs, a module may be another one. Nobody waits for a
+Only what the caller has loaded too, from the same file, is passed on. So the caller's state already
+has what these imports change in it, and workers do not miss what a template puts back. The state is
+that on which imports rely: where it differs, a module may be another one. Nobody waits for a
 template: until it is there, workers import for themselves.
 """
 

@@ -16,7 +16,7 @@ from entangle.flow import FRESH, PROCESS
 
 
 class Start(NamedTuple):
-    """Workers to start: so many at once, and up to so many more, each with a cookie."""
+    """Workers to start: how many at once, and up to how many more, each with a cookie."""
 
     at_once: int = 0
     with_cookies: int = 0

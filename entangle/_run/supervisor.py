@@ -96,10 +96,10 @@ FIRST_LOOK, LAST_LOOK = 0.003, 0.02
 FIRST_LOOK_NESTED = 0.01
 #: The longest pause between two looks while the workers use all the CPU that they may (seconds).
 LONGEST_PAUSE = 0.06
-#: A worker that has had nothing to do for so long is retired (seconds).
+#: A worker without work for this long is retired (seconds).
 PATIENCE = 0.02
 MOST_THREADS = 256
-#: A leaf that has run for so long keeps others of its stretch waiting (nanoseconds).
+#: A leaf that runs for longer gives up the rest of its stretch to others (nanoseconds).
 LONG_LEAF = 3_000_000
 #: How many running calls the error of a run past its timeout names. In a flow of many nodes none:
 #: finding them would take long.

@@ -24,11 +24,11 @@ _SERVING, _ALIVE = 2, 6
 #: Making templates takes this part of a CPU at most: where environment or files change with each
 #: run, none would ever be used.
 _PART = 0.1
-#: So many refusals are followed by another try at once.
+#: Up to this many refusals, the next try follows at once.
 _AT_ONCE = 8
-#: After so many there are no more: it is not the modules that are at fault.
+#: After this many refusals no template is made any more: the modules are not the cause then.
 _MOST_REFUSED = 16
-#: After so long, an import is given up (seconds).
+#: An import that takes longer is given up (seconds).
 _LONGEST = 60.0
 #: How long templates may take to end (seconds).
 _ENDING = 1.0
@@ -48,7 +48,7 @@ class _Made:
 
     @property
     def key(self) -> str:
-        """Of the state that its modules were imported in."""
+        """The key of the state in which its modules were imported."""
         return str(self.wanted["key"])
 
     def fresh(self) -> bool:

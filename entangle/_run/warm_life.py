@@ -42,7 +42,7 @@ from entangle._worker.putting_back import Before, Descriptors, seed
 from entangle._worker.wear import FULL, Wear
 from entangle._worker.worker import Worker, here
 
-#: After so many seconds without an order a worker keeps no spare files any more.
+#: After this long without an order, a worker keeps no spare files any more (seconds).
 _QUIET = 5.0
 
 

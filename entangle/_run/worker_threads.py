@@ -1,8 +1,9 @@
 """Worker threads as their supervisor sees them: the CPU that they use, or would use.
 
-Threads of a process take turns at its interpreter's lock, and who waits for a turn seems to sleep.
-The holder itself may wait for a CPU, and then nobody seems to do anything. So that a thread used
-little tells that it waits only if it has not stirred at all, or if it had its turns meanwhile.
+Threads of a process take turns at its interpreter's lock, and a thread that waits for its turn
+seems to sleep. The holder itself may wait for a CPU, and then no thread seems to do anything. So
+low use means that a thread waits for something else only if it has not run at all, or if it had its
+turns meanwhile.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import NamedTuple
 from entangle._run.worker_process import is_runnable
 from entangle._worker.admission import SATURATED, TURNS, contention, demand_of_thread, time_of_thread
 
-#: Who waits for the interpreter's lock wakes once in each switch interval, to ask for it. So a
-#: thread that has not run at all for so many of them waits for something else.
+#: A thread that waits for the interpreter's lock wakes once in each switch interval, to ask for it.
+#: So a thread that has not run at all for this many intervals waits for something else.
 _ASKS = 1.5
-#: Less than a thread was taken to use by this much is less (CPUs).
+#: A use counts as lower only if it is lower by this much (CPUs).
 LESS = 0.1
 
 

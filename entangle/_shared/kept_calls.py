@@ -31,18 +31,18 @@ MOST = 64 << 20
 #: Of calls that have ended well: how many of a run are kept, and the most bytes that the values of
 #: all of them may have.
 MOST_ENDED, MOST_OF_RUN = 1000, 256 << 20
-#: A longer first line is none of ours (bytes).
+#: No first line of ours is longer (bytes).
 _LONGEST = 32 << 20
 
 
 def every(count: int) -> int:
-    """Of a run of so many nodes whose values are kept, one in how many calls is kept."""
+    """In a run of `count` nodes whose values are kept, one call in this many is kept."""
     return -(-count // MOST_ENDED)
 
 
 def share(count: int) -> int:
-    """How many bytes the values of one call may have, in a run of so many nodes whose values are
-    kept. Nobody needs to count what others keep."""
+    """How many bytes the values of one call may have, in a run of `count` nodes whose values are
+    kept. So no worker needs to count what others keep."""
     return min(MOST, MOST_OF_RUN // max(1, min(count, MOST_ENDED)))
 
 

@@ -308,8 +308,8 @@ class Call(Generic[R_co]):
     ) -> Any:
         """Run the graph and give its value, as `call()` does, with options for the whole run.
 
-        - `timeout`: seconds. Then all that runs is stopped, and RunTimeoutException raised. It is
-          the run's own: no task gets it as a value.
+        - `timeout`: seconds. Then all that runs is stopped, and RunTimeoutException raised. The
+          error is the run's own: no task gets it as a value.
         - `workers`: at most so many processes, and so many threads, run tasks at a time, also in
           runs that bodies call. By default as many as there are CPUs, more while some only wait.
         - `start`: how worker processes are started: "auto", "fork", "forkserver" or "spawn".

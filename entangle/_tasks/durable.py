@@ -1,8 +1,8 @@
 """Durable runs: `with entangle.durable(NAME)` keeps what the runs inside have done.
 
-Before such a run begins, its nodes are looked for in the ledger, from the value down. What has
-ended well is not run again; below it nobody looks. What is left is a flow of its own, whose workers
-write into the ledger.
+Before such a run begins, its nodes are looked up in the ledger, from the value down. A node that
+has ended well is not run again, and the nodes below it are not looked up. What is left is a flow of
+its own, whose workers write into the ledger.
 
 The runs that a body makes are kept as well. Their nodes are told apart by the place of the node in
 whose body they are made, so they are found again whatever order workers take.
@@ -45,7 +45,7 @@ from entangle._worker.worker import here
 from entangle.errors import DurableError, MayHaveRunError, OptionError, add_note
 from entangle.flow import UNCHANGING, Body, Flow
 
-#: Pauses of one that waits for another process to leave the run: soon at first (seconds).
+#: Pauses while waiting for another process to leave the run: short at first (seconds).
 _FIRST, _LONGEST = 0.002, 0.1
 #: How many nodes an error names.
 _NAMED = 10

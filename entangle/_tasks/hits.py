@@ -24,7 +24,7 @@ from entangle.flow import rebuild
 
 #: Larger values are not put in place of a call, but fetched by the worker that wants them (bytes).
 _LARGE = 256 * 1024
-#: In larger graphs nobody looks ahead, and after so many misses in a row not for that task.
+#: Larger graphs are not looked up ahead, nor is a task after this many misses in a row.
 _MOST_CALLS, _MOST_MISSES = 20_000, 64
 
 
@@ -39,8 +39,8 @@ class _Known(NamedTuple):
 class RunAfterHits:
     """A run of what is left of a call after hits.
 
-    The run of the whole call is made at once, as any is: it knows by whom it was called, and what
-    was said of runs there. Its values are looked for when it begins, in whichever thread.
+    The run of the whole call is made at once, as any is: it knows its caller, and the options that
+    hold there. Its values are looked up when it begins, in whichever thread.
     """
 
     def __init__(self, call: Call[Any], whole: Any, run_of: Callable[[Call[Any]], Any]) -> None:

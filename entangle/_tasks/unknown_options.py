@@ -83,11 +83,10 @@ def of_a_push(name: str, value: object) -> str:
 
 
 def knows_its_options(where: str, elsewhere: Callable[[str, object], str] = goes_elsewhere) -> Callable[[F], F]:
-    """Let a function that users call say so clearly if they give an option that it has not.
+    """Let a function that users call raise a clear error for an option that it does not have.
 
     Its errors then point at the line that called it, as by `edge`. To checkers its signature stays
-    as it is. `where` names it in errors, {} in it what it is a
-    method of.
+    as it is. `where` names it in errors; {} in it stands for what it is a method of.
     """
 
     def wrap(function: F) -> F:

@@ -194,7 +194,7 @@ class WebClient:
                     asking.begun, call.waits = False, later.why
                     await asyncio.sleep(seconds)
         except asyncio.CancelledError:
-            call.failed(RunCancelledError("the web client has ended"))  # nobody hears that of a call that was cancelled
+            call.failed(RunCancelledError("the web client has ended"))  # ignored by a call that was cancelled
             raise
         except EntangleError as error:
             call.failed(error.with_traceback(None))  # our own frames, and what they hold, tell nobody anything
@@ -249,7 +249,7 @@ class _Part:
 
     def __init__(self, verify: Any) -> None:
         httpx = imported()
-        # Cookies that one answer sets are none of another call's business.
+        # A cookie that one answer sets must not reach another call.
         jar = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=()))
         self._make = functools.partial(httpx.AsyncClient, verify=verify, cookies=jar)
         self._pooled = self._make(limits=httpx.Limits(max_connections=None, max_keepalive_connections=PART))
@@ -302,7 +302,7 @@ class _Part:
 
 @functools.lru_cache(4)
 def _certificates(file: str | None, directory: str | None) -> Any:
-    """Whom to trust, as httpx finds it: these variables say so. Reading it takes 20 ms."""
+    """The certificates to trust, from the variables that httpx reads. Loading them takes 20 ms."""
     return imported().create_ssl_context()
 
 

@@ -17,8 +17,8 @@ QUERY = ("GET", "HEAD", "DELETE", "OPTIONS")
 _START = 300
 
 
-#: How long a server may refuse all requests of an exchange for now before they fail, and the
-#: longest pause (seconds).
+#: How long a server may put off all requests of an exchange before they fail, and the longest pause
+#: (seconds).
 PATIENCE, LONGEST_PAUSE = 300.0, 20.0
 
 
@@ -44,7 +44,7 @@ class Exchange:
 
     host = ticket = ""
     follows = keeps = stays = signs = runs_on = False
-    #: When the server has last done what it was asked (of the monotonic clock).
+    #: When the server last did what it was asked (monotonic clock, seconds).
     heard = 0.0
 
     def sent(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from entangle.errors import RunCancelledError
 if TYPE_CHECKING:
     from entangle._worker.worker import Worker
 
-#: A thread that waits for a call says where it is so often, where that has changed (seconds).
+#: How often a thread that waits for a call says where the call is, if that has changed (seconds).
 _TELLS = 0.5
 
 

@@ -58,8 +58,8 @@ from entangle.token_bucket import TokenBucket
 
 #: How many nodes begin before outcomes and clocks are looked at again.
 _MOST = 64
-#: No more calls begin while the arguments of those that are under way have so many bytes, as far as
-#: is known: those of all that is ready may be more than there is memory.
+#: No more calls begin while the arguments of those under way have this many bytes, as far as is
+#: known: the arguments of all ready nodes together may exceed the memory.
 HELD = 256 << 20
 #: Seconds between two questions whether a call with a `timeout` has left the queue of its place;
 #: longer where that is asked of many.
@@ -469,8 +469,8 @@ class AwayWorker(Worker):
         for pools in self._lines:
             for pool in pools:
                 source = self.site.queue(pool)
-                # One that can be read now has a byte that is none of our cookies, or another pool
-                # of the line has none.
+                # If it can be read now, its byte is none of our cookies, or another pool of the
+                # line has none.
                 if isinstance(source, CookieQueue) and not source.count():
                     fds.append(source.fileno())
                 until.append(min(PATIENCE, source.left()) if isinstance(source, TokenBucket) else PATIENCE)

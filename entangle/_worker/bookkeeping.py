@@ -1,7 +1,8 @@
 """What a worker writes into the ledger of a durable run: a body begins, and has ended.
 
 "Begun" stands there before the body runs, and "ended", with its value, before anybody is told of
-the value. So whatever is killed: who has neither has not run, and who has both need not run again.
+the value. So whatever is killed: a body with neither has not run, and one with both need not run
+again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from entangle._worker.failures import describe
 from entangle._worker.script_state import Brought, ScriptState, stays
 from entangle.errors import EntangleError
 
-#: Outcomes of short calls are kept for so long at most (ns).
+#: Outcomes of short calls are kept for at most this long (ns).
 _KEPT = 2_000_000
 
 

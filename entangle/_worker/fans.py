@@ -1,6 +1,6 @@
 """Fans: many leaves with one body and one consumer, which a worker runs a few at a time.
 
-Publishing a value takes the lock, and longer than many a body runs. Of a fan, a worker claims a
+Publishing a value takes the lock, and takes longer than many bodies. Of a fan, a worker claims a
 *stretch* of its leaves, publishes the value of each as soon as it is there, and tells the consumer
 of all of them at once. A stretch takes about a millisecond, so nobody waits long for it.
 

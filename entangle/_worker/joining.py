@@ -99,7 +99,7 @@ def described(site: Site) -> bytes:
 #: In a caller: what workers are told of calls, by their plans: after what that says, its number.
 _told: dict[Flow, tuple[tuple[Any, ...], int, bytes]] = {}
 _numbers = itertools.count(1)
-#: Of so many plans it is known, here and in each worker.
+#: How many plans are remembered, here and in each worker.
 MOST_TOLD = 32
 
 #: A pickle whose large buffers lie in a file of the run begins with this and their place: no pickle

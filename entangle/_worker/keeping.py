@@ -54,7 +54,7 @@ class _Gone(Exception):
 
 
 class _Bounded(io.BytesIO):
-    """Takes so many bytes, and no more: a value may be larger than the memory that is left."""
+    """Takes a bounded number of bytes: a value may be larger than the memory that is left."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

@@ -44,7 +44,7 @@ _LIMITS = [
 ]
 #: Seconds between two looks at limits of which nobody has heard that they were set.
 _PAUSE = 0.005
-#: So many handlers of a body may raise while its signals are stopped.
+#: This many handlers of a body may raise while its signals are stopped.
 _RAISE = 10
 
 

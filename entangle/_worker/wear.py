@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 from entangle._worker.module_files import ModuleFiles
 
-#: After so many uses what a worker has is taken as its own.
+#: After this many uses, what a worker has is taken as its own.
 FIRST_USES = 3
-#: So many times must something have grown before it is taken for a leak.
+#: Something must have grown this many times before it is taken for a leak.
 _RISES = 5
 #: Seconds between two looks at what a worker has. A look takes about 0.1 ms.
 _PAUSE = 0.005
 
-#: Fewer descriptors than this must not be left: an order brings half as many.
+#: A worker with fewer free descriptors than this retires: an order brings half as many.
 _FREE = 10
 FULL = "bodies have left nearly all descriptors open that a process may have"
 

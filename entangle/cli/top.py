@@ -95,7 +95,7 @@ _HERE = {"place": "", "ticket": "", "why": ""}
 
 
 class Eye:
-    """Looks at the machine, or at the runs of one program. CPU use is the difference between two
+    """Observes the machine, or the runs of one program. CPU use is the difference between two
     looks, so the first has none."""
 
     def __init__(self, program: str | None = None) -> None:

@@ -75,8 +75,8 @@ class Codes:
         return self._until.get(code, 0.0) > time.monotonic()
 
     def use(self, given: str) -> bool:
-        """Use a code up; gives whether it was good. The time that this takes tells nothing about
-        the codes."""
+        """Use a code up; gives whether it was good. How long this takes reveals nothing about the
+        codes."""
         found = [code for code in list(self._until) if hmac.compare_digest(code.encode(), given.encode())]
         good = any(self.good(code) for code in found)
         for code in [*found, *(code for code in list(self._until) if not self.good(code))]:

@@ -123,7 +123,7 @@ def _how_far(run: LiveRun) -> dict[str, Any] | None:
 
 
 def _load(runs: list[LiveRun]) -> list[list[float]]:
-    """CPU and memory of a run and of those nested in it, as their supervisors have last said:
+    """CPU and memory of a run and of those nested in it, as last reported by their supervisors:
     seconds, CPUs, bytes."""
     first, *nested = (read_whole(os.path.join(run.directory, LOAD)) or [] for run in runs)
     total = [[at, cpus, memory] for at, cpus, memory, _ in first]

@@ -39,7 +39,8 @@ class Absent(Exception):
 #: A log segment of more bytes takes so long to ingest that a user who opens the page does not wait
 #: for it: its run is shown from the segment.
 LARGE = 1 << 20
-#: For so many seconds after a page was opened, large segments wait: ingesting would slow it down.
+#: For this long after a page was opened (seconds), large segments are not ingested: that would slow
+#: the page down.
 _FIRST = 2.0
 _opened_at = 0.0
 

@@ -23,7 +23,7 @@ _OF_ENUM = frozenset(
         *("_unhashable_values_map_", "_sort_order_"),
     )
 )
-#: What a field of a dataclass is asked for.
+#: What counts of a field of a dataclass.
 _OF_FIELD = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only", "metadata")
 
 

@@ -29,7 +29,7 @@ _Reference = Callable[[Any], bytes]
 LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
 #: How many bytes a content may have before its hash stands for it.
 _LONG = 64
-#: No part of what code computes: locks, events, loggers and the state of threads.
+#: Types that do not count: locks, events, loggers and the state of threads change no result.
 MUTE = (
     *(type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Semaphore),
     *(threading.local, logging.Logger, logging.LoggerAdapter),

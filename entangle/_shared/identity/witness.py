@@ -30,7 +30,7 @@ _UNCHANGING = frozenset(
         *(pathlib.PosixPath, pathlib.PurePosixPath, re.Pattern, uuid.UUID, range, *DESCRIPTORS),
     )
 )
-#: What can be set of a function; apart, since three quick loops are quicker than one.
+#: What can be set on a function; separate, since three simple loops are faster than one.
 _OF_FUNCTION = (attrgetter("__code__"), attrgetter("__defaults__"), attrgetter("__kwdefaults__"))
 _in_cell = attrgetter("cell_contents")
 _attributes = attrgetter("__dict__")
