@@ -80,8 +80,8 @@ class Account:
         return dict(request.headers.items())
 
     def waits_to_sign(self) -> bool:
-        """Whether `signed` may ask somebody first: credentials were not looked for yet, or are to
-        be had anew."""
+        """Whether `signed` may have to ask a server first: credentials were not looked up yet, or
+        must be renewed."""
         from botocore.credentials import RefreshableCredentials
 
         # `get_credentials` would look for them.
@@ -94,7 +94,7 @@ class Account:
         if not hasattr(found, "_expiry_time"):
             return None
         with asking(self, "sts"):
-            found.get_frozen_credentials()  # those that can be had anew are, before they end
+            found.get_frozen_credentials()  # this renews those that can be renewed, before they expire
         ends = found._expiry_time
         return (ends - datetime.now(timezone.utc)).total_seconds() if isinstance(ends, datetime) else None
 
@@ -215,7 +215,7 @@ def _session(account: Account, pid: int) -> Any:
             extra_args={"RoleSessionName": f"entangle-{pid}"},
         )
         refreshed: Any = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
-        vars(core)["_credentials"] = refreshed  # there is no way in for those that are made anew
+        vars(core)["_credentials"] = refreshed  # there is no public way to give a session credentials that renew themselves
         return boto3.Session(botocore_session=core, region_name=account.region or session.region_name)
     except BotoCoreError as error:
         raise told(error, account, "") from None

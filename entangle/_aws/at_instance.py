@@ -32,7 +32,7 @@ _BOOT, _LOGIN = 420.0, 90.0
 _WORD = 30.0
 #: Seconds for AWS to say why an instance has ended.
 _ASKED = 8.0
-#: An agent without a call ends after so long, in a run that goes on (seconds).
+#: An agent without a call ends after this time, in a run that goes on (seconds).
 _IDLE = 60.0
 
 

@@ -84,7 +84,7 @@ def why_no_log(account: Account) -> str:
             found = logs.describe_log_groups(logGroupNamePrefix=GROUP)["logGroups"]
             if not any(group["logGroupName"] == GROUP for group in found):
                 logs.create_log_group(logGroupName=GROUP)
-                with contextlib.suppress(ClientError):  # else it is kept for ever
+                with contextlib.suppress(ClientError):  # if that is refused, the log is kept for good
                     logs.put_retention_policy(logGroupName=GROUP, retentionInDays=KEPT)
     except EntangleError as error:
         return f"the task has no log: {error}"

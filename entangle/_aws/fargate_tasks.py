@@ -31,7 +31,7 @@ MANY, OVERRIDES = 100, 8192
 AT_ONCE, SUBMITTED = 8, 100
 #: The name of the container in a task.
 NAME = "body"
-#: What ECS says when there is room later.
+#: What ECS says when there is no room now, but may be later.
 _LATER = re.compile(
     r"Capacity is unavailable|reached the limit on the number|RESOURCE:|Throttl|Rate exceeded|TooManyRequests|service is unavailable"
 )
@@ -268,7 +268,7 @@ _early: dict[tuple[str, ...], str] = {}
 
 
 def _each(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Do it to each, so many at once."""
+    """Do it to each, `AT_ONCE` at a time."""
     done: dict[int, R] = {}
 
     def one(place: int) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from entangle._worker import janitor
 from entangle.errors import OptionError, UnreachableError
 
-#: What is known of instances that were not used for so long is removed (seconds).
+#: What is known of an instance is removed when it has not been used for this long (seconds).
 _FORGOTTEN = 30 * 86400.0
 _BETWEEN = re.compile(r"-----BEGIN SSH HOST KEY KEYS-----(.*?)-----END SSH HOST KEY KEYS-----", re.DOTALL)
 _KEY = re.compile(r"\b((?:ssh|ecdsa)-[a-z0-9-]+) (AAAA[A-Za-z0-9+/=]+)")

@@ -8,11 +8,11 @@ import shlex
 
 from entangle._aws import instance_watch
 
-#: So long an instance waits for the first agent (seconds), from when its script runs: its caller
+#: How long an instance waits for the first agent (seconds), from when its script runs: its caller
 #: reads the host keys on its console and logs in, or is gone. On Nitro AWS shows the console at
 #: once; of older types, what it had posted of it some minutes later.
 FIRST, FIRST_OF_OLD = 300.0, 900.0
-#: Families of types of before Nitro. Source: "Instance types", hypervisor Xen, of the EC2 guide.
+#: Families of types older than Nitro. Source: "Instance types", hypervisor Xen, of the EC2 guide.
 _OLD = re.compile(r"(t[12]|m[1-4]|c[134]|cc2|r[34]|cr1|x1e?|d2|h1|hs1|i[23]|f1|g2|g3s?|p[23])\.")
 #: The exit status of a shell there that starts no agent: the instance ends; or nobody watches it.
 ENDING, UNWATCHED = 75, 76
@@ -75,7 +75,7 @@ def leased(program: str, strict: bool) -> str:
 
 def watched_first(command: str, script: str) -> str:
     """The same, where somebody must begin to watch first: an instance of the user's that was
-    stopped. He must be root there, or become it by sudo without a password."""
+    stopped. The user must be root there, or able to become root by sudo without a password."""
     root = '$([ "$(id -u)" = 0 ] || echo sudo -n)'
     begin = f"[ -d {instance_watch.FOLDER}/agents ] || {root} sh -c {shlex.quote(script)} </dev/null >/dev/null"
     return f"{{ {begin}; }} || exit {UNWATCHED}; {command}"

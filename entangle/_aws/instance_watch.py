@@ -23,9 +23,9 @@ import urllib.error
 import urllib.request
 
 FOLDER = "/run/entangle"
-#: A file without a lock is removed after so long (seconds): its agent may be about to lock it.
+#: A file without a lock is removed after this time (seconds): its agent may be about to lock it.
 _STALE = 60.0
-#: AWS gives two minutes; so long agents may take to end their bodies (seconds).
+#: How long agents may take to end their bodies (seconds); AWS gives two minutes.
 _GRACE = 60.0
 _ENDS = (("shutdown", "-h", "now"), ("poweroff",), ("poweroff", "-f"))
 

@@ -42,11 +42,11 @@ class GraphFlow:
 
 #: The key of a node that gives an array of this process to workers.
 DATA = object()
-#: Arrays of so many bytes go to workers through the store, or by fork: pickled with the flow, each
-#: worker would have a copy.
+#: Arrays of at least this many bytes go to workers through the store, or by fork: pickled with the
+#: flow, each worker would have a copy.
 _LARGE = 1 << 20
-#: If they are so many bytes together, workers are started by fork, which has them at no cost.
-#: Where a fork is not safe, chunks are cut out of them here, as by dask's `threads`.
+#: From this many bytes together on, workers are started by fork, which has them at no cost. Where a
+#: fork is not safe, chunks are cut out of them here, as by dask's `threads`.
 MUCH = 64 << 20
 
 

@@ -142,8 +142,7 @@ def _way(warm: bool) -> str:
 
 
 def forks(large: int) -> bool:
-    """Whether workers of a graph are forked that has large arrays of this process, of so many
-    bytes."""
+    """Whether the workers of a graph are forked; it has `large` bytes of arrays of this process."""
     way = chosen_way(None)
     return way == "fork" or (way == "auto" and large >= MUCH and fork_is_safe())
 
@@ -178,5 +177,5 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-#: From so many tasks on, looks are rarer.
+#: With more tasks than this, looks are rarer.
 _MANY = 500

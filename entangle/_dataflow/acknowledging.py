@@ -1,4 +1,4 @@
-"""Telling a source which of its items have ended in a stream.
+"""Tells a source which of its items have ended in a stream.
 
 A source wants to know if its iteration has the method `acknowledging`. The stream calls it before
 the first item; it gives a function of a number and of whether the item has ended well. Items are

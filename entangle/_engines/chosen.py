@@ -112,7 +112,7 @@ def _made(address: str) -> Opened:
 
 
 def _connected(address: str) -> Opened:
-    """The engine at an address, for one user more."""
+    """The engine at an address, with one more user."""
     with _guard:
         found = _living(address)
         _open[address] = found, _open[address][1] + 1

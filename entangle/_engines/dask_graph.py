@@ -139,8 +139,8 @@ class DaskEngine:
     def connected(self) -> bool:
         """Whether this is the connection that was opened.
 
-        A client connects anew by itself; to a scheduler that was started anew, which knows neither
-        of our plugin nor of our topic.
+        A client reconnects by itself, also to a scheduler that was restarted, which knows neither
+        our plugin nor our topic.
         """
         client = self._client
         return client is not None and client.status == "running" and client.scheduler_comm is self._comm
@@ -279,8 +279,8 @@ async def _tell_when_done(future: Any, node: int, news: News) -> None:
 
 
 def _on_gpus(graph: dict[str, Any], on_gpus: dict[float, list[str]]) -> Any:
-    """A graph of Dask in which these tasks need so many GPUs, by the name that its documentation
-    gives to such a resource of workers."""
+    """A graph of Dask in which these tasks need GPUs, as many as the key says, by the name that
+    Dask's documentation gives to this resource of workers."""
     from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
     layers: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A stream of a task on another engine: a run for each item, so many at a time."""
+"""A stream of a task on another engine: a run for each item, several at a time."""
 
 from __future__ import annotations
 

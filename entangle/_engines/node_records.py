@@ -1,8 +1,8 @@
 """On a worker of another engine: records of the runs that bodies call, on their way home.
 
 They are written here, as those of an agent are, and told to the caller of the run whose node has
-called them, before that hears of the end of the node. Runs that nobody's node has called are not
-recorded here: this worker has no directory of records.
+called them, before that hears of the end of the node. Runs that no node of a caller has called are
+not recorded here: this worker has no directory of records.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from entangle import _remote, _run
 from entangle._run import ObservedRun, Observer
 from entangle._shared.notes import WHOLE
 
-#: The records of so many runs of callers are kept apart at a time.
+#: The records of at most this many runs of callers are kept apart at a time.
 _MOST = 64
 
 

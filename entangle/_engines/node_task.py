@@ -117,7 +117,7 @@ _guard = threading.Lock()
 _over: OrderedDict[str, None] = OrderedDict()
 #: Threads that run a body, and of which run; and runs of ours that they wait for.
 _under_way: dict[int, tuple[str, Run | None]] = {}
-#: So many runs are remembered to be over.
+#: How many runs are remembered to be over.
 _MOST_OVER = 1000
 
 

@@ -237,7 +237,7 @@ class Backend:
     # Cookies ----------------------------------------------------------------------------------
 
     def _take_cookies(self, most: int) -> None:
-        """Take up to so many cookies of the budget, without waiting."""
+        """Take up to this many cookies of the budget, without waiting."""
         budget = home().budget
         while most > 0 and (cell := budget.take_cell()) >= 0:
             self._cookies.append(cell)

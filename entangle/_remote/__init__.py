@@ -1,5 +1,5 @@
-"""Other places: one agent over any byte stream. Private; the doors are ssh, docker,
-containers and interpreter."""
+"""Other places: one agent over any byte stream. Private; the doors are ssh, docker, containers,
+slurm, aws (@ec2), interpreter and place."""
 
 from __future__ import annotations
 

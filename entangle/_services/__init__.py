@@ -1,8 +1,8 @@
 """Services: places that take a call as a message, and give its outcome later.
 
-A batch system, a queue with workers, or processes that somebody else starts. A service is one small
-class with five verbs. All else is shared: how the call is written, the mailbox, the program that
-runs it there, and what becomes of its end. `docs/services.md` tells how to write one.
+A service may be a batch system, a queue with workers, or processes that something else starts. It
+is one small class with five verbs. All else is shared: how the call is written, the mailbox, the
+program that runs it there, and what becomes of its end. `docs/services.md` tells how to write one.
 
 ::
 
@@ -118,7 +118,7 @@ class Service:
         raise NotImplementedError
 
     def cancel(self, tickets: Collection[str]) -> None:
-        """End these, whether they run or wait. Unknown ones are none of its business."""
+        """End these, whether they run or wait. Ignores tickets that it does not know."""
         raise NotImplementedError
 
     def logs(self, ticket: str) -> str:

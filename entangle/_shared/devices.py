@@ -62,7 +62,7 @@ class Claim(NamedTuple):
         return WHOLE // self.share
 
     def most(self, devices: int) -> int:
-        """How many bodies with this claim so many devices can serve at a time."""
+        """How many bodies with this claim can run on `devices` devices at a time."""
         return devices * self.share // self.gpus
 
 
@@ -161,12 +161,12 @@ class Devices:
                 self._wake()
 
     def take(self, row: int) -> bool:
-        """Take the cookies that the row wants, if they are to be had. Never waits."""
+        """Take the cookies that the row wants, if they are free. Never waits."""
         with self._locked():
             return self._take(row) or (self._reclaim() and self._take(row))
 
     def wait(self, row: int, until: Callable[[], bool]) -> bool:
-        """Take the cookies that the row wants; sleep until they are to be had, or `until` says so.
+        """Take the cookies that the row wants; sleep until they are free, or `until` says so.
 
         Returns whether it has them.
         """

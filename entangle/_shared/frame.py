@@ -31,7 +31,7 @@ _NOTES = 1 << 16
 #: The name of a file that tells nested runs where records go (`_records/recorder.py`). It stays
 #: from run to run.
 LINK = "record"
-#: A frame whose store has grown beyond so many segments is not kept.
+#: A frame whose store has more segments than this is not kept.
 _MOST_SEGMENTS = 64
 
 

@@ -6,7 +6,7 @@ import contextvars
 import ctypes
 import errno
 import os
-import posix  # eventlet's `os.write` waits for ever on a pipe that nobody reads any more
+import posix  # eventlet's `os.write` never returns on a pipe that nobody reads any more
 import threading
 from collections.abc import Callable, Sequence
 from itertools import chain

@@ -34,10 +34,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
 _LEAST = 256 * 1024
 #: How many files a process keeps, and how many it looks at to find one.
 _MOST_FILES, _MOST_LOOKS = 16, 4
-#: The files that all processes of a home keep take so much of the room that is left, and so many
-#: bytes at most.
+#: The files that all processes of a home keep may take one part in `_SHARE` of the room that is
+#: left, and at most `_MOST` bytes.
 _SHARE, _MOST = 4, 1 << 30
-#: A value goes into a file of so many times its size at most.
+#: A value goes into a file of at most this many times its size.
 _LOOSE = 4
 #: What is copied at once, before another thread may run.
 _PIECE = 8 << 20

@@ -130,7 +130,8 @@ class WholeBytes:
 
 
 def aside(buffers: list[memoryview], least: int = LARGE) -> Callable[[pickle.PickleBuffer], bool]:
-    """A `buffer_callback` of pickle that puts buffers of so many bytes aside, into that list."""
+    """A `buffer_callback` of pickle that puts buffers of at least this many bytes aside, into that
+    list."""
 
     def out_of_band(buffer: pickle.PickleBuffer) -> bool:
         try:

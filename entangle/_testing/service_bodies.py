@@ -63,7 +63,7 @@ def importing(name: str) -> None:
 
 
 def marking(path: str, seconds: float, value: Any = None) -> Any:
-    """Write into a file ten times a second, for so long."""
+    """Write into a file ten times a second, for this long (seconds)."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with open(path, "a") as file:

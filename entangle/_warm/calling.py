@@ -66,7 +66,7 @@ class Calls(Dispatcher):
     def submit(self, function: Any, args: tuple[Any, ...], named: dict[str, Any]) -> CallFuture:
         """Make a call. What cannot be pickled is the error of the future.
 
-        Raises ArgumentError for a future of somebody else.
+        Raises ArgumentError for a future of another executor.
         """
         future = CallFuture(self)
         try:

@@ -30,7 +30,7 @@ from entangle.errors import EntangleError, add_note
 _TICK = 0.005
 #: How many workers in a row may end before they have answered anything.
 _STILLBORN = 5
-#: Spare files of large values are given back after so long without a call (seconds).
+#: Spare files of large values are given back after this time without a call (seconds).
 _QUIET = 5.0
 
 
@@ -293,7 +293,7 @@ class Collector:
         calls = self.calls
         failed: list[Settled] = []
         with calls.lock:
-            if not calls.is_finished():  # a fault of ours: nobody may wait for ever
+            if not calls.is_finished():  # a bug of ours: no caller may hang
                 calls.break_off(lambda: broken_by("the thread that collects outcomes has failed"), failed)
             calls.over = True
             lines, calls.lines = list(calls.lines.values()), {}

@@ -83,7 +83,7 @@ class Dispatcher:
         self.most = most
         self.each = each
         #: How long a worker with nothing to do stays (seconds). Workers that an initializer has
-        #: prepared stay, unless who has made the executor says otherwise before its first call.
+        #: prepared stay, unless the maker of the executor says otherwise before its first call.
         self.idle = _IDLE if initializer is None else _FOREVER
         self.initializer = initializer
         self.initializer_name = initializer_name
@@ -143,7 +143,7 @@ class Dispatcher:
                 return
             seconds = self.backlog[0].function.seconds
             if seconds is None or seconds > _MESSAGE / 4 or len(self.backlog[0].body) > _AHEAD:
-                return  # who sends more than the socket has room for waits for the reader
+                return  # sending more than the socket has room for would wait for the reader
             if not line.pending or line.closed or line.retires or line.recalled is not None or line.left == 0:
                 continue
             first = next(iter(line.pending))

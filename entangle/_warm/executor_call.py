@@ -23,7 +23,7 @@ UNOPENED: Any = object()
 
 
 class Opener(Protocol):
-    """Who can unpickle values: the executor."""
+    """Unpickles values: the executor."""
 
     def open(self, sealed: Sealed) -> Any:
         """Unpickle a value."""

@@ -33,7 +33,7 @@ class LentWorker(WorkerProcess):
         self._warm = warm
         self._pool = pool
         self._slots = slots
-        #: It has left the run when it has left so many.
+        #: The worker has left this run when it has left this many.
         self._number = number
 
     @property

@@ -124,7 +124,7 @@ class Session:
     def _pool_for(self, claim: Claim, visible: Visible) -> WarmPool | None:
         """The workers that serve devices for such bodies; None if the session is over.
 
-        As many as runs ask for: who has a device, its cookies say.
+        As many as runs ask for: the cookies of a device say which worker may use it.
         """
         with _guard:
             if self._pool is None:

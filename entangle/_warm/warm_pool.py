@@ -137,7 +137,7 @@ class WarmWorker:
         return self._process.ended() if self.watch >= 0 else self.ended_by is not None
 
     def wait(self, seconds: float) -> bool:
-        """Whether the process has ended, waiting for so long at most."""
+        """Whether the process has ended, after waiting at most this long (seconds)."""
         until = time.monotonic() + seconds
         while not self.ended():
             if not readable([self._process.watch], max(0.0, until - time.monotonic())) and time.monotonic() >= until:

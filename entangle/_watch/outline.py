@@ -25,7 +25,7 @@ from entangle._shared.summaries import constants_in_short
 from entangle._shared.whole_files import LONGEST, open_file
 from entangle.flow import Flow
 
-#: A run that has lasted so long is written down (seconds).
+#: The outline of a run is written once the run has lasted this long (seconds).
 LASTING = 0.15
 NAME = "outline"
 #: Files beside the outline: what a rearmed run says of its stages; CPU and memory over time.

@@ -1,9 +1,9 @@
 """The arguments of a body that has failed are kept, so that it can be run again with them. So are
 those of one that has ended well, where values are kept.
 
-Nothing is kept before a body ends. Arguments are taken
-as they were made: constants from the flow, values from the store. A value that came from hand to
-hand is taken from the body, which may have changed it.
+Nothing is kept before a body has ended. Arguments are taken as they were made: constants from the
+flow, values from the store. A value that came from hand to hand is taken from the body, which may
+have changed it.
 """
 
 from __future__ import annotations

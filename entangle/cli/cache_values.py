@@ -14,7 +14,7 @@ from entangle.cli.json_lines import print_json
 from entangle.cli.printing import console, duration, moment, print_table, size, text
 from entangle.errors import DepotError
 
-#: So many characters of a key are shown.
+#: How many characters of a key are shown.
 _SHOWN = 12
 HEADS = ("key", "task", "size", "made", "used", "took", "pinned by")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from entangle.records import Error, Input, Node, Run
 
 FORMS = {"mermaid": "to_mermaid", "dot": "to_dot", "svg": "to_svg", "trace": "to_trace", "prov": "to_prov"}
-#: Up to so many nodes, a tree shows nodes; above, tasks.
+#: Up to this many nodes, a tree shows nodes; above, tasks.
 MOST = 200
 #: The most inputs that are shown of one node; lines of an error on a terminal; tasks, and failures
 #: of a task; workers that ended after a run.

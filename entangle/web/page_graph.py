@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Up to so many nodes, a graph is drawn node by node.
+#: Up to this many nodes, a graph is drawn node by node.
 WHOLE = 300
 #: The most nodes that are drawn of a task that is opened. The others stay together.
 OPENED = 500

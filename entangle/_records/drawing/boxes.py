@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from entangle._records.rows import NodeRow, RunGraph
 
-#: Up to so many nodes, each has a box of its own.
+#: Up to this many nodes, each has a box of its own.
 MOST = 150
-#: Of a task in one box, so many nodes that failed are named.
+#: How many failed nodes are named of a task in one box.
 FAILURES = 3
 #: The state of a box is the first of these that one of its nodes has.
 _WORST = ("failed", "skipped", "stopped", "running", "unknown", "waiting", "done")

@@ -15,7 +15,7 @@ from entangle._shared.masks import masked
 from entangle._shared.summaries import call_in_short, constants_in_short, cut
 from entangle.flow import Flow
 
-#: Up to so many calls, each has a box of its own.
+#: Up to this many calls, each has a box of its own.
 MOST = 40
 #: Characters of a name, and of what is written below it.
 _NAME, _BELOW = 40, 36

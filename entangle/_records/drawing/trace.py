@@ -12,7 +12,7 @@ from typing import Any
 
 from entangle._records.rows import RunGraph
 
-#: Arrows are drawn up to so many edges: a browser cannot show more.
+#: Arrows are drawn for up to this many edges: a browser cannot show more.
 MOST_ARROWS = 20_000
 
 

@@ -29,7 +29,7 @@ from entangle._shared.whereabouts import tell_of
 from entangle._worker.worker import Worker, here
 from entangle.errors import RunCancelledError, add_note
 
-#: Outside a session, an allocation without a call ends after so long (seconds).
+#: Outside a session, an allocation without a call ends after this time (seconds).
 IDLE = 60.0
 #: Seconds between two questions about what waits: at first, and at most.
 _SOON, _LATER = 3.0, 6.0
@@ -61,7 +61,7 @@ class Queue(Protocol):
 
 
 class _Waiting:
-    """A call that waits for a place, as those see it who look on, and records."""
+    """A call that waits for a place, as records and onlookers see it."""
 
     def __init__(self, held: Allocations, worker: Worker | None) -> None:
         self._held, self._since = held, time.monotonic_ns()

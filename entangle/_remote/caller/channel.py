@@ -68,12 +68,12 @@ from entangle.errors import EntangleError, FarError, LinkLostError, ProtocolErro
 
 #: Time for an agent to answer a PING after a call to it was given up (seconds).
 DOUBT = 2.0
-#: An agent of a session ends so long after we have stopped using it (seconds): a call that is on
+#: How long an agent of a session stays after we have stopped using it (seconds): a call that is on
 #: its way must find it.
 MARGIN = 10.0
 #: Time for output that is still on its way when a channel closes (seconds).
 LAST_WORDS = 1.0
-#: So long a thread that waits for several channels may write to one of them without a pause
+#: How long a thread that waits for several channels may write to one of them without a pause
 #: (seconds).
 _TURN = 0.02
 
@@ -108,7 +108,7 @@ class Channel:
         #: The settings of the session that it was opened in, if any; when its last call began or
         #: ended (of the monotonic clock).
         self._settings, self._used = settings, time.monotonic()
-        #: It is used no more after so long without a call (seconds); None: it stays.
+        #: It is no longer used after this time without a call (seconds); None: it stays.
         self._idle: float | None = settings["idle"] if settings is not None else transport.idle
         self.place = transport.place
         self.lost: FarError | None = None
@@ -205,7 +205,7 @@ class Channel:
     # Calls ----------------------------------------------------------------------------------
 
     def call(self, rest: Decorated, args: tuple[Any, ...], kwargs: dict[str, Any], queued: int = 0) -> Any:
-        """Run a task there, and give its value. It has been queued for so many nanoseconds.
+        """Run a task there, and give its value. It was `queued` for this long (nanoseconds).
 
         Raises what the task raises, LinkLostError if the connection ends first, and
         UnpicklableError if an argument or the value cannot travel.
@@ -414,8 +414,8 @@ class Channel:
         return 0.0 if self._inbox or self.torn else self._silence / 8
 
     def attend(self, ready: Container[int], waited: float) -> None:
-        """Handle what has come. `ready` has the descriptors that poll(2) has found, after so many
-        seconds of waiting."""
+        """Handle what has come. `ready` has the descriptors that poll(2) has found, `waited` how
+        long the wait was (seconds)."""
         self._check_whole()
         if self._inbox:
             self._handle_inbox()

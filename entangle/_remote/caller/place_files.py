@@ -3,7 +3,7 @@
 A program's names are those of its project: the nearest directory upward from its script that has
 such a file, else upward from the working directory. There, `pyproject.toml` says it in tables
 `[tool.entangle.places.NAME]`, `entangle.toml` in `[places.NAME]`. The user's own file,
-`$XDG_CONFIG_HOME/entangle/entangle.toml` (`~/.config`), adds names which the project has not.
+`$XDG_CONFIG_HOME/entangle/entangle.toml` (`~/.config`), adds names that the project does not have.
 
 A table has the `kind` of the place, which is the decorator, and options of that. Hosts that are
 tried in turn are `hosts` of one table, or tables of one name (`[[places.NAME]]`). Paths are from
@@ -72,7 +72,7 @@ class Places:
     tables: dict[str, tuple[str, str, Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Definition:
-        """The place of that name. Raises OptionError for a table that cannot be right."""
+        """The place of that name. Raises OptionError for a table with a mistake."""
         file, table, told = self.tables[name]
         try:
             hosts = tuple(_hosts_of(told, os.path.dirname(file)))

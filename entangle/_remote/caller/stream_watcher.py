@@ -99,7 +99,7 @@ class _Watcher:
         for channel in led:
             try:
                 channel.attend(ready, waited)
-            except Exception as error:  # of our own: no call may wait for ever
+            except Exception as error:  # a bug of ours: no call may hang
                 channel.give_up(LinkLostError(f"{channel.place}: {type(error).__name__}: {error}"))
 
 

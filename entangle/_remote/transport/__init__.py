@@ -10,7 +10,7 @@ It knows nothing of frames, calls or agents. The rest is shared:
 
 The path of one call::
 
-    Far.run ─▶ channel_to(transport)       one channel for each `key` and process, opened on demand
+    Far.send ─▶ channel_to(transport)      one channel for each `key` and process, opened on demand
                  │ transport.open(arguments) ─▶ ByteStream    start `PYTHON *arguments` there
                  │ agent's first line, then frames            (channel.py)
                  │   nothing came?  transport.diagnose(status, words) ─▶ the error to raise

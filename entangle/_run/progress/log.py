@@ -63,7 +63,7 @@ class Log:
             self._beside.discard(view.run)
 
     def forget(self) -> None:
-        """Leave the log to others: in a forked child."""
+        """In a forked child: write nothing more to the log."""
         self._last.clear()
 
     def _prefix(self, view: View) -> str:

@@ -19,7 +19,7 @@ from entangle.errors import OptionError, UnfitPythonError
 
 #: How long the lease lasts that a caller must renew (seconds). Nothing of it is left after that.
 LASTS = 40.0
-#: It is renewed so many times meanwhile.
+#: How many times it is renewed within that time.
 RENEWALS = 8
 #: The oldest Python that can run a message.
 OLDEST = [3, 10]

@@ -112,7 +112,7 @@ class SlurmJobs(Service):
                 if size > 1:
                     size = math.ceil(size / 2)
                     continue
-                if not tickets and not _bases:  # it is none of our jobs that are too many
+                if not tickets and not _bases:  # the jobs that are too many are not ours
                     raise UnreachableError(f"{self.place}: Slurm takes no job: {full}") from None
                 break
             tickets += [f"{job}_{index}" for index in range(len(batch))]

@@ -39,7 +39,7 @@ LONGER = 1.1
 SHORTEST = 0.01
 #: How long the threads stay when nothing is under way (seconds).
 IDLE = 0.2
-#: A job that has waited so long is told of, with the platform's reason (seconds).
+#: After waiting this long (seconds), a job is reported, with the platform's reason.
 WAITED = 3.0
 #: How long the platform may be out of reach before the calls fail (seconds).
 PATIENCE = 300.0

@@ -94,7 +94,7 @@ class FarAddresses:
         """What the caller has written last; None once the box is gone."""
         try:
             return _request("GET", self._given["lease"], pauses=()).body
-        except OSError as error:  # a bad moment of the network, or for ever: no change
+        except OSError as error:  # trouble of the network, brief or lasting: counts as no change
             return str(type(error))
 
     def lease_is_fresh(self, seconds: float) -> bool:

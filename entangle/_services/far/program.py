@@ -28,7 +28,7 @@ from entangle.errors import StoreFullError
 
 #: How often it looks after its caller, in parts of the time that the lease lasts.
 LOOKS = 10
-#: After so long it looks for the first time (seconds), then more and more rarely.
+#: When it looks for the first time (seconds), then more and more rarely.
 FIRST = 0.5
 
 
@@ -117,7 +117,7 @@ class FarProgram:
         while not self._over.wait(min(pause, longest)):
             pause *= 2
             now = mailbox.lease() if lasts else lease
-            if lasts and now is None:  # what is put now would stay for ever
+            if lasts and now is None:  # what is put now would never be removed
                 mailbox.unclaim(name)
                 self._end("the caller has ended")
             mailbox.live(name)
@@ -181,7 +181,7 @@ class FarProgram:
         python_command.prelude = ModuleServer(lambda name: self._answer(name, head["instead"])).prelude()
 
     def _answer(self, name: str, instead: dict[str, str]) -> Any:
-        """What a caller would answer who could be asked: all that it knows has come already."""
+        """What the caller would answer if it could be asked: all that it knows has come already."""
         if os.getpid() != self._pid or name.startswith(imports.MODULES_ALONE):
             return None
         if name == imports.SOURCES:
