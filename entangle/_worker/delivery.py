@@ -396,10 +396,10 @@ class Delivery(Taking):
         table = self.site.table
         if self.kept_calls >= KEPT_CALLS or table.slots[self.base + NODE] != node or table.states[node] != RUNNING:
             return  # the last two: it was past its deadline and was given up, and the run may be over
-        from entangle._worker.keeping import keep  # not at the top: few runs need it, and it loads much
-
         self.kept_calls += 1
         with contextlib.suppress(OSError):  # the run may end at this moment
+            from entangle._worker.keeping import keep  # not at the top: few runs need it, and it loads much
+
             keep(self.site, self.store if self.site.directory else None, node, report["type"], report["call"], given)
 
     def _keep_ended(self, node: int) -> None:

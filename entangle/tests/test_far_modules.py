@@ -37,6 +37,22 @@ def test_the_engine_is_named_as_it_is() -> None:
     assert [name for name in ours if name.removeprefix("entangle.") not in MODULES] == []
 
 
+def test_the_far_program_of_a_service_has_all_that_it_may_import() -> None:
+    """Nobody answers there when a module is wanted that has not come, perhaps when a body fails."""
+    code = "from entangle._services.caller.code import Code; print(*Code._engine(None))"  # nothing else is loaded
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    known = {name for name in done.stdout.split() if name.startswith("entangle.")}
+    lacking = {
+        needed
+        for name in known - {"entangle._records.views"}  # drawings are not for there
+        if name.startswith(tuple(f"entangle.{room}" for room in ("_shared", "_worker", "_run", "_records", "_depot", "_services")))
+        for needed, _, _ in imports(name.removeprefix("entangle."))
+        if needed.startswith("entangle.") and needed not in known
+    }
+    assert "entangle._worker.keeping" in known
+    assert lacking == {"entangle._run.progress.following"}  # for a terminal
+
+
 def test_other_threads_import_while_one_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that reads the answer must not need a lock that the one that asks is holding."""
     imported = []

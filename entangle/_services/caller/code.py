@@ -28,8 +28,9 @@ _OURS = (
     "entangle._services.far.addresses",
     "entangle._services.far.connections",
     "entangle._services.far.program",
-    "entangle._records",
 )
+#: Rooms that go whole: nobody answers there when a module is wanted that has not come.
+_ROOMS = ("entangle._records", "entangle._depot", "entangle._shared.identity")
 #: What the program itself needs: it comes within it.
 _CONNECTIONS = "entangle._services.far.connections"
 #: Functions whose imports are remembered at most.
@@ -181,7 +182,9 @@ class Code:
     @staticmethod
     def _engine(magic: str | None) -> dict[str, Any]:
         known: dict[str, Any] = marshal.loads(zlib.decompress(modules.bundle(magic)))
-        names = [*_OURS, *modules.names_in("entangle._records"), *modules.FIRST]
+        names = [*_OURS, *modules.FIRST]
+        for room in _ROOMS:
+            names += [room, *modules.names_in(room)]
         found = {name: modules.to_send(name, magic) for name in names}
         return {**{name: value for name, value in found.items() if isinstance(value, tuple)}, **known}
 
