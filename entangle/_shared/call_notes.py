@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from entangle._shared.documentation import MORE
 from entangle.errors import add_note
 
 PATH, CALL, HOST = "call path: ", "call: ", "host "
@@ -63,14 +64,18 @@ def _number(note: str) -> int:
 
 
 def text_without(error: BaseException) -> str:
-    """The error with its notes, as Python prints them, but for those on the call: for a line about
-    an attempt of that very call."""
+    """The error with its notes, as Python prints them, but for those on the call, and the page that
+    explains it: for a line about an attempt of that very call."""
     import traceback
 
     told = traceback.TracebackException(type(error), error, None)
     notes = getattr(told, "__notes__", None)
     if isinstance(notes, list):
-        others = [note for note in notes if not isinstance(note, str) or not (_OURS.match(note) or _ATTEMPT.fullmatch(note))]
+        others = [
+            note
+            for note in notes
+            if not isinstance(note, str) or not (_OURS.match(note) or _ATTEMPT.fullmatch(note) or note.startswith(MORE))
+        ]
         vars(told)["__notes__"] = others  # the list itself is the error's
     return "".join(told.format_exception_only()).strip()
 

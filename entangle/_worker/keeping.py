@@ -12,7 +12,7 @@ import io
 import os
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from entangle._shared import masks
@@ -203,11 +203,18 @@ def _secret(flow: Flow, template: Template, inputs: list[int], parameter: str) -
         return "may be a secret, by its name"
     if template not in (None, COPY):  # a dict in the call: its keys are constants beside the values
         keys = [flow.constants[~one] for one in inputs if one < 0]
-        kind = template[0]
-        fields = (*keys, *getattr(kind, "_fields", ()))
-        if any(is_secret(masks.name_of(key)) for key in fields):
+        if any(is_secret(masks.name_of(key)) for key in (*keys, *_fields(template))):
             return "may hold a secret, by a name in it"
     return ""
+
+
+def _fields(template: Template) -> Iterator[str]:
+    """The names of fields of all named tuples of a template, however deep."""
+    if type(template) is tuple:
+        kind, parts = template
+        yield from getattr(kind, "_fields", ())
+        for part in parts:
+            yield from _fields(part)
 
 
 def _hides(pickled: bytes | memoryview) -> bool:

@@ -267,7 +267,18 @@ def test_modules_are_attributes_of_the_package() -> None:
     assert (modules.split(), done.stderr) == ([f"entangle.{name}" for name in sorted(entangle._MODULES)], "")
     assert classes == ("<class 'entangle.Session'> <class 'entangle.executor.Executor'> <class 'entangle.executor.BrokenExecutorError'>")
     public = {name for name in dir(entangle) if not name.startswith("__")}
-    assert public == {*entangle._MODULES, *entangle._CLASSES, "as_completed", "engine", "gather", "progress", "session", "tags"}
+    assert public == {
+        *entangle._MODULES,
+        *entangle._CLASSES,
+        "as_completed",
+        "attempt",
+        "durable",
+        "engine",
+        "gather",
+        "progress",
+        "session",
+        "tags",
+    }
     # Checkers are told of each by a line of its own.
     source = Path(ROOT, "entangle", "__init__.py").read_text(encoding="utf-8")
     assert all(f"    from entangle import {name} as {name}\n" in source for name in entangle._MODULES)
