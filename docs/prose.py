@@ -32,9 +32,12 @@ CHECKS = (
 )  # fmt: skip
 
 
+def _blank(match: re.Match[str]) -> str:
+    return re.sub(r"[^\n]", " ", match[0])
+
+
 def prose(text: str) -> str:
     """A page with all that is no prose blanked, line by line and column by column."""
-    blank = lambda match: re.sub(r"[^\n]", " ", match[0])  # noqa: E731
     for pattern in (
         r"^( *)```.*?^\1```[^\n]*$",
         r"<!-- bench:begin -->.*?<!-- bench:end -->",
@@ -45,7 +48,7 @@ def prose(text: str) -> str:
         r"^\|[-:| ]+\|$",
         r"https?://\S+",
     ):
-        text = re.sub(pattern, blank, text, flags=re.MULTILINE | re.DOTALL)
+        text = re.sub(pattern, _blank, text, flags=re.MULTILINE | re.DOTALL)
     return text
 
 
