@@ -8,7 +8,8 @@ How a block is run is told by its first line, and by a comment of HTML before it
 - a `console` block: each line that begins with `$ ` is a command that is run in that folder;
 - `<!-- before: … -->`: lines of Python that the blocks behind it need, and readers do not;
 - `<!-- not run: reason -->`: the next block cannot be run here;
-- `<!-- run by: file of tests -->`: those tests run the blocks of this page that have titles.
+- `<!-- run by: file of tests -->`: those tests run the blocks of this page that have titles, as
+  `shown_programs.py` does where they need a service.
 
 A `text` block right behind is what is printed. So is a comment behind a `print(…)` that stands in
 one line outside functions: it begins with what the line prints. "…" in it stands for anything on
@@ -27,6 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .callers import ROOT
+from .ways import missing
+
+_DOCS = Path(ROOT) / "docs"
 
 #: Seconds that one program of a page may take.
 LONGEST = 100
@@ -40,6 +44,14 @@ _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n]*)\n(?P<code>.*?)^(?P=indent)```[ \t]*$", re.MULTILINE | re.DOTALL
 )
 _NOTE = re.compile(r"^ *<!-- (?P<kind>before|not run|run by):\s(?P<said>.*?)-->[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+def documentation() -> Path:
+    """The folder of the pages. An installed entangle has its tests and no pages: tests are skipped
+    there, or in CI fail."""
+    if not _DOCS.is_dir():
+        missing("the documentation, which only a checkout has")
+    return _DOCS
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,42 @@
-"""Pages that show whole programs, each followed by what it prints: they are run."""
+"""Programs of pages that need a service: the tests of that service run them."""
 
 from __future__ import annotations
 
-import re
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from .callers import ROOT
-
-DOCS = Path(ROOT) / "docs"
+from .shown_blocks import Block, documentation, matches, read
 
 
-def programs_of(page: str) -> dict[str, tuple[str, str]]:
-    """The programs of a page by their title: the code, and what it must print."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    found = re.findall(r'^```python title="([^"]+)"\n(.*?)^```\n\n```text\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
-    assert len(found) == text.count("```python"), f"{page}: a program without a title, or without what it prints"
-    return {title: (code, printed) for title, code, printed in found}
+def programs_of(page: str) -> dict[str, Block]:
+    """The programs of a page (by its path below docs/) by their title, each with what it must
+    print."""
+    found = {block.title: block for block in read(documentation() / page).blocks if block.language == "python"}
+    assert None not in found, f"{page}: a program without a title"
+    assert all(block.printed is not None for block in found.values()), f"{page}: a program without what it prints"
+    return {str(title): block for title, block in found.items()}
 
 
-def run_shown(page: str, title: str, folder: Path, replaced: dict[str, str] | None = None) -> None:
-    """Run one program, with addresses of the page replaced, and compare what it prints."""
-    code, printed = programs_of(page)[title]
+def run_shown(page: str, title: str, folder: Path, replaced: Mapping[str, str] | None = None, **environment: str) -> None:
+    """Run one program, with parts of the page replaced, such as names of machines, and compare what
+    it prints. `environment`: variables that it has besides ours."""
+    block = programs_of(page)[title]
+    code, printed = block.code, block.printed or ""
     for shown, real in (replaced or {}).items():
-        assert shown in code
-        code = code.replace(shown, real)
+        assert shown in code + printed, f"{page} does not show {shown!r}"
+        code, printed = code.replace(shown, real), printed.replace(shown, real)
     (folder / title).write_text(code, encoding="utf-8")
-    done = subprocess.run([sys.executable, title], cwd=folder, capture_output=True, text=True, timeout=110, check=False)
-    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+    done = subprocess.run(
+        [sys.executable, title],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert matches(printed, done.stdout), f"{page} says\n{printed}\nand it prints\n{done.stdout}"

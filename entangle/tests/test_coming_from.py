@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from .pairs import DOCS, SIDES, compare, parts_of, run_side, unread_code
+from .pairs import SIDES, compare, parts_of, run_side, unread_code
+from .shown_blocks import documentation
 from .ways import installed
 
-pytestmark = [
-    pytest.mark.skipif(not DOCS.is_dir(), reason="only a checkout has the documentation"),
-    pytest.mark.pages,
-]
+documentation()
+pytestmark = pytest.mark.pages
 
 PAGES = {"multiprocessing": ("numpy",), "concurrent_futures": (), "dask": ("dask", "numpy"), "joblib": ("joblib", "numpy")}
 

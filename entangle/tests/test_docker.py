@@ -41,6 +41,7 @@ from .callers import ROOT
 from .evidence import wait_until
 from .far_bodies import add
 from .services import given
+from .shown_programs import run_shown
 from .ways import installed, missing
 
 installed("docker")
@@ -241,6 +242,17 @@ def test_packages_become_an_image_that_is_built_once(image: str, tmp_path: Path,
     finally:
         close_all()
         subprocess.run(["docker", "image", "rm", "--force", *made], capture_output=True, check=True)
+
+
+@pytest.mark.timeout(180)
+def test_the_page_on_containers_shows_what_runs(image: str, tmp_path: Path) -> None:
+    given.packages()
+    before = set(derived())
+    try:
+        run_shown("how_to/containers.md", "contained.py", tmp_path, {"python:3.13-slim": image})
+    finally:
+        if new := set(derived()) - before:
+            subprocess.run(["docker", "image", "rm", "--force", *new], capture_output=True, check=True)
 
 
 def test_packages_change_neither_the_user_nor_the_command_of_an_image(image: str, tmp_path: Path) -> None:

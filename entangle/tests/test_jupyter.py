@@ -22,6 +22,7 @@ from entangle.process import process
 
 from .bodies import add, one
 from .callers import ROOT
+from .shown_programs import programs_of
 from .ways import missing
 
 CELLS = [
@@ -134,6 +135,13 @@ def test_a_notebook(tmp_path: Path) -> None:
         assert f"{how} 100 2" in outputs[11]
         assert f"{how} True" in outputs[12]  # the line of the cell that has failed
     assert list(runs.glob("entangle-*/*")) == []
+
+
+def test_the_page_on_notebooks_shows_what_runs(tmp_path: Path) -> None:
+    shown = programs_of("how_to/notebooks.md")["study.ipynb"]
+    (cell,) = shown_in_jupyter(tmp_path, [shown.code])
+    assert cell.errors == []
+    assert f"{cell.value['text/plain']}\n" == shown.printed
 
 
 STUDY = """

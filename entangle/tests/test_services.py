@@ -26,6 +26,7 @@ from entangle.thread import thread
 
 from .house import HOUSE
 from .local_jobs import LocalJobs
+from .shown_blocks import documentation
 
 
 def test_calls_run_through_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +263,7 @@ def test_boxes_of_dead_callers_are_removed_later(tmp_path: Path) -> None:
     assert left == {(True, 0.0), (False, 0.0), (False, 2 * LAPSED)}
 
 
-@pytest.mark.skipif(not (HOUSE.parent / "docs").is_dir(), reason="only a checkout has the documentation")
 def test_the_page_shows_the_service_that_is_tested() -> None:
-    page = (HOUSE.parent / "docs" / "services.md").read_text(encoding="utf-8")
+    page = (documentation() / "services.md").read_text(encoding="utf-8")
     code = (HOUSE / "tests" / "local_jobs.py").read_text(encoding="utf-8")
     assert code[code.index("from __future__") :] in page

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import socket
@@ -38,6 +39,7 @@ from .evidence import most_at_once, notes, span, wait_until
 from .far_bodies import add, where
 from .services import given
 from .services.hosts import Hosts, make_key, three_hosts
+from .shown_programs import run_shown
 from .ways import installed
 
 
@@ -283,6 +285,13 @@ def test_names_of_the_configuration_work(hosts: Hosts, configured: Path) -> None
     python = hosts.options("alpha")["python"]
     assert ssh(host="bravo", python=python)(where)()() == hosts["bravo"].address
     assert ssh(host=f"{hosts.user}@carol", python=python)(where)()() == hosts["carol"].address
+
+
+def test_the_page_on_ssh_shows_what_runs(hosts: Hosts, configured: Path, tmp_path: Path) -> None:
+    configured.write_text(configured.read_text().replace("Host alpha\n", "Host alpha miko\n"))
+    replaced = {'user="me"': f"user={hosts.user!r}, python={hosts.options('alpha')['python']!r}"}
+    name = "alpha" if hosts.namespaces else platform.node()
+    run_shown("how_to/ssh.md", "far.py", tmp_path, {**replaced, "('miko', 3)": f"({name!r}, 3)"})
 
 
 def test_the_login_that_is_advised_for_an_unknown_key_of_an_alias_lets_calls_through(

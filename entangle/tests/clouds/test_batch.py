@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,7 +36,8 @@ from entangle.process import process
 
 from ..callers import Caller
 from ..evidence import wait_until
-from ..services.emulators import Emulator, JobQueue
+from ..services.emulators import CREDENTIALS, REGION, Emulator, JobQueue
+from ..shown_programs import run_shown
 from . import bodies
 
 Client = Callable[[str], Any]
@@ -68,6 +70,21 @@ def test_a_value_comes_back_and_prints_are_shown(there: Batch, capfd: pytest.Cap
     assert there(bodies.square)(7)() == 49
     out = capfd.readouterr().out
     assert f"[batch:{there.queue.name} square] squaring 7" in out
+
+
+@pytest.mark.timeout(120)
+def test_the_page_on_aws_shows_what_runs(there: Batch, tmp_path: Path) -> None:
+    settings = {**{name.lower(): value for name, value in CREDENTIALS.items()}, "region": REGION}
+    profiles = tmp_path / "config"
+    profiles.write_text("[profile lab]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
+    # Each call is a container of its own, on this machine.
+    replaced = {
+        'bucket="lab-calls"': f"bucket={there.bucket!r}",
+        'queue="short", vcpus=4, memory="8GB"': f"queue={there.queue.name!r}, image={there.image!r}, memory=512",
+        "range(1000)": "range(3)",
+        "999000": "6",
+    }
+    run_shown("how_to/aws.md", "in_aws.py", tmp_path, replaced, AWS_CONFIG_FILE=str(profiles))
 
 
 def test_an_error_is_raised_with_its_path(there: Batch) -> None:

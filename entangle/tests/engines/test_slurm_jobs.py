@@ -32,7 +32,7 @@ from ..callers import ROOT
 from ..evidence import text_of, wait_until
 from ..places import clock_that_is_off
 from ..services.slurm_cluster import SlurmCluster
-from ..shown_programs import DOCS, run_shown
+from ..shown_programs import run_shown
 
 
 @pytest.fixture
@@ -307,7 +307,6 @@ def test_states_are_told_apart() -> None:
     assert [row[1] for row in slurm_jobs._rows("7_1|CANCELLED by 0|None\n\n7_2|RUNNING|None")] == ["CANCELLED", "RUNNING"]
 
 
-@pytest.mark.skipif(not DOCS.is_dir(), reason="only a checkout has the documentation")
 @pytest.mark.timeout(120)
 def test_the_page_on_engines_shows_what_runs(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENTANGLE_MAILBOX", str(tmp_path / "mailbox"))
@@ -315,3 +314,10 @@ def test_the_page_on_engines_shows_what_runs(slurm: SlurmCluster, tmp_path: Path
     run_shown("engines.md", "on_slurm.py", tmp_path, {options: f'{options}, memory="200M", python={sys.executable!r}'})
     assert os.listdir(tmp_path / "mailbox" / "slurm") == []  # all have given values
     wait_until(lambda: not slurm.jobs(), 20, "the program has left a job behind")
+
+
+@pytest.mark.timeout(120)
+def test_the_page_on_slurm_shows_what_runs(slurm: SlurmCluster, tmp_path: Path) -> None:
+    options = 'cpus=4, memory="8G"'
+    run_shown("how_to/slurm.md", "on_cluster.py", tmp_path, {options: f'cpus=1, memory="200M", python={sys.executable!r}'})
+    wait_until(lambda: not slurm.jobs(), 20, "the program has left its allocation behind")
