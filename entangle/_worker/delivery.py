@@ -394,8 +394,6 @@ class Delivery(Taking):
         """Keep the call that has failed, so that it can be run again: of many that a run accepts,
         the first ones."""
         table = self.site.table
-        if report["type"].rpartition(".")[2] == RunAtImportError.__name__:
-            return  # its module must not be imported here, as its pickle would do
         if self.kept_calls >= KEPT_CALLS or table.slots[self.base + NODE] != node or table.states[node] != RUNNING:
             return  # the last two: it was past its deadline and was given up, and the run may be over
         self.kept_calls += 1

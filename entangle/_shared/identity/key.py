@@ -44,19 +44,20 @@ def identify(
     version: Any = None,
     ignore: Collection[str] = (),
     packages: Collection[str] = (),
+    imports: bool = True,
 ) -> Identity:
     """The identity of a call of task `name`; `function` is what lies below the cache.
 
     `version` replaces the code. Arguments of the names in `ignore` do not count. `packages` count
-    by their versions.
+    by their versions. `imports`: what the function would import is imported.
 
-    Raises CacheKeyError that names what has no content, and OptionError for a package that is not
-    installed.
+    Raises CacheKeyError that names what has no content, or may not be imported, and OptionError for
+    a package that is not installed.
     """
     layers, target = unwrapped(function)
     home = project.home_of(getattr(target, "__module__", None) or "")
     try:
-        code = None if version is not None else reach_of((tuple(layers), target), home)
+        code = None if version is not None else reach_of((tuple(layers), target), home, imports)
         said: list[str | bytes] = [name]
         if code is None:
             content = Content().of(version)
@@ -147,7 +148,7 @@ def _importable(value: types.FunctionType | type) -> tuple[str, str] | None:
 _walked: dict[tuple[int, str], Reach] = {}
 
 
-def reach_of(roots: tuple[tuple[Any, ...], Any], home: str) -> Reach:
+def reach_of(roots: tuple[tuple[Any, ...], Any], home: str, imports: bool = True) -> Reach:
     """What layers and a function, or a class, reach: as walked before if all is as it was.
 
     A function within a function is walked each time: it would be held here with its variables.
@@ -156,7 +157,7 @@ def reach_of(roots: tuple[tuple[Any, ...], Any], home: str) -> Reach:
     known = _walked.get(key)
     if known is not None and known.roots[1] is roots[1] and _same(known.roots[0], roots[0]) and known.holds():
         return known
-    reach = Reach(roots, home)
+    reach = Reach(roots, home, imports)
     if "<locals>" not in getattr(roots[1], "__qualname__", "<locals>"):
         if len(_walked) > 500:
             _walked.clear()

@@ -36,11 +36,13 @@ class Reach:
     """What `roots` reach; the package `home` counts as part of the project.
 
     `parts`: the digest of each part, by its name in words. `digest`: of all of them. Modules are
-    told in words alone: a function that has moved to another module is the same.
+    told in words alone: a function that has moved to another module is the same. Raises NoContent
+    where a module of the project would have to be imported, and `imports` is false.
     """
 
-    def __init__(self, roots: tuple[Any, ...], home: str) -> None:
+    def __init__(self, roots: tuple[Any, ...], home: str, imports: bool = True) -> None:
         self.roots = roots
+        self._imports = imports
         self.home = home
         self.parts: dict[str, str] = {}
         self._witness = Witness()
@@ -235,6 +237,8 @@ class Reach:
         try:
             name = importlib.util.resolve_name("." * level + module, space.get("__package__") or "") if level else module
             if project.is_of_project(name, self.home):
+                if not self._imports and name not in sys.modules:
+                    raise NoContent(name, "it is a module that is not imported")
                 importlib.import_module(name)
         except ImportError:
             return b"missing " + by_name(name)
