@@ -7,12 +7,15 @@ hostile: all functions take time linear in the length of what they read.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 from entangle._shared import secret_looks, secret_names, secret_values
 from entangle._shared.quoted_text import strings
-from entangle._shared.secret_names import is_secret
+from entangle._shared.secret_names import any_secret, is_secret
 from entangle._shared.spans import Span, lowered, merged, places
 
 __all__ = [
@@ -46,6 +49,12 @@ _MARGIN, _HALF = 1_200, 400
 _MANY = 100
 #: Longer texts are not names.
 _LONGEST_NAME = 100
+#: Pickles and buffers above this many bytes are read for names and quickly for looks.
+_SEARCHED = 1 << 20
+#: Where classes of Python and of libraries name their fields.
+_FIELDS = ("_fields", "__slots__", "__dataclass_fields__", "__annotations__", "__struct_fields__", "__match_args__", "_fields_")
+#: Shorter constants of code are no secrets.
+_SHORTEST_CONSTANT = 4
 
 
 def suspicious(text: str) -> bool:
@@ -153,26 +162,41 @@ def secret_keys(value: dict[Any, Any]) -> tuple[str, ...]:
 
 
 def secret_fields(kind: type) -> bool:
-    """Whether a class has a field with the name of a secret. Runs no code of the class."""
+    """Whether a class has a field with the name of a secret, or is made from an argument with one.
+    Runs no code of the class."""
     for base in type.__dict__["__mro__"].__get__(kind):
         known = vars(base)
-        for fields in ("_fields", "__slots__", "__dataclass_fields__", "__annotations__", "__struct_fields__", "__match_args__"):
+        for fields in _FIELDS:
             names = known.get(fields, ())
             if type(names) is str:
                 names = (names,)
+            if fields == "_fields_" and type(names) in (tuple, list):  # of ctypes: names and types
+                names = [field[0] for field in names if type(field) is tuple and field]
             if type(names) in (tuple, list, dict) and any(type(name) is str and is_secret(name) for name in names):
+                return True
+        for making in (known.get("__init__"), known.get("__new__")):
+            making = making.__func__ if type(making) is staticmethod else making
+            if type(making) is FunctionType and _secret_parameters(making.__code__):
                 return True
     return False
 
 
-def hides_one(pickled: bytes | memoryview) -> bool:
-    """Whether a pickle holds something with a secret's name, or its look.
+def _secret_parameters(code: CodeType) -> bool:
+    return any(map(is_secret, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]))
+
+
+def hides_one(pickled: bytes | memoryview, buffers: Iterable[bytes | memoryview] = ()) -> bool:
+    """Whether a pickle, with its buffers, holds something with a secret's name, or its look.
 
     Keys, attributes and texts are plain in a pickle, at any depth. Fields of a class may not be:
-    its class is asked.
+    its class is asked. Nor are names in code. A long pickle is read for names thoroughly, and for
+    looks quickly: more of them then count as secrets.
     """
+    if len(pickled) > _SEARCHED:
+        names = _names_in(pickled)
+        return _name_one(pickled, names) or suspicious(str(pickled, "latin-1")) or _buffers_hide_one(buffers, names)
     texts, names = _read_pickle(str(pickled, "latin-1"))
-    if any(is_secret(name) for name in names) or _classes_have_one(names):
+    if _name_one(pickled, names):
         return True
     if any(masked(text) != text for text in texts):
         return True
@@ -180,7 +204,83 @@ def hides_one(pickled: bytes | memoryview) -> bool:
     if any(name.startswith("-") for name in names) and masked(joined := " ".join(names)) != joined:
         return True  # a command line, word by word
     # UTF-16, and texts in numpy arrays, have zeros between the letters.
-    return text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain
+    if text.count("\0") > len(text) // 3 and masked(plain := text.replace("\0", "")) != plain:
+        return True
+    return _buffers_hide_one(buffers, names)
+
+
+def _name_one(pickled: bytes | memoryview, names: list[str]) -> bool:
+    if any_secret(names) or _definitions_have_one(names):
+        return True
+    return "marshal" in names and any(map(_code_hides_one, _codes_in(pickled)))
+
+
+def _names_in(pickled: bytes | memoryview) -> list[str]:
+    """The short strings of a pickle, which are all memoized."""
+    view = memoryview(pickled)
+    names: dict[str, None] = {}
+    for found in re.finditer(rb"[\x8cCU](?=([\x01-\x64]))", view):
+        start = found.end() + 1
+        end = start + found[1][0]
+        if end < len(view) and view[end] == 0x94:
+            names[str(view[start:end], "latin-1")] = None
+    return list(names)
+
+
+def _buffers_hide_one(buffers: Iterable[bytes | memoryview], names: list[str]) -> bool:
+    """Whether buffers of a pickle hold texts that look like a secret. Numbers, which look like
+    anything, are not searched: numpy names its types, and the columns of a structure too."""
+    if "dtype" in names and not any(re.fullmatch(r"[USV]\d+", name) or name.startswith("pyarrow") for name in names):
+        return False
+    for buffer in buffers:
+        text = str(buffer, "latin-1").replace("\0", "")
+        if suspicious(text) and (len(text) > _SEARCHED or masked(text) != text):
+            return True
+    return False
+
+
+def _codes_in(pickled: bytes | memoryview) -> Iterator[CodeType]:
+    """The code in a pickle that our pickler has made: it is marshalled."""
+    import marshal
+    import pickletools
+
+    for _, part, _ in pickletools.genops(bytes(pickled)):
+        if type(part) is not bytes:
+            continue
+        if part.startswith(b"\x80\x05"):  # a pickle in this one, as of a task
+            yield from _codes_in(part)
+        elif part[:1] in (b"c", b"\xe3"):
+            try:
+                found = marshal.loads(part)
+            except (ValueError, EOFError, TypeError):
+                continue
+            if isinstance(found, CodeType):
+                yield found
+
+
+def _code_hides_one(code: CodeType) -> bool:
+    """Whether code, or what comes with it, may hold a secret: the default of a parameter, a
+    variable of a function around it, or a constant. Which name a constant is for is not read."""
+    if _secret_parameters(code) or any(map(is_secret, code.co_freevars)):
+        return True
+    texts: list[str] = []
+    left = list(code.co_consts)
+    while left:
+        constant = left.pop()
+        if isinstance(constant, CodeType):
+            if _code_hides_one(constant):
+                return True
+        elif type(constant) in (tuple, frozenset):
+            left += constant
+        else:
+            texts.append(name_of(constant))
+    if not any(map(is_secret, (*code.co_names, *code.co_varnames, *code.co_cellvars, *texts))):
+        return False
+    return any(len(text) >= _SHORTEST_CONSTANT and not _any_space(text) and not is_secret(text) for text in texts)
+
+
+def _any_space(text: str) -> bool:
+    return any(map(str.isspace, text))
 
 
 def _read_pickle(text: str) -> tuple[list[str], list[str]]:
@@ -211,8 +311,9 @@ def _read_pickle(text: str) -> tuple[list[str], list[str]]:
     return texts, names
 
 
-def _classes_have_one(names: list[str]) -> bool:
-    """Whether a class that a pickle names has a field with the name of a secret."""
+def _definitions_have_one(names: list[str]) -> bool:
+    """Whether a class or a function that a pickle names has a field or a parameter with the name of
+    a secret."""
     modules = [vars(module) for module in (sys.modules.get(name) for name in dict.fromkeys(names)) if module is not None]
     for known in modules:
         for name in names:
@@ -220,5 +321,7 @@ def _classes_have_one(names: list[str]) -> bool:
             for part in name.split(".")[1:]:
                 found = vars(found).get(part) if isinstance(found, type) else None
             if isinstance(found, type) and secret_fields(found):
+                return True
+            if type(found) is FunctionType and _secret_parameters(found.__code__):
                 return True
     return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -73,12 +74,25 @@ NEEDLES = tuple(
         "pin-code _pin -pin cardpin userpin access recovery backup signature _pat -pat ghpat glpat kennwort "
     )
 )
+#: This many names are searched together first.
+_MANY = 1000
 
 
 @lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Whether a value with this name (of a parameter, a key, a task) is a secret."""
     return tells(name)
+
+
+def any_secret(names: Sequence[str]) -> bool:
+    """Whether one of these names is that of a secret. Most of many names lack what each secret must
+    have."""
+    if len(names) > _MANY:
+        low = "\n".join(names).lower()
+        joined = low.replace(" ", "_")
+        if not any(needle in joined for needle in NEEDLES) and not any(name in low for name in further()):
+            return False
+    return any(map(is_secret, names))
 
 
 def further() -> frozenset[str]:

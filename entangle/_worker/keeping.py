@@ -12,7 +12,8 @@ import io
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 from entangle._shared import masks
@@ -31,8 +32,6 @@ from entangle.flow import COPY, UNCHANGING, Flow, Template
 
 #: The most inputs of a call that is kept though it has ended well: each costs some microseconds.
 _MOST_INPUTS = 10_000
-#: Pickles above this many bytes are not searched thoroughly for secrets, but quickly.
-_SEARCHED = 1 << 20
 #: The most characters of the value of a variable that is kept.
 _LONGEST = 4096
 #: Variables of a terminal or a login, which are those of whoever runs the call again.
@@ -121,7 +120,7 @@ def _kept(site: Site, taking: _Taking, node: int, task: Any, told: tuple[str, st
         name = parameter or str(index + 1)
         keywords.append(keyword)
         at_hand = (given[index],) if given is not None and index < len(given) else None
-        if why := _secret(flow, template, inputs, parameter):
+        if why := _secret(flow, template, inputs, parameter) or _unkept(template):
             templates.append(None)
             values.append(KeptValue(name, why=why))
             continue
@@ -132,13 +131,16 @@ def _kept(site: Site, taking: _Taking, node: int, task: Any, told: tuple[str, st
             parts = [taking.at_hand(name, at_hand)]
         templates.append(template)
         values += parts
+    lacks = any(value.why for value in values)
+    if lacks:  # nobody can run it again: what is left says why
+        values = [value if value.why else KeptValue(value.argument) for value in values]
     function = task.function
     module = str(getattr(function, "__module__", "") or "")
     space = getattr(function, "__globals__", {})
     head = {
         "run": site.run_id,
         "node": node,
-        "name": flow.name(node),
+        "name": masks.masked(flow.name(node)),
         "task": task.__name__,
         "module": module,
         "qualified": task.__qualname__,
@@ -146,12 +148,13 @@ def _kept(site: Site, taking: _Taking, node: int, task: Any, told: tuple[str, st
         "package": space.get("__package__") or "",
         "attempt": table.attempts[node] + 1,
         "failed": told[0],  # its text may quote a secret
-        "call_path": path_in_short(flow, node) if told[0] else "",  # it may be long, and errors show it
+        "call_path": masks.masked(path_in_short(flow, node)) if told[0] else "",  # it may be long, and errors show it
         "call": told[1],
         "code": _code(task),
         **surroundings(),
     }
-    return KeptCall(head, _pickled_task(task), pickle.dumps((keywords, templates), 5), values)
+    task_and_shape = (b"", b"") if lacks else (_pickled_task(task), _pickled((keywords, templates), MOST))
+    return KeptCall(head, *task_and_shape, values)
 
 
 def surroundings() -> dict[str, Any]:
@@ -181,8 +184,8 @@ def surroundings() -> dict[str, Any]:
 def _code(task: Any) -> dict[str, str]:
     """The digests of the parts of the code that a task reaches, by their names."""
     try:
-        return identify(task.__name__, task.function, (), {}).parts
-    except Exception:  # code without an identity: nobody can tell then whether it has changed
+        return identify(task.__name__, task.function, (), {}, imports=False).parts
+    except Exception:  # code without an identity, or none yet: nobody can tell then whether it has changed
         return {}
 
 
@@ -190,10 +193,10 @@ def _pickled_task(task: Any) -> bytes:
     """The pickle of a task; nothing if it cannot be pickled, or may hold a secret."""
     for part in (task, task.function):
         try:
-            body, _ = _pickled(part, MOST, [])
+            body = _pickled(part, MOST)
         except Exception:
             continue
-        return b"" if _hides(body) else body
+        return b"" if masks.hides_one(body) else body
     return b""
 
 
@@ -203,48 +206,58 @@ def _secret(flow: Flow, template: Template, inputs: list[int], parameter: str) -
         return "may be a secret, by its name"
     if template not in (None, COPY):  # a dict in the call: its keys are constants beside the values
         keys = [flow.constants[~one] for one in inputs if one < 0]
-        if any(is_secret(masks.name_of(key)) for key in (*keys, *_fields(template))):
+        if any(is_secret(masks.name_of(key)) for key in keys):
             return "may hold a secret, by a name in it"
     return ""
 
 
-def _fields(template: Template) -> Iterator[str]:
-    """The names of fields of all named tuples of a template, however deep."""
-    if type(template) is tuple:
-        kind, parts = template
-        yield from getattr(kind, "_fields", ())
-        for part in parts:
-            yield from _fields(part)
+def _unkept(template: Template) -> str:
+    """Why the containers of an argument are not kept; "" if they are. One may have attributes, and
+    its class fields."""
+    if template in (None, COPY):
+        return ""
+    try:
+        return "may hold a secret" if masks.hides_one(_pickled(template, MOST)) else ""
+    except _TooLarge:
+        return _too_large(MOST)
+    except Exception as error:  # a `__reduce__` may raise anything
+        return cut(f"cannot be pickled: {type(error).__name__}: {error}", 300)
 
 
-def _hides(pickled: bytes | memoryview) -> bool:
-    """Whether a pickle may hold a secret. One that is long is not searched for names."""
-    if len(pickled) > _SEARCHED:
-        return masks.suspicious(str(pickled, "latin-1"))
-    return masks.hides_one(pickled)
-
-
-def _pickled(value: Any, most: int, buffers: list[memoryview]) -> tuple[bytes, list[memoryview]]:
-    """The pickle of a value, for a process with another script, and its large buffers. Raises
-    _TooLarge above so many bytes, and what pickling raises."""
+def _pickled(value: Any, most: int, buffers: list[memoryview] | None = None) -> bytes:
+    """The pickle of a value, for a process with another script; its large buffers go to `buffers`,
+    if given. Raises _TooLarge above so many bytes, and what pickling raises."""
 
     def dump(pickler: Callable[..., pickle.Pickler]) -> bytes:
-        buffers.clear()
+        if buffers is not None:
+            buffers.clear()
         file = _Bounded(most)
-        pickler(file, aside(buffers)).dump(value)
-        if file.tell() + sum(buffer.nbytes for buffer in buffers) > most:
+        pickler(file, aside(buffers) if buffers is not None else None).dump(value)
+        if file.tell() + sum(buffer.nbytes for buffer in buffers or ()) > most:
             raise _TooLarge
         return file.getvalue()
 
     try:
-        body = dump(lambda file, take: PicklerByName(file, 5, buffer_callback=take))
+        body = dump(lambda file, take: _PicklerOfLoaded(file, 5, buffer_callback=take))
         if not says_ours(body):
-            return body, buffers
+            return body
     except _TooLarge:
         raise
     except Exception:  # a `__reduce__` may raise anything
         pass
-    return dump(pickler_by_value), buffers
+    return dump(pickler_by_value)
+
+
+class _PicklerOfLoaded(PicklerByName):
+    """Names only what is in a module that is loaded: pickle would import another one. cloudpickle
+    does not."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Raise for what is in no loaded module, also for its instances."""
+        kind = value if isinstance(value, (FunctionType, type)) else type(value)
+        if kind.__module__ not in sys.modules:
+            raise pickle.PicklingError(f"module {kind.__module__} is not loaded")
+        return super().reducer_override(value)
 
 
 class _Taking:
@@ -281,7 +294,8 @@ class _Taking:
 
     def _of(self, name: str, value: Any, at_hand: bool = False) -> KeptValue:
         try:
-            pickled, buffers = _pickled(value, self._left, [])
+            buffers: list[memoryview] = []
+            pickled = _pickled(value, self._left, buffers)
         except _TooLarge:
             return KeptValue(name, why=_too_large(self._most))
         except Exception:
@@ -293,7 +307,7 @@ class _Taking:
     def _checked(self, value: KeptValue) -> KeptValue:
         if value.size > self._left:
             return KeptValue(value.argument, why=_too_large(self._most))
-        if _hides(value.pickled):
+        if masks.hides_one(value.pickled, value.buffers):
             return KeptValue(value.argument, why="may hold a secret")
         self._left -= value.size
         return value

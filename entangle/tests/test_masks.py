@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -11,6 +12,8 @@ import pickle
 import subprocess
 import sys
 import traceback
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ import entangle
 from entangle import records
 from entangle._shared.masks import hides_one, is_secret, masked
 from entangle._shared.notes import describe
+from entangle._shared.pickling import by_value
 from entangle._shared.summaries import short
 from entangle.process import process
 from entangle.task import task
@@ -619,3 +623,90 @@ def test_a_letter_of_a_secret_that_looks_like_the_start_of_a_string_hides_nothin
     """The C of the token is the code of short bytes, whose length ends where the token does."""
     token = "ghp_" + 3 * "Zq022222CA222222222222229"
     assert hides_one(pickle.dumps([1] * 7 + [token], 5))
+
+
+class Structure(ctypes.Structure):
+    _fields_ = (("user", ctypes.c_char * 16), ("password", ctypes.c_char * 16))
+
+
+class Connection:
+    """Its pickle has what it was made from, by position."""
+
+    def __init__(self, user: str, password: str) -> None:
+        self.made_from = user, password
+
+    def __reduce__(self) -> Any:
+        return Connection, self.made_from
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Membership:
+    """Its pickle has its values in turn."""
+
+    user: str
+    password: str
+
+
+def logs_in(user: str, password: str) -> None:
+    return None
+
+
+def enclosed(password: str) -> Any:
+    return lambda: len(password)
+
+
+def by_default() -> Any:
+    return lambda n, password=HIDDEN: n
+
+
+def with_a_constant() -> Any:
+    def inner() -> Any:
+        password = "h1dden-0f-all"
+        return lambda: password
+
+    return inner
+
+
+UNNAMED: dict[str, Callable[[], Any]] = {
+    "a structure of C": lambda: Structure(b"ann", HIDDEN.encode()),
+    "what an instance was made from": lambda: [Connection("ann", HIDDEN)],
+    "an argument of a partial": lambda: functools.partial(logs_in, "ann", HIDDEN),
+    "a variable of a function": lambda: enclosed(HIDDEN),
+    "a default": by_default,
+    "a constant": with_a_constant,
+    "code in a pickle in the pickle": lambda: by_value([enclosed(HIDDEN)]),
+    "a class in much else": lambda: [bytes(2 << 20), Membership("ann", HIDDEN)],
+    "a key in much else": lambda: [bytes(2 << 20), {b"password": HIDDEN}],
+    "an attribute in many numbers": lambda: [list(range(400_000)), types.SimpleNamespace(api_key=HIDDEN)],
+}
+
+
+@pytest.mark.parametrize("kind", UNNAMED)
+def test_a_secret_whose_name_is_not_beside_it_in_the_pickle(kind: str) -> None:
+    assert hides_one(by_value(UNNAMED[kind]()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda n: [n, "all is well"],
+        functools.partial(sum, [1, 2]),
+        [bytes(2 << 20), {"a": "b"}],
+        types.SimpleNamespace(name="ann"),
+    ],
+)
+def test_code_and_long_pickles_without_a_secret(value: Any) -> None:
+    assert not hides_one(by_value(value))
+
+
+@pytest.mark.parametrize(("kind", "secret"), [("texts", True), ("words", False), ("numbers", False)])
+def test_large_buffers_of_arrays(kind: str, secret: bool) -> None:
+    numpy = pytest.importorskip("numpy")
+    if kind == "numbers":
+        array = numpy.random.default_rng(1).random(90_000)
+    else:
+        array = numpy.array(["a", f"password={HIDDEN}" if secret else "b" * 30] * 2000)
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(array, 5, buffer_callback=buffers.append)
+    assert buffers
+    assert hides_one(pickled, [buffer.raw() for buffer in buffers]) is secret

@@ -298,6 +298,83 @@ def test_what_may_be_a_secret_is_not_kept(folder: Folder) -> None:
     assert "cannot be run again: argument point may be a secret, by its look" in done.stderr
 
 
+HIDDEN = """
+    import collections, numpy, typing
+    from words import one
+    import work
+    from entangle.process import process
+
+    class Login(typing.NamedTuple):
+        user: str
+        password: str
+
+    def enclosed(password):
+        @process
+        def inner(n):
+            raise ValueError(len(password))
+        return inner(1)
+
+    kept = collections.defaultdict(lambda password=one: 1, a=work.lives(1))
+
+    import sys
+    eval(sys.argv[1])()
+"""
+WITHOUT = {
+    "enclosed(one)": "",
+    "work.fail(numpy.array(['password=' + one] * 2000))": "argument point may hold a secret",
+    "work.fail([bytes(2 << 20), Login('ann', one)])": "argument point may hold a secret",
+    "work.fail([Login('ann', work.lives(one))])": "argument point may hold a secret",
+    "work.fail(kept)": "argument point may hold a secret",
+    "work.fail('mysql', '--password', one)": "argument more may hold a secret",
+    "work.fail(1).named('load https://ann:' + one + '@db/x')": "",
+}
+
+
+@pytest.mark.parametrize("call", WITHOUT)
+def test_a_secret_is_in_no_part_of_a_kept_call(folder: Folder, call: str) -> None:
+    pytest.importorskip("numpy")
+    folder.write("words.py", "one = 'hunter22xyz'")
+    folder.write("hidden.py", HIDDEN)
+    done = folder.python("hidden.py", call)
+    said = [line for line in done.stderr.splitlines() if "replay: " in line]
+    assert len(said) == 1, done.stderr
+    assert said == [f"no replay: {WITHOUT[call]}"] if WITHOUT[call] else "replay: entangle replay" in said[0]
+    (path,) = folder.kept()
+    assert "hunter22xyz" not in path.read_bytes().replace(b"\0", b"").decode("latin-1")
+
+
+@pytest.mark.parametrize("dies", ["os.kill(os.getpid(), 9)", "raise ValueError(n)"])
+def test_no_module_is_imported_to_keep_a_call(folder: Folder, dies: str) -> None:
+    """Neither where it was run nor, if its process is gone, where the run was begun."""
+    folder.write("lazy.py", "open('imported', 'a').write('x')\n")
+    folder.write(
+        "bare.py",
+        f"""
+        import os
+        from entangle.process import process
+
+        @process(fresh=True)
+        def load(n):
+            if n:
+                {dies}
+            import lazy
+
+        if __name__ == "__main__":
+            load(3)()
+        """,
+    )
+    assert "replay: entangle replay" in folder.python("bare.py").stderr
+    assert not (folder.path / "imported").exists()
+
+
+def test_a_function_with_a_large_array_of_its_own(folder: Folder) -> None:
+    pytest.importorskip("numpy")
+    folder.write("large.py", PROGRAM.replace("import os,", "import numpy, os,").replace('if __name__ == "__main__":', "if True:"))
+    done = folder.python("large.py", "closure(numpy.ones(200_000))(2)")
+    assert "replay: entangle replay" in done.stderr
+    assert "ValueError: closure [1. 1." in folder.replay().stderr
+
+
 def test_arguments_that_cannot_be_pickled_or_are_too_large(folder: Folder) -> None:
     assert folder.fails("in_thread(threading.Lock())").startswith("no replay: argument a cannot be pickled: ")
     huge = "no replay: argument point is too large: the arguments of a call may have 64 MiB together"
