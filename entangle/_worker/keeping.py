@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -164,7 +165,7 @@ def surroundings() -> dict[str, Any]:
     for name, value in users_environment().items():
         if name in _OF_LOGIN or name.startswith(_OF_LOGINS):
             continue
-        if is_secret(name) or len(value) > _LONGEST or masks.masked(f"{name}={value}") != f"{name}={value}":
+        if len(value) > _LONGEST or _is_hidden(name, value):
             hidden.append(name)
         else:
             variables[name] = value
@@ -179,6 +180,11 @@ def surroundings() -> dict[str, Any]:
         "environment": variables,
         "hidden": sorted(hidden),
     }
+
+
+@lru_cache(maxsize=1024)  # a run may keep a thousand calls, all with the same variables
+def _is_hidden(name: str, value: str) -> bool:
+    return is_secret(name) or masks.masked(f"{name}={value}") != f"{name}={value}"
 
 
 def _code(task: Any) -> dict[str, str]:
