@@ -31,17 +31,15 @@ from entangle.thread import thread
 from . import bodies
 from .callers import gone
 from .evidence import note, notes, pids_in, wait_until
+from .waiting_programs import BEGINS_AND_WAITS, WaitingPrograms
 
-_PROGRAM = """
+_PROGRAM = f"""
 import os, sys, time
 from entangle.process import process
 
 @process(cache=True)
 def slow(n):
-    with open(os.environ["RAN"], "a") as file:
-        print(os.getpid(), file=file, flush=True)
-    while not os.path.exists(os.environ["GO"]):
-        time.sleep(0.005)
+{BEGINS_AND_WAITS}
     return [n, "value"]
 
 if __name__ == "__main__":
@@ -49,40 +47,18 @@ if __name__ == "__main__":
 """
 
 
-class Programs:
-    """Runs of one program, each a process of its own, on one depot."""
+class Programs(WaitingPrograms):
+    """Runs of one program on one depot."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder, _PROGRAM)
         self.depot = folder / "depot"
-        (folder / "program.py").write_text(_PROGRAM)
 
     def start(self, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-        told = {
-            **os.environ,
-            "ENTANGLE_DEPOT": str(self.depot),
-            "RAN": str(self.folder / "ran"),
-            "GO": str(self.folder / "go"),
-            **environment,
-        }
-        command = [sys.executable, str(self.folder / "program.py"), *map(str, arguments)]
-        return subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return super().start(*arguments, **{"ENTANGLE_DEPOT": str(self.depot), **environment})
 
     def run(self, *arguments: object, **environment: str) -> tuple[str, str]:
         return self.start(*arguments, **environment).communicate(timeout=50)
-
-    def go(self) -> None:
-        (self.folder / "go").touch()
-
-    @property
-    def ran(self) -> list[int]:
-        """The processes in which the body has begun."""
-        path = self.folder / "ran"
-        return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-    def wait_for(self, count: int) -> None:
-        while len(self.ran) < count:
-            time.sleep(0.005)
 
     def values(self) -> list[Path]:
         return [path for path in self.depot.glob("values/*/*") if path.is_file()]

@@ -31,6 +31,7 @@ from entangle.thread import thread
 from .. import bodies
 from ..evidence import notes
 from ..services.emulators import Emulator
+from ..waiting_programs import BEGINS_AND_WAITS, WaitingPrograms
 
 Client = Callable[[str], Any]
 
@@ -122,7 +123,7 @@ def test_conditions_of_puts(url: str) -> None:
 
 # --- one computes ---------------------------------------------------------------------------------
 
-_PROGRAM = """
+_PROGRAM = f"""
 import os, sys, time
 from entangle._depot import remote_depot
 from entangle.process import process
@@ -131,10 +132,7 @@ remote_depot._LASTS, remote_depot._RENEWED = 3.0, 0.5
 
 @process(cache=Cache(where=sys.argv[1]))
 def slow(n):
-    with open(sys.argv[2], "a") as file:
-        print(os.getpid(), file=file, flush=True)
-    while not os.path.exists(sys.argv[3]):
-        time.sleep(0.01)
+{BEGINS_AND_WAITS}
     return [n, "value"]
 
 if __name__ == "__main__":
@@ -142,51 +140,30 @@ if __name__ == "__main__":
 """
 
 
-class Programs:
-    """Processes that want one value."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url, self.folder = url, folder
-        (folder / "program.py").write_text(_PROGRAM)
-
-    def start(self, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(self.folder / "program.py"), self.url, str(self.folder / "ran"), str(self.folder / "go")]
-        told = {**os.environ, **environment}
-        return subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    @property
-    def ran(self) -> list[int]:
-        path = self.folder / "ran"
-        return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-    def wait_for(self, count: int) -> None:
-        while len(self.ran) < count:
-            time.sleep(0.01)
-
-
 @pytest.fixture
-def programs(url: str, tmp_path: Path) -> Programs:
-    return Programs(url, tmp_path)
+def programs(tmp_path: Path) -> WaitingPrograms:
+    """Processes that want one value."""
+    return WaitingPrograms(tmp_path, _PROGRAM)
 
 
-def test_two_programs_at_once_compute_once(programs: Programs) -> None:
-    first, second = programs.start(), programs.start()
+def test_two_programs_at_once_compute_once(programs: WaitingPrograms, url: str) -> None:
+    first, second = programs.start(url), programs.start(url)
     programs.wait_for(1)
-    (programs.folder / "go").touch()
+    programs.go()
     assert [first.communicate(timeout=60), second.communicate(timeout=60)] == [("[3, 'value']\n", "")] * 2
     assert len(programs.ran) == 1
-    place = opened.depot(programs.url)
+    place = opened.depot(url)
     assert place._files.find(place._path("locks")) == {}
 
 
-def test_the_lease_of_who_was_killed_ends(programs: Programs) -> None:
-    first = programs.start()
+def test_the_lease_of_who_was_killed_ends(programs: WaitingPrograms, url: str) -> None:
+    first = programs.start(url)
     programs.wait_for(1)
-    second = programs.start()
+    second = programs.start(url)
     first.kill()
     first.communicate()
     programs.wait_for(2)
-    (programs.folder / "go").touch()
+    programs.go()
     assert second.communicate(timeout=60) == ("[3, 'value']\n", "")
     assert len(programs.ran) == 2
 
