@@ -130,7 +130,7 @@ def gives_a_lock() -> Any:
     return threading.Lock()
 
 
-@process(cache=True)
+@thread(cache=True)  # a lock cannot travel to a process, where this one must not be forked
 def of_a_lock(lock: Any) -> bool:
     return lock is not None
 
