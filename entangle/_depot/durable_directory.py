@@ -30,7 +30,7 @@ from typing import NamedTuple
 from entangle._depot import ledger
 from entangle._depot.bounds import bounds
 from entangle._depot.kept_values import sync_directory
-from entangle._depot.key_lock import KeyLock
+from entangle._depot.key_lock import KeyLock, is_held
 from entangle._depot.ledger import NO_NODE, Ledger, LedgerOfFlow, Outcomes
 from entangle._shared.state_directory import find_directory, make_directory_of_state
 from entangle.errors import DurableError
@@ -85,15 +85,12 @@ class DurableDirectory:
 
     def _enter(self, program: list[str] | None, may_wait: bool) -> Iterator[None]:
         make_directory_of_state(find_directory())
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
-        _check(self.path)
-        while (lock := KeyLock.take(os.path.join(self.path, "lock"), 0o600)) is None:
+        while (lock := self._take()) is None:
             if not may_wait:
                 raise DurableError(
                     f"durable run {self.name!r} is in use by another process or thread; with busy='wait' this one would wait"
                 )
             yield
-            os.makedirs(self.path, mode=0o700, exist_ok=True)  # removed by the one before
         self._lock = lock
         yield from self._fence(may_wait)
         for name in ("values", "runs"):
@@ -108,6 +105,13 @@ class DurableDirectory:
             finally:
                 opened.close()
             os.unlink(finished)
+
+    def _take(self) -> KeyLock | None:
+        while True:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+                _check(self.path)
+                return KeyLock.take(os.path.join(self.path, "lock"), 0o600)
 
     def _fence(self, may_wait: bool) -> Iterator[None]:
         """Wait until no worker of the process before is left, and begin a ledger."""
@@ -180,19 +184,29 @@ class DurableDirectory:
                     os.close(os.open(os.path.join(self.path, "finished"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
             lock.give()
 
-    def remove(self) -> None:
-        """Remove it. Raises DurableError where it is in use, or there is none."""
+    def remove(self, unused_for: float | None = None) -> bool:
+        """Remove it; where a time is given (seconds), only if it was finished that long ago. Gives
+        whether it was removed. Raises DurableError where it is in use, or there is none."""
         if not os.path.isdir(self.path):
             raise DurableError(f"there is no durable run {self.name!r}")
         lock = KeyLock.take(os.path.join(self.path, "lock"), 0o600)
         if lock is None:
             raise DurableError(f"durable run {self.name!r} is in use")
         try:
+            if unused_for is not None and not self._is_finished_for(unused_for):
+                return False  # it was entered meanwhile
             gone = f"{self.path}.removed-{os.getpid()}"
             os.rename(self.path, gone)
             shutil.rmtree(gone, ignore_errors=True)
+            return True
         finally:
             lock.give()
+
+    def _is_finished_for(self, seconds: float) -> bool:
+        try:
+            return time.time() - os.stat(os.path.join(self.path, "finished")).st_mtime > seconds
+        except OSError:
+            return False
 
 
 def root() -> str:
@@ -251,12 +265,9 @@ def is_in_use(path: str) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_held(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def names() -> list[str]:
@@ -271,9 +282,8 @@ def names() -> list[str]:
 def trim(but: str | None = None, said: Callable[[str], object] = lambda name: None) -> None:
     """Remove finished runs that were not used for as long as the bounds of the depot say."""
     age = bounds().age
-    for name in names():
-        finished = os.path.join(root(), file_name(name), "finished")
+    for name in names() if age else ():
+        directory = DurableDirectory(name)
         with contextlib.suppress(OSError, DurableError):
-            if name != but and age and time.time() - os.stat(finished).st_mtime > age:
-                DurableDirectory(name).remove()
+            if name != but and directory._is_finished_for(age) and directory.remove(unused_for=age):
                 said(name)

@@ -47,8 +47,11 @@ class KeyLock:
                 if _is_at(fd, path):
                     return cls(path, fd)
             except BlockingIOError:
+                held = is_held(fd)
                 _close(fd)
-                return None
+                if held:
+                    return None
+                continue  # somebody only looked, with `is_held`
             except BaseException:
                 _close(fd)
                 raise
@@ -59,7 +62,8 @@ class KeyLock:
         if self.pid != os.getpid():
             return
         with contextlib.suppress(OSError):
-            os.unlink(self._path)
+            if _is_at(self._fd, self._path):  # else its directory was removed, and that is another's
+                os.unlink(self._path)
         with contextlib.suppress(OSError):
             fcntl.flock(self._fd, fcntl.LOCK_UN)  # also where a child has it open still
         _close(self._fd)
@@ -77,6 +81,16 @@ def held_for_a_moment(path: str, mode: int) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)
         _close(fd)
+
+
+def is_held(fd: int) -> bool:
+    """Whether another descriptor holds the lock of an open file. Takes a shared lock, which ends
+    when the file is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
 
 
 def _is_at(fd: int, path: str) -> bool:

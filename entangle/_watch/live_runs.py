@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from entangle._depot.key_lock import is_held
 from entangle._shared import home as homes
 from entangle._shared import notes, removal, whereabouts
 from entangle._shared.masks import masked
@@ -340,12 +341,9 @@ def _held(home: str, base: int) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+        return is_held(fd)
     finally:
         os.close(fd)
-    return False
 
 
 def live_runs() -> list[LiveRun]:
