@@ -17,6 +17,7 @@ from entangle._shared.identity.flow_keys import digest, keys_of
 from entangle._tasks import NO_INSTANCE
 from entangle._tasks.durable import Scope, doubt_of_item, may_run_again, number_of_stream
 from entangle._tasks.tree import compile_call
+from entangle._worker.worker import here
 from entangle.errors import DurableError
 from entangle.task import Task
 
@@ -44,9 +45,12 @@ class KeptStream:
         return self._scope.of_flow
 
     def ends_with_block(self, stream: Any) -> None:
-        """Have the stream closed when the block is left."""
+        """Have the stream closed when the block is left; of a body, when its run has ended."""
+        worker = here.worker
         if self._scope.block is not None:
             self._scope.block.streams.add(stream)
+        elif worker is not None and worker.books is not None:
+            worker.books.streams.add(stream)
 
     # The source's side ----------------------------------------------------------------------------
 

@@ -133,9 +133,14 @@ class Durable:
             of_flow = directory.of_flow()
             self._ledger = of_flow.open()
             durable_directory.trim(but=self.name)
-        except OSError as error:
+        except BaseException as error:
+            if self._ledger is not None:
+                self._ledger.close()
+                self._ledger = None
             directory.leave(finished=False)
-            raise _unusable(self.name, directory.path, error) from None
+            if isinstance(error, OSError):
+                raise _unusable(self.name, directory.path, error) from None
+            raise
         self._directory = directory
         worker = here.worker
         self.scope = Scope(of_flow, b"", {}, lambda: self.outcomes, self)
@@ -149,20 +154,24 @@ class Durable:
         directory, self._directory = self._directory, None
         if directory is None or not directory.is_held():  # a forked child
             return
-        for stream in list(self.streams):
-            stream.leave()
-        with self._guard:
-            left = list(self._under_way)
-        for run in left:
-            if error is not None:
-                run.cancel()
-        for run in left:
-            run.over.wait()
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = None
-        self.outcomes = Outcomes()
-        directory.leave(finished=error is None and not self.left_over)
+        finished = False
+        try:
+            for stream in list(self.streams):
+                stream.leave()
+            with self._guard:
+                left = list(self._under_way)
+            for run in left:
+                if error is not None:
+                    run.cancel()
+            for run in left:
+                run.over.wait()
+            finished = error is None and not self.left_over
+        finally:  # also after a Ctrl-C while it waits
+            if self._ledger is not None:
+                self._ledger.close()
+                self._ledger = None
+            self.outcomes = Outcomes()
+            directory.leave(finished)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         with self._guard:
@@ -467,17 +476,19 @@ class _Failures:
 
     def ended(self, run: ObservedRun) -> None:
         """Write it down, if there are any."""
-        if run.table is None:
+        # What has run, and could not be written down, had ended well: it stays open, to be named.
+        if run.table is None or isinstance(run.reason(), DurableError):
             return
         states = bytes(run.table.states)
         node = states.find(FAILED)
         if node < 0:
             return
         with contextlib.suppress(OSError, DurableError):  # then they count as begun
+            known = self._of_flow.outcomes(Outcomes()).open
             opened = self._of_flow.open()
             try:
                 while node >= 0:
-                    if self._of_flow.node(node) != NO_NODE:
+                    if self._of_flow.node(node) in known:
                         opened.append(ledger.FAILED, self._of_flow.node(node), self._of_flow.place(node), b"")
                     node = states.find(FAILED, node + 1)
             finally:

@@ -7,7 +7,9 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,8 @@ class Bookkeeping:
         #: How many equal nodes and places the runs within the body that runs now have had.
         self.counts: dict[bytes, int] = {}
         self._outcomes: Outcomes | None = None
+        #: The streams of bodies: they end with the run, and with them what they hold of the ledger.
+        self.streams: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @passes_on
     def run(self, node: int, task: str, body: Callable[..., Any], args: Any, named: dict[str, Any]) -> Any:
@@ -91,6 +95,10 @@ class Bookkeeping:
         try:
             outcome = written(self.of_flow.directory, node, task, value, ledger.times(began), self.of_flow.to_disk)
         except OSError as error:
+            # A record is small, and may have a place where the value had none. Without it the node
+            # has begun and not ended, which is named as well.
+            with contextlib.suppress(DurableError):
+                self._append(ledger.UNKEPT, node, place, str(error.strerror or error).encode("utf-8", "replace"), what)
             raise self._refused(what, error) from None
         except Exception as error:
             why = f"{type(error).__name__}: {error}"[:_LONGEST]
@@ -118,6 +126,8 @@ class Bookkeeping:
 
     def close(self) -> None:
         """Let go of the ledger."""
+        for stream in list(self.streams):
+            stream.leave()
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
@@ -125,6 +135,7 @@ class Bookkeeping:
     def forked(self) -> None:
         """In a child that the body has forked: what it does is no outcome."""
         self._ledger = None
+        self.streams.clear()
 
     def outcomes(self) -> Outcomes:
         """What the ledgers say now."""

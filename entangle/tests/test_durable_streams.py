@@ -245,6 +245,31 @@ def test_a_loop_that_is_left_early(program: Program) -> None:
     assert numbers(program.gives()) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_stream_that_a_body_leaves_open_ends_with_its_run(program: Program) -> None:
+    """A warm worker lives on, and holds nothing of the run."""
+    program.write(
+        """
+        import json
+
+        @thread
+        def same(x):
+            return x
+
+        @process
+        def leaves():
+            json.loads.left = stream = same.stream(iter(range(100)))
+            return next(stream) + next(stream)
+
+        if __name__ == "__main__":
+            with entangle.session():
+                for _ in range(2):
+                    with entangle.durable("a", busy="raise"):
+                        print(leaves()(), flush=True)
+        """
+    )
+    assert program.gives() == "1\n1"
+
+
 def test_runs_in_the_bodies_of_items_and_attempts(program: Program) -> None:
     program.write(
         """
