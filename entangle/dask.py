@@ -14,6 +14,8 @@ from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import hide, passes_on
 from entangle.errors import OptionError
 
+__all__ = ["close", "get"]
+
 
 def get(
     dsk: Any,

@@ -17,6 +17,8 @@ from entangle._tasks.door import named_as_its_decorator
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
+__all__ = ["docker"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
+from entangle._tasks.option_values import is_number
 from entangle._tasks.web_request import Request
 from entangle.errors import OptionError, RequestError
 from entangle.task import InjectingDecorator, Task, decorate, refuse_unknown
@@ -67,7 +68,7 @@ def request(
     chosen = str(method).upper()
     if chosen not in _METHODS:
         raise OptionError(f"@request: method={value_in_short(method)}; choose one of {', '.join(_METHODS)}")
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
+    if not is_number(timeout) or not timeout > 0:
         raise OptionError(f"@request: timeout={value_in_short(timeout)}; it must be a number of seconds above 0")
     said: dict[Any, Any] = {"": ""}
     with contextlib.suppress(TypeError, ValueError):

@@ -18,6 +18,7 @@ from entangle._images.needs import needs
 from entangle._images.pushing import check_registry
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
+from entangle._tasks.option_values import check_whether
 from entangle.errors import OptionError
 
 __all__ = ["BuiltImage", "build_image"]
@@ -79,6 +80,9 @@ def build_image(
             raise OptionError(f"{option}={value_in_short(value)}; it must be a name, without a dash first")
     if service != "lambda" and handler != HANDLER:
         raise OptionError(f"handler={value_in_short(handler)} is for Lambda; add service='lambda' (--for lambda)")
+    check_whether("build_image", push=push, fresh=fresh)
+    if told is not None and not callable(told):
+        raise OptionError(f"told={value_in_short(told)}; it must be a function of one line")
     if push:
         check_registry(name)
     wanted = Wanted(

@@ -20,6 +20,8 @@ from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError
 from entangle.task import AnyTask, Decorator, Task, decorate, refuse_unknown
 
+__all__ = ["interpreter"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -30,14 +30,17 @@ def register(make_default: bool = False) -> None:
     `Parallel` inside a task shares the CPUs with all others: where none is free, it runs in the
     task's own process.
 
-    Raises ImportError where joblib is not installed, or older than 1.5.
+    Raises ImportError where joblib is not installed, or older than 1.5; OptionError for a
+    `make_default` that is no bool.
 
         entangle.joblib.register()
         with joblib.parallel_config(backend="entangle", n_jobs=-1):
             GridSearchCV(SVC(), grid).fit(x, y)
     """
     from entangle._joblib import backend
+    from entangle._tasks.option_values import check_whether
 
+    check_whether("register", make_default=make_default)
     backend.register(make_default)
 
 

@@ -17,6 +17,8 @@ from entangle.errors import OptionError
 from entangle.pools import PLACES, TOKENS, Pool, figures_of, state
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
+__all__ = ["limit"]
+
 _OPTIONS = ("at_once", "per_second", "burst")
 
 

@@ -12,6 +12,8 @@ from entangle.pools import registered
 from entangle.scheduler import check_cpus
 from entangle.task import AnyTask, Decorator, Layer, Task, decorate, refuse_unknown
 
+__all__ = ["local"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

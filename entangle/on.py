@@ -20,6 +20,8 @@ from entangle.flow import AWAY
 from entangle.limit import Limit
 from entangle.task import Decorator, Layer, Task, decorate, refuse_unknown
 
+__all__ = ["on"]
+
 
 class On(Layer):
     """The layer of @on."""

@@ -17,6 +17,7 @@ More: docs/records.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -26,14 +27,16 @@ from entangle._records.ingest import absorb_segments, ingest, take_segments
 from entangle._records.reading import find_run, find_runs, to_be_forgotten
 from entangle._records.retention import forget_run
 from entangle._records.retention import retain as retain_in
-from entangle._records.rows import Edge, Error, Git, Input, PlaceShare, Retirement, Times, Value
+from entangle._records.rows import STATES, Edge, Error, Git, Input, PlaceShare, Retirement, Times, Value
 from entangle._records.rows import TaskRecord as Task
 from entangle._records.views import NodeRecord as Node
 from entangle._records.views import RunRecord as Run
 from entangle._records.views import made as made_by
 from entangle._records.views import record_of
+from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
-from entangle.errors import GraphError, RecordsError
+from entangle._tasks.option_values import check_strings, check_whether, is_number
+from entangle.errors import GraphError, OptionError, RecordsError
 
 __all__ = [
     "Edge",
@@ -92,12 +95,22 @@ def runs(
     time (seconds since 1970, or a datetime). Runs that were called in the bodies of others are left
     out unless `nested`.
 
-    Raises RecordsError where the records cannot be read.
+    Raises OptionError for bad options, and RecordsError where the records cannot be read.
 
         for run in records.runs(state="failed"):
             print(run.id, run.error.message)
     """
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise OptionError(f"runs: limit={value_in_short(limit)}; it must be a whole number from 0 up, or None for all")
+    check_strings("runs", name=name)
+    if state is not None and state not in STATES:
+        raise OptionError(f"runs: state={value_in_short(state)}; choose one of {', '.join(STATES)}")
+    if tags is not None and not isinstance(tags, dict):
+        raise OptionError(f"runs: tags={value_in_short(tags)}; it must be a dict of names and values")
     when = since.timestamp() if isinstance(since, datetime) else since
+    if when is not None and not is_number(when):
+        raise OptionError(f"runs: since={value_in_short(since)}; it must be a datetime, or seconds since 1970")
+    check_whether("runs", nested=nested)
     found = find_runs(find_directory(), limit=limit, name=name, state=state, tags=tags, since=when, nested=nested)
     return [record_of(row) for row in found]
 
@@ -105,10 +118,11 @@ def runs(
 @edge
 def run(run_id: str = "last") -> Run:
     """A run by its id, or by the beginning of its id; `last` is the latest. Raises RecordsError
-    where no run fits, or several do.
+    where no run fits, or several do; OptionError for what is no string.
 
         print(records.run("last").to_mermaid())
     """
+    _check_id("run", run_id)
     return record_of(find_run(find_directory(), run_id))
 
 
@@ -136,10 +150,10 @@ def made(value_hash: str) -> list[Node]:
     """
     try:
         digest = bytes.fromhex(value_hash)
-    except ValueError:
+    except (TypeError, ValueError):
         digest = b""
     if len(digest) != 32:
-        raise RecordsError(f"{value_hash!r} is not a SHA-256 in hex; records.hash_of(value) gives the hash of a value")
+        raise RecordsError(f"{value_in_short(value_hash)} is not a SHA-256 in hex; records.hash_of(value) gives the hash of a value")
     directory = find_directory()
     ingest(directory)
     if not is_there(directory):
@@ -150,10 +164,11 @@ def made(value_hash: str) -> list[Node]:
 @edge
 def forget(run_id: str) -> None:
     """Remove a run, and the runs called in it, from the records. Raises RecordsError where there is
-    no such run, or it is still running.
+    no such run, or it is still running; OptionError for what is no string.
 
         records.forget(records.run("last").id)
     """
+    _check_id("forget", run_id)
     directory = find_directory()
     forget_run(directory, to_be_forgotten(directory, run_id))
 
@@ -164,10 +179,13 @@ def retain(days: float | None = None, size: int | None = None) -> int:
     bytes. Gives how many were removed.
 
     The defaults are ENTANGLE_RECORD_DAYS (90) and ENTANGLE_RECORD_BYTES (1 GiB). With these it also
-    happens by itself, at most once an hour.
+    happens by itself, at most once an hour. Raises OptionError for bad options.
 
         records.retain(days=7)
     """
+    for name, value in (("days", days), ("size", size)):
+        if value is not None and not (is_number(value) and value >= 0):
+            raise OptionError(f"retain: {name}={value_in_short(value)}; it must be a number from 0 up, or None for the usual")
     return retain_in(find_directory(), days, size)
 
 
@@ -178,7 +196,9 @@ def send(address: str | None = None, run_ids: list[str] | None = None, everythin
 
     Without `run_ids`, sends the runs that were meant for that server and are not there yet; with
     `everything`, all runs that are not there yet. Sending a run again changes nothing. Needs
-    gremlinpython (`pip install 'py-entangle[graph]'`). Raises GraphError where the server fails.
+    gremlinpython (`pip install 'py-entangle[graph]'`).
+
+    Raises GraphError where the server fails, and OptionError for bad options.
 
         records.send("ws://localhost:8182/gremlin", everything=True)
     """
@@ -186,28 +206,34 @@ def send(address: str | None = None, run_ids: list[str] | None = None, everythin
 
     from entangle._records.gremlin import send as send_to
 
+    check_strings("send", address=address)
+    if run_ids is not None:
+        _check_ids("send", run_ids)
+    check_whether("send", everything=everything)
     return send_to(find_directory(), address or os.environ.get("ENTANGLE_GRAPH", ""), run_ids, everything)
 
 
 @edge
 def clear_graph(address: str) -> None:
     """Remove everything that any entangle has ever sent to that Gremlin server. Raises GraphError
-    where the server fails.
+    where the server fails, and OptionError for what is no address.
 
         records.clear_graph("ws://localhost:8182/gremlin")
     """
     from entangle._records.gremlin import clear
 
+    check_strings("clear_graph", address=address)
     clear(address)
 
 
 @edge
 def take_home(run_ids: list[str]) -> list[bytes]:
     """The log segments of runs of this machine that are over and not ingested yet. They are removed
-    here: whoever absorbs them has the records then.
+    here: whoever absorbs them has the records then. Raises OptionError for what is no list.
 
         channel.send(records.take_home([run.id]))
     """
+    _check_ids("take_home", run_ids)
     return take_segments(find_directory(), run_ids)
 
 
@@ -220,3 +246,13 @@ def absorb(sheets: list[bytes], parent: tuple[str, int] | None = None) -> list[s
         records.absorb(channel.receive(), parent=(run_id, node))
     """
     return absorb_segments(find_directory(), sheets, parent)
+
+
+def _check_id(where: str, run_id: object) -> None:
+    if not isinstance(run_id, str):
+        raise OptionError(f"{where}({value_in_short(run_id)}): a run is named by its id, a string; records.runs() gives runs")
+
+
+def _check_ids(where: str, run_ids: object) -> None:
+    if isinstance(run_ids, str) or not isinstance(run_ids, Iterable):
+        raise OptionError(f"{where}: run_ids={value_in_short(run_ids)}; it must be a list of ids")

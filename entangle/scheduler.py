@@ -22,6 +22,8 @@ from entangle.pools import cpus as pool_of
 from entangle.pools import registered
 from entangle.task import AnyTask, Decorator, Layer, Task, decorate, refuse_unknown
 
+__all__ = ["DefaultScheduler", "scheduler"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -28,6 +28,8 @@ from entangle.errors import OptionError
 from entangle.flow import THREAD, Body
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
+__all__ = ["slurm"]
+
 _OPTIONS = (
     *("partition", "time", "cpus", "memory", "gres", "nodes", "account", "qos", "constraint"),
     *("setup", "options", "jobs", "python", "detached", "mailbox"),

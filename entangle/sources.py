@@ -14,6 +14,7 @@ More: docs/dataflows.md.
 
 from __future__ import annotations
 
+import codecs
 import os
 import queue as queues
 import threading
@@ -27,7 +28,7 @@ from entangle._dataflow.iteration import Iteration
 from entangle._dataflow.merging import Merging
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, passes_on
-from entangle._tasks.option_values import is_number
+from entangle._tasks.option_values import check_path, check_strings, check_whether, is_number
 from entangle.errors import OptionError
 
 __all__ = ["Source", "directory", "every", "lines", "merge", "queue", "sqs"]
@@ -66,8 +67,8 @@ def every(seconds: float) -> Source[int]:
 
         for tick in every(0.5): print(tick)
     """
-    if not seconds > 0:
-        raise OptionError(f"every({seconds!r}): the time between two ticks must be a number of seconds above 0")
+    if not is_number(seconds) or not seconds > 0:
+        raise OptionError(f"every({value_in_short(seconds)}): the time between two ticks must be a number of seconds above 0")
 
     @passes_on
     def values(stopped: threading.Event) -> Iterator[int]:
@@ -85,11 +86,20 @@ def lines(path: str | os.PathLike[str], follow: bool = True, encoding: str = "ut
     """The lines of a text file, without their ends; with `follow`, also those appended later.
 
     A file that is not there yet is waited for. One that is replaced or cut short is read anew from
-    its start. A line is given when its end has been written. Raises FileNotFoundError without
-    `follow`.
+    its start. A line is given when its end has been written. With `follow`, bytes that `encoding`
+    cannot read become U+FFFD.
+
+    Raises OptionError for bad options. Iterating raises FileNotFoundError without `follow`.
 
         for line in lines("access.log"): print(line)
     """
+    where = f"lines({value_in_short(path)})"
+    check_path(where, "path", path)
+    check_whether(where, follow=follow)
+    try:
+        codecs.lookup(encoding)
+    except (LookupError, TypeError, ValueError):
+        raise OptionError(f"{where}: encoding={value_in_short(encoding)}; it must be the name of an encoding, as 'utf-8'") from None
 
     @passes_on
     def values(stopped: threading.Event) -> Iterator[str]:
@@ -149,17 +159,22 @@ def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool =
     half of it. `existing=False` leaves out those that are there at the start. Needs the extra
     `dataflow`.
 
-    Raises OptionError where there is no such directory, or watchfiles is not installed.
+    Raises OptionError for bad options, where there is no such directory, and where watchfiles is
+    not installed.
 
         for path in directory("incoming", "*.csv"): print(path)
     """
+    where = f"directory({value_in_short(path)})"
+    check_path(where, "path", path)
+    check_strings(where, pattern=pattern)
+    check_whether(where, existing=existing)
     try:
         import watchfiles
     except ImportError:
         raise OptionError('directory(…) needs watchfiles: pip install "py-entangle[dataflow]"') from None
     folder = Path(path)
     if not folder.is_dir():
-        raise OptionError(f"directory({os.fspath(path)!r}): there is no such directory; make it first, or correct the path")
+        raise OptionError(f"{where}: there is no such directory; make it first, or correct the path")
 
     def there() -> set[str]:
         with os.scandir(folder) as entries:
@@ -207,10 +222,12 @@ _NEVER = object()
 def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
     """What is put into a queue (`queue.Queue`, `multiprocessing.Queue` …).
 
-    Ends when `end` comes, or the queue is shut down.
+    Ends when `end` comes, or the queue is shut down. Raises OptionError for what is no queue.
 
         for value in queue(q, end="that was all"): print(value)
     """
+    if not callable(getattr(q, "get", None)):
+        raise OptionError(f"queue({value_in_short(q)}): it must be a queue, such as queue.Queue or multiprocessing.Queue")
 
     @passes_on
     def values(stopped: threading.Event) -> Iterator[Any]:
@@ -234,10 +251,14 @@ def queue(q: Any, end: Any = _NEVER) -> Source[Any]:
 def merge(*sources: Iterable[T]) -> Source[T]:
     """The values of several sources or streams, as they come.
 
-    Ends when all have ended, or with the first error of one.
+    Ends when all have ended, or with the first error of one. Raises OptionError for what cannot be
+    iterated.
 
         for value in merge(lines("a.log"), lines("b.log")): print(value)
     """
+    for source in sources:
+        if not isinstance(source, Iterable) and not hasattr(source, "__getitem__"):
+            raise OptionError(f"merge takes sources, streams and other iterables, not {value_in_short(source)}")
 
     return _Made(lambda: Merging(sources))
 
@@ -308,5 +329,6 @@ def sqs(
             raise OptionError(f"{who}: {name}={value_in_short(value)}; it must be a whole number, {least} to {most}")
     if idle is not None and (not is_number(idle) or not idle > 0):
         raise OptionError(f"{who}: idle={value_in_short(idle)}; it must be a number of seconds above 0")
+    check_whether(who, raw=raw)
     wishes = Wishes(queue, account, visibility, bool(raw), batch, wait, idle)
     return _Made(lambda: QueueMessages(wishes))

@@ -18,6 +18,8 @@ from entangle._tasks.layer import Decorated
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, decorate, refuse_unknown
 
+__all__ = ["ssh"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -12,6 +12,8 @@ from entangle.errors import GraphError, OptionError
 from entangle.flow import HERE
 from entangle.task import AnyTask, Call, Layer, Task, decorate, refuse_unknown
 
+__all__ = ["workflow"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -105,7 +105,9 @@ def lmbda(
         raise OptionError("@lmbda needs parentheses: @lmbda(function='…') or @lmbda(role='…')")
     layer: InAccount
     if function is not None:
-        given = {"role": role, "image": image, "python": python, "architecture": architecture, "env": env, "layers": layers or None}
+        given = {"role": role, "image": image, "python": python, "architecture": architecture, "env": env}
+        usual = {"memory": (memory, 1769), "timeout": (timeout, 900), "layers": (layers, ())}
+        given |= {name: value for name, (value, default) in usual.items() if value != default}
         if others := [name for name, value in given.items() if value is not None]:
             raise OptionError(f"@lmbda: function= names one that stands in Lambda, and {others[0]}= is for the body below; leave one out")
         checked_name(function, qualifier)

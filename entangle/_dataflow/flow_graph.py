@@ -32,7 +32,7 @@ class Dataflow(Layer):
     def __init__(self, callback: Callback | None, executor: str | None, maxworkers: int | None) -> None:
         if callback is not None and not callable(callback):
             raise OptionError(f"@dataflow: callback={value_in_short(callback)}; it is a function of a node's function and its value")
-        if executor is not None and executor not in _CARRIERS:
+        if executor is not None and not (isinstance(executor, str) and executor in _CARRIERS):
             raise OptionError(f"@dataflow: executor={value_in_short(executor)}; choose 'thread' or 'process'")
         if maxworkers is not None and (isinstance(maxworkers, bool) or not isinstance(maxworkers, int) or maxworkers < 1):
             raise OptionError(f"@dataflow: maxworkers={value_in_short(maxworkers)}; it is a whole number, 1 or above, or None for no limit")

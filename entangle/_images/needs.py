@@ -16,6 +16,7 @@ from typing import Any
 from entangle._remote.caller.modules import version_of
 from entangle._remote.caller.requirements import modules_behind, requirements
 from entangle._shared.summaries import value_in_short
+from entangle._tasks.option_values import check_path
 from entangle.errors import OptionError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -73,8 +74,12 @@ def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, function
 
     What was named goes before what is installed here. Raises OptionError.
     """
-    if isinstance(packages, str) or not all(isinstance(one, str) and one.strip() for one in packages):
-        raise OptionError(f"packages={value_in_short(packages)}; it must be a list of texts, as ['numpy==2.1']")
+    if isinstance(packages, str) or not isinstance(packages, Iterable) or not all(isinstance(one, str) and one.strip() for one in packages):
+        raise OptionError(f"packages={value_in_short(packages)}; it must be a list of strings, as ['numpy==2.1']")
+    if isinstance(functions, str) or not isinstance(functions, Iterable):
+        raise OptionError(f"functions={value_in_short(functions)}; it must be a list of functions, as [solve]")
+    if file is not None:
+        check_path("build_image", "requirements", file)
     named = [one.strip() for one in packages]
     for one in named:
         if one.startswith("-"):
@@ -86,6 +91,9 @@ def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, function
         raise OptionError(f"there is no requirements file {os.fspath(file or '')!r}")
     found = Needs(tuple(os.path.abspath(one) if os.path.isfile(one) else one for one in named), path)
     wanted = list(functions)
+    for one in wanted:
+        if not callable(one):
+            raise OptionError(f"functions: {value_in_short(one)} is no function")
     imported = requirements(*wanted)
     told = {_key(one) for one in (*named, *found._text().splitlines())}
     mine = [one for one in imported if _key(one) not in told]

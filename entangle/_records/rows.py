@@ -15,6 +15,9 @@ from entangle._records.log_segment import LogSegment
 from entangle._shared.pickling import loads_kept
 from entangle.errors import RecordsError
 
+#: The states that a run may have.
+STATES = ("done", "failed", "cancelled", "running", "killed")
+
 
 @dataclass(frozen=True)
 class Value:

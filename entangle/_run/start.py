@@ -19,6 +19,7 @@ from entangle._shared import greenlets, pickled_classes
 from entangle._shared.interrupts import plain
 from entangle._shared.site import Site
 from entangle._shared.store import Store
+from entangle._shared.summaries import value_in_short
 from entangle._shared.table import SLOT, STARTING, STATE
 from entangle._worker import janitor, library_threads
 from entangle._worker.joining import BROKEN, write_flow
@@ -48,10 +49,11 @@ def chosen_way(wanted: str | None) -> str:
     clean one.
     """
     inside = here.worker is not None and here.worker.in_process
-    way = wanted or ("" if inside else os.environ.get("ENTANGLE_START")) or "auto"
+    stated = wanted is not None
+    way = wanted if stated else ("" if inside else os.environ.get("ENTANGLE_START")) or "auto"
     if way not in WAYS:
-        where = "start" if wanted else "ENTANGLE_START"
-        raise OptionError(f"{where}={way!r} is no way to start workers; choose one of {', '.join(WAYS)}")
+        where = "start" if stated else "ENTANGLE_START"
+        raise OptionError(f"{where}={value_in_short(way)} is no way to start workers; choose one of {', '.join(WAYS)}")
     return way
 
 

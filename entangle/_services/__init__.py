@@ -24,7 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from entangle.errors import EntangleError, ProcessTerminatedException, UnfitPythonError
+from entangle.errors import EntangleError, OptionError, ProcessTerminatedException, UnfitPythonError
 
 #: What a platform may say of a ticket: it waits, it runs, or it runs no more, however it ended.
 PENDING, RUNNING, OVER = "pending", "running", "over"
@@ -63,6 +63,15 @@ class State:
     reason: str = ""
     error: type[EntangleError] = ProcessTerminatedException
 
+    def __post_init__(self) -> None:
+        # A ticket in a state that nobody knows would be waited for without end.
+        if self.state not in (PENDING, RUNNING, OVER):
+            raise OptionError(f"State: state={self.state!r}; choose one of {PENDING!r}, {RUNNING!r}, {OVER!r}")
+        if not isinstance(self.reason, str):
+            raise OptionError(f"State: reason={self.reason!r}; it must be a string")
+        if not (isinstance(self.error, type) and issubclass(self.error, EntangleError)):
+            raise OptionError(f"State: error={self.error!r}; it must be a class of entangle.errors")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -75,6 +84,13 @@ class Limits:
     message: int = 128 << 10
     life: float | None = None
     at_once: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, value in (("message", self.message), ("at_once", self.at_once)):
+            if not isinstance(value, int) or value < 1:
+                raise OptionError(f"Limits: {name}={value!r}; it must be a whole number above 0")
+        if self.life is not None and not (isinstance(self.life, (int, float)) and self.life > 0):
+            raise OptionError(f"Limits: life={self.life!r}; it must be a number of seconds above 0, or None for no limit")
 
 
 class Service:

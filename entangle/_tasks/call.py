@@ -399,8 +399,9 @@ class Call(Generic[R_co]):
         """The graph as nested dicts: each task's name with what it takes; constants by their text.
 
         What the outermost call takes is a list, and so are siblings of which two have one name.
-        `wait=False` gives a future of the graph.
+        `wait=False` gives a future of the graph. Raises OptionError for a `wait` that is no bool.
         """
+        check_whether("graph", wait=wait)
         if wait:
             return self._compiler.as_dict(self)
         from entangle._run.future import RunFuture

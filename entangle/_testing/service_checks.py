@@ -19,7 +19,9 @@ from typing import Any
 
 from entangle._services import OVER, Limits, Service, State, Submission
 from entangle._services.caller import open_watchers
+from entangle._shared.summaries import value_in_short
 from entangle._shared.unrecorded import unrecorded
+from entangle._tasks.option_values import check_path
 from entangle._testing import service_bodies as bodies
 from entangle.errors import (
     MissingModuleError,
@@ -340,14 +342,19 @@ def check_service(service: Service, *, mailbox: str | os.PathLike[str], only: Se
     checks to run; by default all do, most of them side by side, which takes about 20 seconds and
     the time in which the service starts some 60 jobs. Its runs are not remembered. Raises
     AssertionError that says what is wrong, after the name of the check; what other checks have
-    found is in its notes.
+    found is in its notes. Raises OptionError for bad options.
 
         def test_my_cluster(tmp_path):
             check_service(MyCluster(queue="short"), mailbox=tmp_path)
     """
+    if isinstance(only, str):
+        raise OptionError(f"check_service: only={only!r}; it must be a list of names of checks")
     unknown = sorted(set(only) - set(checks()))
     if unknown:
-        raise ValueError(f"there is no check {unknown[0]!r}; there are {', '.join(checks())}")
+        raise OptionError(f"check_service: there is no check {unknown[0]!r}; there are {', '.join(checks())}")
+    if not isinstance(service, Service):
+        raise OptionError(f"check_service: {value_in_short(service)} is no entangle.service.Service")
+    check_path("check_service", "mailbox", mailbox)
     folder = tempfile.mkdtemp(dir=os.fspath(mailbox))
     with unrecorded(), _removed(folder):
         kit, chosen = Checks(service, folder), list(only or checks())

@@ -16,6 +16,7 @@ from entangle._shared.frame import LINK, Frame
 from entangle._shared.home import Home
 from entangle._shared.site import Site
 from entangle._shared.spare_files import place_of_spares, remove_of_dead, spare_files
+from entangle._shared.summaries import value_in_short
 from entangle._warm.lending import join, lend
 from entangle._warm.warm_pool import WarmPool, WarmWorker
 from entangle.errors import EntangleError, OptionError
@@ -266,9 +267,9 @@ def _bytes(size: int | str | None) -> int:
             found = int(size)
         if found > 0 and not isinstance(size, bool):
             return found
-    except (ValueError, KeyError, OverflowError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         pass
-    raise OptionError(f'max_memory={size!r} is no size; give bytes, or a text such as "2GB"')
+    raise OptionError(f'max_memory={value_in_short(size)} is no size; give bytes, or a string such as "2GB"')
 
 
 def _give_back_spares(homes: set[str]) -> None:

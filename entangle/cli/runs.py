@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from entangle._records.rows import STATES
 from entangle._shared.summaries import cut
 from entangle.cli.exit_status import ABSENT, USAGE, Refused
 from entangle.cli.json_lines import print_json
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from entangle.records import Run
 
-STATES = ("done", "failed", "cancelled", "running", "killed")
 #: A name of more characters is cut, so that one line of a pipe stays readable.
 _NAMED = 40
 HEADS = ("run", "task", "state", "began", "took", "nodes", "undone", "what")

@@ -89,7 +89,7 @@ def test_calls_whose_messages_are_written_hold_up_no_others(tmp_path: Path, monk
 
 
 def test_the_kit_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"no check 'kiled'; there are values, "):
+    with pytest.raises(OptionError, match=r"no check 'kiled'; there are values, "):
         check_service(LocalJobs(str(tmp_path)), mailbox=tmp_path, only=["kiled"])
     with pytest.raises(AssertionError, match="check killed: the platform's reason is missing"):
         check_service(Silent(str(tmp_path)), mailbox=tmp_path, only=["killed"])
