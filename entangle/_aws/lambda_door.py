@@ -105,7 +105,7 @@ def lmbda(
         raise OptionError("@lmbda needs parentheses: @lmbda(function='…') or @lmbda(role='…')")
     layer: InAccount
     if function is not None:
-        given = {"role": role, "image": image, "python": python, "architecture": architecture, "env": env}
+        given: dict[str, object] = {"role": role, "image": image, "python": python, "architecture": architecture, "env": env}
         usual = {"memory": (memory, 1769), "timeout": (timeout, 900), "layers": (layers, ())}
         given |= {name: value for name, (value, default) in usual.items() if value != default}
         if others := [name for name, value in given.items() if value is not None]:

@@ -91,9 +91,8 @@ def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, function
         raise OptionError(f"there is no requirements file {os.fspath(file or '')!r}")
     found = Needs(tuple(os.path.abspath(one) if os.path.isfile(one) else one for one in named), path)
     wanted = list(functions)
-    for one in wanted:
-        if not callable(one):
-            raise OptionError(f"functions: {value_in_short(one)} is no function")
+    if other := [function for function in wanted if not callable(function)]:
+        raise OptionError(f"functions: {value_in_short(other[0])} is no function")
     imported = requirements(*wanted)
     told = {_key(one) for one in (*named, *found._text().splitlines())}
     mine = [one for one in imported if _key(one) not in told]
