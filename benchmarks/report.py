@@ -25,8 +25,8 @@ SHORT = (
     ("P5", "", "64 tasks of 20 ms of CPU"),
     ("P6", "", "200 tasks that sleep for half a second"),
     ("P7", "", "an array of 100 MB through five tasks"),
-    ("P10", "", "200 tasks of very different length, times the best schedule"),
     ("D1", "", "100,000 small items through three stages, an item"),
+    ("W3", "chunksize left alone: at most 1/5 of futures", "10,000 squares by `map` of a warm Executor"),
 )
 
 

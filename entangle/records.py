@@ -184,7 +184,8 @@ def retain(days: float | None = None, size: int | None = None) -> int:
         records.retain(days=7)
     """
     for name, value in (("days", days), ("size", size)):
-        if value is not None and not (is_number(value) and value >= 0):
+        # Infinity keeps them for ever; NaN is below nothing.
+        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0):
             raise OptionError(f"retain: {name}={value_in_short(value)}; it must be a number from 0 up, or None for the usual")
     return retain_in(find_directory(), days, size)
 

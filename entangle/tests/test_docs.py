@@ -85,11 +85,13 @@ def test_the_tables_of_benchmarks_are_those_of_the_results() -> None:
     """`python -m benchmarks --redraw` writes them; by hand nothing is changed. The README shows the
     slowest line beside the best peer, too."""
     told = subprocess.run([sys.executable, "-c", _TABLES], cwd=ROOT, capture_output=True, text=True, check=True)
-    page, readme, worst = json.loads(told.stdout)
+    page, readme, worst, figures = json.loads(told.stdout)
     for name, table in (("docs/benchmarks.md", page), ("README.md", readme)):
         assert f"<!-- bench:begin -->\n{table}\n<!-- bench:end -->" in (ROOT / name).read_text(encoding="utf-8"), name
     assert readme.count("x** |") == 8
     assert f"**{worst}** |" in readme
+    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert [figure for figure in figures if figure not in said] == []
 
 
 _TABLES = """
@@ -97,7 +99,19 @@ import json
 from benchmarks import report, results, rows
 session = results.read()
 worst = min(line["best_peer_over_ours"] for row in session["rows"] for line in row["lines"] if line["best_peer_over_ours"])
-print(json.dumps([report.markdown(session), report.short(session), report.ratio(worst)]))
+found = {(row["key"], line["label"]): line for row in session["rows"] for line in row["lines"]}
+chain, budget, records, array = (
+    found[key] for key in [("P3", "by a warm forkserver"), ("P11", "at most"), ("P13", "times P1"), ("P7", "")]
+)
+n = report.number
+figures = [
+    f"takes {n(chain['ours'])} µs a hop",
+    f"took {n(chain['others'][chain['best_peer']])} µs",
+    f"at most {n(budget['ours'])} runnable processes; nested pools had {n(budget['others']['a pool for each run'])}",
+    f"take {n(records['ours'])} times as long",
+    f"five tasks takes {n(array['ours'])} ms; the same lines in one process take {n(array['others']['one process'])} ms",
+]
+print(json.dumps([report.markdown(session), report.short(session), report.ratio(worst), figures]))
 """
 
 
