@@ -1,4 +1,4 @@
-"""Large graphs and many runs: deep, one after the other, from several threads at once."""
+"""Large graphs and many runs: deep graphs, runs in a row, and runs from several threads at once."""
 
 import contextlib
 import gc
@@ -39,7 +39,7 @@ def test_ten_thousand_levels(start: str) -> None:
         call = inc(call)
     assert call() == 10_000
     repr(call)
-    del call  # taking it apart is deep as well
+    del call  # freeing a deep graph is recursive as well
     gc.collect()
 
 
@@ -53,8 +53,8 @@ def test_ten_thousand_levels_above_a_failure() -> None:
 
 
 def test_runs_leave_nothing() -> None:
-    """Files, descriptors, threads and memory maps: after forty runs there are as many as after ten.
-    (A drill makes 2,000.)"""
+    """After forty runs there are as many files, descriptors, threads and memory maps as after ten.
+    (A drill makes 2,000 runs.)"""
 
     def runs(number: int) -> None:
         for n in range(number):
@@ -110,7 +110,7 @@ def test_runs_from_several_threads_at_once(how: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
-    """The kernel ties a worker's life to the thread that forked it, so that one must stay."""
+    """A worker dies with the thread that forked it, so that thread must live until the run ends."""
     gate, log = tmp_path / "gate", str(tmp_path / "log")
     futures: list[Any] = []
 
@@ -149,7 +149,7 @@ def test_a_thread_that_fails_in_one_run_does_not_end_another(tmp_path: Path) -> 
 
 
 def test_short_runs_do_not_disturb_a_long_one(tmp_path: Path, start: str) -> None:
-    """Many short runs come and go, and some fail, beside one that lasts."""
+    """Many short runs start and end beside a long one, and some of them fail."""
     log, gate = str(tmp_path / "log"), str(tmp_path / "gate")
     long = add(_wait_for_gate(log, gate), 1)(proc=True)
     wait_until(lambda: notes(log))
@@ -179,19 +179,20 @@ def _wait_for_gate(log: str, gate: str) -> int:
 
 
 def _server() -> int:
-    """The warm server of this process."""
+    """The pid of this process's forkserver."""
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # a worker of another run that has ended: gone, or about to be reaped
+        # A worker of an earlier run may be gone, or not yet reaped.
+        with contextlib.suppress(psutil.NoSuchProcess):
             if "entangle._run.forkserver" in " ".join(child.cmdline()):
                 return child.pid
     raise AssertionError("there is no server")
 
 
 def test_a_run_that_is_over_before_its_last_worker_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server is stopped while the supervisor asks for another worker; when it goes on, nobody
-    may be listening.
+    """The forkserver is stopped while the supervisor asks it for another worker. When it continues,
+    the run may be over and nobody reads its answer.
 
-    That is no reason for the server to end, which would take the workers of other runs with it.
+    The server must not end because of that: the workers of other runs would die with it.
     """
     monkeypatch.setenv("ENTANGLE_START", "forkserver")
     log, gate = str(tmp_path / "log"), str(tmp_path / "gate")
@@ -205,7 +206,7 @@ def test_a_run_that_is_over_before_its_last_worker_has_started(tmp_path: Path, m
         import time
 
         os.kill(server, signal.SIGSTOP)
-        time.sleep(0.3)  # asleep, so that another worker is wanted for the others
+        time.sleep(0.3)  # while this body sleeps, the supervisor asks for another worker
         return 1
 
     awake = subprocess.Popen(["sh", "-c", f"while sleep 0.5; do kill -CONT {server}; done"])
@@ -234,8 +235,8 @@ def test_a_cycle_of_calls() -> None:
 
 
 def test_a_run_forks_beside_what_the_one_before_has_left(tmp_path: Path) -> None:
-    """The end of workers and the removal of large values are nobody's reason to start workers in a
-    slower way. In a program of its own: that of the tests may have threads of others."""
+    """Workers that still end, and large values that are still being removed, do not prevent
+    forking. The run is in a program of its own, because the test process may have threads."""
     program = """
         import os
         from entangle.process import process
@@ -258,8 +259,8 @@ def test_a_run_forks_beside_what_the_one_before_has_left(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_what_a_body_prints_is_there_before_its_value(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller is busy with the first line while the second is printed and the value comes; the
-    worker is slow to end."""
+    """The caller is busy with the first line while the worker prints the second one and returns its
+    value. The worker is slow to end."""
     monkeypatch.setenv("ENTANGLE_START", "fork")
     wrote: list[tuple[threading.Thread, str]] = []
 
@@ -271,7 +272,7 @@ def test_what_a_body_prints_is_there_before_its_value(name: str, tmp_path: Path,
             return len(text)
 
     class Lingering(io.StringIO):
-        """Flushed once before the value is told, and again before the worker ends."""
+        """Flushed once before the value is sent, and again before the worker ends."""
 
         flushed = 0
 
@@ -293,13 +294,13 @@ def test_what_a_body_prints_is_there_before_its_value(name: str, tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr(sys, name, Slow())
         assert talk()() == 1
-    # Not by the thread that sees workers off later.
+    # The caller's thread wrote them, not the thread that waits for workers to end.
     assert wrote == [(threading.current_thread(), "first\n"), (threading.current_thread(), "second\n")]
 
 
 def test_runs_in_a_row_while_workers_still_talk(capfd: pytest.CaptureFixture[str]) -> None:
-    """A child forked while the reaper passes words on could find the lock of a stream taken for
-    ever."""
+    """A child that is forked while the reaper forwards output could inherit a locked stream, and
+    wait for that lock for ever."""
 
     @process
     def talk(n: int) -> int:

@@ -1,4 +1,4 @@
-"""Secrets are not written down, wherever they stand."""
+"""Secrets are not written to the records, wherever they occur."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from entangle.thread import thread
 from .bodies import add
 
 KEY = "AKIA" + "IOSFODNN7EXAMPLE"
-#: What must be found nowhere in the records.
+#: This string must be nowhere in the records.
 HIDDEN = "h1dden-0f-all"
 
 
-#: In words, so that there are many on a line.
+#: Separated by spaces, so that a line holds many.
 SECRET_NAMES = """
     password db_password passwd PASSPHRASE api_key apiKey secret clientSecret auth-token access_key Authorization PGPASSWORD passwords
     password2 DBPassword authtoken api_keys DB_PWD db_pass DB_PASS DBPass dbpass SMTP_PASS userPass pass auth basic_auth http-auth oauth
@@ -112,7 +112,7 @@ def test_what_looks_like_a_secret_is_masked(text: str, left: str) -> None:
     assert masked(text) == left
 
 
-#: Texts as programs have them, the secret in each written as §.
+#: Strings as they occur in programs. § stands for the secret.
 SECRET_TEXTS = [
     'auth=("bob", "§")',
     "auth=('bob', '§'), timeout=3",
@@ -294,8 +294,8 @@ SECRET_TEXTS = [
 
 
 def as_texts_have_it(text: str) -> list[str]:
-    """A text as it is, among others, and as a string of other texts: of JSON, of JSON in JSON, of
-    what `repr` gives."""
+    """A string alone, inside other text, and quoted: as JSON, as JSON within JSON, and by
+    `repr`."""
     return [
         text,
         f"some words: here; {text}" if "\n" not in text else text,
@@ -333,7 +333,7 @@ def test_texts_that_hold_none_stay_as_they_are(text: str) -> None:
     assert masked(text) == text
 
 
-#: Expressions of a program: as values they would be in the name of every test that fails.
+#: Expressions to evaluate in the program. As parameters, the strings would be in the test's name.
 LONG_TEXTS = r"""
     "a" * 200_000, "--" + "a-" * 100_000, "password" + " " * 200_000, "password: " + "a[b]|" * 40_000, "://:" * 50_000,
     "authorization" + " " * 200_000, "eyJ-" * 50_000, "a=" * 100_000, "token=(" * 25_000, 'token="' * 25_000, "<token>" * 25_000,
@@ -342,8 +342,8 @@ LONG_TEXTS = r"""
 
 
 def test_long_texts_are_no_trap() -> None:
-    """A pattern that looks at a text again from each of its places takes an hour for all of these,
-    and less than a second for each without."""
+    """A pattern that starts anew at each position takes an hour for all of these strings. Without
+    such a pattern, each takes less than a second."""
     program = f"""
 import signal
 from entangle._shared.masks import masked
@@ -373,7 +373,7 @@ class Account(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """As one with slots is pickled: by its values alone, from 3.11 on."""
+    """Pickled as a dataclass with slots is since Python 3.11: by its values alone."""
 
     user: str
     password: str
@@ -466,11 +466,11 @@ def attributed(x: int) -> int:
 
 
 def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
-    """Among arguments that calls stand in, too, and in what is said of runs and tasks."""
+    """Also if other arguments are calls, and in what the records say of runs and tasks."""
     directory = tmp_path / "records"
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
-    login: Any = Login("me", HIDDEN)  # no tag as they are meant to be; what is written of it is its text
+    login: Any = Login("me", HIDDEN)  # a tag should be a string; of this one, the `str` is written
     with entangle.tags(password=HIDDEN, x=f"password={HIDDEN}", project="p", login=login):
         assert process(connect)("me", password=process(supplied)(1))() == "connected me"
     options = {"password": HIDDEN, "nested": {"token": [HIDDEN, process(port)()]}, "port": process(port)()}
@@ -482,7 +482,7 @@ def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: py
 
 
 class Connector:
-    """A task that is no function."""
+    """A task that is an object, not a function."""
 
     def __call__(self, user: str, password: str) -> str:
         return f"connected {user}"
@@ -497,8 +497,7 @@ def anything(value: Any, *values: Any, **named: Any) -> str:
 
 
 def test_no_secret_reaches_the_disk_however_arguments_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To functions with parameters that are filled already, to objects, by pairs and named tuples
-    that calls stand in."""
+    """By partial functions and callable objects; in pairs and named tuples that contain calls."""
     directory = tmp_path / "records"
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
@@ -544,7 +543,7 @@ def refuses(*values: Any, **named: Any) -> None:
 
 @pytest.mark.parametrize("decorator", [process, thread])
 def test_no_secret_is_in_the_text_of_an_error(decorator: Any) -> None:
-    """Which names the call that has failed, with its arguments."""
+    """The error's text names the call that failed and its arguments."""
 
     def secret() -> Any:
         return decorator(supplied)(1)
@@ -588,7 +587,7 @@ def test_no_secret_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert task(add)(process(get_token)(1), "x")() == f"{HIDDEN}x"
     with pytest.raises(ValueError, match="password"):
         process(add)(process(fails)("x"), 1)()
-    # A value that has lost what told of the secret in it is one like any other.
+    # A secret that lost its name on the way is recorded like any other value.
     allowed = seen().count(HIDDEN)
     assert allowed <= 2
     assert "connected me" in seen()
@@ -620,7 +619,8 @@ def test_a_secret_argument_that_an_error_quotes_is_not_recorded(tmp_path: Path, 
 
 
 def test_a_letter_of_a_secret_that_looks_like_the_start_of_a_string_hides_nothing() -> None:
-    """The C of the token is the code of short bytes, whose length ends where the token does."""
+    """The C in the token is the opcode of short bytes, whose length would end where the token
+    ends."""
     token = "ghp_" + 3 * "Zq022222CA222222222222229"
     assert hides_one(pickle.dumps([1] * 7 + [token], 5))
 
@@ -630,7 +630,7 @@ class Structure(ctypes.Structure):
 
 
 class Connection:
-    """Its pickle has what it was made from, by position."""
+    """Its pickle has the constructor's arguments by position, without their names."""
 
     def __init__(self, user: str, password: str) -> None:
         self.made_from = user, password
@@ -641,7 +641,7 @@ class Connection:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Membership:
-    """Its pickle has its values in turn."""
+    """Its pickle has the values in order, without their names."""
 
     user: str
     password: str

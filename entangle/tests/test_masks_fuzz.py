@@ -1,5 +1,4 @@
-"""Masks against whatever texts and values there are: none takes longer than with its length, and no
-planted secret is found."""
+"""Fuzzing of the masks: the time grows linearly with the length, and no planted secret is found."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from entangle.process import process
 
 from .test_masks import SECRET_NAMES, SECRET_TEXTS, as_texts_have_it
 
-#: What the tokeniser looks for, and what may lead it astray.
+#: What the tokeniser looks for, and what may mislead it.
 FRAGMENTS = (
     *("authorization", "password", "token", "cookie:", "auth=", "key", "password=", 'token="', "token=(", "secret=[", "password: str = "),
     *("eyJ-", "eyJ", "sk-", "ghp_", "AKIA", "hooks.slack.com/services/", "?sig=", "curl -u ", "mysql -p", "login ", "machine ", "bearer "),
@@ -36,14 +35,14 @@ FRAGMENTS = (
     *("password: |\n  ", "token:\n- ", "if password:\n", "('password', ", '"token":"', 'name="password" value=', "--password ", "é", "İ"),
     *("a", "A", "1", "_", "-", "--", "a-", "x", "/", "."),
 )
-#: Events of the interpreter a character: calls of functions, of C as well. A second look at each
-#: place is hundreds by 2,000 characters.
+#: Interpreter events (calls of Python and C functions) for each character. A pattern that starts
+#: anew at each position makes hundreds of them on 2,000 characters.
 MOST_CALLS = 60
 
 
 def calls_of(function: Callable[[], object]) -> int:
-    """How many functions are called in it, those of C as well: what a computer's speed and load do
-    not change."""
+    """How many Python and C functions it calls. Unlike the time, this does not depend on the speed
+    and the load of the machine."""
     count = 0
 
     def counted(frame: Any, event: str, argument: Any) -> None:
@@ -66,14 +65,13 @@ units = st.tuples(st.lists(st.sampled_from(FRAGMENTS), max_size=2), st.lists(st.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(units)
 def test_work_grows_with_the_length_of_a_text(parts: tuple[list[str], list[str]]) -> None:
-    """Ten times as many repetitions are ten times as many calls; how long one call of a pattern
-    takes is looked at in the drill."""
+    """Ten times as many repetitions make ten times as many calls. The drill measures how long one
+    call of a pattern takes."""
     before, unit = "".join(parts[0]), "".join(parts[1])
     few, many = (before + unit * (size // len(unit) + 1) for size in (3_000, 30_000))
-    masked(few)  # what is compiled and remembered
+    masked(few)  # compiles patterns and fills caches
     small, large = calls_of(lambda: masked(few)), calls_of(lambda: masked(many))
-    # A window that is looked ahead is longer than the short text: such work grows until it is
-    # filled.
+    # The lookahead window is longer than the short string. Until it is full, the work grows faster.
     assert large <= max(40 * small, MOST_CALLS * len(many) // 10)
 
 
@@ -109,7 +107,7 @@ names = st.sampled_from(SECRET_NAMES)
 
 @st.composite
 def prefixed(draw: st.DrawFn) -> str:
-    """A name of a secret as programs write it."""
+    """A name for a secret, as programs have it."""
     name = draw(names)
     before = draw(st.sampled_from(["", "my_", "DB_", "x-", "app.", "prod "]))
     after = draw(st.sampled_from(["", "_1", "2"]))
@@ -118,7 +116,7 @@ def prefixed(draw: st.DrawFn) -> str:
 
 @st.composite
 def leaves(draw: st.DrawFn, secret: str) -> Any:
-    """A value that holds the secret under a name, or in a text that tells."""
+    """A value that holds the secret under a telling name, or in a string that gives it away."""
     name = draw(prefixed())
     text = draw(st.sampled_from(SECRET_TEXTS)).replace("§", secret)
     within: Any = draw(st.sampled_from([secret, secret.encode(), [secret], (secret, 1), {"a": secret}, {"a": [{"b": secret}]}]))
@@ -147,7 +145,7 @@ def leaves(draw: st.DrawFn, secret: str) -> Any:
 
 @st.composite
 def values(draw: st.DrawFn) -> tuple[str, Any]:
-    """A secret, and a value that holds it somewhere, as deep as may be."""
+    """A secret, and a value that holds it somewhere, at any depth."""
     secret = draw(letters)
     value = draw(leaves(secret))
     for _ in range(draw(st.integers(0, 4))):
@@ -219,7 +217,8 @@ def fails(value: Any) -> None:
 
 
 def test_no_secret_reaches_the_records() -> None:
-    """Through arguments, values, errors, tags and notes of real runs: nothing of it in any file."""
+    """Real runs with the secret in arguments, values, errors, tags and notes: no file contains
+    it."""
     from hypothesis import seed
 
     planted: list[str] = []

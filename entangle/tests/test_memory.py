@@ -1,4 +1,4 @@
-"""No more memory, no more room in shared memory, no more room on disk."""
+"""Memory, shared memory or the disk is full."""
 
 import os
 import resource
@@ -143,7 +143,7 @@ def test_shared_memory_that_is_full_from_the_start(tiny: Path, tmp_path: Path) -
 
 
 def test_neither_memory_nor_disk_has_room(tiny: Path, tmp_path: Path) -> None:
-    """An error that says so, for the value that did not fit, and not a bus error."""
+    """The error names the value that did not fit. The process does not die of a bus error."""
     with Mounted(tmp_path / "small", "512k") as small:
         out = output_of(
             tmp_path,
@@ -177,7 +177,7 @@ def test_neither_memory_nor_disk_has_room(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_an_error_for_which_there_is_no_room(tiny: Path, tmp_path: Path) -> None:
-    """It is still known what has failed, and why the error itself is not there."""
+    """The run still reports which call failed, and why the error itself is missing."""
     with Mounted(tmp_path / "small", "512k") as small:
         out = output_of(
             tmp_path,
@@ -249,8 +249,8 @@ CHAIN = """
 
 
 def test_arrays_are_not_kept_after_their_last_consumer(tmp_path: Path) -> None:
-    """While a long chain of large values runs, only a few of them exist: what was consumed is
-    gone."""
+    """While a long chain of large values runs, only a few of them exist at a time: consumed values
+    are freed."""
     result, most = output_of(tmp_path, CHAIN).split()
     assert float(result) == 21
     assert int(most) < 4

@@ -1,4 +1,4 @@
-"""A worker that the kernel has killed for want of memory: the error says so."""
+"""The error of a worker that the kernel's OOM killer killed says so."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
 
 def _as_version(number: int, folder: Path, kills: int) -> tuple[str, str]:
-    """Files of a control group as the kernel has them."""
+    """The files of a control group as the kernel writes them."""
     groups, membership = folder / "groups", folder / "membership"
     ours = groups / ("memory/job_7" if number == 1 else "job_7")
     ours.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def _as_version(number: int, folder: Path, kills: int) -> tuple[str, str]:
 @pytest.mark.parametrize("version", [1, 2])
 def test_each_kill_explains_one_death(version: int, tmp_path: Path) -> None:
     kills = MemoryKills(*_as_version(version, tmp_path, 3))
-    assert "or from a user" in kills.why()  # those before are of no death of ours
+    assert "or from a user" in kills.why()  # kills before ours explain no death of ours
     _as_version(version, tmp_path, 5)
     for _ in range(2):
         assert kills.why().startswith("out of memory: the kernel has killed it")
@@ -76,7 +76,7 @@ def test_a_worker_in_a_small_control_group(tmp_path: Path) -> None:
         limit = next(group / name for name in ("memory.limit_in_bytes", "memory.max") if (group / name).exists())
         limit.write_text(str(200 << 20))
         for name, most in (("memory.memsw.limit_in_bytes", 200 << 20), ("memory.swap.max", 0)):
-            if (group / name).exists():  # else it would be swapped out
+            if (group / name).exists():  # otherwise it would swap
                 (group / name).write_text(str(most))
     except (OSError, StopIteration):
         pytest.skip("no control group with a limit on memory can be made here")

@@ -1,5 +1,5 @@
-"""Tasks of modules that another process does not find by their names: plug-ins, what `runpy` runs,
-what no folder has any more."""
+"""Tasks of modules that another process cannot import by name: plug-ins, modules run by `runpy`,
+modules whose file is gone."""
 
 from pathlib import Path
 
@@ -130,8 +130,8 @@ LOADED = {
 
 @pytest.mark.parametrize("how", LOADED)
 def test_tasks_of_a_module_that_was_loaded_in_another_way(tmp_path: Path, how: str, start: str) -> None:
-    """They give their values, and their classes are those of the caller, as by fork. Nothing
-    imports the module again."""
+    """The tasks return their values, and the classes of these values are the caller's, as after a
+    fork. No process imports the module a second time."""
     status, out, err, imports = finish(caller_with(tmp_path, LOADED[how], {"flowmod": MODULE}, ENTANGLE_START=start))
     assert (status, out) == (0, "the value is 3\n"), err
     if how != "a module that is found":

@@ -1,6 +1,6 @@
-"""Runs inside runs: bodies that call calls, bodies that give calls, and what they share."""
+"""Runs inside runs: bodies that run calls, bodies that return calls, and what they share."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ total = process(bodies.total)
 
 @process
 def fibonacci(n: int) -> Any:
-    """Decides at run time, and gives a call of itself."""
+    """Decides at run time whether to return another call of itself."""
     return n if n < 2 else add(fibonacci(n - 1), fibonacci(n - 2))
 
 
@@ -183,7 +183,7 @@ def test_retry_around_a_nested_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [process, thread])
 def test_a_failure_outside_stops_nested_runs(tmp_path: Path, start: str, kind: Any) -> None:
-    """A thread cannot be killed, but the run that it waits for can be ended."""
+    """A thread cannot be killed, but the nested run that it waits for can be ended."""
     log = str(tmp_path / "log")
     linger = process(bodies.linger)
 
@@ -239,7 +239,7 @@ def test_await_inside_an_async_body() -> None:
 
 
 def test_many_nested_runs_at_once(tmp_path: Path) -> None:
-    """Sixteen bodies, each with a run of five tasks: none waits for a place that another holds."""
+    """Sixteen bodies each run five tasks. None waits for a worker that another one occupies."""
 
     @process
     def outer(n: int) -> Any:
@@ -249,7 +249,7 @@ def test_many_nested_runs_at_once(tmp_path: Path) -> None:
 
 
 def test_busy_nested_runs_share_one_budget(tmp_path: Path) -> None:
-    """However deep, there are never many more bodies that compute than there are CPUs."""
+    """At any depth, about as many bodies compute as there are CPUs."""
     log = str(tmp_path / "log")
 
     @process
@@ -294,7 +294,7 @@ def test_a_nested_run_under_one_cookie() -> None:
     assert outer(2)() == 8
 
 
-# Runs that a body does not wait for in its own thread ---------------------------------------------
+# --- runs that a body does not wait for in its own thread -----------------------------------------
 
 
 @scheduler(cpus=1)

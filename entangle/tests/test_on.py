@@ -1,6 +1,6 @@
-"""@on: bodies that run through an executor, and nodes that are away: they cost no thread here."""
+"""@on: bodies that run through an executor, and nodes that are away and use no thread here."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .evidence import alive, most_at_once, notes_of, pids_in, wait_until, when
 
 
 class ByHand(Executor):
-    """An executor that runs nothing until it is told to: a service that takes its time."""
+    """An executor that runs nothing until it is told to, like a slow service."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Future[Any], Any, Any]] = []
@@ -59,10 +59,10 @@ class ByHand(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Nothing to shut down."""
+        """There is nothing to shut down."""
 
     def run_all(self) -> None:
-        """Run what is waiting, but for what is cancelled."""
+        """Run everything in the queue that is not cancelled."""
         waiting, self.waiting = self.waiting, []
         for future, fn, args in waiting:
             if future.set_running_or_notify_cancel():
@@ -81,7 +81,7 @@ def pool() -> Iterator[Warm]:
 
 
 def made() -> Executor:
-    """Makes an executor."""
+    """Make an executor."""
     return Warm(2)
 
 
@@ -109,7 +109,7 @@ def test_values_go_between_bodies_here_and_there(pool: Warm) -> None:
     there, here = on(pool)(bodies.add), process(bodies.add)
     assert here(there(1, here(2, 3)), there(there(4, 5), 6))() == 21
     with ThreadPoolExecutor(2) as threads:
-        lock = threading.Lock()  # threads get arguments as they are
+        lock = threading.Lock()  # cannot be pickled; threads need no pickle
         assert on(threads)(bodies.same)(lock)() is lock
         assert here(on(threads)(bodies.add)(1, 2), there(3, 4))() == 10
 
@@ -282,7 +282,7 @@ def test_arguments_of_all_that_is_ready_are_not_held_at_once(monkeypatch: pytest
             over.set()
             running.result()
     assert most <= 3
-    with when(lambda: len(hand.waiting) == 200, hand.run_all):  # together, however many
+    with when(lambda: len(hand.waiting) == 200, hand.run_all):  # small arguments go all at once
         assert entangle.gather(*(there(small, x) for x in range(200)))() == [(1, x) for x in range(200)]
 
 
@@ -290,7 +290,7 @@ def test_a_place_that_lets_arguments_go_is_given_more(monkeypatch: pytest.Monkey
     monkeypatch.setattr(away_worker, "HELD", 1 << 20)
 
     class Sends:
-        """Has all it was given in another place at once, and answers when it has 20 calls."""
+        """Sends arguments on at once, so they are not held here. Answers when it has 20 calls."""
 
         calls: list[AwayCall] = []  # noqa: RUF012
 
@@ -315,7 +315,7 @@ def test_a_place_that_lets_arguments_go_is_given_more(monkeypatch: pytest.Monkey
 
 
 class Full(ThreadPoolExecutor):
-    """An executor with a full queue: `submit` waits until there is room."""
+    """An executor with a full queue: `submit` blocks until there is room."""
 
     def __init__(self, room: threading.Event) -> None:
         super().__init__(1)
@@ -346,7 +346,7 @@ def test_a_full_queue_and_a_slow_function_hold_up_nobody_else(tmp_path: Path) ->
     with Full(room) as full:
         before = on(full)(double)
         with when(full.asked.is_set, others_first):
-            # Only what the others give makes room.
+            # There is room only once the other calls have returned.
             ended = thread(goes_on)(*(on(hand)(double)(x) for x in range(3)))
             assert entangle.gather(before(1), on(slow)(double)(2), before(3), ended)() == [2, 4, 6, [0, 2, 4]]
         room.clear()
@@ -356,7 +356,7 @@ def test_a_full_queue_and_a_slow_function_hold_up_nobody_else(tmp_path: Path) ->
         taken = full.taken
         room.set()
         assert before(5)() == 10
-        # What waited in `submit` was taken and cancelled; what waited in line never was.
+        # The two calls blocked in `submit` were taken and cancelled; those behind them never were.
         assert full.taken == taken + 2
 
 
@@ -379,7 +379,7 @@ def test_a_killed_process_of_an_executor(tmp_path: Path) -> None:
     with Warm(1) as broken, pytest.raises(ProcessTerminatedException, match="the Executor of task 'kill_once' has lost the call: Broken"):
         on(broken)(kill_once)(path)()
     os.unlink(path)
-    # Where a function makes the executor, the next attempt gets another one.
+    # If a function makes the executor, the next attempt gets a new one.
     assert process(retry=1)(on(made)(kill_once))(path)() == "survived"
 
 
@@ -432,7 +432,7 @@ def test_layers_below_run_there_and_layers_of_the_user_s_wait_here(pool: Warm) -
 
     value, name = task(on(pool)(double), Loud())(4)()
     assert value == 8
-    assert name == "MainThread"  # nothing else is left to do
+    assert name == "MainThread"  # this thread has nothing else to do
     assert process(bodies.same)(task(on(pool)(double), Loud())(4))()[0] == 8
 
 
@@ -480,7 +480,7 @@ def test_what_is_no_executor_is_refused_at_decoration(pool: Warm) -> None:
 
 
 class Gives(Executor):
-    """An executor whose `submit` gives this."""
+    """An executor whose `submit` returns the given value."""
 
     def __init__(self, given: Any) -> None:
         self.given = given

@@ -1,4 +1,4 @@
-"""Options of the decorators, and what the environment says."""
+"""Options of the decorators, and environment variables."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_layers_above_that_leave_the_options_below_alone() -> None:
         dataflow(executor="thread"),
     ):
         assert upper(below).body.timeout == 3
-    # What is below a layer that ships it is carried where that is.
+    # The layers below `interpreter` apply where it runs them.
     assert process(interpreter(python=sys.executable)(below)).body.timeout is None
 
 
@@ -208,7 +208,8 @@ def test_cache_with_arguments_that_are_calls(tmp_path: Path) -> None:
     for _ in range(2):
         assert cached(log, noted(made, 5))() == 5
     assert len(notes(log)) == 1
-    assert len(notes(made)) == 2  # the argument is no cached task: it has to be made to be known
+    # The argument's task is not cached, so it runs each time to find its value.
+    assert len(notes(made)) == 2
 
 
 # --- fresh ----------------------------------------------------------------------------------------
@@ -317,7 +318,7 @@ def test_segments_go_with_their_run() -> None:
             return False
 
     name = create()()
-    assert find(name)() is False  # that run is over
+    assert find(name)() is False  # the segment was removed at the end of its run
     assert find(create())() is True
 
 

@@ -1,4 +1,4 @@
-"""What waits to be written to a stream."""
+"""The queue of messages to be written to a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def ends() -> Iterator[tuple[int, int]]:
-    """A pipe whose writing end is closed by `written`."""
+    """A pipe. `written` closes its writing end."""
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
     yield reads, writes
@@ -31,7 +31,7 @@ def ends() -> Iterator[tuple[int, int]]:
 
 
 def written(outbox: Outbox, pipe: tuple[int, int]) -> bytes:
-    """All that it writes, while the other side reads whenever the pipe is full."""
+    """Everything that the outbox writes, while the other side reads whenever the pipe is full."""
     reads, writes = pipe
     got = b""
     while outbox.next():
@@ -88,7 +88,7 @@ def test_an_agent_that_never_reads_is_owed_so_much_and_no_more() -> None:
 
 
 def frames(number: int, sizes: list[int]) -> Iterator[list[Bytes]]:
-    """A message in frames of these sizes."""
+    """A message with frames of these sizes."""
     for size in sizes:
         yield [bytes([number]) * size]
 
@@ -108,7 +108,7 @@ def test_a_message_that_is_withdrawn_leaves_no_more_of_itself(ends: tuple[int, i
     outbox = Outbox()
     outbox.add(1, frames(1, [SMALL] * 3), 3 * SMALL)
     outbox.add(2, frames(2, [10]), 10)
-    assert outbox.next()  # its first frame is on its way
+    assert outbox.next()  # its first frame is being written
     assert not outbox.withdraw(1)
     assert outbox.withdraw(2)
     assert not outbox.withdraw(2)

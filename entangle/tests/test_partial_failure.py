@@ -1,4 +1,5 @@
-"""`return_exceptions`: a failure is a value, what depends on it is skipped, the rest goes on."""
+"""`return_exceptions`: a failure becomes a value, what depends on it is skipped, the rest
+continues."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def fail(x: int) -> int:
 
 @process
 def some(x: int) -> int:
-    """Fails for each third number."""
+    """Fails for every third number."""
     if x % 3 == 0:
         raise ValueError(f"no {x}")
     return x
@@ -276,7 +277,7 @@ def test_many_failures_and_long_chains_of_skipped_nodes() -> None:
 
 
 def test_what_a_skipped_task_would_have_read_is_given_back(tmp_path: Path) -> None:
-    """The files of large values in shared memory do not stay for a reader that never comes."""
+    """Files of large values in shared memory are removed although their reader was skipped."""
 
     @process
     def large(x: int) -> bytes:
@@ -306,7 +307,7 @@ def _files(directory: str) -> int:
 
 
 def test_workers_that_are_killed_at_random_are_values() -> None:
-    """Every node is a value or a failure with a name; nothing hangs and nothing is lost."""
+    """Every node has a value or a failure that names it. Nothing hangs and nothing is lost."""
 
     @process
     def maybe(x: int) -> int:
@@ -324,7 +325,7 @@ def test_workers_that_are_killed_at_random_are_values() -> None:
 
 
 class Odd(Exception):
-    """Takes other arguments than it keeps."""
+    """Its `__init__` takes other arguments than its `args`."""
 
     def __init__(self, code: int, url: str) -> None:
         super().__init__(f"{code} for {url}")
@@ -333,7 +334,7 @@ class Odd(Exception):
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_failures_travel_on_inside_values(start: Any) -> None:
-    """A task that gets failures may give them on, at any depth, with what is known of them."""
+    """A task that receives failures may return them, at any depth, with all their details."""
     import json
 
     raises_odd = process(lambda: (_ for _ in ()).throw(Odd(503, "x")))

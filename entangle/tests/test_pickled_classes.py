@@ -1,5 +1,5 @@
-"""Values of classes that no module has under their name come back as values of the caller's own
-classes, however workers are started."""
+"""Values of classes that cannot be imported come back as instances of the caller's own classes,
+however workers start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from entangle.thread import thread
 from . import made_classes
 from .made_classes import same
 
-#: A class that its module has, but not under the name that it bears.
+#: A class that its module has under another name than its own.
 Row = collections.namedtuple("Another", "a b")  # type: ignore[name-match]
 START = ("fork", "forkserver", "spawn")
 
@@ -74,8 +74,8 @@ def test_a_local_class_comes_back_from_another_python() -> None:
 
 @pytest.mark.parametrize("start", START)
 def test_classes_that_each_body_makes_anew_are_not_mixed_up(start: Any) -> None:
-    """Two workers that make a class by one statement have it at one address, and yet they are
-    two."""
+    """Two workers run the same class statement, and each has its class at the same address. They
+    are still two classes."""
 
     def made(n: int) -> Any:
         class Adder:
@@ -118,7 +118,7 @@ def test_a_class_that_nobody_holds_any_longer_goes() -> None:
     assert len(object.__subclasses__()) <= before
 
 
-# What does not travel -----------------------------------------------------------------------------
+# --- what cannot be pickled -----------------------------------------------------------------------
 
 
 def _text(path: Path) -> Any:
@@ -177,7 +177,7 @@ def test_the_standard_streams_are_each_process_s_own(start: str, tmp_path: Path)
     assert (ran.stdout, ran.stderr) == (f"said\n{told}\n", "")
 
 
-#: `class Point: x = 1` and a context variable of a script, as version 0.3.0 has pickled them.
+#: `class Point: x = 1` and a context variable of a script, as version 0.3.0 pickled them.
 OF_0_3_0 = (
     b"\x80\x05\x95\xf0\x01\x00\x00\x00\x00\x00\x00]\x94(\x8c\x15entangle._run.classes\x94\x8c\x06_class\x94\x93\x94(\x8c\x12"
     b"22afc988b03a2bb9.0\x94\x8c\x1022afc988b03a2bb9\x94\x8a\x060\x85s:\x07V\x8a\x06\xc0i2~F\x7f\x87\x94N\x87\x94\x8c\x05Point\x94"
@@ -195,7 +195,7 @@ def test_values_that_an_earlier_version_has_kept_are_read() -> None:
     assert (type(point).__qualname__, point.x, variable.name, variable.get()) == ("Point", 1, "v", 1)
 
 
-#: Layers of tasks, as version 0.3.0 has pickled them before some had other names.
+#: Layers of tasks, as version 0.3.0 pickled them. Some have other names now.
 LAYERS_OF_0_3_0 = (
     b"\x80\x05\x95\x82\x01\x00\x00\x00\x00\x00\x00](\x8c\x15entangle._tasks.layer\x8c\nAttributes\x93)\x81}\x8c\nattributes}"
     b"\x8c\x01aK\x01ssb\x8c\x14entangle.interpreter\x8c\x10InterpreterLayer\x93)\x81}\x8c\ttransport\x94\x8c&entangle._remot"

@@ -1,5 +1,5 @@
-"""An error arrives as what was raised: its class, its arguments, its attributes, whatever its
-`__init__` takes."""
+"""An error arrives with its class, arguments and attributes, whatever arguments its `__init__`
+takes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Plan:
 
 
 class NeedsPlan(Exception):
-    """Its argument is none of its `args`."""
+    """The argument of its `__init__` is not in its `args`."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.name)
@@ -40,7 +40,7 @@ class NeedsPlan(Exception):
 
 
 class Wordy(Exception):
-    """Made again from its `args`, it would say it twice."""
+    """Its `__init__` adds to the message: called with `args`, it would add twice."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"failed: {what}")
@@ -81,7 +81,7 @@ class Frozen(Exception):
 
 
 class Says(Exception):
-    """Knows itself how it is pickled."""
+    """Has a `__reduce__` of its own."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(one)

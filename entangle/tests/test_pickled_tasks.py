@@ -1,5 +1,5 @@
-"""Tasks and calls that a program pickles by itself, for another process of its own or a pool of
-somebody else's."""
+"""Tasks and calls that a program pickles itself, for another of its processes or for another
+library's pool."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_task_of_a_module_is_found_by_its_name() -> None:
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_tasks_are_values_of_tasks(start: Any) -> None:
-    """Also where the other side has another script, and with what they close over."""
+    """Also if the other process has another main module; with the variables of their closures."""
     by = [1]
 
     @process

@@ -1,4 +1,4 @@
-"""Pins: what an unfinished run needs stays in the depot, and not longer than that run."""
+"""Pins: the depot keeps what an unfinished run needs, until that run is over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = [f"{number:02x}" * 32 for number in range(8)]
 
 @pytest.fixture(params=["directory", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A depot with values under KEYS, each of 100 kB."""
+    """A depot with values of 100 kB under KEYS."""
     if request.param == "memory":
         fsspec = pytest.importorskip("fsspec")
         place = opened.depot(f"memory:/{tmp_path}")
@@ -80,14 +80,15 @@ def test_a_pin_ends_with_what_it_is_for(place: Any, owner: Owner, tmp_path: Path
     place.trim()
     assert keys_of(place) == KEYS[1:3]
     (tmp_path / "ledger").mkdir()
-    assert place.pinned() == {key: ["replay 7"] for key in KEYS[1:3]}  # what had ended does not come back
+    # An owner that has ended does not come back.
+    assert place.pinned() == {key: ["replay 7"] for key in KEYS[1:3]}
 
 
 def test_of_another_machine_it_ends_after_a_month(place: Any, owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as there:
         there.setattr("socket.gethostname", lambda: "another")
         place.pin(owner, KEYS[:2])
-    shutil.rmtree(owner.path)  # it is not seen from here anyway
+    shutil.rmtree(owner.path)  # this machine cannot see it anyway
     assert sorted(place.pinned()) == KEYS[:2]
     monkeypatch.setattr(pins, "ELSEWHERE", 0.0)
     assert place.pinned() == {}
@@ -106,7 +107,7 @@ def test_damaged_pins_are_no_pins(tmp_path: Path, owner: Owner) -> None:
     place.pin(owner, KEYS[:1])
     (file,) = (tmp_path / "depot" / "pins").iterdir()
     with file.open("a") as torn:
-        torn.write(KEYS[1][:20])  # by a process that was killed
+        torn.write(KEYS[1][:20])  # as a killed process leaves it
     place.pin(owner, KEYS[2:3])
     assert {KEYS[0], KEYS[2]} <= set(place.pinned())
     (tmp_path / "depot" / "pins" / "nobodys").write_text("{]")
@@ -161,7 +162,7 @@ def test_several_processes_pin_for_one_owner_while_one_trims(tmp_path: Path, own
 
 
 def test_what_is_there_after_it_was_pinned_stays(tmp_path: Path, owner: Owner) -> None:
-    """Another process evicts all that is not pinned, over and over."""
+    """Another process evicts everything that is not pinned, over and over."""
     depot = tmp_path / "depot"
     place = opened.depot(str(depot))
     evict = (
