@@ -1,4 +1,4 @@
-"""`@place`: what a name stands for, which host is used, and `entangle places`."""
+"""`@place`: what a name stands for, which host is used, and the command `entangle places`."""
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -36,13 +36,13 @@ from .services.hosts import Hosts
 
 @pytest.fixture(scope="session")
 def hosts() -> Hosts:
-    """Hosts to be reached by ssh."""
+    """Hosts that are reached by ssh."""
     return given.shared_hosts()
 
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is the working directory, and a user without places."""
+    """A project that is the working directory, and a user who has defined no places."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     folder = tmp_path / "project" / "below"
     folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def table(**options: Any) -> str:
-    """Options as TOML, whose lists and texts are those of JSON."""
+    """Options as TOML, whose arrays and strings are written as in JSON."""
     told = {name: json.dumps(value) for name, value in options.items() if not isinstance(value, list)}
     told |= {name: f"[{', '.join(_inline(one) for one in value)}]" for name, value in options.items() if isinstance(value, list)}
     return "".join(f"{name} = {value}\n" for name, value in told.items())
@@ -62,7 +62,7 @@ def _inline(value: Any) -> str:
 
 
 def define(file: Path, **places: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Write a file that says what these places are."""
+    """Write a file that defines these places."""
     file.parent.mkdir(parents=True, exist_ok=True)
     above = "tool.entangle.places" if file.name == "pyproject.toml" else "places"
     told = [f"[{above}.{name}]\n{table(**one)}" for name, one in places.items() if isinstance(one, dict)]
@@ -71,7 +71,7 @@ def define(file: Path, **places: dict[str, Any] | list[dict[str, Any]]) -> None:
 
 
 def broken_python(folder: Path) -> Path:
-    """A place that cannot be reached: a program that notes its start, and ends."""
+    """A Python that cannot be used: a program that notes its start and exits."""
     program = folder / "python"
     program.write_text(f"#!/bin/sh\necho started >> {folder / 'starts'}\necho 'gone fishing' >&2\nexit 1\n")
     program.chmod(0o755)
@@ -91,7 +91,7 @@ def test_a_place_runs_the_layers_below_it_and_other_workers_find_it(project: Pat
     )
     (project / ".venv" / "bin").mkdir(parents=True)
     (project / ".venv" / "bin" / "python").symlink_to(far_pythons(same=False))
-    # The path is from the directory of the file, not from the working directory.
+    # The path is relative to the file's directory, not to the working directory.
     define(project / "pyproject.toml", far={"kind": "interpreter", "python": ".venv/bin/python"}, here={"kind": "local", "cpus": 1})
     ranks = importlib.import_module("ranks")
     try:
@@ -128,12 +128,12 @@ def test_the_nearest_file_counts_and_the_users_own_adds(project: Path, monkeypat
         place("above")
     with pytest.raises(OptionError, match="did you mean 'mine'"):
         place("mein")
-    # A program's places are those of its script, wherever it is started.
+    # A program's places are defined beside its script, wherever it is started.
     script = project.parent / "elsewhere" / "src" / "program.py"
     define(script.parent.parent / "entangle.toml", above={"kind": "local", "cpus": 4})
     script.parent.mkdir()
     script.write_text("")
-    # The main module of a process that shares the tests has no file.
+    # In a worker of pytest-xdist, the main module has no file.
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     assert [pool.size for pool in place("above")(where).body.pools] == [4]
 
@@ -141,7 +141,7 @@ def test_the_nearest_file_counts_and_the_users_own_adds(project: Path, monkeypat
 def test_a_module_can_be_imported_where_no_file_says_what_a_place_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = place("gpu-box")(process(add))
     monkeypatch.setattr(inline, "on", True)
-    assert task(1, 2)() == 3  # a test on a machine without the place
+    assert task(1, 2)() == 3  # as in a test on a machine that has no such place
 
 
 def test_without_a_file_a_call_is_an_error_that_says_what_to_write(project: Path) -> None:
@@ -219,7 +219,8 @@ def test_hosts_are_tried_in_turn_and_the_one_that_is_reached_is_remembered(hosts
     close_all()
     assert there()() != os.getpid()
     assert process(there)().run(start="spawn") != os.getpid()
-    assert (tmp_path / "starts").read_text() == "started\n"  # once: all else went to the other one at once
+    # Started once: all later calls went straight to the other host.
+    assert (tmp_path / "starts").read_text() == "started\n"
 
 
 def test_where_none_can_be_reached_each_is_named_with_its_reason(project: Path, tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_scheduler_above_keeps_its_cookies_here(project: Path) -> None:
 
 
 class Queue(Layer):
-    """Notes what a service would: the job of the body, and how long it has waited there."""
+    """Notes what a service would: the job of the body, and its time in the queue."""
 
     def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
         worker = here.worker
@@ -291,7 +292,7 @@ def test_records_say_where_each_node_ran(project: Path, monkeypatch: pytest.Monk
     assert job.ended_ns is not None
     assert job.started_ns is not None
     assert job.seconds == job.times.running == (job.ended_ns - job.started_ns) / 1e9
-    # What ran inside the far nodes is part of them.
+    # What ran inside the nodes elsewhere counts as part of them.
     assert len(run.children) == 2
     shares = {share.name: share for share in run.places()}
     assert {(name, share.here, share.nodes, share.done) for name, share in shares.items()} == {
@@ -357,7 +358,7 @@ def test_packages_are_looked_for(project: Path, capsys: pytest.CaptureFixture[st
     assert main(["places", "check", "bad", "me"]) == 1
     told = capsys.readouterr()
     assert "@ssh needs a host" in told.err
-    assert "packages: pytest" in told.out  # what is wrong with one hides nothing of another
+    assert "packages: pytest" in told.out  # an error in one place hides nothing of another
     assert main(["places", "check", "me"]) == 1
     assert re.search(rf"packages: pytest {pytest.__version__}\n.*missing: the package nowhere-to-be-had\n", capsys.readouterr().out)
     assert main(["places", "check", "me", "--package", "nowhere-to-be-had"]) == 1

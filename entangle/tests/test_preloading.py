@@ -1,4 +1,4 @@
-"""Workers from the forkserver are forked with the modules that earlier ones had to import."""
+"""Workers of the forkserver are forked with the modules that earlier workers had to import."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="templates are made on Linux alone"),
 ]
 
-#: What a module of a test says in its first lines: each import is noted, with the process.
+#: The first lines of a test's module. They note each import, and the process that made it.
 _COUNTED = """
 import os
 imported_in = os.getpid()
@@ -41,7 +41,7 @@ os.close(fd)
 
 
 class Written:
-    """Modules in a folder of the test's own, which is on `sys.path`."""
+    """Modules in a directory of the test, which is on `sys.path`."""
 
     def __init__(self, folder: Path, path: Callable[[str], None]) -> None:
         self.folder = folder
@@ -57,20 +57,20 @@ class Written:
         return importlib.import_module(name)
 
     def write(self, file: Path, text: str, age: float = 60.0) -> None:
-        """Write a file as if that had been so many seconds ago."""
+        """Write a file, and set its time to `age` seconds ago."""
         file.write_text(text)
         then = time.time() - age
         os.utime(file, (then, then))
 
     def imports(self, name: str) -> set[int]:
-        """The processes that have imported a module, but for this one."""
+        """The processes that have imported a module, without this one."""
         return {int(pid) for module, pid in notes(self.folder / "imports") if module == name} - {os.getpid()}
 
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
     monkeypatch.setenv("ENTANGLE_START", "forkserver")
-    forkserver.stop()  # one that other tests have used may have given up templates
+    forkserver.stop()  # another test's forkserver may have given up on templates
     before = set(sys.modules)
     yield Written(tmp_path, monkeypatch.syspath_prepend)
     for name in set(sys.modules) - before:
@@ -80,7 +80,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Written
 
 
 def body_of(module: ModuleType, name: str = "body") -> Callable[[], Any]:
-    """A function of a module, as one that runs in a new worker each time."""
+    """A function of a module that runs in a new worker each time."""
     task = process(getattr(module, name))
     return lambda: task()()
 
@@ -92,14 +92,14 @@ def body():
 
 
 def until_preloaded(body: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """Run a body until its worker has not imported the module itself. Return the worker, and who
-    has."""
+    """Run a body until its worker no longer imports the module itself. Return the pids of the
+    worker and of the process that imported it."""
 
     def preloaded() -> tuple[int, int] | None:
         worker, importer = body()
         if worker != importer:
             return worker, importer
-        time.sleep(0.03)  # leave the CPU to the template
+        time.sleep(0.03)  # leaves the CPU to the template
         return None
 
     worker, importer = wait_until(preloaded)
@@ -168,11 +168,11 @@ def wait(gate):
     wait_until(lambda: not alive(old))
 
 
-#: Seen in a template alone, which has nobody to write to.
+#: True in a template alone: its stdout is /dev/null.
 IN_A_TEMPLATE = "if os.path.samefile('/proc/self/fd/1', os.devnull):\n    "
 
 
-#: After it, a limit that was lowered cannot be raised again, by root either.
+#: Afterwards the lowered limit cannot be raised again, not even by root.
 _FOR_GOOD = """import ctypes, resource
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     ctypes.CDLL(None).capset(header, data)
@@ -195,7 +195,7 @@ _FOR_GOOD = """import ctypes, resource
     ],
 )
 def test_what_cannot_be_in_a_template_is_tried_once(written: Written, side_effect: str) -> None:
-    """And those that are imported before and after it are no less in one."""
+    """Modules that are imported before and after it are in a template all the same."""
     name = f"mine_bad_{zlib.crc32(side_effect.encode())}"
     before = [written.module(f"{name}_before_{number}", BODY) for number in range(2)]
     after = [written.module(f"{name}_after_{number}", BODY) for number in range(18)]
@@ -342,7 +342,7 @@ def test_workers_draw_different_numbers_and_have_their_threads(written: Written)
     several = [drawn() for _ in range(3)]
     assert len({one[0] for one in several}) == len({one[1] for one in several}) == 3
     assert [one[2] for one in several] == [first[2]] * 3
-    # A signal that the body blocks must not find a thread of the library that does not.
+    # If the library had a thread that did not block the signal, that thread would receive it.
     assert [body_of(module, "pending")() for _ in range(3)] == [True] * 3
 
 

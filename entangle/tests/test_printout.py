@@ -1,4 +1,4 @@
-"""What bodies print goes where it always went, and is remembered with their nodes."""
+"""What bodies print goes to the program's streams as usual, and is kept with their nodes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ PRINTING = """
 
 
 def printed(folder: Path, kind: str, way: str = "auto") -> tuple[str, str, dict[tuple[str, int], str]]:
-    """A program that prints: its own output and errors, and what is remembered, by run and node."""
+    """A program that prints: its stdout and stderr, and the recorded output by run and node."""
     (folder / "printing.py").write_text(textwrap.dedent(PRINTING), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RECORD_DIR": str(folder / "records"), "ENTANGLE_START": way}
     done = subprocess.run(

@@ -1,5 +1,5 @@
-"""`@process` in scripts of users: functions and classes of `__main__`, prints, and what is left in
-the terminal."""
+"""`@process` in scripts: functions and classes of `__main__`, output, and what the terminal
+shows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PLAIN = """
 
 
 def test_functions_and_classes_of_a_script(tmp_path: Path, start: str) -> None:
-    """With no guard around the calls: the script is not run again by any worker."""
+    """The calls stand in no `if __name__ == "__main__"`, and no worker runs the script again."""
     out = output_of(
         tmp_path,
         PLAIN
@@ -136,7 +136,7 @@ def test_what_bodies_print_is_seen(tmp_path: Path, start: str) -> None:
 
 
 def test_output_of_the_caller_is_not_printed_twice(tmp_path: Path, start: str) -> None:
-    """What waits in the caller's buffer at the time of a fork is the caller's to print."""
+    """What is in the caller's buffer at a fork, only the caller prints."""
     source = """
     import sys
     from entangle.process import process
@@ -170,8 +170,7 @@ def test_exit_functions_are_the_callers(tmp_path: Path, start: str) -> None:
 
 
 def test_an_uncaught_error_is_readable(tmp_path: Path) -> None:
-    """What a user sees in the terminal: the error, where in the body it came from, and the way to
-    it."""
+    """What the terminal shows: the error, its place in the body, and the path of calls to it."""
     source = """
     from entangle.process import process
 
@@ -194,7 +193,7 @@ def test_an_uncaught_error_is_readable(tmp_path: Path) -> None:
 
 
 def test_a_large_interpreter_state_is_no_burden(tmp_path: Path, start: str) -> None:
-    """Garbage collection, recursion limits and warnings of the caller are left as they are."""
+    """The caller's garbage collection, recursion limit and warning filters stay as they are."""
     source = """
     import gc, sys, warnings
     gc.set_threshold(123, 4, 5)
@@ -212,7 +211,7 @@ def test_a_large_interpreter_state_is_no_burden(tmp_path: Path, start: str) -> N
 
 
 def test_stdin_of_a_body_is_empty(tmp_path: Path, start: str) -> None:
-    """Workers do not eat what is typed for the caller."""
+    """Workers do not read the caller's input."""
     import subprocess
 
     source = """
@@ -232,7 +231,7 @@ def test_stdin_of_a_body_is_empty(tmp_path: Path, start: str) -> None:
 
 @pytest.mark.parametrize("library", ["libgomp", "numba"])
 def test_an_openmp_runtime_makes_auto_careful(tmp_path: Path, library: str) -> None:
-    """A forked child that enters a parallel region would hang, so `auto` does not fork then."""
+    """A forked child that enters a parallel region would hang, so `auto` does not fork."""
     if library == "numba":
         installed("numba")
         load = "import numba"
@@ -251,7 +250,7 @@ def test_an_openmp_runtime_makes_auto_careful(tmp_path: Path, library: str) -> N
         load = "import ctypes, ctypes.util; ctypes.CDLL('libgomp.so.1')"
         body = "return os.getppid() != me"
         expected = 1
-        # Not loaded here: this process is to fork in other tests.
+        # Loaded in another process: this one must be able to fork in other tests.
         if subprocess.run([sys.executable, "-c", load], capture_output=True, timeout=50).returncode:
             pytest.skip("no libgomp here")
     source = f"""

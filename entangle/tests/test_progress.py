@@ -1,6 +1,7 @@
-"""Progress: a line by task name on a terminal, plain lines in a log, and a last line that is true.
+"""Progress: on a terminal a line for each task name, in a log plain lines, and a last line that is
+right.
 
-The notebooks' is in `test_jupyter.py`.
+Progress in notebooks: `test_jupyter.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from entangle.thread import thread
 from .callers import Caller, output_of
 from .screens import Screen, on_a_terminal, plain
 
-#: `SILENT = 0`: a run shows something from its first look on.
+#: `SILENT = 0`: a run is shown from the first look on.
 SOON = """
     import os, signal, sys, threading, time
     import entangle
@@ -71,7 +72,7 @@ SOON = """
 
 
 def script(program: str, soon: str = SOON) -> str:
-    """A script that is safe to import, as spawn does it."""
+    """A script that can be imported, as spawn requires."""
     program = textwrap.indent(textwrap.dedent(program).strip(), "    ")
     return textwrap.dedent(soon) + "\nif __name__ == '__main__':\n" + program + "\n"
 
@@ -104,7 +105,7 @@ HOW = {
 
 
 def lines_of(shown: str, columns: int = 120) -> list[str]:
-    """The lines that stand on the screen at the end."""
+    """The lines on the screen at the end."""
     return without_times(Screen(columns).feed(shown).lines)
 
 
@@ -165,7 +166,7 @@ ALL_LINES = [
 
 @pytest.mark.parametrize("how", ["by a block", "by the environment"])
 def test_every_kind_of_run_is_shown(tmp_path: Path, how: str) -> None:
-    """But one that says no."""
+    """Except the one that has `progress=False`."""
     program = textwrap.dedent(ALL_RUNS)
     if how == "by a block":
         program = "with entangle.progress():" + textwrap.indent(program, "    ")
@@ -190,7 +191,7 @@ def test_nothing_for_short_runs(tmp_path: Path, where: str) -> None:
 
 
 def test_nothing_else_is_needed(tmp_path: Path) -> None:
-    """No package beyond those that entangle itself needs."""
+    """No other packages than those that entangle itself needs."""
     program = """
         print(study(2)(progress=True), sorted({'rich', 'tqdm', 'IPython'} & set(sys.modules)))
     """
@@ -198,8 +199,8 @@ def test_nothing_else_is_needed(tmp_path: Path) -> None:
 
 
 def test_the_answer_is_not_mixed_with_the_line(tmp_path: Path) -> None:
-    """With stdout going elsewhere, the line stays on the terminal; and what is printed meanwhile
-    goes there as well."""
+    """If stdout is redirected, the progress stays on the terminal, and what is printed meanwhile
+    goes to stdout."""
     program = """
         @thread
         def note(n):
@@ -215,7 +216,7 @@ def test_the_answer_is_not_mixed_with_the_line(tmp_path: Path) -> None:
     assert lines_of(shown) == ["2 done, 0 running, 0 waiting in TIME"]
 
 
-#: What a program does, and what is on the terminal at its end.
+#: What a program does, and the last line on its terminal.
 ENDS = {
     "all done": ("study(2)(progress=True)", "5 done, 0 running, 0 waiting in TIME"),
     "one has failed": (
@@ -279,7 +280,7 @@ def test_the_last_line_says_how_a_run_has_ended(tmp_path: Path, ending: str, whe
 
 
 def test_ctrl_c_leaves_the_terminal_whole(tmp_path: Path) -> None:
-    """Typed on the terminal itself, at which the script is the one in front."""
+    """Ctrl-C is typed on the terminal, in which the script is the foreground process."""
     program = """
         import fcntl, termios
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -333,7 +334,7 @@ def test_an_error_while_progress_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("carrier", ["process", "thread"])
 def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> None:
-    """Lines of stdout and stderr stand above, each whole and once, in full and in their order."""
+    """Lines of stdout and stderr appear above the progress: whole, once each, and in order."""
     program = f"""
         import logging
         logging.basicConfig(level="INFO", format="%(message)s")  # it keeps sys.stderr as it is now
@@ -368,7 +369,7 @@ def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> 
     for text in ("out 0 " + "x" * 40, "two\nlines 0"):
         assert said.count(text) == 6, said
     assert said.replace("\n", "").count("err 0 " + "y" * 100) == 6, said
-    if carrier == "thread":  # workers log nothing unless they are told to
+    if carrier == "thread":  # workers write no logs unless configured to
         assert said.count("log 0") == 6, said
     assert "begun ended 0" in said
     assert said.count("\na program prints") == (6 if carrier == "process" else 0), said
@@ -377,7 +378,8 @@ def test_what_is_printed_meanwhile_stays_whole(tmp_path: Path, carrier: str) -> 
 
 @pytest.mark.parametrize("silent", [0.0, 0.2])
 def test_a_prompt_stays_whole(tmp_path: Path, silent: float) -> None:
-    """A line that is begun and not ended is not drawn over, however early it is begun."""
+    """Progress never overwrites an unfinished line of output, even if it began before progress was
+    shown."""
     program = f"""
         following.SILENT = {silent}
         future = total(train(endless_until(1)))(proc=True, progress=True)
@@ -480,7 +482,7 @@ def test_a_run_that_goes_on_after_a_failure(tmp_path: Path) -> None:
 
 
 def test_the_last_line_names_the_call_that_has_ended_the_run(tmp_path: Path) -> None:
-    """And not those whose failures others took as values."""
+    """It does not name calls whose failures became values."""
     program = """
         try:
             total(process(len)(entangle.gather(fail(1), return_exceptions=True)), train(fail(load(2)).named("fold\\t3"))).run(progress=True)
@@ -492,7 +494,7 @@ def test_the_last_line_names_the_call_that_has_ended_the_run(tmp_path: Path) -> 
 
 
 def test_a_run_that_is_timed_out(tmp_path: Path) -> None:
-    # On a busy machine a run may be over before a body has begun: then once more, with more time.
+    # On a busy machine the time may be over before a body has begun: try again with more time.
     program = """
         for seconds in (0.5, 2, 8, 32):
             try:
@@ -546,7 +548,7 @@ def test_a_value_pushed_into_a_dataflow(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
-    """A window is closed, and what was started in it with nohup goes on."""
+    """A terminal window is closed, and a program that was started in it with nohup continues."""
     program = """
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         print(study(6)(progress=True), flush=True)
@@ -569,7 +571,7 @@ def test_a_terminal_that_goes_away_ends_no_run(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_is_stopped_holds_up_no_run(tmp_path: Path) -> None:
-    """Ctrl-S: nothing more is shown, and the run goes on, to its end."""
+    """Ctrl-S stops the output of the terminal. The run continues to its end."""
     program = """
         import termios
         termios.tcflow(2, termios.TCOOFF)
@@ -589,7 +591,7 @@ def test_a_terminal_that_is_stopped_holds_up_no_run(tmp_path: Path) -> None:
     """
     lines = lines_of(on_a_terminal(Caller(tmp_path, script(program))))
     assert lines[0] == "15"
-    assert "load 1/1, stop 0/1" in lines[1]  # as it was when the terminal was stopped
+    assert "load 1/1, stop 0/1" in lines[1]  # the last state before the terminal was stopped
     assert lines[1].endswith("7") or lines[2:] == ["7"]
 
 
@@ -633,7 +635,7 @@ def test_a_child_that_the_program_forks_meanwhile_has_its_streams_for_itself(tmp
 
 
 def test_streams_of_other_kinds(tmp_path: Path) -> None:
-    """Such as other programs put into `sys`."""
+    """As other programs put into `sys`."""
     program = """
         class Stream:
             __slots__ = ("stream",)
@@ -667,7 +669,8 @@ def test_without_a_stderr(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["terminal", "pipe"])
 def test_other_characters(tmp_path: Path, where: str) -> None:
-    """A stderr that knows ASCII only, and names that a terminal would obey, or that fill it."""
+    """A stderr that encodes ASCII only, and names that contain control characters or are very
+    long."""
     program = r"""
         def renamed(name):
             def body(n):
@@ -691,7 +694,7 @@ def test_other_characters(tmp_path: Path, where: str) -> None:
     assert "l?[2J?ad 0/1, " + "x" * 59 + "~ 0/1 | ? left" in shown
 
 
-# What is said ------------------------------------------------------------------------------------
+# --- what the line says ---------------------------------------------------------------------------
 
 
 def view(*counts: Count, **more: object) -> View:
@@ -726,7 +729,8 @@ def test_of_many_names_those_that_run_are_shown() -> None:
         (Left(unknown=4), 2.0, "? left"),
         (Left(work=60.0, longest=1.0, known=10), 2.0, "0:30 left"),
         (Left(work=60.0, longest=1.0, known=10, unknown=1), 2.0, "0:30+ left"),
-        (Left(work=60.0, longest=50.0, known=10), 2.0, "0:50 left"),  # one body is not shared
+        # Two workers cannot share one body.
+        (Left(work=60.0, longest=50.0, known=10), 2.0, "0:50 left"),
         (Left(work=60.0, longest=1.0, known=10), 0.0, "1:00 left"),
         (Left(work=100_000.0, longest=1.0, known=10), 1.0, "1 d 03:46:40 left"),
         (Left(), 1.0, "0:00 left"),
@@ -741,11 +745,11 @@ def test_failures_that_were_accepted() -> None:
     assert wording.last_line(run) == "74 done, 0 running, 0 waiting in 0:12 · 2 failed, 4 skipped"
 
 
-# What it is read from ----------------------------------------------------------------------------
+# --- how it is counted ----------------------------------------------------------------------------
 
 
 def made_up(names: int, nodes: int) -> tuple[Table, Tally, list[str]]:
-    """The table of a flow that does not run, whose tasks take turns."""
+    """The table of a flow that does not run. Its nodes belong to the tasks in turn."""
 
     def body(n: object) -> object:
         return n
@@ -795,7 +799,8 @@ def test_the_time_left_follows_from_what_each_task_has_taken() -> None:
         tally.look(table)
         left = tally.left(set())
         assert left.work == pytest.approx(200 * 2 + 200 * 5)
-        assert (left.longest, left.known, left.unknown) == (5.0, 400, 1)  # and nobody knows about `total`
+        # The one unknown node is `total`.
+        assert (left.longest, left.known, left.unknown) == (5.0, 400, 1)
     finally:
         table.close()
 
@@ -811,7 +816,7 @@ def test_a_body_that_takes_much_longer_than_others_did_is_unknown() -> None:
         table.slots[SLOT + SINCE] = time.monotonic_ns() - 10**9
         tally.look(table)
         left = tally.left(set())
-        assert (left.known, left.unknown) == (1, 1)  # and `total`
+        assert (left.known, left.unknown) == (1, 1)  # one of each is `total`
         table.slots[SLOT + SINCE] = time.monotonic_ns() - 60 * 10**9
         tally.look(table)
         left = tally.left(set())
@@ -821,7 +826,7 @@ def test_a_body_that_takes_much_longer_than_others_did_is_unknown() -> None:
 
 
 def test_a_look_counts_only_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It must cost next to nothing for 100,000 nodes, too."""
+    """Looking must cost next to nothing, even with 100,000 nodes."""
     table, tally, _ = made_up(3, 100_000)
     counted: list[int] = []
     ask = Tally._ask

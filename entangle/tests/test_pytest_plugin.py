@@ -1,4 +1,4 @@
-"""The plugin of pytest: what its fixtures do in a user's suite, in a pytest of its own."""
+"""The pytest plugin: what its fixtures do in a user's test suite, run by a pytest of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .ways import installed
 
 pytest_plugins = ["pytester"]
 
-#: What each test of these suites begins with.
+#: The beginning of each of these suites.
 _HEAD = """
 import asyncio, os, signal, subprocess, sys, threading, time
 import pytest
@@ -36,7 +36,7 @@ HOME = os.getpid()
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A folder for a suite of a user's, whose pytest loads our plugin and no other."""
+    """A directory for a user's test suite. Its pytest loads our plugin and no other."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
@@ -315,7 +315,7 @@ def test_a_coverage_tool_sees_the_lines():
 
 
 def test_inline(suite: pytest.Pytester) -> None:
-    """Everything runs in the thread of the test, with the values and errors of processes."""
+    """Everything runs in the test's thread, with the values and errors that processes give."""
     done = _run(suite, _INLINE)
     assert done.ret == 0, str(done.stdout)
     done.assert_outcomes(passed=_INLINE.count("\ndef test_"))
@@ -451,7 +451,7 @@ def test_end():
 """
 
 
-#: A program that has nothing to do with the suite, and makes during one of its tests whatever is
+#: A program that is unrelated to the suite. During one of the tests it makes everything that can be
 #: made in /dev/shm.
 _OTHERS = """
 import multiprocessing, os, sys, time
@@ -473,8 +473,8 @@ sys.stdin.read()
 
 
 def test_clean(suite: pytest.Pytester) -> None:
-    """Each kind of thing that a test leaves behind is named, and nothing else is, also where others
-    make shared memory at the same time."""
+    """Everything that a test leaves behind is named, and nothing else, even if another program
+    makes shared memory at the same time."""
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", _OTHERS], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL):
         done = _run(suite, _LEAKS)
     told = dict(re.findall(r"^(test_\w+) left behind:\n((?:  .*\n)+)", str(done.stdout), re.MULTILINE))
@@ -533,7 +533,7 @@ def test_inline(entangle_inline):
 
 
 def test_workers_of_xdist_are_not_blamed_for_each_other(suite: pytest.Pytester) -> None:
-    """Two workers share /dev/shm. What one leaves there, the other has not left."""
+    """Two workers share /dev/shm. What one worker leaves there is not blamed on the other."""
     done = _run(suite, _SIDE_BY_SIDE, "-p", "xdist.plugin", "-n2", "--dist=each")
     done.assert_outcomes(passed=4, errors=1)
     assert re.search(r"test_memory left behind:\n  shared memory /dev/shm/psm_\w+\n", str(done.stdout))
@@ -609,7 +609,8 @@ class Case(unittest.TestCase):
 
 @pytest.mark.parametrize("plugin", ["anyio.pytest_plugin", "pytest_asyncio.plugin"])
 def test_with_event_loops_and_wide_fixtures(suite: pytest.Pytester, plugin: str) -> None:
-    """The loop of an asynchronous test, and what wider fixtures hold, are not left by the test."""
+    """An asynchronous test's loop, and resources of fixtures with a wider scope, do not count as
+    left behind by the test."""
     if find_spec(plugin.partition(".")[0]) is None:
         pytest.skip(f"needs {plugin.partition('.')[0]}")
     marked = "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n\npytestmark = pytest.mark.anyio" * (plugin[0] == "a")
@@ -627,7 +628,8 @@ def test_with_event_loops_and_wide_fixtures(suite: pytest.Pytester, plugin: str)
 
 
 def test_in_doctests_and_with_a_debugger(suite: pytest.Pytester) -> None:
-    """`getfixture` gives both in a doctest; while a debugger waits, no deadline passes."""
+    """`getfixture` provides both fixtures in a doctest. Deadlines are suspended while a debugger
+    waits."""
     suite.makepyfile(
         shop='''
         """
@@ -665,7 +667,8 @@ def test_in_doctests_and_with_a_debugger(suite: pytest.Pytester) -> None:
 
 
 def test_a_suite_without_the_fixtures(suite: pytest.Pytester) -> None:
-    """The plugin then imports nothing more than the package itself, and says what it has."""
+    """Without its fixtures, the plugin imports nothing but the package itself, and lists what it
+    has."""
     code = """
     import sys
     def test_nothing():

@@ -1,5 +1,5 @@
-"""What people read of an error: which call has failed, with which arguments, and a traceback of
-their own code."""
+"""What a user reads of an error: which call failed, with which arguments, and a traceback of the
+user's own code."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_path_of_many_calls_and_of_many_arguments_is_told_in_short() -> None:
 
 
 class Unreadable:
-    """Whatever is asked of it, it fails."""
+    """Raises whatever it is asked."""
 
     def __repr__(self) -> str:
         raise RuntimeError("not to be asked")
@@ -138,7 +138,7 @@ def test_of_a_thousand_siblings_one_is_named() -> None:
     task = process(boom)
     error = failed(process(boom)(0, *[task(number) for number in range(1000)]))
     assert "call: boom(777)" in notes_of(error)
-    # … and one that takes a thousand values is still told in short
+    # The call itself may take a thousand values, too: it is abbreviated.
     error = failed(process(boom)(777, *[task(number) for number in range(700)]))
     assert "call: boom(777, 0, 1, 2," in notes_of(error)
 
@@ -206,9 +206,9 @@ def test_secrets_are_masked() -> None:
 
 
 def test_arguments_are_told_without_running_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a class does when it is looked at, compared, or asked for its text: the error of the
-    task is what arrives."""
-    monkeypatch.setenv("ENTANGLE_RECORD", "0")  # keeping arguments pickles them
+    """Whatever a class does when its instance is inspected, compared or converted to a string, the
+    task's own error arrives."""
+    monkeypatch.setenv("ENTANGLE_RECORD", "0")  # recording the arguments would pickle them
     asked: list[str] = []
     failing = threading.Event()
 
@@ -303,7 +303,7 @@ def test_a_killed_process_is_told_with_its_arguments() -> None:
         return 3
 
     error = failed(process(die)(1, process(three)(), [process(three)(), "x"]), ProcessTerminatedException)
-    # What has gone from hand to hand in the process that is gone is told by the call that made it.
+    # Values that did not leave the dead process are shown as the calls that made them.
     assert re.search(r"call: die\(1, (3|three\(\)), \[(3|three\(\)), 'x'\]\)", notes_of(error))
     error = failed(process(retry=1)(die)(1), ProcessRetryException)
     assert "call: die(1)" in notes_of(error)
@@ -488,7 +488,7 @@ if __name__ == "__main__":
 
 
 def run_program(tmp_path: Path, text: str, full: bool = False) -> str:
-    """What a program prints, and writes to stderr, that ends with an error."""
+    """The output of a program that ends with an error, stderr included."""
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(text), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "ENTANGLE_TRACEBACK"}
@@ -502,7 +502,7 @@ def run_program(tmp_path: Path, text: str, full: bool = False) -> str:
 
 
 def our_frames(text: str) -> list[str]:
-    """The lines of tracebacks in a text that show code of ours."""
+    """The lines of a traceback that show entangle's own code."""
     tests = os.path.dirname(__file__)
     ours = os.path.dirname(tests) + os.sep
     return [line for line in text.splitlines() if line.lstrip(" |").startswith(f'File "{ours}') and tests not in line]
@@ -534,14 +534,14 @@ def test_all_of_a_traceback_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_fault_of_ours_is_shown_with_our_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it would be on a system whose memory maps are not what we take them for."""
+    """As on a system whose memory maps behave differently."""
     monkeypatch.setattr(mmap, "mmap", lambda *_, **__: None)
     with pytest.raises(TypeError) as caught:
         process(boom)(1)()
     assert len(our_frames("".join(traceback.format_exception(caught.value)))) > 2
 
 
-#: Without types, since a type checker would see the mistakes.
+#: Untyped: a type checker would report the mistakes.
 any_of: Any = types.SimpleNamespace(
     process=process,
     thread=thread,
@@ -663,7 +663,7 @@ class Model:
 
 
 class OnlyThere:
-    """Can be made in the process that has made it, and in none else."""
+    """Can be unpickled only in the process that made it."""
 
     def __reduce__(self) -> Any:
         return only_in, (os.getpid(),)
@@ -725,7 +725,7 @@ def test_what_cannot_be_made_in_another_place_is_named() -> None:
 
 
 def test_a_module_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class of a module that a worker has and the caller has not."""
+    """A class of a module that the worker has and the caller lacks."""
 
     def give() -> Any:
         import sys
@@ -737,7 +737,7 @@ def test_a_module_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
         sys.modules["only_in_the_worker"] = module
         return {"things": (1, vars(module)["Thing"]())}
 
-    # Where a module has travelled by value before, so would this one.
+    # A module that was sent by value before would be sent by value again.
     monkeypatch.setattr(module_lookup, "travelled", set())
     error = failed(process(give)(), UnpicklableError)
     assert "only_in_the_worker.Thing at ['things'][1] raises ModuleNotFoundError" in str(error)
@@ -802,7 +802,8 @@ def test_the_documentation_shows_what_is_printed(tmp_path: Path) -> None:
     told = run_program(tmp_path, program).replace(str(tmp_path / "program.py"), "shares.py")
     told = re.sub(r"host \S+, pid \d+, cpu \d+", "host …, pid …, cpu …", told)
     told = re.sub(r"replay [0-9a-f]{16}", "replay …", told)
-    lines = [line for line in told.splitlines() if line.strip(" ~^") or not line]  # newer Pythons underline what has failed
+    # Newer Pythons underline the failing expression.
+    lines = [line for line in told.splitlines() if line.strip(" ~^") or not line]
     assert lines == shown.splitlines()
 
 
@@ -868,7 +869,7 @@ def test_an_argument_that_cannot_travel_is_told_with_its_call() -> None:
 
 
 class Strange(Exception):
-    """An error that does as it likes."""
+    """An error whose attributes are not what they should be."""
 
     __notes__: Any = 3
 

@@ -1,4 +1,4 @@
-"""The lists of nodes that are ready, in shared memory, against what a list is."""
+"""The lists of ready nodes in shared memory, compared with a deque."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def test_a_ready_list_keeps_its_order_at_both_ends() -> None:
 
 
 def test_a_node_is_put_at_the_end_without_a_look_at_those_before() -> None:
-    """Under the lock of a run that lasts, with thousands of items fed and not yet taken."""
+    """Appending happens under the lock of a running stream, which may have thousands of items
+    waiting."""
     table = _table(3_000)
     looks = 0
 

@@ -1,4 +1,4 @@
-"""What is remembered of runs, as users see it."""
+"""The records of runs, as users see them."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from .ways import needed
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place of its own for the records of a test."""
+    """A directory of the test's own for its records."""
     place = tmp_path / "records"
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(place))
     return place
 
 
 def texts(run: records.Run) -> list[str]:
-    """The values of a run's nodes, as texts."""
+    """The values of a run's nodes, as strings."""
     return [node.value.text if node.value else "?" for node in run.nodes]
 
 
 def test_items_of_a_map_are_remembered_one_by_one(directory: Path) -> None:
-    """Their values lie in the columns of a segment, and the labels of the list are one."""
+    """Their values are columns of a segment, and all items of the list share one label."""
 
     def given(x: Any) -> Any:
         return x
@@ -157,7 +157,7 @@ def test_the_same_call_in_two_places_is_one_node_taken_twice(directory: Path) ->
 
 
 def test_arguments_inside_lists_and_dicts_have_names_of_their_own(directory: Path) -> None:
-    assert process(len)([process(one)(), 2])() == 2  # a builtin tells no parameters
+    assert process(len)([process(one)(), 2])() == 2  # a builtin has no parameter names
     assert process(twice)(x=[process(one)()])() == [1, 1]
     latest, first = records.runs()
     assert [taken.argument for taken in latest.root.inputs] == ["x[0]"]
@@ -359,7 +359,7 @@ KEY = "AKIA" + "IOSFODNN7EXAMPLE"
 
 
 class Odd(Exception):
-    """An error that has no text."""
+    """An error that has no string."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -637,7 +637,7 @@ def test_whole_values_are_kept_where_that_is_wanted(directory: Path, monkeypatch
 
 
 class Loud:
-    """Whose text must not be asked for."""
+    """Nothing may call its `__repr__`."""
 
     def __repr__(self) -> str:
         raise AssertionError("a record runs no code of the values that it describes")
@@ -735,7 +735,8 @@ def test_ingesting_that_is_killed_in_the_middle_is_done_again(directory: Path, t
     (run,) = records.runs()
     assert len(run.nodes) == 2001
     assert list((directory / "sheets").iterdir()) == []
-    for path, body in kept:  # ingested, and killed before the segment went
+    # As if the process was killed after ingesting, before it removed the segment.
+    for path, body in kept:
         path.write_bytes(body)
     assert len(records.runs()) == 1
     assert list((directory / "sheets").iterdir()) == []
@@ -785,7 +786,7 @@ def test_what_is_no_file_of_records_is_refused_as_that(directory: Path) -> None:
 
 
 def damage(directory: Path) -> None:
-    """Spoil all of the file but its first page, which says what it is."""
+    """Overwrite the file except its first page, which has the database's header."""
     path = directory / "records.sqlite"
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
@@ -838,7 +839,7 @@ def _sparse(path: Path) -> None:
         file.truncate(1 << 42)
 
 
-#: What may lie among the segments under the name of one, and what is said of it.
+#: What may lie among the segments under a segment's name, and the warning for it.
 NO_SEGMENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a FIFO": (os.mkfifo, "it is no file"),
     "a directory": (Path.mkdir, "it is no file"),
@@ -887,7 +888,7 @@ def test_a_sheet_that_is_cut_off_or_flipped_hides_no_other(directory: Path, cut:
     flipped[30::97] = bytes(byte ^ 0xFF for byte in flipped[30::97])
     second.write_bytes(flipped)
     assert process(one)()() == 1
-    # A tail that is cut off is that of a process that was killed.
+    # A segment without its tail comes from a process that was killed.
     assert sorted(run.state for run in records.runs()) == (["done"] if cut > 0 else ["done", "killed"])
     said = [one.getMessage() for one in caplog.records]
     assert [str(second) in one for one in said].count(True) == 1
@@ -938,7 +939,7 @@ def test_texts_and_tasks_that_are_damaged_spoil_nothing_else(directory: Path) ->
     assert run.to_mermaid()
 
 
-#: What may be in the place of the file, and what is said of it.
+#: What may be in the file's place, and the error for it.
 NO_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a FIFO": (os.mkfifo, r"records\.sqlite is no file; move it away"),
     "a directory": (Path.mkdir, r"records\.sqlite is no file; move it away"),
@@ -951,7 +952,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 def flipped(data: bytes, first: int) -> bytes:
-    """Bytes of which every 97th is another one."""
+    """The bytes with every 97th inverted."""
     found = bytearray(data)
     found[first::97] = bytes(byte ^ 0xFF for byte in found[first::97])
     return bytes(found)
@@ -971,8 +972,8 @@ def test_a_file_of_records_that_is_none_is_told_of_with_how_to_go_on(directory: 
     for look in (records.runs, records.run):
         with pytest.raises(RecordsError, match=said):
             look()
-    # As it is told: nothing has been removed, and what has come since is remembered in a new one,
-    # unless the old one took it, which depends on where the flipped bytes fall.
+    # As the error says: nothing was removed. Runs since then are recorded in a new file, unless the
+    # damaged file took them; that depends on where the inverted bytes are.
     path.rename(directory / "away")
     assert len(records.runs()) in ((1,) if what != "a database flipped further on" else (0, 1))
 
@@ -998,7 +999,7 @@ def test_a_file_that_another_process_has_locked_is_read_all_the_same(
 
 @pytest.fixture
 def open_to_all() -> Iterator[Path]:
-    """A directory that every user of the machine may look into."""
+    """A directory that every user of the machine can read."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o755)
     yield path
@@ -1007,7 +1008,7 @@ def open_to_all() -> Iterator[Path]:
 
 @pytest.mark.parametrize("what", ["a segment", "the segments", "the file", "the place, for writing"])
 def test_what_this_user_may_not_read_is_said_and_hides_no_other(tmp_path: Path, open_to_all: Path, what: str) -> None:
-    """By a user other than root: where the tests run as root, in a process that gives that up."""
+    """As a user other than root. If the tests run as root, a process drops that first."""
     source = f"""
         import logging, os, sys
         from entangle import records
@@ -1121,7 +1122,8 @@ def test_a_caller_that_waits_removes_old_runs_in_part(directory: Path, monkeypat
 
     before = left()
     ticks = itertools.count()
-    clock = SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=lambda: next(ticks))  # a piece looks at it three times
+    # A batch reads the clock three times.
+    clock = SimpleNamespace(time=time.time, sleep=time.sleep, monotonic=lambda: next(ticks))
     monkeypatch.setattr(retention, "time", clock)
     mark.unlink(missing_ok=True)
     retention.retain_now_and_then(str(directory), 10)
@@ -1130,7 +1132,8 @@ def test_a_caller_that_waits_removes_old_runs_in_part(directory: Path, monkeypat
     assert retention.EVERY - 60 <= soon < retention.EVERY, "it goes on in a minute"
     monkeypatch.undo()
     monkeypatch.setenv("ENTANGLE_RECORD_BYTES", "0")
-    with record_file.opened(str(directory)) as other, record_file.transaction(other):  # it holds the file
+    # It locks the file.
+    with record_file.opened(str(directory)) as other, record_file.transaction(other):
         mark.unlink()
         retention.retain_now_and_then(str(directory), 0.01)
     assert left() > 0
@@ -1428,7 +1431,7 @@ def test_what_is_no_address_of_a_server_costs_no_record(address: str, tmp_path: 
 
 
 def test_a_run_does_not_wait_for_what_a_larger_one_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it ends, it ingests small segments; a large one is left to whoever looks."""
+    """At its end a run ingests small segments; a large one is left to the next reader."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     monkeypatch.setattr(recorder, "PACE", 20_000)
     process(len)([process(one)() for _ in range(5000)])()
