@@ -1,5 +1,5 @@
-"""`entangle clean`, and the sweep that every run makes: what is removed is ours by its name, its
-place and its owner, and nothing else."""
+"""`entangle clean`, and the sweep at each run: they remove only what is ours by name, place and
+owner."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from entangle._shared import removal
 
 from .callers import ROOT, Caller, output_of
 
-#: As a process of long ago would have been called.
+#: The name of the home of a process that ended long ago.
 STALE = "p1-0123456789ab"
 CLEAN = (sys.executable, "-m", "entangle", "clean")
 
 
 class Place:
-    """A run directory, a temporary directory, and a directory of the user's own that nothing of
-    ours may touch."""
+    """A run directory, a temporary directory, and a user's directory in which nothing may be
+    removed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs, self.temporary, self.own = (folder / name for name in ("runs", "temporary", "own"))
         for path in (self.runs, self.temporary, self.own):
             path.mkdir()
-        # Names that an earlier version took for its own, and one that even this one would.
+        # Names that an earlier version took for its own, and one that this version would.
         for name in ("projects", "thesis", "photos", "p12", "t1", STALE):
             (self.own / name).mkdir(mode=0o700)
             (self.own / name / "file").write_text("mine", encoding="utf-8")
@@ -58,7 +58,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def stale(base: Path, name: str = STALE) -> Path:
-    """A home whose process is gone, with something in it."""
+    """A home with content whose process is gone."""
     home = base / name
     home.mkdir(mode=0o700)
     (home / "budget").touch()
@@ -133,7 +133,7 @@ def test_what_lies_in_it_goes_and_what_it_leads_to_stays(place: Place) -> None:
     os.link(place.own / "projects" / "file", home / "hard")
     os.mkfifo(home / "r0123" / "fifo")
     deep = home
-    for _ in range(300):  # more than a path may be long, if each name is
+    for _ in range(300):  # longer than a path may be
         deep = deep / "r0123456789"
     deep.mkdir(parents=True)
     done = place(*CLEAN)
@@ -146,8 +146,8 @@ def test_what_is_mounted_in_it_is_left_and_said(place: Place) -> None:
     home = stale(place.make_base())
     for name in ("one", "deep/two"):
         (home / name).mkdir(parents=True)
-    # In a name space of its own, so that nothing stays mounted whatever happens. A bind mount is of
-    # the same file system.
+    # In a mount namespace of its own, so that no mount can stay. A bind mount has the same device
+    # number as its source, so that number does not tell it apart.
     bind = f"mount --bind {place.own} {home}"
     script = f"mount --make-rprivate / && {bind}/one && {bind}/deep/two && exec $0 -m entangle clean"
     done = place("unshare", "--mount", "sh", "-c", script, sys.executable)
@@ -173,8 +173,7 @@ def test_a_directory_of_another_user_is_left_and_said(place: Place) -> None:
 
 
 def test_a_directory_that_is_swapped_for_a_link_at_any_moment_is_not_followed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before each step of the removal, in turn, somebody who may write there puts a link in the
-    place of our directory."""
+    """Before each step of the removal in turn, an attacker replaces our directory by a link."""
     calls = ["listdir", "open", "unlink", "rmdir", "rename", "stat"]
     step, at = 0, -1
 
@@ -214,7 +213,7 @@ def test_a_directory_that_is_swapped_for_a_link_at_any_moment_is_not_followed(pl
 
 
 def test_a_program_whose_directory_was_swapped_for_a_link_removes_nothing_behind_it(place: Place) -> None:
-    """The attack comes while the run lasts, and knows the names that the program has chosen."""
+    """The attack comes during the run, with the very names that the program uses."""
     source = f"""
         import glob, os, tempfile
         from entangle.process import process
@@ -262,8 +261,8 @@ def test_a_live_home_is_not_removed(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_looks_into_the_homes_of_others_once_in_a_while(tmp_path: Path) -> None:
-    """Many callers on one machine: what each run costs does not grow with their number. What one of
-    them leaves is found at once."""
+    """With many callers on one machine, the cost of a run does not grow with their number. Yet what
+    one of them leaves is found at once."""
     source = """
         import fcntl, os, shutil, subprocess, sys, time
         from entangle._shared.home import Home, base_in

@@ -1,5 +1,5 @@
-"""A call that has failed is kept with its arguments, and run again by `entangle replay`; so is one
-that has ended well, where values are kept."""
+"""The arguments of a call that failed are kept, and `entangle replay` runs it again. If values are
+kept, this also holds for calls that succeeded."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ PROGRAM = """
 
 
 class Folder:
-    """A folder with a program, and records of its own."""
+    """A directory with a program and its records."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -170,7 +170,7 @@ class Folder:
         return subprocess.run([sys.executable, *words], cwd=self.path, env=known, capture_output=True, text=True, timeout=120)
 
     def fails(self, call: str, *words: str, **environment: str) -> str:
-        """Run a call of the program, which fails; gives the line on how to run it again."""
+        """Run a call of the program that fails. Return the line that says how to run it again."""
         done = self.python("work.py", call, *words, **environment)
         assert done.returncode == 1, done.stdout + done.stderr
         return next((line for line in done.stderr.splitlines() if "replay: " in line), "")
@@ -222,7 +222,7 @@ def test_the_error_of_a_run_prints_the_command_that_runs_the_call_again(folder: 
     assert (done.returncode, done.stdout) == (FAILED, "")
     assert CALLS[call] in done.stderr.splitlines()
     assert f'{folder.path / "work.py"}", line' in done.stderr
-    assert os.path.join("entangle", "_") not in done.stderr  # no frame of ours
+    assert os.path.join("entangle", "_") not in done.stderr  # no frame of entangle itself
     assert "call path: " in done.stderr
 
 
@@ -240,7 +240,8 @@ def test_arguments_are_as_they_were_before_the_body_changed_them(folder: Folder)
 
 
 def test_an_argument_that_was_in_no_store_is_as_the_body_left_it_and_that_is_said(folder: Folder) -> None:
-    folder.fails("change(numbers(), {'a': 1})")  # from hand to hand, in one worker
+    # Passed on within one worker, so that it was never pickled.
+    folder.fails("change(numbers(), {'a': 1})")
     done = folder.replay()
     assert "LookupError: [1, 2, 3, 4, 4] {'a': 1, 'b': 2}" in done.stderr.splitlines()
     assert "argument numbers is as the body left it: it was in no store" in done.stderr.splitlines()
@@ -287,7 +288,8 @@ def test_directory_variables_and_words_are_those_of_then(folder: Folder) -> None
 
 
 def test_what_may_be_a_secret_is_not_kept(folder: Folder) -> None:
-    folder.write("words.py", "one, other = 'hunter22', 'postgres://ann:hunter22@db/x'")  # not on the command line
+    # A file, since command lines are recorded.
+    folder.write("words.py", "one, other = 'hunter22', 'postgres://ann:hunter22@db/x'")
     folder.write("work.py", PROGRAM.replace("import os,", "from words import one, other; import os,"))
     assert folder.fails("login('ann', one)") == "no replay: argument password may be a secret, by its name"
     assert folder.fails("fail({'api_key': lives(one)})") == "no replay: argument point may hold a secret, by a name in it"
@@ -345,7 +347,7 @@ def test_a_secret_is_in_no_part_of_a_kept_call(folder: Folder, call: str) -> Non
 
 @pytest.mark.parametrize("dies", ["os.kill(os.getpid(), 9)", "raise ValueError(n)"])
 def test_no_module_is_imported_to_keep_a_call(folder: Folder, dies: str) -> None:
-    """Neither where it was run nor, if its process is gone, where the run was begun."""
+    """Neither the worker nor, if that process is gone, the caller imports a module for it."""
     folder.write("lazy.py", "open('imported', 'a').write('x')\n")
     folder.write(
         "bare.py",
@@ -452,7 +454,7 @@ def test_kept_calls_go_with_their_runs(folder: Folder) -> None:
     folder.fails("fail(1)")
     folder.fails("outer(2)")
     old = [path.name for path in folder.kept()]
-    assert len(old) == 3  # of the run in the run, too
+    assert len(old) == 3  # two of them: the outer call and the one in its nested run
     folder.fails("fail(3)")
     code = "from entangle import records; [records.forget(run.id) for run in records.runs()[1:]]"
     assert folder.python("-c", code).returncode == 0
@@ -573,7 +575,7 @@ SAID = ["the value is the one that was recorded"]
     ("call", "value"),
     {
         "shifted(make(3), 2, num(5))": "10",
-        "grown(first(1))": "[1, 4]",  # as they were made: the body has changed them
+        "grown(first(1))": "[1, 4]",  # as it was made, before the body changed it
         "grown([1])": "[1, 4]",
         "in_thread(num(3))": "{'a': 3}",
         "total(num(1), num(2))": "3",
@@ -585,7 +587,8 @@ SAID = ["the value is the one that was recorded"]
 def test_a_call_that_has_ended_well_is_run_again_where_values_are_kept(well: Folder, call: str, value: str) -> None:
     assert ends_well(well, call, ENTANGLE_START="spawn" if "make" in call else "fork") == f"{value}\n"
     done = well.replay("last")
-    said = [] if "thread" in call else SAID  # of a value that was never pickled, there is no record to compare with
+    # A value that was never pickled has no hash to compare with.
+    said = [] if "thread" in call else SAID
     assert (done.returncode, done.stdout, done.stderr.splitlines()) == (DONE, f"{value}\n", said)
 
 
@@ -664,7 +667,7 @@ DURABLE = """
 
 def test_calls_in_a_durable_run_that_is_taken_up(folder: Folder) -> None:
     folder.write("work.py", DURABLE)
-    for _ in range(2):  # the second time, the table is loaded from the ledger
+    for _ in range(2):  # the second time, the table's value is loaded from the ledger
         done = folder.python("work.py")
         assert done.returncode == 1
         assert re.search(r"replay: entangle replay [0-9a-f]{16} --node \d+", done.stderr)

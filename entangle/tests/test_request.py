@@ -1,7 +1,7 @@
-"""`@request` while the server takes its time, or is gone: a call that waits for it costs no thread.
-The server is a real one."""
+"""`@request` while the server is slow or gone: a call that waits for it uses no thread. The server
+is a real one."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ installed("httpx")
 
 from entangle.http import request  # noqa: E402
 
-#: The content that is large.
+#: The size of the large content (bytes).
 LARGE = 100 << 20
 
 
 class Server(ScriptedServer):
-    """Each path is a behaviour."""
+    """The path of a request says how the server behaves."""
 
     def __init__(self) -> None:
         self.cookies: list[str] = []
-        #: Connections that the client has ended while it was to wait.
+        #: How many connections the client closed while its request waited.
         self.left = self.most = 0
         super().__init__()
 
     def open_later(self) -> None:
-        """Open the gate after a while."""
+        """Open the gate after 0.6 s."""
         time.sleep(0.6)
         self.open()
 
@@ -93,7 +93,7 @@ class Server(ScriptedServer):
             writer.transport.abort()
             return False
         elif path == "/stale" and self.opened == 1 and number:
-            return False  # the connection has been used before, and is over without an answer
+            return False  # a connection that was used before closes without an answer
         elif path == "/large":
             content = bytes(LARGE)
         elif path == "/empty":
@@ -120,7 +120,7 @@ def server() -> Iterator[Server]:
 
 @contextlib.contextmanager
 def when(ready: Any, then: Any) -> Iterator[None]:
-    """During the block, a thread does something as soon as something holds."""
+    """While the block runs, a thread waits for a condition and then acts."""
     failed: list[BaseException] = []
 
     def wait() -> None:
@@ -151,7 +151,7 @@ def echo(content: bytes) -> int:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """As many descriptors as may be had."""
+    """Raises the limit on descriptors as far as possible, up to 8192."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(before[1], 8192)), before[1]))
     yield
@@ -220,13 +220,14 @@ def test_a_server_that_closes(server: Server, path: str, under: Any) -> None:
 
 
 def test_a_connection_that_the_server_has_closed_meanwhile(server: Server) -> None:
-    """A second request finds a connection open, which ends without an answer."""
+    """The second request uses a kept connection, which the server closes without an answer."""
     with entangle.session():
         assert process(request(url=server.url + "/stale")(size))()() == (7,)
         assert process(request(url=server.url + "/stale")(size))()() == (7,)
         assert server.opened == 2
         assert process(request(url=server.url + "/stale", method="POST")(size))()() == (7,)
-        assert server.opened == 3  # what may change something there goes by no such connection
+        # A request that may change something never uses a kept connection.
+        assert server.opened == 3
 
 
 @pytest.mark.parametrize(("under", "kind"), [(process, ProcessTimeoutException), (thread, ThreadTimeoutException)])
@@ -238,7 +239,7 @@ def test_past_the_timeout_of_the_body_the_request_is_aborted(server: Server, und
 
 
 def taken(content: bytes) -> float:
-    """For how long the body has run, as its deadline counts (seconds)."""
+    """How long the body has run, as its deadline counts it (seconds)."""
     worker = here.worker
     assert worker is not None
     return (time.monotonic_ns() - worker.site.table.slots[worker.base + SINCE]) / 1e9
@@ -336,7 +337,7 @@ def test_limits_hold_for_requests_and_cpus_for_functions(server: Server) -> None
     server.loop.call_soon_threadsafe(server.gate.clear)
     with when(lambda: server.waiting == 5, server.open):
         assert scheduler(cpus=1)(process(asked)).starmap([()] * 5)() == [(7,)] * 5
-    assert server.asked.count("/gate") == 6 + 5  # none that waited for a cookie was asked again
+    assert server.asked.count("/gate") == 6 + 5  # none that waited for a cookie was sent again
 
 
 def test_in_a_session_the_connection_stays_and_ends_with_it(server: Server) -> None:
@@ -361,7 +362,8 @@ def test_where_a_thread_must_wait(server: Server) -> None:
 
     asked = request(url=server.url + "/echo")(echo)
     assert task(asked, Loud())(n=3)() == ("loud", 3)
-    assert request(url=server.url + "/empty")(task(asked.function, Loud()))  # below it a layer may run
+    # A layer may run below it.
+    assert request(url=server.url + "/empty")(task(asked.function, Loud()))
     assert list(process(asked).stream([], inflight=2)) == []
     assert dataflow(process(request(url=server.url + "/empty")(size)))()(4) == ((0, 4),)
 

@@ -1,4 +1,5 @@
-"""Trying again: how often, how long after, on which errors, and what is told when nothing helps."""
+"""Retries: how often, after which pauses, on which errors, and what the error says when all
+attempts failed."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ gather = process(bodies.gather)
 
 
 def gaps(log: str) -> list[float]:
-    """Seconds between one attempt and the next."""
+    """The seconds between successive attempts."""
     times = [float(line[0]) for line in notes(log)]
     return [after - before for before, after in itertools.pairwise(times)]
 
@@ -101,7 +102,7 @@ def test_an_exit_is_tried_again_as_well(log: str) -> None:
 
 @pytest.mark.parametrize("decorator", [process, thread])
 def test_an_exit_may_be_all_that_is_tried_again(decorator: Any, log: str) -> None:
-    """It is told as another error, of which the author of `on` need not know."""
+    """Inside, it becomes another error; the author of `on` need not know that."""
 
     @decorator(retry=5, on=SystemExit)  # type: ignore[untyped-decorator, unused-ignore]
     def leave(path: str) -> str:
@@ -132,7 +133,7 @@ def test_backoff_makes_them_longer(log: str) -> None:
 
 
 def test_a_pause_that_grows_beyond_all_numbers() -> None:
-    """Without a pause, a factor changes nothing, however often it is applied."""
+    """Without a pause, a backoff factor of any size changes nothing."""
     with pytest.raises(ProcessRetryException):
         thread(retry=200, sleep=0, backoff=1000)(_in_vain)()()
 
@@ -147,8 +148,8 @@ def test_jitter_adds_to_them(log: str) -> None:
 
 
 def test_nobody_waits_for_a_body_that_sleeps_between_attempts(log: str, tmp_path: Path) -> None:
-    """The sleeper comes back when it sees that the others have run meanwhile; it would wait in vain
-    if it held a worker."""
+    """The sleeper succeeds once the others have run. If it kept its worker while it sleeps, they
+    never would."""
     others = str(tmp_path / "others")
 
     @process(retry=200, sleep=0.02)
@@ -163,7 +164,7 @@ def test_nobody_waits_for_a_body_that_sleeps_between_attempts(log: str, tmp_path
 
 
 def test_the_arguments_are_not_made_again(log: str, tmp_path: Path) -> None:
-    """Wherever the second attempt runs, and whatever happened to the process of the first."""
+    """Wherever the second attempt runs, and however the process of the first one ended."""
     made = str(tmp_path / "made")
     noted = process(bodies.noted)
     argument = noted(made, b"x" * 300_000)
@@ -173,7 +174,7 @@ def test_the_arguments_are_not_made_again(log: str, tmp_path: Path) -> None:
 
 
 def test_an_attempt_gets_its_arguments_as_they_were(log: str) -> None:
-    """What the first attempt did to its list, the second does not see."""
+    """The second attempt does not see what the first one did to its list."""
 
     @process(retry=2)
     def spoil(path: str, values: list[int], more: list[int]) -> list[list[int]]:

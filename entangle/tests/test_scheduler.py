@@ -1,7 +1,7 @@
-"""Cookies: a function under `@scheduler` runs with one, on its CPU, and there are never more of
-them than were asked for."""
+"""Cookies: a function under `@scheduler` holds one while it runs on its CPU, and there are never
+more cookies than configured."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def affinity(*_: Any) -> list[int]:
 
 
 class Tagging:
-    """A scheduler of one's own: says that it was there, and with how many CPUs."""
+    """A user's scheduler: adds to each value that it was used, and with how many CPUs."""
 
     def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
         """Wrap `f`."""
@@ -52,7 +52,7 @@ class Tagging:
 
 
 class Empty:
-    """No scheduler: it has no register."""
+    """Not a scheduler: it has no `register`."""
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_inside_is_one_cpu(stack: Any) -> None:
     cpus = stack(affinity)()()
     assert len(cpus) == 1
     assert set(cpus) <= set(ALLOWED)
-    assert sorted(os.sched_getaffinity(0)) == ALLOWED  # of the caller
+    assert sorted(os.sched_getaffinity(0)) == ALLOWED  # the caller's own affinity is unchanged
 
 
 def test_inside_is_one_cpu_however_it_starts(start: str) -> None:
@@ -106,7 +106,7 @@ def test_inside_is_one_cpu_however_it_starts(start: str) -> None:
 
 
 def test_outside_are_all_cpus_again() -> None:
-    """The next function in the same worker, and the same thread, is free."""
+    """The next function in the same worker or thread may use all CPUs again."""
     bound, free = scheduler(cpus=1)(process(affinity)), process(affinity)
     call = free(bound(free(bound())))
     assert call() == ALLOWED
@@ -119,7 +119,7 @@ def test_outside_are_all_cpus_again() -> None:
 
 
 def test_a_process_that_may_use_one_cpu(tmp_path: Path) -> None:
-    """Cookies are counted among the CPUs that this process may use."""
+    """There are as many cookies as CPUs in this process's affinity mask."""
     source = f"""
     import os
     os.sched_setaffinity(0, {{{ALLOWED[-1]}}})
@@ -179,7 +179,7 @@ def test_processes_and_threads_together(log: str) -> None:
 
 
 def test_different_functions_together(log: str) -> None:
-    """The cookies are those of a number of CPUs, not of one function."""
+    """Functions share the cookies of one number of CPUs."""
 
     @scheduler(cpus=1)
     @process
@@ -210,8 +210,8 @@ def test_the_whole_tree_of_a_run(log: str) -> None:
 
 
 def test_a_body_with_a_cookie_waits_and_lends_it(log: str) -> None:
-    """One cookie, three levels that all need it: those above lend theirs, and only those that run
-    count."""
+    """One cookie, three levels that all need it: waiting levels lend it, and only running ones hold
+    it."""
 
     @scheduler(cpus=1)
     @process
@@ -262,7 +262,7 @@ def test_a_body_that_lent_its_cookie_is_bound_again() -> None:
 
     before, after, free = around()()
     assert len(before) == len(after) == 1
-    assert free == len(ALLOWED)  # what runs meanwhile has all the CPUs
+    assert free == len(ALLOWED)  # a run in between may use all CPUs
 
 
 def test_cookies_come_back_from_the_dead(log: str, start: str) -> None:
@@ -296,7 +296,7 @@ def test_runs_from_several_threads_keep_to_it_together(log: str) -> None:
     assert most_at_once(log) == 1
 
 
-# --- schedulers of one's own ----------------------------------------------------------------------
+# --- users' schedulers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("under", [process, thread, workflow])
@@ -319,8 +319,7 @@ def test_a_scheduler_of_ones_own_below() -> None:
 
 
 class Knowing:
-    """A scheduler of one's own that looks at the function: says what it is called, and how it is to
-    be called."""
+    """A user's scheduler that inspects the function: returns its names, docstring and signature."""
 
     def register(self, f: Callable[..., Any], cpus: int = 12) -> Callable[..., Any]:
         """Wrap `f`."""

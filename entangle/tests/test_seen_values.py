@@ -1,4 +1,4 @@
-"""Where values came from: hits and misses of `cache=` in records, `show`, the page and progress."""
+"""Hits and misses of `cache=` in the records, `entangle show`, the page and the progress."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Services: a call becomes a message, and its outcome comes later. The service is a real one, whose
-jobs are processes of this machine; all of the test kit runs with the engines."""
+"""Services: a call is sent as a message, and its outcome arrives later. The service here is a real
+one: its jobs are processes of this machine. The whole test kit runs with the tests of the
+engines."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from .shown_blocks import documentation
 
 
 def test_calls_run_through_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the checks are no runs of the user's."""
+    """The checks themselves are not recorded as runs."""
     from entangle.records import runs
 
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
@@ -53,7 +54,7 @@ def test_records_know_the_job_of_a_call(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("below", [True, False], ids=["retry-below", "retry-above"])
 def test_attempts_know_their_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: bool) -> None:
-    """A job that dies is followed by another one, by the service or by the engine."""
+    """The service or the engine starts another job in place of one that dies."""
     from entangle import records
 
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
@@ -69,7 +70,7 @@ def test_attempts_know_their_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_calls_whose_messages_are_written_hold_up_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However large the arguments are, all that is ready is submitted."""
+    """All ready calls are submitted together, however large their arguments are."""
     monkeypatch.setattr(away_worker, "HELD", 1)
 
     def meets(path: str, name: int, content: bytes) -> int:
@@ -102,7 +103,7 @@ def test_the_kit_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 class Silent(LocalJobs):
-    """Does not say why a job is over."""
+    """Does not say why a job has ended."""
 
     def outcomes(self, tickets: Any) -> Any:
         import dataclasses
@@ -111,18 +112,18 @@ class Silent(LocalJobs):
 
 
 class Stubborn(LocalJobs):
-    """Does not end a job; what runs there ends by itself."""
+    """Ignores `cancel`; its jobs end by themselves."""
 
     def cancel(self, tickets: Any) -> None:
         asked.update(tickets)
 
 
-#: What was to be ended, for whoever cleans up.
+#: The jobs that it should have ended; the test ends them.
 asked: set[str] = set()
 
 
 class Endless(LocalJobs):
-    """Says that jobs run that are over."""
+    """Reports ended jobs as running."""
 
     def outcomes(self, tickets: Any) -> Any:
         return {ticket: State(RUNNING) for ticket in super().outcomes(tickets)}
@@ -209,7 +210,7 @@ def test_options_are_checked_at_decoration(options: dict[str, Any], message: str
         service("slurm")  # type: ignore[arg-type]
 
 
-# The mailbox -------------------------------------------------------------------------------------
+# --- the mailbox ----------------------------------------------------------------------------------
 
 
 def test_the_first_outcome_stays_and_a_message_is_claimed_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sessions: runs that use the same warm workers."""
+"""Sessions: runs share warm workers."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def joined(*parts: str, between: str = "") -> str:
 
 @process
 def lowers_a_limit() -> None:
-    """Has the worker retire."""
+    """Makes its worker retire."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class Unwanted:
-    """What cannot be unpickled in a worker."""
+    """Cannot be unpickled in a worker."""
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted

@@ -1,4 +1,5 @@
-"""What a caller changes between two runs of a session: the next run has it, and no more than it."""
+"""What the caller changes between two runs of a session, the next run sees: that and nothing
+else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The life of a session: many runs, idle workers, threads, forks, every end of its owner."""
+"""The life of a session: many runs, idle workers, threads, forks, and every way in which its owner
+may end."""
 
 from __future__ import annotations
 
@@ -46,13 +47,13 @@ def sleeps(seconds: float) -> int:
 
 
 def held(pid: int | str) -> tuple[int, int, int]:
-    """How many maps, descriptors and threads a process has."""
+    """How many memory maps, descriptors and threads a process has."""
     with open(f"/proc/{pid}/maps") as maps:
         return len(maps.readlines()), len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
 
 
 def memory_of(pid: int | str) -> int:
-    """Memory of a process's own (KiB)."""
+    """The private memory of a process (KiB)."""
     with open(f"/proc/{pid}/smaps_rollup") as rollup:
         return sum(int(line.split()[1]) for line in rollup if line.startswith(("Private_Dirty", "Private_Clean")))
 
@@ -71,8 +72,8 @@ def runs_are_flat(count: int) -> None:
         assert opened.pids == [worker]
         after, grown = [held("self"), held(worker)], [memory_of("self"), memory_of(worker)]
     for (maps, fds, threads), (maps_then, fds_then, threads_then) in zip(after, before, strict=True):
-        assert maps <= maps_then + 16  # a library that is loaded now and then, such as sqlite
-        assert fds <= fds_then + 6  # a frame more
+        assert maps <= maps_then + 16  # a library may be loaded late, such as sqlite
+        assert fds <= fds_then + 6  # one more frame
         assert threads <= threads_then
     assert all(now < then + 2048 for now, then in zip(grown, memory, strict=True)), (memory, grown)
 
@@ -105,7 +106,7 @@ def test_ten_thousand_calls_of_an_executor_are_flat(size: int) -> None:
 
 
 def large_values_are_flat(count: int) -> None:
-    """Values that have files of their own."""
+    """Each value has a file of its own."""
     with session(workers=1) as opened:
         large = process(bytes)
         for _ in range(5):
@@ -241,7 +242,7 @@ def test_a_session_that_is_collected_ends_its_workers() -> None:
 
 
 def test_layers_in_a_session(tmp_path: Path) -> None:
-    """Deadlines, retries, cookies, limits, workflows, threads, nested runs."""
+    """Deadlines, retries, cookies, limits, workflows, threads and nested runs."""
     with session(workers=2) as opened:
         with pytest.raises(TimeoutError):
             process(timeout=0.2)(time.sleep)(60)()
@@ -334,7 +335,7 @@ def _is_gone(pid: int) -> bool:
     ],
 )
 def test_nothing_is_left_however_its_owner_ends(tmp_path: Path, how: str, number: int) -> None:
-    """With a session that it has opened, and with one for the whole program."""
+    """For a session that a block opened, and for one of the whole program."""
     for folder in ("opened", "whole"):
         (tmp_path / folder).mkdir()
     whole = Caller(tmp_path / "whole", PROGRAM, ENTANGLE_SESSION="1").start(how)
@@ -350,7 +351,8 @@ def test_nothing_is_left_however_its_owner_ends(tmp_path: Path, how: str, number
         caller.process.communicate(timeout=20)
         for pid in warm:
             wait_until(partial(_is_gone, pid), 2.0)
-        # What kills a process on the spot leaves its home to the next process of the user.
+        # A process that was killed at once cannot remove its home; the user's next process does
+        # that.
         if how != "end" and number != signal.SIGKILL and (how, number) != ("idle", signal.SIGTERM):
             assert [path for path in caller.runs.rglob("*") if path.is_file()] == []
 
@@ -395,8 +397,8 @@ if __name__ == "__main__":
 
 
 def test_a_whole_program_in_a_session(tmp_path: Path) -> None:
-    """Its threads, what it calls in bodies, and a child that it forks, which has a session of its
-    own."""
+    """The threads of the program and runs within bodies use it. A forked child gets a session of
+    its own."""
     caller = Caller(tmp_path, WHOLE, ENTANGLE_SESSION="1").start()
     out, err = caller.process.communicate(timeout=30)
     assert err == ""

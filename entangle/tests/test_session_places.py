@@ -1,6 +1,6 @@
-"""Agents in other Pythons, on hosts and in containers: in a session they stay, and end with it."""
+"""Agents in other Pythons, on hosts and in containers: they stay for a session, and end with it."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def hosts() -> Hosts:
 def test_a_host(hosts: Hosts) -> None:
     before = hosts["carol"].handshakes()
     stays_with_the_session(ssh(**hosts.options("carol")), lambda pid: not alive(pid))
-    assert hosts["carol"].handshakes() <= before + 2  # one in the session, one after it
+    assert hosts["carol"].handshakes() <= before + 2  # one login in the session, one after it
 
 
 def test_a_container() -> None:
@@ -137,7 +137,8 @@ def test_runs_in_other_places_are_recorded_in_a_session(tmp_path: Path, monkeypa
             assert add(turn, 1)() == turn + 1
         with pytest.raises(ProcessTerminatedException):
             interpreter(process(os._exit))(3)()
-        assert add(4, 4)() == 8  # it brings what was known too late
+        # Brings the reason, which was known too late for the earlier answer.
+        assert add(4, 4)() == 8
     assert [[child.value and child.value.text for child in run.children] for run in records.runs()[2:]] == [["3"], ["2"], ["1"]]
     (died,) = records.runs()[1].children
     assert [ended.reason for ended in died.retirements] == ["it ended with exit status 3"]

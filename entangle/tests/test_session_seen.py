@@ -1,4 +1,5 @@
-"""Runs of a session are seen while they last: by `top`, the page, the records and progress."""
+"""Runs of a session are visible while they last: in `top`, the page, the records and the
+progress."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ PROGRAM = """
 
 
 def seen() -> dict[str, Any] | None:
-    """What `top` has of the one run that lasts, once its worker is busy."""
+    """What `top` shows of the one live run, once its worker is busy."""
     for run in live_runs():
         with run:
             busy = [(worker.pid, worker.kind, worker.name) for worker in run.workers() if worker.node >= 0]
@@ -91,7 +92,7 @@ def add(a: int, b: int) -> int:
 
 
 def test_a_run_that_a_call_of_an_executor_begins_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call itself is no run."""
+    """The executor's call itself is not recorded as a run."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     with Executor(1) as executor:
         assert executor.submit(lambda: add(1, 2)()).result() == 3

@@ -1,4 +1,4 @@
-"""What bodies change in a warm worker: the next run sees none of it."""
+"""What a body changes in a warm worker, the next run does not see."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def opened() -> Iterator[Session]:
 
 
 def seen_after(kind: str, before: dict[str, str]) -> tuple[bool, dict[str, tuple[str, str]]]:
-    """Whether the same worker goes on after that change, and what the next run sees of it."""
+    """Whether the same worker continues after this change, and what the next run sees of it."""
     worker, there, unseen = changed(kind)()
     assert unseen or there != before
     again, found = state()()
     seen = {name: (found[name], before[name]) for name in before if found[name] != before[name]}
-    if seen:  # it shall fail this test alone
+    if seen:  # replace the worker, so that only this kind fails
         os.kill(again, signal.SIGKILL)
     return again == worker, seen
 
@@ -41,8 +41,8 @@ def test_each_change_is_put_back(opened: Session) -> None:
     assert {kind: seen for kind, seen in found.items() if seen != (True, {})} == {}
 
 
-#: Why workers retire whose bodies have done what cannot be put back; for all others, that they have
-#: changed who they are.
+#: The reasons for which workers retire after a change that cannot be undone. Kinds that are not
+#: listed: CHANGED.
 REASONS = {
     "lowered limit": "a body has lowered limits that cannot be raised again",
     "niceness": "a body has lowered its priority, which cannot be raised again",
@@ -78,7 +78,7 @@ def test_random_generators_are_seeded_anew(opened: Session) -> None:
 
 
 def test_a_warning_is_shown_in_each_run(opened: Session, capfd: pytest.CaptureFixture[str]) -> None:
-    """Python shows a warning once a place, and remembers that."""
+    """Python shows a warning once for each place in the code, and remembers that."""
     for _ in range(2):
         warned()()
         assert "look out" in capfd.readouterr().err
@@ -98,7 +98,7 @@ def test_what_is_left_in_a_buffer_belongs_to_its_run(opened: Session, capfd: pyt
 
 
 def test_the_run_is_heard_though_a_body_has_closed_what_leads_to_its_owner(opened: Session) -> None:
-    """Also one that goes on long after."""
+    """Even if the body runs long after closing them."""
     for _ in range(3):
         assert lingers_without_descriptors()() == "there"
 

@@ -1,4 +1,4 @@
-"""What wears a worker out: it is replaced between two runs, and the runs do not notice."""
+"""A worker that its bodies have worn out is replaced between two runs, which do not notice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from entangle.web import recorded as recorded_on_page
 from .callers import output_of
 from .evidence import alive, note, pids_in, wait_until
 
-#: So many runs may pass before a worker that leaks is replaced.
+#: A worker that leaks is replaced after at most this many runs.
 BOUND = 40
 
 _kept: list[Any] = []
@@ -36,7 +36,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reasons() -> dict[int, str]:
-    """Why workers ended, by their pids, as the records have it."""
+    """Why workers ended, by pid, as recorded."""
     return {ended.pid: ended.reason for run in records.runs(None) for ended in run.retirements}
 
 
@@ -72,7 +72,7 @@ def shared_memory() -> None:
 @process
 def leaks(what: Callable[[], None]) -> int:
     what()
-    time.sleep(0.006)  # a worker looks at itself at most so often
+    time.sleep(0.006)  # a worker checks itself at most this often
     return os.getpid()
 
 
@@ -102,7 +102,7 @@ def test_a_worker_whose_bodies_leak_is_replaced(what: Callable[[], None], kind: 
 
 @process
 def as_a_library() -> int:
-    """Threads, descriptors and memory that are kept, as a library does."""
+    """Keeps threads, descriptors and memory, as a library does."""
     if not _kept:
         for _ in range(8):
             threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
@@ -129,7 +129,7 @@ def test_a_worker_with_more_than_max_memory_retires() -> None:
         assert grows(200 << 20)() == first
         last = grows(1 << 20)()
         assert last != first
-        assert grows(200 << 20)() == last  # known when the session ends
+        assert grows(200 << 20)() == last  # the reason is recorded when the session ends
     said = [(ended.pid, ended.reason.partition(" bytes")[2]) for run in records.runs(None) for ended in run.retirements]
     assert said == [(last, " of memory, more than max_memory"), (first, " of memory, more than max_memory")]
     assert [bool(run.retirements) for run in records.runs(None)] == [True, False, True, False, False]
@@ -261,7 +261,7 @@ def test_a_reason_whose_run_is_gone_is_removed(tmp_path: Path) -> None:
         wait_until(lambda: not alive(first))
         records.forget(run.id)
     folder = tmp_path / "records" / "sheets"
-    (folder / "0123456789abcdef-12.retired").write_text("{")  # one that is being written
+    (folder / "0123456789abcdef-12.retired").write_text("{")  # as if it was being written
     assert len(os.listdir(folder)) == 2
     assert records.runs() == []
     assert os.listdir(folder) == ["0123456789abcdef-12.retired"]
