@@ -1,7 +1,8 @@
-"""Every code block of the pages is run, and what it shows as its output is what it prints.
+"""Every code block of the pages is run, and it must print what the page shows as its output.
 
-All blocks of a page that are no programs of their own are one process. `make docs` runs all pages,
-`make test` those that newcomers see first. docs/tutorial and README.md: test_tutorial.py.
+All blocks of a page that are not whole programs run in one process. `make docs` runs all pages,
+`make test` the ones that newcomers read first. For docs/tutorial and README.md see
+test_tutorial.py.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ DOCS = documentation()
 
 PAGES = [read(path) for path in sorted(DOCS.rglob("*.md")) if "tutorial" not in path.parts]
 
-#: Blocks that are not run, at most: whoever adds one sees that it is one more.
+#: At most this many blocks are not run. Whoever adds one has to raise the number.
 NOT_RUN = 24
 
-#: Languages of blocks that are not run: what they say is not Python, or changes this machine.
+#: Languages of blocks that are not run: they are not Python, or would change this machine.
 OTHERS = {"", "sh", "toml", "yaml", "ini", "json", "text", "mermaid", "groovy", "dockerfile", "markdown", "sql"}
 
 

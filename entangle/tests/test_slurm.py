@@ -1,4 +1,4 @@
-"""What `@slurm` says without a cluster. What it does in one is asked in `engines/`."""
+"""`@slurm` without a cluster. The tests with a cluster are in `engines/`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def test_jobs_have_the_names_of_their_tasks() -> None:
     named = _layer(slurm(time=60, options={"job_name": "mine"})(one)).transport
     assert [word for word in named.salloc("entangle:fit") if "job-name" in word] == ["--job-name=mine"]
     task: Any = slurm(time=60, options={"job_name": "mine"}, detached=True, mailbox="/shared")(one)
-    assert "--job-name=mine" in task.layers[0].place.service.stated  # behind ours: the last one counts
+    # After our own: the last one applies.
+    assert "--job-name=mine" in task.layers[0].place.service.stated
 
 
 def test_what_sbatch_is_told() -> None:

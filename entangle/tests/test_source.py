@@ -1,5 +1,4 @@
-"""Functions of a script in another version of Python, where they go as the lines in which they were
-written."""
+"""Functions of a script in another version of Python: they are sent as source lines."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ far = interpreter(python={python!r})
 
 
 def told(folder: Path, script: str, before: str = "") -> list[str]:
-    """The lines that a script prints. It has `far`, which runs a function in another version of
-    Python; `before` comes first in it."""
+    """The lines that a script prints. In it, `far` runs a function in another version of Python.
+    `before` is put at its beginning."""
     caller = Caller(folder, before + _HEAD.format(python=far_pythons(same=False)) + textwrap.dedent(script)).start()
     try:
         status, out, err = caller.finish()

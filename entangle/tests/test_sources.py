@@ -1,4 +1,4 @@
-"""Sources: each gives what is there and what comes, and returns at once when it is stopped."""
+"""Sources: each yields what is there and what comes later, and returns at once when stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def double(x: Any) -> Any:
 
 
 class Reader:
-    """Iterates in a thread of its own; what it has got can be waited for."""
+    """Iterates in a thread of its own, so that a test can wait for what it has received."""
 
     def __init__(self, source: Iterable[Any]) -> None:
         self.source = source
@@ -51,7 +51,7 @@ class Reader:
                 self._changed.notify_all()
 
     def until(self, done: Callable[[list[Any]], bool]) -> list[Any]:
-        """Wait until what has come is what is wanted; gives it."""
+        """Wait until the received values satisfy the condition. Return them."""
         with self._changed:
             assert self._changed.wait_for(lambda: done(self.got), 20), self.got
             return list(self.got)
@@ -60,7 +60,7 @@ class Reader:
 def test_every() -> None:
     begin = time.monotonic()
     numbers = list(islice(every(0.02), 5))
-    assert numbers == sorted(set(numbers))  # a busy machine may miss some
+    assert numbers == sorted(set(numbers))  # a busy machine may skip some
     assert numbers[0] == 0
     assert time.monotonic() - begin >= 0.08
     with pytest.raises(OptionError):
@@ -116,7 +116,7 @@ def test_new_files_of_a_directory(tmp_path: Path) -> None:
             (tmp_path / f"many{n:02}.csv").touch()
         reader.until(lambda got: sorted(path.name for path in got[3:]) == [f"many{n:02}.csv" for n in range(50)])
     with Reader(directory(tmp_path, "*.csv", existing=False)) as reader:
-        for n in count():  # the first may be there before the directory is looked at
+        for n in count():  # the first file may exist before the directory is first listed
             (tmp_path / f"late{n}.csv").touch()
             if reader.got:
                 break
@@ -157,7 +157,7 @@ def test_merge_ends_with_the_error_of_one() -> None:
 
 
 def test_a_stream_that_ends_lets_its_source_go(tmp_path: Path) -> None:
-    """Though that waits for what may never come."""
+    """Even if the source waits for something that may never come."""
     (tmp_path / "log").write_text("1\n2\n")
     q: queues.Queue[int] = queues.Queue()
     q.put(1)

@@ -1,4 +1,4 @@
-"""Files of large values that are written again, but never while anybody can see them."""
+"""Files of large values are reused, but never while any process can still see their content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .evidence import wait_until
 from .executor_bodies import Buffered
 
 SIZE = 1 << 20
-#: What bodies keep between runs.
+#: Values that bodies keep between runs.
 kept: list[Any] = []
 
 
@@ -37,8 +37,7 @@ def seen(path: Path) -> bytes:
 
 @pytest.fixture
 def own(tmp_path: Path) -> tuple[SpareFiles, Callable[..., Path], Path]:
-    """Spare files of this process in a directory of shared memory, how to write one, and where
-    they are kept."""
+    """Spare files of this process, a function that writes one, and their directory."""
     files, spares = SpareFiles(), tmp_path / "spares"
 
     def write(name: str, letter: bytes, size: int = SIZE) -> Path:
@@ -50,12 +49,12 @@ def own(tmp_path: Path) -> tuple[SpareFiles, Callable[..., Path], Path]:
 
 
 def is_mapped(pid: int | str, part: str) -> bool:
-    """Whether a process has mapped a file with that in its path."""
+    """Whether a process has mapped a file whose path contains this string."""
     return part in Path(f"/proc/{pid}/maps").read_text()
 
 
 def has_open(pid: int | str, part: str) -> bool:
-    """Whether a process has a file open with that in its path."""
+    """Whether a process has opened a file whose path contains this string."""
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             if part in os.readlink(f"/proc/{pid}/fd/{fd}"):
@@ -85,7 +84,7 @@ def test_a_file_is_written_again_only_when_nobody_can_see_it(own: Any) -> None:
     first.unlink()
     assert number_of(write("e", b"5")) != file  # it is mapped here
     del view
-    assert number_of(write("f", b"6")) != file  # a view of it is left
+    assert number_of(write("f", b"6")) != file  # a view of it still exists
     read, out = os.pipe()
     child = os.fork()
     if child == 0:
@@ -95,9 +94,9 @@ def test_a_file_is_written_again_only_when_nobody_can_see_it(own: Any) -> None:
     os.close(read)
     assert bytes(part) == b"4" * 8
     del part
-    assert number_of(write("g", b"7")) != file  # a child has inherited it
+    assert number_of(write("g", b"7")) != file  # a forked child has inherited the view
     os.close(out)
-    assert os.waitpid(child, 0)[1] == 0  # and has seen what it should
+    assert os.waitpid(child, 0)[1] == 0  # the child saw the old content
     again = write("h", b"8")
     assert number_of(again) == file
     assert again.read_bytes() == b"8" * SIZE
@@ -141,7 +140,7 @@ def test_where_there_is_no_room_free_files_go_first(own: Any, monkeypatch: pytes
 
     monkeypatch.setattr(module, "reserve", reserve)
     write("c", b"3", 3 * SIZE)
-    assert len(os.listdir(spares)) == len(files) == 2  # that of "b", which is in use, and of "c"
+    assert len(os.listdir(spares)) == len(files) == 2  # those of "b", which is in use, and of "c"
     assert seen(held) == b"2222"
     files.give_back()
 
@@ -165,7 +164,7 @@ def test_a_forked_child_keeps_none_of_its_parents(own: Any) -> None:
     write("a", b"1").unlink()
     (name,) = os.listdir(spares)
     kept = spare_files._files
-    spare_files._files = files._files  # those of the process, which a fork looks after
+    spare_files._files = files._files  # a fork clears this process-wide object in the child
     child = os.fork()
     if child == 0:
         os._exit(int(len(spare_files) > 0 or has_open("self", name) or is_mapped("self", name)))
@@ -206,7 +205,7 @@ def joined(*values: Buffered) -> list[tuple[int, int, int]]:
 
 @process(retry=1)
 def dies_while_it_is_written(marks: str, number: int) -> Buffered:
-    """Kills its worker once half of the value is written, at the first attempt."""
+    """Kills its worker in the first attempt, when half of the value is written."""
     if not os.path.exists(marks):
         write_whole = module._Spare.write
 
@@ -236,7 +235,7 @@ def test_values_that_the_caller_keeps_stay_as_they_are() -> None:
         os.waitpid(child, os.WUNTRACED)
         mine = [value.ends() for value in held]
         del held
-        for number in range(100, 130):  # the child alone has 20 of these files
+        for number in range(100, 130):  # only the child still uses 20 of these files
             assert made(number)().ends() == ends(number)
         assert opened.pids == [worker]
     assert mine == [ends(number) for number in range(30) if number % 3]
@@ -255,7 +254,7 @@ def test_arguments_that_a_worker_keeps_stay_as_they_are() -> None:
             if number % 4 == 0:
                 assert keeps(untouched(made(number)))() == worker
         assert 0 < len(spare_files) <= 3
-        # A test of users would take what lies in a run's directory for left behind.
+        # The leak check of a user's tests would report an open file of a run's directory.
         assert not has_open("self", os.path.join(home().path, "r"))
         assert ends_of_kept()() == [ends(0), ends(4), ends(8)]
     assert not len(spare_files)
@@ -267,7 +266,7 @@ def test_a_worker_killed_while_it_writes_a_value(tmp_path: Path) -> None:
             assert made(number)().ends() == ends(number)
         (before,) = opened.pids
         value = dies_while_it_is_written(str(tmp_path / "mark"), 7)()
-        assert (tmp_path / "mark").exists()  # into a file that had an earlier value
+        assert (tmp_path / "mark").exists()  # it was written to a reused file
         assert value.ends() == ends(7)
         assert before not in opened.pids
 

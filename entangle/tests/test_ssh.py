@@ -1,6 +1,6 @@
-"""`@ssh`: a call on another host. The hosts are real ssh servers, on this machine."""
+"""`@ssh`: calls on other hosts. The hosts are real ssh servers on this machine."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def hosts() -> Hosts:
 
 @pytest.fixture(params=["openssh", "paramiko"])
 def carrier(request: pytest.FixtureRequest) -> str:
-    """Each of the ways in which bytes travel."""
+    """The transports that can carry the bytes."""
     if request.param == "paramiko":
         installed("paramiko")
     return str(request.param)
@@ -170,7 +170,7 @@ def test_the_host_name_is_that_of_the_host(hosts: Hosts) -> None:
     assert ssh(**hosts.options("carol"))(socket.gethostname)()() == "carol"
 
 
-# --- who may come in ------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 def test_a_public_key_means_the_private_one_beside_it(hosts: Hosts, carrier: str) -> None:
@@ -230,7 +230,7 @@ def test_whoever_opts_in_is_let_through_unchecked(hosts: Hosts, carrier: str) ->
     assert ssh(**hosts.options("alpha", known_hosts=False, transport=carrier))(where)()() == hosts["alpha"].address
 
 
-# --- who is not there -----------------------------------------------------------------------------
+# --- hosts and Pythons that are missing -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["there.is.no.such.host.invalid", "127.0.0.1"])
@@ -255,7 +255,7 @@ def test_a_python_that_is_too_old(hosts: Hosts, tmp_path: Path) -> None:
     old = next(
         (path for version in ("3.9", "3.8", "3.7", "3.6") for path in Path.home().glob(f".pyenv/versions/{version}.*/bin/python")), None
     )
-    if old is None:  # then one that says so
+    if old is None:  # then a program that claims to be one
         old = tmp_path / "python"
         old.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sys; sys.version_info = (3, 8, 0); exec(sys.argv[2])' \"$@\"\n")
         old.chmod(0o755)
@@ -275,7 +275,7 @@ def test_a_shell_that_talks_does_no_harm(hosts: Hosts, tmp_path: Path) -> None:
 
 @pytest.fixture
 def configured(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A configuration by which the hosts are known by name."""
+    """A user's configuration that defines the hosts' names."""
     path = hosts.client_configuration()
     monkeypatch.setenv("ENTANGLE_SSH_COMMAND", f"ssh -F {path}")
     return path
@@ -305,7 +305,7 @@ def test_the_login_that_is_advised_for_an_unknown_key_of_an_alias_lets_calls_thr
     advised = re.search(r"Log in once, .*: (ssh .* bravo) , or", str(caught.value))
     assert advised is not None
     assert "keyscan" not in str(caught.value)
-    # What a person does who finds the fingerprint right.
+    # What a user does who accepts the fingerprint.
     words = shlex.split(advised[1])
     accepting = [*words[:-1], "-o", "StrictHostKeyChecking=accept-new", "-o", "BatchMode=yes", words[-1], "true"]
     subprocess.run(accepting, check=True, stdin=subprocess.DEVNULL, timeout=30)
@@ -378,8 +378,8 @@ def test_a_half_made_environment_is_made_anew(hosts: Hosts, tmp_path: Path) -> N
 
 
 def test_what_the_modules_of_a_project_import_is_installed_too(hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function names its helper; the helper imports a package that is installed here, and the
-    far side has no index but a folder."""
+    """The function refers to its helper, and the helper imports a package. The package is installed
+    here; on the other side, pip has only a directory to install from."""
     installed, wheels, project = tmp_path / "site-packages", tmp_path / "wheels", tmp_path / "project"
     about = "greetings_of_tests-1.5.dist-info"
     files = {
@@ -419,7 +419,8 @@ def test_what_the_modules_of_a_project_import_is_installed_too(hosts: Hosts, tmp
 
 
 def test_no_environment_is_made_among_files_of_the_users(hosts: Hosts, tmp_path: Path) -> None:
-    """Where the making of it is broken off, all that is there is removed."""
+    """If making an environment fails, the whole directory is removed, so it must not contain other
+    files."""
     (tmp_path / "thesis").write_text("mine", encoding="utf-8")
     with pytest.raises(UnfitPythonError, match="there are files in it, and it is no virtual environment"):
         ssh(**hosts.options("alpha", env=str(tmp_path)))(where)()()
@@ -546,8 +547,8 @@ def test_without_any_client_the_error_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_hosts_on_loopback_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the tests may not make network namespaces, hosts are addresses and ports; that must
-    work here as well."""
+    """If the tests cannot make network namespaces, hosts are addresses and ports on loopback. That
+    must work on this machine, too."""
     given.ssh_programs()
     monkeypatch.setattr("entangle.tests.services.hosts.can_have_namespaces", lambda: False)
     with three_hosts(tmp_path) as simple:

@@ -1,7 +1,7 @@
-"""What goes wrong with other hosts: each fault gives the right value or one clear error in time,
-and leaves nothing running."""
+"""Failures of other hosts: each gives the right value, or one clear error in time, and leaves
+nothing running."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def hosts() -> Hosts:
 
 @pytest.fixture(params=["openssh", pytest.param("paramiko", marks=pytest.mark.drill)])
 def carrier(request: pytest.FixtureRequest) -> str:
-    """Each of the ways in which bytes travel."""
+    """The transports that can carry the bytes."""
     return str(request.param)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_goes_on_there(hosts: Hosts) -> Iterator[None]:
-    """Whatever went wrong: soon nothing runs on any host, and no run directory is there."""
+    """After each test, nothing runs on any host, and no run directory is left there."""
     yield
     close_all()
     for host in hosts.hosts.values():
@@ -58,7 +58,7 @@ def _rests(host: Host) -> bool:
 
 @pytest.fixture
 def fragile(hosts: Hosts, tmp_path: Path) -> Iterator[Hosts]:
-    """Hosts of a test's own, whose servers may be killed."""
+    """Hosts of the test's own, whose servers it may kill."""
     with three_hosts(tmp_path) as found:
         yield found
         close_all()
@@ -66,7 +66,7 @@ def fragile(hosts: Hosts, tmp_path: Path) -> Iterator[Hosts]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that is silent for a second is given up."""
+    """A connection counts as lost after one second of silence."""
     monkeypatch.setenv("ENTANGLE_SILENCE", "1")
 
 
@@ -78,7 +78,7 @@ def cuttable(hosts: Hosts) -> None:
 
 
 def begun(path: Path, times: int = 1) -> int:
-    """The process of a body that runs."""
+    """The pid of a running body."""
     wait_until(lambda: len(pids_in(path)) >= times, what="the body")
     return pids_in(path)[-1]
 
@@ -105,7 +105,7 @@ def test_retry_recovers_once_the_cable_is_mended(hosts: Hosts, carrier: str, soo
     future = task(str(tmp_path / "pid"))(proc=True)
     begun(tmp_path / "pid")
     hosts["bravo"].cut()
-    time.sleep(1.5)  # longer than the silence that is allowed
+    time.sleep(1.5)  # longer than the allowed silence
     hosts["bravo"].mend()
     assert future.result(50) == 2
 
@@ -218,7 +218,7 @@ def test_a_caller_that_is_killed_leaves_nothing_there(hosts: Hosts, carrier: str
 
 
 def full_disk(hosts: Hosts, folder: Path) -> dict[str, Any]:
-    """The options of a host on which neither memory nor disk has room."""
+    """The options for a host with little room on its disk and in its shared memory."""
     cuttable(hosts)
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nTMPDIR=/mnt exec {hosts.options("carol")["python"]} "$@"\n')
@@ -277,7 +277,7 @@ def test_a_result_of_a_gigabyte(hosts: Hosts, carrier: str) -> None:
 @pytest.mark.drill
 @pytest.mark.timeout(1800)
 def test_cables_cut_at_any_moment(hosts: Hosts, soon: None) -> None:
-    """A call either has its value or one error, whenever the cable is pulled; and some of the pulls
+    """Whenever the cable is cut, a call has either its value or one error. Some of the cuts must
     hit a call."""
     cuttable(hosts)
     host: Host = hosts["alpha"]
@@ -292,6 +292,6 @@ def test_cables_cut_at_any_moment(hosts: Hosts, soon: None) -> None:
             hits += 1
         finally:
             host.mend()
-        close_all()  # the next one connects anew
+        close_all()  # so that the next call connects anew
         wait_until(functools.partial(_rests, host), 15, f"what {host.name} runs")
     assert hits >= 2, f"only {hits} of 10 cuts hit a call"

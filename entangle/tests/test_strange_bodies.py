@@ -1,4 +1,4 @@
-"""Bodies that end in strange ways, or leave strange things behind."""
+"""Bodies that end in unusual ways, or leave something behind."""
 
 import os
 import resource
@@ -39,7 +39,8 @@ def test_a_segmentation_fault(start: str) -> None:
         import ctypes
         import faulthandler
 
-        faulthandler.disable()  # pytest's, which a forked worker inherits, would print pages to the terminal
+        # A forked worker would inherit pytest's handler and print pages to the terminal.
+        faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         ctypes.string_at(0)
 
@@ -98,8 +99,8 @@ def test_an_error_whose_pickling_fails_in_a_strange_way() -> None:
 
 
 def test_a_value_that_cannot_be_pickled(start: str) -> None:
-    """The error names the task and the part; that the next task would have run in the same worker
-    changes nothing."""
+    """The error names the task and the part. It is raised although the next task would run in the
+    same worker, without pickling."""
     with pytest.raises(UnpicklableError) as caught:
         process(bodies.a_lock)()()
     assert "a_lock" in str(caught.value)
@@ -129,15 +130,15 @@ def test_a_value_that_cannot_be_unpickled() -> None:
 
 
 def test_a_body_that_closes_stdout(start: str) -> None:
-    """The next file that its worker opens gets the number 1. What others write to stdout must not
-    end up in there."""
+    """The worker's next file gets descriptor 1. What other bodies write to stdout must not end up
+    in it."""
 
     @process
     def close(n: int) -> bytes:
         try:
             os.close(1)
         except OSError:
-            pass  # another body was in this worker before
+            pass  # an earlier body has closed it in this worker
         return bytes([n]) * 100_000
 
     @process
@@ -153,8 +154,8 @@ def test_a_body_that_closes_stdout(start: str) -> None:
 
 
 def test_a_body_that_closes_everything(start: str) -> None:
-    """As a program that becomes a daemon does. The worker is cut off: its answer may still arrive,
-    or its end is told."""
+    """A daemon does this when it starts. The worker loses its connection: the caller gets its
+    value, or an error that the worker has ended."""
 
     @process
     def close() -> int:
@@ -200,7 +201,7 @@ def test_a_fork_whose_child_outlives_the_deadline(tmp_path: Path) -> None:
 
 
 def test_a_body_that_forks_and_forgets_to_exit(tmp_path: Path, start: str) -> None:
-    """The child comes back from the body as well. It must not go on as a second worker."""
+    """The child returns from the body as well. It must not continue as a second worker."""
     log = str(tmp_path / "log")
 
     @process
@@ -240,14 +241,14 @@ def test_a_body_that_leaves_a_thread(start: str, tmp_path: Path) -> None:
 
 
 def test_a_body_that_leaves_a_program(start: str, tmp_path: Path) -> None:
-    """A run takes what its bodies started with it."""
+    """At its end, a run kills the processes that its bodies started."""
     log = str(tmp_path / "log")
 
     @process
     def leave(path: str) -> int:
         child = subprocess.Popen(["sleep", "100"])
         note(path, child.pid)
-        child.returncode = 0  # so that Python does not warn of it
+        child.returncode = 0  # avoids a ResourceWarning
         return 1
 
     assert add(leave(log), 1)() == 2
@@ -265,7 +266,7 @@ def test_a_body_that_changes_every_signal(start: str) -> None:
 
 
 def test_a_module_that_cannot_be_imported_in_a_worker(tmp_path: Path) -> None:
-    """A worker that cannot even begin is an error, and not begun again and again."""
+    """A worker that cannot even start gives one error, and is not started again and again."""
     (tmp_path / "fragile.py").write_text(
         "import os\n"
         "if os.environ.get('OWNER') != str(os.getpid()):\n"
@@ -290,8 +291,8 @@ def test_a_module_that_cannot_be_imported_in_a_worker(tmp_path: Path) -> None:
 
 
 def test_a_function_of_the_script_that_remembers(tmp_path: Path, start: str) -> None:
-    """`functools.lru_cache` makes an object that pickles by its name alone, in a module that no
-    worker can import."""
+    """`functools.lru_cache` returns an object that is pickled by name only, and no worker can
+    import its module."""
     source = """
     import functools
     from entangle.interpreter import interpreter

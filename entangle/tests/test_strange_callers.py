@@ -1,5 +1,5 @@
-"""Callers in strange states: closed descriptors, ignored signals, folders that are gone, forks of
-their own."""
+"""Callers in unusual states: closed descriptors, ignored signals, deleted working directories, and
+their own forks."""
 
 import os
 import subprocess
@@ -48,14 +48,15 @@ SIMPLE = """
 
 
 def test_a_caller_that_ignores_the_end_of_its_children(tmp_path: Path) -> None:
-    """The kernel forgets how they ended, so the status is not told; that they ended is."""
+    """The kernel discards the exit statuses. The error can only say that the process has ended."""
     source = "    import signal\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n    REPORT = False\n"
     source += SIMPLE.replace('"3" in str(error)', "True")
     assert output_of(tmp_path, source) == "[8, True, 8, True, 8, True]\n"
 
 
 def test_a_caller_that_reaps_all_children(tmp_path: Path) -> None:
-    """Some programs wait for any child whenever one ends: what they took is not there for us."""
+    """Some programs wait for any child. Then the exit status of a worker may be gone before we ask
+    for it."""
     source = """
     import os, signal
 
@@ -76,8 +77,7 @@ def test_a_caller_that_reaps_all_children(tmp_path: Path) -> None:
 def test_a_caller_without_standard_streams(tmp_path: Path, closed: list[int]) -> None:
     source = f"    import os\n    REPORT = True\n    for fd in {closed}:\n        os.close(fd)\n" + SIMPLE
     read, write = os.pipe()
-    # The report goes to descriptor 3, which is the caller's only way to be heard when stdout is
-    # closed.
+    # The report goes to descriptor 3: with stdout closed, it is the only way out.
     os.set_inheritable(write, True)
     caller = Caller(tmp_path, source)
     command = ["bash", "-c", f'exec 3>&{write}; exec "$0" "$@"', sys.executable, str(caller.script)]
@@ -180,7 +180,7 @@ def test_a_caller_whose_folder_is_gone(tmp_path: Path, start: str) -> None:
 
 
 def test_a_caller_whose_files_are_for_itself_alone(tmp_path: Path, start: str) -> None:
-    """The mask of a process may change at any time, also when a server is warm."""
+    """The caller may change its umask at any time, even after the forkserver has started."""
     source = """
     import os, stat
     from entangle.process import process
@@ -201,8 +201,8 @@ def test_a_caller_whose_files_are_for_itself_alone(tmp_path: Path, start: str) -
 
 
 def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    """One clear error of our own tree, or a run that finds another place: not a traceback from the
-    depths."""
+    """One clear EntangleError, or a run in another directory: no traceback from inside the
+    package."""
     source = """
     from entangle.errors import EntangleError
     from entangle.process import process
@@ -271,8 +271,8 @@ def test_the_run_directory_is_private_and_goes_with_its_run(tmp_path: Path, star
 
 
 def test_a_home_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> None:
-    """The names under a shared folder can be guessed: a symlink or a foreign folder there must not
-    be followed."""
+    """Names in a shared directory can be guessed. A symlink or another user's directory under such
+    a name must not be used."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     runs = tmp_path / "runs"
@@ -286,8 +286,8 @@ def test_a_home_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> No
 
 
 def test_fork_in_the_caller_between_runs(tmp_path: Path) -> None:
-    """A child of the caller that was made by other means has runs of its own, and does not take its
-    parent's home along."""
+    """A child that the caller itself forked has runs of its own, and does not remove its parent's
+    home when it ends."""
     source = """
     import os
     from entangle.process import process
@@ -310,7 +310,7 @@ def test_fork_in_the_caller_between_runs(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_of_the_caller_that_is_killed_amid_a_run(tmp_path: Path) -> None:
-    """What its run has in shared memory goes with a later run of its parent."""
+    """A later run of the parent removes what the child's run left in shared memory."""
     source = """
     import glob, os, signal, time
     from entangle.process import process
@@ -364,8 +364,8 @@ def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -
     caller = Caller(tmp_path, source).start()
     status, out, err = caller.finish()
     assert (status, out) == (0, "[2, 3, 4, 5]\n"), err
-    # Such children end without their exit functions (before Python 3.13), so what they had is left
-    # for the next to clean.
+    # Before Python 3.13, such children end without exit functions. The next process cleans up what
+    # they leave.
     (tmp_path / "after").mkdir()
     output_of_next(tmp_path / "after", caller)
     assert caller.files() == []
@@ -373,8 +373,7 @@ def test_multiprocessing_children_of_the_caller_may_run_graphs(tmp_path: Path) -
 
 @pytest.mark.parametrize("way", ["spawn", "forkserver"])
 def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Path, way: str) -> None:
-    """The script is another module there, `__mp_main__`, which is no more to be imported elsewhere
-    than `__main__` is."""
+    """There, the script is the module `__mp_main__`, which other processes cannot import either."""
     source = """
     import functools
     import multiprocessing
@@ -419,7 +418,8 @@ def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Pa
         print(ours.recv())
         process.join()
     """
-    # The socket of multiprocessing's server lies there, and its path may have 107 characters.
+    # The socket of multiprocessing's server lies in it, and its path may have 107 characters at
+    # most.
     with tempfile.TemporaryDirectory(prefix="e", dir="/tmp") as short:
         caller = Caller(tmp_path, source, TMPDIR=short).start(way)
         try:
@@ -427,8 +427,8 @@ def test_a_multiprocessing_child_that_was_not_forked_may_run_graphs(tmp_path: Pa
         finally:
             caller.stop()
         assert (status, out) == (0, "[6.0, 8.0, 3, 8.0, 3, 8.0, 3, 3.0]\n"), err
-        # Such children end without their exit functions (before Python 3.13), so what they had is
-        # left for the next to clean.
+        # Before Python 3.13, such children end without exit functions. The next process cleans up
+        # what they leave.
         (tmp_path / "after").mkdir()
         output_of_next(tmp_path / "after", caller)
         assert caller.files() == []
@@ -533,7 +533,7 @@ def test_what_cannot_travel_with_a_function_is_named(tmp_path: Path, way: str) -
 
 
 def test_shutdown_of_the_interpreter_with_a_warm_server(tmp_path: Path) -> None:
-    """The server of the process goes with it, quietly."""
+    """The forkserver ends with the process, without a message."""
     source = """
     from entangle.process import process
 

@@ -1,5 +1,5 @@
-"""Streams: many values through one flow, in order, with back-pressure, whatever the source, the
-consumer and the nodes do."""
+"""Streams: many values through one flow, in order, with back-pressure, for all kinds of sources,
+consumers and nodes."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def endless() -> Iterator[int]:
 
 
 def notes_of(error: BaseException) -> list[str]:
-    """What was noted about an error."""
+    """The notes of an error."""
     return list(getattr(error, "__notes__", []))
 
 
 def noted(path: str | Path) -> list[str]:
-    """The words that bodies have written to a file."""
+    """The words that bodies wrote to a file."""
     return Path(path).read_text().split() if os.path.exists(path) else []
 
 
@@ -83,7 +83,7 @@ def test_every_value_once_and_in_order(flow: Any, many: int) -> None:
 
 
 def flow_of(flow: Any, n: int) -> tuple[Any, ...]:
-    """What a flow gives for a number, worked out here."""
+    """The values that a flow returns for a number, computed here."""
     value = {"near": n, "add_one": n + 1 if not isinstance(n, tuple) else n, "double": n * 2}[flow.__name__]
     return tuple(leaf for child in flow.children for leaf in flow_of(child, value)) if flow.children else (value,)
 
@@ -137,7 +137,7 @@ def test_many_that_wait_at_a_time() -> None:
 
     got = [y for (y,) in naps().stream(range(40), inflight=40)]
     assert [n for n, _ in got] == list(range(40))
-    # 40 naps one after the other on two CPUs would begin over ten seconds.
+    # If two CPUs ran one nap each, the 40 naps would begin over ten seconds.
     begins = [begin for _, begin in got]
     assert max(begins) - min(begins) < 5
 
@@ -197,11 +197,11 @@ def count_pulls(seen: list[int]) -> Iterator[int]:
 
 
 def test_a_slow_source_does_not_hold_its_values_back() -> None:
-    """Each value comes out before the next goes in, however quick the nodes."""
+    """Each value is delivered before the source makes the next one, however fast the nodes are."""
     came = threading.Event()
 
     def source() -> Iterator[int]:
-        yield from range(300)  # quick at first, so that values travel together
+        yield from range(300)  # a fast start, so that values travel in batches
         for n in range(300, 310):
             came.clear()
             yield n
@@ -216,7 +216,7 @@ def test_a_slow_source_does_not_hold_its_values_back() -> None:
 
 
 def gone(stream: Any) -> bool:
-    """Whether workers and threads of a stream are gone."""
+    """Whether the workers and threads of a stream have ended."""
     return not any(thread.is_alive() for thread in stream._threads) and stream._pump.run.supervisor is None
 
 
@@ -227,7 +227,7 @@ def test_a_consumer_that_stops_stops_everything() -> None:
             break
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("entangle-stream", "entangle-source"))]
-    assert time.monotonic() - begin < 10  # the drill looks at the second that it may take
+    assert time.monotonic() - begin < 10  # the drill checks the limit of one second
 
 
 def test_closing_twice_and_iterating_afterwards() -> None:
@@ -380,7 +380,7 @@ def lethal(x: tuple[str, int]) -> int:
 
 
 def test_a_death_fails_the_value_that_ran_and_no_other_runs_twice(tmp_path: Path) -> None:
-    """Also where many values travel together."""
+    """Even if values travel in batches."""
     path = str(tmp_path / "ran")
     failed: list[Any] = []
     flow = lethal(add_one())
@@ -416,11 +416,11 @@ def test_retry_tries_the_value_that_failed_alone(tmp_path: Path) -> None:
 
 
 class OneInAHundredError(Exception):
-    """What one value in a hundred fails with."""
+    """Raised for one value in a hundred."""
 
 
 def test_exact_while_workers_are_killed() -> None:
-    """Small here; the drill does a hundred thousand."""
+    """A short version; the drill streams a hundred thousand values."""
 
     @dataflow
     @process(retry=50, on=ProcessTerminatedException)
@@ -441,9 +441,10 @@ def test_exact_while_workers_are_killed() -> None:
     killed = 0
     for (y,) in stream:
         got.append(y)
-        if len(got) % 150 == 0:  # here and not by the clock, so that it is the same on every machine
+        if len(got) % 150 == 0:  # counted and not timed, so that it is the same on every machine
             for pid in begun_workers(stream)[:1]:
-                with contextlib.suppress(ProcessLookupError):  # killed before, and its end is not noticed yet
+                # It was killed already, which is not noticed yet.
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
     assert got == [(n + 1) * 2 for n in range(3000) if n % 100 != 42]
@@ -501,7 +502,7 @@ def test_a_window_leaves_out_what_failed() -> None:
 
 
 def test_a_window_of_seconds() -> None:
-    """It is passed on when its time is up, though nothing else comes."""
+    """A window is delivered when its time is up, even if no further value comes."""
     come = threading.Event()
 
     def source() -> Iterator[int]:
